@@ -1,0 +1,45 @@
+"""Activation maps: what every layer receives and gives, channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..net.batching import BatchSize
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    path: str  # its address: with #k where the module runs more than once
+    type: str
+    received: Tensor  # (N, ...)
+    given: Tensor  # (N, ...), channels first as the net has them
+
+
+@card(
+    name="Activation maps",
+    source="Yosinski et al. 2015, arXiv:1506.06579, section 2",
+    tells="What each layer hands to the next for this image, channel by channel.",
+    not_tells="Which of it matters for the answer: a bright map may be ignored above.",
+    example=lambda method, box, x, y: method(box, x),
+)
+def maps(
+    box: Box, x: Tensor, layers: Sequence[str] | None = None, *, batch_size: BatchSize = "auto"
+) -> tuple[LayerMaps, ...]:
+    """What the named layers (by default every leaf, in the order in which they run) receive and give for inputs x.
+
+    Raises LayerError for an unknown layer, with the nearest names.
+    """
+    paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
+    ends = {p: ":input#".join(p.split("#")) if "#" in p else f"{p}:input" for p in paths}
+    acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
+    return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)
+
+
+def _every_call(box: Box) -> list[str]:
+    rows = box.layers.leaves
+    return [row.path if row.calls == 1 else f"{row.path}#{k}" for row in rows for k in range(row.calls) if row.shape]

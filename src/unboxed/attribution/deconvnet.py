@@ -1,0 +1,33 @@
+"""Deconvnet: each ReLU passes down only what is positive above it, open or not.
+
+Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, section 2.1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.gradients import attribute
+from ..net import rules
+from ..net.batching import BatchSize
+from ..objectives import Objective
+
+
+@card(
+    name="Deconvnet",
+    source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
+    tells="The pattern that this score's positive weights draw when they are read downwards through the net.",
+    not_tells="Which of it this input has: without pooling, the input enters only through the choice of target.",
+    needs=("relu",),
+    example=lambda method, box, x, y: method(box, x, y),
+)
+def deconvnet(
+    box: Box, x: Tensor, target: int | Tensor | Objective | None = None, *, batch_size: BatchSize = "auto"
+) -> Tensor:
+    """The score's signal sent down through x's pooling switches, ReLUs applied to the signal; signed, shaped like x.
+
+    Raises RuleError where a ReLU would escape the rule (spelled as a clamp, inside opaque code) or there is none.
+    """
+    return attribute(box, x, target, rule=rules.deconvnet, batch_size=batch_size)

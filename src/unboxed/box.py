@@ -1,0 +1,188 @@
+"""The box: a model, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import RLock
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, LayerError, OutputError
+from .inputs import Inputs
+from .net import layers, quiet, rules
+from .net.batching import BatchSize, in_batches
+from .net.layers import Layers
+from .net.outputs import Outputs, Reader
+from .net.taps import Acts, Edit, Stop, named_modules, tapped
+from .objectives import ENDS, check_classes
+
+BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
+
+
+class Box:
+    """A net with what its inputs are, what its output means and what its classes are called.
+
+    `outputs` says what the output means; it is recognized from row sums when not given. `output` picks the tensor from
+    a structure (default: `.logits`, `["logits"]`, else the only tensor (N, K)): a key, an index or a function.
+    The net is run in eval (`mode="as-is"`: as it stands; batches may then be coupled) and left as it was.
+
+    Raises InputError where the net can't take such inputs, OutputError where its output can't be understood.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: Inputs,
+        *,
+        classes: Sequence[str] | None = None,
+        outputs: Outputs | None = None,
+        output: object = None,
+        mode: Literal["eval", "as-is"] = "eval",
+    ) -> None:
+        if not isinstance(net, nn.Module):
+            raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
+        if mode not in ("eval", "as-is"):
+            raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
+        self.net, self.inputs, self.mode = net, inputs, mode
+        first = next((p for p in (*net.parameters(), *net.buffers()) if p.is_floating_point()), torch.empty(0))
+        self.device, self.net_dtype = first.device, first.dtype
+        self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32  # of images and results
+        self.modules = named_modules(net)
+        self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
+        self._buffers = quiet.Buffers(self._unique)
+        self._lock = RLock()
+        self._reader = Reader(output, outputs)
+        self._look(outputs)
+        self.classes = self._names(classes)
+
+    def _look(self, outputs: Outputs | None) -> None:
+        """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        noise = self.inputs.sample(3, generator).to(self.dtype)
+        self._found = layers.survey(self._run, noise, self.modules)
+        self.layers: Layers = self._found.layers
+        self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
+        self._reader = Reader(self._reader.pick, self.outputs)
+        self.coupled = self._found.coupled
+        self.n_outputs = self._reader.tensor(self._found.output).shape[1]
+
+    def _run(self, x: Tensor) -> object:
+        with self.quiet(grad=False):
+            return self.net(self._encode(x))
+
+    def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
+        names = tuple(map(str, classes if classes is not None else range(self.n_outputs)))
+        if len(names) != self.n_outputs:
+            raise InputError(f"the net has {self.n_outputs} outputs; got {len(names)} class names")
+        return names
+
+    # -- running the net ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def quiet(self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
+        """Everything that touches the net happens inside: it runs in its mode, on seeded RNGs, and leaves no trace."""
+        with ExitStack() as stack:
+            stack.enter_context(self._lock)
+            stack.enter_context(quiet.flags(self._unique, self.mode))
+            stack.enter_context(self._buffers.restored())
+            stack.enter_context(quiet.seeded(seed, self.device))
+            stack.enter_context(quiet.own_settings(self.device))
+            if rule is not None:
+                stack.enter_context(rules.unoptimized_scripts(self._unique))
+            stack.enter_context(quiet.gradients_on(grad))
+            yield
+
+    def forward(self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None) -> Acts:
+        """Activations at the wanted addresses and ends, inside `quiet`. The forward stops at the deepest one needed."""
+        inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
+        to_end = bool({"output", "logits"} & set(wanted))
+        rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
+        acts: Acts = {"input": x}
+        with ExitStack() as stack:
+            taps = stack.enter_context(tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end))
+            if self._found.noisy:
+                stack.enter_context(quiet.SharedNoise())
+            final = stack.enter_context(self._reader.watching("logits" in wanted))
+            raw = self._call(x) if inner or to_end else None
+        if missing := [a for a, real in inner.items() if real not in taps]:
+            raise LayerError(f"{missing[0]!r} did not run for this input")
+        acts |= {a: taps[real] for a, real in inner.items()}
+        if to_end:
+            acts["output"] = self._reader.tensor(raw)
+            if "logits" in wanted:
+                acts["logits"] = self._reader.logits(acts["output"], final)
+        return acts
+
+    def _call(self, x: Tensor) -> object:
+        try:
+            return self.net(self._encode(x))
+        except Stop:
+            return None
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.inputs.encode(x).to(self.net_dtype)  # always a new tensor: a net may write over its input
+
+    # -- asking the net ----------------------------------------------------------------------------------------------
+
+    def accept(self, x: Tensor) -> Tensor:
+        """A checked copy of the inputs, on the model's device and in the box's dtype. Raises InputError."""
+        self.inputs.check(x)
+        with torch.inference_mode(False):
+            return x.detach().to(self.device, self.dtype, copy=True)
+
+    def labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
+        """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
+        y = torch.as_tensor(y)
+        check_classes(y, n, self.n_outputs)
+        return y.to(self.device, torch.long).expand(n)
+
+    @property
+    def batch_limit(self) -> int:
+        """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
+        return max(1, min(1024, BATCH_BYTES // max(1, self._found.bytes_each)))
+
+    def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
+        """(size, most) for `in_batches`: rows that depend on one another are never split."""
+        return (max(n, 1), n) if coupled or self.coupled else (batch_size, self.batch_limit)
+
+    def read(self, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+        """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
+        for a in addresses:
+            if a not in ENDS:
+                self.layers.resolve(a)
+        x = self.accept(x)
+
+        def part(rows: slice) -> Acts:
+            with self.quiet(grad=False):
+                return {a: h.to(self.dtype) for a, h in self.forward(x[rows], addresses).items()}
+
+        parts = in_batches(part, len(x), *self.splits(len(x), batch_size))
+        return {a: torch.cat([p[a] for p in parts]) for a in addresses}
+
+    def __call__(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+        """The logits (N, K) of inputs x."""
+        return self.read(x, ["logits"], batch_size=batch_size)["logits"]
+
+    def probs(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+        """The probabilities (N, K) of inputs x: softmax of the logits, or sigmoid where outputs are multilabel."""
+        return self.probs_of(self(x, batch_size=batch_size))
+
+    def probs_of(self, logits: Tensor) -> Tensor:
+        if self.outputs == "regression":
+            raise OutputError("a regression net gives no probabilities; read box(x)")
+        return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
+
+    def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
+        """The class (N,) with the largest output for each input."""
+        if self.outputs == "regression":
+            raise OutputError("a regression net predicts no class; read box(x)")
+        return self(x, batch_size=batch_size).argmax(1)
+
+    def __repr__(self) -> str:
+        head = f"Box({type(self.net).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
+        notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
+        notes += ["rows are coupled: batches are never split"] * self.coupled
+        return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"

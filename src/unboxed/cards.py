@@ -1,0 +1,58 @@
+"""Cards: what each method says of itself. They feed the command line, the report, the docs and the law tests."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A method's own words. `example(method, box, x, y)` is its smallest useful call."""
+
+    method: Callable[..., Any]
+    family: str
+    name: str
+    source: str
+    tells: str
+    not_tells: str
+    example: Callable[..., Any]
+    needs: tuple[str, ...] = ()
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+
+def card(
+    *,
+    name: str,
+    source: str,
+    tells: str,
+    not_tells: str,
+    example: Callable[..., Any],
+    needs: tuple[str, ...] = (),
+    exempt: Mapping[str, str] | None = None,
+) -> Callable[[Method], Method]:
+    """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off."""
+
+    def attach(method: Method) -> Method:
+        family = method.__module__.split(".")[-2]
+        method.card = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}))  # type: ignore[attr-defined]
+        return method
+
+    return attach
+
+
+def cards() -> tuple[Card, ...]:
+    """Every method's card, family by family, in the order of the families' own namespaces."""
+    found: dict[str, Card] = {}
+    for family in FAMILIES:
+        room = importlib.import_module(f"unboxed.{family}")
+        for value in vars(room).values():
+            own = getattr(value, "card", None)
+            if isinstance(own, Card):
+                found.setdefault(f"{family}.{own.method.__name__}", own)
+    return tuple(found.values())

@@ -1,0 +1,132 @@
+"""The gradient of an objective in the input (or in a layer), by the net's own rules or by others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..errors import OutputError, UnboxedWarning
+from ..net import rules
+from ..net.batching import BatchSize, in_batches
+from ..net.rules import Rule
+from ..net.taps import Acts
+from ..objectives import Objective, as_objective
+
+
+@dataclass(frozen=True)
+class Gradients:
+    score: Tensor  # (N,)
+    map: Tensor  # (N, ...), shaped like the input, or like the layer
+    before_clamp: (
+        Tensor  # (N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU
+    )
+
+
+def gradients(
+    box: Box,
+    objective: Objective,
+    x: Tensor,
+    *,
+    rule: Rule | None = None,
+    at: str = "input",
+    batch_size: BatchSize = "auto",
+    unclamp: bool = True,
+) -> Gradients:
+    """d objective / d input of each example (or / d activation, `at` a layer).
+
+    Where a final ReLU clamps the score at zero, and the gradient with it, the gradient before the clamp is given and
+    marked (`unclamp=False`: zeros). Raises OutputError where the objective does not depend on the input.
+    """
+    x = box.accept(x)
+
+    def part(rows: slice) -> Gradients:
+        return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
+
+    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
+
+
+def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: bool) -> Gradients:
+    with box.quiet(rule=rule):
+        x = x.clone().requires_grad_()
+        acts = box.forward(x, objective.layers | {at})
+        score = objective(acts)
+        (grad,), clamped = pull(score, acts, objective, [acts[at]], rule=rule, unclamp=unclamp)
+        return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
+
+
+def pull(
+    score: Tensor,
+    acts: Acts,
+    objective: Objective,
+    leaves: Sequence[Tensor],
+    *,
+    rule: Rule | None = None,
+    unclamp: bool = True,
+) -> tuple[list[Tensor], Tensor]:
+    """Pull the score (N,) back to the leaves (N, ...): their gradients, and which rows (N,) were taken before the clamp."""
+    if not score.requires_grad:
+        raise OutputError(
+            f"{objective.name} does not depend on the input by any path with a gradient (detached, or no_grad?)"
+        )
+    gate = _gate(acts, objective) if unclamp else None
+    with rules.ruled(rule, score):
+        grads = _grad(score, leaves, keep=gate is not None)
+        clamped = torch.zeros(len(score), dtype=torch.bool, device=score.device)
+        if gate is None:
+            return grads, clamped
+        clamped = torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
+        if clamped.any():
+            with rules.before_clamp(gate):
+                opened = _grad(score, leaves, keep=False)
+            grads = [torch.where(_like(clamped, g), o, g) for g, o in zip(grads, opened, strict=True)]
+            clamped &= torch.stack([(o != 0).flatten(1).any(1) for o in opened]).any(0)
+    return grads, clamped
+
+
+def _gate(acts: Acts, objective: Objective) -> object | None:
+    """The ReLU that the objective's only layer comes out of."""
+    ends = [acts[a] for a in objective.layers if a != "input"]
+    return rules.final_relu(ends[0]) if len(ends) == 1 else None
+
+
+def _grad(score: Tensor, leaves: Sequence[Tensor], keep: bool) -> list[Tensor]:
+    found = torch.autograd.grad(score.sum(), leaves, retain_graph=keep, allow_unused=True)
+    if all(g is None for g in found):
+        raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+
+
+def _like(mask: Tensor, g: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (g.ndim - 1))
+
+
+def attribute(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None,
+    *,
+    rule: Rule | None = None,
+    batch_size: BatchSize = "auto",
+) -> Tensor:
+    """The map (N, ...) of a gradient method; an UnboxedWarning says for how many inputs it is zero or before a clamp."""
+    objective = as_objective(target)
+    found = gradients(box, objective, x, rule=rule, batch_size=batch_size)
+    n, clamped = len(found.map), int(found.before_clamp.sum())
+    zero = int((found.map == 0).flatten(1).all(1).sum())
+    if clamped:
+        _warn(
+            f"{objective.name} is clamped at 0 by a final ReLU for {clamped} of {n} inputs: maps taken before the clamp"
+        )
+    if zero:
+        _warn(f"the gradient of {objective.name} is exactly zero for {zero} of {n} inputs")
+    return found.map
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UnboxedWarning, stacklevel=4)

@@ -1,0 +1,177 @@
+"""Inputs: what a valid input of the net is, and how it becomes what the net wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
+
+
+class Inputs(Protocol):
+    """What a box asks of its inputs. `shape` is one example's, without N."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def check(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor: ...
+    def clip(self, x: Tensor) -> Tensor: ...
+    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images (N, C, H, W) in [0, 1]; `mean` and `std` (a number, or one a channel) are what the net was trained with.
+
+    Normalization happens inside the box, so all methods, constraints and pictures are in pixel units.
+    """
+
+    shape: tuple[int, int, int]
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise InputError(f"Pixels wants the shape (channels, height, width) of one image; got {tuple(self.shape)}")
+        object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)):
+                continue
+            object.__setattr__(self, name, tuple(float(v) for v in value))
+            if len(value) not in (1, self.shape[0]):
+                raise InputError(
+                    f"{name} has {len(value)} values for {self.shape[0]} channels; give one, or one a channel"
+                )
+        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
+            raise InputError("std must be positive in every channel")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What the net wants: (x - mean) / std."""
+        return (x - self._row(self.mean, x)) / self._row(self.std, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Back to pixels in [0, 1]."""
+        return z * self._row(self.std, z) + self._row(self.mean, z)
+
+    def clip(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
+        return torch.rand(n, *self.shape, generator=generator, device=generator.device)
+
+    def check(self, x: Tensor) -> Tensor:
+        """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""
+        _check_tensor(x, self.shape, "images in [0, 1]")
+        low, high = _range(x)
+        if low < -SLACK or high > 1 + SLACK:
+            raise InputError(self._out_of_range(low, high))
+        return x
+
+    def _out_of_range(self, low: float, high: float) -> str:
+        said = f"images must lie in [0, 1]; these run from {low:.3g} to {high:.3g}"
+        if low >= 0:
+            return f"{said}: they look like 8-bit values, divide them by 255"
+        if self.mean != 0.0 or self.std != 1.0:
+            return f"{said}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
+        return f"{said}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
+
+    def _row(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
+        if isinstance(value, (int, float)):
+            return value
+        return torch.tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values."""
+
+    names: tuple[str, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    categories: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names:
+            raise InputError("Features wants at least one column name")
+        for name, default in (("low", -float("inf")), ("high", float("inf")), ("mean", 0.0), ("std", 1.0)):
+            value = tuple(float(v) for v in getattr(self, name)) or (default,) * len(self.names)
+            if len(value) != len(self.names):
+                raise InputError(f"{name} has {len(value)} values for {len(self.names)} columns; give one a column")
+            object.__setattr__(self, name, value)
+        if min(self.std) <= 0:
+            raise InputError("std must be positive in every column")
+        if unknown := sorted(set(self.categories) - set(self.names)):
+            raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.names),)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z * z.new_tensor(self.std) + z.new_tensor(self.mean)
+
+    def clip(self, x: Tensor) -> Tensor:
+        return x.clamp(x.new_tensor(self.low), x.new_tensor(self.high))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
+        x = self.clip(self.decode(z))
+        for name, values in self.categories.items():
+            pick = torch.randint(len(values), (n,), generator=generator, device=generator.device)
+            x[:, self.names.index(name)] = x.new_tensor(list(values))[pick]
+        return x
+
+    def check(self, x: Tensor) -> Tensor:
+        _check_tensor(x, self.shape, "rows of features")
+        for i, name in enumerate(self.names):
+            self._check_column(name, x[:, i], self.low[i], self.high[i])
+        return x
+
+    def _check_column(self, name: str, column: Tensor, low: float, high: float) -> None:
+        least, most = _range(column)
+        if least < low - SLACK or most > high + SLACK:
+            raise InputError(f"column {name!r} must lie in [{low:g}, {high:g}]; it runs from {least:.3g} to {most:.3g}")
+        if name in self.categories:
+            allowed = column.new_tensor(list(self.categories[name]))
+            if not torch.isin(column, allowed).all():
+                raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> None:
+    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"wanted a tensor of {wanted}; got {type(x).__name__}. torch.as_tensor(x) makes one of an array"
+        )
+    if tuple(x.shape) == shape:
+        raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
+    if tuple(x.shape[1:]) != shape:
+        raise InputError(f"wanted {wanted}; got shape {tuple(x.shape)}")
+    if len(x) == 0:
+        raise InputError(f"wanted {wanted}; got an empty batch")
+    if not x.is_floating_point():
+        hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
+        raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
+    if not torch.isfinite(x).all():
+        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x.detach())
+    return low.item(), high.item()

@@ -1,0 +1,34 @@
+"""Bounded batches: work is done in parts that fit in memory, and splitting changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+
+from ..errors import InputError
+
+BatchSize = int | Literal["auto"]
+T = TypeVar("T")
+
+
+def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -> list[T]:
+    """`work` on consecutive parts of n rows; "auto" takes `most` rows at a time and halves when memory runs out."""
+    if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InputError(f'batch_size must be a positive int or "auto"; got {size!r}')
+    step, start, results = most if size == "auto" else size, 0, list[T]()
+    while start < n:
+        try:
+            results.append(work(slice(start, min(start + step, n))))
+        except RuntimeError as error:
+            if size != "auto" or step == 1 or not _out_of_memory(error):
+                raise
+            step = max(1, min(step, n - start) // 2)
+            continue
+        start += step
+    return results
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,177 @@
+"""The layers of a net: what a first look finds, the table of them, and how an address is resolved."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import InputError, LayerError
+from .quiet import SharedNoise
+from .taps import Address, following, main_tensor, once, tensors_in
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that runs. `shape` is its output's without N; `flops` its share of the forward's, children included."""
+
+    path: str
+    type: str
+    shape: tuple[int, ...]
+    parameters: int
+    flops: float
+    calls: int = 1
+    leaf: bool = True
+
+
+class Layers:
+    """The layers in the order in which they first run; prints as a table."""
+
+    def __init__(self, rows: tuple[Layer, ...], ops: Mapping[tuple[str, str], int], idle: tuple[str, ...]) -> None:
+        self._rows = {row.path: row for row in rows}
+        self._ops, self._idle = ops, idle
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, path: str) -> Layer:
+        return self._rows[Address.parse(self.resolve(path)).path]
+
+    @property
+    def leaves(self) -> tuple[Layer, ...]:
+        return tuple(row for row in self if row.leaf)
+
+    def resolve(self, text: str) -> str:
+        """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
+        address = Address.parse(str(text))
+        calls = self._calls(address)
+        if calls == 0:
+            raise LayerError(self._unknown(address))
+        if address.call is None and calls > 1:
+            choices = ", ".join(f"{address}#{k}" for k in range(calls))
+            raise LayerError(f"{str(address)!r} runs {calls} times in one forward; say which: {choices}")
+        if address.call is not None and address.call >= calls:
+            raise LayerError(f"{str(address)!r}: it runs {calls} times in one forward, counted from #0")
+        return str(address)
+
+    def _calls(self, address: Address) -> int:
+        if address.op in (None, "input"):
+            row = self._rows.get(address.path)
+            return row.calls if row else 0
+        return self._ops.get((address.path, address.op or ""), 0)
+
+    def _unknown(self, address: Address) -> str:
+        if address.path in self._idle:
+            return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
+        names = [*self._rows, *(f"{path}:{op}" for path, op in self._ops)]
+        near = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._rows)[:3]
+        return f"no layer {str(address)!r} in this net; the nearest names are {', '.join(map(repr, near))}"
+
+    def __str__(self) -> str:
+        rows = [("layer", "type", "output", "parameters", "FLOPs")]
+        for row in self:
+            name = row.path + (f" (runs {row.calls}x)" if row.calls > 1 else "")
+            rows.append((name, row.type, "x".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.flops:.1%}"))
+        widths = [max(len(r[i]) for r in rows) for i in range(5)]
+        return "\n".join(
+            "  ".join(_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
+        )
+
+
+def _cell(text: str, width: int, column: int) -> str:
+    return text.rjust(width) if column >= 3 else text.ljust(width)
+
+
+@dataclass(frozen=True)
+class Survey:
+    layers: Layers
+    output: Any  # what the net gave for two noise inputs
+    bytes_each: int  # held by the activations of one example
+    noisy: bool  # draws dropout or noise although in eval
+    coupled: bool  # a row's output depends on the other rows
+
+
+@dataclass
+class _Met:
+    shape: tuple[int, ...] = ()
+    calls: int = 0
+    flops: int = 0
+    bytes: int = 0
+
+
+def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module]) -> Survey:
+    """Run the net on noise x (3, ...): rows 0 and 1, then rows 0 and 2. Raises InputError where it can't take them."""
+    met: dict[str, _Met] = {}
+    ops: Counter[tuple[str, str]] = Counter()
+    noise = SharedNoise()
+    try:
+        with noise, FlopCounterMode(display=False) as counter, _watched(modules, met, ops, counter.get_total_flops):
+            first = run(x[:2])
+        with noise:
+            second = run(x[::2])
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"the net can't take a batch of inputs of shape {tuple(x.shape[1:])}: {said}") from error
+    table = _table(once(modules), met, ops, counter.get_total_flops())
+    leaves = [note for path, note in met.items() if not any(modules[path].children())]
+    return Survey(table, first, 2 * sum(n.bytes for n in leaves), noise.met, _differ(first, second))
+
+
+@contextmanager
+def _watched(
+    modules: Mapping[str, nn.Module], met: dict[str, _Met], ops: Counter[tuple[str, str]], flops: Callable[[], int]
+) -> Iterator[None]:
+    """Note every module's calls, output shape and FLOPs, and every functional op."""
+    started: list[int] = []
+
+    def enter(path: str, module: nn.Module, args: Any) -> None:
+        met.setdefault(path, _Met()).calls += 1
+        started.append(flops())
+
+    def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+        note, h = met[path], main_tensor(out)
+        note.flops += flops() - started.pop()
+        if h is not None and h.ndim:
+            note.shape = tuple(h.shape[1:])
+            note.bytes += h.numel() // max(1, len(h)) * h.element_size()
+
+    def count(path: str, op: str | None, h: Tensor) -> None:
+        ops[path, op or ""] += 1
+
+    with ExitStack() as stack:
+        for path, module in once(modules).items():
+            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
+            stack.callback(module.register_forward_hook(partial(leave, path)).remove)
+        stack.enter_context(following(modules, lambda path, op: True, count))
+        yield
+
+
+def _table(
+    modules: Mapping[str, nn.Module], met: Mapping[str, _Met], ops: Mapping[tuple[str, str], int], total: int
+) -> Layers:
+    def row(path: str, note: _Met) -> Layer:
+        module = modules[path]
+        parameters = sum(p.numel() for p in module.parameters())
+        flops = note.flops / total if total else math.nan
+        return Layer(path, type(module).__name__, note.shape, parameters, flops, note.calls, not any(module.children()))
+
+    return Layers(tuple(row(p, n) for p, n in met.items() if p), ops, tuple(p for p in modules if p not in met))
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether row 0 came out otherwise beside another row."""
+    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
+    rows = [(a[0], b[0]) for a, b in pairs if a.shape == b.shape and a.ndim and len(a) and a.is_floating_point()]
+    return any(not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in rows)

@@ -1,0 +1,61 @@
+"""How each op can be spelled: one table from every spelling to the op's plain name.
+
+A TorchFunctionMode sees `F.relu`, `torch.relu_`, `Tensor.relu_`, `torch.ops.aten.relu.default` ... as different functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+ALIASES = {"_softmax": "softmax", "_log_softmax": "log_softmax", "special_log_softmax": "log_softmax",
+           "special_softmax": "softmax", "special_expit": "sigmoid", "expit": "sigmoid", "logsigmoid": "log_sigmoid"}  # fmt: skip
+
+DROPOUTS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
+NOISES = frozenset({"rand_like", "randn_like"})
+FINAL = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
+"""Which op a net that gives such outputs ends in; its input is the logit."""
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """The op's plain name: `relu` for every spelling of a ReLU."""
+    name: str = getattr(func, "__name__", "")
+    name = name.partition(".")[0]  # aten.relu_.default
+    if not name.startswith("__"):
+        name = name.removesuffix("_")
+    return ALIASES.get(name, name)
+
+
+SHAPE_ONLY = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute", "T",
+              "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
+"""Autograd nodes that move numbers without changing them, by the start of their names."""
+
+RULED = ("ReluBackward",)
+OPAQUE = {
+    "torch::jit": "optimized scripted code; call the original module instead",
+    "CheckpointFunctionBackward": "a reentrant checkpoint; use torch.utils.checkpoint with use_reentrant=False",
+    "CompiledFunctionBackward": "a compiled function; open the module before torch.compile",
+    "CopySlices": "an op in place on a view of a tensor; write it out of place",
+}
+"""Autograd nodes that may hide a ReLU, by the start of their names, and what to do about them."""
+
+
+def looks_like_relu(node: Any) -> bool:
+    """Whether an autograd node is a ReLU spelled as a clamp: its backward is a gate, but no rule is defined for it."""
+    name = node.name()
+    if name.startswith(("ClampMinBackward", "ClampBackward")):
+        return bool(_zero(node, "_saved_min"))
+    if name.startswith("HardtanhBackward"):
+        return bool(_zero(node, "_saved_min_val"))
+    if name.startswith("ThresholdBackward"):
+        return bool(_zero(node, "_saved_threshold"))
+    if name.startswith("MaximumBackward"):
+        return _zero(node, "_saved_other") or _zero(node, "_saved_self")
+    return False
+
+
+def _zero(node: Any, attribute: str) -> bool:
+    value = getattr(node, attribute, None)
+    return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0

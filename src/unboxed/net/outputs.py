@@ -1,0 +1,102 @@
+"""What a net gives back: which tensor of it counts, what its numbers mean, and where the logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, OutputError
+from ..inputs import Inputs
+from .ops import FINAL
+from .taps import FinalOp, tensors_in
+
+Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
+
+
+class Reader:
+    """Picks the output tensor from what the net gives, and finds its logits."""
+
+    def __init__(self, pick: object, outputs: Outputs | None) -> None:
+        if outputs is not None and outputs not in get_args(Outputs):
+            raise InputError(f"outputs is one of {', '.join(get_args(Outputs))}; got {outputs!r}")
+        self.pick, self.outputs = pick, outputs
+
+    def tensor(self, raw: Any) -> Tensor:
+        """The output (N, K) or (N, K, ...) among what the net gave. Raises OutputError."""
+        h = self._picked(raw)
+        if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
+            raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
+        return h[:, None] if h.ndim == 1 else h
+
+    def _picked(self, raw: Any) -> Any:
+        if self.pick is None:
+            return _default(raw)
+        if callable(self.pick):
+            return self.pick(raw)
+        try:
+            return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
+        except (KeyError, IndexError, TypeError) as error:
+            raise OutputError(f"there is no {self.pick!r} in the net's output, {_describe(raw)}") from error
+
+    def recognize(self, raw: Any, inputs: Inputs) -> Outputs:
+        """What the output means, from its row sums on a few inputs."""
+        h = self.tensor(raw).detach().double()
+        if h.shape[1] == 1:
+            raise OutputError(
+                'the net has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
+            )
+        if (h >= 0).all() and _ones(h.sum(1)):
+            return "probs"
+        return "logprobs" if (h <= 0).all() and _ones(h.exp().sum(1)) else "logits"
+
+    @contextmanager
+    def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
+        """Watch for the net's last softmax, if its logits are wanted and lie before one."""
+        if not wanted or self.outputs not in FINAL:
+            yield None
+            return
+        with FinalOp(FINAL[self.outputs]) as final:
+            yield final
+
+    def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
+        """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""
+        before = None if final is None else final.before(output)
+        if before is not None or final is None:
+            return output if before is None else before
+        if self.outputs == "multilabel":
+            return output
+        raise OutputError(
+            f"the net gives {self.outputs}, and its {final.op} is not its last op or runs out of sight (scripted code?): "
+            "the logits can't be found. Let the net return logits"
+        )
+
+
+def _default(raw: Any) -> Any:
+    if isinstance(raw, Tensor):
+        return raw
+    named = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    rows = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
+    if len(rows) != 1:
+        raise OutputError(
+            f"the net gives {_describe(raw)}, in which {len(rows)} tensors are (N, K): say which is the output, "
+            'Box(..., output="name"), an index or a function'
+        )
+    return rows[0]
+
+
+def _ones(sums: Tensor) -> bool:
+    return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
+
+
+def _describe(raw: Any) -> str:
+    if isinstance(raw, Tensor):
+        return f"a tensor {tuple(raw.shape)}"
+    if isinstance(raw, Mapping):
+        return f"{type(raw).__name__} with {', '.join(map(str, raw))}"
+    return f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, (tuple, list)) else "")

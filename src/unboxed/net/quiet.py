@@ -1,0 +1,164 @@
+"""Leave no trace: a net is run in its mode, on seeded RNGs, and is afterwards what it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .ops import DROPOUTS, NOISES, name_of
+
+Modules = tuple[nn.Module, ...]
+
+
+class Buffers:
+    """A net's buffers, kept so that they can be put back. Only those that changed since the last look are copied."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
+        self._kept: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}  # where -> (buffer, its version, copy)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        self._keep()
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _keep(self) -> None:
+        here = {}
+        for i, module in enumerate(self._modules):
+            for name, buffer in module._buffers.items():
+                if buffer is None:
+                    continue
+                held = self._kept.get((i, name))
+                if held is None or held[0] is not buffer or held[1] != _version(buffer):
+                    held = (buffer, _version(buffer), buffer.detach().clone())
+                here[i, name] = held
+        self._kept = here
+
+    def _restore(self) -> None:
+        for (i, name), (buffer, version, copy) in self._kept.items():
+            if self._modules[i]._buffers.get(name) is not buffer:
+                self._modules[i]._buffers[name] = buffer
+            if _version(buffer) != version or version < 0:
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(copy)
+                self._kept[i, name] = (buffer, _version(buffer), copy)
+
+
+def _version(buffer: Tensor) -> int:
+    return -1 if buffer.is_inference() else buffer._version
+
+
+@contextmanager
+def flags(modules: Modules, mode: str) -> Iterator[None]:
+    """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
+    before = [m.training for m in modules]
+    try:
+        if mode == "eval":
+            for m, training in zip(modules, before, strict=True):
+                if training:
+                    m.training = False  # not .eval(): users override it, and exported nets refuse it
+        yield
+    finally:
+        for m, training in zip(modules, before, strict=True):
+            if m.training != training:
+                m.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A fork of every RNG that a net may draw from, started at `seed`."""
+    before = _states(device)
+    _start(seed, device)
+    try:
+        yield
+    finally:
+        _put_back(before, device)
+
+
+def _backend(device: torch.device) -> Any:
+    return None if device.type in ("cpu", "meta") else getattr(torch, device.type)
+
+
+def _states(device: torch.device) -> tuple[Any, ...]:
+    backend = _backend(device)
+    own = None if backend is None else _rng(backend.get_rng_state, device)
+    return torch.default_generator.get_state(), own, np.random.get_state(), random.getstate()
+
+
+def _start(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if (backend := _backend(device)) is not None:
+        with torch.device(device):
+            backend.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _put_back(states: tuple[Any, ...], device: torch.device) -> None:
+    torch.default_generator.set_state(states[0])
+    if (backend := _backend(device)) is not None:
+        _rng(backend.set_rng_state, device, states[1])
+    np.random.set_state(states[2])
+    random.setstate(states[3])
+
+
+def _rng(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
+    return call(*state) if device.type == "mps" else call(*state, device)
+
+
+class SharedNoise(TorchFunctionMode):
+    """Dropout that a net leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
+
+    met = False  # whether the net ever asked for noise
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op, x = name_of(func), args[0] if args else None
+        if op not in DROPOUTS | NOISES or not isinstance(x, Tensor) or x.ndim < 2 or not _training(args, kwargs):
+            return func(*args, **kwargs)
+        self.met = True
+        if op in NOISES:
+            return func(x[:1], *args[1:], **kwargs).expand_as(x).clone()
+        mask = func(torch.ones_like(x[:1]), *args[1:], **kwargs)  # (1, ...), scaled by 1 / (1 - p)
+        if isinstance(mask, tuple):  # native_dropout gives (output, mask)
+            return x * mask[0], mask[1].expand_as(x)
+        in_place = func.__name__.endswith("_") or kwargs.get("inplace", len(args) > 3 and args[3])
+        return x.mul_(mask) if in_place else x * mask
+
+
+def _training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
+
+
+@contextmanager
+def own_settings(device: torch.device) -> Iterator[None]:
+    """Out of the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+@contextmanager
+def gradients_on(grad: bool) -> Iterator[None]:
+    """Work although the caller may be in no_grad or inference_mode."""
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield

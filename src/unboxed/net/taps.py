@@ -1,0 +1,233 @@
+"""Read and rewrite activations while a net runs, and stop it when all is read. The only file that hooks modules.
+
+Addresses: `path` is a module's output, `path#k` its k-th call (from 0); `path:input` is what the module receives;
+`path:relu#k` is the k-th functional op of that name called directly in path's forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .ops import name_of
+
+Edit = Callable[[Tensor], Tensor]
+Acts = dict[str, Tensor]
+
+
+class Stop(BaseException):
+    """All that was asked for is read. Not an Exception: a net's own `except Exception` would swallow it."""
+
+
+@dataclass(frozen=True)
+class Address:
+    path: str
+    op: str | None = None
+    call: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        body, _, call = text.partition("#")
+        path, _, op = body.partition(":")
+        return cls(path, op or None, int(call) if call.isdecimal() else None)
+
+    def __str__(self) -> str:
+        op = f":{self.op}" if self.op else ""
+        return f"{self.path}{op}" if self.call is None else f"{self.path}{op}#{self.call}"
+
+
+def named_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """Every module by every name that it has; what torch.compile wraps goes by its own name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        parts = [p for p in name.split(".") if p != "_orig_mod"]
+        found[".".join(parts)] = module  # the wrapped module comes after its wrapper
+    return found
+
+
+def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Each module by the first of its names."""
+    first: dict[nn.Module, str] = {}
+    for path, module in modules.items():
+        first.setdefault(module, path)
+    return {path: module for module, path in first.items()}
+
+
+class _Recorder:
+    """Keeps what is wanted, hands the net a clone (a later in-place op does no harm), stops the net when done."""
+
+    def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool) -> None:
+        self.acts: Acts = {}
+        self.edits, self.stop = edits, stop
+        self.open = {Address.parse(a): a for a in {*wanted, *edits}}
+        self.missing = set(self.open.values())
+        self.calls: Counter[tuple[str, str | None]] = Counter()
+
+    def wants(self, path: str, op: str | None) -> bool:
+        return any((a.path, a.op) == (path, op) for a in self.open)
+
+    def meet(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
+        """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
+        call = self.calls[path, op]
+        self.calls[path, op] += 1
+        spellings = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
+        here = [self.open[a] for a in spellings if a in self.open]
+        if not here:
+            return None
+        for name in here:
+            h = self.edits[name](h) if name in self.edits else h
+            self.acts[name] = h
+            self.missing.discard(name)
+        if self.stop and not self.missing:
+            raise Stop
+        return h.clone()
+
+
+@contextmanager
+def tapped(
+    modules: Mapping[str, nn.Module],
+    wanted: Collection[str],
+    *,
+    edits: Mapping[str, Edit] | None = None,
+    stop: bool = True,
+) -> Iterator[Acts]:
+    """While open, the next forward fills {address: activation}; `edits` rewrite; `stop` raises Stop when all is read."""
+    recorder = _Recorder(wanted, edits or {}, stop)
+    with ExitStack() as stack:
+        for path, op in {(a.path, a.op) for a in recorder.open}:
+            if op is None:
+                handle = modules[path].register_forward_hook(partial(_gives, recorder, path))
+                stack.callback(handle.remove)
+            elif op == "input":
+                hook = partial(_receives, recorder, path)
+                stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if any(a.op not in (None, "input") for a in recorder.open):
+            stack.enter_context(following(modules, recorder.wants, recorder.meet))
+        yield recorder.acts
+
+
+def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
+    h = main_tensor(out)
+    new = None if h is None else recorder.meet(path, None, h)
+    return None if new is None else _replaced(out, h, new)
+
+
+def _receives(recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    h = main_tensor((args, kwargs))
+    new = None if h is None else recorder.meet(path, "input", h)
+    return None if new is None else _replaced((args, kwargs), h, new)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a structure, in order: tuples, lists, mappings and dataclasses are looked through."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif dataclasses.is_dataclass(value):
+        yield from tensors_in([getattr(value, f.name) for f in dataclasses.fields(value)])
+
+
+def main_tensor(value: Any) -> Tensor | None:
+    """The tensor that stands for what a module gives: the first one."""
+    return next(tensors_in(value), None)
+
+
+def _replaced(value: Any, old: Tensor | None, new: Tensor) -> Any:
+    """The same structure with one tensor exchanged."""
+    if value is old:
+        return new
+    swap = partial(_replaced, old=old, new=new)
+    if isinstance(value, MutableMapping):  # a ModelOutput is one too
+        value = copy(value)
+        for key in list(value):
+            value[key] = swap(value[key])
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(swap, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(swap, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: swap(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
+
+@contextmanager
+def following(
+    modules: Mapping[str, nn.Module],
+    wants: Callable[[str, str | None], bool],
+    meet: Callable[[str, str | None, Tensor], Tensor | None],
+) -> Iterator[None]:
+    """Follow which module's own forward runs, and meet the functional ops called directly in it."""
+    running: list[str] = []
+
+    def enter(path: str, module: nn.Module, args: Any) -> None:
+        running.append(path)
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        running.pop()
+
+    with ExitStack() as stack:
+        for path, module in once(modules).items():
+            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(_Ops(running, wants, meet))
+        yield
+
+
+class _Ops(TorchFunctionMode):
+    def __init__(self, running: list[str], wants: Callable[..., bool], meet: Callable[..., Tensor | None]) -> None:
+        super().__init__()
+        self.running, self.wants, self.meet = running, wants, meet
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        path, op = self.running[-1] if self.running else "", name_of(func)
+        if not isinstance(out, Tensor) or not self.wants(path, op):
+            return out
+        in_place = bool(args) and out is args[0]
+        new = self.meet(path, op, out.clone() if in_place else out)
+        if new is None or not in_place:
+            return out if new is None else new
+        return out.copy_(new)  # the caller may ignore what comes back, so the result must stand where the op wrote it
+
+
+class FinalOp(TorchFunctionMode):
+    """Remember what went into each op of one name, to find the input of the last one."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+        self.met: list[tuple[Tensor, Tensor]] = []  # (input, output) of each
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if name_of(func) != self.op or not args or not isinstance(args[0], Tensor):
+            return func(*args, **(kwargs or {}))
+        z = args[0].clone()
+        out = func(z.clone(), *args[1:], **(kwargs or {}))
+        out = args[0].copy_(out) if func.__name__.endswith("_") else out
+        self.met.append((z, out))
+        return out
+
+    def before(self, output: Tensor) -> Tensor | None:
+        """What the op was given to make `output` (or a reshape of it); None if no such op was met."""
+        for z, out in reversed(self.met):
+            if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
+                return z.reshape(output.shape)
+        return None

@@ -1,0 +1,123 @@
+"""Class images: the input that the net takes most surely for a class, drawn from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam
+
+from ..box import Box
+from ..cards import card
+from ..engine.ascent import Ascent, Climb, ascend
+from ..engine.balls import Constraint
+from ..engine.canvases import Fourier, Raw
+from ..engine.draws import uniform
+from ..engine.transforms import wobble
+from ..errors import InputError, OutputError
+from ..inputs import Pixels
+from ..net.batching import BatchSize
+from ..objectives import Objective, logprob, of, roughness
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    images: Tensor  # (N, C, H, W)
+    targets: Tensor  # (N,)
+    scores: Tensor  # (N,) what was climbed
+    probs: Tensor  # (N, K) of the opened net itself: near 1 by construction, so no proof of anything
+    frames: Tensor | None  # (T, N, C, H, W)
+    interrupted: bool
+
+
+@card(
+    name="Class image",
+    source="Simonyan et al. 2014, arXiv:1312.6034, section 2; canvas and transforms of Olah et al. 2017",
+    tells="What the net looks for when it says this class.",
+    not_tells="That nothing else would do: other starts give other images, and some need not look like the class.",
+    needs=("pixels",),
+    example=lambda method, box, x, y: method(box, 0, steps=3),
+)
+def class_image(
+    box: Box,
+    target: int | Sequence[int] | Tensor | None = None,
+    *,
+    recipe: str = "robust",
+    steps: int | None = None,
+    every: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> ClassImages:
+    """An image for each target class (None: every class), all drawn in one batch; a class named twice is drawn twice.
+
+    Recipes: "robust" (Fourier canvas, rotated, zoomed and shifted at each step, smooth), "faithful" (the published
+    50 rounds of signed steps from black, 8-bit) and "noise" (plain ascent from noise: the control that must fail).
+    `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
+    """
+    if not isinstance(box.inputs, Pixels):
+        raise InputError("class images need a net that takes images (Pixels)")
+    if box.outputs == "regression":
+        raise OutputError("a regression net has no classes to draw")
+    if recipe not in RECIPES:
+        raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
+    wanted = torch.arange(box.n_outputs) if target is None else torch.as_tensor(target).reshape(-1)
+    goal = box.labels(wanted, len(wanted))
+    climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
+    probs = box.probs(climb.input, batch_size=batch_size)
+    return ClassImages(climb.input, goal, climb.score, probs, climb.frames, climb.interrupted)
+
+
+def _blank(box: Box, goal: Tensor) -> Tensor:
+    """Black images (N, C, H, W)."""
+    return torch.zeros(len(goal), *box.inputs.shape, device=box.device, dtype=box.dtype)
+
+
+def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+    plan = Ascent(
+        steps=256 if steps is None else steps,
+        optimizer=partial(Adam, lr=0.05),
+        transform=wobble(),
+        every=every,
+        seed=seed,
+    )
+    objective = logprob(goal) - 4.0 * roughness()
+    return ascend(box, objective, Fourier.noise(_blank(box, goal), seed), plan, batch_size=batch_size)
+
+
+def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+    """Published: minimize -10 out[c] + sum(out) by the first step of a new Adam, each round, on normalized pixels.
+
+    Such a step is lr * g / (|g| + 1e-8), so every pixel moves by 0.5 in normalized units; then 8 bits again.
+    """
+    std = torch.as_tensor(box.inputs.std).to(_blank(box, goal)).view(-1, 1, 1)  # type: ignore[attr-defined]
+
+    def steer(grad: Tensor) -> Tensor:
+        normalized = grad * std
+        return std * normalized / (normalized.abs() + 1e-8)
+
+    def project(x: Tensor, centre: Tensor | None) -> Tensor:
+        return (x.clamp(0, 1) * 255).round() / 255
+
+    rounds = 50 if steps is None else steps
+    plan = Ascent(rounds, partial(SGD, lr=0.5), Constraint(steer, project), unclamp=True, every=every, seed=seed)
+    return ascend(box, 10 * logprob(goal) - _all_logprobs(), Raw(_blank(box, goal)), plan, batch_size=batch_size)
+
+
+def _all_logprobs() -> Objective:
+    return of("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
+
+
+def _noise(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+    def project(x: Tensor, centre: Tensor | None) -> Tensor:
+        return x.clamp(0, 1)
+
+    rounds = 256 if steps is None else steps
+    plan = Ascent(rounds, partial(Adam, lr=0.05), Constraint(project=project), every=every, seed=seed)
+    start = uniform(_blank(box, goal), seed)
+    return ascend(box, logprob(goal), Raw(start), plan, batch_size=batch_size)
+
+
+RECIPES = {"robust": _robust, "faithful": _faithful, "noise": _noise}

@@ -1,0 +1,85 @@
+"""Morph: change an input, step by step along the gradient, until the net says another class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+from torch.optim import SGD
+
+from ..box import Box
+from ..cards import card
+from ..engine.ascent import Ascent, ascend
+from ..engine.balls import L2, within
+from ..engine.canvases import Raw
+from ..errors import InputError, OutputError
+from ..net.batching import BatchSize
+from ..objectives import Objective, logit, logprob
+
+
+@dataclass(frozen=True)
+class Morph:
+    input: Tensor  # (N, ...)
+    target: Tensor  # (N,)
+    frames: Tensor  # (T, N, ...): the input first, the result last; a row that is done stays as it is
+    probs: Tensor  # (T, N, K) the net's probabilities for each frame
+    gradient: Tensor  # (N, ...) of the target's logit at the input
+    reached: Tensor  # (N,) bool: the confidence was reached
+    steps: Tensor  # (N,) taken
+    before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the logit at zero
+    interrupted: bool
+
+    @property
+    def result(self) -> Tensor:  # (N, ...)
+        return self.frames[-1]
+
+
+@card(
+    name="Morph",
+    source="Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image and by normalized steps",
+    tells="Which changes, and how many, make the net say the other class.",
+    not_tells="What would convince a person: a net that is easily fooled morphs without looking like the other class.",
+    example=lambda method, box, x, y: method(box, x, (y + 1) % len(box.classes), steps=3),
+)
+def morph(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor,
+    *,
+    confidence: float = 0.9,
+    step: float | None = None,
+    steps: int = 200,
+    every: int = 1,
+    batch_size: BatchSize = "auto",
+) -> Morph:
+    """Repeat x <- clip(x + step * g / |g|), g = d logit[target] / d x, until the target's probability is `confidence`.
+
+    `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
+    exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression net.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is a probability between 0 and 1; got {confidence}")
+    x = box.accept(x)
+    goal = box.labels(target, len(x))
+    plan = Ascent(
+        steps=steps,
+        optimizer=partial(SGD, lr=0.01 * math.sqrt(x[0].numel()) if step is None else step),
+        constraint=within(L2(math.inf), x, box.inputs.clip),
+        until=_sure(box, goal, confidence),
+        every=every,
+    )
+    climb = ascend(box, logit(goal), Raw(x), plan, batch_size=batch_size)
+    frames = climb.frames if climb.frames is not None else x[None]
+    probs = box.probs(frames.flatten(0, 1), batch_size=batch_size).view(*frames.shape[:2], -1)
+    return Morph(x, goal, frames, probs, climb.first, climb.done, climb.steps, climb.before_clamp, climb.interrupted)
+
+
+def _sure(box: Box, goal: Tensor, confidence: float) -> Objective:
+    """Above zero once the target's probability exceeds the confidence."""
+    if box.outputs == "regression":
+        raise OutputError("a regression net has no classes to morph into; climb an objective instead")
+    if box.outputs == "multilabel":
+        return logit(goal) - math.log(confidence / (1 - confidence))
+    return logprob(goal) - math.log(confidence)
