@@ -117,10 +117,8 @@ def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tens
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
         check_classes(k, len(z), z.shape[1])
         values = of_logits(z).reshape(len(z), z.shape[1], -1).mean(2)
-        if k is None:
-            picked = values.detach().argmax(1)
-        else:
-            picked = torch.as_tensor(k, device=z.device).expand(len(z))
+        chosen = values.detach().argmax(1) if k is None else torch.as_tensor(k, device=z.device)
+        picked = chosen.expand(len(z))
         return values.gather(1, picked[:, None])[:, 0]
 
     per_row = (lambda i: _class(k[i], name, of_logits)) if isinstance(k, Tensor) and k.ndim else None
@@ -129,7 +127,7 @@ def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tens
 
 
 def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
-    """Raise InputError unless k names a class (or one class an example). Values on an accelerator are not waited for."""
+    """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
     if k is None:
         return
     values = torch.as_tensor(k)

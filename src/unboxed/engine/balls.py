@@ -90,7 +90,7 @@ def same(grad: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Which way a climb goes (`steer` the gradient) and where it must stay (`project`); `centre` has a row an example."""
+    """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example."""
 
     steer: Callable[[Tensor], Tensor] = same
     project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, centre: x

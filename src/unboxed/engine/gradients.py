@@ -69,7 +69,7 @@ def pull(
     rule: Rule | None = None,
     unclamp: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
-    """Pull the score (N,) back to the leaves (N, ...): their gradients, and which rows (N,) were taken before the clamp."""
+    """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp."""
     if not score.requires_grad:
         raise OutputError(
             f"{objective.name} does not depend on the input by any path with a gradient (detached, or no_grad?)"
@@ -114,7 +114,7 @@ def attribute(
     rule: Rule | None = None,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
-    """The map (N, ...) of a gradient method; an UnboxedWarning says for how many inputs it is zero or before a clamp."""
+    """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero or before a clamp."""
     objective = as_objective(target)
     found = gradients(box, objective, x, rule=rule, batch_size=batch_size)
     n, clamped = len(found.map), int(found.before_clamp.sum())

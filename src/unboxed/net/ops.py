@@ -1,6 +1,6 @@
 """How each op can be spelled: one table from every spelling to the op's plain name.
 
-A TorchFunctionMode sees `F.relu`, `torch.relu_`, `Tensor.relu_`, `torch.ops.aten.relu.default` ... as different functions.
+A TorchFunctionMode sees `F.relu`, `torch.relu_`, `Tensor.relu_` and `torch.ops.aten.relu.default` as four functions.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-ALIASES = {"_softmax": "softmax", "_log_softmax": "log_softmax", "special_log_softmax": "log_softmax",
-           "special_softmax": "softmax", "special_expit": "sigmoid", "expit": "sigmoid", "logsigmoid": "log_sigmoid"}  # fmt: skip
+ALIASES = {
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+    "special_expit": "sigmoid",
+    "expit": "sigmoid",
+}
 
 DROPOUTS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISES = frozenset({"rand_like", "randn_like"})

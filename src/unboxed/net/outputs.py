@@ -70,7 +70,7 @@ class Reader:
         if self.outputs == "multilabel":
             return output
         raise OutputError(
-            f"the net gives {self.outputs}, and its {final.op} is not its last op or runs out of sight (scripted code?): "
+            f"the net gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
             "the logits can't be found. Let the net return logits"
         )
 

@@ -100,7 +100,7 @@ def tapped(
     edits: Mapping[str, Edit] | None = None,
     stop: bool = True,
 ) -> Iterator[Acts]:
-    """While open, the next forward fills {address: activation}; `edits` rewrite; `stop` raises Stop when all is read."""
+    """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
     recorder = _Recorder(wanted, edits or {}, stop)
     with ExitStack() as stack:
         for path, op in {(a.path, a.op) for a in recorder.open}:

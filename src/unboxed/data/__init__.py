@@ -1,0 +1,2 @@
+from .sets import Batch as Batch
+from .uci import digits as digits

@@ -1,0 +1,113 @@
+"""What every data set here is: images in [0, 1] with a class number each, or -1 where there is no label."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import DataError, InputError
+from ..inputs import Pixels
+
+Example = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
+
+
+class Batch(NamedTuple):
+    """Images and their classes; `y` is None where there are no labels."""
+
+    x: Tensor  # (N, C, H, W), float32 in [0, 1]
+    y: Tensor | None  # (N,), int64
+
+
+class Images(Dataset[Example]):
+    """The manners that all data sets share; a kind of its own says how many there are and how one is read.
+
+    `classes` are the names of the labels (empty where nobody knows them); `inputs` is what a box needs to take them.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    inputs: Pixels
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Example]:
+        """Every example that can be read."""
+        return (self[i] for i in range(len(self)))
+
+    def first(self, n: int) -> Batch:
+        """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError if none is left."""
+        return stack(islice(self, count(n)), self.name)
+
+    def tensors(self) -> Batch:
+        """All of them, in memory."""
+        return self.first(len(self))
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.inputs.shape))
+        return f"{type(self).__name__}({self.name!r}, {len(self)} images {shape}, {len(self.classes)} classes)"
+
+
+class InMemory(Images):
+    """Images held as bytes, so that 60,000 of 28x28 take 47 MB; they become float32 when taken out."""
+
+    def __init__(self, name: str, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], inputs: Pixels) -> None:
+        self.name, self.classes, self.inputs = name, classes, inputs
+        self._pixels, self._labels = pixels, labels.long()  # (N, C, H, W) uint8, (N,)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._pixels[index] / 255, int(self._labels[index])
+
+    def first(self, n: int) -> Batch:
+        n = count(n)
+        return Batch(self._pixels[:n] / 255, self._labels[:n].clone())
+
+
+def count(n: int) -> int:
+    """n as a number of examples to take."""
+    try:
+        number = operator.index(n)
+    except TypeError:
+        raise InputError(f"n must be a whole number of examples; got {type(n).__name__}") from None
+    if number < 1:
+        raise InputError(f"n must be at least 1, the number of examples wanted; got {number}")
+    return number
+
+
+def stack(examples: Iterable[Example], name: str) -> Batch:
+    """One batch of examples that must have one shape; -1 for all labels becomes None."""
+    images, labels = [], []
+    for image, label in examples:
+        if images and image.shape != images[0].shape:
+            raise DataError(_uneven(name, images[0], image, len(images)))
+        images.append(image)
+        labels.append(label)
+    if not images:
+        raise DataError(f"the data set {name!r} holds no image that can be read")
+    return Batch(torch.stack(images), _labels(labels, name))
+
+
+def _labels(labels: list[int], name: str) -> Tensor | None:
+    missing = labels.count(-1)
+    if missing == len(labels):
+        return None
+    if missing:
+        raise DataError(f"{missing} of {len(labels)} examples of {name!r} have no label; give all of them one, or none")
+    return torch.tensor(labels)
+
+
+def _uneven(name: str, first: Tensor, image: Tensor, index: int) -> str:
+    said = f"{name!r} mixes image shapes: {tuple(first.shape)} and, at number {index}, {tuple(image.shape)}"
+    return f"{said}. Resize them in the data set, or for Pillow images pass data.wrap(dataset, like=box.inputs)"

@@ -1,0 +1,11 @@
+"""Models, weights and data from the words of a command line: `zoo:mnist-cnn`, `net.py:make`, `net.pt`, `digits`.
+
+A factory is the user's own code and is run. A checkpoint is not: nothing in it is ever executed.
+"""
+
+from .boxes import load as load
+from .checkpoints import weights as weights
+from .models import model as model
+from .sources import data as data
+
+__all__ = ["data", "load", "model", "weights"]

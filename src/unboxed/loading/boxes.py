@@ -1,0 +1,44 @@
+"""A box from specs: the model, its weights, its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ..box import Box
+from ..errors import ModelError
+from ..inputs import Inputs
+from ..net.outputs import Outputs
+from .checkpoints import weights as put
+from .models import model
+
+
+def load(
+    spec: str,
+    weights: str | Path | None = None,
+    *,
+    inputs: Inputs | None = None,
+    classes: Sequence[str] | None = None,
+    outputs: Outputs | None = None,
+) -> Box:
+    """Open the model that `spec` names (see `loading.model`), with the weights in a file if given.
+
+    `inputs` is needed where the factory does not return (net, inputs). Raises ModelError.
+    """
+    net, own = model(spec, trained=weights is None)
+    if weights is not None:
+        put(net, weights)
+    inputs = inputs or own
+    if inputs is None:
+        raise ModelError(_ask_inputs(spec, net))
+    return Box(net, inputs, classes=classes, outputs=outputs)
+
+
+def _ask_inputs(spec: str, net: nn.Module) -> str:
+    known = getattr(net, "exported_shape", None)
+    shape = ",".join(map(str, known)) if known else "3,224,224"
+    python = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
+    line = f"on the command line --shape {shape} --mean ... --std ..."
+    return f"{spec} doesn't say what its inputs are: pass {python}, {line}, or let the factory return (net, inputs)"

@@ -1,0 +1,147 @@
+"""Nets saved by `torch.export`: a .pt2 file, unflattened, so that its layers have their names again."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..errors import InputError, ModelError, UnboxedWarning
+
+aten = torch.ops.aten
+MOST = 2**31  # a batch size without upper bound
+CODE = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code of their own when loaded
+TRAINING: dict[Any, int] = {aten.dropout.default: 2, aten.dropout_.default: 2, aten.batch_norm.default: 5}
+"""Ops with a training switch, and which argument it is."""
+SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+def exported(path: Path) -> nn.Module:
+    """The net in a .pt2 file. Raises ModelError; warns where the net was exported in train mode.
+
+    A .pt2 file is a program. What it holds of compiled code and pickled objects is refused, but its graph is run:
+    open only files whose maker you trust.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+    _refuse_code(path)
+    program = _read(path)
+    image = _only_input(program, path)
+    if _in_train_mode(program):
+        told = "dropout and batch norm act as in training; export it after net.eval()"
+        warnings.warn(f"{path.name} was exported in train mode: {told}", UnboxedWarning, stacklevel=2)
+    with _quiet_reading():
+        net = torch.export.unflatten(program)
+    return _fixed(net, image.meta["val"], program)
+
+
+def _refuse_code(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        advice = "it is truncated, or torch.export.save did not write it"
+        raise ModelError(f"{path} can't be read as a .pt2 file: {advice}") from error
+    if any(mark in name for name in names for mark in CODE):
+        advice = "which would run on loading. Export the net without it"
+        raise ModelError(f"{path} holds compiled code or pickled objects, {advice}")
+
+
+def _read(path: Path) -> ExportedProgram:
+    try:
+        with _quiet_reading():
+            return torch.export.load(path)
+    except Exception as error:
+        advice = "export it anew, with this torch and on the CPU"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"torch {torch.__version__} can't load {path}; {advice} ({said})") from error
+
+
+@contextmanager
+def _quiet_reading() -> Iterator[None]:
+    """torch's own reader would unpickle anything where safe loading fails, and warns about itself."""
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if before is None:
+            del os.environ[SAFE]
+        else:
+            os.environ[SAFE] = before
+
+
+def _only_input(program: ExportedProgram, path: Path) -> torch.fx.Node:
+    names = program.graph_signature.user_inputs
+    nodes: list[torch.fx.Node] = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    if len(nodes) != 1 or not isinstance(nodes[0].meta.get("val"), Tensor) or nodes[0].meta["val"].ndim < 2:
+        raise ModelError(f"{path} takes {len(names)} inputs ({', '.join(map(str, names))}); wanted one batch of inputs")
+    return nodes[0]
+
+
+def _in_train_mode(program: ExportedProgram) -> bool:
+    """Whether the graph holds an op whose training switch is on, or writes running statistics."""
+    on = (len(n.args) > TRAINING.get(n.target, 99) and n.args[TRAINING[n.target]] is True for n in program.graph.nodes)
+    return bool(program.graph_signature.buffers_to_mutate) or any(on)
+
+
+class Exported(nn.Module):
+    """Mixed into an unflattened net: it takes any number of rows, and refuses train mode, which it does not have.
+
+    `batch_sizes` are the least and the most rows that the exported graph takes. Fewer are padded with copies of the
+    last row, more are run in parts; both are cut from every output whose first axis is the batch.
+    """
+
+    batch_sizes: tuple[int, int]
+    exported_shape: tuple[int, ...]
+
+    def train(self, mode: bool = True) -> Exported:
+        if mode:
+            raise ModelError("a .pt2 net is fixed as it was exported and has no train mode; load its code to train it")
+        for module in self.modules():
+            module.training = False
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        least, most = self.batch_sizes
+        if len(x) == 0:
+            raise InputError("an exported net can't take an empty batch")
+        if least <= len(x) <= most:
+            return super().forward(x)
+        parts = [self._padded(part, least) for part in torch.split(x, most)]
+        return pytree.tree_map(lambda *hs: torch.cat(hs) if isinstance(hs[0], Tensor) else hs[0], *parts)
+
+    def _padded(self, x: Tensor, size: int) -> Any:
+        n, size = len(x), max(size, len(x))
+        full = torch.cat([x, x[-1:].expand(size - n, *x.shape[1:])])
+        out = super().forward(full)
+        return pytree.tree_map(lambda h: h[:n] if isinstance(h, Tensor) and h.ndim and len(h) == size else h, out)
+
+
+def _fixed(net: Any, image: Tensor, program: ExportedProgram) -> nn.Module:
+    net.__class__ = type(f"Exported{type(net).__name__}", (Exported, type(net)), {})
+    net.batch_sizes = _bounds(image.shape[0], program)
+    net.exported_shape = tuple(int(s) for s in image.shape[1:] if isinstance(s, int))
+    return net.eval()  # type: ignore[no-any-return]
+
+
+def _bounds(rows: Any, program: ExportedProgram) -> tuple[int, int]:
+    if isinstance(rows, int):
+        return rows, rows
+    limits = program.range_constraints.get(rows.node.expr)
+    if limits is None:  # an expression such as 2*n: torch checks it at each call
+        return 1, MOST
+    least, most = (int(v) if v.is_Integer else MOST for v in (limits.lower, limits.upper))
+    return max(1, least), most

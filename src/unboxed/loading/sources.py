@@ -1,0 +1,67 @@
+"""A data spec: `digits`, `mnist`, `fashion-mnist` (with `:train` or `:test`), a folder, or a factory of a Dataset."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .. import data as sets
+from ..errors import DataError
+from ..inputs import Inputs
+from .factories import build
+
+KINDS = "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
+NAMES = ("digits", "mnist", "fashion-mnist")
+
+
+def data(spec: str, like: Inputs | None = None, root: str | Path | None = None) -> Dataset[Any]:
+    """The data set that `spec` names.
+
+    `like` says what images of a folder become; `root` is where the MNIST files lie. `mnist` is its test images,
+    `digits` all of them. Raises DataError.
+    """
+    spec = str(spec)
+    name, _, split = spec.partition(":")
+    if name in NAMES and split in ("", "train", "test"):
+        return _known(name, split, root)
+    if Path(spec).is_dir():
+        return _folder(spec, like)
+    if ":" in spec and name not in NAMES:
+        return _checked(build(spec, DataError), spec)
+    raise DataError(_refusal(spec, name))
+
+
+def _known(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
+    if name == "digits":
+        return sets.digits(split or "all")
+    read = sets.mnist if name == "mnist" else sets.fashion_mnist
+    return read(root, train=split == "train")
+
+
+def _folder(spec: str, like: Inputs | None) -> Dataset[Any]:
+    if like is None:
+        raise DataError(f"the images in {spec} need a size: pass like=box.inputs (on the command line: --shape)")
+    return sets.folder(spec, like=like)
+
+
+def _checked(made: Any, spec: str) -> Dataset[Any]:
+    if not hasattr(made, "__getitem__") or not hasattr(made, "__len__"):
+        wanted = "wanted a torch Dataset of (image, label) with a length"
+        raise DataError(f"{spec} made a {type(made).__name__}; {wanted}")
+    if len(made) == 0:
+        raise DataError(f"{spec} made an empty data set")
+    return made  # type: ignore[no-any-return]
+
+
+def _refusal(spec: str, name: str) -> str:
+    path = Path(spec)
+    if path.is_file():
+        return f"{spec} is a file, not data; {KINDS}"
+    if name in NAMES:
+        return f"{spec!r}: {name} has the parts :train and :test"
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no data set and no folder {spec!r}; {hint}{KINDS}"

@@ -1,0 +1,20 @@
+"""Pictures of what methods return. Pillow and numpy only; nothing here runs a net."""
+
+from . import colors, draw, sheet
+from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
+from .files import gif, png, save
+
+__all__ = [
+    "activations",
+    "class_sheet",
+    "colors",
+    "confused",
+    "draw",
+    "filters",
+    "gif",
+    "gradients",
+    "morph_strip",
+    "png",
+    "save",
+    "sheet",
+]

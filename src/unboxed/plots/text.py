@@ -1,0 +1,49 @@
+"""Words on pictures: a font without a figure library, and lines that fit a width."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@cache
+def font(size: int, bold: bool = False) -> Font:
+    """DejaVu Sans from matplotlib's files (found without importing it), else Pillow's own font."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / f"DejaVuSans{'-Bold' * bold}.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
+
+
+def wrapped(text: str, width: float, face: Font, most: int = 4) -> list[str]:
+    """The text in at most `most` lines no wider than `width`; what doesn't fit ends in an ellipsis."""
+    lines = [part for line in text.split("\n") for part in _broken(line, width, face)]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + "…"]
+    return [_cut(line, width, face) for line in lines]
+
+
+def _broken(line: str, width: float, face: Font) -> list[str]:
+    lines = [""]
+    for word in line.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and face.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _cut(line: str, width: float, face: Font) -> str:
+    if face.getlength(line) <= width:
+        return line
+    while len(line) > 1 and face.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip("…") + "…"

@@ -1,0 +1,86 @@
+"""The folder of a report: files are staged, then renamed into place together, the page last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import WriteError
+
+PAGE, FACTS, PICTURES = "index.html", "report.json", "pictures"
+
+
+class Folder:
+    """A context: nothing is seen in `out` before `publish`, and nothing half-written is left after a failure.
+
+    Entering raises WriteError where `out` can't be written, before any work is done.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        self.out = Path(out)
+        self._new = not self.out.exists()
+        self._files: list[str] = []
+
+    def __enter__(self) -> Folder:
+        if self.out.exists() and not self.out.is_dir():
+            raise WriteError(f"{self.out} is a file; a report wants a folder (which is made if need be)")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._stage = Path(tempfile.mkdtemp(prefix=".unboxed-", dir=self.out))
+        except OSError as error:
+            raise _unwritable(self.out, error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        shutil.rmtree(self._stage, ignore_errors=True)
+        if self._new and error is not None:
+            with suppress(OSError):
+                self.out.rmdir()
+
+    def put(self, name: str, content: bytes) -> str:
+        """Stage a file under its path relative to the folder. Returns that path. Raises WriteError."""
+        path = self._stage / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise _unwritable(self.out, error) from error
+        if name not in self._files:
+            self._files.append(name)
+        return name
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def publish(self) -> Path:
+        """Move what was staged into place, the page last; pictures that only an earlier report had are removed."""
+        stale = self._earlier() - set(self._files)
+        try:
+            for name in sorted(self._files, key=lambda f: (f == PAGE, f == FACTS)):
+                target = self.out / name
+                target.parent.mkdir(exist_ok=True)
+                os.replace(self._stage / name, target)
+            for name in stale:
+                (self.out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.out, error) from error
+        return self.out / PAGE
+
+    def _earlier(self) -> set[str]:
+        """The pictures that the report in this folder says it wrote: plain names in its own subfolder, nothing else."""
+        try:
+            named = json.loads((self.out / FACTS).read_text(encoding="utf-8"))["files"]
+            paths = [Path(name) for name in named]
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+        return {p.as_posix() for p in paths if p.parts == (PICTURES, p.name) and p.name not in ("", ".", "..")}
+
+
+def _unwritable(out: Path, error: OSError) -> WriteError:
+    return WriteError(f"can't write the report to {out}: {error.strerror or error}. Choose a folder that you may write to")

@@ -1,0 +1,166 @@
+"""The answer first: how good the net is, what it confuses, and what it is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .blocks import Block, Confusion, Figure, Figures, Fold, Head, Note, Table, Text
+from .context import Context, Section
+from .words import many, percent, size
+
+SHOWN = 8  # examples in a row
+CLASSES = 16  # in the confusion matrix
+LAYERS = 14  # rows of the table that are not folded
+FOLDED = 40  # mistakes kept in the fold
+
+
+def build(context: Context) -> Sequence[Block]:
+    _open(context)
+    blocks: list[Block] = [*_accuracy(context)]
+    if context.images:
+        blocks += _examples(context)
+    return [*blocks, Head("What it is made of"), *_layers(context)]
+
+
+def _open(context: Context) -> None:
+    """The page's first words."""
+    s = context.survey
+    seen = f"{many(len(s.rows), 'example')} of {context.source.name}"
+    if s.accuracy is not None:
+        context.answer = f"{percent(s.accuracy)} right"
+        context.headline += [f"That is on {seen}.", *_mistakes(context)]
+    elif s.named:
+        counts = torch.bincount(s.answers, minlength=len(s.classes))
+        k = int(counts.argmax())
+        context.answer = f"Says {context.name(k)} most often"
+        context.headline += [f"For {percent(float(counts[k]) / len(s.rows))} of {seen}. Without labels there is no accuracy."]
+    else:
+        context.answer = many(len(s.classes), "output")
+        context.headline += [f"Read on {seen}. They don't exclude one another ({context.box.outputs}), so there is no accuracy."]
+    context.facts["overview"] = _facts(context)
+
+
+def _mistakes(context: Context) -> list[str]:
+    s = context.survey
+    if not s.mistakes:
+        place = s.undecided[0]
+        return [f"No mistake; the least sure answer is {context.says(place)}."]
+    label, answer, times = s.pairs(1)[0]
+    wrong = len(s.mistakes)
+    surest = s.mistakes[0]
+    first = f"It most often takes {context.name(label)} for {context.name(answer)} ({times} of {many(wrong, 'mistake')})."
+    if times == 1:
+        first = f"It makes {many(wrong, 'mistake')}, none of them twice."
+    return [first, f"Its surest mistake: {context.label(surest)} taken for {context.says(surest)}."]
+
+
+def _facts(context: Context) -> dict[str, object]:
+    s = context.survey
+    rows = [{"example": s.rows[p], "label": context.label(p), "answer": context.name(int(s.answers[p])),
+             "output": float(s.sureness[p])} for p in s.mistakes[:100]]  # fmt: skip
+    return {
+        "accuracy": s.accuracy,
+        "examples": len(s.rows),
+        "mistakes": None if s.right is None else len(s.mistakes),
+        "surest_mistakes": rows,
+        "undecided": [s.rows[p] for p in s.undecided[:SHOWN]],
+        "confusions": [{"label": context.name(a), "answer": context.name(b), "times": n} for a, b, n in s.pairs(50)]
+        if s.right is not None
+        else None,
+        "layers": [{"path": r.path, "type": r.type, "shape": list(r.shape), "parameters": r.parameters,
+                    "flops": None if math.isnan(r.flops) else r.flops} for r in context.box.layers],
+    }  # fmt: skip
+
+
+# -- how good it is -------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(context: Context) -> list[Block]:
+    s = context.survey
+    blocks: list[Block] = []
+    if len(s.rows) < s.total:
+        blocks.append(Note(f"Looked at {len(s.rows):,} of {s.total:,} examples, evenly spread over the data."))
+    if s.right is None:
+        why = "the data have no labels" if s.named else f"the outputs don't exclude one another ({context.box.outputs})"
+        return [*blocks, Note(f"No accuracy and no confusion matrix: {why}.")]
+    if not s.mistakes:
+        return [*blocks, Text("Every answer is right, so the confusion matrix would be a diagonal and is left out.")]
+    return [*blocks, _confusion(context), *_pairs(context)]
+
+
+def _confusion(context: Context) -> Confusion:
+    s = context.survey
+    shown = _worst_classes(context)
+    counts = s.confusion[shown][:, shown]
+    off = counts.clone().fill_diagonal_(0)
+    strength = (off / max(1, int(off.max()))).sqrt()
+    left = len(s.classes) - len(shown)
+    caption = "Each row is a label, each column an answer; the diagonal is right."
+    if left:
+        caption += f" The {len(shown)} classes with the most mistakes; {left} more are left out."
+    names = [context.name(k) for k in shown]
+    return Confusion(names, counts.tolist(), strength.tolist(), caption)
+
+
+def _worst_classes(context: Context) -> list[int]:
+    confusion = context.survey.confusion
+    if len(confusion) <= CLASSES:
+        return list(range(len(confusion)))
+    off = confusion.clone().fill_diagonal_(0)
+    return sorted((off.sum(0) + off.sum(1)).topk(CLASSES).indices.tolist())
+
+
+def _pairs(context: Context) -> list[Block]:
+    """The mistakes, most common pair first, to dig in."""
+    s = context.survey
+    rows = [(context.name(a), context.name(b), str(n)) for a, b, n in s.pairs(30)]
+    return [Fold(f"{many(len(s.mistakes), 'mistake')}, pair by pair", [Table(("label", "answer", "times"), rows, frozenset({2}))])]
+
+
+def _examples(context: Context) -> list[Block]:
+    s = context.survey
+    blocks: list[Block] = []
+    if s.mistakes:
+        shown, rest = s.mistakes[:SHOWN], s.mistakes[SHOWN : SHOWN + FOLDED]
+        figures = _figures(context, shown)
+        context.cover.append(figures[0])
+        blocks += [Head("Surest mistakes"), Figures(figures)]
+        if rest:
+            blocks.append(Fold(f"{many(len(rest), 'more mistake')}", [Figures(_figures(context, rest))]))
+    undecided = _figures(context, s.undecided[:SHOWN], second=True)
+    if not s.mistakes:
+        context.cover.append(undecided[0])
+    lead = "The two largest outputs of these lie closest."
+    return [*blocks, Head("Most confused examples"), Text(lead, "soft"), Figures(undecided)]
+
+
+def _figures(context: Context, places: Sequence[int], second: bool = False) -> list[Figure]:
+    x = context.inputs(places)
+    return [context.example(p, x[i], second=second) for i, p in enumerate(places)]
+
+
+# -- what it is made of ------------------------------------------------------------------------------------------------
+
+
+def _layers(context: Context) -> list[Block]:
+    box = context.box
+    total = sum(p.numel() for p in box.net.parameters())
+    lead = f"{type(box.net).__name__}: {many(total, 'parameter')}, inputs {size(box.inputs.shape)}, {many(len(box.classes), 'output')} ({box.outputs})."
+    heads = ("layer", "type", "output", "parameters", "share of the work")
+    rows = [
+        (r.path + (f" (runs {r.calls}×)" if r.calls > 1 else ""), r.type, size(r.shape), f"{r.parameters:,}",
+         "" if math.isnan(r.flops) else percent(r.flops))
+        for r in box.layers
+    ]  # fmt: skip
+    numbers = frozenset({3, 4})
+    blocks: list[Block] = [Text(lead), Table(heads, rows[:LAYERS], numbers)]
+    if rest := rows[LAYERS:]:
+        blocks.append(Fold(f"{many(len(rest), 'more layer')}", [Table(heads, rest, numbers)]))
+    return blocks
+
+
+SECTION = Section("How good is it?", "overview", build)
+

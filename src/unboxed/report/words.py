@@ -1,0 +1,45 @@
+"""Numbers and names in the words of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that says 100 % (or 0 %) only where it is."""
+    for digits in (1, 2, 3, 4):
+        text = f"{100 * share:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
+            break
+    return f"{text.rstrip('0').rstrip('.') if share in (0.0, 1.0) else text} %"
+
+
+def prob(p: float) -> str:
+    """A probability in two digits, which says 0 or 1 only where it is."""
+    if 0 < p < 0.005:
+        return "<0.01"
+    if 0.995 <= p < 1:
+        return ">0.99"
+    return f"{p:.2f}"
+
+
+def many(n: int, one: str, more: str = "") -> str:
+    """A count with its noun."""
+    return f"{n:,} {one if n == 1 else more or one + 's'}"
+
+
+def listed(words: Sequence[str], most: int = 12) -> str:
+    """Names in a row, cut off with how many are left."""
+    shown = list(words[:most])
+    rest = len(words) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "1"
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,79 @@
+"""Small networks, trained and untrained: `zoo.load("digits-cnn")` gives the net and what its inputs are.
+
+Beside each weights file lies a card, `zoo.card(name)`: on which data, how and how well the net was trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from ..inputs import Pixels
+from ..net import quiet
+from .nets import DigitsCNN, Judge, LinearReLU, MnistCNN
+
+MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
+DIGITS = Pixels((1, 28, 28), mean=0.16, std=0.30)
+WEIGHTS = files(__name__) / "weights"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the zoo: what builds it, its inputs, and the name of the data that it is for."""
+
+    build: Callable[[], nn.Module]
+    inputs: Pixels
+    data: Literal["mnist", "digits"]
+
+
+KINDS = {
+    "mnist-linear": Kind(LinearReLU, MNIST, "mnist"),
+    "mnist-cnn": Kind(MnistCNN, MNIST, "mnist"),
+    "mnist-judge": Kind(Judge, MNIST, "mnist"),
+    "digits-cnn": Kind(DigitsCNN, DIGITS, "digits"),
+    "digits-judge": Kind(Judge, DIGITS, "digits"),
+}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(KINDS)
+
+
+def kind(name: str) -> Kind:
+    """Raises ModelError, with the nearest names, for a net that the zoo doesn't hold."""
+    if name not in KINDS:
+        near = difflib.get_close_matches(str(name), KINDS, n=3, cutoff=0.4) or names()
+        raise ModelError(f"the zoo holds no {name!r}; did you mean {' or '.join(near)}?")
+    return KINDS[name]
+
+
+def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
+    """A net in eval mode and what its inputs are. `weights=None` draws fresh weights from `seed`.
+
+    Raises ModelError for an unknown name.
+    """
+    found = kind(name)
+    if weights not in ("trained", None):
+        raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load puts the weights of a file in a net')
+    with quiet.seeded(seed, torch.get_default_device()):
+        net = found.build()
+    if weights == "trained":
+        with as_file(WEIGHTS / f"{name}.safetensors") as path:
+            net.load_state_dict(safetensors.torch.load_file(path))
+    return net.eval(), found.inputs
+
+
+def card(name: str) -> dict[str, Any]:
+    """How the trained weights were made, and their figures. Raises ModelError for an unknown name."""
+    kind(name)
+    text = (WEIGHTS / f"{name}.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

@@ -1,0 +1,182 @@
+"""The box: what it recognizes, what it refuses, how layers are addressed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import unboxed as ub
+from torch import Tensor, nn
+from unboxed.errors import InputError, LayerError, OutputError
+
+SHAPE = (1, 12, 10)
+
+
+class Net(nn.Module):
+    """One ReLU module used twice, one functional ReLU, one ignored in-place one."""
+
+    def __init__(self, end: str = "logits") -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4 * 8 * 6, 5)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.conv2(self.relu(self.conv1(x))))
+        h = F.relu(h - 0.1)
+        h.relu_()
+        z = self.fc(h.flatten(1))
+        return {"logits": z, "logprobs": F.log_softmax(z, 1), "probs": torch.softmax(z, -1)}.get(self.end, z)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def net() -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net().eval()
+
+
+def boxed(net: nn.Module, **kw: object) -> ub.Box:
+    return ub.Box(net, ub.Pixels(SHAPE), **kw)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", ["logits", "logprobs", "probs"])
+def test_outputs_are_recognized_and_logits_found(net: Net, x: Tensor, end: str) -> None:
+    want = net(x)
+    net.end = end
+    box = boxed(net)
+    assert box.outputs == end
+    assert torch.equal(box(x), want)
+    assert torch.allclose(box.probs(x), want.softmax(1))
+    assert f"outputs={end!r}" in repr(box)
+
+
+def test_logits_that_cannot_be_found_are_refused(net: Net, x: Tensor) -> None:
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).log_softmax(1) * 1.0
+
+    with pytest.raises(OutputError, match="logits can't be found"):
+        boxed(Later())(x)
+
+
+def test_a_single_output_must_be_explained(x: Tensor) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(120, 1))
+    with pytest.raises(OutputError, match="multilabel"):
+        boxed(net)
+    assert boxed(net, outputs="multilabel").probs(x).shape == (6, 1)
+    with pytest.raises(OutputError, match="regression"):
+        boxed(net, outputs="regression").predict(x)
+
+
+def test_the_layer_table(net: Net) -> None:
+    box = boxed(net)
+    rows = {row.path: row for row in box.layers}
+    assert list(rows) == ["conv1", "relu", "conv2", "fc"]
+    assert rows["conv1"].shape == (4, 10, 8)
+    assert rows["relu"].calls == 2
+    assert rows["fc"].parameters == 4 * 8 * 6 * 5 + 5
+    macs = {"conv1": 80 * 4 * 9, "conv2": 48 * 4 * 36, "fc": 4 * 48 * 5}
+    for path, mac in macs.items():
+        assert rows[path].flops == pytest.approx(mac / sum(macs.values()))
+    for text in ("relu (runs 2x)", "Conv2d", "4x10x8", "965"):
+        assert text in repr(box)
+
+
+def test_addresses(net: Net, x: Tensor) -> None:
+    box = boxed(net)
+    a = box.read(x, ["conv1", "relu#0", "conv2", "relu#1", ":relu#0", ":relu#1", "fc:input", "fc"])
+    c1 = net.conv1(x)
+    c2 = net.conv2(c1.relu())
+    assert torch.equal(a["conv1"], c1)  # before the in-place ReLU that follows it
+    assert torch.equal(a["relu#0"], c1.relu())
+    assert torch.equal(a["conv2"], c2)
+    assert torch.equal(a["relu#1"], c2.relu())
+    assert torch.equal(a[":relu#0"], F.relu(c2.relu() - 0.1))
+    assert torch.equal(a["fc:input"], a[":relu#1"].flatten(1))
+    assert torch.equal(a["fc"], net(x))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("conv3", "nearest names are 'conv"),
+        ("relu", "say which: relu#0, relu#1"),
+        ("relu#2", "runs 2 times"),
+        (":relu", "say which: :relu#0, :relu#1"),
+        ("conv1:relu", "no layer"),
+        ("", "no layer|as a module"),
+    ],
+)
+def test_wrong_addresses_are_explained(net: Net, x: Tensor, address: str, says: str) -> None:
+    with pytest.raises(LayerError, match=says):
+        boxed(net).read(x, [address])
+
+
+def test_rewriting_an_activation_changes_what_follows(net: Net, x: Tensor) -> None:
+    box = boxed(net)
+    with box.quiet(grad=False):
+        acts = box.forward(x, {"logits"}, edits={"relu#1": torch.zeros_like})
+        functional = box.forward(x, {"logits"}, edits={":relu#1": torch.zeros_like})
+    assert torch.allclose(acts["logits"], net.fc.bias.expand(6, 5))
+    assert torch.allclose(functional["logits"], net.fc.bias.expand(6, 5))  # in place, its return ignored
+    assert torch.equal(box(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (torch.rand(1, *SHAPE) * 255, "divide them by 255"),
+        (torch.randn(1, *SHAPE) * 2, "look normalized"),
+        (torch.full((1, *SHAPE), float("nan")), "NaN"),
+        (torch.rand(SHAPE), r"x\[None\]"),
+        (torch.rand(1, 3, 12, 10), r"got shape \(1, 3, 12, 10\)"),
+        (torch.rand(0, *SHAPE), "empty batch"),
+        (torch.zeros(1, *SHAPE, dtype=torch.uint8), "255"),
+        ([[1.0]], "torch.as_tensor"),
+    ],
+)
+def test_bad_images_are_refused(net: Net, bad: Tensor, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        boxed(net)(bad)
+
+
+def test_normalized_images_are_told_how_to_decode(net: Net) -> None:
+    box = ub.Box(net, ub.Pixels(SHAPE, mean=0.5, std=0.25))
+    z = box.inputs.encode(torch.rand(2, *SHAPE))
+    with pytest.raises(InputError, match=r"box\.inputs\.decode"):
+        box(z)
+    assert box(box.inputs.decode(z).clamp(0, 1)).shape == (2, 5)
+
+
+def test_what_does_not_fit_is_refused_at_once(net: Net) -> None:
+    with pytest.raises(InputError, match="can't take a batch"):
+        ub.Box(net, ub.Pixels((3, 12, 10)))
+    with pytest.raises(InputError, match="5 outputs; got 2 class names"):
+        boxed(net, classes=["a", "b"])
+    with pytest.raises(InputError, match="outputs is one of"):
+        boxed(net, outputs="logit")
+    with pytest.raises(InputError, match=r"torch\.nn\.Module"):
+        boxed(lambda x: x)  # type: ignore[arg-type]
+
+
+def test_tabular_features() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    inputs = ub.Features(("age", "height", "sex"), low=(0, 0, 0), high=(120, 3, 1), mean=(40, 1.7, 0.5), std=(20, 0.1, 0.5),
+                         categories={"sex": (0, 1)})  # fmt: skip
+    box = ub.Box(net, inputs, classes=["no", "yes"])
+    x = torch.tensor([[30.0, 1.8, 1.0], [70.0, 1.6, 0.0]])
+    assert torch.allclose(box(x), net((x - torch.tensor([40, 1.7, 0.5])) / torch.tensor([20, 0.1, 0.5])))
+    assert ub.attribution.gradient(box, x, 1).shape == x.shape
+    with pytest.raises(InputError, match="'age' must lie"):
+        box(x + 100)
+    with pytest.raises(InputError, match="categories"):
+        box(torch.tensor([[30.0, 1.8, 0.5]]))
