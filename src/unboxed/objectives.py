@@ -213,6 +213,21 @@ def margin(y: Tensor) -> Objective:
     return of("logits", score, "margin", lambda i: margin(y[i]))
 
 
+def others(y: Tensor) -> Objective:
+    """How high the classes other than y stand together: the log-sum-exp of their logits."""
+
+    def score(z: Tensor) -> Tensor:
+        wrong = y.to(z.device).expand(len(z))[:, None]
+        return z.scatter(1, wrong, -float("inf")).logsumexp(1)
+
+    return of("logits", score, "other classes", lambda i: others(y[i]))
+
+
+def far_from_mean(mean: Tensor) -> Objective:
+    """The squared distance of an image's mean color from a given one (C,), summed over channels."""
+    return of("input", lambda x: (x.mean((2, 3)) - mean.to(x)).pow(2).sum(1), "distance from the mean color")
+
+
 def roughness() -> Objective:
     """The total variation of an image, a channel's mean difference between neighbors; subtract it for smoothness."""
 

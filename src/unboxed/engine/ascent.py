@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class Ascent:
     transform: Transform | None = None
     until: Objective | None = None  # an example is done when this is above zero
     keep_going: bool = False  # examples that are done climb on
+    anneal: bool = False  # the step rule's learning rate falls to zero along a cosine
     unclamp: bool = True
     every: int | None = None  # keep each such frame
     seed: int = 0
@@ -132,6 +134,7 @@ class _Climber:
             grads = self._drop_done(step, grads)
             if last or len(self.alive) == 0 or not grads:
                 return
+            self._anneal(step)
             self._step(grads)
 
     def _look(self, step: int, last: bool) -> list[Tensor]:
@@ -186,6 +189,13 @@ class _Climber:
         canvas = self.canvas.rows(stay)
         self.optimizer = _kept(self.plan.optimizer, self.optimizer, self.canvas, canvas, stay)
         self.canvas = canvas
+
+    def _anneal(self, step: int) -> None:
+        """Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts."""
+        if self.plan.anneal:
+            for group in self.optimizer.param_groups:
+                group["initial_lr"] = group.get("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.plan.steps)) / 2
 
     def _step(self, grads: Sequence[Tensor]) -> None:
         done = self.state.done[self.alive] & (not self.plan.keep_going)  # such rows stay where they are

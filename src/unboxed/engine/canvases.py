@@ -40,21 +40,31 @@ class Fourier(Canvas):
     """
 
     scale: Tensor
+    shift: Tensor
 
-    def __init__(self, z: Tensor, size: tuple[int, int], shift: float = 0.0) -> None:
+    def __init__(self, z: Tensor, size: tuple[int, int], scale: Tensor, shift: Tensor) -> None:
         super().__init__()
-        h, w = size
-        fy = torch.fft.fftfreq(h, dtype=z.dtype, device=z.device)[:, None]
-        fx = torch.fft.rfftfreq(w, dtype=z.dtype, device=z.device)[None]
-        self.register_buffer("scale", (h * w) ** 0.5 / (fy**2 + fx**2).sqrt().clamp_min(1 / max(h, w)))
+        self.size = size
         self.z = nn.Parameter(z.detach().clone())  # (N, C, H, W // 2 + 1, 2)
-        self.size, self.shift = size, shift
+        self.register_buffer("scale", scale)  # (H, W // 2 + 1)
+        self.register_buffer("shift", shift)  # (C, 1, 1)
 
     @classmethod
-    def noise(cls, like: Tensor, seed: int, sd: float = 0.01, shift: float = 0.0) -> Fourier:
-        """A start near a uniform gray of sigmoid(shift), one draw a row, for images shaped like `like` (N, C, H, W)."""
+    def noise(
+        cls, like: Tensor, seed: int, *, sd: float = 0.01, color: Tensor | float = 0.5, power: float = 1.0
+    ) -> Fourier:
+        """A start near a uniform `color` (one a channel, in (0, 1)), one draw a row, for images like `like` (N, C, H, W).
+
+        Steps move a frequency f by f ** -power: 1 as natural images have it, more for smoother ones.
+        """
         n, c, h, w = like.shape
-        return cls(sd * normal(like.new_empty(n, c, h, w // 2 + 1, 2), seed), (h, w), shift)
+        fy = torch.fft.fftfreq(h, dtype=like.dtype, device=like.device)[:, None]
+        fx = torch.fft.rfftfreq(w, dtype=like.dtype, device=like.device)[None]
+        lowest = 1 / max(h, w)
+        frequency = (fy**2 + fx**2).sqrt().clamp_min(lowest)
+        scale = (h * w) ** 0.5 / lowest * (lowest / frequency) ** power
+        shift = torch.as_tensor(color, dtype=like.dtype, device=like.device).expand(c).view(c, 1, 1).logit(1e-3)
+        return cls(sd * normal(like.new_empty(n, c, h, w // 2 + 1, 2), seed), (h, w), scale, shift)
 
     def forward(self) -> Tensor:
         spectrum = self.scale * torch.view_as_complex(self.z)
@@ -62,4 +72,4 @@ class Fourier(Canvas):
         return (image + self.shift).sigmoid()
 
     def rows(self, index: Index) -> Fourier:
-        return Fourier(self.z[index], self.size, self.shift)
+        return Fourier(self.z[index], self.size, self.scale, self.shift)

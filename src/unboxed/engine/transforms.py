@@ -16,8 +16,8 @@ def identity(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
-def wobble(degrees: float = 10.0, scale: float = 0.1, jitter: float = 0.07) -> Transform:
-    """Rotate by up to `degrees`, zoom by 1 ± scale and shift by up to `jitter` of the side, the edges carried on."""
+def wobble(degrees: float = 10.0, scale: float = 0.1, jitter: float = 0.07, noise: float = 0.0) -> Transform:
+    """Rotate by up to `degrees`, zoom by 1 ± scale, shift by up to `jitter` of the side, and add noise."""
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:  # (N, C, H, W)
         u = 2 * torch.rand(4, generator=generator, device=x.device, dtype=x.dtype) - 1
@@ -26,6 +26,7 @@ def wobble(degrees: float = 10.0, scale: float = 0.1, jitter: float = 0.07) -> T
         ratio = x.shape[-2] / x.shape[-1]  # rotate in pixels, not in halves of the sides
         rows = torch.stack([cos, -sin * ratio, 2 * jitter * u[2], sin / ratio, cos, 2 * jitter * u[3]]).view(1, 2, 3)
         grid = F.affine_grid(rows.expand(len(x), -1, -1), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        return moved + noise * torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
 
     return transform

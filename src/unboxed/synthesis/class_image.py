@@ -20,7 +20,7 @@ from ..engine.transforms import wobble
 from ..errors import InputError, OutputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
-from ..objectives import Objective, logprob, of, roughness
+from ..objectives import Objective, far_from_mean, logit, logprob, of, others, roughness
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,40 @@ def _blank(box: Box, goal: Tensor) -> Tensor:
 
 
 def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+    """Noise of the data's own spread drowns what only this net sees; the mean color of the data decides how much ink.
+
+    The score is in units of how far the logits spread on noise, so one weight of each term serves every net.
+    """
+    blank = _blank(box, goal)
+    color, spread = _statistics(box)
+    score = (logit(goal) - 0.5 * others(goal)) * (1 / _unit(box))
+    objective = score - 13.0 * roughness() - (640.0 * far_from_mean(color) if _known(box) else 0.0)
     plan = Ascent(
-        steps=256 if steps is None else steps,
+        steps=128 if steps is None else steps,
         optimizer=partial(Adam, lr=0.05),
-        transform=wobble(),
+        transform=wobble(noise=spread),
+        anneal=True,
         every=every,
         seed=seed,
     )
-    objective = logprob(goal) - 4.0 * roughness()
-    return ascend(box, objective, Fourier.noise(_blank(box, goal), seed), plan, batch_size=batch_size)
+    return ascend(box, objective, Fourier.noise(blank, seed, color=color, power=1.5), plan, batch_size=batch_size)
+
+
+def _known(box: Box) -> bool:
+    """Whether the inputs say what the data's mean and spread are."""
+    return isinstance(box.inputs, Pixels) and box.inputs.std != 1.0
+
+
+def _statistics(box: Box) -> tuple[Tensor, float]:
+    """The data's mean color (C,) and spread in pixel range, from the normalization; gray and a quarter if unknown."""
+    zero, one = (box.inputs.decode(torch.full(box.inputs.shape, v)).mean((1, 2)) for v in (0.0, 1.0))
+    return (zero, float((one - zero).mean())) if _known(box) else (torch.full_like(zero, 0.5), 0.25)
+
+
+def _unit(box: Box) -> float:
+    """How far the logits spread over the classes when the net sees noise."""
+    noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
+    return max(float(box(noise.to(box.dtype)).std(1).mean()), 1e-6)
 
 
 def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
