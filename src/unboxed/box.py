@@ -17,7 +17,7 @@ from .net.batching import BatchSize, in_batches
 from .net.layers import Layers
 from .net.outputs import Outputs, Reader
 from .net.taps import Acts, Edit, Stop, named_modules, tapped
-from .objectives import ENDS, check_classes
+from .objectives import ENDS, Objective, as_classes, check_classes, logit
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -44,6 +44,8 @@ class Box:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
+        if not isinstance(inputs, Inputs):
+            raise InputError(f"inputs is Pixels(...) or Features(...); got {type(inputs).__name__}")
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
         self.net, self.inputs, self.mode = net, inputs, mode
@@ -52,7 +54,7 @@ class Box:
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32  # of images and results
         self.modules = named_modules(net)
         self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
-        self._buffers = quiet.Buffers(self._unique)
+        self._graphless = any(p.is_inference() for p in net.parameters())
         self._lock = RLock()
         self._reader = Reader(output, outputs)
         self._look(outputs)
@@ -84,10 +86,12 @@ class Box:
     @contextmanager
     def quiet(self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
         """Everything that touches the net happens inside: it runs in its mode, on seeded RNGs, and leaves no trace."""
+        if grad and self._graphless:
+            raise InputError("the net was made in inference_mode, so nothing has a gradient in it; make it outside")
         with ExitStack() as stack:
             stack.enter_context(self._lock)
             stack.enter_context(quiet.flags(self._unique, self.mode))
-            stack.enter_context(self._buffers.restored())
+            stack.enter_context(quiet.buffers_restored(self._unique))
             stack.enter_context(quiet.seeded(seed, self.device))
             stack.enter_context(quiet.own_settings(self.device))
             if rule is not None:
@@ -135,9 +139,17 @@ class Box:
 
     def labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
-        y = torch.as_tensor(y)
+        y = as_classes(y)
         check_classes(y, n, self.n_outputs)
-        return y.to(self.device, torch.long).expand(n)
+        with torch.inference_mode(False):
+            return y.to(self.device, torch.long, copy=True).expand(n)
+
+    def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
+        """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
+        if target is None or isinstance(target, Objective):
+            return (target or logit()).fits(n)
+        classes = self.labels(target, n)
+        return logit(classes) if as_classes(target).ndim else logit(int(classes[0]))
 
     @property
     def batch_limit(self) -> int:

@@ -32,12 +32,27 @@ app = typer.Typer(
     help="Open the black box of a PyTorch network: what it sees, what it looks for, why it answered, what fools it.",
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        typer.echo(f"unboxed {__version__}")
+        raise typer.Exit
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the pictures and the numbers.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Show = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """What every command shares."""
 
 
 @app.command()
@@ -51,8 +66,10 @@ def demo(
         from .report import report as write
 
         net, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
-        train, test = data.digits("train", seed=seed), data.digits("test", seed=seed)
-        training.fit(net, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
+        train, test = data.digits("train"), data.digits("test")
+        history = training.fit(net, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
+        if history.interrupted:
+            raise KeyboardInterrupt
         box = Box(net, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
         _tell(write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=_command()), show)
@@ -69,9 +86,9 @@ def report(
     weights: Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")] = None,
     out: Out = Path("out"),
     judge: Annotated[str | None, typer.Option(help="A second model that judges the class images.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Of one image, such as 3,224,224, if the model doesn't say.")] = None,
-    mean: Annotated[str | None, typer.Option(help="What was subtracted in training: one value, or one a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="What it was divided by in training.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Of one image: 3,224,224, if the model doesn't say.")] = None,
+    mean: Annotated[str | None, typer.Option(help="What training subtracted: a value, or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="What training divided by.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")] = None,
     outputs: Annotated[
         str | None, typer.Option(help="logits, logprobs, probs or multilabel, if it is not recognized rightly.")
@@ -111,7 +128,10 @@ def train(
     with _answering(debug):
         from . import training
 
-        typer.echo(training.train(name, data=data, epochs=epochs, out=out, root=root, seed=seed, quiet=quiet))
+        made = training.train(name, data=data, epochs=epochs, out=out, root=root, seed=seed, quiet=quiet)
+        typer.echo(made)
+        if made.card["interrupted"]:
+            raise KeyboardInterrupt
 
 
 @app.command()
@@ -136,7 +156,7 @@ def main() -> None:
 def _answering(debug: bool) -> Iterator[None]:
     """An error of ours is one line on stderr and an exit code; no traceback unless asked for."""
     with warnings.catch_warnings():
-        warnings.showwarning = _warned
+        warnings.showwarning = _warned  # type: ignore[assignment]
         try:
             yield
         except UnboxedError as error:
@@ -149,11 +169,11 @@ def _answering(debug: bool) -> Iterator[None]:
             raise typer.Exit(STOPPED) from None
 
 
-def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _warned(message: Warning | str, category: type[Warning], *where: Any) -> None:
     if issubclass(category, UnboxedWarning):
         typer.secho(f"note: {message}", fg="yellow", err=True)
     else:
-        typer.echo(warnings.formatwarning(message, category, filename, lineno), err=True, nl=False)
+        typer.echo(warnings.formatwarning(message, category, *where[:2]), err=True, nl=False)
 
 
 def _tell(made: Report, show: bool) -> None:
@@ -164,7 +184,7 @@ def _tell(made: Report, show: bool) -> None:
     for section, why in made.failures.items():
         typer.secho(f"section {section} failed: {why}", fg="red", err=True)
     if made.failures:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(STOPPED if any("interrupted" in why for why in made.failures.values()) else FAILED)
 
 
 def _judge(spec: str, box: Box) -> Box:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .arguments import number, whole
 from .errors import InputError
 
 SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """What a box asks of its inputs. `shape` is one example's, without N."""
 
@@ -38,20 +40,22 @@ class Pixels:
     std: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise InputError(f"Pixels wants the shape (channels, height, width) of one image; got {tuple(self.shape)}")
-        object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)):
-                continue
-            object.__setattr__(self, name, tuple(float(v) for v in value))
-            if len(value) not in (1, self.shape[0]):
-                raise InputError(
-                    f"{name} has {len(value)} values for {self.shape[0]} channels; give one, or one a channel"
-                )
-        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
-            raise InputError("std must be positive in every channel")
+        shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
+        if len(shape) != 3:
+            raise InputError(f"Pixels wants the shape (channels, height, width) of one image; got {self.shape!r}")
+        object.__setattr__(self, "shape", tuple(whole("a side of the shape", s, least=1) for s in shape))
+        for name, above, below in (("mean", -10.0, 10.0), ("std", 0.0, 10.0)):
+            object.__setattr__(self, name, self._channels(name, above, below))
+
+    def _channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
+        """A number, or one a channel, in units of [0, 1]."""
+        value = getattr(self, name)
+        if isinstance(value, str) or not hasattr(value, "__len__"):
+            return number(name, value, above, below)
+        if len(value) not in (1, self.shape[0]):
+            channels = f"{len(value)} values for {self.shape[0]} channels"
+            raise InputError(f"{name} has {channels}; give one, or one a channel")
+        return tuple(number(name, float(v), above, below) for v in value)
 
     def encode(self, x: Tensor) -> Tensor:
         """What the net wants: (x - mean) / std."""
@@ -158,6 +162,8 @@ def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> None:
         raise InputError(
             f"wanted a tensor of {wanted}; got {type(x).__name__}. torch.as_tensor(x) makes one of an array"
         )
+    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
+        raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
     if tuple(x.shape) == shape:
         raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
     if tuple(x.shape[1:]) != shape:

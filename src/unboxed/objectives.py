@@ -30,6 +30,7 @@ class Objective:
     name: str
     select: Callable[[Index], Objective] | None = None
     coupled: bool = False  # rows depend on one another: never split
+    n: int | None = None  # how many examples it holds a row for; None: it is the same for all
 
     def __call__(self, acts: Acts) -> Tensor:
         return self.score(acts)
@@ -37,6 +38,12 @@ class Objective:
     def rows(self, index: Index) -> Objective:
         """The same objective for some of the examples."""
         return self if self.select is None else self.select(index)
+
+    def fits(self, n: int) -> Objective:
+        """This objective, if it goes with n examples. Raises InputError."""
+        if self.n not in (None, n):
+            raise InputError(f"{self.name} holds rows for {self.n} examples; there are {n}")
+        return self
 
     def __add__(self, other: Objective | float) -> Objective:
         if not isinstance(other, Objective):
@@ -55,7 +62,7 @@ class Objective:
             return _weighted(self, k)
         label = f"{float(k):g} * ({self.name})" if float(k) != -1 else f"-({self.name})"
         select = None if self.select is None else (lambda i: self.rows(i) * k)
-        return Objective(lambda acts: k * self(acts), self.layers, label, select, self.coupled)
+        return Objective(lambda acts: k * self(acts), self.layers, label, select, self.coupled, self.n)
 
     __rmul__ = __mul__
 
@@ -75,24 +82,36 @@ def _both(
 
     per_row = None if a.select is None and b.select is None else select
     name = f"{a.name} {sign} {b.name}"
-    return Objective(lambda acts: join(a(acts), b(acts)), a.layers | b.layers, name, per_row, a.coupled or b.coupled)
+    n = a.n if b.n is None else b.fits(b.n if a.n is None else a.n).n
+    return Objective(lambda acts: join(a(acts), b(acts)), a.layers | b.layers, name, per_row, a.coupled or b.coupled, n)
 
 
 def _shifted(a: Objective, k: float) -> Objective:
     select = None if a.select is None else (lambda i: a.rows(i) + k)
-    return Objective(lambda acts: a(acts) + k, a.layers, f"{a.name} {k:+g}", select, a.coupled)
+    return Objective(lambda acts: a(acts) + k, a.layers, f"{a.name} {k:+g}", select, a.coupled, a.n)
 
 
 def _weighted(a: Objective, k: Tensor) -> Objective:
     def score(acts: Acts) -> Tensor:
         h = a(acts)
-        return k.to(h) * h
+        return held(k, h).to(h) * h
 
-    return Objective(score, a.layers, f"k * ({a.name})", lambda i: _weighted(a.rows(i), k[i]), a.coupled)
+    n = a.fits(len(k)).n or len(k)
+    return Objective(score, a.layers, f"k * ({a.name})", lambda i: _weighted(a.rows(i), k[i]), a.coupled, n)
+
+
+def held(value: Tensor, like: Tensor) -> Tensor:
+    """What an objective holds, beside an activation: on its device, and fit for a graph wherever it was made."""
+    value = value.to(like.device)
+    return value.clone() if value.is_inference() else value
 
 
 def of(
-    layer: str, score: Callable[[Tensor], Tensor], name: str, select: Callable[[Index], Objective] | None = None
+    layer: str,
+    score: Callable[[Tensor], Tensor],
+    name: str,
+    select: Callable[[Index], Objective] | None = None,
+    n: int | None = None,
 ) -> Objective:
     """The objective that applies `score: (N, ...) -> (N,)` to one layer, in at least single precision."""
 
@@ -100,7 +119,7 @@ def of(
         h = acts[layer]
         return score(h.float() if h.dtype in (torch.bfloat16, torch.float16) else h)
 
-    return Objective(widened, frozenset({layer}), name, select)
+    return Objective(widened, frozenset({layer}), name, select, n=n)
 
 
 def logit(k: int | Tensor | None = None) -> Objective:
@@ -117,22 +136,31 @@ def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tens
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
         check_classes(k, len(z), z.shape[1])
         values = of_logits(z).reshape(len(z), z.shape[1], -1).mean(2)
-        chosen = values.detach().argmax(1) if k is None else torch.as_tensor(k, device=z.device)
+        chosen = values.detach().argmax(1) if k is None else held(torch.as_tensor(k), z)
         picked = chosen.expand(len(z))
         return values.gather(1, picked[:, None])[:, 0]
 
-    per_row = (lambda i: _class(k[i], name, of_logits)) if isinstance(k, Tensor) and k.ndim else None
-    label = "predicted class" if k is None else "class of each example" if per_row else str(int(k))
-    return of("logits", score, f"{name} of {label}" if k is None or per_row else f"{name} {label}", per_row)
+    if isinstance(k, Tensor) and k.ndim:
+        return of("logits", score, f"{name} of each example's class", lambda i: _class(k[i], name, of_logits), len(k))
+    return of("logits", score, f"{name} of the predicted class" if k is None else f"{name} {int(k)}")
+
+
+def as_classes(y: object) -> Tensor:
+    """Class numbers as a tensor. Raises InputError for what is no number, or numbers that are not whole."""
+    try:
+        values = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a class is an int, or (N,) ints one an example; got {type(y).__name__}") from error
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(f"a class is an int, or (N,) ints one an example; got {values.dtype}")
+    return values
 
 
 def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
     """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
     if k is None:
         return
-    values = torch.as_tensor(k)
-    if values.is_floating_point() or values.dtype == torch.bool:
-        raise InputError(f"a class is an int from 0 to {classes - 1}; got {values.dtype}")
+    values = as_classes(k)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
         raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {tuple(values.shape)}")
     if values.device.type == "cpu" and values.numel() and (int(values.min()) < 0 or int(values.max()) >= classes):
@@ -169,7 +197,7 @@ def direction(layer: str, v: Tensor) -> Objective:
     """The mean over positions of <h, v>: v has one value a channel (C,), or the layer's whole shape."""
 
     def score(h: Tensor) -> Tensor:
-        w = v.to(h)
+        w = held(v, h).to(h)
         if w.shape == h.shape[1:]:
             return (h * w).flatten(1).sum(1)
         if w.ndim != 1 or len(w) != h.shape[1]:
@@ -184,43 +212,47 @@ def direction(layer: str, v: Tensor) -> Objective:
 def match(layer: str, h: Tensor) -> Objective:
     """Minus the squared distance to an activation h, (N, ...) one an example or (1, ...) one for all."""
 
+    many = len(h) > 1
+
     def score(now: Tensor) -> Tensor:
         if h.shape[1:] != now.shape[1:] or len(h) not in (1, len(now)):
             raise InputError(f"{layer} gives {tuple(now.shape)}; the activation to match is {tuple(h.shape)}")
-        return -(now - h.to(now)).flatten(1).pow(2).sum(1)
+        return -(now - held(h, now).to(now)).flatten(1).pow(2).sum(1)
 
-    return of(layer, score, f"{layer} matched", (lambda i: match(layer, h[i])) if len(h) > 1 else None)
-
-
-def loss(y: Tensor) -> Objective:
-    """The cross-entropy of each example under its label y, (N,)."""
-
-    def score(z: Tensor) -> Tensor:
-        check_classes(y, len(z), z.shape[1])
-        return F.cross_entropy(z, y.to(z.device).expand(len(z)), reduction="none")
-
-    return of("logits", score, "loss", lambda i: loss(y[i]))
+    return of(
+        layer, score, f"{layer} matched", (lambda i: match(layer, h[i])) if many else None, len(h) if many else None
+    )
 
 
-def margin(y: Tensor) -> Objective:
+def loss(y: int | Tensor) -> Objective:
+    """The cross-entropy of each example under its label y: (N,), or one for all."""
+
+    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
+        return F.cross_entropy(z, right, reduction="none")
+
+    return _of_labels(y, score, "loss")
+
+
+def margin(y: int | Tensor) -> Objective:
     """The best wrong logit minus the right one: above zero once the example is taken for another class."""
 
+    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
+        own = right[:, None]
+        return z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
+
+    return _of_labels(y, score, "margin")
+
+
+def _of_labels(y: int | Tensor, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+    labels = as_classes(y)
+
     def score(z: Tensor) -> Tensor:
-        check_classes(y, len(z), z.shape[1])
-        right = y.to(z.device).expand(len(z))[:, None]
-        return z.scatter(1, right, -float("inf")).amax(1) - z.gather(1, right)[:, 0]
+        check_classes(labels, len(z), z.shape[1])
+        return of_both(z, held(labels, z).long().expand(len(z)))
 
-    return of("logits", score, "margin", lambda i: margin(y[i]))
-
-
-def others(y: Tensor) -> Objective:
-    """How high the classes other than y stand together: the log-sum-exp of their logits."""
-
-    def score(z: Tensor) -> Tensor:
-        wrong = y.to(z.device).expand(len(z))[:, None]
-        return z.scatter(1, wrong, -float("inf")).logsumexp(1)
-
-    return of("logits", score, "other classes", lambda i: others(y[i]))
+    if labels.ndim == 0:
+        return of("logits", score, name)
+    return of("logits", score, name, lambda i: _of_labels(labels[i], of_both, name), len(labels))
 
 
 def far_from_mean(mean: Tensor) -> Objective:
@@ -236,12 +268,3 @@ def roughness() -> Objective:
         return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
     return of("input", score, "roughness")
-
-
-def as_objective(target: int | Tensor | Objective | None) -> Objective:
-    """What `target` means in attribution and synthesis: a class, one an example, None (predicted) or an objective."""
-    if isinstance(target, Objective):
-        return target
-    if isinstance(target, bool) or not (target is None or isinstance(target, (int, Tensor))):
-        raise InputError(f"target is a class (int or (N,) ints), None or an Objective; got {type(target).__name__}")
-    return logit(target)

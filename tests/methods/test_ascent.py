@@ -167,7 +167,7 @@ def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
     ("call", "says"),
     [
         (lambda box, x: ub.adversarial.pgd(box, x, 0), "eps"),
-        (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=-1), "positive"),
+        (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=-1), "above 0"),
         (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=0.1, norm="l7"), "norm is one of"),
         (lambda box, x: ub.adversarial.pgd(box, x, eps=0.1), "true classes"),
         (lambda box, x: ub.adversarial.pgd(box, x, 9, eps=0.1), "classes 0 to 3"),
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
         (lambda box, x: ub.synthesis.morph(box, x, 1, confidence=1.5), "between 0 and 1"),
         (lambda box, x: ub.synthesis.class_image(box, recipe="pretty"), "recipe is one of"),
         (lambda box, x: ub.synthesis.class_image(box, 7), "classes 0 to 3"),
-        (lambda box, x: ub.attribution.gradient(box, x, 1.5), "target is a class"),
+        (lambda box, x: ub.attribution.gradient(box, x, 1.5), "a class is an int"),
         (lambda box, x: ub.attribution.gradient(box, x, -1), "classes 0 to 3"),
         (lambda box, x: ub.attribution.gradient(box, x, 1, batch_size=0), "batch_size"),
     ],

@@ -34,9 +34,11 @@ def filters(box: Box, layer: str | None = None) -> Tensor:
 
 
 def _first(box: Box) -> str:
-    for row in box.layers.leaves:
-        if _as_pictures(box, box.modules[row.path]) is not None:
-            return row.path
+    """In the order in which layers run; where some are scripted, and not seen to run, as they are defined."""
+    scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
+    for path in box.modules if scripted else [row.path for row in box.layers.leaves]:
+        if _as_pictures(box, box.modules[path]) is not None:
+            return path
     raise LayerError("no convolution, and no linear layer on the pixels themselves, has weights to show")
 
 

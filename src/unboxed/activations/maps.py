@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..errors import LayerError
 from ..net.batching import BatchSize
 
 
@@ -35,6 +36,8 @@ def maps(
     Raises LayerError for an unknown layer, with the nearest names.
     """
     paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
+    if not paths:
+        raise LayerError("no module of this net runs by itself; read functional ops with box.read(x, [':relu#0'])")
     ends = {p: ":input#".join(p.split("#")) if "#" in p else f"{p}:input" for p in paths}
     acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
     return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)

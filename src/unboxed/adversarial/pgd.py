@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend
@@ -51,12 +52,14 @@ def pgd(
     `target` is the class to become, instead of just leaving y; `objective=` climbs anything else. `step` is 2.5 eps /
     steps by default. Examples that are fooled stop (`keep_going=True`: they go on and get stronger). Raises InputError.
     """
-    ball, x = ball_of(eps, norm, ball), box.accept(x)
+    ball, x, steps = ball_of(eps, norm, ball), box.accept(x), whole("steps", steps)
+    step = 2.5 * ball.eps / max(steps, 1) if step is None else number("step", step, above=0)
+    whole("seed", seed, least=-(2**62))
     goal, fooled = _goal(box, len(x), y, target, objective)
     start = box.inputs.clip(ball.sample(x, seed)) if random_start else x
     plan = Ascent(
         steps=steps,
-        optimizer=partial(SGD, lr=2.5 * ball.eps / max(steps, 1) if step is None else step),
+        optimizer=partial(SGD, lr=step),
         constraint=within(ball, x, box.inputs.clip),
         until=fooled,
         keep_going=keep_going,

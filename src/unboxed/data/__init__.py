@@ -1,2 +1,13 @@
-from .sets import Batch as Batch
-from .uci import digits as digits
+"""Data sets: images in [0, 1] with their classes. Any torch Dataset of (image, label) will do; these are at hand.
+
+`digits` needs no download; `mnist` and `fashion_mnist` read the original files; `folder` reads images of your own;
+`wrap` makes one of these of any torch Dataset. All have `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
+"""
+
+from .folders import Folder, folder
+from .idx import fashion_mnist, mnist
+from .sets import Batch, Images
+from .uci import digits
+from .wrapped import first, wrap
+
+__all__ = ["Batch", "Folder", "Images", "digits", "fashion_mnist", "first", "folder", "mnist", "wrap"]

@@ -45,7 +45,7 @@ class Images(Dataset[Example]):
         return (self[i] for i in range(len(self)))
 
     def first(self, n: int) -> Batch:
-        """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError if none is left."""
+        """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError for no example."""
         return stack(islice(self, count(n)), self.name)
 
     def tensors(self) -> Batch:
@@ -68,11 +68,11 @@ class InMemory(Images):
         return len(self._pixels)
 
     def __getitem__(self, index: int) -> Example:
-        return self._pixels[index] / 255, int(self._labels[index])
+        return self._pixels[index].float() / 255, int(self._labels[index])
 
     def first(self, n: int) -> Batch:
         n = count(n)
-        return Batch(self._pixels[:n] / 255, self._labels[:n].clone())
+        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone())
 
 
 def count(n: int) -> int:
@@ -88,7 +88,8 @@ def count(n: int) -> int:
 
 def stack(examples: Iterable[Example], name: str) -> Batch:
     """One batch of examples that must have one shape; -1 for all labels becomes None."""
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for image, label in examples:
         if images and image.shape != images[0].shape:
             raise DataError(_uneven(name, images[0], image, len(images)))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..arguments import whole
 from ..box import Box
-from ..errors import InputError
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective
 from .balls import Constraint, per_row
@@ -56,15 +56,16 @@ class Ascent:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise InputError(f"steps must be 0 or more; got {self.steps}")
-        if self.every is not None and self.every < 1:
-            raise InputError(f"every must be 1 or more; got {self.every}")
+        whole("steps", self.steps)
+        whole("seed", self.seed, least=-(2**62))
+        if self.every is not None:
+            whole("every", self.every, least=1)
 
 
 def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batch_size: BatchSize = "auto") -> Climb:
     """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
     n, stopped = len(next(canvas.parameters())), list[bool]()
+    objective.fits(n)
 
     def part(rows: slice) -> Climb:
         climber = _Climber(box, objective.rows(rows), canvas.rows(rows), plan, plan.constraint.rows(rows), rows)

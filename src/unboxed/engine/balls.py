@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..arguments import number
 from ..errors import InputError
 from ..objectives import Index
 from .draws import normal, uniform
@@ -76,11 +77,10 @@ def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
     if (ball is None) == (eps is None):
         raise InputError("give eps (and norm), or ball= instead of both")
     if ball is None:
-        if norm not in NORMS:
+        if not isinstance(norm, str) or norm not in NORMS:
             raise InputError(f"norm is one of {', '.join(NORMS)}; got {norm!r}")
-        ball = NORMS[norm](float(eps or 0.0))
-    if not 0 < ball.eps < float("inf"):
-        raise InputError(f"eps must be positive and finite; got {ball.eps}")
+        ball = NORMS[norm](number("eps", eps, above=0))
+    number("eps", ball.eps, above=0)
     return ball
 
 

@@ -53,7 +53,7 @@ class Fourier(Canvas):
     def noise(
         cls, like: Tensor, seed: int, *, sd: float = 0.01, color: Tensor | float = 0.5, power: float = 1.0
     ) -> Fourier:
-        """A start near a uniform `color` (one a channel, in (0, 1)), one draw a row, for images like `like` (N, C, H, W).
+        """A start near a uniform `color` (one a channel, in (0, 1)), one draw a row, shaped like `like` (N, C, H, W).
 
         Steps move a frequency f by f ** -power: 1 as natural images have it, more for smoother ones.
         """

@@ -15,7 +15,12 @@ from ..net import rules
 from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
 from ..net.taps import Acts
-from ..objectives import Objective, as_objective
+from ..objectives import Objective
+
+REENTRANT = (
+    "the net runs a reentrant checkpoint, through which torch gives no gradient of the input; "
+    "call torch.utils.checkpoint with use_reentrant=False"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def gradients(
     marked (`unclamp=False`: zeros). Raises OutputError where the objective does not depend on the input.
     """
     x = box.accept(x)
+    objective.fits(len(x))
 
     def part(rows: slice) -> Gradients:
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
@@ -96,7 +102,12 @@ def _gate(acts: Acts, objective: Objective) -> object | None:
 
 
 def _grad(score: Tensor, leaves: Sequence[Tensor], keep: bool) -> list[Tensor]:
-    found = torch.autograd.grad(score.sum(), leaves, retain_graph=keep, allow_unused=True)
+    try:
+        found = torch.autograd.grad(score.sum(), leaves, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise OutputError(REENTRANT) from error
+        raise
     if all(g is None for g in found):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
@@ -115,7 +126,7 @@ def attribute(
     batch_size: BatchSize = "auto",
 ) -> Tensor:
     """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero or before a clamp."""
-    objective = as_objective(target)
+    objective = box.objective(target, len(x) if isinstance(x, Tensor) else 0)
     found = gradients(box, objective, x, rule=rule, batch_size=batch_size)
     n, clamped = len(found.map), int(found.before_clamp.sum())
     zero = int((found.map == 0).flatten(1).all(1).sum())

@@ -48,18 +48,26 @@ OPAQUE = {
 """Autograd nodes that may hide a ReLU, by the start of their names, and what to do about them."""
 
 
+GATES = {
+    "ClampMinBackward": ("_saved_min",),
+    "ClampMaxBackward": ("_saved_max",),
+    "ClampBackward": ("_saved_min", "_saved_max"),
+    "HardtanhBackward": ("_saved_min_val",),
+    "ThresholdBackward": ("_saved_threshold",),
+    "LeakyReluBackward": ("_saved_negative_slope",),
+    "RreluWithNoiseBackward": ("_saved_lower",),
+    "MaximumBackward": ("_saved_other", "_saved_self"),
+    "MinimumBackward": ("_saved_other", "_saved_self"),
+    "FmaxBackward": ("_saved_other", "_saved_self"),
+    "FminBackward": ("_saved_other", "_saved_self"),
+}
+"""Autograd nodes that are a ReLU in disguise where one of these saved values is zero."""
+
+
 def looks_like_relu(node: Any) -> bool:
     """Whether an autograd node is a ReLU spelled as a clamp: its backward is a gate, but no rule is defined for it."""
-    name = node.name()
-    if name.startswith(("ClampMinBackward", "ClampBackward")):
-        return bool(_zero(node, "_saved_min"))
-    if name.startswith("HardtanhBackward"):
-        return bool(_zero(node, "_saved_min_val"))
-    if name.startswith("ThresholdBackward"):
-        return bool(_zero(node, "_saved_threshold"))
-    if name.startswith("MaximumBackward"):
-        return _zero(node, "_saved_other") or _zero(node, "_saved_self")
-    return False
+    corners = next((saved for start, saved in GATES.items() if node.name().startswith(start)), ())
+    return any(_zero(node, saved) for saved in corners)
 
 
 def _zero(node: Any, attribute: str) -> bool:

@@ -18,45 +18,22 @@ from .ops import DROPOUTS, NOISES, name_of
 Modules = tuple[nn.Module, ...]
 
 
-class Buffers:
-    """A net's buffers, kept so that they can be put back. Only those that changed since the last look are copied."""
+@contextmanager
+def buffers_restored(modules: Modules) -> Iterator[None]:
+    """Every buffer is put back, the tensor itself and what it held.
 
-    def __init__(self, modules: Modules) -> None:
-        self._modules = modules
-        self._kept: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}  # where -> (buffer, its version, copy)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        self._keep()
-        try:
-            yield
-        finally:
-            self._restore()
-
-    def _keep(self) -> None:
-        here = {}
-        for i, module in enumerate(self._modules):
-            for name, buffer in module._buffers.items():
-                if buffer is None:
-                    continue
-                held = self._kept.get((i, name))
-                if held is None or held[0] is not buffer or held[1] != _version(buffer):
-                    held = (buffer, _version(buffer), buffer.detach().clone())
-                here[i, name] = held
-        self._kept = here
-
-    def _restore(self) -> None:
-        for (i, name), (buffer, version, copy) in self._kept.items():
-            if self._modules[i]._buffers.get(name) is not buffer:
-                self._modules[i]._buffers[name] = buffer
-            if _version(buffer) != version or version < 0:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(copy)
-                self._kept[i, name] = (buffer, _version(buffer), copy)
-
-
-def _version(buffer: Tensor) -> int:
-    return -1 if buffer.is_inference() else buffer._version
+    By value and through `.data`: batch norm writes its statistics without raising their version, and a raised version
+    would break a graph in which the caller has saved them.
+    """
+    kept = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in kept:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            with torch.inference_mode(buffer.is_inference()):
+                buffer.data.copy_(before)
 
 
 @contextmanager

@@ -75,7 +75,8 @@ def _opaque(node: Any) -> str | None:
     for start, advice in OPAQUE.items():
         if name.startswith(start):
             return advice
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
+    harmless = name.startswith("BackwardHookFunction")  # what a module's own full backward hooks put in
+    if isinstance(node, torch.autograd.function.BackwardCFunction) and not harmless:
         return f"the custom autograd function {name.removesuffix('Backward')}, which may hide a ReLU"
     return None
 
@@ -120,8 +121,8 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     runs = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
     try:
         for module in scripts:
-            for method in module._c._get_methods():
-                method._debug_flush_compilation_cache()
+            for name in module._c._method_names():
+                module._c._get_method(name)._debug_flush_compilation_cache()
         yield
     finally:
         torch._C._jit_set_num_profiled_runs(runs)

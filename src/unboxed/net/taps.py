@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import LayerError
 from .ops import name_of
 
 Edit = Callable[[Tensor], Tensor]
@@ -36,9 +38,12 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        body, _, call = text.partition("#")
+        """Read an address. Raises LayerError where it is none."""
+        body, mark, call = text.partition("#") if isinstance(text, str) else (None, "", "")
+        if body is None or (mark and not call.isdecimal()) or body.endswith(":"):
+            raise LayerError(f"a layer address is 'path', 'path#2', 'path:relu#0' or 'path:input'; got {text!r}")
         path, _, op = body.partition(":")
-        return cls(path, op or None, int(call) if call.isdecimal() else None)
+        return cls(path, op or None, int(call) if mark else None)
 
     def __str__(self) -> str:
         op = f":{self.op}" if self.op else ""
@@ -55,10 +60,11 @@ def named_modules(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Each module by the first of its names."""
+    """Each module that can be hooked (scripted ones can't), by the first of its names."""
     first: dict[nn.Module, str] = {}
     for path, module in modules.items():
-        first.setdefault(module, path)
+        if not isinstance(module, torch.jit.ScriptModule):
+            first.setdefault(module, path)
     return {path: module for module, path in first.items()}
 
 

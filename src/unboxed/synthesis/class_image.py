@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
+from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend
@@ -20,7 +21,7 @@ from ..engine.transforms import wobble
 from ..errors import InputError, OutputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
-from ..objectives import Objective, far_from_mean, logit, logprob, of, others, roughness
+from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,24 @@ def class_image(
         raise InputError("class images need a net that takes images (Pixels)")
     if box.outputs == "regression":
         raise OutputError("a regression net has no classes to draw")
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
-    wanted = torch.arange(box.n_outputs) if target is None else torch.as_tensor(target).reshape(-1)
-    goal = box.labels(wanted, len(wanted))
-    climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
+    whole("seed", seed, least=-(2**62))
+    with torch.inference_mode(False):  # what is made here takes part in gradients
+        goal = _goal(box, target)
+        climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
     probs = box.probs(climb.input, batch_size=batch_size)
     return ClassImages(climb.input, goal, climb.score, probs, climb.frames, climb.interrupted)
+
+
+def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
+    if target is None:
+        return torch.arange(box.n_outputs, device=box.device)
+    wanted = as_classes(target)
+    goal = box.labels(wanted, wanted.numel() if wanted.ndim else 1)
+    if len(goal) == 0:
+        raise InputError("no class to draw: target is empty")
+    return goal
 
 
 def _blank(box: Box, goal: Tensor) -> Tensor:
@@ -82,8 +94,11 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
     """
     blank = _blank(box, goal)
     color, spread = _statistics(box)
-    score = (logit(goal) - 0.5 * others(goal)) * (1 / _unit(box))
-    objective = score - 13.0 * roughness() - (640.0 * far_from_mean(color) if _known(box) else 0.0)
+    objective = (
+        _apart(goal, _unit(box, batch_size))
+        - 13.0 * roughness()
+        - (640.0 * far_from_mean(color) if _known(box) else 0.0)
+    )
     plan = Ascent(
         steps=128 if steps is None else steps,
         optimizer=partial(Adam, lr=0.05),
@@ -92,7 +107,19 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
         every=every,
         seed=seed,
     )
-    return ascend(box, objective, Fourier.noise(blank, seed, color=color, power=1.5), plan, batch_size=batch_size)
+    return ascend(
+        box, objective, Fourier.noise(blank, seed, sd=0.1, color=color, power=1.5), plan, batch_size=batch_size
+    )
+
+
+def _apart(goal: Tensor, unit: float) -> Objective:
+    """The class's logit less half of how high the others stand together, all in units of `unit`."""
+
+    def score(z: Tensor) -> Tensor:
+        own, wrong = goal[:, None], (z / unit).scatter(1, goal[:, None], -float("inf"))
+        return z.gather(1, own)[:, 0] / unit - 0.5 * wrong.logsumexp(1)
+
+    return of("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
 
 
 def _known(box: Box) -> bool:
@@ -106,10 +133,10 @@ def _statistics(box: Box) -> tuple[Tensor, float]:
     return (zero, float((one - zero).mean())) if _known(box) else (torch.full_like(zero, 0.5), 0.25)
 
 
-def _unit(box: Box) -> float:
+def _unit(box: Box, batch_size: BatchSize) -> float:
     """How far the logits spread over the classes when the net sees noise."""
     noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
-    return max(float(box(noise.to(box.dtype)).std(1).mean()), 1e-6)
+    return max(float(box(noise.to(box.dtype), batch_size=batch_size).std(1).mean()), 1e-6)
 
 
 def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:

@@ -9,12 +9,13 @@ from functools import partial
 from torch import Tensor
 from torch.optim import SGD
 
+from ..arguments import number
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, ascend
 from ..engine.balls import L2, within
 from ..engine.canvases import Raw
-from ..errors import InputError, OutputError
+from ..errors import OutputError
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 
@@ -59,13 +60,13 @@ def morph(
     `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
     exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression net.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is a probability between 0 and 1; got {confidence}")
+    confidence = number("confidence", confidence, above=0, below=1)
     x = box.accept(x)
     goal = box.labels(target, len(x))
+    step = 0.01 * math.sqrt(x[0].numel()) if step is None else number("step", step, above=0)
     plan = Ascent(
         steps=steps,
-        optimizer=partial(SGD, lr=0.01 * math.sqrt(x[0].numel()) if step is None else step),
+        optimizer=partial(SGD, lr=step),
         constraint=within(L2(math.inf), x, box.inputs.clip),
         until=_sure(box, goal, confidence),
         every=every,

@@ -1,0 +1,199 @@
+"""Any torch Dataset of (image, label): what each form of an image and of a label means."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from ..errors import DataError
+from ..inputs import SLACK, Pixels
+from .pillow import quiet, to_tensor, wanted
+from .sets import Batch, Example, Images, count, stack
+
+Decode = Callable[[Tensor], Tensor]
+
+FULL = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # what an integer image holds where it is white
+ITEM = "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
+
+
+def first(dataset: Any, n: int) -> Batch:
+    """The first n examples of any torch Dataset of (image, label), also an iterable one; all where there are fewer.
+
+    An image may be a tensor (C, H, W) or (H, W), uint8 or float in [0, 1], a NumPy array or a Pillow image; the label
+    an int, a tensor of one, or absent. Raises DataError for anything else and where there is nothing.
+    """
+    n = count(n)
+    if not isinstance(dataset, IterableDataset):
+        return wrap(dataset).first(n)
+    name = type(dataset).__name__
+    return stack((_example(item, i, _Reading(name)) for i, item in enumerate(islice(dataset, n))), name)
+
+
+def wrap(
+    dataset: Any,
+    *,
+    like: Pixels | None = None,
+    classes: Sequence[str] | None = None,
+    decode: Decode | None = None,
+    name: str | None = None,
+) -> Images:
+    """Any torch Dataset of (image, label), or a pair of tensors (x, y), with the manners of the data sets here.
+
+    like: what Pillow images are resized and cropped to (as in `folder`), and what all others must be already.
+    decode: brings an image back to [0, 1] where the data set normalizes: `decode=box.inputs.decode`.
+    """
+    if isinstance(dataset, Images) and all(option is None for option in (like, classes, decode, name)):
+        return dataset
+    return Wrapped(_indexed(dataset), _Reading(name or type(dataset).__name__, like, decode), classes)
+
+
+class _Reading:
+    """How the items of one data set are read."""
+
+    def __init__(self, name: str, like: Pixels | None = None, decode: Decode | None = None) -> None:
+        self.name, self.decode = name, decode
+        self.like = like if like is None else wanted(like)
+
+
+class Wrapped(Images):
+    """Somebody's Dataset; what it holds is read, converted and checked when it is taken out."""
+
+    def __init__(self, dataset: Any, reading: _Reading, classes: Sequence[str] | None) -> None:
+        self._dataset, self._reading = dataset, reading
+        self.name, self.classes = reading.name, _classes(dataset, classes)
+        found = Pixels(_shape(self[0][0]))
+        self.inputs = reading.like or found
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        image, label = _example(self._dataset[index], index, self._reading)
+        if self.classes and label >= len(self.classes):
+            names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
+            raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")
+        return image, label
+
+
+def _indexed(dataset: Any) -> Any:
+    """Something with a length and an index."""
+    if isinstance(dataset, tuple) and dataset and all(isinstance(part, Tensor) for part in dataset):
+        if len({len(part) for part in dataset}) > 1:
+            raise DataError(f"tensors of one data set must be equally long; got {[len(part) for part in dataset]}")
+        dataset = TensorDataset(*dataset)
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not indexed or isinstance(dataset, (IterableDataset, Mapping, str)):
+        raise DataError(f"wanted a torch Dataset with a length; got {type(dataset).__name__}{_instead(dataset)}")
+    if len(dataset) == 0:
+        raise DataError(f"the data set {type(dataset).__name__} is empty")
+    return dataset
+
+
+def _instead(dataset: Any) -> str:
+    if isinstance(dataset, DataLoader):
+        return "; pass its .dataset"
+    return "; take some of it with data.first(dataset, n)" if isinstance(dataset, IterableDataset) else ""
+
+
+def _classes(dataset: Any, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The names given, else those that the data set itself knows (as torchvision's do)."""
+    names = classes if classes is not None else getattr(dataset, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+
+
+def _shape(image: Tensor) -> tuple[int, int, int]:
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def _example(item: Any, index: int, reading: _Reading) -> Example:
+    where = f"example {index} of {reading.name!r}"
+    image, label = _parts(item, where)
+    return _image(image, where, reading), _label(label, where)
+
+
+def _parts(item: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(item, (Tensor, np.ndarray, Image.Image)):
+        return item, None
+    if isinstance(item, (tuple, list)) and item:
+        return item[0], item[1] if len(item) > 1 else None
+    raise DataError(f"{where} is a {type(item).__name__}; {ITEM}")
+
+
+def _image(image: Any, where: str, reading: _Reading) -> Tensor:
+    if isinstance(image, Image.Image):
+        with quiet():
+            return to_tensor(image, reading.like)
+    if isinstance(image, np.ndarray):
+        image = _from_numpy(image, where)
+    if not isinstance(image, Tensor):
+        raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM}")
+    x = _unit_range(image.detach(), where, reading.decode)
+    x = x[None] if x.ndim == 2 else x
+    _check_shape(x, where, reading.like)
+    return x
+
+
+def _from_numpy(array: NDArray[Any], where: str) -> Tensor:
+    """NumPy images are (H, W), (H, W, C) or (C, H, W)."""
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"the image in {where} is an array of {array.dtype}; {ITEM}")
+    if array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 3, 4):
+        array = array.transpose(2, 0, 1)
+    native = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(native, order="C"))
+
+
+def _unit_range(image: Tensor, where: str, decode: Decode | None) -> Tensor:
+    """As float32 in [0, 1]; what can't be told for sure is refused."""
+    if image.dtype in FULL:
+        return image.float() / FULL[image.dtype]
+    if not image.is_floating_point():
+        raise DataError(f"the image in {where} is {image.dtype}, which leaves its white unknown; pass uint8 or float")
+    x = image.float() if decode is None else decode(image.float())
+    _check_range(x, where, decode)
+    return x.clamp(0, 1)
+
+
+def _check_range(x: Tensor, where: str, decode: Decode | None) -> None:
+    if x.numel() == 0:
+        raise DataError(f"the image in {where} is empty: its shape is {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise DataError(f"the image in {where} holds NaN or infinite values")
+    low, high = x.min().item(), x.max().item()
+    if low >= -SLACK and high <= 1 + SLACK:
+        return
+    said = f"images must lie in [0, 1]; the one in {where} runs from {low:.3g} to {high:.3g}"
+    if decode is not None:
+        raise DataError(f"{said} after decode: is it the inverse of how the data set normalizes?")
+    if low >= 0:
+        raise DataError(f"{said}: it looks like 8-bit values, divide them by 255 or keep them as uint8")
+    raise DataError(f"{said}: it looks normalized. Leave the normalization out, or wrap(..., decode=box.inputs.decode)")
+
+
+def _check_shape(x: Tensor, where: str, like: Pixels | None) -> None:
+    if x.ndim != 3:
+        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; {ITEM}")
+    if like is not None and tuple(x.shape) != like.shape:
+        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; like wants {like.shape}")
+
+
+def _label(label: Any, where: str) -> int:
+    if label is None:
+        return -1
+    try:
+        number = operator.index(label)
+    except TypeError:
+        raise DataError(f"the label of {where} is a {type(label).__name__}; wanted a class number, or none") from None
+    if number < -1:
+        raise DataError(f"the label of {where} is {number}; wanted a class number from 0, or -1 for none")
+    return number

@@ -1,0 +1,479 @@
+"""The report: what it says is what the net does, whatever the net and the data are."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from unboxed import Box, Features, Pixels, data
+from unboxed.errors import InputError
+from unboxed.report import SECTIONS, Report, Section, report
+from unboxed.report.blocks import Text
+from unboxed.report.context import Context
+from unboxed.report.folder import Folder
+from unboxed.report.pictures import Pictures, file_name, shown
+from unboxed.report.survey import limit, spread
+from unboxed.report.untrained import untrained
+from unboxed.report.words import percent, prob
+
+NAMES = ("top left", "top right", "low left", "low right")
+QUICK = ["overview", "reproduce"]
+
+
+class Quadrants(nn.Module):
+    """Says which quarter of an 8x8 image is the brightest: its answers are known without running it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(4)
+        with torch.no_grad():
+            self.conv.weight.fill_(20.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.conv(x))).flatten(1)
+
+
+def quadrants(answers: list[int], brightness: list[float] | None = None) -> Tensor:
+    """Images (N, 1, 8, 8) with one bright quarter each, on faint noise."""
+    x = 0.1 * torch.rand(len(answers), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for i, k in enumerate(answers):
+        top, left = k // 2 * 4, k % 2 * 4
+        x[i, :, top : top + 4, left : left + 4] += (brightness or [0.6] * len(answers))[i]
+    return x
+
+
+def box_of(**kwargs: Any) -> Box:
+    return Box(Quadrants().eval(), Pixels((1, 8, 8)), **{"classes": NAMES, **kwargs})
+
+
+ANSWERS = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+LABELS = [0, 1, 2, 3, 0, 1, 2, 3, 3, 3]  # the last two are taken wrongly: low right for top left, for top right
+BRIGHT = [0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.02, 0.7, 0.5]  # number 7 is undecided, number 8 the surest mistake
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, dict[str, Any]]:
+    """One whole report, with a judge."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    examples = (quadrants(ANSWERS, BRIGHT), torch.tensor(LABELS))
+    found = report(box_of(), examples, out, judge=box_of(), quiet=True, command="unboxed report <x>")
+    return found, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """What a page holds: its words, pictures and links."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._in: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in.append(tag)
+
+    def handle_data(self, text: str) -> None:
+        if self._in and self._in[-1] not in ("style", "script"):
+            self.words.append(text)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in.append("")
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def has(self, *words: str) -> bool:
+        return all(word in self.text for word in words)
+
+
+def quick(box: Box, examples: Any, out: Path, **kwargs: Any) -> tuple[Report, Page, dict[str, Any]]:
+    found = report(box, examples, out, quiet=True, **{"sections": QUICK, **kwargs})
+    return found, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+# -- the whole page ------------------------------------------------------------------------------------------
+
+
+def test_the_page_opens_with_the_answer(made: Any) -> None:
+    found, page, facts = made
+    assert found.failures == {} == facts["failures"]
+    first = page.source[: page.source.index("</section>")]
+    assert "80.0 % right" in re.sub(r"\s+", " ", first)
+    assert "Its surest mistake: low right taken for top left" in first
+    assert facts["answer"] == "80.0 % right"
+
+
+def test_the_numbers_are_those_of_the_net(made: Any) -> None:
+    facts = made[2]["overview"]
+    assert facts["accuracy"] == 0.8
+    assert facts["mistakes"] == 2
+    assert [m["example"] for m in facts["surest_mistakes"]] == [8, 9]
+    assert facts["undecided"][0] == 7
+    assert facts["confusions"] == [
+        {"label": "low right", "answer": "top left", "times": 1},
+        {"label": "low right", "answer": "top right", "times": 1},
+    ]
+    assert [layer["path"] for layer in facts["layers"]] == ["conv", "relu", "pool"]
+
+
+def test_every_section_is_there_and_in_the_bar(made: Any) -> None:
+    _, page, _ = made
+    ids = {attrs["id"] for attrs in page.all("section") if "id" in attrs}
+    targets = {attrs["href"] for attrs in page.all("a") if (attrs.get("href") or "").startswith("#")}
+    assert {s.slug for s in SECTIONS} <= ids
+    assert {f"#{s.slug}" for s in SECTIONS} <= targets
+
+
+def test_the_page_is_one_file_and_small(made: Any) -> None:
+    found, page, _ = made
+    assert found.path.stat().st_size < 5_000_000
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", page.source)
+    assert all((img["src"] or "").startswith("data:image/png;base64,") for img in page.all("img"))
+    assert all("src" not in script for script in page.all("script"))
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+
+
+def test_every_picture_says_what_it_is(made: Any) -> None:
+    images = made[1].all("img")
+    assert len(images) > 40
+    assert all(len(img.get("alt") or "") > 8 and img.get("width") and img.get("height") for img in images)
+
+
+def test_links_lead_to_files_that_are_there(made: Any) -> None:
+    found, page, facts = made
+    linked = {attrs["href"] for attrs in page.all("a") if not (attrs["href"] or "").startswith("#")}
+    assert linked == {name for name in facts["files"] if not name.startswith("pictures/more")}
+    assert len(linked) >= 6
+    assert {p.name for p in found.path.parent.iterdir()} == {"index.html", "report.json", "pictures"}
+    assert all((found.path.parent / name).stat().st_size > 100 for name in facts["files"])
+
+
+def test_each_method_says_what_its_picture_tells_and_what_not(made: Any) -> None:
+    from unboxed.activations import filters, maps
+    from unboxed.attribution import gradient, guided_backprop
+    from unboxed.synthesis import class_image, morph
+
+    for method in (filters, maps, gradient, guided_backprop, class_image, morph):
+        assert made[1].has(method.card.name, method.card.tells, method.card.not_tells)
+    assert made[1].text.count("Verdict") == 6
+
+
+def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:
+    _, page, facts = made
+    verdict = facts["looks_for"]["robust"]
+    assert verdict["of"] == 4
+    assert page.has(f"The judge names {verdict['named']} of 4", f"judge: {verdict['answers'][0]}")
+    assert set(facts["spread"]) == set(NAMES)
+
+
+def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> None:
+    _, page, facts = made
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page.source, re.DOTALL)
+    morphs = [json.loads(text) for text in found]
+    assert len(morphs) == len(facts["changes"]) == 3
+    for morph, fact in zip(morphs, facts["changes"], strict=True):
+        assert len(morph["frames"]) == len(morph["probs"]) == len(morph["steps"]) == len(morph["alts"]) > 1
+        assert morph["steps"][-1] == fact["steps"]
+        assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
+    assert facts["changes"][0]["example"] == 8
+    assert facts["changes"][0]["target"] == "low right"
+
+
+def test_the_command_seed_and_versions_are_told(made: Any) -> None:
+    _, page, facts = made
+    assert page.has("unboxed report <x>", f"torch {torch.__version__}")
+    assert facts["reproduce"]["seed"] == 0
+    assert len(facts["reproduce"]["weights"]) == 64
+
+
+def test_the_net_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
+    box = box_of()
+    box.net.train()
+    weight, state = box.net.conv.weight.detach().clone(), torch.get_rng_state()
+    examples = (quadrants(ANSWERS), torch.tensor(LABELS))
+    pages = [quick(box, examples, tmp_path / f"{i}", sections=["overview", "sees", "why"])[1].source for i in range(2)]
+    assert pages[0] == pages[1]
+    assert box.net.training
+    assert box.net.conv.weight.grad is None
+    assert torch.equal(box.net.conv.weight, weight)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- any net and any data ------------------------------------------------------------------------------------
+
+
+def test_without_labels_there_is_everything_but_accuracy(tmp_path: Path) -> None:
+    found, page, facts = quick(box_of(), quadrants([2, 2, 2, 1]), tmp_path, sections=["overview", "why", "changes"])
+    assert found.failures == {}
+    assert facts["answer"] == "Says low left most often"
+    assert facts["overview"]["accuracy"] is None
+    assert page.has("No accuracy and no confusion matrix: not every example has a label", "Typical")
+    assert "label" not in page.text.replace("not every example has a label", "").replace("Without labels", "")
+
+
+def test_nothing_wrong_is_told_as_that(tmp_path: Path) -> None:
+    _, page, facts = quick(box_of(), (quadrants([0, 1]), torch.tensor([0, 1])), tmp_path)
+    assert facts["answer"] == "100 % right"
+    assert page.has("No mistake; the least sure answer is", "Every answer is right")
+
+
+def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
+    hostile = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b", '"><b>']
+    box = box_of(classes=hostile)
+    examples = (quadrants(ANSWERS), torch.tensor(LABELS))
+    _, page, _ = quick(box, examples, tmp_path, sections=["overview", "changes", "reproduce"], command="<blink>")
+    assert page.has(*hostile[1:], "<script>alert(1)</script>")
+    assert not [attrs for _, attrs in page.tags if "onerror" in attrs]
+    assert len(page.all("script")) == 1 + 3  # the page's own, and the data of three sliders
+    assert not page.all("blink")
+    assert all(p.name.replace("-", "").replace(".", "").isalnum() for p in (tmp_path / "pictures").iterdir())
+
+
+@pytest.mark.parametrize("outputs", ["multilabel", "regression"])
+def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_path: Path) -> None:
+    examples = (quadrants([0, 1, 2]), torch.rand(3, 4))  # labels of another form are not read
+    found, page, facts = quick(box_of(outputs=outputs), examples, tmp_path, sections=["overview", "why", "changes"])
+    assert found.failures == {}
+    assert facts["answer"] == "4 outputs"
+    assert page.has(f"the outputs don't exclude one another ({outputs})")
+    assert page.has("This section is about classes") == (outputs == "regression")
+
+
+def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    box = Box(net, Features(("a", "b", "c")))
+    found = report(box, (torch.randn(6, 3), torch.arange(6) % 2), tmp_path, quiet=True)
+    page = Page(found.path)
+    assert found.failures == {}
+    assert page.text.count("This section draws pictures of the inputs; this net takes a table of features.") == 3
+    assert page.has("1 gave", "Linear: 2 units")
+
+
+def test_of_many_classes_the_confused_ones_are_shown(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)).eval()
+    examples = (torch.rand(30, 1, 8, 8), torch.arange(30) * 33)
+    _, page, facts = quick(Box(net, Pixels((1, 8, 8))), examples, tmp_path)
+    head = page.source[page.source.index('class="confusion') : page.source.index("</thead>")]
+    assert head.count('<th scope="col"') == 1 + 16
+    assert page.has("984 more are left out")
+    assert len(facts["classes"]) == 1000
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 9), (2, 12, 12), (3, 110, 80)])
+def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    layers = nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    net = nn.Sequential(*layers).eval()
+    examples = (torch.rand(3, *shape), torch.tensor([0, 1, 1]))
+    found, page, _ = quick(Box(net, Pixels(shape)), examples, tmp_path, sections=["overview", "sees", "why", "changes"])
+    assert found.failures == {}
+    inputs = [img for img in page.all("img") if "input, example" in (img["alt"] or "")]
+    sizes = [(int(img["width"] or 0), int(img["height"] or 0)) for img in inputs]
+    assert len(sizes) > 3
+    assert all(w * shape[1] == pytest.approx(h * shape[2], rel=0.02) for w, h in sizes)
+
+
+def test_one_example_is_enough(tmp_path: Path) -> None:
+    examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "sees", "why", "changes"]
+    found, page, _ = quick(box_of(), examples, tmp_path, sections=sections)
+    assert found.failures == {}
+    assert page.has("100 % right")
+
+
+def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
+    net = awkward.get("clamped_logits")
+    box = Box(net.net, net.inputs, **net.box)
+    found, page, facts = quick(box, net.images(12), tmp_path, sections=["why"])
+    assert found.failures == {}
+    told = facts["why"]["before_clamp"]["gradient"]
+    assert told > 0
+    assert page.has("before the clamp")
+
+
+def test_photos_beyond_the_budget_are_files_beside_the_page(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        pictures = Pictures(folder, budget=0)
+        drawn = pictures.inline(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise")
+        assert drawn.src == "pictures/more-1.png"
+        folder.publish()
+    assert (tmp_path / drawn.src).stat().st_size > 1000
+
+
+def test_labels_follow_names_where_the_data_count_otherwise(tmp_path: Path) -> None:
+    class Backwards(torch.utils.data.Dataset[Any]):
+        classes = NAMES[::-1]
+        x = quadrants([0, 1, 2, 3])
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            return self.x[i], 3 - i
+
+    assert quick(box_of(), Backwards(), tmp_path)[2]["overview"]["accuracy"] == 1.0
+
+
+def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) -> None:
+    from unboxed.plots import colors, save
+
+    for i, k in enumerate([0, 1, 2, 3]):
+        save(colors.image(quadrants([k])[0]), tmp_path / "in" / NAMES[k] / f"{i}.png")
+    whole = (tmp_path / "in" / NAMES[0] / "0.png").read_bytes()
+    (tmp_path / "in" / NAMES[1] / "cut.png").write_bytes(whole[: len(whole) - 30])
+    box = box_of()
+    images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
+    _, page, facts = quick(box, images, tmp_path / "out")
+    assert facts["overview"]["accuracy"] == 1.0
+    assert facts["overview"]["examples"] == 4
+    assert page.has("1 file could not be read", "cut.png")
+
+
+# -- sections ------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) -> None:
+    def fail(context: Context) -> list[Any]:
+        raise RuntimeError("first line <b>\nsecond line")
+
+    own = Section("Mine", "mine", lambda context: [Text(f"{len(context.survey.rows)} seen")])
+    sections = ["overview", Section("Bad", "bad", fail), own]
+    found, page, facts = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
+    assert found.failures == {"bad": "RuntimeError: first line <b>"} == facts["failures"]
+    assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 seen")
+
+
+def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:
+    def stop(context: Context) -> list[Any]:
+        raise KeyboardInterrupt
+
+    sections = ["overview", Section("Stop", "stop", stop), "why"]
+    found, page, _ = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
+    assert set(found.failures) == {"stop", "why"}
+    assert all("interrupted" in why for why in found.failures.values())
+    assert page.has("What it is made of")
+
+
+def test_a_later_family_adds_a_section_by_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Section("New", "new", lambda context: [Text("from a later family")])
+    monkeypatch.setattr(sys.modules["unboxed.report"], "SECTIONS", [own])
+    assert quick(box_of(), quadrants([0]), tmp_path, sections=None)[1].has("from a later family")
+
+
+def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'overview'"):
+        report(box_of(), quadrants([0]), tmp_path / "out", sections=["overvew"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("judge", "why"),
+    [
+        (None, "no judge was given"),
+        (Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 4)).eval(), Pixels((1, 10, 10))), "inputs of another shape"),
+        (Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), Pixels((1, 8, 8))), "other classes"),
+    ],
+)
+def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
+    from unboxed.report.synthesis import _judge
+
+    context = Context(box_of(), None, None, None, judge)  # type: ignore[arg-type]
+    assert _judge(context)[0] is None
+    assert why in _judge(context)[1]
+
+
+def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
+    from unboxed.report.synthesis import Verdict, believed
+
+    good, poor = (Verdict(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
+    assert believed({"robust": good, "noise": poor})
+    assert not believed({"robust": good, "noise": good})
+    assert not believed({"robust": poor, "noise": poor})
+
+
+# -- the folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_report_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["changes"])
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"kept")
+    assert len(list((tmp_path / "pictures").iterdir())) == 7
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["sees"])
+    left = {p.name for p in (tmp_path / "pictures").iterdir()}
+    assert left == {"mine.png", "filters.png", "activations.png"}
+
+
+# -- small things --------------------------------------------------------------------------------------------
+
+
+def test_the_module_is_the_function(tmp_path: Path) -> None:
+    import unboxed.report  # noqa: F401  what makes `ub.report` the module
+
+    found = ub.report(box_of(), quadrants([0, 1]), tmp_path, sections=QUICK, quiet=True)
+    assert found.path == tmp_path / "index.html"
+
+
+def test_examples_are_evenly_spread_and_bounded() -> None:
+    assert spread(10, 4) == (0, 2, 5, 7)
+    assert spread(3, 100) == (0, 1, 2)
+    assert limit((1, 28, 28)) == 10_000
+    assert limit((3, 224, 224)) == 265
+    assert limit((3, 4000, 4000)) == 64
+
+
+def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
+    _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, most=5)
+    assert facts["overview"]["examples"] == 5
+    assert page.has("Looked at 5 of 10 examples")
+
+
+def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2)).eval()
+    net.own = nn.Parameter(torch.arange(9.0))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    box = Box(net, Pixels((1, 8, 8)))
+    a, b, c = untrained(box, 0), untrained(box, 0), untrained(box, 1)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(a.net[0].weight, b.net[0].weight)
+    assert not torch.equal(a.net[0].weight, c.net[0].weight)
+    assert not torch.equal(a.net[0].weight, before["0.weight"])
+    assert not torch.equal(a.net.own, before["own"])  # no start of its own: its values change places
+    assert torch.equal(a.net.own.sort().values, before["own"])
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100 %"), (0.0, "0 %"), (0.9996, "99.96 %"), (0.5, "50.0 %"), (0.00004, "0.004 %")]
+)
+def test_a_share_says_all_or_nothing_only_where_it_is(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(1.0, "1.00"), (0.99999, ">0.999"), (0.997, "0.997"), (0.5, "0.50"), (1e-9, "<0.001"), (0.0, "0.00")],
+)
+def test_a_probability_says_one_or_zero_only_where_it_is(p: float, text: str) -> None:
+    assert prob(p) == text
+
+
+def test_pictures_are_shown_at_whole_multiples() -> None:
+    assert shown((28, 28), 112) == (112, 112)
+    assert shown((30, 20), 112) == (120, 80)
+    assert shown((60, 96), 112) == (60, 96)
+    assert shown((400, 200), 112) == (112, 56)
+    assert file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
+    assert file_name("日本") == "picture"
