@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-import unboxed as ub
 from torch import Tensor, nn
+
+import unboxed as ub
 from unboxed.errors import InputError, LayerError, OutputError
 
 SHAPE = (1, 12, 10)
@@ -170,8 +171,8 @@ def test_what_does_not_fit_is_refused_at_once(net: Net) -> None:
 
 def test_tabular_features() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    inputs = ub.Features(("age", "height", "sex"), low=(0, 0, 0), high=(120, 3, 1), mean=(40, 1.7, 0.5), std=(20, 0.1, 0.5),
-                         categories={"sex": (0, 1)})  # fmt: skip
+    columns, mean, std = ("age", "height", "sex"), (40, 1.7, 0.5), (20, 0.1, 0.5)
+    inputs = ub.Features(columns, (0, 0, 0), (120, 3, 1), mean, std, categories={"sex": (0, 1)})
     box = ub.Box(net, inputs, classes=["no", "yes"])
     x = torch.tensor([[30.0, 1.8, 1.0], [70.0, 1.6, 0.0]])
     assert torch.allclose(box(x), net((x - torch.tensor([40, 1.7, 0.5])) / torch.tensor([20, 0.1, 0.5])))

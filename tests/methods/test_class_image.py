@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-import unboxed as ub
 from torch import Tensor, nn
+
+import unboxed as ub
 from unboxed.engine.canvases import Fourier
 from unboxed.engine.draws import shared
 from unboxed.engine.transforms import wobble
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 
 
 def net(seed: int = 0, channels: int = 1) -> nn.Module:
@@ -28,6 +29,17 @@ def test_no_recipe_draws_a_blank(recipe: str, channels: int) -> None:
     assert drawn.images.shape == (4, channels, 16, 16)
     assert (drawn.images.flatten(1).std(1) > 0.05).all()
     assert drawn.probs.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_net_that_is_shut_on_black_is_opened_and_says_so() -> None:
+    shut = net()
+    with torch.no_grad():
+        shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
+    b = ub.Box(shut, ub.Pixels((1, 16, 16)))
+    with pytest.warns(UnboxedWarning, match="exactly zero on the way to 4 of 4"):
+        drawn = ub.synthesis.class_image(b, recipe="faithful", steps=20)
+    assert drawn.before_clamp.all()
+    assert (drawn.images.flatten(1).std(1) > 0.05).all()
 
 
 def test_the_mean_color_of_the_data_is_kept() -> None:
@@ -51,7 +63,8 @@ def test_the_scale_of_the_logits_does_not_matter() -> None:
     with torch.no_grad():
         for p in large[4].parameters():
             p.mul_(50)
-    a, b = (ub.synthesis.class_image(ub.Box(n, ub.Pixels((1, 16, 16), 0.2, 0.3)), steps=30).images for n in (small, large))
+    boxes = [ub.Box(n, ub.Pixels((1, 16, 16), 0.2, 0.3)) for n in (small, large)]
+    a, b = (ub.synthesis.class_image(b, steps=30).images for b in boxes)
     assert torch.allclose(a, b, atol=1e-9)
 
 

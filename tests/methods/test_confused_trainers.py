@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import socket
 import subprocess
 import sys
@@ -368,3 +369,9 @@ def test_rank_zero_looks_and_the_others_go_on(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_rank, (port, str(tmp_path)), nprocs=2)
     assert names(tmp_path / "rank0") == ["confused-000001.png", "confused-000003.png"]
     assert not (tmp_path / "rank1").exists()
+
+
+def test_callbacks_travel_to_the_processes_that_a_trainer_starts() -> None:
+    confused = ConfusedLogits(2, to="sheets")
+    again = pickle.loads(pickle.dumps(confused))
+    assert (again.rule, again.to, again.interval) == (confused.rule, confused.to, confused.interval)

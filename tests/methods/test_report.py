@@ -402,6 +402,7 @@ def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
     good, poor = (Verdict(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
     assert believed({"robust": good, "noise": poor})
     assert not believed({"robust": good, "noise": good})
+    assert not believed({"robust": good, "noise": Verdict(torch.zeros(10), torch.full((10,), 0.85), 10)})
     assert not believed({"robust": poor, "noise": poor})
 
 

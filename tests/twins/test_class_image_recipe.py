@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-import unboxed as ub
 from torch import nn
 from torch.optim import Adam
+
+import unboxed as ub
 
 MEAN, STD = 0.1307, 0.3081
 

@@ -63,7 +63,7 @@ def pgd(
         constraint=within(ball, x, box.inputs.clip),
         until=fooled,
         keep_going=keep_going,
-        unclamp=False,
+        unclamp="no",
         seed=seed,
     )
     climb = ascend(box, goal, Raw(start), plan, batch_size=batch_size)

@@ -17,7 +17,7 @@ from ..objectives import Objective
 from .balls import Constraint, per_row
 from .canvases import Canvas
 from .draws import shared
-from .gradients import pull
+from .gradients import Unclamp, pull
 from .transforms import Transform
 
 StepRule = Callable[[list[Tensor]], Optimizer]
@@ -51,7 +51,7 @@ class Ascent:
     until: Objective | None = None  # an example is done when this is above zero
     keep_going: bool = False  # examples that are done climb on
     anneal: bool = False  # the step rule's learning rate falls to zero along a cosine
-    unclamp: bool = True
+    unclamp: Unclamp = "last"
     every: int | None = None  # keep each such frame
     seed: int = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
 from ..net.taps import Acts
 from ..objectives import Objective
+
+Unclamp = Literal["no", "last", "all"]
+"""Which ReLUs let the signal through for rows whose gradient is exactly zero."""
 
 REENTRANT = (
     "the net runs a reentrant checkpoint, through which torch gives no gradient of the input; "
@@ -40,12 +44,13 @@ def gradients(
     rule: Rule | None = None,
     at: str = "input",
     batch_size: BatchSize = "auto",
-    unclamp: bool = True,
+    unclamp: Unclamp = "last",
 ) -> Gradients:
     """d objective / d input of each example (or / d activation, `at` a layer).
 
     Where a final ReLU clamps the score at zero, and the gradient with it, the gradient before the clamp is given and
-    marked (`unclamp=False`: zeros). Raises OutputError where the objective does not depend on the input.
+    marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
+    not depend on the input.
     """
     x = box.accept(x)
     objective.fits(len(x))
@@ -57,7 +62,7 @@ def gradients(
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
-def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: bool) -> Gradients:
+def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp) -> Gradients:
     with box.quiet(rule=rule):
         x = x.clone().requires_grad_()
         acts = box.forward(x, objective.layers | {at})
@@ -73,32 +78,34 @@ def pull(
     leaves: Sequence[Tensor],
     *,
     rule: Rule | None = None,
-    unclamp: bool = True,
+    unclamp: Unclamp = "last",
 ) -> tuple[list[Tensor], Tensor]:
     """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp."""
     if not score.requires_grad:
-        raise OutputError(
-            f"{objective.name} does not depend on the input by any path with a gradient (detached, or no_grad?)"
-        )
-    gate = _gate(acts, objective) if unclamp else None
+        raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
+    shut = _gates(acts, objective, score, unclamp)
     with rules.ruled(rule, score):
-        grads = _grad(score, leaves, keep=gate is not None)
+        grads = _grad(score, leaves, keep=bool(shut))
         clamped = torch.zeros(len(score), dtype=torch.bool, device=score.device)
-        if gate is None:
+        zero = _zero_rows(grads)
+        if not shut or not zero.any():
             return grads, clamped
-        clamped = torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
-        if clamped.any():
-            with rules.before_clamp(gate):
-                opened = _grad(score, leaves, keep=False)
-            grads = [torch.where(_like(clamped, g), o, g) for g, o in zip(grads, opened, strict=True)]
-            clamped &= torch.stack([(o != 0).flatten(1).any(1) for o in opened]).any(0)
-    return grads, clamped
+        with rules.opened(shut):
+            through = _grad(score, leaves, keep=False)
+    return [torch.where(_like(zero, g), o, g) for g, o in zip(grads, through, strict=True)], zero & ~_zero_rows(through)
 
 
-def _gate(acts: Acts, objective: Objective) -> object | None:
-    """The ReLU that the objective's only layer comes out of."""
-    ends = [acts[a] for a in objective.layers if a != "input"]
-    return rules.final_relu(ends[0]) if len(ends) == 1 else None
+def _gates(acts: Acts, objective: Objective, score: Tensor, unclamp: Unclamp) -> list[object]:
+    """The ReLUs to open where the gradient is zero: that which the objective's only layer comes out of, or all."""
+    if unclamp == "all":
+        return [node for node in rules.graph(score) if rules.is_relu(node)]
+    ends = [acts[a] for a in objective.layers if a != "input"] if unclamp == "last" else []
+    last = rules.final_relu(ends[0]) if len(ends) == 1 else None
+    return [] if last is None else [last]
+
+
+def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
 
 
 def _grad(score: Tensor, leaves: Sequence[Tensor], keep: bool) -> list[Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
+import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ MOST = 2**31  # a batch size without upper bound
 CODE = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code of their own when loaded
 TRAINING: dict[Any, int] = {aten.dropout.default: 2, aten.dropout_.default: 2, aten.batch_norm.default: 5}
 """Ops with a training switch, and which argument it is."""
+UNSAFE = "holds compiled code or pickled objects, which could run anything on loading. Export the net without them"
+LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -52,14 +57,15 @@ def _refuse_code(path: Path) -> None:
         advice = "it is truncated, or torch.export.save did not write it"
         raise ModelError(f"{path} can't be read as a .pt2 file: {advice}") from error
     if any(mark in name for name in names for mark in CODE):
-        advice = "which would run on loading. Export the net without it"
-        raise ModelError(f"{path} holds compiled code or pickled objects, {advice}")
+        raise ModelError(f"{path} {UNSAFE}")
 
 
 def _read(path: Path) -> ExportedProgram:
     try:
         with _quiet_reading():
             return torch.export.load(path)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path} {UNSAFE}") from error
     except Exception as error:
         advice = "export it anew, with this torch and on the CPU"
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -68,19 +74,29 @@ def _read(path: Path) -> ExportedProgram:
 
 @contextmanager
 def _quiet_reading() -> Iterator[None]:
-    """torch's own reader would unpickle anything where safe loading fails, and warns about itself."""
-    before = os.environ.get(SAFE)
-    os.environ[SAFE] = "1"
+    """torch's own reader would unpickle anything where safe loading fails; and it logs and warns about itself."""
+    with ExitStack() as stack:
+        stack.enter_context(_environment(SAFE, "1"))
+        for logger in map(logging.getLogger, LOGGERS):
+            stack.callback(setattr, logger, "disabled", logger.disabled)
+            logger.disabled = True
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
+        yield
     finally:
         if before is None:
-            del os.environ[SAFE]
+            del os.environ[name]
         else:
-            os.environ[SAFE] = before
+            os.environ[name] = before
 
 
 def _only_input(program: ExportedProgram, path: Path) -> torch.fx.Node:
@@ -113,6 +129,12 @@ class Exported(nn.Module):
         for module in self.modules():
             module.training = False
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        with _quiet_reading():
+            new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     def forward(self, x: Tensor) -> Any:
         least, most = self.batch_sizes

@@ -3,57 +3,65 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..errors import DataError
-from ..inputs import Inputs
+from ..inputs import Inputs, Pixels
 from .factories import build
 
 KINDS = "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
 NAMES = ("digits", "mnist", "fashion-mnist")
+SPLITS: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
 
 
-def data(spec: str, like: Inputs | None = None, root: str | Path | None = None) -> Dataset[Any]:
+def data(
+    spec: str,
+    like: Inputs | None = None,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> Dataset[Any]:
     """The data set that `spec` names.
 
-    `like` says what images of a folder become; `root` is where the MNIST files lie. `mnist` is its test images,
-    `digits` all of them. Raises DataError.
+    `like` says what images of a folder become, `classes` what the labels are called (a folder's subfolders are matched
+    to them); `root` is where the MNIST files lie. `mnist` is its test images, `digits` all of them. Raises DataError.
     """
     spec = str(spec)
     name, _, split = spec.partition(":")
-    if name in NAMES and split in ("", "train", "test"):
+    if name in NAMES and split in SPLITS:
         return _known(name, split, root)
     if Path(spec).is_dir():
-        return _folder(spec, like)
+        return _folder(spec, like, classes)
     if ":" in spec and name not in NAMES:
-        return _checked(build(spec, DataError), spec)
+        return _wrapped(build(spec, DataError), spec, like, classes)
     raise DataError(_refusal(spec, name))
 
 
 def _known(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
     if name == "digits":
-        return sets.digits(split or "all")
+        return sets.digits(SPLITS[split])
     read = sets.mnist if name == "mnist" else sets.fashion_mnist
     return read(root, train=split == "train")
 
 
-def _folder(spec: str, like: Inputs | None) -> Dataset[Any]:
+def _folder(spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
     if like is None:
         raise DataError(f"the images in {spec} need a size: pass like=box.inputs (on the command line: --shape)")
-    return sets.folder(spec, like=like)
+    return sets.folder(spec, like=like, classes=classes)
 
 
-def _checked(made: Any, spec: str) -> Dataset[Any]:
+def _wrapped(made: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
     if not hasattr(made, "__getitem__") or not hasattr(made, "__len__"):
-        wanted = "wanted a torch Dataset of (image, label) with a length"
-        raise DataError(f"{spec} made a {type(made).__name__}; {wanted}")
+        raise DataError(f"{spec} made a {type(made).__name__}; wanted a torch Dataset of (image, label) with a length")
     if len(made) == 0:
         raise DataError(f"{spec} made an empty data set")
-    return made  # type: ignore[no-any-return]
+    if like is not None and not isinstance(like, Pixels):
+        return made  # type: ignore[no-any-return]
+    return sets.wrap(made, like=like, classes=classes, name=spec.rpartition(":")[2])
 
 
 def _refusal(spec: str, name: str) -> str:

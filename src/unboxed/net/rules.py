@@ -8,7 +8,7 @@ not ruled are ReLUs spelled as clamp, hardtanh (ReLU6), threshold or maximum, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ def _relus(rule: Rule, root: Tensor) -> list[Any]:
             f"{rule.name} has a rule for ReLU only; this net also has {', '.join(clamps)} at 0, a ReLU in another "
             "spelling that would silently keep its plain gradient. Write it as relu"
         )
-    relus = [n for n in nodes if n.name().startswith(RULED)]
+    relus = [n for n in nodes if is_relu(n)]
     if not relus:
         raise RuleError(
             f"{rule.name} has a rule for ReLU, and none lies between the input and this target: use gradient"
@@ -98,17 +98,20 @@ def final_relu(h: Tensor) -> Any | None:
     node = h.grad_fn
     while node is not None and node.name().startswith(SHAPE_ONLY):
         node = node.next_functions[0][0]
-    return node if node is not None and node.name().startswith(RULED) else None
+    return node if node is not None and is_relu(node) else None
 
 
 @contextmanager
-def before_clamp(node: Any) -> Iterator[None]:
-    """While open, one ReLU lets all of the signal through: the gradient is then that of its input."""
-    handle = node.register_hook(_sends(lambda below, above: above))
-    try:
+def opened(relus: Sequence[Any]) -> Iterator[None]:
+    """While open, these ReLUs let all of the signal through: the gradient is then that before their clamps."""
+    with ExitStack() as stack:
+        for node in relus:
+            stack.callback(node.register_hook(_sends(lambda below, above: above)).remove)
         yield
-    finally:
-        handle.remove()
+
+
+def is_relu(node: Any) -> bool:
+    return bool(node.name().startswith(RULED))
 
 
 @contextmanager

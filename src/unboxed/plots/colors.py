@@ -15,19 +15,19 @@ from PIL import Image
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
-GAP = 208  # the gray between small multiples, seen beside white and beside black
 HARD = 96  # pictures up to this many pixels a side are enlarged with hard pixels
 
 
-def _table(anchors: str) -> Bytes:
-    """256 colors, linear between evenly spaced anchors written in hexadecimal."""
+def _table(anchors: str, colors: int = 256) -> Bytes:
+    """Colors linear between evenly spaced anchors written in hexadecimal."""
     points = np.array([list(bytes.fromhex(a)) for a in anchors.split()], dtype=float)  # (A, 3)
-    at = np.linspace(0, len(points) - 1, 256)
+    at = np.linspace(0, len(points) - 1, colors)
     return np.stack([np.interp(at, range(len(points)), points[:, c]) for c in range(3)], 1).round().astype(np.uint8)
 
 
 # Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), which the color-blind tell apart.
-SIGNED = _table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f")
+# An odd number of colors, so that zero is exactly white.
+SIGNED = _table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
 MAGNITUDE = _table(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
@@ -90,7 +90,7 @@ def flat(m: Any) -> Array:
 
 def _colored(unit: Array, table: Bytes) -> Bytes:
     known = np.isfinite(unit)
-    levels = (np.where(known, unit, 0).clip(0, 1) * 255).round().astype(np.uint8)
+    levels = (np.where(known, unit, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
     picture = table[levels]
     if not known.all():
         picture[~known] = _NEUTRAL
@@ -111,7 +111,7 @@ def fitted(picture: Bytes | Image.Image, side: int) -> Image.Image:
 
 
 def tiled(pictures: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, wide: int = 232) -> Bytes:
-    """Small multiples (K, H, W, 3) as one picture with at most `columns` a row and a thin gap.
+    """Small multiples (K, H, W, 3) as one RGBA picture with at most `columns` a row; the gaps are transparent.
 
     Each is enlarged by the whole factor that keeps it within `cell` pixels and all of them within `wide`.
     """
@@ -119,10 +119,11 @@ def tiled(pictures: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, w
     columns = min(columns, len(pictures))
     k = max(1, min(cell // max(h, w), wide // (columns * w)))
     h, w = h * k, w * k
-    gap = max(2, h // 10)
+    gap = max(3, h // 8)
     rows = -(-len(pictures) // columns)
-    page = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), GAP, dtype=np.uint8)
+    page = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), dtype=np.uint8)
     for i, picture in enumerate(pictures):
         top, left = i // columns * (h + gap), i % columns * (w + gap)
-        page[top : top + h, left : left + w] = picture.repeat(k, 0).repeat(k, 1)
+        page[top : top + h, left : left + w, :3] = picture.repeat(k, 0).repeat(k, 1)
+        page[top : top + h, left : left + w, 3] = 255
     return page

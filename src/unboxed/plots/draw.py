@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST = 32  # channels of one layer that a picture shows
 WIDE = 32  # units a row, where a layer has no positions
+UNIT = 16  # pixels of such a unit
 QUANTILE = 0.995  # of the magnitudes of compared maps; what lies beyond has full color
 
 
@@ -84,7 +85,7 @@ def morph_strip(
     morph: Morph, row: int, classes: Sequence[str], target: int, *, label: int | None = None, steps: int = 5
 ) -> Image.Image:
     """One morph as a strip: input, gradient, some of the steps, result, each with its probabilities."""
-    frames, probs = array(morph.frames[:, row]), array(morph.probs[:, row])  # (T, C, H, W), (T, K)
+    frames, probs = morph_frames(morph, row)
     start = int(probs[0].argmax()) if label is None else label
     said = [f"{classes[target]}: {p[target]:.2f}\n{classes[start]}: {p[start]:.2f}" for p in probs]
     scale = shared_reach(morph.gradient[row])
@@ -97,6 +98,14 @@ def morph_strip(
     ]
     title, unit = f"{classes[start]} to {classes[target]}", f"gradient of {classes[target]} at the input"
     return sheet([tiles], title=title, bars=[Bar("signed", scale, unit)], side=112)
+
+
+def morph_frames(morph: Morph, row: int) -> tuple[Array, Array]:
+    """The frames (T, C, H, W) and probabilities (T, K) of one row, up to where it was done and stays as it is."""
+    frames, probs = array(morph.frames[:, row]), array(morph.probs[:, row])
+    moved = (frames[1:] != frames[:-1]).reshape(len(frames) - 1, -1).any(1).nonzero()[0]
+    n = int(moved[-1]) + 2 if len(moved) else 1
+    return frames[:n], probs[:n]
 
 
 def spread(n: int, most: int) -> list[int]:
@@ -124,8 +133,20 @@ def channels(h: Any, *, most: int = MOST, columns: int = 8, wide: int = 232) -> 
     bar, h = activation_bar(h), array(h)
     paint = colors.signed if bar.kind == "signed" else colors.magnitude
     if h.ndim < 3:
-        return colors.tiled(paint(_strip(h), bar.scale)[None], 1, wide=wide)
-    return colors.tiled(paint(h.reshape(-1, *h.shape[-2:])[:most], bar.scale), columns, wide=wide)
+        strip = paint(_strip(h), bar.scale)
+        return colors.tiled(strip[None], 1, cell=UNIT * max(strip.shape[:2]), wide=wide)
+    maps = _shrunk(h.reshape(-1, *h.shape[-2:])[:most], wide // columns)
+    return colors.tiled(paint(maps, bar.scale), columns, wide=wide)
+
+
+def _shrunk(maps: Array, side: int) -> Array:
+    """Maps (C, H, W) wider than `side` by a whole factor, each pixel the mean of a block."""
+    f = -(-max(maps.shape[1:]) // max(side, 28))
+    h, w = (max(1, s // f) for s in maps.shape[1:])
+    if f == 1 or min(maps.shape[1:]) < f:
+        return maps
+    blocks: Array = maps[:, : h * f, : w * f].reshape(-1, h, f, w, f).mean((2, 4))
+    return blocks
 
 
 def activation_bar(h: Any) -> Bar:
@@ -169,4 +190,4 @@ def filter_grid(weights: Any, *, most: int = 64, columns: int = 8, wide: int = 4
     scale = colors.reach(w) if color else colors.reach(colors.flat(w))
     shown = w[:most]
     pictures = colors.image(0.5 + shown / (2 * scale)) if color else colors.signed(colors.flat(shown), scale)
-    return colors.tiled(pictures, columns, cell=48, wide=wide), Bar("signed", scale, "weight")
+    return colors.tiled(pictures, columns, cell=48, wide=wide), Bar("gray" if color else "signed", scale, "weight")

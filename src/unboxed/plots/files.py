@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -24,55 +24,59 @@ def as_image(picture: Picture) -> Image.Image:
 def save(picture: Picture, path: str | os.PathLike[str]) -> Path:
     """Write one picture in the format of the name's ending (PNG if there is none). Raises WriteError."""
     path = Path(path)
-    im, kind = as_image(picture), _format(path)
-    return whole(path, lambda file: im.save(file, kind))
+    buffer = BytesIO()
+    as_image(picture).save(buffer, _format(path))
+    return write_bytes(path, buffer.getvalue())
 
 
 def gif(
     frames: Sequence[Picture], path: str | os.PathLike[str], *, ms: int = 80, hold: int = 1200, side: int = 140
 ) -> Path:
     """Write frames as a looping GIF: `ms` milliseconds each, the last held for `hold`. Raises WriteError."""
+    return write_bytes(Path(path), gif_bytes(frames, ms=ms, hold=hold, side=side))
+
+
+def gif_bytes(frames: Sequence[Picture], *, ms: int = 80, hold: int = 1200, side: int = 140) -> bytes:
+    """The bytes of what `gif` writes."""
     if not len(frames):
         raise InputError("a GIF needs at least one frame; got none")
-    images = [fitted(as_image(f), side).convert("P", palette=Image.Palette.ADAPTIVE) for f in frames]
-    times = [ms] * (len(images) - 1) + [hold]
-    first, rest = images[0], images[1:]
-    return whole(
-        Path(path), lambda file: first.save(file, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
-    )
+    images = [_indexed(fitted(as_image(f), side).convert("RGB")) for f in frames]
+    times, buffer = [ms] * (len(images) - 1) + [hold], BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
+    return buffer.getvalue()
 
 
 def png(picture: Picture) -> bytes:
     """The bytes of a PNG, one byte a pixel where 256 colors suffice."""
-    buffer = BytesIO()
-    _small(as_image(picture)).save(buffer, "PNG", optimize=True)
+    buffer, small = BytesIO(), _small(as_image(picture))
+    small.save(buffer, "PNG", optimize=small.mode == "P")  # photos gain little, and take long
     return buffer.getvalue()
+
+
+def _indexed(im: Image.Image) -> Image.Image:
+    """With a palette: exact where 256 colors suffice, else the nearest of a quickly found one."""
+    small = _small(im)
+    return small if small.mode == "P" else im.quantize(256, Image.Quantize.FASTOCTREE)
 
 
 def _small(im: Image.Image) -> Image.Image:
     """The same pixels with a palette where there are at most 256 colors, which most maps and gray images have."""
-    if im.mode != "RGB":
+    if im.mode not in ("RGB", "RGBA"):
         return im
-    pixels = np.asarray(im).reshape(-1, 3)
-    keys = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
-    found, index = np.unique(keys, return_inverse=True)
+    pixels = np.ascontiguousarray(im.convert("RGBA"))  # (H, W, 4)
+    found, index = np.unique(pixels.view(np.uint32).reshape(im.size[::-1]), return_inverse=True)
     if len(found) > 256:
         return im
-    palette = np.stack([found >> 16, found >> 8 & 255, found & 255], 1).astype(np.uint8)
-    paletted = Image.fromarray(index.reshape(im.height, im.width).astype(np.uint8), "P")
-    paletted.putpalette(palette.tobytes())
+    palette = found.view(np.uint8).reshape(-1, 4)
+    paletted = Image.fromarray(index.reshape(im.size[::-1]).astype(np.uint8))
+    paletted.putpalette(palette[:, :3].tobytes())
+    if im.mode == "RGBA":
+        paletted.info["transparency"] = palette[:, 3].tobytes()
     return paletted
 
 
-def whole(path: Path, write: Callable[[BytesIO], object]) -> Path:
-    """Write a file whole, or not at all. Raises WriteError, and then leaves nothing behind."""
-    buffer = BytesIO()
-    write(buffer)
-    return write_bytes(path, buffer.getvalue())
-
-
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Put bytes in a file under a temporary name, then rename it. Raises WriteError."""
+    """Write a file whole or not at all. Raises WriteError, and then leaves nothing behind."""
     part = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ INK, FAINT, PAPER, EDGE = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 
 MARGIN, GAP, LINE = 16, 14, 15
 LABELS = 112  # width of the row titles
 LEAST = 64  # narrower tiles leave no room for a caption
+TABLES = {"signed": colors.SIGNED, "magnitude": colors.MAGNITUDE, "gray": colors.GRAY}
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Bar:
-    """A printed scale: signed runs from -scale to +scale, magnitude from 0 to scale."""
+    """A printed scale: signed (and gray, of color filters) runs from -scale to +scale, magnitude from 0 to scale."""
 
-    kind: Literal["signed", "magnitude"]
+    kind: Literal["signed", "magnitude", "gray"]
     scale: float
     name: str = ""
 
     @property
     def ends(self) -> tuple[str, ...]:
         top = f"{self.scale:.3g}"
-        return (f"−{top}", "0", f"+{top}") if self.kind == "signed" else ("0", top)
+        return (f"−{top}", "0", f"+{top}") if self.kind != "magnitude" else ("0", top)
 
 
 def sheet(
@@ -88,8 +89,11 @@ class _Cell:
         if self.picture is None:
             return
         w, h = self.picture.size
-        page.paste(self.picture, (x, y))
-        pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE)
+        if self.picture.mode == "RGBA":
+            page.paste(self.picture, (x, y), self.picture)
+        else:
+            page.paste(self.picture, (x, y))
+            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE)
         _lines(pen, self.lines, x, y + high + 5, font(12))
 
 
@@ -134,8 +138,8 @@ def _lines(pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face:
 def _bar(page: Image.Image, pen: ImageDraw.ImageDraw, bar: Bar, x: int, y: int, room: int) -> None:
     """The color range with its ends printed, and what is measured."""
     width, face = min(140, room), font(11)
-    table = colors.SIGNED if bar.kind == "signed" else colors.MAGNITUDE
-    strip = np.broadcast_to(table[np.linspace(0, 255, width).astype(int)], (8, width, 3))
+    table = TABLES[bar.kind]
+    strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     page.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
     pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=EDGE)
     for i, end in enumerate(bar.ends):

@@ -1,0 +1,137 @@
+"""The main job: a page that opens a net, made of sections. A later family adds its own by one line in `SECTIONS`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from .. import __version__
+from ..box import Box
+from ..errors import InputError, WriteError
+from . import activations, attribution, change, overview, reproduce, synthesis
+from .context import Context, Section
+from .folder import FACTS, PAGE, Folder
+from .pictures import Pictures
+from .render import Part, page
+from .source import Source
+from .survey import survey
+from .words import sentence
+
+__all__ = ["SECTIONS", "Report", "Section", "report"]
+
+SECTIONS: list[Section] = [
+    overview.SECTION,
+    activations.SECTION,
+    synthesis.SECTION,
+    attribution.SECTION,
+    change.SECTION,
+    reproduce.SECTION,
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    path: Path  # of the page
+    failures: dict[str, str]  # {section: what went wrong}
+
+
+def report(
+    box: Box,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    judge: Box | None = None,
+    sections: Sequence[str | Section] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    command: str | None = None,
+    most: int | None = None,
+) -> Report:
+    """Write a self-contained page about the net to `out`/index.html, with report.json and the pictures beside it.
+
+    `data`: a Dataset of (input, label), or tensors (x, y); without labels there is everything but accuracy. At most
+    `most` examples are looked at (by default about as many as a minute allows). `judge`: another, robust net that names
+    the class images. `sections`: slugs, or sections of one's own. A section that fails is told in the page and in
+    `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before
+    anything is written.
+    """
+    chosen = _chosen(sections)
+    with Folder(out) as folder:
+        source = Source(data, box)
+        with tqdm(total=len(chosen) + 1, desc="Asking the net", disable=quiet, file=sys.stderr, leave=False) as bar:
+            seen = survey(box, source, most)
+            bar.update()
+            context = Context(box, source, seen, Pictures(folder), judge, seed, command)
+            parts = [_part(context, section, bar) for section in chosen]
+        failures = {p.slug: p.failure for p in parts if p.failure}
+        folder.put(PAGE, page(context, parts).encode())
+        folder.put(FACTS, _facts(context, folder, failures))
+        return Report(folder.publish(), failures)
+
+
+def _chosen(sections: Sequence[str | Section] | None) -> list[Section]:
+    known = {s.slug: s for s in SECTIONS}
+    chosen = []
+    for section in SECTIONS if sections is None else sections:
+        if isinstance(section, str) and section not in known:
+            near = difflib.get_close_matches(section, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"the report has no section {section!r}; {hint}there are {', '.join(known)}")
+        chosen.append(known[section] if isinstance(section, str) else section)
+    return chosen
+
+
+def _part(context: Context, section: Section, bar: tqdm[Any]) -> Part:
+    """One section, come what may."""
+    bar.set_description(section.title)
+    try:
+        if context.interrupted:
+            return Part(section.title, section.slug, [], "not made: the work was interrupted")
+        if unfit := section.unfit(context):
+            return Part(section.title, section.slug, [], unfit=unfit)
+        blocks = list(section.build(context))
+        return Part(section.title, section.slug, blocks, "interrupted: only a part" * context.interrupted)
+    except KeyboardInterrupt:
+        context.interrupted = True
+        return Part(section.title, section.slug, [], "not made: the work was interrupted")
+    except WriteError:  # no other section could be written either
+        raise
+    except Exception as error:
+        return Part(section.title, section.slug, [], sentence(error))
+    finally:
+        bar.update()
+
+
+def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
+    facts = {
+        "unboxed": __version__,
+        "net": type(context.box.net).__name__,
+        "data": context.source.name,
+        "classes": list(context.survey.classes),
+        "answer": context.answer,
+        "headline": context.headline,
+        **context.facts,
+        "failures": failures,
+        "files": [name for name in folder.files if name not in (PAGE, FACTS)],
+    }
+    plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
+    return json.dumps(plain, indent=1, ensure_ascii=False).encode()
+
+
+class _Callable(ModuleType):
+    """`unboxed.report` is this module once it has been imported, and is called all the same."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return report(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -10,13 +10,13 @@ from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
 from ..plots.sheet import Bar
-from .blocks import Block, Case, Figure, Figures, Files, Fold, Head, Method, Note, Scales
+from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Scales
 from .context import Context, Section, same
 from .words import many, size
 
 EXAMPLES = 2
 LAYERS = 16  # drawn; deeper nets are sampled evenly
-WIDE = 460  # pixels of a layer's picture
+WIDE = 500  # pixels of a layer's picture
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -31,12 +31,12 @@ def _filters(context: Context) -> list[Block]:
         return [Note(f"No filters to show: {error}.")]
     picture, bar = draw.filter_grid(weights, wide=640)
     shown = min(64, len(weights))
-    alt = f"{shown} filters of the first layer, {size(weights.shape[2:])} weights each, from {bar.ends[0]} to {bar.ends[-1]}"
+    alt = f"{shown} filters of the first layer, {size(weights.shape[2:])} each, from {bar.ends[0]} to {bar.ends[-1]}"
     path = context.pictures.keep("filters.png", draw.filters(weights, title="First-layer filters"))
     caption = [f"{shown} of {len(weights)} filters, {size(weights.shape[1:])} each, one scale"]
     return [
         Head("Filters of the first layer"),
-        Method(filters.card),  # type: ignore[attr-defined]
+        Method.of(filters),
         Figures([Figure(context.pictures.natural(picture, alt), "", tuple(caption))]),
         Scales([context.pictures.scale(bar)]),
         Files([(path, "the filters as a sheet")]),
@@ -45,19 +45,17 @@ def _filters(context: Context) -> list[Block]:
 
 def _maps(context: Context) -> list[Block]:
     places = list(dict.fromkeys([*context.survey.typical[:1], *context.survey.undecided[:1]]))[:EXAMPLES]
-    x = context.inputs(places)
     paths = _paths(context)
-    found = maps(context.box, x, paths)
-    blocks: list[Block] = [Head("What every layer makes of an image" if context.images else "What every layer makes of an example")]
-    blocks.append(Method(maps.card))  # type: ignore[attr-defined]
+    found = maps(context.box, context.inputs(places), paths)
+    blocks: list[Block] = [Head("What every layer makes of an example"), Method.of(maps)]
     left = len(context.box.layers.leaves) - len(paths)
     if left > 0:
         blocks.append(Note(f"{many(len(paths), 'layer')} of {len(paths) + left}, evenly spread over the depth."))
     for i, place in enumerate(places):
-        rows = _layers(context, found, x, i)
         title = f"Example {context.survey.rows[place]}: says {context.says(place)}"
         label = context.label(place)
-        blocks.append(Fold(title + (f", label {label}" if label is not None else ""), rows, open=i == 0))
+        title += f", label {label}" if label is not None else ""
+        blocks.append(Fold(title, [_layers(context, found, i)], open=i == 0))
     if context.images:
         sheet = draw.activations(found, 0, title=f"Activations, example {context.survey.rows[places[0]]}")
         blocks.append(Files([(context.pictures.keep("activations.png", sheet), "these maps as a sheet")]))
@@ -71,33 +69,36 @@ def _paths(context: Context) -> list[str]:
     return [names[i] for i in draw.spread(len(names), LAYERS)]
 
 
-def _layers(context: Context, found: Sequence[LayerMaps], x: Tensor, i: int) -> list[Block]:
-    """One row a layer. What was received is drawn only where no layer above has drawn it."""
-    blocks: list[Block] = []
+def _layers(context: Context, found: Sequence[LayerMaps], i: int) -> Figures:
+    """What each layer gave; what it received is drawn only where no layer above has drawn it."""
+    figures: list[Figure] = []
     before: Tensor | None = None
     for layer in found:
         received, given = layer.received[i], layer.given[i]
-        title = (f"{layer.type}, {size(given.shape)}",)
-        if same(received, given):
-            blocks.append(Case(layer.path, (*title, "passes on what it received"), []))
-            continue
-        figures = []
         if before is None or not same(received.flatten(), before.flatten()):
-            figures.append(_figure(context, received, f"{layer.path} received"))
-        figures.append(_figure(context, given, f"{layer.path} gave"))
-        blocks.append(Case(layer.path, title, figures))
+            figures.append(_figure(context, received, layer, "received"))
+        if not same(received, given):  # dropout, identity: nothing new
+            figures.append(_figure(context, given, layer, "gave"))
         before = given
-    return blocks
+    return Figures(figures, halves=True)
 
 
-def _figure(context: Context, h: Tensor, what: str) -> Figure:
+def _figure(context: Context, h: Tensor, layer: LayerMaps, verb: str) -> Figure:
     bar: Bar = draw.activation_bar(h)
     picture = draw.channels(h, wide=WIDE)
-    shown = f"{min(len(h), draw.MOST)} of {len(h)} channels" if h.ndim == 3 else many(h.numel(), "unit")
-    span = f"{bar.ends[0]} to {bar.ends[-1]}"
+    what = f"{layer.path} {verb} {_size(h)}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
-    alt = f"activation map: {what} {shown}, from {span}"
-    return Figure(context.pictures.natural(picture, alt), what.rsplit(" ", 1)[-1], (f"{shown}, {span} ({colored})",))
+    span = f"{bar.ends[0]} to {bar.ends[-1]}"
+    alt = f"activation map: {what}, from {span}"
+    lines = (f"{layer.type}: {_size(h)}", f"scale {span} ({colored})")
+    return Figure(context.pictures.natural(picture, alt), f"{layer.path} {verb}", lines)
+
+
+def _size(h: Tensor) -> str:
+    if h.ndim != 3:
+        return many(h.numel(), "unit")
+    part = f"{draw.MOST} of " if len(h) > draw.MOST else ""
+    return f"{part}{many(len(h), 'channel')} of {size(h.shape[1:])}"
 
 
 SECTION = Section("What does it see?", "sees", build)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..cards import Card
 from ..plots.sheet import Bar
@@ -34,6 +34,11 @@ class Figure:
     head: str = ""
     lines: tuple[str, ...] = ()
     tone: str = ""
+
+
+def width(figures: Sequence[Figure]) -> int:
+    """The width of the places of one grid: its widest picture, but room for words."""
+    return max([84, *(f.picture.width for f in figures)])
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Figures:
 
     figures: Sequence[Figure]
     name: str = ""
+    halves: bool = False  # two a row, however wide they are
     kind: ClassVar[str] = "figures"
 
 
@@ -90,7 +96,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; columns at an index in `numbers` stand to the right. `shares` (0 to 1) are drawn behind a column."""
+    """Rows of text; the columns whose index is in `numbers` stand to the right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -125,7 +131,15 @@ class Slider:
     probs: Sequence[Sequence[float]]  # (frames, classes)
     target: int  # of `classes`
     steps: Sequence[int]
+    strip: Sequence[Figure]
+    files: Files
     kind: ClassVar[str] = "slider"
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What the page's script needs to show a frame."""
+        frames, alts = [f.src for f in self.frames], [f.alt for f in self.frames]
+        return {"frames": frames, "alts": alts, "probs": self.probs, "steps": self.steps}
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,11 @@ class Method:
     tone: str = ""
     kind: ClassVar[str] = "method"
 
+    @classmethod
+    def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> Method:
+        """The note of a method that carries a card."""
+        return cls(method.card, verdict, tone)  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -144,6 +163,15 @@ class Fold:
     blocks: Sequence[Block]
     open: bool = False
     kind: ClassVar[str] = "fold"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Two groups of blocks side by side, where there is room."""
+
+    left: Sequence[Block]
+    right: Sequence[Block]
+    kind: ClassVar[str] = "beside"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from ..inputs import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
 from .pictures import Pictures
-from .survey import Source, Survey
+from .source import Source
+from .survey import Survey
 from .untrained import untrained
-from .words import prob
+from .words import p_of
 
 
 @dataclass
@@ -45,17 +46,34 @@ class Context:
 
     def inputs(self, places: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these places of the survey."""
-        return self.source.take([self.survey.rows[p] for p in places])[0]
+        return self.source.take([self.survey.rows[p] for p in places]).x
 
     def name(self, k: int) -> str:
         return self.survey.classes[k]
 
     def says(self, place: int) -> str:
         """What the net answers, and how surely."""
-        s = self.survey
-        sure = float(s.sureness[place])
-        said = self.name(int(s.answers[place]))
-        return f"{said}, p {prob(sure)}" if self.box.outputs != "regression" else f"output {said}: {sure:.3g}"
+        k = int(self.survey.answers[place])
+        return f"{self.name(k)}, {self.value(place, k)}"
+
+    def value(self, place: int, k: int) -> str:
+        """The probability of class k, or the output where there is none."""
+        value = float(self.survey.outputs[place, k])
+        return f"{value:.3g}" if self.box.outputs == "regression" else p_of(value)
+
+    def facts_of(self, place: int, *, second: bool = False) -> tuple[str, ...]:
+        """The small lines below an example: how sure, what it is, what else it might be, which it is."""
+        s, label = self.survey, self.label(place)
+        lines = [self.value(place, int(s.answers[place]))]
+        if label is not None:
+            lines.append(f"label {label}")
+        if second and len(s.classes) > 1:
+            k = int(s.seconds[place])
+            lines.append(f"or {self.name(k)}, {self.value(place, k)}")
+        return (*lines, f"example {s.rows[place]}")
+
+    def tone(self, place: int) -> str:
+        return "" if self.survey.right is None else ("good" if bool(self.survey.right[place]) else "bad")
 
     def label(self, place: int) -> str | None:
         labels = self.survey.labels
@@ -63,22 +81,14 @@ class Context:
             return None
         return self.name(int(labels[place]))
 
-    def right(self, place: int) -> bool | None:
-        return None if self.survey.right is None else bool(self.survey.right[place])
-
     def example(self, place: int, x: Tensor, side: int = 112, *, second: bool = False) -> Figure:
         """An input (C, H, W) with what the net says of it and what it is."""
-        label, right = self.label(place), self.right(place)
-        lines = [f"label {label}"] if label is not None else []
-        if second and len(self.survey.classes) > 1:
-            k = int(self.survey.seconds[place])
-            value = float(self.survey.outputs[place, k])
-            lines.append(f"or {self.name(k)}, {value:.3g}" if self.box.outputs == "regression" else f"or {self.name(k)}, p {prob(value)}")
-        lines.append(f"example {self.survey.rows[place]}")
-        alt = f"input, example {self.survey.rows[place]}: the net says {self.says(place)}"
-        alt += "" if label is None else f"; its label is {label}"
+        said, row = self.name(int(self.survey.answers[place])), self.survey.rows[place]
+        label = self.label(place)
+        alt = f"input, example {row}: the net says {self.says(place)}"
+        alt += f"; label {label}" if label is not None else ""
         picture = self.pictures.inline(colors.image(x), alt, side)
-        return Figure(picture, f"says {self.says(place)}", tuple(lines), {True: "good", False: "bad", None: ""}[right])
+        return Figure(picture, f"says {said}", self.facts_of(place, second=second), self.tone(place))
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ class Section:
             return "This section draws pictures of the inputs; this net takes a table of features."
         if "classes" in self.needs and context.box.outputs == "regression":
             return "This section is about classes; this net gives numbers (regression)."
+        if "classes" in self.needs and len(context.box.classes) < 2:
+            return "This section compares classes; this net has one output."
         return None
 
 

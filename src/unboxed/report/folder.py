@@ -36,7 +36,9 @@ class Folder:
             raise _unwritable(self.out, error) from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         shutil.rmtree(self._stage, ignore_errors=True)
         if self._new and error is not None:
             with suppress(OSError):
@@ -83,4 +85,5 @@ class Folder:
 
 
 def _unwritable(out: Path, error: OSError) -> WriteError:
-    return WriteError(f"can't write the report to {out}: {error.strerror or error}. Choose a folder that you may write to")
+    why = error.strerror or error
+    return WriteError(f"can't write the report to {out}: {why}. Choose a folder that you may write to")

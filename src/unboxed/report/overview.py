@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from .blocks import Block, Confusion, Figure, Figures, Fold, Head, Note, Table, Text
+from .blocks import Beside, Block, Confusion, Figure, Figures, Fold, Head, Note, Table, Text
 from .context import Context, Section
 from .words import many, percent, size
 
 SHOWN = 8  # examples in a row
 CLASSES = 16  # in the confusion matrix
+PAIRS = 8  # in the table beside it
 LAYERS = 14  # rows of the table that are not folded
 FOLDED = 40  # mistakes kept in the fold
 
@@ -36,10 +37,12 @@ def _open(context: Context) -> None:
         counts = torch.bincount(s.answers, minlength=len(s.classes))
         k = int(counts.argmax())
         context.answer = f"Says {context.name(k)} most often"
-        context.headline += [f"For {percent(float(counts[k]) / len(s.rows))} of {seen}. Without labels there is no accuracy."]
+        share = percent(float(counts[k]) / len(s.rows))
+        context.headline += [f"For {share} of {seen}. Without labels there is no accuracy."]
     else:
         context.answer = many(len(s.classes), "output")
-        context.headline += [f"Read on {seen}. They don't exclude one another ({context.box.outputs}), so there is no accuracy."]
+        why = f"They don't exclude one another ({context.box.outputs}), so there is no accuracy."
+        context.headline += [f"Read on {seen}. {why}"]
     context.facts["overview"] = _facts(context)
 
 
@@ -48,13 +51,21 @@ def _mistakes(context: Context) -> list[str]:
     if not s.mistakes:
         place = s.undecided[0]
         return [f"No mistake; the least sure answer is {context.says(place)}."]
-    label, answer, times = s.pairs(1)[0]
-    wrong = len(s.mistakes)
     surest = s.mistakes[0]
-    first = f"It most often takes {context.name(label)} for {context.name(answer)} ({times} of {many(wrong, 'mistake')})."
+    return [_commonest(context), f"Its surest mistake: {context.label(surest)} taken for {context.says(surest)}."]
+
+
+def _commonest(context: Context) -> str:
+    """Which label it takes for which answer most often; a tie is told."""
+    pairs, wrong = context.survey.pairs(50), many(len(context.survey.mistakes), "mistake")
+    times = pairs[0][2]
     if times == 1:
-        first = f"It makes {many(wrong, 'mistake')}, none of them twice."
-    return [first, f"Its surest mistake: {context.label(surest)} taken for {context.says(surest)}."]
+        return f"It makes {wrong}, none of them twice."
+    top = [f"{context.name(a)} for {context.name(b)}" for a, b, n in pairs if n == times]
+    if len(top) > 2:
+        return f"It most often takes {top[0]} ({times} of {wrong}), and {len(top) - 1} other pairs as often."
+    each = " each" if len(top) > 1 else ""
+    return f"It most often takes {' and '.join(top)} ({times} of {wrong}{each})."
 
 
 def _facts(context: Context) -> dict[str, object]:
@@ -67,15 +78,14 @@ def _facts(context: Context) -> dict[str, object]:
         "mistakes": None if s.right is None else len(s.mistakes),
         "surest_mistakes": rows,
         "undecided": [s.rows[p] for p in s.undecided[:SHOWN]],
-        "confusions": [{"label": context.name(a), "answer": context.name(b), "times": n} for a, b, n in s.pairs(50)]
-        if s.right is not None
-        else None,
+        "confusions": None if s.right is None else
+                      [{"label": context.name(a), "answer": context.name(b), "times": n} for a, b, n in s.pairs(50)],
         "layers": [{"path": r.path, "type": r.type, "shape": list(r.shape), "parameters": r.parameters,
                     "flops": None if math.isnan(r.flops) else r.flops} for r in context.box.layers],
     }  # fmt: skip
 
 
-# -- how good it is -------------------------------------------------------------------------------------------------------
+# -- how good it is ---------------------------------------------------------------------------------------
 
 
 def _accuracy(context: Context) -> list[Block]:
@@ -84,11 +94,12 @@ def _accuracy(context: Context) -> list[Block]:
     if len(s.rows) < s.total:
         blocks.append(Note(f"Looked at {len(s.rows):,} of {s.total:,} examples, evenly spread over the data."))
     if s.right is None:
-        why = "the data have no labels" if s.named else f"the outputs don't exclude one another ({context.box.outputs})"
+        apart = f"the outputs don't exclude one another ({context.box.outputs})"
+        why = "not every example has a label" if s.named else apart
         return [*blocks, Note(f"No accuracy and no confusion matrix: {why}.")]
     if not s.mistakes:
         return [*blocks, Text("Every answer is right, so the confusion matrix would be a diagonal and is left out.")]
-    return [*blocks, _confusion(context), *_pairs(context)]
+    return [*blocks, Beside([_confusion(context)], _pairs(context))]
 
 
 def _confusion(context: Context) -> Confusion:
@@ -114,10 +125,15 @@ def _worst_classes(context: Context) -> list[int]:
 
 
 def _pairs(context: Context) -> list[Block]:
-    """The mistakes, most common pair first, to dig in."""
+    """The mistakes pair by pair, the commonest first."""
     s = context.survey
-    rows = [(context.name(a), context.name(b), str(n)) for a, b, n in s.pairs(30)]
-    return [Fold(f"{many(len(s.mistakes), 'mistake')}, pair by pair", [Table(("label", "answer", "times"), rows, frozenset({2}))])]
+    heads, numbers = ("label", "taken for", "times"), frozenset({2})
+    rows = [(context.name(a), context.name(b), str(n)) for a, b, n in s.pairs(200)]
+    blocks: list[Block] = [Text(f"{many(len(s.mistakes), 'mistake')} in {many(len(s.rows), 'example')}.")]
+    blocks.append(Table(heads, rows[:PAIRS], numbers))
+    if rest := rows[PAIRS:]:
+        blocks.append(Fold(f"{many(len(rest), 'more pair')}", [Table(heads, rest, numbers)]))
+    return blocks
 
 
 def _examples(context: Context) -> list[Block]:
@@ -133,6 +149,8 @@ def _examples(context: Context) -> list[Block]:
     undecided = _figures(context, s.undecided[:SHOWN], second=True)
     if not s.mistakes:
         context.cover.append(undecided[0])
+    if not s.named:
+        return [*blocks, Head("Examples"), Figures(undecided)]
     lead = "The two largest outputs of these lie closest."
     return [*blocks, Head("Most confused examples"), Text(lead, "soft"), Figures(undecided)]
 
@@ -148,8 +166,9 @@ def _figures(context: Context, places: Sequence[int], second: bool = False) -> l
 def _layers(context: Context) -> list[Block]:
     box = context.box
     total = sum(p.numel() for p in box.net.parameters())
-    lead = f"{type(box.net).__name__}: {many(total, 'parameter')}, inputs {size(box.inputs.shape)}, {many(len(box.classes), 'output')} ({box.outputs})."
-    heads = ("layer", "type", "output", "parameters", "share of the work")
+    ends = f"inputs {size(box.inputs.shape)}, {many(len(box.classes), 'output')} ({box.outputs})"
+    lead = f"{type(box.net).__name__}: {many(total, 'parameter')}, {ends}."
+    heads = ("layer", "type", "output", "parameters", "share of FLOPs")
     rows = [
         (r.path + (f" (runs {r.calls}×)" if r.calls > 1 else ""), r.type, size(r.shape), f"{r.parameters:,}",
          "" if math.isnan(r.flops) else percent(r.flops))

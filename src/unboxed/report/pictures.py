@@ -11,7 +11,7 @@ from PIL import Image
 from ..plots import colors
 from ..plots.files import Picture as Drawn
 from ..plots.files import as_image, png
-from ..plots.sheet import Bar
+from ..plots.sheet import TABLES, Bar
 from .blocks import Picture
 from .folder import PICTURES, Folder
 
@@ -47,7 +47,7 @@ class Pictures:
 
     def scale(self, bar: Bar) -> tuple[Bar, Picture]:
         """A color scale with the picture of its range."""
-        table = colors.SIGNED if bar.kind == "signed" else colors.MAGNITUDE
+        table = TABLES[bar.kind]
         alt = f"color scale from {bar.ends[0]} to {bar.ends[-1]}"
         return bar, Picture(self._source(png(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
@@ -63,7 +63,7 @@ class Pictures:
 def shown(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which a picture (width, height) is shown in a place of `side` pixels."""
     longest = max(size)
-    k = max(1, round(side / longest)) if longest <= colors.HARD else side / longest
+    k = max(1, int(1.08 * side / longest)) if longest <= colors.HARD else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
 
 

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import DataError
+from ..errors import DataError, OutputError
+from .source import Source
 
 MOST = 10_000  # examples looked at
 VALUES = 40_000_000  # of input looked at: photos are many values each
 ROWS = 256  # read at a time
-
-
-class Source:
-    """Any data set of (input, label), of inputs alone, or a pair of tensors; read by index, never whole."""
-
-    def __init__(self, data: Any) -> None:
-        self._data, self._tensors = data, _tensors(data)
-        self.name = str(getattr(data, "name", "") or ("tensors" if self._tensors else type(data).__name__))
-        self.skipped: Sequence[tuple[Any, str]] = tuple(getattr(data, "skipped", ()) or ())
-        if not self._tensors and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-            wanted = "wanted a Dataset of (image, label) with a length, or tensors (x, y)"
-            raise DataError(f"a report can't read a {type(data).__name__}; {wanted}")
-        if len(self) == 0:
-            raise DataError("the data are empty: a report needs at least one example")
-
-    def __len__(self) -> int:
-        return len(self._tensors[0] if self._tensors else self._data)
-
-    def take(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Inputs (n, ...) and labels (n,), None where there are none."""
-        if self._tensors:
-            x, *y = self._tensors
-            index = torch.as_tensor(rows, device=x.device)
-            return x[index], _labels(list(y[0][index.to(y[0].device)])) if y else None
-        items = [_item(self._data[i]) for i in rows]
-        return torch.stack([torch.as_tensor(x) for x, _ in items]), _labels([y for _, y in items])
-
-
-def _tensors(data: Any) -> tuple[Tensor, ...]:
-    if isinstance(data, Tensor):
-        return (data,)
-    pair = isinstance(data, (tuple, list)) and 1 <= len(data) <= 2 and isinstance(data[0], Tensor)
-    return tuple(torch.as_tensor(d) for d in data if d is not None) if pair else ()
-
-
-def _item(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, (tuple, list)):
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
-
-
-def _labels(found: Sequence[Any]) -> Tensor | None:
-    """Labels (n,) as ints, or None where any is missing, or is no class."""
-    values = [torch.as_tensor(-1 if y is None else y) for y in found]
-    if any(v.numel() != 1 or v.is_floating_point() for v in values):
-        return None
-    labels = torch.stack([v.reshape(()).long().cpu() for v in values])
-    return None if bool((labels < 0).any()) else labels
 
 
 @dataclass(frozen=True)
@@ -118,15 +70,16 @@ class Survey:
 
     @cached_property
     def undecided(self) -> list[int]:
-        """All places, those first whose two largest outputs lie closest."""
-        return _ordered(torch.arange(len(self.rows)), self.gap)
+        """All places, those first whose two largest outputs lie closest (as they come, where outputs are no rivals)."""
+        places = torch.arange(len(self.rows))
+        return _ordered(places, self.gap) if self.named else places.tolist()
 
     @cached_property
     def typical(self) -> list[int]:
         """Right answers (all, without labels) of one class after another, in each the one of median sureness."""
         good = torch.arange(len(self.rows)) if self.right is None else self.right.nonzero().flatten()
         found = []
-        for k in self.answers[good].unique().tolist():
+        for k in sorted(set(self.answers[good].tolist())):
             own = _ordered(good[self.answers[good] == k], self.sureness)
             found.append(own[len(own) // 2])
         return found
@@ -134,9 +87,10 @@ class Survey:
     def pairs(self, most: int) -> list[tuple[int, int, int]]:
         """(label, answer, times) of the commonest confusions."""
         off = self.confusion.clone().fill_diagonal_(0).flatten()
-        counts, at = off.topk(min(most, len(off)))
+        at = off.nonzero().flatten()
+        at = at[off[at].argsort(descending=True, stable=True)][:most]
         k = len(self.classes)
-        return [(i // k, i % k, c) for c, i in zip(counts.tolist(), at.tolist(), strict=True) if c]
+        return [(i // k, i % k, int(off[i])) for i in at.tolist()]
 
 
 def _ordered(places: Tensor, by: Tensor) -> list[int]:
@@ -155,26 +109,34 @@ def spread(total: int, most: int) -> tuple[int, ...]:
     return tuple(i * total // n for i in range(n))
 
 
-def survey(box: Box, source: Source, most: int | None, tick: Callable[[int], object]) -> Survey:
-    """Ask the net about the examples, some at a time. Raises DataError, InputError where they don't fit the net."""
-    rows = spread(len(source), most or limit(box.inputs.shape))
+def survey(box: Box, source: Source, most: int | None) -> Survey:
+    """Ask the net about the examples, some at a time.
+
+    Raises DataError, InputError where they don't fit the net, OutputError where it answers NaN.
+    """
+    wanted = spread(len(source), most or limit(box.inputs.shape))
+    rows: list[int] = []
+    labels: list[int] = []
     outputs: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        x, y = source.take(part)
-        outputs.append(_outputs(box, x))
-        labels.append(y)
-        tick(len(part))
-    known = [y for y in labels if y is not None]
-    return Survey(
-        rows,
-        len(source),
-        torch.cat(outputs),
-        _checked(torch.cat(known), box) if len(known) == len(labels) else None,
-        box.classes,
-        box.outputs not in ("regression", "multilabel") and len(box.classes) > 1,
-    )
+    for start in range(0, len(wanted), ROWS):
+        found, x, y = source.take(wanted[start : start + ROWS])
+        if found:
+            outputs.append(_outputs(box, x))
+        rows += found
+        labels += y
+    if not rows:
+        raise DataError(f"none of the {len(wanted)} examples of {source.name} can be read")
+    named = source.labeled and len(box.classes) > 1
+    given = _sound(torch.cat(outputs), rows)
+    return Survey(tuple(rows), len(source), given, _checked(labels, box), source.classes, named)
+
+
+def _sound(outputs: Tensor, rows: Sequence[int]) -> Tensor:
+    bad = outputs.isnan().any(1).nonzero().flatten().tolist()
+    if bad:
+        where = f"{len(bad)} of {len(rows)} examples (first: number {rows[bad[0]]})"
+        raise OutputError(f"the net gives NaN for {where}; nothing can be said of it. Are its weights the right ones?")
+    return outputs
 
 
 def _outputs(box: Box, x: Tensor) -> Tensor:
@@ -184,8 +146,11 @@ def _outputs(box: Box, x: Tensor) -> Tensor:
     return given.double().cpu().flatten(2).mean(2) if given.ndim > 2 else given.double().cpu()
 
 
-def _checked(labels: Tensor, box: Box) -> Tensor:
-    k = len(box.classes)
-    if box.outputs not in ("regression", "multilabel") and int(labels.max()) >= k:
-        raise DataError(f"the data have the label {int(labels.max())}; the net has classes 0 to {k - 1}")
-    return labels
+def _checked(labels: Sequence[int], box: Box) -> Tensor | None:
+    """Labels (n,) that the net has classes for; None where not every example has one."""
+    if min(labels) < 0:
+        return None
+    if max(labels) >= len(box.classes):
+        known = f"the net has classes 0 to {len(box.classes) - 1}"
+        raise DataError(f"the data have the label {max(labels)}; {known}")
+    return torch.tensor(labels)

@@ -15,12 +15,17 @@ def percent(share: float) -> str:
 
 
 def prob(p: float) -> str:
-    """A probability in two digits, which says 0 or 1 only where it is."""
-    if 0 < p < 0.005:
-        return "<0.01"
-    if 0.995 <= p < 1:
-        return ">0.99"
-    return f"{p:.2f}"
+    """A probability in two digits, near 0 and 1 in three; it says 0 or 1 only where it is."""
+    if 0 < p < 0.0005:
+        return "<0.001"
+    if 0.9995 <= p < 1:
+        return ">0.999"
+    return f"{p:.3f}" if 0 < p < 0.005 or 0.995 <= p < 1 else f"{p:.2f}"
+
+
+def p_of(p: float) -> str:
+    """A probability with its name, on one line."""
+    return f"p\u00a0{prob(p)}"
 
 
 def many(n: int, one: str, more: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
 from ..engine.transforms import wobble
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, UnboxedWarning
 from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
@@ -30,6 +31,7 @@ class ClassImages:
     targets: Tensor  # (N,)
     scores: Tensor  # (N,) what was climbed
     probs: Tensor  # (N, K) of the opened net itself: near 1 by construction, so no proof of anything
+    before_clamp: Tensor  # (N,) bool: the gradient was exactly zero somewhere, and was taken before the ReLUs' clamps
     frames: Tensor | None  # (T, N, C, H, W)
     interrupted: bool
 
@@ -69,7 +71,12 @@ def class_image(
         goal = _goal(box, target)
         climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
     probs = box.probs(climb.input, batch_size=batch_size)
-    return ClassImages(climb.input, goal, climb.score, probs, climb.frames, climb.interrupted)
+    if stuck := int(climb.before_clamp.sum()):
+        said = (
+            f"the gradient is exactly zero on the way to {stuck} of {len(goal)} images: taken before the clamps there"
+        )
+        warnings.warn(said, UnboxedWarning, stacklevel=2)
+    return ClassImages(climb.input, goal, climb.score, probs, climb.before_clamp, climb.frames, climb.interrupted)
 
 
 def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
@@ -104,6 +111,7 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
         optimizer=partial(Adam, lr=0.05),
         transform=wobble(noise=spread),
         anneal=True,
+        unclamp="all",
         every=every,
         seed=seed,
     )
@@ -154,7 +162,7 @@ def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed
         return (x.clamp(0, 1) * 255).round() / 255
 
     rounds = 50 if steps is None else steps
-    plan = Ascent(rounds, partial(SGD, lr=0.5), Constraint(steer, project), unclamp=True, every=every, seed=seed)
+    plan = Ascent(rounds, partial(SGD, lr=0.5), Constraint(steer, project), unclamp="all", every=every, seed=seed)
     return ascend(box, 10 * logprob(goal) - _all_logprobs(), Raw(_blank(box, goal)), plan, batch_size=batch_size)
 
 
@@ -167,7 +175,7 @@ def _noise(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: i
         return x.clamp(0, 1)
 
     rounds = 256 if steps is None else steps
-    plan = Ascent(rounds, partial(Adam, lr=0.05), Constraint(project=project), every=every, seed=seed)
+    plan = Ascent(rounds, partial(Adam, lr=0.05), Constraint(project=project), unclamp="all", every=every, seed=seed)
     start = uniform(_blank(box, goal), seed)
     return ascend(box, logprob(goal), Raw(start), plan, batch_size=batch_size)
 

@@ -1,0 +1,14 @@
+"""Training: the plain loop, the zoo's recipes, weights to files."""
+
+from .files import save as save
+from .files import versions as versions
+from .fit import Attack as Attack
+from .fit import History as History
+from .fit import accuracy as accuracy
+from .fit import fit as fit
+from .recipes import Trained as Trained
+from .recipes import recipe as recipe
+from .recipes import robust_accuracy as robust_accuracy
+from .recipes import train as train
+from .watch import Confused as Confused
+from .watch import ConfusedLogits as ConfusedLogits

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import nn
 
+from ..data.uci import INPUTS as DIGITS
 from ..errors import ModelError
 from ..inputs import Pixels
 from ..net import quiet
 from .nets import DigitsCNN, Judge, LinearReLU, MnistCNN
 
 MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
-DIGITS = Pixels((1, 28, 28), mean=0.16, std=0.30)
 WEIGHTS = files(__name__) / "weights"
 
 
@@ -63,11 +65,11 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     """
     found = kind(name)
     if weights not in ("trained", None):
-        raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load puts the weights of a file in a net')
+        raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
     with quiet.seeded(seed, torch.get_default_device()):
         net = found.build()
     if weights == "trained":
-        with as_file(WEIGHTS / f"{name}.safetensors") as path:
+        with _file(name, "safetensors") as path:
             net.load_state_dict(safetensors.torch.load_file(path))
     return net.eval(), found.inputs
 
@@ -75,5 +77,15 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
 def card(name: str) -> dict[str, Any]:
     """How the trained weights were made, and their figures. Raises ModelError for an unknown name."""
     kind(name)
-    text = (WEIGHTS / f"{name}.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    with _file(name, "json") as path:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _file(name: str, ending: str) -> Iterator[Path]:
+    with as_file(WEIGHTS / f"{name}.{ending}") as path:
+        if not path.is_file():
+            raise ModelError(
+                f"this installation lacks {path.name}; install unboxed anew, or train: unboxed train {name}"
+            )
+        yield path

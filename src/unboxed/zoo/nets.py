@@ -6,15 +6,17 @@ from torch import Tensor, nn
 
 
 class LinearReLU(nn.Module):
-    """relu(W x + b): one linear layer whose logits are clamped at zero, so that most gradients of a wrong class are zero."""
+    """relu(W x + b): logits clamped at zero, so that most gradients of a wrong class are zero."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(28 * 28, 10)
+        nn.init.ones_(self.fc1.bias)  # a class that starts below zero for every input has no gradient and never learns
         self.relu1 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu1(self.fc1(x.flatten(1)))
+        logits: Tensor = self.relu1(self.fc1(x.flatten(1)))
+        return logits
 
 
 class MnistCNN(nn.Module):
@@ -38,7 +40,8 @@ class MnistCNN(nn.Module):
         x = self.relu2(self.conv2(x))  # (N, 64, 24, 24)
         x = self.dropout1(self.pool(x))  # (N, 64, 12, 12)
         x = self.relu3(self.fc1(x.flatten(1)))  # (N, 128)
-        return self.fc2(self.dropout2(x))
+        logits: Tensor = self.fc2(self.dropout2(x))
+        return logits
 
 
 class DigitsCNN(nn.Module):
@@ -61,7 +64,8 @@ class DigitsCNN(nn.Module):
         x = self.pool1(self.relu1(self.conv1(x)))  # (N, 16, 12, 12)
         x = self.pool2(self.relu2(self.conv2(x)))  # (N, 32, 5, 5)
         x = self.relu3(self.fc1(self.dropout(x.flatten(1))))  # (N, 64)
-        return self.fc2(x)
+        logits: Tensor = self.fc2(x)
+        return logits
 
 
 class Judge(nn.Module):
@@ -83,4 +87,5 @@ class Judge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu1(self.conv1(x))  # (N, 16, 14, 14)
         x = self.relu2(self.conv2(x))  # (N, 32, 7, 7)
-        return self.fc2(self.relu3(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(self.relu3(self.fc1(x.flatten(1))))
+        return logits

@@ -1,0 +1,76 @@
+"""How to get this page again: the command, the seed, the versions, the data, and which weights these were."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import nn
+
+from .blocks import Block, Code, Fold, Head, Table, Text
+from .context import Context, Section
+from .words import many
+
+PACKAGES = ("unboxed", "torch", "numpy", "pillow")
+
+
+def build(context: Context) -> Sequence[Block]:
+    box, source = context.box, context.source
+    print_of = fingerprint(box.net)
+    facts = {"command": context.command, "seed": context.seed, "weights": print_of, "versions": versions()}
+    context.facts["reproduce"] = facts
+    rows = [
+        ("net", type(box.net).__name__),
+        ("weights (SHA-256)", print_of[:16]),
+        ("inputs", str(box.inputs)),
+        ("outputs", box.outputs),
+        ("data", f"{source.name}, {many(len(context.survey.rows), 'example')} of {len(source):,}"),
+        ("judge", type(context.judge.net).__name__ if context.judge is not None else "none"),
+        ("device", str(box.device)),
+        ("seed", str(context.seed)),
+        *versions().items(),
+    ]
+    blocks: list[Block] = [Text("The same command on the same versions and device gives the same page.")]
+    blocks.append(Code(context.command or call(context)))
+    blocks.append(Table(("what", "which"), rows))
+    return [*blocks, *_skipped(context)]
+
+
+def call(context: Context) -> str:
+    """The Python call that made this page."""
+    judge = ", judge=judge" if context.judge is not None else ""
+    return f'import unboxed as ub\n\nub.report(box, data, "out/"{judge}, seed={context.seed})'
+
+
+def versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+@torch.no_grad()
+def fingerprint(net: nn.Module) -> str:
+    """SHA-256 of the names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted({**dict(net.named_parameters()), **dict(net.named_buffers())}.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _skipped(context: Context) -> list[Block]:
+    skipped = context.source.skipped
+    if not skipped:
+        return []
+    rows = [(str(path), str(reason)) for path, reason in skipped[:200]]
+    return [Head("Skipped"), Fold(f"{many(len(skipped), 'file')} could not be read", [Table(("file", "why"), rows)])]
+
+
+SECTION = Section("How to reproduce it", "reproduce", build)

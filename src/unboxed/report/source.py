@@ -1,0 +1,118 @@
+"""The data of a report: any data set, read by index, some at a time, never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import data as sets
+from ..box import Box
+from ..errors import DataError
+from ..inputs import Pixels
+
+
+class Examples(NamedTuple):
+    rows: list[int]  # their numbers in the data: those that could be read
+    x: Tensor  # (n, ...)
+    y: list[int]  # labels as the box counts classes, -1 where there is none
+
+
+class Source:
+    """Examples for a box. Images of a folder that turn out to be broken are passed over.
+
+    Raises DataError for what is no data set, for an empty one, and for labels that the net has no class for.
+    """
+
+    def __init__(self, data: Any, box: Box) -> None:
+        self.labeled = box.outputs not in ("regression", "multilabel")
+        self.name = str(getattr(data, "name", "") or _kind(data))
+        self._data = _indexed(data, box, self.labeled, self.name)
+        self._skipped = getattr(self._data, "skipped", None)
+        if len(self._data) == 0:
+            raise DataError("the data are empty: a report needs at least one example")
+        self.classes = _names(tuple(getattr(self._data, "classes", ()) or ()), box)
+        self._order = _order(tuple(getattr(self._data, "classes", ()) or ()), box)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def skipped(self) -> tuple[tuple[Any, str], ...]:
+        """Files that could not be read so far, and why."""
+        return tuple(self._skipped or ())
+
+    def take(self, rows: Sequence[int]) -> Examples:
+        """The examples at these rows that can be read."""
+        found = [(i, item) for i in rows if (item := self._read(i)) is not None]
+        if not found:
+            return Examples([], torch.empty(0), [])
+        x = torch.stack([torch.as_tensor(image) for _, (image, _) in found])
+        return Examples([i for i, _ in found], x, [self._order.get(y, y) for _, (_, y) in found])
+
+    def _read(self, i: int) -> tuple[Any, int] | None:
+        try:
+            return _parts(self._data[i], self.labeled)
+        except DataError:
+            if self._skipped is None:
+                raise
+            return None
+
+
+class _Inputs:
+    """A data set without its labels: those of nets whose outputs are no classes have many forms."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, i: int) -> Any:
+        item = self._data[i]
+        return item[0] if isinstance(item, (tuple, list)) else item
+
+
+def _kind(data: Any) -> str:
+    return "tensors" if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
+
+
+def _indexed(data: Any, box: Box, labeled: bool, name: str) -> Any:
+    """Something with a length whose items are (input, label) or inputs."""
+    if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
+        data = torch.utils.data.TensorDataset(*data)
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        wanted = "wanted a Dataset of (input, label) with a length, or tensors (x, y)"
+        raise DataError(f"a report can't read a {type(data).__name__}; {wanted}")
+    if len(data) == 0:
+        raise DataError("the data are empty: a report needs at least one example")
+    data = data if labeled else _Inputs(data)
+    if isinstance(data, sets.Images) or not isinstance(box.inputs, Pixels):
+        return data
+    like = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
+    return sets.wrap(data, like=like, name=name)
+
+
+def _parts(item: Any, labeled: bool) -> tuple[Any, int]:
+    if not isinstance(item, (tuple, list)):
+        return item, -1
+    label = item[1] if labeled and len(item) > 1 and item[1] is not None else -1
+    return item[0], int(label)
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    return tuple(classes) == tuple(map(str, range(len(classes))))
+
+
+def _names(own: tuple[str, ...], box: Box) -> tuple[str, ...]:
+    """The box's class names; the data's, where the box only has numbers."""
+    return tuple(map(str, own)) if len(own) == len(box.classes) and numbered(box.classes) else box.classes
+
+
+def _order(own: tuple[str, ...], box: Box) -> dict[int, int]:
+    """{label: class of the box} where both have the same names, in another order."""
+    if len(set(own)) != len(own) or set(own) != set(box.classes):
+        return {}
+    return {label: box.classes.index(name) for label, name in enumerate(own)}

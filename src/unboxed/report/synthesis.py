@@ -1,0 +1,194 @@
+"""What does it look for? Class images, beside a control that must fail, judged by another net where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..plots import colors, draw
+from ..synthesis import ClassImages, class_image
+from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Table, Text
+from .context import Context, Section
+from .source import numbered
+from .words import many, p_of
+
+CLASSES = 10  # drawn; with more, those that are confused most
+SEEDS = 3  # starts per class
+SIDE = 84
+MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
+ROWS = {
+    "robust": ("Class images", "From smooth noise, turned and shifted a little at each step."),
+    "faithful": ("The published recipe", "Fifty rounds from black: each moves every pixel by its sign."),
+    "noise": ("Control: raw ascent from noise", "The net is as sure of these; a judge should not be."),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of drawn images: its answers, the probability of the class meant, and how many it names."""
+
+    answers: Tensor  # (N,)
+    meant: Tensor  # (N,) probability
+    names: int
+
+    @property
+    def mean(self) -> float:
+        return float(self.meant.mean())
+
+
+def build(context: Context) -> Sequence[Block]:
+    classes = _classes(context)
+    drawn = {recipe: _draw(context, recipe, classes) for recipe in ROWS}
+    judge, why = _judge(context)
+    verdicts = {r: verdict(judge, c.images[: len(classes)], classes) for r, c in drawn.items()} if judge else {}
+    _tell(context, classes, drawn["robust"], verdicts)
+    blocks: list[Block] = [Method.of(class_image, *_verdict(verdicts, why))]
+    if left := len(context.box.classes) - len(classes):
+        shown = many(len(classes), "class", "classes")
+        blocks.append(Note(f"The {shown} that are confused most; {left:,} more are left out."))
+    for recipe, (title, lead) in ROWS.items():
+        figures = [_figure(context, k, drawn[recipe], i, verdicts.get(recipe)) for i, k in enumerate(classes)]
+        blocks += [Head(title), Text(lead, "soft"), Figures(figures)]
+    return [*blocks, *_spread(context, classes, drawn["robust"]), _sheet(context, classes, drawn, verdicts)]
+
+
+def _classes(context: Context) -> list[int]:
+    """All classes, or of many those that are confused (or, without labels, said) most often."""
+    s = context.survey
+    k = len(s.classes)
+    if k <= CLASSES:
+        return list(range(k))
+    said = torch.bincount(s.answers, minlength=k)
+    off = s.confusion.clone().fill_diagonal_(0)
+    weight = (off.sum(0) + off.sum(1)) * len(s.rows) + said
+    return sorted(weight.topk(CLASSES).indices.tolist())
+
+
+def _draw(context: Context, recipe: str, classes: list[int]) -> ClassImages:
+    times = SEEDS if recipe == "robust" else 1
+    made = class_image(context.box, classes * times, recipe=recipe, seed=context.seed)
+    context.interrupted |= made.interrupted
+    return made
+
+
+# -- the judge --------------------------------------------------------------------------------
+
+
+def _judge(context: Context) -> tuple[Box | None, str]:
+    """The judge, or why there is none."""
+    judge, box = context.judge, context.box
+    if judge is None:
+        return None, "None: no judge was given."
+    if judge.inputs.shape != box.inputs.shape:
+        return None, "None: the judge takes inputs of another shape."
+    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or numbered(judge.classes)):
+        return None, "None: the judge has other classes."
+    return judge, ""
+
+
+def verdict(judge: Box, images: Tensor, classes: Sequence[int]) -> Verdict:
+    """Ask the judge about one image a class."""
+    probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
+    answers, wanted = probs.argmax(1), torch.as_tensor(classes)
+    return Verdict(answers, probs[torch.arange(len(wanted)), wanted], int((answers == wanted).sum()))
+
+
+def _verdict(verdicts: dict[str, Verdict], why: str) -> tuple[str, str]:
+    if not verdicts:
+        return why, ""
+    told = {r: f"{v.names} of {len(v.answers)} (mean p {v.mean:.2f})" for r, v in verdicts.items()}
+    text = (f"The judge names {told['robust']} of these as their class; {told['faithful']} by the published recipe, "
+            f"{told['noise']} of the control.")  # fmt: skip
+    if believed(verdicts):
+        return text, "good"
+    return f"{text} The pictures do no better than the control: believe nothing of them.", "bad"
+
+
+def believed(verdicts: dict[str, Verdict]) -> bool:
+    """Whether the judge names most of the class images, and the control clearly less surely."""
+    ours, control = verdicts["robust"], verdicts["noise"]
+    return 2 * ours.names > len(ours.answers) and ours.names >= control.names and ours.mean > control.mean + MARGIN
+
+
+# -- the pictures --------------------------------------------------------------------------------
+
+
+def _figure(context: Context, k: int, drawn: ClassImages, i: int, found: Verdict | None, side: int = SIDE) -> Figure:
+    name, own = context.name(k), float(drawn.probs[i, k])
+    lines, tone = [f"net: {p_of(own)}"], ""
+    if found is not None:
+        answer = int(found.answers[i])
+        tone = "good" if answer == k else "bad"
+        meant = p_of(float(found.meant[i]))
+        lines += [f"judge: {context.name(answer)}", meant if answer == k else f"{name}: {meant}"]
+    alt = f"image drawn for class {name}; {', '.join(lines)}"
+    return Figure(context.pictures.inline(colors.image(drawn.images[i]), alt, side), name, tuple(lines), tone)
+
+
+def _spread(context: Context, classes: Sequence[int], drawn: ClassImages) -> list[Block]:
+    """The other starts, and how far the images of one class lie apart."""
+    n = len(classes)
+    images = drawn.images.view(SEEDS, n, *drawn.images.shape[1:])  # (S, K, C, H, W)
+    apart = _apart(images)
+    context.facts["spread"] = {context.name(k): float(a) for k, a in zip(classes, apart, strict=True)}
+    widest = int(apart.argmax())
+    lead = (f"Each class drawn from {SEEDS} starts. The images of {context.name(classes[widest])} differ most "
+            f"(root mean square {float(apart[widest]):.2f} of the pixel range): it has the most forms.")  # fmt: skip
+    rows = [Figures([_figure(context, k, drawn, s * n + i, None) for i, k in enumerate(classes)], f"start {s + 1}")
+            for s in range(1, SEEDS)]  # fmt: skip
+    order = apart.argsort(descending=True).tolist()
+    rms = [(context.name(classes[i]), f"{float(apart[i]):.3f}") for i in order]
+    table = Table(("class", "root mean square difference"), rms, frozenset({1}))
+    return [Head("How many forms does a class have?"), Text(lead), Fold("The other starts", [*rows, table])]
+
+
+def _apart(images: Tensor) -> Tensor:
+    """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts."""
+    flat = images.flatten(2).double()
+    pairs = [(a, b) for a in range(len(flat)) for b in range(a)]
+    return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
+
+
+def _sheet(
+    context: Context, classes: Sequence[int], drawn: dict[str, ClassImages], verdicts: dict[str, Verdict]
+) -> Files:
+    def words(v: Verdict) -> list[str]:
+        return [f"judge: {context.name(int(a))}\n{p_of(float(p))}" for a, p in zip(v.answers, v.meant, strict=True)]
+
+    names = [context.name(k) for k in classes]
+    said = {ROWS[r][0]: words(v) for r, v in verdicts.items()}
+    rows = {ROWS[r][0]: c.images[: len(classes)] for r, c in drawn.items()}
+    page = draw.class_sheet(rows, names, said, title="What the net looks for, class by class")
+    return Files([(context.pictures.keep("class-images.png", page), "these images as a sheet")])
+
+
+def _tell(context: Context, classes: Sequence[int], drawn: ClassImages, verdicts: dict[str, Verdict]) -> None:
+    """Facts for the page's opening and for report.json."""
+    facts: dict[str, object] = {"classes": [context.name(k) for k in classes]}
+    for recipe, v in verdicts.items():
+        answers = [context.name(int(a)) for a in v.answers]
+        told = {"named": v.names, "of": len(answers), "mean_p": v.mean, "answers": answers, "p": v.meant.tolist()}
+        facts[recipe] = told
+    context.facts["looks_for"] = facts
+    if verdicts:
+        ours, control = verdicts["robust"], verdicts["noise"]
+        said = f"The judge recognizes {ours.names} of the {len(classes)} images drawn of its classes"
+        beside = f"; of the noise control, {control.names}" if believed(verdicts) else ", and the noise control as well"
+        context.headline.append(f"{said}{beside}.")
+    k = _most_confused(context, classes)
+    picture = _figure(context, classes[k], drawn, k, verdicts.get("robust"), side=112)
+    context.cover.append(replace(picture, head=f"image of {picture.head}"))
+
+
+def _most_confused(context: Context, classes: Sequence[int]) -> int:
+    """The place of the class that the page's first example is taken for."""
+    s = context.survey
+    answer = int(s.answers[(s.mistakes or s.undecided)[0]])
+    return classes.index(answer) if answer in classes else 0
+
+
+SECTION = Section("What does it look for?", "looks-for", build, needs=("pixels", "classes"))

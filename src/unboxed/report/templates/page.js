@@ -1,0 +1,60 @@
+"use strict";
+(function () {
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  function remember(theme) { try { localStorage.setItem("unboxed-theme", theme); } catch (error) { /* a file may not */ } }
+  function recall() { try { return localStorage.getItem("unboxed-theme"); } catch (error) { return null; } }
+  const before = recall();
+  if (before === "dark" || before === "light") root.dataset.theme = before;
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    remember(root.dataset.theme);
+  });
+
+  for (const morph of document.querySelectorAll(".morph")) {
+    const data = JSON.parse(morph.querySelector("script").textContent);
+    const image = morph.querySelector(".stage > img");
+    const range = morph.querySelector("input");
+    const rows = [...morph.querySelectorAll(".prob")];
+    const step = morph.querySelector(".step");
+    const play = morph.querySelector(".play");
+    let timer = 0;
+    function show() {
+      const t = Number(range.value);
+      image.src = data.frames[t];
+      image.alt = data.alts[t];
+      step.textContent = "step " + data.steps[t];
+      range.setAttribute("aria-valuetext", step.textContent);
+      rows.forEach((row, k) => {
+        const p = data.probs[t][k];
+        row.querySelector(".fill").style.width = 100 * p + "%";
+        row.querySelector("output").textContent = p.toFixed(2);
+      });
+    }
+    function stop() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
+    function tick() {
+      if (Number(range.value) >= Number(range.max)) return stop();
+      range.value = Number(range.value) + 1;
+      show();
+    }
+    range.addEventListener("input", () => { stop(); show(); });
+    play.addEventListener("click", () => {
+      if (timer) return stop();
+      if (range.value === range.max) { range.value = 0; show(); }
+      play.textContent = "Pause";
+      timer = setInterval(tick, 110);
+    });
+  }
+
+  const links = new Map([...document.querySelectorAll(".bar nav a")].map((a) => [a.hash.slice(1), a]));
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const a of links.values()) a.removeAttribute("aria-current");
+      const link = links.get(entry.target.id);
+      link.setAttribute("aria-current", "true");
+      link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft - 24;
+    }
+  }, { rootMargin: "-60px 0px -70% 0px" });
+  for (const part of document.querySelectorAll(".part")) seen.observe(part);
+})();

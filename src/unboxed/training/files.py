@@ -1,0 +1,57 @@
+"""Weights to a file, with a card beside it that says how they came about."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, WriteError
+from ..plots.files import write_bytes
+
+
+def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
+    """Write the weights to `path` (.safetensors) and the card to a JSON file of the same name, each whole.
+
+    Raises WriteError where that can't be written, InputError for a card that JSON can't hold.
+    """
+    path, text = writable(path), _text(card)
+    tensors = {name: _plain(h) for name, h in net.state_dict().items() if isinstance(h, Tensor)}
+    write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_bytes(path.with_suffix(".json"), text.encode())
+    return path
+
+
+def writable(path: str | Path) -> Path:
+    """The path, if weights can be written there: to be asked before a long training. Raises WriteError."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WriteError(f"weights are written as .safetensors; got {path.name!r}. Name it {path.stem}.safetensors")
+    if path.is_dir():
+        raise WriteError(f"can't write {path}: it is a folder. Give a file name")
+    write_bytes(path.with_name(f".{path.stem[:80]}.{os.getpid()}.try"), b"").unlink()
+    return path
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return {"unboxed": version("unboxed"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _plain(h: Tensor) -> Tensor:
+    return h.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied weights must not share memory
+
+
+def _text(card: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(card), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the card can't be written as JSON: {error}") from error

@@ -1,0 +1,269 @@
+"""Look at confused inputs in the middle of training, and leave the training as it would have been."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..box import Box
+from ..engine.gradients import gradients
+from ..errors import InputError, UnboxedWarning, WriteError
+from ..inputs import Inputs
+from ..net import quiet
+from ..net.outputs import Outputs
+from ..objectives import logit
+from .confused import Confused, Rule, Scope, find
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from PIL import Image
+    from transformers import TrainerCallback
+
+Sink = Callable[["Image.Image", int], object]  # (sheet, step)
+BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
+
+
+class ConfusedLogits:
+    """Inputs that confuse the net, shown while it trains: two nearly equal logits, and where each would grow.
+
+    Every `logging_batch_interval` batches, at most `top_k` inputs whose two largest logits differ by less than
+    `max_logit_difference` while the largest exceeds `min_logit_value`: the batch's largest (`min_logit_scope="batch"`,
+    the published rule) or the input's own (`"example"`). `min_probability` takes the place of `min_logit_value`, and
+    is needed where the net gives (log-)probabilities. Two logits clamped to an equal zero are no confusion.
+
+    A sheet shows each with its label, d logit_a / dx, d logit_b / dx, and the input plus `projection_factor` times
+    each. It goes `to` a folder or a function (sheet, step); a trainer's callback hands it to the trainer's logger by
+    default. `inputs` only serves the drawing: it decodes what the net gets to pixels. `classes` are names; `outputs`
+    and `output` are those of `Box`.
+
+    Training ends in the same weights, bit for bit, as without it. Logits and gradients come from passes of its own,
+    in eval and float32, in the space in which the net is trained. In a hand-written loop call `watch` at each step:
+
+        confused = ConfusedLogits(to="confused/")
+        for step, (x, y) in enumerate(loader):
+            ...
+            confused.watch(net, x, y, step)
+
+    and in others pass `callbacks=[confused.lightning()]` or `callbacks=[confused.huggingface()]` to the trainer.
+    Of several devices rank zero looks, at its own part of the batch. Raises InputError for settings that can't be
+    right.
+    """
+
+    def __init__(
+        self,
+        top_k: int = 1,
+        projection_factor: float = 3.0,
+        min_logit_value: float = 5.0,
+        logging_batch_interval: int = 20,
+        max_logit_difference: float = 0.1,
+        *,
+        min_logit_scope: Scope = "batch",
+        min_probability: float | None = None,
+        inputs: Inputs | None = None,
+        classes: Sequence[str] | None = None,
+        outputs: Outputs | None = None,
+        output: object = None,
+        to: str | os.PathLike[str] | Sink | None = None,
+    ) -> None:
+        if isinstance(logging_batch_interval, bool) or not isinstance(logging_batch_interval, int):
+            raise InputError(f"logging_batch_interval is a number of batches, an int; got {logging_batch_interval!r}")
+        if logging_batch_interval < 1:
+            raise InputError(f"logging_batch_interval is a number of batches, from 1; got {logging_batch_interval}")
+        self.rule = Rule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
+        self.projection_factor, self.interval = float(projection_factor), logging_batch_interval
+        self.inputs, self.classes = inputs, classes
+        self.to: Sink | None = to if to is None or callable(to) else Files(Path(to))
+        self.last: Confused | None = None  # what the last look with a confused input found
+        self._outputs, self._output = outputs, output
+        self._box: Box | None = None
+        self._opened: object = None
+
+    def wants(self, step: int) -> bool:
+        """Whether `watch` has something to do at this step, counted from 0. The first call checks the net."""
+        return self._box is None or self._due(step)
+
+    def _due(self, step: int) -> bool:
+        return (step + 1) % self.interval == 0
+
+    def watch(
+        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: Sink | None = None
+    ) -> Confused | None:
+        """Look at batch x (N, ...), as the net gets it, with labels y (N,), if a look is due at this step.
+
+        Returns what is confused, if anything; its sheet goes `to` this function, or where the object's own go.
+        Raises OutputError or InputError, at the first step, where the net can't be watched; it says why.
+        """
+        if not self.wants(step):
+            return None
+        with quiet.gradients_on(False):  # the caller may be in inference_mode
+            found = self._look(model, x, y, step)
+        if found is not None:
+            self.last = found
+            self._hand_over(found, to or self.to)
+        return found
+
+    def _look(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
+        model, x, y = unwrapped(model), _checked(x), None if y is None else torch.as_tensor(y)
+        if y is not None and len(y) != len(x):
+            raise InputError(f"wanted one label an input; got {len(y)} for {len(x)}")
+        box = self._open(model, x)  # on every rank: if one refuses, all do
+        if not self._due(step) or _rank() != 0:
+            return None
+        return find(box, x, y, step, self.rule)
+
+    def draw(self, found: Confused) -> Image.Image:
+        """The contact sheet of a look. Raises InputError where the inputs are no images."""
+        from .picture import picture
+
+        names = self.classes or [str(k) for k in range(found.logits.shape[1])]
+        return picture(found, names, self.projection_factor, self.inputs)
+
+    def lightning(self, batch_fn: BatchFn | None = None) -> Callback:
+        """A callback for Lightning's Trainer: `batch_fn` gives (x, y) of batches that are no such pair.
+
+        The module's `forward` takes x; it needs no line for this. The sheets go to each of the trainer's loggers:
+        images for TensorBoard and Weights & Biases, PNG files in the folder of others, or of the trainer if it has
+        none. Raises MissingError without Lightning.
+        """
+        from .lightning import Watching
+
+        return Watching(self, batch_fn)
+
+    def huggingface(self, batch_fn: BatchFn | None = None) -> TrainerCallback:
+        """A callback for the Trainer of transformers: `batch_fn` gives (x, y) of the model's keyword arguments.
+
+        Default: the model's main input (`pixel_values`) and `labels`. The sheets go to `output_dir`/confused.
+        Raises MissingError without transformers.
+        """
+        from .huggingface import Watching
+
+        return Watching(self, batch_fn)
+
+    def _open(self, model: nn.Module, x: Tensor) -> Box:
+        """The box on the live net: opened once, and again if the net was moved, rebuilt, or gets another shape."""
+        state = _State.of(model, x)
+        if self._box is None or state != self._opened:
+            refuse_sharded(model)
+            seen = AsTrained(x[:3].detach().clone())
+            box = Box(model, seen, classes=self.classes, outputs=self._outputs, output=self._output)
+            self.rule.check(box)
+            gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
+            self._say_what_is_not_drawn(x)
+            self._box, self._opened = box, state
+        return self._box
+
+    def _say_what_is_not_drawn(self, x: Tensor) -> None:
+        from .picture import image_shape, no_images
+
+        if image_shape(tuple(x.shape[1:]), self.inputs) is None:
+            warnings.warn(no_images(x), UnboxedWarning, stacklevel=4)
+
+    def _hand_over(self, found: Confused, to: Sink | None) -> None:
+        from .picture import image_shape
+
+        if to is None or image_shape(tuple(found.inputs.shape[1:]), self.inputs) is None:
+            return
+        try:
+            to(self.draw(found), found.step)
+        except WriteError as error:  # a full disk is no reason to end somebody's training
+            warnings.warn(f"the sheet of step {found.step} is lost: {error}", UnboxedWarning, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a box was opened on."""
+
+    modules: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor) -> _State:
+        first = next((p for p in model.parameters() if p.is_floating_point()), x)
+        return cls(tuple(map(id, model.modules())), first.device, first.dtype, tuple(x.shape[1:]))
+
+
+@dataclass(frozen=True, eq=False)
+class AsTrained:
+    """Inputs of a box as the training loop gives them to the net: there is nothing to encode, and no range to keep."""
+
+    examples: Tensor  # (up to 3, ...), at which the box takes its first look
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.examples.shape[1:])
+
+    def check(self, x: Tensor) -> Tensor:
+        return x
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def clip(self, x: Tensor) -> Tensor:
+        return x
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Real inputs; where the batch had fewer than n, others like them."""
+        x = self.examples.to(generator.device)
+        return torch.cat([x, x.flip(-1), -x])[:n]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Writes each sheet as a PNG file. Raises WriteError when called."""
+
+    folder: Path
+
+    def __call__(self, sheet: Image.Image, step: int) -> Path:
+        from ..plots.files import write_bytes
+
+        png = BytesIO()
+        sheet.save(png, "PNG", compress_level=1)  # training waits for it
+        return write_bytes(self.folder / f"confused-{step:06d}.png", png.getvalue())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The net inside of data parallelism, whose forward would wait for the other ranks."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise InputError for a net of which this rank holds only a part: alone it can't run it."""
+    parts = [type(m).__name__ for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
+    parts += [type(p).__name__ for p in model.parameters() if type(p).__name__ == "DTensor" or hasattr(p, "ds_id")]
+    if parts:
+        raise InputError(
+            f"the net's parameters are spread over devices ({parts[0]}), so rank zero alone can't look at it. "
+            "Train with data parallelism (DDP), or without this callback"
+        )
+
+
+def _checked(x: object) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
+        came = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"wanted a batch of inputs, a tensor (N, ...) as the net gets it; got {came}")
+    if not x.is_floating_point():
+        raise InputError(
+            f"a logit has no gradient in inputs of {x.dtype}: token ids are no images. Pass what a net computes with: "
+            "floating point inputs"
+        )
+    return x
+
+
+def _rank() -> int:
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if spread else 0

@@ -1,0 +1,221 @@
+"""The report in a real browser: it works, fits a phone, and asks the network for nothing.
+
+Skipped, with the reason, where there is no Chromium; where CI=true it fails instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+import torch
+from torch import nn
+
+from unboxed import Box, Pixels
+from unboxed.report import SECTIONS, report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")  # fmt: skip
+LONG = tuple(f"a class with the long name number {k} <b>" for k in range(14))
+
+
+def missing(why: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"in CI the page must be seen in a browser: {why}")
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("Playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        missing("there is no Chromium")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a small net with many classes of long names, on noise."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
+    box = Box(net, Pixels((1, 8, 8)), classes=LONG)
+    examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
+    return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, quiet=True).path
+
+
+class Seen:
+    """A page, with what went wrong on it and what it asked for."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.faults: list[str] = []
+        self.asked: list[str] = []
+        page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: self.faults.append(str(e)))
+        page.on("requestfailed", lambda r: self.faults.append(r.url[:100]))
+        page.on("request", lambda r: self.asked.append(r.url))
+        page.goto(url)
+
+    @property
+    def outside(self) -> list[str]:
+        return [url for url in self.asked if not url.startswith(("file:", "data:"))]
+
+    def color(self) -> str:
+        return str(self.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def seen(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Seen]:
+    settings: dict[str, Any] = PHONE if request.param == "phone" else DESKTOP
+    context = browser.new_context(**settings)
+    yield Seen(context.new_page(), page_file.as_uri())
+    context.close()
+
+
+def test_it_opens_without_an_error_or_a_request(seen: Seen) -> None:
+    assert seen.page.locator("h1").inner_text().endswith("right")
+    for _ in range(8):
+        seen.page.mouse.wheel(0, 4000)
+        seen.page.wait_for_timeout(20)
+    assert seen.faults == []
+    assert seen.outside == []
+    assert len(seen.asked) >= 1
+
+
+def test_nothing_hangs_over_the_side_with_everything_open(seen: Seen) -> None:
+    page = seen.page
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    width = page.viewport_size["width"]  # type: ignore[index]  # a phone's innerWidth grows with what hangs over
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    over = page.evaluate(
+        """(width) => [...document.querySelectorAll('main *')]
+        .filter((e) => !e.closest('.scroll') && !e.closest('pre') && e.getBoundingClientRect().right > width + 1)
+        .map((e) => e.outerHTML.slice(0, 120))""",
+        width,
+    )
+    assert over == []
+
+
+def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
+    for section in SECTIONS:
+        link = seen.page.locator(f'nav a[href="#{section.slug}"]')
+        link.scroll_into_view_if_needed()
+        link.click()
+        seen.page.wait_for_timeout(30)
+        top = seen.page.locator(f"#{section.slug} h2").bounding_box()
+        assert top is not None
+        assert -10 < top["y"] < seen.page.viewport_size["height"]  # type: ignore[index]
+    assert seen.page.locator("nav a[aria-current]").count() == 1
+    assert seen.faults == []
+
+
+def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
+    folds = seen.page.locator("main details")
+    assert folds.count() >= 4
+    for i in range(folds.count()):
+        fold = folds.nth(i)
+        opened = fold.evaluate("(d) => d.open")
+        fold.locator("summary").first.click()
+        assert fold.evaluate("(d) => d.open") != opened
+        if not opened:
+            inside = fold.locator(".folded").bounding_box()
+            assert inside is not None
+            assert inside["height"] > 20
+
+
+def test_the_slider_moves_the_picture_and_the_probabilities(seen: Seen) -> None:
+    morphs = seen.page.locator(".morph")
+    assert morphs.count() == 3
+    for i in range(3):
+        morph = morphs.nth(i)
+        slider, picture = morph.locator("input[type=range]"), morph.locator(".stage > img")
+        last = slider.get_attribute("max")
+        assert int(last or 0) > 0
+        before = picture.get_attribute("src"), morph.locator(".step").inner_text()
+        target = morph.locator(".target output")
+        p = float(target.inner_text())
+        slider.fill(last or "0")
+        assert picture.get_attribute("src") != before[0]
+        assert morph.locator(".step").inner_text() != before[1]
+        assert float(target.inner_text()) > p
+        full = morph.locator(".target .track").bounding_box()
+        seen.page.wait_for_timeout(150)  # the bar glides
+        bar = morph.locator(".target .fill").bounding_box()
+        assert full is not None
+        assert bar is not None
+        assert bar["width"] / full["width"] == pytest.approx(float(target.inner_text()), abs=0.02)
+        slider.press("ArrowLeft")
+        assert slider.input_value() == str(int(last or 0) - 1)
+    assert seen.faults == []
+
+
+def test_play_runs_to_the_end_and_stops(seen: Seen) -> None:
+    morph = seen.page.locator(".morph").first
+    slider, play = morph.locator("input[type=range]"), morph.locator(".play")
+    last = int(slider.get_attribute("max") or 0)
+    slider.fill(str(max(0, last - 2)))
+    play.click()
+    assert play.inner_text() == "Pause"
+    seen.page.wait_for_function("(b) => b.textContent === 'Play'", arg=play.element_handle())
+    assert slider.input_value() == str(last)
+
+
+def test_light_and_dark_follow_the_system_and_the_button(seen: Seen) -> None:
+    page = seen.page
+    page.emulate_media(color_scheme="light")
+    light = seen.color()
+    page.emulate_media(color_scheme="dark")
+    dark = seen.color()
+    assert light != dark
+    page.locator("#theme").click()
+    assert seen.color() == light
+    page.reload()
+    assert seen.color() == light  # remembered
+    page.locator("#theme").click()
+    assert seen.color() == dark
+    page.emulate_media(color_scheme="light")
+    assert seen.color() == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(scheme: str, seen: Seen) -> None:
+    """WCAG AA: 4.5 to 1, for the words of the page, small print and links."""
+    seen.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    ratios = seen.page.evaluate("""() => {
+        const lum = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+            .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const ground = (e) => { while (e) { const c = getComputedStyle(e).backgroundColor;
+            if (!/, 0\\)|transparent/.test(c)) return c; e = e.parentElement; } return 'rgb(255,255,255)'; };
+        return ['h1', '.lead', '.kicker', 'figcaption span', '.files a', '.method dt', '.note, .method dd'].map((s) => {
+            const e = document.querySelector(s), a = lum(getComputedStyle(e).color), b = lum(ground(e));
+            return [s, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+        });
+    }""")
+    assert [(name, ratio) for name, ratio in ratios if ratio < 4.5] == []
+
+
+def test_without_a_script_the_pictures_are_still_there(browser: Browser, page_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, **DESKTOP)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert page.locator(".morph").first.locator("figure img").count() >= 3
+    assert page.locator("h1").is_visible()
+    context.close()

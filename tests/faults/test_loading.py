@@ -1,0 +1,268 @@
+"""What can't be loaded is refused with one clear error, and leaves the net as it was."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed import loading
+from unboxed.errors import DataError, ModelError
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 10, hidden: int = 6) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(16, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+def refused(path: Path, *words: str) -> str:
+    """Loading weights must fail with these words, and must not touch the net."""
+    net = Net()
+    before = {name: h.clone() for name, h in net.state_dict().items()}
+    with pytest.raises(ModelError) as caught:
+        loading.weights(net, path)
+    said = str(caught.value)
+    assert [word for word in words if word not in said] == [], said
+    assert all(torch.equal(h, before[name]) for name, h in net.state_dict().items())
+    assert "tensor(" not in said
+    return said
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def test_mismatches_are_listed_by_name(tmp_path: Path) -> None:
+    state = {**Net(width=5).state_dict(), "extra.weight": torch.ones(1)}
+    del state["fc1.bias"]
+    torch.save(state, tmp_path / "w.pt")
+    refused(
+        tmp_path / "w.pt",
+        "1 missing in the file: fc1.bias",
+        "1 unexpected in the file: extra.weight",
+        "fc2.weight is (5, 6) in the file, (10, 6) in the net",
+    )
+
+
+def test_one_wrong_shape_leaves_the_other_layers_alone(tmp_path: Path) -> None:
+    torch.save(Net(width=5).state_dict(), tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "2 of another shape", "fc2.bias")
+
+
+def test_mismatches_under_a_prefix_are_told_by_the_names_of_the_net(tmp_path: Path) -> None:
+    state = {f"module.{name}": h for name, h in Net().state_dict().items() if name != "fc2.bias"}
+    torch.save(state, tmp_path / "w.pt")
+    said = refused(tmp_path / "w.pt", "1 missing in the file: fc2.bias")
+    assert "unexpected" not in said
+
+
+def test_a_long_list_of_names_is_cut(tmp_path: Path) -> None:
+    torch.save({f"block{i}.weight": torch.ones(1) for i in range(100)}, tmp_path / "w.pt")
+    said = refused(tmp_path / "w.pt", "100 unexpected in the file: block0.weight", "and 92 more")
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "legacy"])
+def test_a_truncated_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        safetensors.torch.save_file(Net().state_dict(), path)
+    else:
+        torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=kind == "pt")
+    whole = path.read_bytes()
+    for part in (0, 1, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:part])
+        refused(path, path.name, "can't be read")
+
+
+@pytest.mark.parametrize("content", [b"<html></html>", b"version https://git-lfs.github.com/spec\n", bytes(range(99))])
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, "can't be read")
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "w.pt", "there is no", "w.pt")
+    refused(tmp_path, "is a folder")
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_with_code_in_it_is_never_run(tmp_path: Path, legacy: bool) -> None:
+    torch.save({"state_dict": Bomb(tmp_path / "mark")}, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    refused(tmp_path / "w.pt", "mkdir", "can run any code", "weights_only=False", "torch.save(")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    refused(tmp_path / "plain.pt")
+    assert not (tmp_path / "mark").exists()
+
+
+WITH_ARGUMENTS = {"state_dict": Net().state_dict(), "args": argparse.Namespace(lr=1)}
+
+
+@pytest.mark.parametrize("made", [Net(), WITH_ARGUMENTS], ids=["net", "arguments"])
+def test_the_recipe_in_the_error_makes_a_file_that_loads(
+    tmp_path: Path, made: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(made, tmp_path / "w.pt")
+    said = refused(tmp_path / "w.pt", "more than tensors")
+    monkeypatch.chdir(tmp_path)
+    exec(said.split('python -c "')[1].removesuffix('"'))
+    loading.weights(Net(), tmp_path / "w-weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ([torch.ones(2)], "holds a list"),
+        ({}, "no weights"),
+        ({"epoch": 3}, "its keys are: epoch"),
+        ({"gan": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, "several sets of weights (gan, critic)"),
+    ],
+)
+def test_a_checkpoint_without_a_state_dict(tmp_path: Path, saved: object, words: str) -> None:
+    torch.save(saved, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", words)
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
+    saved: dict[str, object] = {"epoch": 1}
+    saved["model"] = saved
+    torch.save(saved, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "no weights")
+
+
+def test_two_nets_in_one_file_are_not_guessed_between(tmp_path: Path) -> None:
+    state = {f"{who}.{name}": h for who in ("student", "teacher") for name, h in Net().state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "missing", "unexpected", "student.fc1.weight")
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def make_net(): return nn.Linear(2, 2)\n"
+        "def sized(width): return nn.Linear(2, width)\n"
+        "def weights(): return make_net().state_dict()\n"
+        "def broken(): raise RuntimeError('no such table')\n"
+        "def odd(): return make_net(), 'pixels'\n"
+        "class Net(nn.Linear): pass\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("make_nte", "'make_nte' is not defined there; there is make_net"),
+        ("sized", "wants arguments (width)"),
+        ("Net", "wants arguments (in_features, out_features)"),
+        ("weights", "Weights alone are no model"),
+        ("broken", "RuntimeError: no such table (mine.py, line 5)"),
+        ("odd", "returned str as its inputs"),
+        ("", "names no factory"),
+    ],
+)
+def test_a_factory_that_makes_no_net(file: Path, name: str, words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        loading.model(f"{file}:{name}")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import a_module_that_is_nowhere\n", "No module named 'a_module_that_is_nowhere' (mine.py, line 1)"),
+        ("def net(:\n", "SyntaxError"),
+        ("\n1 / 0\n", "ZeroDivisionError: division by zero (mine.py, line 2)"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    ],
+)
+def test_a_file_that_fails_while_it_is_imported(tmp_path: Path, source: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(ModelError) as caught:
+        loading.model(f"{tmp_path}/mine.py:net")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("mnist", "no model; a model is zoo:NAME"),
+        ("weights.safetensors", "holds weights, not a network"),
+        ("a_module_that_is_nowhere:make", "there is no module 'a_module_that_is_nowhere' here"),
+        ("os.nowhere:make", "there is no module 'os.nowhere' here"),
+        ("nowhere.pt2", "there is no file nowhere.pt2"),
+        ("nowhere/net.py:make", "there is no file nowhere/net.py"),
+        (":make", "names no factory"),
+    ],
+)
+def test_a_spec_that_names_no_model(spec: str, words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        loading.model(spec)
+    assert words in str(caught.value)
+
+
+def test_swapped_arguments_are_recognized(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a folder, not a model \(folders are data: --data\)"):
+        loading.model(str(tmp_path))
+    with pytest.raises(ModelError, match=r"mine\.py:make_net"):
+        loading.model(str(file))
+    with pytest.raises(DataError, match="is a file, not data"):
+        loading.data(str(file))
+
+
+def test_unknown_inputs_are_asked_for(file: Path) -> None:
+    with pytest.raises(ModelError, match=r"ub\.Pixels\(.*--shape 3,224,224 --mean"):
+        ub.load(f"{file}:make_net")
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("digit", "did you mean digits?"),
+        ("mnist:validation", "mnist has the parts :train and :test"),
+        ("/nowhere/at/all", "there is no data set and no folder"),
+        ("a_module_that_is_nowhere:make", "there is no module"),
+    ],
+)
+def test_a_spec_that_names_no_data(spec: str, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        loading.data(spec)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("made", "words"), [("[]", "empty"), ("iter([1])", "with a length"), ("None", "NoneType")])
+def test_a_factory_that_makes_no_data_set(tmp_path: Path, made: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(f"def make(): return {made}\n")
+    with pytest.raises(DataError, match=words):
+        loading.data(f"{tmp_path}/mine.py:make")
+
+
+def test_a_folder_of_images_needs_a_size(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="need a size"):
+        loading.data(str(tmp_path))

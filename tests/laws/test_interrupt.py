@@ -1,0 +1,121 @@
+"""Law 9: interrupted long work keeps what it has."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unboxed as ub
+from laws.common import CARDS, Case, call, case, close, methods, takes, tensors
+from laws.trace import changes, snapshot
+
+
+def climbs(card: Any) -> bool:
+    return takes(card, "steps")
+
+
+class CtrlC:
+    """A hook of the user's own: KeyboardInterrupt in the k-th forward from now on."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.calls, self.fatal = 0, -1
+        net.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.calls += 1
+        if self.calls == self.fatal:
+            raise KeyboardInterrupt
+
+    def at(self, k: int) -> None:
+        self.calls, self.fatal = 0, k
+
+
+def interrupted(c: Case, name: str, k: int, **settings: Any) -> Any:
+    ctrl_c = CtrlC(c.box.net)
+    before = snapshot(c.box.net, c.x, c.y)
+    ctrl_c.at(k)
+    result = call(CARDS[name], c, **settings)
+    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    return result
+
+
+LONG = {"steps": 3, "keep_going": True, "step": 0.01}  # nobody is done before the end
+
+
+def forwards(name: str, **settings: Any) -> int:
+    c = case("plain")
+    counter = CtrlC(c.box.net)
+    call(CARDS[name], c, **settings)
+    return counter.calls
+
+
+@methods("interrupt", climbs)
+@pytest.mark.parametrize("size", ["auto", 1, 2])
+@pytest.mark.parametrize("share", [0, 0.3, 0.6, 1])
+def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> None:
+    """Whole, well-formed and marked, whichever forward Ctrl-C falls in: the first, the last, one between."""
+    settings = {**LONG, "batch_size": size}
+    k = max(1, round(share * forwards(name, **settings)))
+    whole = call(CARDS[name], case("plain"), **settings)
+    got = interrupted(case("plain"), name, k, **settings)
+    assert whole.interrupted is False
+    assert got.interrupted is True
+    for field in dataclasses.fields(whole):
+        a, b = getattr(whole, field.name), getattr(got, field.name)
+        assert type(a) is type(b), field.name
+        if isinstance(a, torch.Tensor):
+            assert a.ndim == b.ndim, field.name
+            assert a.shape[-1] == b.shape[-1] or a.ndim == 1, field.name
+            assert torch.isfinite(b).all(), field.name
+
+
+@methods("interrupt", climbs)
+def test_the_steps_taken_are_kept(name: str) -> None:
+    """Stopped at the third look, the work is that of two steps: not lost, and not begun anew."""
+    c = case("plain", torch.float64)
+    short, start = (tensors(call(CARDS[name], c, **{**LONG, "steps": n})) for n in (1, 0))
+    kept = tensors(interrupted(c, name, 3, **LONG))
+    at = next(k for k in kept if k.rpartition(".")[2] in ("images", "frames"))
+    last = (lambda h: h[-1]) if at.endswith("frames") else (lambda h: h)
+    assert close({at: last(kept[at])}, {at: last(short[at])}, 1e-12) == []
+    assert close({at: last(kept[at])}, {at: last(start[at])}, 1e-6) != []
+
+
+def test_a_morph_keeps_its_frames() -> None:
+    c = case("plain", torch.float64)
+    target = (c.box.predict(c.x) + 1) % 4
+    plan = {"confidence": 0.999, "step": 0.01}
+    whole = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
+    ctrl_c = CtrlC(c.box.net)
+    ctrl_c.at(4)
+    got = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
+    assert got.interrupted
+    assert len(got.frames) >= 3
+    assert torch.equal(got.frames[:3], whole.frames[:3])
+    assert len(got.probs) == len(got.frames)
+
+
+def test_batches_before_ctrl_c_are_whole() -> None:
+    """Rows of a batch that was finished keep their result; those not begun stay as they started."""
+    c = case("plain", torch.float64)
+    plan = {"eps": 1e-3, "steps": 2, "random_start": False, "keep_going": True, "batch_size": 1}
+    whole = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
+    ctrl_c = CtrlC(c.box.net)
+    ctrl_c.at(5)  # three looks a row: in the second row
+    got = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
+    assert got.interrupted
+    assert torch.equal(got.images[0], whole.images[0])
+    assert torch.equal(got.images[2], c.x[2])
+
+
+@methods("interrupt", lambda card: not climbs(card) and takes(card, "x"))
+def test_short_work_lets_ctrl_c_through(name: str) -> None:
+    """There is nothing to keep: whoever pressed it gets it."""
+    c = case("plain")
+    CtrlC(c.box.net).at(1)
+    with pytest.raises(KeyboardInterrupt):
+        call(CARDS[name], c)

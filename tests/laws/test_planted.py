@@ -1,0 +1,361 @@
+"""The laws can fail: a fault is planted, the law catches it. First in methods made up here, then in the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from laws import (
+    common,
+    test_awkward,
+    test_bad_input,
+    test_bounds,
+    test_computes_less,
+    test_dtype_device,
+    test_interrupt,
+    test_leaves_no_trace,
+    test_seed,
+    test_splitting,
+    trace,
+)
+from twins import test_gradients
+from unboxed.cards import Card
+from unboxed.engine import balls, draws
+from unboxed.net import quiet, rules, taps
+
+Fault = pytest.raises((AssertionError, pytest.fail.Exception))
+
+
+@pytest.fixture
+def method(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Enter a method of our own making among the cards; gives its name."""
+
+    def enter(work: Callable[..., Any], example: Callable[..., Any] = lambda method, box, x, y: method(box, x)) -> str:
+        card = Card(work, "attribution", "Planted", "", "", "", example)
+        monkeypatch.setitem(common.CARDS, "planted", card)
+        return "planted"
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Images:
+    images: Tensor
+
+
+# ---- methods with a fault --------------------------------------------------------------------------------------------
+
+
+def test_an_honest_method_passes(method: Callable[..., str]) -> None:
+    """What the faults below are deviations from."""
+
+    def honest(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
+        return box.read(x, ["conv1"], batch_size=batch_size)["conv1"]
+
+    name = method(honest)
+    test_leaves_no_trace.test_success(name, "plain")
+    test_leaves_no_trace.test_failure(name, "plain")
+    test_splitting.test_in_double_precision(name, "plain")
+    test_seed.test_same_seed_same_answer(name, "plain")
+    test_dtype_device.test_results(name, "plain")
+    test_awkward.test_as_on_the_plain_spelling(name, "inplace_relu")
+    test_computes_less.test_bounded_batches(name, 1)
+    test_bad_input.test_inputs(name, "one NaN")
+
+
+def leaves_eval(box: ub.Box, x: Tensor) -> None:
+    box.net.eval()
+
+
+def leaves_a_hook(box: ub.Box, x: Tensor) -> None:
+    box.net.conv1.register_forward_hook(lambda *args: None)
+
+
+def leaves_gradients(box: ub.Box, x: Tensor) -> None:
+    box.net(box.inputs.encode(x)).sum().backward()
+
+
+def leaves_frozen(box: ub.Box, x: Tensor) -> None:
+    box.net.requires_grad_(False)
+
+
+def leaves_no_grad(box: ub.Box, x: Tensor) -> None:
+    torch.set_grad_enabled(False)
+
+
+def leaves_statistics(box: ub.Box, x: Tensor) -> None:
+    box.net.train()
+    box.net(box.inputs.encode(x))
+
+
+def leaves_a_new_buffer(box: ub.Box, x: Tensor) -> None:
+    box.net.norm.running_mean = box.net.norm.running_mean.clone()
+
+
+def leaves_a_drawn_number(box: ub.Box, x: Tensor) -> None:
+    torch.rand(1)
+
+
+def leaves_a_seed(box: ub.Box, x: Tensor) -> None:
+    torch.manual_seed(0)
+
+
+def leaves_x_changed(box: ub.Box, x: Tensor) -> None:
+    x.mul_(0.5)
+
+
+def leaves_x_requiring_a_gradient(box: ub.Box, x: Tensor) -> None:
+    x.requires_grad_()
+
+
+def leaves_a_mode(box: ub.Box, x: Tensor) -> None:
+    quiet.SharedNoise().__enter__()
+
+
+LEAVING = [f for n, f in list(globals().items()) if n.startswith("leaves_")]
+
+
+@pytest.mark.parametrize("work", LEAVING, ids=lambda f: f.__name__)
+def test_traces_are_seen(method: Callable[..., str], work: Callable[..., None]) -> None:
+    try:
+        with Fault:
+            test_leaves_no_trace.test_success(method(work), "batchnorm_in_train_mode")
+    finally:
+        torch.set_grad_enabled(True)
+        while torch.overrides._get_current_function_mode_stack():
+            torch.overrides._pop_mode()
+
+
+def test_a_trace_after_a_failure_is_seen(method: Callable[..., str]) -> None:
+    def careless(box: ub.Box, x: Tensor) -> Tensor:
+        flags = [m.training for m in box.net.modules()]
+        box.net.eval()
+        out = box.net(box.inputs.encode(x))
+        for m, flag in zip(box.net.modules(), flags, strict=True):
+            m.training = flag
+        return out.detach()
+
+    name = method(careless)
+    test_leaves_no_trace.test_success(name, "batchnorm_in_train_mode")
+    with Fault:
+        test_leaves_no_trace.test_failure(name, "batchnorm_in_train_mode")
+
+
+def test_rows_that_see_one_another_are_seen(method: Callable[..., str]) -> None:
+    def mixes(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
+        parts = x.split(batch_size if batch_size != "auto" else len(x))
+        return torch.cat([part - part.mean(0) for part in parts])
+
+    with Fault:
+        test_splitting.test_in_double_precision(method(mixes), "plain")
+
+
+def test_global_randomness_is_seen(method: Callable[..., str]) -> None:
+    with Fault:
+        test_seed.test_same_seed_same_answer(method(lambda box, x: x + torch.rand(())), "plain")
+
+
+def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
+    def deaf(box: ub.Box, x: Tensor, *, seed: int = 0) -> Tensor:
+        return x
+
+    with Fault:
+        test_seed.test_another_seed_another_draw(method(deaf), "plain")
+
+
+def test_narrow_results_are_seen(method: Callable[..., str]) -> None:
+    with Fault:
+        test_dtype_device.test_results(method(lambda box, x: x.half()), "plain")
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros_like, lambda x: x / 0, lambda x: x * 1.001])
+def test_wrong_pictures_are_seen(method: Callable[..., str], wrong: Callable[[Tensor], Tensor]) -> None:
+    """Blank, not finite, or otherwise than on the plain net."""
+
+    def paints(box: ub.Box, x: Tensor) -> Tensor:
+        return wrong(x) if isinstance(box.net, nn.Sequential) else x
+
+    with Fault:
+        test_awkward.test_as_on_the_plain_spelling(method(paints), "sequential")
+
+
+def test_bare_errors_are_seen(method: Callable[..., str]) -> None:
+    def fails(box: ub.Box, x: Tensor) -> Tensor:
+        raise ValueError(f"bad input: {x}")
+
+    with pytest.raises(ValueError):
+        test_bad_input.test_inputs(method(fails), "one NaN")
+
+
+def test_accepted_nonsense_is_seen(method: Callable[..., str]) -> None:
+    with Fault:
+        test_bad_input.test_inputs(method(lambda box, x: x), "one NaN")
+
+
+def test_invalid_images_are_seen(method: Callable[..., str]) -> None:
+    with Fault:
+        test_bounds.test_images_are_valid(method(lambda box, x: Images(x + 1e-6 + 0.5)), "plain")
+
+
+def test_unbounded_batches_are_seen(method: Callable[..., str]) -> None:
+    def greedy(box: ub.Box, x: Tensor, *, batch_size: Any = "auto") -> Tensor:
+        return box(x, batch_size=len(x))
+
+    with Fault:
+        test_computes_less.test_bounded_batches(method(greedy), 2)
+
+
+def test_a_second_look_is_seen(method: Callable[..., str]) -> None:
+    def twice(box: ub.Box, x: Tensor) -> Tensor:
+        return box(x) + box(x)
+
+    with Fault:
+        test_computes_less.test_one_look_at_a_gradient(method(twice))
+
+
+def test_a_swallowed_ctrl_c_is_seen(method: Callable[..., str]) -> None:
+    def swallows(box: ub.Box, x: Tensor) -> Tensor:
+        try:
+            return box(x)
+        except KeyboardInterrupt:
+            return x
+
+    with Fault:
+        test_interrupt.test_short_work_lets_ctrl_c_through(method(swallows))
+
+
+# ---- faults in the product -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def flags(modules: Any, mode: str) -> Iterator[None]:
+        for m in modules:
+            m.training = False
+        yield
+
+    monkeypatch.setattr(quiet, "flags", flags)
+    with Fault:
+        test_leaves_no_trace.test_opening_a_net("batchnorm_in_train_mode")
+
+
+def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The obvious way: remember the root's flag, call eval() and train(flag)."""
+
+    @contextmanager
+    def flags(modules: Any, mode: str) -> Iterator[None]:
+        training = modules[0].training
+        modules[0].eval()
+        yield
+        modules[0].train(training)
+
+    monkeypatch.setattr(quiet, "flags", flags)
+    with Fault:
+        test_leaves_no_trace.test_opening_a_net("overrides_train")
+
+
+@pytest.mark.parametrize("net", ["counts", "reassigns"])
+def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, net: str) -> None:
+    monkeypatch.setattr(quiet, "buffers_restored", nothing)
+    with Fault:
+        test_leaves_no_trace.test_success("gradient", net)
+
+
+def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "seeded", nothing)
+    with Fault:
+        test_leaves_no_trace.test_success("gradient", "draws")
+    with Fault:
+        test_seed.test_same_seed_same_answer("gradient", "draws")
+
+
+def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "SharedNoise", nothing)
+    with Fault:
+        test_splitting.test_in_double_precision("gradient", "dropout_always_on")
+
+
+def test_a_tap_that_hands_over_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    meet = taps._Recorder.meet
+
+    def careless(self: Any, *args: Any) -> Tensor | None:
+        h = meet(self, *args)
+        if h is not None:
+            self.acts.update({k: h for k, v in self.acts.items() if v.shape == h.shape and torch.equal(v, h)})
+        return h
+
+    monkeypatch.setattr(taps._Recorder, "meet", careless)
+    with Fault:
+        test_awkward.test_layers_read_as_they_were_given("inplace_relu")
+
+
+def test_a_rule_that_misses_a_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+    relus = rules._relus
+    monkeypatch.setattr(rules, "_relus", lambda *args: relus(*args)[:1])
+    with Fault:
+        test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
+
+
+def test_a_rule_for_modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer's guided backprop with F.relu: silently the plain gradient."""
+    monkeypatch.setattr(rules, "_relus", lambda *args: [])
+    with Fault:
+        test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
+
+
+def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alike(draw: Any, like: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
+
+    monkeypatch.setattr(draws, "_rowwise", alike)
+    with Fault:
+        test_seed.test_rows_draw_for_themselves("pgd")
+
+
+def test_a_ball_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balls.Linf, "project", lambda self, x, centre: x)
+    with Fault:
+        test_bounds.test_pgd_stays_in_its_ball("plain", "linf", 8 / 255, {"step": 10.0})
+
+
+def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ub.Pixels, "check", lambda self, x: x)
+    with Fault:
+        test_bad_input.test_inputs("gradient", "0 to 255")
+
+
+def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the small steps vanish."""
+    accept = ub.Box.accept
+    monkeypatch.setattr(ub.Box, "accept", lambda self, x: accept(self, x).to(self.net_dtype))
+    with Fault:
+        test_dtype_device.test_small_steps_survive_a_bfloat16_net()
+
+
+def test_a_snapshot_sees_each_of_its_parts() -> None:
+    """Every kind of entry differs when it should: a snapshot that always agrees is none."""
+    net = common.case("batchnorm").box.net
+    before = trace.snapshot(net)
+    assert trace.changes(before, trace.snapshot(net)) == []
+    net.norm.running_mean.add_(1)
+    net.conv1.weight.data.mul_(2)
+    net.conv2.weight.grad = torch.zeros_like(net.conv2.weight)
+    net.fc.bias.requires_grad_(False)
+    net.relu1.training = True
+    net.extra = 1
+    seen = trace.changes(before, trace.snapshot(net))
+    wanted = {"norm.running_mean", "conv1.weight", "conv2.weight grad", "fc.bias requires_grad", "relu1 training"}
+    assert {*wanted, " attributes"} == set(seen)

@@ -1,0 +1,184 @@
+"""What holds for the source itself: imports point down, no scope of the net stays open at a yield, files stay short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import unboxed
+
+ROOT = Path(unboxed.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
+TIERS = [
+    {"errors", "cards", "arguments"},
+    {"objectives", "inputs", "net"},
+    {"box"},
+    {"engine"},
+    {*FAMILIES, "data", "zoo"},
+    {"checks"},
+    {"loading", "plots", "report", "page", "training", "scale", "cli", "__main__"},
+]
+RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
+SCOPES = (
+    "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",
+    "ExitStack", "own_settings", "_lock", "fork_rng", "autocast", "before_clamp", "unoptimized",
+)  # fmt: skip
+HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
+DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def room(file: Path) -> str:
+    """The top-level folder or file that it belongs to; "" for the package's own face."""
+    first = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, wherever it stands in the file; ours as `unboxed.room...`."""
+    package = ["unboxed", *file.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
+
+
+def test_the_files_are_found() -> None:
+    assert len(FILES) > 25
+    assert FAMILIES & {room(f) for f in FILES}
+
+
+@each_file
+def test_imports_point_down(file: Path) -> None:
+    """Ways in and views -> checks -> families -> engine -> box -> objectives, inputs, net -> errors, cards."""
+    mine = room(file)
+    if not mine:
+        return
+    assert mine in RANK, f"{mine} has no place in the design's layout"
+    for line, name in imports(file):
+        parts = name.split(".")
+        if parts[0] != "unboxed" or parts[1] in (mine, "__version__"):
+            continue
+        assert parts[1] in RANK, f"line {line} imports {name}, which has no place in the layout"
+        assert RANK[parts[1]] <= RANK[mine], f"line {line} imports {name}, which lies above"
+        both = {parts[1], mine}
+        assert not both <= FAMILIES, f"line {line}: one family imports another; move what they share down to engine"
+        assert not (both & FAMILIES and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
+
+
+@each_file
+def test_no_torchvision(file: Path) -> None:
+    assert not [f"line {line}: {name}" for line, name in imports(file) if name.split(".")[0] in HEAVY]
+
+
+@each_file
+def test_no_assert(file: Path) -> None:
+    """`python -O` drops them, and a user can't read them."""
+    assert not [n.lineno for n in ast.walk(tree(file)) if isinstance(n, ast.Assert)]
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef]:
+    yield from (n for n in ast.walk(tree(file)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def own_yields(node: ast.AST, opened: tuple[str, ...] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, the `with` items that are open there) of each yield of a function, not of those defined inside it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, (ast.Yield, ast.YieldFrom)):
+            yield child.lineno, opened
+        inside = opened
+        if isinstance(child, (ast.With, ast.AsyncWith)):
+            inside = (*opened, *(ast.unparse(item.context_expr) for item in child.items))
+        yield from own_yields(child, inside)
+
+
+def is_scope(function: ast.FunctionDef) -> bool:
+    return any("contextmanager" in ast.unparse(d) or d_name(d) == "fixture" for d in function.decorator_list)
+
+
+def d_name(node: ast.expr) -> str:
+    return ast.unparse(node).rpartition(".")[2]
+
+
+@each_file
+def test_no_scope_is_open_at_a_yield(file: Path) -> None:
+    """A generator abandoned inside a tap, a rule, eval or a fork of the RNGs would act on its caller."""
+    for function in functions(file):
+        if is_scope(function):
+            continue
+        for line, opened in own_yields(function):
+            bad = [
+                w for w in opened if room(file) in {"net", "box", "engine", *FAMILIES} or any(s in w for s in SCOPES)
+            ]
+            assert not bad, f"line {line} of {function.name} yields inside `with {bad[0]}`"
+
+
+@each_file
+def test_only_net_hooks_modules(file: Path) -> None:
+    """All that touches a module is in net/: there is one place to look when a trace is left."""
+    if room(file) in ("net", "training"):  # training's adapters live in other libraries' callbacks
+        return
+    names = {n.attr for n in ast.walk(tree(file)) if isinstance(n, ast.Attribute)}
+    assert not {n for n in names if n.startswith("register_") and n.endswith("hook")}
+    assert not names & {"TorchFunctionMode", "TorchDispatchMode", "_forward_hooks", "_backward_hooks"}
+
+
+@each_file
+def test_no_draw_is_global(file: Path) -> None:
+    """In the engine and the families every draw has its generator (net/quiet forks the global ones for the net)."""
+    if room(file) not in {"engine", "inputs", "box", "objectives", *FAMILIES}:
+        return
+    for node in ast.walk(tree(file)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert not called.startswith(("np.random", "numpy.random", "random.")), f"line {node.lineno}: {called}"
+        assert called not in ("torch.manual_seed", "torch.seed"), f"line {node.lineno}: {called}"
+        if called in DRAWS:
+            assert any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: {called} without a generator"
+
+
+@each_file
+def test_files_and_functions_stay_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 320
+    for function in functions(file):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        assert length <= 60, f"{function.name} has {length} lines"
+
+
+@each_file
+def test_errors_are_ours(file: Path) -> None:
+    """What is raised on purpose derives from UnboxedError (or is a signal, or a re-raise)."""
+    ours = {n for n in vars(__import__("unboxed.errors", fromlist=["errors"])) if n.endswith(("Error", "Warning"))}
+    allowed = {*ours, "Stop", "KeyboardInterrupt", "AttributeError", "NotImplementedError", "TypeError"}
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            name = d_name(node.exc.func)
+            assert name in allowed or not name.endswith("Error"), f"line {node.lineno} raises {name}"
+
+
+def test_the_walls_stand() -> None:
+    """The checks above can fail: planted sources are caught."""
+    with_scope = ast.parse("def f(box):\n    with box.quiet():\n        for i in range(3):\n            yield i\n")
+    function = next(n for n in ast.walk(with_scope) if isinstance(n, ast.FunctionDef))
+    assert list(own_yields(function)) == [(4, ("box.quiet()",))]
+    assert not is_scope(function)
+    assert any(s in "box.quiet()" for s in SCOPES)
+    assert RANK["engine"] < RANK["attribution"] < RANK["report"]
+    assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "ascent.py")]
