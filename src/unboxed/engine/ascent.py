@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .draws import shared
 from .gradients import Unclamp, pull
 from .transforms import Transform
 
+T = TypeVar("T")
 StepRule = Callable[[list[Tensor]], Optimizer]
 FREE = Constraint()
 MEET = 8  # on an accelerator, ask every so many steps whether examples are done: each asking waits for the device
@@ -75,6 +77,14 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
         return _joined(in_batches(part, n, *box.splits(n, batch_size, objective.coupled)))
+
+
+def finished(work: Callable[[], T]) -> tuple[T, bool]:
+    """What a short work beside the climb gives, and whether Ctrl-C fell into it: it is done again, so nothing is lost."""
+    try:
+        return work(), False
+    except KeyboardInterrupt:
+        return work(), True
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim import SGD, Adam
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, Climb, ascend
+from ..engine.ascent import Ascent, Climb, ascend, finished
 from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
@@ -70,13 +71,15 @@ def class_image(
     with torch.inference_mode(False):  # what is made here takes part in gradients
         goal = _goal(box, target)
         climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
-    probs = box.probs(climb.input, batch_size=batch_size)
+    probs, stopped = finished(lambda: box.probs(climb.input, batch_size=batch_size))
     if stuck := int(climb.before_clamp.sum()):
         said = (
             f"the gradient is exactly zero on the way to {stuck} of {len(goal)} images: taken before the clamps there"
         )
         warnings.warn(said, UnboxedWarning, stacklevel=2)
-    return ClassImages(climb.input, goal, climb.score, probs, climb.before_clamp, climb.frames, climb.interrupted)
+    return ClassImages(
+        climb.input, goal, climb.score, probs, climb.before_clamp, climb.frames, climb.interrupted or stopped
+    )
 
 
 def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
@@ -99,15 +102,13 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
 
     The score is in units of how far the logits spread on noise, so one weight of each term serves every net.
     """
-    blank = _blank(box, goal)
     color, spread = _statistics(box)
-    objective = (
-        _apart(goal, _unit(box, batch_size))
-        - 13.0 * roughness()
-        - (640.0 * far_from_mean(color) if _known(box) else 0.0)
-    )
+    unit, stopped = finished(lambda: _unit(box, batch_size))
+    objective = _apart(goal, unit) - 13.0 * roughness()
+    if _known(box):
+        objective -= 640.0 * far_from_mean(color)
     plan = Ascent(
-        steps=128 if steps is None else steps,
+        steps=0 if stopped else 128 if steps is None else steps,
         optimizer=partial(Adam, lr=0.05),
         transform=wobble(noise=spread),
         anneal=True,
@@ -115,17 +116,20 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
         every=every,
         seed=seed,
     )
-    return ascend(
-        box, objective, Fourier.noise(blank, seed, sd=0.1, color=color, power=1.5), plan, batch_size=batch_size
-    )
+    canvas = Fourier.noise(_blank(box, goal), seed, sd=0.1, color=color, power=1.5)
+    climb = ascend(box, objective, canvas, plan, batch_size=batch_size)
+    return replace(climb, interrupted=climb.interrupted or stopped)
 
 
 def _apart(goal: Tensor, unit: float) -> Objective:
     """The class's logit less half of how high the others stand together, all in units of `unit`."""
 
     def score(z: Tensor) -> Tensor:
-        own, wrong = goal[:, None], (z / unit).scatter(1, goal[:, None], -float("inf"))
-        return z.gather(1, own)[:, 0] / unit - 0.5 * wrong.logsumexp(1)
+        z = z / unit
+        own = z.gather(1, goal[:, None])[:, 0]
+        if z.shape[1] == 1:
+            return own
+        return own - 0.5 * z.scatter(1, goal[:, None], -math.inf).logsumexp(1)
 
     return of("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
 
@@ -144,7 +148,8 @@ def _statistics(box: Box) -> tuple[Tensor, float]:
 def _unit(box: Box, batch_size: BatchSize) -> float:
     """How far the logits spread over the classes when the net sees noise."""
     noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
-    return max(float(box(noise.to(box.dtype), batch_size=batch_size).std(1).mean()), 1e-6)
+    z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
+    return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)
 
 
 def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:

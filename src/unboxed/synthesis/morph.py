@@ -12,7 +12,7 @@ from torch.optim import SGD
 from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, ascend
+from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import L2, within
 from ..engine.canvases import Raw
 from ..errors import OutputError
@@ -73,8 +73,10 @@ def morph(
     )
     climb = ascend(box, logit(goal), Raw(x), plan, batch_size=batch_size)
     frames = climb.frames if climb.frames is not None else x[None]
-    probs = box.probs(frames.flatten(0, 1), batch_size=batch_size).view(*frames.shape[:2], -1)
-    return Morph(x, goal, frames, probs, climb.first, climb.done, climb.steps, climb.before_clamp, climb.interrupted)
+    probs, stopped = finished(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
+    probs = probs.view(*frames.shape[:2], -1)
+    interrupted = climb.interrupted or stopped
+    return Morph(x, goal, frames, probs, climb.first, climb.done, climb.steps, climb.before_clamp, interrupted)
 
 
 def _sure(box: Box, goal: Tensor, confidence: float) -> Objective:
