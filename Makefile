@@ -45,5 +45,6 @@ bench: .venv/dev.stamp
 	@touch $@
 
 .venv/dev.stamp: .venv/user.stamp
-	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	@echo "installing what the tests need"
+	$(PIP) --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@

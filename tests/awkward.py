@@ -490,6 +490,19 @@ def reassigns() -> nn.Module:
     return net
 
 
+@awkward(twin="plain")
+def registers() -> nn.Module:
+    """A buffer made in the first forward, as cached masks are."""
+
+    class Net(Plain):
+        def second(self, h: Tensor) -> Tensor:
+            if not hasattr(self, "mask"):
+                self.register_buffer("mask", torch.ones_like(h[:1]), persistent=False)
+            return super().second(h * self.mask.to(h))
+
+    return Net()
+
+
 # ---- dtypes and shapes -----------------------------------------------------------------------------------------------
 
 

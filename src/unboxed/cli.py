@@ -61,10 +61,13 @@ def demo(
 ) -> None:
     """Train a small network on real handwritten digits, then open it. Takes about a minute."""
     with _answering(debug):
+        import torch
+
         from . import data, loading, training, zoo
         from .box import Box
         from .report import report as write
 
+        torch.set_num_threads(1)  # threads of so small a net mostly wait for each other, and on a busy machine for long
         net, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
         train, test = data.digits("train"), data.digits("test")
         history = training.fit(net, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)

@@ -266,11 +266,11 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         test_leaves_no_trace.test_opening_a_net("overrides_train")
 
 
-@pytest.mark.parametrize("net", ["counts", "reassigns"])
+@pytest.mark.parametrize("net", ["counts", "reassigns", "registers"])
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, net: str) -> None:
     monkeypatch.setattr(quiet, "buffers_restored", nothing)
     with Fault:
-        test_leaves_no_trace.test_success("gradient", net)
+        test_leaves_no_trace.test_opening_a_net(net)
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,9 @@ def by_hand(watch: Callable[..., object], frozen: bool, every: int, amp: bool) -
     for step, (x, y) in enumerate(DataLoader(examples(), SIZE, shuffle=True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             z = noisy(x)
-            F.cross_entropy(net(z), y).backward()
-            watch(net, z, y, step)  # in the middle of accumulated gradients, and under autocast
+            loss = F.cross_entropy(net(z), y)
+            watch(net, z, y, step)  # the graph stands, gradients have accumulated, and autocast is on
+        loss.backward()
         if (step + 1) % every == 0:
             optimizer.step()
             optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -222,9 +223,17 @@ def test_ctrl_c_in_an_attack_stops_the_training(parts, monkeypatch):
     assert history.steps == 1
 
 
-def test_ramp_is_a_share():
-    with pytest.raises(InputError, match=r"0 to 1; got 2"):
-        Attack(0.1, ramp=2)
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"ramp": 2}, r"0 to 1; got 2"),
+        ({"eps": -0.1}, r"eps must .*; got -0\.1"),
+        ({"norm": "l7"}, "norm is one of .*'l7'"),
+    ],
+)
+def test_attacks_that_cannot_be(setting, said):
+    with pytest.raises(InputError, match=said):
+        Attack(**{"eps": 0.1} | setting)
 
 
 # -- interrupted, and wrong --------------------------------------------------------------------------------------------
@@ -262,8 +271,6 @@ def test_an_error_of_the_watcher_is_passed_on(parts):
         ({"batch_size": -1}, "batch_size .* got -1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
-        ({"attack": Attack(-0.1)}, "eps must be positive"),
-        ({"attack": Attack(0.1, norm="l7")}, "norm is one of"),
     ],
 )
 def test_bad_settings(parts, more, said):
@@ -397,6 +404,16 @@ def test_train_writes_what_the_card_says(tmp_path, parts):
     assert accuracy(Box(net, inputs), parts[1]) == card["accuracy"]
 
 
+def test_figures_are_those_of_the_rounded_weights(tmp_path, parts, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(recipes, "accuracy", lambda box, test: looked_at.append(weights(box.net)) or 0.5)
+    path = tmp_path / "net.safetensors"
+    made = train("digits-cnn", data=parts, epochs=1, out=path, quiet=True)
+    assert torch.equal(looked_at[0], looked_at[0].half().float())
+    assert torch.equal(looked_at[0], weights(made.net))
+    assert path.stat().st_size < 2.2 * len(looked_at[0])  # two bytes a weight
+
+
 def test_train_a_judge(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(recipes, "ADVERSARIAL_STEPS", 5)
     made = train("digits-judge", data=parts, epochs=1, out=tmp_path / "judge.safetensors", quiet=True)
@@ -415,6 +432,7 @@ def test_train_keeps_what_an_interrupted_training_learned(tmp_path, parts):
     path = tmp_path / "net.safetensors"
     made = train("digits-judge", data=parts, epochs=2, out=path, quiet=True, watch=watch)
     assert made.card["interrupted"]
+    assert "robust" not in made.card  # who stops wants no long look
     assert "(interrupted)" in str(made)
     assert json.loads(path.with_suffix(".json").read_text())["interrupted"]
     assert path.exists()
@@ -429,8 +447,13 @@ def test_train_on_a_folder(tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray((255 * x[0]).byte().numpy()).save(folder / f"{i}.png")
     scans = tmp_path / "scans"
+    shutil.rmtree(scans / "test" / "0")  # the numbers of the other classes stay
     made = train("digits-cnn", data=str(scans), epochs=1, out=tmp_path / "net.safetensors", quiet=True)
-    assert (made.card["train_examples"], made.card["test_examples"]) == (200, 50)
+    assert made.card["train_examples"] == 200
+    assert made.card["test_examples"] < 50
+    learn, test = recipes._parts(str(scans), None, made.inputs)
+    assert learn.classes == test.classes == tuple("0123456789")
+    assert min(label for _, label in test) == 1
 
 
 def test_train_refuses_before_it_trains(tmp_path, parts, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import Box, Features, Pixels, data
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Report, Section, report
 from unboxed.report.blocks import Text
 from unboxed.report.context import Context
@@ -355,6 +356,28 @@ def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) ->
     found, page, facts = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
     assert found.failures == {"bad": "RuntimeError: first line <b>"} == facts["failures"]
     assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 seen")
+
+
+def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
+    def warn(context: Context) -> list[Any]:
+        for _ in range(2):
+            warnings.warn("maps of 3 inputs are zero", UnboxedWarning, stacklevel=2)
+        return [Text("and the pictures")]
+
+    _, page, _ = quick(box_of(), quadrants([0]), tmp_path, sections=["overview", Section("W", "w", warn)])
+    assert page.text.count("Note: maps of 3 inputs are zero.") == 1
+    assert page.has("and the pictures")
+
+
+def test_other_warnings_still_reach_the_caller(tmp_path: Path) -> None:
+    def warn(context: Context) -> list[Any]:
+        warnings.warn("of another kind", DeprecationWarning, stacklevel=2)
+        return []
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quick(box_of(), quadrants([0]), tmp_path, sections=[Section("W", "w", warn)])
+    assert [str(w.message) for w in said] == ["of another kind"]
 
 
 def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:

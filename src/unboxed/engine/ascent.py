@@ -80,7 +80,7 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
 
 
 def finished(work: Callable[[], T]) -> tuple[T, bool]:
-    """What a short work beside the climb gives, and whether Ctrl-C fell into it: then it is done again, to lose nothing."""
+    """What a short work beside the climb gives, and whether Ctrl-C fell into it: then it is done again."""
     try:
         return work(), False
     except KeyboardInterrupt:

@@ -116,11 +116,11 @@ def _in_train_mode(program: ExportedProgram) -> bool:
 class Exported(nn.Module):
     """Mixed into an unflattened net: it takes any number of rows, and refuses train mode, which it does not have.
 
-    `batch_sizes` are the least and the most rows that the exported graph takes. Fewer are padded with copies of the
+    `exported_rows` are the least and the most rows that the exported graph takes. Fewer are padded with copies of the
     last row, more are run in parts; both are cut from every output whose first axis is the batch.
     """
 
-    batch_sizes: tuple[int, int]
+    exported_rows: tuple[int, int]
     exported_shape: tuple[int, ...]
 
     def train(self, mode: bool = True) -> Exported:
@@ -137,7 +137,7 @@ class Exported(nn.Module):
         return new
 
     def forward(self, x: Tensor) -> Any:
-        least, most = self.batch_sizes
+        least, most = self.exported_rows
         if len(x) == 0:
             raise InputError("an exported net can't take an empty batch")
         if least <= len(x) <= most:
@@ -154,7 +154,7 @@ class Exported(nn.Module):
 
 def _fixed(net: Any, image: Tensor, program: ExportedProgram) -> nn.Module:
     net.__class__ = type(f"Exported{type(net).__name__}", (Exported, type(net)), {})
-    net.batch_sizes = _bounds(image.shape[0], program)
+    net.exported_rows = _bounds(image.shape[0], program)
     net.exported_shape = tuple(int(s) for s in image.shape[1:] if isinstance(s, int))
     return net.eval()  # type: ignore[no-any-return]
 

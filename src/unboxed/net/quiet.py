@@ -25,15 +25,27 @@ def buffers_restored(modules: Modules) -> Iterator[None]:
     By value and through `.data`: batch norm writes its statistics without raising their version, and a raised version
     would break a graph in which the caller has saved them.
     """
-    kept = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    held = [(m, dict(m._buffers.items())) for m in modules]
+    values = [(b, b.detach().clone()) for _, buffers in held for b in buffers.values() if b is not None]
     try:
         yield
     finally:
-        for module, name, buffer, before in kept:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+        for module, before in held:
+            now = dict(module._buffers.items())
+            if now.keys() != before.keys() or any(now[name] is not b for name, b in before.items()):
+                _put_buffers(module, before)
+        for buffer, value in values:
             with torch.inference_mode(buffer.is_inference()):
-                buffer.data.copy_(before)
+                buffer.data.copy_(value)
+
+
+def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
+    """The same tensors under the same names: some were put in their place, or registered anew."""
+    if isinstance(module, torch.jit.ScriptModule):  # gives out a new tensor at each look; its values are put back
+        return
+    module._non_persistent_buffers_set -= module._buffers.keys() - before.keys()
+    module._buffers.clear()
+    module._buffers.update(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..box import Box
-from ..errors import InputError, WriteError
+from ..errors import InputError, UnboxedWarning, WriteError
 from . import activations, attribution, change, overview, reproduce, synthesis
+from .blocks import Block, Note
 from .context import Context, Section
 from .folder import FACTS, PAGE, Folder
 from .pictures import Pictures
@@ -98,7 +100,7 @@ def _part(context: Context, section: Section, bar: tqdm[Any]) -> Part:
             return Part(section.title, section.slug, [], "not made: the work was interrupted")
         if unfit := section.unfit(context):
             return Part(section.title, section.slug, [], unfit=unfit)
-        blocks = list(section.build(context))
+        blocks = _built(context, section)
         return Part(section.title, section.slug, blocks, "interrupted: only a part" * context.interrupted)
     except KeyboardInterrupt:
         context.interrupted = True
@@ -109,6 +111,17 @@ def _part(context: Context, section: Section, bar: tqdm[Any]) -> Part:
         return Part(section.title, section.slug, [], sentence(error))
     finally:
         bar.update()
+
+
+def _built(context: Context, section: Section) -> list[Block]:
+    """The section's blocks; what its methods warn of stands above the pictures, where their reader finds it."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UnboxedWarning)
+        blocks = list(section.build(context))
+    for other in [w for w in said if not issubclass(w.category, UnboxedWarning)]:
+        warnings.showwarning(other.message, other.category, other.filename, other.lineno)
+    notes = dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UnboxedWarning))
+    return [*(Note(f"Note: {note}.") for note in notes), *blocks]
 
 
 def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:

@@ -1,5 +1,6 @@
 """Training: the plain loop, the zoo's recipes, weights to files."""
 
+from .confused import Confused as Confused
 from .files import save as save
 from .files import versions as versions
 from .fit import Attack as Attack
@@ -10,5 +11,4 @@ from .recipes import Trained as Trained
 from .recipes import recipe as recipe
 from .recipes import robust_accuracy as robust_accuracy
 from .recipes import train as train
-from .watch import Confused as Confused
 from .watch import ConfusedLogits as ConfusedLogits

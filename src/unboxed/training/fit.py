@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .. import adversarial
 from ..box import Box
+from ..engine.balls import ball_of
 from ..errors import DataError, InputError, OutputError
 from ..inputs import Inputs
 from ..net import quiet as rng
@@ -41,6 +42,7 @@ class Attack:
     ramp: float = 0.3
 
     def __post_init__(self) -> None:
+        ball_of(self.eps, self.norm, None)  # which refuses what is no ball
         if not 0 <= self.ramp <= 1:
             raise InputError(f"ramp is a share of the training, 0 to 1; got {self.ramp}")
 

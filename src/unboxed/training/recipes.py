@@ -140,7 +140,7 @@ def _card(
         "test_examples": len(test),  # type: ignore[arg-type]
         "seed": seed,
         "recipe": made | ({} if epochs is None else {"epochs": epochs}),
-        "test_accuracy_by_epoch": history.accuracy,
+        "test_accuracy_by_epoch": [round(a, 4) for a in history.accuracy],
         "seconds": round(history.seconds, 1),
         "interrupted": history.interrupted,
         "threads": torch.get_num_threads(),
