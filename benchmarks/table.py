@@ -27,11 +27,12 @@ def callback(f: dict[str, Any]) -> str:
 def class_images(f: dict[str, Any]) -> str:
     def said(name: str, recipe: str) -> str:
         rows = f[name][recipe]
-        return f"{min(r['named'] for r in rows)}/10, p {sum(r['p'] for r in rows) / len(rows):.2f}"
+        named = f"{sum(r['named'] for r in rows)} of {10 * len(rows)}"
+        return f"{named}, mean p {sum(r['p'] for r in rows) / len(rows):.2f}"
 
     seeds = len(f["digits"]["robust"])
     cells = [f"{n}: **{said(n, 'robust')}** (plain ascent: {said(n, 'noise')})" for n in ("mnist", "digits")]
-    return f"class images named by a robust net that took no part, worst of {seeds} seeds | {'; '.join(cells)}"
+    return f"class images of {seeds} seeds named by a robust net that took no part | {'; '.join(cells)}"
 
 
 ROWS = (reading, gradient, callback, class_images)

@@ -206,11 +206,12 @@ def test_the_command_seed_and_versions_are_told(made: Any) -> None:
 def test_the_net_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
     box = box_of()
     box.net.train()
-    weight, state = box.net.conv.weight.detach().clone(), torch.get_rng_state()
+    weight, state, threads = box.net.conv.weight.detach().clone(), torch.get_rng_state(), torch.get_num_threads()
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
     pages = [quick(box, examples, tmp_path / f"{i}", sections=["overview", "sees", "why"])[1].source for i in range(2)]
     assert pages[0] == pages[1]
     assert box.net.training
+    assert torch.get_num_threads() == threads
     assert box.net.conv.weight.grad is None
     assert torch.equal(box.net.conv.weight, weight)
     assert torch.equal(torch.get_rng_state(), state)

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from .. import __version__
@@ -38,6 +40,9 @@ SECTIONS: list[Section] = [
     change.SECTION,
     reproduce.SECTION,
 ]
+
+
+SMALL = 256  # examples whose activations fit in one automatic batch
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def report(
     anything is written.
     """
     chosen = _chosen(sections)
-    with Folder(out) as folder:
+    with Folder(out) as folder, _threads(box):
         source = Source(data, box)
         with tqdm(total=len(chosen) + 1, desc="Asking the net", disable=quiet, file=sys.stderr, leave=False) as bar:
             seen = survey(box, source, most)
@@ -78,6 +83,18 @@ def report(
         folder.put(PAGE, page(context, parts).encode())
         folder.put(FACTS, _facts(context, folder, failures))
         return Report(folder.publish(), failures)
+
+
+@contextmanager
+def _threads(box: Box) -> Iterator[None]:
+    """Small nets run on one thread: several, waiting for one another on busy cores, took up to eight times as long."""
+    before = torch.get_num_threads()
+    if box.batch_limit >= SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(sections: Sequence[str | Section] | None) -> list[Section]:
