@@ -16,7 +16,7 @@ from .net import layers, quiet, rules
 from .net.batching import BatchSize, in_batches
 from .net.layers import Layers
 from .net.outputs import Outputs, Reader
-from .net.taps import Acts, Edit, Stop, named_modules, tapped
+from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
 from .objectives import ENDS, Objective, as_classes, check_classes, logit
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
@@ -56,6 +56,8 @@ class Box:
         self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
         self._graphless = any(p.is_inference() for p in net.parameters())
         self._lock = RLock()
+        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
+        self._least, self._most = rows
         self._reader = Reader(output, outputs)
         self._look(outputs)
         self.classes = self._names(classes)
@@ -63,7 +65,7 @@ class Box:
     def _look(self, outputs: Outputs | None) -> None:
         """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
         generator = torch.Generator(self.device).manual_seed(0)
-        noise = self.inputs.sample(3, generator).to(self.dtype)
+        noise = self.inputs.sample(3 if self._most > 1 else 1, generator).to(self.dtype)
         self._found = layers.survey(self._run, noise, self.modules)
         self.layers: Layers = self._found.layers
         self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
@@ -105,19 +107,22 @@ class Box:
         to_end = bool({"output", "logits"} & set(wanted))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
         acts: Acts = {"input": x}
+        padding = Padding(len(x), max(len(x), self._least))
         with ExitStack() as stack:
-            taps = stack.enter_context(tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end))
+            tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
+            taps = stack.enter_context(tap)
             if self._found.noisy:
                 stack.enter_context(quiet.SharedNoise())
             final = stack.enter_context(self._reader.watching("logits" in wanted))
-            raw = self._call(x) if inner or to_end else None
+            raw = self._call(padding.pad(x)) if inner or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
         acts |= {a: taps[real] for a, real in inner.items()}
         if to_end:
-            acts["output"] = self._reader.tensor(raw)
+            output = self._reader.tensor(raw)
+            acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
-                acts["logits"] = self._reader.logits(acts["output"], final)
+                acts["logits"] = padding.split(self._reader.logits(output, final))[0]
         return acts
 
     def _call(self, x: Tensor) -> object:
@@ -154,11 +159,13 @@ class Box:
     @property
     def batch_limit(self) -> int:
         """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
-        return max(1, min(1024, BATCH_BYTES // max(1, self._found.bytes_each)))
+        return max(1, min(1024, self._most, BATCH_BYTES // max(1, self._found.bytes_each)))
 
     def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
-        return (max(n, 1), n) if coupled or self.coupled else (batch_size, self.batch_limit)
+        if coupled or self.coupled:
+            return max(n, 1), n
+        return min(batch_size, self._most) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
     def read(self, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""

@@ -102,7 +102,7 @@ def test_report_opens_what_it_was_told(file: Path, made: SimpleNamespace, tmp_pa
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page" / "index.html"))
     assert made.box.inputs == Pixels((3, 4, 4))
     assert (made.out, made.seed, made.quiet, made.judge) == (tmp_path / "page", 3, True, None)
-    assert made.command.startswith("unboxed ")
+    assert made.command.startswith("unboxed")
 
 
 def test_report_takes_the_inputs_from_the_line(file: Path, made: SimpleNamespace) -> None:

@@ -194,6 +194,7 @@ def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> 
         assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
     assert facts["changes"][0]["example"] == 8
     assert facts["changes"][0]["target"] == "low right"
+    assert page.has("The judge, too, sees the class aimed at in 3 of 3 results")  # it is the net itself
 
 
 def test_the_command_seed_and_versions_are_told(made: Any) -> None:
@@ -413,15 +414,16 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
-    from unboxed.report.synthesis import _judge
+    from unboxed.report.judge import fitting
 
     context = Context(box_of(), None, None, None, judge)  # type: ignore[arg-type]
-    assert _judge(context)[0] is None
-    assert why in _judge(context)[1]
+    assert fitting(context)[0] is None
+    assert why in fitting(context)[1]
 
 
 def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
-    from unboxed.report.synthesis import Verdict, believed
+    from unboxed.report.judge import Verdict
+    from unboxed.report.synthesis import believed
 
     good, poor = (Verdict(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
     assert believed({"robust": good, "noise": poor})

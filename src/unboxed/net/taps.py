@@ -68,11 +68,32 @@ def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {path: module for module, path in first.items()}
 
 
+@dataclass(frozen=True)
+class Padding:
+    """n rows stand before copies of the last one, `size` in all, for a net that takes no fewer."""
+
+    n: int
+    size: int
+
+    def pad(self, x: Tensor) -> Tensor:
+        extra = self.size - self.n
+        return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
+        true = len(h) * self.n // self.size if h.ndim and len(h) % self.size == 0 else None
+        return (h[:true], h[true:]) if true is not None and true < len(h) else (h, h[:0] if h.ndim else h.new_empty(0))
+
+
+NO_PADDING = Padding(1, 1)
+
+
 class _Recorder:
     """Keeps what is wanted, hands the net a clone (a later in-place op does no harm), stops the net when done."""
 
-    def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool) -> None:
+    def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
         self.acts: Acts = {}
+        self.padding = padding
         self.edits, self.stop = edits, stop
         self.open = {Address.parse(a): a for a in {*wanted, *edits}}
         self.missing = set(self.open.values())
@@ -89,13 +110,14 @@ class _Recorder:
         here = [self.open[a] for a in spellings if a in self.open]
         if not here:
             return None
+        h, rest = self.padding.split(h)
         for name in here:
             h = self.edits[name](h) if name in self.edits else h
             self.acts[name] = h
             self.missing.discard(name)
         if self.stop and not self.missing:
             raise Stop
-        return h.clone()
+        return torch.cat([h, rest]) if len(rest) else h.clone()
 
 
 @contextmanager
@@ -105,9 +127,10 @@ def tapped(
     *,
     edits: Mapping[str, Edit] | None = None,
     stop: bool = True,
+    padding: Padding = NO_PADDING,
 ) -> Iterator[Acts]:
     """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
-    recorder = _Recorder(wanted, edits or {}, stop)
+    recorder = _Recorder(wanted, edits or {}, stop, padding)
     with ExitStack() as stack:
         for path, op in {(a.path, a.op) for a in recorder.open}:
             if op is None:

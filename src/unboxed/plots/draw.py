@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST = 32  # channels of one layer that a picture shows
 WIDE = 32  # units a row, where a layer has no positions
 UNIT = 16  # pixels of such a unit
+UNITS = 1024  # of one layer without positions that a picture shows
 QUANTILE = 0.995  # of the magnitudes of compared maps; what lies beyond has full color
 
 
@@ -158,7 +159,9 @@ def activation_bar(h: Any) -> Bar:
 def _strip(h: Array) -> Array:
     """Units (F,) as rows of `WIDE`; the free places at the end are NaN, drawn gray. Tokens (T, F) keep their rows."""
     if h.ndim == 2:
-        return h
+        rows: Array = _shrunk(h[None], 16 * WIDE)[0]
+        return rows
+    h = h[:UNITS]
     wide = min(WIDE, len(h))
     padded = np.full(-(-len(h) // wide) * wide, np.nan)
     padded[: len(h)] = h
@@ -190,4 +193,5 @@ def filter_grid(weights: Any, *, most: int = 64, columns: int = 8, wide: int = 4
     scale = colors.reach(w) if color else colors.reach(colors.flat(w))
     shown = w[:most]
     pictures = colors.image(0.5 + shown / (2 * scale)) if color else colors.signed(colors.flat(shown), scale)
-    return colors.tiled(pictures, columns, cell=48, wide=wide), Bar("gray" if color else "signed", scale, "weight")
+    cell = 48 if max(w.shape[2:]) <= 16 else 112
+    return colors.tiled(pictures, columns, cell=cell, wide=wide), Bar("gray" if color else "signed", scale, "weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -84,6 +85,8 @@ def _layers(context: Context, found: Sequence[LayerMaps], i: int) -> Figures:
 
 
 def _figure(context: Context, h: Tensor, layer: LayerMaps, verb: str) -> Figure:
+    if h.ndim == 1 and h.numel() == math.prod(context.box.inputs.shape) and context.images:
+        h = h.view(context.box.inputs.shape)  # a flattened image
     bar: Bar = draw.activation_bar(h)
     picture = draw.channels(h, wide=WIDE)
     what = f"{layer.path} {verb} {_size(h)}"
@@ -96,7 +99,8 @@ def _figure(context: Context, h: Tensor, layer: LayerMaps, verb: str) -> Figure:
 
 def _size(h: Tensor) -> str:
     if h.ndim != 3:
-        return many(h.numel(), "unit")
+        part = f"{draw.UNITS:,} of " if h.ndim == 1 and len(h) > draw.UNITS else ""
+        return part + many(h.numel(), "unit")
     part = f"{draw.MOST} of " if len(h) > draw.MOST else ""
     return f"{part}{many(len(h), 'channel')} of {size(h.shape[1:])}"
 

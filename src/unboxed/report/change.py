@@ -15,6 +15,7 @@ from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
 from .blocks import Block, Figure, Files, Method, Picture, Slider
 from .context import Context, Section
+from .judge import fitting, verdict
 from .pictures import file_name
 from .words import many, p_of, prob
 
@@ -50,7 +51,18 @@ def build(context: Context) -> Sequence[Block]:
     found = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=STEPS, every=every)
     context.interrupted |= found.interrupted
     context.facts["changes"] = [_facts(context, plan, found, i) for i, plan in enumerate(plans)]
-    return [Method.of(morph), *(_one(context, plan, found, i, every) for i, plan in enumerate(plans))]
+    told = Method.of(morph, *_verdict(context, plans, found))
+    return [told, *(_one(context, plan, found, i, every) for i, plan in enumerate(plans))]
+
+
+def _verdict(context: Context, plans: Sequence[Plan], found: Morph) -> tuple[str, str]:
+    """Whether the judge, too, sees the class that the net was led to."""
+    judge, why = fitting(context)
+    if judge is None:
+        return why, ""
+    said = verdict(judge, found.result, [p.target for p in plans])
+    seen = f"in {said.names} of {many(len(plans), 'result')} (mean p {said.mean:.2f})"
+    return f"The judge, too, sees the class aimed at {seen}.", "good" if said.names == len(plans) else "bad"
 
 
 def _plans(context: Context) -> list[Plan]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..box import Box
 from ..plots import colors, draw
 from ..synthesis import ClassImages, class_image
 from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Table, Text
 from .context import Context, Section
-from .source import numbered
+from .judge import Verdict, fitting, verdict
 from .words import many, p_of
 
 CLASSES = 10  # drawn; with more, those that are confused most
@@ -27,23 +26,10 @@ ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge says of drawn images: its answers, the probability of the class meant, and how many it names."""
-
-    answers: Tensor  # (N,)
-    meant: Tensor  # (N,) probability
-    names: int
-
-    @property
-    def mean(self) -> float:
-        return float(self.meant.mean())
-
-
 def build(context: Context) -> Sequence[Block]:
     classes = _classes(context)
     drawn = {recipe: _draw(context, recipe, classes) for recipe in ROWS}
-    judge, why = _judge(context)
+    judge, why = fitting(context)
     verdicts = {r: verdict(judge, c.images[: len(classes)], classes) for r, c in drawn.items()} if judge else {}
     _tell(context, classes, drawn["robust"], verdicts)
     blocks: list[Block] = [Method.of(class_image, *_verdict(verdicts, why))]
@@ -76,25 +62,6 @@ def _draw(context: Context, recipe: str, classes: list[int]) -> ClassImages:
 
 
 # -- the judge --------------------------------------------------------------------------------
-
-
-def _judge(context: Context) -> tuple[Box | None, str]:
-    """The judge, or why there is none."""
-    judge, box = context.judge, context.box
-    if judge is None:
-        return None, "None: no judge was given."
-    if judge.inputs.shape != box.inputs.shape:
-        return None, "None: the judge takes inputs of another shape."
-    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or numbered(judge.classes)):
-        return None, "None: the judge has other classes."
-    return judge, ""
-
-
-def verdict(judge: Box, images: Tensor, classes: Sequence[int]) -> Verdict:
-    """Ask the judge about one image a class."""
-    probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
-    answers, wanted = probs.argmax(1), torch.as_tensor(classes)
-    return Verdict(answers, probs[torch.arange(len(wanted)), wanted], int((answers == wanted).sum()))
 
 
 def _verdict(verdicts: dict[str, Verdict], why: str) -> tuple[str, str]:

@@ -1,0 +1,45 @@
+"""The judge: another, robust net, which says whether it too sees the class that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from .context import Context
+from .source import numbered
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of images: its answers, the probability of the class meant, and how many it names."""
+
+    answers: Tensor  # (N,)
+    meant: Tensor  # (N,) probability
+    names: int
+
+    @property
+    def mean(self) -> float:
+        return float(self.meant.mean())
+
+
+def fitting(context: Context) -> tuple[Box | None, str]:
+    """The judge, or why there is none."""
+    judge, box = context.judge, context.box
+    if judge is None:
+        return None, "None: no judge was given."
+    if judge.inputs.shape != box.inputs.shape:
+        return None, "None: the judge takes inputs of another shape."
+    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or numbered(judge.classes)):
+        return None, "None: the judge has other classes."
+    return judge, ""
+
+
+def verdict(judge: Box, images: Tensor, classes: Sequence[int]) -> Verdict:
+    """Ask the judge about images (N, C, H, W), each meant to be of its class."""
+    probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
+    answers, wanted = probs.argmax(1), torch.as_tensor(classes)
+    return Verdict(answers, probs[torch.arange(len(wanted)), wanted], int((answers == wanted).sum()))
