@@ -6,6 +6,8 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import replace
+from functools import wraps
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -391,6 +393,24 @@ def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:
     assert set(found.failures) == {"stop", "why"}
     assert all("interrupted" in why for why in found.failures.values())
     assert page.has("What it is made of")
+
+
+def test_an_interrupted_method_does_not_pass_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(real: Any) -> Any:
+        @wraps(real)  # with its card
+        def stopped(*args: Any, **kwargs: Any) -> Any:
+            return replace(real(*args, **{**kwargs, "steps": 2}), interrupted=True)
+
+        return stopped
+
+    for family, method in (("synthesis", "class_image"), ("change", "morph")):
+        room = sys.modules[f"unboxed.report.{family}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(room, method, interrupted(getattr(room, method)))
+            slug = room.SECTION.slug
+            found, _, _ = quick(box_of(), quadrants([0, 1]), tmp_path / slug, sections=["overview", slug, "why"])
+        assert set(found.failures) == {slug, "why"}
+        assert all("interrupted" in why for why in found.failures.values())
 
 
 def test_a_later_family_adds_a_section_by_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

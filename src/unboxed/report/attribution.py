@@ -62,15 +62,15 @@ def build(context: Context) -> Sequence[Block]:
 def _groups(context: Context) -> dict[str, list[int]]:
     """Places of the examples, by what became of them; none twice."""
     s = context.survey
-    groups = {"Taken wrongly": s.mistakes[:EACH], "Undecided": s.undecided[:EACH], "Right": s.typical[:EACH]}
     if s.right is None:
-        groups = {"Undecided" if s.named else "Examples": s.undecided[:EACH], "Typical": s.typical[:EACH]}
-    seen: set[int] = set()
-    out: dict[str, list[int]] = {}
-    for title, group in groups.items():
-        out[title] = [p for p in group if p not in seen]
-        seen |= set(group)
-    return {title: group for title, group in out.items() if group}
+        found = {"Undecided" if s.named else "Examples": s.undecided, "Typical": s.typical}
+    else:
+        found = {"Taken wrongly": s.mistakes, "Undecided": s.undecided, "Right": s.typical}
+    groups: dict[str, list[int]] = {}
+    for title, places in found.items():
+        seen = {p for group in groups.values() for p in group}
+        groups[title] = [p for p in places if p not in seen][:EACH]
+    return {title: group for title, group in groups.items() if group}
 
 
 def _others(context: Context, places: Sequence[int]) -> Tensor:

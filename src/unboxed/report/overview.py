@@ -182,4 +182,3 @@ def _layers(context: Context) -> list[Block]:
 
 
 SECTION = Section("How good is it?", "overview", build)
-

@@ -57,7 +57,8 @@ def _classes(context: Context) -> list[int]:
 def _draw(context: Context, recipe: str, classes: list[int]) -> ClassImages:
     times = SEEDS if recipe == "robust" else 1
     made = class_image(context.box, classes * times, recipe=recipe, seed=context.seed)
-    context.interrupted |= made.interrupted
+    if made.interrupted:  # half-drawn images beside whole ones would mislead
+        raise KeyboardInterrupt
     return made
 
 
@@ -72,7 +73,11 @@ def _verdict(verdicts: dict[str, Verdict], why: str) -> tuple[str, str]:
             f"{told['noise']} of the control.")  # fmt: skip
     if believed(verdicts):
         return text, "good"
-    return f"{text} The pictures do no better than the control: believe nothing of them.", "bad"
+    ours = verdicts["robust"]
+    why = (
+        "do no better than the control" if 2 * ours.names > len(ours.answers) else "are mostly not what they should be"
+    )
+    return f"{text} The pictures {why}: believe nothing of them.", "bad"
 
 
 def believed(verdicts: dict[str, Verdict]) -> bool:
