@@ -5,7 +5,7 @@ OUT ?= out
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench pictures
 .DELETE_ON_ERROR:
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks"
+	@echo "make pictures  README's pictures again"
 
 demo: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) $(ARGS)
@@ -48,3 +49,10 @@ bench: .venv/dev.stamp
 	@echo "installing what the tests need"
 	$(PIP) --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
+
+# README's three pictures are the demo's own.
+pictures: .venv/user.stamp
+	$(BIN)/unboxed demo -o $(OUT) --quiet
+	mkdir -p docs/pictures
+	cp $(OUT)/pictures/class-images.png $(OUT)/pictures/confused.png docs/pictures/
+	cp "$$(ls $(OUT)/pictures/morph-*-to-8.png | head -n 1)" docs/pictures/morph.png
