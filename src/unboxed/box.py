@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs
@@ -54,7 +55,10 @@ class Box:
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32  # of images and results
         self.modules = named_modules(net)
         self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
+        if any(is_lazy(p) for p in (*net.parameters(), *net.buffers())):
+            raise InputError("the net has lazy modules without parameters yet: run it once on a batch, then open it")
         self._graphless = any(p.is_inference() for p in net.parameters())
+        self._written: tuple[nn.Parameter, ...] = ()  # that the net itself writes while it runs
         self._lock = RLock()
         rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
         self._least, self._most = rows
@@ -65,13 +69,18 @@ class Box:
     def _look(self, outputs: Outputs | None) -> None:
         """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
         generator = torch.Generator(self.device).manual_seed(0)
-        noise = self.inputs.sample(3 if self._most > 1 else 1, generator).to(self.dtype)
-        self._found = layers.survey(self._run, noise, self.modules)
+        noise = self.inputs.sample(4 if self._most >= 3 else 1, generator).to(self.dtype)
+        found: list[layers.Survey] = []
+        self._written = quiet.written_by(
+            self.net, lambda: found.append(layers.survey(self._run, noise, self.modules, self._least))
+        )
+        (self._found,) = found
         self.layers: Layers = self._found.layers
         self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.coupled = self._found.coupled
-        self.n_outputs = self._reader.tensor(self._found.output).shape[1]
+        seen = self._reader.tensor(self._found.output)
+        self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
     def _run(self, x: Tensor) -> object:
         with self.quiet(grad=False):
@@ -93,7 +102,7 @@ class Box:
         with ExitStack() as stack:
             stack.enter_context(self._lock)
             stack.enter_context(quiet.flags(self._unique, self.mode))
-            stack.enter_context(quiet.buffers_restored(self._unique))
+            stack.enter_context(quiet.buffers_restored(self._unique, self._written))
             stack.enter_context(quiet.seeded(seed, self.device))
             stack.enter_context(quiet.own_settings(self.device))
             if rule is not None:
@@ -106,7 +115,6 @@ class Box:
         inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
         to_end = bool({"output", "logits"} & set(wanted))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
-        acts: Acts = {"input": x}
         padding = Padding(len(x), max(len(x), self._least))
         with ExitStack() as stack:
             tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
@@ -117,13 +125,24 @@ class Box:
             raw = self._call(padding.pad(x)) if inner or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
-        acts |= {a: taps[real] for a, real in inner.items()}
+        acts = Acts()
+        acts["input"] = x
+        for a, real in inner.items():
+            acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:
-            output = self._reader.tensor(raw)
+            output = self._in_rows(self._reader.tensor(raw), padding.size)
             acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
                 acts["logits"] = padding.split(self._reader.logits(output, final))[0]
         return acts
+
+    def _in_rows(self, output: Tensor, n: int) -> Tensor:
+        """The output (n, K, ...), also where the net squeezed a batch of one. Raises OutputError."""
+        if n == 1 and output.shape == (self.n_outputs, 1):
+            return output.T
+        if len(output) != n:
+            raise OutputError(f"the net gives {tuple(output.shape)} for {n} inputs: its first axis is not the batch")
+        return output
 
     def _call(self, x: Tensor) -> object:
         try:
@@ -152,9 +171,36 @@ class Box:
     def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
         """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
         if target is None or isinstance(target, Objective):
-            return (target or logit()).fits(n)
+            return target or logit()
         classes = self.labels(target, n)
         return logit(classes) if as_classes(target).ndim else logit(int(classes[0]))
+
+    def _has_rows(self, address: str) -> bool:
+        return address in ENDS or ":" in address or self.layers[address].rows
+
+    def checked(self, objective: Objective, n: int) -> Objective:
+        """An objective that fits n examples and this net. Raises InputError or LayerError."""
+        for a in objective.layers:
+            if not self._has_rows(a):
+                shape = self.layers[a].shape
+                raise LayerError(
+                    f"{a!r} gives {shape} for a batch: its first axis is not the batch, so it scores no row"
+                )
+        return objective.fits(n)
+
+    def one_class_each(self, what: str) -> None:
+        """Raise OutputError unless the net gives each example one row of class scores."""
+        if self.outputs == "regression":
+            raise OutputError(f"{what} needs classes, and a regression net has none; climb an objective instead")
+        if self._found_shape:
+            raise OutputError(
+                f"{what} needs one row of class scores an example; the net gives a map {self._found_shape}"
+            )
+
+    @property
+    def _read_limit(self) -> int:
+        """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
+        return max(1, min(1024, self._most, BATCH_BYTES // max(1, self._found.bytes_peak)))
 
     @property
     def batch_limit(self) -> int:
@@ -167,18 +213,24 @@ class Box:
             return max(n, 1), n
         return min(batch_size, self._most) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
-    def read(self, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+    def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
+        addresses = [addresses] if isinstance(addresses, str) else addresses
         for a in addresses:
             if a not in ENDS:
                 self.layers.resolve(a)
         x = self.accept(x)
 
-        def part(rows: slice) -> Acts:
+        def part(rows: slice) -> dict[str, Tensor]:
             with self.quiet(grad=False):
-                return {a: h.to(self.dtype) for a, h in self.forward(x[rows], addresses).items()}
+                acts = self.forward(x[rows], addresses)
+                return {a: h if h.is_complex() else h.to(self.dtype) for a, h in acts.items()}
 
-        parts = in_batches(part, len(x), *self.splits(len(x), batch_size))
+        whole = any(not self._has_rows(a) for a in addresses)  # such a layer can't be put together from parts
+        size, most = self.splits(len(x), batch_size, coupled=whole)
+        parts = in_batches(part, len(x), size, most if self.coupled or whole else self._read_limit)
+        if len(parts) == 1:
+            return {a: parts[0][a] for a in addresses}
         return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
     def __call__(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:

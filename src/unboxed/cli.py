@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import sys
 import traceback
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .inputs import Pixels
     from .report import Report
 
+OPTIONS = re.compile(r'\b(outputs|classes|root)="(\w+)"')  # as errors name them to callers in Python
+UNTRAINED = "no --weights: the net is as its factory made it"
 REFUSED, FAILED, STOPPED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
 app = typer.Typer(
@@ -75,7 +78,8 @@ def demo(
             raise KeyboardInterrupt
         box = Box(net, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
-        _tell(write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=_command()), show)
+        made = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=_command())
+        _tell(made, show, f"wrote {made.path}: open it in a browser")
 
 
 @app.command()
@@ -94,7 +98,7 @@ def report(
     std: Annotated[str | None, typer.Option(help="What training divided by.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")] = None,
     outputs: Annotated[
-        str | None, typer.Option(help="logits, logprobs, probs or multilabel, if it is not recognized rightly.")
+        str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, if not recognized rightly.")
     ] = None,
     root: Root = None,
     seed: Seed = 0,
@@ -109,11 +113,15 @@ def report(
 
         names = _classes(classes)
         inputs = _pixels(shape, mean, std)
-        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs)  # type: ignore[arg-type]
-        images = loading.data(data, like=box.inputs, root=root, classes=names)
+        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=names)
         box = _named_by(images, box) if names is None else box
-        second = _judge(judge, box) if judge else None
-        _tell(write(box, images, out, judge=second, seed=seed, quiet=quiet, command=_command()), show)
+        second = _judge(judge, box, seed) if judge else None
+        made_anew = weights is None and not model.startswith("zoo:") and not model.endswith(".pt2")
+        if made_anew and not quiet:
+            typer.secho(f"note: {UNTRAINED}", fg="yellow", err=True)
+        command = _command() + (f"  # {UNTRAINED}" if made_anew else "")
+        _tell(write(box, images, out, judge=second, seed=seed, quiet=quiet, command=command), show)
 
 
 @app.command()
@@ -165,7 +173,7 @@ def _answering(debug: bool) -> Iterator[None]:
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(f"error: {OPTIONS.sub(r'--\1 \2', str(error))}", fg="red", err=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:
             typer.secho("stopped", err=True)
@@ -179,9 +187,9 @@ def _warned(message: Warning | str, category: type[Warning], *where: Any) -> Non
         typer.echo(warnings.formatwarning(message, category, *where[:2]), err=True, nl=False)
 
 
-def _tell(made: Report, show: bool) -> None:
+def _tell(made: Report, show: bool, said: str | None = None) -> None:
     """Say where the page is, and which sections are missing from it."""
-    typer.echo(made.path)
+    typer.echo(said or made.path)
     if show:
         typer.launch(Path(made.path).resolve().as_uri())
     for section, why in made.failures.items():
@@ -190,12 +198,12 @@ def _tell(made: Report, show: bool) -> None:
         raise typer.Exit(STOPPED if any("interrupted" in why for why in made.failures.values()) else FAILED)
 
 
-def _judge(spec: str, box: Box) -> Box:
+def _judge(spec: str, box: Box, seed: int) -> Box:
     """A second model; it looks at the same images, so its inputs are the box's unless it says otherwise."""
     from . import loading
     from .box import Box
 
-    net, own = loading.model(spec)
+    net, own = loading.model(spec, seed=seed)
     return Box(net, own or box.inputs, classes=box.classes)
 
 

@@ -164,7 +164,9 @@ def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
     if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
         raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {tuple(values.shape)}")
     if values.device.type == "cpu" and values.numel() and (int(values.min()) < 0 or int(values.max()) >= classes):
-        raise InputError(f"the net has classes 0 to {classes - 1}; got {int(values.min())} to {int(values.max())}")
+        least, most = int(values.min()), int(values.max())
+        got = str(least) if least == most else f"{least} to {most}"
+        raise InputError(f"the net has classes 0 to {classes - 1}; got {got}")
 
 
 def channel(layer: str, k: int) -> Objective:

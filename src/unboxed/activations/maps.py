@@ -45,4 +45,9 @@ def maps(
 
 def _every_call(box: Box) -> list[str]:
     rows = box.layers.leaves
-    return [row.path if row.calls == 1 else f"{row.path}#{k}" for row in rows for k in range(row.calls) if row.shape]
+    return [
+        row.path if row.calls == 1 else f"{row.path}#{k}"
+        for row in rows
+        for k in range(row.calls)
+        if row.takes and row.rows
+    ]

@@ -15,9 +15,10 @@ from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend
-from ..engine.balls import Ball, ball_of, within
+from ..engine.balls import Ball, Linf, ball_of, within
 from ..engine.canvases import Raw
 from ..errors import InputError, OutputError
+from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, loss, margin
 from .result import Adversarial
@@ -53,6 +54,7 @@ def pgd(
     steps by default. Examples that are fooled stop (`keep_going=True`: they go on and get stronger). Raises InputError.
     """
     ball, x, steps = ball_of(eps, norm, ball), box.accept(x), whole("steps", steps)
+    _check_units(box, ball)
     step = 2.5 * ball.eps / max(steps, 1) if step is None else number("step", step, above=0)
     whole("seed", seed, least=-(2**62))
     goal, fooled = _goal(box, len(x), y, target, objective)
@@ -71,13 +73,19 @@ def pgd(
     return Adversarial(climb.input, success, climb.steps + 1, ball.distance(climb.input, x), climb.interrupted)
 
 
+def _check_units(box: Box, ball: Ball) -> None:
+    if isinstance(box.inputs, Pixels) and isinstance(ball, Linf) and ball.eps > 1:
+        raise InputError(f"images lie in [0, 1]: for {ball.eps:g} gray levels give eps={ball.eps:g}/255")
+
+
 def _goal(
     box: Box, n: int, y: Tensor | int | None, target: Tensor | int | None, objective: Objective | None
 ) -> tuple[Objective, Objective | None]:
     """What to climb, and what is above zero once the net is fooled."""
     if objective is not None:
         return objective, None
-    if box.outputs in ("regression", "multilabel"):
+    box.one_class_each("an attack on classes")
+    if box.outputs == "multilabel":
         raise OutputError(f"the box's outputs are {box.outputs}, not one class an example: give the attack objective=")
     if target is not None:
         become = box.labels(target, n)

@@ -166,6 +166,12 @@ def _labels(root: Path, found: list[str], classes: Sequence[str] | None) -> tupl
     return labels, tuple(classes)
 
 
+def fitting(found: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Those of the class folders that are called like a class."""
+    known = {_plain(name) for name in classes}
+    return [name for name in found if _plain(name) in known]
+
+
 def _number(name: str, numbers: list[int], classes: Sequence[str]) -> int:
     exact = [i for i in numbers if classes[i] == name]
     if len(exact or numbers) > 1:
@@ -181,7 +187,7 @@ def _unknown(root: Path, unknown: list[str], classes: Sequence[str]) -> str:
     said = ", ".join(f"{name!r} ({_nearest(name, classes)})" for name in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     many = f"{len(unknown)} of the subfolders of {root} fit none of the {len(classes)} classes"
-    return f"{many}: {said}{more}. Rename them, or pass classes=None to take their own names"
+    return f"{many}: {said}{more}. Rename them, or give the classes by the names of the folders: --classes (classes= in Python)"
 
 
 def _nearest(name: str, classes: Sequence[str]) -> str:

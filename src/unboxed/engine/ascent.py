@@ -67,7 +67,7 @@ class Ascent:
 def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batch_size: BatchSize = "auto") -> Climb:
     """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
     n, stopped = len(next(canvas.parameters())), list[bool]()
-    objective.fits(n)
+    box.checked(objective, n)
 
     def part(rows: slice) -> Climb:
         climber = _Climber(box, objective.rows(rows), canvas.rows(rows), plan, plan.constraint.rows(rows), rows)
@@ -213,7 +213,7 @@ class _Climber:
         params = list(self.canvas.parameters())
         before = [p.detach().clone() for p in params]
         for p, grad in zip(params, grads, strict=True):
-            p.grad = -self.constraint.steer(grad)
+            p.grad = -self.constraint.steer(grad.nan_to_num(0, 0, 0))  # where there is no slope, nothing moves
         self.optimizer.step()
         with torch.no_grad():
             for p, old in zip(params, before, strict=True):

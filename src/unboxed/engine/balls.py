@@ -77,9 +77,9 @@ def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
     if (ball is None) == (eps is None):
         raise InputError("give eps (and norm), or ball= instead of both")
     if ball is None:
-        if not isinstance(norm, str) or norm not in NORMS:
+        if not isinstance(norm, str) or norm.lower() not in NORMS:
             raise InputError(f"norm is one of {', '.join(NORMS)}; got {norm!r}")
-        ball = NORMS[norm](number("eps", eps, above=0))
+        ball = NORMS[norm.lower()](number("eps", eps, above=0))
     number("eps", ball.eps, above=0)
     return ball
 

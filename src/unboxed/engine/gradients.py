@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..box import Box
 from ..errors import OutputError, UnboxedWarning
@@ -53,7 +54,7 @@ def gradients(
     not depend on the input.
     """
     x = box.accept(x)
-    objective.fits(len(x))
+    box.checked(objective, len(x))
 
     def part(rows: slice) -> Gradients:
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
@@ -67,7 +68,10 @@ def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at:
         x = x.clone().requires_grad_()
         acts = box.forward(x, objective.layers | {at})
         score = objective(acts)
-        (grad,), clamped = pull(score, acts, objective, [acts[at]], rule=rule, unclamp=unclamp)
+        leaf = acts[at] if at == "input" else acts.edges[at]
+        if leaf is None:
+            raise OutputError(f"nothing has a gradient at {at!r}")
+        (grad,), clamped = pull(score, acts, objective, [leaf], rule=rule, unclamp=unclamp, like=[acts[at]])
         return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
 
 
@@ -75,23 +79,27 @@ def pull(
     score: Tensor,
     acts: Acts,
     objective: Objective,
-    leaves: Sequence[Tensor],
+    leaves: Sequence[Tensor | GradientEdge],
     *,
     rule: Rule | None = None,
     unclamp: Unclamp = "last",
+    like: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], Tensor]:
-    """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp."""
+    """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp.
+
+    `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
+    """
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     shut = _gates(acts, objective, score, unclamp)
     with rules.ruled(rule, score):
-        grads = _grad(score, leaves, keep=bool(shut))
+        grads = _grad(score, leaves, like or leaves, keep=bool(shut))
         clamped = torch.zeros(len(score), dtype=torch.bool, device=score.device)
         zero = _zero_rows(grads)
         if not shut or not zero.any():
             return grads, clamped
         with rules.opened(shut):
-            through = _grad(score, leaves, keep=False)
+            through = _grad(score, leaves, like or leaves, keep=False)
     return [torch.where(_like(zero, g), o, g) for g, o in zip(grads, through, strict=True)], zero & ~_zero_rows(through)
 
 
@@ -108,7 +116,7 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
     return torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
 
 
-def _grad(score: Tensor, leaves: Sequence[Tensor], keep: bool) -> list[Tensor]:
+def _grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], keep: bool) -> list[Tensor]:
     try:
         found = torch.autograd.grad(score.sum(), leaves, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
@@ -117,7 +125,7 @@ def _grad(score: Tensor, leaves: Sequence[Tensor], keep: bool) -> list[Tensor]:
         raise
     if all(g is None for g in found):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+    return [torch.zeros_like(t) if g is None else g[: len(t)] for g, t in zip(found, like, strict=True)]
 
 
 def _like(mask: Tensor, g: Tensor) -> Tensor:
@@ -133,9 +141,12 @@ def attribute(
     batch_size: BatchSize = "auto",
 ) -> Tensor:
     """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero or before a clamp."""
-    objective = box.objective(target, len(x) if isinstance(x, Tensor) else 0)
+    box.inputs.check(x)
+    objective = box.objective(target, len(x))
     found = gradients(box, objective, x, rule=rule, batch_size=batch_size)
     n, clamped = len(found.map), int(found.before_clamp.sum())
+    if broken := int((~found.map.isfinite()).flatten(1).any(1).sum()):
+        _warn(f"the gradient of {objective.name} is NaN or infinite for {broken} of {n} inputs")
     zero = int((found.map == 0).flatten(1).all(1).sum())
     if clamped:
         _warn(

@@ -7,5 +7,6 @@ from .boxes import load as load
 from .checkpoints import weights as weights
 from .models import model as model
 from .sources import data as data
+from .sources import data_for as data_for
 
-__all__ = ["data", "load", "model", "weights"]
+__all__ = ["data", "data_for", "load", "model", "weights"]

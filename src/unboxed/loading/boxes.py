@@ -22,12 +22,13 @@ def load(
     inputs: Inputs | None = None,
     classes: Sequence[str] | None = None,
     outputs: Outputs | None = None,
+    seed: int = 0,
 ) -> Box:
     """Open the model that `spec` names (see `loading.model`), with the weights in a file if given.
 
-    `inputs` is needed where the factory does not return (net, inputs). Raises ModelError.
+    `inputs` is needed where the factory does not return (net, inputs). What a factory draws starts at `seed`. Raises ModelError.
     """
-    net, own = model(spec, trained=weights is None)
+    net, own = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(net, weights)
     inputs = inputs or own

@@ -11,35 +11,39 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from ..errors import UnboxedError
+from ..net.quiet import seeded
 
 Wrong = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
 USER_FAULTS = (Exception, SystemExit)  # a script without a __main__ guard may well call sys.exit
 
 
-def build(spec: str, wrong: Wrong) -> Any:
+def build(spec: str, wrong: Wrong, seed: int = 0) -> Any:
     """What `spec` names; a class or a function is called without arguments, anything else is taken as it is.
 
     A file is imported under a private name, so it can't stand in for another module. Its folder (for a module: the
-    working folder) is on sys.path until the factory has returned, not longer.
+    working folder) is on sys.path until the factory has returned, not longer. It draws from random numbers that start at `seed`; the
+    caller's are afterwards as before.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise wrong(f"{spec!r} names no factory; wanted module:factory or path/to/file.py:factory")
     if not place.endswith(".py"):
         with _beside(Path.cwd()):
-            return _made(_named(_import(place, spec, wrong), name, spec, wrong), spec, wrong)
+            return _made(_named(_drawing(_import, place, spec, wrong, seed), name, spec, wrong), spec, wrong, seed)
     path = Path(place).resolve()
     if not path.is_file():
         raise wrong(f"{spec}: there is no file {place}{_nearest(path.name, _listing(path.parent))}")
     with _beside(path.parent):
-        return _made(_named(_run(path, spec, wrong), name, spec, wrong), spec, wrong)
+        return _made(_named(_drawing(_run, path, spec, wrong, seed), name, spec, wrong), spec, wrong, seed)
 
 
 def defined(path: Path) -> list[str]:
@@ -50,6 +54,12 @@ def defined(path: Path) -> list[str]:
         return []
     kinds = (ast.ClassDef, ast.FunctionDef)
     return [node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _drawing(load: Callable[..., ModuleType], place: object, spec: str, wrong: Wrong, seed: int) -> ModuleType:
+    """A module loaded on random numbers of its own: it may make its net while it is imported."""
+    with seeded(seed, torch.get_default_device()):
+        return load(place, spec, wrong)
 
 
 def _run(path: Path, spec: str, wrong: Wrong) -> ModuleType:
@@ -91,14 +101,15 @@ def _named(module: ModuleType, name: str, spec: str, wrong: Wrong) -> Any:
     return value
 
 
-def _made(value: Any, spec: str, wrong: Wrong) -> Any:
+def _made(value: Any, spec: str, wrong: Wrong, seed: int) -> Any:
     if not (inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)):
         return value
     if asked := _required(value):
         advice = "write a function without arguments that makes it"
         raise wrong(f"{spec} wants arguments ({', '.join(asked)}) and a factory gets none; {advice}")
     try:
-        return value()
+        with seeded(seed, torch.get_default_device()):
+            return value()
     except USER_FAULTS as error:
         raise wrong(f"{spec} failed when it was called: {_said(error)}") from error
 
@@ -120,8 +131,13 @@ def _said(error: BaseException) -> str:
 
 
 def _nearest(name: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(name, choices, n=3) or sorted(choices)[:5]
+    near = difflib.get_close_matches(name, choices, n=3) or cut(sorted(choices))
     return f"; there is {', '.join(near)}" if near else ""
+
+
+def cut(names: list[str], most: int = 5) -> list[str]:
+    """The first of a list, and a sign that there are more."""
+    return names if len(names) <= most else [*names[:most], "..."]
 
 
 def _listing(folder: Path) -> list[str]:

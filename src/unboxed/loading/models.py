@@ -10,17 +10,17 @@ from .. import zoo
 from ..errors import ModelError
 from ..inputs import Features, Inputs, Pixels
 from .exported import exported
-from .factories import build, defined
+from .factories import build, cut, defined
 
 KINDS = "a model is zoo:NAME, module:factory, path/to/file.py:factory or a torch.export file (.pt2)"
 WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
-def model(spec: str, *, trained: bool = True) -> tuple[nn.Module, Inputs | None]:
+def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
     """The net that `spec` names, and what its inputs are if the factory says so.
 
     A factory is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
-    `trained=False` takes a zoo net without its weights. Raises ModelError.
+    `trained=False` takes a zoo net without its weights; a factory's random numbers start at `seed`. Raises ModelError.
     """
     spec = str(spec)
     if spec.startswith("zoo:"):
@@ -29,7 +29,7 @@ def model(spec: str, *, trained: bool = True) -> tuple[nn.Module, Inputs | None]
         return exported(Path(spec)), None
     if ":" not in spec:
         raise ModelError(_refusal(spec))
-    return _net_and_inputs(build(spec, ModelError), spec)
+    return _net_and_inputs(build(spec, ModelError, seed), spec)
 
 
 def _net_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
@@ -52,7 +52,7 @@ def _refusal(spec: str) -> str:
         advice = "give it as the weights (--weights), and as the model what builds it"
         return f"{spec} holds weights, not a network: {advice}; {KINDS}"
     if path.suffix == ".py":
-        names = ", ".join(f"{path.name}:{name}" for name in defined(path)[:5])
+        names = ", ".join(cut([f"{path.name}:{name}" for name in defined(path)]))
         return f"{spec} names no factory in the file; add it after a colon" + (f": {names}" if names else f"; {KINDS}")
     if path.is_dir():
         return f"{spec} is a folder, not a model (folders are data: --data); {KINDS}"

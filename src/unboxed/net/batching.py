@@ -17,7 +17,8 @@ def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -
     """`work` on consecutive parts of n rows; "auto" takes `most` rows at a time and halves when memory runs out."""
     if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {size!r}')
-    step, start, results = most if size == "auto" else size, 0, list[T]()
+    even = -(-n // max(1, -(-n // most)))  # equal parts, none larger than `most`
+    step, start, results = even if size == "auto" else size, 0, list[T]()
     while start < n:
         try:
             results.append(work(slice(start, min(start + step, n))))

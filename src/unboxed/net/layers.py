@@ -32,6 +32,8 @@ class Layer:
     flops: float
     calls: int = 1
     leaf: bool = True
+    takes: bool = True  # a tensor goes in
+    rows: bool = True  # the first axis of what comes out is the batch
 
 
 class Layers:
@@ -99,7 +101,8 @@ def _cell(text: str, width: int, column: int) -> str:
 class Survey:
     layers: Layers
     output: Any  # what the net gave for two noise inputs
-    bytes_each: int  # held by the activations of one example
+    bytes_each: int  # held by the activations of one example, for a backward pass
+    bytes_peak: int  # held at a time by a forward pass alone
     noisy: bool  # draws dropout or noise although in eval
     coupled: bool  # a row's output depends on the other rows, or on its own place among them
 
@@ -127,43 +130,55 @@ class _Met:
     calls: int = 0
     flops: int = 0
     bytes: int = 0
+    takes: bool = False
+    rows: bool = True
 
 
-def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module]) -> Survey:
-    """Run the net on noise x (3, ...): rows 0 and 1, then rows 1 and 2. Raises InputError where it can't take them."""
+def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], least: int = 1) -> Survey:
+    """Run the net on noise x (4, ...): rows 0, 1, 2, then rows 1 and 3. Raises InputError where it can't take them.
+
+    `least` is how many rows an exported net pads its batches to.
+    """
     met: dict[str, _Met] = {}
     ops: Counter[tuple[str, str]] = Counter()
     noise = SharedNoise()
     try:
         counter = Flops()  # type: ignore[no-untyped-call]
-        with noise, counter, _watched(modules, met, ops, lambda: counter.total):
-            first = run(x[:2])
+        with noise, counter, _watched(modules, met, ops, lambda: counter.total, max(least, len(x[:3]))):
+            first = run(x[:3])
         with noise:
-            second = run(x[-2:])  # x is one row where the net takes no more
+            second = run(x[1::2] if len(x) > 1 else x)  # one row where the net takes no more
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"the net can't take a batch of inputs of shape {tuple(x.shape[1:])}: {said}") from error
     table = _table(once(modules), met, ops, counter.total)
-    leaves = [note for path, note in met.items() if not any(modules[path].children())]
-    return Survey(table, first, 2 * sum(n.bytes for n in leaves), noise.met, _differ(first, second))
+    held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
+    return Survey(table, first, 2 * sum(held), 4 * max(held, default=0), noise.met, _differ(first, second))
 
 
 @contextmanager
 def _watched(
-    modules: Mapping[str, nn.Module], met: dict[str, _Met], ops: Counter[tuple[str, str]], flops: Callable[[], int]
+    modules: Mapping[str, nn.Module],
+    met: dict[str, _Met],
+    ops: Counter[tuple[str, str]],
+    flops: Callable[[], int],
+    n: int,
 ) -> Iterator[None]:
     """Note every module's calls, output shape and FLOPs, and every functional op."""
     started: list[int] = []
 
-    def enter(path: str, module: nn.Module, args: Any) -> None:
-        met.setdefault(path, _Met()).calls += 1
+    def enter(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        note = met.setdefault(path, _Met())
+        note.calls += 1
+        note.takes |= main_tensor((args, kwargs)) is not None
         started.append(flops())
 
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
         note, h = met[path], main_tensor(out)
         note.flops += flops() - started.pop()
         if h is not None and h.ndim:
-            note.shape = tuple(h.shape[1:])
+            note.rows &= len(h) == n
+            note.shape = tuple(h.shape[1:] if note.rows else h.shape)
             note.bytes += h.numel() // max(1, len(h)) * h.element_size()
 
     def count(path: str, op: str | None, h: Tensor) -> None:
@@ -171,7 +186,7 @@ def _watched(
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
-            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(partial(leave, path)).remove)
         stack.enter_context(following(modules, lambda path, op: True, count))
         yield
@@ -184,14 +199,16 @@ def _table(
         module = modules[path]
         parameters = sum(p.numel() for p in module.parameters())
         flops = note.flops / total if total else math.nan
-        return Layer(path, type(module).__name__, note.shape, parameters, flops, note.calls, not any(module.children()))
+        children = {name for name, _ in module.named_children()} - {"parametrizations"}
+        name = type(module).__name__.removeprefix("Parametrized")
+        return Layer(path, name, note.shape, parameters, flops, note.calls, not children, note.takes, note.rows)
 
     shown = {p: n for p, n in met.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
     return Layers(tuple(row(p, n) for p, n in shown.items()), ops, tuple(p for p in modules if p not in met))
 
 
 def _differ(first: Any, second: Any) -> bool:
-    """Whether row 1 came out otherwise at another place beside another row."""
+    """Whether row 1 came out otherwise at another place beside other rows."""
     pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    rows = [(a[1], b[0]) for a, b in pairs if a.shape == b.shape and a.ndim and len(a) == 2 and a.is_floating_point()]
+    rows = [(a[1], b[0]) for a, b in pairs if a.ndim and len(a) == 3 and len(b) == 2 and a.is_floating_point()]
     return any(not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ALIASES = {
@@ -55,6 +56,7 @@ GATES = {
     "HardtanhBackward": ("_saved_min_val",),
     "ThresholdBackward": ("_saved_threshold",),
     "LeakyReluBackward": ("_saved_negative_slope",),
+    "PreluKernelBackward": ("_saved_weight",),
     "RreluWithNoiseBackward": ("_saved_lower",),
     "MaximumBackward": ("_saved_other", "_saved_self"),
     "MinimumBackward": ("_saved_other", "_saved_self"),
@@ -68,6 +70,14 @@ def looks_like_relu(node: Any) -> bool:
     """Whether an autograd node is a ReLU spelled as a clamp: its backward is a gate, but no rule is defined for it."""
     corners = next((saved for start, saved in GATES.items() if node.name().startswith(start)), ())
     return any(_zero(node, saved) for saved in corners)
+
+
+def may_gate(node: Any) -> bool:
+    """Whether an autograd node multiplies by a mask, or chooses by one: it may be a ReLU, and can't be told."""
+    if node.name().startswith(("WhereBackward", "MaskedFillBackward")):
+        return True
+    saved = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
+    return node.name().startswith("MulBackward") and any(isinstance(v, Tensor) and v.dtype == torch.bool for v in saved)
 
 
 def _zero(node: Any, attribute: str) -> bool:

@@ -64,15 +64,24 @@ class Reader:
 
     def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
         """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""
-        before = None if final is None else final.before(output)
-        if before is not None or final is None:
-            return output if before is None else before
-        if self.outputs == "multilabel":
+        if final is None or (
+            self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.met)
+        ):
             return output
+        before = final.before(output)
+        if before is not None and self._gives(before, output):
+            return before
         raise OutputError(
             f"the net gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
             "the logits can't be found. Let the net return logits"
         )
+
+    @torch.no_grad()
+    def _gives(self, z: Tensor, output: Tensor) -> bool:
+        """Whether the final op on these logits is the output: not written over, no axis exchanged."""
+        made = {"logprobs": z.log_softmax, "probs": z.softmax}
+        again = made[self.outputs](1) if self.outputs in made else z.sigmoid()
+        return bool(torch.allclose(again.float(), output.float(), rtol=1e-2, atol=1e-3, equal_nan=True))
 
 
 def _default(raw: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,15 +18,30 @@ from .ops import DROPOUTS, NOISES, name_of
 Modules = tuple[nn.Module, ...]
 
 
+def written_by(net: nn.Module, run: Callable[[], object]) -> tuple[nn.Parameter, ...]:
+    """The parameters that the net itself writes while it runs (max_norm, weights it normalizes), put back."""
+    values = [(p, p.detach().clone()) for p in net.parameters()]
+    try:
+        run()
+    finally:
+        written = tuple(p for p, before in values if not torch.equal(p.detach(), before))
+        for p, before in values:
+            if any(p is w for w in written):
+                with torch.inference_mode(p.is_inference()):
+                    p.data.copy_(before)
+    return written
+
+
 @contextmanager
-def buffers_restored(modules: Modules) -> Iterator[None]:
-    """Every buffer is put back, the tensor itself and what it held.
+def buffers_restored(modules: Modules, written: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Every buffer is put back, the tensor itself and what it held; so are parameters that the net writes.
 
     By value and through `.data`: batch norm writes its statistics without raising their version, and a raised version
     would break a graph in which the caller has saved them.
     """
     held = [(m, dict(m._buffers.items())) for m in modules]
-    values = [(b, b.detach().clone()) for _, buffers in held for b in buffers.values() if b is not None]
+    tensors = [*written, *(b for _, buffers in held for b in buffers.values() if b is not None)]
+    values = [(t, t.detach().clone()) for t in tensors]
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ not ruled are ReLUs spelled as clamp, hardtanh (ReLU6), threshold or maximum, wh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RuleError
-from .ops import OPAQUE, RULED, SHAPE_ONLY, looks_like_relu
+from ..errors import RuleError, UnboxedWarning
+from .ops import OPAQUE, RULED, SHAPE_ONLY, looks_like_relu, may_gate
 
 Signal = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,6 +67,13 @@ def _relus(rule: Rule, root: Tensor) -> list[Any]:
     if not relus:
         raise RuleError(
             f"{rule.name} has a rule for ReLU, and none lies between the input and this target: use gradient"
+        )
+    if masks := sorted({n.name() for n in nodes if may_gate(n)}):
+        warnings.warn(
+            f"{rule.name} has a rule for ReLU only; if {', '.join(masks)} is a ReLU written as a mask, it keeps its "
+            "plain gradient",
+            UnboxedWarning,
+            stacklevel=6,
         )
     return relus
 

@@ -17,13 +17,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
 from .ops import name_of
 
 Edit = Callable[[Tensor], Tensor]
-Acts = dict[str, Tensor]
+
+
+class Acts(dict[str, Tensor]):
+    """Activations by address; `edges` are their places in the graph, before any later in-place op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edges: dict[str, GradientEdge | None] = {}
 
 
 class Stop(BaseException):
@@ -89,10 +97,13 @@ NO_PADDING = Padding(1, 1)
 
 
 class _Recorder:
-    """Keeps what is wanted, hands the net a clone (a later in-place op does no harm), stops the net when done."""
+    """Keeps a clone of what is wanted (a later in-place op does no harm) and its place in the graph; stops the net.
+
+    The net goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
+    """
 
     def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
-        self.acts: Acts = {}
+        self.acts = Acts()
         self.padding = padding
         self.edits, self.stop = edits, stop
         self.open = {Address.parse(a): a for a in {*wanted, *edits}}
@@ -110,14 +121,18 @@ class _Recorder:
         here = [self.open[a] for a in spellings if a in self.open]
         if not here:
             return None
-        h, rest = self.padding.split(h)
+        edits = [self.edits[name] for name in here if name in self.edits]
+        true, rest = self.padding.split(h)
+        for edit in edits:
+            true = edit(true)
+        new = torch.cat([true, rest]) if len(rest) else true
         for name in here:
-            h = self.edits[name](h) if name in self.edits else h
-            self.acts[name] = h
+            self.acts[name] = true.clone()
+            self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
             self.missing.discard(name)
         if self.stop and not self.missing:
             raise Stop
-        return torch.cat([h, rest]) if len(rest) else h.clone()
+        return new if edits else None
 
 
 @contextmanager
@@ -147,7 +162,11 @@ def tapped(
 def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
     h = main_tensor(out)
     new = None if h is None else recorder.meet(path, None, h)
-    return None if new is None else _replaced(out, h, new)
+    if new is None or h is None:
+        return None
+    if any(h is x for x in tensors_in(args)):  # in place: its result must stand where it wrote it
+        new = h.copy_(new)
+    return _replaced(out, h, new)
 
 
 def _receives(recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -189,7 +208,9 @@ def _replaced(value: Any, old: Tensor | None, new: Tensor) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(map(swap, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: swap(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        value = copy(value)
+        for f in dataclasses.fields(value):
+            object.__setattr__(value, f.name, swap(getattr(value, f.name)))
     return value
 
 
@@ -229,10 +250,10 @@ class _Ops(TorchFunctionMode):
         if not isinstance(out, Tensor) or not self.wants(path, op):
             return out
         in_place = bool(args) and out is args[0]
-        new = self.meet(path, op, out.clone() if in_place else out)
-        if new is None or not in_place:
-            return out if new is None else new
-        return out.copy_(new)  # the caller may ignore what comes back, so the result must stand where the op wrote it
+        new = self.meet(path, op, out)
+        if new is None:
+            return out
+        return out.copy_(new) if in_place else new  # the caller may ignore what an op in place gives back
 
 
 class FinalOp(TorchFunctionMode):
@@ -255,8 +276,14 @@ class FinalOp(TorchFunctionMode):
         return out
 
     def before(self, output: Tensor) -> Tensor | None:
-        """What the op was given to make `output` (or a reshape of it); None if no such op was met."""
+        """What the op was given to make `output` (or a view of it), laid out alike; None if no such op was met."""
         for z, out in reversed(self.met):
             if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
-                return z.reshape(output.shape)
+                return _laid_like(z, out, output)
         return None
+
+
+def _laid_like(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
+    if (out.shape, out.stride()) == (output.shape, output.stride()):
+        return z
+    return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None

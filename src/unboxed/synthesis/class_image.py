@@ -20,7 +20,7 @@ from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
 from ..engine.transforms import wobble
-from ..errors import InputError, OutputError, UnboxedWarning
+from ..errors import InputError, UnboxedWarning
 from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
@@ -63,8 +63,7 @@ def class_image(
     """
     if not isinstance(box.inputs, Pixels):
         raise InputError("class images need a net that takes images (Pixels)")
-    if box.outputs == "regression":
-        raise OutputError("a regression net has no classes to draw")
+    box.one_class_each("a class image")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
     whole("seed", seed, least=-(2**62))

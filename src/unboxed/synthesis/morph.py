@@ -15,7 +15,6 @@ from ..cards import card
 from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import L2, within
 from ..engine.canvases import Raw
-from ..errors import OutputError
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 
@@ -60,6 +59,7 @@ def morph(
     `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
     exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression net.
     """
+    box.one_class_each("a morph")
     confidence = number("confidence", confidence, above=0, below=1)
     x = box.accept(x)
     goal = box.labels(target, len(x))
@@ -81,8 +81,6 @@ def morph(
 
 def _sure(box: Box, goal: Tensor, confidence: float) -> Objective:
     """Above zero once the target's probability exceeds the confidence."""
-    if box.outputs == "regression":
-        raise OutputError("a regression net has no classes to morph into; climb an objective instead")
     if box.outputs == "multilabel":
         return logit(goal) - math.log(confidence / (1 - confidence))
     return logprob(goal) - math.log(confidence)

@@ -95,11 +95,16 @@ class Rule:
         return found[(a - b)[found].argsort(stable=True)][: self.top_k]
 
 
-def find(box: Box, x: Tensor, y: Tensor | None, step: int, rule: Rule) -> Confused | None:
-    """The confused inputs of a batch x (N, ...) with labels y: one forward of all, one small pass for those picked."""
+def logits_of(box: Box, x: Tensor) -> Tensor:
+    """(N, K), in one forward. Raises OutputError where there are more answers than one an input."""
     logits = box(x)
     if logits.ndim != 2:
         raise OutputError(f"wanted one class an input, logits (N, K); the net gives {tuple(logits.shape)}")
+    return logits
+
+
+def find(box: Box, x: Tensor, y: Tensor | None, step: int, rule: Rule, logits: Tensor) -> Confused | None:
+    """The confused inputs of a batch x (N, ...) with labels y and logits (N, K): one small pass for those picked."""
     rows = rule.rows(logits)  # (n,)
     if len(rows) == 0:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,12 +21,17 @@ from ..inputs import Inputs
 from ..net import quiet
 from ..net.outputs import Outputs
 from ..objectives import logit
-from .confused import Confused, Rule, Scope, find
+from .confused import Confused, Rule, Scope, find, logits_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from PIL import Image
     from transformers import TrainerCallback
+
+NOWHERE = (
+    "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
+    "returns"
+)
 
 Sink = Callable[["Image.Image", int], object]  # (sheet, step)
 BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
@@ -53,6 +59,9 @@ class ConfusedLogits:
             confused.watch(net, x, y, step)
 
     and in others pass `callbacks=[confused.lightning()]` or `callbacks=[confused.huggingface()]` to the trainer.
+    `print(confused)` says how often it looked, what it found, and how large the logits (`largest_logit`) were: those
+    of a net that learned little seldom exceed `min_logit_value`.
+
     Of several devices rank zero looks, at its own part of the batch. Raises InputError for settings that can't be
     right.
     """
@@ -82,9 +91,21 @@ class ConfusedLogits:
         self.inputs, self.classes = inputs, classes
         self.to: Sink | None = to if to is None or callable(to) else Files(Path(to))
         self.last: Confused | None = None  # what the last look with a confused input found
+        self.looks, self.finds, self.largest_logit = 0, 0, -math.inf  # so far
         self._outputs, self._output = outputs, output
         self._box: Box | None = None
         self._opened: object = None
+        self._told = False  # that the sheets go nowhere
+
+    def __repr__(self) -> str:
+        said = f"looked {self.looks} times, found confused inputs {self.finds} times"
+        if self.looks:
+            said += f", largest logit {self.largest_logit:.3g}"
+        if self.rule.min_probability is None:
+            sign = ">" if self.largest_logit > self.rule.min_logit_value else "<="
+            said += f" {sign} " if self.looks else ", "
+            said += f"min_logit_value={self.rule.min_logit_value:g}"
+        return f"ConfusedLogits({said})"
 
     def wants(self, step: int) -> bool:
         """Whether `watch` has something to do at this step, counted from 0. The first call checks the net."""
@@ -105,8 +126,10 @@ class ConfusedLogits:
             return None
         with quiet.gradients_on(False):  # the caller may be in inference_mode
             found = self._look(model, x, y, step)
+        self._say_where(x, to or self.to)
         if found is not None:
             self.last = found
+            self.finds += 1
             self._hand_over(found, to or self.to)
         return found
 
@@ -117,7 +140,9 @@ class ConfusedLogits:
         box = self._open(model, x)  # on every rank: if one refuses, all do
         if not self._due(step) or _rank() != 0:
             return None
-        return find(box, x, y, step, self.rule)
+        logits = logits_of(box, x)  # (N, K)
+        self.looks, self.largest_logit = self.looks + 1, max(self.largest_logit, logits.max().item())
+        return find(box, x, y, step, self.rule, logits)
 
     def draw(self, found: Confused) -> Image.Image:
         """The contact sheet of a look. Raises InputError where the inputs are no images."""
@@ -165,6 +190,14 @@ class ConfusedLogits:
 
         if image_shape(tuple(x.shape[1:]), self.inputs) is None:
             warnings.warn(no_images(x), UnboxedWarning, stacklevel=4)
+
+    def _say_where(self, x: Tensor, to: Sink | None) -> None:
+        """Once, that nothing will be drawn."""
+        from .picture import image_shape
+
+        if to is None and not self._told and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
+            self._told = True
+            warnings.warn(NOWHERE, UnboxedWarning, stacklevel=3)
 
     def _hand_over(self, found: Confused, to: Sink | None) -> None:
         from .picture import image_shape

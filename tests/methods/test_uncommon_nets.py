@@ -1,0 +1,216 @@
+"""Nets on which pictures went wrong once: in-place aliases, exchanged axes, edited outputs, odd first axes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.errors import InputError, LayerError, OutputError, UnboxedWarning
+
+PIXELS = ub.Pixels((1, 8, 8), mean=0.4, std=0.5)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    torch.manual_seed(1)
+
+
+class PreActivation(nn.Module):
+    """The in-place ReLU's input is used again, so it must see what the ReLU wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(256, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(x)
+        r = self.relu(h)
+        return self.fc((self.conv2(r) + h).flatten(1))
+
+
+def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
+    net = PreActivation().eval()
+    box, want = ub.Box(net, PIXELS), net(PIXELS.encode(x))
+    for address in ("conv1", "relu:input", "relu", "relu:relu"):
+        assert torch.equal(box.read(x, [address, "logits"])["logits"], want)
+    assert torch.equal(box.read(x, "conv1")["conv1"], net.conv1(PIXELS.encode(x)))  # as it was before the ReLU
+    assert torch.equal({m.path: m for m in ub.activations.maps(box, x)}["fc"].given, want)
+    with box.quiet(grad=False):
+        zeroed = box.forward(x, {"logits"}, edits={"relu": torch.zeros_like})["logits"]
+    h = torch.zeros(4, 4, 8, 8)
+    assert torch.allclose(zeroed, net.fc((net.conv2(h) + h).flatten(1)), atol=1e-6)  # an edit is seen by the alias too
+
+
+def test_an_in_place_layer_whose_result_is_ignored(x: Tensor) -> None:
+    class Net(PreActivation):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv1(x)
+            self.relu(h)
+            h.mul_(3)
+            return self.fc(h.flatten(1))
+
+    net = Net().eval()
+    assert torch.equal(ub.Box(net, PIXELS).read(x, "relu")["relu"], net.conv1(PIXELS.encode(x)).relu())
+
+
+def test_channels_last_probabilities(x: Tensor) -> None:
+    """A segmentation head that exchanges axes around its log-softmax."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 5, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).permute(0, 2, 3, 1).contiguous().log_softmax(-1).permute(0, 3, 1, 2)
+
+    net = Net()
+    box = ub.Box(net, PIXELS)
+    assert torch.allclose(box(x), net.conv(PIXELS.encode(x)), atol=1e-6)
+    y = torch.zeros(4, dtype=torch.long)
+    for call in (
+        lambda: ub.adversarial.pgd(box, x, y, eps=0.1),
+        lambda: ub.synthesis.morph(box, x, 1),
+        lambda: ub.synthesis.class_image(box),
+    ):
+        with pytest.raises(OutputError, match="one row of class scores"):
+            call()
+
+
+@pytest.mark.parametrize("end", ["edited", "clamped"])
+def test_outputs_changed_after_their_last_op_are_refused(end: str, x: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.fc(x.flatten(1))
+            if end == "clamped":
+                return z.sigmoid().clamp(1e-6, 1 - 1e-6)
+            p = z.softmax(1)
+            with torch.no_grad():
+                p[:, 0] = 0
+                p /= p.sum(1, keepdim=True)
+            return p
+
+    box = ub.Box(Net(), PIXELS, outputs="multilabel" if end == "clamped" else None)
+    with pytest.raises(OutputError, match="logits can't be found"):
+        box(x)
+
+
+def test_a_layer_whose_first_axis_is_not_the_batch(x: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.lstm(x[:, 0].transpose(0, 1))[0][-1])
+
+    box = ub.Box(Net(), PIXELS)
+    assert not box.layers["lstm"].rows
+    assert box.read(x, "lstm", batch_size=2)["lstm"].shape == (8, 4, 6)  # never split
+    with pytest.raises(LayerError, match="not the batch"):
+        ub.attribution.gradient(box, x, ub.channel("lstm", 3))
+    assert "lstm" not in [m.path for m in ub.activations.maps(box, x)]
+
+
+def test_a_net_that_squeezes_a_batch_of_one(x: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).squeeze()
+
+    box = ub.Box(Net(), PIXELS)
+    assert torch.allclose(box(x, batch_size=1), box(x), atol=1e-6)
+    assert torch.allclose(ub.attribution.gradient(box, x[:1], 3), ub.attribution.gradient(box, x, 3)[:1], atol=1e-6)
+
+
+def test_filters_are_of_the_pixels_or_refused(x: Tensor) -> None:
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(192, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.permute(0, 2, 3, 1).flatten(1))
+
+    with pytest.raises(LayerError, match="pixels themselves"):
+        ub.activations.filters(ub.Box(Permuted(), ub.Pixels((3, 8, 8))))
+    deep = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), PIXELS)
+    with pytest.raises(LayerError, match="no weights that are pictures"):
+        ub.activations.filters(deep, "3")
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)).train()
+    box = ub.Box(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)), PIXELS)
+    before = {k: v.clone() for k, v in conv.state_dict().items()}
+    assert ub.activations.filters(box).shape == (4, 1, 3, 3)
+    assert all(torch.equal(v, before[k]) for k, v in conv.state_dict().items())
+
+
+def test_parameters_that_the_net_writes_are_put_back(x: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.fc.weight.data = F.normalize(self.fc.weight.data)
+            return self.fc(x.flatten(1))
+
+    net = Net()
+    before = net.fc.weight.detach().clone()
+    box = ub.Box(net, PIXELS)
+    ub.attribution.gradient(box, x, 1)
+    assert torch.equal(net.fc.weight, before)
+
+
+def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.fc(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-6))
+
+    box, black = ub.Box(Net(), ub.Pixels((1, 8, 8))), torch.zeros(2, 1, 8, 8)
+    with pytest.warns(UnboxedWarning, match="NaN or infinite for 2 of 2"):
+        ub.attribution.gradient(box, black, 1)
+    morph = ub.synthesis.morph(box, black, 1, steps=3)
+    assert torch.equal(morph.result, black)
+    assert not morph.reached.any()
+
+
+def test_masks_beside_a_relu_are_told_of(x: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            return self.fc((h * (h > 0)).relu().flatten(1))
+
+    with pytest.warns(UnboxedWarning, match="written as a mask"):
+        ub.attribution.guided_backprop(ub.Box(Net(), PIXELS), x, 1)
+
+
+def test_lazy_modules_and_arrays_are_refused_with_what_to_do(x: Tensor) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    with pytest.raises(InputError, match="run it once on a batch"):
+        ub.Box(lazy, PIXELS)
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), PIXELS)
+    with pytest.raises(InputError, match=r"torch\.as_tensor"):
+        ub.attribution.gradient(box, x.numpy(), 1)
