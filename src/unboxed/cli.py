@@ -173,7 +173,8 @@ def _answering(debug: bool) -> Iterator[None]:
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            typer.secho(f"error: {OPTIONS.sub(r'--\1 \2', str(error))}", fg="red", err=True)
+            said = OPTIONS.sub(r"--\1 \2", str(error))
+            typer.secho(f"error: {said}", fg="red", err=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:
             typer.secho("stopped", err=True)

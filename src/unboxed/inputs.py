@@ -45,7 +45,10 @@ class Pixels:
             raise InputError(f"Pixels wants the shape (channels, height, width) of one image; got {self.shape!r}")
         object.__setattr__(self, "shape", tuple(whole("a side of the shape", s, least=1) for s in shape))
         for name, above, below in (("mean", -10.0, 10.0), ("std", 0.0, 10.0)):
-            object.__setattr__(self, name, self._channels(name, above, below))
+            try:
+                object.__setattr__(self, name, self._channels(name, above, below))
+            except InputError as error:
+                raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
 
     def _channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one a channel, in units of [0, 1]."""

@@ -126,6 +126,12 @@ def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
     assert seen.faults == []
 
 
+def test_every_entry_of_the_bar_is_in_sight(seen: Seen) -> None:
+    width = seen.page.viewport_size["width"]  # type: ignore[index]
+    boxes = [seen.page.locator(f'nav a[href="#{section.slug}"]').bounding_box() for section in SECTIONS]
+    assert [b for b in boxes if b is None or b["x"] < 0 or b["x"] + b["width"] > width] == []
+
+
 def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
     folds = seen.page.locator("main details")
     assert folds.count() >= 4
@@ -150,17 +156,17 @@ def test_the_slider_moves_the_picture_and_the_probabilities(seen: Seen) -> None:
         assert int(last or 0) > 0
         before = picture.get_attribute("src"), morph.locator(".step").inner_text()
         target = morph.locator(".target output")
-        p = float(target.inner_text())
+        p = float(target.inner_text().strip("<>"))
         slider.fill(last or "0")
         assert picture.get_attribute("src") != before[0]
         assert morph.locator(".step").inner_text() != before[1]
-        assert float(target.inner_text()) > p
+        assert float(target.inner_text().strip("<>")) > p
         full = morph.locator(".target .track").bounding_box()
         seen.page.wait_for_timeout(150)  # the bar glides
         bar = morph.locator(".target .fill").bounding_box()
         assert full is not None
         assert bar is not None
-        assert bar["width"] / full["width"] == pytest.approx(float(target.inner_text()), abs=0.02)
+        assert bar["width"] / full["width"] == pytest.approx(float(target.inner_text().strip("<>")), abs=0.02)
         slider.press("ArrowLeft")
         assert slider.input_value() == str(int(last or 0) - 1)
     assert seen.faults == []

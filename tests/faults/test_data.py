@@ -313,7 +313,7 @@ def test_a_tampered_mirror_is_refused(published, tmp_path):
 
 def test_root_that_is_a_file(published, tmp_path):
     (tmp_path / "f").write_text("x")
-    with pytest.raises(WriteError, match="pass root="):
+    with pytest.raises(WriteError, match="--root"):
         data.mnist(tmp_path / "f", quiet=True)
 
 

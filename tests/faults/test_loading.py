@@ -233,6 +233,14 @@ def test_swapped_arguments_are_recognized(file: Path, tmp_path: Path) -> None:
         loading.data(str(file))
 
 
+def test_a_long_list_of_factories_is_cut_with_a_sign(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("".join(f"def net{i}(): pass\n" for i in range(7)))
+    with pytest.raises(ModelError, match=r"mine\.py:net4, \.\.\.$"):
+        loading.model(f"{tmp_path}/mine.py")
+    with pytest.raises(ModelError, match=r"net4, \.\.\.$"):
+        loading.model(f"{tmp_path}/mine.py:Unlike")
+
+
 def test_unknown_inputs_are_asked_for(file: Path) -> None:
     with pytest.raises(ModelError, match=r"ub\.Pixels\(.*--shape 3,224,224 --mean"):
         ub.load(f"{file}:make_net")

@@ -182,3 +182,23 @@ def test_quiet_says_nothing_and_else_only_stderr_speaks(
     out, err = capsys.readouterr()
     assert out == ""
     assert "How good is it?" in err
+
+
+def test_files_that_can_not_be_read_are_told_on_stderr_unless_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unboxed import data
+    from unboxed.plots import colors, save
+
+    box = Box(Counting().eval(), Pixels((1, 8, 8)), classes=("a", "b", "c"))
+    for name in box.classes:
+        save(colors.image(torch.rand(1, 8, 8)), tmp_path / "in" / name / "0.png")
+    whole = (tmp_path / "in" / "a" / "0.png").read_bytes()
+    (tmp_path / "in" / "a" / "cut.png").write_bytes(whole[:-30])
+    (tmp_path / "in" / "b" / "x.txt").write_text("words")
+    (tmp_path / "in" / "b" / "y.txt").write_text("words")
+    for quiet in (True, False):
+        images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
+        report(box, images, tmp_path / "out", sections=QUICK, quiet=quiet)
+        told = "1 image is broken and 2 files are no images" in capsys.readouterr().err
+        assert told is not quiet

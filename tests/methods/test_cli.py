@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import unboxed
@@ -20,6 +22,9 @@ NET = """
     from torch import nn
     from torch.utils.data import TensorDataset
     import unboxed as ub
+
+    def one():
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), ub.Pixels((3, 4, 4))
 
     def bare():
         return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
@@ -101,6 +106,8 @@ def test_report_opens_what_it_was_told(file: Path, made: SimpleNamespace, tmp_pa
     done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page" / "index.html"))
     assert made.box.inputs == Pixels((3, 4, 4))
+    assert made.command.endswith("# no --weights: the net is as its factory made it")
+    assert done.stderr == ""  # it was to be quiet
     assert (made.out, made.seed, made.quiet, made.judge) == (tmp_path / "page", 3, True, None)
     assert made.command.startswith("unboxed")
 
@@ -122,6 +129,75 @@ def test_class_names_come_from_the_line_a_file_or_the_data(file: Path, made: Sim
     assert names("named") == ("ant", "bee", "cat")
     assert names("named", "--classes", "a,b,c") == ("a", "b", "c")
     assert names("named", "--classes", tmp_path / "names.txt") == ("x", "y", "z")
+
+
+def photos(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / name / "a.png")
+    return folder
+
+
+def test_subfolders_called_like_the_classes_get_their_labels(file: Path, made: SimpleNamespace, tmp_path: Path) -> None:
+    run("report", "--model", f"{file}:make", "--data", photos(tmp_path / "a", "2", "1"), "-q")
+    assert made.data.tensors().y.tolist() == [1, 2]
+    words = ("--classes", "dogs,birds,cats", "-q")
+    done = run("report", "--model", f"{file}:make", "--data", photos(tmp_path / "b", "birds", "Cats"), *words)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert made.data.tensors().y.tolist() == [1, 2]
+    assert made.box.classes == ("dogs", "birds", "cats")
+
+
+@pytest.mark.filterwarnings("always:the subfolders of")
+def test_as_many_subfolders_as_unnamed_classes_are_taken_with_a_note(
+    file: Path, made: SimpleNamespace, tmp_path: Path
+) -> None:
+    done = run("report", "--model", f"{file}:make", "--data", photos(tmp_path, "dog", "ant", "cat"), "-q")
+    assert done.exit_code == 0, done.output
+    assert "in the order of their names: 0 is ant, 1 is cat, 2 is dog; " in done.stderr
+    assert made.box.classes == ("ant", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "words", "said"),
+    [
+        (
+            "zoo:digits-cnn",
+            ("birds", "cats"),
+            (),
+            "(birds, cats) are not the net's 10 classes (0, 1, 2, 3, 4, and 5 more)",
+        ),
+        ("FILE:make", ("1", "2", "cats"), (), "of the 3 subfolders"),
+        ("FILE:make", ("ant", "bee", "cat"), ("--classes", "x,y,z"), "are not the net's 3 classes (x, y, z)"),
+    ],
+)
+def test_other_subfolders_are_refused(
+    file: Path,
+    made: SimpleNamespace,
+    tmp_path: Path,
+    model: str,
+    names: tuple[str, ...],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    folder = photos(tmp_path / "photos", *names)
+    done = run("report", "--model", model.replace("FILE", str(file)), "--data", folder, *words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "--classes" in done.stderr
+    assert made.box is None
+
+
+def test_a_net_without_weights_is_the_same_for_the_same_seed(file: Path, made: SimpleNamespace) -> None:
+    def weights(*words: object) -> torch.Tensor:
+        done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
+        assert done.stderr == "note: no --weights: the net is as its factory made it\n"
+        return made.box.net[1].weight.detach()
+
+    before = torch.get_rng_state()
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights("--seed", 1))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_judge_gets_the_inputs_of_the_model_unless_it_has_its_own(file: Path, made: SimpleNamespace) -> None:
@@ -156,6 +232,7 @@ def test_demo_reports_on_held_out_digits_with_a_judge(
     assert (made.box is None) == interrupted
     assert len(made.train) == 1438
     if not interrupted:
+        assert done.stdout.splitlines()[-1] == f"wrote {Path('page/index.html')}: open it in a browser"
         assert (len(made.data), made.judge.classes) == (359, made.box.classes)
 
 
@@ -186,6 +263,7 @@ def test_an_interrupted_report_keeps_its_page(file: Path, made: SimpleNamespace)
         (["--model", "FILE:bare", "--data", "digits", "--shape", "28,28"], "--shape is channels,height,width"),
         (["--model", "FILE:make", "--data", "digits", "--weights", "nowhere.pt"], "no weights file nowhere.pt"),
         (["--model", "FILE:make", "--data", "digits", "--classes", "a,b"], "got 2 class names"),
+        (["--model", "FILE:one", "--data", "digits"], "say --outputs multilabel"),
         (["--model", "FILE:make", "--data", "digits", "--outputs", "logit"], "outputs is one of logits"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from unboxed.training import Confused, ConfusedLogits, picture
 from unboxed.training.confused import Rule
 
 FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval": 1, "max_logit_difference": math.inf}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the sheets of confused inputs go nowhere"
+)  # here what watch returns is used
 STRUCTURE = "ignore:None of the inputs have requires_grad=True"  # what a reentrant checkpoint says of itself
 
 
@@ -391,9 +395,7 @@ def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> No
 
 def test_the_projection_factor_shows() -> None:
     net, (x, y) = small(), batch()
-    sheets = [
-        np.asarray(c.draw(c.watch(net, x, y, 0))) for c in (ConfusedLogits(1, f, **FORCED) for f in (3, 3, 30))
-    ]
+    sheets = [np.asarray(c.draw(c.watch(net, x, y, 0))) for c in (ConfusedLogits(1, f, **FORCED) for f in (3, 3, 30))]
     assert np.array_equal(sheets[0], sheets[1])
     assert not np.array_equal(sheets[0], sheets[2])
 
@@ -486,3 +488,37 @@ def test_it_fits_the_hand_written_loop_of_the_library(tmp_path: Path) -> None:
     training.fit(net, inputs, few, None, epochs=1, batch_size=16, lr=1e-3, quiet=True, watch=confused.watch)
     assert len(list(tmp_path.iterdir())) == 2
     assert len(confused.last) == 2
+
+
+# -- what it says of itself --------------------------------------------------------------------------------------------
+
+
+def test_a_loop_without_a_place_for_the_sheets_is_told_once(tmp_path: Path) -> None:
+    net, (x, y) = small(), batch()
+    lost = ConfusedLogits(**FORCED)
+    with pytest.warns(UnboxedWarning, match=r"go nowhere.*to=") as caught:
+        lost.watch(net, x, y, 0)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lost.watch(net, x, y, 1)
+        ConfusedLogits(to=tmp_path, **FORCED).watch(net, x, y, 0)
+        ConfusedLogits(**FORCED).watch(net, x, y, 0, to=lambda sheet, step: None)
+
+
+def test_it_says_how_often_it_looked_and_how_large_the_logits_were(tmp_path: Path) -> None:
+    net, (x, y) = small(), batch()
+    confused = ConfusedLogits(logging_batch_interval=2, min_logit_value=100.0, to=tmp_path)
+    assert repr(confused) == "ConfusedLogits(looked 0 times, found confused inputs 0 times, min_logit_value=100)"
+    for step in range(4):
+        confused.watch(net, x, y, step)
+    largest = net.eval()(x).max().item()
+    assert (confused.looks, confused.finds) == (2, 0)
+    assert confused.largest_logit == pytest.approx(largest, rel=1e-5)
+    assert f"looked 2 times, found confused inputs 0 times, largest logit {largest:.3g} <= min_logit_value=100" in repr(
+        confused
+    )
+    sure = ConfusedLogits(to=tmp_path, **FORCED)
+    sure.watch(net, x, y, 0)
+    assert "found confused inputs 1 times" in repr(sure)
+    assert "> min_logit_value=-inf" in repr(sure)

@@ -196,7 +196,7 @@ def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> 
         assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
     assert facts["changes"][0]["example"] == 8
     assert facts["changes"][0]["target"] == "low right"
-    assert page.has("The judge, too, sees the class aimed at in 3 of 3 results")  # it is the net itself
+    assert page.has("The judge sees the class aimed at in 3 of 3 results")  # it is the net itself
 
 
 def test_the_command_seed_and_versions_are_told(made: Any) -> None:
@@ -340,12 +340,14 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
         save(colors.image(quadrants([k])[0]), tmp_path / "in" / NAMES[k] / f"{i}.png")
     whole = (tmp_path / "in" / NAMES[0] / "0.png").read_bytes()
     (tmp_path / "in" / NAMES[1] / "cut.png").write_bytes(whole[: len(whole) - 30])
+    (tmp_path / "in" / NAMES[1] / "notes.txt").write_text("not an image")
     box = box_of()
     images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
     _, page, facts = quick(box, images, tmp_path / "out")
     assert facts["overview"]["accuracy"] == 1.0
     assert facts["overview"]["examples"] == 4
-    assert page.has("1 file could not be read", "cut.png")
+    assert page.has("1 image is broken and 1 file is no image", "cut.png", "notes.txt", "Looked at 4 of 5 examples.")
+    assert not page.has("evenly spread over the data")
 
 
 # -- sections ------------------------------------------------------------------------------------------------
@@ -452,6 +454,64 @@ def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
     assert not believed({"robust": poor, "noise": poor})
 
 
+def test_a_judge_that_names_most_of_the_control_is_weak_evidence() -> None:
+    from unboxed.report.judge import Verdict
+    from unboxed.report.synthesis import _verdict
+
+    def told(control: int) -> tuple[str, str]:
+        noise = Verdict(torch.zeros(10), torch.full((10,), 0.5), control)
+        good = Verdict(torch.zeros(10), torch.full((10,), 0.9), 9)
+        return _verdict({"robust": good, "faithful": good, "noise": noise}, "")
+
+    assert told(5)[1] == "good"
+    assert "weak evidence" not in told(5)[0]
+    assert told(6)[1] == ""
+    assert "weak evidence" in told(6)[0]
+
+
+def test_an_ascent_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    with torch.no_grad():
+        net[1].weight.fill_(0.01)
+        net[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
+    box = Box(net, Pixels((1, 8, 8), mean=0.0, std=0.5))
+    found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "looks-for", "changes"])
+    assert found.failures == {}
+    assert page.has(
+        "The ascent hardly moved", "tell nothing", "tells\u00a0nothing".replace("\u00a0", " "), "not reached"
+    )
+    assert not any(change["reached"] for change in facts["changes"])
+    assert "most forms" not in page.text
+
+
+def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+    with torch.no_grad():
+        net[1].weight.fill_(0.5)
+        net[1].bias.fill_(-16.0)
+    x = torch.stack([torch.full((1, 8, 8), v) for v in (0.3, 0.45, 0.55, 0.9)])
+    box = Box(net, Pixels((1, 8, 8)), outputs="multilabel")
+    examples = (x, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
+    found, page, facts = quick(box, examples, tmp_path, sections=["overview", "sees", "why", "changes"])
+    assert found.failures == {}
+    assert facts["answer"] == "75.0 % right"
+    assert facts["classes"] == ["no", "yes"]
+    assert facts["overview"]["confusions"] == [{"label": "yes", "answer": "no", "times": 1}]
+    assert page.has("says no", "p of yes 0.17", "says yes", "gradient of yes")
+    assert not page.has("gradient of no ")
+
+
+def test_one_number_is_given_and_not_said(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+    box = Box(net, Pixels((1, 8, 8)), outputs="regression")
+    found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "sees", "why"])
+    assert found.failures == {}
+    assert facts["answer"].startswith("Gives ")
+    assert page.has("It is one number", "gives ")
+    assert not page.has("says 0")
+    assert not page.has("exclude one another")
+
+
 # -- the folder ----------------------------------------------------------------------------------------------
 
 
@@ -485,7 +545,7 @@ def test_examples_are_evenly_spread_and_bounded() -> None:
 def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
     _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, most=5)
     assert facts["overview"]["examples"] == 5
-    assert page.has("Looked at 5 of 10 examples")
+    assert page.has("Looked at 5 of 10 examples, evenly spread over the data")
 
 
 def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
@@ -511,9 +571,9 @@ def test_a_share_says_all_or_nothing_only_where_it_is(share: float, text: str) -
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(1.0, "1.00"), (0.99999, ">0.999"), (0.997, "0.997"), (0.5, "0.50"), (1e-9, "<0.001"), (0.0, "0.00")],
+    [(1.0, ">0.999"), (0.99999, ">0.999"), (0.997, "0.997"), (0.5, "0.50"), (1e-9, "<0.001"), (0.0, "<0.001")],
 )
-def test_a_probability_says_one_or_zero_only_where_it_is(p: float, text: str) -> None:
+def test_a_probability_never_says_one_or_zero(p: float, text: str) -> None:
     assert prob(p) == text
 
 
@@ -521,6 +581,8 @@ def test_pictures_are_shown_at_whole_multiples() -> None:
     assert shown((28, 28), 112) == (112, 112)
     assert shown((30, 20), 112) == (120, 80)
     assert shown((60, 96), 112) == (60, 96)
+    assert shown((64, 64), 84) == shown((64, 64), 112) == (128, 128)
+    assert shown((32, 32), 84) == (96, 96)
     assert shown((400, 200), 112) == (112, 56)
     assert file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
     assert file_name("日本") == "picture"

@@ -187,7 +187,8 @@ def _unknown(root: Path, unknown: list[str], classes: Sequence[str]) -> str:
     said = ", ".join(f"{name!r} ({_nearest(name, classes)})" for name in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     many = f"{len(unknown)} of the subfolders of {root} fit none of the {len(classes)} classes"
-    return f"{many}: {said}{more}. Rename them, or give the classes by the names of the folders: --classes (classes= in Python)"
+    advice = "Rename them, or name the classes as the folders are: --classes (classes= in Python)"
+    return f"{many}: {said}{more}. {advice}"
 
 
 def _nearest(name: str, classes: Sequence[str]) -> str:

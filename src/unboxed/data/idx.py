@@ -134,12 +134,15 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"can't make the folder {folder}: {error.strerror}; give another one: --root (root= in Python)") from error
+        raise WriteError(
+            f"can't make the folder {folder}: {error.strerror}; give another one: --root (root= in Python)"
+        ) from error
 
 
 def _offline(source: Source, folder: Path, missing: list[str], why: str) -> str:
     left = [name for name in missing if _found(folder, name) is None]
-    todo = f"Put {' and '.join(left)} into {folder} (from {source.mirrors[0]}), or name a folder that has them: --root (root= in Python)"
+    todo = f"Put {' and '.join(left)} into {folder} (from {source.mirrors[0]}), "
+    todo += "or name a folder that has them: --root (root= in Python)"
     return f"{source.name} is not in {folder} and can't be downloaded. {todo}. What was tried: {why}"
 
 

@@ -26,7 +26,8 @@ def load(
 ) -> Box:
     """Open the model that `spec` names (see `loading.model`), with the weights in a file if given.
 
-    `inputs` is needed where the factory does not return (net, inputs). What a factory draws starts at `seed`. Raises ModelError.
+    `inputs` is needed where the factory does not return (net, inputs). What a factory draws starts at `seed`.
+    Raises ModelError.
     """
     net, own = model(spec, trained=weights is None, seed=seed)
     if weights is not None:

@@ -30,8 +30,8 @@ def build(spec: str, wrong: Wrong, seed: int = 0) -> Any:
     """What `spec` names; a class or a function is called without arguments, anything else is taken as it is.
 
     A file is imported under a private name, so it can't stand in for another module. Its folder (for a module: the
-    working folder) is on sys.path until the factory has returned, not longer. It draws from random numbers that start at `seed`; the
-    caller's are afterwards as before.
+    working folder) is on sys.path until the factory has returned, not longer. Its random numbers
+    start at `seed`; the caller's are afterwards as before.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:

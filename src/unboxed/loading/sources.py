@@ -44,9 +44,7 @@ def data(
     raise DataError(_refusal(spec, name))
 
 
-def data_for(
-    spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None
-) -> Dataset[Any]:
+def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
     """The data set that `spec` names, with labels that mean the box's classes.
 
     Subfolders are matched to the classes by name. Where none fits and the classes have no names but numbers, as many
@@ -72,7 +70,8 @@ def _other_classes(spec: str, found: Sequence[str], known: Sequence[str], fit: S
     which = f"the subfolders of {spec} ({_listed(found)}) are not"
     if fit:
         which = f"of the {len(found)} subfolders of {spec} {len(few)} ({_listed(few)}) are not among"
-    todo = "say what the net's outputs are called, in their order: --classes (classes= in Python), or rename the folders"
+    todo = "say what the net's outputs are called, in their order: --classes (classes= in Python). Or rename the "
+    todo += "subfolders, or put the images into one folder, without labels"
     return f"{which} the net's {len(known)} classes ({_listed(known)}); {todo}"
 
 

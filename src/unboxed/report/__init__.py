@@ -26,6 +26,7 @@ from .context import Context, Section
 from .folder import FACTS, PAGE, Folder
 from .pictures import Pictures
 from .render import Part, page
+from .skipped import skipped
 from .source import Source
 from .survey import survey
 from .words import sentence
@@ -82,7 +83,10 @@ def report(
         failures = {p.slug: p.failure for p in parts if p.failure}
         folder.put(PAGE, page(context, parts).encode())
         folder.put(FACTS, _facts(context, folder, failures))
-        return Report(folder.publish(), failures)
+        made = Report(folder.publish(), failures)
+    if (told := skipped(source, seen)) and not quiet:
+        print(f"{source.name}: {told}; the page lists them.", file=sys.stderr)
+    return made
 
 
 @contextmanager

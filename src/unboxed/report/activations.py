@@ -53,7 +53,7 @@ def _maps(context: Context) -> list[Block]:
     if left > 0:
         blocks.append(Note(f"{many(len(paths), 'layer')} of {len(paths) + left}, evenly spread over the depth."))
     for i, place in enumerate(places):
-        title = f"Example {context.survey.rows[place]}: says {context.says(place)}"
+        title = f"Example {context.survey.rows[place]}: {context.told(place)}"
         label = context.label(place)
         title += f", label {label}" if label is not None else ""
         blocks.append(Fold(title, [_layers(context, found, i)], open=i == 0))

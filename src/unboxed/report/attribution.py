@@ -40,6 +40,8 @@ def build(context: Context) -> Sequence[Block]:
     places = [p for group in groups.values() for p in group]
     x = context.inputs(places)
     answers, others = context.survey.answers[places], _others(context, places)
+    if context.source.binary:  # no and yes stand on one output
+        answers = others = torch.zeros_like(answers)
     columns, notes = _columns(context, x, answers, others)
     blocks: list[Block] = [Method.of(gradient), Method.of(guided_backprop)]
     blocks += [Note(note) for note in notes]
@@ -88,7 +90,7 @@ def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tu
     both = [gradients(box, logit(t), x) for t in (answers, others)]
     shared = draw.shared_reach(both[0].map, both[1].map)
     columns = [Column("gradient", both[0], answers, shared), Column("gradient", both[1], others, shared)]
-    if len(context.survey.classes) == 1:
+    if len(context.box.classes) == 1:
         del columns[1]
     try:
         columns.append(_column("guided backprop", box, x, answers, rules.guided))
@@ -112,8 +114,7 @@ def _scales(columns: Sequence[Column]) -> list[Column]:
 
 def _case(context: Context, place: int, x: Tensor, columns: Sequence[Column], i: int) -> Case:
     figures = [_input(context, place, x), *(_figure(context, c, i) for c in columns)]
-    said = context.name(int(context.survey.answers[place]))
-    return Case(f"says {said}", context.facts_of(place, second=True), figures, context.tone(place))
+    return Case(context.title(place), context.facts_of(place, second=True), figures, context.tone(place))
 
 
 def _input(context: Context, place: int, x: Tensor) -> Figure:
@@ -122,7 +123,7 @@ def _input(context: Context, place: int, x: Tensor) -> Figure:
 
 
 def _figure(context: Context, column: Column, i: int, side: int = SIDE) -> Figure:
-    name = context.name(int(column.targets[i]))
+    name = context.target_name(int(column.targets[i]))
     m = column.found.map[i]
     words = f"{column.title} of {name}" if column.title == "gradient" else column.title
     notes = ["before the clamp"] * bool(column.found.before_clamp[i]) + ["zero everywhere"] * (not bool(m.any()))
@@ -149,7 +150,7 @@ def _tell(context: Context, columns: Sequence[Column]) -> None:
 def _undecided(context: Context) -> list[Block]:
     """The example with the closest two outputs, and the same pushed along the gradient of either."""
     s = context.survey
-    if not s.named:
+    if not s.named or context.source.binary:
         return []
     place = s.undecided[0]
     x, ks = context.inputs([place]), [int(s.answers[place]), int(s.seconds[place])]

@@ -1,4 +1,4 @@
-"""How would it change them? Morphs, with a slider over their frames."""
+"""What would change its mind? Morphs, with a slider over their frames."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ STRIP = 6
 BARS = 5  # classes whose probability is shown
 SIDE = 224
 STEPS = 200
+STILL = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,15 @@ def _verdict(context: Context, plans: Sequence[Plan], found: Morph) -> tuple[str
     judge, why = fitting(context)
     if judge is None:
         return why, ""
-    said = verdict(judge, found.result, [p.target for p in plans])
-    seen = f"in {said.names} of {many(len(plans), 'result')} (mean p {said.mean:.2f})"
-    return f"The judge, too, sees the class aimed at {seen}.", "good" if said.names == len(plans) else "bad"
+    wanted = [p.target for p in plans]
+    said, before = verdict(judge, found.result, wanted), verdict(judge, found.input, wanted)
+    text = (f"The judge sees the class aimed at in {said.names or 'none'} of {many(len(plans), 'result')} "
+            f"(mean\u00a0p\u00a0{said.mean:.2f})")  # fmt: skip
+    if before.names:
+        inputs = f"all {before.names}" if before.names == len(plans) > 1 else f"{before.names}"
+        text += f"; in {inputs} of the inputs it saw it already, before any change"
+    convinced = said.names == len(plans) > before.names
+    return f"{text}.", "good" if convinced else "" if said.names == len(plans) else "bad"
 
 
 def _plans(context: Context) -> list[Plan]:
@@ -89,7 +96,7 @@ def _one(context: Context, plan: Plan, found: Morph, i: int, every: int) -> Slid
     strip = [_figure(context, shots[t], plan.target) for t in draw.spread(len(shots), STRIP)]
     strip.insert(1, _gradient(context, plan, found, i))
     if i == 0:
-        context.cover.append(_figure(context, shots[-1], plan.target, side=112, head=f"morphed to {name}"))
+        context.cover.append(_figure(context, shots[-1], plan.target, side=112, head=_head(found, i, name)))
     stem = file_name("morph", context.survey.rows[plan.place], "to", name)
     moving = gif_bytes([colors.image(frames[t]) for t in draw.spread(len(frames), FRAMES)])
     still = draw.morph_strip(found, i, context.survey.classes, plan.target)
@@ -108,6 +115,10 @@ def _one(context: Context, plan: Plan, found: Morph, i: int, every: int) -> Slid
         strip=strip,
         files=Files([(gif, "as a GIF"), (png, "as a strip")]),
     )
+
+
+def _head(found: Morph, i: int, name: str) -> str:
+    return f"morphed to {name}" if bool(found.reached[i]) else f"toward {name}: not\u00a0reached"
 
 
 def _frame(context: Context, shot: Shot, name: str) -> Picture:
@@ -131,6 +142,10 @@ def _words(context: Context, plan: Plan, found: Morph, i: int, last: Shot) -> tu
         first + (f"; label {label}." if label is not None else "."),
         f"{many(last.step, 'step')} toward {name}: {p_of(p)} ({reached}), changed by {change:.2f} (Euclidean norm).",
     ]
+    if float((found.result[i] - found.input[i]).abs().max()) < STILL:
+        words.append("The ascent hardly moved; this morph tells nothing.")
+    elif float(found.result[i].flatten(1).std(1, correction=0).max()) < STILL:
+        words.append("The ascent ended in one even color; this morph tells nothing.")
     if bool(found.before_clamp[i]):
         words.append("Some gradients were taken before the clamp: a final ReLU holds this logit at zero.")
     return tuple(words)
@@ -141,7 +156,7 @@ def _figure(context: Context, shot: Shot, target: int, side: int = 84, head: str
     p = float(shot.probs[target])
     alt = f"step {shot.step}: p of {name} is {prob(p)}"
     picture = context.pictures.inline(colors.image(shot.image), alt, side)
-    return Figure(picture, head, (f"step {shot.step}", f"p of {name} {prob(p)}"))
+    return Figure(picture, head, (f"step\u00a0{shot.step}", f"p\u00a0of\u00a0{name} {prob(p)}"))
 
 
 def _gradient(context: Context, plan: Plan, found: Morph, i: int) -> Figure:
@@ -149,7 +164,7 @@ def _gradient(context: Context, plan: Plan, found: Morph, i: int) -> Figure:
     name = context.name(plan.target)
     alt = f"gradient of {name} at the input, scale ±{scale:.3g}"
     picture = context.pictures.inline(draw.signed_map(found.gradient[i], scale), alt, 84)
-    return Figure(picture, "", (f"gradient of {name}", f"scale ±{scale:.3g}"))
+    return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{scale:.3g}"))
 
 
 def _facts(context: Context, plan: Plan, found: Morph, i: int) -> dict[str, object]:
@@ -164,4 +179,4 @@ def _facts(context: Context, plan: Plan, found: Morph, i: int) -> dict[str, obje
     }
 
 
-SECTION = Section("How would it change them?", "changes", build, needs=("pixels", "classes"))
+SECTION = Section("What would change its mind?", "changes", build, needs=("pixels", "classes"))

@@ -17,7 +17,7 @@ from .pictures import Pictures
 from .source import Source
 from .survey import Survey
 from .untrained import untrained
-from .words import p_of
+from .words import p_of, prob
 
 
 @dataclass
@@ -54,20 +54,42 @@ class Context:
     def says(self, place: int) -> str:
         """What the net answers, and how surely."""
         k = int(self.survey.answers[place])
+        if self.number:
+            return self.value(place, k)
         return f"{self.name(k)}, {self.value(place, k)}"
+
+    @property
+    def number(self) -> bool:
+        """Whether the net gives one number, which names nothing."""
+        return self.box.outputs == "regression" and len(self.survey.classes) == 1
+
+    def told(self, place: int) -> str:
+        return f"gives {self.says(place)}" if self.number else f"says {self.says(place)}"
+
+    def title(self, place: int) -> str:
+        """What the net answers, as the first line below an example."""
+        if self.number:
+            return f"gives {self.value(place, 0)}"
+        return f"says {self.name(int(self.survey.answers[place]))}"
+
+    def target_name(self, k: int) -> str:
+        """The name of an output whose gradient is shown: where the answers are no and yes, there is one, of yes."""
+        return "yes" if self.source.binary else self.name(k)
 
     def value(self, place: int, k: int) -> str:
         """The probability of class k, or the output where there is none."""
         value = float(self.survey.outputs[place, k])
-        return f"{value:.3g}" if self.box.outputs == "regression" else p_of(value)
+        if self.box.outputs == "regression":
+            return f"{value:.3g}"
+        return f"p\u00a0of\u00a0yes {prob(float(self.survey.outputs[place, 1]))}" if self.source.binary else p_of(value)
 
     def facts_of(self, place: int, *, second: bool = False) -> tuple[str, ...]:
         """The small lines below an example: how sure, what it is, what else it might be, which it is."""
         s, label = self.survey, self.label(place)
-        lines = [self.value(place, int(s.answers[place]))]
+        lines = [] if self.number else [self.value(place, int(s.answers[place]))]
         if label is not None:
             lines.append(f"label {label}")
-        if second and len(s.classes) > 1:
+        if second and len(s.classes) > 1 and not self.source.binary:
             k = int(s.seconds[place])
             lines.append(f"or {self.name(k)}, {self.value(place, k)}")
         return (*lines, f"example {s.rows[place]}")
@@ -83,12 +105,12 @@ class Context:
 
     def example(self, place: int, x: Tensor, side: int = 112, *, second: bool = False) -> Figure:
         """An input (C, H, W) with what the net says of it and what it is."""
-        said, row = self.name(int(self.survey.answers[place])), self.survey.rows[place]
+        row = self.survey.rows[place]
         label = self.label(place)
-        alt = f"input, example {row}: the net says {self.says(place)}"
+        alt = f"input, example {row}: the net {self.told(place)}"
         alt += f"; label {label}" if label is not None else ""
         picture = self.pictures.inline(colors.image(x), alt, side)
-        return Figure(picture, f"says {said}", self.facts_of(place, second=second), self.tone(place))
+        return Figure(picture, self.title(place), self.facts_of(place, second=second), self.tone(place))
 
 
 @dataclass(frozen=True)

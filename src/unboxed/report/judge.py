@@ -12,6 +12,11 @@ from ..box import Box
 from .context import Context
 from .source import numbered
 
+WHO = (
+    "a second network that took no part in drawing; it should be of another architecture, and trained against "
+    "adversarial examples"
+)
+
 
 @dataclass(frozen=True)
 class Verdict:

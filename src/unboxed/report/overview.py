@@ -9,6 +9,7 @@ import torch
 
 from .blocks import Beside, Block, Confusion, Figure, Figures, Fold, Head, Note, Table, Text
 from .context import Context, Section
+from .skipped import skipped
 from .words import many, percent, size
 
 SHOWN = 8  # examples in a row
@@ -41,9 +42,17 @@ def _open(context: Context) -> None:
         context.headline += [f"For {share} of {seen}. Without labels there is no accuracy."]
     else:
         context.answer = many(len(s.classes), "output")
-        why = f"They don't exclude one another ({context.box.outputs}), so there is no accuracy."
-        context.headline += [f"Read on {seen}. {why}"]
+        if context.number:
+            low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
+            context.answer = f"Gives {low} to {high}" if low != high else f"Gives {low}"
+        context.headline += [f"Read on {seen}. {_no_rivals(context)}, so there is no accuracy."]
     context.facts["overview"] = _facts(context)
+
+
+def _no_rivals(context: Context) -> str:
+    if len(context.survey.classes) == 1:
+        return f"It is one number, no choice between classes ({context.box.outputs})"
+    return f"The outputs don't exclude one another ({context.box.outputs})"
 
 
 def _mistakes(context: Context) -> list[str]:
@@ -60,7 +69,9 @@ def _commonest(context: Context) -> str:
     pairs, wrong = context.survey.pairs(50), many(len(context.survey.mistakes), "mistake")
     times = pairs[0][2]
     if times == 1:
-        return f"It makes {wrong}, none of them twice."
+        kinds = ", each of another kind" if len(pairs) > 1 else ""
+        which = f": {context.name(pairs[0][0])} for {context.name(pairs[0][1])}" if len(pairs) == 1 else ""
+        return f"It makes {wrong}{kinds}{which}."
     top = [f"{context.name(a)} for {context.name(b)}" for a, b, n in pairs if n == times]
     if len(top) > 2:
         return f"It most often takes {top[0]} ({times} of {wrong}), and {len(top) - 1} other pairs as often."
@@ -92,14 +103,24 @@ def _accuracy(context: Context) -> list[Block]:
     s = context.survey
     blocks: list[Block] = []
     if len(s.rows) < s.total:
-        blocks.append(Note(f"Looked at {len(s.rows):,} of {s.total:,} examples, evenly spread over the data."))
+        spread = ", evenly spread over the data" if s.asked < s.total else ""
+        blocks.append(Note(f"Looked at {len(s.rows):,} of {s.total:,} examples{spread}."))
+    blocks += _skipped(context)
     if s.right is None:
-        apart = f"the outputs don't exclude one another ({context.box.outputs})"
-        why = "not every example has a label" if s.named else apart
-        return [*blocks, Note(f"No accuracy and no confusion matrix: {why}.")]
+        rivals = _no_rivals(context)
+        reason = "not every example has a label" if s.named else rivals[0].lower() + rivals[1:]
+        return [*blocks, Note(f"No accuracy and no confusion matrix: {reason}.")]
     if not s.mistakes:
         return [*blocks, Text("Every answer is right, so the confusion matrix would be a diagonal and is left out.")]
     return [*blocks, Beside([_confusion(context)], _pairs(context))]
+
+
+def _skipped(context: Context) -> list[Block]:
+    """What could not be read, told before anything is said of the rest."""
+    if not (told := skipped(context.source, context.survey)):
+        return []
+    rows = [(str(path), str(reason)) for path, reason in context.source.skipped[:200]]
+    return [Note(f"{told}."), Fold("Which files, and why", [Table(("file", "why"), rows)])]
 
 
 def _confusion(context: Context) -> Confusion:
@@ -152,6 +173,8 @@ def _examples(context: Context) -> list[Block]:
     if not s.named:
         return [*blocks, Head("Examples"), Figures(undecided)]
     lead = "The two largest outputs of these lie closest."
+    if context.source.binary:
+        lead = "The p of yes of these lies closest to one half."
     return [*blocks, Head("Most confused examples"), Text(lead, "soft"), Figures(undecided)]
 
 

@@ -63,8 +63,15 @@ class Pictures:
 def shown(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which a picture (width, height) is shown in a place of `side` pixels."""
     longest = max(size)
-    k = max(1, int(1.08 * side / longest)) if longest <= colors.HARD else side / longest
+    k = _factor(longest, side) if longest <= colors.HARD else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
+
+
+def _factor(longest: int, side: int) -> int:
+    """The whole factor that comes closest to the place without going far beyond it."""
+    k = max(1, int(1.08 * side / longest))
+    beyond = {1: 1.55, 2: 1.2}.get(k, 0.0)  # a picture of one and a half places is better than one of a half
+    return k + 1 if (k + 1) * longest <= beyond * side else k
 
 
 def file_name(*words: Any) -> str:

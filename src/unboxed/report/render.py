@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .blocks import Block, width
 from .context import Context
+from .words import bar
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["width"] = width
+    made.globals |= {"width": width, "bar": bar}
     return made
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import nn
 
-from .blocks import Block, Code, Fold, Head, Table, Text
+from .blocks import Block, Code, Table, Text
 from .context import Context, Section
 from .words import many
 
@@ -36,7 +36,7 @@ def build(context: Context) -> Sequence[Block]:
     blocks: list[Block] = [Text("The same command on the same versions and device gives the same page.")]
     blocks.append(Code(context.command or call(context)))
     blocks.append(Table(("what", "which"), rows))
-    return [*blocks, *_skipped(context)]
+    return blocks
 
 
 def call(context: Context) -> str:
@@ -63,14 +63,6 @@ def fingerprint(net: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _skipped(context: Context) -> list[Block]:
-    skipped = context.source.skipped
-    if not skipped:
-        return []
-    rows = [(str(path), str(reason)) for path, reason in skipped[:200]]
-    return [Head("Skipped"), Fold(f"{many(len(skipped), 'file')} could not be read", [Table(("file", "why"), rows)])]
 
 
 SECTION = Section("How to reproduce it", "reproduce", build)

@@ -13,6 +13,8 @@ from ..box import Box
 from ..errors import DataError
 from ..inputs import Pixels
 
+BINARY = ("no", "yes")  # what one probability says
+
 
 class Examples(NamedTuple):
     rows: list[int]  # their numbers in the data: those that could be read
@@ -27,14 +29,15 @@ class Source:
     """
 
     def __init__(self, data: Any, box: Box) -> None:
-        self.labeled = box.outputs not in ("regression", "multilabel")
+        self.binary = box.outputs == "multilabel" and len(box.classes) == 1
+        self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
         self.name = str(getattr(data, "name", "") or _kind(data))
-        self._data = _indexed(data, box, self.labeled, self.name)
+        self._data = _indexed(data, box, self.labeled, self.name, self.binary)
         self._skipped = getattr(self._data, "skipped", None)
         if len(self._data) == 0:
             raise DataError("the data are empty: a report needs at least one example")
-        self.classes = _names(tuple(getattr(self._data, "classes", ()) or ()), box)
-        self._order = _order(tuple(getattr(self._data, "classes", ()) or ()), box)
+        self.classes = BINARY if self.binary else _names(tuple(getattr(self._data, "classes", ()) or ()), box)
+        self._order = {} if self.binary else _order(tuple(getattr(self._data, "classes", ()) or ()), box)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -75,11 +78,33 @@ class _Inputs:
         return item[0] if isinstance(item, (tuple, list)) else item
 
 
+class _Answers:
+    """A data set of (input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, i: int) -> Any:
+        item = self._data[i]
+        return (item[0], _bit(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
+
+
+def _bit(label: Any) -> int:
+    try:
+        value = float(label)
+    except (TypeError, ValueError, RuntimeError):
+        return -1
+    return int(value) if value in (0.0, 1.0) else -1
+
+
 def _kind(data: Any) -> str:
     return "tensors" if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
-def _indexed(data: Any, box: Box, labeled: bool, name: str) -> Any:
+def _indexed(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
     """Something with a length whose items are (input, label) or inputs."""
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
         data = torch.utils.data.TensorDataset(*data)
@@ -88,8 +113,10 @@ def _indexed(data: Any, box: Box, labeled: bool, name: str) -> Any:
         raise DataError(f"a report can't read a {type(data).__name__}; {wanted}")
     if len(data) == 0:
         raise DataError("the data are empty: a report needs at least one example")
-    data = data if labeled else _Inputs(data)
-    if isinstance(data, sets.Images) or not isinstance(box.inputs, Pixels):
+    if isinstance(data, sets.Images):
+        return data
+    data = (_Answers(data) if binary else data) if labeled else _Inputs(data)
+    if not isinstance(box.inputs, Pixels):
         return data
     like = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
     return sets.wrap(data, like=like, name=name)

@@ -29,6 +29,11 @@ class Survey:
     labels: Tensor | None  # (n,)
     classes: tuple[str, ...]
     named: bool  # the outputs are classes that exclude one another
+    asked: int = 0  # examples that were to be looked at, broken ones among them
+
+    @property
+    def broken(self) -> int:
+        return max(0, self.asked - len(self.rows))
 
     @cached_property
     def answers(self) -> Tensor:  # (n,)
@@ -126,9 +131,12 @@ def survey(box: Box, source: Source, most: int | None) -> Survey:
         labels += y
     if not rows:
         raise DataError(f"none of the {len(wanted)} examples of {source.name} can be read")
-    named = source.labeled and len(box.classes) > 1
+    named = source.labeled and len(source.classes) > 1
     given = _sound(torch.cat(outputs), rows)
-    return Survey(tuple(rows), len(source), given, _checked(labels, box), source.classes, named)
+    if source.binary:  # one probability p of yes: as two classes
+        given = torch.cat([1 - given, given], 1)
+    known = _checked(labels, source, box)
+    return Survey(tuple(rows), len(source), given, known, source.classes, named, len(wanted))
 
 
 def _sound(outputs: Tensor, rows: Sequence[int]) -> Tensor:
@@ -146,11 +154,11 @@ def _outputs(box: Box, x: Tensor) -> Tensor:
     return given.double().cpu().flatten(2).mean(2) if given.ndim > 2 else given.double().cpu()
 
 
-def _checked(labels: Sequence[int], box: Box) -> Tensor | None:
+def _checked(labels: Sequence[int], source: Source, box: Box) -> Tensor | None:
     """Labels (n,) that the net has classes for; None where not every example has one."""
-    if min(labels) < 0:
+    if min(labels) < 0 or (source.binary and max(labels) > 1):
         return None
-    if max(labels) >= len(box.classes):
+    if max(labels) >= len(source.classes):
         known = f"the net has classes 0 to {len(box.classes) - 1}"
         raise DataError(f"the data have the label {max(labels)}; {known}")
     return torch.tensor(labels)

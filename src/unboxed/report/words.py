@@ -15,17 +15,22 @@ def percent(share: float) -> str:
 
 
 def prob(p: float) -> str:
-    """A probability in two digits, near 0 and 1 in three; it says 0 or 1 only where it is."""
-    if 0 < p < 0.0005:
+    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a net."""
+    if p < 0.0005:
         return "<0.001"
-    if 0.9995 <= p < 1:
+    if p >= 0.9995:
         return ">0.999"
-    return f"{p:.3f}" if 0 < p < 0.005 or 0.995 <= p < 1 else f"{p:.2f}"
+    return f"{p:.3f}" if p < 0.005 or p >= 0.995 else f"{p:.2f}"
 
 
 def p_of(p: float) -> str:
     """A probability with its name, on one line."""
     return f"p\u00a0{prob(p)}"
+
+
+def bar(p: float) -> str:
+    """A probability beside its bar, in two digits, as `page.js` writes it."""
+    return "<0.01" if p < 0.005 else ">0.99" if p >= 0.995 else f"{p:.2f}"
 
 
 def many(n: int, one: str, more: str = "") -> str:

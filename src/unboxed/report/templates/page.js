@@ -28,7 +28,7 @@
       rows.forEach((row, k) => {
         const p = data.probs[t][k];
         row.querySelector(".fill").style.width = 100 * p + "%";
-        row.querySelector("output").textContent = p.toFixed(2);
+        row.querySelector("output").textContent = p < 0.005 ? "<0.01" : p >= 0.995 ? ">0.99" : p.toFixed(2);
       });
     }
     function stop() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
