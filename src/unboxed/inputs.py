@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -77,8 +78,7 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""
-        _check_tensor(x, self.shape, "images in [0, 1]")
-        low, high = _range(x)
+        low, high = _check_tensor(x, self.shape, "images in [0, 1]")
         if low < -SLACK or high > 1 + SLACK:
             raise InputError(self._out_of_range(low, high))
         return x
@@ -159,7 +159,8 @@ class Features:
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
 
 
-def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> None:
+def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
+    """The least and the most of a batch of finite floats. Raises InputError."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):
         raise InputError(
@@ -176,9 +177,11 @@ def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> None:
     if not x.is_floating_point():
         hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
         raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
-    if not torch.isfinite(x).all():
+    low, high = _range(x)  # both NaN where any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
         raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
+    return low, high
 
 
 def _range(x: Tensor) -> tuple[float, float]:

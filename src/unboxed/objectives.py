@@ -135,7 +135,7 @@ def logprob(k: int | Tensor | None = None) -> Objective:
 def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tensor]) -> Objective:
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
         check_classes(k, len(z), z.shape[1])
-        values = of_logits(z).reshape(len(z), z.shape[1], -1).mean(2)
+        values = of_logits(z) if z.ndim == 2 else of_logits(z).flatten(2).mean(2)
         chosen = values.detach().argmax(1) if k is None else held(torch.as_tensor(k), z)
         picked = chosen.expand(len(z))
         return values.gather(1, picked[:, None])[:, 0]

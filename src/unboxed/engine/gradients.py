@@ -53,19 +53,26 @@ def gradients(
     marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
     not depend on the input.
     """
-    x = box.accept(x)
+    return _in_parts(box, objective, box.accept(x), rule, at, batch_size, unclamp)
+
+
+def _in_parts(
+    box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, batch_size: BatchSize, unclamp: Unclamp
+) -> Gradients:
     box.checked(objective, len(x))
 
     def part(rows: slice) -> Gradients:
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
 
     parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    if len(parts) == 1:
+        return parts[0]
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
 def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp) -> Gradients:
     with box.quiet(rule=rule):
-        x = x.clone().requires_grad_()
+        x = x.detach().requires_grad_()
         acts = box.forward(x, objective.layers | {at})
         score = objective(acts)
         leaf = acts[at] if at == "input" else acts.edges[at]
@@ -141,21 +148,16 @@ def attribute(
     batch_size: BatchSize = "auto",
 ) -> Tensor:
     """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero or before a clamp."""
-    box.inputs.check(x)
+    x = box.accept(x)
     objective = box.objective(target, len(x))
-    found = gradients(box, objective, x, rule=rule, batch_size=batch_size)
-    n, clamped = len(found.map), int(found.before_clamp.sum())
-    if broken := int((~found.map.isfinite()).flatten(1).any(1).sum()):
-        _warn(f"the gradient of {objective.name} is NaN or infinite for {broken} of {n} inputs")
-    zero = int((found.map == 0).flatten(1).all(1).sum())
-    if clamped:
-        _warn(
-            f"{objective.name} is clamped at 0 by a final ReLU for {clamped} of {n} inputs: maps taken before the clamp"
-        )
-    if zero:
-        _warn(f"the gradient of {objective.name} is exactly zero for {zero} of {n} inputs")
+    found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
+    peak = torch.linalg.vector_norm(found.map.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    _tell(f"{objective.name} is clamped at 0 by a final ReLU for", found.before_clamp, ": maps taken before the clamp")
+    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite())
+    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0)
     return found.map
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UnboxedWarning, stacklevel=4)
+def _tell(what: str, rows: Tensor, then: str = "") -> None:
+    if n := int(rows.sum()):
+        warnings.warn(f"{what} {n} of {len(rows)} inputs{then}", UnboxedWarning, stacklevel=4)

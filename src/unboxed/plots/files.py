@@ -25,7 +25,9 @@ def save(picture: Picture, path: str | os.PathLike[str]) -> Path:
     """Write one picture in the format of the name's ending (PNG if there is none). Raises WriteError."""
     path = Path(path)
     buffer = BytesIO()
-    as_image(picture).save(buffer, _format(path))
+    kind = _format(path)
+    fast = {"compress_level": 3} if kind == "PNG" else {}  # a sheet may be drawn in the middle of training
+    as_image(picture).save(buffer, kind, **fast)
     return write_bytes(path, buffer.getvalue())
 
 

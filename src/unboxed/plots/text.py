@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
@@ -30,11 +30,17 @@ def wrapped(text: str, width: float, face: Font, most: int = 4) -> list[str]:
     return [_cut(line, width, face) for line in lines]
 
 
+@lru_cache(4096)
+def _length(face: Font, text: str) -> float:
+    """Measured once: a sheet's words come again at each look, and every line is measured many times."""
+    return face.getlength(text)
+
+
 def _broken(line: str, width: float, face: Font) -> list[str]:
     lines = [""]
     for word in line.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and face.getlength(longer) > width:
+        if lines[-1] and _length(face, longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
@@ -42,8 +48,8 @@ def _broken(line: str, width: float, face: Font) -> list[str]:
 
 
 def _cut(line: str, width: float, face: Font) -> str:
-    if face.getlength(line) <= width:
+    if _length(face, line) <= width:
         return line
-    while len(line) > 1 and face.getlength(line + "…") > width:
+    while len(line) > 1 and _length(face, line + "…") > width:
         line = line[:-1]
     return line.rstrip("…") + "…"
