@@ -193,6 +193,14 @@ def test_attacks_stay_in_a_ball_that_grows(parts):
     assert all(a.min() >= -1e-5 and a.max() <= 1 + 1e-5 for a in attacked)
 
 
+def test_attacks_go_on_where_the_net_is_fooled_already():
+    box = Box(*tiny())
+    x = blobs().tensors[0] / 2 + 0.25  # far from black and white
+    wrong = 1 - box.predict(x)
+    found = Attack(0.1, steps=3, step=0.2)(box, x, wrong, step=0, of=1)
+    assert torch.allclose((found - x).abs(), torch.full_like(x, 0.1), atol=1e-5)  # every pixel at the ball's edge
+
+
 def test_attacked_training_withstands_attacks():
     """Two classes a half apart, shades of 6x6: attacks within .2 are to be learned against."""
     attack, test = Attack(0.15, steps=5), blobs(seed=1)
