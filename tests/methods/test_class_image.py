@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.canvases import Fourier
+from unboxed.engine.palette import Palette
 from unboxed.engine.draws import shared
 from unboxed.engine.transforms import wobble
 from unboxed.errors import InputError, UnboxedWarning
@@ -83,7 +84,7 @@ def test_tabular_nets_have_no_class_image() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (9, 6)])
 def test_the_fourier_canvas_starts_at_its_color_in_any_size(size: tuple[int, int]) -> None:
     like = torch.zeros(2, 3, *size)
-    x = Fourier.noise(like, 0, sd=0.0, color=torch.tensor([0.1, 0.5, 0.8]))()
+    x = Fourier.noise(like, 0, Palette(torch.tensor([0.1, 0.5, 0.8])), sd=0.0)()
     assert x.shape == like.shape
     assert torch.allclose(x, torch.tensor([0.1, 0.5, 0.8]).view(3, 1, 1).expand_as(x), atol=1e-6)
 

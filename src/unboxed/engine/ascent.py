@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ..arguments import whole
 from ..box import Box
 from ..net.batching import BatchSize, in_batches
+from ..net.taps import Acts
 from ..objectives import Objective
 from .balls import Constraint, per_row
 from .canvases import Canvas
@@ -23,8 +24,9 @@ from .transforms import Transform
 
 T = TypeVar("T")
 StepRule = Callable[[list[Tensor]], Optimizer]
+After = Callable[[Tensor, Tensor, int], Tensor]
 FREE = Constraint()
-MEET = 8  # on an accelerator, ask every so many steps whether examples are done: each asking waits for the device
+MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Climb:
     first: Tensor  # (N, ...) the gradient at the start
     frames: Tensor | None  # (T, N, ...)
     history: Tensor  # (T, N) scores
+    pulled: Tensor | None  # (N, ...) the sum over the steps of |d score / d image|
     interrupted: bool
 
 
@@ -56,6 +59,9 @@ class Ascent:
     unclamp: Unclamp = "last"
     every: int | None = None  # keep each such frame
     seed: int = 0
+    prior: Objective | None = None  # of the image alone: climbed beside the objective, no part of the score
+    after: After | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
+    sum_pulls: bool = False  # keep `pulled`
 
     def __post_init__(self) -> None:
         whole("steps", self.steps)
@@ -97,6 +103,12 @@ class _State:
     steps: Tensor
     before_clamp: Tensor
     first: Tensor
+    pulled: Tensor
+
+
+def slow_to_ask(device: torch.device) -> bool:
+    """Whether looking at a value waits for work that was handed to the device."""
+    return device.type != "cpu"
 
 
 class _Climber:
@@ -106,12 +118,22 @@ class _Climber:
         self, box: Box, objective: Objective, canvas: Canvas, plan: Ascent, constraint: Constraint, rows: slice
     ) -> None:
         self.box, self.objective, self.canvas, self.plan, self.constraint = box, objective, canvas, plan, constraint
-        self.until = None if plan.until is None else plan.until.rows(rows)
+        self.until, self.prior = (None if o is None else o.rows(rows) for o in (plan.until, plan.prior))
         self.optimizer = plan.optimizer(list(canvas.parameters()))
         x = canvas().detach().clone()
         self.alive = torch.arange(len(x), device=x.device)
         no = torch.zeros_like(self.alive, dtype=torch.bool)
-        self.state = _State(x, x.new_zeros(len(x)), no, torch.zeros_like(self.alive), no.clone(), torch.zeros_like(x))
+        zero = torch.zeros_like(x)
+        self.state = _State(
+            x,
+            x.new_zeros(len(x)),
+            no,
+            torch.zeros_like(self.alive),
+            no.clone(),
+            zero,
+            zero.clone() if plan.sum_pulls else zero,
+        )
+        self.stuck = False  # on an accelerator: at the last meeting some row's gradient was zero
 
     def run(self) -> Climb:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
@@ -134,7 +156,8 @@ class _Climber:
             frames = [*frames, s.input]
         kept = torch.stack(frames) if self.plan.every else None
         scores = torch.stack(history or [s.score])
-        return Climb(s.input, s.score, s.done, s.steps, s.before_clamp, s.first, kept, scores, interrupted)
+        pulled = s.pulled if self.plan.sum_pulls else None
+        return Climb(s.input, s.score, s.done, s.steps, s.before_clamp, s.first, kept, scores, pulled, interrupted)
 
     def _steps(self) -> Iterator[int]:
         """Look, then step, until the last look. Nothing of the net is held open at a yield."""
@@ -146,11 +169,11 @@ class _Climber:
             if last or len(self.alive) == 0 or not grads:
                 return
             self._anneal(step)
-            self._step(grads)
+            self._step(grads, step)
 
     def _look(self, step: int, last: bool) -> list[Tensor]:
         """Score the rows alive and, unless it is the last look, find the gradient of each parameter."""
-        params = [] if last else list(self.canvas.parameters())
+        params: list[Tensor] = [] if last else list(self.canvas.parameters())
         with self.box.quiet(grad=not last):
             x = self.canvas()
             moved = self._transformed(x, step, last)
@@ -158,10 +181,31 @@ class _Climber:
             score = self.objective(acts)
             done = torch.zeros_like(score, dtype=torch.bool) if self.until is None else self.until(acts) > 0
             self._note(x, score, done)
-            if last or (done.all() and not self.plan.keep_going and done.device.type == "cpu"):
+            if last or (not self.plan.keep_going and self._meets(step) and bool(done.all())):
                 return []
-            grads, clamped = pull(score, acts, self.objective, params, unclamp=self.plan.unclamp)
-        return self._noted_grads(grads, clamped, step)
+            leaves = [*params, x] if self.plan.sum_pulls else params
+            extra = self._prior_grads(x, params)
+            grads, clamped = self._pull(score, acts, leaves, step)
+        return self._noted_grads(grads, extra, clamped, step)
+
+    def _prior_grads(self, x: Tensor, params: list[Tensor]) -> list[Tensor]:
+        """Apart from the score's, so that this is seen to be zero where it is."""
+        if self.prior is None:
+            return []
+        return list(torch.autograd.grad(self.prior({"input": x}).sum(), params, retain_graph=True))
+
+    def _meets(self, step: int) -> bool:
+        """Whether this is a step at which the host may wait for values."""
+        return not slow_to_ask(self.alive.device) or step % MEET == 0
+
+    def _pull(self, score: Tensor, acts: Acts, leaves: list[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
+        """As `pull`; between meetings, what the last one found is taken to hold still."""
+        meets = self._meets(step)
+        unclamp = self.plan.unclamp if meets or self.stuck else "no"
+        grads, clamped = pull(score, acts, self.objective, leaves, unclamp=unclamp, ask=meets)
+        if meets and slow_to_ask(self.alive.device):
+            self.stuck = bool(clamped.any())
+        return grads, clamped
 
     def _transformed(self, x: Tensor, step: int, last: bool) -> Tensor:
         if self.plan.transform is None or last:
@@ -170,22 +214,23 @@ class _Climber:
 
     def _note(self, x: Tensor, score: Tensor, done: Tensor) -> None:
         s, alive = self.state, self.alive
-        fresh = alive if self.plan.keep_going else alive[~s.done[alive]]
-        mine = slice(None) if len(fresh) == len(alive) else ~s.done[alive]
-        s.input[fresh] = x.detach()[mine].to(s.input.dtype)
-        s.score[fresh] = score.detach()[mine].to(s.score.dtype)
+        fresh = torch.ones_like(done) if self.plan.keep_going else ~s.done[alive]
+        s.input[alive] = torch.where(per_row(fresh, x), x.detach().to(s.input.dtype), s.input[alive])
+        s.score[alive] = torch.where(fresh, score.detach().to(s.score.dtype), s.score[alive])
         s.done[alive] = done.detach() if self.plan.keep_going else s.done[alive] | done.detach()
 
-    def _noted_grads(self, grads: list[Tensor], clamped: Tensor, step: int) -> list[Tensor]:
+    def _noted_grads(self, grads: list[Tensor], extra: list[Tensor], clamped: Tensor, step: int) -> list[Tensor]:
         self.state.before_clamp[self.alive] |= clamped
+        if self.plan.sum_pulls:
+            *grads, at_image = grads
+            self.state.pulled[self.alive] += at_image.abs().to(self.state.pulled.dtype)
         if step == 0 and grads[0].shape == self.state.first.shape:
             self.state.first = grads[0].clone()
-        return grads
+        return [g + e for g, e in zip(grads, extra, strict=True)] if extra else grads
 
     def _drop_done(self, step: int, grads: list[Tensor]) -> list[Tensor]:
         """Let rows that are done leave, with their gradients; a coupled net keeps them, for they change the others."""
-        waits = self.alive.device.type != "cpu" and step % MEET
-        if self.until is None or self.plan.keep_going or self.box.coupled or waits:
+        if self.until is None or self.plan.keep_going or self.box.coupled or not self._meets(step):
             return grads
         stay = ~self.state.done[self.alive]
         if stay.all():
@@ -196,7 +241,7 @@ class _Climber:
 
     def _keep(self, stay: Tensor) -> None:
         self.objective, self.constraint = self.objective.rows(stay), self.constraint.rows(stay)
-        self.until = self.until.rows(stay) if self.until else None
+        self.until, self.prior = (None if o is None else o.rows(stay) for o in (self.until, self.prior))
         canvas = self.canvas.rows(stay)
         self.optimizer = _kept(self.plan.optimizer, self.optimizer, self.canvas, canvas, stay)
         self.canvas = canvas
@@ -208,16 +253,18 @@ class _Climber:
                 group["initial_lr"] = group.get("initial_lr", group["lr"])
                 group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.plan.steps)) / 2
 
-    def _step(self, grads: Sequence[Tensor]) -> None:
+    def _step(self, grads: Sequence[Tensor], step: int) -> None:
         done = self.state.done[self.alive] & (not self.plan.keep_going)  # such rows stay where they are
         params = list(self.canvas.parameters())
         before = [p.detach().clone() for p in params]
+        grads = [g.nan_to_num(0, 0, 0) for g in grads]  # where there is no slope, nothing moves
         for p, grad in zip(params, grads, strict=True):
-            p.grad = -self.constraint.steer(grad.nan_to_num(0, 0, 0))  # where there is no slope, nothing moves
+            p.grad = -self.constraint.steer(grad)
         self.optimizer.step()
         with torch.no_grad():
-            for p, old in zip(params, before, strict=True):
-                new = self.constraint.project(p, self.constraint.centre)
+            for p, old, grad in zip(params, before, grads, strict=True):
+                new = p if self.plan.after is None else self.plan.after(p, grad, step)
+                new = self.constraint.project(new, self.constraint.centre)
                 p.copy_(torch.where(per_row(done, p), old, new))
         self.state.steps[self.alive] += (~done).long()
 
@@ -243,5 +290,6 @@ def _joined(parts: list[Climb]) -> Climb:
 
     frames = None if parts[0].frames is None else over_time("frames")
     ends = {name: cat(name) for name in ("input", "score", "done", "steps", "before_clamp", "first")}
+    pulled = None if parts[0].pulled is None else cat("pulled")
     interrupted = any(p.interrupted for p in parts)
-    return Climb(**ends, frames=frames, history=over_time("history"), interrupted=interrupted)
+    return Climb(**ends, frames=frames, history=over_time("history"), pulled=pulled, interrupted=interrupted)

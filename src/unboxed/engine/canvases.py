@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from ..objectives import Index
-from .draws import normal
+from .draws import normal, uniform
+from .palette import Palette
 
 
-class Canvas(nn.Module):
+class Canvas(nn.Module, ABC):
     """Parameters with a row an example; `.rows` keeps some of them."""
 
+    @abstractmethod
     def forward(self) -> Tensor:
-        raise TypeError("a canvas says how its parameters become images")
+        """The images (N, ...)."""
 
+    @abstractmethod
     def rows(self, index: Index) -> Canvas:
-        raise TypeError("a canvas says how to keep some of its rows")
+        """The same canvas for some of the examples."""
 
 
 class Raw(Canvas):
@@ -34,42 +40,82 @@ class Raw(Canvas):
 
 
 class Fourier(Canvas):
-    """Images as the sigmoid of scaled spectra: equal steps move all frequencies alike.
+    """Images as the sigmoid of scaled spectra: equal steps move all frequencies alike, in decorrelated colors.
 
-    Olah et al. 2017, "Feature Visualization": a change of basis in which steepest ascent draws no high frequencies.
+    Olah et al. 2017, "Feature Visualization", "Preconditioning and Parameterization".
     """
 
     scale: Tensor
-    shift: Tensor
 
-    def __init__(self, z: Tensor, size: tuple[int, int], scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, z: Tensor, size: tuple[int, int], scale: Tensor, palette: Palette) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.palette = size, palette
         self.z = nn.Parameter(z.detach().clone())  # (N, C, H, W // 2 + 1, 2)
         self.register_buffer("scale", scale)  # (H, W // 2 + 1)
-        self.register_buffer("shift", shift)  # (C, 1, 1)
 
     @classmethod
     def noise(
-        cls, like: Tensor, seed: int, *, sd: float = 0.01, color: Tensor | float = 0.5, power: float = 1.0
+        cls, like: Tensor, seed: int, palette: Palette | None = None, *, sd: float = 0.01, power: float = 1.0
     ) -> Fourier:
-        """A start near a uniform `color` (one a channel, in (0, 1)), one draw a row, shaped like `like` (N, C, H, W).
+        """A start near the palette's mean color (by default gray), one draw a row, shaped like `like` (N, C, H, W).
 
         Steps move a frequency f by f ** -power: 1 as natural images have it, more for smoother ones.
         """
         n, c, h, w = like.shape
-        fy = torch.fft.fftfreq(h, dtype=like.dtype, device=like.device)[:, None]
-        fx = torch.fft.rfftfreq(w, dtype=like.dtype, device=like.device)[None]
-        lowest = 1 / max(h, w)
-        frequency = (fy**2 + fx**2).sqrt().clamp_min(lowest)
-        scale = (h * w) ** 0.5 / lowest * (lowest / frequency) ** power
-        shift = torch.as_tensor(color, dtype=like.dtype, device=like.device).expand(c).view(c, 1, 1).logit(1e-3)
-        return cls(sd * normal(like.new_empty(n, c, h, w // 2 + 1, 2), seed), (h, w), scale, shift)
+        palette = palette or Palette(like.new_full((c,), 0.5))
+        f = frequencies(like)
+        scale = (h * w) ** 0.5 * max(h, w) * (f.min() / f) ** power
+        return cls(sd * normal(like.new_empty(n, c, h, w // 2 + 1, 2), seed), (h, w), scale, palette)
 
     def forward(self) -> Tensor:
-        spectrum = self.scale * torch.view_as_complex(self.z)
-        image: Tensor = torch.fft.irfft2(spectrum, s=self.size)
-        return (image + self.shift).sigmoid()
+        image: Tensor = torch.fft.irfft2(self.scale * torch.view_as_complex(self.z), s=self.size)
+        return self.palette.paint(image)
 
     def rows(self, index: Index) -> Fourier:
-        return Fourier(self.z[index], self.size, self.scale, self.shift)
+        return Fourier(self.z[index], self.size, self.scale, self.palette)
+
+
+class Phase(Canvas):
+    """Images whose spectrum has given magnitudes, only the phases being optimized (MACO).
+
+    Fel et al. 2023, "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization",
+    arXiv:2306.06805, section 3.
+    """
+
+    magnitude: Tensor
+
+    def __init__(self, phase: Tensor, size: tuple[int, int], magnitude: Tensor, palette: Palette) -> None:
+        super().__init__()
+        self.size, self.palette = size, palette
+        self.phase = nn.Parameter(phase.detach().clone())  # (N, C, H, W // 2 + 1)
+        self.register_buffer("magnitude", magnitude)  # (C, H, W // 2 + 1)
+
+    @classmethod
+    def noise(cls, like: Tensor, seed: int, palette: Palette, magnitude: Tensor) -> Phase:
+        """Uniform phases, one draw a row, for images shaped like `like` (N, C, H, W)."""
+        n, _, h, w = like.shape
+        phase = (2 * uniform(like.new_empty(n, *magnitude.shape), seed) - 1) * math.pi
+        return cls(phase, (h, w), magnitude.to(like), palette)
+
+    def forward(self) -> Tensor:
+        spectrum = torch.polar(self.magnitude.expand_as(self.phase), self.phase)
+        image: Tensor = torch.fft.irfft2(spectrum, s=self.size)
+        return self.palette.paint(image)
+
+    def rows(self, index: Index) -> Phase:
+        return Phase(self.phase[index], self.size, self.magnitude, self.palette)
+
+
+def frequencies(like: Tensor) -> Tensor:
+    """Of each place of a half spectrum, (H, W // 2 + 1), in cycles a pixel; zero counts as the lowest other one."""
+    h, w = like.shape[-2:]
+    fy = torch.fft.fftfreq(h, dtype=like.dtype, device=like.device)[:, None]
+    fx = torch.fft.rfftfreq(w, dtype=like.dtype, device=like.device)[None]
+    f: Tensor = (fy**2 + fx**2).sqrt()
+    return f.clamp_min(1 / max(h, w))
+
+
+def spectrum(x: Tensor, palette: Palette) -> Tensor:
+    """The mean magnitudes (C, H, W // 2 + 1) of images x (N, C, H, W), as a `Phase` canvas holds them."""
+    magnitudes: Tensor = torch.fft.rfft2(palette.plain(x)).abs().mean(0)
+    return magnitudes

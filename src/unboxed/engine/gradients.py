@@ -91,10 +91,12 @@ def pull(
     rule: Rule | None = None,
     unclamp: Unclamp = "last",
     like: Sequence[Tensor] = (),
+    ask: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
     """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp.
 
     `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
+    `ask=False` does not look whether any row is zero (which waits for an accelerator): both ways are then computed.
     """
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
@@ -103,7 +105,7 @@ def pull(
         grads = _grad(score, leaves, like or leaves, keep=bool(shut))
         clamped = torch.zeros(len(score), dtype=torch.bool, device=score.device)
         zero = _zero_rows(grads)
-        if not shut or not zero.any():
+        if not shut or (ask and not zero.any()):
             return grads, clamped
         with rules.opened(shut):
             through = _grad(score, leaves, like or leaves, keep=False)

@@ -2,14 +2,17 @@
 
 from . import colors, draw, sheet
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
+from .drawn import animation, drawings, strip
 from .files import gif, png, save
 
 __all__ = [
     "activations",
+    "animation",
     "class_sheet",
     "colors",
     "confused",
     "draw",
+    "drawings",
     "filters",
     "gif",
     "gradients",
@@ -17,4 +20,5 @@ __all__ = [
     "png",
     "save",
     "sheet",
+    "strip",
 ]

@@ -19,6 +19,7 @@ from ..engine.ascent import Ascent, Climb, ascend, finished
 from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
+from ..engine.palette import Palette, known, statistics
 from ..engine.transforms import wobble
 from ..errors import InputError, UnboxedWarning
 from ..inputs import Pixels
@@ -34,6 +35,7 @@ class ClassImages:
     probs: Tensor  # (N, K) of the opened net itself: near 1 by construction, so no proof of anything
     before_clamp: Tensor  # (N,) bool: the gradient was exactly zero somewhere, and was taken before the ReLUs' clamps
     frames: Tensor | None  # (T, N, C, H, W)
+    history: Tensor  # (T, N) of the score
     interrupted: bool
 
 
@@ -77,7 +79,14 @@ def class_image(
         )
         warnings.warn(said, UnboxedWarning, stacklevel=2)
     return ClassImages(
-        climb.input, goal, climb.score, probs, climb.before_clamp, climb.frames, climb.interrupted or stopped
+        climb.input,
+        goal,
+        climb.score,
+        probs,
+        climb.before_clamp,
+        climb.frames,
+        climb.history,
+        climb.interrupted or stopped,
     )
 
 
@@ -101,10 +110,10 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
 
     The score is in units of how far the logits spread on noise, so one weight of each term serves every net.
     """
-    color, spread = _statistics(box)
+    color, spread = statistics(box.inputs)  # type: ignore[arg-type]
     unit, stopped = finished(lambda: _unit(box, batch_size))
     objective = _apart(goal, unit) - 13.0 * roughness()
-    if _known(box):
+    if known(box.inputs):  # type: ignore[arg-type]
         objective -= 640.0 * far_from_mean(color)
     plan = Ascent(
         steps=0 if stopped else 128 if steps is None else steps,
@@ -115,7 +124,7 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
         every=every,
         seed=seed,
     )
-    canvas = Fourier.noise(_blank(box, goal), seed, sd=0.1, color=color, power=1.5)
+    canvas = Fourier.noise(_blank(box, goal), seed, Palette(color), sd=0.1, power=1.5)
     climb = ascend(box, objective, canvas, plan, batch_size=batch_size)
     return replace(climb, interrupted=climb.interrupted or stopped)
 
@@ -131,17 +140,6 @@ def _apart(goal: Tensor, unit: float) -> Objective:
         return own - 0.5 * z.scatter(1, goal[:, None], -math.inf).logsumexp(1)
 
     return of("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
-
-
-def _known(box: Box) -> bool:
-    """Whether the inputs say what the data's mean and spread are."""
-    return isinstance(box.inputs, Pixels) and box.inputs.std != 1.0
-
-
-def _statistics(box: Box) -> tuple[Tensor, float]:
-    """The data's mean color (C,) and spread in pixel range, from the normalization; gray and a quarter if unknown."""
-    zero, one = (box.inputs.decode(torch.full(box.inputs.shape, v)).mean((1, 2)) for v in (0.0, 1.0))
-    return (zero, float((one - zero).mean())) if _known(box) else (torch.full_like(zero, 0.5), 0.25)
 
 
 def _unit(box: Box, batch_size: BatchSize) -> float:

@@ -1,0 +1,125 @@
+"""Examples from whatever holds them, some at a time: a pass over data of any size in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from ..box import Box
+from ..errors import DataError, InputError
+from ..net.batching import BatchSize, in_batches
+
+WANTED = "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
+AT_ONCE = 256  # examples: small batches stay in a processor's cache, and larger ones gain nothing
+
+
+def batches(data: Any, size: int) -> Iterator[Tensor]:
+    """The inputs (at most `size`, ...) of `data`, in their order; labels are left out. A DataLoader gives its own rows.
+
+    Raises DataError for what holds no inputs, and where there are none.
+    """
+    data = _unlabeled(data)
+    empty = True
+    for x in _sliced(data, size) if isinstance(data, Tensor) else _collected(data, size):
+        empty = False
+        yield x
+    if empty:
+        raise DataError("the data are empty: a pass over them needs at least one example")
+
+
+def each_batch(
+    box: Box, data: Any, work: Callable[[Tensor], object], *, batch_size: BatchSize = "auto", most: int = AT_ONCE
+) -> None:
+    """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
+
+    All at once where the net couples rows. Raises DataError, and InputError for inputs that don't fit the box.
+    """
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
+    for x in batches(data, sys.maxsize if box.coupled else at_once):
+        _work(box, box.accept(x), work, batch_size)
+
+
+def _work(box: Box, x: Tensor, work: Callable[[Tensor], object], batch_size: BatchSize) -> None:
+    in_batches(lambda rows: work(x[rows]), len(x), *box.splits(len(x), batch_size))
+
+
+def read_once(data: Any) -> bool:
+    """Whether a second look at `data` would find nothing, or other examples at the same places."""
+    if isinstance(data, DataLoader):
+        return data.batch_size is not None and not isinstance(data.sampler, SequentialSampler)
+    return isinstance(data, Iterator)
+
+
+def pick(data: Any, index: Tensor | Sequence[int]) -> Tensor:
+    """The inputs (M, ...) at these places of `data`, as `batches` counts them.
+
+    Raises DataError where there are no such places, or `data` can be read once only.
+    """
+    wanted = torch.as_tensor(index).flatten().tolist()
+    if read_once(data):
+        raise DataError("these data can be read only once, or come in another order each time: pass them as a Dataset")
+    data = _unlabeled(data)
+    indexed = _indexed(data)
+    if wanted and (min(wanted) < 0 or (indexed and max(wanted) >= len(data))):
+        raise DataError(f"the data have no example number {min(wanted) if min(wanted) < 0 else max(wanted)}")
+    if isinstance(data, Tensor):
+        return data[torch.tensor(wanted, dtype=torch.long, device=data.device)]
+    return _stacked([data[i] for i in wanted] if indexed else _passed(data, wanted))
+
+
+def _passed(data: Any, wanted: Sequence[int]) -> list[Any]:
+    """The items at these places, found in one pass."""
+    places = set(wanted)
+    found = {i: item for i, item in enumerate(islice(_items(data), max(places, default=-1) + 1)) if i in places}
+    if missing := places - found.keys():
+        raise DataError(f"the data have no example number {min(missing)}")
+    return [found[i] for i in wanted]
+
+
+def _unlabeled(data: Any) -> Any:
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    return data[0] if pair else data  # (x, y)
+
+
+def _sliced(x: Tensor, size: int) -> Iterator[Tensor]:
+    yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
+
+
+def _collected(data: Any, size: int) -> Iterator[Tensor]:
+    items = _items(data)
+    while part := list(islice(items, size)):
+        yield _stacked(part)
+
+
+def _stacked(items: Sequence[Any]) -> Tensor:
+    try:
+        return torch.stack([torch.as_tensor(_input(item)) for item in items])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"these examples are no inputs of one shape: {error}. {WANTED}") from error
+
+
+def _input(item: Any) -> Any:
+    return item[0] if isinstance(item, (tuple, list)) else item
+
+
+def _indexed(data: Any) -> bool:
+    sized = hasattr(data, "__getitem__") and isinstance(data, Sized)
+    return sized and not isinstance(data, (str, bytes, dict))
+
+
+def _items(data: Any) -> Iterator[Any]:
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        return (row for batch in data for row in _input(batch))
+    if _indexed(data):
+        return (data[i] for i in range(len(data)))  # some data sets never raise IndexError
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        return iter(data)
+    raise DataError(f"{WANTED}; got {type(data).__name__}")

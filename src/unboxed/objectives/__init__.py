@@ -1,0 +1,34 @@
+"""Objectives: functions of activations that give one score an example, (N,).
+
+Higher is better, always: the engine climbs, and `-objective` descends, so no objective carries a sign of its own.
+`input`, `output` and `logits` name the two ends of the net. What an objective holds for each example (labels, a target
+activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
+"""
+
+from .algebra import ENDS as ENDS
+from .algebra import Acts as Acts
+from .algebra import Index as Index
+from .algebra import Objective as Objective
+from .algebra import held as held
+from .algebra import of as of
+from .images import alpha_norm as alpha_norm
+from .images import far_from_mean as far_from_mean
+from .images import roughness as roughness
+from .images import total_variation as total_variation
+from .likeness import cosine as cosine
+from .likeness import diversity as diversity
+from .likeness import dot as dot
+from .likeness import gram as gram
+from .likeness import match as match
+from .likeness import style as style
+from .outputs import as_classes as as_classes
+from .outputs import check_classes as check_classes
+from .outputs import logit as logit
+from .outputs import logprob as logprob
+from .outputs import loss as loss
+from .outputs import margin as margin
+from .units import channel as channel
+from .units import direction as direction
+from .units import energy as energy
+from .units import neuron as neuron
+from .units import spatial as spatial

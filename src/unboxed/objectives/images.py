@@ -1,0 +1,40 @@
+"""Objectives of the image itself: what keeps a drawing smooth, in range and of its data's color. Subtract them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .algebra import Objective, of
+
+
+def far_from_mean(mean: Tensor) -> Objective:
+    """The squared distance of an image's mean color from a given one (C,), summed over channels."""
+    return of("input", lambda x: (x.mean((2, 3)) - mean.to(x)).pow(2).sum(1), "distance from the mean color")
+
+
+def roughness() -> Objective:
+    """The total variation of an image, a channel's mean difference between neighbors."""
+
+    def score(x: Tensor) -> Tensor:  # (N, C, H, W)
+        across, down = x.diff(dim=-1).abs(), x.diff(dim=-2).abs()
+        return across.flatten(1).mean(1) + down.flatten(1).mean(1)
+
+    return of("input", score, "roughness")
+
+
+def alpha_norm(alpha: float = 6.0, center: float = 0.5) -> Objective:
+    """Sum |x - center| ** alpha (Mahendran & Vedaldi 2015, section 3): few pixels near the ends of the range."""
+    return of("input", lambda x: (x - center).abs().pow(alpha).flatten(1).sum(1), f"alpha-norm {alpha:g}")
+
+
+def total_variation(beta: float = 2.0) -> Objective:
+    """Sum ((x[i, j+1] - x[i, j])^2 + (x[i+1, j] - x[i, j])^2) ** (beta / 2) (Mahendran & Vedaldi 2015, eq. 3)."""
+
+    def score(x: Tensor) -> Tensor:  # (N, C, H, W)
+        across, down = x.diff(dim=-1).pow(2), x.diff(dim=-2).pow(2)
+        if beta == 2:
+            return across.flatten(1).sum(1) + down.flatten(1).sum(1)
+        both = across[..., :-1, :] + down[..., :-1]  # (N, C, H-1, W-1): where both neighbors are
+        return (both + 1e-12).pow(beta / 2).flatten(1).sum(1)
+
+    return of("input", score, f"total variation, beta {beta:g}")

@@ -1,0 +1,90 @@
+"""Objectives at the net's outputs: classes, losses, margins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .algebra import Objective, held, of
+
+
+def logit(k: int | Tensor | None = None) -> Objective:
+    """The pre-softmax value of class k: an int, one class an example (N,), or None for the predicted class."""
+    return _class(k, "logit", lambda z: z)
+
+
+def logprob(k: int | Tensor | None = None) -> Objective:
+    """The log-probability of class k (as for `logit`)."""
+    return _class(k, "logprob", lambda z: z.log_softmax(1))
+
+
+def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tensor]) -> Objective:
+    def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
+        check_classes(k, len(z), z.shape[1])
+        values = of_logits(z) if z.ndim == 2 else of_logits(z).flatten(2).mean(2)
+        chosen = values.detach().argmax(1) if k is None else held(torch.as_tensor(k), z)
+        picked = chosen.expand(len(z))
+        return values.gather(1, picked[:, None])[:, 0]
+
+    if isinstance(k, Tensor) and k.ndim:
+        return of("logits", score, f"{name} of each example's class", lambda i: _class(k[i], name, of_logits), len(k))
+    return of("logits", score, f"{name} of the predicted class" if k is None else f"{name} {int(k)}")
+
+
+def as_classes(y: object) -> Tensor:
+    """Class numbers as a tensor. Raises InputError for what is no number, or numbers that are not whole."""
+    try:
+        values = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a class is an int, or (N,) ints one an example; got {type(y).__name__}") from error
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(f"a class is an int, or (N,) ints one an example; got {values.dtype}")
+    return values
+
+
+def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
+    """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
+    if k is None:
+        return
+    values = as_classes(k)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
+        raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {tuple(values.shape)}")
+    if values.device.type == "cpu" and values.numel() and (int(values.min()) < 0 or int(values.max()) >= classes):
+        least, most = int(values.min()), int(values.max())
+        got = str(least) if least == most else f"{least} to {most}"
+        raise InputError(f"the net has classes 0 to {classes - 1}; got {got}")
+
+
+def loss(y: int | Tensor) -> Objective:
+    """The cross-entropy of each example under its label y: (N,), or one for all."""
+
+    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
+        return F.cross_entropy(z, right, reduction="none")
+
+    return _of_labels(y, score, "loss")
+
+
+def margin(y: int | Tensor) -> Objective:
+    """The best wrong logit minus the right one: above zero once the example is taken for another class."""
+
+    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
+        own = right[:, None]
+        return z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
+
+    return _of_labels(y, score, "margin")
+
+
+def _of_labels(y: int | Tensor, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+    labels = as_classes(y)
+
+    def score(z: Tensor) -> Tensor:
+        check_classes(labels, len(z), z.shape[1])
+        return of_both(z, held(labels, z).long().expand(len(z)))
+
+    if labels.ndim == 0:
+        return of("logits", score, name)
+    return of("logits", score, name, lambda i: _of_labels(labels[i], of_both, name), len(labels))
