@@ -40,6 +40,7 @@ refuse(RULED, ("lstm", "parameterless"), RuleError)  # no ReLU at all
 refuse(RULED, ("checkpointed_reentrant",), RuleError)
 refuse(GRADIENTS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
 
 

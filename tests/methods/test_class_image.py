@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.canvases import Fourier
-from unboxed.engine.palette import Palette
 from unboxed.engine.draws import shared
+from unboxed.engine.palette import Palette
 from unboxed.engine.transforms import wobble
 from unboxed.errors import InputError, UnboxedWarning
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     y: Tensor | None  # (N,), int64
 
 
-class Images(Dataset[Example]):
+class Images(Dataset[Example], ABC):
     """The manners that all data sets share; a kind of its own says how many there are and how one is read.
 
     `classes` are the names of the labels (empty where nobody knows them); `inputs` is what a box needs to take them.
@@ -34,11 +35,11 @@ class Images(Dataset[Example]):
     classes: tuple[str, ...]
     inputs: Pixels
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
 
     def __iter__(self) -> Iterator[Example]:
         """Every example that can be read."""

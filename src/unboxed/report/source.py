@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -64,32 +64,27 @@ class Source:
             return None
 
 
-class _Inputs:
-    """A data set without its labels: those of nets whose outputs are no classes have many forms."""
+class _Mapped:
+    """A data set whose items are looked at in another way."""
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, i: int) -> Any:
-        item = self._data[i]
-        return item[0] if isinstance(item, (tuple, list)) else item
-
-
-class _Answers:
-    """A data set of (input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
-
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, data: Any, look: Callable[[Any], Any]) -> None:
+        self._data, self._look = data, look
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: int) -> Any:
-        item = self._data[i]
-        return (item[0], _bit(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
+        return self._look(self._data[i])
+
+
+def _input(item: Any) -> Any:
+    """Without its label: those of nets whose outputs are no classes have many forms."""
+    return item[0] if isinstance(item, (tuple, list)) else item
+
+
+def _answer(item: Any) -> Any:
+    """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
+    return (item[0], _bit(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
 
 def _bit(label: Any) -> int:
@@ -115,7 +110,8 @@ def _indexed(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any
         raise DataError("the data are empty: a report needs at least one example")
     if isinstance(data, sets.Images):
         return data
-    data = (_Answers(data) if binary else data) if labeled else _Inputs(data)
+    if binary or not labeled:
+        data = _Mapped(data, _answer if binary else _input)
     if not isinstance(box.inputs, Pixels):
         return data
     like = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
