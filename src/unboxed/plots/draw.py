@@ -126,12 +126,13 @@ def class_sheet(
     return sheet(grid, title=title, columns=list(names), names=list(rows), side=84)
 
 
-def channels(h: Any, *, most: int = MOST, columns: int = 8, wide: int = 232) -> Bytes:
+def channels(h: Any, *, bar: Bar | None = None, most: int = MOST, columns: int = 8, wide: int = 232) -> Bytes:
     """One example's activation, (C, H, W) or (F,), channel by channel: at most `most` small maps, or a strip of units.
 
-    Signed where any value is below zero, else a magnitude; `activation_bar` tells the scale.
+    Signed where any value is below zero, else a magnitude. `bar`: the scale of all that are to be compared, by
+    default `activation_bar(h)`.
     """
-    bar, h = activation_bar(h), array(h)
+    bar, h = bar or activation_bar(h), array(h)
     paint = colors.signed if bar.kind == "signed" else colors.magnitude
     if h.ndim < 3:
         strip = paint(_strip(h), bar.scale)
@@ -151,7 +152,7 @@ def _shrunk(maps: Array, side: int) -> Array:
 
 
 def activation_bar(h: Any) -> Bar:
-    """The scale of a picture by `channels`."""
+    """The one scale of pictures by `channels`, for all that h holds: one example's activation, or those of several."""
     h = array(h)
     return Bar("signed" if h.min(initial=0) < 0 else "magnitude", colors.reach(h), "activation")
 
@@ -169,15 +170,18 @@ def _strip(h: Array) -> Array:
 
 
 def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -> Image.Image:
-    """What each layer received and gave for one example of `activations.maps`, a row a layer."""
-    rows = [[_activation(layer.received[row]), _activation(layer.given[row])] for layer in layers]
+    """What each layer received and gave for one example of `activations.maps`, a row a layer.
+
+    A layer has one scale, printed, for all examples and channels: sheets of several examples compare.
+    """
+    rows = [[_activation(h, row) for h in (layer.received, layer.given)] for layer in layers]
     names = [f"{layer.path}\n{layer.type}" for layer in layers]
     return sheet(rows, title=title, columns=["received", "gave"], names=names, side=260)
 
 
-def _activation(h: Any) -> Tile:
-    ends = activation_bar(h).ends
-    return Tile(channels(h), f"{'×'.join(map(str, h.shape))}, {ends[0]} to {ends[-1]}")
+def _activation(h: Any, row: int) -> Tile:
+    bar = activation_bar(h)
+    return Tile(channels(h[row], bar=bar), f"{'×'.join(map(str, h.shape[1:]))}, {bar.ends[0]} to {bar.ends[-1]}")
 
 
 def filters(weights: Any, *, title: str = "") -> Image.Image:

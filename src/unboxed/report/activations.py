@@ -10,8 +10,7 @@ from torch import Tensor
 from ..activations import LayerMaps, filters, maps
 from ..errors import LayerError
 from ..plots import draw
-from ..plots.sheet import Bar
-from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Scales
+from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Scales, Text
 from .context import Context, Section, same
 from .words import many, size
 
@@ -52,6 +51,8 @@ def _maps(context: Context) -> list[Block]:
     left = len(context.box.layers.leaves) - len(paths)
     if left > 0:
         blocks.append(Note(f"{many(len(paths), 'layer')} of {len(paths) + left}, evenly spread over the depth."))
+    if len(places) > 1:
+        blocks.append(Text("A layer has one scale for both examples, so their brightness compares.", "soft"))
     for i, place in enumerate(places):
         title = f"Example {context.survey.rows[place]}: {context.told(place)}"
         label = context.label(place)
@@ -77,18 +78,19 @@ def _layers(context: Context, found: Sequence[LayerMaps], i: int) -> Figures:
     for layer in found:
         received, given = layer.received[i], layer.given[i]
         if before is None or not same(received.flatten(), before.flatten()):
-            figures.append(_figure(context, received, layer, "received"))
+            figures.append(_figure(context, layer, layer.received, i, "received"))
         if not same(received, given):  # dropout, identity: nothing new
-            figures.append(_figure(context, given, layer, "gave"))
+            figures.append(_figure(context, layer, layer.given, i, "gave"))
         before = given
     return Figures(figures, halves=True)
 
 
-def _figure(context: Context, h: Tensor, layer: LayerMaps, verb: str) -> Figure:
+def _figure(context: Context, layer: LayerMaps, every: Tensor, i: int, verb: str) -> Figure:
+    """Example i of a layer's activations (N, ...), on the scale of all examples."""
+    h, bar = every[i], draw.activation_bar(every)
     if h.ndim == 1 and h.numel() == math.prod(context.box.inputs.shape) and context.images:
         h = h.view(context.box.inputs.shape)  # a flattened image
-    bar: Bar = draw.activation_bar(h)
-    picture = draw.channels(h, wide=WIDE)
+    picture = draw.channels(h, bar=bar, wide=WIDE)
     what = f"{layer.path} {verb} {_size(h)}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
     span = f"{bar.ends[0]} to {bar.ends[-1]}"
