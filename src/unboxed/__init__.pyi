@@ -9,6 +9,8 @@ from . import training as training
 from . import zoo as zoo
 from .box import Box as Box
 from .cards import cards as cards
+from .comparing import compare as compare
+from .comparing import epochs as epochs
 from .inputs import Features as Features
 from .inputs import Pixels as Pixels
 from .loading import load as load

@@ -17,12 +17,12 @@ from torch import Tensor
 import awkward
 import unboxed as ub
 from unboxed.cards import Card
-from unboxed.errors import LayerError, RuleError, UnboxedError, UnboxedWarning
+from unboxed.errors import LayerError, OutputError, RuleError, UnboxedError, UnboxedWarning
 
 CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards()}
 NETS = tuple(awkward.NETS)
 RULED = ("guided_backprop", "deconvnet")
-GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd")
+GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
 
 TORCH_WARNS = "ignore:None of the inputs have requires_grad=True"
 """What a reentrant checkpoint says of itself whenever it runs without gradients, boxed or not."""
@@ -39,9 +39,15 @@ refuse(RULED, ("clamped_hidden", "residual"), RuleError)  # a ReLU in another sp
 refuse(RULED, ("lstm", "parameterless"), RuleError)  # no ReLU at all
 refuse(RULED, ("checkpointed_reentrant",), RuleError)
 refuse(GRADIENTS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
-refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no layer to compare in
+refuse(("rewrite", "ablation", "patching", "similarity"), ("parameterless", "exported_flat"), LayerError)  # likewise
+refuse(("deep_visualization", "deepdream", "texture", "style_transfer"), ("checkpointed_reentrant",), OutputError)
 refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
+UNITS = ("statistics", "top_examples", "receptive_field", "projections")
+refuse(UNITS, ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("projections",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 
 
 @dataclass(frozen=True)

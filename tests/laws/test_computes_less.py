@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import awkward
 import unboxed as ub
 from laws.common import CARDS, Case, call, case, close, methods, takes, tensors
-from unboxed.engine.gradients import gradients
+from unboxed.engine.ascent import MEET, Ascent, ascend
+from unboxed.engine.canvases import Canvas, Fourier, Raw
+from unboxed.engine.generators import CPPN
+from unboxed.engine.gradients import Unclamp, gradients
+from unboxed.engine.palette import Palette
+from unboxed.engine.steps import LBFGS, Normalized
+from unboxed.engine.transforms import roll, wobble
+from unboxed.objectives import Held, far_from_mean, logprob, match, roughness
 
 DEPTH = 8
 
@@ -167,7 +176,7 @@ def test_queries_are_counted(steps: int) -> None:
         assert made.queries.tolist() == [len(rows.seen)]
 
 
-@methods("computes less", lambda card: takes(card, "x"))
+@methods("one look", lambda card: takes(card, "x"))
 def test_one_look_at_a_gradient(name: str) -> None:
     """A method without steps runs the net once a batch."""
     if takes(CARDS[name], "steps"):
@@ -182,3 +191,121 @@ def test_one_look_at_a_gradient(name: str) -> None:
 def test_case_is_what_the_docstring_says() -> None:
     c: Case = case("plain")
     assert (c.box.predict(c.x) == c.y).tolist() == [True, True, False]
+
+
+# ---- an accelerator is asked seldom ----------------------------------------------------------------------------------
+
+STEPS = 32
+LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"}
+
+
+class Looks(TorchDispatchMode):
+    """Counts the ops after which a host waits for its device; `at` tells the step from how often the net ran."""
+
+    def __init__(self, at: Callable[[], int]) -> None:
+        super().__init__()
+        self.at, self.seen = at, list[tuple[int, str]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)
+            for a in args
+            if isinstance(a, list)
+            for i in a
+        )
+        if (name in LOOKS or by_mask) and self.at():  # not before the first step
+            self.seen.append((self.at(), name))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def meetings(self) -> set[int]:
+        return {step for step, _ in self.seen}
+
+
+def looks(c: Case, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """How often a climb looks at values if its device is slow to ask."""
+    monkeypatch.setattr("unboxed.engine.ascent.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.net.outputs.slow_to_ask", lambda device: True)
+    monkeypatch.setattr(Held, "span", lambda self: None)  # as it is for what lies on an accelerator
+    rows = Rows(c.box.net)
+    with Looks(lambda: len(rows.seen)) as found:
+        climb = ascend(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
+    assert len(rows.seen) > 8
+    assert climb.history.isfinite().all()
+    return found
+
+
+def climbing(c: Case, unclamp: Unclamp = "last", keep_going: bool = False, **more: Any) -> Ascent:
+    """Towards each row's class, until one is surer than half; rows are there at different steps, one never."""
+    until = logprob(c.y) - torch.tensor([-0.05, -1e-9, -0.6])
+    settings: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.02), **more}
+    return Ascent(STEPS, until=until, unclamp=unclamp, keep_going=keep_going, **settings)
+
+
+def dead() -> Case:
+    """Row 0 has no gradient but before the clamps: no unit of the first layer answers to black."""
+    c = case("plain")
+    with torch.no_grad():
+        c.box.net.conv1.bias.fill_(-0.05)
+        c.box.net.conv1.weight.abs_()
+    c.x[0] = 0
+    return c
+
+
+@pytest.mark.parametrize(
+    "net", ["plain", "clamped_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"]
+)
+@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("unclamp", ["no", "last", "all"])
+def test_a_slow_device_is_met_every_eighth_step(
+    net: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = dead() if net == "dead" else case(net)
+    found = looks(c, climbing(c, unclamp, keep_going), Raw(c.x), monkeypatch)
+    assert len(found.meetings) <= STEPS // MEET, found.seen
+    assert len(found.seen) <= 2 * (STEPS // MEET), found.seen
+
+
+def turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    return roll(2)(wobble(noise=0.1)(x, generator), generator)
+
+
+@pytest.mark.parametrize("kind", [Fourier.noise, CPPN.noise])
+@pytest.mark.parametrize("rule", [Normalized, LBFGS])
+def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("color")
+    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
+    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // MEET
+
+
+def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
+    c = case("plain")
+    monkeypatch.setattr("unboxed.engine.ascent.MEET", 1)
+    assert len(looks(c, climbing(c), Raw(c.x), monkeypatch).meetings) > STEPS // 2
+    monkeypatch.undo()
+    plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
+    assert len(looks(c, plan, Raw(c.x), monkeypatch).meetings) >= STEPS
+
+
+def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
+    """Tensors made of numbers: means, targets, palettes. Each is a copy to the device, so none is made at a step."""
+    c = case("color")
+    made = list[int]()
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ in ("lift_fresh", "_to_copy") and args[0].dtype != torch.bool:
+                made.append(len(rows.seen))
+            return func(*args, **(kwargs or {}))
+
+    there = c.box.read(c.x, "conv1")["conv1"].double()
+    goal = 0.1 * match("conv1", there) + logprob(c.y.int()) * torch.ones(3).double()
+    canvas = Fourier.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
+    rows = Rows(c.box.net)
+    plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-far_from_mean(torch.zeros(3).double()))
+    with Made():
+        ascend(c.box, goal, canvas, plan)
+    assert made
+    assert max(made) <= 1

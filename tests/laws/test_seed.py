@@ -39,7 +39,7 @@ def test_another_seed_another_draw(name: str, net: str) -> None:
     assert close(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
 
 
-@methods("seed", lambda card: takes(card, "seed", "x"))
+@methods("draws of rows", lambda card: takes(card, "seed", "x"))
 def test_rows_draw_for_themselves(name: str) -> None:
     """Two rows with the same image and label start from different draws, and row 0 draws alike in any batch."""
     c = case("plain", torch.float64)

@@ -5,14 +5,15 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam
 
 import unboxed as ub
 from unboxed.engine.ascent import Ascent, ascend
 from unboxed.engine.balls import L2, Linf
 from unboxed.engine.canvases import Fourier, Raw
+from unboxed.engine.gradients import gradients
 from unboxed.errors import InputError, OutputError, UnboxedWarning
-from unboxed.objectives import logit, logprob, loss, margin
+from unboxed.objectives import logit, logprob, loss, margin, of
 
 
 @pytest.fixture
@@ -118,10 +119,10 @@ def test_objectives_are_algebra_and_follow_rows(box: ub.Box, x: Tensor) -> None:
     y = torch.tensor([0, 1, 2, 3, 0])
     z = box(x)
     k = torch.arange(5.0)
-    mixed = 2 * loss(y) - margin(y) * k + logit(1) * logit(2) + 3.0
+    mixed = 2 * loss(y) - margin(y) * k + logit(1) * logit(2) + 3.0 - k
     want = 2 * nn.functional.cross_entropy(z, y, reduction="none")
     right = z.gather(1, y[:, None])[:, 0]
-    want = want - k * (z.scatter(1, y[:, None], -torch.inf).amax(1) - right) + z[:, 1] * z[:, 2] + 3
+    want = want - k * (z.scatter(1, y[:, None], -torch.inf).amax(1) - right) + z[:, 1] * z[:, 2] + 3 - k
     assert torch.allclose(mixed({"logits": z}), want)
     index = torch.tensor([True, False, True, False, True])
     assert torch.allclose(mixed.rows(index)({"logits": z[index]}), want[index])
@@ -198,3 +199,76 @@ def test_regression_has_no_class_to_become(x: Tensor) -> None:
         ub.synthesis.class_image(box)
     with pytest.raises(OutputError, match="regression"):
         ub.adversarial.pgd(box, x, 1, eps=0.1)
+
+
+# ---- on a device that is slow to ask ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unboxed.engine.ascent.slow_to_ask", lambda device: True)
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_rows_end_where_they_do_on_a_quick_one(
+    box: ub.Box, x: Tensor, keep_going: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave later, and are not moved meanwhile."""
+    goal = torch.tensor([0, 1, 2, 3, 0])
+    plan = Ascent(60, partial(Adam, lr=0.01), until=logprob(goal) + 0.5, every=1, keep_going=keep_going)
+    quick = ascend(box, logit(goal), Raw(x), plan)
+    monkeypatch.setattr("unboxed.engine.ascent.slow_to_ask", lambda device: True)
+    slow = ascend(box, logit(goal), Raw(x), plan)
+    assert torch.equal(slow.input, quick.input)
+    assert torch.equal(slow.steps, quick.steps)
+    assert torch.equal(slow.done, quick.done)
+    assert torch.allclose(slow.history[: len(quick.history)], quick.history, atol=1e-12)
+
+
+def gated() -> tuple[ub.Box, Tensor]:
+    """Logits behind a ReLU that is shut for row 0 at once, and never for row 1."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU())
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]]))
+        net[1].bias.copy_(torch.tensor([-2.0, 0]))
+    x = torch.tensor([0.0, 0.9])[:, None, None, None].expand(2, 1, 2, 2)
+    return ub.Box(net, ub.Pixels((1, 2, 2)), outputs="logits"), x
+
+
+def test_stuck_rows_are_opened_between_meetings_and_nobody_else(slow: None) -> None:
+    """Whether a row is taken before its clamp depends on no other row of the batch."""
+    box, x = gated()
+    plan = Ascent(6, partial(SGD, lr=0.05))
+    both = ascend(box, logit(0), Raw(x), plan)
+    assert both.before_clamp.tolist() == [True, False]
+    assert (both.input[0] > x[0] + 0.2).all()  # it was opened at each step, not at the meeting alone
+    falls = ascend(box, -logit(0), Raw(x), Ascent(6, partial(SGD, lr=0.3)))  # row 1 falls shut after the meeting
+    alone = ascend(box, -logit(0), Raw(x[1:]), Ascent(6, partial(SGD, lr=0.3)))
+    assert falls.score[1] == 0
+    assert torch.equal(falls.input[1], alone.input[0])
+    assert not falls.before_clamp[1]
+
+
+def test_the_prior_is_climbed_and_not_scored(box: ub.Box, x: Tensor) -> None:
+    """Against literal lines; the sum of pulls is the score's alone."""
+    p, pulled = x.clone(), torch.zeros_like(x)
+    for _ in range(4):
+        p.requires_grad_()
+        (own,) = torch.autograd.grad(box.net(p)[:, 1].sum(), p)
+        (prior,) = torch.autograd.grad(-0.3 * p.pow(2).sum(), p)
+        pulled += own.abs()
+        p = (p + 0.1 * (own + prior)).detach()
+    small = of("input", lambda x: -x.pow(2).flatten(1).sum(1), "small")
+    climb = ascend(box, logit(1), Raw(x), Ascent(4, partial(SGD, lr=0.1), prior=0.3 * small, sum_pulls=True))
+    assert torch.allclose(climb.input, p, atol=1e-12)
+    assert torch.allclose(climb.score, box.net(p)[:, 1])
+    assert climb.pulled is not None
+    assert torch.allclose(climb.pulled, pulled)
+
+
+def test_the_first_gradient_is_the_images_own(box: ub.Box, x: Tensor) -> None:
+    """On whatever canvas, shaped like the image."""
+    canvas = Fourier.noise(x, 0)
+    climb = ascend(box, logit(1), canvas, Ascent(2, partial(Adam, lr=0.05)))
+    want = gradients(box, logit(1), canvas().detach(), unclamp="no").map
+    assert torch.allclose(climb.first, want)

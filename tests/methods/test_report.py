@@ -174,7 +174,7 @@ def test_each_method_says_what_its_picture_tells_and_what_not(made: Any) -> None
 
     for method in (filters, maps, gradient, guided_backprop, class_image, morph):
         assert made[1].has(method.card.name, method.card.tells, method.card.not_tells)
-    assert made[1].text.count("Verdict") == 6
+    assert made[1].text.count("Verdict") == made[1].text.count("Does not tell") >= 6
 
 
 def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:

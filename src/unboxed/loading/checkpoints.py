@@ -30,14 +30,15 @@ CONVERT = (
 )
 
 
-def weights(net: nn.Module, path: str | Path) -> None:
-    """Put the weights in a file into the net; names that a wrapper has prefixed are recognized.
+def weights(net: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
+    """Put the weights in a file (or a state dict) into the net; names that a wrapper has prefixed are recognized.
 
     Raises ModelError, with the names that don't fit; the net is then as it was.
     """
-    path = Path(path)
+    path = Path("the state dict") if isinstance(source, Mapping) else Path(source)
+    loaded = source if isinstance(source, Mapping) else _read(path)
     state = {name: h for name, h in net.state_dict().items() if isinstance(h, Tensor)}
-    fitted, unexpected = _fitted(_tensors(_read(path), path), _bare(state, shared=True))
+    fitted, unexpected = _fitted(_tensors(loaded, path), _bare(state, shared=True))
     if told := _mismatches(fitted, unexpected, state):
         advice = "the net is as it was. Give the model that these weights were saved from"
         raise ModelError(f"{path} doesn't fit {type(net).__name__}: {'; '.join(told)}; {advice}")

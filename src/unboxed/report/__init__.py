@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..box import Box
 from ..errors import InputError, UnboxedWarning, WriteError
-from . import activations, attribution, change, overview, reproduce, synthesis
+from . import activations, attribution, change, compare, map, overview, reproduce, synthesis
 from .blocks import Block, Note
 from .context import Context, Section
 from .folder import FACTS, PAGE, Folder
@@ -36,9 +36,11 @@ __all__ = ["SECTIONS", "Report", "Section", "report"]
 SECTIONS: list[Section] = [
     overview.SECTION,
     activations.SECTION,
+    map.SECTION,
     synthesis.SECTION,
     attribution.SECTION,
     change.SECTION,
+    compare.SECTION,
     reproduce.SECTION,
 ]
 

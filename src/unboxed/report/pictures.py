@@ -45,19 +45,23 @@ class Pictures:
         content = picture if isinstance(picture, bytes) else png(picture)
         return self._folder.put(f"{PICTURES}/{name}", content)
 
+    def raw(self, content: bytes, kind: str) -> str:
+        """The address of a picture that is encoded already ("png", "jpeg")."""
+        return self._source(content, kind)
+
     def scale(self, bar: Bar) -> tuple[Bar, Picture]:
         """A color scale with the picture of its range."""
         table = TABLES[bar.kind]
         alt = f"color scale from {bar.ends[0]} to {bar.ends[-1]}"
         return bar, Picture(self._source(png(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
-    def _source(self, content: bytes) -> str:
+    def _source(self, content: bytes, kind: str = "png") -> str:
         text = base64.b64encode(content).decode()
         self._left -= len(text)
         if self._left >= 0:
-            return f"data:image/png;base64,{text}"
+            return f"data:image/{kind};base64,{text}"
         self._count += 1
-        return self._folder.put(f"{PICTURES}/more-{self._count}.png", content)
+        return self._folder.put(f"{PICTURES}/more-{self._count}.{kind}", content)
 
 
 def shown(size: tuple[int, int], side: int) -> tuple[int, int]:

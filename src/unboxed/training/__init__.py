@@ -11,4 +11,5 @@ from .recipes import Trained as Trained
 from .recipes import recipe as recipe
 from .recipes import robust_accuracy as robust_accuracy
 from .recipes import train as train
+from .snapshots import Snapshots as Snapshots
 from .watch import ConfusedLogits as ConfusedLogits

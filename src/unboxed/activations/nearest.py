@@ -1,0 +1,66 @@
+"""Nearest neighbors: the examples that a layer holds to be alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..cards import card
+from ..engine import features
+from ..engine.neighbors import Metric, Neighbors, Search
+from ..errors import LayerError
+from ..net.batching import BatchSize
+from ..objectives import ENDS
+
+
+@card(
+    name="Nearest neighbors",
+    source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
+    tells="Which examples this layer holds to be alike: what the net has learned to tell apart is far apart.",
+    not_tells="Why they are alike: distance adds up every feature, and those of large values count most.",
+    example=lambda method, box, x, y: method(box, x, _others(box), k=2),
+)
+def nearest_neighbors(
+    box: Box,
+    x: Tensor,
+    data: Any = None,
+    layer: str | None = None,
+    *,
+    k: int = 8,
+    metric: Metric = "euclidean",
+    batch_size: BatchSize = "auto",
+) -> Neighbors:
+    """The k examples of `data` nearest to each of x in a layer (by default what the last one receives), exactly.
+
+    Without `data`: among x themselves, each but itself. `data` of any size are read once, in bounded memory; indices
+    count them from 0. Raises LayerError for unknown layers, InputError where there are fewer than k examples.
+    """
+    k = whole("k", k, least=1)
+    address = _last(box) if layer is None else layer if layer in ENDS else box.layers.resolve(layer)
+    queries = features.read(box, box.accept(x), [address], batch_size=batch_size)[address]  # (N, D)
+    if data is None:
+        search = Search(queries, k, metric=metric, exclude=torch.arange(len(queries)))
+        search.add(queries)
+        return search.found()
+    search = Search(queries, k, metric=metric)
+    following = features.stream(box, data, address, batch_size=batch_size)
+    while (points := following()) is not None:
+        search.add(points)
+    return search.found()
+
+
+def _last(box: Box) -> str:
+    """What the last layer receives; of a net without a hidden layer, the output."""
+    if not any(row.parameters for row in box.layers.leaves):
+        raise LayerError("no module of this net has parameters; name what to compare, for one layer='output'")
+    hidden = features.hidden(box)
+    return hidden[-1] if hidden else "output"
+
+
+def _others(box: Box) -> Tensor:
+    """Some examples to be neighbors."""
+    return box.inputs.sample(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)

@@ -1,0 +1,125 @@
+"""Activation patching: put what a layer made of one input into the run of another, and see whose answer comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.edits import Exchange, addresses, one_of, parts_of, runs, settled, with_units
+from ..errors import InputError, LayerError
+from ..net.batching import BatchSize
+from ..net.taps import Edit
+from ..objectives import Objective
+
+By = Literal["layer", "channel", "position"]
+AXIS: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
+ROUNDING = 64  # times the precision: scores that lie closer than this are the same
+
+
+@dataclass(frozen=True)
+class Patched:
+    """One layer's activations, or its parts, exchanged: (N,) by layer, (N, C) by channel, (N, ...) by position."""
+
+    path: str
+    score: Tensor
+    restored: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
+
+
+@dataclass(frozen=True)
+class Patching:
+    clean: Tensor  # (N,) score
+    corrupted: Tensor  # (N,) score
+    layers: tuple[Patched, ...]
+
+    @property
+    def matrix(self) -> Tensor:
+        """What each whole layer restored, (N, L)."""
+        return torch.stack([layer.restored.flatten(1).mean(1) if layer.restored.ndim > 1 else layer.restored
+                            for layer in self.layers], 1)  # fmt: skip
+
+
+@card(
+    name="Activation patching",
+    source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
+    tells="Where the difference between two inputs that makes the answer differ is carried through the net.",
+    not_tells="That a part is needed: it was enough here, and others may carry the same.",
+    example=lambda method, box, x, y: method(box, x, x.roll(1, 0), addresses(box)[-1:], y, by="channel"),
+)
+def patching(
+    box: Box,
+    clean: Tensor,
+    corrupted: Tensor,
+    layers: Sequence[str] | None = None,
+    target: int | Tensor | Objective | None = None,
+    *,
+    by: By = "layer",
+    batch_size: BatchSize = "auto",
+) -> Patching:
+    """Run `corrupted` with a layer's activation taken from `clean`: (patched - corrupted) / (clean - corrupted) scores.
+
+    `layers` are by default all, `target` is the class predicted for `clean`; `by` exchanges a whole layer, or one
+    channel or one position of it at a time. Where the two inputs score alike, nothing can come back, and 0 is given.
+    Raises InputError for inputs that are not as many as one another, LayerError for a layer without such parts.
+    """
+    if by not in AXIS:
+        raise InputError(f'by is "layer", "channel" or "position"; got {by!r}')
+    clean, corrupted = box.accept(clean), box.accept(corrupted)
+    if len(clean) != len(corrupted):
+        raise InputError(f"each corrupted input goes with a clean one; got {len(corrupted)} and {len(clean)}")
+    paths = _paths(box, layers, by)
+    objective = settled(box, target, clean, batch_size)
+    a, b = (runs(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted))
+    found = [_patched(box, clean, corrupted, path, objective, by, batch_size) for path in paths]
+    told = [Patched(p, s, restored(s, a, b)) for p, s in zip(paths, found, strict=True)]
+    return Patching(a, b, tuple(told))
+
+
+def _paths(box: Box, layers: Sequence[str] | None, by: By) -> list[str]:
+    if layers is not None:
+        if isinstance(layers, str):
+            raise InputError(f"layers is a list of addresses; got the text {layers!r}")
+        return [_with_parts(box, path, by) for path in layers]
+    found = [path for path in addresses(box) if by != "position" or len(box.layers[path].shape) > 1]
+    if not found:
+        raise LayerError("no layer of this net has positions; patch by channel or by layer")
+    return found
+
+
+def _with_parts(box: Box, path: str, by: By) -> str:
+    real = with_units(box, path)
+    if by == "position" and ":" not in real and len(box.layers[real].shape) < 2:
+        raise LayerError(f"{path!r} has no positions: it gives {box.layers[real].shape}; patch it by channel")
+    return real
+
+
+def _patched(
+    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, by: By, batch_size: BatchSize
+) -> Tensor:
+    """The scores of `corrupted` with each part of one layer exchanged."""
+    first = clean if box.coupled else clean[:1]
+    shape, axis = box.read(first, [path])[path].shape[1:], AXIS[by]
+    count = parts_of(shape, axis)
+
+    def ways(n: Tensor, p: Tensor) -> Mapping[str, Edit]:
+        own, at = torch.unique(n, return_inverse=True)
+        with box.quiet(grad=False):
+            h = box.forward(clean[own], [path])[path]
+        return {path: Exchange(one_of(p, count, shape, axis), h[at])}
+
+    score = runs(box, corrupted, objective, ways, count, logits=False, batch_size=batch_size).score
+    return score[:, 0] if axis is None else score if axis == 1 else score.view(-1, *shape[1:])
+
+
+def restored(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
+    """(score - corrupted) / (clean - corrupted), 0 where both are the same up to rounding."""
+    whole = clean - corrupted
+    least = ROUNDING * torch.finfo(whole.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
+    same, extra = whole.abs() <= least, [1] * (score.ndim - 1)
+    share = (score - corrupted.view(-1, *extra)) / torch.where(same, 1, whole).view(-1, *extra)
+    return torch.where(same.view(-1, *extra), 0, share)

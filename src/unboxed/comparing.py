@@ -1,0 +1,92 @@
+"""Nets side by side: one method asked of several boxes, and a box for each checkpoint of a training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from .box import Box
+from .errors import InputError, ModelError
+from .loading.checkpoints import weights
+
+T = TypeVar("T")
+Checkpoint = str | Path | Mapping[str, Any]
+"""A file of weights, or a state dict."""
+
+
+def compare(
+    boxes: Mapping[str, Box] | Iterable[tuple[str, Box]], method: Callable[..., T], *args: Any, **kwargs: Any
+) -> dict[str, T]:
+    """{name: method(box, *args, **kwargs)} for each box: the same question to each net.
+
+    `boxes` may come one by one, as from `epochs`; each is let go of before the next. The results are drawn on one scale
+    by `plots.compare.side_by_side`. Raises InputError where the nets don't take the same inputs.
+    """
+    found: dict[str, T] = {}
+    first: tuple[str, Box] | None = None
+    if isinstance(boxes, Mapping):
+        for pair in boxes.items():  # before any is asked
+            _same(next(iter(boxes.items())), pair)
+    for name, box in boxes.items() if isinstance(boxes, Mapping) else boxes:
+        first = first or (name, box)
+        _same(first, (name, box))
+        found[name] = method(box, *args, **kwargs)
+    if not found:
+        raise InputError("there is no net to compare: give {name: box}")
+    return found
+
+
+def _same(first: tuple[str, Box], other: tuple[str, Box]) -> None:
+    for name, box in (first, other):
+        if not isinstance(box, Box):
+            raise InputError(f"compare wants {{name: Box}}; {name!r} is a {type(box).__name__}")
+    (a, one), (b, two) = first, other
+    kinds = [type(box.inputs).__name__ for box in (one, two)]
+    if kinds[0] != kinds[1] or one.inputs.shape != two.inputs.shape:
+        told = [
+            f"{n!r} {kind}{tuple(box.inputs.shape)}" for n, kind, box in zip((a, b), kinds, (one, two), strict=True)
+        ]
+        raise InputError(f"nets that are compared take the same inputs: {told[0]} and {told[1]}")
+    if len(one.classes) != len(two.classes):
+        raise InputError(f"{a!r} has {len(one.classes)} outputs and {b!r} {len(two.classes)}: a target means another")
+
+
+def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> Iterator[tuple[str, Box]]:
+    """(name, box) for each checkpoint: a copy of the box's net with those weights; the net itself is not touched.
+
+    Names are the keys, or the files' names, or numbers from 1. Checkpoints are read as `unboxed.load` reads weights
+    (nothing is unpickled), each when its turn comes. Raises ModelError for a file that does not fit.
+    """
+    for name, checkpoint in _named(checkpoints):
+        yield name, _with(box, checkpoint)
+
+
+def _named(checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+    if isinstance(checkpoints, (str, Path)) or (isinstance(checkpoints, Mapping) and _is_state(checkpoints)):
+        raise InputError("give several checkpoints: a list of files or state dicts, or {name: file or state dict}")
+    if isinstance(checkpoints, Mapping):
+        return [(str(name), value) for name, value in checkpoints.items()]
+    stems = [Path(c).stem if isinstance(c, (str, Path)) else str(i) for i, c in enumerate(checkpoints, 1)]
+    if len(set(stems)) < len(stems):  # epoch1/weights.pt, epoch2/weights.pt
+        stems = [str(c) if isinstance(c, (str, Path)) else f"state {i}" for i, c in enumerate(checkpoints, 1)]
+    return list(zip(stems, checkpoints, strict=True))
+
+
+def _is_state(value: Mapping[str, Any]) -> bool:
+    return any(isinstance(h, Tensor) for h in value.values())
+
+
+def _with(box: Box, checkpoint: Checkpoint) -> Box:
+    try:
+        net = copy.deepcopy(box.net)
+    except Exception as error:
+        raise ModelError(f"this net can't be copied, so it can't stand beside itself: {error}") from error
+    weights(net, checkpoint)
+    return Box(
+        net, box.inputs, classes=box.classes, outputs=box.outputs, output=box._reader.pick, mode=box.mode,
+        autocast=box.autocast, channels_last=box.channels_last,
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""Rewriting activations: ready-made edits of a unit, and one input run in many rewritten ways, in bounded batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..errors import InputError, LayerError
+from ..net.batching import BatchSize, in_batches
+from ..net.taps import Edit
+from ..objectives import Objective, held, logit
+
+Units = int | Sequence[int] | None
+"""A channel, several of them, or None for all."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """h <- factor * h + value for some channels k, at one position or at all of them.
+
+    `value` is a number, or values beside h's own: (1, ...) for all examples, (N, ...) one an example.
+    """
+
+    factor: float
+    value: float | Tensor = 0.0
+    k: Units = None
+    at: tuple[int, ...] | None = None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        place = self._place(h)
+        new, value = h.clone(), self.value
+        if isinstance(value, Tensor):
+            value = held(value, h).to(h.dtype)
+        try:
+            new[place] = value if self.factor == 0 else self.factor * h[place] + value  # 0 * inf would be NaN
+        except RuntimeError as error:
+            given = tuple(value.shape) if isinstance(value, Tensor) else ()
+            raise InputError(f"a value of shape {given} does not fit into {tuple(h[place].shape)}") from error
+        return new
+
+    def _place(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
+        """The index of what is changed. Raises InputError where h has no such channel or position."""
+        ks = [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
+        if h.ndim < 2 or any(not -h.shape[1] <= k < h.shape[1] for k in ks):
+            raise InputError(f"the layer has {h.shape[1] if h.ndim > 1 else 0} channels; an edit names {ks or 'all'}")
+        at = self.at or ()
+        if at and (len(at) != h.ndim - 2 or any(not -s <= i < s for i, s in zip(at, h.shape[2:], strict=True))):
+            raise InputError(f"the layer has positions {tuple(h.shape[2:])}; {at} is none of them")
+        return slice(None), slice(None) if self.k is None else self.k if isinstance(self.k, int) else ks, *at
+
+    def rows(self, index: slice | Tensor) -> Change:
+        """The same edit for some of the examples."""
+        many = isinstance(self.value, Tensor) and self.value.ndim > 0 and len(self.value) > 1
+        return replace(self, value=self.value[index]) if isinstance(self.value, Tensor) and many else self
+
+    def fits(self, n: int) -> Change:
+        """This edit, if it goes with n examples. Raises InputError."""
+        if isinstance(self.value, Tensor) and self.value.ndim and len(self.value) not in (1, n):
+            raise InputError(f"an edit holds values for {len(self.value)} examples; there are {n}")
+        return self
+
+
+def ablate(k: Units = None, *, at: tuple[int, ...] | None = None) -> Change:
+    """Silence channel k (several; None: all), at one position or all of them."""
+    return Change(0.0, 0.0, k, at)
+
+
+def scale(k: Units, factor: float, *, at: tuple[int, ...] | None = None) -> Change:
+    """Multiply channel k."""
+    return Change(float(factor), 0.0, k, at)
+
+
+def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -> Change:
+    """Set channel k to a number, or to values beside h[:, k]: (1, ...) for all examples, (N, ...) one an example."""
+    return Change(0.0, value, k, at)
+
+
+# -- many rewritten runs ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Values in place of h's own where the mask (R, ...) says so; both are broadcast to h."""
+
+    mask: Tensor
+    value: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return torch.where(self.mask.to(h.device), self.value.to(h), h)
+
+
+class Ways(Protocol):
+    def __call__(self, n: Tensor, p: Tensor) -> Mapping[str, Edit]:
+        """The edits of a batch whose rows are the examples n (R,), rewritten in the ways p (R,)."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    score: Tensor  # (N, P)
+    logits: Tensor | None  # (N, P, K): a map of outputs counts by its mean
+
+
+def runs(
+    box: Box,
+    x: Tensor,
+    objective: Objective,
+    ways: Ways | None = None,
+    count: int = 1,
+    *,
+    logits: bool = True,
+    batch_size: BatchSize = "auto",
+) -> Runs:
+    """Run x (N, ...) rewritten in each of `count` ways (None: as it is): pairs of example and way share batches.
+
+    What lies below the rewritten layer runs once an example and batch, where the net allows it.
+    """
+    n, work = len(x), _Work(box, x, objective, ways, logits)
+    if box.coupled or objective.coupled:  # then a batch is all examples, rewritten in one way
+        every = torch.arange(n, device=box.device)
+        parts = in_batches(lambda r: work.run(every, torch.full_like(every, r.start)), count, 1, 1)
+        score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
+        return Runs(score, rest[0] if rest else None)
+    size, most = box.splits(n, batch_size)
+    thin = count > 1 and (most if size == "auto" else size) >= PROBE and work.can_spread(count)
+
+    def part(rows: slice) -> list[Tensor]:
+        index = torch.arange(rows.start, rows.stop, device=box.device)
+        return work.run(index // count, index % count, thin)
+
+    both = [torch.cat(h) for h in zip(*in_batches(part, n * count, size, most), strict=True)]
+    score, *rest = (h.view(n, count, *h.shape[1:]) for h in both)
+    return Runs(score, rest[0] if rest else None)
+
+
+PROBE = 4  # pairs on which it is tried whether rows can be multiplied in the middle of the net
+
+
+@dataclass(frozen=True)
+class _Work:
+    box: Box
+    x: Tensor
+    objective: Objective
+    ways: Ways | None
+    logits: bool
+
+    def run(self, examples: Tensor, way: Tensor, thin: bool = False) -> list[Tensor]:
+        """Scores (R,) and logits (R, K) of pairs; `thin`: each example enters once, and is multiplied at the edit."""
+        box, edits = self.box, {} if self.ways is None else self.ways(examples, way)
+        own, at = torch.unique(examples, return_inverse=True)
+        if thin:
+            edits = {a: _multiplied(edit, at) for a, edit in edits.items()}
+        wanted = {*self.objective.layers, *(["logits"] if self.logits else [])}
+        with box.quiet(grad=False):
+            acts = box.forward(self.x[own if thin else examples], wanted, edits, len(examples) if thin else None)
+            found = [self.objective.rows(examples)(acts)]
+            found += [_flat(acts["logits"])] if self.logits else []
+            return [h.to(box.dtype) for h in found]
+
+    def can_spread(self, count: int) -> bool:
+        """Whether a batch that grows in the middle of the net gives what whole runs give.
+
+        It does not where a branch around the layer, or a reshape, knows the batch's size; most such nets raise.
+        """
+        ways = torch.tensor([0, count - 1] * 2, device=self.box.device)
+        examples = torch.tensor([0, 0, 1, 1], device=self.box.device).clamp_max(len(self.x) - 1)
+        try:
+            pairs = list(zip(self.run(examples, ways, True), self.run(examples, ways), strict=True))
+        except Exception:  # out of memory, too: then the runs themselves find a size that fits
+            return False
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True) for a, b in pairs)
+
+
+def _multiplied(edit: Edit, at: Tensor) -> Edit:
+    return lambda h: edit(h[at])
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """(N, K) of logits (N, K, ...)."""
+    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)
+
+
+def settled(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
+    """The score that `target` means for x, the same after any edit: None is the class predicted for x as it is."""
+    if target is None:
+        return logit(_flat(box(x, batch_size=batch_size)).argmax(1))
+    return box.checked(box.objective(target, len(x)), len(x))
+
+
+AFTER_LOGITS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
+
+
+def addresses(box: Box) -> tuple[str, ...]:
+    """Every call of every leaf that a tensor goes into and rows with units come out of, as they first run.
+
+    A softmax at the end is none of them: scores are of logits, which it comes after. Raises LayerError without any.
+    """
+    rows = [row for row in box.layers.leaves if row.takes and row.rows and row.shape]
+    if rows and rows[-1].type in AFTER_LOGITS:
+        rows = rows[:-1]
+    found = [row.path if row.calls == 1 else f"{row.path}#{k}" for row in rows for k in range(row.calls)]
+    if not found:
+        raise LayerError("no module of this net runs by itself; name functional ops, such as ':relu#0'")
+    return tuple(found)
+
+
+def with_units(box: Box, address: str) -> str:
+    """The full address of a layer that has units. Raises LayerError."""
+    real = box.layers.resolve(address)
+    if ":" not in real and not (box.layers[real].rows and box.layers[real].shape):
+        shape = box.layers[real].shape
+        raise LayerError(f"{address!r} gives {shape} for a batch: its first axis is not the batch, or it has no units")
+    return real
+
+
+def chosen(units: Sequence[int] | None, channels: int, layer: str) -> list[int]:
+    """The units meant, each a number below `channels`. Raises InputError."""
+    if units is None:
+        return list(range(channels))
+    if isinstance(units, (str, bytes)) or not isinstance(units, Sequence):
+        units = units.tolist() if isinstance(units, Tensor) and units.ndim == 1 else [units]  # type: ignore[list-item]
+    ks = [whole("a unit", k) for k in units]
+    if not ks or max(ks) >= channels:
+        raise InputError(f"{layer} has units 0 to {channels - 1}; got {f'up to {max(ks)}' if ks else 'none'}")
+    return ks
+
+
+def one_of(parts: Tensor, count: int, shape: Sequence[int], axis: int | None) -> Tensor:
+    """Masks (R, ...) over activations of `shape` that mark part p of each row: one channel, one position, or all."""
+    if axis is None:
+        return torch.ones(len(parts), *[1] * len(shape), dtype=torch.bool, device=parts.device)
+    one = torch.nn.functional.one_hot(parts, count).bool()
+    return one.view(-1, count, *[1] * (len(shape) - 1)) if axis == 1 else one.view(-1, 1, *shape[1:])
+
+
+def parts_of(shape: Sequence[int], axis: int | None) -> int:
+    """How many parts `one_of` knows in activations of this shape (without N)."""
+    return 1 if axis is None else shape[0] if axis == 1 else math.prod(shape[1:])

@@ -1,0 +1,194 @@
+"""Receptive fields: against hand arithmetic, against brute force, and on nets that make probing hard."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from unboxed.activations import receptive_field
+from unboxed.errors import InputError, LayerError
+
+Span = tuple[int, int]
+
+
+def opened(*layers: nn.Module, side: tuple[int, int] = (24, 18)) -> ub.Box:
+    torch.manual_seed(0)
+    body = nn.Sequential(*layers)
+    out = body(torch.rand(1, 1, *side)).flatten(1).shape[1]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(out, 3)).eval()
+    return ub.Box(net, ub.Pixels((1, *side)))
+
+
+def by_hand(steps: list[tuple[int, int, int, int]], side: int) -> list[Span]:
+    """Positions' spans of input, tap by tap, from (kernel, stride, padding, dilation) of each layer."""
+    seen = [{i} for i in range(side)]
+    for kernel, stride, padding, dilation in steps:
+        n = (len(seen) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        taps = [[p * stride - padding + k * dilation for k in range(kernel)] for p in range(n)]
+        seen = [set().union(*(seen[t] for t in some if 0 <= t < len(seen))) for some in taps]
+    return [(min(s), max(s) + 1) for s in seen]
+
+
+STACKS: dict[str, list[tuple[nn.Module, tuple[int, int, int, int] | None]]] = {
+    "a convolution": [(nn.Conv2d(1, 2, 3), (3, 1, 0, 1))],
+    "padded": [(nn.Conv2d(1, 2, 5, padding=2), (5, 1, 2, 1))],
+    "strided": [(nn.Conv2d(1, 2, 4, stride=2, padding=1), (4, 2, 1, 1))],
+    "dilated": [(nn.Conv2d(1, 2, 3, dilation=3, padding=3), (3, 1, 3, 3))],
+    "pooled": [
+        (nn.Conv2d(1, 2, 3), (3, 1, 0, 1)),
+        (nn.ReLU(), None),
+        (nn.MaxPool2d(2), (2, 2, 0, 1)),
+        (nn.Conv2d(2, 3, 3), (3, 1, 0, 1)),
+        (nn.ReLU6(), None),
+        (nn.AvgPool2d(3, stride=2, padding=1), (3, 2, 1, 1)),
+    ],
+    "deep": [
+        (nn.Conv2d(1, 2, 3, stride=2, padding=1), (3, 2, 1, 1)),
+        (nn.BatchNorm2d(2), None),
+        (nn.GELU(), None),
+        (nn.Conv2d(2, 2, 3, dilation=2, padding=2, groups=2), (3, 1, 2, 2)),
+        (nn.MaxPool2d(3, stride=2, padding=1), (3, 2, 1, 1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_hand_arithmetic(name: str) -> None:
+    layers, steps = [m for m, _ in STACKS[name]], [s for _, s in STACKS[name] if s]
+    field = receptive_field(opened(*layers), str(len(layers) - 1))
+    rows, columns = by_hand(steps, 24), by_hand(steps, 18)
+    want = [[[t, left, b, right] for left, right in columns] for t, b in rows]
+    assert field.probe == "NaN"
+    assert field.bounds.tolist() == want
+
+
+def test_the_central_size_and_stride() -> None:
+    field = receptive_field(opened(*(m for m, _ in STACKS["pooled"])), "5")
+    assert field.size == (12, 12)
+    assert field.stride == (4, 4)
+    top, left, bottom, right = field.of(torch.tensor([1, 2])).tolist()
+    x = torch.rand(3, 1, 24, 18)
+    assert torch.equal(field.patch(x, (1, 2)), x[:, :, top:bottom, left:right])
+
+
+def brute(box: ub.Box, path: str) -> Tensor:
+    """Change every pixel by itself: the bounds of those that changed a position, (h, w, 4)."""
+    x = torch.rand(1, *box.inputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    base = box.read(x, path)[path][0]
+    hits = torch.zeros(*base.shape[1:], *x.shape[2:], dtype=torch.bool)
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            y = x.clone()
+            y[..., i, j] = 1 - y[..., i, j]
+            hits[..., i, j] = (box.read(y, path)[path][0] != base).any(0)
+    rows, columns = hits.any(-1), hits.any(-2)
+    ends = [[h.int().argmax(-1), h.shape[-1] - h.flip(-1).int().argmax(-1)] for h in (rows, columns)]
+    return torch.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], -1)
+
+
+def smooth(side: tuple[int, int] = (8, 6)) -> ub.Box:
+    """No max and no ReLU, so that every pixel in a field makes a difference."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 2, 3, padding=1), nn.Softplus(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 2)]
+    out = nn.Sequential(*body)(torch.rand(1, 1, *side)).numel()
+    return ub.Box(nn.Sequential(*body, nn.Flatten(), nn.Linear(out, 3)).double().eval(), ub.Pixels((1, *side)))
+
+
+@pytest.mark.parametrize("path", ["0", "2", "3"])
+def test_brute_force(path: str) -> None:
+    box = smooth()
+    assert torch.equal(receptive_field(box, path).bounds, brute(box, path))
+
+
+def test_wider_bands_round_up() -> None:
+    box = opened(*(m for m, _ in STACKS["pooled"]))
+    fine, coarse = (receptive_field(box, "5", step=s).bounds for s in (1, 5))
+    low, high = fine[..., :2], fine[..., 2:]
+    assert torch.equal(coarse[..., :2], low - low % 5)
+    assert torch.equal(coarse[..., 2:], torch.minimum(high + -high % 5, torch.tensor([24, 18])))
+
+
+class Masked(nn.Module):
+    """A ReLU that swallows NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+class Skipped(nn.Module):
+    """NaN passes by one way and is swallowed on the wider one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mask = nn.Conv2d(1, 1, 5, padding=2), Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mask(self.conv(x) + 2)
+
+
+class Refuses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise ValueError("NaN in the input")
+        return x
+
+
+@pytest.mark.parametrize("odd", [Masked, Skipped, Refuses])
+def test_swallowed_and_refused_nan_is_noticed(odd: type[nn.Module]) -> None:
+    field = receptive_field(opened(odd(), nn.Conv2d(1, 2, 3)), "1")
+    want = receptive_field(
+        opened(nn.Conv2d(1, 1, 5, padding=2) if odd is Skipped else nn.Identity(), nn.Conv2d(1, 2, 3)), "1"
+    )
+    assert field.probe == "differences"
+    assert torch.equal(field.bounds, want.bounds)
+
+
+def test_layers_that_see_everything() -> None:
+    entry = awkward.get("transformer")
+    box = ub.Box(entry.net, entry.inputs)
+    whole = torch.tensor([0, 0, 8, 8])
+    for path in ("fc", "mix.layers.0", "logits"):
+        field = receptive_field(box, path)
+        assert bool((field.bounds == whole).all())
+    tokens = receptive_field(box, "embed")
+    assert tokens.size == (4, 4)
+    assert tokens.stride == (4, 4)
+    assert receptive_field(box, "mix.layers.0", axis=-1).bounds.shape == (4, 4)  # the tokens are positions
+    assert receptive_field(box, "fc").bounds.shape == (4,)
+    assert receptive_field(box, "fc").stride == (0, 0)
+
+
+def test_a_position_of_padding_alone_sees_nothing() -> None:
+    box = opened(nn.ZeroPad2d(4), nn.Conv2d(1, 2, 3))
+    field = receptive_field(box, "1")
+    assert field.bounds[0, 0].tolist() == [0, 0, 0, 0]
+    assert field.bounds[2, 2].tolist() == [0, 0, 1, 1]
+    assert field.probe == "NaN"
+
+
+def test_batch_statistics_see_everything() -> None:
+    entry = awkward.get("batchnorm_without_statistics")
+    field = receptive_field(ub.Box(entry.net, entry.inputs), "norm")
+    assert bool((field.bounds == torch.tensor([0, 0, 8, 8])).all())
+
+
+def test_refusals() -> None:
+    box = smooth()
+    with pytest.raises(InputError, match="step"):
+        receptive_field(box, "0", step=0)
+    with pytest.raises(LayerError, match="nearest"):
+        receptive_field(box, "conv")
+    with pytest.raises(LayerError, match="axis"):
+        receptive_field(box, "0", axis=0)
+    table = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
+    with pytest.raises(InputError, match="part of a picture"):
+        receptive_field(table, "logits")
+
+
+def test_the_callers_kernels_are_given_back() -> None:
+    before = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+    receptive_field(smooth(), "0")
+    assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == before

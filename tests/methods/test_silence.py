@@ -1,0 +1,114 @@
+"""Silence: what is particular to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.errors import InputError
+from unboxed.synthesis import silence
+
+
+@pytest.fixture(scope="module")
+def box() -> ub.Box:
+    return ub.Box(*ub.zoo.load("digits-cnn"))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return ub.data.digits("test").first(4).x
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_hidden_unit_falls_silent(box: ub.Box, x: Tensor, norm: str) -> None:
+    unit = ub.neuron("fc1", 5)
+    made = silence(box, x, unit, norm=norm)
+    assert made.silenced.all()
+    now = box.read(made.images, "fc1")["fc1"][:, 5]
+    assert torch.allclose(now, made.after)
+    assert (now <= 1e-3).all()
+    d = made.change.flatten(1)
+    assert torch.allclose(d.norm(dim=1) if norm == "l2" else d.abs().amax(1), made.distance)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    started_silent = made.before <= 0
+    assert (made.distance[started_silent] == 0).all()
+    assert (made.distance[~started_silent] > 0).all()
+
+
+def test_behind_a_relu_too(box: ub.Box, x: Tensor) -> None:
+    """There the score can't pass zero, and is zero exactly where the unit before is not above it."""
+    behind, before = (silence(box, x, ub.neuron(layer, 5)) for layer in ("relu3", "fc1"))
+    assert behind.silenced.all()
+    assert torch.allclose(behind.distance, before.distance, rtol=0.02, atol=1e-4)
+
+
+def test_half_the_change_does_not_do(box: ub.Box, x: Tensor) -> None:
+    made = silence(box, x, ub.neuron("fc1", 5))
+    loud = made.before > 0
+    middle = box.read(x + 0.97 * made.change, "fc1")["fc1"][:, 5]
+    assert (middle[loud] > 0).all()
+
+
+def test_smaller_than_a_plain_descent(box: ub.Box, x: Tensor) -> None:
+    made = silence(box, x, ub.neuron("fc1", 5))
+    grad = ub.attribution.gradient(box, x, ub.neuron("fc1", 5))
+    loud = made.before > 0
+    step = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    shorter = (x - 0.98 * made.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
+    assert (box.read(shorter, "fc1")["fc1"][:, 5][loud] > -1e-3).all()
+
+
+def test_a_ball_that_is_too_small_is_said_so(box: ub.Box, x: Tensor) -> None:
+    made = silence(box, x, ub.logit(int(box.predict(x)[0])), below=-5.0, eps=0.01)
+    assert not made.silenced[0]
+    assert (made.distance <= 0.01 * (1 + 1e-5)).all()
+    assert (made.after <= made.before).all()
+
+
+def test_each_row_has_its_own_radius(box: ub.Box, x: Tensor) -> None:
+    unit = ub.neuron("fc1", torch.tensor([5, 6, 7, 8]))
+    together = silence(box, x, unit)
+    for i in range(4):
+        alone = silence(box, x[i : i + 1], unit.rows(slice(i, i + 1)))
+        assert torch.allclose(alone.distance[0], together.distance[i], rtol=1e-3, atol=1e-5)
+
+
+def test_of_a_table(x: Tensor) -> None:
+    net = nn.Linear(3, 2)
+    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="regression")
+    rows = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
+    z = box(rows)[:, 0]
+    made = silence(box, rows, ub.logit(0), below=float(z.min()) - 100)
+    want = (z - float(z.min()) + 100) / net.weight[0].norm()
+    assert made.silenced.all()
+    assert torch.allclose(made.distance, want.detach(), rtol=1e-3)
+
+
+def test_ctrl_c_keeps_the_smallest_found(box: ub.Box, x: Tensor) -> None:
+    calls = 0
+
+    def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 40:
+            calls += 1
+            raise KeyboardInterrupt
+
+    handle = box.net.register_forward_pre_hook(hook)
+    made = silence(box, x, ub.neuron("fc1", 5))
+    handle.remove()
+    assert made.interrupted
+    assert made.silenced.any()
+    whole = silence(box, x, ub.neuron("fc1", 5))
+    assert (made.distance[made.silenced] >= whole.distance[made.silenced] * (1 - 1e-3)).all()
+
+
+def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
+    with pytest.raises(InputError, match="objective"):
+        silence(box, x, 3)  # type: ignore[arg-type]
+    for bad in ({"norm": "l7"}, {"eps": 0.0}, {"below": float("nan")}, {"steps": -1}):
+        with pytest.raises(InputError):
+            silence(box, x, ub.logit(0), **bad)

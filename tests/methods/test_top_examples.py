@@ -1,0 +1,240 @@
+"""Top examples: ties, NaN, forms of data, dead and mixed units, tokens, Ctrl-C; and projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import awkward
+import unboxed as ub
+from unboxed.activations import projections, receptive_field, statistics, top_examples
+from unboxed.errors import DataError, InputError, LayerError
+
+
+def box_of(name: str, dtype: torch.dtype | None = None) -> tuple[ub.Box, Tensor]:
+    entry = awkward.get(name, dtype)
+    return ub.Box(entry.net, entry.inputs), entry.images(20)
+
+
+def linear(weight: list[list[float]]) -> ub.Box:
+    """A net of one layer on two features: unit c is weight[c] . x."""
+    net = nn.Linear(2, len(weight), bias=False)
+    net.weight.data = torch.tensor(weight)
+    return ub.Box(nn.Sequential(net).eval(), ub.Features(("a", "b")), outputs="regression")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_of_equal_examples_the_earlier_ones(size: int) -> None:
+    box = linear([[1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [2.0, 5.0], [0.0, 5.0], [2.0, 5.0]])
+    (top,) = top_examples(box, x, "0", 3, batch_size=size)
+    assert top.index.tolist() == [[1, 2, 4], [0, 1, 2]]
+    assert top.dead.tolist() == [False, True]  # the same everywhere
+
+
+class Logs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log()  # NaN below zero, minus infinity at zero
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_nan_comes_last_and_out_of_the_statistics(size: int) -> None:
+    net = nn.Sequential(Logs(), nn.Linear(2, 2)).eval()
+    box = ub.Box(net, ub.Features(("a", "b"), low=(-9, -9), high=(9, 9)), outputs="regression")
+    x = torch.tensor([[-1.0, 0.0], [1.0, 2.0], [3.0, -1.0], [-1.0, 4.0], [2.0, 0.0]])
+    (top,) = top_examples(box, x, "0", 9, features=None, batch_size=size)
+    assert top.index.tolist() == [[2, 4, 1, 0, 3], [3, 1, 0, 2, 4]]
+    assert top.value.isnan().tolist() == [[False] * 3 + [True] * 2, [False] * 3 + [True, False]]
+    s = top.statistics
+    assert s.known.tolist() == [3, 2]
+    torch.testing.assert_close(s.mean.exp(), torch.tensor([6.0 ** (1 / 3), 8.0**0.5]))  # of 3, 2, 1 and of 4, 2
+    assert s.counts.sum(1).tolist() == [3, 2]
+    assert top.spread.isnan().all()
+
+
+def test_a_unit_that_is_nan_everywhere() -> None:
+    box = linear([[1.0, 0.0], [float("nan"), 0.0]])
+    (top,) = top_examples(box, torch.rand(4, 2), "0", 2)
+    assert top.index[1].tolist() == [0, 1]
+    assert top.statistics.known.tolist() == [4, 0]
+    assert top.statistics.mean.isnan().tolist() == [False, True]
+    assert top.dead.tolist() == [False, False]  # nothing is known of it
+
+
+def test_fewer_examples_than_asked_for() -> None:
+    box, x = box_of("plain")
+    (top,) = top_examples(box, x[:3], "conv1", 9)
+    assert top.index.shape == (4, 3)
+    assert top.position.shape == (4, 3, 2)
+    assert top_examples(box, x[:1], "conv1", 9)[0].spread.isnan().all()
+
+
+def test_dead_and_mixed_units() -> None:
+    """A unit of one direction has close examples, one of two directions distant ones."""
+    box = linear([[1.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])
+    angle = torch.linspace(0, torch.pi / 2, 50, dtype=torch.float64).float()
+    x = torch.stack([angle.cos(), angle.sin()], 1).repeat(2, 1)
+    x[50:] = x[50:].round()  # (1, 0) or (0, 1)
+    x[x.sum(1) == 2] = torch.tensor([1.0, 0.0])
+    (top,) = top_examples(box, x, "0", 9, features="input")
+    assert top.dead.tolist() == [False, False, True]
+    assert top.features == "input"
+    assert float(top.spread[0]) < 0.01
+    assert 0 < top.usual < 1
+
+
+def test_several_layers_in_one_pass() -> None:
+    box, x = box_of("plain")
+    rows: list[int] = []
+    box.net.conv1.register_forward_hook(lambda m, args, out: rows.append(len(out)))
+    found = top_examples(box, x, ["conv1", "relu2", "fc"], 2, batch_size=8)
+    assert rows == [8, 8, 4]
+    assert [t.path for t in found] == ["conv1", "relu2", "fc"]
+    assert [t.path for t in top_examples(box, x)] == ["conv1", "conv2", "fc"]
+    twice, x = box_of("conv_called_twice")
+    assert [t.path for t in top_examples(twice, x)] == ["conv1", "conv3#0", "conv3#1", "conv2", "fc"]
+
+
+def test_tokens_have_their_units_where_one_says() -> None:
+    box, x = box_of("transformer")
+    (tokens,) = top_examples(box, x, "mix.layers.0.linear1", 3)
+    assert tokens.index.shape == (4, 3)  # four tokens
+    (features,) = top_examples(box, x, "mix.layers.0.linear1", 3, axis=-1)
+    assert features.index.shape == (16, 3)
+    assert features.position.shape == (16, 3, 1)
+    h = box.read(x, "mix.layers.0.linear1")["mix.layers.0.linear1"]  # (N, T, C)
+    assert torch.equal(features.index[:, 0], h.amax(1).argmax(0))
+    field = receptive_field(box, "embed")
+    assert field.bounds.shape == (2, 2, 4)
+
+
+FORMS: dict[str, Any] = {
+    "a tensor": lambda x: x,
+    "a pair": lambda x: (x, torch.zeros(len(x))),
+    "a data set": lambda x: TensorDataset(x),
+    "a loader": lambda x: DataLoader(TensorDataset(x), batch_size=6),
+    "an iterator": lambda x: iter(x),
+    "a generator": lambda x: (row for row in x),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_examples_themselves(form: str) -> None:
+    box, x = box_of("plain")
+    data = FORMS[form](x)
+    (top,) = top_examples(box, data, "conv2", 4, batch_size=3)
+    assert torch.equal(top.index, top_examples(box, x, "conv2", 4)[0].index)
+    assert torch.equal(top.fetch(data), x[top.index])
+    assert torch.equal(top.fetch(data, 2), x[top.index[2:3]])
+    once = form in ("an iterator", "a generator")
+    assert set(top.inputs) == (set(top.index.flatten().tolist()) if once else set())
+
+
+def test_ctrl_c_keeps_what_was_seen() -> None:
+    box, x = box_of("plain")
+    want = top_examples(box, x[:8], "conv1", 3)[0]
+    calls: list[int] = []
+
+    def stop(module: nn.Module, args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = box.net.register_forward_pre_hook(stop)
+    got = top_examples(box, x, "conv1", 3, batch_size=4)[0]
+    handle.remove()
+    assert got.statistics.interrupted
+    assert got.statistics.examples == 8
+    assert torch.equal(got.index, want.index)
+    torch.testing.assert_close(got.statistics.mean, want.statistics.mean)
+    calls[:] = [1, 1]
+    box.net.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):  # before the first batch there is nothing to keep
+        statistics(box, x, "conv1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"k": 0}, InputError, "k must be"), ({"by": "sum"}, InputError, "peak"), ({"axis": 0}, LayerError, "axis"),
+        ({"axis": 4}, LayerError, "axis"), ({"features": "fc9"}, LayerError, "nearest"),
+        ({"layers": ["conv9"]}, LayerError, "nearest"), ({"batch_size": 0}, InputError, "batch_size"),
+    ],
+)  # fmt: skip
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], said: str) -> None:
+    box, x = box_of("plain")
+    with pytest.raises(error, match=said):
+        top_examples(box, x, **{"layers": ["conv1"], **settings})
+
+
+@pytest.mark.parametrize("method", [top_examples, statistics])
+def test_bad_data(method: Any) -> None:
+    box, x = box_of("plain")
+    for data, error in ((x[:0], DataError), (7, DataError), (x * 255, InputError), (x[:, :, 1:], InputError)):
+        with pytest.raises(error):
+            method(box, data, "conv1")
+    with pytest.raises(InputError, match="of is"):
+        statistics(box, x, "conv1", of="sum")
+
+
+# ---- projections -----------------------------------------------------------------------------------------------------
+
+
+def test_a_projection_of_one_layer_is_its_filter() -> None:
+    """The gradient of a neuron of the first layer is its weights, where the neuron sees."""
+    box, x = box_of("plain", torch.float64)
+    (top,) = top_examples(box, x, "conv1", 3)
+    x = top.fetch(x, 1)[0]
+    found = projections(box, x, "conv1", 1, top.position[1])
+    assert found.rule == "gradient"
+    assert "no" in found.why or "none" in found.why
+    torch.testing.assert_close(found.value, top.value[1])
+    padded = torch.nn.functional.pad(box.net.conv1.weight[1, 0], (7, 7, 7, 7)) / 0.5
+    for i in range(3):
+        p, q = top.position[1, i].tolist()
+        torch.testing.assert_close(found.map[i, 0], padded[8 - p : 16 - p, 8 - q : 16 - q])
+        assert torch.equal(found.patch(i), found.map[i][..., max(p - 1, 0) : p + 2, max(q - 1, 0) : q + 2])
+
+
+def test_projections_are_deconvnet_and_lie_in_the_field() -> None:
+    box, x = box_of("plain")
+    units = torch.arange(20) % 4
+    found = projections(box, x, "relu2", units)
+    assert found.rule == "deconvnet"
+    h = box.read(x, "relu2")["relu2"]
+    assert torch.equal(found.value, h[torch.arange(20), units].flatten(1).amax(1))
+    outside = found.map.clone()
+    for i in range(20):
+        neuron = ub.neuron("relu2", int(units[i]), *found.position[i].tolist())
+        torch.testing.assert_close(found.map[i], ub.attribution.deconvnet(box, x[i : i + 1], neuron)[0])
+        top, left, bottom, right = found.bounds[i].tolist()
+        outside[i, :, top:bottom, left:right] = 0
+    assert not outside.any()
+
+
+def test_a_net_without_relu_is_told() -> None:
+    box, x = box_of("lstm")
+    found = projections(box, x[:2], "fc", 0)
+    assert (found.rule, found.position.shape) == ("gradient", (2, 0))
+    assert "relu" in found.why.lower()
+
+
+def test_rows_of_features_have_no_patch() -> None:
+    found = projections(linear([[1.0, 2.0]]), torch.rand(3, 2), "0", 0)
+    assert found.map.tolist() == [[1.0, 2.0]] * 3
+    assert found.bounds.shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("unit", "position"),
+    [(4, None), (-1, None), (torch.tensor([0, 1]), None), (1.5, None), (0, torch.zeros(20, 1, dtype=torch.long)),
+     (0, torch.full((20, 2), 8)), (0, torch.zeros(20, 2))],
+)  # fmt: skip
+def test_bad_neurons(unit: Any, position: Any) -> None:
+    box, x = box_of("plain")
+    with pytest.raises(InputError):
+        projections(box, x, "conv1", unit, position)

@@ -1,0 +1,107 @@
+"""The pictures of units, and the report's section of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import awkward
+import unboxed as ub
+from unboxed.plots import units
+from unboxed.plots.units import Unit
+from unboxed.report import report
+from unboxed.report.units import SECTION
+
+
+def unit(**more: Any) -> Unit:
+    patches, maps = np.random.default_rng(0).random((2, 9, 1, 5, 5))
+    counts = np.array([0.0, 3, 0, 9, 1, 0])
+    given = {"number": 7, "patches": patches, "projections": maps - 0.5, "values": [0.9] * 9, "counts": counts}
+    return Unit(**{**given, "edges": np.arange(7) - 2.0, **more})
+
+
+def test_a_patch_that_leaves_the_image_keeps_its_place() -> None:
+    picture = np.arange(36.0).reshape(1, 6, 6)
+    inside = units.framed(picture, (1, 2, 4, 5), (3, 3), (6, 6))
+    assert np.array_equal(inside, picture[:, 1:4, 2:5])
+    above = units.framed(picture, (0, 4, 2, 6), (3, 3), (6, 6))  # cut at the top and on the right
+    assert np.isnan(above[0, 0]).all()
+    assert np.isnan(above[0, :, 2]).all()
+    assert np.array_equal(above[:, 1:, :2], picture[:, 0:2, 4:6])
+
+
+def test_large_patches_are_shrunk_by_a_whole_factor() -> None:
+    picture = np.random.default_rng(0).random((3, 160, 160))
+    small = units.framed(picture, (0, 0, 150, 150), (150, 150), (160, 160))
+    assert small.shape == (3, 50, 50)
+    assert small[0, 0, 0] == pytest.approx(picture[0, :3, :3].mean())
+
+
+def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
+    page = units.histogram(unit(), (100, 40))
+    dark = (page == units.INK).all(2)
+    assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
+    assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
+    assert (page[0, 25] == units.ZERO).all()
+    assert units.value_range(unit()) == "-1 to 3"
+    assert units.value_range(unit(counts=np.zeros(6))) == "no values"
+
+
+def test_all_projections_share_one_scale() -> None:
+    weak, strong = unit(), unit(projections=unit().projections * 10)
+    scale = units.reach_of([weak, strong])
+    assert scale == pytest.approx(units.reach_of([strong]), rel=0.05)
+    pale, full = (units.projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
+    assert np.abs(255 - pale).mean() < np.abs(255 - full).mean()
+    sheet = units.units_sheet([weak, unit(projections=None, dead=True)], title="Units")
+    assert sheet.width > 500
+    assert unit(dead=True).name == "unit 7, dead"
+
+
+def made(box: ub.Box, data: Any, out: Path) -> str:
+    written = report(box, data, out, sections=[SECTION], quiet=True)
+    assert written.failures == {}
+    return written.path.read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "conv_called_twice", "clamped_hidden", "color", "transformer", "lstm", "mlp"]
+)
+def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
+    entry = awkward.get(name)
+    page = made(ub.Box(entry.net, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
+    assert "What excites each unit?" in page
+    assert "dead (never above zero" in page
+    assert "top patches" in page
+    assert "examples of " in page
+    assert ("by deconvnet" in page) == (name not in ("clamped_hidden", "lstm", "transformer"))
+
+
+def test_dead_units_are_counted_and_not_shown(tmp_path: Path) -> None:
+    entry = awkward.get("plain")
+    with torch.no_grad():
+        entry.net.conv2.bias[1] = -1e4
+    page = made(ub.Box(entry.net, entry.inputs), entry.images(30), tmp_path)
+    assert "1 of 4 units is dead" in page
+    assert ">unit 1<" not in page.split("Layer relu1")[0]
+    assert '"dead": 1' in (tmp_path / "report.json").read_text()
+
+
+def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    page = made(
+        ub.Box(net, ub.Features(("height", "width", "age"))), (torch.randn(60, 3), torch.arange(60) % 2), tmp_path
+    )
+    assert "where they differ most" in page
+    assert "height" in page
+
+
+def test_a_net_without_units_says_so(tmp_path: Path) -> None:
+    entry = awkward.get("parameterless")
+    assert "has units" in made(ub.Box(entry.net, entry.inputs), entry.images(9), tmp_path)

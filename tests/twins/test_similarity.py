@@ -1,0 +1,169 @@
+"""CKA against the published formulas written out, and its exact laws."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from unboxed import Features
+from unboxed.activations import similarity
+from unboxed.activations.similarity import gram, hsic_1
+from unboxed.errors import DataError, InputError, UnboxedWarning
+
+XYZ = Features(("x", "y", "z"))
+
+
+def draws(n: int, k: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """|Y'X|_F^2 / (|X'X|_F |Y'Y|_F) of centered X, Y: Kornblith et al. 2019, section 3."""
+    x, y = x.flatten(1), y.flatten(1)
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+def hsic_of_tuples(k: Tensor, m: Tensor) -> float:
+    """The U-statistic that HSIC_1 is: means over tuples of different examples (Song et al. 2012, theorem 5)."""
+    n = range(len(k))
+    two = [float(k[i, j] * m[i, j]) for i, j in itertools.permutations(n, 2)]
+    three = [float(k[i, j] * m[i, q]) for i, j, q in itertools.permutations(n, 3)]
+    four = [float(k[i, j] * m[q, r]) for i, j, q, r in itertools.permutations(n, 4)]
+    return sum(two) / len(two) + sum(four) / len(four) - 2 * sum(three) / len(three)
+
+
+def two() -> tuple[ub.Box, ub.Box]:
+    entry = awkward.get("plain", torch.float64)
+    torch.manual_seed(7)
+    other = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 4)).double().eval()
+    return ub.Box(entry.net, awkward.GRAY), ub.Box(other, awkward.GRAY)
+
+
+def images(n: int) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_biased_and_whole_it_is_the_published_formula() -> None:
+    a, b = two()
+    x = images(12)
+    found = similarity(a, b, x, unbiased=False)
+    assert found.layers_a == ("conv1", "relu1", "conv2", "relu2", "fc")
+    assert found.layers_b == ("0", "1", "2", "3")
+    ha, hb = a.read(x, found.layers_a), b.read(x, found.layers_b)
+    want = torch.stack([torch.stack([linear_cka(ha[p], hb[q]) for q in found.layers_b]) for p in found.layers_a])
+    assert torch.allclose(found.cka, want, atol=1e-10)
+    assert want.std() > 0.01
+
+
+def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
+    a, b = two()
+    x = images(14)  # 6, 6, and a rest of 2 that is left out
+    found = similarity(a, b, x, ["relu1", "fc"], ["1"], minibatch=6)
+    assert (found.examples, found.minibatches) == (12, 2)
+    for i, p in enumerate(("relu1", "fc")):
+        sums = torch.zeros(3)
+        for part in (x[:6], x[6:12]):
+            k, m = a.read(part, [p])[p].flatten(1), b.read(part, ["1"])["1"].flatten(1)
+            k, m = k @ k.T, m @ m.T  # not centered
+            sums += torch.tensor([hsic_of_tuples(k, m), hsic_of_tuples(k, k), hsic_of_tuples(m, m)])
+        assert found.cka[i, 0].item() == pytest.approx(float(sums[0] / (sums[1] * sums[2]).sqrt()), abs=1e-5)
+
+
+def test_pairs_and_each_with_itself() -> None:
+    k = torch.stack([gram(draws(9, 4, s)) for s in range(3)])
+    assert torch.allclose(hsic_1(k, k).diagonal(), hsic_1(k, k, own=True))
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("minibatch", [5, 20])
+def test_a_net_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) -> None:
+    """To rounding, for both: numerator and denominator are the same sum. And the matrix is symmetric."""
+    a, _ = two()
+    cka = similarity(a, a, images(20), unbiased=unbiased, minibatch=minibatch).cka
+    assert torch.allclose(cka.diagonal(), torch.ones(5).double(), atol=1e-12)
+    assert torch.allclose(cka, cka.T, atol=1e-12)
+
+
+def test_a_copy_is_as_the_net_itself() -> None:
+    a, _ = two()
+    again, _ = two()
+    assert torch.allclose(similarity(a, again, images(12)).cka, similarity(a, a, images(12)).cka)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_rotation_and_scale_change_nothing_but_an_oblique_map_does(unbiased: bool) -> None:
+    q, _ = torch.linalg.qr(draws(3, 3, seed=4))
+    rotated, oblique = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    with torch.no_grad():
+        rotated.weight.copy_(-2.5 * q)
+        oblique.weight.copy_(torch.diag(torch.tensor([1.0, 0.1, 3.0])))
+    x = draws(30, 3)
+    plain = ub.Box(nn.Sequential(nn.Identity()), XYZ, outputs="regression")
+    boxes = [ub.Box(nn.Sequential(m), XYZ, outputs="regression") for m in (rotated, oblique)]
+    same, other = (float(similarity(plain, b, x, unbiased=unbiased, minibatch=10).cka) for b in boxes)
+    assert same == pytest.approx(1, abs=1e-6)
+    assert other < 0.9
+
+
+def test_the_unbiased_one_does_not_grow_with_the_width() -> None:
+    """Independent wide features of few examples: nothing in common, but the biased one says nearly the same."""
+    noise = [draws(10, 400, s) for s in (1, 2)]
+    k = torch.stack([gram(h) for h in noise])
+    both = hsic_1(k, k)
+    assert abs(float(both[0, 1] / (both[0, 0] * both[1, 1]).sqrt())) < 0.3
+    assert linear_cka(*noise) > 0.8
+
+
+def test_minibatches_agree_with_all_at_once_in_expectation() -> None:
+    """Over many draws the mean of HSIC_1 at 6 examples is that at 60; HSIC_0's is not."""
+
+    def mean(n: int, times: int) -> float:
+        found = []
+        for s in range(times):
+            x = draws(n, 3, seed=1000 + s)
+            y = x @ draws(3, 5, seed=9) + draws(n, 5, seed=2000 + s)
+            found.append(float(hsic_1(gram(x)[None], gram(y)[None])))
+        return sum(found) / times
+
+    few, many = mean(6, 2000), mean(60, 200)
+    assert few == pytest.approx(many, rel=0.1)
+
+
+def test_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors, pairs, data sets; and layers read in groups where they don't fit at once."""
+    a, b = two()
+    x = images(12)
+    want = similarity(a, b, x, minibatch=6).cka
+    for data in ((x, torch.zeros(12)), torch.utils.data.TensorDataset(x, torch.zeros(12)), list(x)):
+        assert torch.equal(similarity(a, b, data, minibatch=6).cka, want)
+    monkeypatch.setattr(sys.modules["unboxed.activations.similarity"], "BYTES", 1)
+    assert torch.equal(similarity(a, b, x, minibatch=6).cka, want)
+
+
+def test_a_layer_that_is_the_same_for_all_has_no_similarity() -> None:
+    dead = nn.Linear(3, 2).double()
+    nn.init.zeros_(dead.weight)
+    box = ub.Box(nn.Sequential(nn.Linear(3, 3).double(), dead), XYZ, outputs="regression")
+    with pytest.warns(UnboxedWarning, match="undefined"):
+        cka = similarity(box, box, draws(8, 3)).cka
+    assert cka.isnan().tolist() == [[False, True], [True, True]]
+
+
+def test_refusals() -> None:
+    a, _ = two()
+    other = ub.Box(nn.Sequential(nn.Linear(3, 2)), XYZ, outputs="regression")
+    with pytest.raises(InputError, match="same"):
+        similarity(a, other, images(8))
+    with pytest.raises(InputError, match="minibatch"):
+        similarity(a, a, images(8), minibatch=3)
+    with pytest.raises(DataError, match="at least 4"):
+        similarity(a, a, images(3))
+    with pytest.raises(InputError, match="list"):
+        similarity(a, a, images(8), "conv1")
