@@ -14,14 +14,23 @@ from .comparing import epochs as epochs
 from .inputs import Features as Features
 from .inputs import Pixels as Pixels
 from .loading import load as load
+from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel
+from .objectives import cosine as cosine
 from .objectives import direction as direction
+from .objectives import diversity as diversity
+from .objectives import dot as dot
+from .objectives import energy as energy
 from .objectives import logit as logit
 from .objectives import logprob as logprob
 from .objectives import loss as loss
 from .objectives import margin as margin
 from .objectives import match as match
 from .objectives import neuron as neuron
+from .objectives import roughness as roughness
+from .objectives import spatial as spatial
+from .objectives import style as style
+from .objectives import total_variation as total_variation
 from .report import report as report
 
 __version__: str

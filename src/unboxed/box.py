@@ -29,6 +29,8 @@ class Box:
     `outputs` says what the output means; it is recognized from row sums when not given. `output` picks the tensor from
     a structure (default: `.logits`, `["logits"]`, else the only tensor (N, K)): a key, an index or a function.
     The net is run in eval (`mode="as-is"`: as it stands; batches may then be coupled) and left as it was.
+    For speed on accelerators: `autocast` (torch.bfloat16 or torch.float16) runs a float32 net's forward in mixed
+    precision, all else staying in float32; `channels_last` gives it images in that memory format.
 
     Raises InputError where the net can't take such inputs, OutputError where its output can't be understood.
     """
@@ -42,6 +44,8 @@ class Box:
         outputs: Outputs | None = None,
         output: object = None,
         mode: Literal["eval", "as-is"] = "eval",
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
@@ -63,8 +67,12 @@ class Box:
         rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
         self._least, self._most = rows
         self._reader = Reader(output, outputs)
+        self.autocast: torch.dtype | None = None  # the first look is in full precision: rows are compared there
+        self.channels_last = _laid_out(inputs, channels_last)
         self._look(outputs)
         self.classes = self._names(classes)
+        if autocast is not None:
+            self._narrow(autocast)
 
     def _look(self, outputs: Outputs | None) -> None:
         """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
@@ -84,7 +92,21 @@ class Box:
 
     def _run(self, x: Tensor) -> object:
         with self.quiet(grad=False):
-            return self.net(self._encode(x))
+            return self._call(x)
+
+    def _narrow(self, autocast: torch.dtype) -> None:
+        """From here on in mixed precision, if the net can. Raises InputError."""
+        if autocast not in (torch.bfloat16, torch.float16):
+            raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
+        if self.net_dtype != torch.float32:
+            raise InputError(f"autocast is for nets in torch.float32; this one is in {self.net_dtype}")
+        self.autocast = autocast
+        noise = self.inputs.sample(max(2, self._least), torch.Generator(self.device).manual_seed(0))
+        try:
+            self._run(noise[: self._most])
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise InputError(f"the net can't run under autocast={autocast}: {said}") from error
 
     def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
         names = tuple(map(str, classes if classes is not None else range(self.n_outputs)))
@@ -110,8 +132,13 @@ class Box:
             stack.enter_context(quiet.gradients_on(grad))
             yield
 
-    def forward(self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None) -> Acts:
-        """Activations at the wanted addresses and ends, inside `quiet`. The forward stops at the deepest one needed."""
+    def forward(
+        self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None, rows: int | None = None
+    ) -> Acts:
+        """Activations at the wanted addresses and ends, inside `quiet`. The forward stops at the deepest one needed.
+
+        `rows` is how many come out where an edit gives more of them than it gets.
+        """
         inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
         to_end = bool({"output", "logits"} & set(wanted))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
@@ -122,7 +149,7 @@ class Box:
             if self._found.noisy:
                 stack.enter_context(quiet.SharedNoise())
             final = stack.enter_context(self._reader.watching("logits" in wanted))
-            raw = self._call(padding.pad(x)) if inner or to_end else None
+            raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
         acts = Acts()
@@ -130,7 +157,7 @@ class Box:
         for a, real in inner.items():
             acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:
-            output = self._in_rows(self._reader.tensor(raw), padding.size)
+            output = self._in_rows(self._reader.tensor(raw), rows or padding.size)
             acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
                 acts["logits"] = padding.split(self._reader.logits(output, final))[0]
@@ -146,12 +173,14 @@ class Box:
 
     def _call(self, x: Tensor) -> object:
         try:
-            return self.net(self._encode(x))
+            with quiet.narrowed(self.device, self.autocast):
+                return self.net(self._encode(x))
         except Stop:
             return None
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.inputs.encode(x).to(self.net_dtype)  # always a new tensor: a net may write over its input
+        z = self.inputs.encode(x).to(self.net_dtype)  # always a new tensor: a net may write over its input
+        return z.contiguous(memory_format=torch.channels_last) if self.channels_last else z
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 
@@ -256,4 +285,14 @@ class Box:
         head = f"Box({type(self.net).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["rows are coupled: batches are never split"] * self.coupled
+        notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
+
+
+def _laid_out(inputs: Inputs, channels_last: bool) -> bool:
+    """Raises InputError where there are no channels to be last."""
+    if not isinstance(channels_last, bool):
+        raise InputError(f"channels_last is True or False; got {channels_last!r}")
+    if channels_last and len(inputs.shape) != 3:
+        raise InputError(f"channels_last is for images (C, H, W); an input has shape {inputs.shape}")
+    return channels_last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -94,7 +95,7 @@ class Pixels:
     def _row(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):
             return value
-        return torch.tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+        return _row_of(value, like).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,13 @@ class Features:
         return (len(self.names),)
 
     def encode(self, x: Tensor) -> Tensor:
-        return (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+        return (x - _row_of(self.mean, x)) / _row_of(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
-        return z * z.new_tensor(self.std) + z.new_tensor(self.mean)
+        return z * _row_of(self.std, z) + _row_of(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
-        return x.clamp(x.new_tensor(self.low), x.new_tensor(self.high))
+        return x.clamp(_row_of(self.low, x), _row_of(self.high, x))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
@@ -157,6 +158,18 @@ class Features:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _row_of(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers beside a tensor: in its dtype, on its device."""
+    return _copied(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _copied(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Once, for a copy to an accelerator at each step takes its time."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Inversion and silence against literal twins: the objective of Mahendran & Vedaldi, and the exact distance to a plane."""
+"""Inversion and silence against literal twins: the objective of Mahendran & Vedaldi, the distance to a plane."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def the_prior(z: np.ndarray, alpha: float, smooth: float, beta: float) -> float:
 def test_the_prior_falls_from_the_papers(alpha: float, beta: float) -> None:
     z = draw(3, 2, 6, 7)
     plan = _Plan("distance", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
-    prior = _prior(z[0].numel(), False, plan)
+    prior = _prior(z[0].numel(), (9.0, 9.0), plan)
     for share in 0.01 ** np.linspace(0, 1, 5):
         want = [-share * the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
         assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)

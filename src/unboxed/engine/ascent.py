@@ -3,77 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import whole
 from ..box import Box
 from ..net.batching import BatchSize, in_batches
+from ..net.quiet import slow_to_ask
 from ..net.taps import Acts
 from ..objectives import Objective
 from .balls import Constraint, per_row
 from .canvases import Canvas
+from .climb import Ascent as Ascent
+from .climb import Climb as Climb
+from .climb import StepRule as StepRule
+from .climb import finished as finished
+from .climb import joined
 from .draws import shared
-from .gradients import Unclamp, pull
-from .transforms import Transform
+from .gradients import pull_stuck
 
-T = TypeVar("T")
-StepRule = Callable[[list[Tensor]], Optimizer]
-After = Callable[[Tensor, Tensor, int], Tensor]
-FREE = Constraint()
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
-
-
-@dataclass(frozen=True)
-class Climb:
-    """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between."""
-
-    input: Tensor  # (N, ...)
-    score: Tensor  # (N,) of the untransformed input
-    done: Tensor  # (N,) bool: `until` was met
-    steps: Tensor  # (N,) taken
-    before_clamp: Tensor  # (N,) bool: some step followed the gradient before a clamp
-    first: Tensor  # (N, ...) the gradient at the start
-    frames: Tensor | None  # (T, N, ...)
-    history: Tensor  # (T, N) scores
-    pulled: Tensor | None  # (N, ...) the sum over the steps of |d score / d image|
-    interrupted: bool
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """What a climbing method chooses: how far, by which step rule, in which bounds, through which transforms."""
-
-    steps: int
-    optimizer: StepRule
-    constraint: Constraint = FREE
-    transform: Transform | None = None
-    until: Objective | None = None  # an example is done when this is above zero
-    keep_going: bool = False  # examples that are done climb on
-    anneal: bool = False  # the step rule's learning rate falls to zero along a cosine
-    unclamp: Unclamp = "last"
-    every: int | None = None  # keep each such frame
-    seed: int = 0
-    prior: Objective | None = None  # of the image alone: climbed beside the objective, no part of the score
-    after: After | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
-    sum_pulls: bool = False  # keep `pulled`
-
-    def __post_init__(self) -> None:
-        whole("steps", self.steps)
-        whole("seed", self.seed, least=-(2**62))
-        if self.every is not None:
-            whole("every", self.every, least=1)
 
 
 def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batch_size: BatchSize = "auto") -> Climb:
     """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
     n, stopped = len(next(canvas.parameters())), list[bool]()
-    box.checked(objective, n)
+    coupled = [box.checked(o, n).coupled for o in (objective, *plan.objectives)]
 
     def part(rows: slice) -> Climb:
         climber = _Climber(box, objective.rows(rows), canvas.rows(rows), plan, plan.constraint.rows(rows), rows)
@@ -82,15 +40,7 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
         return climb
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _joined(in_batches(part, n, *box.splits(n, batch_size, objective.coupled)))
-
-
-def finished(work: Callable[[], T]) -> tuple[T, bool]:
-    """What a short work beside the climb gives, and whether Ctrl-C fell into it: then it is done again."""
-    try:
-        return work(), False
-    except KeyboardInterrupt:
-        return work(), True
+        return joined(in_batches(part, n, *box.splits(n, batch_size, any(coupled))))
 
 
 @dataclass
@@ -103,12 +53,14 @@ class _State:
     steps: Tensor
     before_clamp: Tensor
     first: Tensor
-    pulled: Tensor
+    pulled: Tensor | None
 
-
-def slow_to_ask(device: torch.device) -> bool:
-    """Whether looking at a value waits for work that was handed to the device."""
-    return device.type != "cpu"
+    @classmethod
+    def at(cls, x: Tensor, sum_pulls: bool) -> _State:
+        """Before the first look at images x."""
+        steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        no, zero = torch.zeros_like(steps, dtype=torch.bool), torch.zeros_like(x)
+        return cls(x, x.new_zeros(len(x)), no, steps, no.clone(), zero, zero.clone() if sum_pulls else None)
 
 
 class _Climber:
@@ -120,20 +72,13 @@ class _Climber:
         self.box, self.objective, self.canvas, self.plan, self.constraint = box, objective, canvas, plan, constraint
         self.until, self.prior = (None if o is None else o.rows(rows) for o in (plan.until, plan.prior))
         self.optimizer = plan.optimizer(list(canvas.parameters()))
-        x = canvas().detach().clone()
-        self.alive = torch.arange(len(x), device=x.device)
-        no = torch.zeros_like(self.alive, dtype=torch.bool)
-        zero = torch.zeros_like(x)
-        self.state = _State(
-            x,
-            x.new_zeros(len(x)),
-            no,
-            torch.zeros_like(self.alive),
-            no.clone(),
-            zero,
-            zero.clone() if plan.sum_pulls else zero,
-        )
-        self.stuck = False  # on an accelerator: at the last meeting some row's gradient was zero
+        self.state = _State.at(canvas().detach().clone(), plan.sum_pulls)
+        self.alive = torch.arange(len(self.state.input), device=self.state.input.device)
+        self.slow = slow_to_ask(self.alive.device)
+        self.coupled = box.coupled or any(o.coupled for o in (objective, *plan.objectives))
+        self.leaves = plan.until is not None and not plan.keep_going  # a row that is done stays where it is
+        self.stay: Tensor | None = None  # the rows not done, where some are and may leave
+        self.stuck: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
 
     def run(self) -> Climb:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
@@ -156,95 +101,98 @@ class _Climber:
             frames = [*frames, s.input]
         kept = torch.stack(frames) if self.plan.every else None
         scores = torch.stack(history or [s.score])
-        pulled = s.pulled if self.plan.sum_pulls else None
-        return Climb(s.input, s.score, s.done, s.steps, s.before_clamp, s.first, kept, scores, pulled, interrupted)
+        return Climb(s.input, s.score, s.done, s.steps, s.before_clamp, s.first, kept, scores, s.pulled, interrupted)
+
+    # -- a look ------------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[int]:
         """Look, then step, until the last look. Nothing of the net is held open at a yield."""
         for step in range(self.plan.steps + 1):
-            last = step == self.plan.steps
-            grads = self._look(step, last)
+            grads = self._look(step, last=step == self.plan.steps)
             yield step
-            grads = self._drop_done(step, grads)
-            if last or len(self.alive) == 0 or not grads:
+            if not grads:
                 return
             self._anneal(step)
-            self._step(grads, step)
+            self._step(self._without_done(grads), step)
 
     def _look(self, step: int, last: bool) -> list[Tensor]:
-        """Score the rows alive and, unless it is the last look, find the gradient of each parameter."""
-        params: list[Tensor] = [] if last else list(self.canvas.parameters())
+        """Score the rows alive and, unless this look is the last, find the gradient of each parameter."""
+        until = frozenset[str]() if self.until is None else self.until.layers
         with self.box.quiet(grad=not last):
             x = self.canvas()
-            moved = self._transformed(x, step, last)
-            acts = self.box.forward(moved, self.objective.layers | (self.until.layers if self.until else frozenset()))
+            acts = self.box.forward(self._transformed(x, step, last), self.objective.layers | until)
             score = self.objective(acts)
-            done = torch.zeros_like(score, dtype=torch.bool) if self.until is None else self.until(acts) > 0
-            self._note(x, score, done)
-            if last or (not self.plan.keep_going and self._meets(step) and bool(done.all())):
+            self._note(x, score, None if self.until is None else self.until(acts) > 0)
+            if last or self._all_done(step):
                 return []
-            leaves = [*params, x] if self.plan.sum_pulls else params
-            extra = self._prior_grads(x, params)
-            grads, clamped = self._pull(score, acts, leaves, step)
-        return self._noted_grads(grads, extra, clamped, step)
-
-    def _prior_grads(self, x: Tensor, params: list[Tensor]) -> list[Tensor]:
-        """Apart from the score's, so that this is seen to be zero where it is."""
-        if self.prior is None:
-            return []
-        return list(torch.autograd.grad(self.prior({"input": x}).sum(), params, retain_graph=True))
+            uphill = self._noted(self._pull(score, acts, x, step), step)
+            if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
+                uphill = uphill + torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
+            return list(torch.autograd.grad(x, list(self.canvas.parameters()), uphill))
 
     def _meets(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
-        return not slow_to_ask(self.alive.device) or step % MEET == 0
-
-    def _pull(self, score: Tensor, acts: Acts, leaves: list[Tensor], step: int) -> tuple[list[Tensor], Tensor]:
-        """As `pull`; between meetings, what the last one found is taken to hold still."""
-        meets = self._meets(step)
-        unclamp = self.plan.unclamp if meets or self.stuck else "no"
-        grads, clamped = pull(score, acts, self.objective, leaves, unclamp=unclamp, ask=meets)
-        if meets and slow_to_ask(self.alive.device):
-            self.stuck = bool(clamped.any())
-        return grads, clamped
+        return not self.slow or step % MEET == 0
 
     def _transformed(self, x: Tensor, step: int, last: bool) -> Tensor:
         if self.plan.transform is None or last:
             return x
         return self.plan.transform(x, shared(self.plan.seed, step, x.device))
 
-    def _note(self, x: Tensor, score: Tensor, done: Tensor) -> None:
+    def _note(self, x: Tensor, score: Tensor, done: Tensor | None) -> None:
         s, alive = self.state, self.alive
-        fresh = torch.ones_like(done) if self.plan.keep_going else ~s.done[alive]
-        s.input[alive] = torch.where(per_row(fresh, x), x.detach().to(s.input.dtype), s.input[alive])
-        s.score[alive] = torch.where(fresh, score.detach().to(s.score.dtype), s.score[alive])
-        s.done[alive] = done.detach() if self.plan.keep_going else s.done[alive] | done.detach()
+        x, score = x.detach().to(s.input.dtype), score.detach().to(s.score.dtype)
+        if not self.leaves:
+            s.input, s.score = x.clone(), score.clone()  # of an activation, it may be a view that keeps the whole
+        else:
+            fresh = ~s.done[alive]
+            s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
+            s.score[alive] = torch.where(fresh, score, s.score[alive])
+        if done is not None:
+            s.done[alive] = s.done[alive] | done if self.leaves else done
 
-    def _noted_grads(self, grads: list[Tensor], extra: list[Tensor], clamped: Tensor, step: int) -> list[Tensor]:
-        self.state.before_clamp[self.alive] |= clamped
-        if self.plan.sum_pulls:
-            *grads, at_image = grads
-            self.state.pulled[self.alive] += at_image.abs().to(self.state.pulled.dtype)
-        if step == 0 and grads[0].shape == self.state.first.shape:
-            self.state.first = grads[0].clone()
-        return [g + e for g, e in zip(grads, extra, strict=True)] if extra else grads
+    def _all_done(self, step: int) -> bool:
+        """Whether no row has a step to take; at a meeting, this also finds which stay."""
+        if not self.leaves or not self._meets(step):
+            return False
+        stay = (~self.state.done[self.alive]).nonzero()[:, 0]
+        self.stay = stay if len(stay) < len(self.alive) and not self.coupled else None
+        return len(stay) == 0
 
-    def _drop_done(self, step: int, grads: list[Tensor]) -> list[Tensor]:
-        """Let rows that are done leave, with their gradients; a coupled net keeps them, for they change the others."""
-        if self.until is None or self.plan.keep_going or self.box.coupled or not self._meets(step):
-            return grads
-        stay = ~self.state.done[self.alive]
-        if stay.all():
+    def _pull(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
+        """The gradient of the score in the image; between meetings, the rows that were stuck are held to be so."""
+        meets = self._meets(step)
+        unclamp = self.plan.unclamp if meets or self.stuck is not None else "no"
+        among = None if meets else self.stuck
+        (grad,), clamped = pull_stuck(score, acts, self.objective, [x], unclamp=unclamp, among=among)
+        if clamped is not None:
+            self.state.before_clamp[self.alive] |= clamped
+        if meets and self.slow:
+            self.stuck = clamped
+        return grad
+
+    def _noted(self, grad: Tensor, step: int) -> Tensor:
+        if step == 0:
+            self.state.first = grad.to(self.state.first.dtype, copy=True)
+        if self.state.pulled is not None:
+            self.state.pulled[self.alive] += grad.abs().to(self.state.pulled.dtype)
+        return grad
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def _without_done(self, grads: list[Tensor]) -> list[Tensor]:
+        """Let rows that are done leave, with their gradients; where rows are coupled they stay: they change others."""
+        stay, self.stay = self.stay, None
+        if stay is None:
             return grads
         self.alive = self.alive[stay]
-        self._keep(stay)
-        return [g[stay] for g in grads]
-
-    def _keep(self, stay: Tensor) -> None:
+        self.stuck = None if self.stuck is None else self.stuck[stay]
         self.objective, self.constraint = self.objective.rows(stay), self.constraint.rows(stay)
         self.until, self.prior = (None if o is None else o.rows(stay) for o in (self.until, self.prior))
         canvas = self.canvas.rows(stay)
         self.optimizer = _kept(self.plan.optimizer, self.optimizer, self.canvas, canvas, stay)
         self.canvas = canvas
+        return [g[stay] for g in grads]
 
     def _anneal(self, step: int) -> None:
         """Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts."""
@@ -254,18 +202,23 @@ class _Climber:
                 group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.plan.steps)) / 2
 
     def _step(self, grads: Sequence[Tensor], step: int) -> None:
-        done = self.state.done[self.alive] & (not self.plan.keep_going)  # such rows stay where they are
         params = list(self.canvas.parameters())
-        before = [p.detach().clone() for p in params]
+        before = [p.detach().clone() for p in params] if self.leaves else []
         grads = [g.nan_to_num(0, 0, 0) for g in grads]  # where there is no slope, nothing moves
         for p, grad in zip(params, grads, strict=True):
             p.grad = -self.constraint.steer(grad)
         self.optimizer.step()
         with torch.no_grad():
-            for p, old, grad in zip(params, before, grads, strict=True):
+            for p, grad in zip(params, grads, strict=True):
                 new = p if self.plan.after is None else self.plan.after(p, grad, step)
-                new = self.constraint.project(new, self.constraint.centre)
-                p.copy_(torch.where(per_row(done, p), old, new))
+                p.copy_(self.constraint.project(new, self.constraint.centre))
+            self._count(params, before)
+
+    def _count(self, params: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """The step is taken, but for rows that are done: they stay where they were."""
+        done = self.state.done[self.alive] & self.leaves
+        for p, old in zip(params, before, strict=False):
+            p.copy_(torch.where(per_row(done, p), old, p))
         self.state.steps[self.alive] += (~done).long()
 
 
@@ -277,19 +230,3 @@ def _kept(rule: StepRule, old: Optimizer, before: Canvas, after: Canvas, stay: T
             k: v[stay] if isinstance(v, Tensor) and v.shape == p.shape else v for k, v in old.state.get(p, {}).items()
         }
     return new
-
-
-def _joined(parts: list[Climb]) -> Climb:
-    def cat(name: str) -> Tensor:
-        return torch.cat([getattr(p, name) for p in parts])
-
-    def over_time(name: str) -> Tensor:  # a batch that was done earlier stays at its last frame
-        rows = [getattr(p, name) for p in parts]
-        length = max(map(len, rows))
-        return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in rows], 1)
-
-    frames = None if parts[0].frames is None else over_time("frames")
-    ends = {name: cat(name) for name in ("input", "score", "done", "steps", "before_clamp", "first")}
-    pulled = None if parts[0].pulled is None else cat("pulled")
-    interrupted = any(p.interrupted for p in parts)
-    return Climb(**ends, frames=frames, history=over_time("history"), pulled=pulled, interrupted=interrupted)

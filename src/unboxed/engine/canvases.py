@@ -49,7 +49,7 @@ class Fourier(Canvas):
 
     def __init__(self, z: Tensor, size: tuple[int, int], scale: Tensor, palette: Palette) -> None:
         super().__init__()
-        self.size, self.palette = size, palette
+        self.size, self.palette = size, palette.beside(z)
         self.z = nn.Parameter(z.detach().clone())  # (N, C, H, W // 2 + 1, 2)
         self.register_buffer("scale", scale)  # (H, W // 2 + 1)
 
@@ -86,7 +86,7 @@ class Phase(Canvas):
 
     def __init__(self, phase: Tensor, size: tuple[int, int], magnitude: Tensor, palette: Palette) -> None:
         super().__init__()
-        self.size, self.palette = size, palette
+        self.size, self.palette = size, palette.beside(phase)
         self.phase = nn.Parameter(phase.detach().clone())  # (N, C, H, W // 2 + 1)
         self.register_buffer("magnitude", magnitude)  # (C, H, W // 2 + 1)
 

@@ -16,7 +16,7 @@ from ..errors import DataError, InputError
 from ..net.batching import BatchSize, in_batches
 
 WANTED = "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
-AT_ONCE = 256  # examples: small batches stay in a processor's cache, and larger ones gain nothing
+AT_ONCE = 128  # examples on a CPU: small batches stay in its cache, and larger ones gain nothing
 
 
 def batches(data: Any, size: int) -> Iterator[Tensor]:
@@ -34,7 +34,7 @@ def batches(data: Any, size: int) -> Iterator[Tensor]:
 
 
 def each_batch(
-    box: Box, data: Any, work: Callable[[Tensor], object], *, batch_size: BatchSize = "auto", most: int = AT_ONCE
+    box: Box, data: Any, work: Callable[[Tensor], object], *, batch_size: BatchSize = "auto", most: int | None = None
 ) -> None:
     """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
 
@@ -42,6 +42,7 @@ def each_batch(
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    most = most or (AT_ONCE if box.device.type == "cpu" else box.batch_limit)
     at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
     for x in batches(data, sys.maxsize if box.coupled else at_once):
         _work(box, box.accept(x), work, batch_size)

@@ -91,22 +91,40 @@ def pull(
     rule: Rule | None = None,
     unclamp: Unclamp = "last",
     like: Sequence[Tensor] = (),
-    ask: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
     """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp.
 
     `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
-    `ask=False` does not look whether any row is zero (which waits for an accelerator): both ways are then computed.
+    """
+    grads, clamped = pull_stuck(score, acts, objective, leaves, rule=rule, unclamp=unclamp, like=like)
+    return grads, torch.zeros(len(score), dtype=torch.bool, device=score.device) if clamped is None else clamped
+
+
+def pull_stuck(
+    score: Tensor,
+    acts: Acts,
+    objective: Objective,
+    leaves: Sequence[Tensor | GradientEdge],
+    *,
+    rule: Rule | None = None,
+    unclamp: Unclamp = "last",
+    like: Sequence[Tensor] = (),
+    among: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """As `pull`; None where no row was zero. To see that is to wait for an accelerator.
+
+    So `among` (N,) names the rows that may be taken before a clamp, and it is not looked whether any is.
     """
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     shut = _gates(acts, objective, score, unclamp)
     with rules.ruled(rule, score):
         grads = _grad(score, leaves, like or leaves, keep=bool(shut))
-        clamped = torch.zeros(len(score), dtype=torch.bool, device=score.device)
-        zero = _zero_rows(grads)
-        if not shut or (ask and not zero.any()):
-            return grads, clamped
+        if not shut:
+            return grads, None
+        zero = _zero_rows(grads) if among is None else _zero_rows(grads) & among
+        if among is None and not zero.any():
+            return grads, None
         with rules.opened(shut):
             through = _grad(score, leaves, like or leaves, keep=False)
     return [torch.where(_like(zero, g), o, g) for g, o in zip(grads, through, strict=True)], zero & ~_zero_rows(through)

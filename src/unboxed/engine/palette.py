@@ -24,6 +24,10 @@ class Palette:
     mean: Tensor  # (C,) in [0, 1]: the color of z = 0
     mix: Tensor | None = None  # (C, C); None: each channel for itself
 
+    def beside(self, like: Tensor) -> Palette:
+        """The same palette on a tensor's device and in its dtype."""
+        return Palette(self.mean.to(like), None if self.mix is None else self.mix.to(like))
+
     def paint(self, z: Tensor) -> Tensor:  # (N, C, H, W)
         mixed = z if self.mix is None else torch.einsum("cd,ndhw->nchw", self.mix.to(z), z)
         return (mixed + self._shift(z)).sigmoid()
@@ -60,7 +64,7 @@ def _sized(root: Tensor) -> Tensor:
 
 def statistics(inputs: Pixels) -> tuple[Tensor, float]:
     """The data's mean color (C,) and spread in pixel range, from the normalization; gray and a quarter if unknown."""
-    zero, one = (inputs.decode(torch.full(inputs.shape, v)).mean((1, 2)) for v in (0.0, 1.0))
+    zero, one = (inputs.decode(torch.full(inputs.shape, v, dtype=torch.float64)).mean((1, 2)) for v in (0.0, 1.0))
     return (zero, float((one - zero).mean())) if known(inputs) else (torch.full_like(zero, 0.5), 0.25)
 
 

@@ -211,4 +211,11 @@ def _differ(first: Any, second: Any) -> bool:
     """Whether row 1 came out otherwise at another place beside other rows."""
     pairs = zip(tensors_in(first), tensors_in(second), strict=False)
     rows = [(a[1], b[0]) for a, b in pairs if a.ndim and len(a) == 3 and len(b) == 2 and a.is_floating_point()]
-    return any(not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in rows)
+    return any(not _equal(a, b) for a, b in rows)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding: an accelerator picks other kernels (TF32 among them) for another batch size."""
+    exact = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
+    rtol, atol = (1e-4, 1e-5) if exact else (2e-2, 2e-2 * float(a.abs().nan_to_num().max()) if a.numel() else 0.0)
+    return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)

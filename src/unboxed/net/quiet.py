@@ -90,6 +90,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         _put_back(before, device)
 
 
+def slow_to_ask(device: torch.device) -> bool:
+    """Whether looking at a value waits for work that was handed to the device."""
+    return device.type != "cpu"
+
+
 def _backend(device: torch.device) -> Any:
     return None if device.type in ("cpu", "meta") else getattr(torch, device.type)
 
@@ -165,4 +170,14 @@ def own_settings(device: torch.device) -> Iterator[None]:
 def gradients_on(grad: bool) -> Iterator[None]:
     """Work although the caller may be in no_grad or inference_mode."""
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+@contextmanager
+def narrowed(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device.type, dtype, cache_enabled=False):
         yield

@@ -105,7 +105,7 @@ class _Recorder:
     def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
         self.acts = Acts()
         self.padding = padding
-        self.edits, self.stop = edits, stop
+        self.wanted, self.edits, self.stop = frozenset(wanted), edits, stop
         self.open = {Address.parse(a): a for a in {*wanted, *edits}}
         self.missing = set(self.open.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
@@ -127,8 +127,9 @@ class _Recorder:
             true = edit(true)
         new = torch.cat([true, rest]) if len(rest) else true
         for name in here:
-            self.acts[name] = true.clone()
-            self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
+            if name in self.wanted:  # what is only edited, or looked at by an edit, needs no copy
+                self.acts[name] = true.clone()
+                self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
             self.missing.discard(name)
         if self.stop and not self.missing:
             raise Stop

@@ -7,10 +7,12 @@ activation) follows `.rows(index)` when a batch is split or examples that are do
 
 from .algebra import ENDS as ENDS
 from .algebra import Acts as Acts
+from .algebra import Held as Held
 from .algebra import Index as Index
 from .algebra import Objective as Objective
 from .algebra import held as held
 from .algebra import of as of
+from .algebra import wide as wide
 from .images import alpha_norm as alpha_norm
 from .images import far_from_mean as far_from_mean
 from .images import roughness as roughness

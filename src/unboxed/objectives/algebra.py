@@ -39,21 +39,23 @@ class Objective:
             raise InputError(f"{self.name} holds rows for {self.n} examples; there are {n}")
         return self
 
-    def __add__(self, other: Objective | float) -> Objective:
+    def __add__(self, other: Objective | Tensor | float) -> Objective:
+        if isinstance(other, Tensor) and other.ndim == 1:
+            return _with_rows(self, other, lambda a, k: a + k, f"{self.name} + k")
         if not isinstance(other, Objective):
-            return _shifted(self, other)
+            return _shifted(self, float(other))
         return _both(self, other, lambda a, b: a + b, "+", lambda a, b: a + b)
 
     __radd__ = __add__
 
-    def __sub__(self, other: Objective | float) -> Objective:
+    def __sub__(self, other: Objective | Tensor | float) -> Objective:
         return self + -other
 
     def __mul__(self, k: float | Tensor | Objective) -> Objective:
         if isinstance(k, Objective):
             return _both(self, k, lambda a, b: a * b, "*", lambda a, b: a * b)
         if isinstance(k, Tensor) and k.ndim == 1:
-            return _weighted(self, k)
+            return _with_rows(self, k, lambda a, k: a * k, f"k * ({self.name})")
         label = f"{float(k):g} * ({self.name})" if float(k) != -1 else f"-({self.name})"
         select = None if self.select is None else (lambda i: self.rows(i) * k)
         return Objective(lambda acts: k * self(acts), self.layers, label, select, self.coupled, self.n)
@@ -85,19 +87,63 @@ def _shifted(a: Objective, k: float) -> Objective:
     return Objective(lambda acts: a(acts) + k, a.layers, f"{a.name} {k:+g}", select, a.coupled, a.n)
 
 
-def _weighted(a: Objective, k: Tensor) -> Objective:
+def _with_rows(a: Objective, k: Tensor | Held, join: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+    """`join(a, k)` with a number k an example, (N,)."""
+    own = Held.of(k)
+
     def score(acts: Acts) -> Tensor:
         h = a(acts)
-        return held(k, h).to(h) * h
+        return join(h, own.beside(h))
 
-    n = a.fits(len(k)).n or len(k)
-    return Objective(score, a.layers, f"k * ({a.name})", lambda i: _weighted(a.rows(i), k[i]), a.coupled, n)
+    def select(i: Index) -> Objective:
+        return _with_rows(a.rows(i), own[i], join, name)
+
+    return Objective(score, a.layers, name, select, a.coupled, a.fits(len(own)).n or len(own))
+
+
+class Held:
+    """A tensor that an objective holds. It is copied to where the activations are once, not at every look."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._span: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, value: Tensor | Held) -> Held:
+        return value if isinstance(value, Held) else cls(value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, i: Index) -> Held:
+        return Held(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])
+
+    def beside(self, like: Tensor) -> Tensor:
+        """On an activation's device and, where both are floats, in its dtype; fit for a graph wherever it was made."""
+        floats = self.value.is_floating_point() and like.is_floating_point()
+        there = like.device, like.dtype if floats else self.value.dtype
+        if there not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[there] = held(self.value, like).to(there[1])
+        return self._copies[there]
+
+    def span(self) -> tuple[int, int] | None:
+        """The least and the most of whole numbers, looked at once; None on an accelerator, which is not waited for."""
+        if self._span is None and self.value.device.type == "cpu" and self.value.numel():
+            self._span = int(self.value.min()), int(self.value.max())
+        return self._span
 
 
 def held(value: Tensor, like: Tensor) -> Tensor:
-    """What an objective holds, beside an activation: on its device, and fit for a graph wherever it was made."""
+    """What is held, beside an activation: on its device, and fit for a graph wherever it was made."""
     value = value.to(like.device)
     return value.clone() if value.is_inference() else value
+
+
+def wide(h: Tensor) -> Tensor:
+    """An activation in at least single precision."""
+    return h.float() if h.dtype in (torch.bfloat16, torch.float16) else h
 
 
 def of(
@@ -109,8 +155,4 @@ def of(
 ) -> Objective:
     """The objective that applies `score: (N, ...) -> (N,)` to one layer, in at least single precision."""
 
-    def widened(acts: Acts) -> Tensor:
-        h = acts[layer]
-        return score(h.float() if h.dtype in (torch.bfloat16, torch.float16) else h)
-
-    return Objective(widened, frozenset({layer}), name, select, n=n)
+    return Objective(lambda acts: score(wide(acts[layer])), frozenset({layer}), name, select, n=n)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Acts, Objective, held, of
+from .algebra import Acts, Held, Objective, of, wide
 
 TINY = 1e-12
 
@@ -77,12 +77,14 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
     Olah et al. 2017, appendix "Diversity". Couples rows.
     """
 
+    kinds = None if groups is None else Held(groups)
+
     def score(acts: Acts) -> Tensor:
-        flat = F.normalize(gram(acts[layer].float()).flatten(1), dim=1)
+        flat = F.normalize(gram(wide(acts[layer])).flatten(1), dim=1)
         alike = flat @ flat.T  # (N, N)
         other = ~torch.eye(len(flat), dtype=torch.bool, device=flat.device)
-        if groups is not None:
-            kind = held(groups, flat)
+        if kinds is not None:
+            kind = kinds.beside(flat)
             other = other & (kind[:, None] == kind[None])
         return -(alike * other).sum(1) / other.sum(1).clamp_min(1)
 
@@ -93,19 +95,21 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
 
 def _beside(
     layer: str,
-    h: Tensor,
+    h: Tensor | Held,
     score: Callable[[Tensor, Tensor], Tensor],
     name: str,
     made: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
     """The objective `score(made(now), h)`; h has a row an example, or one for all."""
+    own = Held.of(h)
+    shape = tuple(own.value.shape)
 
     def whole(now: Tensor) -> Tensor:
         now = now if made is None else made(now)
-        if h.shape[1:] != now.shape[1:] or len(h) not in (1, len(now)):
-            raise InputError(f"{layer} gives {tuple(now.shape)}; the activation to match is {tuple(h.shape)}")
-        return score(now, held(h, now).to(now))
+        if shape[1:] != now.shape[1:] or shape[0] not in (1, len(now)):
+            raise InputError(f"{layer} gives {tuple(now.shape)}; the activation to match is {shape}")
+        return score(now, own.beside(now))
 
-    if len(h) == 1:
+    if len(own) == 1:
         return of(layer, whole, name)
-    return of(layer, whole, name, lambda i: _beside(layer, h[i], score, name, made), len(h))
+    return of(layer, whole, name, lambda i: _beside(layer, own[i], score, name, made), len(own))

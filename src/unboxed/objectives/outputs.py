@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Objective, held, of
+from .algebra import Held, Objective, of
 
 
 def logit(k: int | Tensor | None = None) -> Objective:
@@ -22,39 +22,54 @@ def logprob(k: int | Tensor | None = None) -> Objective:
     return _class(k, "logprob", lambda z: z.log_softmax(1))
 
 
-def _class(k: int | Tensor | None, name: str, of_logits: Callable[[Tensor], Tensor]) -> Objective:
+def _class(k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor], Tensor]) -> Objective:
+    own = k if k is None else _labels(k)
+
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
-        check_classes(k, len(z), z.shape[1])
         values = of_logits(z) if z.ndim == 2 else of_logits(z).flatten(2).mean(2)
-        chosen = values.detach().argmax(1) if k is None else held(torch.as_tensor(k), z)
-        picked = chosen.expand(len(z))
-        return values.gather(1, picked[:, None])[:, 0]
+        if own is None:
+            return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
+        return values.gather(1, _right(own, values)[:, None])[:, 0]
 
-    if isinstance(k, Tensor) and k.ndim:
-        return of("logits", score, f"{name} of each example's class", lambda i: _class(k[i], name, of_logits), len(k))
-    return of("logits", score, f"{name} of the predicted class" if k is None else f"{name} {int(k)}")
+    if own is not None and own.value.ndim:
+        many = f"{name} of each example's class"
+        return of("logits", score, many, lambda i: _class(own[i], name, of_logits), len(own))
+    return of("logits", score, f"{name} of the predicted class" if own is None else f"{name} {int(own.value)}")
 
 
-def as_classes(y: object) -> Tensor:
+def _labels(y: object) -> Held:
+    return y if isinstance(y, Held) else Held(as_classes(y).long())
+
+
+def _right(labels: Held, z: Tensor) -> Tensor:
+    """The class of each row (N,) of logits (N, K, ...). Raises InputError."""
+    _check(labels, len(z), z.shape[1])
+    return labels.beside(z).expand(len(z))
+
+
+def as_classes(y: object, what: str = "a class") -> Tensor:
     """Class numbers as a tensor. Raises InputError for what is no number, or numbers that are not whole."""
     try:
         values = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a class is an int, or (N,) ints one an example; got {type(y).__name__}") from error
+        raise InputError(f"{what} is an int, or (N,) ints one an example; got {type(y).__name__}") from error
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise InputError(f"a class is an int, or (N,) ints one an example; got {values.dtype}")
+        raise InputError(f"{what} is an int, or (N,) ints one an example; got {values.dtype}")
     return values
 
 
 def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
     """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
-    if k is None:
-        return
-    values = as_classes(k)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
-        raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {tuple(values.shape)}")
-    if values.device.type == "cpu" and values.numel() and (int(values.min()) < 0 or int(values.max()) >= classes):
-        least, most = int(values.min()), int(values.max())
+    if k is not None:
+        _check(_labels(k), n, classes)
+
+
+def _check(k: Held, n: int, classes: int) -> None:
+    shape = tuple(k.value.shape)
+    if shape not in ((), (n,)):
+        raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {shape}")
+    least, most = k.span() or (0, 0)
+    if least < 0 or most >= classes:
         got = str(least) if least == most else f"{least} to {most}"
         raise InputError(f"the net has classes 0 to {classes - 1}; got {got}")
 
@@ -78,13 +93,12 @@ def margin(y: int | Tensor) -> Objective:
     return _of_labels(y, score, "margin")
 
 
-def _of_labels(y: int | Tensor, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
-    labels = as_classes(y)
+def _of_labels(y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+    labels = _labels(y)
 
     def score(z: Tensor) -> Tensor:
-        check_classes(labels, len(z), z.shape[1])
-        return of_both(z, held(labels, z).long().expand(len(z)))
+        return of_both(z, _right(labels, z))
 
-    if labels.ndim == 0:
+    if labels.value.ndim == 0:
         return of("logits", score, name)
     return of("logits", score, name, lambda i: _of_labels(labels[i], of_both, name), len(labels))
