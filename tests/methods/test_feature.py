@@ -203,6 +203,7 @@ def test_maco_without_data_says_so(box: ub.Box) -> None:
 def test_one_over_f_has_spread_one(size: tuple[int, int]) -> None:
     """Mean over many draws of the phases, as `Phase` paints them."""
     like = torch.zeros(1, 1, *size, dtype=torch.float64)
+    assert one_over_f(like)[0, 0, 0] == 0  # the mean color is the palette's
     phase = 2 * math.pi * torch.rand(2000, 1, size[0], size[1] // 2 + 1, dtype=torch.float64)
     z = torch.fft.irfft2(torch.polar(one_over_f(like).expand_as(phase), phase), s=size)
     assert 0.85 < float(z.pow(2).mean().sqrt()) < 1.05

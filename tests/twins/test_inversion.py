@@ -48,15 +48,12 @@ def the_prior(z: np.ndarray, alpha: float, smooth: float, beta: float) -> float:
 
 @pytest.mark.parametrize("beta", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_the_prior_falls_from_the_papers(alpha: float, beta: float) -> None:
+def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
     z = draw(3, 2, 6, 7)
     plan = _Plan("distance", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
     prior = _prior(z[0].numel(), (9.0, 9.0), plan)
-    for share in 0.01 ** np.linspace(0, 1, 5):
-        want = [-share * the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
-        assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)
-    again = prior.rows(slice(1, 3))({"input": z[1:]})
-    assert np.allclose(again.numpy(), [-the_prior(one.numpy(), alpha, 2.0, beta) for one in z[1:]], rtol=1e-5)
+    want = [-the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
+    assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)
 
 
 def test_the_climb_is_the_papers_descent(box: ub.Box) -> None:

@@ -127,7 +127,8 @@ class _Climber:
                 return []
             uphill = self._noted(self._pull(score, acts, x, step), step)
             if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
-                uphill = uphill + torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
+                faded = self.plan.fade ** (step / max(1, self.plan.steps - 1))
+                uphill = uphill + faded * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
             return list(torch.autograd.grad(x, list(self.canvas.parameters()), uphill))
 
     def _meets(self, step: int) -> bool:

@@ -54,6 +54,7 @@ class Ascent:
     every: int | None = None  # keep each such frame
     seed: int = 0
     prior: Objective | None = None  # of the image alone: climbed beside the objective, no part of the score
+    fade: float = 1.0  # the share of itself that the prior falls to, evenly, by the last step
     after: After | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
     sum_pulls: bool = False  # keep `pulled`
 

@@ -1,0 +1,166 @@
+"""What it sees in an example: the image dreamed on at several depths, and what is left of it without places."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..objectives import Objective, energy, logit
+from ..plots import colors
+from ..plots.sheet import Tile, sheet
+from ..synthesis import deepdream, texture
+from ..synthesis.drawn import Drawn
+from .blocks import Block, Figure, Figures, Files, Head, Method, Note, Text
+from .context import Context, Section
+from .words import many, p_of
+
+EXAMPLES = 2  # of small images; of photos one
+SECONDS = 6.0  # for the dreams; the texture takes about half as long
+STEPS, FEWEST = 10, 4  # of a dream, an octave
+STEP = 0.006  # the method's own; fewer steps are longer ones
+LOOK = 1.8  # forward passes of the whole net that a step costs: three as far as the layer, which lies anywhere
+SCALES = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
+TEXTURE, ENOUGH = 200, 80  # steps; fewer than these leave noise
+DEPTHS = (0.25, 0.6, 0.95)
+SIDE = 196
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a dream looks."""
+
+    title: str
+    line: str
+    objective: Objective
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What the time allows."""
+
+    depths: list[_Place]
+    scale: float
+    steps: int
+    texture: int
+
+    @property
+    def told(self) -> list[Block]:
+        fewer = "" if self.scale == min(SCALES) else ", and fewer sizes and depths"
+        if self.steps == STEPS and not fewer:
+            return []
+        return [Note(f"This net is slow here: {self.steps} longer steps a size instead of {STEPS}{fewer}.")]
+
+
+def build(context: Context) -> Sequence[Block]:
+    depths = _depths(context)
+    if not depths:
+        return [
+            Note("No layer of this net has positions, and its outputs are no classes: there is nothing to dream of.")
+        ]
+    places = _examples(context)
+    x = context.inputs(places)
+    pace = _pace(context, x, depths)
+    dreams = [_dream(context, x, d, pace) for d in pace.depths]
+    lead = "The image is changed, step by step, towards more of what a layer answers to in it."
+    blocks: list[Block] = [Method.of(deepdream), Text(lead, "soft"), *pace.told]
+    blocks += [Figures(_row(context, p, i, x, pace.depths, dreams)) for i, p in enumerate(places)]
+    blocks += _texture(context, x, places, pace.texture)
+    return [*blocks, _sheet(context, places, x, pace.depths, dreams)]
+
+
+def _dream(context: Context, x: Tensor, depth: _Place, pace: _Pace) -> Drawn:
+    step = None if pace.steps == STEPS else STEP * STEPS / pace.steps
+    scale, seed = pace.scale, context.seed
+    return _whole(deepdream(context.box, x, depth.objective, scale=scale, steps=pace.steps, step=step, seed=seed))
+
+
+def _examples(context: Context) -> list[int]:
+    s = context.survey
+    most = EXAMPLES if max(context.box.inputs.shape[1:]) <= colors.HARD else 1
+    return list(dict.fromkeys([*s.typical[:most], *s.undecided[:1]]))[:most]
+
+
+def _depths(context: Context) -> list[_Place]:
+    """An early, a middle and a late layer that has positions, and the answer itself."""
+    rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.rows]
+    chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in DEPTHS) if rows else {}
+    found = []
+    for row in chosen:
+        path = row.path if row.calls == 1 else f"{row.path}#0"
+        size = "×".join(map(str, row.shape[1:]))
+        found.append(_Place(f"at {path}", f"{row.type}: {many(row.shape[0], 'channel')} of {size}", energy(path)))
+    if context.survey.named and len(context.box.classes) > 1:
+        found.append(_Place("at the answer", "the logit of its class", logit()))
+    return found
+
+
+def _pace(context: Context, x: Tensor, depths: list[_Place]) -> _Pace:
+    """As many depths, sizes and steps as there is time for, by that of one forward pass."""
+    context.box(x)  # the first is slower than those after it
+    start = time.perf_counter()
+    context.box(x)
+    looks = SECONDS / (LOOK * max(time.perf_counter() - start, 1e-6))
+    near, far = SCALES
+    plans = [(depths, near), (depths[-3:-1] or depths, far), (depths[-3:-2] or depths[:1], far)]
+    found = [(d, scale, int(looks / (len(d) * SCALES[scale]))) for d, scale in plans]
+    chosen, scale, steps = next((f for f in found if f[2] >= FEWEST), found[-1])
+    return _Pace(chosen, scale, max(FEWEST, min(STEPS, steps)), int(min(TEXTURE, looks / 3)))
+
+
+def _whole(drawn: Drawn) -> Drawn:
+    if drawn.interrupted:  # half-drawn images beside whole ones would mislead
+        raise KeyboardInterrupt
+    return drawn
+
+
+def _row(
+    context: Context, place: int, i: int, x: Tensor, depths: Sequence[_Place], dreams: Sequence[Drawn]
+) -> list[Figure]:
+    figures = [context.example(place, x[i], SIDE)]
+    for depth, drawn in zip(depths, dreams, strict=True):
+        said = _said(context, drawn.images[i])
+        alt = f"example {context.survey.rows[place]} dreamed on {depth.title}{'; ' + said if said else ''}"
+        picture = context.pictures.inline(colors.image(drawn.images[i]), alt, SIDE)
+        figures.append(Figure(picture, depth.title, (depth.line, *([said] if said else []))))
+    return figures
+
+
+def _said(context: Context, image: Tensor) -> str:
+    """What the net says of a drawn image."""
+    if not context.survey.named:
+        return ""
+    p = context.box.probs(image[None])[0]
+    k = int(p.argmax())
+    return f"net: {context.name(k)}, {p_of(float(p[k]))}" if len(p) > 1 else ""
+
+
+def _texture(context: Context, x: Tensor, places: Sequence[int], steps: int) -> list[Block]:
+    if steps < ENOUGH:
+        return [Note("Its texture is left out: at this net's speed it would take too long.")]
+    try:
+        drawn = _whole(texture(context.box, x, steps=steps, seed=context.seed))
+    except LookupError as error:  # no layer has positions
+        return [Note(f"No texture: {error}.")]
+    figures = []
+    for i, place in enumerate(places):
+        row, said = context.survey.rows[place], _said(context, drawn.images[i])
+        off = f"{-float(drawn.scores[i]):.1%}".replace("%", "\u00a0%")
+        lines = (f"{off} off in its correlations", *([said] if said else []))
+        picture = context.pictures.inline(colors.image(drawn.images[i]), f"texture of example {row}", SIDE)
+        figures.append(Figure(picture, f"of example {row}", lines))
+    return [Head("The same without places"), Method.of(texture), Figures(figures)]
+
+
+def _sheet(
+    context: Context, places: Sequence[int], x: Tensor, depths: Sequence[_Place], dreams: Sequence[Drawn]
+) -> Files:
+    rows = [[Tile(colors.image(v[i])) for v in (x, *(d.images for d in dreams))] for i in range(len(places))]
+    names = [f"example {context.survey.rows[p]}" for p in places]
+    picture = sheet(rows, title="Deep dreams", columns=["input", *(d.title for d in depths)], names=names)
+    return Files([(context.pictures.keep("dreams.png", picture), "the dreams as a sheet")])
+
+
+SECTION = Section("What it sees in an example", "dream", build, needs=("pixels",))

@@ -1,0 +1,190 @@
+"""Texture and style: a new image in which the channels of chosen layers answer together as in a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from ..arguments import number, whole
+from ..box import Box
+from ..cards import card
+from ..engine import sizes
+from ..engine.ascent import Ascent, ascend
+from ..engine.balls import Constraint
+from ..engine.canvases import Raw
+from ..engine.draws import normal
+from ..engine.sizes import ANY_SIZE
+from ..errors import InputError, LayerError
+from ..net.batching import BatchSize, in_batches
+from ..objectives import ENDS, Objective, gram, match, total_variation
+from ..objectives import style as matched
+from .drawn import Drawn
+
+TINY = 1e-12
+LAYERS = 5  # as the papers take from VGG-19
+HINT = "name layers before that, or resize the image"
+
+
+def _noise(box: Box) -> Tensor:
+    return box.inputs.sample(1, torch.Generator(box.device).manual_seed(1))
+
+
+@card(
+    name="Texture",
+    source="Gatys, Ecker & Bethge 2015, arXiv:1505.07376, eq. 1 to 4",
+    tells="What a net keeps of an image once places are forgotten: which of its channels answer together.",
+    not_tells="What is where: an image and its texture are alike to these layers and may mean different things.",
+    needs=("pixels",),
+    example=lambda method, box, x, y: method(box, x, layers=["input", "logits"], steps=3),
+    exempt=ANY_SIZE,
+)
+def texture(
+    box: Box,
+    x: Tensor,
+    layers: str | Sequence[str] | None = None,
+    *,
+    steps: int = 200,
+    smooth: float = 2.0,
+    every: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Drawn:
+    """From noise, images whose Gram matrices G come near those of x, A: climbs minus the mean of |G - A|^2 / |A|^2.
+
+    That is the paper's E_l (eq. 3) in units of its value for an image that excites nothing, so that all layers of all
+    nets weigh the same. `layers`: by default the pixels and up to 5, the first of each size of map. `smooth` weighs
+    the mean squared difference of neighboring pixels. Images (N, C, H, W) may have any size that the net takes as far
+    as the layers. Raises InputError, LayerError.
+    """
+    x = sizes.accept(box, x, "a texture")
+    objective = _style(box, x, _layers(box, layers), len(x), batch_size)
+    spread, mean = x.std((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)
+    start = (mean + spread * normal(x, whole("seed", seed, least=-(2**62)))).clamp(0, 1)
+    return _climbed(box, objective, start, steps, smooth, every, batch_size)
+
+
+@card(
+    name="Style transfer",
+    source="Gatys, Ecker & Bethge 2016, 'Image Style Transfer Using Convolutional Neural Networks', eq. 1 to 7",
+    tells="How far a net holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
+    not_tells="What style is to a person: here it is which channels of these layers answer together.",
+    needs=("pixels",),
+    example=lambda method, box, x, y: method(box, x, _noise(box), layers=["input", "logits"], at="logits", steps=3),
+    exempt=ANY_SIZE,
+)
+def style_transfer(
+    box: Box,
+    x: Tensor,
+    style: Tensor,
+    *,
+    layers: str | Sequence[str] | None = None,
+    at: str | None = None,
+    content: float = 0.2,
+    steps: int = 200,
+    smooth: float = 2.0,
+    every: int | None = None,
+    batch_size: BatchSize = "auto",
+) -> Drawn:
+    """From x, images that keep its activation P `at` a layer and take the texture of `style`, (N or 1, C, H', W').
+
+    Climbs `texture`'s objective for `style`, minus `content` times |F - P|^2 / |P|^2, F the image's activation at that
+    layer: by default the middle one of `texture`'s layers. Both images may have any size that the net takes so far.
+    Raises InputError, LayerError.
+    """
+    x, style = (sizes.accept(box, v, "style transfer") for v in (x, style))
+    if len(style) not in (1, len(x)):
+        raise InputError(f"give one style image, or one for each of {len(x)}; got {len(style)}")
+    chosen = _layers(box, layers)
+    at = chosen[min(len(chosen) - 1, (len(chosen) + 1) // 2)] if at is None else _address(box, at)
+    kept = match(at, _read(box, x, [at], batch_size)[at], relative=True)
+    objective = _style(box, style, chosen, len(x), batch_size) + number("content", content, above=-TINY) * kept
+    return _climbed(box, objective, x, steps, smooth, every, batch_size)
+
+
+def _climbed(
+    box: Box,
+    objective: Objective,
+    start: Tensor,
+    steps: int,
+    smooth: float,
+    every: int | None,
+    batch_size: BatchSize,
+) -> Drawn:
+    sizes.check(box, objective, (start.shape[2], start.shape[3]), HINT)
+    inside = Constraint(project=lambda x, centre: x.clamp(0, 1))
+    weight = number("smooth", smooth, above=-TINY) / start[0].numel()
+    plan = Ascent(steps, partial(Adam, lr=0.05), inside, anneal=True, every=every, prior=-weight * total_variation())
+    return Drawn.of(ascend(box, objective, Raw(start), plan, batch_size=batch_size))
+
+
+# -- layers and what they give ----------------------------------------------------------------
+
+
+def _layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
+    if layers is None:
+        return ["input", *_first_of_each_size(box)]
+    chosen = [_address(box, a) for a in (layers if isinstance(layers, (list, tuple)) else [layers])]
+    if not chosen:
+        raise LayerError("no layers to match: name one, such as 'input'")
+    return list(dict.fromkeys(chosen))
+
+
+def _address(box: Box, text: Any) -> str:
+    return text if text in ENDS else box.layers.resolve(text)
+
+
+def _first_of_each_size(box: Box) -> list[str]:
+    """The first layer of each size of map, as the papers take conv1_1 and what follows each pooling."""
+    found: dict[tuple[int, ...], str] = {}
+    for row in box.layers.leaves:
+        if len(row.shape) == 3 and min(row.shape[1:]) > 1 and row.rows:
+            found.setdefault(row.shape[1:], row.path if row.calls == 1 else f"{row.path}#0")
+    if not found:
+        raise LayerError("no layer of this net has positions, so none has a texture; name layers, such as 'input'")
+    return list(found.values())[:LAYERS]
+
+
+def _style(box: Box, x: Tensor, layers: Sequence[str], n: int, batch_size: BatchSize) -> Objective:
+    """The texture of images x (n or 1, ...) as one objective for n rows."""
+    grams = _read(box, x, layers, batch_size, gram)  # each (n or 1, C, C)
+    return reduce(add, [_relative(a, g.expand(n, -1, -1)) * (1 / len(layers)) for a, g in grams.items()])
+
+
+def _relative(layer: str, g: Tensor) -> Objective:
+    """Minus |G - A|^2 / |A|^2; a layer that gives nothing asks for nothing."""
+    size = g.flatten(1).pow(2).sum(1) / (4 * g.shape[1] ** 2)  # (n,), what `style` gives for zero
+    return matched(layer, g) * torch.where(size > 0, 1 / size, 0)
+
+
+def _read(
+    box: Box, x: Tensor, layers: Sequence[str], batch_size: BatchSize, made: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What is made of the activations of images of any size, a row an image. Raises InputError, LayerError."""
+    every = Objective(lambda acts: _rows([acts[a] for a in layers]), frozenset(layers), ", ".join(layers))
+    box.checked(every, len(x))
+    sizes.check(box, every, (x.shape[2], x.shape[3]), HINT)
+
+    def part(rows: slice) -> list[Tensor]:
+        with box.quiet(grad=False):
+            acts = box.forward(x[rows], layers)
+            found = [_placed(a, acts[a].to(box.dtype)) for a in layers]
+            return found if made is None else [made(h) for h in found]
+
+    parts = zip(*in_batches(part, len(x), *box.splits(len(x), batch_size)), strict=True)
+    return {a: torch.cat(h) for a, h in zip(layers, parts, strict=True)}
+
+
+def _rows(given: Sequence[Tensor]) -> Tensor:
+    return torch.stack([h.flatten(1).float().mean(1) for h in given]).sum(0)
+
+
+def _placed(layer: str, h: Tensor) -> Tensor:
+    if h.ndim < 2 or not h.is_floating_point():
+        raise LayerError(f"{layer} gives {tuple(h.shape)} {h.dtype} for a batch: no channels to compare")
+    return h
