@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..box import Box
 from ..errors import InputError, UnboxedWarning, WriteError
-from . import activations, attribution, change, compare, map, overview, reproduce, synthesis
+from . import activations, attribution, change, compare, dream, inversion, map, overview, reproduce, synthesis, units
 from .blocks import Block, Note
 from .context import Context, Section
 from .folder import FACTS, PAGE, Folder
@@ -36,8 +36,11 @@ __all__ = ["SECTIONS", "Report", "Section", "report"]
 SECTIONS: list[Section] = [
     overview.SECTION,
     activations.SECTION,
+    units.SECTION,
     map.SECTION,
     synthesis.SECTION,
+    inversion.SECTION,
+    dream.SECTION,
     attribution.SECTION,
     change.SECTION,
     compare.SECTION,

@@ -6,8 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ..box import Box
 from ..objectives import Objective, energy, logit
 from ..plots import colors
 from ..plots.sheet import Tile, sheet
@@ -15,7 +17,7 @@ from ..synthesis import deepdream, texture
 from ..synthesis.drawn import Drawn
 from .blocks import Block, Figure, Figures, Files, Head, Method, Note, Text
 from .context import Context, Section
-from .words import many, p_of
+from .words import many, p_of, sentence
 
 EXAMPLES = 2  # of small images; of photos one
 SECONDS = 6.0  # for the dreams; the texture takes about half as long
@@ -26,6 +28,7 @@ SCALES = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 TEXTURE, ENOUGH = 200, 80  # steps; fewer than these leave noise
 DEPTHS = (0.25, 0.6, 0.95)
 SIDE = 196
+ALIKE = 0.5  # cosine of two changes from which they count as the same
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,35 @@ def build(context: Context) -> Sequence[Block]:
     places = _examples(context)
     x = context.inputs(places)
     pace = _pace(context, x, depths)
-    dreams = [_dream(context, x, d, pace) for d in pace.depths]
+    dreams = [_dream(context, context.box, x, d, pace) for d in pace.depths]
     lead = "The image is changed, step by step, towards more of what a layer answers to in it."
-    blocks: list[Block] = [Method.of(deepdream), Text(lead, "soft"), *pace.told]
+    verdict = _control(context, x, pace, dreams)
+    blocks: list[Block] = [Method.of(deepdream, *verdict), Text(lead, "soft"), *pace.told]
     blocks += [Figures(_row(context, p, i, x, pace.depths, dreams)) for i, p in enumerate(places)]
     blocks += _texture(context, x, places, pace.texture)
     return [*blocks, _sheet(context, places, x, pace.depths, dreams)]
 
 
-def _dream(context: Context, x: Tensor, depth: _Place, pace: _Pace) -> Drawn:
+def _dream(context: Context, box: Box, x: Tensor, depth: _Place, pace: _Pace) -> Drawn:
     step = None if pace.steps == STEPS else STEP * STEPS / pace.steps
     scale, seed = pace.scale, context.seed
-    return _whole(deepdream(context.box, x, depth.objective, scale=scale, steps=pace.steps, step=step, seed=seed))
+    return _whole(deepdream(box, x, depth.objective, scale=scale, steps=pace.steps, step=step, seed=seed))
+
+
+def _control(context: Context, x: Tensor, pace: _Pace, dreams: Sequence[Drawn]) -> tuple[str, str]:
+    """Whether the deepest dream is the trained net's own: the same net without its training dreams too."""
+    depth, drawn = pace.depths[-1], dreams[-1].images
+    try:
+        other = _dream(context, context.untrained, x, depth, pace).images
+    except Exception as error:  # a net that can't be copied can't be compared
+        return f"No untrained copy of this net to compare with ({sentence(error)}).", ""
+    ours, others = ((images.to(x) - x).flatten(1) for images in (drawn, other))
+    r = float(torch.cosine_similarity(ours, others, dim=1).mean())
+    context.facts["dream"] = {"at": depth.title, "untrained": r}
+    told = f"The same net without its training, dreaming {depth.title}, changes the image otherwise (cosine {r:.2f})."
+    if r < ALIKE:
+        return told, "good"
+    return f"The same net without its training changes the image alike (cosine {r:.2f}): believe little of it.", "bad"
 
 
 def _examples(context: Context) -> list[int]:
@@ -144,14 +164,15 @@ def _texture(context: Context, x: Tensor, places: Sequence[int], steps: int) -> 
         drawn = _whole(texture(context.box, x, steps=steps, seed=context.seed))
     except LookupError as error:  # no layer has positions
         return [Note(f"No texture: {error}.")]
-    figures = []
+    figures, worst = [], f"{-float(drawn.scores.min()):.1%}".replace("%", "\u00a0%")
     for i, place in enumerate(places):
         row, said = context.survey.rows[place], _said(context, drawn.images[i])
         off = f"{-float(drawn.scores[i]):.1%}".replace("%", "\u00a0%")
         lines = (f"{off} off in its correlations", *([said] if said else []))
         picture = context.pictures.inline(colors.image(drawn.images[i]), f"texture of example {row}", SIDE)
         figures.append(Figure(picture, f"of example {row}", lines))
-    return [Head("The same without places"), Method.of(texture), Figures(figures)]
+    verdict = f"What it was to keep, it keeps: the channels' correlations are those of the image to {worst}."
+    return [Head("The same without places"), Method.of(texture, verdict), Figures(figures)]
 
 
 def _sheet(
