@@ -1,0 +1,64 @@
+"""Caricature: what of an input a layer sees, drawn anew and exaggerated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import number
+from ..box import Box
+from ..cards import card
+from ..engine.transforms import wobble
+from ..net.batching import BatchSize
+from ..objectives import ENDS, dot
+from .drawn import Drawn
+from .recipe import STEPS, draw, look, way
+
+
+@card(
+    name="Caricature",
+    source="Olah et al. 2018, Distill, doi:10.23915/distill.00010 (dot x cosine); Johnson et al., lucid's caricatures",
+    tells="What of this input the layer sees: what it responds to is drawn large, the rest is left out.",
+    not_tells="What the net makes of it: a layer may see what its answer then ignores.",
+    needs=("pixels",),
+    example=lambda method, box, x, y: method(box, x, "logits", steps=3),
+)
+def caricature(
+    box: Box,
+    x: Tensor,
+    layer: str,
+    *,
+    power: float = 1.0,
+    data: Any = None,
+    steps: int = STEPS,
+    every: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Drawn:
+    """From noise, climb <h, h(x)> max(.1, cos(h, h(x))) ** power in a layer, position by position.
+
+    `power` 0 exaggerates most; larger ones keep closer to what is there. `data` as for `feature`. Raises InputError,
+    LayerError.
+    """
+    seen = look(box, data)
+    x = box.accept(x)
+    power = number("power", power, above=-1e-9)
+    layer = layer if layer in ENDS else box.layers.resolve(layer)
+    gentle = replace(way("fourier"), transform=wobble(degrees=4, scale=0.04, jitter=0.03))
+    with torch.inference_mode(False):
+        h = box.read(x, [layer], batch_size=batch_size)[layer]
+    drawn, _ = draw(
+        box,
+        dot(layer, h, power=power),
+        len(x),
+        seen,
+        gentle,
+        steps=steps,
+        every=every,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return drawn

@@ -1,0 +1,87 @@
+"""Feature visualization: the image that a neuron, a channel, a direction or any other objective looks for."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..box import Box
+from ..cards import card
+from ..errors import InputError, UnboxedWarning
+from ..net.batching import BatchSize
+from ..objectives import Objective, logit
+from ..objectives import diversity as unlike
+from .drawn import Drawn
+from .recipe import STEPS, draw, look, way
+
+
+@card(
+    name="Feature visualization",
+    source="Olah et al. 2017, Distill, doi:10.23915/distill.00007; MACO: Fel et al. 2023, arXiv:2306.06805, section 3",
+    tells="What excites this part of the net most, when turned, zoomed and shifted a little.",
+    not_tells="That real inputs excite it by this: the drawing may look like nothing that the net will ever see.",
+    needs=("pixels",),
+    example=lambda method, box, x, y: method(box, logit(y[:2]), steps=3),
+)
+def feature(
+    box: Box,
+    objective: Objective,
+    *,
+    n: int | None = None,
+    canvas: str = "fourier",
+    data: Any = None,
+    diversity: float = 0.0,
+    steps: int = STEPS,
+    every: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Drawn:
+    """Draw an image for each row of the objective, or `n` images of one objective.
+
+    Objectives add up (joint neurons) and take a weight a row: with w = torch.linspace(0, 1, 5), `channel("conv2", 3)
+    * w + channel("conv2", 8) * (1 - w)` gives five steps from one channel to another. `diversity` weighs how far the n
+    images' textures are to differ, as a share of the score (.6: a third less alike for a tenth of it); `history` is of
+    the sum. Canvases: "fourier", "pixels" and "maco" (magnitudes of the spectrum held; fills `transparency`). `data`,
+    images of the net's kind, give colors, roughness and spectrum; without them those of natural images are used.
+
+    Raises InputError without pixels, LayerError.
+    """
+    n = _rows(objective, n)
+    chosen, seen = way(canvas), look(box, data)
+    if canvas == "maco" and data is None:
+        warnings.warn("no data for the spectrum: it falls as 1/f, as in natural images", UnboxedWarning, stacklevel=2)
+    weight = number("diversity", diversity, above=-1e-9)
+    diverse = _apart(objective) * weight if weight > 0 else None
+    drawn, dead = draw(
+        box, objective, n, seen, chosen, steps=steps, every=every, seed=seed, batch_size=batch_size, diverse=diverse
+    )
+    tell(dead, 2)
+    return drawn
+
+
+def tell(dead: Tensor, above: int) -> None:
+    """Warn of drawings that came to nothing; `above` is how many calls up the reader is."""
+    if k := int(dead.sum()):
+        said = f"{k} of {len(dead)} units seem dead: random images and what was drawn leave them at one value"
+        warnings.warn(said, UnboxedWarning, stacklevel=above + 1)
+
+
+def _rows(objective: Objective, n: int | None) -> int:
+    if not isinstance(objective, Objective):
+        raise InputError(f'an objective says what to draw, as unboxed.channel("conv2", 3); got {objective!r}')
+    if objective.coupled:
+        raise InputError("this objective couples its rows; for several different drawings of one unit say diversity=")
+    if n is not None:
+        return objective.fits(whole("n", n, least=1)).n or n
+    return objective.n or 1
+
+
+def _apart(objective: Objective) -> Objective:
+    """The diversity term, in the layer that is climbed."""
+    if objective.n is not None or len(objective.layers) != 1:
+        raise InputError("diversity is among drawings of one objective in one layer")
+    (layer,) = objective.layers
+    return unlike(layer)
