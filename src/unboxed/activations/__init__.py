@@ -1,5 +1,29 @@
 """What does it see?"""
 
+from ..engine.edits import ablate as ablate
+from ..engine.edits import put as put
+from ..engine.edits import scale as scale
+from .ablating import Ablation as Ablation
+from .ablating import ablation as ablation
 from .filters import filters as filters
 from .maps import LayerMaps as LayerMaps
 from .maps import maps as maps
+from .nearest import nearest_neighbors as nearest_neighbors
+from .patching import Patched as Patched
+from .patching import Patching as Patching
+from .patching import patching as patching
+from .projections import Projections as Projections
+from .projections import projections as projections
+from .receptive import ReceptiveField as ReceptiveField
+from .receptive import receptive_field as receptive_field
+from .rewriting import Rewritten as Rewritten
+from .rewriting import rewrite as rewrite
+from .similarity import Similarity as Similarity
+from .similarity import similarity as similarity
+from .statistics import UnitStatistics as UnitStatistics
+from .statistics import statistics as statistics
+from .top import TopExamples as TopExamples
+from .top import top_examples as top_examples
+from .tsne import LayerMap as LayerMap
+from .tsne import Maps as Maps
+from .tsne import tsne as tsne

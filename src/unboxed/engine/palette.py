@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,26 +19,33 @@ NATURAL = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 @dataclass(frozen=True)
 class Palette:
-    """`paint(z)` = sigmoid(mix z + logit(mean)), a pixel's channels at a time."""
+    """`paint(z)` = sigmoid(mix z + logit(mean)), a pixel's channels at a time.
+
+    `beyond` stretches the sigmoid's range by so much at both ends and cuts it off, so that black and white are reached.
+    """
 
     mean: Tensor  # (C,) in [0, 1]: the color of z = 0
     mix: Tensor | None = None  # (C, C); None: each channel for itself
+    beyond: float = 0.0
 
     def beside(self, like: Tensor) -> Palette:
         """The same palette on a tensor's device and in its dtype."""
-        return Palette(self.mean.to(like), None if self.mix is None else self.mix.to(like))
+        return replace(self, mean=self.mean.to(like), mix=None if self.mix is None else self.mix.to(like))
 
     def paint(self, z: Tensor) -> Tensor:  # (N, C, H, W)
         mixed = z if self.mix is None else torch.einsum("cd,ndhw->nchw", self.mix.to(z), z)
-        return (mixed + self._shift(z)).sigmoid()
+        x = (mixed + self._shift(z)).sigmoid()
+        return x if self.beyond == 0 else ((1 + 2 * self.beyond) * x - self.beyond).clamp(0, 1)
 
     def plain(self, x: Tensor) -> Tensor:
         """The values z that are painted as x, but for what lies at the very ends of the range."""
+        x = (x + self.beyond) / (1 + 2 * self.beyond)
         z = x.clamp(EDGE, 1 - EDGE).logit() - self._shift(x)
         return z if self.mix is None else torch.einsum("cd,ndhw->nchw", torch.linalg.inv(self.mix.to(x)), z)
 
     def _shift(self, like: Tensor) -> Tensor:
-        return self.mean.to(like).logit(EDGE).view(-1, 1, 1)
+        mean = (self.mean.to(like) + self.beyond) / (1 + 2 * self.beyond)
+        return mean.logit(EDGE).view(-1, 1, 1)
 
 
 def learned(x: Tensor) -> Palette:

@@ -1,6 +1,6 @@
 """Pictures of what methods return. Pillow and numpy only; nothing here runs a net."""
 
-from . import colors, draw, sheet
+from . import colors, compare, draw, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
 from .drawn import animation, drawings, strip
 from .files import gif, png, save
@@ -10,15 +10,19 @@ __all__ = [
     "animation",
     "class_sheet",
     "colors",
+    "compare",
     "confused",
     "draw",
     "drawings",
     "filters",
     "gif",
     "gradients",
+    "map",
     "morph_strip",
     "png",
+    "projector",
     "save",
     "sheet",
     "strip",
+    "units",
 ]

@@ -20,7 +20,20 @@ from tqdm import tqdm
 from .. import __version__
 from ..box import Box
 from ..errors import InputError, UnboxedWarning, WriteError
-from . import activations, attribution, change, compare, dream, inversion, map, overview, reproduce, synthesis, units
+from . import (
+    activations,
+    attribution,
+    change,
+    channels,
+    compare,
+    dream,
+    inversion,
+    map,
+    overview,
+    reproduce,
+    synthesis,
+    units,
+)
 from .blocks import Block, Note
 from .context import Context, Section
 from .folder import FACTS, PAGE, Folder
@@ -39,6 +52,7 @@ SECTIONS: list[Section] = [
     units.SECTION,
     map.SECTION,
     synthesis.SECTION,
+    channels.SECTION,
     inversion.SECTION,
     dream.SECTION,
     attribution.SECTION,

@@ -1,0 +1,254 @@
+"""What excites each unit? The parts of real examples that do most, what of them counts, and which units are dead."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
+from ..errors import OutputError
+from ..net.layers import Layer
+from ..plots import draw, units
+from ..plots.sheet import Bar
+from ..plots.units import Unit
+from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text
+from .context import Context, Section
+from .words import listed, many, size
+
+UNITS = 12  # of a layer that are shown, half of them folded
+LEAST = 4  # of large photos
+PROJECTED = 6_000_000  # values of a layer's projections: each takes a backward pass
+TOP = 9  # examples of a unit, but no more than a quarter of all
+EXAMPLES = 2000  # passed over
+VALUES = 20_000_000  # of input: photos are many values each
+PROBES = 28  # bands of rows: fields in photos are rounded up to a 28th of the picture
+KEEPS_SHAPE = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
+TABLED = 4  # features told of a unit
+
+
+def build(context: Context) -> Sequence[Block]:
+    paths = _paths(context)
+    if not paths:
+        return [Note("No layer of this net has units: none of its modules with weights gives a row an example.")]
+    places = draw.spread(len(context.survey.rows), _most(context))
+    tops = top_examples(context.box, _Looked(context, places), paths, max(1, min(TOP, len(places) // 4)))
+    facts = {t.path: {"units": len(t.dead), "dead": int(t.dead.sum())} for t in tops}
+    context.facts["units"] = facts
+    blocks: list[Block] = [Method.of(top_examples)]
+    if context.images:
+        blocks.append(Method.of(projections))
+    for top in tops:
+        blocks += _layer(context, top, places)
+    return blocks
+
+
+class _Looked:
+    """The inputs that the report looked at, or some of them, by their places."""
+
+    def __init__(self, context: Context, places: Sequence[int]) -> None:
+        self._context, self._places = context, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self._context.inputs([self._places[i]])[0]
+
+
+def _most(context: Context) -> int:
+    return max(32, min(EXAMPLES, VALUES // max(1, math.prod(context.box.inputs.shape))))
+
+
+def _paths(context: Context) -> list[str]:
+    """The last layer with weights that has positions, and that in the middle of those before; else the last hidden one.
+
+    Each where its activation function has been applied, if that is a module: what the net goes on with.
+    """
+    rows = [r for r in context.box.layers.leaves if r.takes and r.rows and r.shape]
+    weighted = [i for i, r in enumerate(rows) if r.parameters and not _keeps_shape(r)]
+    drawn = [i for i in weighted if len(rows[i].shape) == 3]
+    if len(drawn) > 1 and drawn[-1] == weighted[-1]:
+        drawn.pop()  # its units are the answers
+    if drawn and context.images:
+        chosen = list(dict.fromkeys([drawn[-1], drawn[(len(drawn) - 1) // 2]]))
+    else:
+        chosen = weighted[-2:-1] or weighted
+    return [_settled(rows, i) for i in chosen]
+
+
+def _settled(rows: Sequence[Layer], i: int) -> str:
+    """The address of layer i, or of what normalizes and activates it at once."""
+    last = rows[i]
+    for row in rows[i + 1 :]:
+        if row.shape != last.shape or row.calls > 1 or not _keeps_shape(row):
+            break
+        last = row
+    return last.path if last.calls == 1 else f"{last.path}#{last.calls - 1}"
+
+
+def _keeps_shape(row: Layer) -> bool:
+    return any(name in row.type for name in KEEPS_SHAPE)
+
+
+def _layer(context: Context, top: TopExamples, places: Sequence[int]) -> list[Block]:
+    row = context.box.layers[top.path]
+    blocks: list[Block] = [Head(f"Layer {top.path}: {many(len(top.index), 'unit')}"), Text(_told(top))]
+    chosen = _chosen(top, _shown(context))
+    if not chosen:
+        return blocks
+    if not context.images:
+        return [*blocks, _table(context, top, chosen, places)]
+    seen = _Pictured.of(context, top, places, chosen)
+    cases = [_case(context, seen, c, places) for c in chosen]
+    drawn = f"{size(seen.field.size)} pixels, the most that a unit of {top.path} ({row.type}) sees"
+    blocks.append(Text(f"Patches are {drawn}; its strongest, each from another example. {seen.rule}", "soft"))
+    if seen.scale:
+        bar = Bar("signed", seen.scale, f"{seen.projected}: change of the unit per unit of pixel value")
+        blocks.append(Scales([context.pictures.scale(bar)]))
+    half = _shown(context) // 2
+    blocks += cases[:half]
+    if rest := cases[half:]:
+        blocks.append(Fold(f"{many(len(rest), 'more unit')} of {top.path}", rest))
+    sheet = units.units_sheet(list(seen.units.values()), title=f"Units of {top.path}", rule=seen.projected)
+    return [*blocks, Files([(context.pictures.keep(f"units-{_file(top.path)}.png", sheet), "these units as a sheet")])]
+
+
+def _file(path: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in path)
+
+
+def _told(top: TopExamples) -> str:
+    """How many are dead, and which answer to one thing and which to many."""
+    n, dead = len(top.dead), int(top.dead.sum())
+    seen = f"{many(top.statistics.examples, 'example')}"
+    no = f"{dead} of {many(n, 'unit')}" if dead else f"None of the {many(n, 'unit')}"
+    verb = "is" if dead <= 1 else "are"
+    said = f"{no} {verb} dead (never above zero, or the same everywhere) on {seen}."
+    order = _ordered(top)
+    if len(order) < 2:
+        return said
+    least, most = order[0], order[-1]
+    return (
+        f"{said} The clearest is unit {least}: its top examples are alike (mean cosine distance "
+        f"{float(top.spread[least]):.2f} in {top.features}; {top.usual:.2f} between any two examples). "
+        f"The most mixed is unit {most} ({float(top.spread[most]):.2f})."
+    )
+
+
+def _ordered(top: TopExamples) -> list[int]:
+    """Live units, the clearest first."""
+    live = (~top.dead & top.spread.isfinite()).nonzero()[:, 0]
+    return [int(i) for i in live[top.spread[live].argsort(stable=True)]]
+
+
+def _shown(context: Context) -> int:
+    values = TOP * max(1, math.prod(context.box.inputs.shape))
+    return max(LEAST, min(UNITS, PROJECTED // values))
+
+
+def _chosen(top: TopExamples, most: int) -> list[int]:
+    """Units from the clearest to the most mixed, evenly spread; the half that is shown at once first."""
+    order = _ordered(top) or (~top.dead).nonzero()[:, 0].tolist()
+    first = [order[i] for i in draw.spread(len(order), most // 2)]
+    rest = [c for c in order if c not in first]
+    return [*first, *(rest[i] for i in draw.spread(len(rest), most - most // 2))]
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    top: TopExamples
+    field: ReceptiveField
+    units: dict[int, Unit]
+    scale: float  # of all projections of the layer; 0 where there are none
+    rule: str
+    projected: str
+
+    @classmethod
+    def of(cls, context: Context, top: TopExamples, places: Sequence[int], chosen: Sequence[int]) -> _Pictured:
+        side = max(context.box.inputs.shape[1:])
+        field = receptive_field(context.box, top.path, step=max(1, side // PROBES))
+        x = top.fetch(_Looked(context, places), chosen)  # (U, k, C, H, W)
+        found, why = _projected(context, top, field, x.flatten(0, 1), chosen)
+        made = {c: _unit(top, field, x[i], found, i, c) for i, c in enumerate(chosen)}
+        scale = units.reach_of(list(made.values())) if found else 0.0
+        return cls(top, field, made, scale, why, found.rule if found else "")
+
+
+def _projected(
+    context: Context, top: TopExamples, field: ReceptiveField, x: Tensor, chosen: Sequence[int]
+) -> tuple[Projections | None, str]:
+    unit = torch.tensor(chosen).repeat_interleave(top.index.shape[1])
+    position = top.position[list(chosen)].flatten(0, 1)
+    try:
+        found = projections(context.box, x, top.path, unit, position, field=field)
+    except OutputError as error:
+        return None, f"No projections: {error}."
+    words = "Beside them what of each patch counts, by deconvnet: red pixels raise the unit's value, blue lower it."
+    if found.rule == "gradient":
+        words = f"Beside them the gradient of the unit in each patch (deconvnet can't be had here: {found.why})."
+    return found, words
+
+
+def _unit(top: TopExamples, field: ReceptiveField, x: Tensor, found: Projections | None, i: int, c: int) -> Unit:
+    bounds = field.of(top.position[c]).tolist()  # (k, 4)
+    image = (x.shape[-2], x.shape[-1])
+
+    def framed(pictures: Tensor) -> Any:
+        return np.stack([units.framed(p, b, field.size, image) for p, b in zip(pictures, bounds, strict=True)])
+
+    s, k = top.statistics, len(x)
+    maps = framed(found.map[i * k : (i + 1) * k]) if found else None
+    counts, edges = s.counts[c].double().cpu().numpy(), s.edges[c].double().cpu().numpy()
+    return Unit(c, framed(x), maps, top.value[c].tolist(), counts, edges, bool(top.dead[c]))
+
+
+def _case(context: Context, seen: _Pictured, c: int, places: Sequence[int]) -> Case:
+    top, unit = seen.top, seen.units[c]
+    best = f"{unit.values[0]:.3g} to {unit.values[-1]:.3g}"
+    labels = _labels(context, top, c, places)
+    lines = [f"spread {float(top.spread[c]):.2f}", *([labels] if labels else [])]
+    of = f"unit {c} of {top.path}"
+    alt = f"the {len(unit.values)} patches that excite {of} most" + (f", {labels}" if labels else "")
+    natural = context.pictures.natural
+    figures = [Figure(natural(units.patch_grid(unit), alt), "top patches", (f"values {best}",))]
+    if seen.scale:
+        picture = units.projection_grid(unit, seen.scale)
+        figures.append(Figure(natural(picture, f"{seen.projected} of {of} in these patches"), seen.projected))
+    spanned = units.value_range(unit)
+    alt = f"histogram of the largest value of {of} in each example, from {spanned}"
+    figures.append(Figure(natural(units.histogram(unit), alt), "largest value in each example", (spanned,)))
+    return Case(unit.name, tuple(lines), figures)
+
+
+def _labels(context: Context, top: TopExamples, c: int, places: Sequence[int]) -> str:
+    """Which classes its top examples belong to, the commonest first."""
+    names = [context.label(places[i]) for i in top.index[c].tolist()]
+    if any(name is None for name in names):
+        return ""
+    return "examples of " + listed([f"{name} ({n})" for name, n in Counter(names).most_common()], most=3)
+
+
+def _table(context: Context, top: TopExamples, chosen: Sequence[int], places: Sequence[int]) -> Table:
+    """For rows of features: in which columns a unit's top rows differ most from all."""
+    x = torch.cat([context.inputs(places[i : i + 256]) for i in range(0, len(places), 256)]).double().flatten(1)
+    names = getattr(context.box.inputs, "names", tuple(map(str, range(x.shape[1]))))
+    mean, std = x.mean(0), x.std(0, correction=0)
+    rows = []
+    for c in chosen:
+        mine = x[top.index[c].cpu()].mean(0)
+        off = ((mean - mine) / std.masked_fill(std == 0, torch.inf)).abs().argsort(descending=True)[:TABLED]
+        told = "; ".join(f"{names[int(j)]} {float(mine[j]):.3g} (all {float(mean[j]):.3g})" for j in off)
+        spread = f"{float(top.spread[c]):.2f}"
+        rows.append((str(c), f"{float(top.value[c, 0]):.3g}", spread, _labels(context, top, c, places), told))
+    heads = ("unit", "largest value", "spread", "labels", "its top rows on average, where they differ most")
+    return Table(heads, rows, frozenset({1, 2}))
+
+
+SECTION = Section("What excites each unit?", "units", build)
