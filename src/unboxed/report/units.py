@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
+from ..activations.projections import neurons
+from ..engine.balls import TINY, length
 from ..errors import OutputError
 from ..net.layers import Layer
 from ..plots import draw, units
@@ -30,6 +32,8 @@ EXAMPLES = 2000  # passed over
 VALUES = 20_000_000  # of input: photos are many values each
 PROBES = 28  # bands of rows: fields in photos are rounded up to a 28th of the picture
 KEEPS_SHAPE = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
+MOSTLY = 0.8  # of the examples must be excited more, for the projections to be believed
+LITTLE = 0.01  # root mean square of that change, in pixel range
 TABLED = 4  # features told of a unit
 
 
@@ -41,12 +45,31 @@ def build(context: Context) -> Sequence[Block]:
     tops = top_examples(context.box, _Looked(context, places), paths, max(1, min(TOP, len(places) // 4)))
     facts = {t.path: {"units": len(t.dead), "dead": int(t.dead.sum())} for t in tops}
     context.facts["units"] = facts
-    blocks: list[Block] = [Method.of(top_examples)]
+    raised: list[Tensor] = []
+    layers = [block for top in tops for block in _layer(context, top, places, raised)]
+    blocks: list[Block] = [Method.of(top_examples, _alike(tops))]
     if context.images:
-        blocks.append(Method.of(projections))
-    for top in tops:
-        blocks += _layer(context, top, places)
-    return blocks
+        blocks.append(Method.of(projections, *_checked(raised)))
+    return [*blocks, *layers]
+
+
+def _alike(tops: Sequence[TopExamples]) -> str:
+    """Whether what excites a unit belongs together."""
+    live = [(float(s), top.usual) for top in tops for s in top.spread[~top.dead] if bool(s.isfinite())]
+    if not live:
+        return "Too few examples to say whether those of a unit belong together."
+    closer = sum(spread < usual for spread, usual in live)
+    return f"The top examples of {closer} of {len(live)} living units are more alike than any two examples are."
+
+
+def _checked(raised: Sequence[Tensor]) -> tuple[str, str]:
+    """Whether the pictures point uphill."""
+    if not raised:
+        return "No projections were made.", ""
+    up = torch.cat(list(raised))
+    share = float(up.double().mean())
+    told = f"Changed a little as its picture says, {int(up.sum())} of {len(up)} examples excite their neuron more."
+    return told, "good" if share > MOSTLY else "bad"
 
 
 class _Looked:
@@ -97,7 +120,7 @@ def _keeps_shape(row: Layer) -> bool:
     return any(name in row.type for name in KEEPS_SHAPE)
 
 
-def _layer(context: Context, top: TopExamples, places: Sequence[int]) -> list[Block]:
+def _layer(context: Context, top: TopExamples, places: Sequence[int], raised: list[Tensor]) -> list[Block]:
     row = context.box.layers[top.path]
     blocks: list[Block] = [Head(f"Layer {top.path}: {many(len(top.index), 'unit')}"), Text(_told(top))]
     chosen = _chosen(top, _shown(context))
@@ -106,6 +129,7 @@ def _layer(context: Context, top: TopExamples, places: Sequence[int]) -> list[Bl
     if not context.images:
         return [*blocks, _table(context, top, chosen, places)]
     seen = _Pictured.of(context, top, places, chosen)
+    raised += seen.raised
     cases = [_case(context, seen, c, places) for c in chosen]
     drawn = f"{size(seen.field.size)} pixels, the most that a unit of {top.path} ({row.type}) sees"
     blocks.append(Text(f"Patches are {drawn}; its strongest, each from another example. {seen.rule}", "soft"))
@@ -169,6 +193,7 @@ class _Pictured:
     scale: float  # of all projections of the layer; 0 where there are none
     rule: str
     projected: str
+    raised: list[Tensor]  # (N,) bool: a small change along the projection raises the neuron
 
     @classmethod
     def of(cls, context: Context, top: TopExamples, places: Sequence[int], chosen: Sequence[int]) -> _Pictured:
@@ -178,7 +203,17 @@ class _Pictured:
         found, why = _projected(context, top, field, x.flatten(0, 1), chosen)
         made = {c: _unit(top, field, x[i], found, i, c) for i, c in enumerate(chosen)}
         scale = units.reach_of(list(made.values())) if found else 0.0
-        return cls(top, field, made, scale, why, found.rule if found else "")
+        raised = [_raised(context, found, x.flatten(0, 1))] if found else []
+        return cls(top, field, made, scale, why, found.rule if found else "", raised)
+
+
+def _raised(context: Context, found: Projections, x: Tensor) -> Tensor:
+    """Which neurons (N,) answer more to their example after a small step along their map."""
+    x = x.to(found.map)
+    step = LITTLE * math.sqrt(x[0].numel()) * found.map / length(found.map).clamp_min(TINY).view(-1, 1, 1, 1)
+    moved = context.box.inputs.clip(x + step)
+    neuron = neurons(found.path, found.unit, found.position)
+    return neuron(context.box.read(moved, [found.path])) > found.value
 
 
 def _projected(

@@ -30,8 +30,9 @@ SAMPLE = 1024  # images of `data` that colors, spectrum and roughness are learne
 RANDOM = 16  # random images that say how far a score spreads
 STEPS = 256
 ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
-ROUGHER = 1.75  # times the data's roughness, where there are data
-WEIGHT = 200.0  # of what exceeds it: so large that it is a bound
+ROUGHER = 1.9  # times the data's roughness, where there are data
+WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
+BEYOND = 0.02  # of the range, so that units that answer to plain black or white get it
 COLOR = 10.0  # weight of the squared distance from the data's mean color
 
 
@@ -51,9 +52,9 @@ def look(box: Box, data: Any) -> Look:
         raise InputError("drawings need a net that takes images (Pixels); these inputs are rows of features")
     if data is None:
         mean = statistics(box.inputs)[0].to(box.device, box.dtype)
-        return Look(natural(mean), known(box.inputs), ROUGHNESS, None)
+        return Look(replace(natural(mean), beyond=BEYOND), known(box.inputs), ROUGHNESS, None)
     x = box.accept(next(batches(data, SAMPLE)))
-    return Look(learned(x), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
+    return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
 
 
 @dataclass(frozen=True)
