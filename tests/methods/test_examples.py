@@ -71,7 +71,9 @@ def test_there_is_no_such_example(form: str, index: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [iter(X), (x for x in X), DataLoader(TensorDataset(X), batch_size=2, shuffle=True)], ids=str
+    "data",
+    [iter(X), (x for x in X), DataLoader(TensorDataset(X), batch_size=2, shuffle=True)],
+    ids=["an iterator", "a generator", "a shuffling loader"],
 )
 def test_what_can_be_read_only_once_is_not_read_again(data: Any) -> None:
     assert read_once(data)

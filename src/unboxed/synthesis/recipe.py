@@ -31,7 +31,7 @@ RANDOM = 16  # random images that say how far a score spreads
 STEPS = 256
 ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
 ROUGHER = 1.9  # times the data's roughness, where there are data
-WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
+WEIGHT = 800.0  # of what exceeds it: so large that it is a bound
 BEYOND = 0.02  # of the range, so that units that answer to plain black or white get it
 COLOR = 10.0  # weight of the squared distance from the data's mean color
 
