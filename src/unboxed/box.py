@@ -204,17 +204,16 @@ class Box:
         classes = self.labels(target, n)
         return logit(classes) if as_classes(target).ndim else logit(int(classes[0]))
 
-    def _has_rows(self, address: str) -> bool:
-        return address in ENDS or ":" in address or self.layers[address].rows
+    def has_rows(self, address: str) -> bool:
+        """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""
+        return address in ENDS or self.layers.has_rows(address)
 
     def checked(self, objective: Objective, n: int) -> Objective:
         """An objective that fits n examples and this net. Raises InputError or LayerError."""
         for a in objective.layers:
-            if not self._has_rows(a):
-                shape = self.layers[a].shape
-                raise LayerError(
-                    f"{a!r} gives {shape} for a batch: its first axis is not the batch, so it scores no row"
-                )
+            if not self.has_rows(a):
+                gives = f"gives {self.layers[a].shape} for a batch" if ":" not in a else "mixes examples"
+                raise LayerError(f"{a!r} {gives}: its first axis is not the batch, so it scores no row")
         return objective.fits(n)
 
     def one_class_each(self, what: str) -> None:
@@ -255,7 +254,7 @@ class Box:
                 acts = self.forward(x[rows], addresses)
                 return {a: h if h.is_complex() else h.to(self.dtype) for a, h in acts.items()}
 
-        whole = any(not self._has_rows(a) for a in addresses)  # such a layer can't be put together from parts
+        whole = any(not self.has_rows(a) for a in addresses)  # such a layer can't be put together from parts
         size, most = self.splits(len(x), batch_size, coupled=whole)
         parts = in_batches(part, len(x), size, most if self.coupled or whole else self._read_limit)
         if len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .box import Box
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, UnboxedWarning
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
@@ -31,10 +32,17 @@ def compare(
     if isinstance(boxes, Mapping):
         for pair in boxes.items():  # before any is asked
             _same(next(iter(boxes.items())), pair)
-    for name, box in boxes.items() if isinstance(boxes, Mapping) else boxes:
+    for pair in boxes.items() if isinstance(boxes, Mapping) else boxes:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise InputError(f"compare wants {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
+        name, box = pair
         first = first or (name, box)
         _same(first, (name, box))
         found[name] = method(box, *args, **kwargs)
+        if getattr(found[name], "interrupted", False):
+            said = f"interrupted: {name!r} was cut short, and what comes after it is not made"
+            warnings.warn(said, UnboxedWarning, stacklevel=2)
+            break
     if not found:
         raise InputError("there is no net to compare: give {name: box}")
     return found

@@ -97,7 +97,8 @@ def call_aloud(card: Card, c: Case, **settings: Any) -> Any:
     mine = {k: v for k, v in settings.items() if takes(card, k)}
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        return card.method(*args, **{**kwargs, **mine})
+        given = inspect.signature(card.method).bind_partial(*args, **kwargs).arguments
+        return card.method(**{**given, **mine})
 
     return card.example(method, c.box, c.x, c.y)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import unboxed as ub
 from unboxed.activations import similarity
 from unboxed.attribution import gradient
 from unboxed.comparing import compare, epochs
-from unboxed.errors import InputError, ModelError
+from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.plots import colors
 from unboxed.plots import compare as drawn
 from unboxed.training import Snapshots, fit
@@ -152,3 +154,23 @@ def test_a_heatmap_has_a_cell_for_each_pair() -> None:
         assert (levels == color).all(-1).sum() > 100
     undefined = drawn.heatmap(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()
+
+
+def test_ctrl_c_ends_the_comparison() -> None:
+    def cut(box: ub.Box) -> Any:
+        return SimpleNamespace(interrupted=True, box=box)
+
+    with pytest.warns(UnboxedWarning, match="'a' was cut short"):
+        found = compare({"a": box(0), "b": box(1)}, cut)
+    assert list(found) == ["a"]
+
+
+def test_what_was_drawn_is_shown_as_images() -> None:
+    found = compare({"a": box(0), "b": box(1)}, ub.synthesis.class_image, [0, 1], steps=2)
+    shown = drawn.panels(found)
+    assert shown.bar is None
+    assert np.array_equal(shown.pictures["a"], colors.image(found["a"].images))
+    with pytest.raises(InputError, match="pass one of its tensors"):
+        drawn.panels({"a": (1, 2)})
+    with pytest.raises(InputError, match="pairs"):
+        compare([box(0), box(1)], gradient)  # type: ignore[list-item]

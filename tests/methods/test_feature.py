@@ -17,9 +17,9 @@ from unboxed.engine.ascent import Ascent, ascend
 from unboxed.engine.balls import L2, within
 from unboxed.engine.canvases import Raw
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.objectives import channel, diversity, gram, logit, neuron, roughness
+from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, roughness
 from unboxed.synthesis import caricature, channels, feature
-from unboxed.synthesis.recipe import ROUGHNESS, look, one_over_f, spread
+from unboxed.synthesis.recipe import ROUGHER, ROUGHNESS, look, one_over_f, spread
 
 GRAY = ub.Pixels((1, 12, 12), mean=0.3, std=0.3)
 
@@ -127,7 +127,7 @@ def test_colors_and_roughness_are_learned_from_data() -> None:
     data = 0.8 + 0.05 * torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(3)).clamp(-3, 3)
     made = feature(box, channel("relu", 0), data=data, steps=1)
     assert (made.images.mean() - 0.8).abs() < 0.05
-    assert math.isclose(look(box, data).roughest, 1.75 * float(roughness()({"input": data}).mean()), rel_tol=1e-4)
+    assert math.isclose(look(box, data).roughest, ROUGHER * float(roughness()({"input": data}).mean()), rel_tol=1e-4)
 
 
 # ---- diversity -------------------------------------------------------------------------------------------------------
@@ -261,3 +261,11 @@ def test_a_table_of_features_has_no_picture() -> None:
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
     with pytest.raises(InputError, match="rows of features"):
         feature(box, logit(0))
+
+
+def test_diversity_works_below_zero_too(box: ub.Box) -> None:
+    """A log-probability never rises above zero; the term weighs by how far it has risen."""
+    alike, apart = (feature(box, logprob(1), n=2, steps=12, diversity=d).images for d in (0.0, 2.0))
+    assert not torch.allclose(alike, apart, atol=1e-3)
+    with pytest.raises(InputError, match="say how many"):
+        feature(box, logprob(1), diversity=1.0)

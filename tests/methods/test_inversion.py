@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,3 +146,18 @@ def test_ctrl_c_between_layers_keeps_those_made(box: ub.Box, x: Tensor) -> None:
     assert made.interrupted
     assert torch.equal(made.images[0], whole.images[0])
     assert not torch.equal(made.images[1], whole.images[1])
+
+
+def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those after the one that was cut short hold their start."""
+    steps: list[int] = []
+
+    def cut(box: ub.Box, x: Tensor, layer: str, **settings: Any) -> Any:
+        steps.append(settings["steps"])
+        made = inversion(box, x, layer, **{**settings, "steps": 0})
+        return replace(made, interrupted=len(steps) == 1)
+
+    monkeypatch.setattr(sys.modules["unboxed.synthesis.inversions"], "inversion", cut)
+    made = inversions(box, x, ["conv1", "conv2", "fc1"], steps=7)
+    assert made.interrupted
+    assert steps == [7, 0, 0]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+import unboxed as ub
 from unboxed import plots
 from unboxed.errors import InputError, WriteError
 from unboxed.plots import colors, draw
@@ -254,3 +255,11 @@ def test_drawing_needs_neither_torch_nor_a_figure_library() -> None:
     code = f"{drawn}; print({{'torch', 'matplotlib'}} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_whatever_was_drawn_becomes_a_sheet() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x = ub.data.digits("test").first(2).x
+    for made in (ub.synthesis.class_image(box, [0, 1], steps=1), ub.synthesis.morph(box, x, 3, steps=1), x,
+                 ub.synthesis.silence(box, x, ub.channel("relu1", 0), steps=1)):  # fmt: skip
+        assert ub.plots.drawings(made).size[0] > 100

@@ -112,3 +112,13 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
     for bad in ({"norm": "l7"}, {"eps": 0.0}, {"below": float("nan")}, {"steps": -1}):
         with pytest.raises(InputError):
             silence(box, x, ub.logit(0), **bad)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_silence_is_silence_at_any_scale(box: ub.Box, x: Tensor, scale: float) -> None:
+    """Down to the threshold itself, and an input that lies above it is not called silent."""
+    made = silence(box, x, scale * ub.neuron("relu3", 5))
+    assert (made.before > 0).any()
+    assert made.silenced.all()
+    assert (made.after <= 0).all()
+    assert (made.distance[made.before > 0] > 0).all()

@@ -214,3 +214,32 @@ def test_lazy_modules_and_arrays_are_refused_with_what_to_do(x: Tensor) -> None:
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), PIXELS)
     with pytest.raises(InputError, match=r"torch\.as_tensor"):
         ub.attribution.gradient(box, x.numpy(), 1)
+
+
+class Mirrored(nn.Module):
+    """Answers by the mean over the image and its mirror image, both in one batch of twice as many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.fc(self.conv(torch.cat([x, x.flip(-1)])).relu().mean((2, 3))).chunk(2)
+        return (a + b) / 2
+
+
+@pytest.mark.parametrize("layer", [":relu#0", "conv:input", "fc:input", "conv"])
+@pytest.mark.parametrize("method", ["top_examples", "statistics", "receptive_field", "ablation", "tsne"])
+def test_what_mixes_examples_is_refused_by_any_address(method: str, layer: str, x: Tensor) -> None:
+    box, made = ub.Box(Mirrored().eval(), PIXELS), getattr(ub.activations, method)
+    assert not box.has_rows(layer)
+    given = {"receptive_field": (layer,), "ablation": (x, layer)}.get(method, (x, [layer]))
+    with pytest.raises(LayerError, match="first axis is not the batch"):
+        made(box, *given)
+
+
+def test_what_mixes_examples_is_read_whole(x: Tensor) -> None:
+    box = ub.Box(Mirrored().eval(), PIXELS)
+    whole, parts = (box.read(x, [":relu#0"], batch_size=size)[":relu#0"] for size in (4, 1))
+    assert torch.equal(whole, parts)
+    assert len(whole) == 8

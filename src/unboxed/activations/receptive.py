@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import product
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..arguments import whole
 from ..box import Box
@@ -20,7 +24,10 @@ from .units import by_unit, unit_layers
 
 T = TypeVar("T")
 Probe = Literal["NaN", "differences"]
+Band = tuple[int, int]  # a side of the picture, and where the band starts
 DRAWS = 4  # noise images of the probe by differences
+TRIES = 24  # noise images in which the outermost bands of a field may come to matter: maxima pass few of them on
+WIDE = 30.0  # by how much some of them are wider than images
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
 
 
@@ -28,7 +35,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activat
 class ReceptiveField:
     """`bounds` (*P, 4) of each position: top, left, bottom, right, in pixels; it sees rows top to bottom - 1.
 
-    All four are 0 for a position that sees nothing (padding alone).
+    All four are 0 for a position that sees nothing (padding alone). `probe` tells how they were found.
     """
 
     path: str
@@ -86,46 +93,83 @@ def receptive_field(
     """What each position of a layer can see, found by putting NaN into `step` rows (then columns) at a time.
 
     `step` > 1 is quicker, and rounds fields up to whole steps. `axis` is that of the layer's units; its other axes are
-    positions. Where the net swallows NaN or refuses it, noise is put there instead (`probe="differences"`): what then
-    never made a difference in a few tries is missing. Raises InputError where inputs are no pictures, LayerError.
+    positions. Where the net swallows NaN or refuses it, or NaN passes where no value could (a masked or zero weight:
+    0 * NaN is NaN), noise is put there instead (`probe="differences"`): what then never made a difference in a few
+    tries is missing. Raises InputError where inputs are no pictures, LayerError.
     """
     if len(box.inputs.shape) != 3:
         raise InputError(f"a receptive field is a part of a picture; this net takes inputs of shape {box.inputs.shape}")
     (path,) = unit_layers(box, layer)
     prober = _Prober(box, path, axis, whole("step", step, least=1), batch_size)
     bounds = prober.by_nan()
-    if bounds is not None and prober.confirms(bounds):
+    if bounds is not None and prober.confirms(bounds) and prober.reaches(bounds):
         return ReceptiveField(path, bounds, "NaN")
     return ReceptiveField(path, prober.by_differences(), "differences")
+
+
+REFUSED = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # what a net may say of a probe
 
 
 class _Prober:
     def __init__(self, box: Box, path: str, axis: int, step: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.step, self.batch_size = box, path, axis, step, batch_size
-        self.noise = box.inputs.sample(DRAWS + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        noise = box.inputs.sample(TRIES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        noise[DRAWS + 1 :: 2] = WIDE * (noise[DRAWS + 1 :: 2] - 0.5)  # of both signs, which wakes most units
+        self.noise = noise
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], step)]
 
     def by_nan(self) -> Tensor | None:
         """Bounds (*P, 4); None where the net raises at a NaN."""
         nan = torch.full_like(self.noise[0], torch.nan)
         try:
-            return self._bounds(lambda h: h.isnan().any(1), self.noise[0], nan)
+            return self._bounds(self._hit(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan))
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError):
+        except REFUSED:
             return None  # it checks its input
 
     def by_differences(self) -> Tensor:
-        found = []
-        for draw in range(DRAWS):
+        """Bounds (*P, 4) around what moved a position, or had a slope, however small."""
+        return _hull(torch.stack([self._bounds(hit) for hit in self._hits(self.bands, DRAWS)]))
+
+    def reaches(self, bounds: Tensor) -> bool:
+        """Whether the outermost bands of some positions' fields make a difference to them."""
+        moves = torch.stack([self._moves(draw) for draw in range(TRIES)]).any(0)  # (*P), what noise tells about
+        at = [p for p in _sampled(bounds) if bounds[p].any() and moves[p]]
+        edges = {p: self._edges(bounds[p].tolist()) for p in at}
+        bands = sorted({band for own in edges.values() for band in own})
+        index = {band: i for i, band in enumerate(bands)}
+        open_ = {(index[band], *p) for p, own in edges.items() for band in own}
+        for hit in self._hits(bands, TRIES) if bands else ():
+            open_ = {place for place in open_ if not hit[place]}
+            if not open_:
+                break
+        return not open_
+
+    def _moves(self, draw: int) -> Tensor:
+        """Which positions differ between two noise images, (*P)."""
+        return self._differs(self._given(self.noise[draw, None]))(self._given(self.noise[draw + 1, None]))[0]
+
+    def _edges(self, bounds: list[int]) -> list[Band]:
+        """The first and the last band of a field, on both sides."""
+        top, left, bottom, right = (i - i % self.step for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1))
+        return [(-2, top), (-2, bottom), (-1, left), (-1, right)]
+
+    def _hits(self, bands: list[Band], draws: int) -> Iterator[Tensor]:
+        """Which bands matter to which positions, (bands, *P): by slopes and by differences, from a few draws."""
+        for draw in range(draws):
             base, other = self.noise[draw], self.noise[draw + 1]
-            found.append(self._bounds(self._differs(self._given(base[None])), base, other))
-        return _hull(torch.stack(found))
+            try:
+                yield self._sloped(bands, base, other - base)
+            except torch.OutOfMemoryError:
+                raise
+            except REFUSED:
+                pass  # an op without forward derivatives
+            yield self._hit(bands, self._differs(self._given(base[None])), base, other)
 
     def confirms(self, bounds: Tensor) -> bool:
         """Whether some positions stay as they are when all that lies outside of their fields is drawn anew."""
-        corners = [sorted({0, s // 2, s - 1}) for s in bounds.shape[:-1]]
-        at = list(product(*corners)) if len(corners) < 3 else list(zip(*corners, strict=False))
+        at = _sampled(bounds)
         base, other = self.noise[0], self.noise[1]
         changed = other.expand(len(at), *other.shape).clone()
         for x, position in zip(changed, at, strict=True):
@@ -139,13 +183,28 @@ class _Prober:
 
         return not any(any(p) for p in self._split(part, len(at)))
 
-    def _bounds(self, reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor) -> Tensor:
-        """`reached` tells of activations (n, C, *P) which positions the change to `other` reached, (n, *P)."""
+    def _hit(self, bands: list[Band], reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor) -> Tensor:
+        """`reached` tells of activations (n, C, *P) which positions the change to `other` reached: (bands, *P)."""
 
         def part(rows: slice) -> Tensor:
-            return reached(self._given(torch.stack([self._banded(base, other, b) for b in self.bands[rows]])))
+            return reached(self._given(torch.stack([self._banded(base, other, b) for b in bands[rows]])))
 
-        hit = torch.cat(self._split(part, len(self.bands)))  # (bands, *P)
+        return torch.cat(self._split(part, len(bands)))
+
+    def _sloped(self, bands: list[Band], base: Tensor, way: Tensor) -> Tensor:
+        """Where the derivative along a band is not zero, (bands, *P). A weight of zero makes it exactly zero."""
+
+        def part(rows: slice) -> Tensor:
+            along = torch.stack([self._banded(torch.zeros_like(way), way, b) for b in bands[rows]])
+            with _slopes():
+                x = base.expand_as(along).clone()
+                h, slope = forward_ad.unpack_dual(self._given(forward_ad.make_dual(x, along.clone())))
+                return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
+
+        return torch.cat(self._split(part, len(bands)))
+
+    def _bounds(self, hit: Tensor) -> Tensor:
+        """Bounds (*P, 4) of which of all bands reach a position, (bands, *P)."""
         down = sum(side == -2 for side, _ in self.bands)
         (top, bottom), (left, right) = (self._interval(h, side) for h, side in ((hit[:down], -2), (hit[down:], -1)))
         return torch.stack([top, left, bottom, right], -1)
@@ -158,7 +217,7 @@ class _Prober:
         ends = (first * self.step, (last * self.step).clamp(max=self.noise.shape[side]))
         return ends[0].masked_fill(none, 0), ends[1].masked_fill(none, 0)
 
-    def _banded(self, base: Tensor, other: Tensor, band: tuple[int, int]) -> Tensor:
+    def _banded(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
         side, start = band
         x, n = base.clone(), min(self.step, base.shape[side] - start)
         x.narrow(side, start, n).copy_(other.narrow(side, start, n))
@@ -177,11 +236,27 @@ class _Prober:
         return in_batches(part, n, 1 if self.box.coupled else size, most)  # each probe beside no other
 
 
+def _sampled(bounds: Tensor) -> list[tuple[int, ...]]:
+    """Some positions of bounds (*P, 4): corners, the middle, and between."""
+    corners = [sorted({0, s // 2, s - 1}) for s in bounds.shape[:-1]]
+    return list(product(*corners)) if len(corners) < 3 else list(zip(*corners, strict=False))
+
+
 def _hull(bounds: Tensor) -> Tensor:
     """The smallest bounds (*P, 4) around several, (D, *P, 4)."""
     empty = (bounds[..., 2:] <= bounds[..., :2]).any(-1, keepdim=True)
     first = bounds[..., :2].masked_fill(empty, torch.iinfo(bounds.dtype).max).amin(0)
     return torch.cat([first.masked_fill(empty.all(0), 0), bounds[..., 2:].amax(0)], -1)
+
+
+@contextmanager
+def _slopes() -> Iterator[None]:
+    """Forward derivatives, by kernels that have them."""
+    with warnings.catch_warnings():  # what torch loads at first use calls its own deprecated functions
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import_module("torch._decomp.decompositions_for_jvp")
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        yield
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def rewrite(box: Box, x: Tensor, edits: Edits, *, batch_size: BatchSize = "auto"
     """
     x = box.accept(x)
     wanted = _checked(box, edits, len(x))
-    coupled = any(":" not in a and not box.layers[a].rows for a in wanted)
+    coupled = not all(map(box.has_rows, wanted))
 
     def part(rows: slice, wanted: Mapping[str, Sequence[Edit]]) -> Tensor:
         mine = {a: _chain([e.rows(rows) if isinstance(e, Change) else e for e in es], a) for a, es in wanted.items()}

@@ -20,6 +20,7 @@ from ..errors import DataError, InputError, UnboxedWarning
 from ..net.batching import BatchSize
 
 LEAST = 4  # examples that HSIC_1 needs
+ROUNDING = 32  # units in the last place by which a feature that is the same for all examples may seem to vary
 BYTES = 2**29  # of one minibatch's activations held at a time; a layer that is larger is held alone
 
 
@@ -166,5 +167,7 @@ def _groups(box: Box, paths: Sequence[str], n: int) -> Iterator[list[str]]:
 def gram(h: Tensor) -> Tensor:
     """X X' (n, n) in double precision of activations (n, ...), centered: CKA is the same, and rounding is less."""
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1)
+    scale = flat.abs().amax(0)
     flat = flat - flat.mean(0)
+    flat = flat * (flat.abs().amax(0) > ROUNDING * torch.finfo(flat.dtype).eps * scale)  # else noise, not variation
     return (flat @ flat.T).to("cpu", torch.float64)

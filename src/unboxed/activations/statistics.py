@@ -13,7 +13,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.examples import each_batch
-from ..errors import InputError
+from ..errors import InputError, LayerError
 from ..net.batching import BatchSize
 from ..net.taps import Acts
 from ..objectives import ENDS
@@ -114,7 +114,7 @@ def passed(
         for path in paths:
             if path not in edits:
                 glance(path, acts[path])
-        state = noted(state, glance.given(), acts)
+        state = noted(state, glance.given(paths), acts)
 
     interrupted = False
     try:
@@ -141,9 +141,11 @@ class _Glance(Generic[F]):
             self.error = self.error or error
         return h
 
-    def given(self) -> dict[str, F]:
+    def given(self, paths: Sequence[str]) -> dict[str, F]:
         if self.error is not None:
             raise self.error
+        if missing := [path for path in paths if path not in self.found]:
+            raise LayerError(f"{missing[0]!r} did not run for this input")
         return self.found
 
 

@@ -17,7 +17,7 @@ def unit_layers(box: Box, layers: Sequence[str] | str | None) -> list[str]:
 
     Raises LayerError for an unknown one, and for one whose first axis is not the batch.
     """
-    named = [layers] if isinstance(layers, str) else layers
+    named = layers if layers is None or (isinstance(layers, Sequence) and not isinstance(layers, str)) else [layers]
     paths = _every(box) if named is None else [a if a in ENDS else box.layers.resolve(a) for a in named]
     if not paths:
         raise LayerError("no module of this net runs by itself: name the layers, for one [':relu#0'] or ['logits']")

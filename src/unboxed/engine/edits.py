@@ -25,7 +25,8 @@ Units = int | Sequence[int] | None
 class Change:
     """h <- factor * h + value for some channels k, at one position or at all of them.
 
-    `value` is a number, or values beside h's own: (1, ...) for all examples, (N, ...) one an example.
+    `value` is a number, or values beside h's own: (1, ...) for all examples, (N, ...) one an example; (N,) is a number
+    for each example.
     """
 
     factor: float
@@ -37,7 +38,7 @@ class Change:
         place = self._place(h)
         new, value = h.clone(), self.value
         if isinstance(value, Tensor):
-            value = held(value, h).to(h.dtype)
+            value = _beside(held(value, h).to(h.dtype), h[place])
         try:
             new[place] = value if self.factor == 0 else self.factor * h[place] + value  # 0 * inf would be NaN
         except RuntimeError as error:
@@ -67,6 +68,15 @@ class Change:
         return self
 
 
+def _beside(value: Tensor, h: Tensor) -> Tensor:
+    """Values with as many axes as h (N, ...). Broadcasting alone would lay (N,) along the last axis."""
+    if value.ndim == 1:
+        return value.view(-1, *[1] * (h.ndim - 1))
+    if 0 < value.ndim < h.ndim:
+        raise InputError(f"a value of shape {tuple(value.shape)} has not the axes of {tuple(h.shape)}")
+    return value
+
+
 def ablate(k: Units = None, *, at: tuple[int, ...] | None = None) -> Change:
     """Silence channel k (several; None: all), at one position or all of them."""
     return Change(0.0, 0.0, k, at)
@@ -78,7 +88,7 @@ def scale(k: Units, factor: float, *, at: tuple[int, ...] | None = None) -> Chan
 
 
 def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -> Change:
-    """Set channel k to a number, or to values beside h[:, k]: (1, ...) for all examples, (N, ...) one an example."""
+    """Set channel k to a number, (N,) one an example, or values beside h[:, k], (1, ...) for all or (N, ...)."""
     return Change(0.0, value, k, at)
 
 
@@ -213,9 +223,9 @@ def addresses(box: Box) -> tuple[str, ...]:
 def with_units(box: Box, address: str) -> str:
     """The full address of a layer that has units. Raises LayerError."""
     real = box.layers.resolve(address)
-    if ":" not in real and not (box.layers[real].rows and box.layers[real].shape):
-        shape = box.layers[real].shape
-        raise LayerError(f"{address!r} gives {shape} for a batch: its first axis is not the batch, or it has no units")
+    if not box.has_rows(real) or (":" not in real and not box.layers[real].shape):
+        gives = f"gives {box.layers[real].shape} for a batch" if ":" not in real else "mixes examples"
+        raise LayerError(f"{address!r} {gives}: its first axis is not the batch, or it has no units")
     return real
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +49,8 @@ def embed(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Embedd
 
 def tsne(n: int, perplexity: float, seed: int) -> Any:
     """openTSNE's t-SNE for n points. Exact neighbors keep the map the same on any number of threads."""
-    from openTSNE import TSNE  # type: ignore[import-untyped, unused-ignore]
+    with _undrawn():
+        from openTSNE import TSNE  # type: ignore[import-untyped, unused-ignore]
 
     return TSNE(
         perplexity=min(perplexity, (n - 1) / 3),
@@ -61,10 +65,22 @@ def reduced(features: Array) -> tuple[Array, Any]:
     """At most 50 principal components of features (N, D), and the PCA, if there are more features than that."""
     if features.shape[1] <= PRINCIPAL:
         return features, None
-    from sklearn.decomposition import PCA
+    with _undrawn():
+        from sklearn.decomposition import PCA
 
     pca = PCA(min(PRINCIPAL, len(features)), random_state=0)
     return pca.fit_transform(features), pca
+
+
+@contextmanager
+def _undrawn() -> Iterator[None]:
+    """What is imported here may draw from the global generators as it loads: openTSNE's dependencies do."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def _plain(reference: Array, rows: Array) -> Array:

@@ -39,9 +39,15 @@ class Layer:
 class Layers:
     """The layers in the order in which they first run; prints as a table."""
 
-    def __init__(self, rows: tuple[Layer, ...], ops: Mapping[tuple[str, str], int], idle: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        rows: tuple[Layer, ...],
+        ops: Mapping[tuple[str, str], int],
+        idle: tuple[str, ...],
+        mixed: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
         self._rows = {row.path: row for row in rows}
-        self._ops, self._idle = ops, idle
+        self._ops, self._idle, self._mixed = ops, idle, mixed
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._rows.values())
@@ -55,6 +61,13 @@ class Layers:
     @property
     def leaves(self) -> tuple[Layer, ...]:
         return tuple(row for row in self if row.leaf)
+
+    def has_rows(self, text: str) -> bool:
+        """Whether the first axis of what is found at an address is the batch. Raises LayerError."""
+        address = Address.parse(self.resolve(text))
+        if address.op is None:
+            return self._rows[address.path].rows
+        return (address.path, address.op) not in self._mixed
 
     def resolve(self, text: str) -> str:
         """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
@@ -141,17 +154,18 @@ def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Mod
     """
     met: dict[str, _Met] = {}
     ops: Counter[tuple[str, str]] = Counter()
+    mixed: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
     noise = SharedNoise()
     try:
         counter = Flops()  # type: ignore[no-untyped-call]
-        with noise, counter, _watched(modules, met, ops, lambda: counter.total, max(least, len(x[:3]))):
+        with noise, counter, _watched(modules, met, ops, mixed, lambda: counter.total, max(least, len(x[:3]))):
             first = run(x[:3])
         with noise:
             second = run(x[1::2] if len(x) > 1 else x)  # one row where the net takes no more
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"the net can't take a batch of inputs of shape {tuple(x.shape[1:])}: {said}") from error
-    table = _table(once(modules), met, ops, counter.total)
+    table = _table(once(modules), met, ops, mixed, counter.total)
     held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
     return Survey(table, first, 2 * sum(held), 4 * max(held, default=0), noise.met, _differ(first, second))
 
@@ -161,16 +175,23 @@ def _watched(
     modules: Mapping[str, nn.Module],
     met: dict[str, _Met],
     ops: Counter[tuple[str, str]],
+    mixed: set[tuple[str, str]],
     flops: Callable[[], int],
     n: int,
 ) -> Iterator[None]:
     """Note every module's calls, output shape and FLOPs, and every functional op."""
     started: list[int] = []
 
+    def look(path: str, op: str, h: Tensor | None) -> None:
+        if h is not None and (h.ndim == 0 or len(h) != n):
+            mixed.add((path, op))
+
     def enter(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         note = met.setdefault(path, _Met())
         note.calls += 1
-        note.takes |= main_tensor((args, kwargs)) is not None
+        h = main_tensor((args, kwargs))
+        note.takes |= h is not None
+        look(path, "input", h)
         started.append(flops())
 
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
@@ -183,6 +204,7 @@ def _watched(
 
     def count(path: str, op: str | None, h: Tensor) -> None:
         ops[path, op or ""] += 1
+        look(path, op or "", h)
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
@@ -193,7 +215,11 @@ def _watched(
 
 
 def _table(
-    modules: Mapping[str, nn.Module], met: Mapping[str, _Met], ops: Mapping[tuple[str, str], int], total: int
+    modules: Mapping[str, nn.Module],
+    met: Mapping[str, _Met],
+    ops: Mapping[tuple[str, str], int],
+    mixed: set[tuple[str, str]],
+    total: int,
 ) -> Layers:
     def row(path: str, note: _Met) -> Layer:
         module = modules[path]
@@ -204,7 +230,8 @@ def _table(
         return Layer(path, name, note.shape, parameters, flops, note.calls, not children, note.takes, note.rows)
 
     shown = {p: n for p, n in met.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
-    return Layers(tuple(row(p, n) for p, n in shown.items()), ops, tuple(p for p in modules if p not in met))
+    idle = tuple(p for p in modules if p not in met)
+    return Layers(tuple(row(p, n) for p, n in shown.items()), ops, idle, frozenset(mixed))
 
 
 def _differ(first: Any, second: Any) -> bool:

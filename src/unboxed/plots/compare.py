@@ -37,7 +37,10 @@ def panels(results: Mapping[str, Any], *, kind: Kind | None = None, unit: str = 
 
     Raises InputError where they are no maps of one shape.
     """
-    maps = _checked(results)
+    drawn = all(hasattr(result, "images") for result in results.values())
+    maps = _checked({name: result.images for name, result in results.items()} if drawn else results)
+    if kind is None and drawn:
+        kind = "image"
     if kind is None:
         kind = "signed" if min(m.min(initial=0) for m in maps.values()) < 0 else "magnitude"
     if kind == "image":
@@ -58,10 +61,11 @@ def side_by_side(
     unit: str = "",
     side: int = 140,
 ) -> Image.Image:
-    """A row an example, a column a net: results {net: (N, C, H, W)} of one method, beside the inputs if given.
+    """A row an example, a column a net: what `unboxed.compare` gave, or {net: maps (N, C, H, W)}, beside the inputs.
 
-    All on one printed scale. With checkpoints in place of nets it is a strip over the training. `kind="image"`: images
-    in [0, 1]. Raises InputError where the results are no maps of one shape.
+    Maps share one printed scale; what `synthesis` drew are images (of plain tensors say `kind="image"`). With
+    checkpoints in place of nets it is a strip over the training. Raises InputError where there are no maps or images of
+    one shape.
     """
     shown = panels(results, kind=kind, unit=unit)
     n = len(next(iter(shown.pictures.values())))
@@ -81,6 +85,9 @@ def side_by_side(
 def _checked(results: Mapping[str, Any]) -> dict[str, colors.Array]:
     if not results:
         raise InputError("there is nothing to draw: give {net: result}")
+    if odd := [name for name, m in results.items() if not hasattr(m, "shape")]:
+        said = f"{odd[0]!r} is a {type(results[odd[0]]).__name__}"
+        raise InputError(f"wanted drawn images, or maps (N, C, H, W) of each net; {said}: pass one of its tensors")
     maps = {name: array(m) for name, m in results.items()}
     shapes = {name: m.shape for name, m in maps.items()}
     if bad := [name for name, shape in shapes.items() if len(shape) != 4]:

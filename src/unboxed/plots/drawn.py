@@ -18,9 +18,12 @@ from .sheet import Tile, sheet
 
 
 def drawings(drawn: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8) -> Image.Image:
-    """The images of a result of `synthesis`, at most `columns` a row; where there is transparency, it is used."""
+    """The images of a result of `synthesis`, or images (N, C, H, W), at most `columns` a row.
+
+    Below each stands its score; where there is transparency, it is used.
+    """
     pictures = _pictures(drawn)
-    words = list(captions) or [f"{s:.3g}" for s in array(drawn.scores)]
+    words = list(captions) or _words(drawn, len(pictures))
     tiles = [Tile(p, w) for p, w in zip(pictures, words, strict=True)]
     return sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title)
 
@@ -38,9 +41,19 @@ def animation(drawn: Any, path: str | os.PathLike[str], *, row: int = 0, ms: int
     return gif([colors.image(f) for f in _frames(drawn)[:, row]], path, ms=ms, side=side)
 
 
+def _words(drawn: Any, n: int) -> list[str]:
+    """What stands below the images: their units where they have some, and their scores."""
+    scores, targets = getattr(drawn, "scores", None), getattr(drawn, "targets", None)
+    said = [[] for _ in range(n)] if targets is None else [[f"no. {int(t)}"] for t in targets]
+    if scores is not None:
+        said = [[*words, f"score {s:.3g}"] for words, s in zip(said, array(scores), strict=True)]
+    return ["\n".join(words) for words in said]
+
+
 def _pictures(drawn: Any) -> list[Bytes | Image.Image]:
-    if drawn.transparency is None:
-        return [colors.image(x) for x in drawn.images]
+    images = drawn.images if hasattr(drawn, "images") else getattr(drawn, "result", drawn)  # of a morph, the last
+    if getattr(drawn, "transparency", None) is None:
+        return [colors.image(x) for x in images]
     return [_shown_where(x, t) for x, t in zip(array(drawn.images), array(drawn.transparency), strict=True)]
 
 

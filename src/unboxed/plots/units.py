@@ -120,7 +120,7 @@ def _trimmed(unit: Unit) -> tuple[Array, Array]:
 
 def value_range(unit: Unit) -> str:
     counts, edges = _trimmed(unit)
-    return f"{edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
+    return f"axis {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
 
 
 def units_sheet(units: Sequence[Unit], *, title: str = "", rule: str = "projection") -> Image.Image:

@@ -16,6 +16,7 @@ from .words import many, size
 
 EXAMPLES = 2
 LAYERS = 16  # drawn; deeper nets are sampled evenly
+OWN = "Nothing to check: these are the net's own numbers, colored."
 WIDE = 500  # pixels of a layer's picture
 
 
@@ -36,7 +37,7 @@ def _filters(context: Context) -> list[Block]:
     caption = [f"{shown} of {len(weights)} filters, {size(weights.shape[1:])} each, one scale"]
     return [
         Head("Filters of the first layer"),
-        Method.of(filters),
+        Method.of(filters, OWN),
         Figures([Figure(context.pictures.natural(picture, alt), "", tuple(caption))]),
         Scales([context.pictures.scale(bar)]),
         Files([(path, "the filters as a sheet")]),
@@ -47,7 +48,7 @@ def _maps(context: Context) -> list[Block]:
     places = list(dict.fromkeys([*context.survey.typical[:1], *context.survey.undecided[:1]]))[:EXAMPLES]
     paths = _paths(context)
     found = maps(context.box, context.inputs(places), paths)
-    blocks: list[Block] = [Head("What every layer makes of an example"), Method.of(maps)]
+    blocks: list[Block] = [Head("What every layer makes of an example"), Method.of(maps, OWN)]
     left = len(context.box.layers.leaves) - len(paths)
     if left > 0:
         blocks.append(Note(f"{many(len(paths), 'layer')} of {len(paths) + left}, evenly spread over the depth."))

@@ -258,7 +258,9 @@ def _signed(value: float) -> str:
 
 def _answer(whole: float, worst: float, unit: str, right: Tensor) -> str:
     if worst >= whole:
-        return f"No single unit is needed: the accuracy stays at {percent(whole)} or more."
+        return f"No single unit is needed: without any one of them the accuracy stays at {percent(whole)}" + (
+            " or more." if whole < 1 else "."
+        )
     idle = int((right >= whole).sum())
     told = f"Unit {unit} is needed most: without it the accuracy falls from {percent(whole)} to {percent(worst)}."
     return f"{told} {many(idle, 'unit')} can be missed without loss." if idle else told

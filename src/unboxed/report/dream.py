@@ -58,13 +58,13 @@ class _Pace:
 
 
 def build(context: Context) -> Sequence[Block]:
-    depths = _depths(context)
+    places = _examples(context)
+    x = context.inputs(places)
+    depths = _depths(context, x)
     if not depths:
         return [
             Note("No layer of this net has positions, and its outputs are no classes: there is nothing to dream of.")
         ]
-    places = _examples(context)
-    x = context.inputs(places)
     pace = _pace(context, x, depths)
     dreams = [_dream(context, context.box, x, d, pace) for d in pace.depths]
     lead = "The image is changed, step by step, towards more of what a layer answers to in it."
@@ -103,7 +103,7 @@ def _examples(context: Context) -> list[int]:
     return list(dict.fromkeys([*s.typical[:most], *s.undecided[:1]]))[:most]
 
 
-def _depths(context: Context) -> list[_Place]:
+def _depths(context: Context, x: Tensor) -> list[_Place]:
     """An early, a middle and a late layer that has positions, and the answer itself."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.rows]
     chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in DEPTHS) if rows else {}
@@ -113,7 +113,8 @@ def _depths(context: Context) -> list[_Place]:
         size = "×".join(map(str, row.shape[1:]))
         found.append(_Place(f"at {path}", f"{row.type}: {many(row.shape[0], 'channel')} of {size}", energy(path)))
     if context.survey.named and len(context.box.classes) > 1:
-        found.append(_Place("at the answer", "the logit of its class", logit()))
+        said = context.box.predict(x)  # of the image as it is: a dream may change the answer
+        found.append(_Place("at the answer", "the logit of its class", logit(said)))
     return found
 
 

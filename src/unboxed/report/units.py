@@ -55,7 +55,7 @@ def build(context: Context) -> Sequence[Block]:
 
 def _alike(tops: Sequence[TopExamples]) -> str:
     """Whether what excites a unit belongs together."""
-    live = [(float(s), top.usual) for top in tops for s in top.spread[~top.dead] if bool(s.isfinite())]
+    live = [(float(top.spread[c]), top.usual) for top in tops for c in _ordered(top)]
     if not live:
         return "Too few examples to say whether those of a unit belong together."
     closer = sum(spread < usual for spread, usual in live)
@@ -167,8 +167,9 @@ def _told(top: TopExamples) -> str:
 
 
 def _ordered(top: TopExamples) -> list[int]:
-    """Live units, the clearest first."""
-    live = (~top.dead & top.spread.isfinite()).nonzero()[:, 0]
+    """Units that all their top examples excite, the clearest first."""
+    excited = top.value[:, -1] > top.statistics.low.to(top.value)  # else those at the end are just the first of many
+    live = (~top.dead & excited & top.spread.isfinite()).nonzero()[:, 0]
     return [int(i) for i in live[top.spread[live].argsort(stable=True)]]
 
 
@@ -258,7 +259,8 @@ def _case(context: Context, seen: _Pictured, c: int, places: Sequence[int]) -> C
         figures.append(Figure(natural(picture, f"{seen.projected} of {of} in these patches"), seen.projected))
     spanned = units.value_range(unit)
     alt = f"histogram of the largest value of {of} in each example, from {spanned}"
-    figures.append(Figure(natural(units.histogram(unit), alt), "largest value in each example", (spanned,)))
+    drawn = (spanned, "bars: square roots of counts")
+    figures.append(Figure(natural(units.histogram(unit), alt), "largest value in each example", drawn))
     return Case(unit.name, tuple(lines), figures)
 
 

@@ -54,6 +54,8 @@ def feature(
     if canvas == "maco" and data is None:
         warnings.warn("no data for the spectrum: it falls as 1/f, as in natural images", UnboxedWarning, stacklevel=2)
     weight = number("diversity", diversity, above=-1e-9)
+    if weight > 0 and n == 1:
+        raise InputError("diversity is among several drawings of one objective: say how many, n=4")
     diverse = _apart(objective) * weight if weight > 0 else None
     drawn, dead = draw(
         box, objective, n, seen, chosen, steps=steps, every=every, seed=seed, batch_size=batch_size, diverse=diverse

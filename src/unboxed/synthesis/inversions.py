@@ -66,7 +66,7 @@ def inversions(
         raise LayerError("no layers to invert: name one, such as 'logits'")
     made: list[Inversion] = []
     for path in chosen:
-        n = 0 if made and made[-1].interrupted else steps
+        n = 0 if any(m.interrupted for m in made) else steps
         made.append(inversion(box, x, path, steps=n, starts=starts, seed=seed, batch_size=batch_size))
     images, errors, cosines = (torch.stack([getattr(m, f) for m in made]) for f in ("images", "errors", "cosines"))
     return Inversions(tuple(chosen), images, made[0].source, errors, cosines, any(m.interrupted for m in made))
@@ -88,10 +88,11 @@ def depths(box: Box, x: Tensor, most: int = LAYERS) -> list[str]:
 def _trunk(box: Box) -> list[Layer]:
     """The modules that all the work runs through, not what lies inside blocks; all leaves where that leaves one."""
     sequences = {r.path for r in box.layers if r.type == "Sequential"}
+    ran = {r.path for r in box.layers}  # not a ModuleList, nor another container whose parts are called by its owner
 
     def outside(path: str) -> bool:
         parent = path.rpartition(".")[0]
-        return not parent or (parent in sequences and outside(parent))
+        return not parent or ((parent in sequences or parent not in ran) and outside(parent))
 
     found = [r for r in box.layers if r.path not in sequences and outside(r.path)]
     return found if len(found) > 1 else list(box.layers.leaves)

@@ -30,8 +30,8 @@ SAMPLE = 1024  # images of `data` that colors, spectrum and roughness are learne
 RANDOM = 16  # random images that say how far a score spreads
 STEPS = 256
 ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
-ROUGHER = 1.9  # times the data's roughness, where there are data
-WEIGHT = 800.0  # of what exceeds it: so large that it is a bound
+ROUGHER = 1.82  # times the data's roughness, where there are data
+WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
 BEYOND = 0.02  # of the range, so that units that answer to plain black or white get it
 COLOR = 10.0  # weight of the squared distance from the data's mean color
 
@@ -160,7 +160,13 @@ def draw(
         )
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
         canvas = way.start(like, seed, look)
-        climb = ascend(box, goal if diverse is None else _with(goal, diverse), canvas, plan, batch_size=batch_size)
+        climb = ascend(
+            box,
+            goal if diverse is None else _with(goal, diverse, found.mean / found.unit),
+            canvas,
+            plan,
+            batch_size=batch_size,
+        )
     score, history = climb.score * found.unit, climb.history * found.unit
     if diverse is not None:
         score, cut = finished(lambda: _score(box, objective, climb.input, batch_size))
@@ -170,12 +176,12 @@ def draw(
     return drawn, found.still & (score <= found.mean)
 
 
-def _with(goal: Objective, diverse: Objective) -> Objective:
-    """A term that weighs as much as the score itself has come to, so that one weight serves every unit."""
+def _with(goal: Objective, diverse: Objective, mean: Tensor) -> Objective:
+    """A term that weighs as much as the score has risen above random images', so that one weight serves every unit."""
 
     def score(acts: Acts) -> Tensor:
         own = goal(acts)
-        return own + own.detach().clamp_min(0) * diverse(acts)
+        return own + (own.detach() - mean).clamp_min(0) * diverse(acts)
 
     name = f"{goal.name} and {diverse.name}"
     return Objective(score, goal.layers | diverse.layers, name, coupled=True, n=goal.n)

@@ -25,7 +25,7 @@ from ..objectives import Index, Objective, logit
 ROUNDS = 12  # of the search for the radius
 HALVINGS = 16  # of the line back to the input
 FAR = 1e6  # stands for a bound where the range has none
-CLOSE = 1e-5  # of what the score has to fall: so near to the threshold counts as there
+CLOSE = 1e-5  # of what the score has to fall: so near to the threshold counts as there while the radius is sought
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Silence:
     distance: Tensor  # (N,) in the norm asked for
     before: Tensor  # (N,) the objective's score of the input
     after: Tensor  # (N,) and of the image
-    silenced: Tensor  # (N,) bool
+    silenced: Tensor  # (N,) bool: down to the threshold, or nearer than a hundred-thousandth of the way to it
     interrupted: bool
 
     @property
@@ -113,7 +113,8 @@ class _Search:
         self.box, self.x, self.objective, self.steps, self.batch_size = box, x, objective, steps, batch_size
         self.ball, self.linf = NORMS[norm](1.0), norm == "linf"
         self.before, self.interrupted = finished(lambda: self._scores(x))
-        self.goal = below + CLOSE * (self.before - below).clamp_min(0) + TINY
+        self.below = below
+        self.goal = below + CLOSE * (self.before - below).clamp_min(0)
         self.images, self.low = x.clone(), torch.zeros_like(self.before)
         self.high = torch.full_like(self.before, math.inf).masked_fill(self.before <= self.goal, 0)
         self.cap = self._widest().clamp_max(most)
@@ -122,6 +123,7 @@ class _Search:
         try:
             self._search()
             self._back()
+            self._over()
         except KeyboardInterrupt:
             self.interrupted = True
         after, stopped = finished(lambda: self._scores(self.images))
@@ -195,3 +197,11 @@ class _Search:
             silent = (self._scores(z) <= self.goal) & self.high.isfinite()
             self.images = torch.where(per_row(silent, z), z, self.images)
             low, high = torch.where(silent, low, middle), torch.where(silent, middle, high)
+
+    def _over(self) -> None:
+        """The rest of the way to the threshold, along the same line, where that is possible."""
+        for k in (2, 8, 32):
+            z = self.box.inputs.clip(self.x + (1 + k * CLOSE) * (self.images - self.x))
+            there = (self._scores(self.images) > self.below) & (self._scores(z) <= self.below)
+            there &= self.high.isfinite() & (self.ball.distance(z, self.x) <= self.cap)
+            self.images = torch.where(per_row(there, z), z, self.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
@@ -64,7 +65,8 @@ def texture(
     """
     x = sizes.accept(box, x, "a texture")
     objective = _style(box, x, _layers(box, layers), len(x), batch_size)
-    spread, mean = x.std((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)
+    free = min(1, x[0, 0].numel() - 1)  # a single pixel has no spread
+    spread, mean = x.std((2, 3), correction=free, keepdim=True), x.mean((2, 3), keepdim=True)
     start = (mean + spread * normal(x, whole("seed", seed, least=-(2**62)))).clamp(0, 1)
     return _climbed(box, objective, start, steps, smooth, every, batch_size)
 
@@ -143,7 +145,7 @@ def _first_of_each_size(box: Box) -> list[str]:
     """The first layer of each size of map, as the papers take conv1_1 and what follows each pooling."""
     found: dict[tuple[int, ...], str] = {}
     for row in box.layers.leaves:
-        if len(row.shape) == 3 and min(row.shape[1:]) > 1 and row.rows:
+        if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1 and row.rows:
             found.setdefault(row.shape[1:], row.path if row.calls == 1 else f"{row.path}#0")
     if not found:
         raise LayerError("no layer of this net has positions, so none has a texture; name layers, such as 'input'")
