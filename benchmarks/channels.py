@@ -154,7 +154,7 @@ def second(subject: Subject, most: int = 16) -> dict[str, float | int]:
     count = box.layers[layer].shape[0]
     units = list(range(0, count, max(1, count // most)))[:most]
     alike, high = [], []
-    for weight in (0.6, 0.0):
+    for weight in (0.9, 0.0):
         made = ub.synthesis.channels(box, layer, units, each=EACH, diversity=weight, data=subject.data)
         flat = F.normalize(gram(box.read(made.images, [layer])[layer]).flatten(1), dim=1).view(len(units), EACH, -1)
         pairs = (flat @ flat.mT)[:, ~torch.eye(EACH, dtype=torch.bool)]

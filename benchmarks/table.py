@@ -35,7 +35,46 @@ def class_images(f: dict[str, Any]) -> str:
     return f"class images of {seeds} seeds named by a robust net that took no part | {'; '.join(cells)}"
 
 
-ROWS = (reading, gradient, callback, class_images)
+def channels(f: dict[str, Any]) -> str:
+    def said(name: str) -> str:
+        drawn, control = f[name]["drawn"], f[name]["control"]
+        return f"{name}: **{drawn['above_best_real']:.0%}** (raw ascent: {control['above_best_real']:.0%})"
+
+    cells = [said(name) for name in ("mnist-cnn relu1", "mnist-cnn relu2", "cifar-resnet20 layer3.1")]
+    what = "drawings that, turned, zoomed and shifted anew, excite their channel more than the best real image does"
+    return f"{what} | {'; '.join(cells)}"
+
+
+def inversion(f: dict[str, Any]) -> str:
+    rows = f["mnist_cnn"]
+    cells = [
+        f"{a}: {max(rows[a]['error']):.1g}, SSIM **{min(rows[a]['ssim']):.2f}**" for a in ("conv1", "conv2", "fc1")
+    ]
+    return f"inversion of 20 MNIST images in {f['steps']} steps, worst of 3 seeds: feature error | {'; '.join(cells)}"
+
+
+def top_examples(f: dict[str, Any]) -> str:
+    what = f"top examples and statistics of every unit of three layers, one pass over {f['images']:,} images"
+    return f"{what} | **{f['ratio']:.2f}** of a bare forward pass's speed"
+
+
+def depth(f: dict[str, Any]) -> str:
+    plain, last = (f[k]["ratio"] for k in ("depth", "depth_channels_last"))
+    what = "a step on a channel of VGG-16's 4th layer, against a step on a logit (channels_last)"
+    return f"{what} | **{plain:.2f}x** ({last:.2f}x)"
+
+
+def tsne(f: dict[str, Any]) -> str:
+    right = f"10 nearest neighbors agree for {f['accuracy_last_hidden']:.1%} (raw pixels: {f['accuracy_pixels']:.1%})"
+    return f"t-SNE map of 10,000 MNIST images, against openTSNE itself | **{f['ratio']:.2f}x** the time; {right}"
+
+
+def map(f: dict[str, Any]) -> str:
+    worst = max(f[k]["gap_most"] for k in f if isinstance(f[k], dict) and "gap_most" in f[k])
+    return f"interactive map of 10,000 points, longest frame while panning and zooming | **{worst:.0f} ms**"
+
+
+ROWS = (reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A t-SNE map of 10,000 MNIST test images against openTSNE's own fit, and how well the maps sort the digits.
 
-Ours is the whole call but for reading the layer; the peer fits the same features with the same settings.
+Ours is the whole call but for reading the layer; the peer fits what ours fits, 50 principal components that it is given
+ready-made, with the same settings.
 Wanted: a ratio of at most 1.1; 10-nearest-neighbor label accuracy in the map of at least .98 for the last hidden layer,
 and at least 3 points more than in the map of the raw pixels.
 """
@@ -12,20 +13,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import unboxed as ub
 from harness import compare, seconds, write
 from unboxed.engine import features
-from unboxed.engine.embedding import embed, tsne
+from unboxed.engine.embedding import embed, reduced, tsne
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 LAYERS = ("input", "fc2:input")
 
 
-def peer(x: Tensor) -> Any:
-    return tsne(len(x), 30.0, 0).fit(x.numpy())
+def peer(x: npt.NDArray[Any]) -> Any:
+    return tsne(len(x), 30.0, 0).fit(x)
 
 
 def figures(points: int, pairs: int) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def figures(points: int, pairs: int) -> dict[str, Any]:
     h = read["fc2:input"]
     maps: dict[str, Any] = {"input": embed(read["input"].numpy())}
     work = lambda: maps.update({"fc2:input": embed(h.numpy())})  # noqa: E731
-    times = compare(work, lambda: peer(h), pairs=pairs, warmup=0)
+    components, _ = reduced(h.numpy())
+    times = compare(work, lambda: peer(components), pairs=pairs, warmup=0)
     found = {a: ub.activations.LayerMap(a, torch.as_tensor(m.points), m).accuracy(y) for a, m in maps.items()}
     return {
         "what": f"t-SNE of {len(h):,} MNIST test images: ours on the last hidden layer against openTSNE's fit of it",

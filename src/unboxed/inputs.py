@@ -14,6 +14,7 @@ from torch import Tensor
 from .arguments import number, whole
 from .errors import InputError
 
+NEAR = 0.05  # further below zero lie normalized images
 SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
@@ -85,7 +86,9 @@ class Pixels:
         return x
 
     def _out_of_range(self, low: float, high: float) -> str:
-        said = f"images must lie in [0, 1]; these run from {low:.3g} to {high:.3g}"
+        said = f"images must lie in [0, 1]; these run from {_outside(low)} to {_outside(high)}"
+        if low > -NEAR and high <= 2:
+            return f"{said}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0:
             return f"{said}: they look like 8-bit values, divide them by 255"
         if self.mean != 0.0 or self.std != 1.0:
@@ -158,6 +161,11 @@ class Features:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _outside(value: float) -> str:
+    """A number in as many digits as set it apart from 0 and 1."""
+    return next((s for d in (3, 5, 7) if float(s := f"{value:.{d}g}") not in (0.0, 1.0)), f"{value:g}")
 
 
 def _row_of(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -178,3 +178,10 @@ def test_refusals() -> None:
     ):
         with pytest.raises(InputError):
             deepdream(c.box, c.x, ub.logit(0), **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (24, 1)])
+def test_strips_have_positions(shape: tuple[int, int]) -> None:
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    box = ub.Box(nn.Sequential(*layers).eval(), ub.Pixels((1, *shape)))
+    assert torch.isfinite(deepdream(box, torch.rand(2, 1, *shape), steps=2).images).all()

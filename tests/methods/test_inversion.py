@@ -161,3 +161,24 @@ def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.Monk
     made = inversions(box, x, ["conv1", "conv2", "fc1"], steps=7)
     assert made.interrupted
     assert steps == [7, 0, 0]
+
+
+class Listed(nn.Module):
+    """Its layers lie in a ModuleList, which does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.body = nn.ModuleList([nn.Conv2d(2 + i, 3 + i, 3) for i in range(2)])
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.head(x.flatten(1))
+
+
+def test_layers_in_a_list_are_met() -> None:
+    made = inversions(ub.Box(Listed().eval(), awkward.GRAY), torch.rand(1, 1, 8, 8), steps=1)
+    assert made.layers == ("stem", "body.0", "body.1", "logits")

@@ -192,3 +192,55 @@ def test_the_callers_kernels_are_given_back() -> None:
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
     receptive_field(smooth(), "0")
     assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == before
+
+
+class MaskedConv(nn.Conv2d):
+    """PixelCNN's: it sees what lies above and to the left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(3, 3)
+        mask[1, 2] = mask[2] = 0
+        return nn.functional.conv2d(x, self.weight * mask, self.bias, padding=1)
+
+
+class Causal(nn.Module):
+    """Rows of pixels attend to the rows before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inner(x[:, 0]).chunk(3, -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).mT
+
+
+def dirac() -> nn.Module:
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    nn.init.dirac_(conv.weight)
+    return conv
+
+
+UPSAMPLED = nn.Sequential(nn.Conv2d(1, 2, 2, 2), nn.Upsample(scale_factor=2, mode="bilinear"))
+ZEROS = {"a mask": lambda: MaskedConv(1, 2, 3), "causal": Causal, "dirac": dirac, "upsampled": lambda: UPSAMPLED}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_a_weight_of_zero_hides_what_nan_shows(name: str) -> None:
+    """0 * NaN is NaN."""
+    torch.manual_seed(0)
+    odd = ZEROS[name]()
+    out = odd(torch.rand(1, 1, 8, 6)).numel()
+    box = ub.Box(nn.Sequential(odd, nn.Flatten(), nn.Linear(out, 3)).double().eval(), ub.Pixels((1, 8, 6)))
+    field = receptive_field(box, "0")
+    assert field.probe == "differences"
+    assert torch.equal(field.bounds, brute(box, "0"))
+
+
+def test_noise_says_nothing_of_a_dead_layer() -> None:
+    conv = nn.Conv2d(1, 2, 3)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, -1e6)
+    field = receptive_field(opened(conv, nn.ReLU()), "1")
+    assert field.probe == "NaN"
+    assert field.size == (3, 3)

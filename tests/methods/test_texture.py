@@ -127,3 +127,20 @@ def test_refusals() -> None:
     flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
     with pytest.raises(LayerError, match="positions"):
         texture(flat, c.x)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (24, 1)])
+def test_strips_have_positions(shape: tuple[int, int]) -> None:
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    box, x = ub.Box(nn.Sequential(*layers).eval(), ub.Pixels((1, *shape))), torch.rand(2, 1, *shape)
+    for made in (texture(box, x, steps=2), style_transfer(box, x, x[:1], steps=2)):
+        assert made.images.shape == x.shape
+        assert torch.isfinite(made.history).all()
+
+
+def test_a_single_pixel_has_a_texture() -> None:
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    box = ub.Box(nn.Sequential(*layers).eval(), awkward.GRAY)
+    made = texture(box, torch.full((2, 1, 1, 1), 0.3), ["input", "0"], steps=3)
+    assert torch.isfinite(made.history).all()
+    assert torch.isfinite(made.images).all()

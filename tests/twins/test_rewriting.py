@@ -316,3 +316,30 @@ def test_bad_patching(box: ub.Box) -> None:
         patching(box, x, x, "conv1")
     with pytest.raises(LayerError, match="positions"):
         patching(box, x, x, ["fc"], by="position")
+
+
+def test_a_number_for_each_example_of_as_many_as_columns(net: nn.Module, box: ub.Box) -> None:
+    """(N,) must not lie along the last axis."""
+    x, own = images(8), torch.rand(8).double()
+    found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=3)
+    want = set_to((slice(None), 2), own.view(-1, 1, 1))
+    assert torch.allclose(found.after, hooked(net, x, "conv1", want), atol=1e-12)
+    with pytest.raises(InputError, match="axes"):
+        rewrite(box, x, {"conv1": put(2, torch.zeros(8, 8))})
+
+
+class Branched(nn.Module):
+    """The last module before the head is a branch as wide as what the head is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.side, self.head = nn.Linear(64, 5), nn.Linear(64, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.head(self.trunk(x) * self.side(x).sigmoid())
+
+
+def test_a_branch_is_not_what_the_head_is_given() -> None:
+    torch.manual_seed(0)
+    assert ablation(ub.Box(Branched().eval(), awkward.GRAY), images(2).float()).layer == "head:input"

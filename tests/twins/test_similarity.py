@@ -167,3 +167,15 @@ def test_refusals() -> None:
         similarity(a, a, images(3))
     with pytest.raises(InputError, match="list"):
         similarity(a, a, images(8), "conv1")
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_a_constant_layer_is_like_nothing(unbiased: bool) -> None:
+    """However its values are rounded."""
+    torch.manual_seed(0)
+    first = nn.Linear(3, 7)
+    nn.init.zeros_(first.weight)
+    box = ub.Box(nn.Sequential(first, nn.Linear(7, 4)), XYZ)
+    for n in (5, 11, 37):
+        with pytest.warns(UnboxedWarning, match="undefined"):
+            assert similarity(box, box, draws(n, 3).float(), unbiased=unbiased).cka.isnan().all()

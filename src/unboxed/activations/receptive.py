@@ -134,8 +134,7 @@ class _Prober:
 
     def reaches(self, bounds: Tensor) -> bool:
         """Whether the outermost bands of some positions' fields make a difference to them."""
-        moves = torch.stack([self._moves(draw) for draw in range(TRIES)]).any(0)  # (*P), what noise tells about
-        at = [p for p in _sampled(bounds) if bounds[p].any() and moves[p]]
+        at = [p for p in _sampled(bounds) if bounds[p].any()]
         edges = {p: self._edges(bounds[p].tolist()) for p in at}
         bands = sorted({band for own in edges.values() for band in own})
         index = {band: i for i, band in enumerate(bands)}
@@ -143,8 +142,9 @@ class _Prober:
         for hit in self._hits(bands, TRIES) if bands else ():
             open_ = {place for place in open_ if not hit[place]}
             if not open_:
-                break
-        return not open_
+                return True
+        moves = torch.stack([self._moves(draw) for draw in range(TRIES)]).any(0)  # (*P)
+        return not any(moves[place[1:]] for place in open_)  # of a dead position noise tells nothing
 
     def _moves(self, draw: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
@@ -198,7 +198,7 @@ class _Prober:
             along = torch.stack([self._banded(torch.zeros_like(way), way, b) for b in bands[rows]])
             with _slopes():
                 x = base.expand_as(along).clone()
-                h, slope = forward_ad.unpack_dual(self._given(forward_ad.make_dual(x, along.clone())))
+                h, slope = forward_ad.unpack_dual(self._given(forward_ad.make_dual(x, along.clone())))  # type: ignore[no-untyped-call]
                 return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
 
         return torch.cat(self._split(part, len(bands)))

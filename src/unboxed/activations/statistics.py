@@ -75,7 +75,7 @@ def statistics(
     """
     if of not in ("positions", "peak", "mean"):
         raise InputError(f'of is "positions", "peak" or "mean"; got {of!r}')
-    paths = unit_layers(box, layers)
+    paths = unit_layers(box, layers, axis)
     surveys = {path: UnitSurvey(path, axis, of) for path in paths}
 
     def look(state: dict[str, Survey] | None, path: str, h: Tensor) -> Survey:

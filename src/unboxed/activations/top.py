@@ -13,6 +13,7 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
+from ..engine.edits import chosen
 from ..engine.examples import pick, read_once
 from ..errors import InputError
 from ..net.batching import BatchSize
@@ -47,8 +48,8 @@ class TopExamples:
         return self.statistics.dead
 
     def fetch(self, data: Any, units: Sequence[int] | int | None = None) -> Tensor:
-        """The top examples (U, k, ...) of some units out of the data that were passed over. Raises DataError."""
-        index = self.index[torch.as_tensor(range(len(self.index)) if units is None else units).flatten()]
+        """The top examples (U, k, ...) of some units out of the data passed over. Raises DataError, InputError."""
+        index = self.index[chosen(units, len(self.index), self.path)]
         places = index.flatten().tolist()
         once = {i: place for place, i in enumerate(sorted(set(places)))}
         found = torch.stack([self.inputs[i] for i in once]) if self.inputs else pick(data, list(once))
@@ -83,7 +84,7 @@ def top_examples(
     """
     if by not in ("peak", "mean"):
         raise InputError(f'by is "peak" or "mean"; got {by!r}')
-    paths, k = unit_layers(box, layers), whole("k", k, least=1)
+    paths, k = unit_layers(box, layers, axis), whole("k", k, least=1)
     features = _penultimate(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])

@@ -8,26 +8,33 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.axes import channels_first
 from ..errors import LayerError
 from ..objectives import ENDS, channel
 
 
-def unit_layers(box: Box, layers: Sequence[str] | str | None) -> list[str]:
+def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> list[str]:
     """The layers' addresses; by default every leaf that has weights (if none has, every leaf), at each of its calls.
 
+    Where the units' `axis` is 1, those by default are the layers that surely have them there.
     Raises LayerError for an unknown one, and for one whose first axis is not the batch.
     """
     named = layers if layers is None or (isinstance(layers, Sequence) and not isinstance(layers, str)) else [layers]
-    paths = _every(box) if named is None else [a if a in ENDS else box.layers.resolve(a) for a in named]
+    paths = _every(box, axis) if named is None else [a if a in ENDS else box.layers.resolve(a) for a in named]
     if not paths:
+        if axis == 1 and _every(box, -1):
+            raise LayerError(
+                "no layer surely has its units on axis 1: name layers, or pass axis=-1 where it is the last"
+            )
         raise LayerError("no module of this net runs by itself: name the layers, for one [':relu#0'] or ['logits']")
     for path in paths:
         box.checked(channel(path, 0), 1)  # the batch is its first axis
     return list(dict.fromkeys(paths))
 
 
-def _every(box: Box) -> list[str]:
-    leaves = [row for row in box.layers.leaves if row.takes and row.rows and row.shape]
+def _every(box: Box, axis: int) -> list[str]:
+    rows = channels_first(box) if axis == 1 else box.layers.leaves
+    leaves = [row for row in rows if row.takes and row.rows and row.shape]
     weighted = [row for row in leaves if row.parameters] or leaves
     return [row.path if row.calls == 1 else f"{row.path}#{k}" for row in weighted for k in range(row.calls)]
 

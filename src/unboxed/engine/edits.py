@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import number, whole
 from ..box import Box
 from ..errors import InputError, LayerError
 from ..net.batching import BatchSize, in_batches
@@ -33,6 +34,14 @@ class Change:
     value: float | Tensor = 0.0
     k: Units = None
     at: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Real | Tensor):
+            raise InputError(f"a value is a number or a tensor; got {self.value!r}")
+        if self.k is not None:
+            object.__setattr__(self, "k", _channels(self.k))
+        if self.at is not None:
+            object.__setattr__(self, "at", _position(self.at))
 
     def __call__(self, h: Tensor) -> Tensor:
         place = self._place(h)
@@ -68,6 +77,28 @@ class Change:
         return self
 
 
+def _channels(k: object) -> int | list[int]:
+    """A channel, or several. Raises InputError."""
+    if isinstance(k, Tensor) and k.ndim < 2:
+        k = k.tolist()
+    if isinstance(k, str) or not isinstance(k, Integral | Iterable):
+        raise InputError(f"a channel is a whole number; got {k!r}")
+    return [_whole("a channel", i) for i in k] if isinstance(k, Iterable) else _whole("a channel", k)
+
+
+def _position(at: object) -> tuple[int, ...]:
+    if isinstance(at, str) or not isinstance(at, Iterable):
+        raise InputError(f"at is a position, such as (3,) or (2, 5); got {at!r}")
+    return tuple(_whole("a position", i) for i in at)
+
+
+def _whole(name: str, i: object) -> int:
+    """A whole number; negative ones count from the end. Raises InputError."""
+    if isinstance(i, bool) or not isinstance(i, Integral):
+        raise InputError(f"{name} is a whole number; got {i!r}")
+    return int(i)
+
+
 def _beside(value: Tensor, h: Tensor) -> Tensor:
     """Values with as many axes as h (N, ...). Broadcasting alone would lay (N,) along the last axis."""
     if value.ndim == 1:
@@ -84,7 +115,7 @@ def ablate(k: Units = None, *, at: tuple[int, ...] | None = None) -> Change:
 
 def scale(k: Units, factor: float, *, at: tuple[int, ...] | None = None) -> Change:
     """Multiply channel k."""
-    return Change(float(factor), 0.0, k, at)
+    return Change(number("factor", factor), 0.0, k, at)
 
 
 def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -> Change:
@@ -229,7 +260,7 @@ def with_units(box: Box, address: str) -> str:
     return real
 
 
-def chosen(units: Sequence[int] | None, channels: int, layer: str) -> list[int]:
+def chosen(units: Sequence[int] | int | None, channels: int, layer: str) -> list[int]:
     """The units meant, each a number below `channels`. Raises InputError."""
     if units is None:
         return list(range(channels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, LayerError
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
@@ -141,8 +141,11 @@ def held(value: Tensor, like: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
 
 
-def wide(h: Tensor) -> Tensor:
-    """An activation in at least single precision."""
+def wide(h: Tensor, layer: str = "the layer") -> Tensor:
+    """An activation in at least single precision. Raises LayerError for one of whole or complex numbers."""
+    if not h.is_floating_point():
+        kind = "complex numbers" if h.is_complex() else "whole numbers, which have no gradient"
+        raise LayerError(f"{layer} gives {kind}: an objective wants real ones")
     return h.float() if h.dtype in (torch.bfloat16, torch.float16) else h
 
 
@@ -155,4 +158,4 @@ def of(
 ) -> Objective:
     """The objective that applies `score: (N, ...) -> (N,)` to one layer, in at least single precision."""
 
-    return Objective(lambda acts: score(wide(acts[layer])), frozenset({layer}), name, select, n=n)
+    return Objective(lambda acts: score(wide(acts[layer], layer)), frozenset({layer}), name, select, n=n)

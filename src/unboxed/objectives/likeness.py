@@ -80,7 +80,7 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
     kinds = None if groups is None else Held(groups)
 
     def score(acts: Acts) -> Tensor:
-        flat = F.normalize(gram(wide(acts[layer])).flatten(1), dim=1)
+        flat = F.normalize(gram(wide(acts[layer], layer)).flatten(1), dim=1)
         alike = flat @ flat.T  # (N, N)
         other = ~torch.eye(len(flat), dtype=torch.bool, device=flat.device)
         if kinds is not None:

@@ -14,6 +14,7 @@ from ..activations import Ablation, Similarity, ablation, filters, similarity
 from ..activations.ablating import hidden
 from ..box import Box
 from ..comparing import compare
+from ..engine.axes import channels_first
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw
@@ -171,7 +172,7 @@ def _flat(weights: Tensor) -> Tensor:
 
 def _deepest_map(box: Box) -> str | None:
     """The last layer whose channels are still small pictures."""
-    rows = [r for r in box.layers.leaves if r.takes and r.rows and r.calls == 1 and len(r.shape) == 3]
+    rows = [r for r in channels_first(box) if r.takes and r.calls == 1 and len(r.shape) == 3]
     large = [r.path for r in rows if min(r.shape[1:]) >= 8]
     return large[-1] if large else None
 
@@ -196,13 +197,20 @@ def _needed(context: Context) -> list[Block]:
     """Units of the last hidden layer, those first whose silence costs most."""
     blocks: list[Block] = [Head("Which units do the answers need?")]
     try:
-        layer = hidden(context.box)
+        layer = _with_channels(context.box, hidden(context.box))
         found, places, width = _silenced(context, layer)
     except UnboxedError as error:
         return [*blocks, Note(f"No unit to silence: {error}.")]
     columns, rows, lead = _told(context, found, places, layer, width)
     numbers = frozenset({1, 2} & set(range(len(columns))))
     return [*blocks, Method.of(ablation, *_checked(_agree(found.change))), Text(lead), Table(columns, rows, numbers)]
+
+
+def _with_channels(box: Box, address: str) -> str:
+    """An address whose units are on axis 1: what a layer receives has as many axes as what it gives."""
+    if box.layers[address.replace(":input", "")] not in channels_first(box):
+        raise LayerError(f"{address} has units on an axis that can't be told from those of its positions")
+    return address
 
 
 def _agree(change: Tensor) -> str:

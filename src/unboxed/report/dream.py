@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.axes import channels_first
 from ..objectives import Objective, energy, logit
 from ..plots import colors
 from ..plots.sheet import Tile, sheet
@@ -18,6 +19,7 @@ from ..synthesis.drawn import Drawn
 from .blocks import Block, Figure, Figures, Files, Head, Method, Note, Text
 from .context import Context, Section
 from .words import many, p_of, sentence
+from .words import size as shaped
 
 EXAMPLES = 2  # of small images; of photos one
 SECONDS = 6.0  # for the dreams; the texture takes about half as long
@@ -107,11 +109,12 @@ def _depths(context: Context, x: Tensor) -> list[_Place]:
     """An early, a middle and a late layer that has positions, and the answer itself."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.rows]
     chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in DEPTHS) if rows else {}
-    found = []
+    first, found = channels_first(context.box), []
     for row in chosen:
         path = row.path if row.calls == 1 else f"{row.path}#0"
-        size = "×".join(map(str, row.shape[1:]))
-        found.append(_Place(f"at {path}", f"{row.type}: {many(row.shape[0], 'channel')} of {size}", energy(path)))
+        size = f"{many(row.shape[0], 'channel')} of {shaped(row.shape[1:])}"
+        what = size if row in first else f"{shaped(row.shape)} values"
+        found.append(_Place(f"at {path}", f"{row.type}: {what}", energy(path)))
     if context.survey.named and len(context.box.classes) > 1:
         said = context.box.predict(x)  # of the image as it is: a dream may change the answer
         found.append(_Place("at the answer", "the logit of its class", logit(said)))

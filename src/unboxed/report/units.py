@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
 from ..activations.projections import neurons
+from ..engine.axes import channels_first
 from ..engine.balls import TINY, length
 from ..errors import OutputError
 from ..net.layers import Layer
@@ -40,7 +41,7 @@ TABLED = 4  # features told of a unit
 def build(context: Context) -> Sequence[Block]:
     paths = _paths(context)
     if not paths:
-        return [Note("No layer of this net has units: none of its modules with weights gives a row an example.")]
+        return [Note(_why(context))]
     places = draw.spread(len(context.survey.rows), _most(context))
     tops = top_examples(context.box, _Looked(context, places), paths, max(1, min(TOP, len(places) // 4)))
     facts = {t.path: {"units": len(t.dead), "dead": int(t.dead.sum())} for t in tops}
@@ -51,6 +52,13 @@ def build(context: Context) -> Sequence[Block]:
     if context.images:
         blocks.append(Method.of(projections, *_checked(raised)))
     return [*blocks, *layers]
+
+
+def _why(context: Context) -> str:
+    """Why no layer is shown."""
+    if any(r.parameters and r.takes and r.rows and r.shape for r in context.box.layers.leaves):
+        return "No layer of this net surely has its units on the first axis of an example; a token's are on the last."
+    return "No layer of this net has units: none of its modules with weights gives a row an example."
 
 
 def _alike(tops: Sequence[TopExamples]) -> str:
@@ -95,9 +103,11 @@ def _paths(context: Context) -> list[str]:
     Each where its activation function has been applied, if that is a module: what the net goes on with.
     """
     rows = [r for r in context.box.layers.leaves if r.takes and r.rows and r.shape]
-    weighted = [i for i, r in enumerate(rows) if r.parameters and not _keeps_shape(r)]
+    first = {r.path for r in channels_first(context.box)}
+    every = [i for i, r in enumerate(rows) if r.parameters and not _keeps_shape(r)]
+    weighted = [i for i in every if rows[i].path in first]
     drawn = [i for i in weighted if len(rows[i].shape) == 3]
-    if len(drawn) > 1 and drawn[-1] == weighted[-1]:
+    if len(drawn) > 1 and drawn[-1] == every[-1]:
         drawn.pop()  # its units are the answers
     if drawn and context.images:
         chosen = list(dict.fromkeys([drawn[-1], drawn[(len(drawn) - 1) // 2]]))

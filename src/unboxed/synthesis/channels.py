@@ -42,7 +42,7 @@ def channels(
     units: int | Sequence[int] | Tensor | None = None,
     *,
     each: int = 1,
-    diversity: float = 0.6,
+    diversity: float = 0.9,
     canvas: str = "fourier",
     data: Any = None,
     steps: int = STEPS,
@@ -74,7 +74,10 @@ def _units(box: Box, layer: str, units: int | Sequence[int] | Tensor | None) -> 
     if units is not None:
         if isinstance(units, Sequence | Tensor) and len(units) == 0:
             raise InputError("no channel to draw: units is empty")
-        return as_classes(units).flatten().to(box.device, torch.long)
+        chosen = as_classes(units, "a channel").flatten().to(box.device, torch.long)
+        if int(chosen.min()) < 0:
+            raise InputError(f"a channel must be a whole number, 0 or more; got {int(chosen.min())}")
+        return chosen
     noise = box.inputs.sample(1, torch.Generator(box.device).manual_seed(0))
     h = box.read(noise.to(box.dtype), [layer])[layer]
     if h.ndim < 2:

@@ -77,7 +77,7 @@ def _objective(box: Box, layer: str | Objective | None) -> Objective:
 
 def _middle(box: Box) -> str:
     """The layer two thirds down those that have positions."""
-    found = [r for r in box.layers.leaves if len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
+    found = [r for r in box.layers.leaves if r.rows and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
     if not found:
         raise LayerError("no layer of this net has positions to dream at; give an objective, such as logit(3)")
     row = found[(2 * len(found)) // 3]

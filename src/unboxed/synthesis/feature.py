@@ -43,7 +43,7 @@ def feature(
 
     Objectives add up (joint neurons) and take a weight a row: with w = torch.linspace(0, 1, 5), `channel("conv2", 3)
     * w + channel("conv2", 8) * (1 - w)` gives five steps from one channel to another. `diversity` weighs how far the n
-    images' textures are to differ, as a share of the score (.6: a third less alike for a tenth of it); `history` is of
+    images' textures are to differ, as a share of its rise (.9: a third less alike for an eighth of it); `history` is of
     the sum. Canvases: "fourier", "pixels" and "maco" (magnitudes of the spectrum held; fills `transparency`). `data`,
     images of the net's kind, give colors, roughness and spectrum; without them those of natural images are used.
 

@@ -17,6 +17,7 @@ from ..box import Box
 from ..cards import card
 from ..engine import sizes
 from ..engine.ascent import Ascent, ascend
+from ..engine.axes import channels_first
 from ..engine.balls import Constraint
 from ..engine.canvases import Raw
 from ..engine.draws import normal
@@ -144,8 +145,8 @@ def _address(box: Box, text: Any) -> str:
 def _first_of_each_size(box: Box) -> list[str]:
     """The first layer of each size of map, as the papers take conv1_1 and what follows each pooling."""
     found: dict[tuple[int, ...], str] = {}
-    for row in box.layers.leaves:
-        if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1 and row.rows:
+    for row in channels_first(box):
+        if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1:
             found.setdefault(row.shape[1:], row.path if row.calls == 1 else f"{row.path}#0")
     if not found:
         raise LayerError("no layer of this net has positions, so none has a texture; name layers, such as 'input'")
