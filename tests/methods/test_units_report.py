@@ -48,7 +48,7 @@ def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
     assert (page[0, 25] == units.ZERO).all()
-    assert units.value_range(unit()) == "-1 to 3"
+    assert units.value_range(unit()) == "axis -1 to 3"
     assert units.value_range(unit(counts=np.zeros(6))) == "no values"
 
 

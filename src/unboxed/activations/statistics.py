@@ -67,7 +67,9 @@ def statistics(
     axis: int = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[UnitStatistics, ...]:
-    """Moments and a histogram of every unit of some layers (by default all leaves with weights), in one pass.
+    """Moments and a histogram of every unit of some layers, in one pass.
+
+    By default of all leaves with weights whose units are on `axis`.
 
     `data` is a tensor, a pair (x, y), a Dataset or any iterable of inputs, of any size. Units lie on `axis`, 1 as
     everywhere (for tokens (N, T, C) those are the tokens: pass -1 for the features); all others are positions.

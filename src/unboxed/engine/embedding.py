@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ..net import quiet
 
 Array = npt.NDArray[Any]
 
@@ -72,15 +72,9 @@ def reduced(features: Array) -> tuple[Array, Any]:
     return pca.fit_transform(features), pca
 
 
-@contextmanager
-def _undrawn() -> Iterator[None]:
-    """What is imported here may draw from the global generators as it loads: openTSNE's dependencies do."""
-    before = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+def _undrawn() -> AbstractContextManager[None]:
+    """What is imported inside may draw from the global generators as it loads: openTSNE's dependencies do."""
+    return quiet.seeded(0, torch.device("cpu"))
 
 
 def _plain(reference: Array, rows: Array) -> Array:

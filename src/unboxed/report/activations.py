@@ -92,11 +92,13 @@ def _figure(context: Context, layer: LayerMaps, every: Tensor, i: int, verb: str
     if h.ndim == 1 and h.numel() == math.prod(context.box.inputs.shape) and context.images:
         h = h.view(context.box.inputs.shape)  # a flattened image
     picture = draw.channels(h, bar=bar, wide=WIDE)
-    what = f"{layer.path} {verb} {_size(h)}"
+    first = h.ndim != 3 or verb == "received" or layer.path.partition("#")[0] in context.channels_first
+    told = _size(h) if first else f"{size(h.shape)} values, drawn row by row of its first axis"
+    what = f"{layer.path} {verb} {told}"
     colored = "blue to red" if bar.kind == "signed" else "black to yellow"
     span = f"{bar.ends[0]} to {bar.ends[-1]}"
     alt = f"activation map: {what}, from {span}"
-    lines = (f"{layer.type}: {_size(h)}", f"scale {span} ({colored})")
+    lines = (f"{layer.type}: {told}", f"scale {span} ({colored})")
     return Figure(context.pictures.natural(picture, alt), f"{layer.path} {verb}", lines)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.axes import channels_first
 from ..inputs import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
@@ -43,6 +44,11 @@ class Context:
     def untrained(self) -> Box:
         """The same architecture without its training; raises what copying the net raises."""
         return untrained(self.box, self.seed)
+
+    @cached_property
+    def channels_first(self) -> frozenset[str]:
+        """The layers whose units are on axis 1."""
+        return frozenset(row.path for row in channels_first(self.box))
 
     def inputs(self, places: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these places of the survey."""

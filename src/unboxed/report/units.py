@@ -75,9 +75,8 @@ def _checked(raised: Sequence[Tensor]) -> tuple[str, str]:
     if not raised:
         return "No projections were made.", ""
     up = torch.cat(list(raised))
-    share = float(up.double().mean())
     told = f"Changed a little as its picture says, {int(up.sum())} of {len(up)} examples excite their neuron more."
-    return told, "good" if share > MOSTLY else "bad"
+    return told, "good" if float(up.double().mean()) > MOSTLY else "bad"
 
 
 class _Looked:
