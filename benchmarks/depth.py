@@ -17,7 +17,7 @@ import unboxed as ub
 from harness import compare, write
 from nets import vgg16
 from unboxed.engine.ascent import Ascent, ascend
-from unboxed.engine.canvases import Fourier
+from unboxed.engine.canvases import Fourier, Raw
 from unboxed.engine.transforms import wobble
 from unboxed.objectives import Objective, roughness
 
@@ -30,12 +30,15 @@ def plan(steps: int) -> Ascent:
     return Ascent(steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal=True, unclamp="all")
 
 
-def draw(box: ub.Box, goal: Objective, rows: int, steps: int) -> Tensor:
+def draw(box: ub.Box, goal: Objective, rows: int, steps: int, bare: bool = False) -> Tensor:
+    """`bare`: plain ascent on pixels, so that a step is the net's work and the loop's alone."""
     blank = torch.zeros(rows, *box.inputs.shape)
+    if bare:
+        return ascend(box, goal, Raw(blank + 0.5), Ascent(steps, partial(Adam, lr=0.05))).input
     return ascend(box, goal, Fourier.noise(blank, 0), plan(steps)).input
 
 
-def depth(pairs: int, steps: int, channels_last: bool) -> dict[str, object]:
+def depth(pairs: int, steps: int, channels_last: bool, bare: bool) -> dict[str, object]:
     box = ub.Box(*vgg16(), channels_last=channels_last)
     weighted = [row.path for row in box.layers if row.leaf and row.parameters]
     shallow = ub.channel(weighted[AT - 1], 0)
@@ -47,10 +50,20 @@ def depth(pairs: int, steps: int, channels_last: bool) -> dict[str, object]:
             raise SystemExit(f"VGG-16 has 16 weight layers; these are {len(weighted)}")
 
     found = compare(
-        lambda: draw(box, shallow, 1, steps), lambda: draw(box, ub.logit(0), 1, steps), pairs=pairs, check=check
+        lambda: draw(box, shallow, 1, steps, bare),
+        lambda: draw(box, ub.logit(0), 1, steps, bare),
+        pairs=pairs,
+        check=check,
     )
     what = f"{steps} steps on a channel of {weighted[AT - 1]}, weight layer {AT} of 16, against a logit: VGG-16 at 224"
-    return {"what": what, "wanted": 0.33, "share_of_flops": share, "channels_last": channels_last, **found}
+    return {
+        "what": what,
+        "wanted": 0.33,
+        "share_of_flops": share,
+        "channels_last": channels_last,
+        "bare": bare,
+        **found,
+    }
 
 
 def width(pairs: int, steps: int) -> dict[str, object]:
@@ -80,8 +93,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of VGG-16; the MNIST CNN's climb takes eight times that")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    formats = {"depth": False, "depth_channels_last": True}
-    depths = {name: depth(given.pairs, given.steps, last) for name, last in formats.items()}
+    depths = {
+        f"{'loop' if bare else 'recipe'}{'_channels_last' * last}": depth(given.pairs, given.steps, last, bare)
+        for bare in (True, False)
+        for last in (False, True)
+    }
     write("depth", {**depths, "width": width(given.pairs, 8 * given.steps)})
 
 

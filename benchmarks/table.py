@@ -59,7 +59,7 @@ def top_examples(f: dict[str, Any]) -> str:
 
 
 def depth(f: dict[str, Any]) -> str:
-    plain, last = (f[k]["ratio"] for k in ("depth", "depth_channels_last"))
+    plain, last = (f[k]["ratio"] for k in ("loop", "loop_channels_last"))
     what = "a step on a channel of VGG-16's 4th layer, against a step on a logit (channels_last)"
     return f"{what} | **{plain:.2f}x** ({last:.2f}x)"
 
