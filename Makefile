@@ -50,9 +50,9 @@ bench: .venv/dev.stamp
 	$(PIP) --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-# README's three pictures are the demo's own.
+# README's pictures are the demo's own.
 pictures: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) --quiet
 	mkdir -p docs/pictures
-	cp $(OUT)/pictures/class-images.png $(OUT)/pictures/confused.png docs/pictures/
+	cp $(addprefix $(OUT)/pictures/,class-images.png confused.png inversions.png channels.png) docs/pictures/
 	cp "$$(ls $(OUT)/pictures/morph-*-to-8.png | head -n 1)" docs/pictures/morph.png
