@@ -74,6 +74,13 @@ class Box:
         if autocast is not None:
             self._narrow(autocast)
 
+    def around(self, net: nn.Module) -> Box:
+        """Another net, opened as this one is: the same inputs, classes, outputs, mode and precision."""
+        return Box(
+            net, self.inputs, classes=self.classes, outputs=self.outputs, output=self._reader.pick, mode=self.mode,
+            autocast=self.autocast, channels_last=self.channels_last,
+        )  # fmt: skip
+
     def _look(self, outputs: Outputs | None) -> None:
         """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
         generator = torch.Generator(self.device).manual_seed(0)

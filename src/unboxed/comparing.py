@@ -94,7 +94,4 @@ def _with(box: Box, checkpoint: Checkpoint) -> Box:
     except Exception as error:
         raise ModelError(f"this net can't be copied, so it can't stand beside itself: {error}") from error
     weights(net, checkpoint)
-    return Box(
-        net, box.inputs, classes=box.classes, outputs=box.outputs, output=box._reader.pick, mode=box.mode,
-        autocast=box.autocast, channels_last=box.channels_last,
-    )  # fmt: skip
+    return box.around(net)

@@ -184,9 +184,10 @@ def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, 
     """The least and the most of a batch of finite floats. Raises InputError."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):
-        raise InputError(
-            f"wanted a tensor of {wanted}; got {type(x).__name__}. torch.as_tensor(x) makes one of an array"
+        hint = (
+            "x, y = data.tensors() takes them" if hasattr(x, "tensors") else "torch.as_tensor(x) makes one of an array"
         )
+        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {hint}")
     if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
         raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
     if tuple(x.shape) == shape:

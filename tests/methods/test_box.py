@@ -170,6 +170,7 @@ def test_what_does_not_fit_is_refused_at_once(net: Net) -> None:
 
 
 def test_tabular_features() -> None:
+    torch.manual_seed(0)  # of some weights, no unit answers, and a gradient of zero is warned of
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     columns, mean, std = ("age", "height", "sex"), (40, 1.7, 0.5), (20, 0.1, 0.5)
     inputs = ub.Features(columns, (0, 0, 0), (120, 3, 1), mean, std, categories={"sex": (0, 1)})
@@ -181,3 +182,21 @@ def test_tabular_features() -> None:
         box(x + 100)
     with pytest.raises(InputError, match="categories"):
         box(torch.tensor([[30.0, 1.8, 0.5]]))
+
+
+def test_another_net_is_opened_alike() -> None:
+    a, b = (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval() for _ in range(2))
+    box = ub.Box(
+        a, ub.Pixels((1, 8, 8), 0.4, 0.5), classes=["cat", "dog"], outputs="multilabel", autocast=torch.bfloat16
+    )
+    other = box.around(b)
+    assert other.net is b
+    assert (other.inputs, other.classes, other.outputs, other.autocast) == (
+        box.inputs, ("cat", "dog"), "multilabel", torch.bfloat16,
+    )  # fmt: skip
+
+
+def test_a_data_set_in_place_of_a_tensor_is_told_how_to_become_one() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    with pytest.raises(InputError, match=r"data.tensors\(\)"):
+        box(ub.data.digits("test"))  # type: ignore[arg-type]

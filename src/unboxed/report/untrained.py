@@ -19,7 +19,7 @@ def untrained(box: Box, seed: int) -> Box:
     with torch.random.fork_rng(devices=[box.device] if box.device.type == "cuda" else []):
         torch.manual_seed(seed)
         _forget(net)
-    return Box(net, box.inputs, classes=box.classes, outputs=box.outputs, output=box._reader.pick, mode=box.mode)
+    return box.around(net)
 
 
 @torch.no_grad()
