@@ -1,15 +1,10 @@
-"""The interactive map in a real browser: pointing, clicking, zooming, keys, layers, a phone, the dark.
-
-Skipped, with the reason, where there is no Chromium; where CI=true it fails instead.
-"""
+"""The interactive map in a real browser: pointing, clicking, zooming, keys, layers, a phone, the dark."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -26,34 +21,10 @@ if TYPE_CHECKING:
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1200, "height": 1000}}
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
 N, CLASSES = 10_000, 4
 NAMES = ["cat", "dog </script><b>", "a class with a name that is far too long for a map", "bird"]
 Y = torch.arange(N) % CLASSES
 CENTERS = torch.tensor([[-8.0, 6.0], [8.0, 6.0], [-8.0, -6.0], [8.0, -6.0]])
-
-
-def missing(why: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"in CI the page must be seen in a browser: {why}")
-    pytest.skip(why)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("Playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        missing("there is no Chromium")
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=found, args=list(QUIET))
-        yield browser
-        browser.close()
 
 
 def points(spread: float) -> torch.Tensor:

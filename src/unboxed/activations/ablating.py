@@ -15,6 +15,7 @@ from ..engine.edits import Exchange, addresses, chosen, one_of, runs, settled, w
 from ..engine.examples import batches
 from ..errors import InputError
 from ..net.batching import BatchSize
+from ..net.layers import received
 from ..net.taps import Edit
 from ..objectives import Objective
 
@@ -101,11 +102,11 @@ def hidden(box: Box) -> str:
     i = before = weighted[-1] if weighted else len(paths) - 1
     while before and (before == i or box.layers[paths[before]].type in PASSING):
         before -= 1
-    received = ":input#".join(paths[i].split("#")) if "#" in paths[i] else f"{paths[i]}:input"
+    given = received(paths[i])
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-    acts = box.read(noise, [received, paths[before]])
-    a, b = acts[received].flatten(), acts[paths[before]].flatten()
-    return paths[before] if before < i and torch.equal(a, b) else received  # a branch may be as large
+    acts = box.read(noise, [given, paths[before]])
+    a, b = acts[given].flatten(), acts[paths[before]].flatten()
+    return paths[before] if before < i and torch.equal(a, b) else given  # a branch may be as large
 
 
 def _means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:

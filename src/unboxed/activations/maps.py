@@ -11,6 +11,7 @@ from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..net.batching import BatchSize
+from ..net.layers import received
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,10 @@ def maps(
     paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
     if not paths:
         raise LayerError("no module of this net runs by itself; read functional ops with box.read(x, [':relu#0'])")
-    ends = {p: ":input#".join(p.split("#")) if "#" in p else f"{p}:input" for p in paths}
+    ends = {p: received(p) for p in paths}
     acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
     return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)
 
 
 def _every_call(box: Box) -> list[str]:
-    rows = box.layers.leaves
-    return [
-        row.path if row.calls == 1 else f"{row.path}#{k}"
-        for row in rows
-        for k in range(row.calls)
-        if row.takes and row.rows
-    ]
+    return [address for row in box.layers.leaves if row.takes and row.rows for address in row.addresses]

@@ -36,7 +36,7 @@ def _every(box: Box, axis: int) -> list[str]:
     rows = channels_first(box) if axis == 1 else box.layers.leaves
     leaves = [row for row in rows if row.takes and row.rows and row.shape]
     weighted = [row for row in leaves if row.parameters] or leaves
-    return [row.path if row.calls == 1 else f"{row.path}#{k}" for row in weighted for k in range(row.calls)]
+    return [address for row in weighted for address in row.addresses]
 
 
 def by_unit(h: Tensor, axis: int, path: str) -> Tensor:

@@ -245,10 +245,10 @@ def addresses(box: Box) -> tuple[str, ...]:
     rows = [row for row in box.layers.leaves if row.takes and row.rows and row.shape]
     if rows and rows[-1].type in AFTER_LOGITS:
         rows = rows[:-1]
-    found = [row.path if row.calls == 1 else f"{row.path}#{k}" for row in rows for k in range(row.calls)]
+    found = tuple(address for row in rows for address in row.addresses)
     if not found:
         raise LayerError("no module of this net runs by itself; name functional ops, such as ':relu#0'")
-    return tuple(found)
+    return found
 
 
 def with_units(box: Box, address: str) -> str:

@@ -12,6 +12,7 @@ from ..box import Box
 from ..errors import InputError, LayerError
 from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
+from ..net.layers import received
 from ..objectives import ENDS
 from . import examples
 
@@ -30,14 +31,10 @@ def hidden(box: Box, most: int | None = None) -> list[str]:
     Addresses by what is received hold for any spelling of the nonlinearity before it.
     """
     rows = [row for row in box.layers.leaves if row.parameters and row.takes and row.rows]
-    found = [a for row in rows for a in _received(row.path, row.calls)][1:]
+    found = [received(a) for row in rows for a in row.addresses][1:]
     if most is None or len(found) <= most:
         return found
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)] if most > 1 else found[-1:]
-
-
-def _received(path: str, calls: int) -> list[str]:
-    return [f"{path}:input"] if calls == 1 else [f"{path}:input#{k}" for k in range(calls)]
 
 
 def resolved(box: Box, layers: str | Sequence[str]) -> list[str]:

@@ -12,10 +12,6 @@ from torch import Tensor
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def identity(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x
-
-
 def wobble(
     degrees: float = 10.0, scale: float = 0.1, jitter: float = 0.07, noise: float = 0.0, fill: float | None = None
 ) -> Transform:

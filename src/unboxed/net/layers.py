@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,16 @@ class Layer:
     leaf: bool = True
     takes: bool = True  # a tensor goes in
     rows: bool = True  # the first axis of what comes out is the batch
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of each of its calls: the path alone where it is called once."""
+        return (self.path,) if self.calls == 1 else tuple(f"{self.path}#{k}" for k in range(self.calls))
+
+
+def received(address: str) -> str:
+    """The address of what a module is given where `address` is what it gives."""
+    return str(replace(Address.parse(address), op="input"))
 
 
 class Layers:

@@ -68,7 +68,7 @@ def _maps(context: Context) -> list[Block]:
 def _paths(context: Context) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
     rows = [r for r in context.box.layers.leaves if r.shape]
-    names = [r.path if r.calls == 1 else f"{r.path}#0" for r in rows]
+    names = [r.addresses[0] for r in rows]
     return [names[i] for i in draw.spread(len(names), LAYERS)]
 
 

@@ -74,7 +74,7 @@ def _layers(context: Context) -> list[Layer]:
 
 
 def _address(layer: Layer) -> str:
-    return layer.path if layer.calls == 1 else f"{layer.path}#{layer.calls - 1}"
+    return layer.addresses[-1]
 
 
 def _found(context: Context, layer: Layer, most: int) -> Found:

@@ -109,7 +109,7 @@ def _layers(box: Box) -> list[str]:
     rows = [row for row in box.layers.leaves if row.takes and row.rows and row.shape]
     chosen = [row for row in rows if row.parameters]
     chosen = chosen if len(chosen) > 1 else rows
-    names = [row.path if row.calls == 1 else f"{row.path}#0" for row in chosen]
+    names = [row.addresses[0] for row in chosen]
     if not names:
         raise LayerError("no module of it runs by itself")
     return [names[i] for i in draw.spread(len(names), LAYERS)]

@@ -111,7 +111,7 @@ def _depths(context: Context, x: Tensor) -> list[_Place]:
     chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in DEPTHS) if rows else {}
     first, found = channels_first(context.box), []
     for row in chosen:
-        path = row.path if row.calls == 1 else f"{row.path}#0"
+        path = row.addresses[0]
         size = f"{many(row.shape[0], 'channel')} of {shaped(row.shape[1:])}"
         what = size if row in first else f"{shaped(row.shape)} values"
         found.append(_Place(f"at {path}", f"{row.type}: {what}", energy(path)))

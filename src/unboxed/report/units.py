@@ -122,7 +122,7 @@ def _settled(rows: Sequence[Layer], i: int) -> str:
         if row.shape != last.shape or row.calls > 1 or not _keeps_shape(row):
             break
         last = row
-    return last.path if last.calls == 1 else f"{last.path}#{last.calls - 1}"
+    return last.addresses[-1]
 
 
 def _keeps_shape(row: Layer) -> bool:

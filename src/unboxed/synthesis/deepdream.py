@@ -81,7 +81,7 @@ def _middle(box: Box) -> str:
     if not found:
         raise LayerError("no layer of this net has positions to dream at; give an objective, such as logit(3)")
     row = found[(2 * len(found)) // 3]
-    return row.path if row.calls == 1 else f"{row.path}#0"
+    return row.addresses[0]
 
 
 def _tile(tile: object) -> Size | None:

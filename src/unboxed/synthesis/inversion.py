@@ -49,7 +49,6 @@ class Inversion:
     before_clamp: Tensor  # (M,) bool: somewhere the gradient was zero, and was taken before a clamp
     jitter: int  # pixels
     interrupted: bool
-    transparency: None = None  # `plots.drawings` asks
 
 
 @card(

@@ -147,7 +147,7 @@ def _first_of_each_size(box: Box) -> list[str]:
     found: dict[tuple[int, ...], str] = {}
     for row in channels_first(box):
         if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1:
-            found.setdefault(row.shape[1:], row.path if row.calls == 1 else f"{row.path}#0")
+            found.setdefault(row.shape[1:], row.addresses[0])
     if not found:
         raise LayerError("no layer of this net has positions, so none has a texture; name layers, such as 'input'")
     return list(found.values())[:LAYERS]
