@@ -13,6 +13,7 @@ from .comparing import compare as compare
 from .comparing import epochs as epochs
 from .inputs import Features as Features
 from .inputs import Pixels as Pixels
+from .inputs import Several as Several
 from .loading import load as load
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel

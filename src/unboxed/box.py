@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import RLock
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .errors import InputError, LayerError, OutputError
-from .inputs import Inputs
+from .inputs import Inputs, Packed, Several
 from .net import layers, quiet, rules
 from .net.batching import BatchSize, in_batches
 from .net.layers import Layers
@@ -50,7 +50,7 @@ class Box:
         if not isinstance(net, nn.Module):
             raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
         if not isinstance(inputs, Inputs):
-            raise InputError(f"inputs is Pixels(...) or Features(...); got {type(inputs).__name__}")
+            raise InputError(f"inputs is Pixels(...), Features(...) or Several(...); got {type(inputs).__name__}")
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
         self.net, self.inputs, self.mode = net, inputs, mode
@@ -181,21 +181,36 @@ class Box:
     def _call(self, x: Tensor) -> object:
         try:
             with quiet.narrowed(self.device, self.autocast):
-                return self.net(self._encode(x))
+                args, named = self._encode(x)
+                return self.net(*args, **named)
         except Stop:
             return None
 
-    def _encode(self, x: Tensor) -> Tensor:
-        z = self.inputs.encode(x).to(self.net_dtype)  # always a new tensor: a net may write over its input
-        return z.contiguous(memory_format=torch.channels_last) if self.channels_last else z
+    def _encode(self, x: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The net's arguments, by place and by name: always new tensors, for a net may write over its input."""
+        z = self.inputs.encode(x)
+        if isinstance(z, dict):
+            return (), {name: value.to(self.net_dtype) for name, value in z.items()}
+        if isinstance(z, tuple):
+            return tuple(value.to(self.net_dtype) for value in z), {}
+        z = z.to(self.net_dtype)
+        return (z.contiguous(memory_format=torch.channels_last) if self.channels_last else z,), {}
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 
-    def accept(self, x: Tensor) -> Tensor:
-        """A checked copy of the inputs, on the model's device and in the box's dtype. Raises InputError."""
-        self.inputs.check(x)
+    def accept(self, x: Packed) -> Tensor:
+        """A checked copy of the inputs, on the model's device and in the box's dtype; several are packed, (N, D).
+
+        Raises InputError.
+        """
+        x = self.inputs.check(x)
         with torch.inference_mode(False):
-            return x.detach().to(self.device, self.dtype, copy=True)
+            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, Several) else x  # type: ignore[assignment]
+            return packed.detach().to(self.device, self.dtype, copy=True)
+
+    def shaped(self, h: Tensor) -> Any:
+        """What a method found for each input number, (N, ...), as the inputs came: a dict or tuple for several."""
+        return self.inputs.unpack(h) if isinstance(self.inputs, Several) else h
 
     def labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""

@@ -24,6 +24,15 @@ class Card:
     example: Callable[..., Any]
     needs: tuple[str, ...] = ()
     exempt: Mapping[str, str] = field(default_factory=dict)
+    laws: tuple[str, ...] = ()  # of attribution, that it keeps exactly: see LAWS
+
+
+LAWS = {
+    "contribution": "on a linear model, exactly w * (x - baseline)",
+    "completeness": "sums to score(x) - score(baseline)",
+    "dummy": "what the net ignores gets exactly zero",
+    "symmetry": "what plays the same part with the same value gets the same share",
+}
 
 
 def card(
@@ -35,12 +44,14 @@ def card(
     example: Callable[..., Any],
     needs: tuple[str, ...] = (),
     exempt: Mapping[str, str] | None = None,
+    laws: tuple[str, ...] = (),
 ) -> Callable[[Method], Method]:
     """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off."""
 
     def attach(method: Method) -> Method:
         family = method.__module__.split(".")[-2]
-        method.card = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}))  # type: ignore[attr-defined]
+        own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws)
+        method.card = own  # type: ignore[attr-defined]
         return method
 
     return attach

@@ -175,7 +175,7 @@ def attribute(
     _tell(f"{objective.name} is clamped at 0 by a final ReLU for", found.before_clamp, ": maps taken before the clamp")
     _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite())
     _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0)
-    return found.map
+    return box.shaped(found.map)  # type: ignore[no-any-return]
 
 
 def _tell(what: str, rows: Tensor, then: str = "") -> None:

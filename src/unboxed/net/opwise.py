@@ -1,0 +1,57 @@
+"""Replace single ops of a net while it runs, whatever module or spelling calls them.
+
+For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, and
+its backward pass is another. Afterwards nothing may have escaped, which is what the finished graph is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import RuleError
+from .ops import name_of
+from .rules import graph
+
+Replace = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""(plain name, func, args, kwargs) -> what the op gives, or NotImplemented where it is left as it is.
+
+It is called outside of the mode: ops that it calls are not replaced.
+"""
+
+
+class Opwise(TorchFunctionMode):
+    """While open, `replace` stands in for every op that it knows; ops in place are written back."""
+
+    def __init__(self, replace: Replace) -> None:
+        super().__init__()
+        self.replace = replace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        in_place = _in_place(func, args, kwargs)
+        given = (args[0].clone(), *args[1:]) if in_place else args
+        out = self.replace(name, func, given, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
+        if out is NotImplemented:
+            return func(*args, **kwargs)
+        return args[0].copy_(out) if in_place and isinstance(args[0], Tensor) else out
+
+
+def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    name: str = getattr(func, "__name__", "").partition(".")[0]
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name.startswith("__i")
+
+
+def nothing_escaped(what: str, score: Tensor, known: Collection[str]) -> None:
+    """Raise RuleError if the graph below the score has a node that no rule stands for (by the start of its name)."""
+    strange = {n.name() for n in graph(score) if not n.name().startswith(tuple(known))}
+    if strange:
+        raise RuleError(f"{what} has no rule for {', '.join(sorted(strange))}; methods without rules work on any net")
