@@ -1,9 +1,10 @@
-"""Pictures of what methods return. Pillow and numpy only; nothing here runs a net."""
+"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a net."""
 
-from . import colors, compare, draw, map, projector, sheet, units
+from . import colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
 from .drawn import animation, drawings, strip
 from .files import gif, png, save
+from .heat import heatmap
 
 __all__ = [
     "activations",
@@ -17,6 +18,8 @@ __all__ = [
     "filters",
     "gif",
     "gradients",
+    "heat",
+    "heatmap",
     "map",
     "morph_strip",
     "png",

@@ -1,0 +1,144 @@
+"""Heat maps in matplotlib, for notebooks and figures of one's own: each gives (figure, axes), and takes axes.
+
+Everything else in this room is drawn by Pillow; matplotlib is imported only when one of these is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from ..errors import InputError
+from . import colors
+from .colors import Array, Bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Kind = Literal["signed", "absolute", "overlay", "mask"]
+INCHES = 2.6  # a side of one picture
+DIM = 0.75  # how far what a mask leaves out fades into white
+OUTLINE, FRAME = "#c1272d", "#d6d6da"
+QUANTILE = 0.995  # of the magnitudes: what lies beyond has full color
+
+
+def heatmap(
+    m: Any,
+    x: Any = None,
+    *,
+    kind: Kind = "signed",
+    scale: float | None = None,
+    titles: str | list[str] = "",
+    ax: Any = None,
+) -> tuple[Figure, Any]:
+    """Draw the map of one example, (C, H, W) or (H, W), or of several, (N, C, H, W), on one scale.
+
+    "signed": blue below zero, white at zero, red above; "absolute": magnitudes; "overlay": the signed map over the
+    image `x` (as `m` is, in [0, 1]), the stronger the less transparent; "mask": the image where a bool mask is true.
+    Channels are summed. `scale` is the value of full color (default: the 99.5 % quantile of the magnitudes shown). `ax`
+    is one of matplotlib's axes, or as many as there are maps. Returns (figure, axes). Raises InputError.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; got {kind!r}")
+    maps = _maps(m)  # (N, H, W)
+    images = _images(x, maps, kind)
+    figure, axes = _axes(ax, len(maps))
+    scale = scale or colors.reach(maps, quantile=QUANTILE)
+    names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
+    for one, picture, a, name in zip(maps, _pictures(maps, images, kind, scale), axes, names, strict=False):
+        a.imshow(picture, interpolation="nearest" if max(one.shape) <= colors.HARD else "antialiased")
+        if kind == "mask" and (one != 0).any() and not (one != 0).all():
+            a.contour(one != 0, levels=[0.5], colors=OUTLINE, linewidths=1)
+        _framed(a, name)
+    if kind != "mask":
+        _bar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", scale)
+    return figure, axes if len(maps) > 1 or isinstance(ax, (list, np.ndarray)) else axes[0]
+
+
+def _maps(m: Any) -> Array:
+    values = colors.array(m)
+    if values.ndim not in (2, 3, 4) or not values.size:
+        raise InputError(f"wanted a map (H, W), (C, H, W) or (N, C, H, W); got shape {values.shape}")
+    while values.ndim < 4:
+        values = values[None]
+    return colors.flat(values)
+
+
+def _images(x: Any, maps: Array, kind: Kind) -> Bytes | None:
+    """The images (N, H, W, 3) below maps (N, H, W). Raises InputError where they are wanted and don't fit."""
+    if x is None:
+        if kind in ("overlay", "mask"):
+            raise InputError(f"kind={kind!r} is drawn over the image: pass x, (C, H, W) in [0, 1]")
+        return None
+    values = colors.array(x)
+    values = values[None] if values.ndim == 3 else values
+    if values.ndim != 4 or values.shape[0] != len(maps) or values.shape[2:] != maps.shape[1:]:
+        raise InputError(f"maps {maps.shape} and images {values.shape} don't fit each other")
+    return colors.image(values)
+
+
+def _pictures(maps: Array, images: Bytes | None, kind: Kind, scale: float) -> Bytes:
+    if kind == "absolute":
+        return colors.magnitude(np.abs(maps), scale)
+    if kind == "signed" or images is None:
+        return colors.signed(maps, scale)
+    if kind == "mask":
+        return masked(images, maps != 0)
+    return overlaid(images, maps, scale)
+
+
+def overlaid(image: Bytes, m: Any, scale: float) -> Bytes:
+    """A signed map (..., H, W) over the gray of an image (..., H, W, 3), the stronger the less transparent."""
+    m = colors.array(m)
+    strength = (np.abs(m) / scale).clip(0, 1)[..., None]
+    ground = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # so that both colors stand out
+    return _bytes(ground * (1 - strength) + colors.signed(m, scale) * strength)
+
+
+def masked(image: Bytes, mask: Any) -> Bytes:
+    """An image (..., H, W, 3) that fades where the mask (..., H, W) is false."""
+    keep = np.asarray(mask, dtype=bool)[..., None]
+    return _bytes(np.where(keep, image, (image * (1 - DIM) + 255 * DIM)))
+
+
+def _bytes(picture: Array) -> Bytes:
+    levels: Bytes = picture.round().astype(np.uint8)
+    return levels
+
+
+def _axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
+    """Axes of the caller's, or new ones."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        figure, made = pyplot.subplots(1, n, figsize=(INCHES * n, INCHES * 1.25), squeeze=False, layout="constrained")
+        return figure, list(made[0])
+    given = list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(given) != n:
+        raise InputError(f"wanted {n} axes for {n} maps; got {len(given)}")
+    return given[0].figure, given
+
+
+def _framed(a: Axes, title: str) -> None:
+    """A title and a thin frame: zero is as white as the paper."""
+    a.set_xticks([])
+    a.set_yticks([])
+    a.spines[:].set_color(FRAME)
+    a.set_title(title, fontsize=9)
+
+
+def _bar(figure: Figure, axes: list[Axes], table: str, scale: float) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    levels = {"signed": colors.SIGNED, "magnitude": colors.MAGNITUDE}[table] / 255
+    low = -scale if table == "signed" else 0.0
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, scale), ListedColormap(levels)), ax=axes, orientation="horizontal",
+        fraction=0.06, pad=0.04, ticks=[low, 0, scale] if low else [0, scale],
+    )  # fmt: skip
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.outline.set_visible(False)
+    bar.ax.set_xticklabels([f"{v:.3g}" for v in bar.get_ticks()])

@@ -1,0 +1,93 @@
+"""Heat maps in matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from unboxed import plots
+from unboxed.errors import InputError
+from unboxed.plots import colors
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+KINDS = ("signed", "absolute", "overlay", "mask")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def shown(axes: Any) -> Any:
+    return np.asarray(axes.images[0].get_array())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figure_and_axes(kind: str) -> None:
+    x, m = torch.rand(3, 8, 6), torch.randn(3, 8, 6)
+    figure, axes = plots.heatmap(m, x, kind=kind, titles="a map")
+    assert axes.figure is figure
+    assert axes.get_title() == "a map"
+    assert shown(axes).shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_axes_are_drawn_on(kind: str) -> None:
+    mine, (left, right) = plt.subplots(1, 2)
+    figure, axes = plots.heatmap(torch.randn(1, 5, 5), torch.rand(1, 5, 5), kind=kind, ax=right)
+    assert figure is mine
+    assert axes is right
+    assert not left.images
+
+
+def test_several_maps_share_one_scale() -> None:
+    m = torch.zeros(2, 1, 4, 4)
+    m[0, 0, 0, 0], m[1, 0, 0, 0] = 1.0, 0.5
+    figure, axes = plots.heatmap(m, scale=1.0)
+    assert len(axes) == 2
+    strong, weak = (shown(a)[0, 0] for a in axes)
+    assert (strong == colors.SIGNED[-1]).all()
+    assert (weak != colors.SIGNED[-1]).any()
+    assert any("-1" in t.get_text() for a in figure.axes for t in a.get_xticklabels())  # the range is printed
+
+
+def test_signed_zero_is_white_and_overlay_shows_the_image_there() -> None:
+    m = torch.zeros(1, 2, 2)
+    m[0, 0, 0] = 1.0
+    x = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
+    _, plain = plots.heatmap(m)
+    assert (shown(plain)[1, 1] == 255).all()
+    _, over = plots.heatmap(m, x, kind="overlay")
+    assert (shown(over)[0, 0] == colors.SIGNED[-1]).all()
+    assert shown(over)[0, 1].mean() < shown(over)[1, 1].mean()
+
+
+def test_a_mask_keeps_the_image_where_it_is_true() -> None:
+    x = torch.full((1, 2, 2), 0.2)
+    mask = torch.tensor([[True, False], [False, False]])
+    _, axes = plots.heatmap(mask, x, kind="mask")
+    assert (shown(axes)[0, 0] == 51).all()
+    assert (shown(axes)[1, 1] > 150).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: plots.heatmap(torch.zeros(3)),
+        lambda: plots.heatmap(torch.zeros(4, 4), kind="jet"),
+        lambda: plots.heatmap(torch.zeros(4, 4), kind="overlay"),
+        lambda: plots.heatmap(torch.zeros(1, 4, 4), torch.zeros(1, 5, 5), kind="overlay"),
+        lambda: plots.heatmap(torch.zeros(2, 1, 4, 4), ax=plt.subplots()[1]),
+    ],
+)
+def test_bad_input(bad: Any) -> None:
+    with pytest.raises(InputError):
+        bad()
