@@ -22,6 +22,11 @@ Replace = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], A
 It is called outside of the mode: ops that it calls are not replaced.
 """
 
+AUGMENTED = {
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__imatmul__",
+    "__iand__", "__ior__", "__ixor__",
+}  # fmt: skip
+
 
 class Opwise(TorchFunctionMode):
     """While open, `replace` stands in for every op that it knows; ops in place are written back."""
@@ -35,19 +40,28 @@ class Opwise(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        in_place = _in_place(func, args, kwargs)
-        given = (args[0].clone(), *args[1:]) if in_place else args
+        in_place = writes(func, args, kwargs)
+        given = (self.copied(args[0]), *args[1:]) if in_place else args
         out = self.replace(name, func, given, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
         if out is NotImplemented:
             return func(*args, **kwargs)
-        return args[0].copy_(out) if in_place and isinstance(args[0], Tensor) else out
+        return self.written(args[0], out) if in_place and isinstance(args[0], Tensor) else out
+
+    def copied(self, of: Tensor) -> Tensor:
+        """What an op in place is given to work on."""
+        return of.clone()
+
+    def written(self, into: Tensor, out: Tensor) -> Tensor:
+        """An op in place: its result stands where it wrote it."""
+        return into.copy_(out)
 
 
-def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an op works in place on its first argument."""
     if not args or not isinstance(args[0], Tensor):
         return False
     name: str = getattr(func, "__name__", "").partition(".")[0]
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name.startswith("__i")
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name in AUGMENTED
 
 
 def nothing_escaped(what: str, score: Tensor, known: Collection[str]) -> None:

@@ -1,0 +1,139 @@
+"""Layer-wise relevance propagation: the score, handed down layer by layer until it lies on the pixels.
+
+Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
+PLOS ONE 10(7); Montavon et al. 2017, "Explaining nonlinear classification decisions with deep Taylor decomposition",
+arXiv:1512.02479; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", LNCS 11700; Kohlbrenner et al.
+2020, "Towards Best Practice in Explaining Neural Network Decisions with LRP", arXiv:1910.09840; Ali et al. 2022, "XAI
+for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import number
+from ..box import Box
+from ..cards import card
+from ..errors import InputError, OutputError, UnboxedWarning
+from ..inputs import Inputs, Pixels, Several
+from ..net.batching import BatchSize, in_batches
+from ..net.relevance import Propagation, Recipe, all_ruled, constant, linear, note
+from ..objectives import Objective
+
+RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
+    "composite": lambda e, g: Recipe(linear.epsilon(e), linear.gamma(g, e), linear.z_box(e)),
+    "composite-plus": lambda e, g: Recipe(linear.epsilon(e), linear.z_plus(e), linear.flat()),
+    "epsilon": lambda e, g: Recipe(linear.epsilon(e), linear.epsilon(e)),
+    "gamma": lambda e, g: Recipe(linear.gamma(g, e), linear.gamma(g, e)),
+    "z-plus": lambda e, g: Recipe(linear.z_plus(e), linear.z_plus(e)),
+    "alpha-beta": lambda e, g: Recipe(linear.alpha_beta(2, e), linear.alpha_beta(2, e)),
+}
+
+
+@card(
+    name="LRP",
+    source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
+    tells="How the score is made up of the pixels, if each layer shares out what it got among what it was made of.",
+    not_tells="What would happen if a pixel changed; and other rules, all of them sums to the same score, share it "
+    "out otherwise.",
+    example=lambda method, box, x, y: method(box, x, y),
+    laws=("dummy", "symmetry"),
+)
+def lrp(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    rule: str = "composite",
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+    batch_size: BatchSize = "auto",
+) -> Any:
+    """The relevance of each pixel, signed, shaped like x and in units of the score; it sums to the score but for what
+    biases and epsilon keep.
+
+    `rule` is one for all layers, or one by the kind of layer:
+    "composite": epsilon in dense layers, gamma in convolutions, z-B in layers that see pixels (Montavon et al. 2019);
+    "composite-plus": epsilon, z-plus, flat (Kohlbrenner et al. 2020); "epsilon" (with 0: LRP-0), "gamma", "z-plus",
+    "alpha-beta" (alpha = 2, beta = 1).
+    Relevance of an input is what its distance from zero after normalization bears: a pixel at the mean has none but by
+    z-B and flat, which go by the range of pixels.
+
+    Elsewhere: activations pass on what they get (f(0), where it is not zero, keeps its part as a bias does); sums share
+    in proportion, maxima give all to the winner; batch norm is one with the convolution or linear layer before it, or
+    else a scale with a bias; what layer norm and the like divide by is held constant, and so are gates and attention's
+    weights in products (Ali et al. 2022), of which other factors bear half each.
+
+    Raises RuleError at an op that no rule is for, or that is hidden from view (scripted code).
+    """
+    recipe = _recipe(rule, epsilon, gamma)
+    x = box.accept(x)
+    objective = box.checked(box.objective(target, len(x)), len(x))
+
+    def part(rows: slice) -> Tensor:
+        return _relevance(box, objective.rows(rows), x[rows], recipe)
+
+    found = torch.cat(in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled)))
+    _tell(objective, found)
+    return box.shaped(found)
+
+
+def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
+    if not isinstance(rule, str) or rule not in RECIPES:
+        raise InputError(f"rule is one of {', '.join(map(repr, RECIPES))}; got {rule!r}")
+    return RECIPES[rule](_not_negative("epsilon", epsilon), _not_negative("gamma", gamma))
+
+
+def _not_negative(name: str, value: float) -> float:
+    return 0.0 if type(value) in (int, float) and value == 0 else number(name, value, above=0)
+
+
+def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> Tensor:
+    """Relevance (n, ...) of one batch: (x - x0) c, with x0 what the normalization makes zero."""
+    with box.quiet(), constant(box.net):
+        x, *ends = leaves = _leaves(box.inputs, x, recipe)
+        note(x, bounds=tuple(ends) or None)
+        with Propagation(recipe):
+            acts = box.forward(x, objective.layers | {"input"})
+        for a in objective.layers:
+            all_ruled(acts[a])
+        score = objective(acts)
+        if not score.requires_grad:
+            raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
+        found = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
+        if all(c is None for c in found):
+            raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
+        zero = box.inputs.decode(torch.zeros_like(x))
+        shares = [
+            torch.where(at.isnan(), 0, (at - zero) * c) for at, c in zip(leaves, found, strict=True) if c is not None
+        ]
+        return torch.stack(shares).sum(0).detach().to(box.dtype)
+
+
+def _leaves(inputs: Inputs, x: Tensor, recipe: Recipe) -> list[Tensor]:
+    """x, and the least and the most that it can be where the recipe asks for them."""
+    ends = (_end(inputs, x, 0.0), _end(inputs, x, 1.0)) if recipe.pixels else ()
+    return [h.detach().clone().requires_grad_() for h in (x, *ends)]
+
+
+def _end(inputs: Inputs, x: Tensor, value: float) -> Tensor:
+    """An end of the range of x: a pixel's is known, a column's is none (NaN)."""
+    if isinstance(inputs, Several):
+        parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
+        ends = zip(parts, inputs.split(x), strict=True)
+        return torch.cat([_end(part, v, value).flatten(1) for part, v in ends], 1)
+    return torch.full_like(x, value if isinstance(inputs, Pixels) else torch.nan)
+
+
+def _tell(objective: Objective, found: Tensor) -> None:
+    if n := int((found == 0).flatten(1).all(1).sum()):
+        warnings.warn(
+            f"the relevance of {objective.name} is exactly zero for {n} of {len(found)} inputs",
+            UnboxedWarning,
+            stacklevel=3,
+        )

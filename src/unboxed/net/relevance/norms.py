@@ -1,0 +1,96 @@
+"""Normalizations and attention in ops that have rules.
+
+What a normalization divides by is held constant, and so are attention's weights beside the values: Ali et al. 2022,
+"XAI for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304. Relevance is then
+conserved but for what biases keep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _normalized(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
+    """(x - mean) / std over these axes, the std (or the root of the mean square) held constant."""
+    x = x - x.mean(axes, keepdim=True) if center else x
+    square: Tensor = x.detach().square()
+    return x / square.mean(axes, keepdim=True).add(eps).sqrt()
+
+
+def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    h = h if weight is None else h * weight.view(*shape)
+    return h if bias is None else h + bias.view(*shape)
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
+) -> Tensor:
+    return _affine(_normalized(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
+
+
+def rms_norm(x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return _affine(_normalized(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
+) -> Tensor:
+    h = _normalized(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+    return _affine(h, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
+
+
+def instance_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    wide = (1, -1, *[1] * (x.ndim - 2))
+    h = _normalized(x, tuple(range(2, x.ndim)), eps) if own else (x - mean.view(wide)) / (var.view(wide) + eps).sqrt()
+    return _affine(h, weight, bias, wide)
+
+
+def batch_statistics(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each (C,), of batch norm as an affine map; statistics of the batch are held constant."""
+    if training:
+        h = x.detach().transpose(0, 1).flatten(1)
+        mean, var = h.mean(1), h.var(1, correction=0)
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return scale.detach(), (shift if bias is None else shift + bias).detach()
+
+
+def glu(x: Tensor, dim: int = -1) -> Tensor:
+    a, gate = x.chunk(2, dim)
+    return a * gate.detach().sigmoid()
+
+
+def statistics(key: str, x: Tensor, *args: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """std_mean or var_mean."""
+    spread = torch.std if key.startswith("std") else torch.var
+    dim = named.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
+    keep = {"keepdim": named["keepdim"]} if "keepdim" in named and dim is not None else {}
+    mean = x.mean() if dim is None else x.mean(dim, **keep)
+    return spread(x, *args, **named), mean
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **more: Any
+) -> tuple[Tensor, Tensor]:
+    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in ops of its own."""
+    mask, dropout = more.get("attn_mask", mask), more.get("dropout_p", dropout)
+    causal, scale = more.get("is_causal", causal), more.get("scale")
+    if more.get("enable_gqa"):
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    scores = (q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)) @ k.mT
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return torch.dropout(scores.softmax(-1), dropout, dropout > 0), v
