@@ -1,0 +1,171 @@
+"""Controls: inputs without evidence, and models that say nothing. What a method draws there, it did not explain.
+
+The constant model is the limit of randomization (Adebayo et al. 2018, arXiv:1810.03292): a net that has nothing to
+explain. The shuffled input asks what Nie et al. 2018, "A Theoretical Explanation for Perplexing Behaviors of
+Backpropagation-based Visualizations", arXiv:1805.07039, asked of guided backprop and deconvnet: whether a method
+recovers the picture rather than the reasons.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..engine import draws
+from ..engine.baselines import baseline
+from ..errors import InputError
+from ..inputs import Inputs, Pixels
+from ..net.outputs import Reader
+from ..objectives import ENDS, Objective
+from .methods import Method, Target, drawn, fixed
+from .similarity import Similarity, similarity
+
+
+@dataclass(frozen=True)
+class RandomInput:
+    """What becomes of maps (N, ...) when the input loses its evidence. Figures are (N,).
+
+    `shuffled`: each image's pixels in another order, and the map of that put back in the old one, against the map of
+    the image. A method that copies pixel values has 1; one that reads the net is near 0 where the score has gone.
+    `noise`: the map of a noise input against that of the image: 1 where a method draws the same whatever it is shown
+    (as the gradient of a linear model rightly does).
+    """
+
+    shuffled: Similarity  # NaN for inputs that are not images
+    noise: Similarity
+    strength_shuffled: Tensor  # the norm of that map over the norm of the image's
+    strength_noise: Tensor
+    score: Tensor  # of the target, at the image
+    score_shuffled: Tensor
+    score_noise: Tensor
+
+
+def random_input(box: Box, x: Any, method: Method, target: Target = None, *, seed: int = 0) -> RandomInput:
+    """Compare a method's maps of x with those of x's pixels shuffled, and of noise, for the same score.
+
+    All channels of a pixel move together; each image has an order of its own. Noise is uniform for images, and normal
+    within bounds for features. Raises InputError.
+    """
+    seed, x = whole("seed", seed), box.accept(x)
+    score = fixed(box, x, target)
+    noise = baseline(box, x, "random", seed=seed)
+    own, of_noise = drawn(box, method, x, score, aloud=True), drawn(box, method, noise, score)
+    mixed, of_mixed = x, torch.full_like(own, torch.nan)
+    if isinstance(box.inputs, Pixels):
+        order = _order(x, seed)
+        mixed = _moved(x, order)
+        of_mixed = _back(drawn(box, method, mixed, score), order)
+    scores = [_scores(box, score, h) for h in (x, mixed, noise)]
+    if mixed is x:
+        scores[1] = torch.full_like(scores[0], torch.nan)
+    return RandomInput(
+        similarity(own, of_mixed),
+        similarity(own, of_noise),
+        _strength(of_mixed, own),
+        _strength(of_noise, own),
+        *scores,
+    )
+
+
+def _order(x: Tensor, seed: int) -> Tensor:
+    """A permutation of positions for each image, (N, H W)."""
+    return draws.uniform(x[:, :1].flatten(1), seed).argsort(1)
+
+
+def _moved(h: Tensor, order: Tensor) -> Tensor:
+    """Pixels (N, C, H, W) in another order, all channels alike."""
+    flat = h.flatten(2)
+    return flat.gather(2, order[:, None].expand_as(flat)).view_as(h)
+
+
+def _back(h: Tensor, order: Tensor) -> Tensor:
+    """The map of shuffled pixels, put back. Raises InputError where it has no pixel for each."""
+    if h.ndim != 4 or h.shape[2] * h.shape[3] != order.shape[1]:
+        raise InputError(f"a map (N, C, H, W) as large as the image can be put back in order; got {tuple(h.shape)}")
+    return _moved(h, order.argsort(1))
+
+
+def _strength(h: Tensor, own: Tensor) -> Tensor:
+    """The ratio of norms (N,); NaN where the image's own map is zero."""
+    a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (h, own))
+    return torch.where(b > 0, a / b, torch.nan)
+
+
+def _scores(box: Box, target: Any, x: Tensor) -> Tensor:
+    """The score (N,) that the target means."""
+    objective = box.objective(target, len(x))
+    acts = box.read(x, sorted(objective.layers))
+    return objective(acts).detach().to(box.dtype)
+
+
+@dataclass(frozen=True)
+class ConstantModel:
+    """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the net.
+
+    Exactly 0 (or rounding) is right. The spread is the standard deviation over a map, so that a map that is the same
+    everywhere counts as no picture.
+    """
+
+    blind: Tensor  # the net as it is, but every input reaches it as the same one
+    mute: Tensor  # the net as it is, but its logits are one number whatever it sees; NaN for targets beside the logits
+    maps_blind: Tensor  # (N, ...)
+    maps_mute: Tensor  # (N, ...)
+
+
+def constant_model(box: Box, x: Any, method: Method, target: Target = None) -> ConstantModel:
+    """Ask a method for maps of a net whose answer does not depend on x, in two ways; each has the same weights.
+
+    Blind: the inputs are replaced by what normalization takes to zero before they reach the net, so all activations are
+    constant; whoever draws something drew it from x, or from chance. Mute: the net sees x, its logits are replaced by a
+    constant, all classes alike; whoever draws something drew it from activations, whatever they are good for.
+    Raises InputError.
+    """
+    x = box.accept(x)
+    score = fixed(box, x, target)
+    own = drawn(box, method, x, score)
+    blind, mute = drawn(_blind(box), method, x, score), torch.full_like(own, torch.nan)
+    if not isinstance(score, Objective) or score.layers <= ENDS - {"input"}:
+        mute = drawn(_mute(box, x), method, x, score)
+    return ConstantModel(_relative(blind, own), _relative(mute, own), blind, mute)
+
+
+def _relative(h: Tensor, own: Tensor) -> Tensor:
+    """The spread (N,) of maps h relative to the net's own; 0 where neither has any, infinite where only h has."""
+    a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, own))
+    return torch.where(a == 0, 0.0, a / b)
+
+
+def _blind(box: Box) -> Box:
+    """The same box, to which all inputs look alike (and no gradient reaches them)."""
+    blind = copy.copy(box)
+    blind.inputs = _constant(box.inputs)
+    return blind
+
+
+def _constant(inputs: Inputs) -> Inputs:
+    """The same inputs, encoded as zeros, in the net's own units, whatever they are."""
+
+    def encode(self: Inputs, x: Tensor) -> Any:
+        z = inputs.encode(x)
+        if isinstance(z, dict):
+            return {name: 0 * value for name, value in z.items()}
+        return tuple(0 * value for value in z) if isinstance(z, tuple) else 0 * z
+
+    blind = copy.copy(inputs)
+    object.__setattr__(blind, "__class__", type("Blind", (type(inputs),), {"encode": encode}))
+    return blind
+
+
+def _mute(box: Box, x: Tensor) -> Box:
+    """The same box, whose logits are all one number, as large as any that the net gives for x."""
+    value = float(box(x).abs().max())
+    mute = copy.copy(box)
+    mute._reader = Reader(lambda raw: 0 * box._reader.tensor(raw) + value, "logits")
+    mute.outputs = "logits"
+    return mute

@@ -1,0 +1,62 @@
+"""What the checks ask of a method: `method(box, x, target)` gives a map, or a result with one as its `map`.
+
+Settings are given with `functools.partial(method, n_samples=20)`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..engine.results import map_of
+from ..errors import InputError, UnboxedWarning
+from ..inputs import Several
+from ..objectives import Objective
+
+Method = Callable[[Box, Any, Any], Any]
+Target = int | Tensor | Objective | None
+
+
+def fixed(box: Box, x: Tensor, target: Target) -> Any:
+    """The target, the same for every net and every input that follow: None is the class (N,) predicted for x."""
+    if target is None:
+        z = box(x)
+        return (z if z.ndim == 2 else z.flatten(2).mean(2)).argmax(1)
+    if isinstance(target, Objective):
+        return box.checked(target, len(x))
+    return box.labels(target, len(x))
+
+
+def drawn(box: Box, method: Method, x: Tensor, target: Any, *, aloud: bool = False) -> Tensor:
+    """The map (N, ...) that a method draws of accepted inputs; several inputs' maps stand side by side, (N, D).
+
+    What methods warn of (gradients that are zero) is of no news for a net that was made meaningless on purpose, so it
+    is kept quiet unless `aloud`. Raises InputError where there is no map of N rows.
+    """
+    with warnings.catch_warnings():
+        if not aloud:
+            warnings.simplefilter("ignore", UnboxedWarning)
+        found = method(box, _as_given(box, x), target)
+    result = getattr(found, "map", found)
+    if isinstance(box.inputs, Several) and isinstance(result, (dict, tuple)):
+        result = box.inputs.pack(result)
+    map_ = map_of(result)
+    if map_.ndim < 2 or len(map_) != len(x):
+        raise InputError(f"the method gives a map {tuple(map_.shape)} for {len(x)} inputs; wanted one for each")
+    return map_.detach()
+
+
+def _as_given(box: Box, x: Tensor) -> Any:
+    """A copy of the inputs, as a user passes them: a method of their own may write over it."""
+    return box.shaped(x.clone())
+
+
+def flat(h: Tensor) -> Tensor:
+    """Which maps (N,) are the same everywhere, or not finite: they rank nothing."""
+    h = h.flatten(1)
+    return (h == h[:, :1]).all(1) | ~torch.isfinite(h).all(1)

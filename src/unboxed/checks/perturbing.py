@@ -1,0 +1,184 @@
+"""What the faithfulness metrics share: maps that fit their inputs, one fixed score, and many perturbed points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..engine import draws
+from ..engine.results import map_of
+from ..errors import InputError, OutputError
+from ..inputs import Pixels, Several
+from ..net.batching import BatchSize, in_batches
+from ..objectives import Held, Objective, logit, of
+
+Score = Literal["probability", "logit"]
+Target = int | Tensor | Objective | None
+Points = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""(examples (R,), ways (R,)) -> the points (R, ...) that the net sees, and any further numbers (R,) beside them."""
+
+
+# -- maps ------------------------------------------------------------------------------------------------------------
+
+
+def fitting(box: Box, x: Tensor, maps: Any) -> Tensor:
+    """Maps (or a result that holds them) beside x (N, ...), in double precision: shaped like x, or (N, 1, H, W).
+
+    Raises InputError for another shape, and for NaN or infinite values.
+    """
+    if isinstance(box.inputs, Several) and isinstance(maps, (Mapping, tuple, list)):
+        maps = _packed(box.inputs, maps)
+    found = map_of(maps).detach().to(x.device, torch.float64)
+    one = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
+    if tuple(found.shape) not in (tuple(x.shape), one):
+        wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one))))
+        raise InputError(f"wanted maps of shape {wanted}, as the inputs are; got {tuple(found.shape)}")
+    finite(found)
+    return found
+
+
+def _packed(inputs: Several, maps: Any) -> Tensor:
+    """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
+    values, parts = inputs._values(maps), [part for _, part in inputs._parts()]
+    for value, part in zip(values, parts, strict=True):
+        if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"wanted a map (N, {', '.join(map(str, part.shape))}) for each input; got {got}")
+    return inputs.pack(maps)
+
+
+def finite(maps: Tensor) -> None:
+    """Raise InputError for maps (N, ...) with NaN or infinite values."""
+    bad = (~torch.isfinite(maps)).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(f"NaN or infinite values in {len(bad)} of {len(maps)} maps (first: number {bad[0]})")
+
+
+def cells(box: Box) -> tuple[int, ...]:
+    """The shape of what is removed as one: a pixel with all its channels (1, H, W), or a number of a row (F,)."""
+    shape = tuple(box.inputs.shape)
+    return (1, *shape[1:]) if isinstance(box.inputs, Pixels) else shape
+
+
+def importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor:
+    """(N, P): the map at each pixel, summed over channels with its sign, or (`signed=False`) by its magnitude."""
+    found = fitting(box, x, maps)
+    found = found if signed else found.abs()
+    return (found.sum(1) if isinstance(box.inputs, Pixels) else found).flatten(1)
+
+
+def ranked(values: Tensor, seed: int) -> Tensor:
+    """The rank (N, P) of each value in its row, 0 is the largest; equal ones stand in an order drawn for each row."""
+    mixed = draws.uniform(values, seed).argsort(dim=1, stable=True)
+    order: Tensor = mixed.gather(1, values.gather(1, mixed).argsort(dim=1, descending=True, stable=True))
+    return order.argsort(dim=1)
+
+
+def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
+    """Maps (N, 1, H, W) of noise, uniform in [0, 1): the control that any map has to beat.
+
+    For features they are shaped like x, for several inputs as those are. Each row has its own, by `seed`.
+    Raises InputError.
+    """
+    x, seed = box.accept(x), whole("seed", seed)
+    like = x[:, :1] if isinstance(box.inputs, Pixels) else x
+    return box.shaped(draws.uniform(like, seed))
+
+
+def from_zero(name: str, value: object) -> float:
+    """A number, 0 or more. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise InputError(f"{name} must be a number, 0 or more; got {value!r}")
+    return float(value)
+
+
+# -- the score -------------------------------------------------------------------------------------------------------
+
+
+def fixed(
+    box: Box, x: Tensor, target: Target, score: Score | None, default: Score, batch_size: BatchSize
+) -> tuple[Objective, Tensor | None]:
+    """The score that `target` means for x, the same at any other point, and its classes (N,), if it is of classes.
+
+    None is the class predicted for x as it is. Raises InputError or OutputError.
+    """
+    if score not in (None, "probability", "logit"):
+        raise InputError(f'score is "probability" or "logit"; got {score!r}')
+    if isinstance(target, Objective):
+        if score is not None:
+            raise InputError("an objective is the score itself: leave out score=, or give a class as the target")
+        return box.checked(target, len(x)), None
+    if (score or default) == "probability" and box.outputs == "regression":
+        raise OutputError('a regression net gives no probabilities: pass score="logit", or an objective as the target')
+    classes = flat(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
+    return (logit(classes) if (score or default) == "logit" else probability(box, classes)), classes
+
+
+def flat(logits: Tensor) -> Tensor:
+    """(N, K) of logits (N, K, ...): a map of outputs counts by its mean."""
+    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)
+
+
+def probability(box: Box, classes: Tensor | Held) -> Objective:
+    """The probability of each example's class, (N,); a map of outputs counts by its mean."""
+    own = Held.of(classes)
+
+    def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...)
+        return flat(box.probs_of(z)).gather(1, own.beside(z)[:, None])[:, 0]
+
+    return of("logits", score, "probability of each example's class", lambda i: probability(box, own[i]), len(own))
+
+
+# -- many points -----------------------------------------------------------------------------------------------------
+
+
+def scores(
+    box: Box, objective: Objective, n: int, count: int, points: Points, batch_size: BatchSize, *, predict: bool = False
+) -> list[Tensor]:
+    """The score (N, count) of each of n examples, perturbed in each of `count` ways, and what `points` gives beside.
+
+    `predict`: the class predicted there, (N, count), comes last. Pairs of example and way share bounded batches; where
+    rows depend on one another, a batch is all examples in one way.
+    """
+
+    def work(examples: Tensor, ways: Tensor) -> list[Tensor]:
+        with box.quiet(grad=False):
+            at, *beside = points(examples, ways)
+            acts = box.forward(at, objective.layers | ({"logits"} if predict else set()))
+            found = [objective.rows(examples)(acts).to(torch.float64), *beside]
+            return [*found, flat(acts["logits"]).argmax(1)] if predict else found
+
+    every = torch.arange(n, device=box.device)
+    if box.coupled or objective.coupled:
+        parts = in_batches(lambda r: work(every, torch.full_like(every, r.start)), count, 1, 1)
+        return [torch.stack(h, 1) for h in zip(*parts, strict=True)]
+
+    def part(rows: slice) -> list[Tensor]:
+        index = torch.arange(rows.start, rows.stop, device=box.device)
+        return work(index // count, index % count)
+
+    parts = in_batches(part, n * count, *box.splits(n * count, batch_size))
+    return [torch.cat(h).view(n, count) for h in zip(*parts, strict=True)]
+
+
+def plain(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
+    """The score (N,) of x as it is, in double precision."""
+    return scores(box, objective, len(x), 1, lambda examples, ways: [x[examples]], batch_size)[0][:, 0]
+
+
+def drawn(
+    draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, seed: int, rows: Tensor, samples: Tensor
+) -> Tensor:
+    """(R, *shape): a draw for each pair of row and sample, keyed by (seed, row, sample), however they are batched."""
+    generator, found = torch.Generator(like.device), []
+    for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
+        generator.manual_seed(((seed * draws.PRIME + row) * draws.PRIME + sample) % 2**63)
+        found.append(draw(tuple(shape), generator=generator, device=like.device, dtype=like.dtype))
+    return torch.stack(found)

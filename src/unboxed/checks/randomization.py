@@ -1,0 +1,159 @@
+"""Randomization: does a map change when what the net has learned is taken out of it, layer by layer?
+
+Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292: cascading randomization from the top layer
+down, and independent randomization of one layer at a time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..engine.untrained import Weights, own, randomized, weighted
+from ..errors import InputError, LayerError, UnboxedWarning
+from .methods import Method, Target, drawn, fixed, flat
+from .similarity import Similarity, similarity
+
+Mode = Literal["cascading", "independent"]
+
+
+@dataclass(frozen=True)
+class Randomization(Similarity):
+    """How like the map of the net as it is each map (N) is at each step (L): four figures, (L, N).
+
+    A map that follows what the net has learned has figures near 0 once the top layers are drawn anew. A figure is NaN
+    where a map is the same everywhere: where it became so, `blank`, it has changed.
+    """
+
+    layers: tuple[str, ...]  # (L,) drawn anew at each step, from the top down; when cascading, all before it as well
+    mode: Mode
+    seed: int
+    changed: Tensor  # (L,) how far each layer's weights moved, |new - old| / |old|; 0: its start is what it had
+    same_class: Tensor  # (L, N) whether the net still gives x the class it gave before
+    blank: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
+    original: Tensor  # (N, ...) the map of the net as it is
+    maps: Tensor | None = None  # (L, N, ...) if they were to be kept
+
+
+def randomization(
+    box: Box,
+    x: Any,
+    method: Method,
+    target: Target = None,
+    *,
+    mode: Mode = "cascading",
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    keep_maps: bool = False,
+) -> Randomization:
+    """Compare a method's maps of x with those of copies of the net whose layers have new weights.
+
+    `mode="cascading"` draws the top layer anew, then the two topmost, and so on down to all; `"independent"` one layer
+    at a time, the others as trained. `layers` are by default all that hold weights, in the order in which they run,
+    from the last to the first; given, they are taken in the order given, and the name of a block stands for all layers
+    in it. How weights are drawn: `engine.untrained.randomized`. The target stays what it was for the net as it is: for
+    None, the class that it predicts. The net itself is not touched.
+
+    Raises LayerError for layers without weights, ModelError where the net can't be copied; an UnboxedWarning names the
+    layers that drawing anew left as they were.
+    """
+    if mode not in ("cascading", "independent"):
+        raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
+    seed, x = whole("seed", seed), box.accept(x)
+    steps = _steps(box, layers)
+    score = fixed(box, x, target)
+    original = drawn(box, method, x, score, aloud=True)
+    before = _answer(box, x)
+    found = [_step(box, method, x, score, original, before, step, seed) for step in _taken(steps, mode)]
+    alike, same, blank, changed, maps = zip(*found, strict=True)
+    names = tuple(name for name, _ in steps)
+    _tell(names, changed)
+    figures = {f.name: torch.stack([getattr(s, f.name) for s in alike]) for f in fields(Similarity)}
+    return Randomization(
+        **figures, layers=names, mode=mode, seed=seed, changed=torch.tensor(changed), same_class=torch.stack(same),
+        blank=torch.stack(blank), original=original, maps=torch.stack(maps) if keep_maps else None,
+    )  # fmt: skip
+
+
+Step = tuple[str, tuple[Weights, ...]]
+"""What a step is called, and the layers that are drawn anew at it."""
+
+
+def _steps(box: Box, layers: Sequence[str] | None) -> list[Step]:
+    """Raises LayerError."""
+    known = weighted(box)
+    if not known:
+        raise LayerError("no layer of this net holds weights, so there are none to draw anew")
+    if layers is None:
+        return [(layer.name, (layer,)) for layer in reversed(known)]
+    if isinstance(layers, str) or not layers:
+        raise LayerError(f"layers is a list of names; got {layers!r}")
+    return [(str(name), _below(str(name), known)) for name in layers]
+
+
+def _below(name: str, known: Sequence[Weights]) -> tuple[Weights, ...]:
+    """The layers with weights that are, or lie in, the one named. Raises LayerError."""
+    found = tuple(k for k in known if k.name == name or k.name.startswith(f"{name}."))
+    if not found:
+        raise LayerError(f"{name!r} holds no weights; the layers that do are {', '.join(k.name for k in known)}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The layers that are drawn anew together, and those of them that this step adds."""
+
+    all: tuple[Weights, ...]
+    added: tuple[Weights, ...]
+
+
+def _taken(steps: Sequence[Step], mode: Mode) -> list[_Taken]:
+    first = [0 if mode == "cascading" else i for i in range(len(steps))]
+    return [
+        _Taken(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), added)
+        for i, (_, added) in enumerate(steps)
+    ]
+
+
+def _step(
+    box: Box, method: Method, x: Tensor, target: Any, original: Tensor, before: Tensor, step: _Taken, seed: int
+) -> tuple[Similarity, Tensor, Tensor, float, Tensor]:
+    other = randomized(box, step.all, seed)
+    map_ = drawn(other, method, x, target)
+    same = (_answer(other, x) == before).flatten(1).all(1)
+    return similarity(original, map_), same, flat(map_), _moved(box, other, step.added), map_
+
+
+def _answer(box: Box, x: Tensor) -> Tensor:
+    """What the net says of x, (N, 1, ...): its classes, or its very numbers where it has none."""
+    z = box(x)
+    return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
+
+
+def _moved(box: Box, other: Box, layers: Sequence[Weights]) -> float:
+    """How far the weights and statistics of these layers moved, relative to what they were."""
+    old, new = (_numbers(b, layers) for b in (box, other))
+    return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))
+
+
+def _numbers(box: Box, layers: Sequence[Weights]) -> Tensor:
+    modules = [box.modules[path] for layer in layers for path in layer.paths]
+    found = [h for m in modules for h in (*own(m), *m.buffers(recurse=False)) if h.is_floating_point()]
+    return torch.cat([h.detach().double().flatten() for h in found])
+
+
+def _tell(names: Sequence[str], changed: Sequence[float]) -> None:
+    same = [name for name, moved in zip(names, changed, strict=True) if moved == 0]
+    if same:
+        warnings.warn(
+            f"drawn anew, these layers are what they were, so their steps say nothing: {', '.join(same)}",
+            UnboxedWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,115 @@
+"""Verdicts kept from one run to the next: what a verdict was found from is its key, so that nothing stale is read."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..box import Box
+from ..objectives import Objective
+from .methods import Method, Target
+from .verdict import GRADES, Verdict, verdict
+
+
+class Remembered:
+    """Verdicts by their keys, as JSON text that is kept beside a report. What can't be read is as if it weren't there.
+
+    A key is a digest of the net's weights and structure, the inputs' meaning, the images and what the net says of them,
+    the target, the method with its settings, the seed and this version.
+    """
+
+    def __init__(self, text: str | bytes = b"") -> None:
+        self._known = dict(_read(text))
+        self._net: tuple[Box, bytes] | None = None
+        self.used: dict[str, Verdict] = {}
+
+    def verdict(
+        self, box: Box, x: Any, method: Method, target: Target = None, *, map_: Tensor | None = None, seed: int = 0
+    ) -> Verdict:
+        """As `checks.verdict`, found once. A method without a name of its own, or an objective, is asked anew."""
+        key = self._key(box, x, method, target, seed)
+        found = self._known.get(key) or verdict(box, x, method, target, map_=map_, seed=seed)
+        if key:
+            self.used[key] = self._known[key] = found
+        return found
+
+    def knows(self, box: Box, x: Any, method: Method, target: Target = None, *, seed: int = 0) -> bool:
+        """Whether that verdict is at hand."""
+        return self._key(box, x, method, target, seed) in self._known
+
+    def text(self) -> bytes:
+        """The verdicts asked for so far, to be kept."""
+        kept = {key: v.plain() for key, v in self.used.items()}
+        return json.dumps(finite(kept), indent=1, ensure_ascii=False).encode()
+
+    def _key(self, box: Box, x: Any, method: Method, target: Target, seed: int) -> str:
+        words = _words(method)
+        if words is None or isinstance(target, Objective):
+            return ""
+        digest = hashlib.sha256(self._of_net(box))
+        for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
+            digest.update(_bytes(part))
+        digest.update(repr((words, None if isinstance(target, Tensor) else target, seed, __version__)).encode())
+        return digest.hexdigest()
+
+    def _of_net(self, box: Box) -> bytes:
+        if self._net is None or self._net[0] is not box:
+            self._net = (box, fingerprint(box))
+        return self._net[1]
+
+
+def fingerprint(box: Box) -> bytes:
+    """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
+    digest = hashlib.sha256(repr((str(box), repr(box.net))).encode())
+    for name, value in (*box.net.named_parameters(), *box.net.named_buffers()):
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    return digest.digest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+    return str((tuple(value.shape), value.dtype)).encode() + flat.view(torch.uint8).numpy().tobytes()
+
+
+def _words(method: Method) -> str | None:
+    """The method's full name and settings; None where it has no name that another run would give it too."""
+    settings: dict[str, object] = {}
+    function: Callable[..., Any] = method
+    while isinstance(function, partial):
+        if function.args:
+            return None
+        settings = {**function.keywords, **settings}
+        function = function.func
+    if not inspect.isfunction(function) or "<" in function.__qualname__ or function.__module__ == "__main__":
+        return None
+    if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
+        return None
+    return f"{function.__module__}.{function.__qualname__}({sorted(settings.items())})"
+
+
+def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
+    try:
+        known = json.loads(text)
+        for key, value in known.items():
+            figures = {k: math.nan if v is None else float(v) for k, v in value["figures"].items()}
+            if value["grade"] in GRADES:
+                yield key, Verdict(str(value["method"]), value["grade"], str(value["sentence"]), figures)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return
+
+
+def finite(value: Any) -> Any:
+    """The same without NaN and infinite numbers, which JSON does not have: they become null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
