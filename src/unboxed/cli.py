@@ -36,6 +36,10 @@ app = typer.Typer(
 )
 
 
+checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be believed.")
+app.add_typer(checks, name="checks")
+
+
 def _version(asked: bool) -> None:
     if asked:
         from . import __version__
@@ -50,6 +54,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Show = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Model = Annotated[
+    str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
+]
+Weights = Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")]
+Shape = Annotated[str | None, typer.Option(help="Of one image: 3,224,224, if the model doesn't say.")]
+Mean = Annotated[str | None, typer.Option(help="What training subtracted: a value, or one a channel.")]
+Std = Annotated[str | None, typer.Option(help="What training divided by.")]
+Classes = Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")]
+Meaning = Annotated[
+    str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, if not recognized rightly.")
+]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]
 
 
@@ -84,22 +99,18 @@ def demo(
 
 @app.command()
 def report(
-    model: Annotated[
-        str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
-    ],
+    model: Model,
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")] = None,
+    weights: Weights = None,
     out: Out = Path("out"),
     judge: Annotated[str | None, typer.Option(help="A second model that judges the class images.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Of one image: 3,224,224, if the model doesn't say.")] = None,
-    mean: Annotated[str | None, typer.Option(help="What training subtracted: a value, or one a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="What training divided by.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")] = None,
-    outputs: Annotated[
-        str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, if not recognized rightly.")
-    ] = None,
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
     root: Root = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -125,6 +136,39 @@ def report(
 
 
 @app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    model: Model,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="A method, by name; may be given again (default: all).")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to explain, by name or number (default: the answer).")
+    ] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and numbers.")] = Path("explained"),
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Why did the model answer so? Every method's map of an image, the most believable first, and why to believe it."""
+    with _answering(debug):
+        from . import loading
+        from .explaining import command
+
+        inputs, names = _pixels(shape, mean, std), _classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        found = command(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
+@app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A network of the zoo, such as mnist-cnn.")],
     data: Annotated[str | None, typer.Option(help="What to train it on (default: what it is meant for).")] = None,
@@ -145,15 +189,38 @@ def train(
             raise KeyboardInterrupt
 
 
+@checks.command()
+def shortcut(
+    marked: Annotated[str, typer.Option(help="Digits that bear a mark, each at its place: 3, or 3,8, or all.")] = "3",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and the numbers.")] = Path("out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a net a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
+    with _answering(debug):
+        import torch
+        from rich.console import Console
+
+        from .report.shortcut import mark_of, planted_shortcut, table
+
+        torch.set_num_threads(1)  # as for the demo
+        found, path = planted_shortcut(out, mark_of(marked), seed=seed, quiet=quiet, command=_command())
+        Console().print(table(found))
+        typer.echo(f"wrote {path}")
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
 @app.command()
 def methods() -> None:
     """List the methods: what their pictures tell, and what they do not."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from .cards import cards
 
-    table = Table("family", "method", "tells", "does not tell", show_lines=True)
+    table = Table("family", Column("method", no_wrap=True), "tells", "does not tell", show_lines=True)
     for card in cards():
         table.add_row(card.family, card.method.__name__, card.tells, card.not_tells)
     Console().print(table)

@@ -39,6 +39,8 @@ refuse(RULED, ("clamped_hidden", "residual"), RuleError)  # a ReLU in another sp
 refuse(RULED, ("lstm", "parameterless"), RuleError)  # no ReLU at all
 refuse(RULED, ("checkpointed_reentrant",), RuleError)
 refuse(GRADIENTS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+PATHS = ("gradient_x_input", "smoothgrad", "integrated_gradients", "expected_gradients")
+refuse(PATHS, ("checkpointed_reentrant",), UnboxedError)  # likewise
 refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no layer to compare in
@@ -48,6 +50,15 @@ refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
 UNITS = ("statistics", "top_examples", "receptive_field", "projections")
 refuse(UNITS, ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("projections",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "guided_grad_cam")
+refuse(("guided_grad_cam",), ("clamped_hidden", "residual", "lstm", "parameterless"), RuleError)  # as guided backprop
+refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
+refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+SCRIPTED = ("scripted_part", "scripted_and_optimized")
+refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight
+refuse(("rollout",), tuple(n for n in NETS if n not in ("transformer", "attention")), LayerError)  # no attention
+
+refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops
 
 
 @dataclass(frozen=True)
@@ -113,10 +124,9 @@ def pairs(law: str, *, refused: bool = False) -> pytest.MarkDecorator:
 
 
 def methods(law: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:
-    """Every card, or the chosen ones."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=_exempt(n, law)) for n, c in CARDS.items() if chosen(c)]
-    )
+    """Every card that takes a plain net, or the chosen ones of them."""
+    chosen_ones = [n for n, c in CARDS.items() if chosen(c) and (n, "plain") not in REFUSED]
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=_exempt(n, law)) for n in chosen_ones])
 
 
 def _exempt(name: str, law: str) -> list[pytest.MarkDecorator]:

@@ -163,7 +163,9 @@ def test_links_lead_to_files_that_are_there(made: Any) -> None:
     linked = {attrs["href"] for attrs in page.all("a") if not (attrs["href"] or "").startswith("#")}
     assert linked == {name for name in facts["files"] if not name.startswith("pictures/more")}
     assert len(linked) >= 6
-    assert {p.name for p in found.path.parent.iterdir()} == {"index.html", "report.json", "pictures"}
+    assert {p.name for p in found.path.parent.iterdir()} == {
+        "index.html", "report.json", "verdicts.json", "pictures",
+    }  # fmt: skip
     assert all((found.path.parent / name).stat().st_size > 100 for name in facts["files"])
 
 
@@ -559,8 +561,8 @@ def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
     assert torch.equal(a.net[0].weight, b.net[0].weight)
     assert not torch.equal(a.net[0].weight, c.net[0].weight)
     assert not torch.equal(a.net[0].weight, before["0.weight"])
-    assert not torch.equal(a.net.own, before["own"])  # no start of its own: its values change places
-    assert torch.equal(a.net.own.sort().values, before["own"])
+    assert not torch.equal(a.net.own, before["own"])  # no start of its own: drawn with its mean and deviation
+    assert 0 < a.net.own.mean() < 8
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..box import Box
+from ..checks.remembered import Remembered
 from ..errors import InputError, UnboxedWarning, WriteError
 from . import (
     activations,
     attribution,
     change,
     channels,
+    checks,
     compare,
     dream,
     inversion,
@@ -56,12 +58,14 @@ SECTIONS: list[Section] = [
     inversion.SECTION,
     dream.SECTION,
     attribution.SECTION,
+    checks.SECTION,
     change.SECTION,
     compare.SECTION,
     reproduce.SECTION,
 ]
 
 
+VERDICTS = "verdicts.json"
 SMALL = 256  # examples whose activations fit in one automatic batch
 
 
@@ -97,10 +101,11 @@ def report(
         with tqdm(total=len(chosen) + 1, desc="Asking the net", disable=quiet, file=sys.stderr, leave=False) as bar:
             seen = survey(box, source, most)
             bar.update()
-            context = Context(box, source, seen, Pictures(folder), judge, seed, command)
+            context = Context(box, source, seen, Pictures(folder), judge, seed, command, remembered=_remembered(folder))
             parts = [_part(context, section, bar) for section in chosen]
         failures = {p.slug: p.failure for p in parts if p.failure}
         folder.put(PAGE, page(context, parts).encode())
+        folder.put(VERDICTS, context.remembered.text())
         folder.put(FACTS, _facts(context, folder, failures))
         made = Report(folder.publish(), failures)
     if (told := skipped(source, seen)) and not quiet:
@@ -164,6 +169,13 @@ def _built(context: Context, section: Section) -> list[Block]:
     return [*(Note(f"Note: {note}.") for note in notes), *blocks]
 
 
+def _remembered(folder: Folder) -> Remembered:
+    """The verdicts that an earlier report in this folder found."""
+    with suppress(OSError):
+        return Remembered((folder.out / VERDICTS).read_bytes())
+    return Remembered()
+
+
 def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
     facts = {
         "unboxed": __version__,
@@ -174,7 +186,7 @@ def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
         "headline": context.headline,
         **context.facts,
         "failures": failures,
-        "files": [name for name in folder.files if name not in (PAGE, FACTS)],
+        "files": [name for name in folder.files if name not in (PAGE, FACTS, VERDICTS)],
     }
     plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
     return json.dumps(plain, indent=1, ensure_ascii=False).encode()

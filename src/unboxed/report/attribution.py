@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .blocks import Block, Case, Figure, Figures, Files, Head, Method, Note, Sca
 from .context import Context, Section
 from .words import many, sentence
 
+TONES = {"pass": "good", "doubtful": "fair", "fail": "bad", "not made": ""}
 EACH = 3  # examples of a kind
 SIDE = 140
 PUSH = 0.5  # of the pixel range: how far the strongest pixel moves when an input is pushed along a gradient
@@ -43,7 +45,7 @@ def build(context: Context) -> Sequence[Block]:
     if context.source.binary:  # no and yes stand on one output
         answers = others = torch.zeros_like(answers)
     columns, notes = _columns(context, x, answers, others)
-    blocks: list[Block] = [Method.of(gradient), Method.of(guided_backprop)]
+    blocks: list[Block] = [_method(context, m) for m in (gradient, guided_backprop)]
     blocks += [Note(note) for note in notes]
     bars = [Bar("signed", c.scale, f"{c.title}, logit per pixel range") for c in _scales(columns)]
     blocks.append(Scales([context.pictures.scale(bar) for bar in bars]))
@@ -59,6 +61,12 @@ def build(context: Context) -> Sequence[Block]:
     _tell(context, columns)
     context.cover.insert(1, _cover(context, columns[0]))
     return [*blocks, _sheet(context, places, x, columns), *_undecided(context)]
+
+
+def _method(context: Context, method: Callable[..., Any]) -> Method:
+    """What the method tells, and the verdict on it."""
+    found = context.verdict(method.__name__)
+    return Method.of(method, f"{found.badge.capitalize()}. {found.sentence}", TONES[found.grade])
 
 
 def _groups(context: Context) -> dict[str, list[int]]:

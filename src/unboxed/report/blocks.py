@@ -28,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its words: a strong first line, then small ones. `tone` is "", "good" or "bad"."""
+    """A picture with its words: a strong first line, then small ones. `tone` is "", "good", "fair" or "bad"."""
 
     picture: Picture
     head: str = ""
@@ -155,6 +155,26 @@ class Method:
     def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> Method:
         """The note of a method that carries a card."""
         return cls(method.card, verdict, tone)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A method with the verdict on it. `tone`: "good", "fair", "bad" or ""."""
+
+    name: str
+    badge: str
+    sentence: str
+    tells: str
+    not_tells: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Methods, the most believable first."""
+
+    methods: Sequence[Ranked]
+    kind: ClassVar[str] = "ranking"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..checks.methods import Method
+from ..checks.ranking import candidates
+from ..checks.remembered import Remembered
+from ..checks.verdict import Verdict
 from ..engine.axes import channels_first
 from ..inputs import Pixels
 from ..plots import colors
@@ -19,6 +23,9 @@ from .source import Source
 from .survey import Survey
 from .untrained import untrained
 from .words import p_of, prob
+
+JUDGED = 6  # examples on which methods are judged
+WORK = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Context:
     cover: list[Figure] = field(default_factory=list)  # the pictures beside them
     facts: dict[str, object] = field(default_factory=dict)  # for report.json
     interrupted: bool = False  # set by a section that got only a part of what it asked for
+    remembered: Remembered = field(default_factory=Remembered)  # verdicts, of an earlier report too
 
     @property
     def images(self) -> bool:
@@ -49,6 +57,30 @@ class Context:
     def channels_first(self) -> frozenset[str]:
         """The layers whose units are on axis 1."""
         return frozenset(row.path for row in channels_first(self.box))
+
+    @cached_property
+    def candidates(self) -> dict[str, Method]:
+        """The methods of attribution that can be asked of this net."""
+        return candidates(self.box, WORK)
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """Places of examples that differ in what became of them: a mistake, an undecided one, typical ones."""
+        s = self.survey
+        return list(dict.fromkeys([*s.mistakes[:1], *s.undecided[:1], *s.typical]))
+
+    @cached_property
+    def evidence(self) -> Tensor:
+        """The inputs on which methods are judged."""
+        return self.inputs(self.examples[:JUDGED])
+
+    def verdict(self, name: str) -> Verdict:
+        """On a method of attribution, found once, and read again where an earlier report found it."""
+        return self.remembered.verdict(self.box, self.evidence, self.candidates[name], seed=self.seed)
+
+    def knows(self, name: str) -> bool:
+        """Whether the verdict on a method was found by an earlier report."""
+        return self.remembered.knows(self.box, self.evidence, self.candidates[name], seed=self.seed)
 
     def inputs(self, places: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these places of the survey."""

@@ -18,11 +18,12 @@ PAGE, FACTS, PICTURES = "index.html", "report.json", "pictures"
 class Folder:
     """A context: nothing is seen in `out` before `publish`, and nothing half-written is left after a failure.
 
+    `page` is what a person opens, `facts` the JSON that names the files: other results may lie in the same folder.
     Entering raises WriteError where `out` can't be written, before any work is done.
     """
 
-    def __init__(self, out: str | os.PathLike[str]) -> None:
-        self.out = Path(out)
+    def __init__(self, out: str | os.PathLike[str], page: str = PAGE, facts: str = FACTS) -> None:
+        self.out, self.page, self.facts = Path(out), page, facts
         self._new = not self.out.exists()
         self._files: list[str] = []
 
@@ -64,7 +65,7 @@ class Folder:
         """Move what was staged into place, the page last; pictures that only an earlier report had are removed."""
         stale = self._earlier() - set(self._files)
         try:
-            for name in sorted(self._files, key=lambda f: (f == PAGE, f == FACTS)):
+            for name in sorted(self._files, key=lambda f: (f == self.page, f == self.facts)):
                 target = self.out / name
                 target.parent.mkdir(exist_ok=True)
                 os.replace(self._stage / name, target)
@@ -72,12 +73,12 @@ class Folder:
                 (self.out / name).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self.out, error) from error
-        return self.out / PAGE
+        return self.out / self.page
 
     def _earlier(self) -> set[str]:
         """The pictures that the report in this folder says it wrote: plain names in its own subfolder, nothing else."""
         try:
-            named = json.loads((self.out / FACTS).read_text(encoding="utf-8"))["files"]
+            named = json.loads((self.out / self.facts).read_text(encoding="utf-8"))["files"]
             paths = [Path(name) for name in named]
         except (OSError, ValueError, KeyError, TypeError):
             return set()
