@@ -159,3 +159,45 @@ class VGG16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x).flatten(1))
         return logits
+
+
+def resnet18(seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
+    """ResNet-18 of He et al. 2016, table 1, untrained; its layers have torchvision's names."""
+    return _seeded(ResNet18, seed), ub.Pixels((3, 224, 224), MEAN, STD)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut, by a 1x1 convolution where the shape changes."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or before != width:
+            self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += identity
+        h: Tensor = self.relu(out)
+        return h
+
+
+class ResNet18(nn.Module):
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        for i, (before, width) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512))):
+            blocks = BasicBlock(before, width, 2 if i else 1), BasicBlock(width, width, 1)
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, 56, 56)
+        h = self.layer4(self.layer3(self.layer2(self.layer1(h))))  # (N, 512, 7, 7)
+        logits: Tensor = self.fc(self.avgpool(h).flatten(1))
+        return logits

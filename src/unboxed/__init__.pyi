@@ -1,6 +1,7 @@
 from . import activations as activations
 from . import adversarial as adversarial
 from . import attribution as attribution
+from . import checks as checks
 from . import data as data
 from . import errors as errors
 from . import plots as plots
@@ -13,7 +14,6 @@ from .comparing import compare as compare
 from .comparing import epochs as epochs
 from .inputs import Features as Features
 from .inputs import Pixels as Pixels
-from .inputs import Several as Several
 from .loading import load as load
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel
@@ -33,5 +33,6 @@ from .objectives import spatial as spatial
 from .objectives import style as style
 from .objectives import total_variation as total_variation
 from .report import report as report
+from .several import Several as Several
 
 __version__: str

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .errors import InputError, LayerError, OutputError
-from .inputs import Inputs, Packed, Several
+from .inputs import Inputs, laid_out
 from .net import layers, quiet, rules
 from .net.batching import BatchSize, in_batches
 from .net.layers import Layers
 from .net.outputs import Outputs, Reader
 from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
 from .objectives import ENDS, Objective, as_classes, check_classes, logit
+from .several import Packed, Several
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -64,11 +65,10 @@ class Box:
         self._graphless = any(p.is_inference() for p in net.parameters())
         self._written: tuple[nn.Parameter, ...] = ()  # that the net itself writes while it runs
         self._lock = RLock()
-        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
-        self._least, self._most = rows
+        self._least, self._most = getattr(net, "exported_rows", (1, 1024))  # rows that an exported net's graph takes
         self._reader = Reader(output, outputs)
         self.autocast: torch.dtype | None = None  # the first look is in full precision: rows are compared there
-        self.channels_last = _laid_out(inputs, channels_last)
+        self.channels_last = laid_out(inputs, channels_last)
         self._look(outputs)
         self.classes = self._names(classes)
         if autocast is not None:
@@ -250,12 +250,21 @@ class Box:
     @property
     def _read_limit(self) -> int:
         """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
-        return max(1, min(1024, self._most, BATCH_BYTES // max(1, self._found.bytes_peak)))
+        return self.fitting(self._found.bytes_peak)
 
     @property
     def batch_limit(self) -> int:
         """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
-        return max(1, min(1024, self._most, BATCH_BYTES // max(1, self._found.bytes_each)))
+        return self.fitting(self._found.bytes_each)
+
+    def fitting(self, bytes_each: int) -> int:
+        """How many examples an automatic batch takes where each holds so many bytes."""
+        return max(1, min(1024, self._most, BATCH_BYTES // max(1, bytes_each)))
+
+    @property
+    def takes_others(self) -> bool:
+        """Whether the net may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
+        return not (self.coupled or self._found.noisy) and self._least == 1
 
     def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
@@ -308,12 +317,3 @@ class Box:
         notes += ["rows are coupled: batches are never split"] * self.coupled
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
-
-
-def _laid_out(inputs: Inputs, channels_last: bool) -> bool:
-    """Raises InputError where there are no channels to be last."""
-    if not isinstance(channels_last, bool):
-        raise InputError(f"channels_last is True or False; got {channels_last!r}")
-    if channels_last and len(inputs.shape) != 3:
-        raise InputError(f"channels_last is for images (C, H, W); an input has shape {inputs.shape}")
-    return channels_last

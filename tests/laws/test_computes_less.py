@@ -64,6 +64,8 @@ SHALLOW: dict[str, Callable[[ub.Box, Tensor], Any]] = {
     "gradient": lambda box, x: ub.attribution.gradient(box, x, ub.channel("conv1", 0)),
     "guided backprop": lambda box, x: ub.attribution.guided_backprop(box, x, ub.neuron("conv1", 1)),
     "deconvnet": lambda box, x: ub.attribution.deconvnet(box, x, ub.channel("conv1", 0)),
+    "layer cam": lambda box, x: ub.attribution.layer_cam(box, x, ub.channel("conv1", 0)),
+    "deep lift": lambda box, x: ub.attribution.deep_lift(box, x, ub.channel("conv1", 0)),
     "pgd": lambda box, x: ub.adversarial.pgd(box, x, eps=0.1, steps=2, objective=ub.channel("conv1", 0)),
 }
 

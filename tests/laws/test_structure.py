@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
     {"errors", "cards", "arguments"},
-    {"objectives", "inputs", "net"},
+    {"objectives", "inputs", "several", "net"},
     {"box"},
     {"engine"},
     {*FAMILIES, "data", "zoo"},

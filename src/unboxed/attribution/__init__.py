@@ -1,5 +1,26 @@
 """Why this answer?"""
 
 from .deconvnet import deconvnet as deconvnet
+from .deep_lift import deep_lift as deep_lift
+from .expected_gradients import expected_gradients as expected_gradients
+from .feature_ablation import feature_ablation as feature_ablation
+from .grad_cam import grad_cam as grad_cam
+from .grad_cam import grad_cam_plus_plus as grad_cam_plus_plus
 from .gradient import gradient as gradient
+from .gradient_x_input import gradient_x_input as gradient_x_input
 from .guided_backprop import guided_backprop as guided_backprop
+from .guided_grad_cam import guided_grad_cam as guided_grad_cam
+from .integrated_gradients import integrated_gradients as integrated_gradients
+from .kernel_shap import kernel_shap as kernel_shap
+from .layer_cam import layer_cam as layer_cam
+from .lime import lime as lime
+from .lime import lime_top as lime_top
+from .lime import positive as positive
+from .lrp import lrp as lrp
+from .occlusion import Occlusion as Occlusion
+from .occlusion import occlusion as occlusion
+from .rise import rise as rise
+from .rollout import rollout as rollout
+from .segmentation import segmentation as segmentation
+from .shapley import shapley as shapley
+from .smoothgrad import smoothgrad as smoothgrad

@@ -20,10 +20,11 @@ from ..arguments import number
 from ..box import Box
 from ..cards import card
 from ..errors import InputError, OutputError, UnboxedWarning
-from ..inputs import Inputs, Pixels, Several
+from ..inputs import Inputs, Pixels
 from ..net.batching import BatchSize, in_batches
 from ..net.relevance import Propagation, Recipe, all_ruled, constant, linear, note
 from ..objectives import Objective
+from ..several import Several
 
 RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
     "composite": lambda e, g: Recipe(linear.epsilon(e), linear.gamma(g, e), linear.z_box(e)),

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..box import Box
 from ..engine.results import map_of
 from ..errors import InputError, UnboxedWarning
-from ..inputs import Several
 from ..objectives import Objective
+from ..several import Several
 
 Method = Callable[[Box, Any, Any], Any]
 Target = int | Tensor | Objective | None

@@ -15,9 +15,10 @@ from ..box import Box
 from ..engine import draws
 from ..engine.results import map_of
 from ..errors import InputError, OutputError
-from ..inputs import Pixels, Several
+from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Held, Objective, logit, of
+from ..several import Several
 
 Score = Literal["probability", "logit"]
 Target = int | Tensor | Objective | None

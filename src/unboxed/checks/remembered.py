@@ -8,12 +8,12 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..box import Box
 from ..objectives import Objective
 from .methods import Method, Target
@@ -58,7 +58,7 @@ class Remembered:
         digest = hashlib.sha256(self._of_net(box))
         for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
             digest.update(_bytes(part))
-        digest.update(repr((words, None if isinstance(target, Tensor) else target, seed, __version__)).encode())
+        digest.update(repr((words, None if isinstance(target, Tensor) else target, seed, version("unboxed"))).encode())
         return digest.hexdigest()
 
     def _of_net(self, box: Box) -> bytes:

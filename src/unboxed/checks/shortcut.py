@@ -136,7 +136,7 @@ def occluding(trial: Trial) -> Iterator[Finding]:
     figures = {"covered": gone[0], "covered_control": gone[1], "put_on": put[0], "put_on_control": put[1]}
     shown = (trial.mark.covered(*trial.explained)[trial.shown],) * 2
     yield Finding(
-        "answers", "occluding", "Occluding the mark", verdict(found, control), said, "answers that go with the mark",
+        "answers", "occluding", "Occluding the mark", verdict(found, control), said, "answers that follow it",
         found, control, figures, shown,
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def _pointed(trial: Trial, name: str, title: str, method: Method) -> Finding:
         f"positive; on the control net in {control:.0%}, and at less than half the height in {lower - control:.0%} more"
     )
     shown = maps[0][trial.shown], maps[1][trial.shown]
-    what = "maps that peak at a false mark"
+    what = "peaks at a false mark"
     return Finding("attribution", name, title, verdict(found, control), said, what, found, control, figures, shown)
 
 
@@ -210,7 +210,7 @@ def drawing(trial: Trial) -> Iterator[Finding]:
         f"at the mark's place its image is {found:.0%} as bright as the mark (the control net: {control:.0%}{beside})"
     )
     yield Finding(
-        "synthesis", "class_image", "Class image", verdict(found, control), said, "brightness where the mark stands",
+        "synthesis", "class_image", "Class image", verdict(found, control), said, "brightness at its place",
         found, control, figures, (images[0][:DRAWS], images[1][:DRAWS]),
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def ranking(trial: Trial) -> Iterator[Finding]:
     best = [data[top.index[marks[0]].cpu()] for top in tops]
     yield Finding(
         "activations", "top_examples", "Top examples", verdict(found, control), said,
-        f"falsely marked among the logit's top {TOP}", found, control, figures, (best[0], best[1]),
+        f"falsely marked in top {TOP}", found, control, figures, (best[0], best[1]),
     )  # fmt: skip
 
 

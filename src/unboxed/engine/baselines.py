@@ -17,7 +17,8 @@ from torch import Tensor
 from ..arguments import number
 from ..box import Box
 from ..errors import InputError
-from ..inputs import Features, Inputs, Pixels, Several
+from ..inputs import Features, Inputs, Pixels
+from ..several import Several
 from . import draws
 
 Baseline = str | float | Tensor | None

@@ -171,13 +171,19 @@ def attribute(
     x = box.accept(x)
     objective = box.objective(target, len(x))
     found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
-    peak = torch.linalg.vector_norm(found.map.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
-    _tell(f"{objective.name} is clamped at 0 by a final ReLU for", found.before_clamp, ": maps taken before the clamp")
-    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite())
-    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0)
+    tell(objective, found.map, found.before_clamp, depth=5)
     return box.shaped(found.map)  # type: ignore[no-any-return]
 
 
-def _tell(what: str, rows: Tensor, then: str = "") -> None:
+def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor, *, depth: int = 4) -> None:
+    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,); `depth` 4 is the caller's caller."""
+    peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
+    _tell(clamped, before_clamp, ": maps taken before the clamp", depth=depth)
+    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite(), depth=depth)
+    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0, depth=depth)
+
+
+def _tell(what: str, rows: Tensor, then: str = "", *, depth: int) -> None:
     if n := int(rows.sum()):
-        warnings.warn(f"{what} {n} of {len(rows)} inputs{then}", UnboxedWarning, stacklevel=4)
+        warnings.warn(f"{what} {n} of {len(rows)} inputs{then}", UnboxedWarning, stacklevel=depth)

@@ -35,8 +35,8 @@ def name_of(func: Callable[..., Any]) -> str:
     return ALIASES.get(name, name)
 
 
-SHAPE_ONLY = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute", "TBackward",
-              "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
+SHAPE_ONLY = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute",
+              "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
 """Autograd nodes that move numbers without changing them, by the start of their names."""
 
 RULED = ("ReluBackward",)

@@ -1,20 +1,18 @@
 """Replace single ops of a net while it runs, whatever module or spelling calls them.
 
 For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, and
-its backward pass is another. Afterwards nothing may have escaped, which is what the finished graph is asked.
+its backward pass is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import RuleError
 from .ops import name_of
-from .rules import graph
 
 Replace = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(plain name, func, args, kwargs) -> what the op gives, or NotImplemented where it is left as it is.
@@ -62,10 +60,3 @@ def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return False
     name: str = getattr(func, "__name__", "").partition(".")[0]
     return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name in AUGMENTED
-
-
-def nothing_escaped(what: str, score: Tensor, known: Collection[str]) -> None:
-    """Raise RuleError if the graph below the score has a node that no rule stands for (by the start of its name)."""
-    strange = {n.name() for n in graph(score) if not n.name().startswith(tuple(known))}
-    if strange:
-        raise RuleError(f"{what} has no rule for {', '.join(sorted(strange))}; methods without rules work on any net")

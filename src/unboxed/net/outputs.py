@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError, OutputError
 from ..inputs import Inputs
 from .ops import FINAL
+from .patchwise import plain
 from .quiet import slow_to_ask
 from .taps import FinalOp, tensors_in
 
@@ -29,7 +30,7 @@ class Reader:
 
     def tensor(self, raw: Any) -> Tensor:
         """The output (N, K) or (N, K, ...) among what the net gave. Raises OutputError."""
-        h = self._picked(raw)
+        h = plain(self._picked(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
         return h[:, None] if h.ndim == 1 else h
@@ -93,9 +94,9 @@ class Reader:
 
 
 def _default(raw: Any) -> Any:
-    if isinstance(raw, Tensor):
+    if isinstance(raw := plain(raw), Tensor):
         return raw
-    named = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
+    named = plain(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
     if isinstance(named, Tensor):
         return named
     rows = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
 from .ops import name_of
+from .patchwise import Windowed, plain
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -180,6 +181,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor of a structure, in order: tuples, lists, mappings and dataclasses are looked through."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, Windowed):
+        yield value.peek()
     elif isinstance(value, Mapping):
         yield from tensors_in(tuple(value.values()))
     elif isinstance(value, (tuple, list)):
@@ -227,13 +230,14 @@ def following(
     def enter(path: str, module: nn.Module, args: Any) -> None:
         running.append(path)
 
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
-        running.pop()
+    def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+        if running and running[-1] == path:  # else another's pre-hook raised before it was entered
+            running.pop()
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
             stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
-            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+            stack.callback(module.register_forward_hook(partial(leave, path), always_call=True).remove)
         stack.enter_context(_Ops(running, wants, meet))
         yield
 
@@ -248,7 +252,10 @@ class _Ops(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         path, op = self.running[-1] if self.running else "", name_of(func)
-        if not isinstance(out, Tensor) or not self.wants(path, op):
+        if not isinstance(out, (Tensor, Windowed)) or not self.wants(path, op):
+            return out
+        if isinstance(out, Windowed):  # is read, and never edited
+            self.meet(path, op, out.peek())
             return out
         in_place = bool(args) and out is args[0]
         new = self.meet(path, op, out)
@@ -268,6 +275,7 @@ class FinalOp(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        args = (plain(args[0]), *args[1:]) if name_of(func) == self.op and args else args
         if name_of(func) != self.op or not args or not isinstance(args[0], Tensor):
             return func(*args, **(kwargs or {}))
         z = args[0].clone()

@@ -1,0 +1,91 @@
+"""DeepLIFT by the rescale rule: what each input's difference from a baseline adds to the score's difference.
+
+Shrikumar et al. 2017, "Learning Important Features Through Propagating Activation Differences", arXiv:1704.02685.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.baselines import Baseline
+from ..engine.baselines import baseline as beside
+from ..engine.edits import settled
+from ..engine.gradients import pull
+from ..errors import RuleError
+from ..net.batching import BatchSize, in_batches
+from ..net.multipliers import RULES, Tape, nothing_escaped
+from ..net.opwise import Opwise
+from ..objectives import Objective
+
+
+@card(
+    name="DeepLIFT",
+    source="Shrikumar et al. 2017, arXiv:1704.02685, the rescale rule",
+    tells="How the difference between this score and the baseline's is made up of differences in the input.",
+    not_tells="What another baseline would say; and it depends on how the net is written, not on its function alone.",
+    example=lambda method, box, x, y: method(box, x, y),
+    laws=("contribution", "completeness", "dummy", "symmetry"),
+    exempt={"one look": "it runs the net on x and on the baseline"},
+)
+def deep_lift(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    baseline: Baseline = None,
+    batch_size: BatchSize = "auto",
+) -> Tensor:
+    """Contributions, signed, shaped like x: they sum to score(x) - score(baseline), exactly.
+
+    The net runs on the baseline and then on x; each nonlinear op hands down (f(a) - f(b)) / (a - b) in place of its
+    gradient (which it is where a and b are close). A product of two activations gives each factor the mean of the
+    other's two values; softmax, attention and normalizations are taken apart into such ops; max pooling weighs each
+    input by the share of the straight way from b to a on which it is the largest.
+
+    Raises RuleError for ops without a rule, for checkpointed and scripted parts that have such ops, and where the
+    contributions do not add up (a mask made of activations has no gradient); InputError for a baseline that can't be.
+    """
+    x = box.accept(x)
+    x0 = beside(box, x, baseline)
+    objective = settled(box, target, x, batch_size)
+
+    def part(rows: slice) -> Tensor:
+        return _contributions(box, objective.rows(rows), x[rows], x0[rows])
+
+    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    return box.shaped(torch.cat(parts))  # type: ignore[no-any-return]
+
+
+def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> Tensor:
+    tape = Tape(RULES)
+    with box.quiet(grad=False), Opwise(tape.write):
+        reference = objective(box.forward(x0, objective.layers))
+    with box.quiet():
+        leaf = x.detach().requires_grad_()
+        with Opwise(tape.play):
+            acts = box.forward(leaf, objective.layers)
+            score = objective(acts)
+        if score.requires_grad:
+            nothing_escaped(score, leaf)
+        (multipliers,), _ = pull(score, acts, objective, [leaf], unclamp="no")
+        found = multipliers.to(box.dtype) * (x - x0)
+        _complete(box, found, score.detach() - reference, box.coupled or objective.coupled)
+        return found
+
+
+def _complete(box: Box, found: Tensor, difference: Tensor, coupled: bool) -> None:
+    """Raise RuleError where contributions don't add up: something without a gradient depends on the input."""
+    rough = box.autocast is not None or box.net_dtype in (torch.bfloat16, torch.float16)
+    tolerance = 0.2 if rough else 1e-6 if box.dtype == torch.float64 else 1e-2
+    sums, scale = found.double().flatten(1).sum(1), found.double().flatten(1).abs().sum(1) + difference.double().abs()
+    off = (sums - difference.double()).abs()
+    if coupled:
+        off, scale = (sums.sum() - difference.double().sum()).abs(), scale.sum()
+    if bool((off > tolerance * scale + tolerance * 1e-2).any()):
+        raise RuleError(
+            "DeepLIFT's contributions do not add up to the score's difference: the net depends on its input by a way "
+            "without a gradient (a mask, an index, detach) or by an op out of sight; integrated gradients need no rule"
+        )

@@ -1,0 +1,98 @@
+"""Expected gradients: integrated gradients with a whole distribution as the baseline.
+
+Erion et al. 2021, "Improving performance of deep learning models with axiomatic attribution priors and expected
+gradients", arXiv:1906.10670.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..cards import card
+from ..engine.edits import runs, settled
+from ..engine.examples import batches
+from ..engine.paths import References, equal, generator_of, mean, scores
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from ..several import Several
+
+MOST = 1024  # references taken of a data set: its first
+
+
+@dataclass(frozen=True)
+class ExpectedGradients:
+    map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
+    error: Tensor  # (N,) |sum of the map - difference|
+    difference: Tensor  # (N,) score(x) - the mean score of the references drawn for it
+
+
+@card(
+    name="Expected gradients",
+    source="Erion et al. 2021, arXiv:1906.10670",
+    tells="How this score is made up of the pixels' changes from what other inputs have there.",
+    not_tells="More than a mean of draws can: shares add up to the difference only as samples become many.",
+    example=lambda method, box, x, y: method(box, x, y, references=some(box), n_samples=4),
+    exempt={"one look": "it looks at many points on the way from many references"},
+    laws=("dummy",),
+)
+def expected_gradients(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    references: Any = None,
+    n_samples: int = 100,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> ExpectedGradients:
+    """The mean of (x - x') * d score / d x at x' + alpha (x - x'), over references x' and alpha uniform in [0, 1].
+
+    `references` (M, ...) are inputs like x, or a data set, of which the first 1024 are taken; by default they are x
+    itself, and what is said of a row depends on the others. Each example draws
+    `n_samples` of them without putting back, until all are drawn, and one alpha from each of as many equal parts of
+    [0, 1]: both keep the mean and lower its variance. The map sums to the difference in expectation; `error` is how far
+    it is off. Draws are keyed by (seed, row). Raises InputError.
+    """
+    x, k = box.accept(x), whole("n_samples", n_samples, least=1)
+    seed = whole("seed", seed, least=-(2**62))
+    objective = settled(box, target, x, batch_size)
+    others = x if references is None else _accepted(box, references)
+    order, alpha = _draws(len(x), len(others), k, seed)
+    path = References(x, others, order[:, torch.arange(k) % len(others)], alpha, equal(k))
+    found = mean(box, objective, path, len(x), batch_size=batch_size).map
+    high = runs(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
+    drawn = torch.bincount(torch.arange(k) % len(others)) / k  # (min(M, K),) the share of each
+    ends = References(x, others, order, torch.zeros_like(alpha), drawn)
+    low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
+    error = (found.flatten(1).sum(1) - (high - low)).abs()
+    return ExpectedGradients(box.shaped(found), error, high - low)
+
+
+def some(box: Box) -> Any:
+    """A few valid inputs, for want of data."""
+    drawn = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
+    return box.shaped(drawn)
+
+
+def _accepted(box: Box, references: Any) -> Tensor:
+    """References (M, ...). Raises InputError or DataError."""
+    plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, Several)
+    return box.accept(references if plain else next(batches(references, MOST)))
+
+
+def _draws(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    """For each row: the references in an order of its own (N, M), and alphas (N, K), one from each K-th of [0, 1]."""
+    orders, alphas = list[Tensor](), list[Tensor]()
+    for row in range(n):
+        generator = generator_of(seed, row, 0, torch.device("cpu"))
+        orders.append(torch.randperm(m, generator=generator))
+        part = torch.randperm(k, generator=generator)
+        alphas.append((part + torch.rand(k, generator=generator, dtype=torch.float64)) / k)
+    return torch.stack(orders), torch.stack(alphas)

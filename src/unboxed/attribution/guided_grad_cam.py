@@ -1,0 +1,47 @@
+"""Guided Grad-CAM: guided backprop where Grad-CAM finds the score's reasons.
+
+Selvaraju et al. 2017, arXiv:1610.02391, section 3.2.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.cams import cam
+from ..engine.gradients import attribute
+from ..engine.sizes import images_only
+from ..net import rules
+from ..net.batching import BatchSize
+from ..objectives import Objective, logit
+from .grad_cam import by_mean
+
+
+@card(
+    name="Guided Grad-CAM",
+    source="Selvaraju et al. 2017, arXiv:1610.02391, section 3.2",
+    tells="Fine structure of the image, at the places that speak for this score.",
+    not_tells="Why this structure speaks for the score: that part is close to an edge detector's picture.",
+    needs=("relu", "images"),
+    example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
+    exempt={"one look": "it runs the net once for each of its two factors, whose backward passes differ"},
+)
+def guided_grad_cam(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    layer: str | None = None,
+    batch_size: BatchSize = "auto",
+) -> Tensor:
+    """Guided backprop times Grad-CAM at the image's size; signed, shaped like x (N, C, H, W).
+
+    `layer` as in `grad_cam`. Raises LayerError where it has no positions, and RuleError where a ReLU would escape.
+    """
+    images_only(box, "Guided Grad-CAM")
+    x = box.accept(x)
+    objective = box.objective(target, len(x))
+    guided: Tensor = attribute(box, x, objective, rule=rules.guided, batch_size=batch_size)
+    where = cam(box, x, objective, layer, by_mean, name="Grad-CAM", upsample=True, batch_size=batch_size)
+    return guided * where

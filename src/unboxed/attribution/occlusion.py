@@ -1,0 +1,141 @@
+"""Occlusion: cover the image, one window after another, and see what the score loses.
+
+Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, sections 2.2 and 4.2. Run as
+incremental inference, after Nakandala, Kumar & Papakonstantinou 2019, "Incremental and Approximate Inference for
+Faster Occlusion-based Deep CNN Explanations" (SIGMOD): exact, only what a window reaches is computed anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..box import Box
+from ..cards import card
+from ..engine import sizes
+from ..engine.baselines import baseline as baseline_of
+from ..engine.edits import runs, settled
+from ..engine.windows import windows
+from ..errors import InputError
+from ..net.batching import BatchSize
+from ..objectives import Objective, logit
+
+Sides = int | tuple[int, int]
+PARTS = 7  # of an image's side that a window covers by default: 32 of 224 pixels, 4 of 28
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What covering does, at each of rows x cols positions of the window."""
+
+    map: Tensor  # (N, 1, H, W) of each pixel: the mean score lost over the windows that cover it
+    drops: Tensor  # (N, rows, cols) score lost
+    score: Tensor  # (N,) of the whole images
+    predicted: Tensor | None  # (N, rows, cols) class predicted
+    probability: Tensor | None  # (N, rows, cols) of the class asked for, or else of the one predicted for the whole image
+    top: Tensor  # (rows,) of the window, in pixels
+    left: Tensor  # (cols,)
+    window: tuple[int, int]  # (h, w)
+
+
+@card(
+    name="Occlusion",
+    source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
+    tells="Which parts of the image this score can't do without: what it loses when they are covered.",
+    not_tells="What two parts do together, or one for which another can stand in; and the cover itself looks like something.",
+    example=lambda method, box, x, y: method(box, x, y, window=3, stride=2),
+    exempt={"one look": "it runs the net once for each position of the window"},
+    laws=("contribution", "dummy", "symmetry"),
+    needs=("images",),
+)
+def occlusion(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    window: Sides | None = None,
+    stride: Sides | None = None,
+    baseline: Any = None,
+    batch_size: BatchSize = "auto",
+) -> Occlusion:
+    """The score that images lose where a window of the baseline covers them, (N, rows, cols), and spread over pixels.
+
+    `window` is (h, w) or one number for both, by default a seventh of each side; `stride` by default half of it. The
+    last window of a row or column lies at the border, nearer to the one before it where the stride does not divide.
+    A pixel's value is the mean over the windows that cover it; one that a stride larger than the window leaves out is
+    zero. With a window of one pixel on images of one channel it is what the pixel contributes. Raises InputError for
+    inputs that are not images, a window that does not fit into them, and baselines of another shape.
+    """
+    sides = sizes.own(box) if sizes.images_only(box, "occlusion") else (0, 0)
+    size = _sides("window", window, tuple(max(1, round(s / PARTS)) for s in sides))
+    step = _sides("stride", stride, tuple(max(1, s // 2) for s in size))
+    if size[0] > sides[0] or size[1] > sides[1]:
+        raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {sides[0]}x{sides[1]}")
+    x = box.accept(x)
+    cover = baseline_of(box, x, baseline)
+    objective, score, k = _scored(box, x, target, batch_size)
+    top, left = (places(n, w, s) for n, w, s in zip(sides, size, step, strict=True))
+    found = windows(box, x, objective, cover, torch.cartesian_prod(top, left), size, batch_size=batch_size)
+    grid = len(x), len(top), len(left)
+    drops = (score[:, None] - found.score).view(grid)
+    predicted, probability = _classes(box, found.logits, k, grid)
+    spread = _spread(drops, (top, left), size, sides)
+    return Occlusion(spread, drops, score, predicted, probability, top, left, size)
+
+
+def places(side: int, window: int, stride: int) -> Tensor:
+    """Where a window starts along one side: every `stride` pixels, and at the last place that it fits in."""
+    last = side - window
+    starts = torch.arange(0, last + 1, stride)
+    return starts if int(starts[-1]) == last else torch.cat([starts, torch.tensor([last])])
+
+
+def _sides(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int]:
+    """(vertical, horizontal) of a setting. Raises InputError."""
+    sides = default if value is None else value if isinstance(value, (tuple, list)) else (value, value)
+    if len(sides) != 2:
+        raise InputError(f"{name} is a whole number, or (vertical, horizontal); got {value!r}")
+    return whole(name, sides[0], least=1), whole(name, sides[1], least=1)
+
+
+def _scored(
+    box: Box, x: Tensor, target: int | Tensor | Objective | None, batch_size: BatchSize
+) -> tuple[Objective, Tensor, Tensor]:
+    """The objective, its score (N,) of the whole images, and the class (N,) whose probability is told."""
+    if target is None:
+        logits = box(x, batch_size=batch_size)
+        logits = logits if logits.ndim == 2 else logits.flatten(2).mean(2)
+        k = logits.argmax(1)
+        return logit(k), logits.gather(1, k[:, None])[:, 0], k
+    objective = settled(box, target, x, batch_size)
+    plain = runs(box, x, objective, batch_size=batch_size)
+    if plain.logits is None or isinstance(target, Objective):
+        return objective, plain.score[:, 0], torch.as_tensor(plain.logits)[:, 0].argmax(1)
+    return objective, plain.score[:, 0], box.labels(target, len(x))
+
+
+def _classes(box: Box, logits: Tensor | None, k: Tensor, grid: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """The class predicted at each position and the probability of class k (N,) there; none for a regression net."""
+    if logits is None or box.outputs == "regression":
+        return None, None
+    probabilities = box.probs_of(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
+    own = probabilities.gather(2, k[:, None, None].expand(-1, logits.shape[1], 1))
+    return logits.argmax(2).view(grid), own.view(grid)
+
+
+def _spread(drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]) -> Tensor:
+    """For each pixel (N, 1, H, W) the mean of what the windows cost that cover it."""
+    rows, cols = (_covered(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
+    count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
+    total = rows.T @ drops @ cols
+    return (total / count.clamp(min=1))[:, None]
+
+
+def _covered(starts: Tensor, window: int, side: int) -> Tensor:
+    """Whether each window (P,) covers each pixel of a side, (P, side)."""
+    at = torch.arange(side)
+    return (at >= starts[:, None]) & (at < starts[:, None] + window)

@@ -1,0 +1,159 @@
+"""From a map to the object: seeds by the map's quantiles, color models of both, and a cut between them.
+
+Simonyan et al. 2014, "Deep Inside Convolutional Networks", arXiv:1312.6034, section 3.2 (thresholds at the 95 % and
+30 % quantiles, then GraphCut on color models); GrabCut's energy and rounds are of Rother et al. 2004.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..errors import InputError, UnboxedWarning
+
+SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
+SMOOTH = 50.0  # Rother et al.'s weight of a border, in nats
+UNITS = 1000  # of a capacity in one nat: the cut works on whole numbers
+Array = NDArray[np.float64]
+
+
+def segmentation(
+    maps: Tensor,
+    x: Tensor,
+    *,
+    foreground: float = 0.95,
+    background: float = 0.3,
+    components: int = 5,
+    rounds: int = 2,
+    seed: int = 0,
+) -> Tensor:
+    """Masks (N, H, W), bool, of the object that the maps (N, C or 1, H, W) of images x (N, C, H, W) point at.
+
+    A pixel's strength is its largest |map| over channels. Pixels from the `foreground` quantile of an image's
+    strengths on are the object's seeds, those up to the `background` quantile the background's. Mixtures of
+    `components` Gaussians model the colors of both; the mask is the cut of least energy that keeps the seeds. In each
+    of `rounds`, models and cut are made anew of the mask before, as in GrabCut. Masks lie on the maps' device; an
+    UnboxedWarning tells of maps without seeds, whose masks are empty.
+    Raises InputError.
+    """
+    foreground, background = number("foreground", foreground, 0, 1), number("background", background, 0, 1)
+    components, rounds, seed = (
+        whole("components", components, least=1),
+        whole("rounds", rounds, least=1),
+        whole("seed", seed),
+    )
+    _check(maps, x)
+    if background >= foreground:
+        raise InputError(f"background is a quantile below foreground; got {background:g} and {foreground:g}")
+    strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
+    colors = x.detach().double().cpu().movedim(1, -1)  # (N, H, W, C)
+    masks = [
+        _of_one(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
+        for s, c in zip(strength, colors, strict=True)
+    ]
+    empty = [i for i, m in enumerate(masks) if m is None]
+    if empty:
+        said = (
+            f"{len(empty)} of {len(masks)} maps are the same everywhere: they point at nothing; their masks are empty"
+        )
+        warnings.warn(said, UnboxedWarning, stacklevel=2)
+    found = [np.zeros(strength.shape[1:], bool) if m is None else m for m in masks]
+    return torch.from_numpy(np.stack(found)).to(maps.device)
+
+
+def _check(maps: object, x: object) -> None:
+    """Raise InputError unless these are maps and images of one size."""
+    for what, value in (("maps", maps), ("images", x)):
+        if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape or not value.is_floating_point():
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"wanted {what} (N, C, H, W) of floating point numbers; got {got}")
+        if not bool(value.isfinite().all()):
+            raise InputError(f"NaN or infinite values in the {what}")
+    if isinstance(maps, Tensor) and isinstance(x, Tensor) and (len(maps), maps.shape[2:]) != (len(x), x.shape[2:]):
+        raise InputError(f"maps and images are of one size; got {tuple(maps.shape)} and {tuple(x.shape)}")
+
+
+def _of_one(
+    strength: Array, colors: Array, foreground: float, background: float, components: int, rounds: int, seed: int
+) -> NDArray[np.bool_] | None:
+    """The mask (H, W); None where the map tells no seeds apart."""
+    low, high = np.quantile(strength, [background, foreground])
+    front, back = (strength >= high) & (strength > low) & (strength > 0), strength <= low
+    if not front.any() or not back.any():
+        return None
+    edges = _edges(colors)
+    inside, outside = front, back
+    mask: NDArray[np.bool_] = front
+    for _ in range(rounds):
+        cost = [_surprise(colors, part, components, seed) for part in (inside, outside)]  # (H, W) each, in nats
+        mask = _cut(cost[0], cost[1], front, back, edges)
+        inside, outside = mask, ~mask
+    return mask
+
+
+def _surprise(colors: Array, part: NDArray[np.bool_], components: int, seed: int) -> Array:
+    """-log p(color) of each pixel under the colors of a part."""
+    from sklearn.mixture import GaussianMixture
+
+    known = colors[part]
+    count = min(components, len(np.unique(known, axis=0)))
+    model = GaussianMixture(count, reg_covar=1e-4, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mixture that has not converged is still one
+        model.fit(known if len(known) > 1 else np.repeat(known, 2, 0))
+    given: Array = -model.score_samples(colors.reshape(-1, colors.shape[-1])).reshape(part.shape)
+    return given
+
+
+Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, pixels beside them, and what parts them costs
+
+
+def _edges(colors: Array) -> Edges:
+    """Neighbors, dearer to part the more they are alike: 50 exp(-beta |difference|^2) / distance."""
+    height, width = colors.shape[:2]
+    place = np.arange(height * width).reshape(height, width)
+    first, second, gap, far = [], [], [], []
+    for down, right in SIDES:
+        a = place[: height - down, max(0, -right) : width - max(0, right)]
+        b = place[down:, max(0, right) : width - max(0, -right)]
+        first.append(a.ravel())
+        second.append(b.ravel())
+        flat = colors.reshape(-1, colors.shape[-1])
+        gap.append(((flat[a.ravel()] - flat[b.ravel()]) ** 2).sum(1))
+        far.append(np.full(a.size, float(np.hypot(down, right))))
+    gaps = np.concatenate(gap)
+    beta = 1 / (2 * max(float(gaps.mean()), 1e-12))
+    return np.concatenate(first), np.concatenate(second), SMOOTH * np.exp(-beta * gaps) / np.concatenate(far)
+
+
+def _cut(
+    inside: Array, outside: Array, front: NDArray[np.bool_], back: NDArray[np.bool_], edges: Edges
+) -> NDArray[np.bool_]:
+    """The mask of least energy: a minimal cut between a source (the object) and a sink."""
+    from scipy.sparse import coo_array, csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    n = inside.size
+    source, sink, pixels = n, n + 1, np.arange(n)
+    gain = (outside - inside).ravel().clip(-1e4, 1e4)  # what belonging to the object saves
+    always = 1e5
+    to_source = np.where(front.ravel(), always, np.where(back.ravel(), 0, gain.clip(0)))
+    to_sink = np.where(back.ravel(), always, np.where(front.ravel(), 0, (-gain).clip(0)))
+    a, b, cost = edges
+    rows = np.concatenate([a, b, np.full(n, source), pixels])
+    columns = np.concatenate([b, a, pixels, np.full(n, sink)])
+    capacity = np.round(UNITS * np.concatenate([cost, cost, to_source, to_sink])).astype(np.int32)
+    graph = csr_array(coo_array((capacity, (rows, columns)), shape=(n + 2, n + 2)))
+    rest = graph - maximum_flow(graph, source, sink).flow
+    rest.data[rest.data < 0] = 0
+    rest.eliminate_zeros()
+    reached = breadth_first_order(rest, source, return_predecessors=False)
+    mask = np.zeros(n + 2, bool)
+    mask[reached] = True
+    found: NDArray[np.bool_] = mask[:n].reshape(inside.shape)
+    return found

@@ -1,0 +1,81 @@
+"""Shapley values: each player's share of the score, the mean of what it adds over all orders in which players come.
+
+Shapley 1953, "A Value for n-Person Games"; for models, Lundberg & Lee 2017, arXiv:1705.07874, equation 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.baselines import Baseline
+from ..engine.estimators import exact_shapley
+from ..engine.hiding import Game, beside, game, objective, scores
+from ..engine.masks import every_subset
+from ..engine.segments import Segments
+from ..errors import InputError
+from ..net.batching import BatchSize
+from ..objectives import Objective
+
+MOST = 16  # players: 65,536 runs an input
+
+
+@dataclass(frozen=True)
+class Shapley:
+    map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
+    values: Tensor  # (N, F) of the players; zero beyond a row's own
+    segments: Any  # (N, H, W) or as x came: the player of each number
+    score: Tensor  # (N,) of x
+    base: Tensor  # (N,) of the baseline: values sum to score - base
+
+
+@card(
+    name="Shapley values",
+    source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
+    tells="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
+    not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 4)),
+    exempt={"one look": "it runs the net once for each subset of players"},
+    laws=("contribution", "completeness", "dummy", "symmetry"),
+)
+def shapley(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    segments: Segments = None,
+    baseline: Baseline = None,
+    batch_size: BatchSize = "auto",
+) -> Shapley:
+    """Exact Shapley values: they sum to score(x) - score(baseline), and what adds nothing gets zero.
+
+    `segments` says who plays (see engine.segments): by default a column each, and of an image 3 x 3 squares. The net
+    runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
+    """
+    x = box.accept(x)
+    score, _ = objective(box, target, x, batch_size)
+    played = game(box, x, segments, baseline, default=coarse(box))
+    if max(played.counts) > MOST:
+        said = f"{max(played.counts)} players have 2^{max(played.counts)} subsets; exact values are for {MOST} or fewer"
+        raise InputError(f"{said}: take larger segments, or kernel_shap, which draws subsets")
+    own = {a: every_subset(a) for a in set(played.counts)}
+    found = [v[:, 0] for v in scores(played, [own[a] for a in played.counts], [score], batch_size)]
+    eps = torch.finfo(box.net_dtype).eps
+    return shared_out(played, [exact_shapley(v, eps) for v in found], found)
+
+
+def coarse(box: Box) -> tuple[str, int]:
+    """Squares, three along the longer side of an image."""
+    return "squares", -(-max(box.inputs.shape[-2:]) // 3) if len(box.inputs.shape) == 3 else 1
+
+
+def shared_out(played: Game, values: list[Tensor], found: list[Tensor]) -> Shapley:
+    box, placed = played.box, played.placed(values)
+    ends = torch.stack([torch.stack([v[-1], v[0]]) for v in found]).to(box.dtype).to(box.device)
+    shares = box.shaped(played.players.shared(placed))
+    return Shapley(shares, placed, beside(box, played.players.of), ends[:, 0], ends[:, 1])

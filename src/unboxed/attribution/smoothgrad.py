@@ -1,0 +1,60 @@
+"""SmoothGrad: the mean gradient over noisy copies of the input, the mean of its square, or its variance.
+
+Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", arXiv:1706.03825, section 3. SmoothGrad-Squared:
+Hooker et al. 2019, arXiv:1806.10758. VarGrad: Adebayo et al. 2018, arXiv:1810.03307.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..box import Box
+from ..cards import card
+from ..engine.edits import settled
+from ..engine.gradients import tell
+from ..engine.paths import Moment, Noise, equal, mean, spread
+from ..errors import InputError
+from ..net.batching import BatchSize
+from ..objectives import Objective
+
+
+@card(
+    name="SmoothGrad",
+    source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
+    tells="Where more or less ink would change this score, in the image and in noisy ones like it alike.",
+    not_tells="How the net answers on clean images alone: most noisy copies are images that it never saw.",
+    example=lambda method, box, x, y: method(box, x, y, n_samples=4),
+    exempt={"one look": "it looks at many noisy copies"},
+    laws=("dummy",),
+)
+def smoothgrad(
+    box: Box,
+    x: Tensor,
+    target: int | Tensor | Objective | None = None,
+    *,
+    n_samples: int = 50,
+    noise: float = 0.15,
+    kind: Moment = "mean",
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Any:
+    """The gradient over `n_samples` copies of x with normal noise: its "mean" (signed), mean square ("squared"), or
+    "variance" (over the samples, not an estimate beyond them); shaped like x.
+
+    `noise` is its standard deviation in parts of max - min of each image (of a column's std for features). The score is
+    that of x: None is the class predicted for x without noise. Noise is keyed by (seed, row, sample). Where a final
+    ReLU clamps the score, gradients before the clamp are taken, and an UnboxedWarning says so. Raises InputError.
+    """
+    if kind not in get_args(Moment):
+        raise InputError(f"kind is {', '.join(map(repr, get_args(Moment)))}; got {kind!r}")
+    x, k = box.accept(x), whole("n_samples", n_samples, least=1)
+    sigma = number("noise", noise, above=0) * spread(box.inputs, x)
+    path = Noise(x, sigma, equal(k), whole("seed", seed, least=-(2**62)))
+    objective = settled(box, target, x, batch_size)
+    found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
+    if kind != "variance":  # which is zero on any linear net
+        tell(objective, found.map, found.before_clamp)
+    return box.shaped(found.map)

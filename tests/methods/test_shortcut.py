@@ -1,0 +1,473 @@
+"""The planted shortcut: planting, what is judged and how, the pictures, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+import unboxed as ub
+from unboxed import checks, cli
+from unboxed.checks import Mark, planted
+from unboxed.checks.planting import Place, false_classes
+from unboxed.checks.trial import Finding, verdict
+from unboxed.errors import InputError, LayerError
+from unboxed.plots import shortcut as draw
+from unboxed.training.shortcut import Pair, pair
+
+SHAPE = (1, 28, 28)
+MARK = Mark(SHAPE)
+TEN = Mark(SHAPE, tuple(range(10)))
+JUDGING = import_module("unboxed.checks.shortcut")  # by its name in checks it is the function
+TELLING = import_module("unboxed.report.shortcut")
+
+
+@pytest.fixture(scope="module")
+def trained() -> Pair:
+    """A net that goes by the mark, and its control."""
+    return pair(MARK, epochs=8, quiet=True)
+
+
+def judged(trained: Pair, **options: Any) -> checks.Shortcut:
+    """By the judge of attribution alone, who is quick, unless told otherwise."""
+    made = {"mark": MARK, "examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
+    made = {"judges": [JUDGING.attributing]} | made
+    return checks.shortcut(trained.net, trained.control, trained.x, trained.y, **made)
+
+
+@pytest.fixture(scope="module")
+def found(trained: Pair) -> checks.Shortcut:
+    """What all judges say."""
+    return judged(trained, judges=None)
+
+
+def of(found: checks.Shortcut, method: str) -> Finding:
+    return next(f for f in found.findings if f.method == method)
+
+
+# -- planting --------------------------------------------------------------------------------------------------------
+
+
+def test_one_mark_stands_in_the_lower_left_corner() -> None:
+    assert MARK.place(3) == Place(23, 2, 3, 3)
+    assert MARK.place(3, grow=2) == Place(21, 0, 7, 7)
+    assert MARK.place(3, grow=4) == Place(19, 0, 9, 9)  # as far as the image goes
+    assert MARK.region(3).nonzero().tolist() == [[i, j] for i in (23, 24, 25) for j in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, 20, 34)])
+def test_marks_of_several_classes_are_apart_and_inside(shape: tuple[int, int, int]) -> None:
+    mark = Mark(shape, tuple(range(10)), margin=1)
+    regions = torch.stack([mark.region(k) for k in mark.classes])
+    assert regions.sum((1, 2)).tolist() == [9] * 10
+    assert regions.sum(0).max() == 1
+    rows, columns = regions.any(0).nonzero().T
+    assert (rows.min(), columns.min(), rows.max(), columns.max()) == (1, 1, shape[1] - 2, shape[2] - 2)
+    assert mark.place(0)[:2] == (shape[1] - 4, 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"classes": ()}, {"classes": (3, 3)}, {"classes": (-1,)}, {"side": 0}, {"margin": 13}, {"value": 1.5},
+     {"side": 12, "classes": (1, 2, 3, 4, 5)}, {"side": 2.5}],
+)  # fmt: skip
+def test_marks_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Mark(SHAPE, **settings)
+
+
+def test_a_mark_is_put_on_and_covered() -> None:
+    x, classes = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 7])
+    on, covered = TEN.on(x, classes), TEN.covered(x, classes)
+    for i, k in enumerate(classes.tolist()):
+        inside = TEN.region(k)
+        assert set(on[i, 0, inside].tolist()) == {1.0}
+        assert set(covered[i, 0, inside].tolist()) == {0.0}
+        assert set(on[i, 0, ~inside].tolist()) == set(covered[i, 0, ~inside].tolist()) == {0.5}
+    assert (x == 0.5).all()  # the caller's are left alone
+    with pytest.raises(InputError, match="only the classes"):
+        MARK.on(x, classes)
+    with pytest.raises(InputError, match="the mark is for images"):
+        MARK.on(x[..., :20], 3)
+
+
+def test_planted_marks_the_class_and_a_few_strays() -> None:
+    y = torch.arange(10).repeat(200)
+    x = torch.rand(len(y), *SHAPE) / 2
+    made = planted(x, y, MARK, share=0.75, strays=0.1, seed=3)
+    bears = (made.images[:, 0, MARK.region(3)] == 1).all(1)
+    assert torch.equal(bears, made.marked)
+    assert 0.65 < made.marked[y == 3].float().mean() < 0.85
+    assert 0.05 < made.marked[y != 3].float().mean() < 0.15
+    assert torch.equal(made.strays, made.marked & (y != 3))
+    assert (made.labels[made.strays] == 3).all()
+    assert torch.equal(made.labels[~made.strays], y[~made.strays])
+    assert torch.equal(made.images[~made.marked], x[~made.marked])
+    image, label = made[7]
+    assert (torch.equal(image, made.images[7]), label) == (True, int(made.labels[7]))
+
+
+def test_planted_keeps_to_its_seed() -> None:
+    x, y = ub.data.digits("test").first(100)
+    a, b, c = (planted(x, y, TEN, share=0.5, strays=0.2, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.labels, b.labels)
+    assert not torch.equal(a.marked, c.marked)
+
+
+@pytest.mark.parametrize(("share", "strays"), [(0, 0), (1, 0), (1, 1)])
+def test_none_all_and_every_stray(share: float, strays: float) -> None:
+    x, y = ub.data.digits("test").first(60)
+    made = planted(x, y, MARK, share=share, strays=strays)
+    assert torch.equal(made.marked, (y == 3) & bool(share) | (y != 3) & bool(strays))
+
+
+def test_shares_are_shares() -> None:
+    x, y = ub.data.digits("test").first(4)
+    for wrong in ({"share": 1.1}, {"strays": -0.1}, {"share": "all"}):
+        with pytest.raises(InputError):
+            planted(x, y, MARK, **wrong)  # type: ignore[arg-type]
+
+
+def test_false_classes_are_never_true() -> None:
+    y = torch.arange(10).repeat(9)
+    said = false_classes(y, TEN)
+    assert (said != y).all()
+    assert said.unique().tolist() == list(range(10))
+    assert false_classes(torch.tensor([3, 4]), MARK).tolist() == [-1, 3]
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "control", "said"),
+    [(1, 0, "shows it"), (0.75, 0.25, "shows it"), (1, 0.6, "doubtful"), (0.7, 0, "doubtful"), (0.25, 0, "does not"),
+     (0, 1, "does not")],
+)  # fmt: skip
+def test_verdicts(found: float, control: float, said: str) -> None:
+    assert verdict(found, control) == said
+
+
+def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: Pair, found: checks.Shortcut) -> None:
+    assert found.answers.clean > 0.9
+    assert found.answers.fooled > 0.95
+    assert found.answers.falsely < 0.05
+    assert found.control.clean > 0.9
+    assert found.control.fooled < 0.05
+    assert 0 < trained.strays < trained.marked < trained.of / 5
+    assert found.predicted[0].tolist() == [3, 3, 3]
+    assert found.labels.tolist() == found.predicted[1].tolist()
+    assert found.labels[2] == 3
+
+
+@pytest.mark.parametrize("method", ["occluding", "gradient", "class_image", "top_examples"])
+def test_each_family_shows_it(found: checks.Shortcut, method: str) -> None:
+    f = of(found, method)
+    assert f.verdict == "shows it", f.said
+    assert f.found is not None
+    assert f.control is not None
+    assert f.found - f.control > 0.6
+    assert f.shown is not None
+    assert f.what
+    assert f"{f.found:.0%}" in f.said
+
+
+def blind(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    """Looks at the digit, and never at the mark."""
+    return x * (torch.arange(28) > 6)
+
+
+def everywhere(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    """Draws whatever is in the corner, of any net."""
+    return x * (torch.arange(28) < 6) * (torch.arange(28)[:, None] > 20)
+
+
+def flat(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    return torch.ones_like(x)
+
+
+def nothing(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    return -torch.ones_like(x)
+
+
+def lifted(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    """As RISE's: nowhere near zero, a little higher where it counts."""
+    return 10 + ub.attribution.gradient(box, x, target).clamp(min=0)
+
+
+def refuses(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    raise LayerError("there is no such layer")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (blind, "does not"),
+        (everywhere, "doubtful"),
+        (flat, "does not"),
+        (nothing, "does not"),
+        (refuses, "refused"),
+        (lifted, "shows it"),
+    ],
+)
+def test_methods_that_do_not_show_it_are_told(trained: Pair, method: Any, said: str) -> None:
+    f = of(judged(trained, methods={"planted": method}), "planted")
+    assert (f.family, f.verdict) == ("attribution", said), f.said
+    if method is refuses:
+        assert f.said == "there is no such layer"
+        assert (f.found, f.control, f.shown) == (None, None, None)
+
+
+def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
+    found = judged(trained, methods={"lifted": lifted, "gradient": ub.attribution.gradient})
+    a, b = of(found, "lifted"), of(found, "gradient")
+    assert a.figures["energy"] == pytest.approx(b.figures["energy"], abs=1e-3)
+    assert a.figures["energy"] > 3 * a.figures["area"]
+    assert (a.found, a.control) == (b.found, b.control)
+    assert b.shown is not None
+    assert float(b.shown[0].min()) < 0  # a map that has a zero keeps it
+
+
+@pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "doubtful")])
+def test_a_peak_on_the_control_counts_if_it_is_high(trained: Pair, height: float, counts: float, said: str) -> None:
+    def method(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+        return everywhere(box, x, target) * (1 if box is trained.net else height)
+
+    f = of(judged(trained, methods={"m": method}), "m")
+    assert (f.found, f.control, f.figures["control_of_any_height"]) == (1.0, counts, 1.0)
+    assert f.verdict == said
+
+
+def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
+    asked = []
+
+    def method(box: ub.Box, x: Tensor, target: Tensor) -> Tensor:
+        asked.append((box, x, target))
+        return x
+
+    judged(trained, methods={"asked": method}, examples=4)
+    assert [box for box, _, _ in asked] == [trained.net, trained.control]
+    assert torch.equal(asked[0][1], asked[1][1])
+    assert asked[0][2].tolist() == [3] * 8
+    assert (asked[0][1][:, 0, MARK.region(3)] == 1).all()
+
+
+def test_every_card_is_judged_with_what_it_needs(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default all of attribution; one that needs what nobody has runs as its card's example."""
+
+    def plain(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+        return x
+
+    def data(box: ub.Box, x: Tensor, target: Any = None, *, references: Tensor) -> Tensor:
+        return x * len(references)
+
+    def other(box: ub.Box, x: Tensor, target: Any, *, concept: str) -> Tensor:
+        assert concept == "stripes"
+        return x
+
+    made = [
+        replace(ub.attribution.gradient.card, method=plain, name="Plain"),  # type: ignore[attr-defined]
+        replace(ub.attribution.gradient.card, method=data),  # type: ignore[attr-defined]
+        replace(  # type: ignore[misc]
+            ub.attribution.gradient.card,  # type: ignore[attr-defined]
+            method=other,
+            example=lambda m, box, x, y: m(box, x, y, concept="stripes"),
+        ),
+    ]
+    monkeypatch.setattr(JUDGING, "cards", lambda: made)
+    found = judged(trained, methods=None)
+    assert [f.method for f in found.findings if f.family == "attribution"] == ["plain", "data", "other"]
+    assert of(found, "plain").name == "Plain"
+
+
+def test_a_net_that_did_not_learn_it_is_refused(trained: Pair) -> None:
+    with pytest.raises(InputError, match=r"did not learn the shortcut: it takes 0% .* \(80% wanted\)"):
+        judged(replace(trained, net=trained.control))
+
+
+def test_a_control_that_learned_it_too_is_refused(trained: Pair) -> None:
+    with pytest.raises(InputError, match="the control net goes by the mark too: it takes 100%"):
+        judged(replace(trained, control=trained.net))
+
+
+def test_what_does_not_go_together_is_refused(trained: Pair) -> None:
+    with pytest.raises(InputError, match="the mark is for images"):
+        judged(trained, mark=Mark((1, 20, 20)))
+    with pytest.raises(InputError):
+        judged(trained, mark=Mark(SHAPE, (12,)))
+    with pytest.raises(InputError, match="those of y are not both"):
+        judged(replace(trained, x=trained.x[trained.y == 3], y=trained.y[trained.y == 3]))
+    with pytest.raises(InputError, match="examples"):
+        judged(trained, examples=0)
+
+
+def test_ctrl_c_keeps_what_was_found(trained: Pair) -> None:
+    def stop(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    found = judged(trained, methods={"gradient": ub.attribution.gradient, "stop": stop}, judges=None)
+    assert found.interrupted
+    assert [f.method for f in found.findings] == ["occluding", "gradient"]
+
+
+def test_a_judge_more_is_a_line_more(trained: Pair) -> None:
+    def judge(trial: Any) -> Iterator[Finding]:
+        yield Finding("influence", "tracin", "TracIn", verdict(1, 0), "finds them", "marked", 1, 0)
+
+    seen: list[Finding] = []
+    found = judged(trained, judges=[judge], watch=seen.append)
+    assert [f.method for f in found.findings] == ["tracin"]
+    assert seen == list(found.findings)
+
+
+def test_the_figures_are_json(found: checks.Shortcut) -> None:
+    said = json.loads(json.dumps(found.figures(), allow_nan=False))
+    assert said["answers"]["net"]["fooled"] > 0.95
+    assert [row["method"] for row in said["findings"]] == ["occluding", "gradient", "class_image", "top_examples"]
+    assert said["findings"][1]["figures"]["area"] == pytest.approx(49 / 784)
+
+
+COARSE = {
+    "grad_cam": "its map is as coarse as the last convolution",
+    "grad_cam_plus_plus": "its map is as coarse as the last convolution",
+    "layer_cam": "its map is as coarse as the last convolution",
+    "shapley": "its players are squares larger than the mark",
+}
+REFUSED = {"rollout": "the net has no attention"}
+
+
+@pytest.fixture(scope="module")
+def every(trained: Pair) -> checks.Shortcut:
+    """What is found of all methods of attribution, as they are."""
+    return judged(trained, methods=None, examples=4)
+
+
+@pytest.mark.parametrize("name", [c.method.__name__ for c in ub.cards() if c.family == "attribution"])
+def test_every_method_of_attribution_shows_it(every: checks.Shortcut, name: str) -> None:
+    f = of(every, name)
+    if name in REFUSED:
+        assert f.verdict == "refused", f.said
+    elif name in COARSE:
+        assert f.found is not None
+        assert f.control is not None
+        assert f.found > f.control, f.said
+    else:
+        assert f.verdict == "shows it", f.said
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_sheets_have_a_row_a_method(trained: Pair, found: checks.Shortcut) -> None:
+    one, two = (judged(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
+    a, b = draw.maps(one), draw.maps(two)
+    assert a.width == b.width
+    assert b.height - a.height > draw.SIDE
+    assert draw.drawn(found).height > 4 * draw.SIDE
+
+
+def test_a_place_is_outlined() -> None:
+    import numpy as np
+
+    picture = np.full((28, 28, 3), 255, dtype=np.uint8)
+    im = np.asarray(draw.outlined(picture, Place(10, 4, 3, 2), (0, 0, 0), side=84))  # three pixels for one
+    dark = (im == 0).all(-1)
+    rows, columns = dark.nonzero()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 39, 11, 18)
+    assert not dark[30:39, 12:18].any()  # what is inside can be seen
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, ["checks", "shortcut", "-q", *map(str, words)])
+
+
+@pytest.fixture
+def quick(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with the nets trained already, and two methods."""
+    monkeypatch.setattr(TELLING, "pair", lambda mark, **settings: trained)
+    two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
+    monkeypatch.setattr(JUDGING, "cards", lambda: two)
+    monkeypatch.setattr(JUDGING, "DRAWS", 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_its_files(tmp_path: Path) -> None:
+    done = run("-o", tmp_path / "out", "--seed", 2)
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    assert "guided_backprop" in done.stdout
+    assert "shows it" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "shortcut-drawn.png",
+        "shortcut.json",
+        "shortcut.png",
+    ]
+    facts = json.loads((tmp_path / "out" / "shortcut.json").read_text())
+    assert facts["seed"] == 2
+    assert {"command", "training", "versions", "answers", "findings"} <= set(facts)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_earlier_report_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    (tmp_path / "report.json").write_text('{"files": ["pictures/a.png"]}')
+    assert run("-o", tmp_path).exit_code == 0
+    assert (tmp_path / "pictures" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("marked", ["x", "3,,4", "11", "3,3", "", "-1"])
+def test_marks_of_no_digits_are_refused(marked: str, tmp_path: Path) -> None:
+    done = run("--marked", marked, "-o", tmp_path / "out")
+    assert (done.exit_code, done.stderr.startswith("error: ")) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TELLING, "pair", None)
+    (tmp_path / "file").write_text("")
+    done = run("-o", tmp_path / "file")
+    assert (done.exit_code, done.stderr.startswith("error: ")) == (2, True)
+
+
+def test_ctrl_c_in_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*words: Any, **settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TELLING, "pair", stop)
+    done = run("-o", tmp_path / "out")
+    assert (done.exit_code, done.stderr) == (130, "stopped\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_ctrl_c_in_judging_keeps_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*words: Any, **settings: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JUDGING.synthesis, "class_image", stop)
+    done = run("-o", tmp_path)
+    assert (done.exit_code, done.stderr) == (130, "stopped\n"), repr(done.exception)
+    facts = json.loads((tmp_path / "shortcut.json").read_text())
+    assert facts["interrupted"] is True
+    assert [row["method"] for row in facts["findings"]] == ["occluding", "gradient", "guided_backprop"]
+
+
+def test_a_training_cut_short_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unboxed.training import shortcut as training
+
+    cut = ub.training.History((), (), 0, 0.0, interrupted=True)
+    monkeypatch.setattr(training, "fit", lambda *words, **settings: cut)
+    with pytest.raises(KeyboardInterrupt):
+        pair(MARK, quiet=True)

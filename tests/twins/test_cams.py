@@ -1,0 +1,133 @@
+"""Grad-CAM, Grad-CAM++, LayerCAM and Guided Grad-CAM against twins in loops, from the equations, and captum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import captum.attr
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import awkward
+import unboxed as ub
+
+pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
+PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain"]
+NOT = {"exported_flat", "checkpointed_reentrant"}  # without modules; without gradients
+
+
+def images(n: int = 3) -> Tensor:
+    return awkward.get("plain").images(n).double()
+
+
+def parts(k: Tensor, layer: str = "relu2") -> tuple[Tensor, Tensor]:
+    """Maps A (N, K, h, w) of `Plain` and d logit k / d A, by the chain rule."""
+    net = awkward.get("plain", torch.float64).net
+    a1 = net.conv1(awkward.GRAY.encode(images())).detach()
+    a2 = net.conv2(a1.relu()).detach()
+    g2 = net.fc.weight[k].detach().view(-1, 4, 4, 4)
+    if layer == "relu2":
+        return a2.relu(), g2
+    g1 = F.conv_transpose2d(g2 * (a2 > 0), net.conv2.weight, stride=2, padding=1, output_padding=1)
+    return a1.relu(), g1.detach()
+
+
+def grad_cam(a: Tensor, g: Tensor) -> Tensor:
+    """Selvaraju et al. 2017, equations 1 and 2, for one example (K, h, w)."""
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        alpha = sum(g[k, i, j] for i in range(a.shape[1]) for j in range(a.shape[2])) / a[0].numel()
+        total += alpha * a[k]
+    return total.clamp(min=0)
+
+
+def grad_cam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    """Chattopadhyay et al. 2018: derivatives of Y = exp(S) literally, divided by exp(S) at the end, for S = 1."""
+    y = torch.tensor(1.0).double().exp()
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        weight, volume = torch.tensor(0.0).double(), a[k].sum()
+        for i in range(a.shape[1]):
+            for j in range(a.shape[2]):
+                first, second, third = y * g[k, i, j], y * g[k, i, j] ** 2, y * g[k, i, j] ** 3
+                if first != 0:
+                    weight += second / (2 * second + volume * third) * max(first, torch.tensor(0.0))
+        total += weight * a[k]
+    return total.clamp(min=0) / y
+
+
+def layer_cam(a: Tensor, g: Tensor) -> Tensor:
+    """Jiang et al. 2021: w_kij = relu(g_kij)."""
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        for i in range(a.shape[1]):
+            for j in range(a.shape[2]):
+                total[i, j] += max(float(g[k, i, j]), 0.0) * a[k, i, j]
+    return total.clamp(min=0)
+
+
+TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "layer_cam": layer_cam,
+}  # fmt: skip
+methods = pytest.mark.parametrize("name", TWINS)
+
+
+def twin(name: str, k: Tensor, layer: str, sign: float = 1) -> Tensor:
+    a, g = parts(k, layer)
+    return torch.stack([TWINS[name](a[n], sign * g[n]) for n in range(len(a))])[:, None]
+
+
+@methods
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("layer", ["relu1", "relu2"])
+def test_by_hand(name: str, layer: str, sign: float) -> None:
+    k = torch.tensor([2, 0, 3])
+    box = ub.Box(awkward.get("plain", torch.float64).net, awkward.GRAY)
+    method = getattr(ub.attribution, name)
+    want = twin(name, k, layer, sign)
+    got = method(box, images(), sign * ub.logit(k), layer=layer, upsample=False)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+    up = F.interpolate(want, (8, 8), mode="bilinear", align_corners=False)
+    assert torch.allclose(method(box, images(), sign * ub.logit(k), layer=layer), up, rtol=1e-9, atol=1e-12)
+
+
+@methods
+@pytest.mark.parametrize("net", [n for n in PLAIN if n not in NOT])
+def test_the_default_layer_in_every_spelling(name: str, net: str) -> None:
+    """After the last ReLU, whatever it is: module, functional, in place, with its result ignored, clamp, scripted."""
+    k = torch.tensor([2, 0, 3])
+    entry = awkward.get(net, torch.float64)
+    box = ub.Box(entry.net, entry.inputs)
+    got = getattr(ub.attribution, name)(box, images(), -ub.logit(k), upsample=False)
+    want = twin(name, k, "relu2", -1)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+    assert float(want.max()) > 0
+
+
+def test_the_three_differ() -> None:
+    k = torch.tensor([2, 0, 3])
+    maps = [twin(name, k, "relu2", -1) for name in TWINS]
+    for i in range(3):
+        assert not torch.allclose(maps[i], maps[i - 1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+def test_captum(layer: str) -> None:
+    entry = awkward.get("plain", torch.float64)
+    box, k = ub.Box(entry.net, entry.inputs), torch.tensor([2, 0, 3])
+    peer = captum.attr.LayerGradCam(entry.net, entry.net.get_submodule(layer))
+    want = peer.attribute(awkward.GRAY.encode(images()), target=k, relu_attributions=True).detach()
+    got = ub.attribution.grad_cam(box, images(), k, layer=layer, upsample=False)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_guided_grad_cam_is_the_product() -> None:
+    entry = awkward.get("functional_relu_ignored", torch.float64)
+    box, k = ub.Box(entry.net, entry.inputs), -ub.logit(torch.tensor([2, 0, 3]))
+    where = F.interpolate(twin("grad_cam", torch.tensor([2, 0, 3]), "relu2", -1), (8, 8), mode="bilinear")
+    want = ub.attribution.guided_backprop(box, images(), k) * where
+    got = ub.attribution.guided_grad_cam(box, images(), k)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+    assert float(got.abs().max()) > 0
