@@ -65,7 +65,8 @@ class Box:
         self._graphless = any(p.is_inference() for p in net.parameters())
         self._written: tuple[nn.Parameter, ...] = ()  # that the net itself writes while it runs
         self._lock = RLock()
-        self._least, self._most = getattr(net, "exported_rows", (1, 1024))  # rows that an exported net's graph takes
+        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
+        self._least, self._most = rows
         self._reader = Reader(output, outputs)
         self.autocast: torch.dtype | None = None  # the first look is in full precision: rows are compared there
         self.channels_last = laid_out(inputs, channels_last)
@@ -199,10 +200,7 @@ class Box:
     # -- asking the net ----------------------------------------------------------------------------------------------
 
     def accept(self, x: Packed) -> Tensor:
-        """A checked copy of the inputs, on the model's device and in the box's dtype; several are packed, (N, D).
-
-        Raises InputError.
-        """
+        """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
         x = self.inputs.check(x)
         with torch.inference_mode(False):
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, Several) else x  # type: ignore[assignment]
