@@ -24,6 +24,8 @@ from .pointing import energy_inside as energy_inside
 from .pointing import pointing_game as pointing_game
 from .randomization import Randomization as Randomization
 from .randomization import randomization as randomization
+from .ranking import candidates as candidates
+from .ranking import ranked as ranked
 from .road import Road as Road
 from .road import road as road
 from .sensitivity_n import SensitivityN as SensitivityN
@@ -32,3 +34,5 @@ from .shortcut import Shortcut as Shortcut
 from .shortcut import shortcut as shortcut
 from .similarity import Similarity as Similarity
 from .similarity import similarity as similarity
+from .verdict import Verdict as Verdict
+from .verdict import verdict as verdict
