@@ -32,7 +32,9 @@ class Trial:
 TRIALS = {
     "vgg16": Trial(nets.vgg16, 32, 16, (1, 2, 4, 8, 16), channels_last=True, pairs=3),
     "resnet18": Trial(nets.resnet18, 32, 16, (4, 8, 16, 32), channels_last=True, pairs=7),
-    "mnist-cnn": Trial(lambda: ub.zoo.load("mnist-cnn"), 5, 1, (16, 32, 64, 128, 256, 576), channels_last=False, pairs=21),
+    "mnist-cnn": Trial(
+        lambda: ub.zoo.load("mnist-cnn"), 5, 1, (16, 32, 64, 128, 256, 576), channels_last=False, pairs=21
+    ),
 }
 
 
@@ -105,7 +107,11 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)  # where cores are shared, two threads that wait for one another drown what is measured
     found = {name: figures(name, asked.pairs) for name in asked.names}
-    write("occlusion", {"what": "occlusion against captum's Occlusion at its best batch size", **found}, packages=["captum"])
+    write(
+        "occlusion",
+        {"what": "occlusion against captum's Occlusion at its best batch size", **found},
+        packages=["captum"],
+    )
 
 
 if __name__ == "__main__":

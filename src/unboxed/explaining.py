@@ -24,6 +24,7 @@ from .checks.verdict import Verdict
 from .data import pillow
 from .errors import DataError, InputError, UnboxedError
 from .inputs import Pixels
+from .objectives import pooled
 from .plots.explained import explained
 from .plots.files import save, write_bytes
 from .report.words import p_of
@@ -94,8 +95,7 @@ def _answer(box: Box, x: Tensor) -> str:
     """The largest outputs in words."""
     logits = box(x)
     values = logits if box.outputs == "regression" else box.probs_of(logits)
-    values = values.flatten(2).mean(2) if values.ndim > 2 else values
-    top = torch.topk(values[0], min(SAID, values.shape[1]))
+    top = torch.topk(pooled(values)[0], min(SAID, values.shape[1]))
     said = (lambda v: f"{v:.3g}") if box.outputs == "regression" else p_of
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return ", ".join(f"{box.classes[k]} ({said(v)})" for v, k in pairs)

@@ -273,7 +273,9 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(True), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)
+        )
         self.a, self.b = (self._body(8, 8, 1), self._body(8, 12, 2))
         self.short = nn.Sequential(nn.Conv2d(8, 12, 1, 2, bias=False), nn.BatchNorm2d(12))
         self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(12, 5)
@@ -311,7 +313,12 @@ def deep() -> nn.Module:
     """As VGG."""
     layers: list[nn.Module] = []
     for before, width in ((3, 6), (6, 8), (8, 10)):
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(True), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(True)]
+        layers += [
+            nn.Conv2d(before, width, 3, padding=1),
+            nn.ReLU(True),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(True),
+        ]
         layers += [nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(40, 5))
 

@@ -24,7 +24,7 @@ from ..engine.segments import Segments
 from ..engine.surrogate import LEAST, Surrogate
 from ..errors import InputError
 from ..net.batching import BatchSize
-from ..objectives import Objective
+from ..objectives import Objective, pooled
 
 PLENTY = 4096  # masks that are scored by the surrogate alone
 
@@ -114,8 +114,8 @@ def lime(
     `segments` (see engine.segments) are by default quickshift superpixels, as in the lime package, and a column each.
     Masks keep each segment with probability 1/2; they weigh sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
     distance to the mask of all, and `alpha` is the ridge's penalty (1 by default, as in the package) or the lasso's
-    (0.001). `n_features` fits once more with only the heaviest. `on="probability"` explains the class's probability, the
-    default where target means a class; "score" explains what target means by itself. `baseline="segment"` hides a
+    (0.001). `n_features` fits once more with only the heaviest. `on="probability"` explains the class's probability,
+    the default where target means a class; "score" explains what target means by itself. `baseline="segment"` hides a
     segment by its own mean, as the package does.
 
     What is estimated is the package's weighted regression, with less noise. Masks are drawn together: each is by itself
@@ -153,7 +153,7 @@ def lime_top(
         raise InputError(f"the net has {box.n_outputs} classes; got top={top}")
     x = box.accept(x)
     p = box.probs(x, batch_size=batch_size)
-    classes = (p if p.ndim == 2 else p.flatten(2).mean(2)).topk(top, 1).indices  # (N, T)
+    classes = pooled(p).topk(top, 1).indices  # (N, T)
     played = game(box, x, segments, baseline, default="quickshift", seed=seed, means=True)
     each = [probability(box, own) for own in classes.T]
     return LimeTop(classes, tuple(_explained(played, each, list(classes.T), settings, True, batch_size)))

@@ -18,7 +18,7 @@ from ..box import Box
 from ..cards import card
 from ..engine import sizes
 from ..engine.baselines import baseline as baseline_of
-from ..engine.edits import runs, settled
+from ..engine.edits import Runs, settled
 from ..engine.windows import windows
 from ..errors import InputError
 from ..net.batching import BatchSize
@@ -36,7 +36,9 @@ class Occlusion:
     drops: Tensor  # (N, rows, cols) score lost
     score: Tensor  # (N,) of the whole images
     predicted: Tensor | None  # (N, rows, cols) class predicted
-    probability: Tensor | None  # (N, rows, cols) of the class asked for, or else of the one predicted for the whole image
+    probability: (
+        Tensor | None
+    )  # (N, rows, cols) of the class asked for, or else of the one predicted for the whole image
     top: Tensor  # (rows,) of the window, in pixels
     left: Tensor  # (cols,)
     window: tuple[int, int]  # (h, w)
@@ -77,12 +79,16 @@ def occlusion(
         raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {sides[0]}x{sides[1]}")
     x = box.accept(x)
     cover = baseline_of(box, x, baseline)
-    objective, score, k = _scored(box, x, target, batch_size)
+    objective = logit(0) if target is None else settled(box, target, x, batch_size)
     top, left = (places(n, w, s) for n, w, s in zip(sides, size, step, strict=True))
-    found = windows(box, x, objective, cover, torch.cartesian_prod(top, left), size, batch_size=batch_size)
-    grid = len(x), len(top), len(left)
-    drops = (score[:, None] - found.score).view(grid)
-    predicted, probability = _classes(box, found.logits, k, grid)
+    corners = torch.cartesian_prod(top, left)
+    found = windows(box, x, objective, cover, corners, size, itself=True, batch_size=batch_size)
+    if found.logits is None:
+        raise InputError("no logits were read")
+    scores, k = _scored(box, found, target)
+    grid, score = (len(x), len(top), len(left)), scores[:, -1]
+    drops = (score[:, None] - scores[:, :-1]).view(grid)
+    predicted, probability = _classes(box, found.logits[:, :-1], k, grid)
     spread = _spread(drops, (top, left), size, sides)
     return Occlusion(spread, drops, score, predicted, probability, top, left, size)
 
@@ -102,25 +108,18 @@ def _sides(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int
     return whole(name, sides[0], least=1), whole(name, sides[1], least=1)
 
 
-def _scored(
-    box: Box, x: Tensor, target: int | Tensor | Objective | None, batch_size: BatchSize
-) -> tuple[Objective, Tensor, Tensor]:
-    """The objective, its score (N,) of the whole images, and the class (N,) whose probability is told."""
-    if target is None:
-        logits = box(x, batch_size=batch_size)
-        logits = logits if logits.ndim == 2 else logits.flatten(2).mean(2)
-        k = logits.argmax(1)
-        return logit(k), logits.gather(1, k[:, None])[:, 0], k
-    objective = settled(box, target, x, batch_size)
-    plain = runs(box, x, objective, batch_size=batch_size)
-    if plain.logits is None or isinstance(target, Objective):
-        return objective, plain.score[:, 0], torch.as_tensor(plain.logits)[:, 0].argmax(1)
-    return objective, plain.score[:, 0], box.labels(target, len(x))
+def _scored(box: Box, found: Runs, target: int | Tensor | Objective | None) -> tuple[Tensor, Tensor]:
+    """The scores (N, P + 1), and the class (N,) whose probability is told. The last run is of the whole images."""
+    logits = torch.as_tensor(found.logits)  # (N, P + 1, K)
+    if target is not None and not isinstance(target, Objective):
+        return found.score, box.labels(target, len(logits))
+    k = logits[:, -1].argmax(1)
+    return found.score if target is not None else logits[torch.arange(len(k)), :, k], k
 
 
-def _classes(box: Box, logits: Tensor | None, k: Tensor, grid: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _classes(box: Box, logits: Tensor, k: Tensor, grid: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
     """The class predicted at each position and the probability of class k (N,) there; none for a regression net."""
-    if logits is None or box.outputs == "regression":
+    if box.outputs == "regression":
         return None, None
     probabilities = box.probs_of(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
     own = probabilities.gather(2, k[:, None, None].expand(-1, logits.shape[1], 1))

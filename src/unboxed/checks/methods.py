@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.results import map_of
 from ..errors import InputError, UnboxedWarning
-from ..objectives import Objective
+from ..objectives import Objective, pooled
 from ..several import Several
 
 Method = Callable[[Box, Any, Any], Any]
@@ -25,8 +25,7 @@ Target = int | Tensor | Objective | None
 def fixed(box: Box, x: Tensor, target: Target) -> Any:
     """The target, the same for every net and every input that follow: None is the class (N,) predicted for x."""
     if target is None:
-        z = box(x)
-        return (z if z.ndim == 2 else z.flatten(2).mean(2)).argmax(1)
+        return pooled(box(x)).argmax(1)
     if isinstance(target, Objective):
         return box.checked(target, len(x))
     return box.labels(target, len(x))

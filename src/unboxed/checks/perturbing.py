@@ -13,11 +13,12 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..engine import draws
+from ..engine.hiding import probability
 from ..engine.results import map_of
 from ..errors import InputError, OutputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
-from ..objectives import Held, Objective, logit, of
+from ..objectives import Objective, logit, pooled
 from ..several import Several
 
 Score = Literal["probability", "logit"]
@@ -118,23 +119,8 @@ def fixed(
         return box.checked(target, len(x)), None
     if (score or default) == "probability" and box.outputs == "regression":
         raise OutputError('a regression net gives no probabilities: pass score="logit", or an objective as the target')
-    classes = flat(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
+    classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
     return (logit(classes) if (score or default) == "logit" else probability(box, classes)), classes
-
-
-def flat(logits: Tensor) -> Tensor:
-    """(N, K) of logits (N, K, ...): a map of outputs counts by its mean."""
-    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)
-
-
-def probability(box: Box, classes: Tensor | Held) -> Objective:
-    """The probability of each example's class, (N,); a map of outputs counts by its mean."""
-    own = Held.of(classes)
-
-    def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...)
-        return flat(box.probs_of(z)).gather(1, own.beside(z)[:, None])[:, 0]
-
-    return of("logits", score, "probability of each example's class", lambda i: probability(box, own[i]), len(own))
 
 
 # -- many points -----------------------------------------------------------------------------------------------------
@@ -154,7 +140,7 @@ def scores(
             at, *beside = points(examples, ways)
             acts = box.forward(at, objective.layers | ({"logits"} if predict else set()))
             found = [objective.rows(examples)(acts).to(torch.float64), *beside]
-            return [*found, flat(acts["logits"]).argmax(1)] if predict else found
+            return [*found, pooled(acts["logits"]).argmax(1)] if predict else found
 
     every = torch.arange(n, device=box.device)
     if box.coupled or objective.coupled:

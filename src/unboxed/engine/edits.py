@@ -16,7 +16,7 @@ from ..box import Box
 from ..errors import InputError, LayerError
 from ..net.batching import BatchSize, in_batches
 from ..net.taps import Edit
-from ..objectives import Objective, held, logit
+from ..objectives import Objective, held, logit, pooled
 
 Units = int | Sequence[int] | None
 """A channel, several of them, or None for all."""
@@ -201,7 +201,7 @@ class _Work:
         with box.quiet(grad=False):
             acts = box.forward(self.x[own if thin else examples], wanted, edits, len(examples) if thin else None)
             found = [self.objective.rows(examples)(acts)]
-            found += [_flat(acts["logits"])] if self.logits else []
+            found += [pooled(acts["logits"])] if self.logits else []
             return [h.to(box.dtype) for h in found]
 
     def can_spread(self, count: int) -> bool:
@@ -222,15 +222,10 @@ def _multiplied(edit: Edit, at: Tensor) -> Edit:
     return lambda h: edit(h[at])
 
 
-def _flat(logits: Tensor) -> Tensor:
-    """(N, K) of logits (N, K, ...)."""
-    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)
-
-
 def settled(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
     """The score that `target` means for x, the same after any edit: None is the class predicted for x as it is."""
     if target is None:
-        return logit(_flat(box(x, batch_size=batch_size)).argmax(1))
+        return logit(pooled(box(x, batch_size=batch_size)).argmax(1))
     return box.checked(box.objective(target, len(x)), len(x))
 
 

@@ -57,14 +57,17 @@ def gradients(
 
 
 def _in_parts(
-    box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, batch_size: BatchSize, unclamp: Unclamp
-) -> Gradients:
+    box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, batch_size: BatchSize, unclamp: Unclamp,
+    most: int | None = None,
+) -> Gradients:  # fmt: skip
+    """`most` rows at a time, at the most, where `batch_size` is "auto"."""
     box.checked(objective, len(x))
 
     def part(rows: slice) -> Gradients:
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    size, limit = box.splits(len(x), batch_size, objective.coupled)
+    parts = in_batches(part, len(x), size, limit if most is None else min(limit, most))
     if len(parts) == 1:
         return parts[0]
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..errors import InputError
 from ..net.batching import BatchSize, in_batches
-from ..objectives import Objective
+from ..objectives import Objective, pooled
 from ..objectives.algebra import of as of_layer
 from .baselines import baseline
 from .edits import settled
@@ -162,11 +162,7 @@ def objective(
         return settled(box, target, x, batch_size), None
     if on == "probability" and box.outputs == "regression":
         raise InputError('a regression net gives no probabilities: on="score" takes its outputs')
-    if target is None:
-        found = box(x, batch_size=batch_size)
-        classes = (found if found.ndim == 2 else found.flatten(2).mean(2)).argmax(1)
-    else:
-        classes = box.labels(target, len(x))
+    classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
     score = settled(box, classes, x, batch_size)
     return (score if on == "score" else probability(box, classes)), classes
 
@@ -176,7 +172,7 @@ def probability(box: Box, classes: Tensor) -> Objective:
 
     def score(z: Tensor, own: Tensor) -> Tensor:
         p = box.probs_of(z)
-        return (p if p.ndim == 2 else p.flatten(2).mean(2)).gather(1, own[:, None])[:, 0]
+        return pooled(p).gather(1, own[:, None])[:, 0]
 
     def select(own: Tensor) -> Objective:
         name = "probability of each example's class"

@@ -175,10 +175,7 @@ def mean(
     `objective` is one that does not change from point to point (`edits.settled`).
     """
     work = _Work(box, box.checked(objective, n), path, n, moment, rule, at, unclamp)
-    if work.coupled:  # then a batch is all examples, at one point each
-        in_batches(work.part, n * work.k, *box.splits(n, batch_size, True))
-    else:
-        in_batches(work.part, n * work.k, *box.splits(n * work.k, batch_size))
+    in_batches(work.part, n * work.k, *_splits(box, n, work.k, batch_size, work.coupled))
     return Mean(torch.stack([work.sums[i].value for i in range(n)]).to(box.dtype), work.clamped)
 
 
@@ -252,9 +249,25 @@ def scores(box: Box, objective: Objective, path: Path, n: int, *, batch_size: Ba
             own = objective.rows(example.to(box.device))
             return own(box.forward(points, own.layers)).to(box.dtype)
 
-    parts = in_batches(part, n * k, *(box.splits(n, batch_size, True) if coupled else box.splits(n * k, batch_size)))
+    parts = in_batches(part, n * k, *_splits(box, n, k, batch_size, coupled))
     found = torch.cat(parts)
     return found.view(k, n).T if coupled else found.view(n, k)
+
+
+AT_ONCE = 96
+"""Rows on a CPU: gradients of more take longer each, for what they keep leaves the cache."""
+
+
+def at_once(box: Box) -> int:
+    """How many rows of an automatic batch are looked at together."""
+    return min(box.batch_limit, AT_ONCE) if box.device.type == "cpu" else box.batch_limit
+
+
+def _splits(box: Box, n: int, k: int, batch_size: BatchSize, coupled: bool) -> tuple[BatchSize, int]:
+    """(size, most) for `in_batches`; where rows depend on one another a batch is all examples, at one point each."""
+    if coupled:
+        return box.splits(n, batch_size, True)
+    return box.splits(n * k, batch_size)[0], at_once(box)
 
 
 def _pairs(rows: slice, n: int, k: int, coupled: bool) -> tuple[Tensor, Tensor]:

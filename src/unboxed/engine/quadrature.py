@@ -21,7 +21,7 @@ from ..box import BATCH_BYTES, Box
 from ..net.batching import BatchSize
 from ..objectives import Objective
 from .gradients import _in_parts
-from .paths import Line, between, mean, midpoints
+from .paths import Line, at_once, between, mean, midpoints
 
 START = 16  # points of the first look: fewer meet a tolerance by luck, with maps that are further off
 KEPT = 64  # gradients of an example that are kept at a time
@@ -146,7 +146,7 @@ def _look(problem: Problem, t: Tensor) -> _Looks:
     with torch.inference_mode(False):
         points = between(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
-    found = _in_parts(problem.box, objective, points, None, "input", problem.batch_size, "no")
+    found = _in_parts(problem.box, objective, points, None, "input", problem.batch_size, "no", at_once(problem.box))
     gradient = found.map.view(n, k, *problem.x.shape[1:])
     slope = (gradient * problem.delta[:, None]).flatten(2).sum(2)
     kept = torch.arange(k, device=t.device).expand(n, -1)

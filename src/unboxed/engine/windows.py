@@ -37,18 +37,21 @@ def windows(
     size: Size,
     *,
     logits: bool = True,
+    itself: bool = False,
     batch_size: BatchSize = "auto",
 ) -> Runs:
     """Scores (N, P) and logits (N, P, K) of images x (N, C, H, W) with the rectangle of `size` at each of the corners
-    (P, 2), (top, left), taken from `value`.
+    (P, 2), (top, left), taken from `value`; with `itself`, the images as they are come last, (N, P + 1).
 
     `value` is as large as x (what stands at the same place there is put in), or as the rectangle: (N, C, h, w) or
     (C, h, w). Where the net allows it, only what the window reaches is computed (`net.patchwise`); a first row is
     compared with a whole run, and where they disagree, all are whole runs. Raises InputError for a rectangle that
     does not lie in the image.
     """
-    work = _Work(box, x, objective, _patches(x, value, size), _inside(x, corners, size), size, logits)
-    n, p = len(x), len(corners)
+    at, n = _inside(x, corners, size), len(x)
+    at = torch.cat([at, at[-1:]]) if itself else at
+    p = len(at)
+    work = _Work(box, x, objective, _patches(x, value, size), at, size, logits, p - 1 if itself else p)
     if box.coupled or objective.coupled:  # then a batch is all examples, with a window at one place
         rows = torch.arange(n)
         parts = in_batches(lambda r: work.whole(rows, torch.full_like(rows, r.start)), p, 1, 1)
@@ -83,7 +86,7 @@ def _inside(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     return corners
 
 
-_TRUSTED: WeakKeyDictionary[Box, dict[object, bool]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -95,11 +98,12 @@ class _Work:
     corners: Tensor  # (P, 2)
     size: Size
     logits: bool
+    last: int  # the place from which on images stay as they are
 
     def cut(self, row: int, place: int) -> Tensor:
         """What is put into an image at a place, (C, h, w)."""
         (top, left), (h, w) = self.corners[place].tolist(), self.size
-        patch = self.patches[row]
+        patch = self.patches[row] if place < self.last else self.x[row]
         return patch if tuple(patch.shape[1:]) == (h, w) else patch[:, top : top + h, left : left + w]
 
     def forward(self, x: Tensor, rows: Tensor) -> list[Tensor]:
@@ -139,13 +143,11 @@ class _Work:
     def one(self, row: int, batch_size: BatchSize) -> list[Tensor]:
         """All places of one image."""
         p, base = len(self.corners), BasePass()
-        if not self.trusted(base, row):
+        if not (each := self.bytes_each(base, row)):
             return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
         every = self.by_extent()
-        if not base.bytes_each:
-            self.local(base, row, every[-1:])  # tells what a row holds
         size, _ = self.box.splits(p, batch_size)
-        most = self.box.fitting(SHARE * base.bytes_each)
+        most = self.box.fitting(SHARE * each)
         parts = in_batches(lambda part: self.local(base, row, every[part]), p, size, most)
         back = every.argsort()
         return [torch.cat(h)[back] for h in zip(*parts, strict=True)]
@@ -159,12 +161,15 @@ class _Work:
         near = far.min(1).values
         return torch.from_numpy(np.lexsort((far[:, 1].numpy(), far[:, 0].numpy(), near.numpy())))
 
-    def trusted(self, base: BasePass, row: int) -> bool:
-        """Whether windows give what whole runs give in this net. As what else a box knows of it, it is seen once."""
-        known = _TRUSTED.setdefault(self.box, {})
+    def bytes_each(self, base: BasePass, row: int) -> int:
+        """What a row of windows holds; 0 where they don't give what whole runs give in this net.
+
+        As what else a box knows of its net, it is seen once.
+        """
+        known = _KNOWN.setdefault(self.box, {})
         asked = frozenset(self.objective.layers), self.logits, self.size
         if asked not in known:
-            known[asked] = self._agrees(base, row)
+            known[asked] = max(1, base.bytes_each) if self._agrees(base, row) else 0
         return known[asked]
 
     def local(self, base: BasePass, row: int, places: Tensor) -> list[Tensor]:
@@ -174,6 +179,8 @@ class _Work:
             cuts = patch.expand(len(places), -1, -1, -1).clone()
         else:
             cuts = crop(patch, top, left, self.size).permute(0, 3, 1, 2)
+        for i in (places >= self.last).nonzero().flatten().tolist():
+            cuts[i] = self.cut(row, int(places[i]))
         with self.box.quiet(grad=False), Everywhere():
             images = Windowed.begin(base, self.x[row : row + 1], cuts, top, left)
             return self.forward(cast(Tensor, images), torch.full((len(places),), row))

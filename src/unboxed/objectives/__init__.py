@@ -29,6 +29,7 @@ from .outputs import logit as logit
 from .outputs import logprob as logprob
 from .outputs import loss as loss
 from .outputs import margin as margin
+from .outputs import pooled as pooled
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

@@ -26,7 +26,7 @@ def _class(k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor
     own = k if k is None else _labels(k)
 
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
-        values = of_logits(z) if z.ndim == 2 else of_logits(z).flatten(2).mean(2)
+        values = pooled(of_logits(z))
         if own is None:
             return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
         return values.gather(1, _right(own, values)[:, None])[:, 0]
@@ -35,6 +35,11 @@ def _class(k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor
         many = f"{name} of each example's class"
         return of("logits", score, many, lambda i: _class(own[i], name, of_logits), len(own))
     return of("logits", score, f"{name} of the predicted class" if own is None else f"{name} {int(own.value)}")
+
+
+def pooled(z: Tensor) -> Tensor:
+    """(N, K) of outputs (N, K, ...): a map of outputs counts by its mean."""
+    return z if z.ndim == 2 else z.flatten(2).mean(2)
 
 
 def _labels(y: object) -> Held:

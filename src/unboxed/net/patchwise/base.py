@@ -110,10 +110,10 @@ class BasePass:
         if weight.is_contiguous(memory_format=torch.channels_last):
             return weight
         mark = _marks(weight)
-        held, kept, copy = self.kernels.get(mark[0], (weight, None, weight))
+        _, kept, copy = self.kernels.get(weight.data_ptr(), (weight, None, weight))
         if kept != mark:
             copy = weight.contiguous(memory_format=torch.channels_last)
-            self.kernels[mark[0]] = (held, mark, copy)
+            self.kernels[weight.data_ptr()] = (weight, mark, copy)
         return copy
 
     def note(self, rows: int, *tensors: Tensor) -> None:
@@ -123,11 +123,14 @@ class BasePass:
 
 
 def _marks(value: Any) -> Any:
-    """What tells two arguments apart: tensors by which they are and how often they were written."""
+    """What tells two arguments apart: tensors by where their values lie (views are made anew) and how often those were
+    written; what is asked for is held, so that no place is used again.
+    """
     if isinstance(value, Map):
         return id(value)  # which is held by what was made of it
     if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
+        written = 0 if value.is_inference() else value._version
+        return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), written
     if isinstance(value, (tuple, list)):
         return tuple(_marks(part) for part in value)
     if isinstance(value, dict):

@@ -70,7 +70,9 @@ def slid(
 
 def _split(g: Group, how: Slide, limit: Sequence[int]) -> Iterator[tuple[Group, Ints, Ints, Size]]:
     """The group, or parts of it whose outputs are less large, with the corners and sizes of those."""
-    (top, bottom), (left, right) = (how.touched(a, s, n, limit[a]) for a, s, n in ((0, g.top, g.size[0]), (1, g.left, g.size[1])))
+    (top, bottom), (left, right) = (
+        how.touched(a, s, n, limit[a]) for a, s, n in ((0, g.top, g.size[0]), (1, g.left, g.size[1]))
+    )
     sizes = np.stack([bottom - top, right - left], 1)  # (n, 2)
     most = sizes.max(0)
     kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
@@ -92,7 +94,13 @@ def pair(value: Any) -> Size:
 
 
 def _conv2d(
-    x: Any, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    x: Any,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Any:
     if not isinstance(x, Windowed) or isinstance(weight, Windowed) or weight.ndim != 4:
         return NotImplemented
