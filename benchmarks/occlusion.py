@@ -1,6 +1,6 @@
 """`attribution.occlusion` against captum's Occlusion at its best batch size: the same maps, time and memory.
 
-`python benchmarks/occlusion.py [NAME ...] [--pairs N]`; a ratio below 1 means that ours is faster, or takes less memory.
+`python benchmarks/occlusion.py [NAME ...] [--pairs N]`; a ratio below 1: ours is faster, or takes less memory.
 """
 
 from __future__ import annotations
@@ -107,8 +107,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)  # where cores are shared, two threads that wait for one another drown what is measured
     found = {name: figures(name, asked.pairs) for name in asked.names}
+    name = "-".join(["occlusion", *(asked.names if len(found) < len(TRIALS) else [])])  # a part stands by itself
     write(
-        "occlusion",
+        name,
         {"what": "occlusion against captum's Occlusion at its best batch size", **found},
         packages=["captum"],
     )

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from .box import Box
 from .checks.methods import Method, drawn, fixed
-from .checks.ranking import candidates, named
+from .checks.ranking import candidates, named, runs
 from .checks.remembered import Remembered, finite
-from .checks.verdict import Verdict
+from .checks.verdict import PAIRS, Verdict
 from .data import pillow
 from .errors import DataError, InputError, UnboxedError
 from .inputs import Pixels
@@ -30,6 +30,7 @@ from .plots.files import save, write_bytes
 from .report.words import p_of
 
 SAID = 3  # classes that are told
+MANY, FEW = 100, 2  # a method that runs the net so often is compared with so many nets drawn anew
 PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
 
 
@@ -77,7 +78,10 @@ def explain(
         for name in tqdm(chosen, disable=quiet, file=sys.stderr, leave=False, desc="Asking each method"):
             with suppress(UnboxedError):  # its verdict says why
                 maps[name] = drawn(box, chosen[name], x, score)
-            verdicts[name] = remembered.verdict(box, x, chosen[name], score, map_=maps.get(name), seed=seed)
+            pairs = PAIRS if runs(chosen[name]) < MANY else FEW
+            verdicts[name] = remembered.verdict(
+                box, x, chosen[name], score, pairs=pairs, map_=maps.get(name), seed=seed
+            )
     except KeyboardInterrupt:
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)

@@ -1,8 +1,8 @@
 """Occlusion: cover the image, one window after another, and see what the score loses.
 
-Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, sections 2.2 and 4.2. Run as
-incremental inference, after Nakandala, Kumar & Papakonstantinou 2019, "Incremental and Approximate Inference for
-Faster Occlusion-based Deep CNN Explanations" (SIGMOD): exact, only what a window reaches is computed anew.
+Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, sections 2.2 and
+4.2. Run as incremental inference, after Nakandala, Kumar & Papakonstantinou 2019, "Incremental and Approximate
+Inference for Faster Occlusion-based Deep CNN Explanations" (SIGMOD): exact, and only what a window reaches is computed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Occlusion:
     name="Occlusion",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
     tells="Which parts of the image this score can't do without: what it loses when they are covered.",
-    not_tells="What two parts do together, or one for which another can stand in; and the cover itself looks like something.",
+    not_tells="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
     example=lambda method, box, x, y: method(box, x, y, window=3, stride=2),
     exempt={"one look": "it runs the net once for each position of the window"},
     laws=("contribution", "dummy", "symmetry"),

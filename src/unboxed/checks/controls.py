@@ -118,17 +118,19 @@ class ConstantModel:
     maps_mute: Tensor  # (N, ...)
 
 
-def constant_model(box: Box, x: Any, method: Method, target: Target = None) -> ConstantModel:
+def constant_model(
+    box: Box, x: Any, method: Method, target: Target = None, *, map_: Tensor | None = None
+) -> ConstantModel:
     """Ask a method for maps of a net whose answer does not depend on x, in two ways; each has the same weights.
 
     Blind: the inputs are replaced by what normalization takes to zero before they reach the net, so all activations are
     constant; whoever draws something drew it from x, or from chance. Mute: the net sees x, its logits are replaced by a
     constant, all classes alike; whoever draws something drew it from activations, whatever they are good for.
-    Raises InputError.
+    `map_` is what the method gave for x itself, if it was asked. Raises InputError.
     """
     x = box.accept(x)
     score = fixed(box, x, target)
-    own = drawn(box, method, x, score)
+    own = drawn(box, method, x, score) if map_ is None else map_
     blind, mute = drawn(_blind(box), method, x, score), torch.full_like(own, torch.nan)
     if not isinstance(score, Objective) or score.layers <= ENDS - {"input"}:
         mute = drawn(_mute(box, x), method, x, score)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..box import Box
 from ..objectives import Objective
 from .methods import Method, Target
-from .verdict import GRADES, Verdict, verdict
+from .verdict import GRADES, PAIRS, Verdict, verdict
 
 
 class Remembered:
@@ -33,32 +33,44 @@ class Remembered:
         self.used: dict[str, Verdict] = {}
 
     def verdict(
-        self, box: Box, x: Any, method: Method, target: Target = None, *, map_: Tensor | None = None, seed: int = 0
+        self,
+        box: Box,
+        x: Any,
+        method: Method,
+        target: Target = None,
+        *,
+        pairs: int = PAIRS,
+        map_: Tensor | None = None,
+        seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, found once. A method without a name of its own, or an objective, is asked anew."""
-        key = self._key(box, x, method, target, seed)
-        found = self._known.get(key) or verdict(box, x, method, target, map_=map_, seed=seed)
+        key = self._key(box, x, method, target, pairs, seed)
+        found = self._known.get(key) or verdict(box, x, method, target, map_=map_, pairs=pairs, seed=seed)
         if key:
             self.used[key] = self._known[key] = found
         return found
 
-    def knows(self, box: Box, x: Any, method: Method, target: Target = None, *, seed: int = 0) -> bool:
+    def knows(
+        self, box: Box, x: Any, method: Method, target: Target = None, *, pairs: int = PAIRS, seed: int = 0
+    ) -> bool:
         """Whether that verdict is at hand."""
-        return self._key(box, x, method, target, seed) in self._known
+        return self._key(box, x, method, target, pairs, seed) in self._known
 
     def text(self) -> bytes:
         """The verdicts asked for so far, to be kept."""
         kept = {key: v.plain() for key, v in self.used.items()}
         return json.dumps(finite(kept), indent=1, ensure_ascii=False).encode()
 
-    def _key(self, box: Box, x: Any, method: Method, target: Target, seed: int) -> str:
+    def _key(self, box: Box, x: Any, method: Method, target: Target, pairs: int, seed: int) -> str:
         words = _words(method)
         if words is None or isinstance(target, Objective):
             return ""
         digest = hashlib.sha256(self._of_net(box))
         for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
             digest.update(_bytes(part))
-        digest.update(repr((words, None if isinstance(target, Tensor) else target, seed, version("unboxed"))).encode())
+        digest.update(
+            repr((words, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed"))).encode()
+        )
         return digest.hexdigest()
 
     def _of_net(self, box: Box) -> bytes:

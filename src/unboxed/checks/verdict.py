@@ -38,7 +38,7 @@ SAME, ALIKE = 0.6, 0.45  # Spearman's rank correlation from which on two picture
 STAYS = 0.45  # SSIM of magnitudes from which on they are strong at the same places
 DRAWS, HINTS = 0.3, 0.01  # spread of the map of a model that says nothing, relative to the net's own map
 BETTER = 0.1  # by how much less of the score a map's order must leave than a random one, as a share of the latter
-MAPS = 4  # pairs of image and draw of new weights that a figure is the mean of, at least
+PAIRS = 4  # of image and draw of new weights that a figure is the mean of, at least
 N_STEPS = 20  # of deletion
 
 
@@ -73,6 +73,7 @@ def verdict(
     target: Target = None,
     *,
     map_: Tensor | None = None,
+    pairs: int = PAIRS,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Verdict:
@@ -82,18 +83,22 @@ def verdict(
     is drawn for a model that says nothing, or is the same everywhere, or removing what it marks costs no more than
     removing at random. doubtful: it stays in part (.45 or more), or where it is strong stays (SSIM of .45 or more), or
     removal leaves hardly less (by a tenth) than at random. Else it passes.
-    What the method refuses is "not made", with its words. `map_` is what it gave for x, if it was asked.
+    What the method refuses is "not made", with its words. `map_` is what it gave for x, if it was asked;
+    `pairs` of image and draw of new weights are compared at least.
     Raises ModelError where the net can't be copied.
     """
     x, seed = box.accept(x), whole("seed", seed)
     score, name = fixed(box, x, target), name_of(method)
     try:
         map_ = drawn(box, method, x, score) if map_ is None else map_
-        others = [similarity(map_, drawn(other, method, x, score)) for other in _without_the_top(box, len(x), seed)]
+        others = [
+            similarity(map_, drawn(other, method, x, score))
+            for other in _without_the_top(box, -(-pairs // len(x)), seed)
+        ]
     except UnboxedError as error:
         return Verdict(name, "not made", _sentence(str(error)))
     figures = {**_alike(others), **_kept(box, x, map_, score, seed, batch_size)}
-    figures |= {"flat": float(_flat(map_).double().mean()), "constant": _constant(box, x, method, score)}
+    figures |= {"flat": float(_flat(map_).double().mean()), "constant": _constant(box, x, method, score, map_)}
     grade, said = judged(figures)
     return Verdict(name, grade, said, figures)
 
@@ -106,11 +111,11 @@ def name_of(method: Method) -> str:
     return card.name if isinstance(card, Card) else getattr(method, "__name__", type(method).__name__)
 
 
-def _without_the_top(box: Box, n: int, seed: int) -> list[Box]:
-    """Copies whose upper half of the layers that hold weights has new ones, by as many draws as the figures need."""
+def _without_the_top(box: Box, draws: int, seed: int) -> list[Box]:
+    """Copies whose upper half of the layers that hold weights has new ones, each by a draw of its own."""
     layers = weighted(box)
     upper = layers[len(layers) // 2 :]
-    return [randomized(box, upper, seed + i) for i in range(-(-MAPS // n))] if upper else []
+    return [randomized(box, upper, seed + i) for i in range(draws)] if upper else []
 
 
 def _alike(found: list[Similarity]) -> dict[str, float]:
@@ -140,11 +145,11 @@ def _kept(box: Box, x: Tensor, map_: Tensor, target: Any, seed: int, batch_size:
     return {"kept": float((of_own - last) / (first - last)), "kept_random": float((of_chance - last) / (first - last))}
 
 
-def _constant(box: Box, x: Tensor, method: Method, target: Any) -> float:
+def _constant(box: Box, x: Tensor, method: Method, target: Any, map_: Tensor) -> float:
     """How much of a picture the method draws of models that say nothing, for the first input; NaN if not to be told."""
     first = target.rows(slice(0, 1)) if isinstance(target, Objective) else target[:1]
     try:
-        found = constant_model(box, x[:1], method, first)
+        found = constant_model(box, x[:1], method, first, map_=map_[:1])
     except UnboxedError:  # nothing there depends on the input, and so says the method
         return 0.0
     spread = torch.cat([found.blind, found.mute])

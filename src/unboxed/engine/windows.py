@@ -25,6 +25,7 @@ SMALL = 256  # pixels; below, calls cost more than what they save
 LARGE = 0.5  # of the image: a window of more reaches all of it within a few layers
 FEW = 4  # places that are not worth a base pass
 SHARE = 8  # of what an automatic batch may hold: windows are quickest where they stay in a cache
+ROWS = 192  # of an automatic batch; more are no quicker
 AGREE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
@@ -147,7 +148,7 @@ class _Work:
             return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
         every = self.by_extent()
         size, _ = self.box.splits(p, batch_size)
-        most = self.box.fitting(SHARE * each)
+        most = min(ROWS, self.box.fitting(SHARE * each))
         parts = in_batches(lambda part: self.local(base, row, every[part]), p, size, most)
         back = every.argsort()
         return [torch.cat(h)[back] for h in zip(*parts, strict=True)]

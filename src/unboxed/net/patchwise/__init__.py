@@ -1,4 +1,4 @@
-"""Exact incremental inference: a batch of inputs that differ from one in a window each, carried through a net as windows.
+"""Exact incremental inference: inputs that differ from one in a window each, carried through a net as windows.
 
 The exact half of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): each layer is computed only where its
 output can have changed, beside one pass of the input itself. The net needs no change and no tracing.

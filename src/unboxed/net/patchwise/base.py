@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = 3 * 2**24  # bytes of base maps; beyond, the largest are worked out again when they are looked at
+KEPT = 5 * 2**23  # bytes of base maps; beyond, the largest are worked out again when they are looked at
 LATEST = 3  # maps that are not let go: what is being worked on
 
 

@@ -17,12 +17,12 @@ from .regions import crop, together
 from .windowed import Group, Ints, Op, Windowed, handles
 
 UNARY = (
-    "abs", "absolute", "neg", "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "square",
-    "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "erfc", "floor", "ceil",
-    "round", "trunc", "frac", "sign", "sgn", "sigmoid", "logit", "nan_to_num", "isnan", "isinf", "isfinite",
+    "abs", "absolute", "neg", "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt",
+    "square", "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "erfc", "floor",
+    "ceil", "round", "trunc", "frac", "sign", "sgn", "sigmoid", "logit", "nan_to_num", "isnan", "isinf", "isfinite",
     "logical_not", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
-    "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink", "softshrink", "hardshrink",
-    "threshold", "_threshold", "__neg__", "__abs__", "__invert__", "zeros_like", "ones_like", "full_like",
+    "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink", "softshrink",
+    "hardshrink", "threshold", "_threshold", "__neg__", "__abs__", "__invert__", "zeros_like", "ones_like", "full_like",
 )  # fmt: skip
 BINARY = (
     "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder",

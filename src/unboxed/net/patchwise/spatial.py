@@ -133,7 +133,8 @@ def convolution(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As the dispatcher spells it."""
     if kwargs or len(args) < 9 or args[6]:  # transposed
         return NotImplemented
-    return _conv2d(*args[:6], args[8])
+    x, weight, bias, stride, padding, dilation, _, _, groups = args[:9]
+    return _conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 @handles("max_pool2d")

@@ -140,9 +140,9 @@ class Windowed:
 
 SELF = frozenset({"data"})
 ABOUT = frozenset(
-    {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_leaf", "grad_fn",
-     "requires_grad", "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size", "get_device",
-     "is_floating_point", "is_complex", "is_inference", "new_zeros", "new_ones", "new_empty", "new_full",
+    {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_leaf",
+     "grad_fn", "requires_grad", "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size",
+     "get_device", "is_floating_point", "is_complex", "is_inference", "new_zeros", "new_ones", "new_empty", "new_full",
      "new_tensor"}
 )  # fmt: skip
 """What is known of a tensor without its values."""
