@@ -142,7 +142,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"mnist-cnn": figures(*mnist(), (0.05, 0.01, 0.005), 100)}
     if (nets.ROOT / "cifar10").is_dir():
-        found["resnet20"] = figures(*cifar(), (0.05, 0.01), 80)
+        found["resnet20"] = figures(*cifar(), (0.05,), 80)
     what = "integrated gradients against captum's: rows run for the same completeness error of every image"
     write("integrated_gradients", {"what": what, **found}, packages=["captum"])
 

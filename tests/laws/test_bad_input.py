@@ -133,7 +133,7 @@ def test_classes(name: str, argument: str, bad: str) -> None:
     if not takes(card, "x") and bad in ("too few", "too many"):
         pytest.skip(f"the classes of {name} are not one an example")
     pair = {"clean": c.x, "corrupted": c.x.flip(0)}  # of activation patching
-    mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, argument: BAD_CLASS[bad]}
+    mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, "references": c.x, argument: BAD_CLASS[bad]}
     refused(c, lambda: card.method(c.box, **{k: v for k, v in mine.items() if takes(card, k)}), InputError)
 
 

@@ -47,23 +47,22 @@ def expected_gradients(
     x: Tensor,
     target: int | Tensor | Objective | None = None,
     *,
-    references: Any = None,
+    references: Any,
     n_samples: int = 100,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> ExpectedGradients:
     """The mean of (x - x') * d score / d x at x' + alpha (x - x'), over references x' and alpha uniform in [0, 1].
 
-    `references` (M, ...) are inputs like x, or a data set, of which the first 1024 are taken; by default they are x
-    itself, and what is said of a row depends on the others. Each example draws
-    `n_samples` of them without putting back, until all are drawn, and one alpha from each of as many equal parts of
-    [0, 1]: both keep the mean and lower its variance. The map sums to the difference in expectation; `error` is how far
-    it is off. Draws are keyed by (seed, row). Raises InputError.
+    `references` (M, ...) are inputs like x, or a data set, of which the first 1024 are taken: what all of them share
+    with x gets nothing. Each example draws `n_samples` of them without putting back, until all are drawn, and one alpha
+    from each of as many equal parts of [0, 1]: both keep the mean and lower its variance. The map sums to the
+    difference in expectation; `error` is how far it is off. Draws are keyed by (seed, row). Raises InputError.
     """
     x, k = box.accept(x), whole("n_samples", n_samples, least=1)
     seed = whole("seed", seed, least=-(2**62))
     objective = settled(box, target, x, batch_size)
-    others = x if references is None else _accepted(box, references)
+    others = _accepted(box, references)
     order, alpha = _draws(len(x), len(others), k, seed)
     path = References(x, others, order[:, torch.arange(k) % len(others)], alpha, equal(k))
     found = mean(box, objective, path, len(x), batch_size=batch_size).map

@@ -14,30 +14,42 @@ from ..cards import Card, cards
 from ..errors import InputError
 from ..net.layers import Flops
 from .methods import Method, Target
-from .verdict import Verdict, verdict
+from .verdict import Verdict, name_of, verdict
 
 WORK = 1e10  # FLOPs that the map of one input may take before a method is asked with fewer samples
-LEAST = 100  # samples of a method that draws any
+LEAST, MOST = 100, 200  # samples of a method that draws any; runs of one that draws none
+SUBSETS = 512  # that exact Shapley values take
 ROWS = {"n_samples": 0, "window": 200, "n_steps": 100, "segments": 100}  # about how often such a method runs the net
 
 
 def candidates(box: Box, work: float = WORK) -> dict[str, Method]:
     """{name: method} of all attribution methods that explain a score, with settings that this net's size allows.
 
-    A large net is asked with fewer samples: as many as `work` FLOPs allow, never below 100. A method that takes more
-    than inputs and a target (as expected gradients takes references) is left out. Those come first that run the net
-    least.
+    A large net is asked with fewer samples: as many as `work` FLOPs allow, never below 100; a method that can't do with
+    so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes references).
+    Those come first that run the net least.
     """
     affordable = max(LEAST, int(work / flops(box)))
+    found = _fitted(affordable)
+    return {
+        name: found[name]
+        for name in sorted(found, key=lambda n: runs(found[n]))
+        if runs(found[name]) <= max(affordable, MOST)
+    }
+
+
+def _fitted(affordable: int) -> dict[str, Method]:
+    """The known methods that need no more than a box, inputs and a target."""
     found = {name: fitted(card, affordable) for name, card in known().items()}
-    return {name: found[name] for name in sorted(found, key=lambda n: runs(found[n])) if not _more(found[name])}
+    return {name: method for name, method in found.items() if not _more(method)}
 
 
 def runs(method: Method) -> int:
     """About how often a method runs the net for the map of one input."""
     settings = inspect.signature(method).parameters
     samples = settings["n_samples"].default if "n_samples" in settings else 0
-    return max([1, int(samples), *(n for name, n in ROWS.items() if name in settings and not samples)])
+    every = SUBSETS if name_of(method) == "Shapley values" else 0
+    return max([1, int(samples), every, *(n for name, n in ROWS.items() if name in settings and not samples)])
 
 
 def known() -> dict[str, Card]:
@@ -48,7 +60,7 @@ def known() -> dict[str, Card]:
 
 def named(box: Box, names: list[str]) -> dict[str, Method]:
     """The candidates of these names. Raises InputError that lists them."""
-    every = candidates(box)
+    every = _fitted(max(LEAST, int(WORK / flops(box))))
     if wrong := [name for name in names if name not in every]:
         raise InputError(f"there is no method {wrong[0]!r} to explain an answer; there are {', '.join(every)}")
     return {name: every[name] for name in names}
