@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,11 @@ class Explained:
     verdicts: dict[str, Verdict]
     maps: dict[str, Tensor]  # (1, C or 1, H, W), of those that could be made
     interrupted: bool = False
+    asked: Mapping[str, str] = field(default_factory=dict)  # with other settings than a method's own
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        verdicts = {name: v.plain() for name, v in self.verdicts.items()}
+        verdicts = {name: {**v.plain(), "settings": self.asked.get(name, "")} for name, v in self.verdicts.items()}
         return {"answer": self.answer, "of": self.of, "interrupted": self.interrupted, "methods": verdicts}
 
 
@@ -87,8 +90,14 @@ def explain(
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
     return Explained(
         _answer(box, x), _name(box, int(score[0])), {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, interrupted,
+        {n: maps[n] for n in order if n in maps}, interrupted, {n: _asked(chosen[n]) for n in order},
     )  # fmt: skip
+
+
+def _asked(method: Method) -> str:
+    """The settings given with a method."""
+    given = method.keywords if isinstance(method, partial) else {}
+    return "".join(f", {name}={value}" for name, value in given.items())
 
 
 def _name(box: Box, k: int) -> str:
@@ -142,7 +151,7 @@ def read(box: Box, image: str | os.PathLike[str]) -> Tensor:
     """The image in a file, as the net takes it, (1, C, H, W). Raises DataError, InputError."""
     if not isinstance(box.inputs, Pixels):
         raise InputError(
-            "explain reads an image; this net doesn't take images. From Python: explaining.explain(box, x)"
+            "explain reads an image; this net doesn't take images. From Python: unboxed.explaining.explain(box, x)"
         )
     path = Path(image)
     if not path.exists():
@@ -169,15 +178,29 @@ def _class(box: Box, target: str) -> int:
 COLORS = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
 
 
+LEGEND = (
+    "random weights: rank correlation with the map once the weights of the net's upper half are random; near 0 is "
+    "right. left / at random: how much of the answer is left, on average, while what the map marks is removed, and if "
+    "as much is removed at random."
+)
+
+
 def _print(found: Explained, picture: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     console.print(f"The net says {found.answer}. Why {found.of}? The most believable first:", highlight=False)
-    table = Table("method", "", "why", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, verdict in found.verdicts.items():
-        table.add_row(name, f"[{COLORS[verdict.grade]}]{verdict.badge}[/]", escape(verdict.sentence))
+    method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
+    rest = ("why", "random weights", "left / at random")
+    table = Table(method, badge, *rest, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, v in found.verdicts.items():
+        told = [v.figures.get(k, math.nan) for k in ("signed", "kept", "kept_random")]
+        left = "" if math.isnan(told[1]) else f"{told[1]:.0%} / {told[2]:.0%}"
+        alike = "" if math.isnan(told[0]) else f"{told[0]:.2f}"
+        why = (v.reason if v.grade != "not made" else v.sentence) + found.asked.get(name, "")
+        table.add_row(name, f"[{COLORS[v.grade]}]{v.badge}[/]", escape(why), alike, left)
     console.print(table)
+    console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {picture}", highlight=False)

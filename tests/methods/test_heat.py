@@ -33,6 +33,7 @@ def shown(axes: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_figure_and_axes(kind: str) -> None:
     x, m = torch.rand(3, 8, 6), torch.randn(3, 8, 6)
+    m = m > 0 if kind == "mask" else m
     figure, axes = plots.heatmap(m, x, kind=kind, titles="a map")
     assert axes.figure is figure
     assert axes.get_title() == "a map"
@@ -42,7 +43,8 @@ def test_figure_and_axes(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_given_axes_are_drawn_on(kind: str) -> None:
     mine, (left, right) = plt.subplots(1, 2)
-    figure, axes = plots.heatmap(torch.randn(1, 5, 5), torch.rand(1, 5, 5), kind=kind, ax=right)
+    m = torch.randn(1, 5, 5)
+    figure, axes = plots.heatmap(m > 0 if kind == "mask" else m, torch.rand(1, 5, 5), kind=kind, ax=right)
     assert figure is mine
     assert axes is right
     assert not left.images
@@ -84,6 +86,7 @@ def test_a_mask_keeps_the_image_where_it_is_true() -> None:
         lambda: plots.heatmap(torch.zeros(3)),
         lambda: plots.heatmap(torch.zeros(4, 4), kind="jet"),
         lambda: plots.heatmap(torch.zeros(4, 4), kind="overlay"),
+        lambda: plots.heatmap(torch.rand(1, 4, 4), torch.rand(1, 4, 4), kind="mask"),  # of what is above what?
         lambda: plots.heatmap(torch.zeros(1, 4, 4), torch.zeros(1, 5, 5), kind="overlay"),
         lambda: plots.heatmap(torch.zeros(2, 1, 4, 4), ax=plt.subplots()[1]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,12 +15,15 @@ from ..cards import Card, cards
 from ..errors import InputError
 from ..net.layers import Flops
 from .methods import Method, Target
-from .verdict import Verdict, name_of, verdict
+from .verdict import N_STEPS, PAIRS, Verdict, name_of, verdict
 
 WORK = 1e10  # FLOPs that the map of one input may take before a method is asked with fewer samples
 LEAST, MOST = 100, 200  # samples of a method that draws any; runs of one that draws none
 SUBSETS = 512  # that exact Shapley values take
-ROWS = {"n_samples": 0, "window": 200, "n_steps": 100, "segments": 100}  # about how often such a method runs the net
+ROWS = {"n_samples": 0, "window": 200, "n_steps": 100, "segments": 100}  # about how often they run it
+FIRST = ("gradient", "grad_cam", "integrated_gradients", "smoothgrad", "lrp", "guided_backprop", "deep_lift",
+         "occlusion", "lime", "kernel_shap", "gradient_x_input", "rise", "layer_cam", "guided_grad_cam")  # fmt: skip
+"""Methods in the order in which they are asked, where not all can be: those that most people know."""
 
 
 def candidates(box: Box, work: float = WORK) -> dict[str, Method]:
@@ -27,15 +31,14 @@ def candidates(box: Box, work: float = WORK) -> dict[str, Method]:
 
     A large net is asked with fewer samples: as many as `work` FLOPs allow, never below 100; a method that can't do with
     so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes references).
-    Those come first that run the net least.
     """
     affordable = max(LEAST, int(work / flops(box)))
-    found = _fitted(affordable)
-    return {
-        name: found[name]
-        for name in sorted(found, key=lambda n: runs(found[n]))
-        if runs(found[name]) <= max(affordable, MOST)
-    }
+    found = {name: method for name, method in _fitted(affordable).items() if runs(method) <= max(affordable, MOST)}
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def _fitted(affordable: int) -> dict[str, Method]:
@@ -52,6 +55,12 @@ def runs(method: Method) -> int:
     return max([1, int(samples), every, *(n for name, n in ROWS.items() if name in settings and not samples)])
 
 
+def cost(box: Box, method: Method, n: int) -> float:
+    """About how many FLOPs the verdict on a method takes, by n inputs."""
+    maps = n + max(n, PAIRS) + 2  # of the net, of nets with random weights, of constant models
+    return flops(box) * (2 * maps * runs(method) + 4 * N_STEPS * n)
+
+
 def known() -> dict[str, Card]:
     """The cards of the methods that explain a score, by the methods' names."""
     own = {card.method.__name__: card for card in cards() if card.family == "attribution"}
@@ -59,11 +68,21 @@ def known() -> dict[str, Card]:
 
 
 def named(box: Box, names: list[str]) -> dict[str, Method]:
-    """The candidates of these names. Raises InputError that lists them."""
+    """The methods of these names, or of their cards' names. Raises InputError with the nearest ones."""
     every = _fitted(max(LEAST, int(WORK / flops(box))))
-    if wrong := [name for name in names if name not in every]:
-        raise InputError(f"there is no method {wrong[0]!r} to explain an answer; there are {', '.join(every)}")
-    return {name: every[name] for name in names}
+    spelled = {_plain(word): name for name in every for word in (name, known()[name].name)}
+    if wrong := [name for name in names if _plain(name) not in spelled]:
+        raise InputError(f"no method {wrong[0]!r} explains an answer; {_near(wrong[0], spelled)}")
+    return {name: every[name] for name in dict.fromkeys(spelled[_plain(name)] for name in names)}
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower().replace("+", "plus") if c.isalnum())
+
+
+def _near(name: str, spelled: Mapping[str, str]) -> str:
+    near = dict.fromkeys(spelled[word] for word in difflib.get_close_matches(_plain(name), spelled, n=3))
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(dict.fromkeys(spelled.values()))}"
 
 
 def fitted(card: Card, affordable: int) -> Method:

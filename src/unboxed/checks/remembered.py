@@ -115,7 +115,8 @@ def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
         for key, value in known.items():
             figures = {k: math.nan if v is None else float(v) for k, v in value["figures"].items()}
             if value["grade"] in GRADES:
-                yield key, Verdict(str(value["method"]), value["grade"], str(value["sentence"]), figures)
+                reason, sentence = str(value["reason"]), str(value["sentence"])
+                yield key, Verdict(str(value["method"]), value["grade"], reason, sentence, figures)
     except (ValueError, TypeError, KeyError, AttributeError):
         return
 

@@ -21,10 +21,11 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import Card
 from ..engine.untrained import randomized, weighted
-from ..errors import UnboxedError
+from ..errors import InputError, UnboxedError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective
+from ..several import Several
 from .controls import constant_model
 from .deletion import Curve, deletion
 from .methods import Method, Target, drawn, fixed
@@ -40,6 +41,9 @@ DRAWS, HINTS = 0.3, 0.01  # spread of the map of a model that says nothing, rela
 BETTER = 0.1  # by how much less of the score a map's order must leave than a random one, as a share of the latter
 PAIRS = 4  # of image and draw of new weights that a figure is the mean of, at least
 N_STEPS = 20  # of deletion
+SIDES = 14  # squares along an image's shorter side that are removed as one
+COVERS = ("black", "blurred")  # what they become: the first by which random removal leaves something to judge by
+LEFT, WEAK = 0.25, 0.1  # of the answer: what is enough to judge by, and what is too little
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Verdict:
 
     method: str
     grade: Grade
+    reason: str  # in a few words
     sentence: str
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -63,7 +68,8 @@ class Verdict:
     @property
     def rank(self) -> tuple[int, float]:
         """By grade, then by what is left of the score when what the map marks is removed."""
-        return GRADES.index(self.grade), self.figures.get("kept", 0.0)
+        kept = self.figures.get("kept", 0.0)
+        return GRADES.index(self.grade), 1.0 if math.isnan(kept) else kept
 
 
 def verdict(
@@ -79,15 +85,18 @@ def verdict(
 ) -> Verdict:
     """Judge `method(box, x, target)`, a callable that gives maps, by the images (or rows) x.
 
-    fail: the picture stays (signed rank correlation of .6 or more) once the upper half of the layers has new weights,
-    is drawn for a model that says nothing, or is the same everywhere, or removing what it marks costs no more than
-    removing at random. doubtful: it stays in part (.45 or more), or where it is strong stays (SSIM of .45 or more), or
-    removal leaves hardly less (by a tenth) than at random. Else it passes.
+    fail: the picture stays (signed rank correlation of .6 or more) once the upper half of the layers has random
+    weights, is drawn for a model that ignores its input, or is the same everywhere, or removing what it marks costs no
+    more than removing at random. doubtful: it stays in part (.45 or more), or where it is strong stays (SSIM of .45 or
+    more), or removal leaves hardly less (by a tenth) than at random, or can't be judged. Else it passes. Images are
+    removed in squares of about a fourteenth of a side, which turn black, or blurred where black leaves next to nothing.
     What the method refuses is "not made", with its words. `map_` is what it gave for x, if it was asked;
     `pairs` of image and draw of new weights are compared at least.
     Raises ModelError where the net can't be copied.
     """
     x, seed = box.accept(x), whole("seed", seed)
+    if not callable(method):
+        raise InputError(f"a method is a function (box, x, target) -> map; got {type(method).__name__}")
     score, name = fixed(box, x, target), name_of(method)
     try:
         map_ = drawn(box, method, x, score) if map_ is None else map_
@@ -96,11 +105,12 @@ def verdict(
             for other in _without_the_top(box, -(-pairs // len(x)), seed)
         ]
     except UnboxedError as error:
-        return Verdict(name, "not made", _sentence(str(error)))
+        return Verdict(name, "not made", "refuses this net", _sentence(str(error)))
+    if not bool(map_.isfinite().all()):
+        return Verdict(name, "fail", "not finite", "Its map has NaN or infinite values.")
     figures = {**_alike(others), **_kept(box, x, map_, score, seed, batch_size)}
     figures |= {"flat": float(_flat(map_).double().mean()), "constant": _constant(box, x, method, score, map_)}
-    grade, said = judged(figures)
-    return Verdict(name, grade, said, figures)
+    return Verdict(name, *judged(figures), figures)
 
 
 def name_of(method: Method) -> str:
@@ -127,22 +137,50 @@ def _alike(found: list[Similarity]) -> dict[str, float]:
 
 
 def _kept(box: Box, x: Tensor, map_: Tensor, target: Any, seed: int, batch_size: BatchSize) -> dict[str, float]:
-    """How much of the score is left, on average, while pixels are removed in the map's order, and in a random one.
+    """How much of the score is left, on average, while parts are removed in the map's order, and in a random one.
 
-    By sign or by magnitude, whichever tells more: some maps say how much a pixel adds, others how much it matters.
+    By sign or by magnitude, whichever tells more: some maps say how much a pixel adds, others how much it matters. NaN
+    where the score is next to nothing from the start, or soon is, whatever is removed.
     """
     classes = box.outputs != "regression" and not isinstance(target, Objective)
     score: Score | None = "logit" if box.outputs == "regression" and not isinstance(target, Objective) else None
-    cells = x[0, 0].numel() if isinstance(box.inputs, Pixels) else x[0].numel()
+    parts = _parts(box, map_)
     run: Callable[..., Curve] = partial(
-        deletion, box, x, target=target, score=score, n_steps=min(N_STEPS, cells), seed=seed, batch_size=batch_size
-    )
-    own = [run(map_), run(map_, signed=False)]
-    chance = [run(random_maps(box, box.shaped(x), seed=seed + i)) for i in range(2)]
-    of_own = torch.stack([c.auc.mean() for c in own]).min()
-    of_chance = torch.stack([c.auc for c in chance]).mean()
-    first, last = own[0].curve[:, 0].mean(), torch.zeros(()) if classes else own[0].curve[:, -1].mean()
-    return {"kept": float((of_own - last) / (first - last)), "kept_random": float((of_chance - last) / (first - last))}
+        deletion, box, x, target=target, score=score, n_steps=min(N_STEPS, _count(box, x)), seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    orders = [_parts(box, _packed(box, random_maps(box, box.shaped(x), seed=seed + i))) for i in range(2)]
+    for cover in COVERS if isinstance(box.inputs, Pixels) else (None,):
+        chance = [run(order, baseline=cover) for order in orders]
+        first, last = chance[0].curve[:, 0].mean(), chance[0].curve[:, -1].mean()
+        low = torch.zeros_like(last) if classes else last
+        kept_random = float((torch.stack([c.auc for c in chance]).mean() - low) / (first - low))
+        if kept_random > LEFT:
+            break
+    own = torch.stack([run(parts, baseline=cover, signed=signed).auc.mean() for signed in (True, False)]).min()
+    kept = float((own - low) / (first - low))
+    dull = classes and (float(first) < WEAK or kept_random < WEAK)
+    return {"kept": math.nan if dull else kept, "kept_random": math.nan if dull else kept_random}
+
+
+def _parts(box: Box, h: Tensor) -> Tensor:
+    """Maps of images in squares, about a fourteenth of a side: single pixels removed from a photo are only noise."""
+    if h.ndim != 4:
+        return h
+    side = max(1, round(min(h.shape[-2:]) / SIDES))
+    grid = max(1, h.shape[-2] // side), max(1, h.shape[-1] // side)
+    coarse = torch.nn.functional.adaptive_avg_pool2d(h.sum(1, keepdim=True), grid)
+    return torch.nn.functional.interpolate(coarse, h.shape[-2:], mode="nearest-exact")
+
+
+def _packed(box: Box, h: Any) -> Tensor:
+    packed: Tensor = box.inputs.pack(h) if isinstance(box.inputs, Several) else h
+    return packed
+
+
+def _count(box: Box, x: Tensor) -> int:
+    """How many pixels, or numbers, can be removed."""
+    return x[0, 0].numel() if isinstance(box.inputs, Pixels) else x[0].numel()
 
 
 def _constant(box: Box, x: Tensor, method: Method, target: Any, map_: Tensor) -> float:
@@ -157,49 +195,48 @@ def _constant(box: Box, x: Tensor, method: Method, target: Any, map_: Tensor) ->
     return float(spread.max()) if len(spread) else float("nan")
 
 
-def judged(figures: Mapping[str, float]) -> tuple[Grade, str]:
-    """The grade that figures deserve, and why, in one sentence."""
+def judged(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
+    """The grade that figures deserve, and why: in a few words, and in a sentence."""
     signed, ssim, constant = figures["signed"], figures["ssim"], figures["constant"]
     kept, random = figures["kept"], figures["kept_random"]
-    removal = f"({kept:.0%} of the answer is left on the way, {random:.0%} at random)"
-    anew = "once the upper half of the net is drawn anew"
+    removal = f"({kept:.0%} of the answer is left on average, {random:.0%} if removed at random)"
+    anew = "once the weights of the net's upper half are random"
     if figures["flat"] > 0.5:
-        return "fail", "Its picture is the same everywhere: it says nothing of this net."
+        return "fail", "empty", "Its picture is the same everywhere: it says nothing of this net."
     if kept >= random:
-        return "fail", f"Removing what it marks costs the answer no more than removing at random {removal}."
+        said = f"Removing what it marks costs the answer no more than removing at random {removal}."
+        return "fail", "no better than chance", said
     if math.isnan(signed):
-        return (
-            "doubtful",
-            "Without weights to draw anew, or with maps too even to compare, half of the check is missing.",
-        )
+        said = "There are no weights to replace, or maps too even to compare, so half of the check is missing."
+        return "doubtful", "half unchecked", said
     if signed >= SAME:
-        return "fail", (
+        return "fail", "same picture for random weights", (
             f"It draws nearly the same picture (rank correlation {signed:.2f}) {anew}: it shows the input, not why "
             "this net answers so."
-        )
+        )  # fmt: skip
     if constant > DRAWS:
-        return "fail", f"It draws a picture ({constant:.0%} as strong) for a model that says nothing, too."
+        said = f"It draws a picture ({constant:.0%} as strong) for a model that ignores its input, too."
+        return "fail", "draws for a constant model", said
     if kept > (1 - BETTER) * random:
-        return "doubtful", f"Removing what it marks costs the answer hardly more than removing at random {removal}."
+        said = f"Removing what it marks costs the answer hardly more than removing at random {removal}."
+        return "doubtful", "little better than chance", said
     if signed >= ALIKE:
-        return (
-            "doubtful",
-            f"Much of its picture stays (rank correlation {signed:.2f}) {anew}: that much is the input's.",
-        )
+        said = f"Much of its picture stays (rank correlation {signed:.2f}) {anew}: that much is the input's."
+        return "doubtful", "much of it stays for random weights", said
     if ssim >= STAYS:
-        return "doubtful", (
-            f"Believe its signs, not where it is strong: {anew} its signs change (rank correlation {signed:.2f}), but "
-            f"where it is strong stays (SSIM {ssim:.2f}), for that follows the input."
-        )
+        return "doubtful", "its places follow the input", (
+            f"Believe its signs, not its places: {anew} the signs change (rank correlation {signed:.2f}), but the map "
+            f"is strong at the same places (SSIM {ssim:.2f}), which are the input's."
+        )  # fmt: skip
     if constant > HINTS:
-        return (
-            "doubtful",
-            f"Some of its picture ({constant:.0%} as strong) is there for a model that says nothing, too.",
-        )
-    return "pass", (
-        f"It changes with what the net has learned (rank correlation {signed:.2f} {anew}), and removing what it marks "
-        f"costs the answer more than removing at random {removal}."
-    )
+        said = f"Some of its picture ({constant:.0%} as strong) is there for a model that ignores its input, too."
+        return "doubtful", "hints for a constant model", said
+    learned = f"It changes with what the net has learned (rank correlation {signed:.2f} {anew})"
+    if math.isnan(kept):
+        said = f"{learned}. Removal can't be judged: too little of this answer is left, whatever is removed."
+        return "doubtful", "depends on the net; removal untold", said
+    said = f"{learned}, and removing what it marks costs the answer more than removing at random {removal}."
+    return "pass", "depends on the net; marks what matters", said
 
 
 def _flat(h: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..box import Box
 from ..errors import ModelError
 from ..net import quiet
-from ..net.taps import named_modules
+from ..net.taps import named_modules, tensors_in
 from . import draws
 
 WHOLE = "(net)"
@@ -96,10 +97,16 @@ def copied(box: Box) -> nn.Module:
     try:
         with quiet.gradients_on(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # copies of exported nets use what torch deprecates
-            return copy.deepcopy(box.net)
+            return copy.deepcopy(box.net, _kept_by(box.net))
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"this net can't be copied, so no layer of a copy can be drawn anew: {said}") from error
+
+
+def _kept_by(net: nn.Module) -> dict[int, Any]:
+    """Activations that a net keeps on itself, as a copy of it has them: without their graph, which can't be copied."""
+    held = [h for module in net.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
+    return {id(h): h.detach().clone() for h in held}
 
 
 def randomized(box: Box, layers: Iterable[Weights], seed: int) -> Box:

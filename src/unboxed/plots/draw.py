@@ -31,6 +31,18 @@ def signed_map(m: Any, scale: float) -> Bytes:
     return colors.signed(colors.flat(m), scale)
 
 
+def alone(m: Any) -> tuple[Bytes, str]:
+    """A map (C, H, W) on a scale of its own, and its range in words. One that is positive all over starts at its least:
+    it tells by what stands out."""
+    flat = colors.flat(m)
+    low = float(flat.min()) if flat.size and np.isfinite(flat).all() else 0.0
+    low = max(0.0, low)
+    scale = colors.reach(flat - low, quantile=QUANTILE)
+    if not np.abs(flat - low).any():
+        return colors.signed(flat - low, scale), "the same everywhere"
+    return colors.signed(flat - low, scale), f"{low:.2g} to {low + scale:.2g}" if low else f"±{scale:.2g}"
+
+
 def shared_reach(*maps: Any) -> float:
     """The one range for signed maps (..., C, H, W) that stand side by side."""
     return colors.reach(*(colors.flat(m) for m in maps), quantile=QUANTILE)

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from . import colors
-from .draw import QUANTILE, signed_map
+from .draw import alone
 from .sheet import Tile, sheet
 
 COLUMNS = 4
@@ -23,8 +23,8 @@ def explained(
     """
     tiles = [Tile(colors.image(x), "input")]
     for name, m in maps.items():
-        scale = colors.reach(colors.flat(m), quantile=QUANTILE)
-        tiles.append(Tile(signed_map(m, scale), f"{name}\n{verdicts.get(name, '')}\n±{scale:.2g}"))
+        picture, span = alone(m)
+        tiles.append(Tile(picture, f"{name}\n{verdicts.get(name, '')}\n{span}"))
     rows: list[list[Tile | None]] = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     rows[-1] += [None] * (columns - len(rows[-1])) if len(rows) > 1 else []
     return sheet(rows, title=title, side=168)

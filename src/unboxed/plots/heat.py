@@ -33,15 +33,21 @@ def heatmap(
     titles: str | list[str] = "",
     ax: Any = None,
 ) -> tuple[Figure, Any]:
-    """Draw the map of one example, (C, H, W) or (H, W), or of several, (N, C, H, W), on one scale.
+    """Draw the map of one example, (C, H, W) or (H, W), or of several, (N, C, H, W), on one scale; or a result's map.
 
     "signed": blue below zero, white at zero, red above; "absolute": magnitudes; "overlay": the signed map over the
-    image `x` (as `m` is, in [0, 1]), the stronger the less transparent; "mask": the image where a bool mask is true.
+    gray of image `x` (as `m` is, in [0, 1]), the stronger the less transparent; "mask": the image where a mask of bools
+    is true.
     Channels are summed. `scale` is the value of full color (default: the 99.5 % quantile of the magnitudes shown). `ax`
     is one of matplotlib's axes, or as many as there are maps. Returns (figure, axes). Raises InputError.
     """
     if kind not in get_args(Kind):
         raise InputError(f"kind is one of {', '.join(get_args(Kind))}; got {kind!r}")
+    m = getattr(m, "map", m)
+    if kind == "mask" and "bool" not in str(getattr(m, "dtype", "")):
+        raise InputError(
+            "a mask is of bools: m > threshold, attribution.segmentation(m, x) or attribution.positive(...)"
+        )
     maps = _maps(m)  # (N, H, W)
     images = _images(x, maps, kind)
     figure, axes = _axes(ax, len(maps))

@@ -45,7 +45,8 @@ def build(context: Context) -> Sequence[Block]:
     if context.source.binary:  # no and yes stand on one output
         answers = others = torch.zeros_like(answers)
     columns, notes = _columns(context, x, answers, others)
-    blocks: list[Block] = [_method(context, m) for m in (gradient, guided_backprop)]
+    blocks: list[Block] = [Text("Every other method, side by side and ranked, stands in the next section.", "soft")]
+    blocks += [_method(context, m) for m in (gradient, guided_backprop)]
     blocks += [Note(note) for note in notes]
     bars = [Bar("signed", c.scale, f"{c.title}, logit per pixel range") for c in _scales(columns)]
     blocks.append(Scales([context.pictures.scale(bar) for bar in bars]))

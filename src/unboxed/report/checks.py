@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..cards import Card
 from ..checks.methods import drawn, fixed
-from ..checks.ranking import known, runs
+from ..checks.ranking import cost, known
 from ..checks.verdict import Verdict
 from ..plots import colors, draw
 from .attribution import TONES
@@ -19,7 +18,7 @@ from .words import listed, many
 
 EACH = 3  # examples that every method explains
 SIDE = 112
-PATIENCE = 6.0  # seconds: what would likely take longer, by what others took so far, is not asked
+MOST = 3e11  # FLOPs: what would take more than is left of them is not asked
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -30,23 +29,23 @@ def build(context: Context) -> Sequence[Block]:
     if refused := [_ranked(cards[n], found[n]) for n in found if n not in made]:
         blocks.append(Fold(f"Not for this net: {listed([r.name for r in refused])}", [Ranking(refused)]))
     if late:
-        told = f"Not asked, for want of time: {listed([cards[n].name for n in late])}. `unboxed explain` asks them."
+        told = f"Not asked here, for this net is large: {listed([cards[n].name for n in late])}. "
+        told += "The command unboxed explain asks them of one image."
         blocks.append(Note(told))
     _tell(context, found, late)
     return [*blocks, *(_examples(context, made, found) if context.images else [])]
 
 
 def _verdicts(context: Context) -> tuple[dict[str, Verdict], list[str]]:
-    """Of all candidates, and those that there was no time for; what an earlier run found takes none."""
-    found, late = dict[str, Verdict](), list[str]()
-    start, ran = time.monotonic(), 0
-    for name, method in context.candidates.items():  # those that run the net least come first
-        spent = time.monotonic() - start
-        if ran and spent * (1 + runs(method) / ran) > PATIENCE and not context.knows(name):
+    """Of all candidates, and those that would take too long; what an earlier run found takes nothing."""
+    found, late, spent = dict[str, Verdict](), list[str](), 0.0
+    for name, method in context.candidates.items():
+        takes = 0.0 if context.knows(name) else cost(context.box, method, len(context.evidence))
+        if found and spent + takes > MOST:
             late.append(name)
             continue
         found[name] = context.verdict(name)
-        ran += runs(method)
+        spent += takes
     return found, late
 
 
@@ -55,7 +54,8 @@ def _lead(context: Context, found: dict[str, Verdict], made: Sequence[str]) -> s
     asked = many(len(context.evidence), "example")
     return (
         f"Every method draws something, of any net. Each was asked of this net, on {asked}: does its picture change "
-        "once the upper half of the net is drawn anew, and does removing what it marks cost the answer? "
+        "once the weights of the net's upper half are random, is it empty for a model that ignores its input, and does "
+        "removing what it marks cost the answer? "
         f"{counts['pass']} pass, {counts['doubtful']} are doubtful, {counts['fail']} fail."
     )
 
@@ -92,10 +92,9 @@ def _examples(context: Context, made: Sequence[str], found: dict[str, Verdict]) 
 
 
 def _figure(context: Context, name: str, m: Tensor, verdict: Verdict) -> Figure:
-    scale = draw.shared_reach(m)
-    alt = f"{name} ({verdict.badge}, scale ±{scale:.2g})"
-    picture = context.pictures.inline(draw.signed_map(m, scale), alt, SIDE)
-    return Figure(picture, name, (f"{verdict.badge} · ±{scale:.2g}",), TONES[verdict.grade])
+    picture, span = draw.alone(m)
+    alt = f"{name} ({verdict.badge}, {span})"
+    return Figure(context.pictures.inline(picture, alt, SIDE), name, (verdict.badge, span), TONES[verdict.grade])
 
 
 SECTION = Section("Which picture to believe?", "believe", build)

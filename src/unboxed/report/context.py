@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..checks.methods import Method
-from ..checks.ranking import candidates
+from ..checks.ranking import candidates, flops
 from ..checks.remembered import Remembered
 from ..checks.verdict import Verdict
 from ..engine.axes import channels_first
@@ -24,7 +24,8 @@ from .survey import Survey
 from .untrained import untrained
 from .words import p_of, prob
 
-JUDGED = 6  # examples on which methods are judged
+JUDGED = 6  # examples on which methods are judged, at most
+SMALL = 6e7  # FLOPs of one look at all of them
 WORK = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
 
 
@@ -72,7 +73,8 @@ class Context:
     @cached_property
     def evidence(self) -> Tensor:
         """The inputs on which methods are judged."""
-        return self.inputs(self.examples[:JUDGED])
+        most = max(1, min(JUDGED, int(SMALL / flops(self.box))))
+        return self.inputs(self.examples[:most])
 
     def verdict(self, name: str) -> Verdict:
         """On a method of attribution, found once, and read again where an earlier report found it."""
