@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import InputError, UnboxedError, UnboxedWarning
+from .errors import DataError, InputError, UnboxedError, UnboxedWarning
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -158,6 +158,8 @@ def explain(
 ) -> None:
     """Why did the model answer so? Every method's map of an image, the most believable first, and why to believe it."""
     with _answering(debug):
+        if not image.exists():  # before anything heavy is imported
+            raise DataError(f"there is no file {image}")
         from . import loading
         from .explaining import command
 

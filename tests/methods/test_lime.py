@@ -12,8 +12,8 @@ import awkward
 import unboxed as ub
 from unboxed.engine.estimators import Design, local_model
 from unboxed.engine.masks import Draws, coin_flips, every_subset
-from unboxed.engine.surrogate import Surrogate
-from unboxed.errors import InputError
+from unboxed.engine.surrogate import LEAST, Surrogate
+from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
 WIDTH = 0.25
@@ -75,6 +75,54 @@ def test_standard_errors_are_true(control: bool) -> None:
     found = torch.stack([w for w, _ in each]).std(0)
     said = torch.stack([e for _, e in each]).square().mean(0).sqrt()
     assert 0.7 < float((said / found).median()) < 1.5
+
+
+def bent(z: Tensor) -> Tensor:
+    """A score of masks (K, 12) of which much is due to players in twos, threes and more."""
+    g = torch.Generator().manual_seed(0)
+    twos, ones, threes = (
+        torch.randn(12, 12, generator=g),
+        torch.randn(12, generator=g),
+        torch.randn(12, 12, 12, generator=g),
+    )
+    z = z.float()
+    found = 0.5 * (z @ twos * z).sum(1) + 0.7 * z @ ones + 0.1 * torch.einsum("ni,nj,nk,ijk->n", z, z, z, threes)
+    return (found + torch.sin(4 * z[:, 0] + 3 * z[:, 3] * z[:, 7])).double()
+
+
+def on_all_subsets(n: int, regression: Any) -> Tensor:
+    """What n draws estimate."""
+    z = torch.cat([torch.ones(1, 12), every_subset(12)]).bool()
+    weight = torch.cat([torch.ones(1), torch.full((2**12,), (n - 1) / 2**12)]).double()
+    draws = Draws(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
+    return local_model(Design.of(draws, 12, WIDTH, None), bent(draws.z), regression=regression, alpha=1.0).weights
+
+
+@pytest.mark.parametrize("regression", ["ridge", "ols"])
+@pytest.mark.parametrize("n", [14, 16, 26, 48, 120, 600])
+def test_intervals_cover(n: int, regression: Any) -> None:
+    """1.96 standard errors hold what is estimated nine times in ten or more, with few draws too; nor are they vast."""
+    want, off, said = on_all_subsets(n, regression), [], []
+    for seed in range(25):
+        draws = coin_flips(12, n, seed)
+        known = (Surrogate(draws.z[1:]), coin_flips(12, min(4096, 16 * n), seed + 1)) if n >= LEAST else None
+        found = local_model(
+            Design.of(draws, 12, WIDTH, known), bent(draws.z), regression=regression, alpha=float(regression == "ridge")
+        )
+        off.append(found.weights - want)
+        said.append(found.error)
+    away, error = torch.stack(off), torch.stack(said)
+    assert float((away.abs() <= 1.96 * error).double().mean()) >= 0.9
+    assert float(error.square().mean().sqrt()) < (1.7 if n >= 48 else 5) * float(away.square().mean().sqrt())
+
+
+def test_few_samples_are_told_of() -> None:
+    box, x = digits(1)
+    with pytest.warns(UnboxedWarning, match=r"n_samples=60 are few for \d+ segments .* take n_samples of \d+") as met:
+        A.lime(box, x, 7, segments=("squares", 4), n_samples=60)
+    assert met[0].filename == __file__
+    assert "tensor" not in str(met[0].message)
+    A.lime(box, x, 7, n_samples=60)  # segments by default are as few as that takes
 
 
 def test_masks_are_an_orthogonal_array() -> None:

@@ -114,6 +114,29 @@ def test_bad_segments(bad: str, method: str) -> None:
     assert "tensor(" not in str(caught.value)
 
 
+@pytest.mark.parametrize("bad", [("sqares", 4), ["Squares", 4], "square"])
+@pytest.mark.parametrize("inputs", [GRAY, ub.Several({"image": GRAY, "table": TABLE})])
+def test_a_misspelled_name(inputs: Any, bad: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        found(inputs, bad)
+    assert f'got {bad!r}: did you mean "squares"?' in str(caught.value)
+
+
+@pytest.mark.parametrize("n_samples", [1000, 60, 9, 4])
+@pytest.mark.parametrize("method", ["lime", "kernel_shap"])
+def test_segments_by_default_fit_the_samples(method: str, n_samples: int) -> None:
+    """On noise quickshift makes thousands: then the image is cut more coarsely. What is asked for is not changed."""
+    torch.manual_seed(0)
+    inputs = ub.Pixels((3, 48, 48))
+    box, x = box_of(inputs), torch.rand(2, 3, 48, 48)
+    x[1] = 0.5
+    x[1, :, :24] = 0.2
+    result = getattr(ub.attribution, method)(box, x, 1, n_samples=n_samples)
+    assert 1 <= int(result.segments.max()) + 1 <= n_samples // 4
+    with pytest.raises(InputError, match="larger segments"):
+        getattr(ub.attribution, method)(box, x, 1, segments="quickshift", n_samples=1000)
+
+
 def test_one_an_image_or_one_a_channel() -> None:
     """Three color images: (3, H, W) may mean either."""
     of = torch.zeros(3, 12, 9, dtype=torch.long)

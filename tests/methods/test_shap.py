@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from unboxed.cards import cards
 from unboxed.engine.masks import shapley_pairs
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
 
@@ -23,7 +25,7 @@ def table(columns: int = 12, seed: int = 2) -> tuple[ub.Box, Tensor]:
     return ub.Box(net.double().eval(), inputs, outputs="logits"), 2 * torch.randn(3, columns).double()
 
 
-@pytest.mark.parametrize("n", [40, 100, 400])
+@pytest.mark.parametrize("n", [48, 100, 400])
 def test_values_sum_exactly(n: int) -> None:
     box, x = table()
     found = A.kernel_shap(box, x, 1, n_samples=n)
@@ -35,7 +37,7 @@ def test_values_sum_exactly(n: int) -> None:
 def test_more_draws_are_nearer() -> None:
     box, x = table()
     exact = A.shapley(box, x, 1).values
-    off = [float((A.kernel_shap(box, x, 1, n_samples=n).values - exact).pow(2).mean()) for n in (40, 200, 1000)]
+    off = [float((A.kernel_shap(box, x, 1, n_samples=n).values - exact).pow(2).mean()) for n in (48, 200, 1000)]
     assert off[0] > 2 * off[1] > 4 * off[2]
     assert torch.allclose(A.kernel_shap(box, x, 1, n_samples=4096).values, exact, atol=1e-10)
 
@@ -49,6 +51,60 @@ def test_standard_errors_are_true() -> None:
     exact = A.shapley(box, x[:1], 1).values[0]
     off = torch.stack([e.values[0] for e in each]).mean(0) - exact
     assert float((off.abs() / (found / 60**0.5)).max()) < 5
+
+
+@pytest.mark.parametrize("n", [30, 36, 48, 120, 600])
+def test_intervals_cover(n: int) -> None:
+    """1.96 standard errors hold the exact values nine times in ten or more; nor are they vast."""
+    box, x = table()
+    want = A.shapley(box, x[:1], 1).values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnboxedWarning)
+        each = [A.kernel_shap(box, x[:1], 1, n_samples=n, seed=seed) for seed in range(25)]
+    off, error = torch.cat([e.values for e in each]) - want, torch.cat([e.error for e in each])
+    assert float((off.abs() <= 1.96 * error).double().mean()) >= 0.9
+    assert float(error.square().mean().sqrt()) < (2 if n >= 48 else 6) * float(off.square().mean().sqrt())
+
+
+def test_few_samples_are_told_of() -> None:
+    box, x = table()
+    with pytest.warns(UnboxedWarning, match="n_samples=47 are few for 12 segments .* 48 or more") as met:
+        A.kernel_shap(box, x, 1, n_samples=47)
+    assert met[0].filename == __file__
+    A.kernel_shap(box, x, 1, n_samples=48)
+
+
+@pytest.mark.parametrize("method", [A.lime, A.kernel_shap])
+def test_examples_have_enough_samples(method: Any) -> None:
+    """On the images of the zoo that are cut into most squares; warnings are errors here."""
+    entry = awkward.get("narrow")
+    own = next(c for c in cards() if c.method is method)
+    own.example(method, ub.Box(entry.net, entry.inputs), entry.images(2), 1)
+
+
+def test_an_image_beside_a_table() -> None:
+    """By default the image is cut into squares and columns stand for themselves, few enough to be exact."""
+
+    torch.manual_seed(0)
+
+    class Both(nn.Module):
+        def forward(self, image: Tensor, row: Tensor) -> Tensor:
+            y = image[:, 0, :4].sum((1, 2)) + row[:, 0] * row[:, 1]
+            return torch.stack([y, -y], 1)
+
+    for columns, count in ((4, 9 + 4), (9, 4 + 9), (14, 1 + 14)):
+        names = tuple(f"c{i}" for i in range(columns))
+        inputs = ub.Several({"image": ub.Pixels((1, 16, 16)), "row": ub.Features(names)})
+        box = ub.Box(Both(), inputs, outputs="regression")
+        x = {"image": torch.rand(1, 1, 16, 16), "row": torch.rand(1, columns) + 0.1}
+        found = A.shapley(box, x, 0)
+        assert found.values.shape == (1, count)
+        assert torch.allclose(found.values.sum(1), found.score - found.base, atol=1e-4)
+        assert set(found.map) == {"image", "row"}
+        for method in (A.lime, A.kernel_shap):
+            assert set(method(box, x, 0, n_samples=200).map) == {"image", "row"}
+    with pytest.raises(InputError, match="one setting each"):
+        A.shapley(box, x, 0, segments={"image": ("squares", 4), "row": torch.arange(14)})
 
 
 def test_pairs_cancel_what_two_players_do_together() -> None:
@@ -93,7 +149,8 @@ def test_too_many_players() -> None:
         A.shapley(box, x, 1)
     with pytest.raises(InputError, match="42 or more"):
         A.kernel_shap(box, x, 1, n_samples=41)
-    assert A.kernel_shap(box, x, 1, n_samples=42).values.shape == (3, 20)
+    with pytest.warns(UnboxedWarning, match="few"):
+        assert A.kernel_shap(box, x, 1, n_samples=42).values.shape == (3, 20)
 
 
 def test_every_number_is_the_baseline() -> None:

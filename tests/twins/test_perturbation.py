@@ -152,6 +152,21 @@ def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
     assert np.isclose(got.r2, want.score(z, y, sample_weight=pi(z)), atol=1e-9)
 
 
+@pytest.mark.parametrize(("regression", "alpha"), [("ridge", 1.0), ("ols", 0.0)])
+@pytest.mark.parametrize("n", [40, 101])
+def test_limes_errors_are_the_jackknifes(n: int, regression: Any, alpha: float) -> None:
+    """Fitted again without each pair of masks in turn."""
+    draws = coin_flips(9, n, seed=3)
+    z = draws.z.numpy()
+    y = np.sin(3 * z @ np.linspace(-1, 2, 9)) + z[:, 2]
+    got = local_model(Design.of(draws, 9, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha)
+    pairs = draws.cluster.numpy()
+    kept = [pairs != c for c in range(pairs.max() + 1)]
+    each = np.stack([literal_lime(z[k], y[k], regression, alpha).coef_ for k in kept])
+    want = np.sqrt(((each - each.mean(0)) ** 2).sum(0) * len(kept) / (len(kept) - 1))
+    assert np.allclose(got.error.numpy(), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("regression", ["ridge", "ols", "lasso"])
 def test_lime_from_the_image_to_the_weights(regression: Any) -> None:
     """All of it by hand on every subset, as the draws of so few segments are: probabilities, black, six segments."""

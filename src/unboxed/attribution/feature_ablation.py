@@ -40,7 +40,8 @@ def feature_ablation(
     """The score lost when a number's player is hidden: (N, 1 or C, H, W) of images, else shaped like x.
 
     `segments` says which numbers are hidden together (see engine.segments): by default a column each, and about 50 SLIC
-    superpixels of an image. Players that hide nothing cost nothing and get zero.
+    superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the score. Players
+    that hide nothing cost nothing and get zero.
     Raises InputError for segments or a baseline that do not fit x.
     """
     x = box.accept(x)

@@ -17,7 +17,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.estimators import exact_shapley, kernel_shapley
-from ..engine.hiding import beside, game, objective, scores
+from ..engine.hiding import A_PLAYER, beside, few, game, objective, scores
 from ..engine.masks import Draws, every_subset, shapley_pairs
 from ..engine.segments import Segments
 from ..errors import InputError
@@ -40,7 +40,7 @@ class KernelShap:
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
     tells="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
     not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=40),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=48),
     exempt={
         "one look": "it runs the net once for each subset drawn",
         "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
@@ -61,17 +61,24 @@ def kernel_shap(
     """Shapley values by constrained weighted least squares; they sum to score(x) - score(baseline) exactly.
 
     `segments` says who plays (see engine.segments): by default a column each, and of an image about 50 SLIC
-    superpixels. The net runs at most `n_samples` times a row. All subsets are run where they are no more than that: the
-    values are then Shapley's own. Raises InputError where n_samples is below 2 F + 2 and all subsets of the F players.
+    superpixels, or n_samples / 4 where that is less. In the map a player's value is shared evenly among its pixels (in
+    the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
+
+    The net runs at most `n_samples` times a row. All subsets are run where they are no more than that: the values are
+    then Shapley's own. Errors are the jackknife's over pairs of subsets (see engine.jackknife); an UnboxedWarning tells
+    of fewer than 4 samples for each player that hides something.
+    Raises InputError where n_samples is below 2 F + 2 and all subsets of the F players.
     """
     n = whole("n_samples", n_samples, least=2)
     whole("seed", seed)
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)
-    played = game(box, x, segments, baseline, seed=seed)
+    played = game(box, x, segments, baseline, most=max(1, n // A_PLAYER), seed=seed)
     if n < min(2 * played.players.most + 2, 2**played.players.most):
         least = 2 * played.players.most + 2
-        raise InputError(f"{played.players.most} players take n_samples of {least} or more; got {n_samples}")
+        said = f"{played.players.most} players take n_samples of {least} or more; got {n_samples}"
+        raise InputError(f"{said}: take more, or larger segments")
+    few(played, n, stacklevel=2)
     own = {a: _subsets(a, n, seed) for a in set(played.counts)}
     found = scores(played, [own[a][0] for a in played.counts], [score], batch_size)
     eps = torch.finfo(box.net_dtype).eps

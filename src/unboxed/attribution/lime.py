@@ -18,7 +18,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.estimators import ALPHA, Design, Local, Regression, local_model
-from ..engine.hiding import Game, beside, game, objective, probability, scores
+from ..engine.hiding import A_PLAYER, Game, beside, few, game, objective, probability, scores
 from ..engine.masks import Draws, coin_flips
 from ..engine.segments import Segments
 from ..engine.surrogate import LEAST, Surrogate
@@ -73,11 +73,18 @@ class Settings:
         width, seed = number("kernel_width", kernel_width, 0), whole("seed", seed)
         return cls(whole("n_samples", n_samples, least=2), width, regression, alpha, features, seed)
 
+    @property
+    def most(self) -> int:
+        """Segments by default."""
+        return max(1, self.n_samples // A_PLAYER)
+
     def draws(self, played: Game) -> list[Draws]:
         """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
         least = played.players.most + 2
         if self.n_samples < least:
-            raise InputError(f"{least - 2} segments take n_samples of {least} or more; got {self.n_samples}")
+            said = f"{least - 2} segments take n_samples of {least} or more; got {self.n_samples}"
+            raise InputError(f"{said}: take more, or larger segments")
+        few(played, self.n_samples, stacklevel=4)  # who called lime
         own = {a: coin_flips(a, self.n_samples, self.seed) for a in set(played.counts)}
         return [own[a] for a in played.counts]
 
@@ -87,7 +94,7 @@ class Settings:
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
     tells="Which superpixels speak for this answer and which against it, with the error of each weight.",
     not_tells="More than a linear model can: where R^2 is low, parts work together and the weights say little.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=40),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=48),
     exempt={
         "one look": "it runs the net once for each mask drawn",
         "draws of rows": "masks are drawn once for all rows with as many segments, so that rows can be compared",
@@ -111,7 +118,9 @@ def lime(
 ) -> Lime:
     """The weight of each segment in a linear model of the score, fitted to x with segments hidden at random.
 
-    `segments` (see engine.segments) are by default quickshift superpixels, as in the lime package, and a column each.
+    `segments` (see engine.segments) are by default a column each, and quickshift superpixels, as in the lime package;
+    where there are more than n_samples / 4 of these, SLIC superpixels or squares. The map has a segment's whole weight
+    on each of its pixels, in the unit of the score.
     Masks keep each segment with probability 1/2; they weigh sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
     distance to the mask of all, and `alpha` is the ridge's penalty (1 by default, as in the package) or the lasso's
     (0.001). `n_features` fits once more with only the heaviest. `on="probability"` explains the class's probability,
@@ -122,13 +131,18 @@ def lime(
     drawn as before, all of them are an orthogonal array (and all subsets, where they are no more than n_samples).
     Segments in which x is the baseline, which can't matter to the net, are summed over. And what bends in the score is
     learned from the masks run and taken out as a control variate (see engine.surrogate). The net runs at most n_samples
-    times a row. Raises InputError where n_samples is below the number of segments + 2.
+    times a row.
+
+    Errors are the jackknife's over pairs of masks (see engine.jackknife), about the same regression on all subsets, x
+    itself counting as one mask in n_samples; with the lasso, given its choice of segments. An UnboxedWarning tells of
+    fewer than 4 samples for each segment that hides something.
+    Raises InputError where n_samples is below the number of segments + 2.
     """
     settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
     x = box.accept(x)
     score, classes = objective(box, target, x, batch_size, on)
     odds = classes is not None and on != "score"
-    played = game(box, x, segments, baseline, default="quickshift", seed=seed, means=True)
+    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=seed, means=True)
     return _explained(played, [score], [classes], settings, odds, batch_size)[0]
 
 
@@ -154,7 +168,7 @@ def lime_top(
     x = box.accept(x)
     p = box.probs(x, batch_size=batch_size)
     classes = pooled(p).topk(top, 1).indices  # (N, T)
-    played = game(box, x, segments, baseline, default="quickshift", seed=seed, means=True)
+    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=seed, means=True)
     each = [probability(box, own) for own in classes.T]
     return LimeTop(classes, tuple(_explained(played, each, list(classes.T), settings, True, batch_size)))
 

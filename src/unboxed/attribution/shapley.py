@@ -5,6 +5,8 @@ Shapley 1953, "A Value for n-Person Games"; for models, Lundberg & Lee 2017, arX
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,10 @@ from ..engine.hiding import Game, beside, game, objective, scores
 from ..engine.masks import every_subset
 from ..engine.segments import Segments
 from ..errors import InputError
+from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective
+from ..several import Several
 
 MOST = 16  # players: 65,536 runs an input
 
@@ -54,7 +58,9 @@ def shapley(
 ) -> Shapley:
     """Exact Shapley values: they sum to score(x) - score(baseline), and what adds nothing gets zero.
 
-    `segments` says who plays (see engine.segments): by default a column each, and of an image 3 x 3 squares. The net
+    `segments` says who plays (see engine.segments): by default a column each, and of an image 3 x 3 squares (of images
+    among several inputs 2 x 2 or the whole, where that keeps to 16 players). In the map a player's value is shared
+    evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline). The net
     runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
     """
     x = box.accept(x)
@@ -62,16 +68,22 @@ def shapley(
     played = game(box, x, segments, baseline, default=coarse(box))
     if max(played.counts) > MOST:
         said = f"{max(played.counts)} players have 2^{max(played.counts)} subsets; exact values are for {MOST} or fewer"
-        raise InputError(f"{said}: take larger segments, or kernel_shap, which draws subsets")
+        several = " (of several inputs, one setting each)" if isinstance(box.inputs, Several) else ""
+        raise InputError(f"{said}: take larger segments{several}, or kernel_shap, which draws subsets")
     own = {a: every_subset(a) for a in set(played.counts)}
     found = [v[:, 0] for v in scores(played, [own[a] for a in played.counts], [score], batch_size)]
     eps = torch.finfo(box.net_dtype).eps
     return shared_out(played, [exact_shapley(v, eps) for v in found], found)
 
 
-def coarse(box: Box) -> tuple[str, int]:
-    """Squares, three along the longer side of an image."""
-    return "squares", -(-max(box.inputs.shape[-2:]) // 3) if len(box.inputs.shape) == 3 else 1
+def coarse(box: Box) -> Callable[[Pixels], Segments]:
+    """How an image is cut: into squares, three along its longer side; fewer where several inputs would be too many."""
+    parts = box.inputs.parts if isinstance(box.inputs, Several) else (box.inputs,)
+    parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts
+    images = sum(isinstance(p, Pixels) for p in parts)
+    columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
+    along = next((k for k in (3, 2, 1) if images * k * k + columns <= MOST), 3)
+    return lambda image: ("squares", -(-max(image.shape[-2:]) // along))
 
 
 def shared_out(played: Game, values: list[Tensor], found: list[Tensor]) -> Shapley:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .jackknife import Fit, standard_errors
 from .masks import Draws, every_subset
 from .surrogate import TRY, Surrogate
 
@@ -57,37 +58,11 @@ def kernel_shapley(draws: Draws, y: Tensor, none: float, whole: float) -> tuple[
     phi = inverse @ (z.T @ (w[:, 0] * (y - none)))
     phi = phi - across * ((phi.sum() - (whole - none)) / across.sum())
     project = inverse - across[:, None] * across / across.sum()
-    g = w * (y - none - z @ phi)[:, None] * z
     size = z.sum(1).long()
     strata = torch.minimum(size, z.shape[1] - size)  # pairs of sizes: their numbers are not left to chance
-    return phi, _errors(project, g, draws.cluster, len(phi) - 1, strata)
-
-
-def _errors(inverse: Tensor, g: Tensor, cluster: Tensor, fitted: int, strata: Tensor | None = None) -> Tensor:
-    """Standard errors (P,) of a fit whose gradient at the solution is the sum of g (K, P), drawn in clusters.
-
-    The sandwich of White 1980 with whole clusters in its middle (Liang & Zeger 1986); what is listed has no error.
-    """
-    drawn = cluster >= 0
-    if not bool(drawn.any()):
-        return g.new_zeros(g.shape[1])
-    count = int(cluster.max()) + 1
-    sums = g.new_zeros(count, g.shape[1]).index_add_(0, cluster[drawn], g[drawn])
-    of = (
-        torch.zeros(count, dtype=torch.long).index_put_((cluster[drawn],), strata[drawn])
-        if strata is not None
-        else None
-    )
-    middle = sums - (sums.mean(0) if of is None else _means(sums, of))
-    free = max(1, count - fitted / 2 - 1)
-    return ((inverse @ middle.T) ** 2).sum(1).mul(count / free).sqrt()
-
-
-def _means(h: Tensor, of: Tensor) -> Tensor:
-    """The mean (C, P) of the rows of h in each row's own group; of a group of one, that of all."""
-    _, at, count = torch.unique(of, return_inverse=True, return_counts=True)
-    means = h.new_zeros(len(count), h.shape[1]).index_add_(0, at, h) / count[:, None]
-    return torch.where((count > 1)[at, None], means[at], h.mean(0))
+    even = y - none - z.mean(1) * (whole - none)  # less what the sum of all, which is given, says
+    fit = Fit(z, draws.weight, even, y - none - z @ phi, project, draws.cluster)
+    return phi, standard_errors(fit, strata)
 
 
 # -- LIME --------------------------------------------------------------------------------------------------------------
@@ -240,10 +215,10 @@ def _fit(
         solve = _inverse(gram + torch.diag(penalty) * (alpha if regression == "ridge" else 0.0))
         theta = solve @ right
     fitted, last = middle + (h - center) @ theta, float(theta[-1]) if idle else 0.0
-    g = around.m0[:, None] * (straight - fitted)[:, None] * (h - center)
-    if idle:
-        g[:, -1] -= (last - slope) * within
-    error = _errors(solve, g, cluster, len(theta))
+    extra = torch.zeros_like(h)
+    extra[:, -1] -= (last - slope) * within
+    fit = Fit(h - center, around.m0, straight - middle, straight - fitted, solve, cluster, 1 / float(total))
+    error = standard_errors(fit, extra=extra)
     return Local(
         theta[:a], error[:a], last, float(middle - center @ theta), _r2(y, fitted, last**2 * within, around.m0)
     )

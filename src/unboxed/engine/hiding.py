@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError
+from ..errors import InputError, UnboxedWarning
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective, pooled
 from ..objectives.algebra import of as of_layer
 from .baselines import baseline
 from .edits import settled
-from .segments import Players, players
+from .segments import Default, Players, players
 
 SEGMENT = "segment"
 """A baseline of its own: each player's mean over its pixels, as the lime package hides."""
@@ -54,10 +55,14 @@ class Game:
 
 
 def game(
-    box: Box, x: Tensor, segments: Any, base: Any, *, default: Any = "slic", seed: int = 0, means: bool = False
-) -> Game:
-    """x (N, ...), as accepted by the box, with its players and what they are hidden by. Raises InputError."""
-    own = players(box, x, segments, default=default)
+    box: Box, x: Tensor, segments: Any, base: Any, *,
+    default: Default = "slic", most: int | None = None, seed: int = 0, means: bool = False,
+) -> Game:  # fmt: skip
+    """x (N, ...), as accepted by the box, with its players and what they are hidden by. Raises InputError.
+
+    `default` and `most` are for where no segments are given (see `players`).
+    """
+    own = players(box, x, segments, default=default, most=most)
     fill = own.mean(x) if means and isinstance(base, str) and base == SEGMENT else baseline(box, x, base, seed=seed)
     return Game(box, x, fill, own, own.differing(x, fill))
 
@@ -179,6 +184,18 @@ def probability(box: Box, classes: Tensor) -> Objective:
         return of_layer("logits", lambda z: score(z, own), name, lambda i: select(own[i]), len(own))
 
     return select(classes)
+
+
+A_PLAYER = 4  # draws, below which what each adds is mostly noise
+
+
+def few(game: Game, n_samples: int, stacklevel: int) -> None:
+    """Warns where the players that hide something are drawn too rarely, and not all of their subsets are run."""
+    a = max(game.counts)
+    if n_samples < min(A_PLAYER * a, 2**a):
+        said = f"n_samples={n_samples} are few for {a} segments that hide something: the values are mostly noise, and"
+        more = f"take n_samples of {A_PLAYER * a} or more, or larger segments"
+        warnings.warn(f"{said} their errors are rough; {more}", UnboxedWarning, stacklevel=stacklevel + 1)
 
 
 def beside(box: Box, of: Tensor) -> Any:

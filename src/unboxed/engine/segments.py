@@ -7,8 +7,9 @@ Soatto 2008, "Quick Shift and Kernel Methods for Mode Seeking", with the setting
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,23 @@ class Players:
         return self.gathered(total / self.sizes().clamp(min=1).to(x))
 
 
-def players(box: Box, x: Tensor, segments: Segments = None, *, default: Segments = "slic") -> Players:
-    """The players of x (N, ...), as accepted by the box. Raises InputError for segments that do not fit it."""
+Default = Segments | Callable[[Pixels], Segments]
+
+
+def players(
+    box: Box, x: Tensor, segments: Segments = None, *, default: Default = "slic", most: int | None = None
+) -> Players:
+    """The players of x (N, ...), as accepted by the box. Raises InputError for segments that do not fit it.
+
+    Where no segments are given, images are cut by `default`, and more coarsely where that makes more than `most`.
+    """
     if not isinstance(box.inputs, Several):
-        return _of(box.inputs, x, segments, default)
+        return _of(box.inputs, x, segments, default, most)
     parts, given = _parts(box.inputs, segments)
-    found = [_of(p, v, s, default) for p, v, s in zip(parts, box.inputs.split(x), given, strict=True)]
+    images = sum(isinstance(p, Pixels) for p in parts)
+    columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
+    most = None if most is None else max(1, (most - columns) // max(1, images))
+    found = [_of(p, v, s, default, most) for p, v, s in zip(parts, box.inputs.split(x), given, strict=True)]
     before, of = torch.zeros(len(x), dtype=torch.long, device=x.device), []
     for part, own in zip(parts, found, strict=True):
         beside = own.of.expand(len(x), *part.shape).reshape(len(x), -1)
@@ -100,6 +112,8 @@ def _parts(several: Several, given: Any) -> tuple[list[Inputs], list[Any]]:
         return parts, [given[name] for name in several.parts]
     if isinstance(given, (list, tuple)) and not named and len(given) == len(parts) and not _sized(given):
         return parts, list(given)
+    if isinstance(given, (list, tuple)) and given and isinstance(given[0], str) and given[0] not in NAMES:
+        _named(given)  # says which name was meant
     if isinstance(given, (Mapping, Tensor)) or (isinstance(given, (list, tuple)) and not _sized(given)):
         raise InputError("segments of several inputs are one setting for all, or one each as the inputs come")
     return parts, [given] * len(parts)
@@ -110,19 +124,48 @@ def _sized(given: Any) -> bool:
     return isinstance(given, (list, tuple)) and len(given) == 2 and given[0] in NAMES and not isinstance(given[1], str)
 
 
-def _of(inputs: Inputs, x: Tensor, segments: Any, default: Any) -> Players:
+def _of(inputs: Inputs, x: Tensor, segments: Any, default: Any, most: int | None) -> Players:
     if isinstance(segments, Tensor):
         return _given(x, segments)
     if not isinstance(inputs, Pixels):
         if segments is not None:
             _named(segments)  # superpixels of images, beside which columns stand for themselves
         return _alike(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
-    name, size = _named(default if segments is None else segments)
+    if segments is None:
+        cut = default(inputs) if callable(default) else default
+        return _at_most(x, *_named(cut), most)
+    return _cut(x, *_named(segments))
+
+
+def _cut(x: Tensor, name: str, size: int | None) -> Players:
+    """Players of images x (N, C, H, W)."""
     if name == "pixels":
         return _alike(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
     if name == "squares":
         return _alike(_squares(x, size), x)
     return _relabeled(torch.stack([_superpixels(image, name, size) for image in x])[:, None])
+
+
+def _at_most(x: Tensor, name: str, size: int | None, most: int | None) -> Players:
+    """The same, image by image cut more coarsely where there are more than `most`."""
+    found = _cut(x, name, size)
+    if most is None or found.most <= most:
+        return found
+    return _relabeled(torch.cat([_coarser(x[n : n + 1], name, size, most).of for n in range(len(x))]))
+
+
+def _coarser(x: Tensor, name: str, size: int | None, most: int) -> Players:
+    """Players of an image x (1, C, H, W): as named, else SLIC superpixels, fewer and fewer, else squares."""
+    found = _cut(x, name, size)
+    count = min(COUNT, most)
+    while found.most > most and count > 1:
+        found = _cut(x, "slic", count)
+        count //= 2
+    side = 1
+    while found.most > most:
+        side = min(2 * side, max(x.shape[-2:]))
+        found = _cut(x, "squares", side)
+    return found
 
 
 def _named(segments: Any) -> tuple[str, int | None]:
@@ -137,8 +180,19 @@ def _named(segments: Any) -> tuple[str, int | None]:
     if isinstance(segments, int) and not isinstance(segments, bool):
         return "slic", whole("segments", segments, least=1)
     names = ", ".join(map(repr, NAMES))
-    said = repr(segments) if isinstance(segments, (str, int, float)) else type(segments).__name__
-    raise InputError(f'segments is {names}, ("squares", 4), an int (so many) or a tensor of ints; got {said}')
+    raise InputError(
+        f'segments is {names}, ("squares", 4), an int (so many) or a tensor of ints; got {_said(segments)}'
+    )
+
+
+def _said(segments: Any) -> str:
+    """What was passed, and which name may have been meant."""
+    several = isinstance(segments, (list, tuple))
+    plain = all(isinstance(s, (str, int, float)) for s in (segments if several else [segments]))
+    said = repr(segments) if plain and len(repr(segments)) < 60 else type(segments).__name__
+    word = segments[0] if several and len(segments) else segments
+    near = get_close_matches(word.lower(), NAMES, 1) if isinstance(word, str) and word not in NAMES else []
+    return f'{said}: did you mean "{near[0]}"?' if near else said
 
 
 def _squares(x: Tensor, side: int | None) -> Tensor:
