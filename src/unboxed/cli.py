@@ -142,9 +142,7 @@ def explain(
     method: Annotated[
         list[str] | None, typer.Option("--method", help="A method, by name; may be given again (default: all).")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The class to explain, by name or number (default: the answer).")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="A class, by name or number (default: the answer).")] = None,
     weights: Weights = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and numbers.")] = Path("explained"),
     shape: Shape = None,
