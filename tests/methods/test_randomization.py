@@ -290,7 +290,9 @@ def test_what_cannot_be_done_is_refused() -> None:
 
 def test_nets_that_cannot_be_copied_are_refused() -> None:
     net = awkward.get("plain").net
-    net.kept = net.fc.weight * 2  # with a graph, which torch does not copy
+    net.kept = net.fc.weight * 2  # an activation with its graph is kept as its values
+    assert randomization(Box(net, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient).signed.isfinite().any()
+    net.kept = (i for i in range(3))  # which Python does not copy
     with pytest.raises(ModelError, match="this net can't be copied"):
         randomization(Box(net, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient)
 
