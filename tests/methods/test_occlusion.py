@@ -138,9 +138,9 @@ def test_windows_are_taken_where_they_pay() -> None:
     box = opened()
     kinds = seen(box)
     occlusion(box, images(1), 0, window=6, stride=3)
-    assert kinds.count("Tensor") == 1  # a window to compare, the first time
+    assert kinds.count("Tensor") == 2  # two windows to compare, the first time
     occlusion(box, images(1), 0, window=6, stride=3)
-    assert kinds.count("Tensor") == 1
+    assert kinds.count("Tensor") == 2
     kinds.clear()
     occlusion(box, images(1), 0, window=(30, 37), stride=1)
     assert "Windowed" not in kinds
@@ -181,6 +181,107 @@ def test_nets_that_tell_windows_from_tensors(how: str) -> None:
     want = occlusion(opened(), x, 1, window=6, stride=5)
     got = occlusion(opened(Typed(how)), x, 1, window=6, stride=5)
     assert torch.allclose(got.drops, want.drops, rtol=0, atol=1e-9)
+
+
+class Keeping(Small):
+    """Keeps maps on itself, in several ways; a mask for good."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails, self.many, self.named, self.mask, self.history = fails, [None], {"kept": 1}, None, []
+
+    def forward(self, x: Any) -> Any:
+        h = self.features = self.conv1(x)
+        if self.mask is None or self.mask.shape != h.shape:
+            self.mask = torch.full_like(h, 0.5)
+        self.many[0], self.named["map"], self._buffers["buffer"], self.pair = h, {"in": [h]}, h, (h, 1)
+        self.history.append(h)
+        if self.fails:
+            raise RuntimeError("fails")
+        h = F.max_pool2d(torch.relu(h * self.mask), 2, 2, 1)
+        return self.fc(F.max_pool2d(F.relu(self.conv2(h)), 2).flatten(1))
+
+
+def kept(net: Keeping) -> list[Any]:
+    named = net.named.get("map", {"in": []})["in"]
+    return [net.mask, net.features, *net.many, *named, *net._buffers.values(), net.pair[0], *net.history]
+
+
+def test_nets_that_keep_maps_keep_tensors() -> None:
+    net, x = Keeping(), images()
+    box = opened(net)
+    got = occlusion(box, x, 1, window=6, stride=5)
+    assert all(torch.is_tensor(h) for h in kept(net))
+    assert torch.allclose(got.drops, occlusion(box, x, 1, window=6, stride=5, batch_size=1).drops, rtol=0, atol=1e-9)
+
+
+def test_nets_that_fail_keep_no_windows() -> None:
+    net = Keeping()
+    box = opened(net)
+    net.fails = True
+    with pytest.raises(RuntimeError, match="fails"):
+        occlusion(box, images(), 1, window=6, stride=5)
+    assert all(torch.is_tensor(h) for h in kept(net))
+
+
+def test_what_a_hook_keeps_is_seen() -> None:
+    """It lies where nobody can look; but it lives."""
+    net, last = Small(), dict[str, Any]()
+    box = opened(net)
+    net.conv1.register_forward_hook(lambda module, args, out: last.update(out=out))
+    occlusion(box, images(), 1, window=6, stride=5)
+    assert torch.is_tensor(last["out"])
+
+
+class Unpooled(Small):
+    """Equal values below a cover: which of them is the largest, rounding says."""
+
+    def forward(self, x: Any) -> Any:
+        h = self.conv1(x)
+        pooled, at = F.max_pool2d(h, 2, return_indices=True)
+        h = F.max_unpool2d(pooled, at, [2, 2])
+        return self.fc(F.max_pool2d(F.relu(self.conv2(F.pad(h, (1, 1, 1, 1)))), 2).flatten(1)[:, : 8 * 7 * 9])
+
+
+def test_where_the_largest_lies_is_told_by_whole_runs() -> None:
+    box = opened(Unpooled())
+    kinds = seen(box)
+    occlusion(box, images(1), 0, window=6, stride=3)
+    assert kinds[0] == "Windowed"  # the try
+    assert set(kinds[1:]) == {"Tensor"}
+
+
+class AtCorners(Small):
+    """Windows are told from tensors only where one lies in a corner."""
+
+    def forward(self, x: Any) -> Any:
+        out = super().forward(x)
+        return out if isinstance(x, Tensor) or float(x[:, :, 0, 0].mean()) < 0.9 else out + 1
+
+
+def test_a_corner_is_compared_too() -> None:
+    x = images() * 0.5
+    settings: dict[str, Any] = {"window": 6, "stride": 5, "baseline": "white"}
+    want = occlusion(opened(), x, 1, **settings)
+    assert torch.allclose(occlusion(opened(AtCorners()), x, 1, **settings).drops, want.drops, rtol=0, atol=1e-9)
+
+
+def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
+    net, x = Small(), images()
+    box = opened(net)
+    occlusion(box, x, 1, window=6, stride=5)
+    net.conv2.register_module("more", nn.Identity())
+    kinds = seen(box)
+    occlusion(box, x, 1, window=6, stride=5)
+    assert kinds.count("Tensor") == 2
+
+
+def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
+    net, x = Typed("no"), images()
+    box = opened(net)
+    want = occlusion(box, x, 1, window=6, stride=5)
+    net.how = "raises"
+    assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).drops, want.drops, rtol=0, atol=1e-9)
 
 
 @pytest.mark.filterwarnings(TORCH_WARNS)

@@ -381,6 +381,16 @@ def test_the_base_pass_runs_once() -> None:
     assert ran == [1]
 
 
+@pytest.mark.parametrize(
+    "settings", [{"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 3, "dilation": 3}], ids=str
+)
+def test_cut_in_parts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut out is bounded; some rows at a time give what all give."""
+    monkeypatch.setattr("unboxed.net.patchwise.spatial.CUT", 3000)
+    check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), local=None)
+    check(made(nn.MaxPool2d, {"stride": 2, "padding": 1}), local=None)
+
+
 def test_a_net_that_goes_another_way_gets_a_base_of_its_own() -> None:
     """The replay compares what is asked for: weights written in between are new ones."""
     weight, base_pass = KERNEL.clone(), BasePass()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError
+from ..errors import InputError, UnboxedError
 from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
-from ..net.patchwise import BasePass, Everywhere, Windowed, crop, plain
+from ..net.patchwise import BasePass, Everywhere, Windowed, crop, plain, put_back
 from ..objectives import Objective
 from .edits import Runs
 
@@ -24,8 +24,8 @@ Size = tuple[int, int]  # (h, w)
 SMALL = 256  # pixels; below, calls cost more than what they save
 LARGE = 0.5  # of the image: a window of more reaches all of it within a few layers
 FEW = 4  # places that are not worth a base pass
-SHARE = 8  # of what an automatic batch may hold: windows are quickest where they stay in a cache
-ROWS = 192  # of an automatic batch; more are no quicker
+SHARE = 16  # of what an automatic batch may hold: windows are quickest where they stay in a cache
+ROWS = 290  # of an automatic batch; more are no quicker
 AGREE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
@@ -45,9 +45,10 @@ def windows(
     (P, 2), (top, left), taken from `value`; with `itself`, the images as they are come last, (N, P + 1).
 
     `value` is as large as x (what stands at the same place there is put in), or as the rectangle: (N, C, h, w) or
-    (C, h, w). Where the net allows it, only what the window reaches is computed (`net.patchwise`); a first row is
-    compared with a whole run, and where they disagree, all are whole runs. Raises InputError for a rectangle that
-    does not lie in the image.
+    (C, h, w). Where the net allows it, only what the window reaches is computed (`net.patchwise`); two places, at a
+    corner and in the middle, are compared with whole runs once, and where they disagree, all are whole runs; so they
+    are where the net keeps maps on itself, or asks where in a map the largest value lies. Raises InputError for a
+    rectangle that does not lie in the image.
     """
     at, n = _inside(x, corners, size), len(x)
     at = torch.cat([at, at[-1:]]) if itself else at
@@ -144,12 +145,16 @@ class _Work:
     def one(self, row: int, batch_size: BatchSize) -> list[Tensor]:
         """All places of one image."""
         p, base = len(self.corners), BasePass()
-        if not (each := self.bytes_each(base, row)):
-            return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
-        every = self.by_extent()
-        size, _ = self.box.splits(p, batch_size)
-        most = min(ROWS, self.box.fitting(SHARE * each))
-        parts = in_batches(lambda part: self.local(base, row, every[part]), p, size, most)
+        if each := self.bytes_each(base, row):
+            try:
+                return self.locals(base, row, min(ROWS, self.box.fitting(SHARE * each)), batch_size)
+            except Exception:  # the net does otherwise than when it was looked at: whole runs tell whether it can run
+                self.known[self.asked] = 0
+        return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
+
+    def locals(self, base: BasePass, row: int, most: int, batch_size: BatchSize) -> list[Tensor]:
+        every, (size, _) = self.by_extent(), self.box.splits(len(self.corners), batch_size)
+        parts = in_batches(lambda part: self.local(base, row, every[part]), len(every), size, most)
         back = every.argsort()
         return [torch.cat(h)[back] for h in zip(*parts, strict=True)]
 
@@ -162,18 +167,37 @@ class _Work:
         near = far.min(1).values
         return torch.from_numpy(np.lexsort((far[:, 1].numpy(), far[:, 0].numpy(), near.numpy())))
 
+    @property
+    def known(self) -> dict[object, int]:
+        return _KNOWN.setdefault(self.box, {})
+
+    @property
+    def asked(self) -> object:
+        """What an answer was found for: another one is looked for where the net was rebuilt."""
+        parts = tuple((type(m), m.training) for m in self.box.net.modules())
+        shapes = tuple((p.shape, p.dtype) for p in self.box.net.parameters())
+        return frozenset(self.objective.layers), self.logits, self.size, parts, shapes
+
     def bytes_each(self, base: BasePass, row: int) -> int:
         """What a row of windows holds; 0 where they don't give what whole runs give in this net.
 
         As what else a box knows of its net, it is seen once.
         """
-        known = _KNOWN.setdefault(self.box, {})
-        asked = frozenset(self.objective.layers), self.logits, self.size
+        known, asked = self.known, self.asked
         if asked not in known:
-            known[asked] = max(1, base.bytes_each) if self._agrees(base, row) else 0
+            agree = all(self._agrees(base, row, place) for place in (0, len(self.corners) // 2))
+            known[asked] = max(1, base.bytes_each) if agree else 0
         return known[asked]
 
     def local(self, base: BasePass, row: int, places: Tensor) -> list[Tensor]:
+        """Raises UnboxedError where windows can't stand in."""
+        with self.box.quiet(grad=False), put_back(self.box.net.modules(), base), Everywhere() as ops:
+            found = self.forward(cast(Tensor, self._begun(base, row, places)), torch.full((len(places),), row))
+            if ops.tied or base.is_kept:
+                raise UnboxedError("the net keeps what stands for a tensor, or asks where its largest values lie")
+            return found
+
+    def _begun(self, base: BasePass, row: int, places: Tensor) -> Windowed:
         top, left = np.asarray(self.corners[places]).T
         patch = self.patches[row : row + 1]
         if tuple(patch.shape[2:]) == self.size:
@@ -182,13 +206,11 @@ class _Work:
             cuts = crop(patch, top, left, self.size).permute(0, 3, 1, 2)
         for i in (places >= self.last).nonzero().flatten().tolist():
             cuts[i] = self.cut(row, int(places[i]))
-        with self.box.quiet(grad=False), Everywhere():
-            images = Windowed.begin(base, self.x[row : row + 1], cuts, top, left)
-            return self.forward(cast(Tensor, images), torch.full((len(places),), row))
+        return Windowed.begin(base, self.x[row : row + 1], cuts, top, left)
 
-    def _agrees(self, base: BasePass, row: int) -> bool:
+    def _agrees(self, base: BasePass, row: int, place: int) -> bool:
         """Whether windows give what a whole run gives: a net may look at its input in ways that only tensors stand."""
-        rows, places = torch.tensor([row]), torch.tensor([len(self.corners) // 2])
+        rows, places = torch.tensor([row]), torch.tensor([place])
         try:
             found = self.local(base, row, places)
         except Exception:  # out of memory, too: then whole runs find a size that fits

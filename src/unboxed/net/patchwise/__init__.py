@@ -8,6 +8,7 @@ from . import pointwise as pointwise
 from . import spatial as spatial
 from .base import BasePass as BasePass
 from .regions import crop as crop
+from .traces import put_back as put_back
 from .windowed import Everywhere as Everywhere
 from .windowed import Windowed as Windowed
 from .windowed import plain as plain

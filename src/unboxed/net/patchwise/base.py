@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-KEPT = 5 * 2**23  # bytes of base maps; beyond, the largest are worked out again when they are looked at
+KEPT = 2**26  # bytes of base maps; beyond, the largest are worked out again when they are looked at
 LATEST = 3  # maps that are not let go: what is being worked on
 
 
@@ -51,10 +53,19 @@ class BasePass:
         self.latest: deque[Map] = deque(maxlen=LATEST)
         self.kernels: dict[int, tuple[Tensor, Any, Tensor]] = {}
         self.local, self.dense, self.bytes_each = 0, 0, 0
+        self.given: list[ref[Any]] = []  # what stood for tensors in this batch
 
     def restart(self) -> None:
         """A new batch begins: its ops are compared from the first one on."""
         self.at = 0
+        self.given.clear()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody holds on to what stood for a tensor, after a batch."""
+        if any(given() is not None for given in self.given):
+            gc.collect()
+        return any(given() is not None for given in self.given)
 
     def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
         """func(*args) on base maps; it must give a new tensor and leave its arguments alone."""

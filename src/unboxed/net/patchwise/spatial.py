@@ -16,6 +16,7 @@ from .regions import Size, crop, region
 from .windowed import Group, Ints, Op, Windowed, handles
 
 COVERED = 0.85  # of the positions: with more in windows the whole map is computed
+CUT = 2**21  # bytes that are cut out of maps at a time
 APART = 2e7  # multiplications that a further group of windows must save, to be worth its calls
 
 
@@ -56,16 +57,39 @@ def slid(
         return whole(x.dense(torch.channels_last))
     groups = []
     for g, top, left, size in parts:
-        (y, h), (x0, w) = how.seen(0, top, size[0]), how.seen(1, left, size[1])
         if size == tuple(limit) and g.size == tuple(x._base.shape[-2:]):
             new = whole(g.values)
         else:
-            cut = region(x, g, y, x0, (h, w), fill)
-            new = run(cut, top, left)
-            x._pass.note(len(g.rows), g.values, cut, new)
+            (y, h), (x0, w) = how.seen(0, top, size[0]), how.seen(1, left, size[1])
+            steps = _steps(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
+            cuts = ((region(x, g.pick(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in steps)
+            new = _joined((run(*cut) for cut in cuts), len(g.rows))
+            x._pass.note(len(g.rows), g.values, new)
         groups.append(Group(g.rows, top, left, new))
         x._pass.local += new.numel()
     return Windowed(x._pass, base, groups, x._n)
+
+
+def _steps(n: int, bytes_each: int) -> list[Ints]:
+    """Rows, some at a time: what is cut out for an op is a copy, larger than what the op gives."""
+    step = max(1, CUT // max(1, bytes_each))
+    return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _joined(parts: Iterator[Tensor], n: int) -> Tensor:
+    """One tensor (n, C, h, w) of its parts, which are let go one by one."""
+    first = next(parts)
+    if len(first) == n:
+        return first
+    shape = (n, *first.shape[1:])
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    out[: len(first)] = first
+    start = len(first)
+    del first
+    for part in parts:
+        out[start : start + len(part)] = part
+        start += len(part)
+    return out
 
 
 def _split(g: Group, how: Slide, limit: Sequence[int]) -> Iterator[tuple[Group, Ints, Ints, Size]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,7 @@ class Windowed:
     def __init__(self, base_pass: BasePass, base: Map, groups: Sequence[Group], n: int) -> None:
         self._pass, self._base, self._groups, self._n = base_pass, base, list(groups), n
         self._full: Tensor | None = None
+        base_pass.given.append(ref(self))
 
     @classmethod
     def begin(cls, base_pass: BasePass, base: Tensor, windows: Tensor, top: Ints, left: Ints) -> Windowed:
@@ -232,13 +234,27 @@ def _windowed(value: Any) -> Iterator[Windowed]:
         yield from _windowed(tuple(value.values()))
 
 
+TIES = ("max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d_with_indices",
+        "max_unpool1d", "max_unpool2d", "max_unpool3d")  # fmt: skip
+PLACES = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
+"""Ops that tell where the largest values lie: below a constant cover many are equal, and rounding then chooses."""
+
+
 class Everywhere(TorchFunctionMode):
-    """While open, ops that look for tensors only (`torch.ops.aten.relu`) find windows too."""
+    """While open, ops that look for tensors only (`torch.ops.aten.relu`) find windows too.
+
+    `tied` tells whether the net asked for places of largest values in maps: then windows are no stand-in.
+    """
+
+    tied = False
 
     def __torch_function__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = name_of(func)
+        if name in TIES or (name in PLACES and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))):
+            self.tied = True
         if any(True for _ in _windowed((args, kwargs))):
             return apply(func, args, kwargs)
         return func(*args, **kwargs)
