@@ -1,4 +1,4 @@
-"""Write README's table of figures from the JSON in results/."""
+"""Write README's table of figures, and the guide's table of randomized nets, from the JSON in results/."""
 
 from __future__ import annotations
 
@@ -74,7 +74,72 @@ def map(f: dict[str, Any]) -> str:
     return f"interactive map of 10,000 points, longest frame while panning and zooming | **{worst:.0f} ms**"
 
 
-ROWS = (reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map)
+def occlusion(f: dict[str, Any]) -> str:
+    names = [name for name in ("vgg16", "resnet18", "mnist-cnn") if name in f]
+    cells = [f"{name}: **{f[name]['times_faster']:.1f}x**" for name in names]
+    memory = ", ".join(f"{f[name]['memory_ratio']:.2f}" for name in names)
+    what = "occlusion by incremental inference against captum's at its best batch size, same drops: times faster"
+    return f"{what} | {'; '.join(cells)} (peak memory {memory} of captum's)"
+
+
+def integrated_gradients(f: dict[str, Any]) -> str:
+    own = f["mnist-cnn"]
+    cells = [f"{t[4:]}: **{own[t]['calls_ratio']:.2f}x** the calls" for t in ("tol_0.05", "tol_0.01", "tol_0.005")]
+    what = "integrated gradients of 100 digits, all under a completeness error, against captum's least n_steps"
+    return f"{what} | {'; '.join(cells)}"
+
+
+def lime(f: dict[str, Any]) -> str:
+    return _steady(f["digits"], "LIME", ("lime", "captum"))
+
+
+def shap(f: dict[str, Any]) -> str:
+    return _steady(f, "KernelSHAP", ("captum",))
+
+
+def _steady(f: dict[str, Any], name: str, peers: tuple[str, ...]) -> str:
+    ours = f["runs_ours"]["hiding"]
+    cells = []
+    for peer in peers:
+        runs = f[f"runs_{peer}"]["hiding"]
+        least = max(map(int, f[f"runs_{peer}"]["curve"]))
+        cells.append(f"{peer}: {f'**{runs / ours:.1f}x**' if runs else f'more than **{least / ours:.1f}x**'} the runs")
+    what = f"{name} until seeds agree (rank correlation .9 of superpixels): runs of the net, against our {ours:.0f}"
+    return f"{what} | {'; '.join(cells)}"
+
+
+def smoothgrad(f: dict[str, Any]) -> str:
+    many, parts = f["batch_32"]["ratio"], f["batch_32_captum_in_parts"]["ratio"]
+    what = "SmoothGrad of 50 samples, 32 images, against captum's NoiseTunnel (its samples in parts of five)"
+    return f"{what} | **{many:.2f}x** ({parts:.2f}x) the time"
+
+
+def grad_cam(f: dict[str, Any]) -> str:
+    cells = [f"{net}: {f[f'{key}_batch_64']['ratio']:.2f}x / {f[f'{key}_batch_1']['ratio']:.2f}x"
+             for net, key in (("mnist-cnn", "mnist_cnn"), ("resnet20", "resnet20"))]  # fmt: skip
+    return f"Grad-CAM against captum's, same maps (64 images / 1 image) | {'; '.join(cells)} the time"
+
+
+ROWS = (
+    reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map,
+    occlusion, integrated_gradients, lime, shap, smoothgrad, grad_cam,
+)  # fmt: skip
+
+# -- how alike maps are when layers are drawn anew ---------------------------------------------------------------------
+
+GUIDE = HERE.parent / "docs" / "guide.md"
+ANEW = "<!-- randomization:begin -->", "<!-- randomization:end -->"
+KINDS = ("signed", "absolute", "ssim", "hog")
+
+
+def randomization(f: dict[str, Any]) -> list[str]:
+    """A row a method: signed and absolute rank correlation, SSIM and HOG with the trained net's maps, by layer."""
+    layers = list(f["methods"]["gradient"]["cascading"])
+    lines = [f"| method | {' | '.join(f'down to {name}' for name in layers)} |", "|---" * (1 + len(layers)) + "|"]
+    for name, found in f["methods"].items():
+        cells = [" / ".join(f"{found['cascading'][layer][kind]:.2f}" for kind in KINDS) for layer in layers]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -83,9 +148,15 @@ def main() -> None:
         path = HERE / "results" / f"{row.__name__}.json"
         if path.exists():
             lines.append(f"| {row(json.loads(path.read_text()))} |")
-    readme = HERE.parent / "README.md"
-    head, rest = readme.read_text().split(BEGIN)
-    readme.write_text(f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.split(END)[1]}")
+    _between(HERE.parent / "README.md", BEGIN, END, lines)
+    anew = HERE / "results" / "randomization.json"
+    if anew.exists():
+        _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
+
+
+def _between(file: Path, begin: str, end: str, lines: list[str]) -> None:
+    head, rest = file.read_text().split(begin)
+    file.write_text(f"{head}{begin}\n{chr(10).join(lines)}\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":
