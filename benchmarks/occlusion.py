@@ -102,11 +102,11 @@ def peak(work: Work) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=list(TRIALS), choices=list(TRIALS))
+    parser.add_argument("names", nargs="*", help=", ".join(TRIALS))
     parser.add_argument("--pairs", type=int)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # where cores are shared, two threads that wait for one another drown what is measured
-    found = {name: figures(name, asked.pairs) for name in asked.names}
+    found = {name: figures(name, asked.pairs) for name in asked.names or TRIALS}
     name = "-".join(["occlusion", *(asked.names if len(found) < len(TRIALS) else [])])  # a part stands by itself
     write(
         name,

@@ -14,16 +14,15 @@ from ..box import Box
 from ..errors import InputError, LayerError, OutputError, UnboxedWarning
 from ..net.batching import BatchSize, in_batches
 from ..net.layers import Layer
-from ..net.taps import Acts, Address
-from ..objectives import ENDS, Objective
+from ..net.taps import Acts
+from ..objectives import Objective
 from .gradients import pull
 from .grids import Grid, grids, image_size, of_address, upsampled
+from .last_maps import Trace
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
-ASIDE = ("Pool", "Dropout", "Identity")  # layers that no one means by the last convolutional one
-RELUS = ("relu", "relu_", "clamp", "clamp_min", "threshold", "maximum")
 LATEST = 6  # token layers among which the last is sought that the patches still have a say in
 
 
@@ -44,7 +43,7 @@ def cam(
     x = box.accept(x)
     size = image_size(box)
     objective = box.checked(box.objective(target, len(x)), len(x))
-    chosen = default(box, objective) if layer is None else Chosen((_with_rows(box, layer),))
+    chosen = None if layer is None else Chosen((_with_rows(box, layer),))
 
     def part(rows: slice) -> tuple[Tensor, Tensor]:
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
@@ -70,109 +69,82 @@ def _with_rows(box: Box, layer: str) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The layers to look at, the best guess first; which of them it is, their values tell."""
+    """The layers to look at, the best guess first; of tokens, which of them it is their gradients tell."""
 
     addresses: tuple[str, ...]
-    grid: Grid | None = None  # told beforehand, for tokens
+    grid: Grid | None = None  # told beforehand, where no layer was named
 
-    def one(self, acts: Acts, grads: Sequence[Tensor]) -> int:
-        if len(self.addresses) == 1:
+    def one(self, grads: Sequence[Tensor]) -> int:
+        """The first that anything but the class token has a say in: after the last mixing only that has."""
+        if self.grid is None or len(self.addresses) == 1:
             return 0
-        if self.grid is not None and self.grid.tokens:
-            spoken = [bool(self.grid.maps(g).any()) for g in grads]  # after the last mixing only the class token has
-            return spoken.index(True) if True in spoken else 0
-        h = acts[self.addresses[0]].clamp(min=0)
-        rectified = [i for i, a in enumerate(self.addresses) if i and torch.equal(acts[a], h)]
-        return rectified[0] if rectified else 0
+        return next((i for i, g in enumerate(grads) if self.grid.maps(g).any()), 0)
 
 
-def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen, weigh: Weigh) -> tuple[Tensor, Tensor]:
+def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, weigh: Weigh) -> tuple[Tensor, Tensor]:
     """Maps (n, 1, h, w) and the rows (n,) taken before a clamp: one forward, one backward down to the layer."""
     with box.quiet():
         x = x.detach().requires_grad_()
-        acts = box.forward(x, {*objective.layers, *chosen.addresses})
-        edges = [acts.edges[a] for a in chosen.addresses]
-        if (cut := edges.index(None) if None in edges else -1) >= 0:
-            raise OutputError(f"nothing has a gradient at {chosen.addresses[cut]!r}")
-        leaves: list[Any] = edges
-        like = [acts[a] for a in chosen.addresses]
-        grids = [chosen.grid or of_address(box, a, tuple(acts[a].shape[1:])) for a in chosen.addresses[:1]]
-        grads, clamped = pull(objective(acts), acts, objective, leaves, like=like)
-        i = chosen.one(acts, grads)
-        h, g = (grids[0].maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
-        return weigh(h, g).clamp(min=0)[:, None], clamped
+        if chosen is None:
+            chosen, acts, score = _sought(box, objective, x)
+        else:
+            acts = box.forward(x, {*objective.layers, *chosen.addresses})
+            score = objective(acts)
+        if all(a in acts for a in chosen.addresses):
+            return _weighed(box, objective, score, acts, chosen, weigh)
+    return _looked(box, objective, x, chosen, weigh)  # its values were let go of, or written over: once more
+
+
+def _weighed(
+    box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: Chosen, weigh: Weigh
+) -> tuple[Tensor, Tensor]:
+    edges = [acts.edges[a] for a in chosen.addresses]
+    if (cut := edges.index(None) if None in edges else -1) >= 0:
+        raise OutputError(f"nothing has a gradient at {chosen.addresses[cut]!r}")
+    leaves: list[Any] = edges
+    like = [acts[a] for a in chosen.addresses]
+    grid = chosen.grid or of_address(box, chosen.addresses[0], tuple(like[0].shape[1:]))
+    grads, clamped = pull(score, acts, objective, leaves, like=like)
+    i = chosen.one(grads)
+    h, g = (grid.maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
+    return weigh(h, g).clamp(min=0)[:, None], clamped
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------
 
 
-def default(box: Box, objective: Objective) -> Chosen:
-    """The last layer below the score with positions, after its ReLU and its block; of a ViT the last tokens.
+def _sought(box: Box, objective: Objective, x: Tensor) -> tuple[Chosen, Acts, Tensor]:
+    """The last maps that all of the score passes through, or the last tokens of a ViT; found while the net runs.
 
-    Raises LayerError where there is none.
+    Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    below = _below(box, objective)
-    output = (box.n_outputs, *box._found_shape)
-    found = [
-        (row, grid)
-        for row, grid in grids(box)
-        if row in below and row.shape != output and not any(part in row.type for part in ASIDE)
-    ]
-    if not found:
-        raise LayerError(
-            "no layer below this score has positions on the image: its maps have rows and columns, or are tokens of a "
-            "patch grid. Methods on the input need none; name a functional op by its address, such as ':relu#0'"
-        )
+    trace = Trace(box, max(len(x), box._least))
+    guess = _guessed(box) if objective.layers & {"logits", "output"} else ()
+    with trace.watching():
+        acts = box.forward(x, {*objective.layers, *guess})
+    score = objective(acts)
+    if not score.requires_grad:
+        raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
+    own = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
+    if (tokens := trace.tokens(score, own)) is not None:
+        rows, grid = tokens
+        return Chosen(_latest(rows), grid), acts, score
+    met = trace.last(score, own)
+    if met.value._version == met.version and met.value.numel():
+        acts[met.address], acts.edges[met.address] = met.value[: len(x)], met.edge
+    return Chosen((met.address,), met.grid), acts, score
+
+
+def _guessed(box: Box) -> tuple[str, ...]:
+    """The layers of the last tokens, as far as the layers' order tells: read in the run that tells for sure."""
+    found = list(grids(box))
+    if not found or not found[-1][1].tokens:
+        return ()
     row, grid = found[-1]
-    if grid.tokens:
-        return _tokens(found, row, grid)
-    outer = _block(box, row, objective)
-    if outer is not None or grid.last or "ReLU" in row.type:
-        return Chosen((outer or row.addresses[-1],), grid)
-    whole = bool(objective.layers & {"logits", "output"})  # else a ReLU of the same name may lie above the score
-    return Chosen((row.addresses[-1], *(_rectified(box, row) if whole else ())), grid)
+    return _latest([r for r, g in reversed(found) if g == grid and r.shape == row.shape])
 
 
-def _below(box: Box, objective: Objective) -> list[Layer]:
-    """The leaves that surely run before what the objective looks at."""
-    leaves = list(box.layers.leaves)
-    if objective.layers & set(ENDS) - {"input"}:
-        return leaves
-    paths = [Address.parse(box.layers.resolve(a)).path for a in objective.layers if a not in ENDS]
-    if not paths or "" in paths:
-        raise LayerError(f"which layers lie below {objective.name} can't be told: say layer=")
-    if not set(paths) - {leaves[0].path}:
-        return leaves[:1]  # nothing lies below the first: then it is looked at itself
-    inside = [i for i, row in enumerate(leaves) if any(row.path.startswith(f"{path}.") for path in paths)]
-    own = [i for i, row in enumerate(leaves) if row.path in paths]
-    return leaves[: max([i + 1 for i in inside] + own, default=0)]
-
-
-def _block(box: Box, row: Layer, objective: Objective) -> str | None:
-    """The outermost module around a layer that gives maps of the same shape: a residual block ends with its sum."""
-    parts = row.path.split(".")
-    for n in range(1, len(parts)):
-        path = ".".join(parts[:n])
-        around = next((r for r in box.layers if r.path == path), None)
-        own = any(Address.parse(a).path.startswith(path) for a in objective.layers if a not in ENDS)
-        if around is not None and around.shape == row.shape and around.rows and around.calls == 1 and not own:
-            return path
-    return None
-
-
-def _rectified(box: Box, row: Layer) -> tuple[str, ...]:
-    """Where a ReLU may stand that follows the layer: functional, or a module that runs more than once."""
-    parts = row.path.split(".")
-    around = {".".join(parts[:n]) for n in range(len(parts))}
-    found = [r.addresses[-1] for r in box.layers.leaves if r.calls > 1 and r.shape == row.shape and r.path != row.path]
-    for (path, op), calls in box.layers._ops.items():
-        if path in around and op in RELUS and box.has_rows(f"{path}:{op}#0"):
-            found += [f"{path}:{op}#{k}" for k in range(max(0, calls - 4), calls)]
-    return tuple(found)
-
-
-def _tokens(found: Sequence[tuple[Layer, Grid]], row: Layer, grid: Grid) -> Chosen:
-    """The last layers of such tokens, the last first; normalized ones if there are any."""
-    alike = [r for r, g in found if g == grid and r.shape == row.shape]
-    normalized = [r for r in alike if "Norm" in r.type] or alike
-    return Chosen(tuple(r.addresses[-1] for r in reversed(normalized[-LATEST:])), grid)
+def _latest(rows: Sequence[Layer]) -> tuple[str, ...]:
+    """The latest of these layers of tokens, the last first; normalized ones if there are any."""
+    normalized = [r for r in rows if "Norm" in r.type] or rows
+    return tuple(r.addresses[-1] for r in normalized[:LATEST])

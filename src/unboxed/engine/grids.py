@@ -43,7 +43,8 @@ def image_size(box: Box) -> Size:
     parts = several if isinstance(several, tuple) else tuple(several.values())
     images = [part for part in parts if isinstance(part, Pixels)]
     if len(images) != 1:
-        raise InputError(f"a map over the image needs a net that takes one image (Pixels); this takes {len(images)}")
+        takes = f"{len(images)} of them" if images else "none, so there is no image to lay a map on"
+        raise InputError(f"a map over the image needs a net that takes one image (Pixels); this net takes {takes}")
     return images[0].shape[1], images[0].shape[2]
 
 

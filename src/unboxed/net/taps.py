@@ -223,8 +223,12 @@ def following(
     modules: Mapping[str, nn.Module],
     wants: Callable[[str, str | None], bool],
     meet: Callable[[str, str | None, Tensor], Tensor | None],
+    gives: Callable[[str, Tensor], None] | None = None,
 ) -> Iterator[None]:
-    """Follow which module's own forward runs, and meet the functional ops called directly in it."""
+    """Follow which module's own forward runs, and meet the functional ops called directly in it.
+
+    `gives` is told what each module gives, after the ops that made it.
+    """
     running: list[str] = []
 
     def enter(path: str, module: nn.Module, args: Any) -> None:
@@ -233,6 +237,8 @@ def following(
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
         if running and running[-1] == path:  # else another's pre-hook raised before it was entered
             running.pop()
+        if gives is not None and (h := main_tensor(out)) is not None:
+            gives(path, h)
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
