@@ -102,7 +102,7 @@ def _steady(f: dict[str, Any], name: str, peers: tuple[str, ...]) -> str:
     cells = []
     for peer in peers:
         runs = f[f"runs_{peer}"]["hiding"]
-        least = max(map(int, f[f"runs_{peer}"]["curve"]))
+        least = max(int(n) for n in f[f"runs_{peer}"]["curve"])
         cells.append(f"{peer}: {f'**{runs / ours:.1f}x**' if runs else f'more than **{least / ours:.1f}x**'} the runs")
     what = f"{name} until seeds agree (rank correlation .9 of superpixels): runs of the net, against our {ours:.0f}"
     return f"{what} | {'; '.join(cells)}"
