@@ -79,7 +79,7 @@ def case(net: str, dtype: torch.dtype | None = None, n: int = 3) -> Case:
     entry = awkward.get(net, dtype)
     box = box_of(entry)
     x = entry.images(n).to(box.dtype)
-    return Case(box, x, labels(net, n))
+    return Case(box, x, labels(net, n).clone())  # those are kept: a test may write over its own
 
 
 @cache
