@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -290,3 +291,29 @@ def test_kernel_shap_as_captum_in_the_limit() -> None:
     off = (got.values - exact.values).abs()
     assert float(off.max()) < 0.05
     assert bool((off <= 5 * got.error + 1e-9).all())
+
+
+@pytest.mark.parametrize("segments", [("squares", 4), ("squares", 5), "pixels"])
+def test_rectangles_run_as_windows_lose_what_they_lose_otherwise(
+    segments: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The squares at the border are smaller where the side does not divide."""
+    from unboxed.attribution import feature_ablation as method
+
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x, y = ub.data.digits("test").first(2)
+    x = x + 0.1 * (1 - x)  # so that every pixel hides something
+    module = sys.modules[method.__module__]
+    asked: list[Any] = []
+    real = module.windows
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args[5])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "windows", counted)
+    got = method(box, x, y, segments=segments)
+    assert len(asked) == (4 if segments == ("squares", 5) else 1)
+    monkeypatch.setattr(module, "_by_windows", lambda *args: None)
+    want = method(box, x, y, segments=segments)
+    assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())

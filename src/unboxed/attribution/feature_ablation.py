@@ -12,11 +12,15 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.estimators import without_rounding
-from ..engine.hiding import game, objective, scores
+from ..engine.hiding import Game, game, objective, scores
 from ..engine.masks import leave_one_out
 from ..engine.segments import Segments
+from ..engine.sizes import Size
+from ..engine.windows import windows
 from ..net.batching import BatchSize
 from ..objectives import Objective
+
+MANY = 1024  # players that are looked at one by one, whether they are rectangles
 
 
 @card(
@@ -41,14 +45,50 @@ def feature_ablation(
 
     `segments` says which numbers are hidden together (see engine.segments): by default a column each, and about 50 SLIC
     superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the score. Players
-    that hide nothing cost nothing and get zero.
-    Raises InputError for segments or a baseline that do not fit x.
+    that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the net is not
+    computed. Raises InputError for segments or a baseline that do not fit x.
     """
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)
     played = game(box, x, segments, baseline)
-    own = {a: leave_one_out(a) for a in set(played.counts)}
-    found = scores(played, [own[a] for a in played.counts], [score], batch_size)
+    found = _by_windows(played, score, batch_size)
+    if found is None:
+        own = {a: leave_one_out(a) for a in set(played.counts)}
+        found = scores(played, [own[a] for a in played.counts], [score], batch_size)
     eps = torch.finfo(box.net_dtype).eps
     lost = [without_rounding((v[:1] - v[1:]), v, eps)[:, 0] for v in found]  # (A,) each
     return box.shaped(played.players.gathered(played.placed(lost)))  # type: ignore[no-any-return]
+
+
+def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
+    """The score of each row as it is, and without each of its active players, (1 + A, 1), if all are rectangles.
+
+    Then only what a rectangle reaches in the net is computed, as for occlusion.
+    """
+    rectangles = _rectangles(played)
+    if rectangles is None:
+        return None
+    box, x = played.box, played.x
+    every = torch.zeros(len(x), played.players.most, dtype=box.dtype, device=x.device)
+    whole = every[:, :1]
+    for size, places in rectangles.items():
+        corners = torch.tensor(list(places.values()))
+        run = windows(box, x, score, played.base, corners, size, logits=False, itself=True, batch_size=batch_size)
+        every[:, list(places)], whole = run.score[:, :-1].to(every), run.score[:, -1:].to(every)
+    return [torch.cat([whole[i], every[i, on]])[:, None].cpu().double() for i, on in enumerate(played.active)]
+
+
+def _rectangles(played: Game) -> dict[Size, dict[int, tuple[int, int]]] | None:
+    """{size: {player: its corner}} of the players that hide something, where images are cut alike into rectangles."""
+    of, active = played.players.of, played.active.any(0).nonzero().flatten().tolist()
+    if of.ndim != 4 or of.shape[1] != 1 or not MANY >= len(active) > 0 or not bool((of == of[:1]).all()):
+        return None
+    found: dict[Size, dict[int, tuple[int, int]]] = {}
+    for k in active:
+        rows, cols = (of[0, 0] == k).nonzero(as_tuple=True)
+        top, left = int(rows.min()), int(cols.min())
+        size = int(rows.max()) - top + 1, int(cols.max()) - left + 1
+        if size[0] * size[1] != len(rows):
+            return None
+        found.setdefault(size, {})[k] = (top, left)
+    return found
