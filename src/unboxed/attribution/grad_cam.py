@@ -47,9 +47,10 @@ def grad_cam(
 ) -> Tensor:
     """relu(sum_k alpha_k A_k) over a layer's maps A_k, (N, 1, H, W), or (N, 1, h, w) without `upsample`; >= 0.
 
-    alpha_k is the mean of d score / d A_k over its positions. `layer` is by default the last one below the score with
-    more than one position that is not pooling, after its ReLU; tokens of a ViT are laid on their grid, the last of
-    them that other tokens than the class's have a say in. Raises LayerError where a layer has no positions.
+    alpha_k is the mean of d score / d A_k over its positions. `layer` is by default the last maps that all of the score
+    passes through, of more than one position and not pooled ones: after the last ReLU, residual sum or gate, module or
+    not. Tokens of a ViT are laid on their grid, the last of them that other tokens than the class's have a say in.
+    Raises LayerError where a layer has no positions, and where the last maps can't be told: name one then.
     """
     return cam(box, x, target, layer, by_mean, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
 

@@ -63,6 +63,7 @@ class Trace:
         self.known = {row.path: (row, grid) for row, grid in grids(box)}
         self.output = (box.n_outputs, *box._found_shape)
         self.met: dict[Any, Met | None] = {}
+        self.untold: dict[Any, tuple[int, ...]] = {}  # what may be maps, whose axes can't be told
         self.leaves: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
         self.held: deque[Met] = deque(maxlen=HELD)
         self.calls: Counter[str] = Counter()
@@ -95,7 +96,10 @@ class Trace:
         if self.met.get(edge.node) is not None or (edge.node in self.met and told is None):
             return
         self.met[edge.node] = None
-        if h.ndim != 4 or len(h) != self.rows or (grid := self._grid(name, edge.node, h, told)) is None:
+        if h.ndim != 4 or len(h) != self.rows:
+            return
+        if (grid := self._grid(name, edge.node, h, told)) is None:
+            self.untold[edge.node] = tuple(h.shape[1:])
             return
         channels = h.shape[3] if grid.last else h.shape[1]
         shape = tuple(h.shape[1:])
@@ -195,12 +199,18 @@ class Trace:
     def _in_sight(self, above: Sequence[Any], found: Met) -> None:
         """Refuse where maps are made above these by code that can't be seen into."""
         for node in above:
-            if node not in self.met and _hides(node) and _has_positions(node):
+            if self._like_maps(node) or (node not in self.met and _hides(node) and _has_positions(node)):
                 raise LayerError(
                     f"the last maps can't be told: after {found.address!r} some are made out of sight, by "
-                    f"{node.name()} (scripted or compiled code, a custom function, or a write into a part of a map). "
-                    f"Name a layer with layer=, such as {found.address!r}"
+                    f"{node.name()} (scripted or compiled code, a custom function, a write into a part of a map, "
+                    f"axes split and joined). Name a layer with layer=, such as {found.address!r}"
                 )
+
+    def _like_maps(self, node: Any) -> bool:
+        """Whether what can't be told has the positions of maps that were met."""
+        shape = self.untold.get(node, ())
+        sizes = {met.grid.size for met in self.met.values() if met is not None}
+        return any(size in sizes and math.prod(size) > 1 for size in (shape[:2], shape[1:]))
 
 
 def _aside(name: str) -> bool:
@@ -224,7 +234,7 @@ def _has_positions(node: Any) -> bool:
 def _passed(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
     """The nodes from a score down to these maps, each after all above it, and whether every path leads through it.
 
-    One does where no edge out of the nodes before it leads past it.
+    One does where no edge out of the nodes before it leads past it; a path that has ended stays open for good.
     """
     leads = _leading_to(score, maps)
     into = Counter(below for node in leads for below in _below(node) if below in leads)
@@ -233,12 +243,12 @@ def _passed(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
         node = ready.pop()
         open_edges -= into[node]
         yield node, open_edges == 0 and not ready
-        for below in _below(node):
-            if below in leads:
-                open_edges += 1
-                left[below] -= 1
-                if not left[below]:
-                    ready.append(below)
+        further = [below for below in _below(node) if below in leads]
+        open_edges += max(1, len(further))
+        for below in further:
+            left[below] -= 1
+            if not left[below]:
+                ready.append(below)
 
 
 def _leading_to(score: Tensor, maps: set[Any]) -> dict[Any, None]:
