@@ -128,7 +128,20 @@ class WrittenOver(Last):
         return self.c1(self.stem(x)) + 1
 
 
-NETS = (Gated, SummedInline, SummedInPlace, SquareConvNeXt, ChannelsLast, Branches, TwoHeads, ManyMore, WrittenOver)
+class ByPosition(Last):
+    """What is joined over channels after the last maps is no map of them, and hides none."""
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.c1(self.stem(x)).relu()
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.last(x)
+        share = h.detach().sum(1, keepdim=True) * 0 + 1
+        return self.fc(h.mean((2, 3))) + 0 * (h.sum(1, keepdim=True) * share).flatten(1).mean(1, keepdim=True)
+
+
+NETS = (Gated, SummedInline, SummedInPlace, SquareConvNeXt, ChannelsLast, Branches, TwoHeads, ManyMore, WrittenOver,
+        ByPosition)  # fmt: skip
 
 
 @pytest.mark.parametrize("build", NETS)

@@ -209,6 +209,8 @@ class Trace:
     def _like_maps(self, node: Any) -> bool:
         """Whether what can't be told has the positions of maps that were met."""
         shape = self.untold.get(node, ())
+        if self.met.get(node) is not None or 1 in shape:  # told of by then; or means over channels, or over positions
+            return False
         sizes = {met.grid.size for met in self.met.values() if met is not None}
         return any(size in sizes and math.prod(size) > 1 for size in (shape[:2], shape[1:]))
 
