@@ -94,7 +94,7 @@ class Box:
         self.layers: Layers = self._found.layers
         self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
         self._reader = Reader(self._reader.pick, self.outputs)
-        self.coupled = self._found.coupled
+        self.coupled, self.flops = self._found.coupled, self._found.flops_each  # of one example's way through
         seen = self._reader.tensor(self._found.output)
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 

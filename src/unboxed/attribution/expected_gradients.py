@@ -16,9 +16,10 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
+from ..engine.draws import of_sample
 from ..engine.edits import runs, settled
 from ..engine.examples import batches
-from ..engine.paths import References, equal, generator_of, mean, scores
+from ..engine.paths import References, equal, mean, scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 from ..several import Several
@@ -90,7 +91,7 @@ def _draws(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in an order of its own (N, M), and alphas (N, K), one from each K-th of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n):
-        generator = generator_of(seed, row, 0, torch.device("cpu"))
+        generator = of_sample(seed, row, 0, torch.device("cpu"))
         orders.append(torch.randperm(m, generator=generator))
         part = torch.randperm(k, generator=generator)
         alphas.append((part + torch.rand(k, generator=generator, dtype=torch.float64)) / k)

@@ -164,8 +164,8 @@ def drawn(
     draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, seed: int, rows: Tensor, samples: Tensor
 ) -> Tensor:
     """(R, *shape): a draw for each pair of row and sample, keyed by (seed, row, sample), however they are batched."""
-    generator, found = torch.Generator(like.device), []
+    found = []
     for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-        generator.manual_seed(((seed * draws.PRIME + row) * draws.PRIME + sample) % 2**63)
+        generator = draws.of_sample(seed, row, sample, like.device)
         found.append(draw(tuple(shape), generator=generator, device=like.device, dtype=like.dtype))
     return torch.stack(found)

@@ -25,11 +25,10 @@ from ..errors import InputError, UnboxedError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective
-from ..several import Several
 from .controls import constant_model
 from .deletion import Curve, deletion
-from .methods import Method, Target, drawn, fixed
-from .perturbing import Score, random_maps
+from .methods import Method, Target, drawn, fixed, flat
+from .perturbing import Score, cells, random_maps
 from .similarity import Similarity, similarity
 
 Grade = Literal["pass", "doubtful", "fail", "not made"]
@@ -109,7 +108,7 @@ def verdict(
     if not bool(map_.isfinite().all()):
         return Verdict(name, "fail", "not finite", "Its map has NaN or infinite values.")
     figures = {**_alike(others), **_kept(box, x, map_, score, seed, batch_size)}
-    figures |= {"flat": float(_flat(map_).double().mean()), "constant": _constant(box, x, method, score, map_)}
+    figures |= {"flat": float(flat(map_).double().mean()), "constant": _constant(box, x, method, score, map_)}
     return Verdict(name, *judged(figures), figures)
 
 
@@ -144,12 +143,12 @@ def _kept(box: Box, x: Tensor, map_: Tensor, target: Any, seed: int, batch_size:
     """
     classes = box.outputs != "regression" and not isinstance(target, Objective)
     score: Score | None = "logit" if box.outputs == "regression" and not isinstance(target, Objective) else None
-    parts = _parts(box, map_)
+    parts = _parts(map_)
     run: Callable[..., Curve] = partial(
-        deletion, box, x, target=target, score=score, n_steps=min(N_STEPS, _count(box, x)), seed=seed,
+        deletion, box, x, target=target, score=score, n_steps=min(N_STEPS, math.prod(cells(box))), seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
-    orders = [_parts(box, _packed(box, random_maps(box, box.shaped(x), seed=seed + i))) for i in range(2)]
+    orders = [_parts(random_maps(box, box.shaped(x), seed=seed + i)) for i in range(2)]
     for cover in COVERS if isinstance(box.inputs, Pixels) else (None,):
         chance = [run(order, baseline=cover) for order in orders]
         first, last = chance[0].curve[:, 0].mean(), chance[0].curve[:, -1].mean()
@@ -163,24 +162,14 @@ def _kept(box: Box, x: Tensor, map_: Tensor, target: Any, seed: int, batch_size:
     return {"kept": math.nan if dull else kept, "kept_random": math.nan if dull else kept_random}
 
 
-def _parts(box: Box, h: Tensor) -> Tensor:
+def _parts(h: Any) -> Any:
     """Maps of images in squares, about a fourteenth of a side: single pixels removed from a photo are only noise."""
-    if h.ndim != 4:
+    if not isinstance(h, Tensor) or h.ndim != 4:
         return h
     side = max(1, round(min(h.shape[-2:]) / SIDES))
     grid = max(1, h.shape[-2] // side), max(1, h.shape[-1] // side)
     coarse = torch.nn.functional.adaptive_avg_pool2d(h.sum(1, keepdim=True), grid)
     return torch.nn.functional.interpolate(coarse, h.shape[-2:], mode="nearest-exact")
-
-
-def _packed(box: Box, h: Any) -> Tensor:
-    packed: Tensor = box.inputs.pack(h) if isinstance(box.inputs, Several) else h
-    return packed
-
-
-def _count(box: Box, x: Tensor) -> int:
-    """How many pixels, or numbers, can be removed."""
-    return x[0, 0].numel() if isinstance(box.inputs, Pixels) else x[0].numel()
 
 
 def _constant(box: Box, x: Tensor, method: Method, target: Any, map_: Tensor) -> float:
@@ -237,11 +226,6 @@ def judged(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
         return "doubtful", "depends on the net; removal untold", said
     said = f"{learned}, and removing what it marks costs the answer more than removing at random {removal}."
     return "pass", "depends on the net; marks what matters", said
-
-
-def _flat(h: Tensor) -> Tensor:
-    flat = h.flatten(1)
-    return (flat == flat[:, :1]).all(1)
 
 
 def _sentence(text: str) -> str:

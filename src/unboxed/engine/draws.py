@@ -32,3 +32,8 @@ def _rowwise(draw: Callable[..., Tensor], like: Tensor, seed: int) -> Tensor:
 def shared(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of one step, the same for all rows."""
     return torch.Generator(device).manual_seed(seed * PRIME + step)
+
+
+def of_sample(seed: int, row: int, sample: int, device: torch.device) -> torch.Generator:
+    """The generator of one sample (or block of them) of one row, whatever batch it is drawn in."""
+    return torch.Generator(device).manual_seed(((seed * PRIME + row) * PRIME + sample) % 2**63)

@@ -22,7 +22,7 @@ from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
 from ..objectives import Objective
 from ..several import Several
-from .draws import PRIME
+from . import draws
 from .gradients import Unclamp, _gradients
 
 Moment = Literal["mean", "squared", "variance"]
@@ -120,17 +120,12 @@ RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 BLOCK = 8  # samples of one row drawn at once: seeding a generator costs as much as drawing a small image
 
 
-def generator_of(seed: int, row: int, block: int, device: torch.device) -> torch.Generator:
-    """The generator of some samples of one row."""
-    return torch.Generator(device).manual_seed(((seed * PRIME + row) * PRIME + block) % 2**63)
-
-
 def normal(like: Tensor, n: Tensor, k: Tensor, seed: int) -> Tensor:
     """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in whatever batch it is drawn."""
     drawn, pairs = list[Tensor](), zip(n.tolist(), k.tolist(), strict=True)
     for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // BLOCK)):
         samples = [sample % BLOCK for _, sample in group]
-        generator = generator_of(seed, row, block, like.device)
+        generator = draws.of_sample(seed, row, block, like.device)
         values = torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype)
         drawn.append(values[samples[0] : samples[-1] + 1])
     return torch.cat(drawn)

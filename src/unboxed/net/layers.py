@@ -128,6 +128,7 @@ class Survey:
     bytes_peak: int  # held at a time by a forward pass alone
     noisy: bool  # draws dropout or noise although in eval
     coupled: bool  # a row's output depends on the other rows, or on its own place among them
+    flops_each: float  # of one example's way through the net
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -177,7 +178,8 @@ def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Mod
         raise InputError(f"the net can't take a batch of inputs of shape {tuple(x.shape[1:])}: {said}") from error
     table = _table(once(modules), met, ops, mixed, counter.total)
     held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
-    return Survey(table, first, 2 * sum(held), 4 * max(held, default=0), noise.met, _differ(first, second))
+    each = counter.total / max(least, len(x[:3]))
+    return Survey(table, first, 2 * sum(held), 4 * max(held, default=0), noise.met, _differ(first, second), each)
 
 
 @contextmanager
