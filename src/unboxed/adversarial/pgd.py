@@ -70,7 +70,15 @@ def pgd(
     )
     climb = ascend(box, goal, Raw(start), plan, batch_size=batch_size)
     success = climb.done if fooled is not None else _rose(climb)
-    return Adversarial(climb.input, success, climb.steps + 1, ball.distance(climb.input, x), climb.interrupted)
+    return Adversarial(
+        climb.input,
+        success,
+        climb.steps + 1,
+        ball.distance(climb.input, x),
+        climb.done & False,
+        norm,
+        climb.interrupted,
+    )
 
 
 def _check_units(box: Box, ball: Ball) -> None:

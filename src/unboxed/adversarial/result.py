@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    images: Tensor  # (N, ...) inside the ball and inside the valid range
+    """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
+
+    images: Any  # (N, ...) inside the ball and the valid range; a dict or tuple for nets of several inputs
     success: Tensor  # (N,) bool: the net's answer is wrong (targeted: is the target; with an objective: its score rose)
     queries: Tensor  # (N,) forward passes spent on each
-    distance: Tensor  # (N,) from the original, in the ball's norm
+    distance: Tensor  # (N,) from the original, in the attack's norm
+    already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is
+    norm: str  # of the distance: "linf", "l2" or "l1"
     interrupted: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -69,7 +70,38 @@ class L2:
         return length(x - centre)
 
 
-NORMS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2}
+@dataclass(frozen=True)
+class L1:
+    """The sum of absolute differences within eps."""
+
+    eps: float
+
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        """A uniform point of the ball around each row of x: a Laplace direction, a radius."""
+        return x
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad
+
+    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+        return x
+
+    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
+        return (x - centre).flatten(1).abs().sum(1)
+
+
+NORMS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
+
+
+def norm_of(norm: str, among: tuple[str, ...] = tuple(NORMS)) -> Ball:
+    """The norm as a ball without bounds, for what looks for the least distance. Raises InputError."""
+    return _kind(norm, among)(math.inf)
+
+
+def _kind(norm: str, among: tuple[str, ...]) -> Callable[[float], Ball]:
+    if not isinstance(norm, str) or norm.lower() not in among:
+        raise InputError(f"norm is one of {', '.join(among)}; got {norm!r}")
+    return NORMS[norm.lower()]
 
 
 def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
@@ -77,9 +109,7 @@ def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
     if (ball is None) == (eps is None):
         raise InputError("give eps (and norm), or ball= instead of both")
     if ball is None:
-        if not isinstance(norm, str) or norm.lower() not in NORMS:
-            raise InputError(f"norm is one of {', '.join(NORMS)}; got {norm!r}")
-        ball = NORMS[norm.lower()](number("eps", eps, above=0))
+        ball = _kind(norm, tuple(NORMS))(number("eps", eps, above=0))
     number("eps", ball.eps, above=0)
     return ball
 

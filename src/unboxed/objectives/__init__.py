@@ -25,11 +25,13 @@ from .likeness import match as match
 from .likeness import style as style
 from .outputs import as_classes as as_classes
 from .outputs import check_classes as check_classes
+from .outputs import dlr as dlr
 from .outputs import logit as logit
 from .outputs import logprob as logprob
 from .outputs import loss as loss
 from .outputs import margin as margin
 from .outputs import pooled as pooled
+from .outputs import targeted_dlr as targeted_dlr
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

@@ -98,6 +98,52 @@ def margin(y: int | Tensor) -> Objective:
     return _of_labels(y, score, "margin")
 
 
+def dlr(y: int | Tensor) -> Objective:
+    """The difference of logits ratio: the margin over the gap between the largest and the third largest logit.
+
+    It does not change when the logits are scaled. Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness
+    with an Ensemble of Diverse Parameter-free Attacks", arXiv:2003.01690, eq. 6.
+    """
+
+    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
+        own, top = right[:, None], _most(z, 3)
+        return (z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]) / _gap(top[:, 0] - top[:, 2])
+
+    return _of_labels(y, score, "dlr")
+
+
+def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
+    """As `dlr`, from each class y (N,) to a target (N,): arXiv:2003.01690, eq. 7."""
+    both = Held(torch.stack([as_classes(y), as_classes(target)], 1).long())
+
+    def score(z: Tensor, pairs: Tensor) -> Tensor:  # (N, K), (N, 2)
+        own, goal = z.gather(1, pairs).unbind(1)
+        top = _most(z, 4)
+        return (goal - own) / _gap(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+    return _of_pairs(both, score, "targeted dlr")
+
+
+def _most(z: Tensor, k: int) -> Tensor:
+    """The k largest logits (N, k). Raises InputError where there are fewer."""
+    if z.shape[1] < k:
+        raise InputError(
+            f"the difference of logits ratio needs {k} classes, the net has {z.shape[1]}: use margin or ce"
+        )
+    return z.topk(k).values
+
+
+def _gap(d: Tensor) -> Tensor:
+    return d.clamp_min(1e-12)
+
+
+def _of_pairs(pairs: Held, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+    def score(z: Tensor) -> Tensor:
+        return of_both(z, pairs.beside(z))
+
+    return of("logits", score, name, lambda i: _of_pairs(pairs[i], of_both, name), len(pairs))
+
+
 def _of_labels(y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
     labels = _labels(y)
 
