@@ -173,6 +173,9 @@ def train(
     name: Annotated[str, typer.Argument(help="A network of the zoo, such as mnist-cnn.")],
     data: Annotated[str | None, typer.Option(help="What to train it on (default: what it is meant for).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the network's own recipe.")] = None,
+    defend: Annotated[str | None, typer.Option(help="Against attacks: fast, pgd or trades.")] = None,
+    eps: Annotated[float | None, typer.Option(help="How far attacks go (default: the recipe's, or 0.3).")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="File to go on from, after an interruption.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the weights (.safetensors).")] = None,
     root: Root = None,
     seed: Seed = 0,
@@ -183,7 +186,10 @@ def train(
     with _answering(debug):
         from . import training
 
-        made = training.train(name, data=data, epochs=epochs, out=out, root=root, seed=seed, quiet=quiet)
+        made = training.train(
+            name, data=data, epochs=epochs, defend=defend, eps=eps, checkpoint=checkpoint, out=out, root=root,
+            seed=seed, quiet=quiet,
+        )  # fmt: skip
         typer.echo(made)
         if made.card["interrupted"]:
             raise KeyboardInterrupt

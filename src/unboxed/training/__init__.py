@@ -1,9 +1,13 @@
 """Training: the plain loop, the zoo's recipes, weights to files."""
 
 from .confused import Confused as Confused
+from .defense import DEFENSES as DEFENSES
+from .defense import PGD as PGD
+from .defense import Defense as Defense
+from .defense import Fast as Fast
+from .defense import Trades as Trades
 from .files import save as save
 from .files import versions as versions
-from .fit import Attack as Attack
 from .fit import History as History
 from .fit import accuracy as accuracy
 from .fit import fit as fit

@@ -1,11 +1,13 @@
-"""The plain training loop, with or without attacks."""
+"""The plain training loop, with or without a defense."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,45 +18,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import adversarial
 from ..box import Box
-from ..engine.balls import ball_of
-from ..errors import DataError, InputError, OutputError
+from ..errors import DataError, InputError
 from ..inputs import Inputs
 from ..net import quiet as rng
+from .average import Average
+from .checkpoint import Saved, put_rng_states, rng_states, told
+from .defense import Defense, output, trainable
 
 Batches = DataLoader[Any]  # of (x, y)
 Watch = Callable[[nn.Module, Tensor, Tensor, int], object]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class Attack:
-    """PGD on every training batch (Madry et al. 2018): `step` is 2.5 eps / steps by default.
-
-    eps grows from 0 over the first `ramp` of the training; from the start, a small net learns nothing at all.
-    """
-
-    eps: float
-    steps: int = 7
-    norm: str = "linf"
-    step: float | None = None
-    ramp: float = 0.3
-
-    def __post_init__(self) -> None:
-        ball_of(self.eps, self.norm, None)  # which refuses what is no ball
-        if not 0 <= self.ramp <= 1:
-            raise InputError(f"ramp is a share of the training, 0 to 1; got {self.ramp}")
-
-    def __call__(self, box: Box, x: Tensor, y: Tensor, step: int, of: int) -> Tensor:
-        """Images (N, ...) for step number `step` of a training that takes `of`."""
-        eps = self.eps * min(1.0, (step + 1) / max(1.0, self.ramp * of))
-        found = adversarial.pgd(
-            box, x, y, eps=eps, norm=self.norm, steps=self.steps, step=self.step, keep_going=True, seed=step
-        )
-        if found.interrupted:  # an attack keeps Ctrl-C to itself
-            raise KeyboardInterrupt
-        return found.images
 
 
 @dataclass(frozen=True)
@@ -63,6 +37,7 @@ class History:
     accuracy: tuple[float, ...]  # (epochs,) on the test data after each epoch; empty without test data
     steps: int  # batches that the net learned from
     seconds: float  # spent on training, looks at the test data left out
+    cpu_seconds: float  # of all threads: on a shared machine, the figure to compare
     interrupted: bool = False
 
 
@@ -78,26 +53,37 @@ def fit(
     weight_decay: float = 0.0,
     seed: int = 0,
     augment: Augment | None = None,
-    attack: Attack | None = None,
+    defend: Defense | None = None,
+    average: float | None = None,
+    autocast: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
     quiet: bool = False,
     watch: Watch | None = None,
 ) -> History:
     """Train a net that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
     The net is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
-    generator)` changes each batch (see `engine.transforms`). `watch(net, z, y, step)` is called after each batch, with
-    the net's own encoded inputs. On Ctrl-C the net stays as it is and the history says `interrupted`.
-    Raises InputError, DataError and OutputError.
+    generator)` changes each batch (see `engine.transforms`), `defend` says what is learned of it in place of the
+    cross-entropy (see `training.defense`). `average` is the decay, such as 0.999, of an exponential moving average of
+    the weights, which is what the test data meets and what is left in the net. `autocast` trains in mixed precision.
+    `watch(net, z, y, step)` is called after each batch, with the net's own encoded inputs.
+
+    `checkpoint` names a file, written after each epoch, from which a fit with the same settings goes on, to the same
+    weights. On Ctrl-C the net stays as it is and the history says `interrupted`.
+    Raises InputError, DataError, OutputError, WriteError, and ModelError for a checkpoint of another training.
     """
-    _check(epochs, batch_size, lr)
-    box, batches = Box(net, inputs), _batches(train, batch_size, seed)
-    training = _Training(box, epochs * len(batches), lr, weight_decay, seed, augment, attack, watch)
+    _check(epochs, batch_size, lr, average)
+    box = trainable(Box(net, inputs, autocast=autocast))
+    batches = _batches(train, batch_size, seed)
+    training = _Training(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defend, average, watch)
+    saved = None
+    if checkpoint is not None:
+        sizes = {"examples": len(train), "held_out": 0 if test is None else len(test)}  # type: ignore[arg-type]
+        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+        saved = Saved(Path(checkpoint), settings | sizes | training.settings())
     with rng.seeded(seed, box.device), rng.gradients_on(True), _bar(training.of, quiet) as bar:
         try:
-            for _ in range(epochs):
-                training.epoch(batches, bar)
-                if test is not None:
-                    training.look(test, bar)
+            training.go(epochs, test, bar, saved)
         except KeyboardInterrupt:
             training.interrupted = True
         finally:
@@ -120,49 +106,68 @@ class _Training:
     def __init__(
         self,
         box: Box,
+        batches: Batches,
         of: int,
         lr: float,
         weight_decay: float,
         seed: int,
         augment: Augment | None,
-        attack: Attack | None,
+        defend: Defense | None,
+        average: float | None,
         watch: Watch | None,
     ) -> None:
-        self.box, self.of = box, of
-        self.augment, self.attack, self.watch = augment, attack, watch
+        self.box, self.batches, self.of = box, batches, of
+        self.augment, self.defend, self.watch = augment, defend, watch
         self.optimizer = AdamW(_learnable(box), lr, weight_decay=weight_decay)
         self.schedule = OneCycleLR(self.optimizer, lr, total_steps=of)
+        self.average = None if average is None else Average(box.net, average)
         self.generator = torch.Generator(box.device).manual_seed(seed)
         self.loss, self.accuracy = list[float](), list[float]()
-        self.steps, self.seconds, self.interrupted = 0, 0.0, False
+        self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
-    def epoch(self, batches: Batches, bar: tqdm[Any]) -> None:
+    def go(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], saved: Saved | None) -> None:
+        """All epochs, or those that a checkpoint lacks."""
+        if saved is not None and (state := saved.read()) is not None:
+            self._restore(state)
+            bar.update(self.steps)
+        while len(self.loss) < epochs:
+            self._epoch(bar)
+            if test is not None:
+                self._look(test, bar)
+            if saved is not None:
+                saved.write(self._state())
+
+    def _epoch(self, bar: tqdm[Any]) -> None:
         self.box.net.train()
-        started, losses = time.perf_counter(), list[Tensor]()
+        started, cpu, losses = time.perf_counter(), time.process_time(), list[Tensor]()
         try:
-            for x, y in batches:
+            for x, y in self.batches:
                 losses.append(self._step(self.box.accept(x), self.box.labels(y, len(x))))
                 bar.update()
         finally:
             self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.process_time() - cpu
         self._note(torch.stack(losses).mean().item())
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Learn from one batch (N, ...), (N,); the loss, left on the device."""
-        box = self.box
+        box, seen = self.box, x
         if self.augment is not None:
-            x = box.inputs.clip(self.augment(x, self.generator))
-        if self.attack is not None:
-            x = self.attack(box, x, y, self.steps, self.of)
-        z = box.inputs.encode(x).to(box.net_dtype)
-        loss = F.cross_entropy(_logits(box.net(z.clone())), y)  # a net may write over its input
+            seen = x = box.inputs.clip(self.augment(x, self.generator))
+        if self.defend is None:
+            loss = F.cross_entropy(output(box, x), y)
+        else:
+            seen = self.defend.attack(box, x, y, (self.steps + 1) / self.of, seed=self.steps)
+            loss = self.defend.loss(box, x, y, seen)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.schedule.step()
         self.steps += 1
+        if self.average is not None:
+            self.average.update(self.steps)
         if self.watch is not None:
-            self.watch(box.net, z, y, self.steps)
+            self.watch(box.net, box.inputs.encode(seen).to(box.net_dtype), y, self.steps)
         return loss.detach()
 
     def _note(self, loss: float) -> None:
@@ -170,24 +175,73 @@ class _Training:
             raise InputError(f"the loss became {loss} in epoch {len(self.loss) + 1}: train with a smaller lr")
         self.loss.append(loss)
 
-    def look(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
-        self.accuracy.append(accuracy(self.box, test))
+    def _look(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
+        with nullcontext() if self.average is None else self.average.in_place():
+            self.accuracy.append(accuracy(self.box, test))
         bar.set_postfix_str(f"loss {self.loss[-1]:.3f}, test accuracy {self.accuracy[-1]:.2%}")
 
     def close(self) -> None:
         self.optimizer.zero_grad()
+        if self.average is not None and self.steps:
+            self.average.exchange()
         self.box.net.eval()
 
     def history(self) -> History:
-        return History(tuple(self.loss), tuple(self.accuracy), self.steps, self.seconds, self.interrupted)
+        return History(
+            tuple(self.loss), tuple(self.accuracy), self.steps, self.seconds, self.cpu_seconds, self.interrupted
+        )
+
+    # -- to a checkpoint, and from it --------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """What decides where a training goes, beside the numbers."""
+        net, decay = self.box.net, None if self.average is None else self.average.decay
+        shapes = {name: list(h.shape) for name, h in (*net.named_parameters(), *net.named_buffers())}
+        return {
+            "net": f"{type(net).__name__} {shapes}", "augment": told(self.augment), "defend": told(self.defend),
+            "average": decay, "autocast": str(self.box.autocast),
+        }  # fmt: skip
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "net": [h.detach() for h in self._tensors()],
+            "average": None if self.average is None else self.average.kept,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generators": [g.get_state() for g in (self.generator, self.batches.generator)],
+            "rng": rng_states(self.box.device),
+            "done": {name: getattr(self, name) for name in DONE},
+        }
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Any]) -> None:
+        for h, value in zip(self._tensors(), state["net"], strict=True):
+            h.data.copy_(value)
+        if self.average is not None:
+            self.average.restore(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for g, value in zip((self.generator, self.batches.generator), state["generators"], strict=True):
+            g.set_state(value)
+        put_rng_states(state["rng"], self.box.device)
+        for name, value in state["done"].items():
+            setattr(self, name, value)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.box.net.parameters(), *self.box.net.buffers()]
 
 
-def _check(epochs: int, batch_size: int, lr: float) -> None:
+DONE = ("loss", "accuracy", "steps", "seconds", "cpu_seconds")
+
+
+def _check(epochs: int, batch_size: int, lr: float, average: float | None) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}")
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
+    if average is not None and not 0 < average < 1:
+        raise InputError(f"average is the decay of a moving average, between 0 and 1, such as 0.999; got {average!r}")
 
 
 def _batches(dataset: Dataset[Any], size: int, seed: int | None = None) -> Batches:
@@ -203,14 +257,6 @@ def _bar(of: int, quiet: bool) -> tqdm[Any]:
 
 
 def _learnable(box: Box) -> list[nn.Parameter]:
-    if box.outputs not in ("logits", "logprobs"):
-        raise OutputError(f"training needs a net that gives logits or log-probabilities; its outputs are {box.outputs}")
     if parameters := [p for p in box.net.parameters() if p.requires_grad]:
         return parameters
     raise InputError("the net has no parameter that requires a gradient: there is nothing to train")
-
-
-def _logits(output: object) -> Tensor:
-    if isinstance(output, Tensor):
-        return output  # (N, K)
-    raise OutputError(f"training needs a net that gives a tensor of logits; it gives {type(output).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from ..box import Box
 from ..engine.transforms import wobble
 from ..errors import DataError
 from ..inputs import Pixels
+from .defense import PGD, Defense, named
 from .files import save, versions, writable
-from .fit import Attack, History, Watch, accuracy, fit
+from .fit import History, Watch, accuracy, fit
 
 WOBBLE = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
 ADVERSARIAL_STEPS = 100  # of the attack that a robust accuracy is measured with
@@ -27,10 +28,14 @@ Parts = tuple[Dataset[Any], Dataset[Any]]
 RECIPES: dict[str, dict[str, Any]] = {
     "mnist-linear": {"epochs": 5, "batch_size": 128, "lr": 5e-3},
     "mnist-cnn": {"epochs": 6, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-2},
-    "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "attack": Attack(0.3)},
+    "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3)},
+    "mnist-robust": {
+        "epochs": 40, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3, steps=7),
+        "average": 0.999, "autocast": torch.bfloat16,
+    },
     "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE},
     "digits-judge": {
-        "epochs": 80, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE, "attack": Attack(0.3),
+        "epochs": 80, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE, "defend": PGD(0.3),
     },
 }  # fmt: skip
 
@@ -43,11 +48,13 @@ class Trained:
     net: nn.Module
     inputs: Pixels
     card: dict[str, Any]
+    checkpoint: Path | None = None  # that an interrupted training goes on from
 
     def __str__(self) -> str:
         card = self.card
         robust = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
-        stopped = " (interrupted)" if card["interrupted"] else ""
+        again = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
+        stopped = f" (interrupted{again})" if card["interrupted"] else ""
         return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust}{stopped}"
 
 
@@ -64,6 +71,9 @@ def train(
     data: str | Parts | None = None,
     root: str | Path | None = None,
     epochs: int | None = None,
+    defend: str | Defense | None = None,
+    eps: float | None = None,
+    checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -72,30 +82,34 @@ def train(
     """Train a net of the zoo by its recipe, look at held-out data, write `out` (NAME.safetensors) and a card beside it.
 
     `data` is digits, mnist or fashion-mnist, a folder that holds train/ and test/, or two data sets; by default what
-    the net is meant for. The weights are rounded to half precision first, so that the figures are those of the file.
-    On Ctrl-C what was learned is kept. Raises ModelError, DataError, InputError and WriteError.
+    the net is meant for. `defend` is fast, pgd or trades, within `eps` (the recipe's, or 0.3), or a defense.
+    `checkpoint` is a file from which an interrupted training goes on. The weights are rounded to half precision first,
+    so that the figures are those of the file. On Ctrl-C what was learned is kept.
+    Raises ModelError, DataError, InputError and WriteError.
     """
     net, inputs = zoo.load(name, weights=None, seed=seed)
     path = writable(out or f"{name}.safetensors")
     learn, test = _parts(data or zoo.kind(name).data, root, inputs)
-    arguments = recipe(name) | ({} if epochs is None else {"epochs": epochs})
-    history = fit(net, inputs, learn, test, **arguments, seed=seed, quiet=quiet, watch=watch)
+    asked = {"epochs": epochs, "defend": named(defend, eps, RECIPES[name].get("defend"))}
+    changed = {setting: value for setting, value in asked.items() if value is not None}
+    arguments = recipe(name) | changed | {"checkpoint": checkpoint, "seed": seed, "quiet": quiet, "watch": watch}
+    history = fit(net, inputs, learn, test, **arguments)
     net.half().float()
     box = Box(net, inputs)
-    card = _card(name, learn, test, history, seed, epochs) | {"accuracy": accuracy(box, test)}
-    if (attack := arguments.get("attack")) and not history.interrupted:
-        card |= _under(attack, box, test, quiet)
-    return Trained(save(net.half(), path, card), net.float(), inputs, card)
+    card = _card(name, learn, test, history, seed, changed)
+    card |= {"command": _command(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test)}
+    if (defense := arguments.get("defend")) and not history.interrupted:
+        card |= _under(defense, box, test, quiet)
+    kept = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
+    return Trained(save(net.half(), path, card), net.float(), inputs, card, kept)
 
 
-def robust_accuracy(box: Box, dataset: Dataset[Any], attack: Attack, *, quiet: bool = False) -> float:
+def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:
     """The share of a Dataset of (image, class) that stays right under PGD of 100 steps, a thirtieth of eps each."""
     fooled = seen = 0
     with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
         for x, y in DataLoader(dataset, 500):
-            found = adversarial.pgd(
-                box, x, y, eps=attack.eps, norm=attack.norm, steps=ADVERSARIAL_STEPS, step=attack.eps / 30, seed=seen
-            )
+            found = adversarial.pgd(box, x, y, eps=eps, norm=norm, steps=ADVERSARIAL_STEPS, step=eps / 30, seed=seen)
             fooled, seen = fooled + int(found.success.sum()), seen + len(x)
             bar.update(len(x))
             if found.interrupted:
@@ -103,11 +117,12 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], attack: Attack, *, quiet: b
     return (seen - fooled) / seen
 
 
-def _under(attack: Attack, box: Box, test: Dataset[Any], quiet: bool) -> dict[str, Any]:
+def _under(defense: Defense, box: Box, test: Dataset[Any], quiet: bool) -> dict[str, Any]:
     """What the card says of attacks. Ctrl-C here must not cost what was learned."""
-    said = {"attack": f"PGD-{ADVERSARIAL_STEPS}", "norm": attack.norm, "eps": attack.eps}
+    eps, norm = defense.eps, defense.norm
+    said = {"attack": f"PGD-{ADVERSARIAL_STEPS}", "norm": norm, "eps": eps}
     try:
-        return {"robust": said | {"accuracy": robust_accuracy(box, test, attack, quiet=quiet)}}
+        return {"robust": said | {"accuracy": robust_accuracy(box, test, eps, norm, quiet=quiet)}}
     except KeyboardInterrupt:
         return {"interrupted": True}
 
@@ -127,11 +142,8 @@ def _parts(data: str | Parts, root: str | Path | None, like: Pixels) -> Parts:
 
 
 def _card(
-    name: str, learn: Dataset[Any], test: Dataset[Any], history: History, seed: int, epochs: int | None
+    name: str, learn: Dataset[Any], test: Dataset[Any], history: History, seed: int, changed: dict[str, Any]
 ) -> dict[str, Any]:
-    made = dict(RECIPES[name])
-    if "attack" in made:
-        made["attack"] = asdict(made["attack"])
     return {
         "name": name,
         "inputs": asdict(zoo.kind(name).inputs),
@@ -139,11 +151,23 @@ def _card(
         "train_examples": len(learn),  # type: ignore[arg-type]
         "test_examples": len(test),  # type: ignore[arg-type]
         "seed": seed,
-        "recipe": made | ({} if epochs is None else {"epochs": epochs}),
+        "recipe": {setting: _plain(value) for setting, value in (RECIPES[name] | changed).items()},
         "test_accuracy_by_epoch": [round(a, 4) for a in history.accuracy],
         "seconds": round(history.seconds, 1),
+        "cpu_seconds": round(history.cpu_seconds, 1),
         "interrupted": history.interrupted,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "command": f"unboxed train {name}" + (f" --epochs {epochs}" if epochs else "") + f" --seed {seed}",
     }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"name": type(value).__name__} | asdict(value)
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _command(name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int) -> str:
+    options = {"epochs": epochs, "defend": defend if isinstance(defend, str) else None, "eps": eps, "seed": seed}
+    return " ".join([f"unboxed train {name}", *(f"--{o} {v}" for o, v in options.items() if v is not None)])

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ KINDS = {
     "mnist-linear": Kind(LinearReLU, MNIST, "mnist"),
     "mnist-cnn": Kind(MnistCNN, MNIST, "mnist"),
     "mnist-judge": Kind(Judge, MNIST, "mnist"),
+    "mnist-robust": Kind(partial(Judge, (32, 64, 256)), MNIST, "mnist"),
     "digits-cnn": Kind(DigitsCNN, DIGITS, "digits"),
     "digits-judge": Kind(Judge, DIGITS, "digits"),
 }

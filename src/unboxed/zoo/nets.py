@@ -71,21 +71,23 @@ class DigitsCNN(nn.Module):
 class Judge(nn.Module):
     """Strided, without pooling: of another build than the nets it judges. To be trained against attacks.
 
-    The architecture of Wong and Kolter, "Provable defenses against adversarial examples" (2018), section 5.
+    The architecture of Wong and Kolter, "Provable defenses against adversarial examples" (2018), section 5; `widths`
+    are those of the two convolutions and of the hidden layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (16, 32, 100)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 4, stride=2, padding=1)
+        c1, c2, hidden = widths
+        self.conv1 = nn.Conv2d(1, c1, 4, stride=2, padding=1)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(16, 32, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(c1, c2, 4, stride=2, padding=1)
         self.relu2 = nn.ReLU()
-        self.fc1 = nn.Linear(32 * 7 * 7, 100)
+        self.fc1 = nn.Linear(c2 * 7 * 7, hidden)
         self.relu3 = nn.ReLU()
-        self.fc2 = nn.Linear(100, 10)
+        self.fc2 = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.conv1(x))  # (N, 16, 14, 14)
-        x = self.relu2(self.conv2(x))  # (N, 32, 7, 7)
+        x = self.relu1(self.conv1(x))  # (N, c1, 14, 14)
+        x = self.relu2(self.conv2(x))  # (N, c2, 7, 7)
         logits: Tensor = self.fc2(self.relu3(self.fc1(x.flatten(1))))
         return logits

@@ -1,0 +1,240 @@
+"""Adversarial training: the losses of nets that learn from adversarial examples of themselves.
+
+Each defense is a function on any training loop, in place of the cross-entropy:
+
+    defense = PGD(eps=0.3)
+    for x, y in loader:
+        loss = defense(box, x, y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+The attack runs the net in eval, as every method of a box does: its gradients are those of the net that will be used,
+and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says `net.train()`:
+what that forward moves (batch norm) and draws (dropout) is what any training step moves and draws, and nothing else
+of the net, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..box import Box
+from ..engine.balls import NORMS, Ball, Linf, ball_of
+from ..errors import InputError, OutputError
+
+EPS = 0.3  # for images of digits, where nothing else is said
+NEAR = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself
+
+
+class Defense(Protocol):
+    """What a training does about attacks: which examples it makes of a batch, and the loss on them."""
+
+    @property
+    def eps(self) -> float: ...
+    @property
+    def norm(self) -> str: ...
+
+    def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
+        """Adversarial examples (N, ...) of x, without a graph."""
+
+    def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
+        """The mean loss, a scalar with a graph into the net's parameters."""
+
+    def __call__(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
+        """The mean loss of a batch x (N, ...), y (N,), a scalar with a graph into the net's parameters.
+
+        `progress` is the share of the training that is behind, 0 to 1, from which eps grows; `seed`, say the step's
+        number, keys the random start (default: the batch itself does). Raises InputError and OutputError.
+        """
+
+
+class _Attacked:
+    """What the defenses share: from an attack and a loss to the function."""
+
+    def __call__(
+        self: Defense, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None
+    ) -> Tensor:
+        x, y = box.accept(x), box.labels(y, len(x))
+        return self.loss(box, x, y, self.attack(box, x, y, progress, seed=seed))
+
+
+class _OnAttackedOnly(_Attacked):
+    """The net sees the adversarial examples in place of the batch."""
+
+    def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
+        """The cross-entropy of the adversarial examples."""
+        return F.cross_entropy(output(box, adversarial), y)
+
+
+@dataclass(frozen=True)
+class Fast(_OnAttackedOnly):
+    """One step from a random point of the ball (Wong et al. 2020, arXiv:2001.03994). `step` is 1.25 eps by default.
+
+    eps grows from 0 over the first `ramp` of the training.
+    """
+
+    eps: float
+    norm: str = "linf"
+    step: float | None = None
+    ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.norm, 1, self.step, self.ramp)
+
+    def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
+        """x (N, ...) after one step up the cross-entropy."""
+        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        step = 1.25 * ball.eps if self.step is None else self.step
+        return _climb(box, box.accept(x), box.labels(y, len(x)), ball, 1, step, _anywhere, seed)
+
+
+@dataclass(frozen=True)
+class PGD(_OnAttackedOnly):
+    """The cross-entropy of PGD's examples (Madry et al. 2018, arXiv:1706.06083). `step` is 2.5 eps / steps by default.
+
+    eps grows from 0 over the first `ramp` of the training; from the start, a small net learns nothing at all.
+    """
+
+    eps: float
+    steps: int = 7
+    norm: str = "linf"
+    step: float | None = None
+    ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.norm, self.steps, self.step, self.ramp)
+
+    def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
+        """x (N, ...) after `steps` steps up the cross-entropy, from a random point of the ball."""
+        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        step = 2.5 * ball.eps / self.steps if self.step is None else self.step
+        return _climb(box, box.accept(x), box.labels(y, len(x)), ball, self.steps, step, _anywhere, seed)
+
+
+@dataclass(frozen=True)
+class Trades(_Attacked):
+    """Right on x, and the same around it (Zhang et al. 2019, arXiv:1901.08573): CE(x, y) + beta KL(p(x) || p(x')).
+
+    x' climbs that divergence from beside x; it is not told y. `step` is 2.5 eps / steps by default; eps grows from 0
+    over the first `ramp` of the training.
+    """
+
+    eps: float
+    steps: int = 7
+    beta: float = 6.0
+    norm: str = "linf"
+    step: float | None = None
+    ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(self.eps, self.norm, self.steps, self.step, self.ramp)
+        number("beta", self.beta, above=0)
+
+    def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
+        """x (N, ...) after `steps` steps away from what the net says of x. y is not looked at."""
+        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.accept(x)
+        with box.quiet(grad=False):
+            p = output(trainable(box), x).softmax(1)  # (N, K)
+        return _climb(box, x, p, ball, self.steps, step, _beside, seed)
+
+    def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
+        """CE(x, y) + beta KL(p(x) || p(x')), of which both parts move the net."""
+        clean, moved = output(box, x), output(box, adversarial)  # two forwards: batch norm must not mix them
+        apart = F.kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+        return F.cross_entropy(clean, y) + self.beta * apart
+
+
+DEFENSES: dict[str, Callable[[float], Defense]] = {"fast": Fast, "pgd": PGD, "trades": Trades}
+
+
+def named(name: str | Defense | None, eps: float | None = None, usual: Defense | None = None) -> Defense | None:
+    """A defense by its name, within `eps`; `usual` is what there is without a name. Raises InputError."""
+    if isinstance(name, str):
+        if name not in DEFENSES:
+            raise InputError(f"defend is {', '.join(DEFENSES)}; got {name!r}")
+        return DEFENSES[name](eps if eps is not None else usual.eps if usual is not None else EPS)
+    defense: Any = usual if name is None else name
+    if eps is None or defense is None:
+        if eps is not None:
+            raise InputError(f"eps={eps:g} says how far attacks go; say what defends: {', '.join(DEFENSES)}")
+        return defense
+    return replace(defense, eps=eps)
+
+
+def output(box: Box, x: Tensor) -> Tensor:
+    """Logits or log-probabilities (N, K) of the net as it stands, for a loss that takes either."""
+    return box._reader.tensor(box._call(x))
+
+
+def trainable(box: Box) -> Box:
+    """Raise OutputError for a net whose output no cross-entropy takes."""
+    if box.outputs not in ("logits", "logprobs"):
+        raise OutputError(f"training needs a net that gives logits or log-probabilities; its outputs are {box.outputs}")
+    box.one_class_each("training")
+    return box
+
+
+Start = Callable[[Tensor, Ball, int], Tensor]
+
+
+def _climb(
+    box: Box, x: Tensor, target: Tensor, ball: Ball, steps: int, step: float, start: Start, seed: int | None
+) -> Tensor:
+    """Up the cross-entropy with `target`, classes (N,) or probabilities (N, K), for which its slope is the KL's.
+
+    Nobody asks which examples are fooled, so there is no look but those whose gradient is used, and none is dropped.
+    """
+    trainable(box)
+    seed = _key(x) if seed is None else seed
+    moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
+    with box.quiet(seed=seed):
+        for _ in range(steps):
+            moved.requires_grad_()
+            loss = F.cross_entropy(output(box, moved), target, reduction="sum")
+            (uphill,) = torch.autograd.grad(loss, moved)
+            ahead = moved.detach() + step * ball.steepest(uphill)
+            moved = box.inputs.clip(ball.project(ahead, x))
+    return moved
+
+
+def _anywhere(x: Tensor, ball: Ball, seed: int) -> Tensor:
+    """A uniform point of the ball around each row: no batch is ever split here, so one generator draws for all."""
+    if not isinstance(ball, Linf):
+        return ball.sample(x, seed)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + ball.eps * (2 * noise - 1)
+
+
+def _beside(x: Tensor, ball: Ball, seed: int) -> Tensor:
+    """A point right beside each row."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    return x + NEAR * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _key(x: Tensor) -> int:
+    """A seed that a batch has for itself."""
+    return int(x.detach().double().sum().view(torch.int64)) % 2**62
+
+
+def _grown(eps: float, norm: str, ramp: float, progress: float) -> Ball:
+    """The ball, as large as it is at this point of the training."""
+    if not 0 <= progress <= 1:
+        raise InputError(f"progress is the share of the training that is behind, 0 to 1; got {progress}")
+    return NORMS[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
+
+
+def _check(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
+    ball_of(eps, norm, None)  # which refuses what is no ball
+    whole("steps", steps, least=1)
+    if step is not None:
+        number("step", step, above=0)
+    if not 0 <= ramp <= 1:
+        raise InputError(f"ramp is a share of the training, 0 to 1; got {ramp}")
