@@ -94,7 +94,8 @@ class Box:
         self.layers: Layers = self._found.layers
         self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
         self._reader = Reader(self._reader.pick, self.outputs)
-        self.coupled, self.flops = self._found.coupled, self._found.flops_each  # of one example's way through
+        self.coupled, self.noisy = self._found.coupled, self._found.noisy  # noisy: it draws while it runs
+        self.flops = self._found.flops_each  # of one example's way through
         seen = self._reader.tensor(self._found.output)
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
@@ -154,7 +155,7 @@ class Box:
         with ExitStack() as stack:
             tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
             taps = stack.enter_context(tap)
-            if self._found.noisy:
+            if self.noisy:
                 stack.enter_context(quiet.SharedNoise())
             final = stack.enter_context(self._reader.watching("logits" in wanted))
             raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
@@ -262,7 +263,7 @@ class Box:
     @property
     def takes_others(self) -> bool:
         """Whether the net may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
-        return not (self.coupled or self._found.noisy) and self._least == 1
+        return not (self.coupled or self.noisy) and self._least == 1
 
     def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
