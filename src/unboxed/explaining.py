@@ -28,8 +28,9 @@ from .errors import DataError, InputError, UnboxedError
 from .inputs import Pixels
 from .objectives import pooled
 from .plots.explained import explained
-from .plots.files import save, write_bytes
+from .plots.files import save
 from .report.words import p_of
+from .writing import write_bytes
 
 SAID = 3  # classes that are told
 MANY, FEW = 100, 2  # a method that runs the net so often is compared with so many nets drawn anew

@@ -15,7 +15,7 @@ ROOT = Path(unboxed.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
-    {"errors", "cards", "arguments"},
+    {"errors", "cards", "arguments", "writing"},
     {"objectives", "inputs", "several", "net"},
     {"box"},
     {"engine"},

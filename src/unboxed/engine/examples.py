@@ -52,6 +52,33 @@ def _work(box: Box, x: Tensor, work: Callable[[Tensor], object], batch_size: Bat
     in_batches(lambda rows: work(x[rows]), len(x), *box.splits(len(x), batch_size))
 
 
+def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first `most` inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
+
+    Raises DataError where there are none or they bear no labels, InputError for what doesn't fit the box.
+    """
+    if _paired(data):
+        x, y = data[0][:most], data[1][:most]
+    else:
+        items = list(islice(_items_labeled(data), most))
+        if not items:
+            raise DataError("the data are empty: there is nothing to ask the net about")
+        x, y = _stacked(items), torch.as_tensor([_label(item) for item in items])
+    return box.accept(x), box.labels(y, len(x))
+
+
+def _items_labeled(data: Any) -> Iterator[Any]:
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        return (pair for batch in data for pair in zip(*batch, strict=True))
+    return _items(data)
+
+
+def _label(item: Any) -> int:
+    if not isinstance(item, (tuple, list)) or len(item) < 2 or int(item[1]) < 0:
+        raise DataError("wanted examples with labels: a pair of tensors (x, y), or a Dataset of (input, class)")
+    return int(item[1])
+
+
 def read_once(data: Any) -> bool:
     """Whether a second look at `data` would find nothing, or other examples at the same places."""
     if isinstance(data, DataLoader):
@@ -86,8 +113,12 @@ def _passed(data: Any, wanted: Sequence[int]) -> list[Any]:
 
 
 def _unlabeled(data: Any) -> Any:
-    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    return data[0] if pair else data  # (x, y)
+    return data[0] if _paired(data) else data
+
+
+def _paired(data: Any) -> bool:
+    """Whether these are tensors (x, y)."""
+    return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
 
 
 def _sliced(x: Tensor, size: int) -> Iterator[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, WriteError
+from ..writing import write_bytes
 from .colors import Bytes, fitted
 
 Picture = Bytes | Image.Image
@@ -75,21 +75,6 @@ def _small(im: Image.Image) -> Image.Image:
     if im.mode == "RGBA":
         paletted.info["transparency"] = palette[:, 3].tobytes()
     return paletted
-
-
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all. Raises WriteError, and then leaves nothing behind."""
-    part = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise WriteError(f"can't write {path}: {error.strerror or error}. Choose a folder you may write to") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
 
 
 def _format(path: Path) -> str:

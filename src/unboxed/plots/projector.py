@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..writing import write_bytes
 from .colors import Array, array
-from .files import png, write_bytes
+from .files import png
 from .map import small
 
 if TYPE_CHECKING:

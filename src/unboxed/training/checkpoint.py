@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ModelError
 from ..net import quiet
-from ..plots.files import write_bytes
+from ..writing import write_bytes
 
 FORMAT = "unboxed training 1"
 ELSE = "Give another file, or remove this one to start anew"
@@ -50,7 +50,7 @@ def told(setting: object) -> str:
     """A setting in words that are the same in another process; for a function, its name and what it was made with."""
     if not callable(setting) or is_dataclass(setting):
         return repr(setting)
-    made_with = getclosurevars(setting).nonlocals if isfunction(setting) else {}
+    made_with: Mapping[str, Any] = getclosurevars(setting).nonlocals if isfunction(setting) else {}
     plain = {name: v for name, v in sorted(made_with.items()) if isinstance(v, (int, float, str, type(None)))}
     return f"{getattr(setting, '__qualname__', type(setting).__qualname__)} {plain or ''}".strip()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, WriteError
-from ..plots.files import write_bytes
+from ..writing import write_bytes
 
 
 def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:

@@ -260,7 +260,7 @@ class Files:
     folder: Path
 
     def __call__(self, sheet: Image.Image, step: int) -> Path:
-        from ..plots.files import write_bytes
+        from ..writing import write_bytes
 
         png = BytesIO()
         sheet.save(png, "PNG", compress_level=1)  # training waits for it

@@ -1,0 +1,60 @@
+"""Where a long work stands, in a file: after an end that nobody chose, it goes on as if there had been none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from ..writing import write_bytes
+
+ELSE = "Give another file, or remove this one to start anew"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The file of one work ("training", "attack") with these settings: plain values and tensors."""
+
+    path: Path
+    work: str
+    settings: dict[str, Any]
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """All of it under a temporary name, then renamed. Raises WriteError."""
+        whole = BytesIO()
+        torch.save({"work": self.work, "settings": self.settings, "state": dict(state)}, whole)
+        write_bytes(self.path, whole.getvalue())
+
+    def read(self) -> dict[str, Any] | None:
+        """The state in the file, None where there is no file. Raises ModelError for one of another work."""
+        if not self.path.exists():
+            return None
+        held = _load(self.path)
+        if not isinstance(held, dict) or held.get("work") != self.work:
+            raise ModelError(f"{self.path} is no checkpoint of this work ({self.work}). {ELSE}")
+        if other := _difference(held["settings"], self.settings):
+            raise ModelError(f"{self.path} is the checkpoint of other settings ({self.work}): {other}. {ELSE}")
+        state: dict[str, Any] = held["state"]
+        return state
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file may raise anything
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"can't read the checkpoint {path}: {said}. {ELSE}") from error
+
+
+def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """The first setting that is not the same."""
+    for name in sorted(held.keys() | asked.keys()):
+        was, now = held.get(name), asked.get(name)
+        if was != now:
+            return f"{name} was {was}, and is {now}" if len(f"{was}{now}") < 300 else f"its {name} are others"
+    return None
