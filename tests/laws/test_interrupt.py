@@ -81,7 +81,7 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
             assert unknown or torch.isfinite(b).all(), field.name
 
 
-@methods("interrupt", climbs)
+@methods("steps kept", climbs)
 def test_the_steps_taken_are_kept(name: str) -> None:
     """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
     c = case("plain", torch.float64)

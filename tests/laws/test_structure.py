@@ -21,7 +21,7 @@ TIERS = [
     {"engine"},
     {*FAMILIES, "data", "zoo"},
     {"checks"},
-    {"comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli", "__main__"},
+    {"attacking", "comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli", "__main__"},
 ]
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (

@@ -15,7 +15,7 @@ from unboxed import data, loading, training, zoo
 from unboxed.box import Box
 from unboxed.errors import DataError, InputError, ModelError, OutputError, WriteError
 from unboxed.inputs import Pixels
-from unboxed.training import Attack, accuracy, fit, recipe, recipes, robust_accuracy, save, train
+from unboxed.training import PGD, Fast, Trades, accuracy, fit, recipe, recipes, robust_accuracy, save, train
 
 QUICK = {"epochs": 2, "batch_size": 32, "quiet": True}
 
@@ -99,7 +99,7 @@ def test_same_seed_same_weights(parts):
 
 def test_global_rngs_are_left_alone(parts):
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    fitted(parts, attack=Attack(0.1, steps=1))
+    fitted(parts, defend=PGD(0.1, steps=1), average=0.9)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
@@ -182,66 +182,129 @@ def test_augmentation_changes_what_is_learned(parts):
 # -- against attacks ---------------------------------------------------------------------------------------------------
 
 
-def test_attacks_stay_in_a_ball_that_grows(parts):
+@pytest.mark.parametrize("make", [Fast, PGD, Trades])
+def test_attacks_stay_in_a_ball_that_grows(parts, make):
     clean, attacked = [], []
     inputs = zoo.kind("digits-cnn").inputs
     fitted(parts, epochs=1, watch=lambda m, z, y, s: clean.append(inputs.decode(z)))
-    attack = Attack(0.2, steps=3, ramp=1.0)
-    fitted(parts, epochs=1, attack=attack, watch=lambda m, z, y, s: attacked.append(inputs.decode(z)))
+    fitted(parts, epochs=1, defend=make(0.2, ramp=1.0), watch=lambda m, z, y, s: attacked.append(inputs.decode(z)))
     far = [(a - c).abs().max().item() for a, c in zip(attacked, clean, strict=True)]
     assert far == pytest.approx([0.05, 0.1, 0.15, 0.2], abs=1e-4)
     assert all(a.min() >= -1e-5 and a.max() <= 1 + 1e-5 for a in attacked)
 
 
-def test_attacks_go_on_where_the_net_is_fooled_already():
-    box = Box(*tiny())
-    x = blobs().tensors[0] / 2 + 0.25  # far from black and white
-    wrong = 1 - box.predict(x)
-    found = Attack(0.1, steps=3, step=0.2)(box, x, wrong, step=0, of=1)
-    assert torch.allclose((found - x).abs(), torch.full_like(x, 0.1), atol=1e-5)  # every pixel at the ball's edge
+@pytest.mark.parametrize("defense", [PGD(0.1, steps=2), Trades(0.1, steps=2)])
+def test_defended_steps_are_those_of_a_loop_of_ones_own(defense):
+    (net, inputs), (twin, _) = tiny(), tiny()
+    examples = blobs(8)
+    fit(net, inputs, examples, epochs=3, batch_size=8, lr=0.1, defend=defense, quiet=True)
+    optimizer, box = torch.optim.AdamW(twin.parameters(), 0.1, weight_decay=0), Box(twin, inputs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+    batches = torch.utils.data.DataLoader(examples, 8, shuffle=True, generator=torch.Generator().manual_seed(0))
+    for step in range(3):
+        for x, y in batches:
+            loss = defense(box, x, y, (step + 1) / 3, seed=step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    assert torch.allclose(weights(net), weights(twin), atol=1e-6)
 
 
 def test_attacked_training_withstands_attacks():
     """Two classes a half apart, shades of 6x6: attacks within .2 are to be learned against."""
-    attack, test = Attack(0.15, steps=5), blobs(seed=1)
+    test = blobs(seed=1)
     (robust, inputs), (plain, _) = tiny(), tiny()
-    arguments = {"epochs": 15, "batch_size": 16, "lr": 0.05, "quiet": True}
-    fit(robust, inputs, blobs(), **arguments, attack=attack)
+    fit(robust, inputs, blobs(), epochs=15, batch_size=16, lr=0.05, quiet=True, defend=PGD(0.15, steps=5))
     with torch.no_grad():
         plain[2].weight[:, 0] += torch.tensor([20.0, -20.0])  # leans on one pixel
-    held, fallen = (robust_accuracy(Box(n, inputs), test, attack, quiet=True) for n in (robust, plain))
+    held, fallen = (robust_accuracy(Box(n, inputs), test, 0.15, quiet=True) for n in (robust, plain))
     assert held > 0.9
     assert fallen < 0.9
 
 
-def test_ctrl_c_in_an_attack_stops_the_training(parts, monkeypatch):
-    """The attack itself keeps what it has; the training must not take that for a finished one."""
+def test_ctrl_c_in_an_attack_stops_the_training(parts):
     calls = []
-    forward = Box.forward
+    net, inputs = fresh()
 
-    def interrupted(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:
+    def stop(*_):
+        calls.append(net.training)
+        if len(calls) == 8:  # three looks of an attack and one to learn, then in the second attack, after opening
             raise KeyboardInterrupt
-        return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(Box, "forward", interrupted)
-    _, history = fitted(parts, attack=Attack(0.1, steps=3))
+    net.conv1.register_forward_hook(stop)
+    history = fit(net, inputs, *parts, **QUICK, defend=PGD(0.1, steps=3))
     assert history.interrupted
-    assert history.steps == 1
+    assert not calls[-1]  # in an attack
+    assert history.steps < 2
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ({"ramp": 2}, r"0 to 1; got 2"),
-        ({"eps": -0.1}, r"eps must .*; got -0\.1"),
-        ({"norm": "l7"}, "norm is one of .*'l7'"),
-    ],
-)
-def test_attacks_that_cannot_be(setting, said):
-    with pytest.raises(InputError, match=said):
-        Attack(**{"eps": 0.1} | setting)
+# -- the average of the weights, and mixed precision -------------------------------------------------------------------
+
+
+def test_average_is_the_moving_average_of_the_weights(parts):
+    """After step t the average keeps min(decay, (1 + t) / (10 + t)) of itself."""
+    passed = [weights(fresh()[0])]
+    final, _ = fitted(parts, epochs=3, average=0.5, watch=lambda m, z, y, s: passed.append(weights(m)))
+    want = passed[0]
+    for t, w in enumerate(passed[1:], start=1):
+        decay = min(0.5, (1 + t) / (10 + t))
+        want = decay * want + (1 - decay) * w
+    assert torch.allclose(final, want, atol=1e-6)
+    assert not torch.allclose(final, passed[-1], atol=1e-4)
+    plain = []
+    fitted(parts, epochs=3, watch=lambda m, z, y, s: plain.append(weights(m)))
+    assert all(torch.equal(a, b) for a, b in zip(passed[1:], plain, strict=True))  # the training itself is the same
+
+
+def test_average_is_what_is_looked_at_and_left(parts):
+    net, inputs = fresh()
+    history = fit(net, inputs, *parts, **QUICK, average=0.9)
+    assert accuracy(Box(net, inputs), parts[1]) == history.accuracy[-1]
+
+
+def test_average_takes_statistics_along():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 2))
+    passed = [net[1].running_mean.clone()]
+    watch = lambda m, z, y, s: passed.append(m[1].running_mean.clone())  # noqa: E731
+    fit(net, Pixels((1, 6, 6)), blobs(), epochs=2, batch_size=16, quiet=True, average=0.9, watch=watch)
+    want = passed[0]
+    for t, mean in enumerate(passed[1:], start=1):
+        want = torch.lerp(want, mean, 1 - (1 + t) / (10 + t))
+    assert torch.allclose(net[1].running_mean, want, atol=1e-6)
+    assert net[1].num_batches_tracked == 8
+
+
+def test_ctrl_c_leaves_the_average_of_what_was_passed(parts):
+    def stop(net, z, y, step):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    passed = [weights(fresh()[0])]
+    kept, history = fitted(parts, average=0.5, watch=lambda m, z, y, s: passed.append(weights(m)) or stop(m, z, y, s))
+    want = passed[0]
+    for t, w in enumerate(passed[1:], start=1):
+        want = torch.lerp(want, w, 1 - min(0.5, (1 + t) / (10 + t)))
+    assert history.interrupted
+    assert torch.allclose(kept, want, atol=1e-6)
+
+
+def test_mixed_precision_keeps_weights_and_images_whole(parts):
+    seen = []
+    narrow, _ = fitted(parts, autocast=torch.bfloat16, watch=lambda m, z, y, s: seen.append(z.dtype))
+    wide, _ = fitted(parts)
+    assert narrow.dtype == torch.float32
+    assert set(seen) == {torch.float32}
+    assert not torch.equal(narrow, wide)
+    assert (narrow - wide).norm() < 0.5 * (wide - weights(fresh()[0])).norm()
+    with pytest.raises(InputError, match="autocast is"):
+        fitted(parts, autocast=torch.float64)
+
+
+def test_both_times_are_told(parts):
+    _, history = fitted(parts)
+    assert history.seconds > 0
+    assert history.cpu_seconds > 0
 
 
 # -- interrupted, and wrong --------------------------------------------------------------------------------------------
@@ -279,6 +342,8 @@ def test_an_error_of_the_watcher_is_passed_on(parts):
         ({"batch_size": -1}, "batch_size .* got -1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
+        ({"average": 1.0}, r"average is the decay .*; got 1\.0"),
+        ({"average": 0}, "average is the decay .*; got 0"),
     ],
 )
 def test_bad_settings(parts, more, said):
@@ -389,7 +454,7 @@ def test_every_net_has_a_recipe_that_fit_takes():
     assert set(recipes.RECIPES) == set(zoo.names())
     for name in zoo.names():
         assert recipe(name)["epochs"] >= 1
-        assert ("attack" in recipe(name)) == name.endswith("judge")
+        assert ("defend" in recipe(name)) == name.endswith(("judge", "robust"))
     with pytest.raises(ModelError, match="digits-cnn"):
         recipe("digits-cn")
 
@@ -427,7 +492,8 @@ def test_train_a_judge(tmp_path, parts, monkeypatch):
     made = train("digits-judge", data=parts, epochs=1, out=tmp_path / "judge.safetensors", quiet=True)
     robust = made.card["robust"]
     assert robust["attack"] == "PGD-5"
-    assert robust["eps"] == made.card["recipe"]["attack"]["eps"]
+    assert robust["eps"] == made.card["recipe"]["defend"]["eps"]
+    assert made.card["recipe"]["defend"]["name"] == "PGD"
     assert 0 <= robust["accuracy"] <= made.card["accuracy"]
     assert "under attack" in str(made)
 
@@ -483,4 +549,4 @@ def test_train_refuses_before_it_trains(tmp_path, parts, monkeypatch):
 
 
 def test_public_names():
-    assert {"fit", "train", "save", "recipe", "Attack", "History"} <= set(dir(training))
+    assert {"fit", "train", "save", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(dir(training))

@@ -1,4 +1,36 @@
 """What fools it?"""
 
+from .apgd import apgd as apgd
+from .auto_attack import AutoAdversarial as AutoAdversarial
+from .auto_attack import auto_attack as auto_attack
+from .bim import bim as bim
+from .boundary import boundary as boundary
+from .calibration import Calibration as Calibration
+from .calibration import Reliability as Reliability
+from .calibration import calibration as calibration
+from .carlini_wagner import carlini_wagner as carlini_wagner
+from .corrupting import corrupted as corrupted
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .corruptions import Corruptions as Corruptions
+from .corruptions import corruptions as corruptions
+from .deepfool import deepfool as deepfool
+from .fab import fab as fab
+from .fgsm import fgsm as fgsm
+from .fooling import Fooling as Fooling
+from .fooling import fooling as fooling
+from .hop_skip_jump import hop_skip_jump as hop_skip_jump
+from .lbfgs import distortion as distortion
+from .lbfgs import lbfgs as lbfgs
+from .mi_fgsm import mi_fgsm as mi_fgsm
+from .patch import Patch as Patch
+from .patch import patch as patch
 from .pgd import pgd as pgd
 from .result import Adversarial as Adversarial
+from .robustness import Robustness as Robustness
+from .robustness import robustness as robustness
+from .smoothing import Smoothed as Smoothed
+from .smoothing import smoothed as smoothed
+from .smoothing import smoothed_predict as smoothed_predict
+from .square import square as square
+from .universal import Universal as Universal
+from .universal import universal as universal

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.balls import Ball, Linf
-from ..engine.gradients import pull_stuck
+from ..engine.examples import AT_ONCE
+from ..engine.gradients import REENTRANT, pull_stuck
 from ..errors import InputError, OutputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
@@ -64,7 +65,10 @@ class Attempt:
         self.distance = torch.full((n,), math.inf, device=device, dtype=self.x.dtype)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
         self.success, self.already = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
+        self.before = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original fools
+        self.blank = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
+        self._offered = torch.full_like(self.distance, -math.inf)  # how near the tries in `images` come to fooling
         self._held = self.x.clone() if box.coupled else None  # rows that change one another are asked together
 
     def __enter__(self) -> Attempt:
@@ -80,7 +84,8 @@ class Attempt:
     def begin(self) -> Tensor:
         """Look at the originals: those that fool the net as they are need no attack. The rows (M,) of all others."""
         rows = torch.arange(len(self.x), device=self.x.device)
-        self.already = self.fooled(self.x, rows) > 0
+        self.before = self.fooled(self.x, rows)
+        self.already = self.before > 0
         self.keep(self.x, rows, self.already)
         return rows[~self.already]
 
@@ -92,10 +97,19 @@ class Attempt:
         self.images[at], self.distance[at], self.success[at] = z[nearer].to(self.images.dtype), d[nearer], True
         return nearer
 
+    def offer(self, z: Tensor, rows: Tensor, fooled: Tensor) -> None:
+        """Where nothing fools yet, keep images z of the rows that come nearer to it (n,) than what was offered before.
+
+        So an attack within eps gives its best try back where it fails.
+        """
+        better = ~self.success[rows] & (fooled > self._offered[rows])
+        at = rows[better]
+        self.images[at], self._offered[at] = z[better].to(self.images.dtype), fooled[better]
+
     def result(self, eps: float = math.inf) -> Adversarial:
         """What was found; beyond `eps`, an image is no success and the original is returned."""
         far = self.distance > eps * (1 + 1e-6)
-        images = torch.where(far.view(-1, *[1] * (self.x.ndim - 1)), self.x, self.images)
+        images = torch.where(far.view(-1, *[1] * (self.x.ndim - 1)), self.blank, self.images)
         return Adversarial(
             self.box.shaped(images),
             self.success & ~far,
@@ -105,6 +119,12 @@ class Attempt:
             type(self.norm).__name__.lower(),
             self.interrupted,
         )
+
+    def blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows in parts that one batch holds, to be attacked one after the other; those that mix stay together."""
+        size, most = self.box.splits(len(rows), self.batch_size)
+        even = -(-len(rows) // max(1, -(-len(rows) // max(1, most))))
+        return rows.split(max(1, even if size == "auto" else size))
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 
@@ -120,6 +140,18 @@ class Attempt:
             return (self._read(h, wanted.layers, wanted),)
 
         return self._asked(z, rows, part)[0]
+
+    def look(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+        """The score and `fooled` (n,) of `slope`, without a gradient."""
+        of = self.goal.climb if objective is None else objective
+
+        def part(h: Tensor, i: Tensor) -> Parts:
+            climb, wanted = of.rows(i), self.goal.fooled.rows(i)
+            both = self._read(h, climb.layers | wanted.layers, lambda acts: torch.stack([climb(acts), wanted(acts)], 1))
+            return both[:, 0], both[:, 1]
+
+        score, fooled = self._asked(z, rows, part)
+        return score, fooled
 
     def slope(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Slope:
         """Score, whether fooled, and gradient: of the goal's own score, or of an objective with a row for each of N."""
@@ -151,11 +183,13 @@ class Attempt:
             self.queries += self.draws
             found = part(self._held, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in found)
-        self.queries[rows] += self.draws
+        self.queries.index_add_(0, rows, torch.full_like(rows, self.draws))  # a row may be asked about several images
         if not len(rows):
             return tuple(h[:0] for h in part(self.x[:1], rows.new_zeros(1)))
         size, most = self.box.splits(len(rows), self.batch_size)
+        most = min(most, AT_ONCE) if self.x.device.type == "cpu" else most
         with torch.inference_mode(False):  # the caller may be in it
+            z = z.clone() if z.is_inference() else z
             parts = in_batches(lambda s: part(z[s], rows[s]), len(rows), size, most)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
@@ -195,6 +229,8 @@ def differentiable() -> Iterator[None]:
     except RuntimeError as error:
         if "does not require grad" in str(error):
             raise OutputError(f"the net gives no gradient of its input; {ASK_ONLY}") from error
+        if "use_reentrant" in str(error):
+            raise OutputError(f"{REENTRANT}; {ASK_ONLY}") from error
         raise
 
 

@@ -1,13 +1,43 @@
-"""Images on the grid of 8-bit files: still inside the ball, still fooling once saved and loaded."""
+"""Images that are files: on the grid of 8-bit levels, still inside the ball, still fooling once saved and loaded.
+
+Rounding throws an attack away: a minimal perturbation is about as large as the rounding itself. So the grid's points
+inside the ball are found in whole numbers (`levels_grid`), and a search among them repairs what rounding undid
+(`levels_search`).
+"""
 
 from __future__ import annotations
 
+from ..arguments import whole
+from ..box import Box
 from ..engine.balls import Ball
+from ..engine.sizes import images_only
+from ..errors import InputError
 from .attempt import Attempt
+from .levels_grid import grid_of
+from .levels_search import Search
+
+BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
 
 
-def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None) -> None:
+def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradients: bool = True) -> None:
     """Put what an attempt has found on the grid of `bits`-bit levels, where None leaves it as it is.
 
     Inside `ball`, where the attack is bound to one; else as near as can be. `success` is then that of the saved file.
+    Attacks that only ask the net for its answers say `gradients=False`. Originals that lie between levels are moved to
+    the nearest ones where nothing fools; where a ball holds no level, that image is returned, as a failure, and an
+    UnboxedWarning says so. Raises InputError.
     """
+    if bits is None:
+        return
+    search = Search(attempt, grid_of(attempt.x, levels(attempt.box, bits), ball))
+    with attempt:
+        search.run(gradients)
+    search.finish()
+
+
+def levels(box: Box, bits: int) -> int:
+    """The highest level, 255 for eight bits. Raises InputError."""
+    images_only(box, "bits= (images that survive being saved)")
+    if whole("bits", bits, least=1) not in BITS:
+        raise InputError(f"bits is 1, 2, 4 or 8, as many as fit in a byte of a PNG; got {bits}")
+    return int(2**bits - 1)

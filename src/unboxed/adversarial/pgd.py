@@ -5,23 +5,16 @@ Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attack
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
-from torch.optim import SGD
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, Climb, ascend
-from ..engine.balls import Ball, Linf, ball_of, within
-from ..engine.canvases import Raw
-from ..errors import InputError, OutputError
-from ..inputs import Pixels
+from ..engine.balls import Ball
 from ..net.batching import BatchSize
-from ..objectives import Objective, loss, margin
+from ..objectives import Objective
+from .attempt import Attempt
 from .result import Adversarial
+from .stepping import Way, bound, draws_of, step_of, stepped
 
 
 @card(
@@ -41,68 +34,30 @@ def pgd(
     ball: Ball | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
+    loss: str = "ce",
     steps: int = 40,
     step: float | None = None,
     random_start: bool = True,
+    restarts: int = 1,
     keep_going: bool = False,
+    eot: int = 1,
+    bits: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (in pixel range; `norm` "linf" or "l2", or `ball=`) that the net does not take for y.
+    """Images within `eps` of x (in pixel range; `norm` "linf", "l2" or "l1", or `ball=`) that the net takes for others.
 
-    `target` is the class to become, instead of just leaving y; `objective=` climbs anything else. `step` is 2.5 eps /
-    steps by default. Examples that are fooled stop (`keep_going=True`: they go on and get stronger). Raises InputError.
+    `target` is the class to become, instead of just leaving y; `objective=` is raised above zero instead. `loss` "ce",
+    "margin" or "dlr" is what is climbed; `step` is 2.5 eps / steps by default. Examples that fool the net stop, and
+    `restarts` try the others again. `keep_going=True`: all take every step, and are what the last one gives (where that
+    doesn't fool the net, the last image that did), over restarts the one of the highest loss. `eot`: how many draws
+    of its own noise a net that has some is averaged over. Raises InputError and OutputError.
     """
-    ball, x, steps = ball_of(eps, norm, ball), box.accept(x), whole("steps", steps)
-    _check_units(box, ball)
-    step = 2.5 * ball.eps / max(steps, 1) if step is None else number("step", step, above=0)
-    whole("seed", seed, least=-(2**62))
-    goal, fooled = _goal(box, len(x), y, target, objective)
-    start = box.inputs.clip(ball.sample(x, seed)) if random_start else x
-    plan = Ascent(
-        steps=steps,
-        optimizer=partial(SGD, lr=step),
-        constraint=within(ball, x, box.inputs.clip),
-        until=fooled,
-        keep_going=keep_going,
-        unclamp="no",
-        seed=seed,
-    )
-    climb = ascend(box, goal, Raw(start), plan, batch_size=batch_size)
-    success = climb.done if fooled is not None else _rose(climb)
-    return Adversarial(
-        climb.input,
-        success,
-        climb.steps + 1,
-        ball.distance(climb.input, x),
-        climb.done & False,
-        norm,
-        climb.interrupted,
-    )
-
-
-def _check_units(box: Box, ball: Ball) -> None:
-    if isinstance(box.inputs, Pixels) and isinstance(ball, Linf) and ball.eps > 1:
-        raise InputError(f"images lie in [0, 1]: for {ball.eps:g} gray levels give eps={ball.eps:g}/255")
-
-
-def _goal(
-    box: Box, n: int, y: Tensor | int | None, target: Tensor | int | None, objective: Objective | None
-) -> tuple[Objective, Objective | None]:
-    """What to climb, and what is above zero once the net is fooled."""
-    if objective is not None:
-        return objective, None
-    box.one_class_each("an attack on classes")
-    if box.outputs == "multilabel":
-        raise OutputError(f"the box's outputs are {box.outputs}, not one class an example: give the attack objective=")
-    if target is not None:
-        become = box.labels(target, n)
-        return -loss(become), -margin(become)
-    if y is None:
-        raise InputError("an untargeted attack needs the true classes y, (N,) ints")
-    right = box.labels(y, n)
-    return loss(right), margin(right)
-
-
-def _rose(climb: Climb) -> Tensor:
-    return climb.score > climb.history[0] if len(climb.history) > 1 else torch.zeros_like(climb.done)
+    within = bound(box, eps, norm, ball)
+    step = step_of(step, 2.5 * within.eps, steps)
+    way = Way(within, steps, step, random_start, restarts, keep_going, seed=seed)
+    attempt = Attempt(
+        box, x, y, norm=within, target=target, objective=objective, loss=loss, draws=draws_of(box, eot),
+        batch_size=batch_size,
+    )  # fmt: skip
+    return stepped(attempt, way, bits)

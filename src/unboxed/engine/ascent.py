@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,15 @@ from ..net.taps import Acts
 from ..objectives import Objective
 from .balls import Constraint, per_row
 from .canvases import Canvas
+from .climb import ENDS, joined
 from .climb import Ascent as Ascent
 from .climb import Climb as Climb
 from .climb import StepRule as StepRule
 from .climb import finished as finished
-from .climb import joined
 from .draws import shared
 from .gradients import pull_stuck
 
+Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -50,17 +51,20 @@ class _State:
     input: Tensor
     score: Tensor
     done: Tensor
+    already: Tensor
     steps: Tensor
+    looks: Tensor
     before_clamp: Tensor
     first: Tensor
     pulled: Tensor | None
 
     @classmethod
-    def at(cls, x: Tensor, sum_pulls: bool) -> _State:
+    def at(cls, x: Tensor, sum_pulls: bool, settled: Tensor | None) -> _State:
         """Before the first look at images x."""
-        steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        no, zero = torch.zeros_like(steps, dtype=torch.bool), torch.zeros_like(x)
-        return cls(x, x.new_zeros(len(x)), no, steps, no.clone(), zero, zero.clone() if sum_pulls else None)
+        none = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        no, zero = torch.zeros_like(none, dtype=torch.bool), torch.zeros_like(x)
+        done, pulled = no.clone() if settled is None else settled.clone(), zero.clone() if sum_pulls else None
+        return cls(x, x.new_zeros(len(x)), done, no.clone(), none, none.clone(), no.clone(), zero, pulled)
 
 
 class _Climber:
@@ -72,7 +76,9 @@ class _Climber:
         self.box, self.objective, self.canvas, self.plan, self.constraint = box, objective, canvas, plan, constraint
         self.until, self.prior = (None if o is None else o.rows(rows) for o in (plan.until, plan.prior))
         self.optimizer = plan.optimizer(list(canvas.parameters()))
-        self.state = _State.at(canvas().detach().clone(), plan.sum_pulls)
+        settled = None if plan.settled is None else plan.settled[rows]
+        self.state = _State.at(canvas().detach().clone(), plan.sum_pulls, settled)
+        self.looked = 0  # times, by the rows alive
         self.alive = torch.arange(len(self.state.input), device=self.state.input.device)
         self.slow = slow_to_ask(self.alive.device)
         self.coupled = box.coupled or any(o.coupled for o in (objective, *plan.objectives))
@@ -97,11 +103,13 @@ class _Climber:
 
     def _climb(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> Climb:
         s = self.state
+        s.looks[self.alive] = self.looked
         if not frames or not torch.equal(frames[-1], s.input):
             frames = [*frames, s.input]
         kept = torch.stack(frames) if self.plan.every else None
         scores = torch.stack(history or [s.score])
-        return Climb(s.input, s.score, s.done, s.steps, s.before_clamp, s.first, kept, scores, s.pulled, interrupted)
+        ends = {name: getattr(s, name) for name in ENDS}
+        return Climb(**ends, frames=kept, history=scores, pulled=s.pulled, interrupted=interrupted)
 
     # -- a look ------------------------------------------------------------------------------------------------------
 
@@ -117,19 +125,41 @@ class _Climber:
 
     def _look(self, step: int, last: bool) -> list[Tensor]:
         """Score the rows alive and, unless this look is the last, find the gradient of each parameter."""
-        until = frozenset[str]() if self.until is None else self.until.layers
         with self.box.quiet(grad=not last):
             x = self.canvas()
-            acts = self.box.forward(self._transformed(x, step, last), self.objective.layers | until)
-            score = self.objective(acts)
-            self._note(x, score, None if self.until is None else self.until(acts) > 0)
+            score, until, pull = self._drawn(x, step, last) if self.plan.draws == 1 else self._mean(x, step, last)
+            self._note(x, score, None if until is None else until > 0, step)
             if last or self._all_done(step):
                 return []
-            uphill = self._noted(self._pull(score, acts, x, step), step)
+            uphill = self._noted(pull(), step)
             if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
                 faded = self.plan.fade ** (step / max(1, self.plan.steps - 1))
                 uphill = uphill + faded * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
             return list(torch.autograd.grad(x, list(self.canvas.parameters()), uphill))
+
+    def _drawn(self, x: Tensor, step: int, last: bool) -> Drawn:
+        """One forward: the score, how far `until` is met, and what gives the gradient of the score in the image."""
+        self.looked += 1
+        layers = frozenset[str]() if self.until is None else self.until.layers
+        acts = self.box.forward(self._transformed(x, step, last), self.objective.layers | layers)
+        score = self.objective(acts)
+        until = None if self.until is None else self.until(acts).detach()
+        return score, until, lambda: self._pull(score, acts, x, step)
+
+    def _mean(self, x: Tensor, step: int, last: bool) -> Drawn:
+        """The means over draws of the net's own noise, one at a time: expectation over transformation.
+
+        Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.
+        """
+        scores, untils, grad = list[Tensor](), list[Tensor](), torch.zeros_like(x)
+        for draw in range(self.plan.draws):
+            with self.box.quiet(grad=not last, seed=draw):
+                score, until, pull = self._drawn(x, step, last)
+                grad = grad if last else grad + pull()
+            scores.append(score.detach())
+            untils += [] if until is None else [until]
+        mean = torch.stack(untils).mean(0) if untils else None
+        return torch.stack(scores).mean(0), mean, lambda: grad / self.plan.draws
 
     def _meets(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
@@ -140,17 +170,19 @@ class _Climber:
             return x
         return self.plan.transform(x, shared(self.plan.seed, step, x.device))
 
-    def _note(self, x: Tensor, score: Tensor, done: Tensor | None) -> None:
+    def _note(self, x: Tensor, score: Tensor, done: Tensor | None, step: int) -> None:
+        """Where an example is, unless it was done before: then it is where it last was so."""
         s, alive = self.state, self.alive
         x, score = x.detach().to(s.input.dtype), score.detach().to(s.score.dtype)
-        if not self.leaves:
+        if done is None:
             s.input, s.score = x.clone(), score.clone()  # of an activation, it may be a view that keeps the whole
-        else:
-            fresh = ~s.done[alive]
-            s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
-            s.score[alive] = torch.where(fresh, score, s.score[alive])
-        if done is not None:
-            s.done[alive] = s.done[alive] | done if self.leaves else done
+            return
+        fresh = ~s.done[alive] if self.leaves else ~s.done[alive] | done
+        s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
+        s.score[alive] = torch.where(fresh, score, s.score[alive])
+        s.done[alive] = s.done[alive] | done
+        if step == 0:
+            s.already = s.done.clone()
 
     def _all_done(self, step: int) -> bool:
         """Whether no row has a step to take; at a meeting, this also finds which stay."""
@@ -186,6 +218,7 @@ class _Climber:
         stay, self.stay = self.stay, None
         if stay is None:
             return grads
+        self.state.looks[self.alive] = self.looked
         self.alive = self.alive[stay]
         self.stuck = None if self.stuck is None else self.stuck[stay]
         self.objective, self.constraint = self.objective.rows(stay), self.constraint.rows(stay)
@@ -204,10 +237,11 @@ class _Climber:
 
     def _step(self, grads: Sequence[Tensor], step: int) -> None:
         params = list(self.canvas.parameters())
-        before = [p.detach().clone() for p in params] if self.leaves else []
+        stays = self.leaves and (self.slow or self.coupled)  # rows that are done are still here
+        before = [p.detach().clone() for p in params] if stays else []
         grads = [g.nan_to_num(0, 0, 0) for g in grads]  # where there is no slope, nothing moves
         for p, grad in zip(params, grads, strict=True):
-            p.grad = -self.constraint.steer(grad)
+            p.grad = -self.constraint.uphill(grad, p.detach())
         self.optimizer.step()
         with torch.no_grad():
             for p, grad in zip(params, grads, strict=True):

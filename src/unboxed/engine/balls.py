@@ -16,6 +16,8 @@ from ..objectives import Index
 from .draws import normal, uniform
 
 TINY = 1e-12
+SPARSE = 0.01  # the share of the values that a steepest step in L1 moves
+NUDGE = 1e-3
 
 
 class Ball(Protocol):
@@ -78,16 +80,51 @@ class L1:
 
     def sample(self, x: Tensor, seed: int) -> Tensor:
         """A uniform point of the ball around each row of x: a Laplace direction, a radius."""
-        return x
+        v = (2 * uniform(x, seed) - 1).flatten(1)
+        laplace = v.sign() * -torch.log1p(-v.abs().clamp_max(1 - TINY**0.5))  # by the inverse of its distribution
+        radius = uniform(x[:, :1].flatten(1)[:, :1], seed + 1) ** (1 / v.shape[1])  # (N, 1)
+        return self.project(x + (self.eps * radius * _unit_l1(laplace)).view_as(x), x)
 
     def steepest(self, grad: Tensor) -> Tensor:
-        return grad
+        """The signs of the hundredth of the values with the largest gradients, over their number; zero stays zero.
+
+        The one largest would be steepest, and a step of it long: Tramer & Boneh 2019, "Adversarial Training and
+        Robustness for Multiple Perturbations", arXiv:1904.13000 (sparse L1 descent).
+        """
+        g = grad.flatten(1)
+        most = g.abs().topk(math.ceil(SPARSE * g.shape[1]), dim=1).indices
+        return _unit_l1(torch.zeros_like(g).scatter(1, most, g.gather(1, most).sign())).view_as(grad)
 
     def project(self, x: Tensor, centre: Tensor) -> Tensor:
-        return x
+        """The nearest point of the ball: Duchi et al. 2008, "Efficient Projections onto the l1-Ball", figure 1."""
+        d = (x - centre).flatten(1)  # (N, D)
+        far = d.abs().sum(1, keepdim=True) > self.eps
+        shrunk = d.sign() * (d.abs() - _threshold(d.abs(), self.eps)).clamp_min(0)
+        shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)  # rounded sums
+        return torch.where(per_row(far, x), _added(centre, shrunk.view_as(x)), x)
 
     def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
         return (x - centre).flatten(1).abs().sum(1)
+
+
+def _unit_l1(v: Tensor) -> Tensor:
+    """Rows (N, D) whose absolute values sum to one; a zero row stays zero."""
+    return v / v.abs().sum(1, keepdim=True).clamp_min(TINY)
+
+
+def _threshold(v: Tensor, eps: float) -> Tensor:
+    """theta (N, 1), by which all values v (N, D) >= 0 are lowered, down to zero, for the sum to be eps."""
+    fine = v.dtype if v.device.type == "mps" else torch.float64
+    mu, count = v.to(fine).sort(1, descending=True).values, torch.arange(1, v.shape[1] + 1, device=v.device)
+    over = (mu.cumsum(1) - eps) / count
+    rho = (mu > over).sum(1, keepdim=True).clamp_min(1)  # how many stay above zero
+    return over.gather(1, rho - 1).clamp_min(0).to(v.dtype)
+
+
+def _added(centre: Tensor, d: Tensor) -> Tensor:
+    """centre + d, rounded towards the centre: so many values, all rounded away, would leave the ball."""
+    x = centre + d
+    return torch.where((x - centre).abs() > d.abs(), torch.nextafter(x, centre), x)
 
 
 NORMS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
@@ -118,25 +155,44 @@ def same(grad: Tensor) -> Tensor:
     return grad
 
 
+def all_free(grad: Tensor, x: Tensor) -> Tensor:
+    return grad
+
+
 @dataclass(frozen=True)
 class Constraint:
-    """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example."""
+    """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example.
+
+    `free` gives what of a gradient the point x is free to follow.
+    """
 
     steer: Callable[[Tensor], Tensor] = same
     project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, centre: x
     centre: Tensor | None = None
+    free: Callable[[Tensor, Tensor], Tensor] = all_free
+
+    def uphill(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Which way a step goes from x."""
+        return self.steer(self.free(grad, x))
 
     def rows(self, index: Index) -> Constraint:
         return self if self.centre is None else replace(self, centre=self.centre[index])
 
 
 def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
-    """Steepest steps inside a ball around `centre` and inside the valid range."""
+    """Steepest steps inside a ball around `centre` and inside the valid range.
+
+    In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019).
+    """
 
     def project(x: Tensor, centre: Tensor | None) -> Tensor:
         return clip(x if centre is None else ball.project(x, centre))
 
-    return Constraint(ball.steepest, project, centre)
+    def free(grad: Tensor, x: Tensor) -> Tensor:
+        held = clip(x + NUDGE * (1 + x.abs()) * grad.sign()) == x
+        return torch.where(held, torch.zeros_like(grad), grad)
+
+    return Constraint(ball.steepest, project, centre, free if isinstance(ball, L1) else all_free)
 
 
 def length(d: Tensor) -> Tensor:

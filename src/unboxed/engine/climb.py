@@ -21,16 +21,22 @@ T = TypeVar("T")
 StepRule = Callable[[list[Tensor]], Optimizer]
 After = Callable[[Tensor, Tensor, int], Tensor]
 FREE = Constraint()
+ENDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")
 
 
 @dataclass(frozen=True)
 class Climb:
-    """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between."""
+    """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between.
+
+    Where an example is done and climbs on (`keep_going`), its `input` is the last that met `until`.
+    """
 
     input: Tensor  # (N, ...)
     score: Tensor  # (N,) of the untransformed input
     done: Tensor  # (N,) bool: `until` was met
+    already: Tensor  # (N,) bool: at the start
     steps: Tensor  # (N,) taken
+    looks: Tensor  # (N,) forward passes
     before_clamp: Tensor  # (N,) bool: some step followed the gradient before a clamp
     first: Tensor  # (N, ...) the gradient in the image, at the start
     frames: Tensor | None  # (T, N, ...)
@@ -57,9 +63,12 @@ class Ascent:
     fade: float = 1.0  # the share of itself that the prior falls to, evenly, by the last step
     after: After | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
     sum_pulls: bool = False  # keep `pulled`
+    draws: int = 1  # of the net's own noise, over which each look takes the mean
+    settled: Tensor | None = None  # (N,) bool: examples that stay at the start, there for others coupled to them
 
     def __post_init__(self) -> None:
         whole("steps", self.steps)
+        whole("draws", self.draws, least=1)
         whole("seed", self.seed, least=-(2**62))
         if self.every is not None:
             whole("every", self.every, least=1)
@@ -84,7 +93,7 @@ def joined(parts: list[Climb]) -> Climb:
         return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in rows], 1)
 
     frames = None if parts[0].frames is None else over_time("frames")
-    ends = {name: cat(name) for name in ("input", "score", "done", "steps", "before_clamp", "first")}
+    ends = {name: cat(name) for name in ENDS}
     pulled = None if parts[0].pulled is None else cat("pulled")
     interrupted = any(p.interrupted for p in parts)
     return Climb(**ends, frames=frames, history=over_time("history"), pulled=pulled, interrupted=interrupted)

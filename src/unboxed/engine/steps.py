@@ -25,6 +25,27 @@ class Normalized(Optimizer):
                 p.sub_(group["lr"] * p.grad / per_row(length(p.grad).clamp_min(TINY), p))
 
 
+class Momentum(Optimizer):
+    """Steps along the sum of all gradients, each divided by its row's L1 norm, older ones fading by `decay` a step.
+
+    g <- decay * g + grad / |grad|_1; x <- x - lr * uphill(g, x). Dong et al. 2018, "Boosting Adversarial Attacks with
+    Momentum", arXiv:1710.06081, eq. 6 and 7. `uphill` says which way a step goes along g from x.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, decay: float, uphill: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__(params, {"lr": lr, "decay": decay, "uphill": uphill})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                g = p.grad / per_row(p.grad.abs().flatten(1).sum(1).clamp_min(TINY), p)
+                if "g" in self.state[p]:
+                    g = g + group["decay"] * self.state[p]["g"]
+                self.state[p]["g"] = g
+                p.sub_(group["lr"] * group["uphill"](g, p))
+
+
 class LBFGS(Optimizer):
     """L-BFGS, a memory a row (Nocedal & Wright 2006, algorithm 7.4), without line search.
 

@@ -23,6 +23,7 @@ from ..checks.remembered import Remembered
 from ..errors import InputError, UnboxedWarning, WriteError
 from . import (
     activations,
+    adversarial,
     attribution,
     change,
     channels,
@@ -59,6 +60,7 @@ SECTIONS: list[Section] = [
     dream.SECTION,
     attribution.SECTION,
     checks.SECTION,
+    adversarial.SECTION,
     change.SECTION,
     compare.SECTION,
     reproduce.SECTION,

@@ -29,25 +29,23 @@ class Average:
             average.lerp_(h, share)
 
     @torch.no_grad()
-    def exchange(self) -> None:
-        """The net gets the average, and the average's place keeps what the net had; and back."""
+    def put(self) -> None:
+        """Into the net, in place of its weights."""
         for average, h in zip(self.kept, self.live, strict=True):
-            was = h.clone()
             h.copy_(average)
-            average.copy_(was)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """For looks at the average: the net holds it inside."""
-        self.exchange()
+        """For looks at the average: the net holds it inside, and its own weights again afterwards."""
+        own = [h.clone() for h in self.live]
         try:
+            self.put()
             yield
         finally:
-            self.exchange()
-
-    def state(self) -> list[Tensor]:
-        return self.kept
+            for h, value in zip(self.live, own, strict=True):
+                h.copy_(value)
 
     def restore(self, kept: list[Tensor]) -> None:
+        """What a checkpoint held."""
         for average, h in zip(self.kept, kept, strict=True):
             average.copy_(h)

@@ -1,49 +1,26 @@
-"""Where a training stands, in a file: after an end that nobody chose, it goes on as if there had been none."""
+"""What a training's checkpoint holds beside tensors: its settings in words, and the RNGs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from inspect import getclosurevars, isfunction
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..engine.saved import Saved
 from ..net import quiet
 from ..writing import write_bytes
 
-FORMAT = "unboxed training 1"
-ELSE = "Give another file, or remove this one to start anew"
 
-
-@dataclass(frozen=True)
-class Saved:
-    """The file of a training with these settings."""
-
-    path: Path
-    settings: dict[str, Any]
-
-    def write(self, state: Mapping[str, Any]) -> None:
-        """All of it under a temporary name, then renamed. Raises WriteError."""
-        whole = BytesIO()
-        torch.save({"format": FORMAT, "settings": self.settings, "state": dict(state)}, whole)
-        write_bytes(self.path, whole.getvalue())
-
-    def read(self) -> dict[str, Any] | None:
-        """The state in the file, None where there is no file. Raises ModelError for one of another training."""
-        if not self.path.exists():
-            return None
-        held = _load(self.path)
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
-            raise ModelError(f"{self.path} is no checkpoint of a training. {ELSE}")
-        if other := _difference(held["settings"], self.settings):
-            raise ModelError(f"{self.path} is the checkpoint of another training: {other}. {ELSE}")
-        state: dict[str, Any] = held["state"]
-        return state
+def saved(path: Path, settings: dict[str, Any]) -> Saved:
+    """The file of a training, seen to be writable before the long work. Raises WriteError."""
+    write_bytes(path.with_name(f".{path.name[:80]}.{os.getpid()}.try"), b"").unlink()
+    return Saved(path, "training", settings)
 
 
 def told(setting: object) -> str:
@@ -53,23 +30,6 @@ def told(setting: object) -> str:
     made_with: Mapping[str, Any] = getclosurevars(setting).nonlocals if isfunction(setting) else {}
     plain = {name: v for name, v in sorted(made_with.items()) if isinstance(v, (int, float, str, type(None)))}
     return f"{getattr(setting, '__qualname__', type(setting).__qualname__)} {plain or ''}".strip()
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file may raise anything
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"can't read the checkpoint {path}: {said}. {ELSE}") from error
-
-
-def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """The first setting that is not the same."""
-    for name in sorted(held.keys() | asked.keys()):
-        was, now = held.get(name), asked.get(name)
-        if was != now:
-            return f"{name} was {was}, and is {now}" if len(f"{was}{now}") < 300 else f"its {name} are others"
-    return None
 
 
 def rng_states(device: torch.device) -> dict[str, Any]:

@@ -16,12 +16,13 @@ of the net, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import number, whole
 from ..box import Box
@@ -151,26 +152,30 @@ class Trades(_Attacked):
         return F.cross_entropy(clean, y) + self.beta * apart
 
 
-DEFENSES: dict[str, Callable[[float], Defense]] = {"fast": Fast, "pgd": PGD, "trades": Trades}
+DEFENSES: dict[str, type[Fast | PGD | Trades]] = {"fast": Fast, "pgd": PGD, "trades": Trades}
 
 
 def named(name: str | Defense | None, eps: float | None = None, usual: Defense | None = None) -> Defense | None:
-    """A defense by its name, within `eps`; `usual` is what there is without a name. Raises InputError."""
+    """A defense by its name, within `eps`; `usual` is the one where there is no name. Raises InputError."""
     if isinstance(name, str):
         if name not in DEFENSES:
             raise InputError(f"defend is {', '.join(DEFENSES)}; got {name!r}")
-        return DEFENSES[name](eps if eps is not None else usual.eps if usual is not None else EPS)
-    defense: Any = usual if name is None else name
-    if eps is None or defense is None:
+        if not isinstance(usual, DEFENSES[name]):
+            return DEFENSES[name](eps if eps is not None else usual.eps if usual is not None else EPS)
+    elif name is not None:
         if eps is not None:
-            raise InputError(f"eps={eps:g} says how far attacks go; say what defends: {', '.join(DEFENSES)}")
-        return defense
-    return replace(defense, eps=eps)
+            raise InputError(f"{name} has an eps of its own: leave out eps={eps:g}")
+        return name
+    if eps is None:
+        return usual
+    if usual is None:
+        raise InputError(f"eps={eps:g} says how far attacks go; say what defends: {', '.join(DEFENSES)}")
+    return replace(usual, eps=eps)  # type: ignore[type-var]
 
 
 def output(box: Box, x: Tensor) -> Tensor:
-    """Logits or log-probabilities (N, K) of the net as it stands, for a loss that takes either."""
-    return box._reader.tensor(box._call(x))
+    """Logits or log-probabilities (N, K) of the net as it stands, in full precision, for a loss that takes either."""
+    return box._reader.tensor(box._call(x)).to(box.dtype)
 
 
 def trainable(box: Box) -> Box:
@@ -191,10 +196,9 @@ def _climb(
 
     Nobody asks which examples are fooled, so there is no look but those whose gradient is used, and none is dropped.
     """
-    trainable(box)
-    seed = _key(x) if seed is None else seed
+    seed = _key(x) if seed is None else whole("seed", seed)
     moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
-    with box.quiet(seed=seed):
+    with box.quiet(seed=seed), _unsynchronized(trainable(box).net):
         for _ in range(steps):
             moved.requires_grad_()
             loss = F.cross_entropy(output(box, moved), target, reduction="sum")
@@ -202,6 +206,11 @@ def _climb(
             ahead = moved.detach() + step * ball.steepest(uphill)
             moved = box.inputs.clip(ball.project(ahead, x))
     return moved
+
+
+def _unsynchronized(net: nn.Module) -> AbstractContextManager[None]:
+    """Data parallelism must not wait for gradients of parameters: the attack asks for none."""
+    return net.no_sync() if isinstance(net, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def _anywhere(x: Tensor, ball: Ball, seed: int) -> Tensor:
@@ -221,7 +230,7 @@ def _beside(x: Tensor, ball: Ball, seed: int) -> Tensor:
 
 def _key(x: Tensor) -> int:
     """A seed that a batch has for itself."""
-    return int(x.detach().double().sum().view(torch.int64)) % 2**62
+    return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 
 
 def _grown(eps: float, norm: str, ramp: float, progress: float) -> Ball:

@@ -1,0 +1,55 @@
+"""The basic iterative method: FGSM in small steps, from the image itself.
+
+Kurakin et al. 2017, "Adversarial examples in the physical world", arXiv:1607.02533, section 2.2 (targeted: 2.3).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.balls import Ball
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from .attempt import Attempt
+from .result import Adversarial
+from .stepping import Way, bound, draws_of, step_of, stepped
+
+
+@card(
+    name="BIM",
+    source="Kurakin et al. 2017, arXiv:1607.02533, section 2.2",
+    tells="An image within eps of this one, reached in small steps from it, that the net takes for something else.",
+    not_tells="That there is none where it fails: it starts at one point alone.",
+    example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
+)
+def bim(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "linf",
+    ball: Ball | None = None,
+    target: Tensor | int | None = None,
+    objective: Objective | None = None,
+    steps: int = 10,
+    step: float | None = None,
+    keep_going: bool = False,
+    eot: int = 1,
+    bits: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Adversarial:
+    """Steps up the cross-entropy, 1.25 eps long in all by default; arguments, result and errors as in `pgd`.
+
+    1.25 is the paper's own: it takes 1.25 eps steps of one gray level. Nothing is drawn, so `seed` changes nothing.
+    """
+    within = bound(box, eps, norm, ball)
+    step = step_of(step, 1.25 * within.eps, steps)
+    way = Way(within, steps, step, keep_going=keep_going, seed=seed)
+    attempt = Attempt(
+        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    )
+    return stepped(attempt, way, bits)

@@ -1,0 +1,56 @@
+"""The fast gradient sign method: one steepest step.
+
+Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples", arXiv:1412.6572, section 4.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..box import Box
+from ..cards import card
+from ..engine.balls import Ball
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from .attempt import Attempt
+from .result import Adversarial
+from .stepping import Way, bound, draws_of, step_of, stepped
+
+
+@card(
+    name="FGSM",
+    source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
+    tells="Whether one step along the slope of the loss fools the net.",
+    not_tells="What many steps find: a net trained on single steps may stand against these alone.",
+    example=lambda method, box, x, y: method(box, x, y, eps=0.3),
+)
+def fgsm(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "linf",
+    ball: Ball | None = None,
+    target: Tensor | int | None = None,
+    objective: Objective | None = None,
+    step: float | None = None,
+    random_start: bool = False,
+    keep_going: bool = False,
+    eot: int = 1,
+    bits: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Adversarial:
+    """One step of length eps up the cross-entropy; arguments, result and errors as in `pgd`.
+
+    `random_start` begins at a random point of the ball, with a step of 1.25 eps by default: Wong et al. 2020, "Fast is
+    better than free: Revisiting adversarial training", arXiv:2001.03994, algorithm 3.
+    """
+    within = bound(box, eps, norm, ball)
+    step = step_of(step, (1.25 if random_start else 1.0) * within.eps, 1)
+    way = Way(within, 1, step, random_start, keep_going=keep_going, seed=seed)
+    attempt = Attempt(
+        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    )
+    return stepped(attempt, way, bits)

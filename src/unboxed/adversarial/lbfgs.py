@@ -1,0 +1,195 @@
+"""Box-constrained L-BFGS: the first adversarial examples.
+
+Szegedy et al. 2013, "Intriguing properties of neural networks", arXiv:1312.6199, section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..box import Box
+from ..cards import card
+from ..engine.balls import L2, TINY, length, norm_of, per_row
+from ..engine.quasi_newton import Search, begun, chosen, joined
+from ..errors import InputError
+from ..net.batching import BatchSize
+from ..objectives import Acts, Held, Objective, of
+from . import levels
+from .attempt import Attempt, in_range
+from .goal import Goal
+from .result import Adversarial
+
+WIDER = 4.0  # c is multiplied or divided by so much until both a c that fools and one that does not are known
+
+
+@card(
+    name="L-BFGS",
+    source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
+    tells="An image near this one that the net takes for something else.",
+    not_tells="That there is none nearer: its distance bounds the least one from above.",
+    example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
+)
+def lbfgs(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "l2",
+    target: Tensor | int | None = None,
+    objective: Objective | None = None,
+    steps: int = 50,
+    searches: int = 10,
+    tolerance: float = 1e-4,
+    keep_going: bool = False,
+    bits: int | None = None,
+    batch_size: BatchSize = "auto",
+) -> Adversarial:
+    """The nearest images to x, in L2, that the net takes for `target`, or that it does not take for y.
+
+    For each of `searches` values of c, c |r|^2 + loss(x + r) is made least with x + r in the valid range, by at most
+    `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
+    the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted
+    -log(1 - p_y), that of all other classes taken as one. With `eps`, an image beyond it is no success, and examples
+    fooled within it stop (`keep_going=True`: they get nearer still). Raises InputError.
+    """
+    ball = norm_of(norm, ("l2",))
+    if eps is not None:
+        eps = number("eps", eps, above=0)
+        in_range(box, L2(eps))
+    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    enough = -1.0 if keep_going or eps is None else eps
+    hunt = _Hunt(attempt, whole("steps", steps), number("tolerance", tolerance, above=0), enough)
+    searches = whole("searches", searches, least=1)
+    with attempt:
+        for rows in attempt.blocks(attempt.begin()):
+            hunt.run(rows, searches)
+    levels.saved(attempt, bits)
+    return attempt.result(math.inf if eps is None else eps)
+
+
+def distortion(images: Tensor, x: Tensor) -> Tensor:
+    """sqrt(sum((x' - x)^2) / n) of each image (N, ...) of n values: arXiv:1312.6199, section 4.2. Raises InputError."""
+    if images.shape != x.shape:
+        raise InputError(f"a distortion is of images and their originals; got {tuple(images.shape)}, {tuple(x.shape)}")
+    return length(images - x.to(images)) / math.sqrt(x[0].numel())
+
+
+def likeness(goal: Goal) -> Objective:
+    """What is climbed, at most zero: the log-probability of what is wanted."""
+    if not goal.of_classes:
+        return _surely(goal.fooled)
+    return goal.climb if goal.right is None or goal.become is not None else _elsewhere(Held(goal.right))
+
+
+def _elsewhere(right: Held) -> Objective:
+    """log(1 - p_y), exact for sure nets too."""
+
+    def score(z: Tensor) -> Tensor:  # (N, K)
+        own = right.beside(z)[:, None]
+        rest = z.scatter(1, own, -math.inf).logsumexp(1)
+        return -F.softplus(z.gather(1, own)[:, 0] - rest)
+
+    return of("logits", score, "log(1 - p)", lambda i: _elsewhere(right[i]), len(right))
+
+
+def _surely(wanted: Objective) -> Objective:
+    """The log-probability that a score is above zero, were it a logit."""
+
+    def score(acts: Acts) -> Tensor:
+        return -F.softplus(-wanted(acts))
+
+    select = None if wanted.select is None else (lambda i: _surely(wanted.rows(i)))
+    return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.coupled, wanted.n)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """c of each row, between the largest that was seen to fool and the least that was not."""
+
+    c: Tensor  # (n,)
+    fools: Tensor  # (n,) zero: none seen
+    fails: Tensor  # (n,) infinite: none seen
+
+    def next(self, fooled: Tensor) -> Weights:
+        """The larger c is, the nearer the image, until it no longer fools."""
+        fools = torch.where(fooled, self.c, self.fools)
+        fails = torch.where(fooled, self.fails, self.c)
+        middle = (fools * fails).sqrt()
+        c = torch.where(fails.isinf(), self.c * WIDER, torch.where(fools == 0, self.c / WIDER, middle))
+        return Weights(c, fools, fails)
+
+    def rows(self, index: Tensor) -> Weights:
+        return Weights(self.c[index], self.fools[index], self.fails[index])
+
+
+class _Hunt:
+    """The minimizations of one call."""
+
+    def __init__(self, attempt: Attempt, steps: int, tolerance: float, enough: float) -> None:
+        self.attempt, self.steps, self.tolerance, self.enough = attempt, steps, tolerance, enough
+        self.likeness = likeness(attempt.goal)
+        one = attempt.x[:1]
+        clip = attempt.box.inputs.clip
+        self.low, self.high = (clip(torch.full_like(one, v)).flatten(1) for v in (-math.inf, math.inf))
+
+    def run(self, rows: Tensor, searches: int) -> None:
+        if not self.steps or not len(rows):
+            return
+        z = self.attempt.x[rows].flatten(1)
+        loss, slope, _ = self.look(z, rows)
+        away = loss / length(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
+        weights = Weights((length(slope) / (4 * away).clamp_min(TINY)).clamp_min(TINY), 0 * away, away + math.inf)
+        search, of = begun(z, loss, slope, away, self.low, self.high), 0 * away  # where to start, and its c
+        for _ in range(searches):
+            begin = self.reweighted(search, rows, weights.c - of)
+            end, fooled = self.least(rows, weights.c, begin, weights.fools > 0)
+            longer = replace(search, first=torch.where(weights.fools > 0, 1, 2) * search.first)
+            search, of = chosen(fooled, end, longer), torch.where(fooled, weights.c, of)
+            weights = weights.next(fooled)
+            stay = self.attempt.distance[rows] > self.enough
+            rows, weights, search, of = rows[stay], weights.rows(stay), search.rows(stay), of[stay]
+
+    def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss (n,), its gradient (n, D) and whether the net is fooled (n,); what fools is kept."""
+        z = z.view(len(rows), *self.attempt.x.shape[1:])
+        slope = self.attempt.slope(z, rows, self.likeness)
+        fooled = slope.fooled > 0
+        self.attempt.keep(z, rows, fooled)
+        return -slope.score, -slope.grad.flatten(1), fooled
+
+    def least(self, rows: Tensor, c: Tensor, search: Search, fooled: Tensor) -> tuple[Search, Tensor]:
+        """The least of c |r|^2 + loss, from where a search stands, and whether the net is fooled there."""
+        fooled, ended = fooled.clone(), list[tuple[Tensor, Search]]()
+        at = torch.arange(len(rows), device=rows.device)
+        for _ in range(self.steps):
+            if bool(search.done.any()):
+                ended.append((at[search.done], search.rows(search.done)))
+                at, search = at[~search.done], search.rows(~search.done)
+            if not len(at):
+                break
+            z = search.trial(self.low, self.high)
+            loss, slope, now = self.look(z, rows[at])
+            value, grad = self.weighted(z, rows[at], c[at])
+            search = search.told(z, loss + value, slope + grad, self.low, self.high, self.tolerance)
+            fooled[at] = torch.where(search.moved, now, fooled[at])
+        ended.append((at, search))
+        order = torch.cat([i for i, _ in ended]).argsort()
+        return joined([part for _, part in ended]).rows(order), fooled
+
+    def weighted(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """c |r|^2 (n,) and its gradient (n, D)."""
+        r = z - self.attempt.x[rows].flatten(1)
+        return c * (r * r).sum(1), 2 * c[:, None] * r
+
+    def reweighted(self, search: Search, rows: Tensor, more: Tensor) -> Search:
+        """The same place, the same memory, as with so much more c: what that changes of the curvature is known."""
+        value, grad = self.weighted(search.z, rows, more)
+        search = replace(search, y=search.y + 2 * more[:, None, None] * search.s)
+        return search.towards(search.value + value, search.grad + grad, self.low, self.high)

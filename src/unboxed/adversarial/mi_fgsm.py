@@ -1,0 +1,61 @@
+"""The momentum iterative FGSM, whose images fool other nets more often.
+
+Dong et al. 2018, "Boosting Adversarial Attacks with Momentum", arXiv:1710.06081, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..arguments import number
+from ..box import Box
+from ..cards import card
+from ..engine.balls import Ball
+from ..errors import InputError
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from .attempt import Attempt
+from .result import Adversarial
+from .stepping import Way, bound, draws_of, step_of, stepped
+
+
+@card(
+    name="MI-FGSM",
+    source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
+    tells="An image within eps of this one that the net takes for something else, and other nets more often do too.",
+    not_tells="That there is none where it fails, nor that another net is fooled: ask it.",
+    example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
+)
+def mi_fgsm(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "linf",
+    ball: Ball | None = None,
+    target: Tensor | int | None = None,
+    objective: Objective | None = None,
+    steps: int = 10,
+    step: float | None = None,
+    decay: float = 1.0,
+    keep_going: bool = False,
+    eot: int = 1,
+    bits: int | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Adversarial:
+    """Steps of eps / steps along the sum of all gradients so far, each divided by its L1 norm, older ones fading.
+
+    `decay` (mu in the paper) is what is left of them after a step; for images that are to fool other nets, give
+    `keep_going=True`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
+    """
+    within = bound(box, eps, norm, ball)
+    if number("decay", decay) < 0:
+        raise InputError(f"decay must be 0 or more; got {decay:g}")
+    step = step_of(step, within.eps, steps)
+    way = Way(within, steps, step, keep_going=keep_going, decay=decay, seed=seed)
+    attempt = Attempt(
+        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    )
+    return stepped(attempt, way, bits)

@@ -1,0 +1,264 @@
+"""How robust a net is: clean and robust accuracy over eps, by class, by attack, and whether that can be believed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..box import Box
+from ..cards import card
+from ..engine.balls import ball_of, norm_of
+from ..engine.examples import labeled
+from ..engine.saved import Saved
+from ..errors import InputError
+from ..net.batching import BatchSize
+from .alarms import Alarm, alarms_of
+from .attempt import in_range
+from .deepfool import deepfool
+from .fgsm import fgsm
+from .pgd import pgd
+from .result import Adversarial
+from .shares import Share
+from .square import square
+
+Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
+ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
+"""What a net is asked by default: a single step, many steps, and no gradient at all."""
+PART = 500  # examples at a time, after which a checkpoint is written
+LEAST = "least distance"
+STATE = ("stood", "least", "queries")
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Of N examples, E eps, A attacks and K classes."""
+
+    norm: str
+    eps: tuple[float, ...]  # (E,), ascending
+    attacks: tuple[str, ...]  # (A,)
+    classes: tuple[str, ...]  # (K,)
+    labels: Tensor  # (N,)
+    right: Tensor  # (N,) bool: named right without an attack
+    stood: Tensor  # (A, E, N) bool: still named right under each attack
+    least: Tensor  # (N,) the distance of the nearest fooling image found; zero: none was needed, infinite: none found
+    queries: Tensor  # (A,) forward passes, the mean of an example over all eps
+    alarms: tuple[Alarm, ...]
+    interrupted: bool = False
+
+    @property
+    def clean(self) -> Share:
+        return Share(int(self.right.sum()), len(self.right))
+
+    def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
+        """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
+        if eps is not None and eps not in self.eps:
+            raise InputError(f"eps is one of {', '.join(f'{e:g}' for e in self.eps)}; got {eps!r}")
+        if attack is not None and attack not in self.attacks:
+            raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
+        at = -1 if eps is None else self.eps.index(eps)
+        stood = self.stood[:, at] if attack is None else self.stood[self.attacks.index(attack), at][None]
+        return Share(int(stood.all(0).sum()), len(self.right))
+
+    def by_class(self, eps: float | None = None) -> dict[str, tuple[Share, Share]]:
+        """Clean and robust accuracy of each class that occurs."""
+        at = -1 if eps is None else self.eps.index(eps)
+        stood = self.stood[:, at].all(0)
+        rows = {name: self.labels == k for k, name in enumerate(self.classes)}
+        return {
+            name: (Share(int(self.right[own].sum()), int(own.sum())), Share(int(stood[own].sum()), int(own.sum())))
+            for name, own in rows.items()
+            if own.any()
+        }
+
+    @property
+    def median(self) -> float:
+        """The median distance to the nearest fooling image of the examples named right; infinite: half have none."""
+        own = self.least[self.right]
+        return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "norm": self.norm,
+            "n": len(self.right),
+            "clean": self.clean.plain(),
+            "eps": list(self.eps),
+            "robust": {a: [self.robust(e, a).plain() for e in self.eps] for a in self.attacks},
+            "all": [self.robust(e).plain() for e in self.eps],
+            "classes": {k: [s.plain() for s in both] for k, both in self.by_class().items()},
+            "median distance": self.median if self.median < float("inf") else None,
+            "queries": dict(zip(self.attacks, self.queries.tolist(), strict=True)),
+            "alarms": [a.plain() for a in self.alarms],
+            "interrupted": self.interrupted,
+        }
+
+
+@card(
+    name="Robustness",
+    source="Carlini et al. 2019, arXiv:1902.06705; alarms: Athalye et al. 2018, arXiv:1802.00420, section 3.1",
+    tells="How many answers stay right however the input is changed within eps, as far as these attacks can tell.",
+    not_tells="That no attack does better: the figure is an upper bound, and alarms say where it is a poor one.",
+    example=lambda method, box, x, y: method(box, (x, y), {"fgsm": fgsm}, eps=[0.1], minimal=None, alarms=False),
+)
+def robustness(
+    box: Box,
+    data: Any,
+    attacks: Mapping[str, Attack] | None = None,
+    *,
+    eps: Sequence[float],
+    norm: str = "linf",
+    most: int | None = None,
+    minimal: Attack | None = deepfool,
+    alarms: bool = True,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> Robustness:
+    """Accuracy on `data` (a Dataset of (input, class), or tensors (x, y)) under each attack and all of them, per eps.
+
+    `attacks` {name: attack}, by default FGSM, PGD-40 and Square; `ub.adversarial.auto_attack` is the strongest. What an
+    attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
+    looks for the least distance. On Ctrl-C what was found so far is returned; with a `checkpoint` file, the same call
+    goes on from there. Raises InputError, DataError, and ModelError for a checkpoint of other settings.
+    """
+    x, y = labeled(box, data, most)
+    chosen = dict(ATTACKS if attacks is None else attacks)
+    sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
+    if not chosen:
+        raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
+    run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
+    if checkpoint is not None:
+        run.resume(Saved(Path(checkpoint), "robustness", run.settings(seed)))
+    run.all(quiet)
+    if alarms and not run.interrupted:
+        run.alarm(seed, batch_size)
+    return run.done()
+
+
+def _listed(eps: Sequence[float] | float) -> list[float]:
+    values = [eps] if isinstance(eps, (int, float)) else list(eps)
+    if not values:
+        raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
+    return values
+
+
+class _Run:
+    """One evaluation under way, a part of the examples, one attack and one eps at a time."""
+
+    def __init__(
+        self, box: Box, x: Tensor, y: Tensor, norm: str, eps: tuple[float, ...], attacks: dict[str, Attack],
+        minimal: Attack | None, common: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
+        self.attacks, self.minimal, self.common = attacks, minimal, common
+        self.right = box.predict(box.shaped(x), batch_size=common["batch_size"]) == y
+        self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
+        self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
+        self.queries = torch.zeros(len(attacks))
+        self.alarms: tuple[Alarm, ...] = ()
+        self.interrupted, self.finished = False, 0
+        self.saved: Saved | None = None
+
+    def all(self, quiet: bool) -> None:
+        tasks = self._tasks()
+        with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
+            bar.update(self.finished)
+            for name, e, part in tasks[self.finished :]:
+                bar.set_description(name if e is None else f"{name}, eps {self.eps[e]:.3g}")
+                try:
+                    self._task(name, e, part)
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                if self.interrupted:
+                    return
+                bar.update()
+
+    def _tasks(self) -> list[tuple[str, int | None, slice]]:
+        size = len(self.x) if self.box.coupled else PART
+        parts = [slice(i, i + size) for i in range(0, len(self.x), size)]
+        told = [(name, e, part) for name in self.attacks for e in range(len(self.eps)) for part in parts]
+        return [*told, *((LEAST, None, part) for part in parts if self.minimal is not None)]
+
+    def _task(self, name: str, e: int | None, part: slice) -> None:
+        """Attack one part of the examples. What an attack that was stopped has found is kept all the same."""
+        attack = self.minimal if e is None else self.attacks[name]
+        a = list(self.attacks).index(name) if e is not None else 0
+        alive = (self.right if e is None else self.stood[a, e])[part].nonzero()[:, 0] + part.start
+        if len(alive) and attack is not None:
+            at = None if e is None else self.eps[e]
+            own = taken(attack, self.common)
+            found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+            fooled = alive[found.success]
+            self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
+            if e is not None:
+                self.stood[a, e:, fooled] = False
+                self.queries[a] += found.queries.sum().cpu() / len(self.x)
+            self.interrupted |= found.interrupted
+        if not self.interrupted:
+            self.finished += 1
+            self.save()
+
+    def alarm(self, seed: int, batch_size: BatchSize) -> None:
+        try:
+            self.alarms = alarms_of(
+                self.box, self.x, self.y, self.right, self.eps[-1], self.norm, seed=seed, batch_size=batch_size
+            )
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    # -- going on after an end that nobody chose -------------------------------------------------------------------
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        return {
+            "attacks": {name: told(a) for name, a in self.attacks.items()}, "minimal": told(self.minimal),
+            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x), "inputs": sums(self.x),
+            "answers": sums(self.box(self.box.shaped(self.x[:PART]))),
+        }  # fmt: skip
+
+    def resume(self, saved: Saved) -> None:
+        self.saved, held = saved, saved.read()
+        if held is not None:
+            self.finished = held["finished"]
+            for name in STATE:
+                setattr(self, name, held[name].to(getattr(self, name).device))
+
+    def save(self) -> None:
+        if self.saved is not None:
+            self.saved.write({name: getattr(self, name) for name in STATE} | {"finished": self.finished})
+
+    def done(self) -> Robustness:
+        return Robustness(
+            type(norm_of(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
+            self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
+        )  # fmt: skip
+
+
+def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that an attack has a name for: what draws nothing takes no seed."""
+    own = signature(attack).parameters
+    every = any(p.kind is Parameter.VAR_KEYWORD for p in own.values())
+    return {name: value for name, value in settings.items() if every or name in own}
+
+
+def told(attack: Attack | None) -> str:
+    """An attack with its settings, in words that are the same in another process."""
+    own = attack.func if isinstance(attack, partial) else attack
+    given = attack.keywords if isinstance(attack, partial) else {}
+    return f"{getattr(own, '__name__', type(own).__name__)} {dict(sorted(given.items())) or ''}".strip()
+
+
+def sums(h: Tensor) -> list[float]:
+    """What tells one tensor from another, in a checkpoint's settings."""
+    h = h.double()
+    return [round(float(h.sum()), 3), round(float(h.square().sum()), 3)]

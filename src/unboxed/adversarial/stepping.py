@@ -1,0 +1,164 @@
+"""What FGSM, BIM, PGD and MI-FGSM share: steps uphill inside a ball, by the engine's one loop."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from ..arguments import number, whole
+from ..box import Box
+from ..engine.ascent import Ascent, Climb, StepRule, ascend
+from ..engine.balls import Ball, Constraint, ball_of, within
+from ..engine.balls import all_free as all_free
+from ..engine.balls import same as same
+from ..engine.canvases import Raw
+from ..engine.steps import Momentum
+from ..errors import InputError, UnboxedWarning
+from .attempt import ASK_ONLY, Attempt, differentiable, in_range
+from .levels import saved
+from .result import Adversarial
+
+AGAIN = 7_919  # from the seed of one restart to that of the next
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a method of this family chooses. `decay` is that of momentum."""
+
+    ball: Ball
+    steps: int
+    step: float
+    random_start: bool = False
+    restarts: int = 1
+    keep_going: bool = False
+    decay: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps)
+        whole("seed", self.seed, least=-(2**62))
+        number("step", self.step, above=0)
+        if whole("restarts", self.restarts, least=1) > 1 and not self.random_start:
+            raise InputError("restarts differ by their random starts, and random_start=False")
+
+    def start(self, box: Box, x: Tensor, turn: int) -> Tensor:
+        """Where turn number `turn` begins: a row draws the same whichever others are still to be fooled."""
+        return box.inputs.clip(self.ball.sample(x, self.seed + AGAIN * turn)) if self.random_start else x
+
+    def rule(self, constraint: Constraint) -> tuple[StepRule, Constraint]:
+        """How steps are made of gradients, and what is left for the constraint to do."""
+        if self.decay is None:
+            return partial(SGD, lr=self.step), constraint
+        rule = partial(Momentum, lr=self.step, decay=self.decay, uphill=constraint.uphill)
+        return rule, replace(constraint, steer=same, free=all_free)
+
+
+def bound(box: Box, eps: float | None, norm: str, ball: Ball | None) -> Ball:
+    """The ball that an attack was given. Raises InputError."""
+    return in_range(box, ball_of(eps, norm, ball))
+
+
+def step_of(step: float | None, reach: float, steps: int) -> float:
+    """The length of a step; by default all of them together reach so far. Raises InputError."""
+    return reach / max(whole("steps", steps), 1) if step is None else step
+
+
+def draws_of(box: Box, eot: int) -> int:
+    """How many draws a look takes: a net that draws nothing answers alike each time."""
+    draws = whole("eot", eot, least=1)
+    return draws if box.noisy else 1
+
+
+def stepped(attempt: Attempt, way: Way, bits: int | None) -> Adversarial:
+    """Attack what the net is not fooled by, again from elsewhere where that fails; with `keep_going`, everything."""
+    found = _Found(attempt, way)
+    with attempt:
+        if way.random_start:
+            attempt.begin()
+        for turn in range(way.restarts):
+            rows = found.wanted()
+            if not len(rows) or attempt.interrupted:
+                break
+            climb = found.climb(rows, turn)
+            found.take(climb, rows, turn)
+            if turn == 0:
+                _tell_of_flat(climb, way)
+        found.look_again()
+    saved(attempt, bits, way.ball)
+    return attempt.result()
+
+
+class _Found:
+    """The best image of each example over the turns: one that fools, and of two such (or none) that of higher score."""
+
+    def __init__(self, attempt: Attempt, way: Way) -> None:
+        self.attempt, self.way = attempt, way
+        goal = attempt.goal
+        self.coupled = attempt.box.coupled or goal.climb.coupled or goal.fooled.coupled
+        self.best = attempt.x.new_full((len(attempt.x),), -torch.inf)
+
+    def wanted(self) -> Tensor:
+        """The rows to climb (M,). Those that change others climb with them, though they stay where they are."""
+        left = ~self.attempt.success | self.way.keep_going
+        if self.coupled and left.any():
+            left = torch.ones_like(left)
+        return left.nonzero()[:, 0]
+
+    def climb(self, rows: Tensor, turn: int) -> Climb:
+        box, x, goal = self.attempt.box, self.attempt.x, self.attempt.goal
+        start, settled = self.way.start(box, x, turn), None
+        if self.coupled and not self.way.keep_going:
+            settled = self.attempt.success
+            start = torch.where(settled.view(-1, *[1] * (x.ndim - 1)), self.attempt.images, start)
+        rule, inside = self.way.rule(within(self.way.ball, x[rows], box.inputs.clip))
+        plan = Ascent(
+            steps=self.way.steps,
+            optimizer=rule,
+            constraint=inside,
+            until=goal.fooled.rows(rows),
+            keep_going=self.way.keep_going,
+            unclamp="no",
+            draws=self.attempt.draws,
+            settled=settled,
+        )
+        with differentiable():
+            return ascend(box, goal.climb.rows(rows), Raw(start[rows]), plan, batch_size=self.attempt.batch_size)
+
+    def take(self, climb: Climb, rows: Tensor, turn: int) -> None:
+        """Note what a turn came to, where it is better than what was there."""
+        attempt, had = self.attempt, self.attempt.success[rows]
+        attempt.interrupted |= climb.interrupted
+        attempt.queries[rows] += climb.looks
+        if turn == 0 and not self.way.random_start:  # the first look was at the originals
+            attempt.already[rows] = climb.already
+        stronger = (climb.done == had) & (climb.score > self.best[rows])
+        better = (climb.done & ~had | stronger) & ((climb.looks > 0) | (turn == 0))
+        at = rows[better]
+        attempt.images[at], attempt.success[at] = climb.input[better], attempt.success[at] | climb.done[better]
+        attempt.distance[at] = attempt.norm.distance(attempt.images[at], attempt.x[at])
+        self.best[at] = climb.score[better]
+
+    def look_again(self) -> None:
+        """Where examples change one another, whether they fool is seen in the company that they end in."""
+        attempt = self.attempt
+        if self.coupled:
+            rows = torch.arange(len(attempt.x), device=attempt.x.device)
+            attempt.success = attempt.fooled(attempt.images, rows) > 0
+
+
+def _tell_of_flat(climb: Climb, way: Way) -> None:
+    """Warn of examples that can't be climbed from where they start."""
+    looked = ~climb.already & (climb.looks > 0)
+    flat = looked & ~(climb.first.abs() > 0).flatten(1).any(1)
+    if way.steps and not climb.interrupted and (n := int(flat.sum())):
+        warnings.warn(
+            f"the first gradient is exactly zero (or NaN) for {n} of {int(looked.sum())} examples, which take no step "
+            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {ASK_ONLY}",
+            UnboxedWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,108 @@
+"""Universal perturbations: one small change that fools the net on most images.
+
+Found by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on many
+images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import number
+from ..box import Box
+from ..cards import card
+from ..engine.balls import Ball, ball_of
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from .attempt import in_range
+from .shared import Crowd, crowd, settings, share_fooled
+
+
+@dataclass(frozen=True)
+class Universal:
+    perturbation: Any  # (1, ...), within eps; a dict or tuple for nets of several inputs
+    target: int | None  # the class that images with it become; None: any but their own
+    eps: float
+    norm: str
+    history: Tensor  # (T,) the share of each step's images that it fooled
+    objective: Objective | None = None
+    interrupted: bool = False
+
+    def applied(self, box: Box, x: Any) -> Any:
+        """Inputs x (N, ...) with the perturbation, inside the valid range."""
+        return box.shaped(self._packed(box, box.accept(x)))
+
+    def _packed(self, box: Box, x: Tensor) -> Tensor:
+        return box.inputs.clip(x + _delta(box, self.perturbation).to(x))
+
+    def success(
+        self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
+    ) -> float:  # fmt: skip
+        """The fooling rate: the share of inputs x whose answer leaves y (by default the net's own) for another.
+
+        Those that the net gets wrong without it do not count, nor, targeted, those of the target's class. Raises
+        InputError where none counts.
+        """
+        x = box.accept(x)
+        return share_fooled(self, box, x, y, lambda draw: self._packed(box, x), 1, batch_size)
+
+
+@card(
+    name="Universal perturbation",
+    source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
+    "section 4; the score's root in place of its clipping is ours",
+    tells="One change, hardly visible, that the net's answers to most images do not survive.",
+    not_tells="That it works on images of another kind, or that there is none where this one fails.",
+    example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
+    exempt={
+        "draws of rows": "one change serves all images: the start is no row's",
+        "steps kept": "one step is one look, so what is kept is a step further; see the method's own test",
+    },
+)
+def universal(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "linf",
+    ball: Ball | None = None,
+    target: int | None = None,
+    objective: Objective | None = None,
+    steps: int = 300,
+    step: float | None = None,
+    sample: int = 64,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Universal:
+    """One change within `eps` that makes the net leave y (by default its own answers) for most of the images x.
+
+    `target` is the class that all are to become. Each of the `steps` sees `sample` images; `step` is eps / 5 at first
+    and falls to zero. Ctrl-C keeps what was reached. How good it is, other images say: `Universal.success`. Raises
+    InputError, OutputError.
+    """
+    ball = in_range(box, ball_of(eps, norm, ball))
+    size = ball.eps / 5 if step is None else number("step", step, above=0)
+    settings(steps, size, sample, seed)
+    attempt, there = crowd(box, x, y, target, objective, ball, batch_size)
+
+    def apply(delta: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
+        return box.inputs.clip(some + delta)
+
+    def upward(delta: Tensor, grad: Tensor, pace: float) -> Tensor:
+        return ball.project(delta + pace * size * ball.steepest(grad), torch.zeros_like(delta))
+
+    with torch.inference_mode(False):
+        start = ball.sample(torch.zeros_like(attempt.x[:1]), seed)
+        delta, history = Crowd(attempt, apply, upward, steps, sample, seed).climb(start, there)
+    become = None if attempt.goal.become is None else int(attempt.goal.become[0])
+    name = type(ball).__name__.lower()
+    return Universal(box.shaped(delta), become, ball.eps, name, history, objective, attempt.interrupted)
+
+
+def _delta(box: Box, perturbation: Any) -> Tensor:
+    return perturbation if isinstance(perturbation, Tensor) else box.inputs.pack(perturbation)  # type: ignore[attr-defined]

@@ -1,0 +1,149 @@
+"""What fools it: a net's robustness as a table, pictures of what fools it, and the numbers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import adversarial
+from .adversarial.changes import Change, changes
+from .adversarial.deepfool import deepfool
+from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
+from .box import Box
+from .engine.examples import labeled
+from .errors import DataError, InputError
+from .inputs import Pixels
+from .plots.attacked import NORMS, attacked
+from .plots.files import save
+from .report.words import many
+from .writing import write_bytes
+
+PICTURE, NUMBERS, CHECKPOINT = "attacked.png", "attack.json", "attack.pt"
+SHOWN = 6  # examples in the picture
+WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
+MINIMAL = ("deepfool", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
+
+
+def named(names: Sequence[str], bits: int | None = None) -> dict[str, Attack]:
+    """Attacks by name; none: the default three. Raises InputError with the nearest names."""
+    chosen = dict(ATTACKS) if not names else {name: _named(name) for name in names}
+    return {name: partial(a, bits=bits) for name, a in chosen.items()} if bits is not None else chosen
+
+
+def _named(name: str) -> Attack:
+    known = {k.replace("_", ""): k for k in (*WITHIN, *MINIMAL)}
+    plain = name.lower().replace("_", "").replace("-", "")
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, n=3)
+        hint = (
+            f"did you mean {' or '.join(known[k] for k in near)}?" if near else f"there are {', '.join(known.values())}"
+        )
+        raise InputError(f"there is no attack {name!r}; {hint}")
+    found: Attack = getattr(adversarial, known[plain])
+    return found
+
+
+def command(
+    box: Box,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    attacks: Sequence[str] = (),
+    eps: Sequence[float],
+    norm: str = "linf",
+    most: int | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Robustness:
+    """Attack a net on labeled examples: print a table, write pictures and numbers to `out`.
+
+    Stopped and called again with the same settings, it goes on from `out`/attack.pt. Raises InputError and DataError.
+    """
+    out, chosen = Path(out), named(attacks, bits)
+    x, y = labeled(box, data, most)
+    if not len(x):
+        raise DataError("the data are empty: there is nothing to attack")
+    found = robustness(
+        box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=out / CHECKPOINT, quiet=quiet,
+        minimal=None if norm == "l1" else deepfool,
+    )  # fmt: skip
+    write_bytes(out / NUMBERS, json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    picture = None if found.interrupted else _pictures(box, x, y, found, chosen, out, bits, seed)
+    _print(found, picture, out)
+    return found
+
+
+def _pictures(
+    box: Box,
+    x: Tensor,
+    y: Tensor,
+    found: Robustness,
+    attacks: dict[str, Attack],
+    out: Path,
+    bits: int | None,
+    seed: int,
+) -> Path | None:
+    """The first examples that the last attack fools, at the largest eps; with bits, each as a file too."""
+    if not isinstance(box.inputs, Pixels):
+        return None
+    name, attack = list(attacks.items())[-1]
+    fooled = found.right & ~found.stood[-1, -1]
+    rows = fooled.nonzero()[:SHOWN, 0]
+    if not len(rows):
+        return None
+    made = attack(box, x[rows], y[rows], eps=found.eps[-1], **taken(attack, {"norm": found.norm, "seed": seed}))
+    told = [c for c in changes(box, x[rows], made) if c.fooled]
+    if bits is not None:
+        _files(told, out / "images", box.classes)
+    size = f"{NORMS[found.norm]} at most {found.eps[-1]:g}"
+    title = f"What {name} makes of these, {size}, and what the net then says"
+    return save(attacked(told, box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
+
+
+def _files(told: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
+    """Each adversarial image as an 8-bit PNG, named by its row and what the net says of it."""
+    for c in told:
+        levels = (c.image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        word = "".join(k if k.isalnum() else "-" for k in classes[c.after])[:40]
+        save(levels[..., 0] if levels.shape[-1] == 1 else levels, folder / f"{c.row:05d}-{word}.png")
+
+
+def _print(found: Robustness, picture: Path | None, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console()
+    n = many(len(found.right), "example")
+    console.print(f"{found.clean} of {n} right without an attack", highlight=False)
+    right = [Column(f"eps {e:g}", justify="right") for e in found.eps]
+    table = Table("still right under", *right, Column("queries", justify="right"), box=None, pad_edge=False)
+    for name, queries in zip(found.attacks, found.queries.tolist(), strict=True):
+        table.add_row(name, *(str(found.robust(e, name)) for e in found.eps), f"{queries:,.0f}")
+    if len(found.attacks) > 1:
+        table.add_row("all together", *(str(found.robust(e)) for e in found.eps), "")
+    console.print(table)
+    console.print(_least(found), highlight=False)
+    worst = sorted(found.by_class().items(), key=lambda pair: pair[1][1].value)
+    said = ", ".join(f"{name} {robust.value:.0%}" for name, (_, robust) in worst[:3])
+    console.print(f"classes that stand least: {said}", highlight=False)
+    for alarm in found.alarms:
+        console.print(f"alarm: {alarm}", style="yellow", highlight=False)
+    if picture is not None:
+        console.print(f"pictures: {picture}", highlight=False)
+    console.print(f"numbers: {out / NUMBERS}", highlight=False)
+
+
+def _least(found: Robustness) -> str:
+    name = NORMS[found.norm]
+    if found.median == float("inf"):
+        return f"median {name} that fools: none was found for half of the examples"
+    return f"median {name} that fools: {found.median:.3g}"

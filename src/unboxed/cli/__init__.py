@@ -1,0 +1,232 @@
+"""The command line: one command a function. Heavy imports happen inside them, so that --help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError
+from .options import Classes, Debug, Mean, Meaning, Model, Out, Quiet, Root, Seed, Shape, Show, Std, Version, Weights
+from .words import answering, classes_of, judge_of, named_by, pixels, tell, typed
+
+UNTRAINED = "no --weights: the net is as its factory made it"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Open the black box of a PyTorch network: what it sees, what it looks for, why it answered, what fools it.",
+)
+
+checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be believed.")
+app.add_typer(checks, name="checks")
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """What every command shares."""
+
+
+@app.command()
+def demo(
+    out: Out = Path("out"), seed: Seed = 0, quiet: Quiet = False, show: Show = False, debug: Debug = False
+) -> None:
+    """Train a small network on real handwritten digits, then open it. Takes about a minute."""
+    with answering(debug):
+        import torch
+
+        from .. import data, loading, training, zoo
+        from ..box import Box
+        from ..report import report as write
+
+        torch.set_num_threads(1)  # threads of so small a net mostly wait for each other, and on a busy machine for long
+        net, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
+        train, test = data.digits("train"), data.digits("test")
+        history = training.fit(net, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
+        if history.interrupted:
+            raise KeyboardInterrupt
+        box = Box(net, inputs, classes=test.classes, outputs="logits")
+        judge = loading.load("zoo:digits-judge")
+        made = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=typed())
+        tell(made, show, f"wrote {made.path}: open it in a browser")
+
+
+@app.command()
+def report(
+    model: Model,
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
+    ],
+    weights: Weights = None,
+    out: Out = Path("out"),
+    judge: Annotated[str | None, typer.Option(help="A second model that judges the class images.")] = None,
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
+    root: Root = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    show: Show = False,
+    debug: Debug = False,
+) -> None:
+    """Open a model on some data: one self-contained page, the pictures, and the numbers."""
+    with answering(debug):
+        from .. import loading
+        from ..report import report as write
+
+        names = classes_of(classes)
+        inputs = pixels(shape, mean, std)
+        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=names)
+        box = named_by(images, box) if names is None else box
+        second = judge_of(judge, box, seed) if judge else None
+        made_anew = weights is None and not model.startswith("zoo:") and not model.endswith(".pt2")
+        if made_anew and not quiet:
+            typer.secho(f"note: {UNTRAINED}", fg="yellow", err=True)
+        command = typed() + (f"  # {UNTRAINED}" if made_anew else "")
+        tell(write(box, images, out, judge=second, seed=seed, quiet=quiet, command=command), show)
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    model: Model,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="A method, by name; may be given again (default: all).")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="A class, by name or number (default: the answer).")] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the picture and numbers.")] = Path("explained"),
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Why did the model answer so? Every method's map of an image, the most believable first, and why to believe it."""
+    with answering(debug):
+        if not image.exists():  # before anything heavy is imported
+            raise DataError(f"there is no file {image}")
+        from .. import loading
+        from ..explaining import command
+
+        inputs, names = pixels(shape, mean, std), classes_of(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        found = command(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
+@app.command()
+def attack(
+    model: Model,
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
+    ],
+    eps: Annotated[list[float], typer.Option(help="How far pixels may go, in [0, 1]; may be given again: a curve.")],
+    attacks: Annotated[
+        list[str] | None, typer.Option("--attack", help="By name: autoattack, pgd, ...; may be given again.")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    n: Annotated[int | None, typer.Option("--n", help="The first so many examples (default: 500).")] = 500,
+    bits: Annotated[int | None, typer.Option(help="8: images that still fool once saved as PNG, saved.")] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for picture, numbers and state.")] = Path("attacked"),
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
+    root: Root = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What fools the model? Accuracy under attacks, pictures of what fools it, and whether the figure can be believed.
+
+    Stopped, the same command goes on where it was.
+    """
+    with answering(debug):
+        from .. import loading
+        from ..attacking import command
+
+        inputs, names = pixels(shape, mean, std), classes_of(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=names)
+        box = named_by(images, box) if names is None else box
+        found = command(
+            box, images, out, attacks=attacks or (), eps=eps, norm=norm, most=n, bits=bits, seed=seed, quiet=quiet
+        )
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A network of the zoo, such as mnist-cnn.")],
+    data: Annotated[str | None, typer.Option(help="What to train it on (default: what it is meant for).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: the network's own recipe.")] = None,
+    defend: Annotated[str | None, typer.Option(help="Against attacks: fast, pgd or trades.")] = None,
+    eps: Annotated[float | None, typer.Option(help="How far attacks go (default: the recipe's, or 0.3).")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="File to go on from, after an interruption.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the weights (.safetensors).")] = None,
+    root: Root = None, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Train a network of the zoo; save its weights and a card that says how they were made."""
+    with answering(debug):
+        from .. import training
+
+        how = {"data": data, "epochs": epochs, "defend": defend, "eps": eps, "checkpoint": checkpoint, "out": out}
+        made = training.train(name, **how, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
+        typer.echo(made)
+        if made.card["interrupted"]:
+            raise KeyboardInterrupt
+
+
+@checks.command()
+def shortcut(
+    marked: Annotated[str, typer.Option(help="Digits that bear a mark, each at its place: 3, or 3,8, or all.")] = "3",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures and the numbers.")] = Path("out"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a net a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
+    with answering(debug):
+        import torch
+        from rich.console import Console
+
+        from ..report.shortcut import mark_of, planted_shortcut, table
+
+        torch.set_num_threads(1)  # as for the demo
+        found, path = planted_shortcut(out, mark_of(marked), seed=seed, quiet=quiet, command=typed())
+        Console().print(table(found))
+        typer.echo(f"wrote {path}")
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: what their pictures tell, and what they do not."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from ..cards import cards
+
+    table = Table("family", Column("method", no_wrap=True), "tells", "does not tell", show_lines=True)
+    for card in cards():
+        table.add_row(card.family, card.method.__name__, card.tells, card.not_tells)
+    Console().print(table)
+
+
+def main() -> None:
+    app(prog_name="unboxed")

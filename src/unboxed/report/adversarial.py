@@ -1,0 +1,219 @@
+"""What fools it? The least change that does, how many answers stand within eps, and a robust net beside this one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from .. import zoo
+from ..adversarial.changes import Change, changes
+from ..adversarial.deepfool import deepfool
+from ..adversarial.fgsm import fgsm
+from ..adversarial.pgd import pgd
+from ..adversarial.robustness import Attack, Robustness, robustness
+from ..adversarial.shares import Share
+from ..box import Box
+from ..plots import attacked, colors
+from ..plots.sheet import Bar
+from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text
+from .context import Context, Section
+from .judge import fitting
+from .words import many, p_of, percent, prob
+
+SHOWN = 4  # examples with pictures
+SIDE = 112
+STEPS = 20  # of PGD
+MOST, LEAST = 100, 8  # examples attacked
+WORK = 1.5e11  # FLOPs of all attacks on one net
+LOOKS = 200  # that one example may take, back and forth through the net
+GRAY, COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+"""Of the pixel range: how far attacks go, for line drawings of one channel and for photos (Madry et al. 2018)."""
+FEW = 20  # gray levels that are told as such
+ATTACKS: Mapping[str, Attack] = {"FGSM": fgsm, f"PGD-{STEPS}": partial(pgd, steps=STEPS)}
+LEAD = (
+    "Each picture was changed just enough for another answer, by the shortest way that the gradients show (DeepFool). "
+    "A net that sees what people see should need a change that people see."
+)
+BOUND = (
+    "Right within eps: still right after an attack moved every value by at most eps of the pixel range. Stronger "
+    "attacks may leave less; unboxed attack asks them."
+)
+
+
+@dataclass(frozen=True)
+class Net:
+    """One of the nets compared, with what was found on it."""
+
+    name: str
+    box: Box
+    found: Robustness
+    shown: list[Change]  # of the examples with pictures
+
+
+def build(context: Context) -> Sequence[Block]:
+    places, few = _places(context)
+    x, y = context.inputs(places), _labels(context, places)
+    own = _net(context, "this net", context.box, x, y, few)
+    nets, why = [own], ""
+    second, name, why = _second(context)
+    if second is not None:
+        nets.append(_net(context, name, second, x, y, few))
+    blocks: list[Block] = [Method.of(deepfool, *_verdict(nets)), Text(_lead(own, nets))]
+    blocks += [Head("Right within eps"), _table(nets), Text(BOUND, "soft")]
+    if why:
+        blocks.append(Note(why))
+    if context.images:
+        blocks += [Head("The least change that fools it"), Text(LEAD, "soft"), *_pictures(context, nets, places[:few])]
+    if len(classes := own.found.by_class()) > 1:
+        blocks.append(Fold("By class", [_classes(classes, own.found.eps[-1])]))
+    _tell(context, nets)
+    return blocks
+
+
+def _places(context: Context) -> tuple[list[int], int]:
+    """Places of the examples attacked, spread over the data, and how many of the first of them are shown."""
+    s = context.survey
+    first = list(dict.fromkeys([*s.typical[:SHOWN]]))
+    n = max(LEAST, min(MOST, int(WORK / (3 * LOOKS * max(context.box.flops, 1)))))
+    step = max(1, len(s.rows) // n)
+    rest = [p for p in range(0, len(s.rows), step) if p not in first]
+    return [*first, *rest][: max(n, len(first))], len(first)
+
+
+def _labels(context: Context, places: Sequence[int]) -> Tensor:
+    """What the examples are; without labels, what the net says of them."""
+    s = context.survey
+    return (s.answers if s.labels is None or not s.named else s.labels)[list(places)]
+
+
+def _net(context: Context, name: str, box: Box, x: Tensor, y: Tensor, few: int) -> Net:
+    eps = GRAY if _line(box) else COLOR
+    found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False, seed=context.seed)
+    made = deepfool(box, x[:few], box.predict(x[:few]), norm="linf")
+    if found.interrupted or made.interrupted:
+        raise KeyboardInterrupt
+    return Net(name, box, found, changes(box, x[:few], made))
+
+
+def _line(box: Box) -> bool:
+    """Whether the inputs are drawings of one channel, which bear larger changes."""
+    return box.inputs.shape[0] == 1 or len(box.inputs.shape) == 1
+
+
+def _second(context: Context) -> tuple[Box | None, str, str]:
+    """A net trained against attacks: the judge, or for MNIST the zoo's own; its name; why there is none."""
+    judge, _ = fitting(context)
+    if judge is not None:
+        return judge, "the second net", ""
+    if "mnist" in context.source.name.lower() and "fashion" not in context.source.name.lower():
+        net, inputs = zoo.load("mnist-robust")
+        if inputs.shape == context.box.inputs.shape and len(context.box.classes) == 10:
+            return Box(net, inputs, classes=context.box.classes, outputs="logits"), "the zoo's robust net", ""
+    return (
+        None,
+        "",
+        "No robust net to compare with: give one as judge (--judge), such as one of unboxed train --defend.",
+    )
+
+
+def _lead(own: Net, nets: Sequence[Net]) -> str:
+    r = own.found
+    top = r.eps[-1]
+    said = f"Of {many(len(r.right), 'example')} {r.clean.count} are named right; within {_eps(top)} of the pixel range "
+    said += f"an attack leaves {r.robust().count}."
+    if len(nets) > 1 and 0 < r.median < math.inf and 0 < nets[1].found.median < math.inf:
+        times = nets[1].found.median / r.median
+        said += (
+            f" Half of the right answers fall to changes of {r.median:.2g} at most; {nets[1].name} takes "
+            f"{nets[1].found.median:.2g}, {times:.1f} times as much."
+        )
+    return said
+
+
+def _verdict(nets: Sequence[Net]) -> tuple[str, str]:
+    """Whether the images shown do what is said of them: each was given to its net once more."""
+    shown = [c for n in nets for c in n.shown]
+    fooled = sum(c.fooled and c.after != c.before for c in shown)
+    if not shown:
+        return "", ""
+    said = f"Given to the net once more, {fooled} of the {len(shown)} changed images get another answer."
+    return said, "good" if fooled == len(shown) else "fair"
+
+
+def _eps(e: float) -> str:
+    levels = e * 255
+    return f"{levels:.0f}/255" if levels < FEW and abs(levels - round(levels)) < 1e-6 else f"{e:g}"
+
+
+def _table(nets: Sequence[Net]) -> Table:
+    columns = ["", "attack", *(f"eps {_eps(e)}" for e in nets[0].found.eps), "median change that fools"]
+    rows = []
+    for n in nets:
+        r = n.found
+        length = f"{r.median:.2g}" if r.median < math.inf else "none found"
+        rows.append([n.name, "none", *[percent(r.clean.value)] * len(r.eps), length])
+        rows += [["", a, *(percent(r.robust(e, a).value) for e in r.eps), ""] for a in r.attacks]
+    return Table(columns, rows, frozenset(range(2, len(columns))))
+
+
+def _classes(found: Mapping[str, tuple[Share, Share]], eps: float) -> Table:
+    rows = [
+        [name, percent(clean.value), percent(robust.value), f"{clean.n:,}"] for name, (clean, robust) in found.items()
+    ]
+    return Table(["class", "right", f"right within {_eps(eps)}", "examples"], rows, frozenset({1, 2, 3}))
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(context: Context, nets: Sequence[Net], places: Sequence[int]) -> list[Block]:
+    shown = [c for n in nets for c in n.shown]
+    factor = attacked.enlarged(colors.reach(*(c.delta for c in shown)))
+    blocks: list[Block] = []
+    for i, place in enumerate(places):
+        c = nets[0].shown[i]
+        figures = [_figure(context, colors.image(c.original), "input", (_said(c.before, c.p_before[0], context),))]
+        for n in nets:
+            figures += _both(context, n, n.shown[i], factor)
+        blocks.append(Case(context.title(place), context.facts_of(place), figures, context.tone(place)))
+    if _line(context.box):
+        blocks.append(Scales([context.pictures.scale(Bar("signed", 1 / factor, f"change, times {factor:g}"))]))
+    else:
+        blocks.append(Text(f"Changes are shown times {factor:g} around gray.", "soft"))
+    sheet = attacked.attacked(
+        nets[0].shown, context.survey.classes, norm="linf", title="The least change that fools it"
+    )
+    return [*blocks, Files([(context.pictures.keep("fooled.png", sheet), "the same as one picture")])]
+
+
+def _both(context: Context, net: Net, c: Change, factor: float) -> list[Figure]:
+    if not c.fooled:
+        return [_figure(context, colors.image(c.image), net.name, ("was not fooled",))]
+    told = (_said(c.after, c.p_after[1], context), f"before: {prob(c.p_before[1])}")
+    return [
+        _figure(context, colors.image(c.image), f"fools {net.name}", told, "bad"),
+        _figure(context, attacked.change(c, factor), "change", (f"{c.distance:.2g} at most", f"shown × {factor:g}")),
+    ]
+
+
+def _figure(context: Context, picture: object, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:
+    return Figure(context.pictures.inline(picture, f"{head}: {', '.join(lines)}", SIDE), head, lines, tone)  # type: ignore[arg-type]
+
+
+def _said(k: int, p: float, context: Context) -> str:
+    return f"says {context.name(k)}, {p_of(p)}"
+
+
+def _tell(context: Context, nets: Sequence[Net]) -> None:
+    r = nets[0].found
+    context.facts["robustness"] = {n.name: n.found.plain() for n in nets}
+    context.headline.append(
+        f"Within {_eps(r.eps[-1])} of the pixel range attacks leave {percent(r.robust().value)} of the answers right."
+    )
+
+
+SECTION = Section("What fools it?", "fooled", build, ("classes",))

@@ -1,0 +1,326 @@
+"""Robust accuracy, its alarms, and what of it reaches the command line and the page."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import unboxed as ub
+from unboxed import adversarial, cli
+from unboxed.adversarial.alarms import alarms_of
+from unboxed.adversarial.changes import changes
+from unboxed.adversarial.robustness import robustness
+from unboxed.adversarial.shares import Share
+from unboxed.errors import DataError, InputError, ModelError
+from unboxed.plots import attacked
+
+SHAPE = (1, 6, 6)
+ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
+
+
+class Linear(nn.Module):
+    """Two classes; `w` (36,) points from the first to the second."""
+
+    def __init__(self, seed: int = 0, scale: float = 1.0) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(36, generator=g) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = (x.flatten(1) - 0.5) @ self.w
+        return torch.stack([-z, z], 1) / 2
+
+
+def box_of(net: nn.Module) -> ub.Box:
+    return ub.Box(net, ub.Pixels(SHAPE), outputs="logits")
+
+
+def middling(n: int = 40, seed: int = 1) -> Tensor:
+    """Images so far from black and white that small changes are not cut off."""
+    g = torch.Generator().manual_seed(seed)
+    return 0.5 + 0.2 * (torch.rand(n, *SHAPE, generator=g) - 0.5)
+
+
+def labeled(box: ub.Box, wrong: int = 3) -> tuple[Tensor, Tensor]:
+    x = middling()
+    y = box.predict(x)
+    y[:wrong] = 1 - y[:wrong]
+    return x, y
+
+
+# -- what is exactly known: a linear net -------------------------------------------------------------------------------
+
+
+def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None:
+    net = Linear()
+    box = box_of(net)
+    x, y = labeled(box)
+    margin = ((x.flatten(1) - 0.5) @ net.w.detach()).abs()
+    reach = margin / net.w.detach().abs().sum()  # (N,) in the largest change
+    eps = [float(reach.quantile(q)) for q in (0.3, 0.6)]
+    found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False)
+    assert found.clean == Share(37, 40)
+    for e in eps:
+        stands = (reach > e) & found.right
+        assert found.robust(e, "pgd").count == int(stands.sum())
+        assert found.robust(e).count == int(stands.sum())
+    own = reach[found.right].sort().values
+    assert found.median == pytest.approx(float(own[(len(own) - 1) // 2]), rel=0.03)
+    assert (found.least[~found.right] == 0).all()
+
+
+def test_figures_hang_together() -> None:
+    box = box_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3)))
+    x = middling()
+    y = box.predict(x)
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], alarms=False)
+    curve = [found.robust(e).count for e in found.eps]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[0] > curve[-1]
+    assert all(found.robust(e).count <= found.robust(e, a).count for e in found.eps for a in found.attacks)
+    classes = found.by_class()
+    assert sum(clean.n for clean, _ in classes.values()) == 40
+    assert sum(robust.count for _, robust in classes.values()) == found.robust().count
+    plain = json.loads(json.dumps(found.plain(), allow_nan=False))
+    assert plain["all"][1]["count"] == curve[1]
+
+
+def test_a_data_set_does_as_well_as_tensors() -> None:
+    box = box_of(Linear())
+    x, y = labeled(box)
+    both = [robustness(box, d, ATTACKS, eps=[0.02], alarms=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
+    assert torch.equal(both[0].stood, both[1].stood)
+    assert len(robustness(box, (x, y), ATTACKS, eps=0.02, most=7, alarms=False).right) == 7
+
+
+def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
+    asked = list[int]()
+
+    def counting(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        asked.append(len(x))
+        return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
+
+    box = box_of(Linear())
+    found = robustness(box, labeled(box), {"pgd": counting}, eps=[0.003, 0.01, 0.5], alarms=False, minimal=None)
+    assert asked == [37, found.robust(0.003).count, found.robust(0.01).count]
+    assert asked[1] > asked[2] > 0
+
+
+def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(robustness.__globals__, "PART", 10)
+    box = box_of(Linear())
+    data, calls = labeled(box), list[int]()
+
+    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
+
+    settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+    whole = robustness(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], alarms=False)
+    part = robustness(box, data, {"stopping": stopping}, **settings)
+    assert part.interrupted
+    assert len(calls) == 4
+    gone_on = robustness(box, data, {"stopping": stopping}, **settings)
+    assert not gone_on.interrupted
+    assert len(calls) == 4 + 5  # eight parts, of which three were done
+    assert torch.equal(gone_on.stood, whole.stood)
+    assert torch.equal(gone_on.least, whole.least)
+    with pytest.raises(ModelError, match="other settings"):
+        robustness(box, data, {"stopping": stopping}, **{**settings, "eps": [0.01]})
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"eps": []}, InputError, "at least one eps"),
+        ({"eps": [-0.1]}, InputError, "above 0"),
+        ({"eps": [8]}, InputError, "8/255"),
+        ({"eps": [0.1], "attacks": {}}, InputError, "at least one attack"),
+        ({"eps": [0.1], "norm": "l7"}, InputError, "norm is one of"),
+    ],
+)
+def test_refusals(more, error, said) -> None:
+    box = box_of(Linear())
+    with pytest.raises(error, match=said):
+        robustness(box, labeled(box), **{"attacks": ATTACKS, **more})
+
+
+def test_data_without_labels_are_refused() -> None:
+    box = box_of(Linear())
+    with pytest.raises(DataError, match="labels"):
+        robustness(box, list(middling(3)), eps=[0.1])
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        robustness(box, (middling(3), torch.tensor([0, 1, 5])), eps=[0.1])
+
+
+# -- alarms: each by a net that deserves it ----------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """A net whose input is spoiled first."""
+
+    def __init__(self, spoil) -> None:
+        super().__init__()
+        self.spoil, self.net = spoil, Linear(scale=4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.spoil(x))
+
+
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 20).round() / 20
+
+
+class Jagged(nn.Module):
+    """The same values but for a ripple, whose slope hides the net's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.004 * torch.sin(x * 3000)
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x)
+
+
+class Saturated(nn.Module):
+    """Logits so large that the softmax is exactly one: the cross-entropy has no slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Linear(scale=2000.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def alarmed(net: nn.Module, eps: float = 0.3) -> set[str]:
+    torch.manual_seed(0)
+    box = box_of(net)
+    x = middling()
+    y = box.predict(x)
+    return {a.name for a in alarms_of(box, x, y, torch.ones(len(x), dtype=torch.bool), eps)}
+
+
+def test_a_plain_net_raises_no_alarm() -> None:
+    assert alarmed(Linear()) == set()
+    assert alarmed(Linear(), eps=0.02) == set()
+
+
+def test_a_net_without_slope() -> None:
+    found = alarmed(Around(Rounded()))
+    assert "no gradient" in found
+    assert "unbounded eps does not reach 0" in found
+    assert "black box stronger than white box" in found
+
+
+def test_a_jagged_net() -> None:
+    assert alarmed(Around(Jagged())) & {"black box stronger than white box", "unbounded eps does not reach 0"}
+
+
+def test_a_net_that_draws() -> None:
+    assert "random layers" in alarmed(Around(Noise()))
+
+
+def test_a_saturated_net() -> None:
+    assert alarmed(Saturated()) & {"loss saturates", "no gradient"}
+
+
+def test_a_net_that_gives_no_gradient_at_all() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.detach())
+
+    box = box_of(Detached())
+    x = middling()
+    (found,) = alarms_of(box, x, box.predict(x), torch.ones(len(x), dtype=torch.bool), 0.1)
+    assert found.name == "no gradient"
+    assert "square" in found.sentence
+
+
+# -- pictures, command line, page --------------------------------------------------------------------------------------
+
+
+def test_changes_say_what_the_net_says() -> None:
+    box = box_of(Linear())
+    x, y = labeled(box)
+    found = adversarial.pgd(box, x, y, eps=0.1, steps=5)
+    for c in changes(box, x, found, [5, 9]):
+        assert c.before == int(box.predict(x[c.row : c.row + 1]))
+        assert c.after == int(box.predict(found.images[c.row : c.row + 1]))
+        assert c.p_after[1] == pytest.approx(float(box.probs(found.images)[c.row, c.after]), abs=1e-6)
+        assert c.distance == pytest.approx(float(c.delta.abs().max()), abs=1e-6)
+
+
+@pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
+def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
+    assert attacked.enlarged(reach) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_of_an_attack(channels: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 3))
+    box = ub.Box(net, ub.Pixels((channels, 6, 6)), outputs="logits")
+    x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
+    sheet = attacked.attacked(changes(box, x, found), box.classes)
+    assert sheet.width > 3 * 100
+    assert sheet.height > 2 * 100
+    with pytest.raises(InputError, match="no example"):
+        attacked.attacked([], box.classes)
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli.app, ["attack", *map(str, words), "-q"])
+
+
+def test_the_command(tmp_path) -> None:
+    asked = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 0.1, "--eps", 0.3, "--n", 12, "--attack", "PGD")
+    made = run(*asked, "-o", tmp_path)
+    assert made.exit_code == 0, made.output
+    assert "still right under" in made.output
+    told = json.loads((tmp_path / "attack.json").read_text())
+    assert told["n"] == 12
+    assert told["eps"] == [0.1, 0.3]
+    assert (tmp_path / "attacked.png").stat().st_size > 1000
+    again = run(*asked, "-o", tmp_path)  # all of it from the checkpoint
+    assert json.loads((tmp_path / "attack.json").read_text()) == told
+    assert again.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--attack", "pdg"), "did you mean"),
+        (("--attack", "xyz"), "there are"),
+        (("--norm", "l9"), "norm is one of"),
+        (("--data", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_the_command_refuses(tmp_path, words, said) -> None:
+    made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 0.1, "-o", tmp_path, *words)
+    assert made.exit_code == 2
+    assert said in made.output
+
+
+def test_the_section(tmp_path) -> None:
+    box, data = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(40)
+    made = ub.report(box, data, tmp_path, judge=ub.load("zoo:digits-judge"), sections=["fooled"], quiet=True)
+    assert not made.failures
+    page = (tmp_path / "index.html").read_text()
+    assert "What fools it?" in page
+    assert "fools the second net" in page
+    facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
+    assert facts["this net"]["all"][-1]["share"] < facts["the second net"]["all"][-1]["share"]
