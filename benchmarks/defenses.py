@@ -59,7 +59,7 @@ def main() -> None:
 
 def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **how: Any) -> dict[str, Any]:
     net, inputs = fresh(dropout)
-    train, test = ub.data.mnist("train", root=root), ub.data.mnist("test", root=root)
+    train, test = ub.data.mnist(root), ub.data.mnist(root, train=False)
     history = training.fit(net, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
     box = ub.Box(net, inputs)
     found = robustness(box, test, ATTACKS, eps=[EPS], most=images, minimal=partial(adversarial.deepfool, norm="linf"))

@@ -142,6 +142,24 @@ def randomization(f: dict[str, Any]) -> list[str]:
     return lines
 
 
+# -- defenses side by side ---------------------------------------------------------------------------------------------
+
+SIDE_BY_SIDE = "<!-- defenses:begin -->", "<!-- defenses:end -->"
+
+
+def defenses(f: dict[str, Any]) -> list[str]:
+    """A row a defense: clean accuracy, what stands under each attack, and what the training took."""
+    plain = f["rows"]["none"]["cpu_seconds"]
+    attacks = list(f["rows"]["none"]["robust"])
+    head = f"One small net on MNIST, {f['epochs']} epochs each; L-inf {f['eps']:g}, the first {f['images']:,} test images."
+    lines = [head, "", f"| defense | clean | {' | '.join(attacks)} | training |", "|---" * (3 + len(attacks)) + "|"]
+    for name, row in f["rows"].items():
+        cells = [f"{row['robust'][a]['share']:.1%}" for a in attacks]
+        took = f"{row['cpu_seconds']:.0f} s of CPU, {row['cpu_seconds'] / plain:.1f}x"
+        lines.append(f"| {name} | {row['clean']:.2%} | {' | '.join(cells)} | {took} |")
+    return lines
+
+
 def main() -> None:
     lines = ["| what | measured |", "|---|---|"]
     for row in ROWS:
@@ -152,6 +170,9 @@ def main() -> None:
     anew = HERE / "results" / "randomization.json"
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
+    compared = HERE / "results" / "defenses.json"
+    if compared.exists():
+        _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))
 
 
 def _between(file: Path, begin: str, end: str, lines: list[str]) -> None:
