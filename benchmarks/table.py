@@ -151,7 +151,8 @@ def defenses(f: dict[str, Any]) -> list[str]:
     """A row a defense: clean accuracy, what stands under each attack, and what the training took."""
     plain = f["rows"]["none"]["cpu_seconds"]
     attacks = list(f["rows"]["none"]["robust"])
-    head = f"One small net on MNIST, {f['epochs']} epochs each; L-inf {f['eps']:g}, the first {f['images']:,} test images."
+    images = f"the first {f['images']:,} test images"
+    head = f"One small net on MNIST, {f['epochs']} epochs each; L-inf {f['eps']:g}, {images}."
     lines = [head, "", f"| defense | clean | {' | '.join(attacks)} | training |", "|---" * (3 + len(attacks)) + "|"]
     for name, row in f["rows"].items():
         cells = [f"{row['robust'][a]['share']:.1%}" for a in attacks]

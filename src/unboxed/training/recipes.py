@@ -30,8 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist-cnn": {"epochs": 6, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-2},
     "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3)},
     "mnist-robust": {
-        "epochs": 40, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3, steps=7),
-        "average": 0.999, "autocast": torch.bfloat16,
+        "epochs": 20, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE,
+        "defend": PGD(0.3, steps=10), "average": 0.999, "autocast": torch.bfloat16,
     },
     "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE},
     "digits-judge": {

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +41,7 @@ KINDS = {
     "mnist-linear": Kind(LinearReLU, MNIST, "mnist"),
     "mnist-cnn": Kind(MnistCNN, MNIST, "mnist"),
     "mnist-judge": Kind(Judge, MNIST, "mnist"),
-    "mnist-robust": Kind(partial(Judge, (32, 64, 256)), MNIST, "mnist"),
+    "mnist-robust": Kind(Judge, MNIST, "mnist"),
     "digits-cnn": Kind(DigitsCNN, DIGITS, "digits"),
     "digits-judge": Kind(Judge, DIGITS, "digits"),
 }
