@@ -61,6 +61,9 @@ refuse(("rollout",), tuple(n for n in NETS if n not in ("transformer", "attentio
 refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops
 refuse(("fab", "lbfgs"), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("patch", "universal", "fooling"), ("checkpointed_reentrant",), OutputError)  # likewise
+refuse(("fgsm", "bim", "mi_fgsm"), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
+refuse(("deepfool", "carlini_wagner"), ("checkpointed_reentrant",), OutputError)  # likewise
+refuse(("apgd", "auto_attack"), ("checkpointed_reentrant",), UnboxedError)  # likewise
 
 
 @dataclass(frozen=True)

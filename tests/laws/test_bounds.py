@@ -11,6 +11,8 @@ from laws.common import CARDS, TORCH_WARNS, call, case, pairs, tensors
 pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 IMAGES = ("images", "frames", "input", "result")
 GENTLE = ["plain", "narrow", "color", "double", "bfloat16", "log_softmax", "clamped_logits", "batchnorm_in_train_mode"]
+ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0), ("l1", 0.3), ("l1", 12.0)]
+SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 
 
 @pairs("bounds")
@@ -23,15 +25,25 @@ def test_images_are_valid(name: str, net: str) -> None:
 
 
 @pytest.mark.parametrize("net", GENTLE)
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
+@pytest.mark.parametrize(("norm", "eps"), ROOMS)
 @pytest.mark.parametrize("more", [{}, {"keep_going": True}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
 def test_pgd_stays_in_its_ball(net: str, norm: str, eps: float, more: dict[str, object]) -> None:
     c = case(net)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
     d = (made.images - c.x).double().flatten(1)
-    size = d.abs().amax(1) if norm == "linf" else d.norm(dim=1)
+    size = d.norm(SIZES[norm], dim=1)
     assert (size <= eps * (1 + 1e-6) + 1e-7).all()
     assert torch.allclose(made.distance.double(), size, atol=1e-6)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm"])
+@pytest.mark.parametrize(("norm", "eps"), ROOMS)
+def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
+    c = case("color")
+    made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, keep_going=True)
+    assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
     assert made.images.min() >= 0
     assert made.images.max() <= 1
 

@@ -45,10 +45,11 @@ def twin(z: Tensor, y: Tensor, bins: int) -> dict[str, Any]:
     confidence = [sum(c for c, _ in r) / len(r) if r else 0 for r in rows]
     accuracy = [sum(a for _, a in r) / len(r) if r else 0 for r in rows]
     gaps = [abs(a - c) for a, c in zip(accuracy, confidence, strict=True)]
+    wrong_by = [sum((pk - (k == yi)) ** 2 for k, pk in enumerate(pi)) for pi, yi in zip(p, y.tolist(), strict=True)]
     return {
         "count": [len(r) for r in rows], "confidence": confidence, "accuracy": accuracy,
         "ece": sum(len(r) / len(y) * g for r, g in zip(rows, gaps, strict=True)), "mce": max(gaps),
-        "brier": float(np.mean([sum((pk - (k == yi)) ** 2 for k, pk in enumerate(pi)) for pi, yi in zip(p, y.tolist())])),
+        "brier": float(np.mean(wrong_by)),
         "nll": log_loss(y.numpy(), p, labels=list(range(K))),
     }  # fmt: skip
 

@@ -232,5 +232,5 @@ def _digest(*values: Tensor) -> str:
     found = hashlib.sha256()
     for value in values:
         found.update(str((value.dtype, tuple(value.shape))).encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

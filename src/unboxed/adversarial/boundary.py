@@ -67,7 +67,7 @@ def boundary(
     with attempt:
         z, rows = asked.start(rows, pool)
         _Walk(asked, asked.bisect(z, rows, FIRST), rows).run(0.0 if keep_going or eps is None else far)
-    saved(attempt, bits)
+    saved(attempt, bits, gradients=False)
     return attempt.result(far)
 
 

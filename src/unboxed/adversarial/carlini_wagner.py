@@ -28,7 +28,8 @@ from .levels import saved
 from .result import Adversarial
 
 SLACK = 0.01  # of half the range, beyond each of its ends
-PATIENCE = 10  # a row stops after this part of the steps without gain
+PATIENCE = 25  # after this part of the steps without gain, a row goes on in smaller ones, or stops
+FIRST, LARGEST, FINER, FINEST = 0.3, 0.1, 3.0, 10.0  # of lr: the first; by how much finer then, and at last
 GAIN, WORTH = 1e-3, 0.01  # what counts as gain, of the loss in a step; of the distance in a search step
 GROWTH = 10  # of a c that was too small, while none is known that is not
 BETAS = 0.9, 0.999
@@ -54,7 +55,7 @@ def carlini_wagner(
     kappa: float = 0.0,
     binary_search_steps: int = 5,
     steps: int = 500,
-    lr: float = 0.1,
+    lr: float | None = None,
     initial_c: float | None = None,
     keep_going: bool = False,
     bits: int | None = None,
@@ -72,7 +73,7 @@ def carlini_wagner(
     )
     plan = Plan(
         whole("steps", steps),
-        number("lr", lr, above=0),
+        None if lr is None else number("lr", lr, above=0),
         0.0 if kappa == 0 else number("kappa", kappa, above=0),
         None if initial_c is None else number("initial_c", initial_c, above=0),
         keep_going,
@@ -87,15 +88,15 @@ def carlini_wagner(
 @dataclass(frozen=True)
 class Plan:
     steps: int
-    lr: float
+    lr: float | None
     kappa: float
     initial_c: float | None
     keep_going: bool
 
     @property
     def patience(self) -> int:
-        """Steps without gain after which a row stops."""
-        return self.steps if self.keep_going else -(-self.steps // PATIENCE)
+        """Steps without gain that tire a row."""
+        return max(10, self.steps // PATIENCE)  # as many as Adam remembers, at least
 
 
 # -- the search for c --------------------------------------------------------------------------------------------------
@@ -110,6 +111,8 @@ class Search:
     c: Tensor  # (n,) the next to try
     low: Tensor  # (n,) the largest that was too small
     high: Tensor  # (n,) the smallest that was not
+    lr: Tensor  # (n,) that a descent starts with
+    least: Tensor  # (n,) and the one that it ends with
 
     def at(self, index: Tensor) -> Search:
         return Search(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -124,8 +127,8 @@ class Search:
 def _search(attempt: Attempt, rows: Tensor, plan: Plan, rounds: int) -> None:
     if not len(rows):
         return
-    space, c = Space.of(attempt.box, attempt.x), _first_c(attempt, rows, plan)
-    search = Search(rows, space.w_of(attempt.x[rows]), c, torch.zeros_like(c), torch.full_like(c, math.inf))
+    space = Space.of(attempt.box, attempt.x)
+    search = _begun(attempt, rows, space, plan)
     for _ in range(rounds):
         before = attempt.distance[search.rows]
         w, found = _descend(attempt, search, space, plan)
@@ -138,16 +141,27 @@ def _search(attempt: Attempt, rows: Tensor, plan: Plan, rounds: int) -> None:
             return
 
 
-def _first_c(attempt: Attempt, rows: Tensor, plan: Plan) -> Tensor:
-    """(n,) such that at a linear net's boundary the pull to the original, 2 |d|, is c times the slope of the margin."""
-    if plan.initial_c is not None:
-        return torch.full_like(attempt.distance[rows], plan.initial_c)
+def _begun(attempt: Attempt, rows: Tensor, space: Space, plan: Plan) -> Search:
+    """c and lr of each row as they would do for a linear net.
+
+    At the boundary the pull to the original, 2 |d|, is c times the slope of the margin. And a step of Adam's changes
+    each value by about lr: that is a part of how far the value that moves most has to go.
+    """
     x = attempt.x[rows]
     slope = attempt.slope(x, rows)
-    movable = attempt.box.inputs.clip(x + 1e-3 * slope.grad.sign()) != x
-    steep = (slope.grad * movable).flatten(1).square().sum(1)
-    c = 2 * (plan.kappa - slope.score) / steep.clamp_min(TINY)
-    return torch.where(steep > 0, c, 1).clamp(1e-6, 1e6)
+    able = (slope.grad * (attempt.box.inputs.clip(x + 1e-3 * slope.grad.sign()) != x)).flatten(1)  # (n, D)
+    short, steep = plan.kappa - slope.score, able.square().sum(1)
+    c = torch.where(steep > 0, 2 * short / steep.clamp_min(TINY), 1).clamp(1e-6, 1e6)
+    far = (able.abs() * (short / steep.clamp_min(TINY))[:, None] / space.scale.flatten(1)).amax(1)
+    most = LARGEST * (
+        1 + torch.where(space.bounded, 0, x.abs()).flatten(1).amax(1)
+    )  # the range is one wide, or unknown
+    lr = torch.where(steep > 0, FIRST * far, most).minimum(most)
+    least = lr / FINEST
+    if plan.lr is not None:
+        lr = least = torch.full_like(lr, plan.lr)
+    c = c if plan.initial_c is None else torch.full_like(c, plan.initial_c)
+    return Search(rows, space.w_of(x), c, torch.zeros_like(c), torch.full_like(c, math.inf), lr, least)
 
 
 # -- the variable ------------------------------------------------------------------------------------------------------
@@ -168,6 +182,11 @@ class Space:
         middle = torch.where(bounded, (low + high) / 2, nothing)
         half = torch.where(bounded, (high - low) / 2 * (1 + SLACK), nothing).clamp_min(TINY)
         return cls(middle, half, bounded)
+
+    @property
+    def scale(self) -> Tensor:
+        """dx/dw in the middle of the range."""
+        return torch.where(self.bounded, self.half, 1)
 
     def w_of(self, x: Tensor) -> Tensor:
         most = 1 / (1 + SLACK)
@@ -195,54 +214,80 @@ class Descent:
     at: Tensor  # (n,) their places in the search
     rows: Tensor  # (n,)
     c: Tensor  # (n,)
+    least: Tensor  # (n,) step at which a row stops
+    lr: Tensor  # (n,)
+    count: Tensor  # (n,) steps at this lr
+    idle: Tensor  # (n,) of them, since the loss fell below `mark`
+    mark: Tensor  # (n,)
+    lowest: Tensor  # (n,) loss, that of `best`
+    best: Tensor  # (n, ...)
     w: Tensor  # (n, ...)
     mean: Tensor  # (n, ...) of the gradients, as Adam keeps it
     square: Tensor  # (n, ...)
-    lowest: Tensor  # (n,) loss
-    idle: Tensor  # (n,) steps since
+
+    @classmethod
+    def of(cls, search: Search) -> Descent:
+        at, none, zero = torch.arange(len(search.rows), device=search.rows.device), search.c * 0, search.w * 0
+        high, lr = none + math.inf, search.lr
+        return cls(at, search.rows, search.c, search.least, lr, none, none, high, high, search.w, search.w, zero, zero)
 
     def those(self, index: Tensor) -> Descent:
         return Descent(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def watched(self, loss: Tensor) -> Descent:
-        better = loss < self.lowest * (1 - GAIN)
-        idle = torch.where(better, 0, self.idle + 1)
-        return replace(self, lowest=torch.where(better, loss, self.lowest), idle=idle)
+        lower, gain = loss < self.lowest, loss < self.mark * (1 - GAIN)
+        return replace(
+            self,
+            lowest=torch.where(lower, loss, self.lowest),
+            best=torch.where(per_row(lower, self.w), self.w, self.best),
+            mark=torch.where(gain, loss, self.mark),
+            idle=torch.where(gain, 0, self.idle + 1),
+        )
 
-    def stepped(self, grad: Tensor, lr: float, step: int) -> Descent:
-        """Adam's step number `step`, from 1 on; not yet made valid."""
+    def stepped(self, grad: Tensor) -> Descent:
+        """By Adam; not yet made valid."""
         b1, b2 = BETAS
         mean, square = b1 * self.mean + (1 - b1) * grad, b2 * self.square + (1 - b2) * grad.square()
-        way = mean / (1 - b1**step) / ((square / (1 - b2**step)).sqrt() + 1e-8)
-        return replace(self, w=self.w - lr * way, mean=mean, square=square)
+        count = self.count + 1
+        size = (square / per_row(1 - b2**count, grad)).sqrt() + 1e-8
+        w = self.w - mean * per_row(self.lr / (1 - b1**count), grad) / size
+        return replace(self, w=w, mean=mean, square=square, count=count)
+
+    def finer(self, tired: Tensor) -> Descent:
+        """Those that gain no more go back to their best, and on from there in smaller steps."""
+        wide = per_row(tired, self.w)
+        none = {k: torch.where(tired, 0, getattr(self, k)) for k in ("count", "idle")}
+        zero = {k: torch.where(wide, 0, getattr(self, k)) for k in ("mean", "square")}
+        w = torch.where(wide, self.best, self.w)
+        return replace(self, w=w, lr=torch.where(tired, self.lr / FINER, self.lr), **none, **zero)
 
 
 def _descend(attempt: Attempt, search: Search, space: Space, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Minimize |x' - x|^2 + c f(x') with this c: where each row came to, and whether it fooled the net on its way."""
+    """Minimize |x' - x|^2 + c f(x') with this c: the best w of each row, and whether it led to a nearer image."""
     ended, found = search.w.clone(), torch.zeros_like(search.rows, dtype=torch.bool)
-    at, zero = torch.arange(len(found), device=found.device), torch.zeros_like(ended)
-    lowest = torch.full_like(search.c, math.inf)
-    d = Descent(at, search.rows, search.c, search.w, zero, zero, lowest, torch.zeros_like(at))
-    for step in range(1, plan.steps + 1):
-        loss, grad, good = _look(attempt, d, space, plan.kappa)
-        found[d.at[good]] = True
-        d = d.watched(loss).stepped(grad, plan.lr, step)
+    d = Descent.of(search)
+    for _ in range(plan.steps):
+        loss, grad, nearer = _look(attempt, d, space, plan.kappa)
+        found[d.at[nearer]] = True
+        d = d.watched(loss).stepped(grad)
         d = replace(d, w=space.clip(d.w))
-        ended[d.at] = d.w
-        if (done := d.idle >= plan.patience).any():
-            d = d.those(~done)
+        ended[d.at] = d.best
+        if (tired := d.idle >= plan.patience).any():
+            d = d.finer(tired) if plan.lr is None else d
+            done = d.lr < d.least if plan.lr is None else tired
+            d = d if plan.keep_going else d.those(~done)
         if not len(d.rows):
             break
     return ended, found
 
 
 def _look(attempt: Attempt, d: Descent, space: Space, kappa: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (n,), its gradient in w (n, ...), and where the net is fooled (n,), which is kept."""
+    """The loss (n,), its gradient in w (n, ...), and where a nearer image fools (n,), which is kept."""
     x, (z, dz) = attempt.x[d.rows], space.x_of(d.w)
     z = attempt.box.inputs.clip(z)
     slope = attempt.slope(z, d.rows)
     good = (slope.fooled > 0) & (slope.score >= kappa)
-    attempt.keep(z, d.rows, good)
+    nearer = attempt.keep(z, d.rows, good)
     short = (kappa - slope.score).clamp_min(0)
     grad = 2 * (z - x) - per_row(d.c * (short > 0), z) * slope.grad
-    return (z - x).flatten(1).square().sum(1) + d.c * short, grad * dz, good
+    return (z - x).flatten(1).square().sum(1) + d.c * short, grad * dz, nearer

@@ -17,6 +17,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.balls import NORMS, TINY, norm_of, per_row
 from ..engine.hyperplanes import DUAL, Plane, direction, lengths, shift
+from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit
 from . import levels
@@ -68,6 +69,8 @@ def fab(
         eps = number("eps", eps, above=0)
         in_range(box, NORMS[norm.lower()](eps))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    if targets is not None and (attempt.goal.right is None or attempt.goal.become is not None):
+        raise InputError("targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
     pace = Pace(
         norm.lower(), whole("steps", steps), _share("alpha_max", alpha_max), number("eta", eta, above=0),
         _share("beta", beta), -1.0 if keep_going or eps is None else eps,
@@ -118,13 +121,17 @@ class _Search:
         self.low, self.high = (attempt.box.inputs.clip(torch.full_like(one, v)).flatten(1) for v in (-INF, INF))
 
     def run(self, rows: Tensor, targets: int | None, restarts: int) -> None:
+        """Each run goes on from what those before have found, so that with more of them nothing gets worse."""
         ways = self.ways(rows, targets)
         z = self.attempt.x[rows]
-        for run in range(restarts * len(ways)):
+        for restart in range(restarts):
+            known = self.attempt.distance.clone()
+            for k, way in enumerate(ways):
+                rows, z = self.left(rows, z)
+                begin = self.start(z, rows, restart * len(ways) + k) if restart else self.attempt.x[rows]
+                z = self.descend(way, rows, begin)
             rows, z = self.left(rows, z)
-            begin = self.attempt.x[rows] if run < len(ways) else self.start(z, rows, run)
-            z = self.descend(ways[run % len(ways)], rows, begin)
-        self.polish(self.left(rows, z)[0])
+            self.polish(rows[self.attempt.distance[rows] < known[rows]])
 
     def left(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Those that were not fooled from near enough."""
@@ -138,7 +145,7 @@ class _Search:
         goal, classes = self.attempt.goal, self.attempt.box.n_outputs
         if not len(rows):
             return []
-        if targets is not None and goal.right is not None and goal.become is None:
+        if targets is not None and goal.right is not None:
             return [self.to(between) for between in self.likeliest(rows, goal.right, min(targets, classes - 1))]
         if goal.become is not None or goal.right is None or classes == 2:
             return [self.to(goal.fooled)]
@@ -220,7 +227,8 @@ class _Search:
 
     def polish(self, rows: Tensor) -> None:
         """The final search: on the way from x to what fools, to just beyond where the score's chord crosses zero."""
-        rows = rows[self.attempt.success[rows]]
+        if not len(rows):
+            return
         near, far = self.attempt.x[rows], self.attempt.images[rows]
         low, high = self.attempt.fooled(near, rows), self.attempt.fooled(far, rows)
         aim = PAST * low.abs()

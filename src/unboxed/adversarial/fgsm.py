@@ -23,6 +23,7 @@ from .stepping import Way, bound, draws_of, step_of, stepped
     tells="Whether one step along the slope of the loss fools the net.",
     not_tells="What many steps find: a net trained on single steps may stand against these alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
+    exempt={"one look": "it looks again at what it made: success is the net's answer"},
 )
 def fgsm(
     box: Box,

@@ -24,6 +24,7 @@ from .levels import saved
 from .result import Adversarial
 
 VALUES = 2**22  # of the images around the boundary that are held at a time
+DRAWS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
 HALVINGS = 12  # of a step, until it fools
 
 
@@ -46,7 +47,7 @@ def hop_skip_jump(
     objective: Objective | None = None,
     starts: Tensor | None = None,
     queries: int = 5000,
-    draws: int = 50,
+    draws: int | None = None,
     keep_going: bool = False,
     bits: int | None = None,
     seed: int = 0,
@@ -55,8 +56,9 @@ def hop_skip_jump(
     """Images as near as can be (in `norm`, "l2" or "linf") that fool the net, in `queries` looks an example.
 
     It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
-    chance, and asks about `draws` points around the boundary at first, and about sqrt(t) times as many at step t. With
-    `eps`, an example leaves once it is within eps (`keep_going=True`: it goes on), and what is farther is no success.
+    chance, and asks about `draws` points around the boundary at first (by default 50, in L-inf, where signs are wanted,
+    200; the paper takes 100), and about sqrt(t) times as many at step t. With `eps`, an example leaves once it is
+    within eps (`keep_going=True`: it goes on), and what is farther is no success.
     Raises InputError.
     """
     attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2", "linf")), target=target, objective=objective,
@@ -64,11 +66,12 @@ def hop_skip_jump(
     far = math.inf if eps is None else number("eps", eps, above=0)
     asked = Decisions(attempt, queries, seed)
     pool = None if starts is None else box.accept(starts)
-    hop = _Hop(asked, whole("draws", draws, least=2), 0.0 if keep_going or eps is None else far)
+    first = whole("draws", DRAWS[norm.lower()] if draws is None else draws, least=2)
+    hop = _Hop(asked, first, 0.0 if keep_going or eps is None else far)
     rows = attempt.begin()
     with attempt:
         hop.run(*asked.start(rows, pool))
-    saved(attempt, bits)
+    saved(attempt, bits, gradients=False)
     return attempt.result(far)
 
 

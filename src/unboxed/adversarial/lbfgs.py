@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, TINY, length, norm_of, per_row
+from ..engine.balls import L2, TINY, length, norm_of
 from ..engine.quasi_newton import Search, begun, chosen, joined
 from ..errors import InputError
 from ..net.batching import BatchSize
@@ -55,9 +55,10 @@ def lbfgs(
 
     For each of `searches` values of c, c |r|^2 + loss(x + r) is made least with x + r in the valid range, by at most
     `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
-    the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted
-    -log(1 - p_y), that of all other classes taken as one. With `eps`, an image beyond it is no success, and examples
-    fooled within it stop (`keep_going=True`: they get nearer still). Raises InputError.
+    the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted, that of
+    all other classes taken as one, and for the second half of the searches that of the class found, beside y alone.
+    With `eps`, an image beyond it is no success, and examples fooled within it stop (`keep_going=True`: they get nearer
+    still). Raises InputError.
     """
     ball = norm_of(norm, ("l2",))
     if eps is not None:
@@ -81,22 +82,22 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
     return length(images - x.to(images)) / math.sqrt(x[0].numel())
 
 
-def likeness(goal: Goal) -> Objective:
-    """What is climbed, at most zero: the log-probability of what is wanted."""
+def likeness(goal: Goal, among: Tensor | None = None) -> Objective:
+    """What is climbed, at most zero: the log-probability of what is wanted; of classes `among` (N, K) beside y."""
     if not goal.of_classes:
         return _surely(goal.fooled)
-    return goal.climb if goal.right is None or goal.become is not None else _elsewhere(Held(goal.right))
+    return goal.climb if among is None or goal.right is None else _instead(goal.right, among)
 
 
-def _elsewhere(right: Held) -> Objective:
-    """log(1 - p_y), exact for sure nets too."""
+def _instead(right: Tensor, among: Tensor) -> Objective:
+    """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
+    own, out = Held(right[:, None]), Held(~among)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
-        own = right.beside(z)[:, None]
-        rest = z.scatter(1, own, -math.inf).logsumexp(1)
-        return -F.softplus(z.gather(1, own)[:, 0] - rest)
+        rest = z.masked_fill(out.beside(z), -math.inf).logsumexp(1)
+        return -F.softplus(z.gather(1, own.beside(z))[:, 0] - rest)
 
-    return of("logits", score, "log(1 - p)", lambda i: _elsewhere(right[i]), len(right))
+    return of("logits", score, "log probability of others", lambda i: _instead(right[i], among[i]), len(right))
 
 
 def _surely(wanted: Objective) -> Objective:
@@ -125,6 +126,11 @@ class Weights:
         c = torch.where(fails.isinf(), self.c * WIDER, torch.where(fools == 0, self.c / WIDER, middle))
         return Weights(c, fools, fails)
 
+    def put(self, at: Tensor, c: Tensor) -> Weights:
+        """With other weights c (m,) in the place of some, `at` (m,), of which nothing is known."""
+        new = (c, torch.zeros_like(c), torch.full_like(c, math.inf))
+        return Weights(*(h.index_copy(0, at, v) for h, v in zip((self.c, self.fools, self.fails), new, strict=True)))
+
     def rows(self, index: Tensor) -> Weights:
         return Weights(self.c[index], self.fools[index], self.fails[index])
 
@@ -134,7 +140,8 @@ class _Hunt:
 
     def __init__(self, attempt: Attempt, steps: int, tolerance: float, enough: float) -> None:
         self.attempt, self.steps, self.tolerance, self.enough = attempt, steps, tolerance, enough
-        self.likeness = likeness(attempt.goal)
+        self.among = self.others()  # (N, K) bool: the classes to go to
+        self.likeness = likeness(attempt.goal, self.among)
         one = attempt.x[:1]
         clip = attempt.box.inputs.clip
         self.low, self.high = (clip(torch.full_like(one, v)).flatten(1) for v in (-math.inf, math.inf))
@@ -146,15 +153,40 @@ class _Hunt:
         loss, slope, _ = self.look(z, rows)
         away = loss / length(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
         weights = Weights((length(slope) / (4 * away).clamp_min(TINY)).clamp_min(TINY), 0 * away, away + math.inf)
-        search, of = begun(z, loss, slope, away, self.low, self.high), 0 * away  # where to start, and its c
-        for _ in range(searches):
-            begin = self.reweighted(search, rows, weights.c - of)
+        search, its_c = begun(z, loss, slope, away, self.low, self.high), 0 * away  # where to start; its c
+        for k in range(searches):
+            if k and k == searches // 2:
+                search, weights, its_c = self.settled(search, rows, weights, its_c)
+            begin = self.reweighted(search, rows, weights.c - its_c)
             end, fooled = self.least(rows, weights.c, begin, weights.fools > 0)
             longer = replace(search, first=torch.where(weights.fools > 0, 1, 2) * search.first)
-            search, of = chosen(fooled, end, longer), torch.where(fooled, weights.c, of)
+            search, its_c = chosen(fooled, end, longer), torch.where(fooled, weights.c, its_c)
             weights = weights.next(fooled)
             stay = self.attempt.distance[rows] > self.enough
-            rows, weights, search, of = rows[stay], weights.rows(stay), search.rows(stay), of[stay]
+            rows, weights, search, its_c = rows[stay], weights.rows(stay), search.rows(stay), its_c[stay]
+
+    def others(self) -> Tensor | None:
+        """All classes but y, where that is what is wanted."""
+        goal = self.attempt.goal
+        if goal.right is None or goal.become is not None:
+            return None
+        return torch.arange(self.attempt.box.n_outputs, device=goal.right.device) != goal.right[:, None]
+
+    def settled(self, search: Search, rows: Tensor, weights: Weights, its_c: Tensor) -> tuple[Search, Weights, Tensor]:
+        """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
+        at = self.attempt.success[rows].nonzero()[:, 0]
+        if self.among is None or not len(at):
+            return search, weights, its_c
+        mine, image = rows[at], self.attempt.images[rows[at]]
+        taken = self.attempt.logits(image, mine).argmax(1)
+        self.among[mine] = torch.arange(self.among.shape[1], device=image.device) == taken[:, None]
+        self.likeness = likeness(self.attempt.goal, self.among)
+        z, far = image.flatten(1), self.attempt.distance[mine]
+        loss, slope, _ = self.look(z, mine)
+        c = (length(slope) / (2 * far).clamp_min(TINY)).clamp_min(TINY)  # where both pull alike
+        value, grad = self.weighted(z, mine, c)
+        again = begun(z, loss + value, slope + grad, far / 10, self.low, self.high)
+        return search.put(at, again), weights.put(at, c), its_c.index_copy(0, at, c)
 
     def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient (n, D) and whether the net is fooled (n,); what fools is kept."""

@@ -45,21 +45,21 @@ class Grid:
             return torch.ones(len(z), dtype=torch.bool, device=z.device)
         return self.ball.distance(self.image(z), self.x) <= self.ball.eps * (1 + 1e-6) + SLACK
 
-    def place(self, v: Tensor) -> Tensor:
+    def place(self, v: Tensor, stretch: float = 1.0) -> Tensor:
         """The levels nearest to v (N, ...), given in levels; where they are outside the ball, nearer to the original.
 
-        Rounding (1 - t) v + t u moves coordinates to the original's own level one after the other as t grows, those
-        that are least beyond a half first: of all ways to get inside, the cheapest for what is kept.
+        Of round(u + t (v - u)), t at most `stretch`, the farthest that is inside: as t falls, coordinates go back to
+        the original's level one after the other, those that gave least for what they cost first.
         """
-        z = self.nearest(v)
         if self.ball is None or isinstance(self.ball, Linf):
-            return z
+            return self.nearest(v)
+        z = self.nearest(self.u + stretch * (v - self.u))
         out = (~self.inside(z)).nonzero().flatten()
         if not len(out):
             return z
-        some, off = self.rows(out), (v - self.u)[out]
-        t = least(lambda t: some.inside(some.nearest(some.u + (1 - per_row(t, off)) * off)), off.new_ones(len(out)))
-        z[out] = some.nearest(some.u + (1 - per_row(t, off)) * off)
+        some, off = self.rows(out), stretch * (v - self.u)[out]
+        t = least(lambda t: some.inside(some.nearest(some.u + per_row(1 - t, off) * off)), v.new_ones(len(out)))
+        z[out] = some.nearest(some.u + per_row(1 - t, off) * off)
         return z
 
     def hull(self, v: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def grid_of(x: Tensor, top: int, ball: Ball | None) -> Grid:
         return Grid(x, u, x.new_zeros(()), x.new_full((), top), values, ball)
     most, rim = ball.eps * (1 + 1e-6) + SLACK, ball.eps * top + 1e-4
     low, high = (u - rim).ceil().clamp(0, top), (u + rim).floor().clamp(0, top)  # or one level too far out
-    low, high = low + (x - values[low.long()] > most), high - (values[high.long()] - x > most)
-    return Grid(x, u, low, high, values, ball)
+    over, under = x - values[low.long()] > most, values[high.long()] - x > most
+    return Grid(x, u, low + over.to(u.dtype), high - under.to(u.dtype), values, ball)
 
 
 def least(enough: Callable[[Tensor], Tensor], high: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .levels_grid import Grid, least
 
 LOOKS = 16  # at most, of the search by gradient
 PULL = 0.4  # how far an image that fools is drawn to the nearest point of the linear net's boundary
+FILL = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
 SCALES = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
 SURE = 1e-5  # of the original's margin: so much must be left, for float32 sums differ with the batch
 
@@ -57,11 +58,10 @@ class Search:
             self.look(self.z[rows], rows)
         if attempt.interrupted:
             return
-        if gradients:
-            for part in attempt.blocks(self.rows(wanted & ~self.good)):
-                self._by_gradient(part)
         for part in attempt.blocks(self.rows(wanted & ~self.good)):
-            self._scaled(part)
+            by_gradient = gradients and self._by_gradient(part)
+            if not (by_gradient and bound):
+                self._scaled(part[~self.good[part]])
 
     def rows(self, which: Tensor) -> Tensor:
         return which.nonzero().flatten()
@@ -113,28 +113,27 @@ class Search:
 
     # -- the ways to search ------------------------------------------------------------------------------------------
 
-    def _by_gradient(self, rows: Tensor) -> None:
-        """Nothing where the net has no gradient: the search by answers comes next."""
-        if not len(rows):
-            return
+    def _by_gradient(self, rows: Tensor) -> bool:
+        """False where the net has no gradient."""
         try:
             self._inside(rows, self.grid.ball) if self.grid.ball is not None else self._nearest(rows)
         except OutputError:
-            return
+            return False
+        return True
 
     def _nearest(self, rows: Tensor) -> None:
         """To the boundary and back along it, ever nearer to the originals."""
         w, fails = self.v[rows], torch.zeros_like(self.score[rows])
         for _ in range(LOOKS):
-            grid = self.grid.rows(rows)
-            z = grid.nearest(w)
+            z = self.grid.nearest(w)
             score, g = self.slope(z, rows)
             bad = score <= self.sure[rows]
             on = bad | (z != self.home[rows]).flatten(1).any(1)  # nothing is nearer than the original's own file
             if not on.any():
                 return
-            fails = torch.where(bad, fails + 1, 0)
-            short = 2 * self.sure[rows] - score
+            rows, z, w, g, score, bad = rows[on], z[on], w[on], g[on], score[on], bad[on]
+            grid, short = self.grid.rows(rows), 2 * self.sure[rows] - score
+            fails = torch.where(bad, fails[on] + 1, 0)
             there = w + per_row(short * (1 + (fails - 1).clamp_min(0) / 2), g) * self._forth(g, w - grid.u)
             back = w + PULL * (self._back(grid, z, w, g, short) - w)
             w = torch.where(per_row(bad, g), there, back).clamp(0, grid.top)
@@ -161,10 +160,9 @@ class Search:
         self, grid: Grid, z: Tensor, w: Tensor, g: Tensor, short: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Points by how far they go, t (n,), and the largest t: of all points of one distance those that gain most."""
-        size = g.flatten(1).abs()
         if isinstance(self.attempt.norm, L1):  # the moves that gain most are kept
-            gain = g * (w - grid.u).sign()
-            return lambda t: grid.u + (w - grid.u) * (gain >= per_row((1 - t) * size.amax(1), g)), torch.ones_like(short)
+            gain, most = g * (w - grid.u).sign(), g.flatten(1).abs().amax(1)
+            return lambda t: grid.u + (w - grid.u) * (gain >= per_row((1 - t) * most, g)), 0 * short + 1
         steepest = g.sign() if isinstance(self.attempt.norm, Linf) else g
         need = (((z - grid.u) * g).flatten(1).sum(1) + short).clamp_min(0)
         gain = (steepest * g).flatten(1).sum(1).clamp_min(TINY)
@@ -176,7 +174,7 @@ class Search:
         w = self.grid.rows(rows).hull(self.v[rows])
         for k in range(LOOKS):
             grid = self.grid.rows(rows)
-            score, g = self.slope(grid.place(w), rows)
+            score, g = self.slope(grid.place(w, FILL), rows)
             on = score <= self.sure[rows]
             rows, w, g = rows[on], w[on], g[on]
             if not len(rows):

@@ -99,12 +99,12 @@ def patch(
     inputs, placing = images_only(box, "a patch"), Placing(area, shape, rotation, scale)
     settings(steps, step, sample, seed)
     side = placing.side(*inputs.shape[1:])
-    attempt, there = crowd(box, x, y, target, objective, norm_of("linf"), batch_size)
 
     def apply(image: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
         return placing.put(image, some, hashed(seed, rows, 2 * at + 1, DRAWS))
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # the caller may be in it
+        attempt, there = crowd(box, x, y, target, objective, norm_of("linf"), batch_size)
         start = uniform(attempt.x.new_empty(1, inputs.shape[0], side, side), seed)
         image, history = Crowd(attempt, apply, _Adam(start, step), steps, sample, seed).climb(start, there)
     mask = placing.mask(side, box.device)

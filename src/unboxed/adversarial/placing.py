@@ -17,7 +17,10 @@ SHAPES = ("square", "circle")
 
 @dataclass(frozen=True)
 class Placing:
-    """A patch that covers a share `area` of the image, wholly inside it, anywhere, a little turned and scaled."""
+    """A patch that covers a share `area` of the image, wholly inside it, anywhere, a little turned and scaled.
+
+    One that is neither turned nor scaled lies on whole pixels, and shows its own as they are.
+    """
 
     area: float = 0.1
     shape: str = "square"
@@ -32,10 +35,15 @@ class Placing:
             if number(name, getattr(self, name), below=below, above=-math.inf) < 0:
                 raise InputError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
 
+    @property
+    def on_pixels(self) -> bool:
+        return self.rotation == 0 and self.scale == 0
+
     def radius(self, height: int, width: int) -> float:
         """Of the circle, or half the square's side, in pixels, at scale 1."""
         pixels = self.area * height * width
-        return math.sqrt(pixels / math.pi) if self.shape == "circle" else math.sqrt(pixels) / 2
+        radius = math.sqrt(pixels / math.pi) if self.shape == "circle" else math.sqrt(pixels) / 2
+        return max(1, round(2 * radius)) / 2 if self.on_pixels else radius
 
     def side(self, height: int, width: int) -> int:
         """How many pixels the patch itself has a side. Raises InputError where it would not fit into the image."""
@@ -76,11 +84,15 @@ class Placing:
         radius = self.radius(height, width) * (1 + self.scale * (2 * u[:, 1] - 1))
         cos, sin = angle.cos(), angle.sin()
         reach = radius if self.shape == "circle" else radius * (cos.abs() + sin.abs())
-        left, top = (reach + u[:, k] * (room - 2 * reach).clamp_min(0) for k, room in ((2, width), (3, height)))
-        dx = _centers(width, x)[None, None, :] - _each(left)
-        dy = _centers(height, x)[None, :, None] - _each(top)
+        dx = _centers(width, x)[None, None, :] - _each(self._center(u[:, 2], width, reach))
+        dy = _centers(height, x)[None, :, None] - _each(self._center(u[:, 3], height, reach))
         cos, sin, radius = _each(cos), _each(sin), _each(radius)
         return (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius
+
+    def _center(self, u: Tensor, room: int, reach: Tensor) -> Tensor:
+        """Anywhere, (N,), such that the patch, which reaches so far (N,), stays inside."""
+        free = (room - 2 * reach).clamp_min(0)
+        return reach + ((u * (free + 1)).floor() if self.on_pixels else u * free)
 
     def __str__(self) -> str:
         """The rules in words."""

@@ -27,6 +27,7 @@ from .levels import saved
 from .result import Adversarial
 
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: the squares' area halves after each
+LEAST = 3  # the side of the smallest square of the l2 attack: in a single pixel, hill and hollow cancel out
 TILES = 5  # along each side of an image, at the start of the l2 attack
 
 
@@ -88,7 +89,7 @@ def search(attempt: Attempt, ball: Ball, rows: Tensor, *, queries: int, p: float
 
 def side(query: int, queries: int, p: float, height: int, width: int) -> int:
     """The side of the squares at a query: p of the image at first, halved on a schedule stretched to `queries`."""
-    share = p / 2 ** sum(query / queries * 10_000 > after for after in HALVED)
+    share = p / 2 ** sum(query * 10_000 > after * queries for after in HALVED)
     return max(1, min(height, width, round(math.sqrt(share * height * width))))
 
 
@@ -181,7 +182,8 @@ class _Stripes:
 def _some(u: Tensor, c: int) -> Tensor:
     """Of uniform draws (n,), sets of channels (n, C) that are not empty, all alike likely."""
     code = 1 + (u.double() * (2**c - 1)).long()  # at most 2^24 sets are told apart
-    return (code[:, None] >> torch.arange(c, device=u.device) & 1).bool()
+    some: Tensor = (code[:, None] >> torch.arange(c, device=u.device) & 1).bool()
+    return some
 
 
 # -- l2: Algorithm 3 ---------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class _Hills:
         return self._at(nu * per_row(self.ball.eps / length(nu).clamp_min(TINY), nu), x)
 
     def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        x, c = self.x[rows], z.shape[1]
+        x, c, side = self.x[rows], z.shape[1], max(side, min(LEAST, *z.shape[2:]))
         nu, u = z - x, hashed(seed, rows, query, 5 + c)
         here, there = (_squares(u[:, k : k + 2], side, z) for k in (0, 2))
         unused = (self.ball.eps**2 - length(nu) ** 2).clamp_min(0) / c  # (n,) a channel's share
@@ -247,7 +249,7 @@ def bump(side: int) -> Tensor:
     """eta (side, side) of norm one: a hill in the upper half, a hollow in the lower (arXiv:1912.00049, section 3.4)."""
     upper = side // 2
     eta = torch.cat([hill(side, upper).T, -hill(side, side - upper).T])
-    return eta / eta.norm().clamp_min(TINY)
+    return eta / torch.linalg.vector_norm(eta).clamp_min(TINY)
 
 
 def hill(tall: int, wide: int) -> Tensor:

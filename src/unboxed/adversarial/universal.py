@@ -88,7 +88,6 @@ def universal(
     ball = in_range(box, ball_of(eps, norm, ball))
     size = ball.eps / 5 if step is None else number("step", step, above=0)
     settings(steps, size, sample, seed)
-    attempt, there = crowd(box, x, y, target, objective, ball, batch_size)
 
     def apply(delta: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
         return box.inputs.clip(some + delta)
@@ -96,7 +95,8 @@ def universal(
     def upward(delta: Tensor, grad: Tensor, pace: float) -> Tensor:
         return ball.project(delta + pace * size * ball.steepest(grad), torch.zeros_like(delta))
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # the caller may be in it
+        attempt, there = crowd(box, x, y, target, objective, ball, batch_size)
         start = ball.sample(torch.zeros_like(attempt.x[:1]), seed)
         delta, history = Crowd(attempt, apply, upward, steps, sample, seed).climb(start, there)
     become = None if attempt.goal.become is None else int(attempt.goal.become[0])

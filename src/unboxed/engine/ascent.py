@@ -17,7 +17,7 @@ from ..net.taps import Acts
 from ..objectives import Objective
 from .balls import Constraint, per_row
 from .canvases import Canvas
-from .climb import ENDS, joined
+from .climb import FIELDS, joined
 from .climb import Ascent as Ascent
 from .climb import Climb as Climb
 from .climb import StepRule as StepRule
@@ -26,6 +26,8 @@ from .draws import shared
 from .gradients import pull_stuck
 
 Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
+CACHE = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
+FEW = 16  # rows: fewer read the weights too often
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -41,7 +43,15 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
         return climb
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return joined(in_batches(part, n, *box.splits(n, batch_size, any(coupled))))
+        return joined(in_batches(part, n, *_sizes(box, n, batch_size, any(coupled))))
+
+
+def _sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool) -> tuple[BatchSize, int]:
+    """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
+    size, most = box.splits(n, batch_size, coupled)
+    if box.device.type == "cpu" and not (coupled or box.coupled):
+        most = min(most, max(FEW, CACHE // max(1, box._found.bytes_each)))
+    return size, most
 
 
 @dataclass
@@ -78,11 +88,12 @@ class _Climber:
         self.optimizer = plan.optimizer(list(canvas.parameters()))
         settled = None if plan.settled is None else plan.settled[rows]
         self.state = _State.at(canvas().detach().clone(), plan.sum_pulls, settled)
-        self.looked = 0  # times, by the rows alive
+        self.looked = self.stepped = 0  # times, by the rows alive
         self.alive = torch.arange(len(self.state.input), device=self.state.input.device)
         self.slow = slow_to_ask(self.alive.device)
         self.coupled = box.coupled or any(o.coupled for o in (objective, *plan.objectives))
         self.leaves = plan.until is not None and not plan.keep_going  # a row that is done stays where it is
+        self.lingers = self.leaves and (self.slow or self.coupled)  # and among those alive
         self.stay: Tensor | None = None  # the rows not done, where some are and may leave
         self.stuck: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
 
@@ -103,12 +114,12 @@ class _Climber:
 
     def _climb(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> Climb:
         s = self.state
-        s.looks[self.alive] = self.looked
+        self._tally()
         if not frames or not torch.equal(frames[-1], s.input):
             frames = [*frames, s.input]
         kept = torch.stack(frames) if self.plan.every else None
         scores = torch.stack(history or [s.score])
-        ends = {name: getattr(s, name) for name in ENDS}
+        ends = {name: getattr(s, name) for name in FIELDS}
         return Climb(**ends, frames=kept, history=scores, pulled=s.pulled, interrupted=interrupted)
 
     # -- a look ------------------------------------------------------------------------------------------------------
@@ -135,7 +146,8 @@ class _Climber:
             if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
                 faded = self.plan.fade ** (step / max(1, self.plan.steps - 1))
                 uphill = uphill + faded * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
-            return list(torch.autograd.grad(x, list(self.canvas.parameters()), uphill))
+            params = list(self.canvas.parameters())
+            return [uphill] if len(params) == 1 and params[0] is x else list(torch.autograd.grad(x, params, uphill))
 
     def _drawn(self, x: Tensor, step: int, last: bool) -> Drawn:
         """One forward: the score, how far `until` is met, and what gives the gradient of the score in the image."""
@@ -178,8 +190,11 @@ class _Climber:
             s.input, s.score = x.clone(), score.clone()  # of an activation, it may be a view that keeps the whole
             return
         fresh = ~s.done[alive] if self.leaves else ~s.done[alive] | done
-        s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
-        s.score[alive] = torch.where(fresh, score, s.score[alive])
+        if len(alive) == len(s.input):
+            s.input, s.score = torch.where(per_row(fresh, x), x, s.input), torch.where(fresh, score, s.score)
+        else:
+            s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
+            s.score[alive] = torch.where(fresh, score, s.score[alive])
         s.done[alive] = s.done[alive] | done
         if step == 0:
             s.already = s.done.clone()
@@ -218,7 +233,7 @@ class _Climber:
         stay, self.stay = self.stay, None
         if stay is None:
             return grads
-        self.state.looks[self.alive] = self.looked
+        self._tally()
         self.alive = self.alive[stay]
         self.stuck = None if self.stuck is None else self.stuck[stay]
         self.objective, self.constraint = self.objective.rows(stay), self.constraint.rows(stay)
@@ -237,8 +252,7 @@ class _Climber:
 
     def _step(self, grads: Sequence[Tensor], step: int) -> None:
         params = list(self.canvas.parameters())
-        stays = self.leaves and (self.slow or self.coupled)  # rows that are done are still here
-        before = [p.detach().clone() for p in params] if stays else []
+        before = [p.detach().clone() for p in params] if self.lingers else []
         grads = [g.nan_to_num(0, 0, 0) for g in grads]  # where there is no slope, nothing moves
         for p, grad in zip(params, grads, strict=True):
             p.grad = -self.constraint.uphill(grad, p.detach())
@@ -251,10 +265,18 @@ class _Climber:
 
     def _count(self, params: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """The step is taken, but for rows that are done: they stay where they were."""
-        done = self.state.done[self.alive] & self.leaves
-        for p, old in zip(params, before, strict=False):
-            p.copy_(torch.where(per_row(done, p), old, p))
-        self.state.steps[self.alive] += (~done).long()
+        self.stepped += 1
+        if self.lingers:
+            done = self.state.done[self.alive]
+            for p, old in zip(params, before, strict=True):
+                p.copy_(torch.where(per_row(done, p), old, p))
+            self.state.steps[self.alive] += (~done).long()
+
+    def _tally(self) -> None:
+        """Before rows leave: what all that are alive have taken."""
+        self.state.looks[self.alive] = self.looked
+        if not self.lingers:
+            self.state.steps[self.alive] = self.stepped
 
 
 def _kept(rule: StepRule, old: Optimizer, before: Canvas, after: Canvas, stay: Tensor) -> Optimizer:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 StepRule = Callable[[list[Tensor]], Optimizer]
 After = Callable[[Tensor, Tensor, int], Tensor]
 FREE = Constraint()
-ENDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")
+FIELDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def joined(parts: list[Climb]) -> Climb:
         return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in rows], 1)
 
     frames = None if parts[0].frames is None else over_time("frames")
-    ends = {name: cat(name) for name in ENDS}
+    ends = {name: cat(name) for name in FIELDS}
     pulled = None if parts[0].pulled is None else cat("pulled")
     interrupted = any(p.interrupted for p in parts)
     return Climb(**ends, frames=frames, history=over_time("history"), pulled=pulled, interrupted=interrupted)

@@ -17,6 +17,7 @@ from .draws import hashed
 
 ELEMENTS = 2**17  # of a part: what is worked on stays in a processor's cache
 FEW = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
+SPARE = 8  # steps beyond one for each kink, which rounding may ask for
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,15 @@ def level(p: Tensor, most: Tensor, need: Tensor) -> Tensor:
     """
     s = torch.zeros_like(need)
     close = 8 * torch.finfo(s.dtype).eps
-    while True:
+    for _ in range(p.shape[1] + SPARE):
         free = (most > s[:, None]).to(p.dtype)  # (n, D)
         steep = torch.linalg.vecdot(p, free)
         missing = need - torch.linalg.vecdot(p, torch.minimum(most, s[:, None]))
         more = torch.where(steep > 0, missing / steep.clamp_min(TINY), 0).clamp_min(0)
         s = s + more
         if not bool((more > close * s).any()):
-            return s
+            break
+    return s
 
 
 def direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:

@@ -41,6 +41,11 @@ class Search:
     def rows(self, index: Index) -> Search:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def put(self, at: Tensor, other: Search) -> Search:
+        """With another's rows in the place of some, `at` (m,)."""
+        both = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return replace(self, **{name: p.index_copy(0, at, q) for name, (p, q) in both.items()})
+
     def trial(self, low: Tensor, high: Tensor) -> Tensor:
         """(n, D)"""
         return (self.z + self.size[:, None] * self.way).clamp(low, high)

@@ -5,6 +5,7 @@ from .draw import activations, class_sheet, confused, filters, gradients, morph_
 from .drawn import animation, drawings, strip
 from .files import gif, png, save
 from .heat import heatmap
+from .patch import printable
 
 __all__ = [
     "activations",
@@ -23,6 +24,7 @@ __all__ = [
     "map",
     "morph_strip",
     "png",
+    "printable",
     "projector",
     "save",
     "sheet",
