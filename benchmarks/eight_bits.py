@@ -59,8 +59,8 @@ def nearest(box: ub.Box, x: Tensor, y: Tensor, attack: Callable[..., Adversarial
         "rounded_survive": mean(naive),
         "files_survive": mean(fools),
         "median_l2": {"float": middle(d[0]), "rounded": middle(d[1]), "files": middle(d[2]), "floor": middle(least)},
-        "files_over_float": middle(d[2]) / middle(d[0]),
-        "floor_over_float": middle(least) / middle(d[0]),
+        "files_over_float": round(middle(d[2]) / middle(d[0]), 4),
+        "floor_over_float": round(middle(least) / middle(d[0]), 4),
         "queries": {"float": mean(plain.queries[found]), "files": mean(ours.queries[found])},
     }
 

@@ -8,6 +8,7 @@ parameters and the batch that suits it best.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ with warnings.catch_warnings():
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 EPS, STEPS, STEP = 0.3, 40, 2.5 * 0.3 / 40
 BATCHES = (500, 100, 50)  # of foolbox
+NETS = ("mnist-cnn", "mnist-judge", "mnist-robust")
 Peer = Callable[[], Tensor]
 
 
@@ -45,8 +47,7 @@ def peer_of(box: ub.Box, x: Tensor, y: Tensor, batch: int) -> Peer:
     return run
 
 
-def figures(name: str, x: Tensor, y: Tensor, pairs: int, threads: int) -> dict[str, object]:
-    torch.set_num_threads(threads)
+def figures(name: str, x: Tensor, y: Tensor, pairs: int) -> dict[str, object]:
     net, inputs = ub.zoo.load(name)
     box = ub.Box(net.requires_grad_(False), inputs)
     peers = {batch: peer_of(box, x, y, batch) for batch in BATCHES}
@@ -75,16 +76,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--nets", nargs="+", default=NETS, choices=NETS, help="with fewer nets or images nothing is written"
+    )
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(given.images)
     found: dict[str, object] = {}
-    for name in ("mnist-cnn", "mnist-judge", "mnist-robust"):
+    for name in given.nets:
         try:
-            found[name] = figures(name, x, y, given.pairs, given.threads)
+            found[name] = figures(name, x, y, given.pairs)
         except ModelError as error:  # no weights yet
             print(f"{name}: {error}")
     what = f"PGD-{STEPS} within Linf {EPS} on {given.images} MNIST test images, against foolbox's LinfPGD"
-    write("pgd", {"what": what, **found}, packages=["foolbox"])
+    if tuple(given.nets) == NETS and given.images == 500:
+        write("pgd", {"what": what, **found}, packages=["foolbox"])
+    else:
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,56 @@ def grad_cam(f: dict[str, Any]) -> str:
     return f"Grad-CAM against captum's, same maps (64 images / 1 image) | {'; '.join(cells)} the time"
 
 
+def robust(f: dict[str, Any]) -> str:
+    stages = f["autoattack"]
+    last = list(stages)[-1]
+    found, low, high = stages[last]["share"], stages[last]["low"], stages[last]["high"]
+    alone = f"; Square alone {f['square alone']['share']:.2%}" if "square alone" in f else ""
+    what = f"`mnist-robust` under full AutoAttack, L-inf 0.3, all {f['clean']['n']:,} test images"
+    return f"{what} | **{found:.2%}** ({low:.1%} to {high:.1%}); clean {f['clean']['share']:.2%}{alone}"
+
+
+def pgd(f: dict[str, Any]) -> str:
+    def said(g: dict[str, Any]) -> str:
+        return f"**{g['dropping_times_faster']:.1f}x** ({g['keep_going_times_faster']:.1f}x)"
+
+    cells = [f"{name}: {said(f[name])}" for name in ("mnist-cnn", "mnist-robust", "mnist-judge") if name in f]
+    what = "PGD-40 against foolbox's, 500 images, as strong: times faster (nothing dropped)"
+    return f"{what} | {'; '.join(cells)}"
+
+
+def minimal(f: dict[str, Any]) -> str:
+    def said(name: str, g: dict[str, Any]) -> str:
+        both = f"{g['ours']['median']:.2f} against {g['foolbox']['median']:.2f}"
+        return f"{name}: **{1 / g['ratio']:.1f}x**, median {both}"
+
+    cells = [said("DeepFool L2", f["deepfool"]["l2"]), said("Carlini-Wagner", f["carlini_wagner"])]
+    return f"least changes that fool mnist-cnn, against foolbox's: times faster, distance | {'; '.join(cells)}"
+
+
+def eight_bits(f: dict[str, Any]) -> str:
+    def told(name: str, g: dict[str, Any]) -> str:
+        survive = f"**{g['files_survive']:.1%}** (rounded: {g['rounded_survive']:.1%})"
+        return f"{name}: {survive}, {g['files_over_float']:.2f}x as far"
+
+    cells = [told("DeepFool", f["deepfool"]), told("Carlini-Wagner", f["carlini_wagner"])]
+    return f"adversarial images of ResNet-20 that still fool as 8-bit PNG files, `bits=8` | {'; '.join(cells)}"
+
+
+def patch(f: dict[str, Any]) -> str:
+    cells = [f"{name}: **{w['got']:.2f}** (wanted {w['wanted']:.2f})" for name, w in f["wanted"].items()]
+    return f"patches on held-out images, anywhere in the picture: share taken for the target | {'; '.join(cells)}"
+
+
+def lbfgs(f: dict[str, Any]) -> str:
+    cells = [f"{name}: **{g['to_a_class']['distortion_mean']:.3f}**" for name, g in f["nets"].items()]
+    return f"L-BFGS distortion towards a class, as Szegedy et al. measure it | {'; '.join(cells)}"
+
+
 ROWS = (
     reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map,
     occlusion, integrated_gradients, lime, shap, smoothgrad, grad_cam,
+    robust, pgd, minimal, eight_bits, patch, lbfgs,
 )  # fmt: skip
 
 # -- how alike maps are when layers are drawn anew ---------------------------------------------------------------------

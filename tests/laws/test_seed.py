@@ -31,7 +31,7 @@ def test_same_seed_same_answer(name: str, net: str) -> None:
     assert close(tensors(call(CARDS[name], case(net))), first, 0) == []
 
 
-@methods("seed", lambda card: takes(card, "seed"))
+@methods("another seed", lambda card: takes(card, "seed"))
 @pytest.mark.parametrize("net", ["plain", "double"])
 def test_another_seed_another_draw(name: str, net: str) -> None:
     c = case(net)

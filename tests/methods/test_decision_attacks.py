@@ -79,6 +79,16 @@ def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
 
 
 @both
+@pytest.mark.parametrize("queries", [12, 21, 34, 55])
+def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
+    """Rows spend theirs at different paces, some on the way to a start that others found at once."""
+    c, _ = halves()
+    more = {"draws": 5} if attack is hop else {}
+    made = attack(c.box, c.x, c.y, queries=queries, **more)
+    assert made.queries.max() <= queries
+
+
+@both
 @pytest.mark.parametrize("net", ["batchnorm_on_batch_statistics", "plain"])
 def test_rows_that_mix_keep_the_budget_too(attack: Any, net: str) -> None:
     c = case(net)

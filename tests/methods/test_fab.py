@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial import fab
+from unboxed.engine.hyperplanes import direction, lengths
 from unboxed.errors import InputError
 
 each_norm = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -122,6 +123,25 @@ def test_more_runs_are_never_worse(norm: str) -> None:
     assert (far[1] <= far[0]).all()
     assert (far[2] <= far[1]).all()
     assert (far[2] < far[0]).any()
+
+
+@each_norm
+def test_restarts_are_drawn_by_seed_and_row(norm: str) -> None:
+    like = torch.zeros(3, 40).double()
+    rows = torch.tensor([4, 5, 9])
+    drawn = direction(norm, like, rows, 0, 1)
+    assert torch.allclose(lengths(norm, drawn), torch.ones(3).double())
+    assert torch.equal(drawn[1:2], direction(norm, like[:1], rows[1:2], 0, 1))
+    assert not torch.allclose(drawn[0], drawn[1])
+    for other in (direction(norm, like, rows, 1, 1), direction(norm, like, rows, 0, 2)):
+        assert not torch.allclose(drawn, other)
+
+
+def test_another_seed_starts_elsewhere() -> None:
+    box, x, y = folded()
+    made = [fab(box, x, y, norm="l2", steps=2, restarts=5, seed=s).images for s in (0, 0, 1)]
+    assert torch.equal(made[0], made[1])
+    assert not torch.allclose(made[0], made[2])
 
 
 def test_fooled_within_eps_is_enough() -> None:

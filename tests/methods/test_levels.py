@@ -149,6 +149,28 @@ def test_every_look_is_counted() -> None:
     assert int(attempt.queries.sum()) - before == sum(seen) > 0
 
 
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_an_interruption_keeps_what_it_has(after: int) -> None:
+    x = files(20)
+    box = ub.Box(Linear(0, far=0.01), ub.Pixels(SHAPE))
+    attempt, whole = (on_the_boundary(box, x, "l2") for _ in range(2))
+    slope, asked = attempt.slope, []
+
+    def stopping(*args: object) -> object:
+        asked.append(1)
+        if len(asked) > after:
+            raise KeyboardInterrupt
+        return slope(*args)  # type: ignore[arg-type]
+
+    attempt.slope = stopping  # type: ignore[assignment, method-assign]
+    made, all_of_it = result(attempt), result(whole)
+    assert made.interrupted
+    assert len(asked) == after + 1
+    assert not all_of_it.interrupted
+    assert made.success.sum() > made.already.sum()  # rounding alone leaves some, and the looks so far find more
+    assert made.success.all() or after < 5
+
+
 def test_what_was_not_found_is_not_looked_for() -> None:
     """A minimal attack that failed gives the original back; within a ball the search may find what it did not."""
     x = files(6)

@@ -277,17 +277,33 @@ def test_eot_of_a_net_that_draws_nothing_costs_nothing(box: ub.Box, x: Tensor, y
 # ---- rows that change one another ------------------------------------------------------------------------------------
 
 
-def test_coupled_rows_are_asked_together_and_judged_at_the_end(x: Tensor) -> None:
-    net = small(8.0, nn.BatchNorm1d(6 * 36, track_running_stats=False)).double()
-    box = ub.Box(net, ub.Pixels((1, 8, 8)), mode="as-is")
+class Company(nn.Module):
+    """A row is taken for class 1 by its own value, less what the others have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.flatten(1)[:, :1]
+        wrong = v - 0.3 - 0.5 * (v.sum() - v)
+        return torch.cat([torch.zeros_like(v), wrong], 1)
+
+
+def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
+    """Row 0 fools the net after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
+    box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
     assert box.coupled
-    y = box.predict(x)
-    y[2] = (y[2] + 1) % 4
-    made = pgd(box, x, y, eps=0.02, steps=5, restarts=2)
-    assert made.already.nonzero()[:, 0].tolist() == [2]
-    assert torch.equal(made.images[2], x[2])
-    assert torch.equal(made.success, box.predict(made.images) != y)
-    assert len(made.queries.unique()) == 1
+    x = torch.tensor([0.35, 0.2]).view(2, 1, 1, 1)
+    made = bim(box, x, 0, eps=0.5, step=0.1, steps=6)
+    assert made.images.flatten().tolist() == pytest.approx([0.55, 0.6])
+    assert torch.equal(made.success, box.predict(made.images) != 0)
+    assert made.success.tolist() == [False, True]
+    assert made.queries.tolist() == [6, 6]  # four steps, the look after them, and one at the end
+
+
+def test_what_is_fooled_already_stays_in_company() -> None:
+    box = ub.Box(Company(), ub.Pixels((1, 1, 1)), outputs="logits")
+    x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)
+    made = pgd(box, x, 0, eps=0.3, restarts=3)
+    assert made.already.tolist() == [True, False]
+    assert made.images[0] == x[0]
 
 
 # ---- nets without a slope, bad input ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog, minimize
-from torch import Tensor
+from torch import Tensor, nn
 
 import unboxed as ub
 from laws.common import case
@@ -110,6 +110,28 @@ def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
         for j in range(2):
             want = by_solver(w[i, j].numpy(), float((rise + beyond)[i, j]), room[i, j].numpy(), norm)
             assert float(size[i, j]) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["deepfool", "carlini_wagner"])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_least_distance_in_a_box(method: str, norm: str) -> None:
+    """Two classes, a linear net, and a boundary so far off that many pixels reach the end of their range before it."""
+    if (method, norm) == ("carlini_wagner", "linf"):
+        pytest.skip("the attack is for L2")
+    torch.manual_seed(0)
+    last = nn.Linear(16, 2).requires_grad_(False).double()
+    x = torch.rand(4, 1, 4, 4).double()
+    w = last.weight[1] - last.weight[0]
+    room = torch.where(w > 0, 1 - x.flatten(1), x.flatten(1))  # (N, D)
+    rise = 0.7 * (w.abs() * room).sum(1)
+    for i in range(4):  # a net for each image, as far from its boundary
+        last.bias[0], last.bias[1] = 0, -float(x[i].flatten() @ w + rise[i])
+        box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 4, 4)), outputs="logits")
+        made = getattr(ub.adversarial, method)(box, x[i : i + 1], 0, norm=norm)
+        want = by_solver(w.numpy(), float(rise[i]), room[i].numpy(), norm)
+        assert made.success.all()
+        assert float(made.distance) == pytest.approx(want, rel=0.003 if method == "deepfool" else 0.02)
+        assert float(made.distance) >= want * (1 - 1e-6)
 
 
 def test_no_room_is_used_up_and_said() -> None:

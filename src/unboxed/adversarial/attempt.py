@@ -124,7 +124,7 @@ class Attempt:
         """The rows in parts that one batch holds, to be attacked one after the other; those that mix stay together."""
         size, most = self.box.splits(len(rows), self.batch_size)
         even = -(-len(rows) // max(1, -(-len(rows) // max(1, most))))
-        return torch.split(rows, max(1, even if size == "auto" else size))  # type: ignore[no-untyped-call, no-any-return]
+        return torch.split(rows, max(1, even if size == "auto" else size))
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 

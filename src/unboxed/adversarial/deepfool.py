@@ -70,7 +70,7 @@ def deepfool(
     overshoot = number("overshoot", overshoot, above=-TINY)
     steps, rounds = whole("steps", steps), whole("rounds", rounds)
     with attempt:
-        walker = _Walker(attempt, candidates, 1 + overshoot, torch.full_like(attempt.distance, math.nan))
+        walker = _Walker(attempt, candidates, *2 * (1 + overshoot,), torch.full_like(attempt.distance, math.nan))
         rows = attempt.begin()
         walker.walk(rows, attempt.x[rows], steps)
         walker.return_nearer(rows, min(steps, AGAIN), rounds)
@@ -83,6 +83,7 @@ class _Walker:
     attempt: Attempt
     candidates: int | None
     reach: float  # of a step, in its own length
+    first: float  # of the first
     low: Tensor  # (N,) what the originals score, below zero
 
     def walk(self, rows: Tensor, z: Tensor, steps: int) -> None:
@@ -91,10 +92,10 @@ class _Walker:
         A row that no step moves any more leaves too. What fools is drawn back.
         """
         start, found = self.attempt.x[rows], [(rows[:0], z[:0], self.low[:0])]
-        for _ in range(steps):
+        for step in range(steps):
             if not len(rows):
                 break
-            moved = self._moved(rows, z, start)
+            moved = self._moved(rows, z, start, self.first if step == 0 else self.reach)
             score = self.attempt.fooled(moved, rows)
             won, stuck = score > 0, (moved == z).flatten(1).all(1)
             self.attempt.keep(moved, rows, won)
@@ -104,7 +105,7 @@ class _Walker:
         done, images, high = (torch.cat(h) for h in zip(*found, strict=True))
         draw_back(self.attempt, done, images, high, self.low[done])
 
-    def _moved(self, rows: Tensor, z: Tensor, start: Tensor) -> Tensor:
+    def _moved(self, rows: Tensor, z: Tensor, start: Tensor, reach: float) -> Tensor:
         """In bounded batches also of what a step holds: a gradient for each candidate."""
         size, most = self.attempt.box.splits(len(rows), self.attempt.batch_size)
         size, parts = most if size == "auto" else size, []
@@ -113,12 +114,12 @@ class _Walker:
             planes = _planes(self.attempt, at, mine, self.candidates)
             unseen = self.low[mine].isnan()  # the first look is at the original
             self.low[mine] = torch.where(unseen, planes.f.amax(1), self.low[mine])
-            parts.append(_stepped(self.attempt, planes, start[i : i + size], at, self.reach))
+            parts.append(_stepped(self.attempt, planes, start[i : i + size], at, reach))
         return torch.cat(parts)
 
     def return_nearer(self, rows: Tensor, steps: int, rounds: int) -> None:
         """Walk again, by the plane of the boundary where it was met, while that leads to nearer images."""
-        again = replace(self, candidates=2)
+        again = replace(self, candidates=2, first=1.0)  # the plane is known where it is met: nothing need be overshot
         rows = rows[self.attempt.success[rows]]
         for _ in range(rounds):
             if not len(rows):

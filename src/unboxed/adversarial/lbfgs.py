@@ -6,7 +6,7 @@ Szegedy et al. 2013, "Intriguing properties of neural networks", arXiv:1312.6199
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from .attempt import Attempt, in_range
 from .goal import Goal
 from .result import Adversarial
 
-WIDER = 4.0  # c is multiplied or divided by so much until both a c that fools and one that does not are known
+WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one that does not are known
 
 
 @card(
@@ -34,6 +34,7 @@ WIDER = 4.0  # c is multiplied or divided by so much until both a c that fools a
     tells="An image near this one that the net takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
+    exempt={"steps kept": "`steps` bounds each of several searches: with one of them it is not where another ended"},
 )
 def lbfgs(
     box: Box,
@@ -117,22 +118,26 @@ class Weights:
     c: Tensor  # (n,)
     fools: Tensor  # (n,) zero: none seen
     fails: Tensor  # (n,) infinite: none seen
+    wider: Tensor  # (n,) by how much it changes until both are known
+
+    @classmethod
+    def near(cls, c: Tensor, wider: float) -> Weights:
+        return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, wider))
 
     def next(self, fooled: Tensor) -> Weights:
         """The larger c is, the nearer the image, until it no longer fools."""
         fools = torch.where(fooled, self.c, self.fools)
         fails = torch.where(fooled, self.fails, self.c)
         middle = (fools * fails).sqrt()
-        c = torch.where(fails.isinf(), self.c * WIDER, torch.where(fools == 0, self.c / WIDER, middle))
-        return Weights(c, fools, fails)
-
-    def put(self, at: Tensor, c: Tensor) -> Weights:
-        """With other weights c (m,) in the place of some, `at` (m,), of which nothing is known."""
-        new = (c, torch.zeros_like(c), torch.full_like(c, math.inf))
-        return Weights(*(h.index_copy(0, at, v) for h, v in zip((self.c, self.fools, self.fails), new, strict=True)))
+        c = torch.where(fails.isinf(), self.c * self.wider, torch.where(fools == 0, self.c / self.wider, middle))
+        return Weights(c, fools, fails, self.wider)
 
     def rows(self, index: Tensor) -> Weights:
-        return Weights(self.c[index], self.fools[index], self.fails[index])
+        return Weights(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def put(self, at: Tensor, other: Weights) -> Weights:
+        """With another's rows in the place of some, `at` (m,)."""
+        return Weights(*(getattr(self, f.name).index_copy(0, at, getattr(other, f.name)) for f in fields(self)))
 
 
 class _Hunt:
@@ -152,7 +157,7 @@ class _Hunt:
         z = self.attempt.x[rows].flatten(1)
         loss, slope, _ = self.look(z, rows)
         away = loss / length(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
-        weights = Weights((length(slope) / (4 * away).clamp_min(TINY)).clamp_min(TINY), 0 * away, away + math.inf)
+        weights = Weights.near(length(slope) / (4 * away).clamp_min(TINY), WIDER)
         search, its_c = begun(z, loss, slope, away, self.low, self.high), 0 * away  # where to start; its c
         for k in range(searches):
             if k and k == searches // 2:
@@ -175,7 +180,7 @@ class _Hunt:
     def settled(self, search: Search, rows: Tensor, weights: Weights, its_c: Tensor) -> tuple[Search, Weights, Tensor]:
         """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
         at = self.attempt.success[rows].nonzero()[:, 0]
-        if self.among is None or not len(at):
+        if self.among is None or self.among.shape[1] == 2 or not len(at):
             return search, weights, its_c
         mine, image = rows[at], self.attempt.images[rows[at]]
         taken = self.attempt.logits(image, mine).argmax(1)
@@ -183,10 +188,10 @@ class _Hunt:
         self.likeness = likeness(self.attempt.goal, self.among)
         z, far = image.flatten(1), self.attempt.distance[mine]
         loss, slope, _ = self.look(z, mine)
-        c = (length(slope) / (2 * far).clamp_min(TINY)).clamp_min(TINY)  # where both pull alike
-        value, grad = self.weighted(z, mine, c)
+        weight = Weights.near(length(slope) / (2 * far).clamp_min(TINY), FINER)  # where both pull alike
+        value, grad = self.weighted(z, mine, weight.c)
         again = begun(z, loss + value, slope + grad, far / 10, self.low, self.high)
-        return search.put(at, again), weights.put(at, c), its_c.index_copy(0, at, c)
+        return search.put(at, again), weights.put(at, weight), its_c.index_copy(0, at, weight.c)
 
     def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient (n, D) and whether the net is fooled (n,); what fools is kept."""

@@ -69,6 +69,9 @@ class Search:
     def finish(self) -> None:
         """Hand the files over to the attempt, with what the net says of them."""
         attempt, grid = self.attempt, self.grid
+        unseen = self.rows(self.score.isnan() & attempt.success & self.reached)  # after an interruption
+        if len(unseen):
+            self.look(self.z[unseen], unseen)
         if grid.ball is None:  # a minimal attack that found nothing gives the original back
             lost = self.rows(~(self.score > 0))
             self.z[lost] = self.home[lost]

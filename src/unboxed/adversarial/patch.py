@@ -84,7 +84,7 @@ def patch(
     rotation: float = 22.5,
     scale: float = 0.1,
     steps: int = 300,
-    step: float = 0.05,
+    step: float = 0.1,
     sample: int = 64,
     seed: int = 0,
     batch_size: BatchSize = "auto",

@@ -22,6 +22,7 @@ from .attempt import Attempt
 from .goal import Goal, goal_of
 
 TINY = 1e-6  # a root has no slope at zero
+POWER = 0.25  # of the score: see `rooted`
 DRAWS = 4  # numbers that one place takes
 Apply = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # change (1, ...), images (n, ...), rows (n,), step -> images
 Step = Callable[[Tensor, Tensor, float], Tensor]  # change, its gradient uphill, a size falling from 1 to 0 -> change
@@ -77,14 +78,15 @@ class Crowd:
 
 
 def rooted(fooled: Objective) -> Objective:
-    """-sqrt(softplus(-fooled)): few images that cannot be fooled weigh less than many that nearly are.
+    """-softplus(-fooled) ** (1/4): few images that cannot be fooled weigh less than many that nearly are.
 
     The mean of log-probabilities, which the papers climb, is ruled by the images that are farthest from being fooled;
-    what counts is how many are.
+    what counts is how many are. On MNIST a patch by the fourth root fools .02 more of the images than by the square
+    root, and that .02 more than by the log-probability.
     """
 
     def score(m: Tensor) -> Tensor:
-        return -(F.softplus(-m) + TINY).sqrt()
+        return -(F.softplus(-m) + TINY).pow(POWER)
 
     select = None if fooled.select is None else (lambda i: rooted(fooled.rows(i)))
     return Objective(

@@ -249,7 +249,7 @@ def bump(side: int) -> Tensor:
     """eta (side, side) of norm one: a hill in the upper half, a hollow in the lower (arXiv:1912.00049, section 3.4)."""
     upper = side // 2
     eta = torch.cat([hill(side, upper).T, -hill(side, side - upper).T])
-    return eta / torch.linalg.vector_norm(eta).clamp_min(TINY)
+    return eta / float(eta.norm())
 
 
 def hill(tall: int, wide: int) -> Tensor:

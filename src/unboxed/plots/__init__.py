@@ -6,6 +6,7 @@ from .drawn import animation, drawings, strip
 from .files import gif, png, save
 from .heat import heatmap
 from .patch import printable
+from .pngs import save_png
 
 __all__ = [
     "activations",
@@ -27,6 +28,7 @@ __all__ = [
     "printable",
     "projector",
     "save",
+    "save_png",
     "sheet",
     "strip",
     "units",
