@@ -21,8 +21,11 @@ TIERS = [
     {"engine"},
     {*FAMILIES, "data", "zoo"},
     {"checks"},
-    {"attacking", "comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli", "__main__"},
-]
+    {
+        "attacking", "comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli",
+        "__main__",
+    },
+]  # fmt: skip
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
     "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",

@@ -100,7 +100,7 @@ def _shells(ball: Ball, centre: Tensor, radius: Tensor, pace: float, clip: Calla
     def again(i: Index) -> _Shells:
         return _shells(ball, centre[i], radius[i], pace, clip)
 
-    return _Shells(lambda grad: pace * size * ball.steepest(grad), project, centre, again)
+    return _Shells(lambda grad: pace * size * ball.steepest(grad), project, centre, again=again)
 
 
 class _Search:
