@@ -92,6 +92,8 @@ def test_pixels_at_the_ends_of_the_range_do_not_stop_it(norm: str) -> None:
     made = deepfool(box, x, y, norm=norm)
     assert made.success.all()
     assert (box.predict(made.images) != y).all()
+    once = deepfool(box, x, y, norm=norm, rounds=0)
+    assert (once.queries <= 1 + 2 + 6).all()  # a single step, which knows what can't move, and the search back
     w = last.weight[1 - y] - last.weight[y]  # (N, D)
     able = ((w > 0) == (x.flatten(1) == 0)) * w.abs()  # what may move where it should
     rise = -(w * x.flatten(1)).sum(1) - (last.bias[1 - y] - last.bias[y])

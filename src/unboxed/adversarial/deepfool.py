@@ -70,8 +70,8 @@ def deepfool(
     overshoot = number("overshoot", overshoot, above=-TINY)
     steps, rounds = whole("steps", steps), whole("rounds", rounds)
     with attempt:
-        walker = _Walker(attempt, candidates, *2 * (1 + overshoot,), torch.full_like(attempt.distance, math.nan))
-        rows = attempt.begin()
+        unknown, reach = torch.full_like(attempt.distance, math.nan), 1 + overshoot
+        walker, rows = _Walker(attempt, candidates, reach, reach, unknown), attempt.begin()
         walker.walk(rows, attempt.x[rows], steps)
         walker.return_nearer(rows, min(steps, AGAIN), rounds)
     saved(attempt, bits)

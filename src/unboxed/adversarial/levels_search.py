@@ -22,7 +22,8 @@ from ..errors import OutputError, UnboxedWarning
 from .attempt import Attempt
 from .levels_grid import Grid, least
 
-LOOKS = 16  # at most, of the search by gradient
+LOOKS = 16  # at most, of the search for the nearest by gradient, and
+CLIMB = 30  # of that inside a ball
 PULL = 0.4  # how far an image that fools is drawn to the nearest point of the linear net's boundary
 FILL = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
 SCALES = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
@@ -175,14 +176,14 @@ class Search:
     def _inside(self, rows: Tensor, ball: Ball) -> None:
         """Steepest ascent of the margin inside the ball, its gradient taken at whole levels."""
         w = self.grid.rows(rows).hull(self.v[rows])
-        for k in range(LOOKS):
+        for k in range(CLIMB):
             grid = self.grid.rows(rows)
             score, g = self.slope(grid.place(w, FILL), rows)
             on = score <= self.sure[rows]
             rows, w, g = rows[on], w[on], g[on]
             if not len(rows):
                 return
-            size = ball.eps * self.grid.top * (1 - k / LOOKS)
+            size = ball.eps * self.grid.top * (1 - k / CLIMB)
             w = self.grid.rows(rows).hull(w + size * ball.steepest(g))
 
     def _scaled(self, rows: Tensor) -> None:

@@ -63,7 +63,7 @@ class Search:
         stuck = ~good & ((size < SHORTEST) | ~self.value.isfinite())
         flat = good & (
             -dot(moved.grad, way) <= tolerance * value.abs()
-        )  # not worth a look, which rounding would decide
+        )  # rounding would decide
         return replace(moved, way=way, size=size, moved=good, done=self.done | settled | stuck | flat)
 
     def towards(self, value: Tensor, grad: Tensor, low: Tensor, high: Tensor) -> Search:
