@@ -172,7 +172,8 @@ def test_fooled_within_eps_is_enough() -> None:
     eps = float(all_the_way.distance.median()) * 1.01
     enough = lbfgs(box, x, y, eps=eps)
     assert torch.equal(enough.success, all_the_way.distance <= eps)
-    assert (enough.queries[enough.success] < all_the_way.queries[enough.success]).all()
+    assert (enough.queries[enough.success] <= all_the_way.queries[enough.success]).all()
+    assert (enough.queries < 0.8 * all_the_way.queries).any()
     on = lbfgs(box, x, y, eps=eps, keep_going=True)
     assert torch.equal(on.distance[on.success], all_the_way.distance[on.success])
 

@@ -13,9 +13,9 @@ class Adversarial:
     """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
 
     images: Any  # (N, ...) inside the ball and the valid range; a dict or tuple for nets of several inputs
-    success: Tensor  # (N,) bool: the net's answer is wrong (targeted: is the target; with an objective: its score rose)
+    success: Tensor  # (N,) bool: the net's answer is wrong (targeted: is the target; with an objective: above zero)
     queries: Tensor  # (N,) forward passes spent on each
     distance: Tensor  # (N,) from the original, in the attack's norm
-    already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is
+    already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but keep_going attacks it)
     norm: str  # of the distance: "linf", "l2" or "l1"
     interrupted: bool = False

@@ -61,9 +61,7 @@ class Search:
         way = torch.where(good[:, None], moved._way(low, high), self.way)
         size = torch.where(good, 1, self.size * self._shorter(value))
         stuck = ~good & ((size < SHORTEST) | ~self.value.isfinite())
-        flat = good & (
-            -dot(moved.grad, way) <= tolerance * value.abs()
-        )  # rounding would decide
+        flat = good & (-dot(moved.grad, way) <= tolerance * value.abs())  # rounding would decide
         return replace(moved, way=way, size=size, moved=good, done=self.done | settled | stuck | flat)
 
     def towards(self, value: Tensor, grad: Tensor, low: Tensor, high: Tensor) -> Search:
