@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="images at a time (192 on a CPU)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--square", action="store_true", help="Square alone as well")
+    parser.add_argument("--square", action="store_true", help="Square alone (without --no-auto it is told anyway)")
     parser.add_argument("--pgd", action="store_true", help="PGD-40 and PGD-100 as well")
     parser.add_argument("--no-auto", dest="auto", action="store_false", help="leave AutoAttack out")
     parser.add_argument("--mnist", default=os.environ.get("UNBOXED_MNIST"), help="the folder of MNIST's files")
@@ -101,7 +101,7 @@ def stood(state: State, name: str, attack: Attack, x: Tensor, y: Tensor) -> dict
 
 
 def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings: Any) -> dict[str, Any]:
-    """Accuracy after each stage of AutoAttack; the seconds of an interrupted stage are those since it went on."""
+    """Accuracy after each stage of AutoAttack, and under Square alone. Seconds are those since the last interruption."""
     start = [time.perf_counter()]
 
     def tell(name: str, left: int) -> None:
@@ -113,7 +113,20 @@ def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings
     if got.interrupted:
         raise SystemExit("interrupted; the same command goes on from here")
     shares = {name: Share(int(left.sum()), len(x)).plain() for name, left in got.stages.items()}
-    return {name: {**share, "seconds": state.done["seconds"].get(name)} for name, share in shares.items()}
+    told = {name: {**share, "seconds": state.done["seconds"].get(name)} for name, share in shares.items()}
+    return {"autoattack": told, **alone(box, x, y, got.stages, got.already, **settings)}
+
+
+def alone(
+    box: ub.Box, x: Tensor, y: Tensor, stages: Mapping[str, Tensor], wrong: Tensor, **settings: Any
+) -> dict[str, Any]:
+    """Accuracy under Square alone: it was asked of what stood before it, so only the others are asked anew."""
+    if "square" not in stages:
+        return {}
+    before = list(stages)[list(stages).index("square") - 1]
+    rest = ~stages[before] & ~wrong
+    left = int((~ub.adversarial.square(box, x[rest], y[rest], **settings).success).sum()) if rest.any() else 0
+    return {"square alone": Share(int(stages["square"].sum()) + left, len(x)).plain()}
 
 
 def attacks(given: argparse.Namespace, box: ub.Box, batch: int | str) -> dict[str, Attack]:
@@ -122,7 +135,7 @@ def attacks(given: argparse.Namespace, box: ub.Box, batch: int | str) -> dict[st
     if given.pgd:
         for steps in (40, 100):
             found[f"pgd-{steps}"] = lambda x, y, steps=steps: room.pgd(box, x, y, steps=steps, **how)
-    if given.square:
+    if given.square and not given.auto:
         found["square alone"] = lambda x, y: room.square(box, x, y, **how)
     return found
 
@@ -143,7 +156,7 @@ def main() -> None:
         figures[attack] = stood(state, attack, work, x, y)
     if given.auto:
         file = given.state / f"{name}.pt"
-        figures["autoattack"] = auto(state, box, x, y, file, eps=given.eps, batch_size=batch)
+        figures |= auto(state, box, x, y, file, eps=given.eps, batch_size=batch)
     report(given, figures, len(x))
 
 
