@@ -101,7 +101,7 @@ def stood(state: State, name: str, attack: Attack, x: Tensor, y: Tensor) -> dict
 
 
 def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings: Any) -> dict[str, Any]:
-    """Accuracy after each stage of AutoAttack, and under Square alone. Seconds are those since the last interruption."""
+    """Accuracy after each stage of AutoAttack, and under Square alone. Seconds count from the last interruption."""
     start = [time.perf_counter()]
 
     def tell(name: str, left: int) -> None:

@@ -158,6 +158,14 @@ def test_fooled_within_eps_is_enough() -> None:
     assert (on.queries == all_the_way.queries).all()
 
 
+def test_rows_leave_in_the_midst_of_a_run() -> None:
+    """On a linear net the second step crosses at the latest: a look at the original, and two a step."""
+    box, x, y = linear()[:3]
+    found = fab(box, x, y, norm="l2", eps=3.0, steps=30)
+    assert found.success.all()
+    assert found.queries.max() <= 1 + 2 * 2
+
+
 def test_queries_are_counted() -> None:
     """A look at the originals, at their classes; two a step of each run; five for the final search."""
     box, x, y = linear()[:3]
