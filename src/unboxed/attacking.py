@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from .plots.files import save
 from .report.words import many
 from .writing import write_bytes
 
-PICTURE, NUMBERS, CHECKPOINT = "attacked.png", "attack.json", "attack.pt"
+PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
 SHOWN = 6  # examples in the picture
 WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
 MINIMAL = ("deepfool", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
@@ -66,20 +68,26 @@ def command(
 ) -> Robustness:
     """Attack a net on labeled examples: print a table, write pictures and numbers to `out`.
 
-    Stopped and called again with the same settings, it goes on from `out`/attack.pt. Raises InputError and DataError.
+    Stopped and called again with the same settings, it goes on where it was. Raises InputError and DataError.
     """
     out, chosen = Path(out), named(attacks, bits)
     x, y = labeled(box, data, most)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
+    state = out / _state(attacks, eps, norm, most, bits, seed)
     found = robustness(
-        box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=out / CHECKPOINT, quiet=quiet,
+        box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
         minimal=None if norm == "l1" else deepfool,
     )  # fmt: skip
     write_bytes(out / NUMBERS, json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False).encode())
     picture = None if found.interrupted else _pictures(box, x, y, found, chosen, out, bits, seed)
     _print(found, picture, out)
     return found
+
+
+def _state(*settings: object) -> str:
+    """The file of a run that may go on: one of other settings has another name."""
+    return f"attack-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}.pt"
 
 
 def _pictures(
@@ -92,29 +100,34 @@ def _pictures(
     bits: int | None,
     seed: int,
 ) -> Path | None:
-    """The first examples that the last attack fools, at the largest eps; with bits, each as a file too."""
+    """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
     if not isinstance(box.inputs, Pixels):
         return None
-    name, attack = list(attacks.items())[-1]
-    fooled = found.right & ~found.stood[-1, -1]
-    rows = fooled.nonzero()[:SHOWN, 0]
+    name = min(attacks, key=lambda a: found.robust(attack=a).count)
+    fooled = found.right & ~found.stood[list(attacks).index(name), -1]
+    rows = fooled.nonzero()[: None if bits is not None else SHOWN, 0]
     if not len(rows):
         return None
-    made = attack(box, x[rows], y[rows], eps=found.eps[-1], **taken(attack, {"norm": found.norm, "seed": seed}))
-    told = [c for c in changes(box, x[rows], made) if c.fooled]
+    attack, how = attacks[name], {"norm": found.norm, "seed": seed}
+    made = attack(box, x[rows], y[rows], eps=found.eps[-1], **taken(attack, how))
+    told = [replace(c, row=int(rows[c.row])) for c in changes(box, x[rows], made) if c.fooled]
     if bits is not None:
-        _files(told, out / "images", box.classes)
+        _files(told, out / IMAGES, box.classes)
     size = f"{NORMS[found.norm]} at most {found.eps[-1]:g}"
     title = f"What {name} makes of these, {size}, and what the net then says"
-    return save(attacked(told, box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
+    return save(attacked(told[:SHOWN], box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
 
 
 def _files(told: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
-    """Each adversarial image as an 8-bit PNG, named by its row and what the net says of it."""
+    """Each adversarial image as a PNG, named by its row in the data, what it is and what the net says of it."""
     for c in told:
         levels = (c.image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        word = "".join(k if k.isalnum() else "-" for k in classes[c.after])[:40]
-        save(levels[..., 0] if levels.shape[-1] == 1 else levels, folder / f"{c.row:05d}-{word}.png")
+        name = f"{c.row:05d}-{_word(classes[c.before])}-taken-for-{_word(classes[c.after])}.png"
+        save(levels[..., 0] if levels.shape[-1] == 1 else levels, folder / name)
+
+
+def _word(name: str) -> str:
+    return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
 def _print(found: Robustness, picture: Path | None, out: Path) -> None:
@@ -132,18 +145,30 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
         table.add_row("all together", *(str(found.robust(e)) for e in found.eps), "")
     console.print(table)
     console.print(_least(found), highlight=False)
-    worst = sorted(found.by_class().items(), key=lambda pair: pair[1][1].value)
-    said = ", ".join(f"{name} {robust.value:.0%}" for name, (_, robust) in worst[:3])
-    console.print(f"classes that stand least: {said}", highlight=False)
+    if said := _weakest(found):
+        console.print(said, highlight=False)
     for alarm in found.alarms:
         console.print(f"alarm: {alarm}", style="yellow", highlight=False)
     if picture is not None:
         console.print(f"pictures: {picture}", highlight=False)
+    elif not found.interrupted:
+        console.print("no pictures: nothing was fooled, or the inputs are no images", highlight=False)
+    if (out / IMAGES).is_dir():
+        console.print(f"the strongest attack's images at the largest eps, as files: {out / IMAGES}", highlight=False)
     console.print(f"numbers: {out / NUMBERS}", highlight=False)
 
 
 def _least(found: Robustness) -> str:
     name = NORMS[found.norm]
     if found.median == float("inf"):
-        return f"median {name} that fools: none was found for half of the examples"
-    return f"median {name} that fools: {found.median:.3g}"
+        return f"least {name} that fools (these attacks and DeepFool): none was found for half of the right answers"
+    return f"least {name} that fools (these attacks and DeepFool): {found.median:.3g} for half of the right answers"
+
+
+def _weakest(found: Robustness) -> str:
+    """The classes that stand least at the largest eps, where some stand more than others."""
+    classes = sorted(found.by_class().items(), key=lambda pair: pair[1][1].value)
+    if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
+        return ""
+    told = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
+    return f"classes that stand least at eps {found.eps[-1]:g}: {told}"

@@ -71,6 +71,7 @@ def test_other_depths_are_refused(name: str) -> None:
         call(CARDS[name], case("plain"), bits=7)
 
 
+@pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
 def test_a_ball_that_holds_no_file_is_told_of() -> None:
     c = case("plain")
     c.x.copy_(((c.x * 254).floor() + 0.5) / 255)

@@ -283,11 +283,18 @@ def test_no_weaker_than_the_peer_at_as_many_queries(attack: Any, peer: Any) -> N
     assert made.distance.mean() <= far.mean() * 1.02
 
 
-BAD = [{"queries": 0}, {"queries": 2.5}, {"norm": "l1"}, {"eps": -1}, {"starts": torch.rand(2, 1, 4, 4)}, {"seed": -1}]
+BAD = [
+    {"queries": 0},
+    {"queries": 2.5},
+    {"norm": "l1"},
+    {"eps": -1},
+    {"starts": torch.full((2, 1, 4, 4), 0.5)},
+    {"seed": -1},
+]
 
 
 @both
-@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: "".join(bad))
 def test_bad_settings(attack: Any, bad: dict[str, Any]) -> None:
     c = case("plain")
     with pytest.raises(InputError):

@@ -18,9 +18,10 @@ from unboxed.adversarial.levels_grid import grid_of, least
 from unboxed.adversarial.result import Adversarial
 from unboxed.data.pillow import read
 from unboxed.engine.balls import L1, L2, Ball, Linf, norm_of
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 from unboxed.plots.pngs import save_png
 
+pytestmark = pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
 SHAPE = (3, 4, 4)
 SIZES = {"linf": lambda d: d.abs().amax(1), "l2": lambda d: d.norm(dim=1), "l1": lambda d: d.abs().sum(1)}
 
@@ -282,3 +283,12 @@ def test_saved_files_load_as_they_were(channels: int, tmp_path: object) -> None:
 def test_images_between_levels_are_not_saved(bad: Tensor, tmp_path: object) -> None:
     with pytest.raises(InputError):
         save_png(bad, str(tmp_path))
+
+
+@pytest.mark.filterwarnings("default:eps=.* is less than one of")
+def test_less_than_one_level_is_told() -> None:
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), ub.Pixels(SHAPE), outputs="logits")
+    x = torch.full((2, *SHAPE), 0.2)
+    with pytest.warns(UnboxedWarning, match="less than one of 255 levels"):
+        made = ub.adversarial.pgd(box, x, box.predict(x), eps=0.5 / 255, steps=2, bits=8)
+    assert torch.equal(made.images, x)

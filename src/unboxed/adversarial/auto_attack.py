@@ -30,7 +30,7 @@ from .apgd import FURTHER, climb, likeliest, towards
 from .attempt import Attempt, in_range
 from .fab import Pace
 from .fab import _Search as Fab
-from .levels import saved
+from .levels import levels, saved
 from .result import Adversarial
 from .square import search
 
@@ -40,7 +40,7 @@ P = 0.8  # of the image is in Square's first squares
 FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AutoAdversarial(Adversarial):
     """As `Adversarial`; `stages` says who still stood after each attack."""
 
@@ -83,6 +83,8 @@ def auto_attack(
     WriteError.
     """
     ball = in_range(box, _ball(eps, norm, ball))
+    if bits is not None:
+        levels(box, bits)  # refused now, not after an hour
     plan = _Plan(whole("steps", steps), whole("queries", queries, least=1), whole("seed", seed, least=-(2**62)))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     run = _Run(attempt, ball, plan, None if checkpoint is None else _file(attempt, ball, plan, Path(checkpoint)))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adversarial:
     """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
 
@@ -19,3 +19,14 @@ class Adversarial:
     already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but keep_going attacks it)
     norm: str  # of the distance: "linf", "l2" or "l1"
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        n, fooled = len(self.success), int(self.success.sum())
+        said = f"{type(self).__name__}({fooled} of {n} fooled"
+        if already := int(self.already.sum()):
+            said += f", {already} of them already"
+        if len(moved := self.distance[self.success & ~self.already]):
+            said += f", median {self.norm} distance {float(moved.median()):.3g}"
+        if n:
+            said += f", {float(self.queries.double().mean()):.0f} queries each"
+        return said + (", interrupted)" if self.interrupted else ")")

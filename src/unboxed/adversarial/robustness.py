@@ -39,7 +39,7 @@ LEAST = "least distance"
 STATE = ("stood", "least", "queries")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Robustness:
     """Of N examples, E eps, A attacks and K classes."""
 
@@ -85,6 +85,12 @@ class Robustness:
         """The median distance to the nearest fooling image of the examples named right; infinite: half have none."""
         own = self.least[self.right]
         return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
+
+    def __repr__(self) -> str:
+        curve = ", ".join(f"{self.robust(e).value:.1%} within {e:g}" for e in self.eps)
+        told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
+        alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
+        return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

@@ -75,7 +75,8 @@ def _items_labeled(data: Any) -> Iterator[Any]:
 
 def _label(item: Any) -> int:
     if not isinstance(item, (tuple, list)) or len(item) < 2 or int(item[1]) < 0:
-        raise DataError("wanted examples with labels: a pair of tensors (x, y), or a Dataset of (input, class)")
+        wanted = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
+        raise DataError(f"these examples bear no labels; wanted {wanted}")
     return int(item[1])
 
 

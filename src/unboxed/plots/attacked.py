@@ -32,7 +32,7 @@ def attacked(
     reach = colors.reach(*(c.delta for c in changes))
     factor = enlarged(reach)
     rows = [[*_pair(c, classes), Tile(change(c, factor), _changed(c, norm, factor))] for c in changes]
-    heads = ("original", "adversarial", f"change × {factor:g}")
+    heads = ("original", "adversarial", f"change × {factor:g}" + ("" if _flat(changes[0]) else " (gray: none)"))
     bars = [Bar("signed", 1 / factor, "change, in parts of the pixel range")] if _flat(changes[0]) else []
     return sheet(rows, title=title, columns=heads, bars=bars, side=side)
 
