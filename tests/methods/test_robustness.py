@@ -324,3 +324,94 @@ def test_the_section(tmp_path) -> None:
     assert "fools the second net" in page
     facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
     assert facts["this net"]["all"][-1]["share"] < facts["the second net"]["all"][-1]["share"]
+
+
+# -- nets that a stranger brought --------------------------------------------------------------------------------------
+
+
+class InCompany(nn.Module):
+    """Batch norm on the batch's own statistics: rows change one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def in_company() -> tuple[ub.Box, Tensor, Tensor]:
+    box = ub.Box(InCompany().train(), ub.Pixels(SHAPE), outputs="logits", mode="as-is")
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(3))
+    y = box.predict(x)
+    y[:3] = (y[:3] + 1) % 3
+    return box, x, y
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        adversarial.pgd,
+        adversarial.deepfool,
+        adversarial.fab,
+        partial(adversarial.apgd, steps=10),
+        partial(adversarial.square, queries=20),
+        partial(adversarial.carlini_wagner, steps=20),
+        partial(adversarial.lbfgs, steps=10),
+    ],
+)
+def test_success_is_what_the_net_says_of_the_images_together(attack) -> None:
+    box, x, y = in_company()
+    found = attack(box, x, y, eps=0.2 if attack is not adversarial.deepfool else None)
+    assert torch.equal(found.success, box.predict(found.images) != y)
+
+
+def test_rows_that_change_one_another_are_judged_in_company() -> None:
+    box, x, y = in_company()
+    found = robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal=None)
+    assert found.robust() == found.clean == Share(5, 8)
+
+
+@pytest.mark.filterwarnings("ignore:the first gradient is exactly zero")
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_tie_is_what_the_net_answers(label: int) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)[:, :1].expand(-1, 2)
+
+    box = box_of(Tied())
+    x = middling(4)
+    y = torch.full((4,), label)
+    found = adversarial.pgd(box, x, y, eps=0.1, steps=2)
+    assert torch.equal(found.already, box.predict(x) != y)
+    assert torch.equal(found.success, box.predict(found.images) != y)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_net_so_sure_that_its_gradient_is_tiny_is_moved_all_the_same(norm: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([50.0, -50.0])[:, None].expand(2, 9))
+        net[1].bias.copy_(torch.tensor([-195.0, 195.0]))
+    box, x = ub.Box(net, ub.Pixels((1, 3, 3)), outputs="logits"), torch.full((2, 1, 3, 3), 0.5)
+    assert adversarial.fgsm(box, x, 0, eps=0.5, norm=norm).success.all()
+
+
+def test_no_row_is_no_look() -> None:
+    seen = list[int]()
+
+    class Counting(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    box = box_of(Counting())
+    x = middling(4)
+    seen.clear()
+    found = adversarial.apgd(box, x, 1 - box.predict(x), eps=0.1, targets=1, bits=8)
+    assert sum(seen) - 4 == int(found.queries.sum())  # four were asked by predict

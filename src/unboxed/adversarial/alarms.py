@@ -57,7 +57,7 @@ def alarms_of(
 ) -> tuple[Alarm, ...]:
     """What speaks against the robust accuracy within `eps`, asked of the first examples (N, ...) named `right` (N,)."""
     rows = right.nonzero()[:MOST, 0]
-    if not len(rows):
+    if not len(rows) or box.coupled:  # rows that change one another can't be asked apart from those that are wrong
         return ()
     asked = _Asked(box, x[rows], y[rows], ball_of(eps, norm, None), {"seed": seed, "batch_size": batch_size})
     try:

@@ -26,6 +26,7 @@ from .result import Adversarial
 ASK_ONLY = "square, boundary and hop_skip_jump attack nets without gradients"
 Pick = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Parts = tuple[Tensor, ...]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,12 @@ class Attempt:
         """What was found; beyond `eps`, an image is no success and the original is returned."""
         far = self.distance > eps * (1 + 1e-6)
         images = torch.where(far.view(-1, *[1] * (self.x.ndim - 1)), self.blank, self.images)
+        success = self.success & ~far
+        if self._held is not None:  # rows that change one another are judged in the company that they end in
+            success = self.fooled(images, torch.arange(len(images), device=images.device)) > 0
         return Adversarial(
             self.box.shaped(images),
-            self.success & ~far,
+            success,
             self.queries,
             self.norm.distance(images, self.x),
             self.already,
@@ -130,7 +134,10 @@ class Attempt:
 
     def logits(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
-        return self._asked(z, rows, lambda h, i: (self._read(h, {"logits"}, lambda acts: acts["logits"]),))[0]
+        (found,) = self._asked(
+            z, rows, lambda h, i: (self._read(h, {"logits"}, lambda acts: acts["logits"]),), (self.box.n_outputs,)
+        )
+        return found
 
     def fooled(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n,) above zero where the example is what the attack wants; without a gradient."""
@@ -139,7 +146,7 @@ class Attempt:
             wanted = self.goal.fooled.rows(i)
             return (self._read(h, wanted.layers, wanted),)
 
-        return self._asked(z, rows, part)[0]
+        return self._asked(z, rows, part, ())[0]
 
     def look(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
         """The score and `fooled` (n,) of `slope`, without a gradient."""
@@ -150,13 +157,17 @@ class Attempt:
             both = self._read(h, climb.layers | wanted.layers, lambda acts: torch.stack([climb(acts), wanted(acts)], 1))
             return both[:, 0], both[:, 1]
 
-        score, fooled = self._asked(z, rows, part)
+        score, fooled = self._asked(z, rows, part, (), ())
         return score, fooled
 
     def slope(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Slope:
         """Score, whether fooled, and gradient: of the goal's own score, or of an objective with a row for each of N."""
         of = self.goal.climb if objective is None else objective
-        return Slope(*self._asked(z, rows, lambda h, i: self._pulled(h, of.rows(i), self.goal.fooled.rows(i))))
+
+        def part(h: Tensor, i: Tensor) -> Parts:
+            return self._pulled(h, of.rows(i), self.goal.fooled.rows(i))
+
+        return Slope(*self._asked(z, rows, part, (), (), tuple(self.x.shape[1:])))
 
     def jacobian(self, z: Tensor, rows: Tensor, pick: Pick) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) that `pick(logits, rows)` makes of them, their gradients (n, J, ...).
@@ -173,19 +184,24 @@ class Attempt:
                 ways = [torch.autograd.grad(scores[:, j].sum(), h, retain_graph=j < last)[0] for j in range(last + 1)]
             return logits.detach(), scores.detach(), torch.stack(ways, 1)
 
-        logits, scores, grads = self._asked(z, rows, part)
+        k, one = self.box.n_outputs, tuple(self.x.shape[1:])
+        j = 0 if len(rows) else pick(self.x.new_zeros(0, k), rows).shape[1]
+        logits, scores, grads = self._asked(z, rows, part, (k,), (j,), (j, *one))
         return logits, scores, grads
 
-    def _asked(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts]) -> Parts:
-        """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted."""
+    def _asked(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts], *shapes: Shape) -> Parts:
+        """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted.
+
+        `shapes` are those of one row's parts: where there is no row, the net is not asked.
+        """
+        if not len(rows):
+            return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         if self._held is not None:
             self._held[rows] = z.to(self._held.dtype)
             self.queries += self.draws
             found = part(self._held, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in found)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.draws))  # a row may be asked about several images
-        if not len(rows):
-            return tuple(h[:0] for h in part(self.x[:1], rows.new_zeros(1)))
         size, most = self.box.splits(len(rows), self.batch_size)
         most = min(most, AT_ONCE) if self.x.device.type == "cpu" else most
         with torch.inference_mode(False):  # the caller may be in it

@@ -200,7 +200,10 @@ class _Run:
         """Attack one part of the examples. What an attack that was stopped has found is kept all the same."""
         attack = self.minimal if e is None else self.attacks[name]
         a = list(self.attacks).index(name) if e is not None else 0
-        alive = (self.right if e is None else self.stood[a, e])[part].nonzero()[:, 0] + part.start
+        stands = self.right if e is None else self.stood[a, e]
+        alive = stands[part].nonzero()[:, 0] + part.start
+        if self.box.coupled and len(alive):  # rows that change one another stay in company
+            alive = torch.arange(len(self.x), device=self.x.device)
         if len(alive) and attack is not None:
             at = None if e is None else self.eps[e]
             own = taken(attack, self.common)

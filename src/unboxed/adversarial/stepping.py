@@ -144,9 +144,9 @@ class _Found:
         self.best[at] = climb.score[better]
 
     def look_again(self) -> None:
-        """Where examples change one another, whether they fool is seen in the company that they end in."""
+        """Where the objective makes examples change one another, each is judged in the company that it ends in."""
         attempt = self.attempt
-        if self.coupled:
+        if self.coupled and not attempt.box.coupled:  # the attempt's result sees to the net's own coupling
             rows = torch.arange(len(attempt.x), device=attempt.x.device)
             attempt.success = attempt.fooled(attempt.images, rows) > 0
 

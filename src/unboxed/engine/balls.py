@@ -61,7 +61,9 @@ class L2:
         return x + self.eps * per_row(radius, x) * self.steepest(normal(x, seed))
 
     def steepest(self, grad: Tensor) -> Tensor:
-        """Each row divided by its norm; a zero row stays zero."""
+        """Each row divided by its norm, however small that is; a zero row stays zero."""
+        peak = grad.flatten(1).abs().amax(1)
+        grad = grad / per_row(torch.where(peak > 0, peak, 1.0), grad)  # so that no square underflows
         return grad / per_row(length(grad).clamp_min(TINY), grad)
 
     def project(self, x: Tensor, centre: Tensor) -> Tensor:

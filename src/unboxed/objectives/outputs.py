@@ -89,11 +89,16 @@ def loss(y: int | Tensor) -> Objective:
 
 
 def margin(y: int | Tensor) -> Objective:
-    """The best wrong logit minus the right one: above zero once the example is taken for another class."""
+    """The best wrong logit minus the right one: above zero once the example is taken for another class.
+
+    Where both are exactly equal the answer is the first of them, and the margin the least number on its side of zero.
+    """
 
     def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
         own = right[:, None]
-        return z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
+        ahead = z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
+        side = (z.argmax(1) != right).to(z) * 2 - 1
+        return ahead + (ahead.detach() == 0) * side * torch.finfo(z.dtype).tiny
 
     return _of_labels(y, score, "margin")
 
