@@ -159,10 +159,9 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
 
 
 def _least(found: Robustness) -> str:
-    name = NORMS[found.norm]
     if found.median == float("inf"):
-        return f"least {name} that fools (these attacks and DeepFool): none was found for half of the right answers"
-    return f"least {name} that fools (these attacks and DeepFool): {found.median:.3g} for half of the right answers"
+        return "for half of the right answers, no change that fools was found"
+    return f"half of the right answers fall to a {NORMS[found.norm]} of {found.median:.3g} (these attacks and DeepFool)"
 
 
 def _weakest(found: Robustness) -> str:
