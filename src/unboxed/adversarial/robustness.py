@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..box import Box
-from ..cards import card
 from ..engine.balls import ball_of, norm_of
 from ..engine.examples import labeled
 from ..engine.saved import Saved
@@ -109,13 +108,6 @@ class Robustness:
         }
 
 
-@card(
-    name="Robustness",
-    source="Carlini et al. 2019, arXiv:1902.06705; alarms: Athalye et al. 2018, arXiv:1802.00420, section 3.1",
-    tells="How many answers stay right however the input is changed within eps, as far as these attacks can tell.",
-    not_tells="That no attack does better: the figure is an upper bound, and alarms say where it is a poor one.",
-    example=lambda method, box, x, y: method(box, (x, y), {"fgsm": fgsm}, eps=[0.1], minimal=None, alarms=False),
-)
 def robustness(
     box: Box,
     data: Any,
@@ -135,8 +127,10 @@ def robustness(
 
     `attacks` {name: attack}, by default FGSM, PGD-40 and Square; `ub.adversarial.auto_attack` is the strongest. What an
     attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
-    looks for the least distance. On Ctrl-C what was found so far is returned; with a `checkpoint` file, the same call
-    goes on from there. Raises InputError, DataError, and ModelError for a checkpoint of other settings.
+    looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
+    it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
+    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, and ModelError where that file is
+    of other settings.
     """
     x, y = labeled(box, data, most)
     chosen = dict(ATTACKS if attacks is None else attacks)
@@ -171,7 +165,7 @@ class _Run:
         self.right = box.predict(box.shaped(x), batch_size=common["batch_size"]) == y
         self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
-        self.queries = torch.zeros(len(attacks))
+        self.queries = x.new_zeros(len(attacks)).cpu()
         self.alarms: tuple[Alarm, ...] = ()
         self.interrupted, self.finished = False, 0
         self.saved: Saved | None = None
