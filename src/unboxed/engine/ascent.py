@@ -274,9 +274,9 @@ class _Climber:
 
     def _tally(self) -> None:
         """Before rows leave: what all that are alive have taken."""
-        self.state.looks[self.alive] = self.looked
+        self.state.looks.index_fill_(0, self.alive, self.looked)  # a number, not a tensor made of one
         if not self.lingers:
-            self.state.steps[self.alive] = self.stepped
+            self.state.steps.index_fill_(0, self.alive, self.stepped)
 
 
 def _kept(rule: StepRule, old: Optimizer, before: Canvas, after: Canvas, stay: Tensor) -> Optimizer:

@@ -50,7 +50,7 @@ class Silence:
     tells="What this unit answers to here: the least that must change for it to fall silent.",
     not_tells="That no smaller change would do: the search is local, so its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), below=0.1, steps=2),
-    exempt={"interrupt": "the radius is searched in rounds: one that was cut short is no point of a path"},
+    exempt={"steps kept": "the radius is searched in rounds: one that was cut short is no point of a path"},
 )
 def silence(
     box: Box,
