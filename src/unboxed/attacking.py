@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import adversarial
@@ -25,6 +24,7 @@ from .errors import DataError, InputError
 from .inputs import Pixels
 from .plots.attacked import NORMS, attacked
 from .plots.files import save
+from .plots.pngs import pixels
 from .report.words import many
 from .writing import write_bytes
 
@@ -121,9 +121,8 @@ def _pictures(
 def _files(told: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
     """Each adversarial image as a PNG, named by its row in the data, what it is and what the net says of it."""
     for c in told:
-        levels = (c.image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         name = f"{c.row:05d}-{_word(classes[c.before])}-taken-for-{_word(classes[c.after])}.png"
-        save(levels[..., 0] if levels.shape[-1] == 1 else levels, folder / name)
+        save(pixels(c.image[None])[0], folder / name)
 
 
 def _word(name: str) -> str:

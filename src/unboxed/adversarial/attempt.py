@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.balls import Ball, Linf
+from ..engine.balls import Ball, Linf, per_row
 from ..engine.examples import AT_ONCE
 from ..engine.gradients import REENTRANT, pull_stuck
 from ..errors import InputError, OutputError
@@ -110,7 +110,7 @@ class Attempt:
     def result(self, eps: float = math.inf) -> Adversarial:
         """What was found; beyond `eps`, an image is no success and the original is returned."""
         far = self.distance > eps * (1 + 1e-6)
-        images = torch.where(far.view(-1, *[1] * (self.x.ndim - 1)), self.blank, self.images)
+        images = torch.where(per_row(far, self.x), self.blank, self.images)
         success = self.success & ~far
         if self._held is not None:  # rows that change one another are judged in the company that they end in
             success = self.fooled(images, torch.arange(len(images), device=images.device)) > 0

@@ -29,7 +29,7 @@ from ..objectives import Objective, dlr
 from .apgd import FURTHER, climb, likeliest, towards
 from .attempt import Attempt, in_range
 from .fab import Pace
-from .fab import _Search as Fab
+from .fab import Search as Fab
 from .levels import levels, saved
 from .result import Adversarial
 from .square import search

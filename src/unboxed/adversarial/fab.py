@@ -81,7 +81,7 @@ def fab(
     )  # fmt: skip
     whole("seed", seed, least=-(2**62))
     restarts, targets = whole("restarts", restarts, least=1), None if targets is None else whole("targets", targets, 1)
-    search = _Search(attempt, pace, INF if eps is None else eps, seed)
+    search = Search(attempt, pace, INF if eps is None else eps, seed)
     with attempt:
         for rows in attempt.blocks(attempt.begin()):
             search.run(rows, targets, restarts)
@@ -116,7 +116,7 @@ class Look:
 Way = Callable[[Tensor, Tensor], Look]  # points z (n, ...) of rows (n,) -> the boundary to go to
 
 
-class _Search:
+class Search:
     """The runs of one call, for all rows that are still to be fooled, or to be fooled from nearer."""
 
     def __init__(self, attempt: Attempt, pace: Pace, eps: float, seed: int) -> None:

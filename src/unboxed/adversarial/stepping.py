@@ -13,7 +13,7 @@ from torch.optim import SGD
 from ..arguments import number, whole
 from ..box import Box
 from ..engine.ascent import Ascent, Climb, StepRule, ascend
-from ..engine.balls import Ball, Constraint, ball_of, within
+from ..engine.balls import Ball, Constraint, ball_of, per_row, within
 from ..engine.balls import all_free as all_free
 from ..engine.balls import same as same
 from ..engine.canvases import Raw
@@ -114,7 +114,7 @@ class _Found:
         start, settled = self.way.start(box, x, turn), None
         if self.coupled and not self.way.keep_going:
             settled = self.attempt.success
-            start = torch.where(settled.view(-1, *[1] * (x.ndim - 1)), self.attempt.images, start)
+            start = torch.where(per_row(settled, x), self.attempt.images, start)
         rule, inside = self.way.rule(within(self.way.ball, x[rows], box.inputs.clip))
         plan = Ascent(
             steps=self.way.steps,

@@ -82,12 +82,12 @@ def flags(modules: Modules, mode: str) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """A fork of every RNG that a net may draw from, started at `seed`."""
-    before = _states(device)
+    before = rng_states(device)
     _start(seed, device)
     try:
         yield
     finally:
-        _put_back(before, device)
+        put_rng_states(before, device)
 
 
 def slow_to_ask(device: torch.device) -> bool:
@@ -99,7 +99,7 @@ def _backend(device: torch.device) -> Any:
     return None if device.type in ("cpu", "meta") else getattr(torch, device.type)
 
 
-def _states(device: torch.device) -> tuple[Any, ...]:
+def rng_states(device: torch.device) -> tuple[Any, ...]:
     backend = _backend(device)
     own = None if backend is None else _rng(backend.get_rng_state, device)
     return torch.default_generator.get_state(), own, np.random.get_state(), random.getstate()
@@ -114,7 +114,7 @@ def _start(seed: int, device: torch.device) -> None:
     random.seed(seed)
 
 
-def _put_back(states: tuple[Any, ...], device: torch.device) -> None:
+def put_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
     torch.default_generator.set_state(states[0])
     if (backend := _backend(device)) is not None:
         _rng(backend.set_rng_state, device, states[1])

@@ -23,13 +23,13 @@ def save_png(images: Any, folder: str | os.PathLike[str], name: str = "image") -
     Raises InputError for images between the 256 levels of a file, which would not be the same when loaded, and
     WriteError.
     """
-    pixels = _pixels(images)
-    digits = len(str(len(pixels) - 1))
-    return [save(p, Path(folder) / f"{name}-{i:0{digits}d}.png") for i, p in enumerate(pixels)]
+    files = pixels(images)
+    digits = len(str(len(files) - 1))
+    return [save(p, Path(folder) / f"{name}-{i:0{digits}d}.png") for i, p in enumerate(files)]
 
 
-def _pixels(images: Any) -> Bytes:
-    """(N, H, W) or (N, H, W, 3). Raises InputError."""
+def pixels(images: Any) -> Bytes:
+    """The bytes of files, (N, H, W) or (N, H, W, 3), of images on their levels. Raises InputError."""
     levels = array(images) * TOP
     if levels.ndim != 4 or levels.shape[1] not in CHANNELS:
         hint = "for other channels keep (images * 255).round() as bytes, with numpy.save"
@@ -37,5 +37,5 @@ def _pixels(images: Any) -> Bytes:
     whole = levels.round()
     if not (np.abs(levels - whole) <= OFF * TOP).all() or not ((whole >= 0) & (whole <= TOP)).all():
         raise InputError("these images are not on the levels k/255 of a file: attack with bits=8, or round them first")
-    pixels = whole.astype(np.uint8).transpose(0, 2, 3, 1)  # (N, H, W, C)
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    values: Bytes = whole.astype(np.uint8).transpose(0, 2, 3, 1)  # (N, H, W, C)
+    return values[..., 0] if values.shape[-1] == 1 else values

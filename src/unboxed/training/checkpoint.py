@@ -34,7 +34,7 @@ def told(setting: object) -> str:
 
 def rng_states(device: torch.device) -> dict[str, Any]:
     """Every RNG that a training may draw from, in types that a file of weights can hold."""
-    torch_own, of_device, (kind, keys, *rest), python = quiet._states(device)
+    torch_own, of_device, (kind, keys, *rest), python = quiet.rng_states(device)
     numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
     return {"torch": torch_own, "device": of_device, "numpy": numpy, "python": [python[0], list(python[1]), python[2]]}
 
@@ -43,4 +43,4 @@ def put_rng_states(states: Mapping[str, Any], device: torch.device) -> None:
     kind, keys, *rest = states["numpy"]
     version, values, gauss = states["python"]
     numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    quiet._put_back((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)
+    quiet.put_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)
