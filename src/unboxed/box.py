@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import RLock
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .errors import InputError, LayerError, OutputError
+from .errors import InputError, LayerError, OutputError, UnboxedWarning
 from .inputs import Inputs, laid_out
-from .net import layers, quiet, rules
+from .net import layers, quiet, rules, writes
 from .net.batching import BatchSize, in_batches
+from .net.coupling import SEEDS, RandomOps, rows_couple
+from .net.identity import Identity, identity
 from .net.layers import Layers
+from .net.locks import alone, locks_of
 from .net.outputs import Outputs, Reader
 from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
 from .objectives import ENDS, Objective, as_classes, check_classes, logit
@@ -55,91 +58,162 @@ class Box:
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
         self.net, self.inputs, self.mode = net, inputs, mode
-        first = next((p for p in (*net.parameters(), *net.buffers()) if p.is_floating_point()), torch.empty(0))
+        self._asked: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
+        self._asked |= {"autocast": autocast, "channels_last": channels_last}
+        self.channels_last = laid_out(inputs, channels_last)
+        self._reader = Reader(output, outputs)
+        self._opening = False
+        self._open()
+
+    def around(self, net: nn.Module) -> Box:
+        """Another model, opened as this one is: the same inputs, classes, outputs, mode and precision."""
+        asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
+        return Box(net, self.inputs, mode=self.mode, **asked)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what another process gets, is opened there."""
+        return _reopened, (type(self), self.net, self.inputs, self.mode, self._asked)
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._opening = True
+        try:
+            self._look_at(self.net)
+        finally:
+            self._opening = False
+
+    def _look_at(self, net: nn.Module) -> None:
+        """The model as it is now: on noise, in full precision, for rows are compared there."""
+        tensors = [*net.parameters(), *net.buffers()]
+        if any(is_lazy(p) for p in tensors):
+            raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
+        first = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
         self.device, self.net_dtype = first.device, first.dtype
         self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32  # of images and results
         self.modules = named_modules(net)
         self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
-        if any(is_lazy(p) for p in (*net.parameters(), *net.buffers())):
-            raise InputError("the net has lazy modules without parameters yet: run it once on a batch, then open it")
+        self._eager = tuple(m for m in self._unique if not isinstance(m, torch.jit.ScriptModule))
+        self._locks = locks_of(self._unique)
         self._graphless = any(p.is_inference() for p in net.parameters())
-        self._written: tuple[nn.Parameter, ...] = ()  # that the net itself writes while it runs
-        self._lock = RLock()
-        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported net takes
+        self._fused = any(isinstance(m, quiet.FUSED) for m in self._unique)
+        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported model takes
         self._least, self._most = rows
-        self._reader = Reader(output, outputs)
-        self.autocast: torch.dtype | None = None  # the first look is in full precision: rows are compared there
-        self.channels_last = laid_out(inputs, channels_last)
-        self._look(outputs)
-        self.classes = self._names(classes)
-        if autocast is not None:
-            self._narrow(autocast)
+        self._written: tuple[Tensor, ...] = ()  # that the model itself writes while it runs
+        self._watched: tuple[Tensor, ...] = ()  # buffers that it leaves alone
+        self._draws = False
+        self.autocast: torch.dtype | None = None
+        with alone(net, self._eager, self._locks):
+            self._try_out(tensors)
+            self.classes = self._names(self._asked["classes"])
+            if self._asked["autocast"] is not None:
+                self._narrow(self._asked["autocast"])
+            self._opened: Identity = identity(self._eager, self.mode)
 
-    def around(self, net: nn.Module) -> Box:
-        """Another net, opened as this one is: the same inputs, classes, outputs, mode and precision."""
-        return Box(
-            net, self.inputs, classes=self.classes, outputs=self.outputs, output=self._reader.pick, mode=self.mode,
-            autocast=self.autocast, channels_last=self.channels_last,
-        )  # fmt: skip
+    def refresh(self) -> None:
+        """Open the model again if it was changed: moved, cast, or given other modules. Raises OutputError.
 
-    def _look(self, outputs: Outputs | None) -> None:
-        """A first look at the net, on noise: which layers run, what the output means, whether rows are coupled."""
-        generator = torch.Generator(self.device).manual_seed(0)
-        noise = self.inputs.sample(4 if self._most >= 3 else 1, generator).to(self.dtype)
-        found: list[layers.Survey] = []
-        self._written = quiet.written_by(
-            self.net, lambda: found.append(layers.survey(self._run, noise, self.modules, self._least))
-        )
-        (self._found,) = found
+        Every call of the box does so by itself. Class names that were given must fit still.
+        """
+        if not self._opening and self._opened != identity(self._eager, self.mode):
+            self._open()
+
+    def _try_out(self, tensors: list[Tensor]) -> None:
+        """A first forward, on noise: which layers run, what the output means, what is written, whether rows couple."""
+        noise = self.inputs.sample(4 if self._most >= 3 else 1, torch.Generator(self.device).manual_seed(0))
+        noise = noise.to(self.dtype)
+        try:
+            with writes.discovering(tensors) as written, quiet.drawing(self.device) as drawn:
+                self._found = layers.survey(self._run, noise[:3], self.modules, self._least)
+            self._written, self._draws = tuple(written), bool(drawn)
+            known = {id(t) for t in written}
+            self._watched = tuple(b for b in self.net.buffers() if id(b) not in known and not b.is_inference())
+            self.noisy = self._found.noisy  # asks for noise while it runs
+            self.coupled = rows_couple(self._drawing_run, noise, SEEDS if drawn else SEEDS[:1])
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise InputError(f"the model can't take a batch of inputs of shape {self.inputs.shape}: {said}") from error
         self.layers: Layers = self._found.layers
-        self.outputs: Outputs = outputs or self._reader.recognize(self._found.output, self.inputs)
+        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(self._found.output, self.inputs)
         self._reader = Reader(self._reader.pick, self.outputs)
-        self.coupled, self.noisy = self._found.coupled, self._found.noisy  # noisy: it draws while it runs
         self.flops = self._found.flops_each  # of one example's way through
         seen = self._reader.tensor(self._found.output)
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
-    def _run(self, x: Tensor) -> object:
-        with self.quiet(grad=False):
+    def _run(self, x: Tensor, seed: int = 0) -> object:
+        with self.quiet(grad=False, seed=seed):
             return self._call(x)
 
+    def _drawing_run(self, x: Tensor, seed: int) -> tuple[object, object]:
+        """What the model gives for rows, and all that it drew for them."""
+        if not self._draws:
+            return self._run(x), None
+        with self.quiet(grad=False, seed=seed), quiet.SharedNoise(), RandomOps(self.device) as ops:
+            output = self._call(x)
+            return output, (ops.shapes, quiet.host_states())
+
     def _narrow(self, autocast: torch.dtype) -> None:
-        """From here on in mixed precision, if the net can. Raises InputError."""
+        """From here on in mixed precision, if the model can. Raises InputError."""
         if autocast not in (torch.bfloat16, torch.float16):
             raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
         if self.net_dtype != torch.float32:
-            raise InputError(f"autocast is for nets in torch.float32; this one is in {self.net_dtype}")
+            raise InputError(f"autocast is for models in torch.float32; this one is in {self.net_dtype}")
         self.autocast = autocast
         noise = self.inputs.sample(max(2, self._least), torch.Generator(self.device).manual_seed(0))
         try:
             self._run(noise[: self._most])
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise InputError(f"the net can't run under autocast={autocast}: {said}") from error
+            raise InputError(f"the model can't run under autocast={autocast}: {said}") from error
 
     def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
         names = tuple(map(str, classes if classes is not None else range(self.n_outputs)))
         if len(names) != self.n_outputs:
-            raise InputError(f"the net has {self.n_outputs} outputs; got {len(names)} class names")
+            raise InputError(
+                f"the model has {self.n_outputs} outputs; got {len(names)} class names. If its head was changed after "
+                "it was opened, open it again: ub.Box(model, inputs, classes=...)"
+            )
         return names
 
     # -- running the net ---------------------------------------------------------------------------------------------
 
     @contextmanager
     def quiet(self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
-        """Everything that touches the net happens inside: it runs in its mode, on seeded RNGs, and leaves no trace."""
-        if grad and self._graphless:
-            raise InputError("the net was made in inference_mode, so nothing has a gradient in it; make it outside")
+        """Everything that touches the model happens inside: it runs in its mode, and no trace is left.
+
+        One thread at a time is inside a model. A model that draws runs on RNGs started at `seed`; the process's own go
+        on as if it had not run. A model that draws nothing touches none.
+        """
         with ExitStack() as stack:
-            stack.enter_context(self._lock)
+            stack.enter_context(alone(self.net, self._eager, self._locks))
+            self.refresh()
+            if grad and self._graphless:
+                raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
             stack.enter_context(quiet.flags(self._unique, self.mode))
-            stack.enter_context(quiet.buffers_restored(self._unique, self._written))
-            stack.enter_context(quiet.seeded(seed, self.device))
-            stack.enter_context(quiet.own_settings(self.device))
+            stack.enter_context(writes.buffers_in_place(self._eager))
+            if self._watched:
+                stack.enter_context(writes.unwritten(self._watched, self._late))
+            if self._written:
+                stack.enter_context(writes.restored(self._written))
+            if self._draws:
+                stack.enter_context(quiet.seeded(seed, self.device))
+            stack.enter_context(quiet.own_settings(self.device, self._fused))
             if rule is not None:
                 stack.enter_context(rules.unoptimized_scripts(self._unique))
             stack.enter_context(quiet.gradients_on(grad))
             yield
+
+    def _late(self, buffer: Tensor) -> None:
+        """A buffer was written that was left alone when the box was opened: it is put back from the next call on."""
+        name = next((path for path, b in self.net.named_buffers() if b is buffer), "?")
+        self._written += (buffer,)
+        self._watched = tuple(b for b in self._watched if b is not buffer)
+        warnings.warn(
+            f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
+            "stays; from the next call on it is put back",
+            UnboxedWarning,
+            stacklevel=2,
+        )
 
     def forward(
         self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None, rows: int | None = None
@@ -202,6 +276,7 @@ class Box:
 
     def accept(self, x: Packed) -> Tensor:
         """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
+        self.refresh()
         x = self.inputs.check(x)
         with torch.inference_mode(False):
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, Several) else x  # type: ignore[assignment]
@@ -316,3 +391,9 @@ class Box:
         notes += ["rows are coupled: batches are never split"] * self.coupled
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
+
+
+def _reopened(
+    kind: type[Box], net: nn.Module, inputs: Inputs, mode: Literal["eval", "as-is"], asked: dict[str, Any]
+) -> Box:
+    return kind(net, inputs, mode=mode, **asked)

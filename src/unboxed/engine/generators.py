@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ..net import quiet
+from ..net import quiet, writes
 from ..objectives import Index
 from .balls import TINY, Constraint, length, per_row
 from .canvases import Canvas
@@ -41,7 +41,8 @@ class Latent(Canvas):
         first = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
         with ExitStack() as stack:
             stack.enter_context(quiet.flags(modules, "eval"))
-            stack.enter_context(quiet.buffers_restored(modules))
+            stack.enter_context(writes.buffers_in_place(modules))
+            stack.enter_context(writes.restored(tuple(generator.buffers())))
             stack.enter_context(quiet.seeded(0, self.z.device))
             stack.enter_context(quiet.own_settings(self.z.device))
             made = generator(self.z.to(first.dtype, copy=True))  # a first op in place would write over the code

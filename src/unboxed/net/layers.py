@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..errors import InputError, LayerError
+from ..errors import LayerError
 from .quiet import SharedNoise
-from .taps import Address, following, main_tensor, once, tensors_in
+from .taps import Address, following, main_tensor, once
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,10 @@ def _cell(text: str, width: int, column: int) -> str:
 @dataclass(frozen=True)
 class Survey:
     layers: Layers
-    output: Any  # what the net gave for two noise inputs
+    output: Any  # what the model gave for noise
     bytes_each: int  # held by the activations of one example, for a backward pass
     bytes_peak: int  # held at a time by a forward pass alone
-    noisy: bool  # draws dropout or noise although in eval
-    coupled: bool  # a row's output depends on the other rows, or on its own place among them
+    noisy: bool  # asks for dropout or noise although in eval
     flops_each: float  # of one example's way through the net
 
 
@@ -159,27 +157,19 @@ class _Met:
 
 
 def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], least: int = 1) -> Survey:
-    """Run the net on noise x (4, ...): rows 0, 1, 2, then rows 1 and 3. Raises InputError where it can't take them.
+    """Run the model once on noise x (N, ...). Raises InputError where it can't take it.
 
-    `least` is how many rows an exported net pads its batches to.
+    `least` is how many rows an exported model pads its batches to.
     """
     met: dict[str, _Met] = {}
     ops: Counter[tuple[str, str]] = Counter()
     mixed: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    noise = SharedNoise()
-    try:
-        counter = Flops()  # type: ignore[no-untyped-call]
-        with noise, counter, _watched(modules, met, ops, mixed, lambda: counter.total, max(least, len(x[:3]))):
-            first = run(x[:3])
-        with noise:
-            second = run(x[1::2] if len(x) > 1 else x)  # one row where the net takes no more
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"the net can't take a batch of inputs of shape {tuple(x.shape[1:])}: {said}") from error
+    noise, counter, rows = SharedNoise(), Flops(), max(least, len(x))  # type: ignore[no-untyped-call]
+    with noise, counter, _watched(modules, met, ops, mixed, lambda: counter.total, rows):
+        output = run(x)
     table = _table(once(modules), met, ops, mixed, counter.total)
     held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
-    each = counter.total / max(least, len(x[:3]))
-    return Survey(table, first, 2 * sum(held), 4 * max(held, default=0), noise.met, _differ(first, second), each)
+    return Survey(table, output, 2 * sum(held), 4 * max(held, default=0), noise.met, counter.total / rows)
 
 
 @contextmanager
@@ -244,17 +234,3 @@ def _table(
     shown = {p: n for p, n in met.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
     idle = tuple(p for p in modules if p not in met)
     return Layers(tuple(row(p, n) for p, n in shown.items()), ops, idle, frozenset(mixed))
-
-
-def _differ(first: Any, second: Any) -> bool:
-    """Whether row 1 came out otherwise at another place beside other rows."""
-    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    rows = [(a[1], b[0]) for a, b in pairs if a.ndim and len(a) == 3 and len(b) == 2 and a.is_floating_point()]
-    return any(not _equal(a, b) for a, b in rows)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Up to rounding: an accelerator picks other kernels (TF32 among them) for another batch size."""
-    exact = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
-    rtol, atol = (1e-4, 1e-5) if exact else (2e-2, 2e-2 * float(a.abs().nan_to_num().max()) if a.numel() else 0.0)
-    return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)

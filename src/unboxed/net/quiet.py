@@ -1,11 +1,12 @@
-"""Leave no trace: a net is run in its mode, on seeded RNGs, and is afterwards what it was."""
+"""Leave no trace: a model is run in its mode, on seeded RNGs if it draws, and is afterwards what it was."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,54 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .locks import GENERATORS, held
 from .ops import DROPOUTS, NOISES, name_of
 
 Modules = tuple[nn.Module, ...]
-
-
-def written_by(net: nn.Module, run: Callable[[], object]) -> tuple[nn.Parameter, ...]:
-    """The parameters that the net itself writes while it runs (max_norm, weights it normalizes), put back."""
-    values = [(p, p.detach().clone()) for p in net.parameters()]
-    try:
-        run()
-    finally:
-        written = tuple(p for p, before in values if not torch.equal(p.detach(), before))
-        for p, before in values:
-            if any(p is w for w in written):
-                with torch.inference_mode(p.is_inference()):
-                    p.data.copy_(before)
-    return written
-
-
-@contextmanager
-def buffers_restored(modules: Modules, written: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Every buffer is put back, the tensor itself and what it held; so are parameters that the net writes.
-
-    By value and through `.data`: batch norm writes its statistics without raising their version, and a raised version
-    would break a graph in which the caller has saved them.
-    """
-    held = [(m, dict(m._buffers.items())) for m in modules]
-    tensors = [*written, *(b for _, buffers in held for b in buffers.values() if b is not None)]
-    values = [(t, t.detach().clone()) for t in tensors]
-    try:
-        yield
-    finally:
-        for module, before in held:
-            now = dict(module._buffers.items())
-            if now.keys() != before.keys() or any(now[name] is not b for name, b in before.items()):
-                _put_buffers(module, before)
-        for buffer, value in values:
-            with torch.inference_mode(buffer.is_inference()):
-                buffer.data.copy_(value)
-
-
-def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
-    """The same tensors under the same names: some were put in their place, or registered anew."""
-    if isinstance(module, torch.jit.ScriptModule):  # gives out a new tensor at each look; its values are put back
-        return
-    module._non_persistent_buffers_set -= module._buffers.keys() - before.keys()
-    module._buffers.clear()
-    module._buffers.update(before)
 
 
 @contextmanager
@@ -68,10 +25,10 @@ def flags(modules: Modules, mode: str) -> Iterator[None]:
     """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
     before = [m.training for m in modules]
     try:
-        if mode == "eval":
+        if mode == "eval" and True in before:
             for m, training in zip(modules, before, strict=True):
                 if training:
-                    m.training = False  # not .eval(): users override it, and exported nets refuse it
+                    m.training = False  # not .eval(): users override it, and exported models refuse it
         yield
     finally:
         for m, training in zip(modules, before, strict=True):
@@ -81,13 +38,42 @@ def flags(modules: Modules, mode: str) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A fork of every RNG that a net may draw from, started at `seed`."""
+    """As `forked`, and other boxes that draw wait until it is over."""
+    with held((GENERATORS,)), forked(seed, device):
+        yield
+
+
+@contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """A fork of every RNG that a model may draw from, started at `seed`."""
     before = rng_states(device)
     _start(seed, device)
     try:
         yield
     finally:
         put_rng_states(before, device)
+
+
+@contextmanager
+def drawing(device: torch.device) -> Iterator[list[str]]:
+    """The list names the RNGs ("torch", "numpy", "random") that were drawn from inside, once it is left."""
+    found: list[str] = []
+    with held((GENERATORS,)):
+        before = rng_states(device)
+        try:
+            yield found
+        finally:
+            after = rng_states(device)
+            put_rng_states(before, device)
+            found += _drawn(before, after)
+
+
+def _drawn(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
+    own = torch.equal(before[0], after[0]) and (before[1] is None or torch.equal(before[1], after[1]))
+    (kind, keys, *rest), (kind_now, keys_now, *rest_now) = before[2], after[2]
+    numpy = (kind, rest) == (kind_now, rest_now) and np.array_equal(keys, keys_now)
+    same = {"torch": own, "numpy": numpy, "random": before[3] == after[3]}
+    return [name for name, unchanged in same.items() if not unchanged]
 
 
 def slow_to_ask(device: torch.device) -> bool:
@@ -103,6 +89,12 @@ def rng_states(device: torch.device) -> tuple[Any, ...]:
     backend = _backend(device)
     own = None if backend is None else _rng(backend.get_rng_state, device)
     return torch.default_generator.get_state(), own, np.random.get_state(), random.getstate()
+
+
+def host_states() -> tuple[Any, ...]:
+    """The states of NumPy's and Python's RNGs, to compare."""
+    kind, keys, *rest = np.random.get_state()
+    return kind, np.asarray(keys).tobytes(), *rest, random.getstate()
 
 
 def _start(seed: int, device: torch.device) -> None:
@@ -152,17 +144,56 @@ def _training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
 
 
+class Switch:
+    """A setting of the whole process, turned for as long as any thread needs it and turned back by the last one."""
+
+    def __init__(self, turned: Callable[[], AbstractContextManager[None]]) -> None:
+        self.turned = turned
+        self.lock, self.users, self.open = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.open.enter_context(self.turned())
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.open.close()
+
+
 @contextmanager
-def own_settings(device: torch.device) -> Iterator[None]:
-    """Out of the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
+def _unfused() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+UNFUSED, EAGER = Switch(_unfused), Switch(_eager)
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+@contextmanager
+def own_settings(device: torch.device, fused: bool = True) -> Iterator[None]:
+    """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(EAGER)
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+        if fused:
+            stack.enter_context(UNFUSED)
         yield
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import RuleError, UnboxedWarning
 from .ops import OPAQUE, RULED, SHAPE_ONLY, looks_like_relu, may_gate
+from .quiet import Switch
 
 Signal = Callable[[Tensor, Tensor], Tensor]
 
@@ -129,11 +130,20 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     if not scripts:
         yield
         return
-    runs = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
-    try:
+    with UNOPTIMIZED:
         for module in scripts:
             for name in module._c._method_names():
                 module._c._get_method(name)._debug_flush_compilation_cache()
         yield
+
+
+@contextmanager
+def _profiled_forever() -> Iterator[None]:
+    runs = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
+    try:
+        yield
     finally:
         torch._C._jit_set_num_profiled_runs(runs)
+
+
+UNOPTIMIZED = Switch(_profiled_forever)

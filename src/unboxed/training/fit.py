@@ -82,7 +82,7 @@ def fit(
         sizes = {"examples": len(train), "held_out": 0 if test is None else len(test)}  # type: ignore[arg-type]
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         file = saved(Path(checkpoint), settings | sizes | training.settings())
-    with rng.seeded(seed, box.device), rng.gradients_on(True), _bar(training.of, quiet) as bar:
+    with rng.forked(seed, box.device), rng.gradients_on(True), _bar(training.of, quiet) as bar:
         try:
             training.go(epochs, test, bar, file)
         except KeyboardInterrupt:

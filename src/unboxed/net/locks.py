@@ -1,0 +1,190 @@
+"""Who may run a model: one thread at a time per model, one for the process's random number generators.
+
+Boxes that share modules share their lock. A thread of the user's own that runs a boxed model (a training beside a
+report) waits until the box is done, and the box waits for a forward that has begun: neither meets the other's train or
+eval mode. `os.fork` waits until no other thread is inside a model, so a child never inherits a lock that nobody frees.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ..errors import ModelBusyError
+
+PATIENCE = 300.0  # seconds that a box waits for another thread's forward of its model before it gives up
+POLL = 0.001  # seconds
+_CALL = nn.Module._call_impl.__code__
+
+
+class ModelLock:
+    """A re-entrant lock; locks are taken in the order of their numbers, so that two threads never wait in a ring."""
+
+    _numbers = count()
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+        self.lock = threading.RLock()
+        self.depth = 0  # how often the thread that holds it has taken it
+        self.waiting: set[int] = set()  # threads of the user's own that wait to run the model
+
+    def acquire(self) -> None:
+        self.lock.acquire()
+        self.depth += 1
+
+    def release(self) -> None:
+        self.depth -= 1
+        self.lock.release()
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
+_REGISTRY = threading.RLock()
+GENERATORS = ModelLock()
+"""Held while the process's random number generators are seeded for a model that draws. Taken after the model's own."""
+
+
+def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
+    """The locks of a model's modules, in the order in which they are taken."""
+    with _REGISTRY:
+        new = ModelLock()
+        found = {_LOCKS.setdefault(module, new) for module in modules}
+    return tuple(sorted(found, key=lambda lock: lock.number))
+
+
+class _Inside:
+    """The threads that are inside a model or wait for one, and how deep."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.Lock())
+        self.threads: Counter[int] = Counter()
+
+    def enter(self) -> None:
+        with self.changed:
+            self.threads[threading.get_ident()] += 1
+
+    def leave(self) -> None:
+        me = threading.get_ident()
+        with self.changed:
+            self.threads[me] -= 1
+            if not self.threads[me]:
+                del self.threads[me]
+                self.changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Wait until no other thread is inside; a thread that forks from within a model waits for nobody."""
+        _REGISTRY.acquire()
+        self.changed.acquire()
+        me = threading.get_ident()
+        while me not in self.threads and self.threads:
+            self.changed.wait()
+
+    def after_fork(self) -> None:
+        self.changed.release()
+        _REGISTRY.release()
+
+    def in_child(self) -> None:
+        """Threads stay with the parent, and so do the locks that they held."""
+        me = threading.get_ident()
+        self.threads = Counter({me: self.threads[me]} if me in self.threads else {})
+        for lock in {GENERATORS, *_LOCKS.values()}:
+            if not lock.lock._is_owned():  # type: ignore[attr-defined]
+                lock.lock, lock.depth, lock.waiting = threading.RLock(), 0, set()
+        self.after_fork()
+
+
+_INSIDE = _Inside()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_INSIDE.before_fork, after_in_parent=_INSIDE.after_fork, after_in_child=_INSIDE.in_child
+    )
+
+
+@contextmanager
+def held(locks: Sequence[ModelLock]) -> Iterator[bool]:
+    """Be the only thread that has these locks; gives whether it had none of them before."""
+    _INSIDE.enter()
+    taken: list[ModelLock] = []
+    try:
+        for lock in locks:
+            lock.acquire()
+            taken.append(lock)
+        yield all(lock.depth == 1 for lock in locks)
+    finally:
+        for lock in reversed(taken):
+            lock.release()
+        _INSIDE.leave()
+
+
+@contextmanager
+def alone(model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Iterator[None]:
+    """While open, no other thread runs the model: not by a box, and not by calling it.
+
+    Other threads that call the model wait; those that are running it already are waited for. Raises ModelBusyError
+    after five minutes.
+    """
+    with held(locks) as first:
+        if not first or threading.active_count() == 1:
+            yield
+            return
+        handle = model.register_forward_pre_hook(_waits(locks))
+        try:
+            _until_free(model, modules, locks)
+            yield
+        finally:
+            handle.remove()
+
+
+def _waits(locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
+    """A hook that lets the thread that made it pass and has others wait for the locks."""
+    owner = threading.get_ident()
+
+    def wait(module: nn.Module, args: Any) -> None:
+        me = threading.get_ident()
+        if me == owner:
+            return
+        for lock in locks:
+            lock.waiting.add(me)
+        with held(locks):
+            for lock in locks:
+                lock.waiting.discard(me)
+
+    return wait
+
+
+def _until_free(model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> None:
+    """Wait until no other thread is in a forward of these modules. Raises ModelBusyError."""
+    ours = {id(module) for module in modules}
+    deadline = time.monotonic() + PATIENCE
+    while _others_run(ours, locks):
+        if time.monotonic() > deadline:
+            raise ModelBusyError(
+                f"another thread has been running this {type(model).__name__} for {PATIENCE:.0f} s, and a box can't "
+                "switch it to eval meanwhile. Open a box on a copy of the model: ub.Box(copy.deepcopy(model), ...)"
+            )
+        time.sleep(POLL)
+
+
+def _others_run(ours: set[int], locks: Sequence[ModelLock]) -> bool:
+    passed = {threading.get_ident()}.union(*(lock.waiting for lock in locks))
+    frames = sys._current_frames().items()
+    return any(_runs(frame, ours) for thread, frame in frames if thread not in passed)
+
+
+def _runs(frame: FrameType | None, ours: set[int]) -> bool:
+    """Whether a stack is in the forward of one of our modules."""
+    while frame is not None:
+        if frame.f_code is _CALL and id(frame.f_locals.get("self")) in ours:
+            return True
+        frame = frame.f_back
+    return False
