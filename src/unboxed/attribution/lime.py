@@ -17,6 +17,7 @@ from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
+from ..engine.draws import key
 from ..engine.estimators import ALPHA, Design, Local, Regression, local_model
 from ..engine.hiding import A_PLAYER, Game, beside, few, game, objective, probability, scores
 from ..engine.masks import Draws, coin_flips
@@ -213,7 +214,7 @@ def _learner(draws: Draws, settings: Settings) -> tuple[Surrogate, Draws] | None
     if bool((draws.cluster < 0).all()) or len(draws.at) < LEAST:
         return None
     many = min(PLENTY, 16 * len(draws.at))
-    return Surrogate(draws.z[1:]), coin_flips(draws.masks.shape[1], many, settings.seed + 1, once=False)
+    return Surrogate(draws.z[1:]), coin_flips(draws.masks.shape[1], many, key("surrogate", settings.seed), once=False)
 
 
 def _lime(played: Game, fits: list[Local], ys: list[Tensor], classes: Tensor | None) -> Lime:

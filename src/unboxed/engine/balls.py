@@ -57,7 +57,7 @@ class L2:
 
     def sample(self, x: Tensor, seed: int) -> Tensor:
         """A uniform point of the ball around each row of x."""
-        radius = uniform(x[:, :1].flatten(1)[:, :1], seed + 1)[:, 0] ** (1 / x[0].numel())
+        radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius")[:, 0] ** (1 / x[0].numel())
         return x + self.eps * per_row(radius, x) * self.steepest(normal(x, seed))
 
     def steepest(self, grad: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class L1:
         """A uniform point of the ball around each row of x: a Laplace direction, a radius."""
         v = (2 * uniform(x, seed) - 1).flatten(1)
         laplace = v.sign() * -torch.log1p(-v.abs().clamp_max(1 - TINY**0.5))  # by the inverse of its distribution
-        radius = uniform(x[:, :1].flatten(1)[:, :1], seed + 1) ** (1 / v.shape[1])  # (N, 1)
+        radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius") ** (1 / v.shape[1])  # (N, 1)
         return self.project(x + (self.eps * radius * _unit_l1(laplace)).view_as(x), x)
 
     def steepest(self, grad: Tensor) -> Tensor:

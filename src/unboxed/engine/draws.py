@@ -1,52 +1,68 @@
-"""Random draws keyed by (seed, row in the call): a row draws the same however the batch is split."""
+"""Random numbers keyed by (stream, seed, row, ...): a row draws the same however the batch is split.
+
+Streams are independent: what they are for is part of the key, so the start of a row never equals what a step draws, and
+seed 8 shares nothing with a second draw of seed 7.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-PRIME = 1_000_003
+CPU = torch.device("cpu")
 
 
-def normal(like: Tensor, seed: int) -> Tensor:
+def key(*parts: int | str) -> int:
+    """63 bits for a tuple of whole numbers (of any size) and names: another seed for every other tuple."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator(device: torch.device, *parts: int | str) -> torch.Generator:
+    """A generator on a device, keyed by `parts`."""
+    return torch.Generator(device).manual_seed(key(*parts))
+
+
+def normal(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Standard normal values shaped like `like`, each row from its own generator on its device."""
-    return _rowwise(torch.randn, like, seed)
+    return _rowwise(torch.randn, like, ("normal", stream, seed))
 
 
-def uniform(like: Tensor, seed: int) -> Tensor:
+def uniform(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Uniform values in [0, 1) shaped like `like`, each row from its own generator on its device."""
-    return _rowwise(torch.rand, like, seed)
+    return _rowwise(torch.rand, like, ("uniform", stream, seed))
 
 
-def _rowwise(draw: Callable[..., Tensor], like: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(like.device)
+def _rowwise(draw: Callable[..., Tensor], like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
+    rng = torch.Generator(like.device)
     rows = []
     for i in range(len(like)):
-        generator.manual_seed(seed * PRIME + i)
-        rows.append(draw(like.shape[1:], generator=generator, device=like.device, dtype=like.dtype))
+        rng.manual_seed(key(*parts, i))
+        rows.append(draw(like.shape[1:], generator=rng, device=like.device, dtype=like.dtype))
     return torch.stack(rows)
 
 
 def shared(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of one step, the same for all rows."""
-    return torch.Generator(device).manual_seed(seed * PRIME + step)
+    return generator(device, "step", seed, step)
 
 
 def of_sample(seed: int, row: int, sample: int, device: torch.device) -> torch.Generator:
     """The generator of one sample (or block of them) of one row, whatever batch it is drawn in."""
-    return torch.Generator(device).manual_seed(((seed * PRIME + row) * PRIME + sample) % 2**63)
+    return generator(device, "sample", seed, row, sample)
 
 
 def hashed(seed: int, rows: Tensor, step: int, count: int) -> Tensor:
     """Uniform float32 values (n, count) in [0, 1) keyed by (seed, row, step), without a generator: for draws at every
-    step of rows that come and go. `rows` (n,) are the rows' numbers in the call; alike on every device.
+    step of rows that come and go. `rows` (n,) are the rows' indices in the call; the same on every device.
 
     The finalizer of Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators" (splitmix64).
     """
     k = torch.arange(count, device=rows.device)
-    z = _mixed(_mixed(rows + seed * PRIME)[:, None] + step * count + k)
+    z = _mixed(_mixed(_mixed(rows + key("hashed", seed)) + step)[:, None] + k)
     return (z >> 40 & 0xFFFFFF) / float(1 << 24)
 
 

@@ -20,9 +20,6 @@ from . import draws
 WHOLE = "(net)"
 """The name of what belongs to no layer that runs by itself: the net's own parameters, or those of scripted code."""
 
-APART = (
-    0x5EED << 20
-)  # no one builds a net from a seed as large: a layer drawn as it was built would be near its training
 POWER = 20  # looks at a weight by which spectral norm, which takes one step of its iteration at each, finds its size
 
 
@@ -123,7 +120,7 @@ def randomized(box: Box, layers: Iterable[Weights], seed: int) -> Box:
     for layer in dict.fromkeys(layers):
         group = {modules[path] for path in layer.paths}
         for path in layer.paths:
-            _renew(modules[path], group, APART + seed * draws.PRIME + places[path], box.device)
+            _renew(modules[path], group, draws.key("weights", seed, places[path]), box.device)
     return box.around(net)
 
 

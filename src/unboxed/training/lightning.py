@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.draws import PRIME
+from ..engine.draws import key
 from ..errors import InputError, MissingError
 from ..inputs import Inputs
 from .defense import PGD, Fast
@@ -90,7 +90,7 @@ class Defending(Callback):
         if y is None:
             raise InputError("attacks need the classes y of a batch; got None")
         box = self._open(pl_module, z)
-        seed = trainer.fit_loop.total_batch_idx * PRIME + trainer.global_rank
+        seed = key("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
         x = self.inputs.clip(self.inputs.decode(z.detach().to(box.dtype)))
         found = self.defense.attack(box, x, y, progress(trainer), seed=seed)
         with torch.no_grad():
