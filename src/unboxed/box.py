@@ -86,6 +86,7 @@ class Box:
     def _look_at(self, net: nn.Module) -> None:
         """The model as it is now: on noise, in full precision, for rows are compared there."""
         tensors = [*net.parameters(), *net.buffers()]
+        self._tensors = tensors  # kept, for what was opened is known by their ids
         if any(is_lazy(p) for p in tensors):
             raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
         first = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
@@ -197,7 +198,7 @@ class Box:
                 stack.enter_context(writes.restored(self._written))
             if self._draws:
                 stack.enter_context(quiet.seeded(seed, self.device))
-            stack.enter_context(quiet.own_settings(self.device, self._fused))
+            quiet.own_settings(stack, self.device, self._fused)
             if rule is not None:
                 stack.enter_context(rules.unoptimized_scripts(self._unique))
             stack.enter_context(quiet.gradients_on(grad))
@@ -226,17 +227,18 @@ class Box:
         to_end = bool({"output", "logits"} & set(wanted))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
         padding = Padding(len(x), max(len(x), self._least))
+        taps = Acts()
         with ExitStack() as stack:
-            tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
-            taps = stack.enter_context(tap)
+            if inner or rewrites:
+                tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
+                taps = stack.enter_context(tap)
             if self.noisy:
                 stack.enter_context(quiet.SharedNoise())
             final = stack.enter_context(self._reader.watching("logits" in wanted))
             raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
-        acts = Acts()
-        acts["input"] = x
+        acts = Acts({"input": x})
         for a, real in inner.items():
             acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:

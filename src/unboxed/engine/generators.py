@@ -44,7 +44,7 @@ class Latent(Canvas):
             stack.enter_context(writes.buffers_in_place(modules))
             stack.enter_context(writes.restored(tuple(generator.buffers())))
             stack.enter_context(quiet.seeded(0, self.z.device))
-            stack.enter_context(quiet.own_settings(self.z.device))
+            quiet.own_settings(stack, self.z.device)
             made = generator(self.z.to(first.dtype, copy=True))  # a first op in place would write over the code
         image: Tensor = decode(made).to(self.z.dtype)
         return image

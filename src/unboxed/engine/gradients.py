@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def _in_parts(
     box.checked(objective, len(x))
 
     def part(rows: slice) -> Gradients:
+        if rows.stop - rows.start == len(x):
+            return _gradients(box, objective, x, rule, at, unclamp)
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
 
     size, limit = box.splits(len(x), batch_size, objective.coupled)
@@ -180,7 +183,10 @@ def attribute(
 
 def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor, *, depth: int = 4) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,); `depth` 4 is the caller's caller."""
-    peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    peak = gradient.flatten(1).abs().amax(1)  # (N,), NaN where a value is
+    least, most = (v.item() for v in torch.aminmax(peak))
+    if least > 0 and most < math.inf and not before_clamp.any():
+        return
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     _tell(clamped, before_clamp, ": maps taken before the clamp", depth=depth)
     _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite(), depth=depth)

@@ -149,19 +149,22 @@ class Switch:
 
     def __init__(self, turned: Callable[[], AbstractContextManager[None]]) -> None:
         self.turned = turned
-        self.lock, self.users, self.open = Lock(), 0, ExitStack()
+        self.lock, self.users, self.on = Lock(), 0, None
+
+    on: AbstractContextManager[None] | None
 
     def __enter__(self) -> None:
         with self.lock:
             if self.users == 0:
-                self.open.enter_context(self.turned())
+                self.on = self.turned()
+                self.on.__enter__()
             self.users += 1
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
             self.users -= 1
-            if self.users == 0:
-                self.open.close()
+            if self.users == 0 and self.on is not None:
+                self.on.__exit__(None, None, None)
 
 
 @contextmanager
@@ -174,33 +177,28 @@ def _unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextmanager
-def _eager() -> Iterator[None]:
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-UNFUSED, EAGER = Switch(_unfused), Switch(_eager)
+UNFUSED, EAGER = Switch(_unfused), Switch(lambda: torch.compiler.set_stance("force_eager"))
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-@contextmanager
-def own_settings(device: torch.device, fused: bool = True) -> Iterator[None]:
+def own_settings(stack: ExitStack, device: torch.device, fused: bool = True) -> None:
     """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
-            stack.enter_context(EAGER)
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        if fused:
-            stack.enter_context(UNFUSED)
-        yield
+    if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
+        stack.enter_context(EAGER)
+    if torch.is_autocast_enabled(device.type):
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+    if fused:
+        stack.enter_context(UNFUSED)
 
 
 @contextmanager
 def gradients_on(grad: bool) -> Iterator[None]:
     """Work although the caller may be in no_grad or inference_mode."""
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            yield
+        return
+    with torch.set_grad_enabled(grad):
         yield
 
 

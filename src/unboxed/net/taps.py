@@ -30,8 +30,8 @@ Edit = Callable[[Tensor], Tensor]
 class Acts(dict[str, Tensor]):
     """Activations by address; `edges` are their places in the graph, before any later in-place op."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, found: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(found or {})
         self.edges: dict[str, GradientEdge | None] = {}
 
 
@@ -90,6 +90,8 @@ class Padding:
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
+        if self.n == self.size:
+            return h, h[:0] if h.ndim else h.new_empty(0)
         true = len(h) * self.n // self.size if h.ndim and len(h) % self.size == 0 else None
         return (h[:true], h[true:]) if true is not None and true < len(h) else (h, h[:0] if h.ndim else h.new_empty(0))
 
