@@ -32,6 +32,11 @@ class MultiInput:
             raise InputError("MultiInput wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
         if not self.parts:
             raise InputError("MultiInput wants at least one input")
+        if isinstance(self.parts, Mapping):
+            object.__setattr__(self, "parts", dict(self.parts))
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts()))
 
     def _parts(self) -> list[tuple[str | int, Inputs]]:
         return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
