@@ -15,6 +15,7 @@ from .comparing import epochs as epochs
 from .inputs import Features as Features
 from .inputs import Pixels as Pixels
 from .loading import load as load
+from .multi_input import MultiInput as MultiInput
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel
 from .objectives import cosine as cosine
@@ -33,6 +34,5 @@ from .objectives import spatial as spatial
 from .objectives import style as style
 from .objectives import total_variation as total_variation
 from .report import report as report
-from .several import Several as Several
 
 __version__: str

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import InputError, LayerError, OutputError, UnboxedWarning
 from .inputs import Inputs, laid_out
+from .multi_input import MultiInput, Packed
 from .net import layers, quiet, rules, writes
 from .net.batching import BatchSize, in_batches
 from .net.coupling import SEEDS, RandomOps, rows_couple
@@ -22,7 +23,6 @@ from .net.locks import alone, locks_of
 from .net.outputs import Outputs, Reader
 from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
 from .objectives import ENDS, Objective, as_classes, check_classes, logit
-from .several import Packed, Several
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -54,7 +54,7 @@ class Box:
         if not isinstance(net, nn.Module):
             raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
         if not isinstance(inputs, Inputs):
-            raise InputError(f"inputs is Pixels(...), Features(...) or Several(...); got {type(inputs).__name__}")
+            raise InputError(f"inputs is Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}")
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
         self.net, self.inputs, self.mode = net, inputs, mode
@@ -281,12 +281,12 @@ class Box:
         self.refresh()
         x = self.inputs.check(x)
         with torch.inference_mode(False):
-            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, Several) else x  # type: ignore[assignment]
+            packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
             return packed.detach().to(self.device, self.dtype, copy=True)
 
     def shaped(self, h: Tensor) -> Any:
         """What a method found for each input number, (N, ...), as the inputs came: a dict or tuple for several."""
-        return self.inputs.unpack(h) if isinstance(self.inputs, Several) else h
+        return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
 
     def labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""

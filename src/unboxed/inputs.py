@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +35,10 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images (N, C, H, W) in [0, 1]; `mean` and `std` (a number, or one a channel) are what the net was trained with.
+    """Images (N, C, H, W) in [0, 1]; `mean` and `std` are what the model was trained with, in units of [0, 1].
 
-    Normalization happens inside the box, so all methods, constraints and pictures are in pixel units.
+    Each is a number, or one per channel: a sequence, an array or a tensor. Normalization happens inside the box, so all
+    methods, constraints and pictures are in pixel units. Raises InputError.
     """
 
     shape: tuple[int, int, int]
@@ -55,13 +58,13 @@ class Pixels:
 
     def _channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one a channel, in units of [0, 1]."""
-        value = getattr(self, name)
-        if isinstance(value, str) or not hasattr(value, "__len__"):
+        value = _listed(getattr(self, name))
+        if not isinstance(value, (tuple, list)):
             return number(name, value, above, below)
         if len(value) not in (1, self.shape[0]):
             channels = f"{len(value)} values for {self.shape[0]} channels"
             raise InputError(f"{name} has {channels}; give one, or one a channel")
-        return tuple(number(name, float(v), above, below) for v in value)
+        return tuple(number(name, v, above, below) for v in value)
 
     def encode(self, x: Tensor) -> Tensor:
         """What the net wants: (x - mean) / std."""
@@ -103,28 +106,42 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Features:
-    """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values."""
+    """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values.
+
+    Bounds, mean and std are one number for all columns, or one per column: a sequence, an array or a tensor. A column
+    without bounds has -inf and inf. Raises InputError.
+    """
 
     names: tuple[str, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    categories: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        if not self.names:
-            raise InputError("Features wants at least one column name")
-        for name, default in (("low", -float("inf")), ("high", float("inf")), ("mean", 0.0), ("std", 1.0)):
-            value = tuple(float(v) for v in getattr(self, name)) or (default,) * len(self.names)
-            if len(value) != len(self.names):
-                raise InputError(f"{name} has {len(value)} values for {len(self.names)} columns; give one a column")
-            object.__setattr__(self, name, value)
-        if min(self.std) <= 0:
-            raise InputError("std must be positive in every column")
-        if unknown := sorted(set(self.categories) - set(self.names)):
+        object.__setattr__(self, "names", _names(self.names))
+        for name, default in (("low", -math.inf), ("high", math.inf), ("mean", 0.0), ("std", 1.0)):
+            object.__setattr__(self, name, self._columns(name, default))
+        for column, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not low <= high or low == math.inf or high == -math.inf:
+                raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
+        if unknown := sorted(map(str, set(self.categories) - set(self.names))):
             raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
+        object.__setattr__(self, "categories", {k: _category(k, v) for k, v in self.categories.items()})
+
+    def _columns(self, name: str, default: float) -> tuple[float, ...]:
+        """A number a column. Raises InputError."""
+        value = _listed(getattr(self, name))
+        if not isinstance(value, (tuple, list)):
+            value = (value,) * len(self.names)
+        if len(value) not in (0, len(self.names)):
+            columns = f"{len(value)} values for {len(self.names)} columns"
+            raise InputError(f"{name} has {columns}; give one number for all, or one a column")
+        if name in ("low", "high"):
+            return tuple(v if _infinite(v) else number(name, v) for v in value) or (default,) * len(self.names)
+        above = 0.0 if name == "std" else -math.inf
+        return tuple(number(name, v, above) for v in value) or (default,) * len(self.names)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -161,6 +178,39 @@ class Features:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _listed(value: Any) -> Any:
+    """A tensor or array as a number or a list of numbers; axes of size one are passed over, as in (C, 1, 1)."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        if math.prod(value.shape) != max(value.shape, default=1):
+            return f"a tensor {tuple(value.shape)}"
+        return value.reshape(-1).tolist() if value.ndim else value.item()
+    return list(value) if isinstance(value, (range, set, frozenset)) else value
+
+
+def _infinite(value: object) -> bool:
+    return isinstance(value, Real) and math.isinf(value)
+
+
+def _names(names: object) -> tuple[str, ...]:
+    """Column names. Raises InputError."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise InputError(f"Features wants a tuple of column names, such as ('age', 'height'); got {names!r}")
+    found = tuple(names)
+    if not found:
+        raise InputError("Features wants at least one column name")
+    if len(set(found)) < len(found):
+        raise InputError(f"Features wants a different name for each column; got {found!r}")
+    return found
+
+
+def _category(name: str, values: Any) -> tuple[float, ...]:
+    """A column's allowed values. Raises InputError."""
+    values = _listed(values)
+    if not isinstance(values, (tuple, list)) or not values:
+        raise InputError(f"the categories of {name!r} are a sequence of the numbers that it takes; got {values!r}")
+    return tuple(number(f"a category of {name!r}", v) for v in values)
 
 
 def laid_out(inputs: Inputs, channels_last: bool) -> bool:

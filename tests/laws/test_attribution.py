@@ -177,9 +177,9 @@ class Both(nn.Module):
 
 
 PARTS = {"image": SMALL, "table": COLUMNS}
-SEVERAL: dict[str, Callable[[], ub.Several]] = {
-    "dict": lambda: ub.Several(PARTS),
-    "tuple": lambda: ub.Several(tuple(PARTS.values())),
+SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
+    "dict": lambda: ub.MultiInput(PARTS),
+    "tuple": lambda: ub.MultiInput(tuple(PARTS.values())),
 }
 
 

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
     {"errors", "cards", "arguments", "writing"},
-    {"objectives", "inputs", "several", "net"},
+    {"objectives", "inputs", "multi_input", "net"},
     {"box"},
     {"engine"},
     {*FAMILIES, "data", "zoo"},

@@ -166,7 +166,7 @@ def test_hidden_units_and_several_inputs() -> None:
             return self.a(image.flatten(1)) * self.b(row)
 
     torch.manual_seed(0)
-    two = Box(Two(), ub.Several({"image": Pixels((1, 4, 4)), "row": Features(("p", "q"))}))
+    two = Box(Two(), ub.MultiInput({"image": Pixels((1, 4, 4)), "row": Features(("p", "q"))}))
     found = checks.constant_model(
         two, {"image": torch.rand(3, 1, 4, 4), "row": torch.randn(3, 2)}, attribution.gradient
     )

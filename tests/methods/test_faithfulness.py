@@ -355,7 +355,8 @@ class Two(nn.Module):
 @pytest.mark.parametrize("name", [*OF_FEATURES, "max_sensitivity"])
 def test_several_inputs(name: str) -> None:
     torch.manual_seed(0)
-    box = ub.Box(Two(), ub.Several({"image": ub.Pixels((1, 4, 4)), "row": ub.Features(("p", "q"))}), outputs="logits")
+    inputs = ub.MultiInput({"image": ub.Pixels((1, 4, 4)), "row": ub.Features(("p", "q"))})
+    box = ub.Box(Two(), inputs, outputs="logits")
     x = {"image": torch.rand(3, 1, 4, 4), "row": torch.randn(3, 2)}
     phi = {k: maps_for(v) for k, v in x.items()}
     found = tensors(METRICS[name](box, x, phi))

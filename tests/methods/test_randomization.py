@@ -315,7 +315,7 @@ def test_several_inputs_and_tables() -> None:
             return self.a(image.flatten(1)) * self.b(row)
 
     torch.manual_seed(0)
-    inputs = ub.Several({"image": Pixels((1, 4, 4)), "row": Features(("p", "q"))})
+    inputs = ub.MultiInput({"image": Pixels((1, 4, 4)), "row": Features(("p", "q"))})
     box = Box(Two(), inputs)
     x = {"image": torch.rand(3, 1, 4, 4), "row": torch.randn(3, 2)}
     found = randomization(box, x, attribution.gradient)

@@ -115,7 +115,7 @@ def test_bad_segments(bad: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [("sqares", 4), ["Squares", 4], "square"])
-@pytest.mark.parametrize("inputs", [GRAY, ub.Several({"image": GRAY, "table": TABLE})])
+@pytest.mark.parametrize("inputs", [GRAY, ub.MultiInput({"image": GRAY, "table": TABLE})])
 def test_a_misspelled_name(inputs: Any, bad: Any) -> None:
     with pytest.raises(InputError) as caught:
         found(inputs, bad)
@@ -148,13 +148,13 @@ def test_one_an_image_or_one_a_channel() -> None:
 
 def test_several_inputs() -> None:
     """Players of all parts are counted on; groups may be given part by part."""
-    both = ub.Several({"image": GRAY, "table": TABLE})
+    both = ub.MultiInput({"image": GRAY, "table": TABLE})
     own = found(both, ("squares", 4))
     assert own.count == (14, 14)
     assert own.of[0, -5:].tolist() == [9, 10, 11, 12, 13]
     own = found(both, {"image": torch.zeros(12, 9, dtype=torch.long), "table": torch.tensor([0, 0, 0, 1, 1])})
     assert own.of[0].tolist() == [0] * 108 + [1] * 3 + [2] * 2
-    assert found(ub.Several((GRAY, TABLE)), ("pixels", None)[0]).count == (113, 113)
+    assert found(ub.MultiInput((GRAY, TABLE)), ("pixels", None)[0]).count == (113, 113)
     with pytest.raises(InputError, match="one each"):
         found(both, torch.zeros(113, dtype=torch.long))
 

@@ -94,7 +94,7 @@ def test_an_image_beside_a_table() -> None:
 
     for columns, count in ((4, 9 + 4), (9, 4 + 9), (14, 1 + 14)):
         names = tuple(f"c{i}" for i in range(columns))
-        inputs = ub.Several({"image": ub.Pixels((1, 16, 16)), "row": ub.Features(names)})
+        inputs = ub.MultiInput({"image": ub.Pixels((1, 16, 16)), "row": ub.Features(names)})
         box = ub.Box(Both(), inputs, outputs="regression")
         x = {"image": torch.rand(1, 1, 16, 16), "row": torch.rand(1, columns) + 0.1}
         found = A.shapley(box, x, 0)

@@ -85,7 +85,7 @@ def test_rows_of_features_and_several_inputs() -> None:
         def forward(self, image: Tensor, row: Tensor) -> Tensor:
             return self.fc(torch.cat([image.flatten(1), row], 1))
 
-    box = ub.Box(Two(), ub.Several({"image": ub.Pixels((1, 8, 8)), "row": ub.Features(("a", "b"))}))
+    box = ub.Box(Two(), ub.MultiInput({"image": ub.Pixels((1, 8, 8)), "row": ub.Features(("a", "b"))}))
     both = {"image": torch.rand(4, 1, 8, 8), "row": torch.randn(4, 2)}
     made = universal(box, both, eps=0.5, steps=5)
     assert {k: tuple(v.shape) for k, v in made.perturbation.items()} == {"image": (1, 1, 8, 8), "row": (1, 2)}

@@ -20,9 +20,9 @@ from ..engine.draws import of_sample
 from ..engine.edits import runs, settled
 from ..engine.examples import batches
 from ..engine.paths import References, equal, mean, scores
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize
 from ..objectives import Objective
-from ..several import Several
 
 MOST = 1024  # references taken of a data set: its first
 
@@ -83,7 +83,7 @@ def some(box: Box) -> Any:
 
 def _accepted(box: Box, references: Any) -> Tensor:
     """References (M, ...). Raises InputError or DataError."""
-    plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, Several)
+    plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
     return box.accept(references if plain else next(batches(references, MOST)))
 
 

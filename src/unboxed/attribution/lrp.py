@@ -21,10 +21,10 @@ from ..box import Box
 from ..cards import card
 from ..errors import InputError, OutputError, UnboxedWarning
 from ..inputs import Inputs, Pixels
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 from ..net.relevance import Propagation, Recipe, all_ruled, constant, linear, note
 from ..objectives import Objective
-from ..several import Several
 
 RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
     "composite": lambda e, g: Recipe(linear.epsilon(e), linear.gamma(g, e), linear.z_box(e)),
@@ -124,7 +124,7 @@ def _leaves(inputs: Inputs, x: Tensor, recipe: Recipe) -> list[Tensor]:
 
 def _end(inputs: Inputs, x: Tensor, value: float) -> Tensor:
     """An end of the range of x: a pixel's is known, a column's is none (NaN)."""
-    if isinstance(inputs, Several):
+    if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
         ends = zip(parts, inputs.split(x), strict=True)
         return torch.cat([_end(part, v, value).flatten(1) for part, v in ends], 1)

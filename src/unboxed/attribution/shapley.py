@@ -22,9 +22,9 @@ from ..engine.masks import every_subset
 from ..engine.segments import Segments
 from ..errors import InputError
 from ..inputs import Pixels
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize
 from ..objectives import Objective
-from ..several import Several
 
 MOST = 16  # players: 65,536 runs an input
 
@@ -68,7 +68,7 @@ def shapley(
     played = game(box, x, segments, baseline, default=coarse(box))
     if max(played.counts) > MOST:
         said = f"{max(played.counts)} players have 2^{max(played.counts)} subsets; exact values are for {MOST} or fewer"
-        several = " (of several inputs, one setting each)" if isinstance(box.inputs, Several) else ""
+        several = " (of several inputs, one setting each)" if isinstance(box.inputs, MultiInput) else ""
         raise InputError(f"{said}: take larger segments{several}, or kernel_shap, which draws subsets")
     own = {a: every_subset(a) for a in set(played.counts)}
     found = [v[:, 0] for v in scores(played, [own[a] for a in played.counts], [score], batch_size)]
@@ -78,7 +78,7 @@ def shapley(
 
 def coarse(box: Box) -> Callable[[Pixels], Segments]:
     """How an image is cut: into squares, three along its longer side; fewer where several inputs would be too many."""
-    parts = box.inputs.parts if isinstance(box.inputs, Several) else (box.inputs,)
+    parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts
     images = sum(isinstance(p, Pixels) for p in parts)
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))

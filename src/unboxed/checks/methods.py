@@ -15,8 +15,8 @@ from torch import Tensor
 from ..box import Box
 from ..engine.results import map_of
 from ..errors import InputError, UnboxedWarning
+from ..multi_input import MultiInput
 from ..objectives import Objective, pooled
-from ..several import Several
 
 Method = Callable[[Box, Any, Any], Any]
 Target = int | Tensor | Objective | None
@@ -42,7 +42,7 @@ def drawn(box: Box, method: Method, x: Tensor, target: Any, *, aloud: bool = Fal
             warnings.simplefilter("ignore", UnboxedWarning)
         found = method(box, _as_given(box, x), target)
     result = getattr(found, "map", found)
-    if isinstance(box.inputs, Several) and isinstance(result, (dict, tuple)):
+    if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
     map_ = map_of(result)
     if map_.ndim < 2 or len(map_) != len(x):

@@ -17,9 +17,9 @@ from ..engine.hiding import probability
 from ..engine.results import map_of
 from ..errors import InputError, OutputError
 from ..inputs import Pixels
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective, logit, pooled
-from ..several import Several
 
 Score = Literal["probability", "logit"]
 Target = int | Tensor | Objective | None
@@ -35,7 +35,7 @@ def fitting(box: Box, x: Tensor, maps: Any) -> Tensor:
 
     Raises InputError for another shape, and for NaN or infinite values.
     """
-    if isinstance(box.inputs, Several) and isinstance(maps, (Mapping, tuple, list)):
+    if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _packed(box.inputs, maps)
     found = map_of(maps).detach().to(x.device, torch.float64)
     one = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
@@ -46,7 +46,7 @@ def fitting(box: Box, x: Tensor, maps: Any) -> Tensor:
     return found
 
 
-def _packed(inputs: Several, maps: Any) -> Tensor:
+def _packed(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
     values, parts = inputs._values(maps), [part for _, part in inputs._parts()]
     for value, part in zip(values, parts, strict=True):

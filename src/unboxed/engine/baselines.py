@@ -18,7 +18,7 @@ from ..arguments import number
 from ..box import Box
 from ..errors import InputError
 from ..inputs import Features, Inputs, Pixels
-from ..several import Several
+from ..multi_input import MultiInput
 from . import draws
 
 Baseline = str | float | Tensor | None
@@ -34,7 +34,7 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     each row), a number, or a tensor: one for all (1, ...) or (...), or one an example (N, ...). For several inputs: a
     dict or tuple of those, or one for all. Raises InputError.
     """
-    if not isinstance(box.inputs, Several):
+    if not isinstance(box.inputs, MultiInput):
         return _of(box.inputs, x, kind, seed)
     parts = _parts(box.inputs, kind)
     values = box.inputs.split(x)
@@ -42,11 +42,11 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     return torch.cat(found, 1)
 
 
-def _inputs(several: Several) -> list[Inputs]:
+def _inputs(several: MultiInput) -> list[Inputs]:
     return list(several.parts.values() if isinstance(several.parts, Mapping) else several.parts)
 
 
-def _parts(several: Several, kind: Any) -> list[Any]:
+def _parts(several: MultiInput, kind: Any) -> list[Any]:
     """One kind for each of several inputs."""
     if isinstance(kind, Mapping) and isinstance(several.parts, Mapping) and set(kind) == set(several.parts):
         return [kind[name] for name in several.parts]

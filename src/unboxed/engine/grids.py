@@ -12,9 +12,9 @@ from torch import Tensor
 from ..box import Box
 from ..errors import InputError, LayerError
 from ..inputs import Pixels
+from ..multi_input import MultiInput
 from ..net.layers import Layer
 from ..net.taps import Address
-from ..several import Several
 from . import axes
 from .sizes import Size
 
@@ -39,7 +39,7 @@ class Grid:
 
 def image_size(box: Box) -> Size:
     """(H, W) of the box's images; of the only images among several inputs. Raises InputError."""
-    several = box.inputs.parts if isinstance(box.inputs, Several) else (box.inputs,)
+    several = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = several if isinstance(several, tuple) else tuple(several.values())
     images = [part for part in parts if isinstance(part, Pixels)]
     if len(images) != 1:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..inputs import Features, Inputs
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
 from ..objectives import Objective
-from ..several import Several
 from . import draws
 from .gradients import Unclamp, _gradients
 
@@ -133,7 +133,7 @@ def normal(like: Tensor, n: Tensor, k: Tensor, seed: int) -> Tensor:
 
 def spread(inputs: Inputs, x: Tensor) -> Tensor:
     """The unit of noise, broadcast to x (N, ...): max - min of each image; a column's std, as the features give it."""
-    if isinstance(inputs, Several):
+    if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
         each = [spread(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
         return torch.cat(each, 1)

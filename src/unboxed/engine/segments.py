@@ -20,7 +20,7 @@ from ..arguments import whole
 from ..box import Box
 from ..errors import InputError
 from ..inputs import Inputs, Pixels
-from ..several import Several
+from ..multi_input import MultiInput
 
 Segments = Any
 """A name ("slic", "quickshift", "squares", "pixels"), a name with a number (("slic", 30) superpixels, ("squares", 4)
@@ -90,7 +90,7 @@ def players(
 
     Where no segments are given, images are cut by `default`, and more coarsely where that makes more than `most`.
     """
-    if not isinstance(box.inputs, Several):
+    if not isinstance(box.inputs, MultiInput):
         return _of(box.inputs, x, segments, default, most)
     parts, given = _parts(box.inputs, segments)
     images = sum(isinstance(p, Pixels) for p in parts)
@@ -105,7 +105,7 @@ def players(
     return Players(torch.cat(of, 1), tuple(int(c) for c in before))
 
 
-def _parts(several: Several, given: Any) -> tuple[list[Inputs], list[Any]]:
+def _parts(several: MultiInput, given: Any) -> tuple[list[Inputs], list[Any]]:
     named = isinstance(several.parts, Mapping)
     parts = list(several.parts.values() if isinstance(several.parts, Mapping) else several.parts)
     if isinstance(given, Mapping) and named and set(given) == set(several.parts):

@@ -32,6 +32,8 @@ from .outputs import loss as loss
 from .outputs import margin as margin
 from .outputs import pooled as pooled
 from .outputs import targeted_dlr as targeted_dlr
+from .recorded import recorded as recorded
+from .recorded import same as same
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError, LayerError
+from .recorded import Call, again, recorded, same, same_call
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
+Operand = Union["Objective", "Held", Tensor, "np.ndarray[Any, Any]", "np.generic", float]
 ENDS = frozenset({"input", "output", "logits"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
-    """An immutable score of activations; combine with + - * (numbers, (N,) tensors or objectives)."""
+    """An immutable score of activations, one an example (N,); higher is better.
+
+    Combine it by + - * / with numbers, tensors or arrays (N,) and objectives, on either side; `sum` takes them, too.
+    There is no `**`: multiply an objective by itself. What is divided by an objective is infinite where that is 0.
+    Objectives of this package pickle, copy and compare by value: they are equal where the same calls made them with
+    equal numbers and tensors. One of your own, `Objective(score, layers, name)`, pickles if `score` does.
+    """
 
     score: Callable[[Acts], Tensor]
     layers: frozenset[str]
@@ -25,6 +38,9 @@ class Objective:
     select: Callable[[Index], Objective] | None = None
     coupled: bool = False  # rows depend on one another: never split
     n: int | None = None  # how many examples it holds a row for; None: it is the same for all
+    made: Call | None = field(default=None, repr=False)  # the call that made it: see `recorded`
+
+    __array_ufunc__ = None  # an array or a number of NumPy on the left leaves the operation to the objective
 
     def __call__(self, acts: Acts) -> Tensor:
         return self.score(acts)
@@ -39,28 +55,34 @@ class Objective:
             raise InputError(f"{self.name} holds rows for {self.n} examples; there are {n}")
         return self
 
-    def __add__(self, other: Objective | Tensor | float) -> Objective:
-        if isinstance(other, Tensor) and other.ndim == 1:
-            return _with_rows(self, other, lambda a, k: a + k, f"{self.name} + k")
-        if not isinstance(other, Objective):
-            return _shifted(self, float(other))
-        return _both(self, other, lambda a, b: a + b, "+", lambda a, b: a + b)
+    def __add__(self, other: Operand) -> Objective:
+        return _combined(self, "+", _operand(self, "+", other))
 
-    __radd__ = __add__
+    def __radd__(self, other: Operand) -> Objective:
+        if type(other) is int and other == 0:  # where `sum` begins
+            return self
+        return _combined(_operand(self, "+", other), "+", self)
 
-    def __sub__(self, other: Objective | Tensor | float) -> Objective:
-        return self + -other
+    def __sub__(self, other: Operand) -> Objective:
+        return _combined(self, "-", _operand(self, "-", other))
 
-    def __mul__(self, k: float | Tensor | Objective) -> Objective:
-        if isinstance(k, Objective):
-            return _both(self, k, lambda a, b: a * b, "*", lambda a, b: a * b)
-        if isinstance(k, Tensor) and k.ndim == 1:
-            return _with_rows(self, k, lambda a, k: a * k, f"k * ({self.name})")
-        label = f"{float(k):g} * ({self.name})" if float(k) != -1 else f"-({self.name})"
-        select = None if self.select is None else (lambda i: self.rows(i) * k)
-        return Objective(lambda acts: k * self(acts), self.layers, label, select, self.coupled, self.n)
+    def __rsub__(self, other: Operand) -> Objective:
+        return _combined(_operand(self, "-", other), "-", self)
 
-    __rmul__ = __mul__
+    def __mul__(self, other: Operand) -> Objective:
+        return _combined(self, "*", _operand(self, "*", other))
+
+    def __rmul__(self, other: Operand) -> Objective:
+        return _combined(_operand(self, "*", other), "*", self)
+
+    def __truediv__(self, other: Operand) -> Objective:
+        return _combined(self, "/", _divisor(self, other))
+
+    def __rtruediv__(self, other: Operand) -> Objective:
+        return _combined(_operand(self, "/", other), "/", self)
+
+    def __pow__(self, power: object) -> Objective:
+        raise InputError(f"objectives have no **; multiply one by itself: o * o. Got ({self.name}) ** {power!r}")
 
     def __neg__(self) -> Objective:
         return self * -1.0
@@ -68,37 +90,113 @@ class Objective:
     def __repr__(self) -> str:
         return f"Objective({self.name})"
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Objective) or self.made is None or other.made is None:
+            return isinstance(other, Objective) and self._fields() == other._fields()
+        return same_call(self.made, other.made)
 
-def _both(
-    a: Objective, b: Objective, join: Callable[[Tensor, Tensor], Tensor], sign: str,
-    again: Callable[[Objective, Objective], Objective],
-) -> Objective:  # fmt: skip
-    def select(i: Index) -> Objective:
-        return again(a.rows(i), b.rows(i))
+    def __hash__(self) -> int:
+        return hash((self.layers, self.coupled, self.n))
 
-    per_row = None if a.select is None and b.select is None else select
-    name = f"{a.name} {sign} {b.name}"
-    n = a.n if b.n is None else b.fits(b.n if a.n is None else a.n).n
-    return Objective(lambda acts: join(a(acts), b(acts)), a.layers | b.layers, name, per_row, a.coupled or b.coupled, n)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Objective, self._fields()) if self.made is None else (again, self.made)
 
-
-def _shifted(a: Objective, k: float) -> Objective:
-    select = None if a.select is None else (lambda i: a.rows(i) + k)
-    return Objective(lambda acts: a(acts) + k, a.layers, f"{a.name} {k:+g}", select, a.coupled, a.n)
+    def _fields(self) -> tuple[Any, ...]:
+        return self.score, self.layers, self.name, self.select, self.coupled, self.n
 
 
-def _with_rows(a: Objective, k: Tensor | Held, join: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
-    """`join(a, k)` with a number k an example, (N,)."""
-    own = Held.of(k)
+def _operand(objective: Objective, sign: str, value: Operand) -> Objective | Held | float:
+    """The other side of an operation: an objective, a number, or a number an example. Raises InputError."""
+    if isinstance(value, (Objective, Held)):
+        return value
+    found = _of_numbers(value)
+    if found is None:
+        got = f"a tensor {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else repr(value)
+        wanted = "takes a number, a tensor (N,) of real numbers or an objective"
+        raise InputError(f"({objective.name}) {sign} ... {wanted}; got {got}")
+    return found
+
+
+def _of_numbers(value: object) -> Held | float | None:
+    """What an objective holds of a number or a tensor (N,); None where it is neither."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
+        k = _as_tensor(value)
+        return None if k is None or k.is_complex() or not _all(k, lambda v: ~v.isnan()) else Held(k)
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        value = value.item() if value.ndim == 0 else None
+    real = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return float(value) if real else None  # type: ignore[arg-type]
+
+
+def _as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
+    try:
+        return torch.as_tensor(value)
+    except TypeError:  # an array of words or objects
+        return None
+
+
+def _all(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
+    """Whether all of a tensor's values pass; those on an accelerator are not waited for."""
+    return k.device.type != "cpu" or bool(check(k).all())
+
+
+def _divisor(objective: Objective, value: Operand) -> Objective | Held | float:
+    """As `_operand`, and not zero. Raises InputError."""
+    k = _operand(objective, "/", value)
+    if k == 0.0 or (isinstance(k, Held) and not _all(k.value, lambda v: v != 0)):
+        raise InputError(f"({objective.name}) can't be divided by {'a tensor that holds zeros' if k else 0}")
+    return k
+
+
+@recorded
+def _combined(a: Objective | Held | float, sign: str, b: Objective | Held | float) -> Objective:
+    """a + b, a - b, a * b or a / b, example by example."""
+    sides: list[Objective | Held] = [side for side in (a, b) if not isinstance(side, float)]
+    name = _named(a, sign, b)
+    counts = [len(side) if isinstance(side, Held) else side.n for side in sides]
+    sizes = {n for n in counts if n is not None}
+    if len(sizes) > 1:
+        raise InputError(f"{name} holds rows for {' and '.join(map(str, sorted(sizes)))} examples")
 
     def score(acts: Acts) -> Tensor:
-        h = a(acts)
-        return join(h, own.beside(h))
+        values = [side(acts) if isinstance(side, Objective) else side for side in (a, b)]
+        like = next(v for v in values if isinstance(v, Tensor))
+        found: Tensor = SIGNS[sign](*(v.beside(like) if isinstance(v, Held) else v for v in values))
+        return found
 
     def select(i: Index) -> Objective:
-        return _with_rows(a.rows(i), own[i], join, name)
+        return _combined(_rows(a, i), sign, _rows(b, i))
 
-    return Objective(score, a.layers, name, select, a.coupled, a.fits(len(own)).n or len(own))
+    objectives = [side for side in sides if isinstance(side, Objective)]
+    by_row = any(isinstance(side, Held) or side.select is not None for side in sides)
+    layers, coupled = frozenset[str]().union(*(o.layers for o in objectives)), any(o.coupled for o in objectives)
+    return Objective(score, layers, name, select if by_row else None, coupled, next(iter(sizes), None))
+
+
+SIGNS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+}  # fmt: skip
+
+
+def _rows(side: Objective | Held | float, i: Index) -> Objective | Held | float:
+    if isinstance(side, Objective):
+        return side.rows(i)
+    return side[i] if isinstance(side, Held) else side
+
+
+def _named(a: Objective | Held | float, sign: str, b: Objective | Held | float) -> str:
+    """The operation in words: "2 * (logit 3)", "logit 3 - logit 5"."""
+    if sign == "*" and isinstance(a, Objective) and not isinstance(b, Objective):
+        a, b = b, a  # the factor first
+    if sign == "*" and a == -1.0:
+        return f"-({b.name if isinstance(b, Objective) else b})"
+    return f"{_side(a, sign, 0)} {sign} {_side(b, sign, 1)}"
+
+
+def _side(side: Objective | Held | float, sign: str, place: int) -> str:
+    if not isinstance(side, Objective):
+        return "k" if isinstance(side, Held) else f"{side:g}"
+    return f"({side.name})" if sign in "*/" or (sign == "-" and place == 1) else side.name
 
 
 class Held:
@@ -115,6 +213,15 @@ class Held:
 
     def __len__(self) -> int:
         return len(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and same(self.value, other.value)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.value.shape))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, (self.value,)
 
     def __getitem__(self, i: Index) -> Held:
         return Held(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from .algebra import Acts, Held, Objective, of, wide
+from .recorded import recorded
 
 TINY = 1e-12
 
 
-def match(layer: str, h: Tensor, *, relative: bool = False) -> Objective:
+@recorded
+def match(layer: str, h: Tensor | Held, *, relative: bool = False) -> Objective:
     """Minus the squared distance to an activation h, (N, ...) one an example or (1, ...) one for all.
 
     `relative`: divided by |h|^2 (Mahendran & Vedaldi 2015, eq. 2 with its normalization).
@@ -24,10 +26,11 @@ def match(layer: str, h: Tensor, *, relative: bool = False) -> Objective:
         far = (now - h).flatten(1).pow(2).sum(1)
         return -far / h.flatten(1).pow(2).sum(1).clamp_min(TINY) if relative else -far
 
-    return _beside(layer, h, score, f"{layer} matched")
+    return _beside(lambda h: match(layer, h, relative=relative), layer, h, score, f"{layer} matched")
 
 
-def dot(layer: str, h: Tensor, *, power: float = 0.0) -> Objective:
+@recorded
+def dot(layer: str, h: Tensor | Held, *, power: float = 0.0) -> Objective:
     """<now, h>, summed over channels and positions; unbounded, so climb it inside a norm.
 
     `power` > 0 multiplies each position by max(.1, cosine) ** power, which keeps the direction (Olah et al. 2017's
@@ -41,16 +44,17 @@ def dot(layer: str, h: Tensor, *, power: float = 0.0) -> Objective:
             product = product * (product / sizes.clamp_min(TINY)).clamp_min(0.1) ** power
         return product.flatten(1).sum(1) if product.ndim > 1 else product
 
-    return _beside(layer, h, score, f"{layer} along an activation")
+    return _beside(lambda h: dot(layer, h, power=power), layer, h, score, f"{layer} along an activation")
 
 
-def cosine(layer: str, h: Tensor) -> Objective:
+@recorded
+def cosine(layer: str, h: Tensor | Held) -> Objective:
     """The cosine between the layer's whole activation and h."""
 
     def score(now: Tensor, h: Tensor) -> Tensor:
         return torch.cosine_similarity(now.flatten(1), h.flatten(1), dim=1, eps=TINY)
 
-    return _beside(layer, h, score, f"{layer} in the direction of an activation")
+    return _beside(lambda h: cosine(layer, h), layer, h, score, f"{layer} in the direction of an activation")
 
 
 def gram(h: Tensor) -> Tensor:
@@ -59,7 +63,8 @@ def gram(h: Tensor) -> Tensor:
     return f @ f.mT / f.shape[2]
 
 
-def style(layer: str, g: Tensor) -> Objective:
+@recorded
+def style(layer: str, g: Tensor | Held) -> Objective:
     """Minus the texture's distance to that of Gram matrices g (N or 1, C, C): sum (G - g)^2 / (4 C^2).
 
     Gatys et al. 2015, arXiv:1505.07376, eq. 3; over positions as means, so that images of other sizes compare.
@@ -68,9 +73,10 @@ def style(layer: str, g: Tensor) -> Objective:
     def score(now: Tensor, g: Tensor) -> Tensor:
         return -(now - g).flatten(1).pow(2).sum(1) / (4 * g.shape[1] ** 2)
 
-    return _beside(layer, g, score, f"{layer} in texture", gram)
+    return _beside(lambda g: style(layer, g), layer, g, score, f"{layer} in texture", gram)
 
 
+@recorded
 def diversity(layer: str, groups: Tensor | None = None) -> Objective:
     """Minus the mean cosine of a row's Gram matrix to those of the other rows (of its group (N,), where given).
 
@@ -94,13 +100,14 @@ def diversity(layer: str, groups: Tensor | None = None) -> Objective:
 
 
 def _beside(
+    remake: Callable[[Held], Objective],
     layer: str,
     h: Tensor | Held,
     score: Callable[[Tensor, Tensor], Tensor],
     name: str,
     made: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
-    """The objective `score(made(now), h)`; h has a row an example, or one for all."""
+    """The objective `score(made(now), h)`; h has a row an example, or one for all. `remake` is for other rows of h."""
     own = Held.of(h)
     shape = tuple(own.value.shape)
 
@@ -112,4 +119,4 @@ def _beside(
 
     if len(own) == 1:
         return of(layer, whole, name)
-    return of(layer, whole, name, lambda i: _beside(layer, own[i], score, name, made), len(own))
+    return of(layer, whole, name, lambda i: remake(own[i]), len(own))

@@ -10,19 +10,24 @@ from torch import Tensor
 
 from ..errors import InputError
 from .algebra import Held, Objective, of
+from .recorded import recorded
 
 
-def logit(k: int | Tensor | None = None) -> Objective:
+@recorded
+def logit(k: int | Tensor | Held | None = None) -> Objective:
     """The pre-softmax value of class k: an int, one class an example (N,), or None for the predicted class."""
-    return _class(k, "logit", lambda z: z)
+    return _class(logit, k, "logit", lambda z: z)
 
 
-def logprob(k: int | Tensor | None = None) -> Objective:
+@recorded
+def logprob(k: int | Tensor | Held | None = None) -> Objective:
     """The log-probability of class k (as for `logit`)."""
-    return _class(k, "logprob", lambda z: z.log_softmax(1))
+    return _class(logprob, k, "logprob", lambda z: z.log_softmax(1))
 
 
-def _class(k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor], Tensor]) -> Objective:
+def _class(
+    remake: Callable[[Held], Objective], k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor], Tensor]
+) -> Objective:
     own = k if k is None else _labels(k)
 
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
@@ -33,7 +38,7 @@ def _class(k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor
 
     if own is not None and own.value.ndim:
         many = f"{name} of each example's class"
-        return of("logits", score, many, lambda i: _class(own[i], name, of_logits), len(own))
+        return of("logits", score, many, lambda i: remake(own[i]), len(own))
     return of("logits", score, f"{name} of the predicted class" if own is None else f"{name} {int(own.value)}")
 
 
@@ -79,16 +84,18 @@ def _check(k: Held, n: int, classes: int) -> None:
         raise InputError(f"the net has classes 0 to {classes - 1}; got {got}")
 
 
-def loss(y: int | Tensor) -> Objective:
+@recorded
+def loss(y: int | Tensor | Held) -> Objective:
     """The cross-entropy of each example under its label y: (N,), or one for all."""
 
     def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
         return F.cross_entropy(z, right, reduction="none")
 
-    return _of_labels(y, score, "loss")
+    return _of_labels(loss, y, score, "loss")
 
 
-def margin(y: int | Tensor) -> Objective:
+@recorded
+def margin(y: int | Tensor | Held) -> Objective:
     """The best wrong logit minus the right one: above zero once the example is taken for another class.
 
     Where both are exactly equal the answer is the first of them, and the margin the least number on its side of zero.
@@ -100,10 +107,11 @@ def margin(y: int | Tensor) -> Objective:
         side = (z.argmax(1) != right).to(z) * 2 - 1
         return ahead + (ahead.detach() == 0) * side * torch.finfo(z.dtype).tiny
 
-    return _of_labels(y, score, "margin")
+    return _of_labels(margin, y, score, "margin")
 
 
-def dlr(y: int | Tensor) -> Objective:
+@recorded
+def dlr(y: int | Tensor | Held) -> Objective:
     """The difference of logits ratio: the margin over the gap between the largest and the third largest logit.
 
     It does not change when the logits are scaled. Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness
@@ -114,19 +122,20 @@ def dlr(y: int | Tensor) -> Objective:
         own, top = right[:, None], _most(z, 3)
         return (z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]) / _gap(top[:, 0] - top[:, 2])
 
-    return _of_labels(y, score, "dlr")
+    return _of_labels(dlr, y, score, "dlr")
 
 
-def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
+@recorded
+def targeted_dlr(y: Tensor | Held, target: Tensor | Held) -> Objective:
     """As `dlr`, from each class y (N,) to a target (N,): arXiv:2003.01690, eq. 7."""
-    both = Held(torch.stack([as_classes(y), as_classes(target)], 1).long())
+    right, wanted = _labels(y), _labels(target)
 
-    def score(z: Tensor, pairs: Tensor) -> Tensor:  # (N, K), (N, 2)
-        own, goal = z.gather(1, pairs).unbind(1)
+    def score(z: Tensor) -> Tensor:  # (N, K)
+        own, goal = (z.gather(1, k.beside(z)[:, None])[:, 0] for k in (right, wanted))
         top = _most(z, 4)
         return (goal - own) / _gap(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
-    return _of_pairs(both, score, "targeted dlr")
+    return of("logits", score, "targeted dlr", lambda i: targeted_dlr(right[i], wanted[i]), len(right))
 
 
 def _most(z: Tensor, k: int) -> Tensor:
@@ -142,14 +151,9 @@ def _gap(d: Tensor) -> Tensor:
     return d.clamp_min(1e-12)
 
 
-def _of_pairs(pairs: Held, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
-    def score(z: Tensor) -> Tensor:
-        return of_both(z, pairs.beside(z))
-
-    return of("logits", score, name, lambda i: _of_pairs(pairs[i], of_both, name), len(pairs))
-
-
-def _of_labels(y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str) -> Objective:
+def _of_labels(
+    remake: Callable[[Held], Objective], y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str
+) -> Objective:
     labels = _labels(y)
 
     def score(z: Tensor) -> Tensor:
@@ -157,4 +161,4 @@ def _of_labels(y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str
 
     if labels.value.ndim == 0:
         return of("logits", score, name)
-    return of("logits", score, name, lambda i: _of_labels(labels[i], of_both, name), len(labels))
+    return of("logits", score, name, lambda i: remake(labels[i]), len(labels))

@@ -10,10 +10,12 @@ from torch import Tensor
 from ..errors import InputError
 from .algebra import Held, Objective, of
 from .outputs import as_classes
+from .recorded import recorded
 
-Place = int | Tensor  # one for all examples, or (N,) ints, one an example
+Place = int | Tensor | Held  # one for all examples, or (N,) ints, one an example
 
 
+@recorded
 def channel(layer: str, k: Place) -> Objective:
     """The mean of channel k of a layer over its positions (of unit k, for a layer without positions)."""
 
@@ -21,9 +23,10 @@ def channel(layer: str, k: Place) -> Objective:
         return _unit(h, k, layer).reshape(len(h), -1).mean(1)
 
     unit = _where(k, "a channel")
-    return _placed(layer, (unit,), score, f"{layer} channel {_said(unit)}")
+    return _placed(channel, layer, (unit,), score, f"{layer} channel {_said(unit)}")
 
 
+@recorded
 def neuron(layer: str, k: Place, *position: Place) -> Objective:
     """One neuron: channel k at a position, by default the central one."""
 
@@ -35,9 +38,10 @@ def neuron(layer: str, k: Place, *position: Place) -> Objective:
         return h
 
     unit, at = _where(k, "a channel"), _wheres(position)
-    return _placed(layer, (unit, *at), score, f"{layer} channel {_said(unit)} at {_said(*at)}")
+    return _placed(neuron, layer, (unit, *at), score, f"{layer} channel {_said(unit)} at {_said(*at)}")
 
 
+@recorded
 def spatial(layer: str, *position: Place) -> Objective:
     """The mean square of all channels at one position, by default the central one (Olah et al. 2017)."""
 
@@ -49,14 +53,16 @@ def spatial(layer: str, *position: Place) -> Objective:
         return h.flatten(1).pow(2).mean(1)
 
     at = _wheres(position)
-    return _placed(layer, at, score, f"{layer} at {_said(*at)}")
+    return _placed(spatial, layer, at, score, f"{layer} at {_said(*at)}")
 
 
+@recorded
 def energy(layer: str) -> Objective:
     """The mean square of all that a layer gives: what DeepDream climbs (Mordvintsev et al. 2015)."""
     return of(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} as a whole")
 
 
+@recorded
 def direction(layer: str, v: Tensor) -> Objective:
     """The mean over positions of <h, v>: v has one value a channel (C,), or the layer's whole shape."""
     own = Held(v)
@@ -79,6 +85,8 @@ _Where = int | Held
 
 def _where(place: Place, what: str) -> _Where:
     """A place as the objective holds it: an int, or (N,) longs. Raises InputError."""
+    if isinstance(place, Held):
+        return place
     places = as_classes(place, what)
     if places.ndim > 1:
         raise InputError(f"{what} is an int, or (N,) ints one an example; got shape {tuple(places.shape)}")
@@ -89,14 +97,19 @@ def _wheres(position: tuple[Place, ...]) -> tuple[_Where, ...]:
     return tuple(_where(i, "a position") for i in position)
 
 
-def _placed(layer: str, places: tuple[_Where, ...], score: Callable[..., Tensor], name: str) -> Objective:
-    """The objective `score(h, *places)`, whose places follow the rows where they have one an example."""
+def _placed(
+    remake: Callable[..., Objective], layer: str, places: tuple[_Where, ...], score: Callable[..., Tensor], name: str
+) -> Objective:
+    """The objective `score(h, *places)`, whose places follow the rows where they have one an example.
+
+    `remake(layer, *places)` is the same for other rows.
+    """
     sizes = {len(p) for p in places if isinstance(p, Held)}
     if len(sizes) > 1:
         raise InputError(f"{name} holds places for {' and '.join(map(str, sorted(sizes)))} examples; give one each")
 
     def select(i: slice | Tensor) -> Objective:
-        return _placed(layer, tuple(p[i] if isinstance(p, Held) else p for p in places), score, name)
+        return remake(layer, *(p[i] if isinstance(p, Held) else p for p in places))
 
     return of(layer, lambda h: score(h, *places), name, select if sizes else None, *sizes)
 

@@ -25,8 +25,8 @@ class Both(nn.Module):
         return self.image(image.flatten(1)).relu_() + self.table(table)
 
 
-def inputs(kind: str) -> ub.Several:
-    return ub.Several(PARTS if kind == "dict" else tuple(PARTS.values()))
+def inputs(kind: str) -> ub.MultiInput:
+    return ub.MultiInput(PARTS if kind == "dict" else tuple(PARTS.values()))
 
 
 def values(kind: str, n: int = 3) -> Any:
@@ -111,7 +111,7 @@ def test_bad_input(bad: str) -> None:
 @pytest.mark.parametrize("bad", [{}, (), {"a": 3}, [PARTS["image"]], (PARTS["image"], "x")])
 def test_bad_parts(bad: Any) -> None:
     with pytest.raises(InputError):
-        ub.Several(bad)
+        ub.MultiInput(bad)
 
 
 def test_too_few_in_a_tuple() -> None:

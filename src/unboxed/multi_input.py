@@ -1,4 +1,4 @@
-"""Nets of several inputs: what each of them is, and all of them as one packed tensor."""
+"""Models of several inputs: what each of them is, and all of them as one packed tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Several:
+class MultiInput:
     """Several inputs at once: {name: inputs}, as the forward takes them by name, or a tuple in its order.
 
     x is then a dict or a tuple of tensors alike. Inside, a batch is one packed tensor (N, D), so that every method that
@@ -29,9 +29,14 @@ class Several:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, (Mapping, tuple)) or not all(isinstance(p, Inputs) for _, p in self._parts()):
-            raise InputError("Several wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
+            raise InputError("MultiInput wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
         if not self.parts:
-            raise InputError("Several wants at least one input")
+            raise InputError("MultiInput wants at least one input")
+        if isinstance(self.parts, Mapping):
+            object.__setattr__(self, "parts", dict(self.parts))
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts()))
 
     def _parts(self) -> list[tuple[str | int, Inputs]]:
         return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))

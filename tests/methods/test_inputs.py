@@ -1,0 +1,121 @@
+"""What inputs take as their settings, and inputs as values: hashed, compared, pickled, copied."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unboxed as ub
+from unboxed.errors import InputError
+
+NUMBERS = {
+    "a number": 0.5, "a 0-d tensor": torch.tensor(0.5), "a NumPy number": np.float32(0.5), "a 0-d array": np.array(0.5),
+    "an int": 1, "a learned number": torch.nn.Parameter(torch.tensor(0.5)),
+}  # fmt: skip
+ROWS = {
+    "a tuple": (0.25, 0.5, 0.75), "a list": [0.25, 0.5, 0.75], "a tensor": torch.tensor([0.25, 0.5, 0.75]),
+    "an array": np.array([0.25, 0.5, 0.75], dtype=np.float32), "numbers of NumPy": (np.float32(0.25), 0.5, 0.75),
+    "a tensor (C, 1, 1)": torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1),
+    "an array (1, C, 1, 1)": np.array([0.25, 0.5, 0.75]).reshape(1, 3, 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_one_number(kind: str) -> None:
+    value, want = NUMBERS[kind], 1.0 if kind == "an int" else 0.5
+    pixels = ub.Pixels((3, 4, 4), mean=value, std=value)
+    assert (pixels.mean, pixels.std) == (want, want)
+    columns = ub.Features(("a", "b"), low=-value, high=value, mean=value, std=value)
+    assert (columns.low, columns.mean, columns.std) == ((-want,) * 2, (want,) * 2, (want,) * 2)
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(pixels.decode(pixels.encode(x)), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_one_number_each(kind: str) -> None:
+    want = (0.25, 0.5, 0.75)
+    pixels = ub.Pixels((3, 4, 4), mean=ROWS[kind], std=ROWS[kind])
+    assert (pixels.mean, pixels.std) == (want, want)
+    columns = ub.Features(("a", "b", "c"), high=ROWS[kind], mean=ROWS[kind], std=ROWS[kind])
+    assert (columns.high, columns.mean, columns.std) == (want, want, want)
+    assert all(type(v) is float for v in (*pixels.mean, *columns.std))
+
+
+NAN = float("nan")
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "mean NaN": (lambda: ub.Pixels((1, 8, 8), mean=NAN), "mean"),
+    "mean a NaN tensor": (lambda: ub.Pixels((1, 8, 8), mean=torch.tensor(NAN)), "mean"),
+    "mean of a string": (lambda: ub.Pixels((1, 8, 8), mean="0.5"), "mean"),
+    "mean in words": (lambda: ub.Pixels((3, 8, 8), mean=("a", "b", "c")), "mean"),
+    "mean an image": (lambda: ub.Pixels((3, 8, 8), mean=torch.rand(3, 8, 8)), r"mean .*\(3, 8, 8\)"),
+    "mean 8-bit": (lambda: ub.Pixels((3, 8, 8), mean=torch.tensor([123.0, 117.0, 104.0])), "divide 8-bit values"),
+    "std zero": (lambda: ub.Pixels((1, 8, 8), std=np.array(0.0)), "std"),
+    "two means for three": (lambda: ub.Pixels((3, 8, 8), mean=(0.1, 0.2)), "2 values for 3 channels"),
+    "a shape in words": (lambda: ub.Pixels("abc"), "shape"),
+    "a shape of a number": (lambda: ub.Pixels(8), "shape"),
+    "names a string": (lambda: ub.Features("abc"), "tuple of column names"),
+    "names a number": (lambda: ub.Features(3), "tuple of column names"),
+    "names None": (lambda: ub.Features(None), "tuple of column names"),
+    "no names": (lambda: ub.Features(()), "at least one"),
+    "a name twice": (lambda: ub.Features(("a", "b", "a")), "different name"),
+    "feature std NaN": (lambda: ub.Features(("a", "b"), std=(NAN, 1.0)), "std"),
+    "feature std zero": (lambda: ub.Features(("a", "b"), std=(0.0, 1.0)), "std must be a number above 0"),
+    "feature std infinite": (lambda: ub.Features(("a", "b"), std=math.inf), "std"),
+    "feature mean NaN": (lambda: ub.Features(("a", "b"), mean=(NAN, 1.0)), "mean"),
+    "feature mean infinite": (lambda: ub.Features(("a", "b"), mean=(math.inf, 1.0)), "mean"),
+    "low NaN": (lambda: ub.Features(("a", "b"), low=NAN), "low"),
+    "high NaN": (lambda: ub.Features(("a", "b"), high=(1.0, NAN)), "high"),
+    "low above high": (lambda: ub.Features(("a", "b"), low=(0, 2), high=(1, 1)), "'b' has no values"),
+    "low infinite": (lambda: ub.Features(("a", "b"), low=math.inf), "'a' has no values"),
+    "high minus infinite": (lambda: ub.Features(("a", "b"), high=(1, -math.inf)), "'b' has no values"),
+    "low in words": (lambda: ub.Features(("a", "b"), low="zero"), "low"),
+    "too many": (lambda: ub.Features(("a", "b"), low=(0, 0, 0)), "3 values for 2 columns"),
+    "unknown categories": (lambda: ub.Features(("a",), categories={"b": (0, 1)}), "don't exist: b"),
+    "no categories": (lambda: ub.Features(("a",), categories={"a": ()}), "categories of 'a'"),
+    "categories NaN": (lambda: ub.Features(("a",), categories={"a": (0, NAN)}), "category of 'a'"),
+    "categories in words": (lambda: ub.Features(("a",), categories={"a": ("red", "blue")}), "category of 'a'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_settings(bad: str) -> None:
+    work, match = BAD[bad]
+    with pytest.raises(InputError, match=match):
+        work()
+
+
+PIXELS, COLUMNS = ub.Pixels((1, 4, 4)), ub.Features(("p", "q"), low=0.0, categories={"q": [0, 1]})
+VALUES: dict[str, Callable[[], Any]] = {
+    "pixels": lambda: ub.Pixels((1, 4, 4)),
+    "color": lambda: ub.Pixels((3, 4, 4), mean=torch.tensor([0.1, 0.2, 0.3])),
+    "columns": lambda: ub.Features(("p", "q")),
+    "bounded": lambda: ub.Features(("p", "q"), low=0.0),
+    "categories": lambda: ub.Features(("p", "q"), categories={"q": torch.tensor([0.0, 1.0])}),
+    "dict": lambda: ub.MultiInput({"image": PIXELS, "row": COLUMNS}),
+    "tuple": lambda: ub.MultiInput((PIXELS, COLUMNS)),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_inputs_are_values(kind: str) -> None:
+    own = VALUES[kind]()
+    for other in (VALUES[kind](), pickle.loads(pickle.dumps(own)), copy.deepcopy(own), copy.copy(own)):
+        assert other == own
+        assert hash(other) == hash(own)
+        assert other.shape == own.shape
+    assert [name for name, make in VALUES.items() if make() == own] == [kind]
+    assert len({make() for make in VALUES.values()}) == len(VALUES)
+
+
+def test_a_callers_dict_can_change() -> None:
+    parts: dict[str, Any] = {"image": PIXELS, "row": COLUMNS}
+    both = ub.MultiInput(parts)
+    parts.clear()
+    assert both == ub.MultiInput({"image": PIXELS, "row": COLUMNS})

@@ -1,0 +1,193 @@
+"""Objectives as values: arithmetic with whatever stands on either side, pickles, copies and comparisons."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import unboxed as ub
+from unboxed.errors import InputError
+from unboxed.objectives import Objective, dlr, far_from_mean, targeted_dlr
+
+Z = torch.tensor([[1.0, 2.0, 4.0, 8.0, 3.0], [5.0, 7.0, 1.0, 2.0, 9.0], [3.0, 1.0, 6.0, 2.0, 4.0]])
+ACTS = {"logits": Z}
+K = torch.tensor([2.0, 3.0, 4.0])
+SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+}  # fmt: skip
+OPERANDS: dict[str, tuple[Any, Tensor]] = {  # the operand, and what it stands for
+    "int": (3, torch.tensor(3.0)),
+    "float": (2.5, torch.tensor(2.5)),
+    "0-d tensor": (torch.tensor(2.5), torch.tensor(2.5)),
+    "0-d array": (np.array(2.5), torch.tensor(2.5)),
+    "NumPy float": (np.float32(2.5), torch.tensor(2.5)),
+    "NumPy double": (np.float64(2.5), torch.tensor(2.5)),
+    "NumPy int": (np.int64(3), torch.tensor(3.0)),
+    "tensor (N,)": (K, K),
+    "ints (N,)": (K.long(), K),
+    "array (N,)": (K.numpy(), K),
+    "double (N,)": (K.double(), K),
+    "objective": (ub.logit(2), Z[:, 2]),
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("kind", OPERANDS)
+def test_arithmetic_on_both_sides(kind: str, sign: str) -> None:
+    operand, value = OPERANDS[kind]
+    own, op = ub.logit(torch.tensor([3, 1, 0])), SIGNS[sign]
+    score = Z[torch.arange(3), [3, 1, 0]]
+    for found, want in ((op(own, operand), op(score, value)), (op(operand, own), op(value, score))):
+        assert isinstance(found, Objective)
+        assert torch.allclose(found(ACTS), want, rtol=1e-6)
+        assert found.n == 3
+        picked = found.rows(torch.tensor([2, 0]))
+        assert torch.allclose(picked({"logits": Z[[2, 0]]}), want[[2, 0]], rtol=1e-6)
+
+
+def test_sums_and_names() -> None:
+    a, b = ub.logit(3), ub.logit(2)
+    assert torch.equal(sum([a, b, a])(ACTS), 2 * Z[:, 3] + Z[:, 2])
+    said = {str(o) for o in (sum([a, b]), 1 - a, a - b, a / 2, -a, 2 * a, a * 2, K * a)}
+    assert said == {
+        f"Objective({name})"
+        for name in ("logit 3 + logit 2", "1 - (logit 3)", "logit 3 - (logit 2)", "(logit 3) / 2", "-(logit 3)",
+                     "2 * (logit 3)", "k * (logit 3)")
+    }  # fmt: skip
+
+
+def test_arithmetic_in_place() -> None:
+    score, k = ub.logit(3), torch.ones(3)
+    k *= score  # the tensor gives way
+    assert torch.equal(k(ACTS), Z[:, 3])
+    score /= 4
+    assert torch.equal(score(ACTS), Z[:, 3] / 4)
+
+
+BAD: dict[str, Any] = {
+    "a string": "a", "None": None, "a list": [1.0, 2.0, 3.0], "a column": torch.ones(3, 1), "a matrix": np.ones((3, 2)),
+    "NaN": float("nan"), "a tensor with NaN": torch.tensor([1.0, float("nan"), 1.0]), "a bool": True,
+    "a complex number": 1j, "complex numbers": torch.ones(3, dtype=torch.complex64), "words": np.array(["a", "b", "c"]),
+    "objects": np.array([{}, {}, {}]), "a 0-d NaN": torch.tensor(float("nan")),
+    "other rows": ub.logit(torch.tensor([0, 1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_operands_are_one_own_error(bad: str, sign: str) -> None:
+    own = ub.logit(torch.tensor([3, 1, 0]))
+    for work in (lambda: SIGNS[sign](own, BAD[bad]), lambda: SIGNS[sign](BAD[bad], own)):
+        with pytest.raises(InputError, match=r"logit of each example's class"):
+            work()
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), torch.tensor(0.0), torch.tensor([1.0, 0.0, 1.0])], ids=str)
+def test_division_by_zero_is_refused(zero: Any) -> None:
+    with pytest.raises(InputError, match="can't be divided by"):
+        ub.logit(3) / zero
+    assert torch.equal((zero / ub.logit(3))(ACTS), torch.as_tensor(zero) / Z[:, 3])
+
+
+def test_there_are_no_powers() -> None:
+    with pytest.raises(InputError, match=r"multiply one by itself"):
+        ub.logit(3) ** 2
+
+
+H = torch.rand(3, 4, 2, 2)
+MADE: dict[str, Callable[[], Objective]] = {
+    "logit": lambda: ub.logit(3),
+    "logit of the predicted": lambda: ub.logit(),
+    "logits": lambda: ub.logit(torch.tensor([3, 1, 0])),
+    "logprob": lambda: ub.logprob(3),
+    "logprobs": lambda: ub.logprob(torch.tensor([3, 1, 0])),
+    "loss": lambda: ub.loss(torch.tensor([3, 1, 0])),
+    "margin": lambda: ub.margin(torch.tensor([3, 1, 0])),
+    "margin from one": lambda: ub.margin(2),
+    "dlr": lambda: dlr(torch.tensor([3, 1, 0])),
+    "targeted dlr": lambda: targeted_dlr(torch.tensor([3, 1, 0]), torch.tensor([0, 0, 1])),
+    "channel": lambda: ub.channel("a", 3),
+    "channels": lambda: ub.channel("a", torch.tensor([3, 1, 0])),
+    "neuron": lambda: ub.neuron("a", 3, 0, 1),
+    "neurons": lambda: ub.neuron("a", torch.tensor([3, 1, 0]), torch.tensor([0, 0, 1]), 1),
+    "spatial": lambda: ub.spatial("a", 1, 1),
+    "energy": lambda: ub.energy("a"),
+    "direction": lambda: ub.direction("a", H[0, :, 0, 0]),
+    "match": lambda: ub.match("a", H),
+    "match, relative": lambda: ub.match("a", H, relative=True),
+    "match one": lambda: ub.match("a", H[:1]),
+    "dot": lambda: ub.dot("a", H, power=2.0),
+    "cosine": lambda: ub.cosine("a", H),
+    "style": lambda: ub.style("a", torch.eye(4).expand(3, -1, -1)),
+    "diversity": lambda: ub.diversity("a"),
+    "diversity of groups": lambda: ub.diversity("a", torch.tensor([0, 0, 1])),
+    "total variation": lambda: ub.total_variation(3.0),
+    "roughness": lambda: ub.roughness(),
+    "alpha norm": lambda: ub.alpha_norm(4.0),
+    "mean color": lambda: far_from_mean(H[0, :, 0, 0]),
+    "a sum": lambda: 2 * ub.logit(3) - ub.channel("a", torch.tensor([3, 1, 0])) * K + 1 / ub.logprob(2),
+    "negative": lambda: -ub.logit(3),
+}
+EVERY = {"a": torch.rand(3, 4, 2, 2), "logits": Z, "input": torch.rand(3, 4, 6, 6)}
+each = pytest.mark.parametrize("kind", MADE)
+
+
+def test_every_public_objective_is_here() -> None:
+    from unboxed import objectives
+
+    makers = {n for n, f in vars(objectives).items() if hasattr(f, "__wrapped__") and n != "recorded"}
+    called = {part for make in MADE.values() for part in make.__code__.co_names}
+    assert makers
+    assert makers <= called
+
+
+@each
+def test_objectives_pickle_and_copy(kind: str) -> None:
+    own = MADE[kind]()
+    for other in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own), copy.copy(own)):
+        assert torch.equal(other(EVERY), own(EVERY))
+        assert (other.name, other.layers, other.n, other.coupled) == (own.name, own.layers, own.n, own.coupled)
+        assert other == own
+        assert hash(other) == hash(own)
+        if not own.coupled:
+            index = torch.tensor([2, 0])
+            some = {a: h[index] for a, h in EVERY.items()}
+            assert torch.equal(other.rows(index)(some), own.rows(index)(some))
+    part = own.rows(torch.tensor([2, 0]))
+    assert pickle.loads(pickle.dumps(part)) == part
+
+
+@each
+def test_objectives_compare_by_value(kind: str) -> None:
+    assert [other for other, make in MADE.items() if make() == MADE[kind]()] == [kind]
+    assert MADE[kind]() in {MADE[kind]()}
+    assert MADE[kind]() != 3
+    assert MADE[kind]() * K != MADE[kind]() * (K + 1)
+
+
+def test_equal_however_they_were_said() -> None:
+    assert ub.logit(3) == ub.logit(k=3) == ub.logit(torch.tensor(3)) == ub.logit(np.int64(3))
+    assert hash(ub.logit(3)) == hash(ub.logit(torch.tensor(3)))
+    assert 2 * ub.logit(3) == torch.tensor(2.0) * ub.logit(3)
+    assert ub.match("a", H) == ub.match("a", H.clone(), relative=False)
+    assert ub.match("a", H) != ub.match("a", H + 1)
+    assert ub.channel("a", torch.tensor([1, 2])) != ub.channel("a", torch.tensor([1, 2, 3]))
+
+
+def twice(acts: Any) -> Tensor:
+    return 2 * acts["logits"][:, 0]
+
+
+def test_objectives_of_ones_own() -> None:
+    own = Objective(twice, frozenset({"logits"}), "twice")
+    assert pickle.loads(pickle.dumps(own)) == own == Objective(twice, frozenset({"logits"}), "twice")
+    assert own != Objective(lambda acts: twice(acts), frozenset({"logits"}), "twice")
+    assert pickle.loads(pickle.dumps(own * K + 1)) == own * K + 1
