@@ -8,7 +8,6 @@ not ruled are ReLUs spelled as clamp, hardtanh (ReLU6), threshold or maximum, wh
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RuleError, UnboxedWarning
+from ..errors import RuleError, warn
 from .ops import OPAQUE, RULED, SHAPE_ONLY, looks_like_relu, may_gate
 
 Signal = Callable[[Tensor, Tensor], Tensor]
@@ -69,11 +68,9 @@ def _relus(rule: Rule, root: Tensor) -> list[Any]:
             f"{rule.name} has a rule for ReLU, and none lies between the input and this target: use gradient"
         )
     if masks := sorted({n.name() for n in nodes if may_gate(n)}):
-        warnings.warn(
+        warn(
             f"{rule.name} has a rule for ReLU only; if {', '.join(masks)} is a ReLU written as a mask, it keeps its "
-            "plain gradient",
-            UnboxedWarning,
-            stacklevel=6,
+            "plain gradient"
         )
     return relus
 
