@@ -1,5 +1,33 @@
-"""What all tests share: few threads (the suite runs in parallel) and deterministic torch."""
+"""What all tests share: few threads (the suite runs in parallel), deterministic torch, and where warnings point."""
 
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
+from unboxed import errors
+
 torch.set_num_threads(1)
+PACKAGE = Path(errors.__file__).parent
+
+
+class PointsOutside:
+    """`warnings`, as `errors.warn` sees it: what any test provokes names a line that is not ours."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @staticmethod
+    def warn_explicit(message: str, category: type[Warning], filename: str, *rest: Any) -> None:
+        assert PACKAGE not in Path(filename).parents, f"{message!r} points at {filename}"
+        warnings.warn_explicit(message, category, filename, *rest)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warnings_point_outside() -> Iterator[None]:
+    before, errors.warnings = errors.warnings, PointsOutside()  # type: ignore[assignment]
+    yield
+    errors.warnings = before

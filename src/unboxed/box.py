@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .errors import InputError, LayerError, OutputError, UnboxedWarning
+from .errors import InputError, LayerError, OutputError, warn
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
 from .net import layers, quiet, rules, writes
@@ -209,11 +208,9 @@ class Box:
         name = next((path for path, b in self.net.named_buffers() if b is buffer), "?")
         self._written += (buffer,)
         self._watched = tuple(b for b in self._watched if b is not buffer)
-        warnings.warn(
+        warn(
             f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
-            "stays; from the next call on it is put back",
-            UnboxedWarning,
-            stacklevel=2,
+            "stays; from the next call on it is put back"
         )
 
     def forward(

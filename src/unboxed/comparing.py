@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .box import Box
-from .errors import InputError, ModelError, UnboxedWarning
+from .errors import InputError, ModelError, warn
 from .loading.checkpoints import weights
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ def compare(
         found[name] = method(box, *args, **kwargs)
         if getattr(found[name], "interrupted", False):
             said = f"interrupted: {name!r} was cut short, and what comes after it is not made"
-            warnings.warn(said, UnboxedWarning, stacklevel=2)
+            warn(said)
             break
     if not found:
         raise InputError("there is no net to compare: give {name: box}")

@@ -1,5 +1,10 @@
 """Every error that Unboxed raises on purpose: each says what came, what was wanted and what to do next."""
 
+from __future__ import annotations
+
+import sys
+import warnings
+
 
 class UnboxedError(Exception):
     """The root of all; each error below is also the fitting builtin."""
@@ -43,3 +48,26 @@ class WriteError(UnboxedError, OSError):
 
 class UnboxedWarning(UserWarning):
     """Something a reader of the picture must know; nothing was refused."""
+
+
+INTERNAL = frozenset({"unboxed", "torch", "contextlib", "functools"})
+"""Top-level packages whose frames are never what a warning is about: ours, and those that we call ourselves through."""
+
+
+def warn(message: str) -> None:
+    """Issue an UnboxedWarning at the line that called into Unboxed: the innermost frame of the caller's own code.
+
+    As `warnings.warn(skip_file_prefixes=...)` of Python 3.12, which 3.11 does not have.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _module(frame.f_globals).partition(".")[0] in INTERNAL:
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    where = frame.f_code.co_filename, frame.f_lineno, _module(frame.f_globals)
+    warnings.warn_explicit(message, UnboxedWarning, *where, registry)
+
+
+def _module(names: dict[str, object]) -> str:
+    """The dotted name of a frame's module; of one that runs as a script by `python -m`, too."""
+    spec = names.get("__spec__")
+    return str(getattr(spec, "name", None) or names.get("__name__", ""))

@@ -35,7 +35,6 @@ def refuse(methods: tuple[str, ...], nets: tuple[str, ...], error: type[UnboxedE
     REFUSED.update({(m, n): error for m in methods for n in nets if (m, n) not in REFUSED})
 
 
-refuse(RULED, ("clamped_hidden", "residual"), RuleError)  # a ReLU in another spelling
 refuse(RULED, ("lstm", "parameterless"), RuleError)  # no ReLU at all
 refuse(RULED, ("checkpointed_reentrant",), RuleError)
 refuse(GRADIENTS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
@@ -51,7 +50,7 @@ UNITS = ("statistics", "top_examples", "receptive_field", "projections")
 refuse(UNITS, ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("projections",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 CAMS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "guided_grad_cam")
-refuse(("guided_grad_cam",), ("clamped_hidden", "residual", "lstm", "parameterless"), RuleError)  # as guided backprop
+refuse(("guided_grad_cam",), ("lstm", "parameterless"), RuleError)  # as guided backprop
 refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
 refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 SCRIPTED = ("scripted_part", "scripted_and_optimized")

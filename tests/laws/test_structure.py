@@ -185,3 +185,26 @@ def test_the_walls_stand() -> None:
     assert any(s in "box.quiet()" for s in SCOPES)
     assert RANK["engine"] < RANK["attribution"] < RANK["report"]
     assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "ascent.py")]
+
+
+def counted_by_hand(source: ast.AST) -> list[int]:
+    """The lines that issue a warning themselves, or count the calls up to whom it is for."""
+    lines = []
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call):
+            issues = ast.unparse(node.func) in ("warnings.warn", "warnings.warn_explicit")
+            if issues or {k.arg for k in node.keywords} & {"stacklevel", "skip_file_prefixes"}:
+                lines.append(node.lineno)
+        elif isinstance(node, ast.arg) and node.arg == "stacklevel":
+            lines.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module == "warnings":
+            lines += [node.lineno] * any(alias.name.startswith("warn") for alias in node.names)
+    return sorted(lines)
+
+
+def test_warnings_go_through_one_door() -> None:
+    """`errors.warn` finds the caller's line; a level counted by hand is wrong as soon as a call is put between."""
+    found = {file.relative_to(ROOT): counted_by_hand(tree(file)) for file in FILES if file != ROOT / "errors.py"}
+    assert not {str(file): lines for file, lines in found.items() if lines}
+    planted = "import warnings\nwarnings.warn('a', UserWarning, 3)\nfew(game, stacklevel=4)\ndef f(stacklevel): ...\n"
+    assert counted_by_hand(ast.parse(planted + "from warnings import warn")) == [2, 3, 4, 5]

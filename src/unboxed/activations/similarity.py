@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.edits import addresses, with_units
 from ..engine.examples import batches
-from ..errors import DataError, InputError, UnboxedWarning
+from ..errors import DataError, InputError, warn
 from ..net.batching import BatchSize
 
 LEAST = 4  # examples that HSIC_1 needs
@@ -91,11 +90,9 @@ def _named(box: Box, layers: Sequence[str] | None) -> tuple[str, ...]:
 
 def _told(cka: Tensor) -> Tensor:
     if n := int(cka.isnan().sum()):
-        warnings.warn(
+        warn(
             f"{n} of {cka.numel()} similarities are undefined (NaN): a layer is the same for all examples, or they are "
-            "too few to tell",
-            UnboxedWarning,
-            stacklevel=3,
+            "too few to tell"
         )
     return cka
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..arguments import whole
 from ..engine.balls import Linf, per_row
 from ..engine.draws import hashed, of_sample
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from ..inputs import Pixels
 from .attempt import Attempt
 
@@ -95,8 +94,7 @@ class Decisions:
         if missing:
             hint = "none of `starts`" if given else "no image of chance"
             more = "" if given else ": give images of other classes, starts="
-            warnings.warn(f"{hint} fools the net for {missing} examples, which were not attacked{more}",
-                          UnboxedWarning, stacklevel=4)  # fmt: skip
+            warn(f"{hint} fools the net for {missing} examples, which were not attacked{more}")
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 

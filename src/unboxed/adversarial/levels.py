@@ -7,13 +7,11 @@ inside the ball are found in whole numbers (`levels_grid`), and a search among t
 
 from __future__ import annotations
 
-import warnings
-
 from ..arguments import whole
 from ..box import Box
 from ..engine.balls import Ball
 from ..engine.sizes import images_only
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from .attempt import Attempt
 from .levels_grid import grid_of
 from .levels_search import Search
@@ -34,7 +32,7 @@ def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradi
     top = levels(attempt.box, bits)
     if ball is not None and ball.eps * top < 1 - 1e-6:
         said = f"eps={ball.eps:g} is less than one of {top} levels: no file lies so near but the original's own"
-        warnings.warn(f"{said}, so nothing can be fooled within it", UnboxedWarning, 4)
+        warn(f"{said}, so nothing can be fooled within it")
     search = Search(attempt, grid_of(attempt.x, top, ball))
     with attempt:
         search.run(gradients)

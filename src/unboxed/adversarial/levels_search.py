@@ -11,14 +11,13 @@ than a level add up.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..engine.balls import L1, TINY, Ball, Linf, per_row
-from ..errors import OutputError, UnboxedWarning
+from ..errors import OutputError, warn
 from .attempt import Attempt
 from .levels_grid import Grid, least
 
@@ -87,7 +86,7 @@ class Search:
         attempt.distance = torch.where(attempt.success, attempt.norm.distance(self.z, grid.u) / grid.top, far)
         if n := int((~self.reached).sum()):
             said = f"for {n} of {len(images)} images the ball holds no image of {grid.top + 1} levels"
-            warnings.warn(f"{said}: the nearest one, outside the ball, is returned as a failure", UnboxedWarning, 4)
+            warn(f"{said}: the nearest one, outside the ball, is returned as a failure")
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

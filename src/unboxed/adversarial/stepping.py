@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +17,7 @@ from ..engine.balls import all_free as all_free
 from ..engine.balls import same as same
 from ..engine.canvases import Raw
 from ..engine.steps import Momentum
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from .attempt import ASK_ONLY, Attempt, differentiable, in_range
 from .levels import saved
 from .result import Adversarial
@@ -156,9 +155,7 @@ def _tell_of_flat(climb: Climb, way: Way) -> None:
     looked = ~climb.already & (climb.looks > 0)
     flat = looked & ~(climb.first.abs() > 0).flatten(1).any(1)
     if way.steps and not climb.interrupted and (n := int(flat.sum())):
-        warnings.warn(
+        warn(
             f"the first gradient is exactly zero (or NaN) for {n} of {int(looked.sum())} examples, which take no step "
-            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {ASK_ONLY}",
-            UnboxedWarning,
-            stacklevel=4,
+            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {ASK_ONLY}"
         )

@@ -28,6 +28,13 @@ def deconvnet(
 ) -> Tensor:
     """The score's signal sent down through x's pooling switches, ReLUs applied to the signal; signed, shaped like x.
 
-    Raises RuleError where a ReLU would escape the rule (spelled as a clamp, inside opaque code) or there is none.
+    The rule holds for ReLU, ReLU6, hardtanh, threshold, leaky and parametric ReLU, however they are spelled: each sends
+    down the positive part of the signal. Other activations (GELU, SiLU, hardswish) keep their gradient.
+
+    Raises RuleError where a ReLU would escape the rule (spelled as a minimum, inside opaque code) or there is none; an
+    UnboxedWarning says where one may have (a mask, `torch.where`).
+
+    Deviation: the paper, and captum, know ReLU only. The signal is rectified so that reconstructions are positive,
+    which asks for no more at ReLU6 and leaky ReLU: their cap and their leak are not applied to the signal.
     """
     return attribute(box, x, target, rule=rules.deconvnet, batch_size=batch_size)

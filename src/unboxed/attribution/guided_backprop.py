@@ -28,6 +28,13 @@ def guided_backprop(
 ) -> Tensor:
     """The score's gradient in x with negative signals stopped at every ReLU; signed, shaped like x.
 
-    Raises RuleError where a ReLU would escape the rule (spelled as a clamp, inside opaque code) or there is none.
+    The rule holds for ReLU, ReLU6, hardtanh, threshold, leaky and parametric ReLU, however they are spelled: each sends
+    down its own gradient of the positive part of the signal. Other activations (GELU, SiLU, hardswish) keep their own.
+
+    Raises RuleError where a ReLU would escape the rule (spelled as a minimum, inside opaque code) or there is none; an
+    UnboxedWarning says where one may have (a mask, `torch.where`).
+
+    Deviation: the paper, and captum, know ReLU only. There the slope is 0 or 1 and the rule is the paper's; ReLU6 has
+    slope 0 above its cap too, and a leaky ReLU its leak below 0.
     """
     return attribute(box, x, target, rule=rules.guided, batch_size=batch_size)

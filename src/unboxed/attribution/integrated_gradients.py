@@ -5,7 +5,6 @@ Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", arXiv:1703.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import runs, settled
 from ..engine.paths import RULES, midpoints
 from ..engine.quadrature import Problem, fixed, integrate
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -107,9 +106,7 @@ def _rounding(box: Box) -> float:
 
 
 def _tell(rows: Tensor, error: Tensor) -> None:
-    warnings.warn(
+    warn(
         f"integrated gradients did not reach the tolerance for {int(rows.sum())} of {len(rows)} inputs: the shares are "
-        f"off the score's difference by up to {float(error[rows].max()):.2g} of it; raise tol, or max_steps",
-        UnboxedWarning,
-        stacklevel=3,
+        f"off the score's difference by up to {float(error[rows].max()):.2g} of it; raise tol, or max_steps"
     )

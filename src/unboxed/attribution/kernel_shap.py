@@ -78,7 +78,7 @@ def kernel_shap(
         least = 2 * played.players.most + 2
         said = f"{played.players.most} players take n_samples of {least} or more; got {n_samples}"
         raise InputError(f"{said}: take more, or larger segments")
-    few(played, n, stacklevel=2)
+    few(played, n)
     own = {a: _subsets(a, n, seed) for a in set(played.counts)}
     found = scores(played, [own[a][0] for a in played.counts], [score], batch_size)
     eps = torch.finfo(box.net_dtype).eps

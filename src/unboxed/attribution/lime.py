@@ -85,7 +85,7 @@ class Settings:
         if self.n_samples < least:
             said = f"{least - 2} segments take n_samples of {least} or more; got {self.n_samples}"
             raise InputError(f"{said}: take more, or larger segments")
-        few(played, self.n_samples, stacklevel=4)  # who called lime
+        few(played, self.n_samples)
         own = {a: coin_flips(a, self.n_samples, self.seed) for a in set(played.counts)}
         return [own[a] for a in played.counts]
 

@@ -9,7 +9,6 @@ for Transformers: Better Explanations through Conservative Propagation", arXiv:2
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..errors import InputError, OutputError, UnboxedWarning
+from ..errors import InputError, OutputError, warn
 from ..inputs import Inputs, Pixels
 from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
@@ -133,8 +132,4 @@ def _end(inputs: Inputs, x: Tensor, value: float) -> Tensor:
 
 def _tell(objective: Objective, found: Tensor) -> None:
     if n := int((found == 0).flatten(1).all(1).sum()):
-        warnings.warn(
-            f"the relevance of {objective.name} is exactly zero for {n} of {len(found)} inputs",
-            UnboxedWarning,
-            stacklevel=3,
-        )
+        warn(f"the relevance of {objective.name} is exactly zero for {n} of {len(found)} inputs")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arguments import number, whole
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 
 SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 SMOOTH = 50.0  # Rother et al.'s weight of a border, in nats
@@ -61,7 +61,7 @@ def segmentation(
         said = (
             f"{len(empty)} of {len(masks)} maps are the same everywhere: they point at nothing; their masks are empty"
         )
-        warnings.warn(said, UnboxedWarning, stacklevel=2)
+        warn(said)
     found = [np.zeros(strength.shape[1:], bool) if m is None else m for m in masks]
     return torch.from_numpy(np.stack(found)).to(maps.device)
 

@@ -6,7 +6,6 @@ down, and independent randomization of one layer at a time.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..engine.untrained import Weights, own, randomized, weighted
-from ..errors import InputError, LayerError, UnboxedWarning
+from ..errors import InputError, LayerError, warn
 from .methods import Method, Target, drawn, fixed, flat
 from .similarity import Similarity, similarity
 
@@ -152,8 +151,4 @@ def _numbers(box: Box, layers: Sequence[Weights]) -> Tensor:
 def _tell(names: Sequence[str], changed: Sequence[float]) -> None:
     same = [name for name, moved in zip(names, changed, strict=True) if moved == 0]
     if same:
-        warnings.warn(
-            f"drawn anew, these layers are what they were, so their steps say nothing: {', '.join(same)}",
-            UnboxedWarning,
-            stacklevel=3,
-        )
+        warn(f"drawn anew, these layers are what they were, so their steps say nothing: {', '.join(same)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError, LayerError, OutputError, UnboxedWarning
+from ..errors import InputError, LayerError, OutputError, warn
 from ..net.batching import BatchSize, in_batches
 from ..net.layers import Layer
 from ..net.taps import Acts
@@ -57,7 +56,7 @@ def cam(
 
 def _tell(what: str, rows: Tensor, then: str) -> None:
     if n := int(rows.sum()):
-        warnings.warn(f"{what} {n} of {len(rows)} inputs{then}", UnboxedWarning, stacklevel=4)
+        warn(f"{what} {n} of {len(rows)} inputs{then}")
 
 
 def _with_rows(box: Box, layer: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ..box import Box
-from ..errors import OutputError, UnboxedWarning
+from ..errors import OutputError, warn
 from ..net import rules
 from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
@@ -177,22 +176,21 @@ def attribute(
     x = box.accept(x)
     objective = box.objective(target, len(x))
     found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
-    tell(objective, found.map, found.before_clamp, depth=5)
+    tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map)  # type: ignore[no-any-return]
 
 
-def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor, *, depth: int = 4) -> None:
-    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,); `depth` 4 is the caller's caller."""
-    peak = gradient.flatten(1).abs().amax(1)  # (N,), NaN where a value is
-    least, most = (v.item() for v in torch.aminmax(peak))
-    if least > 0 and most < math.inf and not before_clamp.any():
+def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
+    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,)."""
+    peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    if all(0 < p < math.inf for p in peak.tolist()) and not before_clamp.any():
         return
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
-    _tell(clamped, before_clamp, ": maps taken before the clamp", depth=depth)
-    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite(), depth=depth)
-    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0, depth=depth)
+    _tell(clamped, before_clamp, ": maps taken before the clamp")
+    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite())
+    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0)
 
 
-def _tell(what: str, rows: Tensor, then: str = "", *, depth: int) -> None:
+def _tell(what: str, rows: Tensor, then: str = "") -> None:
     if n := int(rows.sum()):
-        warnings.warn(f"{what} {n} of {len(rows)} inputs{then}", UnboxedWarning, stacklevel=depth)
+        warn(f"{what} {n} of {len(rows)} inputs{then}")

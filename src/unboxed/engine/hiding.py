@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective, pooled
 from ..objectives.algebra import of as of_layer
@@ -189,13 +188,13 @@ def probability(box: Box, classes: Tensor) -> Objective:
 A_PLAYER = 4  # draws, below which what each adds is mostly noise
 
 
-def few(game: Game, n_samples: int, stacklevel: int) -> None:
+def few(game: Game, n_samples: int) -> None:
     """Warns where the players that hide something are drawn too rarely, and not all of their subsets are run."""
     a = max(game.counts)
     if n_samples < min(A_PLAYER * a, 2**a):
         said = f"n_samples={n_samples} are few for {a} segments that hide something: the values are mostly noise, and"
         more = f"take n_samples of {A_PLAYER * a} or more, or larger segments"
-        warnings.warn(f"{said} their errors are rough; {more}", UnboxedWarning, stacklevel=stacklevel + 1)
+        warn(f"{said} their errors are rough; {more}")
 
 
 def beside(box: Box, of: Tensor) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..errors import InputError, ModelError, UnboxedWarning
+from ..errors import InputError, ModelError, warn
 
 aten = torch.ops.aten
 MOST = 2**31  # a batch size without upper bound
@@ -43,7 +43,7 @@ def exported(path: Path) -> nn.Module:
     image = _only_input(program, path)
     if _in_train_mode(program):
         told = "dropout and batch norm act as in training; export it after net.eval()"
-        warnings.warn(f"{path.name} was exported in train mode: {told}", UnboxedWarning, stacklevel=2)
+        warn(f"{path.name} was exported in train mode: {told}")
     with _quiet_reading():
         net = torch.export.unflatten(program)
     return _fixed(net, image.meta["val"], program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.folders import Folder, fitting
-from ..errors import DataError, UnboxedWarning
+from ..errors import DataError, warn
 from ..inputs import Inputs, Pixels
 from .factories import build
 
@@ -61,7 +60,7 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
         raise DataError(_other_classes(spec, found, known, fit))
     said = f"the subfolders of {spec} are taken for the {len(known)} classes in the order of their names: "
     advice = "if the net has another order, give --classes (classes= in Python)"
-    warnings.warn(f"{said}{_listed(found, numbered=True)}; {advice}", UnboxedWarning, stacklevel=2)
+    warn(f"{said}{_listed(found, numbered=True)}; {advice}")
     return images
 
 

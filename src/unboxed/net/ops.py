@@ -5,7 +5,7 @@ A TorchFunctionMode sees `F.relu`, `torch.relu_`, `Tensor.relu_` and `torch.ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,6 @@ SHAPE_ONLY = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", 
               "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
 """Autograd nodes that move numbers without changing them, by the start of their names."""
 
-RULED = ("ReluBackward",)
 OPAQUE = {
     "torch::jit": "optimized scripted code; call the original module instead",
     "CheckpointFunctionBackward": "a reentrant checkpoint; use torch.utils.checkpoint with use_reentrant=False",
@@ -49,35 +48,82 @@ OPAQUE = {
 """Autograd nodes that may hide a ReLU, by the start of their names, and what to do about them."""
 
 
-GATES = {
-    "ClampMinBackward": ("_saved_min",),
+RELU = ("ReluBackward",)
+RECTIFIERS = (*RELU, "HardtanhBackward", "ThresholdBackward", "LeakyReluBackward", "PreluKernelBackward",
+              "RreluWithNoiseBackward")  # fmt: skip
+"""Autograd nodes of ReLU and its kin, by the start of their names; ReLU6 is a hardtanh of 0 and 6."""
+CLAMPS = ("ClampBackward", "ClampMinBackward")
+MAXIMA = ("MaximumBackward", "FmaxBackward")
+DISGUISES = {
     "ClampMaxBackward": ("_saved_max",),
-    "ClampBackward": ("_saved_min", "_saved_max"),
-    "HardtanhBackward": ("_saved_min_val",),
-    "ThresholdBackward": ("_saved_threshold",),
-    "LeakyReluBackward": ("_saved_negative_slope",),
-    "PreluKernelBackward": ("_saved_weight",),
-    "RreluWithNoiseBackward": ("_saved_lower",),
-    "MaximumBackward": ("_saved_other", "_saved_self"),
+    "ClampBackward": ("_saved_max",),
     "MinimumBackward": ("_saved_other", "_saved_self"),
-    "FmaxBackward": ("_saved_other", "_saved_self"),
     "FminBackward": ("_saved_other", "_saved_self"),
 }
-"""Autograd nodes that are a ReLU in disguise where one of these saved values is zero."""
+"""Autograd nodes that are a ReLU of the negated input where one of these saved values is zero."""
 
 
-def looks_like_relu(node: Any) -> bool:
-    """Whether an autograd node is a ReLU spelled as a clamp: its backward is a gate, but no rule is defined for it."""
-    corners = next((saved for start, saved in GATES.items() if node.name().startswith(start)), ())
-    return any(_zero(node, saved) for saved in corners)
+def rectified_input(node: Any) -> int | None:
+    """Which input of an autograd node is rectified: the node is a ReLU, ReLU6, hardtanh or leaky ReLU, however spelled.
+
+    A clamp is one if its lower bound is 0, a maximum if it is one with a constant 0. A hard sigmoid is none.
+    """
+    name = node.name()
+    if name.startswith(MAXIMA):
+        return next((i for i in (0, 1) if _compares_with_zero(node, i)), None)
+    ruled = name.startswith(RECTIFIERS) or (name.startswith(CLAMPS) and _zero(node, "_saved_min"))
+    return 0 if ruled else None
+
+
+def _compares_with_zero(node: Any, i: int) -> bool:
+    """Whether a maximum compares its input i, repeated along no axis, with a constant 0."""
+    signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * i]
+    if node.next_functions[1 - i][0] is not None or not _zero(node, constant):
+        return False
+    shapes = getattr(node, signal).shape, getattr(node, constant).shape
+    return torch.broadcast_shapes(*shapes) == shapes[0]  # type: ignore[no-untyped-call, no-any-return]
+
+
+def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
+    """Whether a clamp of both sides is a gate written out, as in h * relu6(h + 3) / 6: a shift before, a scale behind.
+
+    `consumers` are the nodes that take what it gives.
+    """
+    if not node.name().startswith(("HardtanhBackward", "ClampBackward")) or not consumers:
+        return False
+    below = node.next_functions[0][0]
+    if below is None or not below.name().startswith("AddBackward"):
+        return False
+    shifted = None in (addend for addend, _ in below.next_functions)
+    return shifted and all(n.name().startswith(("MulBackward", "DivBackward")) for n in consumers)
+
+
+def is_disguised_relu(node: Any) -> bool:
+    """Whether an autograd node is a ReLU spelled as a minimum or an upper bound: a gate that no rule is defined for."""
+    saved = next((names for start, names in DISGUISES.items() if node.name().startswith(start)), ())
+    return rectified_input(node) is None and any(_zero(node, name) for name in saved)
 
 
 def may_gate(node: Any) -> bool:
     """Whether an autograd node multiplies by a mask, or chooses by one: it may be a ReLU, and can't be told."""
-    if node.name().startswith(("WhereBackward", "MaskedFillBackward")):
+    name = node.name()
+    if name.startswith(("WhereBackward", "MaskedFillBackward", "AbsBackward")):
         return True
-    saved = (getattr(node, name, None) for name in ("_saved_self", "_saved_other"))
-    return node.name().startswith("MulBackward") and any(isinstance(v, Tensor) and v.dtype == torch.bool for v in saved)
+    if name.startswith(MAXIMA):
+        return None not in (operand for operand, _ in node.next_functions)
+    if name.startswith("ClampBackward"):
+        return None not in (node._saved_min, node._saved_max) and rectified_input(node) is None
+    return name.startswith("MulBackward") and any(_is_masked(node, i) for i in (0, 1))
+
+
+def _is_masked(node: Any, i: int) -> bool:
+    """Whether a product's factor i, which is no parameter, meets a constant mask: of 0 and 1, whatever its dtype."""
+    below, mask = node.next_functions[i][0], getattr(node, ("_saved_other", "_saved_self")[i], None)
+    if below is None or "AccumulateGrad" in below.name() or not isinstance(mask, Tensor):
+        return False
+    if node.next_functions[1 - i][0] is not None:
+        return False
+    return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all() and mask.min() < mask.max())
 
 
 def _zero(node: Any, attribute: str) -> bool:

@@ -1,14 +1,23 @@
-"""Backward rules: what a ReLU sends back instead of its gradient.
+"""Backward rules: what a ReLU and its kin send back instead of their gradient.
 
 A rule hooks the nodes of the finished autograd graph, so it holds for ReLU modules, `F.relu`, `Tensor.relu_`, in-place
-with the result ignored, scripted and (non-reentrant) checkpointed ReLUs alike. Afterwards nothing may have escaped:
-not ruled are ReLUs spelled as clamp, hardtanh (ReLU6), threshold or maximum, which are refused, and masks
-(`x * (x > 0)`, `torch.where`), which can't be told from other products.
+with the result ignored, scripted and (non-reentrant) checkpointed ReLUs alike; for ReLU6, hardtanh, thresholds, leaky
+and parametric ReLUs; and for a ReLU spelled as a clamp from below at 0 or as a maximum with 0. Afterwards nothing may
+have escaped: a ReLU spelled as a minimum or a clamp from above is refused, and what can't be told from other ops (a
+mask, `torch.where`, a maximum of two activations, a clamp to other bounds) is warned of. Smooth ops (GELU, SiLU, ELU,
+hardswish) and hard sigmoids keep their gradient.
+
+The papers define the rules for ReLU. With R the signal from above and f' the op's own slope at its input, we send
+- guided backprop: f' * max(R, 0). Springenberg et al. 2015, section 3.4: (f > 0) * (R > 0) * R, whose first factor is a
+  ReLU's slope. So ReLU6 passes on within its interval only, and a leaky ReLU's negative side passes on its leak of it.
+- deconvnet: max(R, 0), whatever the input. Zeiler & Fergus 2014, section 2.1, rectify the signal so that each
+  reconstruction is positive; they don't run the net's own op on it. ReLU6's cap at 6 is not applied to the signal: it
+  is no activation, has no scale of its own, and a map would no longer double with the score.
+Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RuleError, UnboxedWarning
-from .ops import OPAQUE, RULED, SHAPE_ONLY, looks_like_relu, may_gate
+from ..errors import RuleError, warn
+from .ops import OPAQUE, RELU, SHAPE_ONLY, is_disguised_relu, is_hard_sigmoid, may_gate, rectified_input
 from .quiet import Switch
 
 Signal = Callable[[Tensor, Tensor], Tensor]
@@ -26,13 +35,13 @@ Signal = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """`signal(below, above)`: a ReLU's own gradient below it and the signal from above -> what it sends down."""
+    """`signal(below, above)`: the op's own gradient below it and the signal from above -> what it sends down."""
 
     name: str
     signal: Signal
 
 
-guided = Rule("guided backprop", lambda below, above: below.clamp(min=0))
+guided = Rule("guided backprop", lambda below, above: below.masked_fill(above < 0, 0))
 deconvnet = Rule("deconvnet", lambda below, above: above.clamp(min=0))
 
 
@@ -41,42 +50,59 @@ def ruled(rule: Rule | None, root: Tensor) -> Iterator[None]:
     """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
     with ExitStack() as stack:
         if rule is not None:
-            for node in _relus(rule, root):
-                stack.callback(node.register_hook(_sends(rule.signal)).remove)
+            for node, i in _rectifiers(rule, root):
+                stack.callback(node.register_hook(_sends(rule.signal, i)).remove)
         yield
 
 
-def _sends(signal: Signal) -> Callable[[Any, Any], Any]:
+def _sends(signal: Signal, i: int = 0) -> Callable[[Any, Any], Any]:
+    """A node's hook: of what it sends down, that to its input i is exchanged."""
+
     def hook(below: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return None if below[0] is None else (signal(below[0], above[0]), *below[1:])
+        return None if below[i] is None else (*below[:i], signal(below[i], above[0]), *below[i + 1 :])
 
     return hook
 
 
-def _relus(rule: Rule, root: Tensor) -> list[Any]:
-    """The ReLUs below `root`, all of them, or an error."""
+def _rectifiers(rule: Rule, root: Tensor) -> list[tuple[Any, int]]:
+    """The nodes below `root` that the rule is for, each with the input that it rectifies: all of them, or an error."""
     nodes = list(graph(root))
     for node in nodes:
         if (advice := _opaque(node)) is not None:
             raise RuleError(f"{rule.name} can't see into {advice}")
-    if clamps := sorted({n.name() for n in nodes if looks_like_relu(n)}):
+    if disguised := sorted({n.name() for n in nodes if is_disguised_relu(n)}):
         raise RuleError(
-            f"{rule.name} has a rule for ReLU only; this net also has {', '.join(clamps)} at 0, a ReLU in another "
-            "spelling that would silently keep its plain gradient. Write it as relu"
+            f"{rule.name} has a rule for ReLU; this net also has {', '.join(disguised)} at 0, a ReLU of the negated "
+            "input that would silently keep its plain gradient. Write it as relu"
         )
-    relus = [n for n in nodes if is_relu(n)]
-    if not relus:
+    found = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]
+    above = _consumers(nodes, [node for node, _ in found])
+    found = [(node, i) for node, i in found if not is_hard_sigmoid(node, above[node])]
+    if not found:
         raise RuleError(
-            f"{rule.name} has a rule for ReLU, and none lies between the input and this target: use gradient"
+            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and none lies between the input and this target: "
+            "use gradient"
         )
-    if masks := sorted({n.name() for n in nodes if may_gate(n)}):
-        warnings.warn(
-            f"{rule.name} has a rule for ReLU only; if {', '.join(masks)} is a ReLU written as a mask, it keeps its "
-            "plain gradient",
-            UnboxedWarning,
-            stacklevel=6,
+    _warn_of_gates(rule, nodes)
+    return found
+
+
+def _consumers(nodes: Sequence[Any], of: Sequence[Any]) -> dict[Any, list[Any]]:
+    """For some nodes of a graph, those that take what they give."""
+    above: dict[Any, list[Any]] = {node: [] for node in of}
+    for node in nodes:
+        for below, _ in node.next_functions:
+            if below in above:
+                above[below].append(node)
+    return above
+
+
+def _warn_of_gates(rule: Rule, nodes: Sequence[Any]) -> None:
+    if gates := sorted({n.name() for n in nodes if may_gate(n)}):
+        warn(
+            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU only; if {', '.join(gates)} is one in another "
+            "spelling, it keeps its plain gradient"
         )
-    return relus
 
 
 def _opaque(node: Any) -> str | None:
@@ -120,7 +146,7 @@ def opened(relus: Sequence[Any]) -> Iterator[None]:
 
 
 def is_relu(node: Any) -> bool:
-    return bool(node.name().startswith(RULED))
+    return bool(node.name().startswith(RELU))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def channels(
         box, channel(layer, targets), len(targets), seen, chosen, steps=steps, every=every, seed=seed,
         batch_size=batch_size, diverse=unlike(layer, targets) * weight if weight > 0 else None,
     )  # fmt: skip
-    tell(dead, 2)
+    tell(dead)
     same = {f.name: getattr(drawn, f.name) for f in fields(drawn)}
     return Channels(**same, layer=layer, targets=targets, dead=dead)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
 from ..engine.palette import Palette, known, statistics
 from ..engine.transforms import wobble
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
@@ -77,7 +76,7 @@ def class_image(
         said = (
             f"the gradient is exactly zero on the way to {stuck} of {len(goal)} images: taken before the clamps there"
         )
-        warnings.warn(said, UnboxedWarning, stacklevel=2)
+        warn(said)
     return ClassImages(
         climb.input,
         goal,

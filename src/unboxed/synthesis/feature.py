@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..errors import InputError, UnboxedWarning
+from ..errors import InputError, warn
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
@@ -52,7 +51,7 @@ def feature(
     n = _rows(objective, n)
     chosen, seen = way(canvas), look(box, data)
     if canvas == "maco" and data is None:
-        warnings.warn("no data for the spectrum: it falls as 1/f, as in natural images", UnboxedWarning, stacklevel=2)
+        warn("no data for the spectrum: it falls as 1/f, as in natural images")
     weight = number("diversity", diversity, above=-1e-9)
     if weight > 0 and n == 1:
         raise InputError("diversity is among several drawings of one objective: say how many, n=4")
@@ -60,15 +59,15 @@ def feature(
     drawn, dead = draw(
         box, objective, n, seen, chosen, steps=steps, every=every, seed=seed, batch_size=batch_size, diverse=diverse
     )
-    tell(dead, 2)
+    tell(dead)
     return drawn
 
 
-def tell(dead: Tensor, above: int) -> None:
-    """Warn of drawings that came to nothing; `above` is how many calls up the reader is."""
+def tell(dead: Tensor) -> None:
+    """Warn of drawings that came to nothing."""
     if k := int(dead.sum()):
         said = f"{k} of {len(dead)} units seem dead: random images and what was drawn leave them at one value"
-        warnings.warn(said, UnboxedWarning, stacklevel=above + 1)
+        warn(said)
 
 
 def _rows(objective: Objective, n: int | None) -> int:

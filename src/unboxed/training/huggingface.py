@@ -6,7 +6,6 @@ model is given, and is gone again; the look follows before the optimizer's step,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingError, UnboxedWarning
+from ..errors import InputError, MissingError, warn
 from .watch import BatchFn, ConfusedLogits, Files
 
 try:
@@ -100,7 +99,7 @@ class Watching(TrainerCallback):
     def _end(self, args: TrainingArguments, model: nn.Module) -> None:
         self._look(args, model)
         if self._hook is not None:
-            warnings.warn(NOT_SEEN, UnboxedWarning, stacklevel=2)
+            warn(NOT_SEEN)
         self._forget()
         self._batch += 1
 

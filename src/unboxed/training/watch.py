@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..box import Box
 from ..engine.gradients import gradients
-from ..errors import InputError, UnboxedWarning, WriteError
+from ..errors import InputError, WriteError, warn
 from ..inputs import Inputs
 from ..net import quiet
 from ..net.outputs import Outputs
@@ -189,7 +188,7 @@ class ConfusedLogits:
         from .picture import image_shape, no_images
 
         if image_shape(tuple(x.shape[1:]), self.inputs) is None:
-            warnings.warn(no_images(x), UnboxedWarning, stacklevel=4)
+            warn(no_images(x))
 
     def _say_where(self, x: Tensor, to: Sink | None) -> None:
         """Once, that nothing will be drawn."""
@@ -197,7 +196,7 @@ class ConfusedLogits:
 
         if to is None and not self._told and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
             self._told = True
-            warnings.warn(NOWHERE, UnboxedWarning, stacklevel=3)
+            warn(NOWHERE)
 
     def _hand_over(self, found: Confused, to: Sink | None) -> None:
         from .picture import image_shape
@@ -207,7 +206,7 @@ class ConfusedLogits:
         try:
             to(self.draw(found), found.step)
         except WriteError as error:  # a full disk is no reason to end somebody's training
-            warnings.warn(f"the sheet of step {found.step} is lost: {error}", UnboxedWarning, stacklevel=3)
+            warn(f"the sheet of step {found.step} is lost: {error}")
 
 
 @dataclass(frozen=True)
