@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import unboxed as ub
 from laws.common import case
-from unboxed.adversarial.calibration import temperature
+from unboxed.adversarial.calibration import _bins, temperature
 from unboxed.errors import DataError, InputError, OutputError
 
 K = 4
@@ -67,6 +67,24 @@ def test_as_defined(bins: int, sharper: float) -> None:
     scaled = twin(z.double() / made.temperature, y, bins)
     assert made.scaled.ece == pytest.approx(scaled["ece"], abs=1e-6)
     assert made.scaled.nll <= made.own.nll
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 10, 15, 49, 100])
+def test_a_value_at_an_edge_is_in_the_bin_below_it(bins: int) -> None:
+    """Bins ((m - 1) / M, m / M], at each edge and one float to either side of it, found one by one."""
+    edges = np.arange(1, bins + 1) / bins
+    sure = np.concatenate([np.nextafter(edges, 0), edges, np.nextafter(edges[:-1], 1)])
+    want = [next(m for m in range(bins) if value <= (m + 1) / bins) for value in sure]
+    assert _bins(torch.from_numpy(sure), bins).tolist() == want
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_equal_logits_lie_at_an_edge(classes: int) -> None:
+    """A confidence of 1 / K, in K bins: the whole of the first bin."""
+    z = torch.zeros(6, classes)
+    box = ub.Box(nn.Identity(), ub.Features(tuple("abcde"[:classes])), outputs="logits")
+    made = ub.adversarial.calibration(box, (z, torch.arange(6) % classes), bins=classes)
+    assert made.own.count.tolist() == [6] + [0] * (classes - 1)
 
 
 def _data(z: Tensor, y: Tensor) -> tuple[ub.Box, tuple[Tensor, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from methods.test_deepfool import digits, linear, peer, to_boundaries
 from unboxed.adversarial import carlini_wagner
 from unboxed.errors import InputError
 
+searching = sys.modules["unboxed.adversarial.carlini_wagner"]  # the package's name is the function's
 QUICK = {"steps": 150, "binary_search_steps": 3}
 
 
@@ -85,6 +88,58 @@ def test_a_c_that_is_too_small_finds_nothing() -> None:
     """So the search above had something to do."""
     box, x, y, _ = linear()
     assert not carlini_wagner(box, x, y, initial_c=1e-6, steps=150, binary_search_steps=1).success.any()
+
+
+def searched(first: float, found: list[bool]) -> list[float]:
+    """The values of c that the paper's search tries (times ten until one does, then halving the interval)."""
+    low, high, tried = 0.0, math.inf, [first]
+    for success in found:
+        if success:
+            high = tried[-1]
+        else:
+            low = tried[-1]
+        tried.append((low + high) / 2 if high < math.inf else 10 * tried[-1])
+    return tried
+
+
+@pytest.mark.parametrize("first", [1e-4, 0.3, 1e2])
+def test_each_row_halves_its_own_interval(first: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose descent succeeds from a c of their own on: each closes in on it, from below or from above."""
+    box, x, y, _ = linear(classes=2)
+    enough = torch.logspace(-2, 1, len(x), dtype=torch.float64)
+    tried: list[Tensor] = []
+
+    def descend(attempt: Any, search: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        tried.append(search.c.double().clone())
+        return search.w, search.c >= enough[search.rows]
+
+    monkeypatch.setattr(searching, "_descend", descend)
+    carlini_wagner(box, x, y, initial_c=first, binary_search_steps=20)
+    for i, least in enumerate(enough.tolist()):
+        row = [float(c[i]) for c in tried]
+        assert row == pytest.approx(searched(first, [c >= least for c in row[:-1]]), rel=1e-12)
+        assert row[-1] == pytest.approx(least, rel=0.02)
+
+
+def test_the_search_goes_by_what_the_descents_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, x, y, _ = linear(classes=2)
+    tried, said = [], []
+    descend = searching._descend
+
+    def noted(attempt: Any, search: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        w, found = descend(attempt, search, *args)
+        tried.append(search.c.clone())
+        said.append(found.clone())
+        return w, found
+
+    monkeypatch.setattr(searching, "_descend", noted)
+    made = carlini_wagner(box, x, y, initial_c=1e-3, steps=60, binary_search_steps=7, keep_going=True)
+    assert made.success.all()
+    for i in range(len(x)):
+        row, found = [float(c[i]) for c in tried], [bool(f[i]) for f in said]
+        assert True in found
+        assert False in found
+        assert row == pytest.approx(searched(1e-3, found[:-1]), rel=1e-6)
 
 
 @pytest.mark.parametrize("what", ["target", "objective"])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import unboxed as ub
 from real_data import MNIST, needs_mnist
 from unboxed import loading
+from unboxed.errors import ModelError
 
 
 class Net(nn.Module):
@@ -156,6 +157,65 @@ def test_checkpoints_that_hold_more_than_weights(tmp_path: Path, wrap: object) -
 def test_a_lightning_checkpoint_may_hold_a_loss_beside_the_model(tmp_path: Path) -> None:
     state = {**prefixed("model."), "criterion.weight": torch.ones(10)}
     assert same(put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt"), net())
+
+
+def other(prefix: str, *names: str) -> dict[str, Tensor]:
+    """Weights that are not the ones wanted, all of them or some, under a prefix."""
+    state = net(5).state_dict()
+    return {prefix + name: h for name, h in state.items() if not names or name in names}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        other("ema."),
+        other("ema.model."),
+        other("teacher.module."),
+        other("net.", "conv.weight", "conv.bias"),
+        other("", "fc.weight"),
+    ],
+    ids=["ema", "ema of a model", "teacher", "part of another", "a stray"],
+)
+def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
+    """Only wrappers' words count, and of them the one under which most of the net is found, wherever it stands."""
+    state = prefixed("model.")
+    assert same(put({"state_dict": {**beside, **state}}, tmp_path / "w.ckpt"), net())
+    assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), net())
+
+
+@pytest.mark.parametrize("prefixes", [("model.", "net."), ("net.", "model."), ("", "model."), ("model.", "model.net.")])
+def test_two_sets_that_fit_alike_are_refused(tmp_path: Path, prefixes: tuple[str, str]) -> None:
+    """Which one is meant can't be known: the net stays as it was."""
+    torch.save({**other(prefixes[0]), **prefixed(prefixes[1])}, tmp_path / "w.pt")
+    fresh = net(1)
+    with pytest.raises(ModelError):
+        loading.weights(fresh, tmp_path / "w.pt")
+    assert same(fresh, net(1))
+
+
+def test_two_names_of_the_same_weights_are_one_set(tmp_path: Path) -> None:
+    """As of a module that keeps its net under two names."""
+    assert same(put({**prefixed("model."), **prefixed("net.")}, tmp_path / "w.pt"), net())
+
+
+def test_a_prefix_that_is_no_wrappers_counts_only_if_all_names_have_it(tmp_path: Path) -> None:
+    torch.save({**prefixed("encoder."), "head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
+    fresh = net(1)
+    with pytest.raises(ModelError, match="unexpected"):
+        loading.weights(fresh, tmp_path / "w.pt")
+    assert same(fresh, net(1))
+
+
+def test_a_net_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
+    """Its names begin with words that wrappers put there: nothing is taken off that it has itself."""
+
+    def doubled(seed: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"model": net(seed), "head": nn.Linear(2, 2)})
+
+    saved, fresh = doubled(0), doubled(1)
+    torch.save(saved.state_dict(), tmp_path / "w.pt")
+    loading.weights(fresh, tmp_path / "w.pt")
+    assert same(fresh, saved)
 
 
 def test_a_wrapped_part_of_the_net(tmp_path: Path) -> None:

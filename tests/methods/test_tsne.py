@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from laws.common import case
 from unboxed.activations import Maps, tsne
+from unboxed.activations.tsne import LayerMap
 from unboxed.engine import embedding, features
 from unboxed.errors import InputError, LayerError
 
@@ -174,6 +175,31 @@ def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) ->
     left[0] = 0
     with pytest.raises(KeyboardInterrupt):
         tsne(c.box, c.x)
+
+
+def map_of(points: Tensor) -> LayerMap:
+    return LayerMap("planned", points, None)  # type: ignore[arg-type]
+
+
+def test_a_point_is_not_its_own_neighbor() -> None:
+    """Pairs of unlike points, far from one another: the nearest is always of the other label."""
+    points = torch.tensor([[10.0 * i + j, 0.0] for i in range(8) for j in range(2)])
+    y = torch.arange(16) % 2
+    assert map_of(points).accuracy(y, k=1) == 0
+    assert map_of(points).accuracy(torch.zeros(16, dtype=torch.long), k=1) == 1
+    assert map_of(points).accuracy(torch.arange(16) // 2, k=1) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 10, 29, 100])
+def test_the_accuracy_of_a_map_is_the_literal_vote(k: int) -> None:
+    draw = torch.Generator().manual_seed(k)
+    points, y = torch.randn(30, 2, generator=draw), torch.randint(0, 3, (30,), generator=draw)
+    right = 0
+    for i in range(30):
+        others = sorted((j for j in range(30) if j != i), key=lambda j: float((points[i] - points[j]).norm()))
+        votes = [sum(int(y[j]) == c for j in others[:k]) for c in range(3)]
+        right += votes.index(max(votes)) == int(y[i])
+    assert map_of(points).accuracy(y, k) == pytest.approx(right / 30)
 
 
 def test_labels_and_names_are_checked(made: Any) -> None:

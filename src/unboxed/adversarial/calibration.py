@@ -109,7 +109,7 @@ def _reliability(z: Tensor, y: Tensor, bins: int, dtype: torch.dtype) -> Reliabi
     p = z.softmax(1)  # (N, K)
     sure, answer = p.max(1)
     right = (answer == y).double()
-    place = ((sure * bins).ceil().long() - 1).clamp(0, bins - 1)
+    place = _bins(sure, bins)
     count = torch.bincount(place, minlength=bins)
     confidence, accuracy = (_sums(place, v, bins) / count.clamp_min(1) for v in (sure, right))
     gap = (accuracy - confidence).abs()
@@ -120,6 +120,11 @@ def _reliability(z: Tensor, y: Tensor, bins: int, dtype: torch.dtype) -> Reliabi
         ece=float((gap * count).sum() / len(y)), mce=float(gap.max()), brier=float(wrong_by.mean()),
         nll=float(F.cross_entropy(z, y)),
     )  # fmt: skip
+
+
+def _bins(sure: Tensor, bins: int) -> Tensor:
+    """The bin (N,) of each confidence: ((m - 1) / B, m / B]; compared, for `sure * bins` may round over an edge."""
+    return torch.bucketize(sure, torch.arange(1, bins, dtype=sure.dtype, device=sure.device) / bins)
 
 
 def _sums(place: Tensor, values: Tensor, bins: int) -> Tensor:

@@ -107,15 +107,24 @@ def _fitted(found: Tensors, wanted: Mapping[str, str]) -> tuple[Tensors, list[st
     """The tensors by the net's names, and the file's names that fit nothing.
 
     A prefix is taken off if it consists of wrappers' words, or if all names have it: what then lies beside it (a
-    loss's weights, a metric's) is not the net's.
+    loss's weights, a metric's) is not the net's. Raises ModelError where two prefixes fit alike, with other values.
     """
     bare = _bare(found)
     hits = Counter(p for name in bare for p in _prefixes(name) if name[len(p) :] in wanted)
     fair = [p for p in hits if set(p.split(".")[:-1]) <= WRAPPERS or all(name.startswith(p) for name in bare)]
     prefix = max(fair, key=lambda p: (hits[p], -len(p)), default="")
-    inside = {name[len(prefix) :]: real for name, real in bare.items() if name.startswith(prefix)}
+    inside = _inside(bare, prefix)
+    for rival in (p for p in fair if hits[p] == hits[prefix] and not p.startswith(prefix)):
+        theirs = _inside(bare, rival)
+        if any(not torch.equal(found[inside[k]], found[theirs[k]]) for k in {*inside} & {*theirs} & {*wanted}):
+            raise ModelError(f"weights under {prefix}* and {rival}* fit alike, and differ; save those you mean alone")
     fitted = {wanted[name]: found[real] for name, real in inside.items() if name in wanted}
     return fitted, [real for name, real in inside.items() if name not in wanted]
+
+
+def _inside(bare: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """{name behind a prefix: the file's name}, of those that have it."""
+    return {name[len(prefix) :]: real for name, real in bare.items() if name.startswith(prefix)}
 
 
 def _prefixes(name: str) -> list[str]:

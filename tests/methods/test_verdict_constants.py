@@ -1,0 +1,259 @@
+"""The verdict's constants, each on both sides, and its figures against their definitions written out."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.attribution import gradient
+from unboxed.checks.deletion import Curve, deletion
+from unboxed.checks.perturbing import random_maps
+from unboxed.checks.similarity import Similarity
+from unboxed.checks.verdict import judged, verdict
+
+judging = sys.modules["unboxed.checks.verdict"]  # the package's `verdict` is the function
+GOOD = {"signed": 0.0, "absolute": 0.0, "ssim": 0.0, "hog": 0.0, "kept": 0.2, "kept_random": 0.5, "flat": 0.0,
+        "constant": 0.0}  # fmt: skip
+
+
+def below(value: float) -> float:
+    return math.nextafter(value, -math.inf)
+
+
+def above(value: float) -> float:
+    return math.nextafter(value, math.inf)
+
+
+# ---- from figures to a grade -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "grade", "reason"),
+    [
+        ({}, "pass", "depends on the net; marks what matters"),
+        ({"flat": 0.5}, "pass", "depends on the net; marks what matters"),
+        ({"flat": above(0.5)}, "fail", "empty"),
+        ({"kept": 0.5}, "fail", "no better than chance"),
+        ({"kept": below(0.5)}, "doubtful", "little better than chance"),
+        ({"kept": 0.45}, "pass", "depends on the net; marks what matters"),
+        ({"kept": above(0.45)}, "doubtful", "little better than chance"),
+        ({"signed": 0.6}, "fail", "same picture for random weights"),
+        ({"signed": below(0.6)}, "doubtful", "much of it stays for random weights"),
+        ({"signed": 0.45}, "doubtful", "much of it stays for random weights"),
+        ({"signed": below(0.45)}, "pass", "depends on the net; marks what matters"),
+        ({"signed": -1.0}, "pass", "depends on the net; marks what matters"),
+        ({"ssim": 0.45}, "doubtful", "its places follow the input"),
+        ({"ssim": below(0.45)}, "pass", "depends on the net; marks what matters"),
+        ({"constant": above(0.3)}, "fail", "draws for a constant model"),
+        ({"constant": 0.3}, "doubtful", "hints for a constant model"),
+        ({"constant": above(0.01)}, "doubtful", "hints for a constant model"),
+        ({"constant": 0.01}, "pass", "depends on the net; marks what matters"),
+        ({"signed": math.nan}, "doubtful", "half unchecked"),
+        ({"kept": math.nan, "kept_random": math.nan}, "doubtful", "depends on the net; removal untold"),
+        ({"ssim": math.nan, "constant": math.nan}, "pass", "depends on the net; marks what matters"),
+    ],
+)
+def test_each_threshold_on_both_sides(changed: dict[str, float], grade: str, reason: str) -> None:
+    assert judged({**GOOD, **changed})[:2] == (grade, reason)
+
+
+WORST_FIRST = [
+    ({"flat": 1.0}, "empty"),
+    ({"kept": 0.6}, "no better than chance"),
+    ({"signed": math.nan}, "half unchecked"),
+    ({"signed": 0.7}, "same picture for random weights"),
+    ({"constant": 0.9}, "draws for a constant model"),
+    ({"kept": 0.46}, "little better than chance"),
+    ({"signed": 0.5}, "much of it stays for random weights"),
+    ({"ssim": 0.9}, "its places follow the input"),
+    ({"constant": 0.02}, "hints for a constant model"),
+]
+
+
+@pytest.mark.parametrize("first", range(len(WORST_FIRST)))
+def test_of_several_reasons_the_gravest_is_given(first: int) -> None:
+    """A later reason in the list never hides an earlier one (where both can hold at once)."""
+    (changed, reason), figures = WORST_FIRST[first], dict(GOOD)
+    for other, _ in WORST_FIRST[first + 1 :]:
+        figures |= other
+    assert judged({**figures, **changed})[1] == reason
+
+
+# ---- what is left when parts are removed -----------------------------------------------------------------------------
+
+
+@dataclass
+class Planned:
+    """Stands in for `deletion`: curves by cover and order, as a test wants them; notes how it was asked."""
+
+    random: dict[Any, float]  # {cover: the area under the curve of each random order}
+    signed: float = 0.3  # area under the curve of the map's order, by its signs
+    magnitude: float = 0.3
+    start: float = 1.0
+    end: float = 0.0
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    orders: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, box: Any, x: Tensor, parts: Tensor, *, signed: bool | None = None, **kwargs: Any) -> Curve:
+        self.asked.append({**kwargs, "signed": signed})
+        self.orders.append(parts)
+        chance = self.random[kwargs["baseline"]]
+        area = chance if signed is None else self.signed if signed else self.magnitude
+        middle = 2 * area - (self.start + self.end) / 2  # trapezoids over 0, 1/2, 1
+        curve = torch.tensor([[self.start, middle, self.end]], dtype=torch.float64).expand(len(x), 3)
+        return Curve(torch.tensor([0, 0.5, 1], dtype=torch.float64), curve)
+
+    @property
+    def covers(self) -> list[Any]:
+        return [asked["baseline"] for asked in self.asked]
+
+
+def kept(planned: Planned, monkeypatch: pytest.MonkeyPatch, **box: Any) -> dict[str, float]:
+    monkeypatch.setattr(judging, "deletion", planned)
+    opened = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), ub.Pixels((1, 8, 8)), **box)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return judging._kept(opened, x, x - 0.5, torch.tensor([0, 1]), 7, "auto")
+
+
+def test_black_is_the_cover_unless_it_leaves_a_quarter_or_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = Planned({"black": 0.25 + 1e-9, "blurred": 0.8})
+    assert kept(enough, monkeypatch)["kept_random"] == pytest.approx(0.25)
+    assert set(enough.covers) == {"black"}
+    little = Planned({"black": 0.25, "blurred": 0.8})
+    assert kept(little, monkeypatch)["kept_random"] == pytest.approx(0.8)
+    assert little.covers == ["black"] * 2 + ["blurred"] * 4  # the map is removed by the cover that was chosen
+
+
+def test_less_than_a_tenth_of_an_answer_is_not_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untold(**planned: Any) -> bool:
+        found = kept(Planned(**planned), monkeypatch)
+        assert math.isnan(found["kept"]) == math.isnan(found["kept_random"])
+        return math.isnan(found["kept"])
+
+    chance = {"black": 0.05, "blurred": 0.5}
+    assert not untold(random=chance, start=0.1)
+    assert untold(random=chance, start=0.1 - 1e-9)
+    assert not untold(random={"black": 0.1, "blurred": 0.1 + 1e-9})
+    assert untold(random={"black": 0.1, "blurred": 0.1 - 1e-9})
+
+
+def test_the_better_of_signed_and_magnitude_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = {"black": 0.5}
+    for signed, magnitude in ((0.2, 0.4), (0.4, 0.2)):
+        planned = Planned(chance, signed=signed, magnitude=magnitude)
+        assert kept(planned, monkeypatch)["kept"] == pytest.approx(0.2)
+        assert [asked["signed"] for asked in planned.asked] == [None, None, True, False]
+
+
+def test_random_orders_are_two_and_a_step_is_a_twentieth(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = Planned({"black": 0.5})
+    kept(planned, monkeypatch)
+    assert {asked["n_steps"] for asked in planned.asked} == {20}
+    first, second = planned.orders[:2]
+    assert not torch.equal(first, second)
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).eval(), ub.Pixels((1, 3, 3)))
+    few = Planned({"black": 0.5})
+    monkeypatch.setattr(judging, "deletion", few)
+    judging._kept(box, torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), torch.tensor([0]), 0, "auto")
+    assert {asked["n_steps"] for asked in few.asked} == {9}  # at most a pixel each
+
+
+def test_figures_are_shares_of_what_can_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probability counts from zero; a regression's answer from where it ends when all is removed."""
+    planned = Planned({"black": 0.6}, signed=0.5, magnitude=0.5, start=0.8, end=0.4)
+    assert kept(planned, monkeypatch) == pytest.approx({"kept": 0.5 / 0.8, "kept_random": 0.6 / 0.8})
+    assert kept(planned, monkeypatch, outputs="regression") == pytest.approx({"kept": 0.25, "kept_random": 0.5})
+
+
+def weights_of_a_linear_net() -> tuple[ub.Box, Tensor, Tensor]:
+    """A net that adds up its pixels by weights of both signs; the true shares of the score, at each pixel."""
+    draw = torch.Generator().manual_seed(0)
+    w, x = torch.randn(1, 1, 8, 8, generator=draw), torch.rand(2, 1, 8, 8, generator=draw)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.stack([0.3 * w.flatten(), torch.zeros(64)]))
+    return ub.Box(net, ub.Pixels((1, 8, 8)), outputs="logits"), x, w * x
+
+
+@pytest.mark.parametrize("read", [lambda share: share, lambda share: -share.clamp_min(0)], ids=["signs", "strengths"])
+def test_a_map_is_read_by_sign_or_by_magnitude_whichever_tells_more(read: Any) -> None:
+    """Shares with their signs are right by sign alone; minus the helpful pixels' strength by magnitude alone."""
+    box, x, share = weights_of_a_linear_net()
+    map_, target = read(share), torch.tensor([0, 0])
+    found = judging._kept(box, x, map_, target, 3, "auto")
+
+    def area(order: Tensor, signed: bool = True) -> float:
+        return float(deletion(box, x, order, target, n_steps=20, baseline="black", seed=3, signed=signed).auc.mean())
+
+    first = float(box(x).softmax(1)[:, 0].mean())
+    by_sign, by_size = area(map_), area(map_, signed=False)
+    chance = sum(area(random_maps(box, x, seed=3 + i)) for i in range(2)) / 2
+    assert min(by_sign, by_size) < 0.95 * max(by_sign, by_size)
+    assert found["kept"] == pytest.approx(min(by_sign, by_size) / first, rel=1e-5)
+    assert found["kept_random"] == pytest.approx(chance / first, rel=1e-5)
+
+
+@pytest.mark.parametrize(("shorter", "side"), [(8, 1), (20, 1), (22, 2), (28, 2), (34, 2), (36, 3), (224, 16)])
+def test_parts_are_squares_of_a_fourteenth(shorter: int, side: int) -> None:
+    h = torch.randn(2, 3, shorter, shorter + 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = judging._parts(h)
+    grid = shorter // side, (shorter + 8) // side
+    values = F.adaptive_avg_pool2d(h.sum(1, keepdim=True), grid)
+    assert parts.shape == (2, 1, shorter, shorter + 8)
+    for part, value in zip(parts, values, strict=True):
+        assert set(part.flatten().tolist()) == set(value.flatten().tolist())
+    assert len(parts[0].unique()) == grid[0] * grid[1]
+
+
+def test_rows_of_a_table_are_removed_one_by_one() -> None:
+    h = torch.randn(2, 5)
+    assert judging._parts(h) is h
+
+
+# ---- new weights -----------------------------------------------------------------------------------------------------
+
+
+def deep(layers: int) -> ub.Box:
+    torch.manual_seed(0)
+    steps = [nn.Flatten(), *(nn.Linear(4, 4) for _ in range(layers))]
+    return ub.Box(nn.Sequential(*steps).eval(), ub.Pixels((1, 2, 2)), outputs="logits")
+
+
+@pytest.mark.parametrize(("n", "copies"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_four_pairs_of_image_and_draw_at_least(n: int, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    drawn = judging._without_the_top
+    monkeypatch.setattr(judging, "_without_the_top", lambda box, k, seed: asked.append(k) or drawn(box, k, seed))
+    verdict(deep(2), torch.rand(n, 1, 2, 2), gradient)
+    assert asked == [copies]
+
+
+@pytest.mark.parametrize(("layers", "replaced"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+def test_the_upper_half_of_the_layers_has_new_weights(layers: int, replaced: int) -> None:
+    box = deep(layers)
+    old = [m.weight for m in box.net if isinstance(m, nn.Linear)]
+    found = judging._without_the_top(box, 2, 0)
+    assert len(found) == 2
+    for other in found:
+        new = [m.weight for m in other.net if isinstance(m, nn.Linear)]
+        same = [torch.equal(a, b) for a, b in zip(old, new, strict=True)]
+        assert same == [True] * (layers - replaced) + [False] * replaced
+    assert not torch.equal(found[0].net[layers].weight, found[1].net[layers].weight)  # a draw each
+
+
+def test_figures_are_means_over_images_and_draws() -> None:
+    nan = math.nan
+    pairs = [
+        Similarity(*(torch.tensor(v) for v in ([0.2, nan], [0.1, 0.3], [nan, nan], [0.0, 1.0]))),
+        Similarity(*(torch.tensor(v) for v in ([0.4, 0.9], [0.5, 0.7], [0.6, nan], [1.0, 1.0]))),
+    ]
+    assert judging._alike(pairs) == pytest.approx({"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75})
+    assert all(math.isnan(v) for v in judging._alike([]).values())
