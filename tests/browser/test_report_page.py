@@ -97,10 +97,49 @@ def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
     assert seen.faults == []
 
 
-def test_every_entry_of_the_bar_is_in_sight(seen: Seen) -> None:
-    width = seen.page.viewport_size["width"]  # type: ignore[index]
-    boxes = [seen.page.locator(f'nav a[href="#{section.slug}"]').bounding_box() for section in SECTIONS]
-    assert [b for b in boxes if b is None or b["x"] < 0 or b["x"] + b["width"] > width] == []
+@pytest.fixture(params=[390, 768, 1024, 1280, 1920])
+def wide(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": request.param, "height": 844})
+    page.goto(page_file.as_uri())
+    yield page
+    page.close()
+
+
+def test_every_link_of_the_navigation_lies_inside_its_bar(wide: Page) -> None:
+    bar, width = wide.locator(".bar").bounding_box(), wide.viewport_size["width"]  # type: ignore[index]
+    assert bar is not None
+    assert bar["x"] == bar["y"] == 0
+    assert bar["width"] <= width
+    links = [wide.locator(f'.bar nav a[href="#{section.slug}"]').bounding_box() for section in SECTIONS]
+    assert [b for b in links if b is None or not _inside(b, bar)] == []
+
+
+def _inside(box: Any, bar: Any) -> bool:
+    across = bar["x"] <= box["x"] and box["x"] + box["width"] <= bar["x"] + bar["width"]
+    return bool(across and bar["y"] <= box["y"] and box["y"] + box["height"] <= bar["y"] + bar["height"])
+
+
+def test_every_link_of_the_navigation_jumps_to_a_heading_that_the_bar_does_not_hide(wide: Page) -> None:
+    for section in SECTIONS:
+        wide.locator(f'.bar nav a[href="#{section.slug}"]').click()
+        wide.wait_for_function("(slug) => location.hash === '#' + slug", arg=section.slug)
+        seen = wide.evaluate(
+            """(slug) => {
+                const heading = document.querySelector(`#${slug} h2`), box = heading.getBoundingClientRect();
+                const top = document.elementFromPoint(box.left + 4, box.top + 2);
+                return [heading === top, document.querySelector('.bar').getBoundingClientRect().bottom <= box.top];
+            }""",
+            section.slug,
+        )
+        assert seen == [True, True], section.slug
+
+
+def test_the_link_of_the_section_in_sight_is_marked(wide: Page) -> None:
+    middle = SECTIONS[len(SECTIONS) // 2]
+    wide.locator(f'.bar nav a[href="#{middle.slug}"]').click()
+    current = f'.bar nav a[href="#{middle.slug}"][aria-current]'
+    wide.wait_for_selector(current)
+    assert wide.locator(".bar nav a[aria-current]").count() == 1
 
 
 def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:

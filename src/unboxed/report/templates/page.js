@@ -46,15 +46,22 @@
     });
   }
 
-  const links = new Map([...document.querySelectorAll(".bar nav a")].map((a) => [a.hash.slice(1), a]));
-  const seen = new IntersectionObserver((entries) => {
+  const bar = document.querySelector(".bar");
+  const links = new Map([...bar.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
+  const parts = document.querySelectorAll(".part");
+  let seen;
+  function mark(entries) {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       for (const a of links.values()) a.removeAttribute("aria-current");
-      const link = links.get(entry.target.id);
-      link.setAttribute("aria-current", "true");
-      link.parentElement.scrollLeft = link.offsetLeft - link.parentElement.offsetLeft - 24;
+      links.get(entry.target.id).setAttribute("aria-current", "true");
     }
-  }, { rootMargin: "-60px 0px -70% 0px" });
-  for (const part of document.querySelectorAll(".part")) seen.observe(part);
+  }
+  new ResizeObserver(() => {  // as many links as wrap, so high is the bar: sections stop, and count as seen, below it
+    const height = Math.ceil(bar.getBoundingClientRect().height);
+    root.style.setProperty("--bar", height + "px");
+    if (seen) seen.disconnect();
+    seen = new IntersectionObserver(mark, { rootMargin: `-${height + 8}px 0px -70% 0px` });
+    for (const part of parts) seen.observe(part);
+  }).observe(bar);
 })();
