@@ -21,7 +21,7 @@ from .net.layers import Layers
 from .net.locks import alone, locks_of
 from .net.outputs import Outputs, Reader
 from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
-from .objectives import ENDS, Objective, as_classes, check_classes, logit
+from .objectives import ENDS, Held, Objective, as_classes, check_classes, logit
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -296,8 +296,12 @@ class Box:
         """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
         if target is None or isinstance(target, Objective):
             return target or logit()
-        classes = self.labels(target, n)
-        return logit(classes) if as_classes(target).ndim else logit(int(classes[0]))
+        classes = Held(as_classes(target))
+        check_classes(classes, n, self.n_outputs)
+        if not classes.value.ndim:
+            return logit(int(classes.value))
+        with torch.inference_mode(False):
+            return logit(classes.moved(self.device, torch.long))
 
     def has_rows(self, address: str) -> bool:
         """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""

@@ -45,17 +45,19 @@ def cam(
     chosen = None if layer is None else Chosen((_with_rows(box, layer),))
 
     def part(rows: slice) -> tuple[Tensor, Tensor]:
+        if rows.stop - rows.start == len(x):
+            return _looked(box, objective, x, chosen, weigh)
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
 
     parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
-    maps, clamped = (torch.cat(h) for h in zip(*parts, strict=True))
+    maps, clamped = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
     _tell(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     _tell(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
     return upsampled(maps, size) if upsample else maps
 
 
 def _tell(what: str, rows: Tensor, then: str) -> None:
-    if n := int(rows.sum()):
+    if n := sum(rows.tolist()):
         warn(f"{what} {n} of {len(rows)} inputs{then}")
 
 

@@ -150,7 +150,8 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
 
 def _grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], keep: bool) -> list[Tensor]:
     try:
-        found = torch.autograd.grad(score.sum(), leaves, retain_graph=keep, allow_unused=True)
+        each = torch.ones_like(score)
+        found = torch.autograd.grad(score, leaves, each, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise OutputError(REENTRANT) from error
@@ -183,7 +184,7 @@ def attribute(
 def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,)."""
     peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
-    if all(0 < p < math.inf for p in peak.tolist()) and not before_clamp.any():
+    if all(0 < p < math.inf for p in peak.tolist()) and not any(before_clamp.tolist()):
         return
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     _tell(clamped, before_clamp, ": maps taken before the clamp")

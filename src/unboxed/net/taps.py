@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapp
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read an address. Raises LayerError where it is none."""
+        return _parsed(text) if isinstance(text, str) else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> Address:
         body, mark, call = text.partition("#") if isinstance(text, str) else (None, "", "")
         if body is None or (mark and not call.isdecimal()) or body.endswith(":"):
             raise LayerError(f"a layer address is 'path', 'path#2', 'path:relu#0' or 'path:input'; got {text!r}")
@@ -57,6 +61,11 @@ class Address:
     def __str__(self) -> str:
         op = f":{self.op}" if self.op else ""
         return f"{self.path}{op}" if self.call is None else f"{self.path}{op}#{self.call}"
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Address:
+    return Address._parse(text)
 
 
 def named_modules(net: nn.Module) -> dict[str, nn.Module]:

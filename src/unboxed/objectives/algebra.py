@@ -235,10 +235,17 @@ class Held:
                 self._copies[there] = held(self.value, like).to(there[1])
         return self._copies[there]
 
+    def moved(self, device: torch.device, dtype: torch.dtype) -> Held:
+        """A copy on a device; what was seen of its values stays known."""
+        copy = Held(self.value.to(device, dtype, copy=True))
+        copy._span = self._span
+        return copy
+
     def span(self) -> tuple[int, int] | None:
         """The least and the most of whole numbers, looked at once; None on an accelerator, which is not waited for."""
         if self._span is None and self.value.device.type == "cpu" and self.value.numel():
-            self._span = int(self.value.min()), int(self.value.max())
+            values = self.value.flatten().tolist()
+            self._span = min(values), max(values)
         return self._span
 
 

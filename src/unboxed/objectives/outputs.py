@@ -68,7 +68,7 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
     return values
 
 
-def check_classes(k: int | Tensor | None, n: int, classes: int) -> None:
+def check_classes(k: int | Tensor | Held | None, n: int, classes: int) -> None:
     """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
     if k is not None:
         _check(_labels(k), n, classes)
