@@ -61,7 +61,7 @@ class Box:
         self._asked |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = laid_out(inputs, channels_last)
         self._reader = Reader(output, outputs)
-        self._opening = False
+        self._opening = self._fresh = False
         self._open()
 
     def around(self, net: nn.Module) -> Box:
@@ -117,6 +117,7 @@ class Box:
         """
         if not self._opening and self._opened != identity(self._eager, self.mode):
             self._open()
+        self._fresh = True
 
     def _try_out(self, tensors: list[Tensor]) -> None:
         """A first forward, on noise: which layers run, what the output means, what is written, whether rows couple."""
@@ -184,24 +185,32 @@ class Box:
         One thread at a time is inside a model. A model that draws runs on RNGs started at `seed`; the process's own go
         on as if it had not run. A model that draws nothing touches none.
         """
-        with ExitStack() as stack:
-            stack.enter_context(alone(self.net, self._eager, self._locks))
-            self.refresh()
+        with alone(self.net, self._eager, self._locks):
+            if not self._fresh:  # else the inputs were accepted just now
+                self.refresh()
+            self._fresh = False
             if grad and self._graphless:
                 raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
-            stack.enter_context(quiet.flags(self._unique, self.mode))
-            stack.enter_context(writes.buffers_in_place(self._eager))
-            if self._watched:
-                stack.enter_context(writes.unwritten(self._watched, self._late))
-            if self._written:
-                stack.enter_context(writes.restored(self._written))
-            if self._draws:
-                stack.enter_context(quiet.seeded(seed, self.device))
-            quiet.own_settings(stack, self.device, self._fused)
-            if rule is not None:
-                stack.enter_context(rules.unoptimized_scripts(self._unique))
-            stack.enter_context(quiet.gradients_on(grad))
-            yield
+            with (
+                quiet.flags(self._unique, self.mode),
+                writes.buffers_in_place(self._eager),
+                ExitStack() as stack,
+                quiet.gradients_on(grad),
+            ):
+                self._isolate(stack, seed)
+                if rule is not None:
+                    stack.enter_context(rules.unoptimized_scripts(self._unique))
+                yield
+
+    def _isolate(self, stack: ExitStack, seed: int) -> None:
+        """What only some models need: they write, draw, or have parts that bypass hooks."""
+        if self._watched:
+            stack.enter_context(writes.unwritten(self._watched, self._late))
+        if self._written:
+            stack.enter_context(writes.restored(self._written))
+        if self._draws:
+            stack.enter_context(quiet.seeded(seed, self.device))
+        quiet.own_settings(stack, self.device, self._fused)
 
     def _late(self, buffer: Tensor) -> None:
         """A buffer was written that was left alone when the box was opened: it is put back from the next call on."""

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -63,40 +62,56 @@ def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
 
 
 class _Inside:
-    """The threads that are inside a model or wait for one, and how deep."""
+    """The threads that are inside a model or wait for one, and how deep.
+
+    A thread enters its name first and looks then whether another forks, and who forks says so first and looks then who
+    is inside: one of the two always sees the other, and without a fork nobody waits.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.Lock())
-        self.threads: Counter[int] = Counter()
+        self.threads: dict[int, int] = {}
+        self.forking = False
 
     def enter(self) -> None:
-        with self.changed:
-            self.threads[threading.get_ident()] += 1
+        me = threading.get_ident()
+        depth = self.threads[me] = self.threads.get(me, 0) + 1
+        while self.forking and depth == 1:
+            del self.threads[me]
+            with self.changed:
+                self.changed.notify_all()
+                while self.forking:
+                    self.changed.wait()
+            self.threads[me] = 1
 
     def leave(self) -> None:
         me = threading.get_ident()
-        with self.changed:
+        if self.threads[me] > 1:
             self.threads[me] -= 1
-            if not self.threads[me]:
-                del self.threads[me]
+            return
+        del self.threads[me]
+        if self.forking:
+            with self.changed:
                 self.changed.notify_all()
 
     def before_fork(self) -> None:
         """Wait until no other thread is inside; a thread that forks from within a model waits for nobody."""
         _REGISTRY.acquire()
         self.changed.acquire()
-        me = threading.get_ident()
-        while me not in self.threads and self.threads:
+        self.forking = True
+        while self.threads and threading.get_ident() not in self.threads:
             self.changed.wait()
 
     def after_fork(self) -> None:
+        self.forking = False
+        self.changed.notify_all()
         self.changed.release()
         _REGISTRY.release()
 
     def in_child(self) -> None:
         """Threads stay with the parent, and so do the locks that they held."""
         me = threading.get_ident()
-        self.threads = Counter({me: self.threads[me]} if me in self.threads else {})
+        self.threads = {me: self.threads[me]} if me in self.threads else {}
         for lock in {GENERATORS, *_LOCKS.values()}:
             if not lock.lock._is_owned():  # type: ignore[attr-defined]
                 lock.lock, lock.depth, lock.waiting = threading.RLock(), 0, set()
@@ -112,14 +127,14 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def held(locks: Sequence[ModelLock]) -> Iterator[bool]:
-    """Be the only thread that has these locks; gives whether it had none of them before."""
+    """Be the only thread that has these locks; gives whether it did not have them before."""
     _INSIDE.enter()
     taken: list[ModelLock] = []
     try:
         for lock in locks:
             lock.acquire()
             taken.append(lock)
-        yield all(lock.depth == 1 for lock in locks)
+        yield locks[0].depth == 1
     finally:
         for lock in reversed(taken):
             lock.release()

@@ -177,7 +177,17 @@ def _unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-UNFUSED, EAGER = Switch(_unfused), Switch(lambda: torch.compiler.set_stance("force_eager"))
+class _Eager:
+    """As `with torch.compiler.set_stance(...)`, which sets the stance when it is made and once more on entering."""
+
+    def __enter__(self) -> None:
+        self.stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *error: object) -> None:
+        self.stance.__exit__(None, None, None)
+
+
+UNFUSED, EAGER = Switch(_unfused), Switch(_Eager)
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
@@ -191,14 +201,28 @@ def own_settings(stack: ExitStack, device: torch.device, fused: bool = True) -> 
         stack.enter_context(UNFUSED)
 
 
-@contextmanager
-def gradients_on(grad: bool) -> Iterator[None]:
+def gradients_on(grad: bool) -> AbstractContextManager[None]:
     """Work although the caller may be in no_grad or inference_mode."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            yield
-        return
-    with torch.set_grad_enabled(grad):
+    return _out_of_inference(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
+
+
+class _GradMode:
+    """As torch.set_grad_enabled, which acts as soon as it is made."""
+
+    def __init__(self, grad: bool) -> None:
+        self.grad = grad
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(self.grad)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self.before)
+
+
+@contextmanager
+def _out_of_inference(grad: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
         yield
 
 

@@ -34,7 +34,11 @@ def _class(
         values = pooled(of_logits(z))
         if own is None:
             return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
-        return values.gather(1, _right(own, values)[:, None])[:, 0]
+        _check(own, len(values), values.shape[1])
+        least, most = own.span() or (0, 1)
+        if least == most:  # one class for all rows: a view, and a cheap backward
+            return values[:, least]
+        return values.gather(1, own.beside(values).expand(len(values))[:, None])[:, 0]
 
     if own is not None and own.value.ndim:
         many = f"{name} of each example's class"

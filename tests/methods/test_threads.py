@@ -1,0 +1,222 @@
+"""Boxes in threads and in forked processes: one thread at a time is inside a model, and no trace is left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.errors import ModelBusyError
+from unboxed.net import locks
+
+PIXELS = ub.Pixels((1, 8, 8))
+
+
+class Watched(nn.Module):
+    """Notes, from inside its forward, which mode each thread finds it in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.end = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)
+        self.modes: dict[int, set[bool]] = {}
+        self.inside: set[int] = set()
+        self.together = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        me = threading.get_ident()
+        self.inside.add(me)
+        self.together += len(self.inside) > 1
+        for _ in range(3):
+            self.modes.setdefault(me, set()).update({self.norm.training, self.training})
+        out: Tensor = self.end(self.norm(self.fc(x.flatten(1))).relu())
+        self.inside.discard(me)
+        return out
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.rand(()) + float(np.random.rand())
+        out: Tensor = self.fc(x.flatten(1) * noise)
+        return out
+
+
+def images(n: int = 8) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def at_once(*works: Callable[[], object]) -> None:
+    """Run in threads at once; the first error is raised here."""
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+    if errors:
+        raise errors[0]
+
+
+def times(n: int, work: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(n):
+            work()
+
+    return run
+
+
+def test_generators_are_as_before_whatever_draws() -> None:
+    boxes, x = [ub.Box(Noisy().eval(), PIXELS) for _ in range(4)], images()
+    want = [box(x) for box in boxes]
+    torch.manual_seed(3)
+    np.random.seed(5)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    wrong: list[int] = []
+
+    def ask(i: int) -> None:
+        wrong.extend([i] * (not torch.equal(boxes[i](x), want[i])))
+
+    at_once(*(times(60, lambda i=i: ask(i)) for i in range(4)))
+    assert wrong == []
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+
+
+def test_other_threads_keep_their_random_stream() -> None:
+    box, x = ub.Box(Watched().eval(), PIXELS), images()
+    torch.manual_seed(11)
+    want = torch.rand(400)
+    torch.manual_seed(11)
+    got: list[float] = []
+    at_once(times(60, lambda: ub.attribution.gradient(box, x, 1)), times(400, lambda: got.append(float(torch.rand(())))))
+    assert torch.equal(torch.tensor(got), want)
+
+
+def test_two_boxes_of_one_model() -> None:
+    model, x = Watched().train(), images()
+    a, b = ub.Box(model, PIXELS), ub.Box(model, PIXELS)
+    part = ub.Box(nn.Sequential(nn.Flatten(), model.fc, model.norm), PIXELS)  # shares modules
+    want, statistics = a(x), model.norm.running_mean.clone()
+    model.together = 0
+    wrong: list[bool] = []
+
+    def ask(box: ub.Box) -> None:
+        wrong.extend([True] * (not torch.equal(box(x), want)))
+
+    at_once(times(80, lambda: ask(a)), times(80, lambda: ask(b)), times(80, lambda: part(x)))
+    assert wrong == []
+    assert model.together == 0
+    assert all(m.training for m in model.modules())
+    assert torch.equal(model.norm.running_mean, statistics)
+
+
+def test_a_training_thread_never_meets_its_model_in_eval() -> None:
+    model, x = Watched().train(), images()
+    box = ub.Box(model, PIXELS)
+    model.modes.clear()
+    model.together = 0
+    boxed, trained = set[int](), set[int]()
+
+    def look() -> None:
+        boxed.add(threading.get_ident())
+        ub.attribution.gradient(box, x, 1)
+
+    def train() -> None:
+        trained.add(threading.get_ident())
+        model(x).sum().backward()
+
+    at_once(times(80, look), times(80, train))
+    assert {mode for t in trained for mode in model.modes[t]} == {True}
+    assert {mode for t in boxed for mode in model.modes[t]} == {False}
+    assert model.together == 0
+    assert not model._forward_pre_hooks
+
+
+def test_a_forward_without_end_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    started, done = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        wait = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.wait and threading.current_thread() is not threading.main_thread():
+                started.set()
+                done.wait(30)
+            out: Tensor = self.fc(x.flatten(1))
+            return out
+
+    model, x = Slow().train(), images()
+    box = ub.Box(model, PIXELS)
+    model.wait = True
+    thread = threading.Thread(target=lambda: model(x))
+    thread.start()
+    started.wait(30)
+    try:
+        with pytest.raises(ModelBusyError, match="deepcopy"):
+            box(x)
+    finally:
+        done.set()
+        thread.join()
+    assert model.training
+    assert box(x).shape == (8, 4)
+
+
+FORK = """
+import os, sys, threading, torch, unboxed as ub
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-5)
+box = ub.Box(
+    torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4)),
+    ub.Pixels((1, 8, 8)))
+x = torch.rand(4, 1, 8, 8)
+stop = threading.Event()
+def look():
+    while not stop.is_set():
+        ub.attribution.gradient(box, x, 1)
+threads = [threading.Thread(target=look) for _ in range(2)]
+for t in threads: t.start()
+codes = []
+for _ in range(15):
+    pid = os.fork()
+    if pid == 0:
+        clean = all(m.training for m in box.net.modules()) and not any(m._forward_hooks for m in box.net.modules())
+        os._exit(0 if clean and box(x).shape == (4, 4) else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+stop.set()
+for t in threads: t.join()
+print(codes)
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
+def test_a_fork_while_a_thread_is_inside() -> None:
+    """A child finds the model as it was before the thread went in, and no lock that nobody frees."""
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == str([0] * 15), ran.stderr[-2000:]
