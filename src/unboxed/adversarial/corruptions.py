@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.examples import AT_ONCE, labeled
@@ -87,7 +87,7 @@ def corruptions(
         raise OutputError("corruptions are judged by one class an example; the box's outputs are multilabel")
     kinds, severities = _listed("kinds", kinds, CORRUPTIONS), _listed("severities", severities, SEVERITIES)
     x, y = labeled(box, data, None if most is None else whole("most", most, least=1))
-    counted = _Counted(box, x, y, kinds, severities, whole("seed", seed))
+    counted = _Counted(box, x, y, kinds, severities, check_seed(seed))
     interrupted = counted.run(batch_size)
     return counted.table(interrupted)
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, TINY, Ball, Linf, ball_of, length, per_row
@@ -63,7 +63,7 @@ def square(
     """
     images_only(box, "the square attack")
     ball = in_range(box, _ball(eps, norm, ball))
-    whole("queries", queries, least=1), whole("seed", seed, least=-(2**62)), number("p", p, above=0, below=1 + 1e-9)
+    queries, seed, p = whole("queries", queries, least=1), check_seed(seed), number("p", p, above=0, most=1)
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = attempt.begin()
     with attempt:

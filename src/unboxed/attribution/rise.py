@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
@@ -62,7 +62,7 @@ def rise(
     """
     inputs = images_only(box, "RISE")
     n, cells = whole("n_samples", n_samples, least=1), whole("cells", cells, least=1)
-    keep, _ = number("keep", keep, 0, 1), whole("seed", seed)
+    keep, seed = number("keep", keep, 0, 1), check_seed(seed)
     if normalize not in ("expectation", "coverage", "difference"):
         raise InputError(f'normalize is "expectation", "coverage" or "difference"; got {normalize!r}')
     size = inputs.shape[-2], inputs.shape[-1]

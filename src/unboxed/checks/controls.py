@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine import draws
 from ..engine.baselines import baseline
@@ -52,7 +52,7 @@ def random_input(box: Box, x: Any, method: Method, target: Target = None, *, see
     All channels of a pixel move together; each image has an order of its own. Noise is uniform for images, and normal
     within bounds for features. Raises InputError.
     """
-    seed, x = whole("seed", seed), box.accept(x)
+    seed, x = check_seed(seed), box.accept(x)
     score = fixed(box, x, target)
     noise = baseline(box, x, "random", seed=seed)
     own, of_noise = drawn(box, method, x, score, aloud=True), drawn(box, method, noise, score)

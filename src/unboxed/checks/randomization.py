@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.untrained import Weights, own, randomized, weighted
 from ..errors import InputError, LayerError, UnboxedWarning
@@ -66,7 +66,7 @@ def randomization(
     """
     if mode not in ("cascading", "independent"):
         raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
-    seed, x = whole("seed", seed), box.accept(x)
+    seed, x = check_seed(seed), box.accept(x)
     steps = _steps(box, layers)
     score = fixed(box, x, target)
     original = drawn(box, method, x, score, aloud=True)

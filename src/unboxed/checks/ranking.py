@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError
@@ -116,6 +117,6 @@ def ranked(
     By grade; within one, by how little of the score is left when what the method marks is removed. `judge` may be
     `Remembered(...).verdict`.
     """
-    methods = candidates(box) if methods is None else methods
+    methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
     found = {name: judge(box, x, method, target, seed=seed) for name, method in methods.items()}
     return dict(sorted(found.items(), key=lambda item: item[1].rank))

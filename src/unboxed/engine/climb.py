@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..errors import InputError
 from ..objectives import Objective
 from .balls import Constraint
@@ -69,7 +69,7 @@ class Ascent:
     def __post_init__(self) -> None:
         whole("steps", self.steps)
         whole("draws", self.draws, least=1)
-        whole("seed", self.seed, least=-(2**62))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.every is not None:
             whole("every", self.every, least=1)
         if self.prior is not None and not self.prior.layers <= {"input"}:

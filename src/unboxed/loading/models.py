@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from .. import zoo
+from ..arguments import check_seed
 from ..errors import ModelError
 from ..inputs import Features, Inputs, Pixels
 from .exported import exported
@@ -22,7 +23,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     A factory is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
     `trained=False` takes a zoo net without its weights; a factory's random numbers start at `seed`. Raises ModelError.
     """
-    spec = str(spec)
+    spec, seed = str(spec), check_seed(seed)
     if spec.startswith("zoo:"):
         return zoo.load(spec.removeprefix("zoo:"), weights="trained" if trained else None)
     if spec.endswith(".pt2"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend, finished
@@ -68,7 +68,7 @@ def class_image(
     box.one_class_each("a class image")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         goal = _goal(box, target)
         climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)

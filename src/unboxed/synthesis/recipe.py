@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import Constraint
@@ -141,7 +141,7 @@ def draw(
     steps: int, every: int | None, seed: int, batch_size: BatchSize, diverse: Objective | None = None,
 ) -> tuple[Drawn, Tensor]:  # fmt: skip
     """The drawings, and whose unit (N,) is dead: it gives the same for random images and for what was drawn."""
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.checked(objective, n)
         found, stopped = finished(lambda: spread(box, objective, n, look, batch_size))
