@@ -64,6 +64,7 @@ class Corruptions:
     source="Hendrycks & Dietterich 2019, arXiv:1903.12261; rotation is ours",
     tells="How many answers stay right under noise, blur, bad light, JPEG files and turned images, mild to severe.",
     not_tells="How the net stands a worst case: these images are drawn, and nobody looked for one that fools it.",
+    needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
 )
 def corruptions(

@@ -52,7 +52,7 @@ class Occlusion:
     example=lambda method, box, x, y: method(box, x, y, window=3, stride=2),
     exempt={"one look": "it runs the net once for each position of the window"},
     laws=("contribution", "dummy", "symmetry"),
-    needs=("images",),
+    needs=("pixels",),
 )
 def occlusion(
     box: Box,

@@ -31,7 +31,7 @@ Normalize = Literal["expectation", "coverage", "difference"]
     source="Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2",
     tells="Which regions the score stays high with when all else is dimmed at random.",
     not_tells="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly their noise.",
-    needs=("images",),
+    needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, n_samples=24, cells=3),
     exempt={
         "one look": "it runs the net once for each mask",

@@ -10,6 +10,7 @@ from .. import zoo
 from ..arguments import check_seed
 from ..errors import ModelError
 from ..inputs import Features, Inputs, Pixels
+from ..multi_input import MultiInput
 from .exported import exported
 from .factories import build, cut, defined
 
@@ -38,8 +39,9 @@ def _net_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
     if not isinstance(net, nn.Module):
         wanted = "wanted a torch.nn.Module, or (Module, inputs)"
         raise ModelError(f"{spec} made a {type(made).__name__}; {wanted}{_hint(net)}")
-    if inputs is not None and not isinstance(inputs, (Pixels, Features)):
-        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; wanted ub.Pixels or ub.Features")
+    if inputs is not None and not isinstance(inputs, (Pixels, Features, MultiInput)):
+        wanted = "wanted ub.Pixels, ub.Features or ub.MultiInput"
+        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {wanted}")
     return net, inputs
 
 

@@ -20,9 +20,9 @@ from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
 from ..engine.palette import Palette, known, statistics
+from ..engine.sizes import images_only
 from ..engine.transforms import wobble
 from ..errors import InputError, UnboxedWarning
-from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
 
@@ -63,8 +63,7 @@ def class_image(
     50 rounds of signed steps from black, 8-bit) and "noise" (plain ascent from noise: the control that must fail).
     `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
     """
-    if not isinstance(box.inputs, Pixels):
-        raise InputError("class images need a net that takes images (Pixels)")
+    images_only(box, "a class image")
     box.one_class_each("a class image")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")

@@ -19,9 +19,9 @@ from ..engine.canvases import Canvas, Fourier, Phase, Raw, frequencies, spectrum
 from ..engine.draws import normal
 from ..engine.examples import batches
 from ..engine.palette import Palette, known, learned, natural, statistics
+from ..engine.sizes import images_only
 from ..engine.transforms import Transform, crops, wobble
 from ..errors import InputError
-from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Acts, Objective, far_from_mean, of, roughness
 from .drawn import Drawn
@@ -48,11 +48,10 @@ class Look:
 
 def look(box: Box, data: Any) -> Look:
     """From images of the net's kind where given, else from the normalization. Raises InputError without pixels."""
-    if not isinstance(box.inputs, Pixels):
-        raise InputError("drawings need a net that takes images (Pixels); these inputs are rows of features")
+    inputs = images_only(box, "a drawing")
     if data is None:
-        mean = statistics(box.inputs)[0].to(box.device, box.dtype)
-        return Look(replace(natural(mean), beyond=BEYOND), known(box.inputs), ROUGHNESS, None)
+        mean = statistics(inputs)[0].to(box.device, box.dtype)
+        return Look(replace(natural(mean), beyond=BEYOND), known(inputs), ROUGHNESS, None)
     x = box.accept(next(batches(data, SAMPLE)))
     return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
 
