@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from numbers import Integral, Real
 
-from .errors import InputError
+from .errors import InputError, LayerError
 
 SEED_BITS = 40  # larger seeds are folded: what random streams are keyed by must fit 64 bits with row and step beside it
 
@@ -54,3 +55,23 @@ def check_seed(seed: object) -> int:
     if 0 <= value < 2 * top:  # what was folded stays as it is
         return value
     return top + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % top
+
+
+def class_names(classes: object, n: int) -> tuple[str, ...]:
+    """The names of n outputs: their numbers where none are given."""
+    given = range(n) if classes is None else classes
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"classes are the names of the {n} outputs, in their order; got {classes!r}")
+    names = tuple(map(str, given))
+    if len(names) != n:
+        raise InputError(f"the net has {n} outputs; got {len(names)} class names")
+    return names
+
+
+def listed_addresses(addresses: object) -> list[str]:
+    """Layer addresses, one or many, as a list."""
+    if isinstance(addresses, str):
+        return [addresses]
+    if not isinstance(addresses, Collection):
+        raise LayerError(f"wanted the address of a layer, or a list of them; got {addresses!r}")
+    return list(addresses)

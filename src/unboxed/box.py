@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .arguments import class_names, listed_addresses
 from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
@@ -71,7 +72,7 @@ class Box:
         self.autocast: torch.dtype | None = None  # the first look is in full precision: rows are compared there
         self.channels_last = laid_out(inputs, channels_last)
         self._look(outputs)
-        self.classes = self._names(classes)
+        self.classes = class_names(classes, self.n_outputs)
         if autocast is not None:
             self._narrow(autocast)
 
@@ -116,12 +117,6 @@ class Box:
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise InputError(f"the net can't run under autocast={autocast}: {said}") from error
-
-    def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
-        names = tuple(map(str, classes if classes is not None else range(self.n_outputs)))
-        if len(names) != self.n_outputs:
-            raise InputError(f"the net has {self.n_outputs} outputs; got {len(names)} class names")
-        return names
 
     # -- running the net ---------------------------------------------------------------------------------------------
 
@@ -273,7 +268,7 @@ class Box:
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
-        addresses = [addresses] if isinstance(addresses, str) else addresses
+        addresses = listed_addresses(addresses)
         for a in addresses:
             if a not in ENDS:
                 self.layers.resolve(a)

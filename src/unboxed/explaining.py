@@ -38,7 +38,7 @@ MANY, FEW = 100, 2  # a method that runs the net so often is compared with so ma
 PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explained:
     """Of one input; methods stand from the most to the least believable."""
 

@@ -22,7 +22,7 @@ from ..objectives import Objective
 ROWS = 256  # of the data read at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ablation:
     layer: str
     units: Tensor  # (U,)

@@ -22,7 +22,7 @@ AXIS: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
 ROUNDING = 64  # times the precision: scores that lie closer than this are the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patched:
     """One layer's activations, or its parts, exchanged: (N,) by layer, (N, C) by channel, (N, ...) by position."""
 
@@ -31,7 +31,7 @@ class Patched:
     restored: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patching:
     clean: Tensor  # (N,) score
     corrupted: Tensor  # (N,) score

@@ -31,7 +31,7 @@ WIDE = 30.0  # by how much some of them are wider than images
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReceptiveField:
     """`bounds` (*P, 4) of each position: top, left, bottom, right, in pixels; it sees rows top to bottom - 1.
 

@@ -25,7 +25,7 @@ ROUNDING = 32  # units in the last place by which a feature that is the same for
 BYTES = 2**29  # of one minibatch's activations held at a time; a layer that is larger is held alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Similarity:
     layers_a: tuple[str, ...]
     layers_b: tuple[str, ...]

@@ -23,7 +23,7 @@ from .statistics import Scored, Survey, UnitStatistics, UnitSurvey, passed
 from .units import peaks, unit_layers, unraveled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopExamples:
     """The k examples that excite each unit of one layer most, best first; of equals the earlier one.
 

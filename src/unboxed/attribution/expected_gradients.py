@@ -27,7 +27,7 @@ from ..objectives import Objective
 MOST = 1024  # references taken of a data set: its first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpectedGradients:
     map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
     error: Tensor  # (N,) |sum of the map - difference|

@@ -25,7 +25,7 @@ from ..net.batching import BatchSize
 from ..objectives import Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelShap:
     map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
     values: Tensor  # (N, F) of the players; zero beyond a row's own

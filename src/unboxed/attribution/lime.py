@@ -29,7 +29,7 @@ from ..objectives import Objective, pooled
 PLENTY = 4096  # masks that are scored by the surrogate alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lime:
     map: Any  # (N, 1 or C, H, W), or as x came: each number bears the weight of its segment
     weights: Tensor  # (N, F) of the segments; zero beyond a row's own
@@ -42,7 +42,7 @@ class Lime:
     segments: Any  # (N, H, W), or as x came: the segment of each number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LimeTop:
     classes: Tensor  # (N, T), the likeliest first
     explanations: tuple[Lime, ...]  # T

@@ -28,7 +28,7 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
     map: Tensor  # (N, 1, H, W), or (N, 1, h, w) of the patches; >= 0
     attention: Tensor  # (N, T, T): of each last token to each first one; rows sum to one

@@ -27,7 +27,7 @@ from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomInput:
     """What becomes of maps (N, ...) when the input loses its evidence. Figures are (N,).
 
@@ -104,7 +104,7 @@ def _scores(box: Box, target: Any, x: Tensor) -> Tensor:
     return objective(acts).detach().to(box.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConstantModel:
     """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the net.
 

@@ -24,7 +24,7 @@ from .perturbing import Score, Target, cells, fixed, importance, ranked, scores
 STEPS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A score while pixels are deleted or inserted, the most important ones first."""
 

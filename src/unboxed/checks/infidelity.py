@@ -27,7 +27,7 @@ Attribution = Literal["local", "global"]
 SIDE = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Infidelity:
     infidelity: Tensor  # (N,) in the score's unit, squared
     error: Tensor  # (N,) its standard error over the perturbations; of all squares, 0

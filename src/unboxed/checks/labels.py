@@ -21,7 +21,7 @@ from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels(Similarity):
     """How like (N,) the maps of a net that learned true labels are to those of one that learned shuffled ones."""
 

@@ -24,7 +24,7 @@ from .similarity import Similarity, similarity
 Mode = Literal["cascading", "independent"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Randomization(Similarity):
     """How like the map of the net as it is each map (N) is at each step (L): four figures, (L, N).
 

@@ -30,7 +30,7 @@ NEIGHBORS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Road:
     fractions: Tensor  # (S,) of the pixels removed
     scores: Tensor  # (N, S)

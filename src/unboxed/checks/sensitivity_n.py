@@ -26,7 +26,7 @@ SIZES = 10
 LARGEST = 0.8  # of the pixels, by default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SensitivityN:
     sizes: Tensor  # (S,) how many pixels are removed at once
     correlation: Tensor  # (N, S); NaN where the sums or the drops don't vary at all

@@ -36,7 +36,7 @@ GIVEN: Mapping[str, Callable[[Trial], Any]] = {"references": lambda trial: trial
 """What a method that takes it by this name is given: references that all bear the mark would hide it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shortcut:
     """All findings; `images` (S, C, H, W) with the marks of `classes` (S,) are what the first maps shown are of."""
 

@@ -24,7 +24,7 @@ FREE = Constraint()
 FIELDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Climb:
     """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between.
 
@@ -45,7 +45,7 @@ class Climb:
     interrupted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ascent:
     """What a climbing method chooses: how far, by which step rule, in which bounds, through which transforms."""
 

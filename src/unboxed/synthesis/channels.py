@@ -21,7 +21,7 @@ from .feature import tell
 from .recipe import STEPS, draw, look, way
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Channels(Drawn):
     layer: str
     targets: Tensor  # (N,) which channel each image is of

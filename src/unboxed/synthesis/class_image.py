@@ -27,7 +27,7 @@ from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassImages:
     images: Tensor  # (N, C, H, W)
     targets: Tensor  # (N,)

@@ -34,7 +34,7 @@ WEIGHTS = {(False, True): (0.0, 3.0), (False, False): (0.0, 3.0), (True, True): 
 """(alpha, smooth) by (Fourier canvas, layer with positions)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """Images drawn from one layer's activation. Row m tells of input `source[m]`."""
 

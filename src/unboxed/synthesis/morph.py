@@ -20,7 +20,7 @@ from ..net.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Morph:
     input: Tensor  # (N, ...)
     target: Tensor  # (N,)

@@ -36,7 +36,7 @@ BEYOND = 0.02  # of the range, so that units that answer to plain black or white
 COLOR = 10.0  # weight of the squared distance from the data's mean color
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """What the drawings of one net should look like."""
 
@@ -56,7 +56,7 @@ def look(box: Box, data: Any) -> Look:
     return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """A canvas with what goes with it."""
 
@@ -110,7 +110,7 @@ def way(canvas: str) -> Way:
     return WAYS[canvas]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spread:
     """How each row's score lies on random images."""
 

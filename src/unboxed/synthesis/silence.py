@@ -29,7 +29,7 @@ FAR = 1e6  # stands for a bound where the range has none
 CLOSE = 1e-5  # of what the score has to fall: so near to the threshold counts as there while the radius is sought
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Silence:
     input: Tensor  # (N, ...)
     images: Tensor  # (N, ...); where not silenced, the last attempt

@@ -19,7 +19,7 @@ from .recipes import Parts, recipe
 NET = "digits-cnn"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """A net that goes by a mark, its control, and held-out images to judge with."""
 
