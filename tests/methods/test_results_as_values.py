@@ -73,7 +73,7 @@ def own_card(module: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("module", "family"),
-    [("__main__", "own"), ("script", "own"), ("my.package.methods", "own"), ("unboxed.attribution.mine", "attribution")],
+    [("__main__", "own"), ("a", "own"), ("my.package.methods", "own"), ("unboxed.attribution.mine", "attribution")],
 )
 def test_cards_of_ones_own(module: str, family: str) -> None:
     mine = own_card(module)
