@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .arguments import listed_addresses
 from .errors import InputError, LayerError, OutputError, warn
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
@@ -105,7 +106,7 @@ class Box:
         self.autocast: torch.dtype | None = None
         with alone(net, self._eager, self._locks):
             self._try_out(tensors)
-            self.classes = self._names(self._asked["classes"])
+            self.classes = class_names(self._asked["classes"], self.n_outputs)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
             self._opened: Identity = identity(self._eager, self.mode)
@@ -166,15 +167,6 @@ class Box:
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise InputError(f"the model can't run under autocast={autocast}: {said}") from error
-
-    def _names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
-        names = tuple(map(str, classes if classes is not None else range(self.n_outputs)))
-        if len(names) != self.n_outputs:
-            raise InputError(
-                f"the model has {self.n_outputs} outputs; got {len(names)} class names. If its head was changed after "
-                "it was opened, open it again: ub.Box(model, inputs, classes=...)"
-            )
-        return names
 
     # -- running the net ---------------------------------------------------------------------------------------------
 
@@ -360,7 +352,7 @@ class Box:
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
-        addresses = [addresses] if isinstance(addresses, str) else addresses
+        addresses = listed_addresses(addresses)
         for a in addresses:
             if a not in ENDS:
                 self.layers.resolve(a)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .errors import InputError
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial")
 
@@ -22,9 +24,17 @@ class Card:
     tells: str
     not_tells: str
     example: Callable[..., Any]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # of NEEDS
     exempt: Mapping[str, str] = field(default_factory=dict)
     laws: tuple[str, ...] = ()  # of attribution, that it keeps exactly: see LAWS
+
+
+NEEDS = {
+    "pixels": "inputs that are images alone (Pixels)",
+    "images": "one image among the inputs",
+    "relu": "ReLUs",
+    "attention": "attention layers",
+}
 
 
 LAWS = {
@@ -46,10 +56,17 @@ def card(
     exempt: Mapping[str, str] | None = None,
     laws: tuple[str, ...] = (),
 ) -> Callable[[Method], Method]:
-    """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off."""
+    """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off.
+
+    Its family is the package that the method lies in, and "own" for a method of one's own, in a script or a module.
+    Raises InputError for needs that there are not.
+    """
 
     def attach(method: Method) -> Method:
-        family = method.__module__.split(".")[-2]
+        if unknown := sorted({*needs} - {*NEEDS}):
+            raise InputError(f"a card's needs are of {', '.join(NEEDS)}; got {', '.join(unknown)}")
+        package, _, module = method.__module__.partition(".")
+        family = module.partition(".")[0] if package == "unboxed" and module else "own"
         own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws)
         method.card = own  # type: ignore[attr-defined]
         return method

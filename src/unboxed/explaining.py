@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import check_seed
 from .box import Box
 from .checks.methods import Method, drawn, fixed
 from .checks.ranking import candidates, named, runs
@@ -37,7 +38,7 @@ MANY, FEW = 100, 2  # a method that runs the net so often is compared with so ma
 PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explained:
     """Of one input; methods stand from the most to the least believable."""
 
@@ -69,7 +70,7 @@ def explain(
     `target` is a class, by default the one predicted. Verdicts are of this net and this input: the more inputs, the
     surer (`checks.ranked`). Stopped by Ctrl-C it returns what there is. Raises InputError.
     """
-    x = box.accept(x)
+    x, seed = box.accept(x), check_seed(seed)
     if len(x) != 1:
         raise InputError(f"one input is explained at a time; got {len(x)}")
     remembered = remembered or Remembered()

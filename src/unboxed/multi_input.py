@@ -75,6 +75,14 @@ class MultiInput:
             raise InputError(f"wanted a tuple of {len(names)} tensors; got {got}")
         return list(x)
 
+    def is_structure(self, x: object) -> bool:
+        """Whether x is a dict or a tuple of as many tensors, by the names of the parts."""
+        if isinstance(self.parts, Mapping):
+            return isinstance(x, Mapping) and set(x) == set(self.parts)
+        return isinstance(x, (tuple, list)) and len(x) == len(self.parts) and all(
+            isinstance(v, Tensor) and v.ndim >= 1 for v in x
+        )
+
     def pack(self, x: Packed) -> Tensor:
         """(N, D), of a structure or of what is packed already."""
         if isinstance(x, Tensor):
@@ -84,9 +92,9 @@ class MultiInput:
         return torch.cat([v.flatten(1).to(widest) for v in values], 1)
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The parts (N, *shape) of a packed tensor (N, D)."""
-        pieces = torch.split(x, self.sizes, 1)
-        return [v.reshape(len(x), *part.shape) for v, (_, part) in zip(pieces, self._parts(), strict=True)]
+        """The parts (..., *shape) of a packed tensor (..., D): (N, D), or (T, N, D) of frames."""
+        pieces = torch.split(x, self.sizes, -1)
+        return [v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self._parts(), strict=True)]
 
     def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """The structure of a packed tensor (N, D)."""

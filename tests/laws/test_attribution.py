@@ -183,7 +183,7 @@ SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in ATTRIBUTIONS if "images" not in ATTRIBUTIONS[n].needs])
+@pytest.mark.parametrize("name", [n for n in ATTRIBUTIONS if not {"images", "pixels"} & {*ATTRIBUTIONS[n].needs}])
 @pytest.mark.parametrize("kind", SEVERAL)
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # of a ruled gradient that is zero for one row
 def test_several_inputs(name: str, kind: str) -> None:

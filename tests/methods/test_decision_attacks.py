@@ -290,7 +290,7 @@ BAD = [
     {"norm": "l1"},
     {"eps": -1},
     {"starts": torch.full((2, 1, 4, 4), 0.5)},
-    {"seed": -1},
+    {"seed": 1.5},
 ]
 
 

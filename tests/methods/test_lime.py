@@ -233,7 +233,7 @@ def test_a_regression_net() -> None:
 
 BAD = [
     {"n_samples": 9}, {"n_samples": 1.5}, {"kernel_width": 0}, {"kernel_width": "wide"}, {"regression": "forest"},
-    {"alpha": -1}, {"alpha": float("nan")}, {"n_features": 0}, {"on": "logit"}, {"seed": -1}, {"baseline": "segments"},
+    {"alpha": -1}, {"alpha": float("nan")}, {"n_features": 0}, {"on": "logit"}, {"seed": 1.5}, {"baseline": "segments"},
 ]  # fmt: skip
 
 

@@ -278,7 +278,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(InputError, match='mode is "cascading"'):
         randomization(box, x, attribution.gradient, mode="both")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="seed"):
-        randomization(box, x, attribution.gradient, seed=-1)
+        randomization(box, x, attribution.gradient, seed=1.5)
     with pytest.raises(InputError, match=re.escape("a map (1, 1, 8, 8) for 3 inputs")):
         randomization(box, x, lambda box, x, target: x[:1])
     with pytest.raises(InputError, match="wanted a map"):

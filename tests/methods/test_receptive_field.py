@@ -184,7 +184,7 @@ def test_refusals() -> None:
     with pytest.raises(LayerError, match="axis"):
         receptive_field(box, "0", axis=0)
     table = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
-    with pytest.raises(InputError, match="part of a picture"):
+    with pytest.raises(InputError, match="a receptive field needs"):
         receptive_field(table, "logits")
 
 

@@ -64,7 +64,7 @@ def test_a_baseline_in_place_of_black() -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"cells": 9}, {"cells": 0}, {"keep": 0}, {"keep": 1}, {"keep": "half"}, {"n_samples": 0}, {"normalize": "sum"},
-     {"on": "logit"}, {"seed": -1}],
+     {"on": "logit"}, {"seed": 1.5}],
     ids=str,
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:

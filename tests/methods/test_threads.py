@@ -110,7 +110,11 @@ def test_other_threads_keep_their_random_stream() -> None:
     want = torch.rand(400)
     torch.manual_seed(11)
     got: list[float] = []
-    at_once(times(60, lambda: ub.attribution.gradient(box, x, 1)), times(400, lambda: got.append(float(torch.rand(())))))
+
+    def draw() -> None:
+        got.append(float(torch.rand(())))
+
+    at_once(times(60, lambda: ub.attribution.gradient(box, x, 1)), times(400, draw))
     assert torch.equal(torch.tensor(got), want)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.edits import Exchange, addresses, chosen, one_of, runs, settled, with_units
-from ..engine.examples import batches
+from ..engine.examples import batches, packed
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..net.layers import received
@@ -22,7 +22,7 @@ from ..objectives import Objective
 ROWS = 256  # of the data read at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ablation:
     layer: str
     units: Tensor  # (U,)
@@ -112,7 +112,7 @@ def hidden(box: Box) -> str:
 def _means(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
     """The mean of each channel (C,) over examples and positions."""
     total, count = torch.zeros(()), 0
-    for x in batches(data, ROWS):
+    for x in batches(packed(box, data), ROWS):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
         h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
         total = total.to(h.device) + h.double().sum((0, 2))

@@ -14,7 +14,7 @@ CANCELS = 1e-3  # a variance below this share of the squared mean is not compute
 TINIEST = -100  # nor than 2^-100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """One batch, example by example and unit by unit, each (n, C), over the unit's positions."""
 
@@ -61,7 +61,7 @@ def _scatter(h: Tensor, mean: Tensor, length: Tensor) -> Tensor:
     return scatter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Of all values so far, each (C,). Chan, Golub & LeVeque 1979, "Updating formulae", equation 2.1."""
 
@@ -114,7 +114,7 @@ def _masked(v: Tensor, known: Tensor, otherwise: float) -> Tensor:
     return torch.where(known, v, otherwise).to(wide(v))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histograms:
     """Counts (C, B) in bins of width 2^exponent, the first one from `first` widths on.
 

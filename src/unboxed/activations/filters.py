@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..box import Box
 from ..cards import card
 from ..errors import LayerError
+from ..multi_input import MultiInput
 
 
 @card(
@@ -66,8 +67,14 @@ def _works_on_pixels(box: Box, path: str) -> bool:
     if not any(row.path == path and row.takes for row in box.layers):
         return False
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+    parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
     received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W) or (2, C * H * W)
+    return any(_same_pixels(received, part) for part in parts)
+
+
+def _same_pixels(received: Tensor, noise: Tensor) -> bool:
+    """Whether one is the other, (2, C, H, W) or flat: scaled, clipped or noisy, but not in another order."""
     if received.shape not in (noise.shape, noise.flatten(1).shape):
         return False
     together = torch.stack([received.flatten().to(noise), noise.flatten()])
-    return bool(together.corrcoef()[0, 1].abs() > 0.5)  # scaled, clipped or noisy, but not in another order
+    return bool(together.corrcoef()[0, 1].abs() > 0.5)

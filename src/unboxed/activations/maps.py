@@ -14,7 +14,7 @@ from ..net.batching import BatchSize
 from ..net.layers import received
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerMaps:
     path: str  # its address: with #k where the module runs more than once
     type: str

@@ -22,7 +22,7 @@ AXIS: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
 ROUNDING = 64  # times the precision: scores that lie closer than this are the same
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patched:
     """One layer's activations, or its parts, exchanged: (N,) by layer, (N, C) by channel, (N, ...) by position."""
 
@@ -31,7 +31,7 @@ class Patched:
     restored: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patching:
     clean: Tensor  # (N,) score
     corrupted: Tensor  # (N,) score
@@ -49,7 +49,9 @@ class Patching:
     source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
     tells="Where the difference between two inputs that makes the answer differ is carried through the net.",
     not_tells="That a part is needed: it was enough here, and others may carry the same.",
-    example=lambda method, box, x, y: method(box, x, x.roll(1, 0), addresses(box)[-1:], y, by="channel"),
+    example=lambda method, box, x, y: method(
+        box, box.accept(x), box.accept(x).roll(1, 0), addresses(box)[-1:], y, by="channel"
+    ),
 )
 def patching(
     box: Box,

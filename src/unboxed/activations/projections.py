@@ -24,7 +24,7 @@ from .units import by_unit, peaks, unit_layers, unraveled
 Used = Literal["deconvnet", "gradient"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projections:
     path: str
     unit: Tensor  # (N,)

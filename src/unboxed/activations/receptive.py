@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..errors import InputError
+from ..engine.sizes import images_only
 from ..net.batching import BatchSize, in_batches
 from .units import by_unit, unit_layers
 
@@ -31,7 +31,7 @@ WIDE = 30.0  # by how much some of them are wider than images
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReceptiveField:
     """`bounds` (*P, 4) of each position: top, left, bottom, right, in pixels; it sees rows top to bottom - 1.
 
@@ -85,6 +85,7 @@ def _moved(bounds: Tensor, at: list[int], axis: int) -> list[int]:
     source="defined as in Araujo, Norris & Sim 2019, doi:10.23915/distill.00021; found by probing with NaN",
     tells="Which rows and columns of the picture can reach each position of a layer at all.",
     not_tells="How much each counts: the effective field is mostly smaller, and strongest in its middle.",
+    needs=("pixels",),
     example=lambda method, box, x, y: method(box, unit_layers(box, None)[-2:][0]),
 )
 def receptive_field(
@@ -97,8 +98,7 @@ def receptive_field(
     0 * NaN is NaN), noise is put there instead (`probe="differences"`): what then never made a difference in a few
     tries is missing. Raises InputError where inputs are no pictures, LayerError.
     """
-    if len(box.inputs.shape) != 3:
-        raise InputError(f"a receptive field is a part of a picture; this net takes inputs of shape {box.inputs.shape}")
+    images_only(box, "a receptive field")
     (path,) = unit_layers(box, layer)
     prober = _Prober(box, path, axis, whole("step", step, least=1), batch_size)
     bounds = prober.by_nan()

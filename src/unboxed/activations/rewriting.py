@@ -19,7 +19,7 @@ from ..net.taps import Edit
 Edits = Mapping[str, Edit | Sequence[Edit]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rewritten:
     before: Tensor  # (N, K) logits
     after: Tensor  # (N, K) logits of the rewritten net

@@ -14,8 +14,9 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import addresses, with_units
-from ..engine.examples import batches
+from ..engine.examples import batches, packed
 from ..errors import DataError, InputError, warn
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize
 
 LEAST = 4  # examples that HSIC_1 needs
@@ -23,7 +24,7 @@ ROUNDING = 32  # units in the last place by which a feature that is the same for
 BYTES = 2**29  # of one minibatch's activations held at a time; a layer that is larger is held alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Similarity:
     layers_a: tuple[str, ...]
     layers_b: tuple[str, ...]
@@ -32,11 +33,19 @@ class Similarity:
     minibatches: int
 
 
+def _mirrored(box: Box, x: Tensor) -> Tensor:
+    """Images turned round; of several inputs, each in its own shape."""
+    if not isinstance(box.inputs, MultiInput):
+        return x.flip(-1)
+    return torch.cat([part.flip(-1).flatten(1) for part in box.inputs.split(x)], 1)
+
+
 def _example(method: Any, box: Box, x: Tensor) -> Any:
     """The last two layers with weights, on the examples and their mirror images."""
     weighted = [path for path in addresses(box) if box.layers[path].parameters]
     layers = (weighted if len(weighted) > 1 else addresses(box))[-2:]
-    return method(box, box, torch.cat([x, x.flip(-1)]), layers, layers)
+    x = box.accept(x)
+    return method(box, box, torch.cat([x, _mirrored(box, x)]), layers, layers)
 
 
 @card(
@@ -71,7 +80,7 @@ def similarity(
         raise InputError(f"the nets take inputs of {box_a.inputs.shape} and {box_b.inputs.shape}; compare on the same")
     a, b = _named(box_a, layers_a), _named(box_b, layers_b)
     sums, examples, count = _Sums(len(a), len(b)), 0, 0
-    for x in batches(data, size):
+    for x in batches(packed(box_a, data), size):
         if len(x) >= least:
             ka = _grams(box_a, x, a, batch_size)
             kb = ka if box_a is box_b and a == b else _grams(box_b, x, b, batch_size)

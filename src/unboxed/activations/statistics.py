@@ -28,7 +28,7 @@ Scored = Literal["peak", "mean"]
 Counted = Literal["positions", "peak", "mean"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitStatistics:
     """Of each unit of one layer, (C,): over all positions of all examples without NaN or infinite values."""
 

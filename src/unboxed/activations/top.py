@@ -14,7 +14,7 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import chosen
-from ..engine.examples import pick, read_once
+from ..engine.examples import packed, pick, read_once
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..net.taps import Acts
@@ -23,7 +23,7 @@ from .statistics import Scored, Survey, UnitStatistics, UnitSurvey, passed
 from .units import peaks, unit_layers, unraveled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopExamples:
     """The k examples that excite each unit of one layer most, best first; of equals the earlier one.
 
@@ -88,6 +88,7 @@ def top_examples(
     features = _penultimate(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
+    data = packed(box, data)
     plan = _Plan({path: UnitSurvey(path, axis, by) for path in paths}, k, by, features, read_once(data))
     read = [features] if features else []
     seen, interrupted = passed(box, data, paths, plan.look, plan.noted, read, batch_size=batch_size)

@@ -21,7 +21,7 @@ from ..net.batching import BatchSize
 LAYERS = 4  # hidden layers that are mapped when none is named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerMap:
     path: str  # its address; "input" is the example itself
     points: Tensor  # (N, 2)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L1, Ball, ball_of, per_row
@@ -61,7 +61,8 @@ def apgd(
     is fooled stops. Raises InputError.
     """
     ball = in_range(box, _ball(eps, norm, ball))
-    whole("steps", steps), whole("restarts", restarts, least=1), whole("seed", seed, least=-(2**62))
+    whole("steps", steps), whole("restarts", restarts, least=1)
+    seed = check_seed(seed)
     way = loss or "ce" if targets is None else "ce"
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss=way, batch_size=batch_size)
     if targets is not None:

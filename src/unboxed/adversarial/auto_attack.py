@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, Ball, Linf, ball_of
@@ -85,7 +85,7 @@ def auto_attack(
     ball = in_range(box, _ball(eps, norm, ball))
     if bits is not None:
         levels(box, bits)  # refused now, not after an hour
-    plan = _Plan(whole("steps", steps), whole("queries", queries, least=1), whole("seed", seed, least=-(2**62)))
+    plan = _Plan(whole("steps", steps), whole("queries", queries, least=1), check_seed(seed))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     run = _Run(attempt, ball, plan, None if checkpoint is None else _file(attempt, ball, plan, Path(checkpoint)))
     run.begin()

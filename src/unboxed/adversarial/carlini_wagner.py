@@ -74,7 +74,7 @@ def carlini_wagner(
     plan = Plan(
         whole("steps", steps),
         None if lr is None else number("lr", lr, above=0),
-        0.0 if kappa == 0 else number("kappa", kappa, above=0),
+        number("kappa", kappa, least=0),
         None if initial_c is None else number("initial_c", initial_c, above=0),
         keep_going,
     )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..engine.draws import of_sample
 from ..errors import InputError
 from ..inputs import Pixels
@@ -129,7 +129,7 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
     Pixels(_shape(x)).check(x)
     places = range(len(x)) if rows is None else rows.tolist()
     key = 8 * list(KINDS).index(kind) + severity
-    seed = whole("seed", seed)
+    seed = check_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
         z = x.detach().clone().clamp(0, 1)
         made = [corrupt(z[i], amount, of_sample(seed, row, key, x.device)) for i, row in enumerate(places)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.examples import AT_ONCE, labeled
@@ -64,6 +64,7 @@ class Corruptions:
     source="Hendrycks & Dietterich 2019, arXiv:1903.12261; rotation is ours",
     tells="How many answers stay right under noise, blur, bad light, JPEG files and turned images, mild to severe.",
     not_tells="How the net stands a worst case: these images are drawn, and nobody looked for one that fools it.",
+    needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
 )
 def corruptions(
@@ -87,7 +88,7 @@ def corruptions(
         raise OutputError("corruptions are judged by one class an example; the box's outputs are multilabel")
     kinds, severities = _listed("kinds", kinds, CORRUPTIONS), _listed("severities", severities, SEVERITIES)
     x, y = labeled(box, data, None if most is None else whole("most", most, least=1))
-    counted = _Counted(box, x, y, kinds, severities, whole("seed", seed))
+    counted = _Counted(box, x, y, kinds, severities, check_seed(seed))
     interrupted = counted.run(batch_size)
     return counted.table(interrupted)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..engine.balls import Linf, per_row
 from ..engine.draws import hashed, of_sample
 from ..errors import InputError, warn
@@ -23,7 +23,7 @@ class Decisions:
     """The net as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
 
     def __init__(self, attempt: Attempt, queries: int, seed: int) -> None:
-        self.attempt, self.queries, self.seed = attempt, whole("queries", queries, least=1), whole("seed", seed)
+        self.attempt, self.queries, self.seed = attempt, whole("queries", queries, least=1), check_seed(seed)
         self.box, self.x, self.norm = attempt.box, attempt.x, attempt.norm
 
     def left(self, rows: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def deepfool(
         batch_size=batch_size,
     )  # fmt: skip
     candidates = None if candidates is None else whole("candidates", candidates, least=2)
-    overshoot = number("overshoot", overshoot, above=-TINY)
+    overshoot = number("overshoot", overshoot, least=0)
     steps, rounds = whole("steps", steps), whole("rounds", rounds)
     with attempt:
         unknown, reach = torch.full_like(attempt.distance, math.nan), 1 + overshoot

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import NORMS, TINY, norm_of, per_row
@@ -79,7 +79,7 @@ def fab(
         norm.lower(), whole("steps", steps), _share("alpha_max", alpha_max), number("eta", eta, above=0),
         _share("beta", beta), -1.0 if keep_going or eps is None else eps,
     )  # fmt: skip
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     restarts, targets = whole("restarts", restarts, least=1), None if targets is None else whole("targets", targets, 1)
     search = Search(attempt, pace, INF if eps is None else eps, seed)
     with attempt:
@@ -90,7 +90,7 @@ def fab(
 
 
 def _share(name: str, value: float) -> float:
-    return number(name, value, above=-1e-12, below=1 + 1e-12)
+    return number(name, value, least=0, most=1)
 
 
 @dataclass(frozen=True)

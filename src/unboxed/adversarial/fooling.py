@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, ascend, finished
@@ -74,7 +74,7 @@ def fooling(
         raise InputError(f"how is one of {', '.join(WAYS)}; got {how!r}")
     goal, most = _goal(box, target), whole("steps", STEPS[how] if steps is None else steps)
     sure = number("confidence", confidence, above=0, below=1)
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     whole("sample", sample, least=1)
     with torch.inference_mode(False):
         if how == "gradient":

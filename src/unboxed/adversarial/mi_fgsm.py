@@ -11,7 +11,6 @@ from ..arguments import number
 from ..box import Box
 from ..cards import card
 from ..engine.balls import Ball
-from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective
 from .attempt import Attempt
@@ -52,8 +51,7 @@ def mi_fgsm(
     `keep_going=True`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
     """
     within = bound(box, eps, norm, ball)
-    if number("decay", decay) < 0:
-        raise InputError(f"decay must be 0 or more; got {decay:g}")
+    decay = number("decay", decay, least=0)
     step = step_of(step, within.eps, steps)
     way = Way(within, steps, step, keep_going=keep_going, decay=decay, seed=seed)
     attempt = Attempt(

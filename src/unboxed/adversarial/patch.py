@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import card
 from ..engine.balls import norm_of
@@ -40,8 +40,7 @@ class Patch:
 
     def applied(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images x (N, C, H, W) with the patch at random places, a draw an image. Raises InputError."""
-        whole("seed", seed, least=-(2**62))
-        rows = torch.arange(len(x), device=x.device)
+        rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
         size = self.image.shape[-1]
         if x.ndim != 4 or x.shape[1] != len(self.image) or self.placing.side(*x.shape[-2:]) != size:
             raise InputError(f"this patch is {size} pixels wide, for other images than {tuple(x.shape)}")
@@ -56,7 +55,7 @@ class Patch:
         Those of the target's class, by the labels y or else by the net, do not count; nor, untargeted, those that the
         net gets wrong without it. Raises InputError where none counts.
         """
-        x = box.accept(x)
+        x, seed = box.accept(x), check_seed(seed)
         return share_fooled(self, box, x, y, lambda draw: self.applied(x, seed + draw), draws, batch_size)
 
 
@@ -97,7 +96,7 @@ def patch(
     OutputError.
     """
     inputs, placing = images_only(box, "a patch"), Placing(area, shape, rotation, scale)
-    settings(steps, step, sample, seed)
+    seed = settings(steps, step, sample, seed)
     side = placing.side(*inputs.shape[1:])
 
     def apply(image: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:

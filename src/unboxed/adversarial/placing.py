@@ -31,9 +31,8 @@ class Placing:
         number("area", self.area, above=0, below=1)
         if self.shape not in SHAPES:
             raise InputError(f"shape is one of {', '.join(SHAPES)}; got {self.shape!r}")
-        for name, below in (("rotation", 180.000001), ("scale", 1.0)):
-            if number(name, getattr(self, name), below=below, above=-math.inf) < 0:
-                raise InputError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
+        number("rotation", self.rotation, least=0, most=180)
+        number("scale", self.scale, least=0, below=1)
 
     @property
     def on_pixels(self) -> bool:

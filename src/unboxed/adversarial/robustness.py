@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.balls import ball_of, norm_of
 from ..engine.examples import labeled
@@ -132,6 +133,7 @@ def robustness(
     `checkpoint` file, the same call goes on from there. Raises InputError, DataError, and ModelError where that file is
     of other settings.
     """
+    seed = check_seed(seed)
     x, y = labeled(box, data, most)
     chosen = dict(ATTACKS if attacks is None else attacks)
     sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))

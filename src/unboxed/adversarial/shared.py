@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..engine.draws import hashed
 from ..errors import InputError
@@ -152,9 +152,9 @@ def _above(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) 
     return objective(acts) > 0
 
 
-def settings(steps: int, step: float, sample: int, seed: int) -> None:
-    """Raise InputError for what is none."""
+def settings(steps: int, step: float, sample: int, seed: int) -> int:
+    """The seed to draw by. Raises InputError for what is no setting."""
     whole("steps", steps)
     number("step", step, above=0)
     whole("sample", sample, least=1)
-    whole("seed", seed, least=-(2**62))
+    return check_seed(seed)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import beta, binomtest, norm
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.draws import of_sample
@@ -47,7 +47,7 @@ class Smoothed:
         y = as_classes(y)
         check_classes(y, len(self.classes), self.share.shape[1])
         given = [radii] if isinstance(radii, (int, float)) else list(radii)
-        wanted = torch.tensor([number("a radius", r, above=-1e-300) for r in given], dtype=self.radius.dtype)
+        wanted = torch.tensor([number("a radius", r, least=0) for r in given], dtype=self.radius.dtype)
         right = self.classes == y.to(self.classes.device)
         held = right & (self.radius >= wanted.to(self.radius.device)[:, None])
         return held.to(self.radius.dtype).mean(1)
@@ -136,7 +136,7 @@ class _Noisy:
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a net of two classes or more")
         self.box, self.x, self.sigma = box, box.accept(x), number("sigma", sigma, above=0)
-        self.seed, self.batch_size = whole("seed", seed), batch_size
+        self.seed, self.batch_size = check_seed(seed), batch_size
 
     def counts(self, start: int, split: int, stop: int) -> tuple[Tensor, bool]:
         """(N, 2, K) how often each class is met in draws start..split and split..stop; and if Ctrl-C ended it."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, TINY, Ball, Linf, ball_of, length, per_row
@@ -37,7 +37,7 @@ TILES = 5  # along each side of an image, at the start of the l2 attack
     tells="An image within eps of this one that the net takes for something else, found by asking for outputs alone.",
     not_tells="That there is none where it fails: it is a random search, and more queries find more.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
-    needs=("images",),
+    needs=("pixels",),
     exempt={"one look": "it is a search: `queries` looks"},
 )
 def square(
@@ -63,7 +63,7 @@ def square(
     """
     images_only(box, "the square attack")
     ball = in_range(box, _ball(eps, norm, ball))
-    whole("queries", queries, least=1), whole("seed", seed, least=-(2**62)), number("p", p, above=0, below=1 + 1e-9)
+    queries, seed, p = whole("queries", queries, least=1), check_seed(seed), number("p", p, above=0, most=1)
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = attempt.begin()
     with attempt:

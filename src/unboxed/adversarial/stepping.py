@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..engine.ascent import Ascent, Climb, StepRule, ascend
 from ..engine.balls import Ball, Constraint, ball_of, per_row, within
@@ -40,7 +40,7 @@ class Way:
 
     def __post_init__(self) -> None:
         whole("steps", self.steps)
-        whole("seed", self.seed, least=-(2**62))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         number("step", self.step, above=0)
         if whole("restarts", self.restarts, least=1) > 1 and not self.random_start:
             raise InputError("restarts differ by their random starts, and random_start=False")

@@ -87,7 +87,7 @@ def universal(
     """
     ball = in_range(box, ball_of(eps, norm, ball))
     size = ball.eps / 5 if step is None else number("step", step, above=0)
-    settings(steps, size, sample, seed)
+    seed = settings(steps, size, sample, seed)
 
     def apply(delta: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
         return box.inputs.clip(some + delta)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.draws import of_sample
@@ -27,7 +27,7 @@ from ..objectives import Objective
 MOST = 1024  # references taken of a data set: its first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpectedGradients:
     map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
     error: Tensor  # (N,) |sum of the map - difference|
@@ -61,7 +61,7 @@ def expected_gradients(
     difference in expectation; `error` is how far it is off. Draws are keyed by (seed, row). Raises InputError.
     """
     x, k = box.accept(x), whole("n_samples", n_samples, least=1)
-    seed = whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     objective = settled(box, target, x, batch_size)
     others = _accepted(box, references)
     order, alpha = _draws(len(x), len(others), k, seed)

@@ -23,7 +23,7 @@ from .grad_cam import by_mean
     source="Selvaraju et al. 2017, arXiv:1610.02391, section 3.2",
     tells="Fine structure of the image, at the places that speak for this score.",
     not_tells="Why this structure speaks for the score: that part is close to an edge detector's picture.",
-    needs=("relu", "images"),
+    needs=("relu", "pixels"),
     example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
     exempt={"one look": "it runs the net once for each of its two factors, whose backward passes differ"},
 )

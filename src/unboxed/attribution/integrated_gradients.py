@@ -27,7 +27,7 @@ COUPLED_STEPS = 50
 """By default, where examples can't be looked at one without the other."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegratedGradients:
     map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
     error: Tensor  # (N,) |sum of the map - difference|

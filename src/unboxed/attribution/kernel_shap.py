@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
@@ -25,7 +25,7 @@ from ..net.batching import BatchSize
 from ..objectives import Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelShap:
     map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
     values: Tensor  # (N, F) of the players; zero beyond a row's own
@@ -69,8 +69,7 @@ def kernel_shap(
     of fewer than 4 samples for each player that hides something.
     Raises InputError where n_samples is below 2 F + 2 and all subsets of the F players.
     """
-    n = whole("n_samples", n_samples, least=2)
-    whole("seed", seed)
+    n, seed = whole("n_samples", n_samples, least=2), check_seed(seed)
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)
     played = game(box, x, segments, baseline, most=max(1, n // A_PLAYER), seed=seed)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
@@ -30,7 +30,7 @@ from ..objectives import Objective, pooled
 PLENTY = 4096  # masks that are scored by the surrogate alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lime:
     map: Any  # (N, 1 or C, H, W), or as x came: each number bears the weight of its segment
     weights: Tensor  # (N, F) of the segments; zero beyond a row's own
@@ -43,7 +43,7 @@ class Lime:
     segments: Any  # (N, H, W), or as x came: the segment of each number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LimeTop:
     classes: Tensor  # (N, T), the likeliest first
     explanations: tuple[Lime, ...]  # T
@@ -71,7 +71,7 @@ class Settings:
         if alpha < 0:
             raise InputError(f"alpha must be 0 or more; got {alpha}")
         features = None if n_features is None else whole("n_features", n_features, least=1)
-        width, seed = number("kernel_width", kernel_width, 0), whole("seed", seed)
+        width, seed = number("kernel_width", kernel_width, 0), check_seed(seed)
         return cls(whole("n_samples", n_samples, least=2), width, regression, alpha, features, seed)
 
     @property
@@ -143,7 +143,7 @@ def lime(
     x = box.accept(x)
     score, classes = objective(box, target, x, batch_size, on)
     odds = classes is not None and on != "score"
-    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=seed, means=True)
+    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
     return _explained(played, [score], [classes], settings, odds, batch_size)[0]
 
 
@@ -169,7 +169,7 @@ def lime_top(
     x = box.accept(x)
     p = box.probs(x, batch_size=batch_size)
     classes = pooled(p).topk(top, 1).indices  # (N, T)
-    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=seed, means=True)
+    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
     each = [probability(box, own) for own in classes.T]
     return LimeTop(classes, tuple(_explained(played, each, list(classes.T), settings, True, batch_size)))
 

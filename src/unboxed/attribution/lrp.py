@@ -86,11 +86,7 @@ def lrp(
 def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
     if not isinstance(rule, str) or rule not in RECIPES:
         raise InputError(f"rule is one of {', '.join(map(repr, RECIPES))}; got {rule!r}")
-    return RECIPES[rule](_not_negative("epsilon", epsilon), _not_negative("gamma", gamma))
-
-
-def _not_negative(name: str, value: float) -> float:
-    return 0.0 if type(value) in (int, float) and value == 0 else number(name, value, above=0)
+    return RECIPES[rule](number("epsilon", epsilon, least=0), number("gamma", gamma, least=0))
 
 
 def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> Tensor:

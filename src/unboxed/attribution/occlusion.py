@@ -28,7 +28,7 @@ Sides = int | tuple[int, int]
 PARTS = 7  # of an image's side that a window covers by default: 32 of 224 pixels, 4 of 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Occlusion:
     """What covering does, at each of rows x cols positions of the window."""
 
@@ -52,7 +52,7 @@ class Occlusion:
     example=lambda method, box, x, y: method(box, x, y, window=3, stride=2),
     exempt={"one look": "it runs the net once for each position of the window"},
     laws=("contribution", "dummy", "symmetry"),
-    needs=("images",),
+    needs=("pixels",),
 )
 def occlusion(
     box: Box,

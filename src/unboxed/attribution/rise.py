@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
@@ -31,7 +31,7 @@ Normalize = Literal["expectation", "coverage", "difference"]
     source="Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2",
     tells="Which regions the score stays high with when all else is dimmed at random.",
     not_tells="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly their noise.",
-    needs=("images",),
+    needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, n_samples=24, cells=3),
     exempt={
         "one look": "it runs the net once for each mask",
@@ -62,7 +62,7 @@ def rise(
     """
     inputs = images_only(box, "RISE")
     n, cells = whole("n_samples", n_samples, least=1), whole("cells", cells, least=1)
-    keep, _ = number("keep", keep, 0, 1), whole("seed", seed)
+    keep, seed = number("keep", keep, 0, 1), check_seed(seed)
     if normalize not in ("expectation", "coverage", "difference"):
         raise InputError(f'normalize is "expectation", "coverage" or "difference"; got {normalize!r}')
     size = inputs.shape[-2], inputs.shape[-1]

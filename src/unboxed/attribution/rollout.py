@@ -28,7 +28,7 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
     map: Tensor  # (N, 1, H, W), or (N, 1, h, w) of the patches; >= 0
     attention: Tensor  # (N, T, T): of each last token to each first one; rows sum to one
@@ -40,7 +40,7 @@ class Rollout:
     source="Abnar & Zuidema 2020, arXiv:2005.00928, section 3",
     tells="From which patches attention can have brought something to the end of the net.",
     not_tells="Why this class and not another: no score is in it, so it is the same map for every target.",
-    needs=("images", "attention"),
+    needs=("pixels", "attention"),
     example=lambda method, box, x, y: method(box, x),
 )
 def rollout(

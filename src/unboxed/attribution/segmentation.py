@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..errors import InputError, warn
 
 SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
@@ -45,7 +45,7 @@ def segmentation(
     components, rounds, seed = (
         whole("components", components, least=1),
         whole("rounds", rounds, least=1),
-        whole("seed", seed),
+        check_seed(seed),
     )
     _check(maps, x)
     if background >= foreground:
@@ -102,7 +102,7 @@ def _surprise(colors: Array, part: NDArray[np.bool_], components: int, seed: int
 
     known = colors[part]
     count = min(components, len(np.unique(known, axis=0)))
-    model = GaussianMixture(count, reg_covar=1e-4, random_state=seed)
+    model = GaussianMixture(count, reg_covar=1e-4, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture that has not converged is still one
         model.fit(known if len(known) > 1 else np.repeat(known, 2, 0))

@@ -29,7 +29,7 @@ from ..objectives import Objective
 MOST = 16  # players: 65,536 runs an input
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shapley:
     map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
     values: Tensor  # (N, F) of the players; zero beyond a row's own

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import settled
@@ -52,7 +52,7 @@ def smoothgrad(
         raise InputError(f"kind is {', '.join(map(repr, get_args(Moment)))}; got {kind!r}")
     x, k = box.accept(x), whole("n_samples", n_samples, least=1)
     sigma = number("noise", noise, above=0) * spread(box.inputs, x)
-    path = Noise(x, sigma, equal(k), whole("seed", seed, least=-(2**62)))
+    path = Noise(x, sigma, equal(k), check_seed(seed))
     objective = settled(box, target, x, batch_size)
     found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
     if kind != "variance":  # which is zero on any linear net

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine import draws
 from ..engine.baselines import baseline
@@ -27,7 +27,7 @@ from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomInput:
     """What becomes of maps (N, ...) when the input loses its evidence. Figures are (N,).
 
@@ -52,7 +52,7 @@ def random_input(box: Box, x: Any, method: Method, target: Target = None, *, see
     All channels of a pixel move together; each image has an order of its own. Noise is uniform for images, and normal
     within bounds for features. Raises InputError.
     """
-    seed, x = whole("seed", seed), box.accept(x)
+    seed, x = check_seed(seed), box.accept(x)
     score = fixed(box, x, target)
     noise = baseline(box, x, "random", seed=seed)
     own, of_noise = drawn(box, method, x, score, aloud=True), drawn(box, method, noise, score)
@@ -104,7 +104,7 @@ def _scores(box: Box, target: Any, x: Tensor) -> Tensor:
     return objective(acts).detach().to(box.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConstantModel:
     """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the net.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
@@ -24,7 +24,7 @@ from .perturbing import Score, Target, cells, fixed, importance, ranked, scores
 STEPS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A score while pixels are deleted or inserted, the most important ones first."""
 
@@ -60,7 +60,7 @@ def deletion(
     authors' code takes (zero after normalization). Compare with the curve of `random_maps`.
     Raises InputError for maps that don't fit x, OutputError for probabilities of a regression net.
     """
-    x = box.accept(x)
+    x, seed = box.accept(x), check_seed(seed)
     gone = baseline_of(box, x, baseline, seed=seed)
     return _curve(box, x, x, gone, maps, target, score, n_steps, signed, seed, batch_size)
 
@@ -83,7 +83,7 @@ def insertion(
     `baseline` is by default x blurred, as in the paper (by a tenth of its shorter side, so that little can be read from
     it; the authors' code blurs photos of 224 pixels by 5), or the mean of features. All else is as in `deletion`.
     """
-    x = box.accept(x)
+    x, seed = box.accept(x), check_seed(seed)
     blurred = "blurred" if isinstance(box.inputs, Pixels) else None
     start = baseline_of(box, x, blurred if baseline is None else baseline, seed=seed)
     return _curve(box, x, start, x, maps, target, score, n_steps, signed, seed, batch_size)
@@ -93,7 +93,7 @@ def _curve(
     box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Any, target: Target, score: Score | None,
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
 ) -> Curve:  # fmt: skip
-    rank = ranked(importance(box, x, maps, signed=signed), whole("seed", seed))  # (N, P)
+    rank = ranked(importance(box, x, maps, signed=signed), seed)  # (N, P)
     counts = _counts(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
     objective, _ = fixed(box, x, target, score, "probability", batch_size)
 

@@ -19,7 +19,7 @@ from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, in_unit_range, similarity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edges:
     """How like the magnitudes of a map are to the input's edges: `map.absolute`, `map.ssim`, `map.hog`, each (N,).
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
@@ -27,7 +27,7 @@ Attribution = Literal["local", "global"]
 SIDE = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Infidelity:
     infidelity: Tensor  # (N,) in the score's unit, squared
     error: Tensor  # (N,) its standard error over the perturbations; of all squares, 0
@@ -63,11 +63,11 @@ def infidelity(
     of the target, None being the class predicted for x as it is (`score="probability"`, or an objective: that).
     Raises InputError.
     """
-    x = box.accept(x)
+    x, seed = box.accept(x), check_seed(seed)
     shares = _shares(perturbation, attribution)
     phi = _phi(box, x, maps, shares)
     law = _Law(box, x, perturbation, number("sigma", sigma, above=0), baseline_of(box, x, baseline, seed=seed),
-               whole("seed", seed), _squares(box, perturbation, window), n_samples is None)  # fmt: skip
+               seed, _squares(box, perturbation, window), n_samples is None)  # fmt: skip
     count = len(law.squares) if n_samples is None else whole("n_samples", n_samples, least=1)
     if n_samples is None and perturbation != "square":
         raise InputError("n_samples=None, each perturbation once, is for squares; noise wants a number")
@@ -198,7 +198,7 @@ def max_sensitivity(
     if not callable(method):
         raise InputError(f"method is called as method(box, x, target); got {type(method).__name__}")
     objective, classes = fixed(box, x, target, None, "logit", batch_size)
-    rows, seed = torch.arange(len(x), device=x.device), whole("seed", seed)
+    rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
     def phi(points: Tensor) -> Tensor:
         found = method(box, box.shaped(points), objective if classes is None else classes)

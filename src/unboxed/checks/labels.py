@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine import draws
 from ..errors import InputError
@@ -21,7 +21,7 @@ from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels(Similarity):
     """How like (N,) the maps of a net that learned true labels are to those of one that learned shuffled ones."""
 
@@ -56,7 +56,7 @@ def shuffled(labels: Any, seed: int = 0) -> Tensor:
     if y.ndim != 1 or len(y) < 2:
         raise InputError(f"wanted the labels (N,) of two examples or more; got shape {tuple(y.shape)}")
     y = y.detach().cpu()
-    return y[torch.randperm(len(y), generator=draws.shared(whole("seed", seed), 0, torch.device("cpu")))]
+    return y[torch.randperm(len(y), generator=draws.shared(check_seed(seed), 0, torch.device("cpu")))]
 
 
 def retrained(fit: Callable[[Tensor], Box], labels: Any, *, seed: int = 0) -> tuple[Box, Box]:
@@ -64,7 +64,8 @@ def retrained(fit: Callable[[Tensor], Box], labels: Any, *, seed: int = 0) -> tu
 
     `fit` builds a net of the same start, trains it on its data with these labels (N,), and returns its box.
     """
-    true, random = fit(as_classes(labels)), fit(shuffled(labels, seed))
+    other = shuffled(labels, seed)
+    true, random = fit(as_classes(labels)), fit(other)
     for found in (true, random):
         if not isinstance(found, Box):
             raise InputError(f"fit returns a Box around the trained net; got {type(found).__name__}")

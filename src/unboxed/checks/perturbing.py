@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine import draws
 from ..engine.hiding import probability
@@ -89,16 +87,9 @@ def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
     For features they are shaped like x, for several inputs as those are. Each row has its own, by `seed`.
     Raises InputError.
     """
-    x, seed = box.accept(x), whole("seed", seed)
+    x, seed = box.accept(x), check_seed(seed)
     like = x[:, :1] if isinstance(box.inputs, Pixels) else x
     return box.shaped(draws.uniform(like, seed))
-
-
-def from_zero(name: str, value: object) -> float:
-    """A number, 0 or more. Raises InputError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise InputError(f"{name} must be a number, 0 or more; got {value!r}")
-    return float(value)
 
 
 # -- the score -------------------------------------------------------------------------------------------------------

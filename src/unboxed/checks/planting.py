@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..errors import InputError
 from ..objectives import as_classes
 
@@ -42,11 +42,13 @@ class Mark:
     value: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shape, (tuple, list)) or len(self.shape) != 3:
+            raise InputError(f"a mark wants the shape (channels, height, width) of an image; got {self.shape!r}")
+        object.__setattr__(self, "shape", tuple(whole("a side of the shape", s, least=1) for s in self.shape))
         object.__setattr__(self, "classes", tuple(whole("a marked class", k) for k in self.classes))
         whole("side", self.side, least=1)
         whole("margin", self.margin)
-        if not 0 <= number("value", self.value) <= 1:
-            raise InputError(f"value is a brightness in [0, 1]; got {self.value}")
+        number("value", self.value, least=0, most=1)
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"a mark stands for one class or several different ones; got {self.classes}")
         places = [self.place(k) for k in self.classes]
@@ -107,7 +109,7 @@ def _overlap(a: Place, b: Place) -> bool:
     return abs(a.top - b.top) < a.height and abs(a.left - b.left) < a.width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planted(Dataset[tuple[Tensor, int]]):
     """Images with a shortcut in them: a Dataset of (image, label)."""
 
@@ -132,10 +134,9 @@ def planted(
     and label never disagree, and most nets weigh both. Raises InputError.
     """
     for name, value in (("share", share), ("strays", strays)):
-        if not 0 <= number(name, value) <= 1:
-            raise InputError(f"{name} is a share, 0 to 1; got {value}")
+        number(name, value, least=0, most=1)
     known = torch.tensor(mark.classes)
-    generator = torch.Generator().manual_seed(whole("seed", seed))
+    generator = torch.Generator().manual_seed(check_seed(seed))
     luck = torch.rand(len(labels), generator=generator)
     turn = torch.randint(len(known), labels.shape, generator=generator)
     says = false_classes(labels, mark, turn)

@@ -12,9 +12,10 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from ..arguments import number
 from ..engine.results import map_of
 from ..errors import InputError
-from .perturbing import finite, from_zero
+from .perturbing import finite
 
 
 def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
@@ -25,7 +26,7 @@ def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
     share of them that hit counts, so a flat map scores what pointing at random would. The accuracy is the mean.
     Raises InputError.
     """
-    tolerance = from_zero("tolerance", tolerance)
+    tolerance = number("tolerance", tolerance, least=0)
     found, inside = _both(maps, masks)  # (N, H, W) each
     if tolerance:
         near = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]

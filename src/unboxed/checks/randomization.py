@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.untrained import Weights, own, randomized, weighted
 from ..errors import InputError, LayerError, warn
@@ -23,7 +23,7 @@ from .similarity import Similarity, similarity
 Mode = Literal["cascading", "independent"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Randomization(Similarity):
     """How like the map of the net as it is each map (N) is at each step (L): four figures, (L, N).
 
@@ -65,7 +65,7 @@ def randomization(
     """
     if mode not in ("cascading", "independent"):
         raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
-    seed, x = whole("seed", seed), box.accept(x)
+    seed, x = check_seed(seed), box.accept(x)
     steps = _steps(box, layers)
     score = fixed(box, x, target)
     original = drawn(box, method, x, score, aloud=True)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError
+from ..multi_input import MultiInput
 from .methods import Method, Target
 from .verdict import N_STEPS, PAIRS, Verdict, name_of, verdict
 
@@ -27,11 +29,17 @@ def candidates(box: Box, work: float = WORK) -> dict[str, Method]:
     """{name: method} of all attribution methods that explain a score, with settings that this net's size allows.
 
     A large net is asked with fewer samples: as many as `work` FLOPs allow, never below 100; a method that can't do with
-    so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes references).
+    so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes references),
+    or, for a model of several inputs, one that marks only an image.
     """
     affordable = max(LEAST, int(work / flops(box)))
     found = {name: method for name, method in _fitted(affordable).items() if runs(method) <= max(affordable, MOST)}
-    return {name: found[name] for name in sorted(found, key=_place)}
+    return {name: found[name] for name in sorted(found, key=_place) if _marks_all(box, known()[name])}
+
+
+def _marks_all(box: Box, card: Card) -> bool:
+    """Whether a map marks all that the model takes: of an image and a row, maps of images leave out the row."""
+    return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
 
 
 def _place(name: str) -> int:
@@ -116,6 +124,6 @@ def ranked(
     By grade; within one, by how little of the score is left when what the method marks is removed. `judge` may be
     `Remembered(...).verdict`.
     """
-    methods = candidates(box) if methods is None else methods
+    methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
     found = {name: judge(box, x, method, target, seed=seed) for name, method in methods.items()}
     return dict(sorted(found.items(), key=lambda item: item[1].rank))

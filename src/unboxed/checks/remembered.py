@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import check_seed
 from ..box import Box
 from ..objectives import Objective
 from .methods import Method, Target
@@ -44,6 +45,7 @@ class Remembered:
         seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, found once. A method without a name of its own, or an objective, is asked anew."""
+        seed = check_seed(seed)
         key = self._key(box, x, method, target, pairs, seed)
         found = self._known.get(key) or verdict(box, x, method, target, map_=map_, pairs=pairs, seed=seed)
         if key:
@@ -54,7 +56,7 @@ class Remembered:
         self, box: Box, x: Any, method: Method, target: Target = None, *, pairs: int = PAIRS, seed: int = 0
     ) -> bool:
         """Whether that verdict is at hand."""
-        return self._key(box, x, method, target, pairs, seed) in self._known
+        return self._key(box, x, method, target, pairs, check_seed(seed)) in self._known
 
     def text(self) -> bytes:
         """The verdicts asked for so far, to be kept."""

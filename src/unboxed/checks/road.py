@@ -16,12 +16,12 @@ import torch
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number
 from ..box import Box
 from ..engine.sizes import images_only
 from ..errors import InputError, OutputError
 from ..net.batching import BatchSize
-from .perturbing import Score, Target, drawn, fixed, from_zero, importance, ranked, scores
+from .perturbing import Score, Target, drawn, fixed, importance, ranked, scores
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NEIGHBORS = {
@@ -30,7 +30,7 @@ NEIGHBORS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Road:
     fractions: Tensor  # (S,) of the pixels removed
     scores: Tensor  # (N, S)
@@ -70,7 +70,7 @@ def road(
     x = box.accept(x)
     if order not in ("morf", "lerf"):
         raise InputError(f'order is "morf" or "lerf"; got {order!r}')
-    shares, noise, seed = _fractions(fractions), from_zero("noise", noise), whole("seed", seed)
+    shares, noise, seed = _fractions(fractions), number("noise", noise, least=0), check_seed(seed)
     relevance = importance(box, x, maps, signed=signed)  # (N, P)
     rank = ranked(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in shares]
@@ -95,10 +95,7 @@ def _fractions(fractions: Sequence[float]) -> list[float]:
     values = fractions.tolist() if isinstance(fractions, (Tensor, np.ndarray)) else fractions
     if isinstance(values, (str, int, float)) or not len(values):
         raise InputError(f"fractions is a list of shares in (0, 1]; got {fractions!r}")
-    found = [number("a fraction", f, above=0) for f in values]
-    if max(found) > 1:
-        raise InputError(f"fractions lie in (0, 1]; got {max(found):g}")
-    return found
+    return [number("a fraction", f, above=0, most=1) for f in values]
 
 
 def _weights(height: int, width: int) -> sparse.csr_matrix:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
@@ -26,7 +26,7 @@ SIZES = 10
 LARGEST = 0.8  # of the pixels, by default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SensitivityN:
     sizes: Tensor  # (S,) how many pixels are removed at once
     correlation: Tensor  # (N, S); NaN where the sums or the drops don't vary at all
@@ -60,7 +60,7 @@ def sensitivity_n(
     """
     x = box.accept(x)
     relevance = importance(box, x, maps)  # (N, P)
-    many, seed = whole("n_samples", n_samples, least=2), whole("seed", seed)
+    many, seed = whole("n_samples", n_samples, least=2), check_seed(seed)
     n = torch.tensor(_sizes(sizes, relevance.shape[1]), device=x.device)
     gone = baseline_of(box, x, baseline, seed=seed)
     objective, _ = fixed(box, x, target, score, "logit", batch_size)

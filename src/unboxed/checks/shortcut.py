@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import activations, synthesis
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError, UnboxedError
@@ -36,7 +36,7 @@ GIVEN: Mapping[str, Callable[[Trial], Any]] = {"references": lambda trial: trial
 """What a method that takes it by this name is given: references that all bear the mark would hide it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shortcut:
     """All findings; `images` (S, C, H, W) with the marks of `classes` (S,) are what the first maps shown are of."""
 
@@ -87,7 +87,7 @@ def shortcut(
     """
     _alike(net, control, mark)
     x, y = control.accept(x).cpu(), control.labels(y, len(x)).cpu()
-    trial = Trial(net, control, x, y, mark, methods, whole("examples", examples, least=2), whole("seed", seed))
+    trial = Trial(net, control, x, y, mark, methods, whole("examples", examples, least=2), check_seed(seed))
     if not len(trial.false[0]) or not len(trial.right[0]):
         raise InputError(f"wanted images of the marked classes {mark.classes} and of others; those of y are not both")
     answers, of_control = (answered(box, trial) for box in trial.both)

@@ -22,7 +22,7 @@ LARGEST_CELL, LEAST_CELL = 16, 2
 BLOCK, ORIENTATIONS = 3, 9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Similarity:
     """Of maps (N, ...) with other maps (N, ...); whoever compares several times has them as (L, N)."""
 

@@ -30,7 +30,7 @@ class Answers:
     fooled: float  # answered as another class's mark says
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
     """What one method shows of the shortcut: its share `found`, 0 to 1, beside the same on the `control` net."""
 
@@ -46,7 +46,7 @@ class Finding:
     shown: tuple[Tensor, Tensor] | None = None  # what it drew of the net with the shortcut, and of the control
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """What a judge is given: both nets, and clean held-out images."""
 

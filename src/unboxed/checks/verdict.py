@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import Card
 from ..engine.untrained import randomized, weighted
@@ -93,7 +93,7 @@ def verdict(
     `pairs` of image and draw of new weights are compared at least.
     Raises ModelError where the net can't be copied.
     """
-    x, seed = box.accept(x), whole("seed", seed)
+    x, seed = box.accept(x), check_seed(seed)
     if not callable(method):
         raise InputError(f"a method is a function (box, x, target) -> map; got {type(method).__name__}")
     score, name = fixed(box, x, target), name_of(method)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..arguments import check_seed
 from ..errors import InputError
 from ..inputs import Pixels
 from .sets import InMemory
@@ -38,7 +39,7 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     if split not in ("all", "train", "test"):
         raise InputError(f"digits come as 'all', 'train' or 'test'; got {split!r}")
     pixels, labels = _digits()
-    rows = torch.from_numpy(_rows(labels.numpy(), split, seed))
+    rows = torch.from_numpy(_rows(labels.numpy(), split, check_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"
     return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), INPUTS)
 

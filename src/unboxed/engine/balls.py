@@ -161,7 +161,7 @@ def all_free(grad: Tensor, x: Tensor) -> Tensor:
     return grad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraint:
     """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import number
+from ..arguments import check_seed, number
 from ..box import Box
 from ..errors import InputError
 from ..inputs import Features, Inputs, Pixels
@@ -34,6 +34,7 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     each row), a number, or a tensor: one for all (1, ...) or (...), or one an example (N, ...). For several inputs: a
     dict or tuple of those, or one for all. Raises InputError.
     """
+    seed = check_seed(seed)
     if not isinstance(box.inputs, MultiInput):
         return _of(box.inputs, x, kind, seed)
     parts = _parts(box.inputs, kind)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import whole
+from ..arguments import check_seed, whole
 from ..errors import InputError
 from ..objectives import Objective
 from .balls import Constraint
@@ -24,7 +24,7 @@ FREE = Constraint()
 FIELDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Climb:
     """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between.
 
@@ -45,7 +45,7 @@ class Climb:
     interrupted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ascent:
     """What a climbing method chooses: how far, by which step rule, in which bounds, through which transforms."""
 
@@ -69,7 +69,7 @@ class Ascent:
     def __post_init__(self) -> None:
         whole("steps", self.steps)
         whole("draws", self.draws, least=1)
-        whole("seed", self.seed, least=-(2**62))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.every is not None:
             whole("every", self.every, least=1)
         if self.prior is not None and not self.prior.layers <= {"input"}:

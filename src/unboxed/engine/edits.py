@@ -22,7 +22,7 @@ Units = int | Sequence[int] | None
 """A channel, several of them, or None for all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """h <- factor * h + value for some channels k, at one position or at all of them.
 
@@ -126,7 +126,7 @@ def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -
 # -- many rewritten runs ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exchange:
     """Values in place of h's own where the mask (R, ...) says so; both are broadcast to h."""
 
@@ -142,7 +142,7 @@ class Ways(Protocol):
         """The edits of a batch whose rows are the examples n (R,), rewritten in the ways p (R,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     score: Tensor  # (N, P)
     logits: Tensor | None  # (N, P, K): a map of outputs counts by its mean

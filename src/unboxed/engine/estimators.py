@@ -68,7 +68,7 @@ def kernel_shapley(draws: Draws, y: Tensor, none: float, whole: float) -> tuple[
 # -- LIME --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Local:
     """A linear model of the score around one input."""
 
@@ -79,7 +79,7 @@ class Local:
     r2: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surrounding:
     """What weighs the masks of A players among F, D = F - A of which hide nothing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from ..box import Box
 from ..errors import DataError, InputError
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 
 WANTED = "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
@@ -33,6 +34,54 @@ def batches(data: Any, size: int) -> Iterator[Tensor]:
         raise DataError("the data are empty: a pass over them needs at least one example")
 
 
+def packed(box: Box, data: Any) -> Any:
+    """Data of a model of several inputs as tensors, or as a data set of them; all other data as they are.
+
+    They may be a dict or a tuple of tensors as the model takes them, a pair of these and labels, or a Dataset or
+    iterable of such inputs of one example, or of (inputs, label).
+    """
+    if not isinstance(box.inputs, MultiInput) or isinstance(data, Tensor) or _paired_packed(box.inputs, data):
+        return data
+    if box.inputs.is_structure(data):
+        return box.accept(data)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and box.inputs.is_structure(data[0]):
+        return box.accept(data[0]), torch.as_tensor(data[1])
+    return _Packed(box.inputs, data) if _indexed(data) else (_packed(box.inputs, i) for i in _items(data))
+
+
+def _paired_packed(inputs: MultiInput, data: Any) -> bool:
+    """Whether these are (x, y) of packed tensors already: what `packed` gave."""
+    return _paired(data) and data[0].shape[1:] == inputs.shape
+
+
+class _Packed:
+    """A data set of several inputs, each example packed as it is asked for."""
+
+    def __init__(self, inputs: MultiInput, data: Any) -> None:
+        self.inputs, self.data = inputs, data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        return _packed(self.inputs, self.data[i])
+
+
+def _packed(inputs: MultiInput, item: Any) -> Any:
+    """One example's inputs (D,), beside its label if it has one. Raises DataError."""
+    pair = isinstance(item, (tuple, list)) and len(item) == 2
+    labeled = pair and (not isinstance(item[0], Tensor) or item[0].shape == inputs.shape)
+    values = item[0] if labeled else item
+    if isinstance(values, Tensor) and values.shape == inputs.shape:  # packed already
+        return item
+    if not inputs.is_structure(values):
+        got = type(item).__name__
+        raise DataError(f"an example of a model of several inputs is a dict or tuple of tensors; got {got}")
+    batch = {k: v[None] for k, v in values.items()} if isinstance(values, Mapping) else tuple(v[None] for v in values)
+    row = inputs.pack(inputs.check(batch))[0]
+    return (row, item[1]) if labeled else row
+
+
 def each_batch(
     box: Box, data: Any, work: Callable[[Tensor], object], *, batch_size: BatchSize = "auto", most: int | None = None
 ) -> None:
@@ -44,7 +93,7 @@ def each_batch(
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
     most = most or (AT_ONCE if box.device.type == "cpu" else box.batch_limit)
     at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
-    for x in batches(data, sys.maxsize if box.coupled else at_once):
+    for x in batches(packed(box, data), sys.maxsize if box.coupled else at_once):
         _work(box, box.accept(x), work, batch_size)
 
 
@@ -57,6 +106,7 @@ def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tenso
 
     Raises DataError where there are none or they bear no labels, InputError for what doesn't fit the box.
     """
+    data = packed(box, data)
     if _paired(data):
         x, y = data[0][:most], data[1][:most]
     else:

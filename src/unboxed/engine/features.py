@@ -11,6 +11,7 @@ from torch import Tensor
 from ..box import Box
 from ..errors import InputError, LayerError
 from ..inputs import Pixels
+from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 from ..net.layers import received
 from ..objectives import ENDS
@@ -65,6 +66,7 @@ def read(
 def stream(box: Box, data: Any, address: str, *, batch_size: BatchSize = "auto") -> Any:
     """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
+    data = examples.packed(box, data)
     batches = examples.batches(data, 2**62 if box.coupled else size)  # coupled rows are never split
 
     def following() -> Tensor | None:
@@ -78,7 +80,8 @@ def _vectors(box: Box, address: str, h: Tensor, n: int, most: int | None) -> Ten
     if not h.ndim or len(h) != n:
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
     if address == "input" and not isinstance(box.inputs, Pixels):
-        h = box.inputs.encode(h)  # columns of a table have units of their own
+        z = box.inputs.encode(h)  # columns of a table have units of their own
+        h = box.inputs.pack(z) if isinstance(box.inputs, MultiInput) else z
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1) if h.ndim > 1 else h[:, None]
     flat = flat.to(box.dtype)
     if not torch.isfinite(flat).all():

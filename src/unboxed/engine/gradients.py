@@ -28,7 +28,7 @@ REENTRANT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradients:
     score: Tensor  # (N,)
     map: Tensor  # (N, ...), shaped like the input, or like the layer

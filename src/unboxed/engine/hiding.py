@@ -24,7 +24,7 @@ SEGMENT = "segment"
 """A baseline of its own: each player's mean over its pixels, as the lime package hides."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Game:
     """Inputs whose players can be hidden. Those that hide nothing (x is the baseline there) are not played with."""
 

@@ -20,7 +20,7 @@ FEW = 64  # coordinates that a step in L1 takes to move, at first; sorting all o
 SPARE = 8  # steps beyond one for each kink, which rounding may ask for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plane:
     value: Tensor  # (n,) v
     normal: Tensor  # (n, D) w

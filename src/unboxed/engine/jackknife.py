@@ -10,7 +10,7 @@ from torch import Tensor
 LEAST = 0.02  # of itself that a cluster must leave to the others: below, it alone holds up a direction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """The solution `solve` @ h' (weight response) of a weighted linear fit, on draws in clusters of one or two."""
 

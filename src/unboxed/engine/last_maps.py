@@ -42,7 +42,7 @@ SHAPING = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Transpose",
 FITTING = "name a functional op by its address, such as ':relu#0'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Met:
     """A map that was met: `wanted` where it may be the last one. `value` is its own as long as no op wrote over it."""
 

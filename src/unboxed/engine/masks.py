@@ -17,7 +17,7 @@ from . import draws
 MOST = 2**22  # subsets that may be listed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draws:
     """Masks each once (U, A), and how the estimator uses them: number `at` (K,) with a weight, in clusters."""
 

@@ -17,7 +17,7 @@ SURE = 1e8  # a rough value this much larger than its error is good to eight dig
 _METRICS = ("euclidean", "cosine")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbors:
     """The k nearest points of each query, the nearest first; of equally near ones the lower index."""
 

@@ -17,7 +17,7 @@ EDGE = 1e-3  # of the range, next to 0 and 1, where the logit is cut
 NATURAL = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Palette:
     """`paint(z)` = sigmoid(mix z + logit(mean)), a pixel's channels at a time.
 

@@ -42,7 +42,7 @@ class Path(Protocol):
 # -- paths -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """The straight line from a start to x, at t (K,) of its length (Sundararajan et al. 2017, section 3)."""
 
@@ -61,7 +61,7 @@ def between(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise:
     """x and normal noise of standard deviation `sigma`, keyed by (seed, row, sample)."""
 
@@ -76,7 +76,7 @@ class Noise:
         return self.x[n] + self.sigma.expand_as(self.x)[n] * drawn, None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class References:
     """Points between references and x, each gradient times its own x - reference (Erion et al. 2021, equation 4)."""
 
@@ -146,7 +146,7 @@ def spread(inputs: Inputs, x: Tensor) -> Tensor:
 # -- the mean over a path --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mean:
     map: Tensor  # (N, ...) shaped like the input, or like the layer
     before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the score at zero

@@ -28,7 +28,7 @@ KEPT = 64  # gradients of an example that are kept at a time
 GROWTH = 8  # each look adds a point to this many
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Examples with the ends of their lines."""
 
@@ -54,7 +54,7 @@ class Problem:
         return ((gradient * self.delta).flatten(1).sum(1) - (self.high - self.low)).abs()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Integral:
     gradient: Tensor  # (N, ...) its mean along the line
     steps: Tensor  # (N,) points looked at

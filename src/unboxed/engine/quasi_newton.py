@@ -22,7 +22,7 @@ SHORTEST = 2.0**-20  # of a step; where even that brings nothing, the row is don
 dot = torch.linalg.vecdot
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """Where each row stands. `trial` is what to look at next: `told(value, grad)` of it gives the next state."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,3 +16,11 @@ def map_of(result: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")
     return found
+
+
+def each(work: Callable[..., Tensor], *found: Any) -> Any:
+    """`work` on tensors, or on each part of dicts or tuples of them, as they come of several inputs."""
+    first = found[0]
+    if isinstance(first, Mapping):
+        return {name: work(*(h[name] for h in found)) for name in first}
+    return tuple(map(work, *found)) if isinstance(first, tuple) else work(*found)

@@ -37,7 +37,7 @@ OF_PHOTOS = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}
 OF_SMALL = {"kernel_size": 1, "max_dist": 4, "ratio": 0.5}  # LIME's own would lump a digit together with its ground
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Players:
     """The player of each number: ints beside x, (N, 1 or C, H, W), (N, F) or (N, D); row n has `count[n]` of them."""
 

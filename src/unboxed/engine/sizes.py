@@ -21,7 +21,8 @@ ANY_SIZE = {"another size": "images may have any size that the net takes as far 
 def images_only(box: Box, what: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
-        raise InputError(f"{what} needs a net that takes images (Pixels)")
+        takes = type(box.inputs).__name__
+        raise InputError(f"{what} needs a net that takes images alone (Pixels); this one takes {takes}")
     return box.inputs
 
 

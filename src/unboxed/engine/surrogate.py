@@ -25,7 +25,7 @@ Orders = tuple[float, float, float, float]
 Remaining = Callable[[Tensor], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surrogate:
     """Kernel ridge regression on masks z (K, A), its kernel a polynomial in how many players agree.
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from .. import zoo
+from ..arguments import check_seed
 from ..errors import ModelError
 from ..inputs import Features, Inputs, Pixels
+from ..multi_input import MultiInput
 from .exported import exported
 from .factories import build, cut, defined
 
@@ -22,7 +24,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     A factory is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
     `trained=False` takes a zoo net without its weights; a factory's random numbers start at `seed`. Raises ModelError.
     """
-    spec = str(spec)
+    spec, seed = str(spec), check_seed(seed)
     if spec.startswith("zoo:"):
         return zoo.load(spec.removeprefix("zoo:"), weights="trained" if trained else None)
     if spec.endswith(".pt2"):
@@ -37,8 +39,9 @@ def _net_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
     if not isinstance(net, nn.Module):
         wanted = "wanted a torch.nn.Module, or (Module, inputs)"
         raise ModelError(f"{spec} made a {type(made).__name__}; {wanted}{_hint(net)}")
-    if inputs is not None and not isinstance(inputs, (Pixels, Features)):
-        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; wanted ub.Pixels or ub.Features")
+    if inputs is not None and not isinstance(inputs, (Pixels, Features, MultiInput)):
+        wanted = "wanted ub.Pixels, ub.Features or ub.MultiInput"
+        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {wanted}")
     return net, inputs
 
 

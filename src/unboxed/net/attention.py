@@ -19,7 +19,7 @@ from .opwise import Opwise
 _MHA = inspect.signature(F.multi_head_attention_forward)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Heads:
     """out = softmax(q k^T scale + mask) v, for each example and head."""
 

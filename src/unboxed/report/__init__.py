@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
+from ..arguments import check_seed
 from ..box import Box
 from ..checks.remembered import Remembered
 from ..errors import InputError, UnboxedWarning, WriteError
@@ -97,7 +98,7 @@ def report(
     `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before
     anything is written.
     """
-    chosen = _chosen(sections)
+    chosen, seed = _chosen(sections), check_seed(seed)
     with Folder(out) as folder, _threads(box):
         source = Source(data, box)
         with tqdm(total=len(chosen) + 1, desc="Asking the net", disable=quiet, file=sys.stderr, leave=False) as bar:

@@ -27,7 +27,7 @@ SIDE = 140
 PUSH = 0.5  # of the pixel range: how far the strongest pixel moves when an input is pushed along a gradient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """One method's maps for all examples."""
 

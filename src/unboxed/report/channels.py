@@ -31,7 +31,7 @@ SIDE = 84
 LINEAR = ("Conv", "Linear", "BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "Dropout", "Identity", "Pad")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """The drawings of one layer beside the examples that excite its channels most; all are means over positions."""
 

@@ -18,7 +18,7 @@ WHO = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verdict:
     """What the judge says of images: its answers, the probability of the class meant, and how many it names."""
 

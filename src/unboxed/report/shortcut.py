@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from tqdm import tqdm
 
+from ..arguments import check_seed
 from ..checks.planting import Mark
 from ..checks.shortcut import Shortcut, shortcut
 from ..checks.trial import Finding
@@ -44,6 +45,7 @@ def planted_shortcut(
     `training` are the arguments of `training.shortcut.pair`. On Ctrl-C what was found is written, `interrupted`; before
     there is anything, nothing is. Raises InputError where the net did not learn the shortcut; WriteError.
     """
+    seed = check_seed(seed)
     with Folder(out, page=SHEET, facts=FACTS) as folder:
         trained = pair(mark, seed=seed, quiet=quiet, **training)
         with tqdm(desc="judging", unit="method", disable=quiet, leave=False) as bar:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
+from ..engine.examples import packed
 from ..errors import DataError
 from ..inputs import Pixels
 
@@ -101,6 +102,7 @@ def _kind(data: Any) -> str:
 
 def _indexed(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
     """Something with a length whose items are (input, label) or inputs."""
+    data = packed(box, data)
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
         data = torch.utils.data.TensorDataset(*data)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):

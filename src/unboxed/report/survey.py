@@ -19,7 +19,7 @@ VALUES = 40_000_000  # of input looked at: photos are many values each
 ROWS = 256  # read at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
     """What the net says of the examples `rows` of the data: n of them, in their order."""
 

@@ -45,7 +45,7 @@ def caricature(
     """
     seen = look(box, data)
     x = box.accept(x)
-    power = number("power", power, above=-1e-9)
+    power = number("power", power, least=0)
     layer = layer if layer in ENDS else box.layers.resolve(layer)
     gentle = replace(way("fourier"), transform=wobble(degrees=4, scale=0.04, jitter=0.03))
     with torch.inference_mode(False):

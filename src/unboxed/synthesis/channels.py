@@ -21,7 +21,7 @@ from .feature import tell
 from .recipe import STEPS, draw, look, way
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Channels(Drawn):
     layer: str
     targets: Tensor  # (N,) which channel each image is of
@@ -59,7 +59,7 @@ def channels(
     layer = layer if layer in ENDS else box.layers.resolve(layer)
     whole("each", each, least=1)
     targets = _units(box, layer, units).repeat_interleave(each)
-    weight = number("diversity", diversity, above=-1e-9) if each > 1 else 0.0
+    weight = number("diversity", diversity, least=0) if each > 1 else 0.0
     drawn, dead = draw(
         box, channel(layer, targets), len(targets), seen, chosen, steps=steps, every=every, seed=seed,
         batch_size=batch_size, diverse=unlike(layer, targets) * weight if weight > 0 else None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend, finished
@@ -19,14 +19,14 @@ from ..engine.balls import Constraint
 from ..engine.canvases import Fourier, Raw
 from ..engine.draws import uniform
 from ..engine.palette import Palette, known, statistics
+from ..engine.sizes import images_only
 from ..engine.transforms import wobble
 from ..errors import InputError, warn
-from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassImages:
     images: Tensor  # (N, C, H, W)
     targets: Tensor  # (N,)
@@ -62,12 +62,11 @@ def class_image(
     50 rounds of signed steps from black, 8-bit) and "noise" (plain ascent from noise: the control that must fail).
     `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
     """
-    if not isinstance(box.inputs, Pixels):
-        raise InputError("class images need a net that takes images (Pixels)")
+    images_only(box, "a class image")
     box.one_class_each("a class image")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         goal = _goal(box, target)
         climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, ascend
@@ -40,7 +40,7 @@ class Regularization:
 
     def __post_init__(self) -> None:
         for name, below in (("decay", 1), ("blur_width", 1e3), ("small_norm", 100), ("small_contribution", 100)):
-            number(name, getattr(self, name), above=-1e-9, below=below)
+            number(name, getattr(self, name), least=0, below=below)
         whole("blur_every", self.blur_every)
 
     def __call__(self, x: Tensor, grad: Tensor, step: int) -> Tensor:
@@ -98,7 +98,7 @@ def deep_visualization(
     Raises InputError, LayerError, and OutputError where classes are asked of a net without.
     """
     inputs = images_only(box, "deep visualization")
-    chosen = _recipe(recipe)
+    chosen, seed = _recipe(recipe), check_seed(seed)
     objective, n = _goal(box, target)
     start = torch.zeros(n, *inputs.shape, device=box.device, dtype=box.dtype)
     middle = inputs.decode(start[:1]) if known(inputs) else torch.full_like(start[:1], 0.5)  # the data's mean, or gray
@@ -112,7 +112,7 @@ def deep_visualization(
         optimizer=partial(Normalized, lr=length),
         constraint=Constraint(project=lambda x, centre: inputs.clip(x)),
         every=every,
-        seed=whole("seed", seed, least=-(2**62)),
+        seed=seed,
         after=after,
     )
     canvas = Raw(inputs.clip(middle + NOISE * normal(start, seed)))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine import sizes
@@ -62,7 +62,7 @@ def deepdream(
     """
     x = sizes.accept(box, x, "a deep dream")
     objective = box.checked(_objective(box, layer), len(x))
-    plan = _Plan(box, objective, _tile(tile), _jitter(box, jitter), whole("seed", seed, least=-(2**62)), batch_size)
+    plan = _Plan(box, objective, _tile(tile), _jitter(box, jitter), check_seed(seed), batch_size)
     ladder = _ladder(plan, (x.shape[2], x.shape[3]), octaves, number("scale", scale, above=1))
     settings = _length(x, step), _every(every)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..engine.ascent import Climb
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """Drawn images. `plots.drawings`, `plots.strip` and `plots.animation` take it; frames need `every=k`."""
 

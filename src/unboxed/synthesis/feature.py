@@ -52,7 +52,7 @@ def feature(
     chosen, seen = way(canvas), look(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
-    weight = number("diversity", diversity, above=-1e-9)
+    weight = number("diversity", diversity, least=0)
     if weight > 0 and n == 1:
         raise InputError("diversity is among several drawings of one objective: say how many, n=4")
     diverse = _apart(objective) * weight if weight > 0 else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
 from ..engine.ascent import Ascent, Climb, ascend, finished
@@ -34,7 +34,7 @@ WEIGHTS = {(False, True): (0.0, 3.0), (False, False): (0.0, 3.0), (True, True): 
 """(alpha, smooth) by (Fourier canvas, layer with positions)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """Images drawn from one layer's activation. Row m tells of input `source[m]`."""
 
@@ -91,9 +91,9 @@ def inversion(
     """
     plan = _Plan(
         objective, canvas, _weight("smooth", smooth), number("beta", beta, above=0),
-        number("fall", fall, above=0, below=1 + TINY), _weight("alpha", alpha),
+        number("fall", fall, above=0, most=1), _weight("alpha", alpha),
         jitter if jitter is None else whole("jitter", jitter), whole("steps", steps), whole("starts", starts, least=1),
-        every, whole("seed", seed, least=-(2**62)), batch_size,
+        every, check_seed(seed), batch_size,
     )  # fmt: skip
     images_only(box, "inversion")
     x = box.accept(x)
@@ -215,7 +215,7 @@ OBJECTIVES: dict[str, Callable[[str, Tensor], Objective]] = {
 
 
 def _weight(name: str, value: float | None) -> float | None:
-    return None if value is None else number(name, value, above=-TINY)
+    return None if value is None else number(name, value, least=0)
 
 
 def _prior(pixels: int, usual: tuple[float, float], plan: _Plan) -> Objective:

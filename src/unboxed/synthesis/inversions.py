@@ -20,7 +20,7 @@ from .inversion import Inversion, address, inversion
 LAYERS = 6  # where none are named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversions:
     """The same inputs inverted from several layers; the axis L runs over `layers`."""
 

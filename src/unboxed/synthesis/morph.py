@@ -15,11 +15,12 @@ from ..cards import card
 from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import L2, within
 from ..engine.canvases import Raw
+from ..engine.results import each
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Morph:
     input: Tensor  # (N, ...)
     target: Tensor  # (N,)
@@ -33,7 +34,8 @@ class Morph:
 
     @property
     def result(self) -> Tensor:  # (N, ...)
-        return self.frames[-1]
+        last: Tensor = each(lambda frames: frames[-1], self.frames)
+        return last
 
 
 @card(
@@ -76,7 +78,8 @@ def morph(
     probs, stopped = finished(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     probs = probs.view(*frames.shape[:2], -1)
     interrupted = climb.interrupted or stopped
-    return Morph(x, goal, frames, probs, climb.first, climb.done, climb.steps, climb.before_clamp, interrupted)
+    made = box.shaped(x), goal, box.shaped(frames), probs, box.shaped(climb.first)
+    return Morph(*made, climb.done, climb.steps, climb.before_clamp, interrupted)
 
 
 def _sure(box: Box, goal: Tensor, confidence: float) -> Objective:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import whole
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import Constraint
@@ -19,9 +19,9 @@ from ..engine.canvases import Canvas, Fourier, Phase, Raw, frequencies, spectrum
 from ..engine.draws import normal
 from ..engine.examples import batches
 from ..engine.palette import Palette, known, learned, natural, statistics
+from ..engine.sizes import images_only
 from ..engine.transforms import Transform, crops, wobble
 from ..errors import InputError
-from ..inputs import Pixels
 from ..net.batching import BatchSize
 from ..objectives import Acts, Objective, far_from_mean, of, roughness
 from .drawn import Drawn
@@ -36,7 +36,7 @@ BEYOND = 0.02  # of the range, so that units that answer to plain black or white
 COLOR = 10.0  # weight of the squared distance from the data's mean color
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """What the drawings of one net should look like."""
 
@@ -48,16 +48,15 @@ class Look:
 
 def look(box: Box, data: Any) -> Look:
     """From images of the net's kind where given, else from the normalization. Raises InputError without pixels."""
-    if not isinstance(box.inputs, Pixels):
-        raise InputError("drawings need a net that takes images (Pixels); these inputs are rows of features")
+    inputs = images_only(box, "a drawing")
     if data is None:
-        mean = statistics(box.inputs)[0].to(box.device, box.dtype)
-        return Look(replace(natural(mean), beyond=BEYOND), known(box.inputs), ROUGHNESS, None)
+        mean = statistics(inputs)[0].to(box.device, box.dtype)
+        return Look(replace(natural(mean), beyond=BEYOND), known(inputs), ROUGHNESS, None)
     x = box.accept(next(batches(data, SAMPLE)))
     return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """A canvas with what goes with it."""
 
@@ -111,7 +110,7 @@ def way(canvas: str) -> Way:
     return WAYS[canvas]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spread:
     """How each row's score lies on random images."""
 
@@ -141,7 +140,7 @@ def draw(
     steps: int, every: int | None, seed: int, batch_size: BatchSize, diverse: Objective | None = None,
 ) -> tuple[Drawn, Tensor]:  # fmt: skip
     """The drawings, and whose unit (N,) is dead: it gives the same for random images and for what was drawn."""
-    whole("seed", seed, least=-(2**62))
+    seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.checked(objective, n)
         found, stopped = finished(lambda: spread(box, objective, n, look, batch_size))

@@ -18,6 +18,7 @@ from ..engine.ascent import Ascent, ascend, finished
 from ..engine.balls import NORMS, TINY, Ball, Constraint, length, per_row
 from ..engine.canvases import Raw
 from ..engine.gradients import gradients
+from ..engine.results import each
 from ..errors import InputError
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Index, Objective, logit
@@ -28,7 +29,7 @@ FAR = 1e6  # stands for a bound where the range has none
 CLOSE = 1e-5  # of what the score has to fall: so near to the threshold counts as there while the radius is sought
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Silence:
     input: Tensor  # (N, ...)
     images: Tensor  # (N, ...); where not silenced, the last attempt
@@ -40,7 +41,8 @@ class Silence:
 
     @property
     def change(self) -> Tensor:  # (N, ...)
-        return self.images - self.input
+        change: Tensor = each(torch.sub, self.images, self.input)
+        return change
 
 
 @card(
@@ -129,7 +131,8 @@ class _Search:
         after, stopped = finished(lambda: self._scores(self.images))
         distance = self.ball.distance(self.images, self.x)
         stopped |= self.interrupted
-        return Silence(self.x, self.images, distance, self.before, after, after <= self.goal, stopped)
+        ends = self.box.shaped(self.x), self.box.shaped(self.images)
+        return Silence(*ends, distance, self.before, after, after <= self.goal, stopped)
 
     def _scores(self, z: Tensor) -> Tensor:
         """The objective (N,) of inputs z."""

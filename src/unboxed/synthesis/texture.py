@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number
 from ..box import Box
 from ..cards import card
 from ..engine import sizes
@@ -68,7 +68,7 @@ def texture(
     objective = _style(box, x, _layers(box, layers), len(x), batch_size)
     free = min(1, x[0, 0].numel() - 1)  # a single pixel has no spread
     spread, mean = x.std((2, 3), correction=free, keepdim=True), x.mean((2, 3), keepdim=True)
-    start = (mean + spread * normal(x, whole("seed", seed, least=-(2**62)))).clamp(0, 1)
+    start = (mean + spread * normal(x, check_seed(seed))).clamp(0, 1)
     return _climbed(box, objective, start, steps, smooth, every, batch_size)
 
 
@@ -106,7 +106,7 @@ def style_transfer(
     chosen = _layers(box, layers)
     at = chosen[min(len(chosen) - 1, (len(chosen) + 1) // 2)] if at is None else _address(box, at)
     kept = match(at, _read(box, x, [at], batch_size)[at], relative=True)
-    objective = _style(box, style, chosen, len(x), batch_size) + number("content", content, above=-TINY) * kept
+    objective = _style(box, style, chosen, len(x), batch_size) + number("content", content, least=0) * kept
     return _climbed(box, objective, x, steps, smooth, every, batch_size)
 
 
@@ -121,7 +121,7 @@ def _climbed(
 ) -> Drawn:
     sizes.check(box, objective, (start.shape[2], start.shape[3]), HINT)
     inside = Constraint(project=lambda x, centre: x.clamp(0, 1))
-    weight = number("smooth", smooth, above=-TINY) / start[0].numel()
+    weight = number("smooth", smooth, least=0) / start[0].numel()
     plan = Ascent(steps, partial(Adam, lr=0.05), inside, anneal=True, every=every, prior=-weight * total_variation())
     return Drawn.of(ascend(box, objective, Raw(start), plan, batch_size=batch_size))
 

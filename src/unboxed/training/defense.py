@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import number, whole
+from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..engine.balls import NORMS, Ball, Linf, ball_of
 from ..errors import InputError, OutputError
@@ -196,7 +196,7 @@ def _climb(
 
     Nobody asks which examples are fooled, so there is no look but those whose gradient is used, and none is dropped.
     """
-    seed = _key(x) if seed is None else whole("seed", seed)
+    seed = _key(x) if seed is None else check_seed(seed)
     moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
     with box.quiet(seed=seed), _unsynchronized(trainable(box).net):
         for _ in range(steps):

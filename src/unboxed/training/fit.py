@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.saved import Saved
 from ..errors import DataError, InputError
@@ -74,7 +75,7 @@ def fit(
     Raises InputError, DataError, OutputError, WriteError, and ModelError for a checkpoint of another training.
     """
     _check(epochs, batch_size, lr, average)
-    box = trainable(Box(net, inputs, autocast=autocast))
+    box, seed = trainable(Box(net, inputs, autocast=autocast)), check_seed(seed)
     batches = _batches(train, batch_size, seed)
     training = _Training(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defend, average, watch)
     file = None

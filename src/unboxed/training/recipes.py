@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .. import adversarial, loading, zoo
 from .. import data as sets
+from ..arguments import check_seed
 from ..box import Box
 from ..engine.transforms import wobble
 from ..errors import DataError
@@ -87,6 +88,7 @@ def train(
     so that the figures are those of the file. On Ctrl-C what was learned is kept.
     Raises ModelError, DataError, InputError and WriteError.
     """
+    seed = check_seed(seed)
     net, inputs = zoo.load(name, weights=None, seed=seed)
     path = writable(out or f"{name}.safetensors")
     learn, test = _parts(data or zoo.kind(name).data, root, inputs)

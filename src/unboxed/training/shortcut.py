@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from .. import zoo
+from ..arguments import check_seed
 from ..box import Box
 from ..checks.planting import Mark, planted
 from ..errors import DataError
@@ -18,7 +19,7 @@ from .recipes import Parts, recipe
 NET = "digits-cnn"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """A net that goes by a mark, its control, and held-out images to judge with."""
 
@@ -53,6 +54,7 @@ def pair(
     x, y = _tensors(learn)
     usual = (0.95, 0.02) if len(mark.classes) == 1 else (0.8, 0.05)
     share, strays = (own if value is None else value for value, own in zip((share, strays), usual, strict=True))
+    seed = check_seed(seed)
     marked = planted(x, y, mark, share=share, strays=strays, seed=seed)
     clean = planted(x, y, mark, share=0, strays=0, seed=seed)
     taught, control = (_trained(net, part, epochs, seed, quiet) for part in (marked, clean))

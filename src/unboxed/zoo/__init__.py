@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..arguments import check_seed
 from ..data.uci import INPUTS as DIGITS
 from ..errors import ModelError
 from ..inputs import Pixels
@@ -67,7 +68,7 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     found = kind(name)
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
-    with quiet.seeded(seed, torch.get_default_device()):
+    with quiet.seeded(check_seed(seed), torch.get_default_device()):
         net = found.build()
     if weights == "trained":
         with _file(name, "safetensors") as path:

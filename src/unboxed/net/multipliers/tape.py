@@ -57,7 +57,7 @@ def instead(value: Tensor, other: Tensor) -> Tensor:
     return given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """An activation on the example, whose gradient the multipliers are, and on the baseline."""
 

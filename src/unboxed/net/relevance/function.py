@@ -71,7 +71,7 @@ GATE, BOUNDED, SIGNAL = 2, 1, 0
 """Which factor of a product is the gate: a sigmoid or softmax before a tanh or a clamp, these before all else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Note:
     """What is known of an activation until it is written over."""
 

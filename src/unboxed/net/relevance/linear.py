@@ -21,7 +21,7 @@ SendPixels = Callable[["Linear", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, 
 Transposed = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """out = f(a, w) + b with b beside the output; f is linear in both."""
 
