@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.estimators import exact_shapley, kernel_shapley
 from ..engine.hiding import A_PLAYER, beside, few, game, objective, scores
 from ..engine.masks import Draws, every_subset, shapley_pairs
@@ -86,6 +86,7 @@ def kernel_shap(
     values, error = (played.placed(h) for h in zip(*each, strict=True))
     ends = torch.stack([v[-2:, 0] if own[a][1] else v[[-1, 0], 0] for a, v in zip(played.counts, found, strict=True)])
     ends = ends.to(box.dtype).to(box.device)
+    difference(ends[:, 0], ends[:, 1])
     shares = box.shaped(played.players.shared(values))
     return KernelShap(shares, values, error, beside(box, played.players.of), ends[:, 0], ends[:, 1])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.estimators import exact_shapley
 from ..engine.hiding import Game, beside, game, objective, scores
 from ..engine.masks import every_subset
@@ -89,5 +89,6 @@ def coarse(box: Box) -> Callable[[Pixels], Segments]:
 def shared_out(played: Game, values: list[Tensor], found: list[Tensor]) -> Shapley:
     box, placed = played.box, played.placed(values)
     ends = torch.stack([torch.stack([v[-1], v[0]]) for v in found]).to(box.dtype).to(box.device)
+    difference(ends[:, 0], ends[:, 1])
     shares = box.shaped(played.players.shared(placed))
     return Shapley(shares, placed, beside(box, played.players.of), ends[:, 0], ends[:, 1])
