@@ -92,9 +92,8 @@ class Box:
         )
         (self._found,) = found
         self.layers: Layers = self._found.layers
-        self.outputs: Outputs = outputs or self._reader.recognize(
-            self._found.output, self.inputs, lambda: self._run(noise[: self._most])
-        )
+        again = self._found.output, self.inputs, lambda: self._run(noise)
+        self.outputs: Outputs = outputs or self._reader.recognize(*again)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.coupled, self.noisy = self._found.coupled, self._found.noisy  # noisy: it draws while it runs
         self.flops = self._found.flops_each  # of one example's way through
