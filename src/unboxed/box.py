@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .arguments import listed_addresses
+from .arguments import class_names, listed_addresses
 from .errors import InputError, LayerError, OutputError, warn
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
@@ -136,7 +136,9 @@ class Box:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise InputError(f"the model can't take a batch of inputs of shape {self.inputs.shape}: {said}") from error
         self.layers: Layers = self._found.layers
-        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(self._found.output, self.inputs)
+        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(
+            self._found.output, self.inputs, lambda: self._run(noise[:3])
+        )
         self._reader = Reader(self._reader.pick, self.outputs)
         self.flops = self._found.flops_each  # of one example's way through
         seen = self._reader.tensor(self._found.output)

@@ -84,7 +84,7 @@ class Alone(nn.Module):
 
 
 def test_what_can_not_be_told_is_said(tmp_path: Path) -> None:
-    text, _ = page(ub.Box(Alone(), GRAY), (images(), torch.arange(30) % 3), tmp_path)
+    text, _ = page(ub.Box(Alone(), GRAY, outputs="logits"), (images(), torch.arange(30) % 3), tmp_path)
     assert "No untrained copy of this net" in text
     assert "No unit to silence" in text
 

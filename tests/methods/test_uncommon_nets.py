@@ -203,7 +203,7 @@ def test_masks_beside_a_relu_are_told_of(x: Tensor) -> None:
             h = self.conv(x)
             return self.fc((h * (h > 0)).relu().flatten(1))
 
-    with pytest.warns(UnboxedWarning, match="written as a mask"):
+    with pytest.warns(UnboxedWarning, match="in another spelling"):
         ub.attribution.guided_backprop(ub.Box(Net(), PIXELS), x, 1)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..multi_input import MultiInput
+
+ALIKE = 0.5  # the correlation from which on two channels are the same pixels
 
 
 @card(
@@ -23,7 +27,8 @@ from ..multi_input import MultiInput
 def filters(box: Box, layer: str | None = None) -> Tensor:
     """The weights of a convolution, (K, C, h, w), or of a linear layer on pixels as images, (K, C, H, W).
 
-    By default the first layer that has either. In the net's own units: for inputs after normalization.
+    By default the first layer that has either, behind a pad, a normalization or an exchange of channels, too.
+    Channels are in the order of the input's. In the net's own units: for inputs after normalization.
     Raises LayerError where the layer has no such weights.
     """
     if layer is not None:
@@ -49,32 +54,61 @@ def _pictures(box: Box, path: str, named: bool = False) -> Tensor | None:
     """The layer's weights as the forward has them, if they are pictures: of the pixels, or of what a named one gets."""
     module = box.modules[path]
     with box.quiet(grad=False):  # a parametrized weight is computed, and may be written, when it is looked at
-        on_pixels = _works_on_pixels(box, path)
+        order = _order_of_pixels(box, path)
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not (on_pixels or named):
+        if not isinstance(weight, Tensor) or (order is None and not named):
             return None
-        flat = on_pixels and weight.ndim == 2 and weight.shape[1] == prod(box.inputs.shape)
+        flat = order is not None and weight.ndim == 2 and weight.shape[1] == prod(box.inputs.shape)
         if flat and len(box.inputs.shape) == 3:
             return weight.reshape(-1, *box.inputs.shape).to(box.dtype, copy=True)
-        convolves = weight.ndim == 4 and not isinstance(module, nn.ConvTranspose2d)
-        return weight.to(box.dtype, copy=True) if convolves else None
+        if weight.ndim != 4 or isinstance(module, nn.ConvTranspose2d):
+            return None
+        turned = weight[:, order] if order and len(order) == weight.shape[1] else weight  # of a group: as it stands
+        return turned.to(box.dtype, copy=True)
 
 
-def _works_on_pixels(box: Box, path: str) -> bool:
-    """Whether what the layer receives are the input's pixels in their order (of a scripted layer it is taken so)."""
+def _order_of_pixels(box: Box, path: str) -> list[int] | None:
+    """Where a layer receives each channel of the input's pixels; None if it doesn't receive them in their order.
+
+    Of a flat input, and of a scripted layer, for which it is taken so, the list is empty: as they stand.
+    """
     if isinstance(box.modules[path], torch.jit.ScriptModule):
-        return True
+        return []
     if not any(row.path == path and row.takes for row in box.layers):
-        return False
+        return None
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
-    received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W) or (2, C * H * W)
-    return any(_same_pixels(received, part) for part in parts)
+    received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W), padded, or (2, C * H * W)
+    received = received.to(noise)
+    return next((order for part in parts if (order := _order(received, part)) is not None), None)
 
 
-def _same_pixels(received: Tensor, noise: Tensor) -> bool:
-    """Whether one is the other, (2, C, H, W) or flat: scaled, clipped or noisy, but not in another order."""
-    if received.shape not in (noise.shape, noise.flatten(1).shape):
-        return False
-    together = torch.stack([received.flatten().to(noise), noise.flatten()])
-    return bool(together.corrcoef()[0, 1].abs() > 0.5)
+def _order(received: Tensor, noise: Tensor) -> list[int] | None:
+    """Where the channels of the noise (2, C, H, W) are in what a layer receives, or an empty list where it is flat."""
+    if received.shape == noise.flatten(1).shape:
+        return [] if float(_alike(received.reshape(1, -1), noise.reshape(1, -1))) > ALIKE else None
+    if noise.ndim != 4 or received.ndim != 4 or received.shape[1] != noise.shape[1]:
+        return None
+    found = (_channels(part, noise) for part in _windows(received, noise.shape[2], noise.shape[3]))
+    return next((order for order in found if order is not None), None)
+
+
+def _windows(h: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """Each part of maps (N, C, H, W) of a size, the middle ones first: behind a pad the image is one of them."""
+    down, right = h.shape[2] - height, h.shape[3] - width
+    places = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
+    for i, j in sorted(places, key=lambda p: abs(2 * p[0] - down) + abs(2 * p[1] - right)):
+        yield h[:, :, i : i + height, j : j + width]
+
+
+def _channels(received: Tensor, noise: Tensor) -> list[int] | None:
+    """Where each channel of the noise (N, C, H, W) is received: scaled, shifted, clipped or noisy, but in its place."""
+    alike = _alike(received.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > ALIKE  # (C, C)
+    one_each = bool((alike.sum(0) == 1).all() and (alike.sum(1) == 1).all())
+    return alike.long().argmax(0).tolist() if one_each else None
+
+
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    """How rows (A, M) and (B, M) are correlated, signs aside, (A, B)."""
+    a, b = (F.normalize(h - h.mean(1, keepdim=True)) for h in (a, b))
+    return (a @ b.mT).abs()

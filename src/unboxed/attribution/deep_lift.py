@@ -72,20 +72,30 @@ def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> Ten
             nothing_escaped(score, leaf)
         (multipliers,), _ = pull(score, acts, objective, [leaf], unclamp="no")
         found = multipliers.to(box.dtype) * (x - x0)
-        _complete(box, found, score.detach() - reference, box.coupled or objective.coupled)
+        _complete(box, found, score.detach(), reference, box.coupled or objective.coupled)
         return found
 
 
-def _complete(box: Box, found: Tensor, difference: Tensor, coupled: bool) -> None:
-    """Raise RuleError where contributions don't add up: something without a gradient depends on the input."""
+def _complete(box: Box, found: Tensor, score: Tensor, reference: Tensor, coupled: bool) -> None:
+    """Raise RuleError where contributions don't add up: something without a gradient depends on the input.
+
+    How far they may be off is measured by their own size, but by no more than ten times that of the scores: large
+    contributions that cancel leave nothing of the digits of a small difference.
+    """
     rough = box.autocast is not None or box.net_dtype in (torch.bfloat16, torch.float16)
     tolerance = 0.2 if rough else 1e-6 if box.dtype == torch.float64 else 1e-2
-    sums, scale = found.double().flatten(1).sum(1), found.double().flatten(1).abs().sum(1) + difference.double().abs()
-    off = (sums - difference.double()).abs()
+    found, high, low = found.double().flatten(1), score.double(), reference.double()
+    off, size, scores = (found.sum(1) - (high - low)), found.abs().sum(1) + (high - low).abs(), high.abs() + low.abs()
     if coupled:
-        off, scale = (sums.sum() - difference.double().sum()).abs(), scale.sum()
-    if bool((off > tolerance * scale + tolerance * 1e-2).any()):
+        off, size, scores = off.sum(), size.sum(), scores.sum()
+    if not bool(torch.isfinite(off).all()):
+        raise RuleError(
+            "DeepLIFT's contributions, or the scores of x and the baseline, are NaN or infinite (a division by what is "
+            "0 on the baseline?): take another baseline"
+        )
+    if not bool((off.abs() <= tolerance * torch.minimum(size, 10 * scores) + tolerance * 1e-2).all()):
         raise RuleError(
             "DeepLIFT's contributions do not add up to the score's difference: the net depends on its input by a way "
-            "without a gradient (a mask, an index, detach) or by an op out of sight; integrated gradients need no rule"
+            "without a gradient (a mask, an index, detach), by an op out of sight, or divides by what is almost 0 on "
+            "the baseline (take another one); integrated gradients need no rule"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
+from ..engine.baselines import difference
 from ..engine.draws import of_sample
 from ..engine.edits import runs, settled
 from ..engine.examples import batches
@@ -71,8 +72,8 @@ def expected_gradients(
     drawn = torch.bincount(torch.arange(k) % len(others)) / k  # (min(M, K),) the share of each
     ends = References(x, others, order, torch.zeros_like(alpha), drawn)
     low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
-    error = (found.flatten(1).sum(1) - (high - low)).abs()
-    return ExpectedGradients(box.shaped(found), error, high - low)
+    gap = difference(high, low)
+    return ExpectedGradients(box.shaped(found), (found.flatten(1).sum(1) - gap).abs(), gap)
 
 
 def some(box: Box) -> Any:

@@ -14,7 +14,7 @@ from ..engine.baselines import Baseline
 from ..engine.estimators import without_rounding
 from ..engine.hiding import Game, game, objective, scores
 from ..engine.masks import leave_one_out
-from ..engine.segments import Segments
+from ..engine.segments import Segments, share
 from ..engine.sizes import Size
 from ..engine.windows import windows
 from ..net.batching import BatchSize
@@ -28,7 +28,7 @@ MANY = 1024  # players that are looked at one by one, whether they are rectangle
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
     tells="What this score loses when one part of the input is hidden and the rest stays.",
     not_tells="What parts do together: where either of two is enough, hiding one loses nothing.",
-    example=lambda method, box, x, y: method(box, x, y, segments="pixels"),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 8))),
     exempt={"one look": "it runs the net once for each player"},
     laws=("contribution", "dummy", "symmetry"),
 )

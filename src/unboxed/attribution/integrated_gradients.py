@@ -14,7 +14,7 @@ from torch import Tensor
 from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import runs, settled
 from ..engine.paths import RULES, midpoints
@@ -75,16 +75,17 @@ def integrated_gradients(
     start = baseline_of(box, x, baseline)
     objective = settled(box, target, x, batch_size)
     low, high = (runs(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
-    bound = torch.maximum(tol * (high - low).abs(), _rounding(box) * (high.abs() + low.abs()))
+    gap = difference(high, low)
+    bound = torch.maximum(tol * gap.abs(), _rounding(box) * (high.abs() + low.abs()))
     problem = Problem(box, objective, x, start, low, high, bound, batch_size)
     if points is None and (box.coupled or objective.coupled):
         points = midpoints(COUPLED_STEPS)
     found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
     converged = found.error <= bound
     if n_steps is None and not bool(converged.all()):
-        _tell(~converged, found.error / (high - low).abs())
+        _tell(~converged, found.error, gap)
     return IntegratedGradients(
-        box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, high - low
+        box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap
     )
 
 
@@ -105,8 +106,9 @@ def _rounding(box: Box) -> float:
     return 4 * torch.finfo(box.net_dtype if box.autocast is None else box.autocast).eps
 
 
-def _tell(rows: Tensor, error: Tensor) -> None:
+def _tell(rows: Tensor, error: Tensor, gap: Tensor) -> None:
+    worst = int(torch.where(rows, error, -1).argmax())
     warn(
         f"integrated gradients did not reach the tolerance for {int(rows.sum())} of {len(rows)} inputs: the shares are "
-        f"off the score's difference by up to {float(error[rows].max()):.2g} of it; raise tol, or max_steps"
+        f"off by up to {float(error[worst]):.2g}, of a difference of {float(gap[worst]):.2g}; raise tol, or max_steps"
     )

@@ -15,11 +15,11 @@ from torch import Tensor
 from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.estimators import exact_shapley, kernel_shapley
 from ..engine.hiding import A_PLAYER, beside, few, game, objective, scores
 from ..engine.masks import Draws, every_subset, shapley_pairs
-from ..engine.segments import Segments
+from ..engine.segments import Segments, share
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -40,7 +40,7 @@ class KernelShap:
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
     tells="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
     not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=48),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the net once for each subset drawn",
         "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
@@ -85,6 +85,7 @@ def kernel_shap(
     values, error = (played.placed(h) for h in zip(*each, strict=True))
     ends = torch.stack([v[-2:, 0] if own[a][1] else v[[-1, 0], 0] for a, v in zip(played.counts, found, strict=True)])
     ends = ends.to(box.dtype).to(box.device)
+    difference(ends[:, 0], ends[:, 1])
     shares = box.shaped(played.players.shared(values))
     return KernelShap(shares, values, error, beside(box, played.players.of), ends[:, 0], ends[:, 1])
 

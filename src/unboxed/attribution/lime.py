@@ -21,7 +21,7 @@ from ..engine.draws import key
 from ..engine.estimators import ALPHA, Design, Local, Regression, local_model
 from ..engine.hiding import A_PLAYER, Game, beside, few, game, objective, probability, scores
 from ..engine.masks import Draws, coin_flips
-from ..engine.segments import Segments
+from ..engine.segments import Segments, share
 from ..engine.surrogate import LEAST, Surrogate
 from ..errors import InputError
 from ..net.batching import BatchSize
@@ -95,7 +95,7 @@ class Settings:
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
     tells="Which superpixels speak for this answer and which against it, with the error of each weight.",
     not_tells="More than a linear model can: where R² is low, parts work together and the weights say little.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 3), n_samples=48),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the net once for each mask drawn",
         "draws of rows": "masks are drawn once for all rows with as many segments, so that rows can be compared",

@@ -19,6 +19,7 @@ from ..cards import card
 from ..engine import sizes
 from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import Runs, settled
+from ..engine.segments import share
 from ..engine.windows import windows
 from ..errors import InputError
 from ..net.batching import BatchSize
@@ -49,7 +50,7 @@ class Occlusion:
     source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
     tells="Which parts of the image this score can't do without: what it loses when they are covered.",
     not_tells="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
-    example=lambda method, box, x, y: method(box, x, y, window=3, stride=2),
+    example=lambda method, box, x, y: method(box, x, y, window=share(box, 3), stride=share(box, 4)),
     exempt={"one look": "it runs the net once for each position of the window"},
     laws=("contribution", "dummy", "symmetry"),
     needs=("pixels",),

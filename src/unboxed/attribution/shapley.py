@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.estimators import exact_shapley
 from ..engine.hiding import Game, beside, game, objective, scores
 from ..engine.masks import every_subset
-from ..engine.segments import Segments
+from ..engine.segments import Segments, share
 from ..errors import InputError
 from ..inputs import Pixels
 from ..multi_input import MultiInput
@@ -43,7 +43,7 @@ class Shapley:
     source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
     tells="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
     not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", 4)),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 2))),
     exempt={"one look": "it runs the net once for each subset of players"},
     laws=("contribution", "completeness", "dummy", "symmetry"),
 )
@@ -89,5 +89,6 @@ def coarse(box: Box) -> Callable[[Pixels], Segments]:
 def shared_out(played: Game, values: list[Tensor], found: list[Tensor]) -> Shapley:
     box, placed = played.box, played.placed(values)
     ends = torch.stack([torch.stack([v[-1], v[0]]) for v in found]).to(box.dtype).to(box.device)
+    difference(ends[:, 0], ends[:, 1])
     shares = box.shaped(played.players.shared(placed))
     return Shapley(shares, placed, beside(box, played.players.of), ends[:, 0], ends[:, 1])

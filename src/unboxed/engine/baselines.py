@@ -117,3 +117,18 @@ KINDS: Mapping[str, Kind] = {
     "random": _random,
 }
 OF_FEATURES: Mapping[str, Kind] = {"mean": _mean, "random": _random}
+
+
+def difference(high: Tensor, low: Tensor) -> Tensor:
+    """The scores of x less those of the baseline, (N,), which shares add up to. Raises InputError where it is none.
+
+    A comparison with NaN is false, so a completeness error of NaN would pass for none.
+    """
+    found = high - low
+    if n := int((~found.isfinite()).sum()):
+        where = "x" if not bool(high.isfinite().all()) else "the baseline (or a reference)"
+        raise InputError(
+            f"the score of {where} is NaN or infinite for {n} of {len(found)} inputs, so there is no difference to "
+            "share out: take another baseline, or another target"
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from ..errors import InputError, LayerError
 from ..net.batching import BatchSize, in_batches
 from ..net.taps import Edit
 from ..objectives import Objective, held, logit, pooled
+
+LOG = logging.getLogger("unboxed")
 
 Units = int | Sequence[int] | None
 """A channel, several of them, or None for all."""
@@ -214,6 +217,7 @@ class _Work:
         try:
             pairs = list(zip(self.run(examples, ways, True), self.run(examples, ways), strict=True))
         except Exception:  # out of memory, too: then the runs themselves find a size that fits
+            LOG.info("a batch that grows in the middle of the net is not taken", exc_info=True)
             return False
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True) for a, b in pairs)
 

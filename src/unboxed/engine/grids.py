@@ -56,14 +56,19 @@ def upsampled(maps: Tensor, size: Size) -> Tensor:
 def grids(box: Box) -> Iterator[tuple[Layer, Grid]]:
     """The leaves whose positions lie on the image, more than one of them, as they first run."""
     first = {row.path for row in axes.channels_first(box)}
-    seen: Size | None = None  # of the last map before the tokens
+    seen: Size | None = None  # of the last map before the tokens, or of the tokens as they were last merged
+    widths: set[int] = set()  # of the tokens of this size
     for row in box.layers.leaves:
         if not (row.rows and row.shape):
             continue
         grid = _spatial(row, row.path in first) or _of_tokens(box, row, seen)
-        if grid is not None:
-            seen = seen if grid.tokens else grid.size
-            yield row, grid
+        if grid is None and (grid := _merged(box, row, seen, widths)) is None:
+            continue
+        if grid.size != seen and (seen is not None or not grid.tokens):
+            seen, widths = grid.size, set()
+        if grid.tokens:
+            widths.add(row.shape[1])
+        yield row, grid
 
 
 def _spatial(row: Layer, first: bool) -> Grid | None:
@@ -81,6 +86,19 @@ def last_by_type(row: Layer) -> bool:
 def _of_tokens(box: Box, row: Layer, seen: Size | None) -> Grid | None:
     known = len(row.shape) == 2 and row.type not in ("LSTM", "GRU", "RNN") and axes._by_type(row.type) is not True
     return token_grid(box, row.shape[0], seen) if known else None
+
+
+def _merged(box: Box, row: Layer, seen: Size | None, widths: set[int]) -> Grid | None:
+    """The grid of tokens that are four of those before side by side, 2 x 2 patches of them, as in Swin transformers.
+
+    A fourth of the tokens are not enough to tell: they may be queries. The layer's weights are four tokens wide.
+    """
+    weight = getattr(box.modules[row.path], "weight", None)
+    if seen is None or len(row.shape) != 2 or not isinstance(weight, Tensor) or not weight.ndim:
+        return None
+    size = -(-seen[0] // 2), -(-seen[1] // 2)
+    merged = row.shape[0] == math.prod(size) > 1 and any(weight.shape[-1] == 4 * w for w in widths)
+    return Grid(size, tokens=True) if merged else None
 
 
 def token_grid(box: Box, tokens: int, seen: Size | None = None) -> Grid | None:
@@ -106,8 +124,10 @@ def of_address(box: Box, address: str, shape: tuple[int, ...]) -> Grid:
         last = row is not None and row.leaf and last_by_type(row)
         grid = Grid((shape[0], shape[1]) if last else (shape[1], shape[2]), last=last)
     elif len(shape) == 2:
-        maps = [g.size for r, g in grids(box) if not g.tokens]
-        grid = token_grid(box, shape[0], maps[-1] if maps else None)
+        known = list(grids(box))
+        fitting = [g for _, g in known if g.tokens and g.extra + math.prod(g.size) == shape[0]]
+        maps = [g.size for _, g in known if not g.tokens]
+        grid = fitting[-1] if fitting else token_grid(box, shape[0], maps[-1] if maps else None)
     if grid is None or math.prod(grid.size) < 2:
         raise LayerError(f"{address!r} gives {shape}, which has no positions on the image; {_fitting(box)}")
     return grid

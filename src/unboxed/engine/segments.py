@@ -263,3 +263,10 @@ def _relabeled(of: Tensor) -> Players:
 def _alike(of: Tensor, x: Tensor) -> Players:
     """The same players (1, ...) in every row of x."""
     return Players(of.expand(len(x), *of.shape[1:]), (int(of.max()) + 1,) * len(x))
+
+
+def share(box: Box, along: int) -> int:
+    """A side in pixels of which `along` cover the longer side of the box's images: of examples that fit any size."""
+    parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
+    images = [p for p in (parts.values() if isinstance(parts, Mapping) else parts) if isinstance(p, Pixels)]
+    return -(-max((side for p in images for side in p.shape[-2:]), default=1) // along)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from ..errors import InputError, LayerError
 from ..inputs import Pixels
 from ..objectives import Objective
 
+LOG = logging.getLogger("unboxed")
 Size = tuple[int, int]  # (H, W)
 ANY_SIZE = {"another size": "images may have any size that the net takes as far as the layers asked for"}
 """What the card of such a method says."""
@@ -53,6 +55,7 @@ def takes(box: Box, objective: Objective, size: Size) -> bool:
     except (InputError, LayerError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever a net says of a size that it can't take
+        LOG.info("images of %s are not taken", said_of(size), exc_info=True)
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ..errors import ModelError
 from ..net import quiet
 from ..net.taps import named_modules, tensors_in
 from . import draws
+
+LOG = logging.getLogger("unboxed")
 
 WHOLE = "(net)"
 """The name of what belongs to no layer that runs by itself: the net's own parameters, or those of scripted code."""
@@ -76,6 +79,7 @@ def _idle(box: Box, running: Collection[str]) -> set[str]:
         at = [(path, p) for path, module in named_modules(twin).items() for p in own(module)]
         grads = _gradients(box.around(twin), [p for _, p in at])
     except Exception:  # no graph, or none that can be walked: all of them count
+        LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
     used = {path for (path, _), g in zip(at, grads, strict=True) if g is not None}
     return {path for path, _ in at} - used - set(running)

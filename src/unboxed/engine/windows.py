@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -18,6 +19,8 @@ from ..net.batching import BatchSize, in_batches
 from ..net.patchwise import BasePass, Everywhere, Windowed, crop, plain, put_back
 from ..objectives import Objective
 from .edits import Runs
+
+LOG = logging.getLogger("unboxed")
 
 Size = tuple[int, int]  # (h, w)
 
@@ -149,6 +152,7 @@ class _Work:
             try:
                 return self.locals(base, row, min(ROWS, self.box.fitting(SHARE * each)), batch_size)
             except Exception:  # the net does otherwise than when it was looked at: whole runs tell whether it can run
+                LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
                 self.known[self.asked] = 0
         return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
 
@@ -214,6 +218,7 @@ class _Work:
         try:
             found = self.local(base, row, places)
         except Exception:  # out of memory, too: then whole runs find a size that fits
+            LOG.info("incremental inference is not taken", exc_info=True)
             return False
         close = AGREE.get(self.box.net_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
         return all(_close(a, b, close) for a, b in zip(found, self.whole(rows, places), strict=True))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, warn
 from ..inputs import Inputs
 from .ops import FINAL
 from .patchwise import plain
@@ -45,8 +45,11 @@ class Reader:
         except (KeyError, IndexError, TypeError) as error:
             raise OutputError(f"there is no {self.pick!r} in the net's output, {_describe(raw)}") from error
 
-    def recognize(self, raw: Any, inputs: Inputs) -> Outputs:
-        """What the output means, from its row sums on a few inputs."""
+    def recognize(self, raw: Any, inputs: Inputs, run: Callable[[], Any] | None = None) -> Outputs:
+        """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
+
+        `run` runs the model on a few inputs again, and is called where all values lie strictly between 0 and 1.
+        """
         h = self.tensor(raw).detach().double()
         if h.shape[1] == 1:
             raise OutputError(
@@ -54,7 +57,18 @@ class Reader:
             )
         if (h >= 0).all() and _ones(h.sum(1)):
             return "probs"
-        return "logprobs" if (h <= 0).all() and _ones(h.exp().sum(1)) else "logits"
+        if (h <= 0).all() and _ones(h.exp().sum(1)):
+            return "logprobs"
+        if run is None or not bool(((h > 0) & (h < 1)).all()):
+            return "logits"
+        return "multilabel" if self._ends_in_sigmoid(run) else _not_sure()
+
+    def _ends_in_sigmoid(self, run: Callable[[], Any]) -> bool:
+        """Whether the output is what a sigmoid gave, on one more run."""
+        with FinalOp(FINAL["multilabel"]) as final:
+            output = self.tensor(run())
+        z = final.before(output)
+        return z is not None and Reader(self.pick, "multilabel")._gives(z, output)
 
     @contextmanager
     def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
@@ -106,6 +120,14 @@ def _default(raw: Any) -> Any:
             'Box(..., output="name"), an index or a function'
         )
     return rows[0]
+
+
+def _not_sure() -> Outputs:
+    warn(
+        "the outputs all lie between 0 and 1 and do not sum to 1, and no sigmoid is seen to make them (scripted, or "
+        'changed after it?); they are read as logits. Say outputs="multilabel" if each is a probability, or "logits"'
+    )
+    return "logits"
 
 
 def _ones(sums: Tensor) -> bool:

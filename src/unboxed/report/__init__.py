@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import sys
 import warnings
@@ -21,7 +22,7 @@ from .. import __version__
 from ..arguments import check_seed
 from ..box import Box
 from ..checks.remembered import Remembered
-from ..errors import InputError, UnboxedWarning, WriteError
+from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from . import (
     activations,
     adversarial,
@@ -47,6 +48,8 @@ from .skipped import skipped
 from .source import Source
 from .survey import survey
 from .words import sentence
+
+LOG = logging.getLogger("unboxed")
 
 __all__ = ["SECTIONS", "Report", "Section", "report"]
 
@@ -155,7 +158,8 @@ def _part(context: Context, section: Section, bar: tqdm[Any]) -> Part:
         return Part(section.title, section.slug, [], "not made: the work was interrupted")
     except WriteError:  # no other section could be written either
         raise
-    except Exception as error:
+    except Exception as error:  # one section that fails is no reason to lose the others
+        LOG.warning("the section %r failed", section.title, exc_info=not isinstance(error, UnboxedError))
         return Part(section.title, section.slug, [], sentence(error))
     finally:
         bar.update()

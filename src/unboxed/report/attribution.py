@@ -107,7 +107,7 @@ def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tu
         notes.append(f"No guided backprop for this net: {error}.")
     try:
         columns.append(_column("gradient, untrained net", context.untrained, x, answers, None))
-    except Exception as error:  # a net that can't be copied is no reason to show nothing
+    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this net to compare with ({sentence(error)}).")
     return columns, notes
 

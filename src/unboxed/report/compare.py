@@ -54,7 +54,7 @@ def _others(context: Context) -> tuple[dict[str, Box], list[str]]:
     notes = []
     try:
         others[UNTRAINED] = context.untrained
-    except Exception as error:  # a net that can't be copied is no reason to show nothing
+    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this net to compare with ({sentence(error)}).")
     judge = context.judge
     if judge is not None and judge.inputs.shape == context.box.inputs.shape:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.axes import channels_first
+from ..errors import UnboxedError
 from ..objectives import Objective, energy, logit
 from ..plots import colors
 from ..plots.sheet import Tile, sheet
@@ -88,7 +89,7 @@ def _control(context: Context, x: Tensor, pace: _Pace, dreams: Sequence[Drawn]) 
     depth, drawn = pace.depths[-1], dreams[-1].images
     try:
         other = _dream(context, context.untrained, x, depth, pace).images
-    except Exception as error:  # a net that can't be copied can't be compared
+    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
         return f"No untrained copy of this net to compare with ({sentence(error)}).", ""
     ours, others = ((images.to(x) - x).flatten(1) for images in (drawn, other))
     r = float(torch.cosine_similarity(ours, others, dim=1).mean())

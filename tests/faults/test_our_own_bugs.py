@@ -1,0 +1,87 @@
+"""A bug of ours surfaces: what a model may raise is caught, what we get wrong is shown or logged, never swallowed."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import awkward
+import unboxed as ub
+from unboxed.engine import edits, untrained, windows
+from unboxed.report import attribution as section
+from unboxed.report import context as contexts
+from unboxed.report import report
+
+ROOT = Path(ub.__file__).parent
+
+
+def bug(*args: object, **kwargs: object) -> None:
+    raise ZeroDivisionError("planted")
+
+
+def opened() -> tuple[ub.Box, torch.Tensor]:
+    entry = awkward.get("plain")
+    return ub.Box(entry.net, entry.inputs), entry.images(6)
+
+
+def test_a_bug_in_a_section_is_shown_in_the_report_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The copy without training was tried in a broad `except`, whose note blamed the model."""
+    box, x = opened()
+    monkeypatch.setattr(contexts.Context, "untrained", property(bug))
+    with caplog.at_level(logging.WARNING, "unboxed"):
+        written = report(box, x, tmp_path, sections=[section.SECTION], quiet=True)
+    assert "planted" in str(written.failures)
+    assert "planted" in written.path.read_text()
+    assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
+
+
+def test_a_bug_in_incremental_inference_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
+    entry = awkward.get("plain")
+    box = ub.Box(entry.net, entry.inputs)
+    monkeypatch.setattr(windows, "SMALL", 1)
+    monkeypatch.setattr(windows, "FEW", 1)
+    monkeypatch.setattr(windows.Windowed, "begin", bug)
+    with caplog.at_level(logging.INFO, "unboxed"):
+        ub.attribution.occlusion(box, entry.images(1), 1, window=1, stride=1)
+    assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
+
+
+def test_a_bug_in_the_search_for_unused_modules_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    box, _ = opened()
+    monkeypatch.setattr(untrained, "_gradients", bug)
+    with caplog.at_level(logging.INFO, "unboxed"):
+        assert untrained._idle(box, []) == set()
+    assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
+
+
+def silent(source: ast.AST) -> list[int]:
+    """The lines of handlers for any exception that neither raise, nor log, nor name what they caught."""
+    found = []
+    for node in ast.walk(source):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+        inside = [n for statement in node.body for n in ast.walk(statement)]
+        logs = any(isinstance(n, ast.Call) and ast.unparse(n.func).startswith("LOG.") for n in inside)
+        if broad and node.name is None and not logs and not any(isinstance(n, ast.Raise) for n in inside):
+            found.append(node.lineno)
+    return found
+
+
+def test_no_broad_handler_is_silent() -> None:
+    found = {str(f.relative_to(ROOT)): silent(ast.parse(f.read_text("utf-8"))) for f in ROOT.rglob("*.py")}
+    assert not {f for f, lines in found.items() if lines}
+    assert silent(ast.parse("try: f()\nexcept Exception:\n    pass")) == [2]
+    assert silent(ast.parse("try: f()\nexcept:\n    pass")) == [2]
+    assert edits.LOG.name == "unboxed"
