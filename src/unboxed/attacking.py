@@ -19,14 +19,14 @@ from .adversarial.changes import Change, changes
 from .adversarial.deepfool import deepfool
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
 from .box import Box
-from .engine.examples import labeled
+from .engine.examples import labeled_rows
 from .errors import DataError, InputError
 from .inputs import Pixels
 from .plots.attacked import NORMS, attacked
 from .plots.files import save
 from .plots.pngs import pixels
 from .report.words import many
-from .writing import write_bytes
+from .writing import encoded, write_bytes
 
 PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
 SHOWN = 6  # examples in the picture
@@ -71,7 +71,7 @@ def command(
     Stopped and called again with the same settings, it goes on where it was. Raises InputError and DataError.
     """
     out, chosen = Path(out), named(attacks, bits)
-    x, y = labeled(box, data, most)
+    x, y, rows = labeled_rows(box, data, most)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
     state = out / _state(attacks, eps, norm, most, bits, seed)
@@ -79,21 +79,22 @@ def command(
         box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
         minimal=None if norm == "l1" else deepfool,
     )  # fmt: skip
-    write_bytes(out / NUMBERS, json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False).encode())
-    picture = None if found.interrupted else _pictures(box, x, y, found, chosen, out, bits, seed)
+    write_bytes(out / NUMBERS, encoded(json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False)))
+    picture = None if found.interrupted else _pictures(box, x, y, rows, found, chosen, out, bits, seed)
     _print(found, picture, out)
     return found
 
 
 def _state(*settings: object) -> str:
     """The file of a run that may go on: one of other settings has another name."""
-    return f"attack-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}.pt"
+    return f"attack-{hashlib.sha256(encoded(repr(settings))).hexdigest()[:8]}.pt"
 
 
 def _pictures(
     box: Box,
     x: Tensor,
     y: Tensor,
+    places: Tensor,
     found: Robustness,
     attacks: dict[str, Attack],
     out: Path,
@@ -110,7 +111,7 @@ def _pictures(
         return None
     attack, how = attacks[name], {"norm": found.norm, "seed": seed}
     made = attack(box, x[rows], y[rows], eps=found.eps[-1], **taken(attack, how))
-    told = [replace(c, row=int(rows[c.row])) for c in changes(box, x[rows], made) if c.fooled]
+    told = [replace(c, row=int(places[rows[c.row]])) for c in changes(box, x[rows], made) if c.fooled]
     if bits is not None:
         _files(told, out / IMAGES, box.classes)
     size = f"{NORMS[found.norm]} at most {found.eps[-1]:g}"

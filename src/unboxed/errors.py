@@ -30,6 +30,10 @@ class DataError(UnboxedError, ValueError):
     """A data set that is empty, broken or not what it claims to be."""
 
 
+class BrokenImageError(DataError):
+    """An image file that can't be decoded. Passes over data leave such an example out, and list it."""
+
+
 class ModelError(UnboxedError, ValueError):
     """A model or its weights can't be loaded."""
 

@@ -31,7 +31,7 @@ from .objectives import pooled
 from .plots.explained import explained
 from .plots.files import save
 from .report.words import p_of
-from .writing import write_bytes
+from .writing import encoded, write_bytes
 
 SAID = 3  # classes that are told
 MANY, FEW = 100, 2  # a method that runs the net so often is compared with so many nets drawn anew
@@ -140,7 +140,7 @@ def command(
     remembered = Remembered(kept.read_bytes() if kept.is_file() else b"")
     found = explain(box, x, chosen, k, seed=seed, remembered=remembered, quiet=quiet)
     write_bytes(kept, remembered.text())
-    write_bytes(out / NUMBERS, json.dumps(finite(found.plain()), indent=1, ensure_ascii=False).encode())
+    write_bytes(out / NUMBERS, encoded(json.dumps(finite(found.plain()), indent=1, ensure_ascii=False)))
     names = {name: v.method for name, v in found.verdicts.items()}
     words = {names[name]: v.badge for name, v in found.verdicts.items()}
     title = f"Why {found.of}? The net says {found.answer}"

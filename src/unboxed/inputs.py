@@ -79,7 +79,11 @@ class Pixels:
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
-        return torch.rand(n, *self.shape, generator=generator, device=generator.device)
+        try:
+            return torch.rand(n, *self.shape, generator=generator, device=generator.device)
+        except (RuntimeError, TypeError) as error:
+            said = f"there is no memory for {n} images of the shape {self.shape}"
+            raise InputError(f"{said}; wanted (channels, height, width) of one image that the model takes") from error
 
     def check(self, x: Tensor) -> Tensor:
         """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""

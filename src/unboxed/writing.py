@@ -9,6 +9,16 @@ from pathlib import Path
 from .errors import WriteError
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8 of any text. File names that are no UTF-8 come as lone surrogates, which have none: written as \\udce9."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """A name that can be printed and drawn, whatever bytes it was made of."""
+    return encoded(text).decode("utf-8")
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all. Raises WriteError, and then leaves nothing behind."""
     part = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")

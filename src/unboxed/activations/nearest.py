@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine import features
+from ..engine.examples import Skipped
 from ..engine.neighbors import Metric, Neighbors, Search
 from ..errors import LayerError
 from ..net.batching import BatchSize
@@ -47,10 +49,12 @@ def nearest_neighbors(
         search.add(queries)
         return search.found()
     search = Search(queries, k, metric=metric)
-    following = features.stream(box, data, address, batch_size=batch_size)
+    skipped = Skipped()
+    following = features.stream(box, data, address, batch_size=batch_size, skipped=skipped)
     while (points := following()) is not None:
         search.add(points)
-    return search.found()
+    found = search.found()
+    return replace(found, indices=skipped.places(found.indices))
 
 
 def _last(box: Box) -> str:

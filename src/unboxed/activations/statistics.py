@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.examples import each_batch
+from ..engine.examples import Skipped, each_batch
 from ..errors import InputError, LayerError
 from ..net.batching import BatchSize
 from ..net.taps import Acts
@@ -99,6 +99,7 @@ def passed(
     read: Sequence[str] = (),
     *,
     batch_size: BatchSize = "auto",
+    skipped: Skipped | None = None,
 ) -> tuple[T, bool]:
     """A state that `look`s at each layer's activations while the net runs, batch after batch; and if Ctrl-C ended it.
 
@@ -120,7 +121,7 @@ def passed(
 
     interrupted = False
     try:
-        each_batch(box, data, work, batch_size=batch_size)
+        each_batch(box, data, work, batch_size=batch_size, skipped=skipped)
     except KeyboardInterrupt:
         interrupted = True
     if state is None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import chosen
-from ..engine.examples import packed, pick, read_once
+from ..engine.examples import Skipped, packed, pick, read_once
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..net.taps import Acts
@@ -91,13 +91,17 @@ def top_examples(
     data = packed(box, data)
     plan = _Plan({path: UnitSurvey(path, axis, by) for path in paths}, k, by, features, read_once(data))
     read = [features] if features else []
-    seen, interrupted = passed(box, data, paths, plan.look, plan.noted, read, batch_size=batch_size)
-    return plan.results(seen, box.dtype, interrupted)
+    skipped = Skipped()
+    seen, interrupted = passed(box, data, paths, plan.look, plan.noted, read, batch_size=batch_size, skipped=skipped)
+    found = plan.results(seen, box.dtype, interrupted)
+    return tuple(replace(top, index=skipped.places(top.index)) for top in found) if skipped.rows else found
 
 
 def _penultimate(box: Box) -> str:
     """What the last layer with weights receives."""
+    tables = (nn.Embedding, nn.EmbeddingBag)  # what they receive are numbers of rows, no features
     rows = [row for row in box.layers.leaves if row.takes and row.rows and row.parameters]
+    rows = [row for row in rows if not isinstance(box.modules[row.path], tables)]
     if not rows:
         return "logits"
     last = rows[-1]
@@ -246,6 +250,6 @@ def _kept(seen: _Seen | None, tops: Sequence[_Top], x: Tensor) -> dict[int, Tens
 
 def _units(f: Tensor) -> Tensor:
     """Features (n, ...) as vectors of length 1 (n, D), means over positions; of what is not finite or all 0, zeros."""
-    f = f.flatten(2).mean(2) if f.ndim == 4 else f.flatten(1)
+    f = f.flatten(2).mean(2) if f.ndim == 4 else f.flatten(1) if f.ndim > 1 else f[:, None]
     f = f if f.dtype in (torch.float32, torch.float64) else f.float()
     return torch.nn.functional.normalize(torch.where(f.isfinite(), f, 0), dim=1)

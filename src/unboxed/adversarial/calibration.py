@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.examples import labeled
+from ..engine.examples import labeled_rows
 from ..errors import OutputError
 from ..net.batching import BatchSize
 
@@ -80,11 +80,12 @@ def calibration(
     if box.outputs == "multilabel":
         raise OutputError("calibration is of one class an example; the box's outputs are multilabel")
     bins, errors = whole("bins", bins, least=1), whole("errors", errors)
-    x, y = labeled(box, data, None if most is None else whole("most", most, least=1))
+    x, y, rows = labeled_rows(box, data, None if most is None else whole("most", most, least=1))
     z = box(x, batch_size=batch_size).double()  # (N, K)
     heat = temperature(z, y)
     own, scaled = (_reliability(z / t, y, bins, box.dtype) for t in (1.0, heat))
-    return Calibration(own, scaled, heat, float((z.argmax(1) == y).double().mean()), *_errors(z, y, errors, box.dtype))
+    right = float((z.argmax(1) == y).double().mean())
+    return Calibration(own, scaled, heat, right, *_errors(z, y, rows, errors, box.dtype))
 
 
 def temperature(z: Tensor, y: Tensor) -> float:
@@ -131,8 +132,10 @@ def _sums(place: Tensor, values: Tensor, bins: int) -> Tensor:
     return torch.bincount(place, values, minlength=bins)
 
 
-def _errors(z: Tensor, y: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _errors(
+    z: Tensor, y: Tensor, rows: Tensor, most: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sure, answer = z.softmax(1).max(1)
     wrong = (answer != y).nonzero()[:, 0]
     first = wrong[sure[wrong].argsort(descending=True, stable=True)[:most]]
-    return first, sure[first].to(dtype), answer[first], y[first]
+    return rows.to(first.device)[first], sure[first].to(dtype), answer[first], y[first]

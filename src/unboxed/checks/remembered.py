@@ -17,6 +17,7 @@ from torch import Tensor
 from ..arguments import check_seed
 from ..box import Box
 from ..objectives import Objective
+from ..writing import encoded
 from .methods import Method, Target
 from .verdict import GRADES, PAIRS, Verdict, verdict
 
@@ -61,7 +62,7 @@ class Remembered:
     def text(self) -> bytes:
         """The verdicts asked for so far, to be kept."""
         kept = {key: v.plain() for key, v in self.used.items()}
-        return json.dumps(finite(kept), indent=1, ensure_ascii=False).encode()
+        return encoded(json.dumps(finite(kept), indent=1, ensure_ascii=False))
 
     def _key(self, box: Box, x: Any, method: Method, target: Target, pairs: int, seed: int) -> str:
         words = _words(method)
@@ -71,7 +72,7 @@ class Remembered:
         for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
             digest.update(_bytes(part))
         digest.update(
-            repr((words, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed"))).encode()
+            encoded(repr((words, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed"))))
         )
         return digest.hexdigest()
 
@@ -83,7 +84,7 @@ class Remembered:
 
 def fingerprint(box: Box) -> bytes:
     """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
-    digest = hashlib.sha256(repr((str(box), repr(box.net))).encode())
+    digest = hashlib.sha256(encoded(repr((str(box), repr(box.net)))))
     for name, value in (*box.net.named_parameters(), *box.net.named_buffers()):
         digest.update(name.encode())
         digest.update(_bytes(value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from ..errors import DataError
 from .options import Classes, Debug, Mean, Meaning, Model, Out, Quiet, Root, Seed, Shape, Show, Std, Version, Weights
-from .words import answering, classes_of, judge_of, named_by, pixels, tell, typed
+from .words import amount, answering, classes_of, judge_of, named_by, pixels, tell, typed
 
 UNTRAINED = "no --weights: the net is as its factory made it"
 
@@ -131,7 +133,9 @@ def attack(
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
-    eps: Annotated[list[float], typer.Option(help="How far pixels may go, in [0, 1]; may be given again: a curve.")],
+    eps: Annotated[
+        list[str], typer.Option(help="How far pixels may go, in [0, 1]: 0.03 or 8/255; may be given again: a curve.")
+    ],
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="By name: autoattack, pgd, ...; may be given again.")
     ] = None,
@@ -158,12 +162,13 @@ def attack(
         from .. import loading
         from ..attacking import command
 
+        sizes = [amount("--eps", e) for e in eps]
         inputs, names = pixels(shape, mean, std), classes_of(classes)
         box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
         images = loading.data_for(data, box, root=root, classes=names)
         box = named_by(images, box) if names is None else box
         found = command(
-            box, images, out, attacks=attacks or (), eps=eps, norm=norm, most=n, bits=bits, seed=seed, quiet=quiet
+            box, images, out, attacks=attacks or (), eps=sizes, norm=norm, most=n, bits=bits, seed=seed, quiet=quiet
         )
         if found.interrupted:
             raise KeyboardInterrupt
@@ -175,7 +180,9 @@ def train(
     data: Annotated[str | None, typer.Option(help="What to train it on (default: what it is meant for).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the network's own recipe.")] = None,
     defend: Annotated[str | None, typer.Option(help="Against attacks: fast, pgd or trades.")] = None,
-    eps: Annotated[float | None, typer.Option(help="How far attacks go (default: the recipe's, or 0.3).")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="How far attacks go: 0.3 or 8/255 (default: the recipe's, or 0.3).")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="File to go on from, after an interruption.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the weights (.safetensors).")] = None,
     root: Root = None, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False,
@@ -184,7 +191,8 @@ def train(
     with answering(debug):
         from .. import training
 
-        how = {"data": data, "epochs": epochs, "defend": defend, "eps": eps, "checkpoint": checkpoint, "out": out}
+        size = None if eps is None else amount("--eps", eps)
+        how = {"data": data, "epochs": epochs, "defend": defend, "eps": size, "checkpoint": checkpoint, "out": out}
         made = training.train(name, **how, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
         typer.echo(made)
         if made.card["interrupted"]:
@@ -229,4 +237,7 @@ def methods() -> None:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that is no UTF-8 must not end a command
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="unboxed")

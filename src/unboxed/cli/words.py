@@ -107,6 +107,15 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise InputError(f"{option} wants numbers separated by commas, without spaces; got {text!r}") from None
 
 
+def amount(option: str, text: str) -> float:
+    """A number, or a fraction such as 8/255."""
+    above, stroke, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if stroke else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{option} wants a number or a fraction, such as 0.03 or 8/255; got {text!r}") from None
+
+
 def classes_of(text: str | None) -> tuple[str, ...] | None:
     """Class names from `a,b,c` or from a file with one a line."""
     if text is None:

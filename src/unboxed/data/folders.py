@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import DataError
+from ..box import Box
+from ..engine.class_labels import is_numbered, label_map, named_classes
+from ..errors import BrokenImageError, DataError
 from ..inputs import Inputs, Pixels
+from ..writing import printable
 from . import pillow
 from .sets import Example, Images
 
@@ -17,43 +20,59 @@ Skipped = list[tuple[Path, str]]
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind; never the user's, like hidden files
 
 
-def folder(path: str | os.PathLike[str], like: Inputs, classes: Sequence[str] | None = None) -> Folder:
-    """The images in a folder, decoded when they are taken out, each made like `like` (box.inputs).
+def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
+    """The images in a folder, decoded when they are taken out, each made like `like`: a box, or its `inputs`.
 
-    Subfolders are classes, in the order of their names, or matched by name to `classes` (box.classes; case, spaces, `-`
-    and `_` are one); without subfolders there are no labels. Images are turned upright (EXIF), resized by the short
-    side with antialiasing, cut around the center; transparency shows white. What is no sound image is skipped and
-    listed in `.skipped`. Raises DataError for a wrong path, an unknown class and where no image is left.
+    Subfolders are classes, in the order of their names (numbers by value: 2 before 10), without subfolders there are no
+    labels. Given a box, or `classes`, labels are the numbers of those classes, matched by name (case, spaces, `-` and
+    `_` don't matter); robustness, calibration and the report match them to their box's by themselves. Images are turned
+    upright (EXIF), resized by the short side with antialiasing, cut around the center; transparency shows white. What
+    is no sound image is skipped and listed in `.skipped`. Raises DataError for a wrong path, classes that don't match
+    and where no image is left.
     """
+    if isinstance(like, Box):
+        classes = named_classes(like) if classes is None else classes
+        like = like.inputs
     like, root = pillow.wanted(like), _root(path)
     skipped: Skipped = []
     groups = _groups(root, skipped)
-    labels, names = _labels(root, [g for g in groups if g], classes)
-    found: defaultdict[int, list[Path]] = defaultdict(list)
-    for name, files in groups.items():
-        found[labels.get(name, -1)] += _images(files, skipped)
+    names = tuple(printable(g) for g in groups if g)
+    found = [(_images(files, skipped), i if name else -1) for i, (name, files) in enumerate(groups.items())]
     order = _spread(found)
     if not order:
         raise DataError(_nothing(root, skipped))
-    return Folder(root, order, names, like, skipped)
+    made = Folder(root, order, names, like, skipped)
+    return made if classes is None else made.labeled_as(classes)
 
 
 class Folder(Images):
     """Image files with their classes.
 
-    A file whose header reads but whose image turns out to be broken is found when it is first decoded: iterating,
-    `.first(n)` and a DataLoader pass over it, and it joins `.skipped`; `folder[i]` raises DataError. `len` counts it.
-    Each worker process of a DataLoader keeps its own list.
+    A file whose header reads but whose image turns out to be broken is found when it is first decoded: passes over the
+    data (iterating, `.first(n)`, a DataLoader, every method) leave it out, and it joins `.skipped`; `folder[i]` raises
+    BrokenImageError, and so does a DataLoader's batch that holds nothing else. `len` counts it. Each worker process of
+    a DataLoader keeps its own list.
     """
+
+    labels_are_names = True
 
     def __init__(
         self, root: Path, files: list[tuple[Path, int]], classes: tuple[str, ...], like: Pixels, skipped: Skipped
     ) -> None:
-        self.root, self.name, self.classes, self.inputs = root, root.name or str(root), classes, like
+        self.root, self.name, self.classes, self.inputs = root, printable(root.name or str(root)), classes, like
         self.paths = tuple(path for path, _ in files)
         self.skipped = skipped
         self._labels = [label for _, label in files]
         self._broken: dict[Path, str] = {}
+
+    def labeled_as(self, classes: Sequence[str]) -> Folder:
+        """The same files, with the numbers of these classes as labels, matched by name. Raises DataError."""
+        numbers = label_map(self.classes, classes, made_from_names=True, where=f"subfolders of {self.root}")
+        made = copy.copy(self)
+        made._labels = [numbers.get(label, label) for label in self._labels]
+        if len(self.classes) != len(classes) or not is_numbered(classes):  # numbers name nothing
+            made.classes = tuple(classes)
+        return made
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,20 +80,20 @@ class Folder(Images):
     def __getitem__(self, index: int) -> Example:
         example = self._read(index)
         if example is None:
-            path = self.paths[index]
-            hint = "take examples by .first(n) or in a loop, which pass over such files, or remove it"
-            raise DataError(f"{path}: {self._broken[path]}; {hint}")
+            raise BrokenImageError(f"{self._why(index)}; take examples by .first(n) or in a loop, or remove the file")
         return example
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """What torch's DataLoader asks for: the examples of a batch that can be read."""
         examples = [example for i in indices if (example := self._read(i)) is not None]
         if not examples:
-            raise DataError(f"none of the {len(indices)} images of a batch can be read; see .skipped of {self.name!r}")
+            said = f"none of the {len(indices)} images of a batch can be read ({self._why(indices[0])})"
+            raise BrokenImageError(f"{said}; remove such files (see .skipped of {self.name!r}), or take larger batches")
         return examples
 
-    def __iter__(self) -> Iterator[Example]:
-        return (example for i in range(len(self)) if (example := self._read(i)) is not None)
+    def _why(self, index: int) -> str:
+        path = self.paths[index]
+        return f"{printable(str(path))}: {self._broken[path]}"
 
     def _read(self, index: int) -> Example | None:
         path = self.paths[index]
@@ -96,13 +115,15 @@ def _root(path: str | os.PathLike[str]) -> Path:
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
     beside = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
     near = difflib.get_close_matches(root.name, beside, n=3)
-    raise DataError(f"there is no folder {root}" + (f"; did you mean {_quoted(near)}?" if near else ""))
+    raise DataError(f"there is no folder {root}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else ""))
 
 
 def _groups(root: Path, skipped: Skipped) -> dict[str, list[Path]]:
     """Files by the name of their class folder; those of a flat folder by the empty name."""
     inside = _visible(root, skipped)
     inner = [p for p in inside if os.path.isdir(p) and not _same(p, root)]
+    if all(p.name.isdecimal() for p in inner):
+        inner.sort(key=lambda p: int(p.name))
     groups = {p.name: list(_files(p, skipped, {os.path.realpath(root)})) for p in inner}
     loose = [p for p in inside if not os.path.isdir(p)]
     if not any(groups.values()):
@@ -147,63 +168,15 @@ def _images(files: list[Path], skipped: Skipped) -> list[Path]:
     return [p for p, why in zip(files, faults, strict=True) if not why]
 
 
-def _spread(found: dict[int, list[Path]]) -> list[tuple[Path, int]]:
+def _spread(found: list[tuple[list[Path], int]]) -> list[tuple[Path, int]]:
     """Files with their labels, every class evenly from front to end, so that the first n are of all classes."""
-    placed = [((i + 0.5) / len(files), y, p) for y, files in found.items() for i, p in enumerate(files)]
+    placed = [((i + 0.5) / len(files), y, p) for files, y in found for i, p in enumerate(files)]
     return [(path, label) for _, label, path in sorted(placed)]
-
-
-def _labels(root: Path, found: list[str], classes: Sequence[str] | None) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each class folder, and the names of all classes."""
-    if classes is None:
-        return {name: i for i, name in enumerate(found)}, tuple(found)
-    numbers = defaultdict(list)
-    for i, name in enumerate(classes):
-        numbers[_plain(name)].append(i)
-    labels = {name: _number(name, numbers[_plain(name)], classes) for name in found if _plain(name) in numbers}
-    if unknown := [name for name in found if name not in labels]:
-        raise DataError(_unknown(root, unknown, classes))
-    return labels, tuple(classes)
-
-
-def fitting(found: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Those of the class folders that are called like a class."""
-    known = {_plain(name) for name in classes}
-    return [name for name in found if _plain(name) in known]
-
-
-def _number(name: str, numbers: list[int], classes: Sequence[str]) -> int:
-    exact = [i for i in numbers if classes[i] == name]
-    if len(exact or numbers) > 1:
-        raise DataError(f"the folder {name!r} fits {len(exact or numbers)} classes: the numbers {exact or numbers}")
-    return (exact or numbers)[0]
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-def _unknown(root: Path, unknown: list[str], classes: Sequence[str]) -> str:
-    said = ", ".join(f"{name!r} ({_nearest(name, classes)})" for name in unknown[:5])
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    many = f"{len(unknown)} of the subfolders of {root} fit none of the {len(classes)} classes"
-    advice = "Rename them, or name the classes as the folders are: --classes (classes= in Python)"
-    return f"{many}: {said}{more}. {advice}"
-
-
-def _nearest(name: str, classes: Sequence[str]) -> str:
-    plain = {_plain(c): c for c in classes}
-    near = [plain[c] for c in difflib.get_close_matches(_plain(name), plain, n=3)]
-    return f"nearest: {_quoted(near)}" if near else f"the classes begin {_quoted(list(classes[:3]))}"
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)
 
 
 def _nothing(root: Path, skipped: Skipped) -> str:
     if not skipped:
         return f"the folder {root} is empty; wanted images, or one subfolder of images a class"
-    said = "; ".join(f"{path.name}: {why}" for path, why in skipped[:3])
+    said = "; ".join(f"{printable(path.name)}: {why}" for path, why in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return f"the folder {root} holds no image that can be read ({said}{more})"

@@ -12,28 +12,41 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError, InputError
+from ..errors import BrokenImageError, DataError, InputError
 from ..inputs import Pixels
 
 Example = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
 
 
-class Batch(NamedTuple):
-    """Images and their classes; `y` is None where there are no labels."""
-
+class _Batch(NamedTuple):
     x: Tensor  # (N, C, H, W), float32 in [0, 1]
     y: Tensor | None  # (N,), int64
+
+
+class Batch(_Batch):
+    """Images and their classes; `y` is None where there are no labels. Remembers what the labels are called."""
+
+    classes: tuple[str, ...] = ()
+    labels_are_names = False
+    name = ""
+
+    def of(self, data: Images) -> Batch:
+        """Taken from these data."""
+        self.classes, self.labels_are_names, self.name = data.classes, data.labels_are_names, data.name
+        return self
 
 
 class Images(Dataset[Example], ABC):
     """The manners that all data sets share; a kind of its own says how many there are and how one is read.
 
-    `classes` are the names of the labels (empty where nobody knows them); `inputs` is what a box needs to take them.
+    `classes` are the names of the labels (empty where nobody knows them), `labels_are_names` whether the labels were
+    made from them, as those of class folders; `inputs` is what a box needs to take them.
     """
 
     name: str
     classes: tuple[str, ...]
     inputs: Pixels
+    labels_are_names = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -43,11 +56,16 @@ class Images(Dataset[Example], ABC):
 
     def __iter__(self) -> Iterator[Example]:
         """Every example that can be read."""
-        return (self[i] for i in range(len(self)))
+        for i in range(len(self)):
+            try:
+                example = self[i]
+            except BrokenImageError:
+                continue
+            yield example
 
     def first(self, n: int) -> Batch:
         """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError for no example."""
-        return stack(islice(self, count(n)), self.name)
+        return stack(islice(self, count(n)), self.name).of(self)
 
     def tensors(self) -> Batch:
         """All of them, in memory."""
@@ -73,7 +91,7 @@ class InMemory(Images):
 
     def first(self, n: int) -> Batch:
         n = count(n)
-        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone())
+        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).of(self)
 
 
 def count(n: int) -> int:

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from ..engine.class_labels import class_names
+from ..engine.examples import item
 from ..errors import DataError
 from ..inputs import SLACK, Pixels
 from .pillow import quiet, to_tensor, wanted
@@ -35,7 +37,7 @@ def first(dataset: Any, n: int) -> Batch:
     if not isinstance(dataset, IterableDataset):
         return wrap(dataset).first(n)
     name = type(dataset).__name__
-    return stack((_example(item, i, _Reading(name)) for i, item in enumerate(islice(dataset, n))), name)
+    return stack((_example(found, i, _Reading(name)) for i, found in enumerate(islice(dataset, n))), name)
 
 
 def wrap(
@@ -69,15 +71,17 @@ class Wrapped(Images):
 
     def __init__(self, dataset: Any, reading: _Reading, classes: Sequence[str] | None) -> None:
         self._dataset, self._reading = dataset, reading
-        self.name, self.classes = reading.name, _classes(dataset, classes)
-        found = Pixels(_shape(self[0][0]))
+        names, made_from_names = class_names(dataset)
+        self.name, self.classes = reading.name, names if classes is None else tuple(map(str, classes))
+        self.labels_are_names = made_from_names and classes is None
+        found = Pixels(_shape(self.first(1).x[0]))
         self.inputs = reading.like or found
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = _example(self._dataset[index], index, self._reading)
+        image, label = _example(item(self._dataset, index), index, self._reading)
         if self.classes and label >= len(self.classes):
             names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
             raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")
@@ -104,29 +108,23 @@ def _instead(dataset: Any) -> str:
     return "; take some of it with data.first(dataset, n)" if isinstance(dataset, IterableDataset) else ""
 
 
-def _classes(dataset: Any, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The names given, else those that the data set itself knows (as torchvision's do)."""
-    names = classes if classes is not None else getattr(dataset, "classes", None)
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
-
-
 def _shape(image: Tensor) -> tuple[int, int, int]:
     channels, height, width = image.shape
     return channels, height, width
 
 
-def _example(item: Any, index: int, reading: _Reading) -> Example:
+def _example(found: Any, index: int, reading: _Reading) -> Example:
     where = f"example {index} of {reading.name!r}"
-    image, label = _parts(item, where)
+    image, label = _parts(found, where)
     return _image(image, where, reading), _label(label, where)
 
 
-def _parts(item: Any, where: str) -> tuple[Any, Any]:
-    if isinstance(item, (Tensor, np.ndarray, Image.Image)):
-        return item, None
-    if isinstance(item, (tuple, list)) and item:
-        return item[0], item[1] if len(item) > 1 else None
-    raise DataError(f"{where} is a {type(item).__name__}; {ITEM}")
+def _parts(found: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(found, (Tensor, np.ndarray, Image.Image)):
+        return found, None
+    if isinstance(found, (tuple, list)) and found:
+        return found[0], found[1] if len(found) > 1 else None
+    raise DataError(f"{where} is a {type(found).__name__}; {ITEM}")
 
 
 def _image(image: Any, where: str, reading: _Reading) -> Tensor:

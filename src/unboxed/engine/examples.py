@@ -5,31 +5,66 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from ..box import Box
-from ..errors import DataError, InputError
+from ..errors import BrokenImageError, DataError, InputError, UnboxedError, warn
 from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
+from .class_labels import class_names, label_map, named_classes
 
 WANTED = "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
 AT_ONCE = 192  # examples on a CPU: larger batches gain nothing and leave its cache
 
 
-def batches(data: Any, size: int) -> Iterator[Tensor]:
+class Labeled(NamedTuple):
+    """Examples that could be read."""
+
+    x: Tensor  # (N, ...)
+    y: Tensor  # (N,) classes of the box
+    rows: Tensor  # (N,) their numbers in the data
+
+
+class Skipped:
+    """The examples of one pass that could not be read, and why."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.reasons: list[str] = []
+
+    def add(self, row: int, why: str) -> None:
+        self.rows.append(row)
+        self.reasons.append(why)
+
+    def places(self, index: Tensor) -> Tensor:
+        """Numbers in the data of examples that were counted without those left out."""
+        index = index.clone()
+        for row in self.rows:  # ascending
+            index += index >= row
+        return index
+
+    def warn(self) -> None:
+        if n := len(self.rows):
+            said = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
+            warn(f"{said}: {'; '.join(self.reasons[:3])}")
+
+
+def batches(data: Any, size: int, skipped: Skipped | None = None) -> Iterator[Tensor]:
     """The inputs (at most `size`, ...) of `data`, in their order; labels are left out. A DataLoader gives its own rows.
 
-    Raises DataError for what holds no inputs, and where there are none.
+    Image files that can't be read are left out, and noted in `skipped`. Raises DataError for what holds no inputs, and
+    where there are none.
     """
-    data = _unlabeled(data)
+    data, skipped = _unlabeled(data), skipped or Skipped()
     empty = True
-    for x in _sliced(data, size) if isinstance(data, Tensor) else _collected(data, size):
+    for x in _sliced(data, size) if isinstance(data, Tensor) else _collected(data, size, skipped):
         empty = False
         yield x
+    skipped.warn()
     if empty:
         raise DataError("the data are empty: a pass over them needs at least one example")
 
@@ -46,7 +81,7 @@ def packed(box: Box, data: Any) -> Any:
         return box.accept(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and box.inputs.is_structure(data[0]):
         return box.accept(data[0]), torch.as_tensor(data[1])
-    return _Packed(box.inputs, data) if _indexed(data) else (_packed(box.inputs, i) for i in _items(data))
+    return _Packed(box.inputs, data) if _indexed(data) else (_packed(box.inputs, i) for i in _items(data, Skipped()))
 
 
 def _paired_packed(inputs: MultiInput, data: Any) -> bool:
@@ -83,7 +118,13 @@ def _packed(inputs: MultiInput, item: Any) -> Any:
 
 
 def each_batch(
-    box: Box, data: Any, work: Callable[[Tensor], object], *, batch_size: BatchSize = "auto", most: int | None = None
+    box: Box,
+    data: Any,
+    work: Callable[[Tensor], object],
+    *,
+    batch_size: BatchSize = "auto",
+    most: int | None = None,
+    skipped: Skipped | None = None,
 ) -> None:
     """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
 
@@ -93,7 +134,7 @@ def each_batch(
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
     most = most or (AT_ONCE if box.device.type == "cpu" else box.batch_limit)
     at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
-    for x in batches(packed(box, data), sys.maxsize if box.coupled else at_once):
+    for x in batches(packed(box, data), sys.maxsize if box.coupled else at_once, skipped):
         _work(box, box.accept(x), work, batch_size)
 
 
@@ -104,23 +145,51 @@ def _work(box: Box, x: Tensor, work: Callable[[Tensor], object], batch_size: Bat
 def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
     """The first `most` inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
 
-    Raises DataError where there are none or they bear no labels, InputError for what doesn't fit the box.
+    Labels are matched to the box's classes by name where the data know the names (see `class_labels`). Image files that
+    can't be read are left out. Raises DataError where there are none or they bear no labels, InputError for what
+    doesn't fit the box.
     """
-    data = packed(box, data)
+    return labeled_rows(box, data, most)[:2]
+
+
+def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
+    """As `labeled`, with the examples' numbers in the data."""
+    skipped, named, data = Skipped(), data, packed(box, data)
     if _paired(data):
         x, y = data[0][:most], data[1][:most]
     else:
-        items = list(islice(_items_labeled(data), most))
+        items = list(islice(_items_labeled(data, skipped), most))
+        skipped.warn()
         if not items:
             raise DataError("the data are empty: there is nothing to ask the net about")
         x, y = _stacked(items), torch.as_tensor([_label(item) for item in items])
-    return box.accept(x), box.labels(y, len(x))
+    y = _as_the_box(box, named, y)
+    return Labeled(box.accept(x), box.labels(y, len(x)), skipped.places(torch.arange(len(x))))
 
 
-def _items_labeled(data: Any) -> Iterator[Any]:
+def _as_the_box(box: Box, data: Any, y: Tensor) -> Tensor:
+    """Labels of `data` as the box counts its classes."""
+    numbers = label_numbers(box, data)
+    if all(label == k for label, k in numbers.items()) or y.is_floating_point():
+        return y
+    return torch.tensor([numbers.get(label, label) for label in y.tolist()])
+
+
+def label_numbers(box: Box, data: Any) -> dict[int, int]:
+    """{label of `data`: class of the box}, by their names; empty where there is nothing to match. Raises DataError."""
+    names, made_from_names = class_names(data)
+    classes = named_classes(box)
+    if not names or classes is None:
+        return {}
+    kind = "subfolders" if made_from_names else "classes"
+    where = f"{kind} of {getattr(data, 'name', '') or type(data).__name__}"
+    return label_map(names, classes, made_from_names=made_from_names, where=where)
+
+
+def _items_labeled(data: Any, skipped: Skipped) -> Iterator[Any]:
     if isinstance(data, DataLoader) and data.batch_size is not None:
-        return (pair for batch in data for pair in zip(*batch, strict=True))
-    return _items(data)
+        return (pair for batch in _loaded(data) for pair in zip(*batch, strict=True))
+    return _items(data, skipped)
 
 
 def _label(item: Any) -> int:
@@ -151,13 +220,14 @@ def pick(data: Any, index: Tensor | Sequence[int]) -> Tensor:
         raise DataError(f"the data have no example number {min(wanted) if min(wanted) < 0 else max(wanted)}")
     if isinstance(data, Tensor):
         return data[torch.tensor(wanted, dtype=torch.long, device=data.device)]
-    return _stacked([data[i] for i in wanted] if indexed else _passed(data, wanted))
+    return _stacked([item(data, i) for i in wanted] if indexed else _passed(data, wanted))
 
 
 def _passed(data: Any, wanted: Sequence[int]) -> list[Any]:
     """The items at these places, found in one pass."""
     places = set(wanted)
-    found = {i: item for i, item in enumerate(islice(_items(data), max(places, default=-1) + 1)) if i in places}
+    read = islice(_items(data, Skipped()), max(places, default=-1) + 1)
+    found = {i: one for i, one in enumerate(read) if i in places}
     if missing := places - found.keys():
         raise DataError(f"the data have no example number {min(missing)}")
     return [found[i] for i in wanted]
@@ -176,8 +246,8 @@ def _sliced(x: Tensor, size: int) -> Iterator[Tensor]:
     yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
 
 
-def _collected(data: Any, size: int) -> Iterator[Tensor]:
-    items = _items(data)
+def _collected(data: Any, size: int, skipped: Skipped) -> Iterator[Tensor]:
+    items = _items(data, skipped)
     while part := list(islice(items, size)):
         yield _stacked(part)
 
@@ -198,11 +268,45 @@ def _indexed(data: Any) -> bool:
     return sized and not isinstance(data, (str, bytes, dict))
 
 
-def _items(data: Any) -> Iterator[Any]:
+def item(data: Any, i: int) -> Any:
+    """Example number i. Raises BrokenImageError for an image file to be left out, DataError where `data` raise."""
+    try:
+        return data[i]
+    except UnboxedError:
+        raise
+    except Exception as error:
+        name = getattr(data, "name", "") or type(data).__name__
+        raise DataError(f"example {i} of {name} can't be read: {type(error).__name__}: {error}") from error
+
+
+def _items(data: Any, skipped: Skipped) -> Iterator[Any]:
     if isinstance(data, DataLoader) and data.batch_size is not None:
-        return (row for batch in data for row in _input(batch))
+        return (row for batch in _loaded(data) for row in _input(batch))
     if _indexed(data):
-        return (data[i] for i in range(len(data)))  # some data sets never raise IndexError
+        return _readable(data, skipped)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         return iter(data)
     raise DataError(f"{WANTED}; got {type(data).__name__}")
+
+
+def _readable(data: Any, skipped: Skipped) -> Iterator[Any]:
+    for i in range(len(data)):  # some data sets never raise IndexError
+        try:
+            found = item(data, i)
+        except BrokenImageError as error:
+            skipped.add(i, str(error))
+            continue
+        yield found
+
+
+def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; one that holds nothing but broken image files is left out, as such a file of another."""
+    found = iter(loader)
+    while True:
+        try:
+            batch = next(found)
+        except StopIteration:
+            return
+        except BrokenImageError:
+            continue
+        yield batch

@@ -63,11 +63,18 @@ def read(
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 
-def stream(box: Box, data: Any, address: str, *, batch_size: BatchSize = "auto") -> Any:
+def stream(
+    box: Box,
+    data: Any,
+    address: str,
+    *,
+    batch_size: BatchSize = "auto",
+    skipped: examples.Skipped | None = None,
+) -> Any:
     """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
     data = examples.packed(box, data)
-    batches = examples.batches(data, 2**62 if box.coupled else size)  # coupled rows are never split
+    batches = examples.batches(data, 2**62 if box.coupled else size, skipped)  # coupled rows are never split
 
     def following() -> Tensor | None:
         x = next(batches, None)

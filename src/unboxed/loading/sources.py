@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..box import Box
-from ..data.folders import Folder, fitting
-from ..errors import DataError, warn
+from ..data.folders import Folder
+from ..engine.class_labels import named_classes
+from ..errors import DataError
 from ..inputs import Inputs, Pixels
 from .factories import build
 
@@ -44,39 +45,13 @@ def data(
 
 
 def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
-    """The data set that `spec` names, with labels that mean the box's classes.
+    """The data set that `spec` names, with labels that mean the box's classes: those of subfolders are matched by name.
 
-    Subfolders are matched to the classes by name. Where none fits and the classes have no names but numbers, as many
-    subfolders as classes are taken in the order of their names, with a warning. Raises DataError for any others.
+    Raises DataError for subfolders that are not the classes (see `engine.class_labels`).
     """
     images = data(spec, like=box.inputs, root=root, classes=None if Path(spec).is_dir() else classes)
-    if not isinstance(images, Folder) or not images.classes or box.outputs == "regression":
-        return images
-    found, known = images.classes, box.classes
-    fit = fitting(found, known)
-    if len(fit) == len(found):
-        return data(spec, like=box.inputs, classes=known)
-    if fit or len(found) != len(known) or known != tuple(map(str, range(len(known)))):
-        raise DataError(_other_classes(spec, found, known, fit))
-    said = f"the subfolders of {spec} are taken for the {len(known)} classes in the order of their names: "
-    advice = "if the net has another order, give --classes (classes= in Python)"
-    warn(f"{said}{_listed(found, numbered=True)}; {advice}")
-    return images
-
-
-def _other_classes(spec: str, found: Sequence[str], known: Sequence[str], fit: Sequence[str]) -> str:
-    few = [name for name in found if name not in fit]
-    which = f"the subfolders of {spec} ({_listed(found)}) are not"
-    if fit:
-        which = f"of the {len(found)} subfolders of {spec} {len(few)} ({_listed(few)}) are not among"
-    todo = "say what the net's outputs are called, in their order: --classes (classes= in Python). Or rename the "
-    todo += "subfolders, or put the images into one folder, without labels"
-    return f"{which} the net's {len(known)} classes ({_listed(known)}); {todo}"
-
-
-def _listed(names: Sequence[str], numbered: bool = False) -> str:
-    said = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:5])]
-    return ", ".join(said) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+    classes = named_classes(box)
+    return images.labeled_as(classes) if isinstance(images, Folder) and images.classes and classes else images
 
 
 def _known(name: str, split: str, root: str | Path | None) -> Dataset[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ..errors import InputError
+from ..writing import printable
 from . import colors
 from .colors import Array, Bytes
 
@@ -132,7 +133,7 @@ def _framed(a: Axes, title: str) -> None:
     a.set_xticks([])
     a.set_yticks([])
     a.spines[:].set_color(FRAME)
-    a.set_title(title, fontsize=9)
+    a.set_title(printable(title), fontsize=9)
 
 
 def _bar(figure: Figure, axes: list[Axes], table: str, scale: float) -> None:

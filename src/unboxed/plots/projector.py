@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..writing import write_bytes
+from ..writing import encoded, write_bytes
 from .colors import Array, array
 from .files import png
 from .map import small
@@ -58,7 +58,7 @@ def projector(
             write_bytes(folder / path, _table(table[rows]))
             title = f"{name}, part {number + 1}" if len(parts) > 1 else name
             entries.append({"tensor_name": title, "tensor_path": path, **shared})
-    return write_bytes(folder / CONFIG, "".join(map(_entry, entries)).encode())
+    return write_bytes(folder / CONFIG, encoded("".join(map(_entry, entries))))
 
 
 def _tables(features: Any) -> dict[str, Array]:
@@ -106,7 +106,7 @@ def _metadata(labels: Any, classes: Sequence[str], first: int) -> bytes:
     """Two columns, so with a header: what is printed on a point, and which example it is."""
     words = [_word(classes[k] if k < len(classes) else str(k)) for k in array(labels).astype(int).tolist()]
     lines = ["label\texample", *(f"{word}\t{first + i}" for i, word in enumerate(words))]
-    return ("\n".join(lines) + "\n").encode()
+    return encoded("\n".join(lines) + "\n")
 
 
 def _word(name: object) -> str:

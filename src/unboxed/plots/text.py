@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from ..writing import printable
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -24,7 +26,7 @@ def font(size: int, bold: bool = False) -> Font:
 
 def wrapped(text: str, width: float, face: Font, most: int = 4) -> list[str]:
     """The text in at most `most` lines no wider than `width`; what doesn't fit ends in an ellipsis."""
-    lines = [part for line in text.split("\n") for part in _broken(line, width, face)]
+    lines = [part for line in printable(text).split("\n") for part in _broken(line, width, face)]
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1] + "…"]
     return [_cut(line, width, face) for line in lines]

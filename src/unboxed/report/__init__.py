@@ -23,6 +23,7 @@ from ..arguments import check_seed
 from ..box import Box
 from ..checks.remembered import Remembered
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
+from ..writing import encoded
 from . import (
     activations,
     adversarial,
@@ -110,7 +111,7 @@ def report(
             context = Context(box, source, seen, Pictures(folder), judge, seed, command, remembered=_remembered(folder))
             parts = [_part(context, section, bar) for section in chosen]
         failures = {p.slug: p.failure for p in parts if p.failure}
-        folder.put(PAGE, page(context, parts).encode())
+        folder.put(PAGE, encoded(page(context, parts)))
         folder.put(VERDICTS, context.remembered.text())
         folder.put(FACTS, _facts(context, folder, failures))
         made = Report(folder.publish(), failures)
@@ -196,7 +197,7 @@ def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
         "files": [name for name in folder.files if name not in (PAGE, FACTS, VERDICTS)],
     }
     plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
-    return json.dumps(plain, indent=1, ensure_ascii=False).encode()
+    return encoded(json.dumps(plain, indent=1, ensure_ascii=False))
 
 
 class _Callable(ModuleType):

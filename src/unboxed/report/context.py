@@ -26,6 +26,7 @@ from .words import p_of, prob
 
 JUDGED = 6  # examples on which methods are judged, at most
 SMALL = 6e7  # FLOPs of one look at all of them
+CALL = 2e6  # FLOPs that one CPU core does while a module is called
 WORK = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
 
 
@@ -83,6 +84,14 @@ class Context:
     def knows(self, name: str) -> bool:
         """Whether the verdict on a method was found by an earlier report."""
         return self.remembered.knows(self.box, self.evidence, self.candidates[name], seed=self.seed)
+
+    def work(self, n: int) -> float:
+        """FLOPs of one forward pass of n examples; a module's call counts as many as fit in its overhead.
+
+        Budgets are in these, never in seconds: the same seed gives the same page on a busy machine.
+        """
+        calls = sum(row.calls for row in self.box.layers.leaves)
+        return n * flops(self.box) + CALL * calls
 
     def inputs(self, places: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these places of the survey."""

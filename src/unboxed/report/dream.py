@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from .words import many, p_of, sentence
 from .words import size as shaped
 
 EXAMPLES = 2  # of small images; of photos one
-SECONDS = 6.0  # for the dreams; the texture takes about half as long
+WORK = 6e11  # FLOPs for the dreams; the texture takes about half as many
 STEPS, FEWEST = 10, 4  # of a dream, an octave
 STEP = 0.006  # the method's own; fewer steps are longer ones
 LOOK = 1.8  # forward passes of the whole net that a step costs: three as far as the layer, which lies anywhere
@@ -45,7 +44,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Pace:
-    """What the time allows."""
+    """What the work allows."""
 
     depths: list[_Place]
     scale: float
@@ -57,7 +56,7 @@ class _Pace:
         fewer = "" if self.scale == min(SCALES) else ", and fewer sizes and depths"
         if self.steps == STEPS and not fewer:
             return []
-        return [Note(f"This net is slow here: {self.steps} longer steps a size instead of {STEPS}{fewer}.")]
+        return [Note(f"This net is large: {self.steps} longer steps a size instead of {STEPS}{fewer}.")]
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -123,11 +122,8 @@ def _depths(context: Context, x: Tensor) -> list[_Place]:
 
 
 def _pace(context: Context, x: Tensor, depths: list[_Place]) -> _Pace:
-    """As many depths, sizes and steps as there is time for, by that of one forward pass."""
-    context.box(x)  # the first is slower than those after it
-    start = time.perf_counter()
-    context.box(x)
-    looks = SECONDS / (LOOK * max(time.perf_counter() - start, 1e-6))
+    """As many depths, sizes and steps as the work of one forward pass allows."""
+    looks = WORK / (LOOK * context.work(len(x)))
     near, far = SCALES
     plans = [(depths, near), (depths[-3:-1] or depths, far), (depths[-3:-2] or depths[:1], far)]
     found = [(d, scale, int(looks / (len(d) * SCALES[scale]))) for d, scale in plans]
@@ -164,7 +160,7 @@ def _said(context: Context, image: Tensor) -> str:
 
 def _texture(context: Context, x: Tensor, places: Sequence[int], steps: int) -> list[Block]:
     if steps < ENOUGH:
-        return [Note("Its texture is left out: at this net's speed it would take too long.")]
+        return [Note("Its texture is left out: for a net of this size it would take too long.")]
     try:
         drawn = _whole(texture(context.box, x, steps=steps, seed=context.seed))
     except LookupError as error:  # no layer has positions

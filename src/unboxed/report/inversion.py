@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ..plots import colors
 from ..plots.sheet import Tile, sheet
-from ..synthesis import Inversions, inversion, inversions
+from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import depths
 from .blocks import Block, Figure, Figures, Files, Head, Method, Note, Text
 from .context import Context, Section
@@ -19,9 +18,9 @@ from .words import many
 
 EXAMPLES = 2  # of small images; of photos one
 SMALL = 64  # pixels
-SECONDS = 5.0  # for the inversions
+WORK = 5e11  # FLOPs for the inversions; a step takes three forward passes
 STEPS, ENOUGH, FEWEST = 200, 50, 20  # a layer: wanted, good, and those below which a picture shows nothing
-LAYERS = (6, 4, 3, 2)  # as many as the time allows, the outputs alone among them
+LAYERS = (6, 4, 3, 2)  # as many as the work allows, the outputs alone among them
 SIDE, LARGE = 112, 196  # pixels shown, of small images and of photos
 ARRIVED = 0.1  # feature error above which a picture shows less than the layer knows
 LEAD = (
@@ -36,7 +35,7 @@ def build(context: Context) -> Sequence[Block]:
     x = context.inputs(places)
     layers, steps = _pace(context, x)
     if steps == 0:
-        return [Note("Left out: this net is slow here, and an inversion of a few steps shows nothing of the layer.")]
+        return [Note("Left out: this net is large, and an inversion of a few steps shows nothing of the layer.")]
     made = inversions(context.box, x, layers, steps=steps, seed=context.seed)
     if made.interrupted:  # half-drawn images beside whole ones would mislead
         raise KeyboardInterrupt
@@ -45,7 +44,7 @@ def build(context: Context) -> Sequence[Block]:
     _tell(context, made, kept, answers)
     blocks: list[Block] = [Method.of(inversions, *_verdict(context, made, answers)), Text(LEAD, "soft")]
     if steps < STEPS:
-        blocks.append(Note(f"This net is slow here: {many(steps, 'step')} a layer instead of {STEPS}."))
+        blocks.append(Note(f"This net is large: {many(steps, 'step')} a layer instead of {STEPS}."))
     return [*blocks, *_late(made), *_rows(context, places, x, made, kept, answers), _sheet(context, x, made, kept)]
 
 
@@ -57,25 +56,14 @@ def _places(context: Context) -> list[int]:
 
 
 def _pace(context: Context, x: Tensor) -> tuple[list[str], int]:
-    """From which layers, and by how many steps each, the time allows to draw; 0 steps where they would show nothing."""
-    seconds = min(_seconds(context, x) for _ in range(2))  # the first one also warms up
+    """From which layers, and by how many steps each, the work allows to draw; 0 steps where they would show nothing."""
+    step = 3 * context.work(len(x))
     for most in LAYERS:
         layers = depths(context.box, x, most)
-        steps = min(STEPS, int(SECONDS / max(seconds * len(layers), 1e-9)))
+        steps = min(STEPS, int(WORK / (step * len(layers))))
         if steps >= ENOUGH:
             break
     return layers, steps if steps >= FEWEST else 0
-
-
-def _seconds(context: Context, x: Tensor) -> float:
-    """Of one step through the whole net."""
-    start = time.perf_counter()
-    inversion(context.box, x, _end(context), steps=2, jitter=0, seed=context.seed)
-    return (time.perf_counter() - start) / 3
-
-
-def _end(context: Context) -> str:
-    return "output" if context.box.outputs == "regression" else "logits"
 
 
 def _alike(images: Tensor, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.class_labels import is_numbered
 from .context import Context
-from .source import numbered
 
 WHO = (
     "a second network that took no part in drawing; it should be of another architecture, and trained against "
@@ -38,7 +38,7 @@ def fitting(context: Context) -> tuple[Box | None, str]:
         return None, "None: no judge was given."
     if judge.inputs.shape != box.inputs.shape:
         return None, "None: the judge takes inputs of another shape."
-    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or numbered(judge.classes)):
+    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or is_numbered(judge.classes)):
         return None, "None: the judge has other classes."
     return judge, ""
 

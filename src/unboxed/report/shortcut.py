@@ -22,6 +22,7 @@ from ..plots import shortcut as draw
 from ..plots.files import png
 from ..training import versions
 from ..training.shortcut import Pair, pair
+from ..writing import encoded
 from .folder import Folder
 
 SHEET, DRAWN, FACTS = "shortcut.png", "shortcut-drawn.png", "shortcut.json"
@@ -53,7 +54,7 @@ def planted_shortcut(
         facts = {"command": command, "seed": seed, "training": _training(trained, training), **found.figures()}
         folder.put(SHEET, png(draw.maps(found)))
         folder.put(DRAWN, png(draw.drawn(found)))
-        folder.put(FACTS, (json.dumps({**facts, "versions": versions()}, indent=2) + "\n").encode())
+        folder.put(FACTS, encoded(json.dumps({**facts, "versions": versions()}, indent=2) + "\n"))
         return found, folder.publish()
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.examples import packed
-from ..errors import DataError
+from ..engine.class_labels import class_names, is_numbered
+from ..engine.examples import item, label_numbers, packed
+from ..errors import BrokenImageError, DataError
 from ..inputs import Pixels
 
 BINARY = ("no", "yes")  # what one probability says
@@ -34,11 +35,11 @@ class Source:
         self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
         self.name = str(getattr(data, "name", "") or _kind(data))
         self._data = _indexed(data, box, self.labeled, self.name, self.binary)
-        self._skipped = getattr(self._data, "skipped", None)
+        self._broken: dict[int, str] = {}
         if len(self._data) == 0:
             raise DataError("the data are empty: a report needs at least one example")
-        self.classes = BINARY if self.binary else _names(tuple(getattr(self._data, "classes", ()) or ()), box)
-        self._order = {} if self.binary else _order(tuple(getattr(self._data, "classes", ()) or ()), box)
+        self.classes = BINARY if self.binary else _names(class_names(data if self.labeled else self._data)[0], box)
+        self._numbers = label_numbers(box, data) if self.labeled else {}
 
     def __len__(self) -> int:
         return len(self._data)
@@ -46,22 +47,22 @@ class Source:
     @property
     def skipped(self) -> tuple[tuple[Any, str], ...]:
         """Files that could not be read so far, and why."""
-        return tuple(self._skipped or ())
+        listed = getattr(self._data, "skipped", None)
+        return tuple((f"example {i}", why) for i, why in self._broken.items()) if listed is None else tuple(listed)
 
     def take(self, rows: Sequence[int]) -> Examples:
         """The examples at these rows that can be read."""
-        found = [(i, item) for i in rows if (item := self._read(i)) is not None]
+        found = [(i, read) for i in rows if (read := self._read(i)) is not None]
         if not found:
             return Examples([], torch.empty(0), [])
         x = torch.stack([torch.as_tensor(image) for _, (image, _) in found])
-        return Examples([i for i, _ in found], x, [self._order.get(y, y) for _, (_, y) in found])
+        return Examples([i for i, _ in found], x, [self._numbers.get(y, y) for _, (_, y) in found])
 
     def _read(self, i: int) -> tuple[Any, int] | None:
         try:
-            return _parts(self._data[i], self.labeled)
-        except DataError:
-            if self._skipped is None:
-                raise
+            return _parts(item(self._data, i), self.labeled)
+        except BrokenImageError as error:
+            self._broken.setdefault(i, str(error))
             return None
 
 
@@ -127,17 +128,6 @@ def _parts(item: Any, labeled: bool) -> tuple[Any, int]:
     return item[0], int(label)
 
 
-def numbered(classes: Sequence[str]) -> bool:
-    return tuple(classes) == tuple(map(str, range(len(classes))))
-
-
 def _names(own: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    return tuple(map(str, own)) if len(own) == len(box.classes) and numbered(box.classes) else box.classes
-
-
-def _order(own: tuple[str, ...], box: Box) -> dict[int, int]:
-    """{label: class of the box} where both have the same names, in another order."""
-    if len(set(own)) != len(own) or set(own) != set(box.classes):
-        return {}
-    return {label: box.classes.index(name) for label, name in enumerate(own)}
+    return own if len(own) == len(box.classes) and is_numbered(box.classes) else box.classes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, WriteError
-from ..writing import write_bytes
+from ..writing import encoded, write_bytes
 
 
 def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
@@ -26,7 +26,7 @@ def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
     path, text = writable(path), _text(card)
     tensors = {name: _plain(h) for name, h in net.state_dict().items() if isinstance(h, Tensor)}
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_bytes(path.with_suffix(".json"), text.encode())
+    write_bytes(path.with_suffix(".json"), encoded(text))
     return path
 
 
