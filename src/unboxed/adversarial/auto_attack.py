@@ -6,7 +6,6 @@ arXiv:2003.01690, section 5.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, Ball, Linf, ball_of
-from ..engine.saved import Saved
+from ..engine.saved import Saved, digest, weights_digest
 from ..errors import InputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
@@ -218,21 +217,13 @@ class _Run:
 
 def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
     """The checkpoint of this very call: the same net, images, goal, ball and plan."""
-    goal, net = attempt.goal, attempt.box.net.state_dict()
+    goal = attempt.goal
     settings = {
-        "net": _digest(*(h for h in net.values() if isinstance(h, Tensor))),
-        "x": _digest(attempt.x),
-        "goal": (goal.fooled.name, _digest(*(k for k in (goal.right, goal.become) if k is not None))),
+        "weights": weights_digest(attempt.box.net),
+        "inputs": digest(attempt.x),
+        "goal": goal.fooled.name,
+        "labels": digest(*(k for k in (goal.right, goal.become) if k is not None)),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
     }  # fmt: skip
     return Saved(path, "AutoAttack", settings)
-
-
-def _digest(*values: Tensor) -> str:
-    """What tells tensors from others."""
-    found = hashlib.sha256()
-    for value in values:
-        found.update(str((value.dtype, tuple(value.shape))).encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

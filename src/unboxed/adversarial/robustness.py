@@ -18,10 +18,11 @@ from tqdm import tqdm
 from ..box import Box
 from ..engine.balls import ball_of, norm_of
 from ..engine.examples import labeled
-from ..engine.saved import Saved
-from ..errors import InputError
+from ..engine.saved import Saved, digest, weights_digest
+from ..errors import InputError, NaNError
 from ..net.batching import BatchSize
 from .alarms import Alarm, alarms_of
+from .answers import among, predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
@@ -129,8 +130,8 @@ def robustness(
     attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
-    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, and ModelError where that file is
-    of other settings.
+    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
+    NaN, and ModelError where that file is of other settings, weights, inputs or labels, or of another order of them.
     """
     x, y = labeled(box, data, most)
     chosen = dict(ATTACKS if attacks is None else attacks)
@@ -162,7 +163,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal, self.common = attacks, minimal, common
-        self.right = box.predict(box.shaped(x), batch_size=common["batch_size"]) == y
+        self.answers = predicted(box, x, common["batch_size"])
+        self.right = self.answers == y
         self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
         self.queries = x.new_zeros(len(attacks)).cpu()
@@ -201,7 +203,10 @@ class _Run:
         if len(alive) and attack is not None:
             at = None if e is None else self.eps[e]
             own = taken(attack, self.common)
-            found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+            try:
+                found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+            except NaNError as error:
+                raise among(error, alive) from None
             fooled = alive[found.success]
             self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
             if e is not None:
@@ -225,8 +230,9 @@ class _Run:
     def settings(self, seed: int) -> dict[str, Any]:
         return {
             "attacks": {name: told(a) for name, a in self.attacks.items()}, "minimal": told(self.minimal),
-            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x), "inputs": sums(self.x),
-            "answers": sums(self.box(self.box.shaped(self.x[:PART]))),
+            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x),
+            "inputs": digest(self.x), "labels": digest(self.y), "weights": weights_digest(self.box.net),
+            "answers": digest(self.answers),
         }  # fmt: skip
 
     def resume(self, saved: Saved) -> None:
@@ -259,9 +265,3 @@ def told(attack: Attack | None) -> str:
     own = attack.func if isinstance(attack, partial) else attack
     given = attack.keywords if isinstance(attack, partial) else {}
     return f"{getattr(own, '__name__', type(own).__name__)} {dict(sorted(given.items())) or ''}".strip()
-
-
-def sums(h: Tensor) -> list[float]:
-    """What tells one tensor from another, in a checkpoint's settings."""
-    h = h.double()
-    return [round(float(h.sum()), 3), round(float(h.square().sum()), 3)]
