@@ -470,3 +470,33 @@ def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
     assert wrong.clean.count < mended.clean.count
     assert torch.equal(mended.stood, fresh.stood)
     assert mended.clean == fresh.clean
+
+
+def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monkeypatch) -> None:
+    """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
+    monkeypatch.setitem(adversarial.auto_attack.__globals__, "OPERATIONS", 1.0)  # parts of as few rows as can be
+    attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
+    box, calls = box_of(Linear()), []
+    data, more = labeled(box), {"eps": [0.003], "alarms": False, "minimal": None}
+
+    def counted(module: nn.Module, args: object) -> None:
+        calls.append(1)
+        if len(calls) == stop:
+            raise MemoryError
+
+    stop = -1
+    box.net.register_forward_pre_hook(counted)
+    whole = robustness(box, data, attacks, **more)
+    total, stop = len(calls), int(0.8 * len(calls))
+    calls.clear()
+    with pytest.raises(MemoryError):
+        robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt.0"]
+    calls.clear()
+    stop = -1
+    again = robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert len(calls) < 0.4 * total
+    assert torch.equal(again.stood, whole.stood)
+    assert torch.equal(again.least, whole.least)
+    assert torch.equal(again.queries, whole.queries)
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]

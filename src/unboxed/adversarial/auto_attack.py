@@ -34,7 +34,11 @@ from .result import Adversarial
 from .square import search
 
 TARGETS = 9
-CHUNK = 1000  # rows between two writings of a checkpoint
+CHUNK = 1000  # rows between two writings of a checkpoint, at most, and
+FEWEST = 4  # at least: single rows take several times as long each
+OPERATIONS = 2e11  # of the model between two writings: about half a minute of one core
+ACCELERATED = 100  # times as many on an accelerator
+BOTH_WAYS = 3  # forwards that a gradient costs
 P = 0.8  # of the image is in Square's first squares
 FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
 
@@ -160,11 +164,19 @@ class _Run:
         """One part of a stage, for the rows that still stand from where it was on."""
         attack, self.part = self._attack(name, part), part
         while len(left := self.rows[self._stands()[self.rows] & (self.rows >= self.row)]):
-            chunk = left if self.attempt.box.coupled else left[:CHUNK]
+            chunk = left if self.attempt.box.coupled else left[: self._chunk(name)]
             attack(chunk)
             self.row = int(chunk[-1]) + 1
             self._write()
         self.part, self.row = part + 1, 0
+
+    def _chunk(self, name: str) -> int:
+        """How many rows go between two writings: by the operations that they take, never by the clock."""
+        box, plan = self.attempt.box, self.plan
+        forwards = {"square": plan.queries, "fab-t": TARGETS * (BOTH_WAYS + 1) * plan.steps}
+        each = forwards.get(name, BOTH_WAYS * plan.steps) * max(box.flops, 1)
+        budget = OPERATIONS * (1 if box.device.type == "cpu" else ACCELERATED)
+        return min(CHUNK, max(FEWEST, int(budget / max(each, 1))))
 
     def _attack(self, name: str, part: int) -> Attack:
         attempt, ball, plan = self.attempt, self.ball, self.plan

@@ -202,7 +202,7 @@ class _Run:
             alive = torch.arange(len(self.x), device=self.x.device)
         if len(alive) and attack is not None:
             at = None if e is None else self.eps[e]
-            own = taken(attack, self.common)
+            own = taken(attack, self.common) | self.within(attack)
             try:
                 found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
             except NaNError as error:
@@ -216,6 +216,8 @@ class _Run:
         if not self.interrupted:
             self.finished += 1
             self.save()
+            if part_file := self.part_file(self.finished - 1):
+                part_file.unlink(missing_ok=True)
 
     def alarm(self, seed: int, batch_size: BatchSize) -> None:
         try:
@@ -241,6 +243,16 @@ class _Run:
             self.finished = held["finished"]
             for name in STATE:
                 setattr(self, name, held[name].to(getattr(self, name).device))
+
+    def part_file(self, task: int) -> Path | None:
+        """Where an attack that saves its own state within a task does so, beside the evaluation's file."""
+        return None if self.saved is None else self.saved.path.with_name(f"{self.saved.path.name}.{task}")
+
+    def within(self, attack: Attack) -> dict[str, Any]:
+        """The checkpoint of the task that runs, for an attack that takes one and was not given its own."""
+        file, given = self.part_file(self.finished), attack.keywords if isinstance(attack, partial) else {}
+        takes = file is not None and "checkpoint" in signature(attack).parameters and "checkpoint" not in given
+        return {"checkpoint": file} if takes else {}
 
     def save(self) -> None:
         if self.saved is not None:
