@@ -500,3 +500,26 @@ def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monk
     assert torch.equal(again.least, whole.least)
     assert torch.equal(again.queries, whole.queries)
     assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_an_attack_in_another_norm_is_refused() -> None:
+    def without_norm(box: ub.Box, x: Tensor, y: Tensor, eps: float) -> adversarial.Adversarial:
+        return adversarial.fgsm(box, x, y, eps=eps)
+
+    box = box_of(Linear())
+    data = labeled(box)
+    for norm, attack in (("l2", without_norm), ("l1", adversarial.auto_attack), ("l1", adversarial.square)):
+        with pytest.raises(InputError, match="linf"):
+            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal=None, alarms=False)
+    with pytest.raises(InputError, match="l2, linf"):
+        robustness(box, data, {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm="l1", alarms=False)
+
+
+def test_the_command_in_l1(tmp_path) -> None:
+    words = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 2, "--n", 6, "--norm", "l1", "-o", tmp_path)
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "square" in refused.output
+    made = run(*words, "--attack", "pgd")
+    assert made.exit_code == 0, made.output
+    assert "these attacks and FAB" in " ".join(made.output.split())

@@ -207,6 +207,7 @@ class _Run:
                 found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
             except NaNError as error:
                 raise among(error, alive) from None
+            same_norm(name, found.norm, self.norm)
             fooled = alive[found.success]
             self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
             if e is not None:
@@ -263,6 +264,15 @@ class _Run:
             type(norm_of(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
             self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
         )  # fmt: skip
+
+
+def same_norm(name: str, measured: str, wanted: str) -> None:
+    """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
+    if measured != wanted.lower():
+        raise InputError(
+            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave {name} out, or evaluate "
+            f'with norm="{measured}"'
+        )
 
 
 def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
