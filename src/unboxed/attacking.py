@@ -20,6 +20,7 @@ from .adversarial.deepfool import deepfool
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
 from .box import Box
 from .engine.examples import labeled_rows
+from .engine.saved import digest
 from .errors import DataError, InputError
 from .inputs import Pixels
 from .plots.attacked import NORMS, attacked
@@ -74,7 +75,7 @@ def command(
     x, y, rows = labeled_rows(box, data, most)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
-    state = out / _state(attacks, eps, norm, most, bits, seed)
+    state = out / _state(attacks, eps, norm, most, bits, seed, digest(x, y))
     found = robustness(
         box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
         minimal=None if norm == "l1" else deepfool,
@@ -86,7 +87,7 @@ def command(
 
 
 def _state(*settings: object) -> str:
-    """The file of a run that may go on: one of other settings has another name."""
+    """The file of a run that may go on: one of other settings, images or labels has another name, and starts over."""
     return f"attack-{hashlib.sha256(encoded(repr(settings))).hexdigest()[:8]}.pt"
 
 

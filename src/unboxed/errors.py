@@ -22,6 +22,14 @@ class OutputError(UnboxedError, TypeError):
     """The net's output can't be read as what the method needs."""
 
 
+class NaNError(OutputError):
+    """The model gives NaN for some `rows`, and NaN is no answer, though argmax takes it for a class."""
+
+    def __init__(self, message: str, rows: list[int] | None = None, what: str = "") -> None:
+        super().__init__(message)
+        self.rows, self.what = rows or [], what
+
+
 class RuleError(UnboxedError, RuntimeError):
     """A backward rule that would not reach every op it is meant for."""
 

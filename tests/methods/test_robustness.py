@@ -16,6 +16,7 @@ from unboxed.adversarial.alarms import alarms_of
 from unboxed.adversarial.changes import changes
 from unboxed.adversarial.robustness import robustness
 from unboxed.adversarial.shares import Share
+from unboxed.attacking import command
 from unboxed.errors import DataError, InputError, ModelError
 from unboxed.plots import attacked
 
@@ -75,6 +76,7 @@ def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None
 
 
 def test_figures_hang_together() -> None:
+    torch.manual_seed(0)
     box = box_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3)))
     x = middling()
     y = box.predict(x)
@@ -415,3 +417,109 @@ def test_no_row_is_no_look() -> None:
     seen.clear()
     found = adversarial.apgd(box, x, 1 - box.predict(x), eps=0.1, targets=1, bits=8)
     assert sum(seen) - 4 == int(found.queries.sum())  # four were asked by predict
+
+
+# -- a checkpoint is of one question -----------------------------------------------------------------------------------
+
+
+def other_labels(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return box, x, 1 - y
+
+
+def two_labels_exchanged(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    y = y.clone()
+    i, j = (int((y == k).nonzero()[0]) for k in (0, 1))
+    y[i], y[j] = 1, 0
+    return box, x, y
+
+
+def other_order(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return box, x.flip(0), y.flip(0)
+
+
+def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    box.net.w.data *= 2  # the same answers
+    return box, x, y
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_labels, "its labels differ"),
+        (two_labels_exchanged, "its labels differ"),
+        (other_order, "in values or in order"),
+        (other_weights, "its weights differ"),
+    ],
+)
+def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
+    box, more = box_of(Linear()), {"eps": [0.01], "alarms": False, "minimal": None, "checkpoint": tmp_path / "state.pt"}
+    x, y = labeled(box)
+    first = robustness(box, (x, y), ATTACKS, **more)
+    assert repr(robustness(box, (x, y), ATTACKS, **more)) == repr(first)
+    box, x, y = change(box, x, y)
+    with pytest.raises(ModelError, match=f"{said}.*Give another file, or remove this one"):
+        robustness(box, (x, y), ATTACKS, **more)
+
+
+def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
+    x, y = ub.data.digits("test").first(12)
+    box, more = ub.load("zoo:digits-cnn"), {"attacks": ["fgsm"], "eps": [0.05], "quiet": True}
+    wrong = command(box, (x, 9 - y), tmp_path / "one", **more)
+    mended = command(box, (x, y), tmp_path / "one", **more)
+    fresh = command(box, (x, y), tmp_path / "other", **more)
+    assert wrong.clean.count < mended.clean.count
+    assert torch.equal(mended.stood, fresh.stood)
+    assert mended.clean == fresh.clean
+
+
+def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monkeypatch) -> None:
+    """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
+    monkeypatch.setitem(adversarial.auto_attack.__globals__, "OPERATIONS", 1.0)  # parts of as few rows as can be
+    attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
+    box, calls = box_of(Linear()), []
+    data, more = labeled(box), {"eps": [0.003], "alarms": False, "minimal": None}
+
+    def counted(module: nn.Module, args: object) -> None:
+        calls.append(1)
+        if len(calls) == stop:
+            raise MemoryError
+
+    stop = -1
+    box.net.register_forward_pre_hook(counted)
+    whole = robustness(box, data, attacks, **more)
+    total, stop = len(calls), int(0.8 * len(calls))
+    calls.clear()
+    with pytest.raises(MemoryError):
+        robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt.0"]
+    calls.clear()
+    stop = -1
+    again = robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert len(calls) < 0.4 * total
+    assert torch.equal(again.stood, whole.stood)
+    assert torch.equal(again.least, whole.least)
+    assert torch.equal(again.queries, whole.queries)
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_an_attack_in_another_norm_is_refused() -> None:
+    def without_norm(box: ub.Box, x: Tensor, y: Tensor, eps: float) -> adversarial.Adversarial:
+        return adversarial.fgsm(box, x, y, eps=eps)
+
+    box = box_of(Linear())
+    data = labeled(box)
+    for norm, attack in (("l2", without_norm), ("l1", adversarial.auto_attack), ("l1", adversarial.square)):
+        with pytest.raises(InputError, match="linf"):
+            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal=None, alarms=False)
+    with pytest.raises(InputError, match="l2, linf"):
+        robustness(box, data, {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm="l1", alarms=False)
+
+
+def test_the_command_in_l1(tmp_path) -> None:
+    words = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 2, "--n", 6, "--norm", "l1", "-o", tmp_path)
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "square" in refused.output
+    made = run(*words, "--attack", "pgd")
+    assert made.exit_code == 0, made.output
+    assert "these attacks and FAB" in " ".join(made.output.split())

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.balls import Ball, ball_of
-from ..errors import OutputError, UnboxedWarning
+from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs import Pixels
 from ..net.batching import BatchSize
+from .answers import among, without_nan
 from .attempt import Attempt
 from .fgsm import fgsm
 from .pgd import pgd
@@ -62,6 +63,8 @@ def alarms_of(
     asked = _Asked(box, x[rows], y[rows], ball_of(eps, norm, None), {"seed": seed, "batch_size": batch_size})
     try:
         return tuple(a for check in (noisy, no_gradient, _compared) for a in check(asked))
+    except NaNError as error:
+        raise among(error, rows) from None
     except OutputError as error:
         return (Alarm("no gradient", f"attacks by gradient can't be run on this net: {error}"),)
 
@@ -113,7 +116,7 @@ def noisy(asked: _Asked) -> Iterator[Alarm]:
 
 def _answers(asked: _Asked, draw: int) -> Tensor:
     with asked.box.quiet(grad=False, seed=draw):
-        return asked.box.forward(asked.x, {"logits"})["logits"].argmax(1)
+        return without_nan(asked.box.forward(asked.x, {"logits"})["logits"]).argmax(1)
 
 
 def no_gradient(asked: _Asked) -> Iterator[Alarm]:

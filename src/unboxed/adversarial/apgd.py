@@ -20,6 +20,7 @@ from ..engine.balls import L1, Ball, ball_of, per_row
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
+from .answers import likeliest_others
 from .attempt import Attempt, in_range
 from .levels import saved
 from .result import Adversarial
@@ -97,8 +98,7 @@ def likeliest(attempt: Attempt, rows: Tensor, most: int) -> Tensor:
     right, logits = attempt.goal.right, attempt.logits(attempt.x[rows], rows)  # (N,), (M, K)
     if right is None:
         raise InputError("the likeliest wrong classes are those beside y: give y")
-    wrong = logits.scatter(1, right[rows, None], -math.inf)
-    order = wrong.topk(min(most, logits.shape[1] - 1)).indices
+    order = likeliest_others(logits, right[rows], min(most, logits.shape[1] - 1))
     found = torch.zeros(len(attempt.x), order.shape[1], dtype=torch.long, device=rows.device)
     found[rows] = order
     return found

@@ -15,15 +15,17 @@ from ..box import Box
 from ..engine.balls import Ball, Linf, per_row
 from ..engine.examples import AT_ONCE
 from ..engine.gradients import REENTRANT, pull_stuck
-from ..errors import InputError, OutputError
+from ..errors import InputError, NaNError, OutputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
 from ..net.taps import Acts
 from ..objectives import Objective
+from .answers import without_nan
 from .goal import goal_of
 from .result import Adversarial
 
 ASK_ONLY = "square, boundary and hop_skip_jump attack nets without gradients"
+TRIED = "an image that was tried instead"
 Pick = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Parts = tuple[Tensor, ...]
 Shape = tuple[int, ...]
@@ -190,12 +192,19 @@ class Attempt:
         return logits, scores, grads
 
     def _asked(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts], *shapes: Shape) -> Parts:
-        """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted.
+        """What `_each` gives, refused where the answers are NaN. `shapes` are those of one row's parts.
 
-        `shapes` are those of one row's parts: where there is no row, the net is not asked.
+        Judged are logits, or what says whether an example fools: another score may be NaN where a class is masked by
+        a logit of -inf. Where there is no row, the net is not asked.
         """
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
+        found = self._each(z, rows, part)
+        without_nan(found[int(shapes[:2] == ((), ()))], rows, TRIED)
+        return found
+
+    def _each(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts]) -> Parts:
+        """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted."""
         if self._held is not None:
             self._held[rows] = z.to(self._held.dtype)
             self.queries += self.draws
@@ -240,6 +249,8 @@ def differentiable() -> Iterator[None]:
     """An attack by gradient that meets a net without one names the attacks that need none."""
     try:
         yield
+    except NaNError:
+        raise
     except OutputError as error:
         raise OutputError(f"{error}; {ASK_ONLY}") from None
     except RuntimeError as error:

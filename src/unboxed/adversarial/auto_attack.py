@@ -6,7 +6,6 @@ arXiv:2003.01690, section 5.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, Ball, Linf, ball_of
-from ..engine.saved import Saved
+from ..engine.saved import Saved, digest, weights_digest
 from ..errors import InputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
@@ -35,7 +34,11 @@ from .result import Adversarial
 from .square import search
 
 TARGETS = 9
-CHUNK = 1000  # rows between two writings of a checkpoint
+CHUNK = 1000  # rows between two writings of a checkpoint, at most, and
+FEWEST = 4  # at least: single rows take several times as long each
+OPERATIONS = 2e11  # of the model between two writings: about half a minute of one core
+ACCELERATED = 100  # times as many on an accelerator
+BOTH_WAYS = 3  # forwards that a gradient costs
 P = 0.8  # of the image is in Square's first squares
 FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
 
@@ -161,11 +164,19 @@ class _Run:
         """One part of a stage, for the rows that still stand from where it was on."""
         attack, self.part = self._attack(name, part), part
         while len(left := self.rows[self._stands()[self.rows] & (self.rows >= self.row)]):
-            chunk = left if self.attempt.box.coupled else left[:CHUNK]
+            chunk = left if self.attempt.box.coupled else left[: self._chunk(name)]
             attack(chunk)
             self.row = int(chunk[-1]) + 1
             self._write()
         self.part, self.row = part + 1, 0
+
+    def _chunk(self, name: str) -> int:
+        """How many rows go between two writings: by the operations that they take, never by the clock."""
+        box, plan = self.attempt.box, self.plan
+        forwards = {"square": plan.queries, "fab-t": TARGETS * (BOTH_WAYS + 1) * plan.steps}
+        each = forwards.get(name, BOTH_WAYS * plan.steps) * max(box.flops, 1)
+        budget = OPERATIONS * (1 if box.device.type == "cpu" else ACCELERATED)
+        return min(CHUNK, max(FEWEST, int(budget / max(each, 1))))
 
     def _attack(self, name: str, part: int) -> Attack:
         attempt, ball, plan = self.attempt, self.ball, self.plan
@@ -218,21 +229,13 @@ class _Run:
 
 def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
     """The checkpoint of this very call: the same net, images, goal, ball and plan."""
-    goal, net = attempt.goal, attempt.box.net.state_dict()
+    goal = attempt.goal
     settings = {
-        "net": _digest(*(h for h in net.values() if isinstance(h, Tensor))),
-        "x": _digest(attempt.x),
-        "goal": (goal.fooled.name, _digest(*(k for k in (goal.right, goal.become) if k is not None))),
+        "weights": weights_digest(attempt.box.net),
+        "inputs": digest(attempt.x),
+        "goal": goal.fooled.name,
+        "labels": digest(*(k for k in (goal.right, goal.become) if k is not None)),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
     }  # fmt: skip
     return Saved(path, "AutoAttack", settings)
-
-
-def _digest(*values: Tensor) -> str:
-    """What tells tensors from others."""
-    found = hashlib.sha256()
-    for value in values:
-        found.update(str((value.dtype, tuple(value.shape))).encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

@@ -18,6 +18,7 @@ from ..cards import card
 from ..engine.examples import labeled_rows
 from ..errors import OutputError
 from ..net.batching import BatchSize
+from .answers import logits_of
 
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at
 BISECTIONS = 60
@@ -81,7 +82,7 @@ def calibration(
         raise OutputError("calibration is of one class an example; the box's outputs are multilabel")
     bins, errors = whole("bins", bins, least=1), whole("errors", errors)
     x, y, rows = labeled_rows(box, data, None if most is None else whole("most", most, least=1))
-    z = box(x, batch_size=batch_size).double()  # (N, K)
+    z = logits_of(box, x, batch_size).double()  # (N, K)
     heat = temperature(z, y)
     own, scaled = (_reliability(z / t, y, bins, box.dtype) for t in (1.0, heat))
     right = float((z.argmax(1) == y).double().mean())
@@ -98,7 +99,8 @@ def temperature(z: Tensor, y: Tensor) -> float:
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(BISECTIONS):
         middle = (low * high) ** 0.5
-        expected = ((middle * z).softmax(1) * z).sum(1)
+        p = (middle * z).softmax(1)
+        expected = (p * z.where(p > 0, 0)).sum(1)  # a masked class, of logit -inf, adds nothing
         if float((right - expected).mean()) >= 0:
             low = middle
         else:

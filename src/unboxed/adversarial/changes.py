@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..box import Box
+from .answers import without_nan
 from .result import Adversarial
 
 
@@ -32,10 +33,11 @@ def changes(box: Box, x: Tensor, found: Adversarial, rows: Sequence[int] | None 
     """Of these rows of the attack's call (default: all). Raises InputError and OutputError as the box does."""
     at = list(range(len(x)) if rows is None else rows)
     x, z = box.accept(x)[at], box.accept(found.images)[at]
-    before, after = (box.probs(h).cpu() for h in (x, z))  # (n, K)
+    said, says = (without_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
+    before, after = box.probs_of(said), box.probs_of(says)
     return [
         Change(
-            row, x[i], z[i], b := int(before[i].argmax()), a := int(after[i].argmax()),
+            row, x[i], z[i], b := int(said[i].argmax()), a := int(says[i].argmax()),
             (float(before[i, b]), float(before[i, a])), (float(after[i, b]), float(after[i, a])),
             float(found.distance[row]), bool(found.success[row]),
         )

@@ -20,6 +20,7 @@ from ..engine.examples import AT_ONCE, labeled
 from ..engine.sizes import images_only
 from ..errors import InputError, OutputError
 from ..net.batching import BatchSize, in_batches
+from .answers import logits_of
 from .corrupting import KINDS, corrupted
 
 CORRUPTIONS = tuple(KINDS)
@@ -130,7 +131,7 @@ class _Counted:
 
     def _judged(self, x: Tensor, y: Tensor) -> Tensor:
         """How many are right, and the sum of their classes' probabilities, (2,)."""
-        logits = self.box(x).double()
+        logits = logits_of(self.box, x).double()
         right = logits.softmax(1).gather(1, y[:, None]).sum()
         return torch.stack([(logits.argmax(1) == y).sum().double(), right])
 

@@ -19,6 +19,7 @@ from ..cards import card
 from ..engine.balls import TINY, Ball, Linf, norm_of, per_row
 from ..net.batching import BatchSize
 from ..objectives import Objective
+from .answers import likeliest_others
 from .attempt import Attempt
 from .levels import saved
 from .result import Adversarial
@@ -147,9 +148,8 @@ def _planes(attempt: Attempt, z: Tensor, rows: Tensor, candidates: int | None) -
     right = attempt.goal.right
 
     def likeliest(logits: Tensor, i: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
-        own, many = right[i][:, None], min(candidates or logits.shape[1], logits.shape[1]) - 1
-        others = logits.detach().scatter(1, own, -math.inf).topk(many).indices
-        return logits.gather(1, others) - logits.gather(1, own)
+        own, many = right[i], min(candidates or logits.shape[1], logits.shape[1]) - 1
+        return logits.gather(1, likeliest_others(logits, own, many)) - logits.gather(1, own[:, None])
 
     return Planes(*attempt.jacobian(z, rows, likeliest)[1:])
 
@@ -160,10 +160,12 @@ def _stepped(attempt: Attempt, planes: Planes, start: Tensor, z: Tensor, reach: 
     up, down = (clip(torch.full_like(start, v)).sub(start).flatten(1)[:, None] for v in (math.inf, -math.inf))
     room = torch.where(w > 0, up, -down).clamp_min(0)  # (n, J, D)
     rise = -planes.f - (w * (start - z).flatten(1)[:, None]).sum(2)  # (n, J) from `start`
+    masked = planes.f == -math.inf  # (n, J) classes that nothing can become
+    rise = rise.where(~masked, 0)
     way = shortest(w, rise.clamp_min(0) * reach, room, attempt.norm)  # (n, J, D)
     size = way.abs().amax(2) if isinstance(attempt.norm, Linf) else way.norm(dim=2)
     missed = (w * way).sum(2) < rise * (1 - 1e-3)  # all the room there is does not do
-    best = (size + missed * size.amax().clamp_min(1)).argmin(1)
+    best = (size + missed * size.amax().clamp_min(1)).where(~masked, math.inf).argmin(1)
     chosen = way[torch.arange(len(way), device=way.device), best]
     return clip(start + chosen.view_as(start))
 

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit
 from . import levels
+from .answers import likeliest_others
 from .attempt import Attempt, in_range
 from .result import Adversarial
 
@@ -157,9 +158,9 @@ class Search:
 
     def likeliest(self, rows: Tensor, right: Tensor, targets: int) -> list[Objective]:
         """From each row's class to each of the likeliest others."""
-        z = self.attempt.logits(self.attempt.x[rows], rows).scatter(1, right[rows, None], -INF)
+        logits = self.attempt.logits(self.attempt.x[rows], rows)
         others = right[:, None].repeat(1, targets)  # (N, targets)
-        others[rows] = z.topk(targets).indices
+        others[rows] = likeliest_others(logits, right[rows], targets)
         return [logit(others[:, k]) - logit(right) for k in range(targets)]
 
     def to(self, score: Objective) -> Way:

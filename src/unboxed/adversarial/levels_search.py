@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..engine.balls import L1, TINY, Ball, Linf, per_row
-from ..errors import OutputError, warn
+from ..errors import NaNError, OutputError, warn
 from .attempt import Attempt
 from .levels_grid import Grid, least
 
@@ -120,6 +120,8 @@ class Search:
         """False where the net has no gradient."""
         try:
             self._inside(rows, self.grid.ball) if self.grid.ball is not None else self._nearest(rows)
+        except NaNError:
+            raise
         except OutputError:
             return False
         return True

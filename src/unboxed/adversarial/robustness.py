@@ -19,10 +19,11 @@ from ..arguments import check_seed
 from ..box import Box
 from ..engine.balls import ball_of, norm_of
 from ..engine.examples import labeled
-from ..engine.saved import Saved
-from ..errors import InputError
+from ..engine.saved import Saved, digest, weights_digest
+from ..errors import InputError, NaNError
 from ..net.batching import BatchSize
 from .alarms import Alarm, alarms_of
+from .answers import among, predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
@@ -130,8 +131,8 @@ def robustness(
     attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
-    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, and ModelError where that file is
-    of other settings.
+    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
+    NaN, and ModelError where that file is of other settings, weights, inputs or labels, or of another order of them.
     """
     seed = check_seed(seed)
     x, y = labeled(box, data, most)
@@ -164,7 +165,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal, self.common = attacks, minimal, common
-        self.right = box.predict(box.shaped(x), batch_size=common["batch_size"]) == y
+        self.answers = predicted(box, x, common["batch_size"])
+        self.right = self.answers == y
         self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
         self.queries = x.new_zeros(len(attacks)).cpu()
@@ -202,8 +204,12 @@ class _Run:
             alive = torch.arange(len(self.x), device=self.x.device)
         if len(alive) and attack is not None:
             at = None if e is None else self.eps[e]
-            own = taken(attack, self.common)
-            found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+            own = taken(attack, self.common) | self.within(attack)
+            try:
+                found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+            except NaNError as error:
+                raise among(error, alive) from None
+            same_norm(name, found.norm, self.norm)
             fooled = alive[found.success]
             self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
             if e is not None:
@@ -213,6 +219,8 @@ class _Run:
         if not self.interrupted:
             self.finished += 1
             self.save()
+            if part_file := self.part_file(self.finished - 1):
+                part_file.unlink(missing_ok=True)
 
     def alarm(self, seed: int, batch_size: BatchSize) -> None:
         try:
@@ -227,8 +235,9 @@ class _Run:
     def settings(self, seed: int) -> dict[str, Any]:
         return {
             "attacks": {name: told(a) for name, a in self.attacks.items()}, "minimal": told(self.minimal),
-            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x), "inputs": sums(self.x),
-            "answers": sums(self.box(self.box.shaped(self.x[:PART]))),
+            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x),
+            "inputs": digest(self.x), "labels": digest(self.y), "weights": weights_digest(self.box.net),
+            "answers": digest(self.answers),
         }  # fmt: skip
 
     def resume(self, saved: Saved) -> None:
@@ -237,6 +246,16 @@ class _Run:
             self.finished = held["finished"]
             for name in STATE:
                 setattr(self, name, held[name].to(getattr(self, name).device))
+
+    def part_file(self, task: int) -> Path | None:
+        """Where an attack that saves its own state within a task does so, beside the evaluation's file."""
+        return None if self.saved is None else self.saved.path.with_name(f"{self.saved.path.name}.{task}")
+
+    def within(self, attack: Attack) -> dict[str, Any]:
+        """The checkpoint of the task that runs, for an attack that takes one and was not given its own."""
+        file, given = self.part_file(self.finished), attack.keywords if isinstance(attack, partial) else {}
+        takes = file is not None and "checkpoint" in signature(attack).parameters and "checkpoint" not in given
+        return {"checkpoint": file} if takes else {}
 
     def save(self) -> None:
         if self.saved is not None:
@@ -247,6 +266,15 @@ class _Run:
             type(norm_of(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
             self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
         )  # fmt: skip
+
+
+def same_norm(name: str, measured: str, wanted: str) -> None:
+    """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
+    if measured != wanted.lower():
+        raise InputError(
+            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave {name} out, or evaluate "
+            f'with norm="{measured}"'
+        )
 
 
 def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,9 +289,3 @@ def told(attack: Attack | None) -> str:
     own = attack.func if isinstance(attack, partial) else attack
     given = attack.keywords if isinstance(attack, partial) else {}
     return f"{getattr(own, '__name__', type(own).__name__)} {dict(sorted(given.items())) or ''}".strip()
-
-
-def sums(h: Tensor) -> list[float]:
-    """What tells one tensor from another, in a checkpoint's settings."""
-    h = h.double()
-    return [round(float(h.sum()), 3), round(float(h.square().sum()), 3)]

@@ -18,6 +18,7 @@ from ..engine.draws import hashed
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..objectives import Objective
+from .answers import predicted, without_nan
 from .attempt import Attempt
 from .goal import Goal, goal_of
 
@@ -124,7 +125,7 @@ def one_class(box: Box, target: object) -> int:
 def answers(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The net's own answers, to be left where nobody gives labels. Raises OutputError."""
     box.one_class_each("an attack on classes")
-    return box.predict(x, batch_size=batch_size)
+    return predicted(box, box.accept(x), batch_size)
 
 
 def share_fooled(
@@ -149,7 +150,7 @@ def share_fooled(
 
 def _above(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
-    return objective(acts) > 0
+    return without_nan(objective(acts)) > 0
 
 
 def settings(steps: int, step: float, sample: int, seed: int) -> int:

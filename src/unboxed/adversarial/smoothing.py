@@ -21,6 +21,7 @@ from ..engine.examples import AT_ONCE
 from ..errors import OutputError
 from ..net.batching import BatchSize, in_batches
 from ..objectives import as_classes, check_classes
+from .answers import without_nan
 
 ABSTAIN = -1
 
@@ -175,7 +176,7 @@ class _Noisy:
     def _classes(self, z: Tensor) -> Tensor:
         """(n,) of noisy inputs, which may lie outside the valid range."""
         with self.box.quiet(grad=False):
-            return self.box.forward(z, {"logits"})["logits"].argmax(1)
+            return without_nan(self.box.forward(z, {"logits"})["logits"], what="a noisy copy").argmax(1)
 
 
 def _tallied(answers: Tensor, split: int, classes: int) -> Tensor:

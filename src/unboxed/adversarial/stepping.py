@@ -135,6 +135,8 @@ class _Found:
         attempt.queries[rows] += climb.looks
         if turn == 0 and not self.way.random_start:  # the first look was at the originals
             attempt.already[rows] = climb.already
+        if len(unclear := (climb.score.isnan() & ~climb.done).nonzero()[:, 0]):  # NaN, if not of the score alone
+            attempt.fooled(climb.input[unclear], rows[unclear])
         stronger = (climb.done == had) & (climb.score > self.best[rows])
         better = (climb.done & ~had | stronger) & ((climb.looks > 0) | (turn == 0))
         at = rows[better]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..writing import write_bytes
@@ -16,9 +18,27 @@ from ..writing import write_bytes
 ELSE = "Give another file, or remove this one to start anew"
 
 
+class Digest(str):
+    """Of tensors too large to be written into a checkpoint, and compared all the same."""
+
+
+def digest(*values: Tensor) -> Digest:
+    """Equal only for equal tensors, in the same order: dtype, shape and every bit count."""
+    sums = hashlib.sha256()
+    for value in values:
+        sums.update(str((value.dtype, tuple(value.shape))).encode())
+        sums.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return Digest(sums.hexdigest())
+
+
+def weights_digest(model: nn.Module) -> Digest:
+    """Of all parameters and buffers that a model saves."""
+    return digest(*(h for h in model.state_dict().values() if isinstance(h, Tensor)))
+
+
 @dataclass(frozen=True)
 class Saved:
-    """The file of one work ("training", "attack") with these settings: plain values and tensors."""
+    """The file of one work ("training", "attack") with these settings: plain values and digests of tensors."""
 
     path: Path
     work: str
@@ -27,7 +47,7 @@ class Saved:
     def write(self, state: Mapping[str, Any]) -> None:
         """All of it under a temporary name, then renamed. Raises WriteError."""
         whole = BytesIO()
-        torch.save({"work": self.work, "settings": self.settings, "state": dict(state)}, whole)
+        torch.save({"work": self.work, "settings": _plain(self.settings), "state": dict(state)}, whole)
         write_bytes(self.path, whole.getvalue())
 
     def read(self) -> dict[str, Any] | None:
@@ -43,6 +63,11 @@ class Saved:
         return state
 
 
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `weights_only` loads again: a digest as the text that it is."""
+    return {name: str(value) if isinstance(value, Digest) else value for name, value in settings.items()}
+
+
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -55,6 +80,8 @@ def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None
     """The first setting that is not the same."""
     for name in sorted(held.keys() | asked.keys()):
         was, now = held.get(name), asked.get(name)
+        if was != now and isinstance(now, Digest):
+            return f"its {name} differ from those given now, in values or in order"
         if was != now:
             return f"{name} was {was}, and is {now}" if len(f"{was}{now}") < 300 else f"its {name} are others"
     return None
