@@ -10,7 +10,10 @@ import pytest
 import unboxed
 
 HEAVY = ("torch", "numpy", "matplotlib", "PIL", "sklearn", "scipy")
-EXTRAS = ("lightning", "pytorch_lightning", "tensorboard", "transformers", "captum", "playwright", "torchvision")
+EXTRAS = (
+    "lightning", "pytorch_lightning", "tensorboard", "transformers",
+    "captum", "hypothesis", "playwright", "torchvision",
+)
 STUB = Path(unboxed.__file__).with_suffix(".pyi")
 NAMES = [a.asname or a.name for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names]
 

@@ -172,9 +172,10 @@ def other(prefix: str, *names: str) -> dict[str, Tensor]:
         other("ema.model."),
         other("teacher.module."),
         other("net.", "conv.weight", "conv.bias"),
+        other("network.", "conv.weight", "conv.bias"),
         other("", "fc.weight"),
     ],
-    ids=["ema", "ema of a model", "teacher", "part of another", "a stray"],
+    ids=["ema", "ema of a model", "teacher", "part of another", "part of one with a longer name", "a stray"],
 )
 def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
     """Only wrappers' words count, and of them the one under which most of the net is found, wherever it stands."""
@@ -183,12 +184,20 @@ def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, bes
     assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), net())
 
 
-@pytest.mark.parametrize("prefixes", [("model.", "net."), ("net.", "model."), ("", "model."), ("model.", "model.net.")])
-def test_two_sets_that_fit_alike_are_refused(tmp_path: Path, prefixes: tuple[str, str]) -> None:
-    """Which one is meant can't be known: the net stays as it was."""
+@pytest.mark.parametrize(
+    ("prefixes", "said"),
+    [
+        (("model.", "net."), "fit alike"),
+        (("net.", "model."), "fit alike"),
+        (("", "model."), "unexpected"),
+        (("model.", "model.net."), "unexpected"),
+    ],
+)
+def test_two_sets_that_fit_alike_are_refused(tmp_path: Path, prefixes: tuple[str, str], said: str) -> None:
+    """Which one is meant can't be known: the net stays as it was. Of nested ones, the inner names are unexpected."""
     torch.save({**other(prefixes[0]), **prefixed(prefixes[1])}, tmp_path / "w.pt")
     fresh = net(1)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=said):
         loading.weights(fresh, tmp_path / "w.pt")
     assert same(fresh, net(1))
 

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """A share as a percentage that says 100 % (or 0 %) only where it is."""
+    """A share as a percentage that says 100 % (or 0 %) only where it is.
+
+    >>> percent(0.5), percent(1.0), percent(0.9999)
+    ('50.0 %', '100 %', '99.99 %')
+    """
     for digits in (1, 2, 3, 4):
         text = f"{100 * share:.{digits}f}"
         if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
@@ -15,7 +19,11 @@ def percent(share: float) -> str:
 
 
 def prob(p: float) -> str:
-    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a net."""
+    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a net.
+
+    >>> prob(0.5), prob(0.998), prob(1.0), prob(0.0)
+    ('0.50', '0.998', '>0.999', '<0.001')
+    """
     if p < 0.0005:
         return "<0.001"
     if p >= 0.9995:
@@ -34,18 +42,31 @@ def bar(p: float) -> str:
 
 
 def many(n: int, one: str, more: str = "") -> str:
-    """A count with its noun."""
+    """A count with its noun.
+
+    >>> many(1, "class", "classes"), many(1200, "image")
+    ('1 class', '1,200 images')
+    """
     return f"{n:,} {one if n == 1 else more or one + 's'}"
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """Names in a row, cut off with how many are left."""
+    """Names in a row, cut off with how many are left.
+
+    >>> listed(["cat", "dog", "ant"], most=2)
+    'cat, dog and 1 more'
+    """
     shown = list(words[:most])
     rest = len(words) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def size(shape: Sequence[int]) -> str:
+    """A shape as the page prints it.
+
+    >>> size((3, 32, 32))
+    '3×32×32'
+    """
     return "×".join(map(str, shape)) or "1"
 
 

@@ -1,0 +1,1 @@
+"""Test a method against the contracts."""

@@ -1,0 +1,222 @@
+"""Hypothesis strategies: random models, their inputs, and objectives, for property tests of methods.
+
+Needs `pip install "unboxed[testing]"`. A test of a method of your own:
+
+    from hypothesis import given
+    from unboxed.testing.strategies import cases
+
+    @given(cases())
+    def test_my_method(case):
+        assert my_method(case.box, case.x).shape == case.x.shape
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import objectives as scores
+from ..box import Box
+from ..errors import MissingError
+from ..inputs import Features, Inputs, Pixels
+from ..objectives import Objective
+from ..several import Several
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise MissingError('the strategies need Hypothesis: pip install "unboxed[testing]"') from error
+
+MAX_SIDE, MAX_CHANNELS, MAX_COLUMNS, MAX_CLASSES, MAX_ROWS = 9, 3, 5, 4, 4
+SEEDS = st.integers(0, 2**31 - 1)
+RELUS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "module": nn.ReLU,
+    "in-place module": lambda: nn.ReLU(inplace=True),
+    "F.relu": lambda: F.relu,
+    "torch.relu": lambda: torch.relu,
+    "Tensor.relu": lambda: Tensor.relu,
+    "Tensor.relu_": lambda: Tensor.relu_,
+}
+"""Every way in which people write the same ReLU."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An opened model and a batch that it takes: x (N, ...), or a dict or tuple of such tensors."""
+
+    box: Box
+    x: Any
+    rows: int
+
+
+class RandomModel(nn.Module):
+    """Inputs (N, ...), one or several, to logits (N, K): parts side by side, then a linear layer; odd in its spelling.
+
+    `style` of an image's part: "mlp", "conv", "residual" or "shared" (one module that is called twice). `wrap` is how
+    the logits are returned: "tensor", "dict" or "tuple".
+    """
+
+    def __init__(self, inputs: Inputs, classes: int, style: str, relu: str, norm: bool, wrap: str) -> None:
+        super().__init__()
+        parts = inputs.parts if isinstance(inputs, Several) else (inputs,)
+        self.names = list(parts) if isinstance(parts, Mapping) else None
+        kinds: list[Inputs] = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
+        self.parts = nn.ModuleList(_part(kind, style, relu, norm) for kind in kinds)
+        self.fc = nn.Linear(WIDTH * len(kinds), classes)
+        self.wrap = wrap
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        xs = [kwargs[name] for name in self.names] if self.names and kwargs else list(args)
+        z = self.fc(torch.cat([part(x) for part, x in zip(self.parts, xs, strict=True)], 1))
+        return {"logits": z} if self.wrap == "dict" else (z, z.detach()) if self.wrap == "tuple" else z
+
+
+WRAPS = ("tensor", "dict", "tuple")
+WIDTH = 6  # features that a part of the model gives
+
+
+class DensePart(nn.Module):
+    """(N, ...) -> (N, WIDTH)."""
+
+    def __init__(self, size: int, relu: str, norm: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(size, 8), nn.Linear(8, WIDTH)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.relu = RELUS[relu]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.second(self.relu(self.norm(self.first(x.flatten(1))))))
+
+
+class ConvPart(nn.Module):
+    """(N, C, H, W) -> (N, WIDTH), with a second convolution that adds to the first, or is the first once more."""
+
+    def __init__(self, channels: int, style: str, relu: str, norm: bool) -> None:
+        super().__init__()
+        self.style = style
+        self.first = nn.Conv2d(channels, WIDTH, 3, padding=1, bias=not norm)
+        self.second = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.norm = nn.BatchNorm2d(WIDTH) if norm else nn.Identity()
+        self.relu = RELUS[relu]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.norm(self.first(x)))
+        if self.style == "residual":
+            h = h + self.relu(self.second(h))
+        elif self.style == "shared":
+            h = self.second(self.relu(self.second(h)))
+        else:
+            h = self.relu(self.second(h))
+        return h.mean((2, 3))
+
+
+def _part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
+    if isinstance(inputs, Pixels) and style != "mlp":
+        return ConvPart(inputs.shape[0], style, relu, norm)
+    size = 1
+    for side in inputs.shape:
+        size *= side
+    return DensePart(size, relu, norm)
+
+
+@st.composite
+def pixels(draw: st.DrawFn) -> Pixels:
+    """Images of 1 to 3 channels and 4 to 9 pixels a side, normalized by a number or by channel."""
+    channels = draw(st.integers(1, MAX_CHANNELS))
+    shape = channels, draw(st.integers(4, MAX_SIDE)), draw(st.integers(4, MAX_SIDE))
+    if draw(st.booleans()):
+        return Pixels(shape, mean=draw(st.sampled_from((0.0, 0.5))), std=draw(st.sampled_from((1.0, 0.25))))
+    values = st.tuples(st.sampled_from((0.0, 0.4, 0.5)), st.sampled_from((1.0, 0.2, 0.5)))
+    means, stds = zip(*(draw(values) for _ in range(channels)), strict=True)
+    return Pixels(shape, mean=means, std=stds)
+
+
+@st.composite
+def features(draw: st.DrawFn) -> Features:
+    """Tables of 1 to 5 columns, with or without bounds."""
+    n = draw(st.integers(1, MAX_COLUMNS))
+    names, std = tuple(f"column{i}" for i in range(n)), tuple(draw(st.sampled_from((1.0, 2.0))) for _ in range(n))
+    low, high = ((-2.0,) * n, (2.0,) * n) if draw(st.booleans()) else ((), ())
+    return Features(names, low=low, high=high, mean=(0.5,) * n, std=std)
+
+
+def inputs() -> st.SearchStrategy[Inputs]:
+    """Images, tables, and two of them side by side, as a tuple or by name."""
+    one: st.SearchStrategy[Inputs] = st.one_of(pixels(), features())
+    pair = st.tuples(one, one)
+    named = pair.map(lambda p: Several({"a": p[0], "b": p[1]}))
+    return st.one_of(one, one, pair.map(Several), named)
+
+
+@st.composite
+def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
+    """A model in eval for inputs of this kind, with random weights and batch means; the global RNG is left alone."""
+    classes = draw(st.integers(2, MAX_CLASSES))
+    style = draw(st.sampled_from(("mlp", "conv", "residual", "shared")))
+    spelling = draw(st.sampled_from(sorted(RELUS))), draw(st.booleans()), draw(st.sampled_from(WRAPS))
+    seed = draw(SEEDS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RandomModel(kind, classes, style, *spelling)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def batch(kind: Inputs, rows: int, seed: int) -> Any:
+    """`rows` random inputs of a kind: a tensor (N, ...), or a dict or tuple of them."""
+    if isinstance(kind, Several):
+        if isinstance(kind.parts, tuple):
+            return tuple(batch(part, rows, seed + i) for i, part in enumerate(kind.parts))
+        return {name: batch(part, rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
+    x = torch.rand(rows, *kind.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x if isinstance(kind, Pixels) else 4 * x - 2
+
+
+def opened(model: nn.Module, kind: Inputs) -> Box:
+    """A box of a random model, which is told where a tuple holds the logits."""
+    return Box(model, kind, outputs="logits", output=0 if getattr(model, "wrap", "") == "tuple" else None)
+
+
+@st.composite
+def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> Case:
+    """An opened model in double precision, and 1 to 4 inputs; of `kinds` of inputs, by default all."""
+    kind = draw(inputs() if kinds is None else kinds)
+    box = opened(draw(models(kind)).double(), kind)
+    rows = draw(st.integers(1, MAX_ROWS))
+    return Case(box, batch(kind, rows, draw(SEEDS)), rows)
+
+
+@st.composite
+def leaves(draw: st.DrawFn, case: Case) -> Objective:
+    """A score of the logits or of a hidden layer, the same for all rows or one a row."""
+    k, rows = len(case.box.classes), case.rows
+    one = st.integers(0, k - 1)
+    labels = st.one_of(one, st.lists(one, min_size=rows, max_size=rows).map(torch.tensor))
+    made: list[Callable[[Any], Objective]] = [
+        scores.logit, scores.logprob, scores.loss, scores.margin,
+        lambda k: scores.channel("fc", k), lambda k: scores.energy("fc"),
+    ]  # fmt: skip
+    return made[draw(st.integers(0, len(made) - 1))](draw(labels))
+
+
+def objectives(case: Case) -> st.SearchStrategy[Objective]:
+    """Any combination of leaves with + - * and numbers, or numbers a row (N,)."""
+    numbers = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0))
+    by_row = st.lists(numbers, min_size=case.rows, max_size=case.rows).map(lambda v: torch.tensor(v).double())
+    factors = st.one_of(numbers, by_row)
+
+    def grown(smaller: st.SearchStrategy[Objective]) -> st.SearchStrategy[Objective]:
+        pairs, scaled = st.tuples(smaller, smaller), st.tuples(smaller, factors)
+        return st.one_of(
+            pairs.map(lambda p: p[0] + p[1]), pairs.map(lambda p: p[0] - p[1]), pairs.map(lambda p: p[0] * p[1]),
+            scaled.map(lambda p: p[0] * p[1]), scaled.map(lambda p: p[0] + p[1]), smaller.map(lambda a: -a),
+        )  # fmt: skip
+
+    return st.recursive(leaves(case), grown, max_leaves=4)

@@ -1,0 +1,274 @@
+"""Captions against pictures: what stands below a picture of the page is what the net says of its very pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import warnings
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.errors import UnboxedWarning
+from unboxed.plots import draw
+from unboxed.report import report
+
+NAMES = ("top left", "top right", "low left", "low right")
+SECTIONS = ["overview", "looks-for", "why", "changes", "fooled", "survives"]
+NEAR = 0.03  # of a probability: the page's pictures have 8 bits, its figures two digits
+NUMBER = re.compile(r"[<>]?(\d\.\d+)")
+
+
+class Quarters(nn.Module):
+    """Says which quarter of an 8x8 image is the brightest, each by a slope of its own, so that no two sound alike."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        self.relu = nn.ReLU()
+        self.pool = nn.AvgPool2d(4)
+        self.fc = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            self.conv.weight.fill_(1.0)
+            self.fc.weight.copy_(slope * torch.diag(torch.tensor([1.0, 1.1, 1.2, 1.3])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.relu(self.conv(x))).flatten(1))
+
+
+def examples() -> tuple[Tensor, Tensor]:
+    """Twelve images, each with a quarter as bright as no other, none with a black pixel; three labels are wrong."""
+    x = 0.02 + 0.08 * torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for i in range(12):
+        top, left = i % 4 // 2 * 4, i % 2 * 4
+        x[i, :, top : top + 4, left : left + 4] += 0.1 + 0.05 * i
+    y = torch.arange(12) % 4
+    y[[3, 6, 9]] = (y[[3, 6, 9]] + 1) % 4
+    return x, y
+
+
+@dataclass
+class Shown:
+    """A figure of the page: where it stands, its picture, and its words."""
+
+    section: str
+    above: str  # the nearest headline
+    src: str
+    alt: str
+    head: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def pixels(self) -> Tensor:
+        """(1, 1, H, W) of a gray picture."""
+        return pixels(self.src)[None]
+
+    def line(self, start: str) -> str | None:
+        return next((line.removeprefix(start) for line in self.lines if line.startswith(start)), None)
+
+
+def pixels(src: str) -> Tensor:
+    """(1, H, W) in [0, 1] of a gray picture in the page."""
+    return rgb(src).mean(0, keepdim=True)
+
+
+def rgb(src: str) -> Tensor:
+    with Image.open(io.BytesIO(base64.b64decode(src.partition("base64,")[2]))) as image:
+        raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+        return raw.view(image.height, image.width, 3).permute(2, 0, 1) / 255
+
+
+class Page(HTMLParser):
+    """The figures of a page, in their order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.figures: list[Shown] = []
+        self._section, self._above, self._text, self._inside = "", "", "", False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {k: v or "" for k, v in attrs}
+        if tag == "section":
+            self._section = said.get("id", "")
+        elif tag == "figure":
+            self._inside = True
+        elif tag == "img" and self._inside:
+            self.figures.append(Shown(self._section, self._above, said["src"], said["alt"]))
+        self._text = ""
+
+    def handle_data(self, text: str) -> None:
+        self._text += text
+
+    def handle_endtag(self, tag: str) -> None:
+        words = " ".join(self._text.split())
+        if tag in ("h2", "h3"):
+            self._above = words
+        elif tag == "figure":
+            self._inside = False
+        elif tag == "b" and self._inside:
+            self.figures[-1].head = words
+        elif tag == "span" and self._inside:
+            self.figures[-1].lines.append(words)
+
+    def of(self, section: str, alt: str = "", head: str = "") -> list[Shown]:
+        return [f for f in self.figures if f.section == section and f.alt.startswith(alt) and f.head.startswith(head)]
+
+
+def opened(slope: float) -> ub.Box:
+    return ub.Box(Quarters(slope).eval(), ub.Pixels((1, 8, 8)), classes=NAMES)
+
+
+@dataclass
+class Made:
+    box: ub.Box
+    judge: ub.Box
+    page: Page
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One report of a net, by a judge that is half as sure."""
+    out, box, judge = tmp_path_factory.mktemp("captions"), opened(12.0), opened(6.0)
+    found = report(box, examples(), out, judge=judge, quiet=True, sections=SECTIONS)
+    assert found.failures == {}
+    return Made(box, judge, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8")))
+
+
+def number(text: str | None) -> float:
+    assert text is not None
+    found = NUMBER.search(text)
+    assert found is not None, text
+    return float(found.group(1))
+
+
+def agrees(box: ub.Box, image: Tensor, said: str, p: float, *, largest: bool = True) -> None:
+    """The box says of the image what the words say: this class, this probability (and that it is the likeliest)."""
+    probs = box(image).softmax(1)[0]
+    own = float(probs[NAMES.index(said)])
+    assert own == pytest.approx(p, abs=NEAR), (said, p, probs)
+    assert not largest or own >= float(probs.max()) - 2 * NEAR, (said, probs)
+
+
+def test_inputs_are_what_is_said_of_them(made: Made) -> None:
+    x, y = examples()
+    figures = [f for s in ("overview", "survives") for f in made.page.of(s, "input, example")]
+    assert len(figures) >= 10
+    for f in figures:
+        row, name, p = re.match(r"input, example (\d+): the net says (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
+        assert torch.allclose(f.pixels[0], x[int(row)], atol=1 / 255)
+        agrees(made.box, f.pixels, name, number(p))
+        assert f.head == f"says {name}"
+        assert f.line("label ") == NAMES[int(y[int(row)])]
+        assert f.line("example ") == row
+        assert number(f.lines[0]) == number(p)
+        if (second := f.line("or ")) is not None:
+            other, _, its = second.rpartition(", ")
+            agrees(made.box, f.pixels, other, number(its), largest=False)
+            assert number(its) >= float(made.box(f.pixels).softmax(1)[0].sort().values[-2]) - NEAR
+            assert other != name
+
+
+def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
+    figures = made.page.of("looks-for", "image drawn for class")
+    rows = {"Class images": "robust", "The published recipe": "faithful", "Control: raw ascent from noise": "noise"}
+    for above, recipe in rows.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboxedWarning)  # on black no unit answers: told on the page
+            drawn = ub.synthesis.class_image(made.box, list(range(4)) * (3 if recipe == "robust" else 1), recipe=recipe)
+        shown = [f for f in figures if f.above == above]
+        assert [f.head for f in shown] == list(NAMES)
+        for k, f in enumerate(shown):
+            assert torch.allclose(f.pixels[0], drawn.images[k].float(), atol=1 / 255)
+            assert f.alt.startswith(f"image drawn for class {NAMES[k]};")
+            agrees(made.box, f.pixels, NAMES[k], number(f.line("net: ")), largest=False)
+            answer = int(made.judge.predict(f.pixels))
+            assert f.line("judge: ") == NAMES[answer]
+            if recipe == "noise":
+                assert ("taken for its class" in f.lines) == (answer == k)
+            else:
+                agrees(made.judge, f.pixels, NAMES[k], number(f.lines[2]), largest=False)
+    others = [f for f in figures if f.above == "How many forms does a class have?"]
+    assert len(others) == 8
+    for f in others:
+        agrees(made.box, f.pixels, f.head, number(f.line("net: ")), largest=False)
+
+
+def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
+    seen = set()
+    figures = made.page.of("why")
+    for f in figures:
+        if f.alt.startswith("input, example"):
+            x = f.pixels
+        elif (found := re.match(r"gradient of (.*) \(scale ±([\d.e+-]+)\)", f.alt)) is not None:
+            name, scale = found.groups()
+            map_ = ub.attribution.gradient(made.box, x, NAMES.index(name))[0]
+            want = torch.as_tensor(draw.signed_map(map_, float(scale))).permute(2, 0, 1) / 255
+            assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
+            assert f.lines[0] == f"gradient of {name}"
+            seen.add(name)
+        elif f.alt.startswith("guided backprop"):
+            map_ = ub.attribution.guided_backprop(made.box, x)[0]
+            want = torch.as_tensor(draw.signed_map(map_, number(f.alt.split("±")[1]))).permute(2, 0, 1) / 255
+            assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
+    assert len(seen) > 2
+
+
+def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: Made) -> None:
+    strips = made.page.of("changes", "step ")
+    assert len(strips) >= 9
+    for f in strips:
+        name, p = re.match(r"step \d+: p of (.*) is ([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
+        agrees(made.box, f.pixels, name, number(p), largest=False)
+        assert number(f.line("p of")) == number(p)
+        assert f.line("step ") == re.findall(r"step (\d+)", f.alt)[0]
+    data = re.findall(r'<script type="application/json">(.*?)</script>', made.page.source, re.DOTALL)
+    sliders = [found for text in data if "frames" in (found := json.loads(text))]
+    assert len(sliders) == 3
+    for slider in sliders:
+        for frame, probs in zip(slider["frames"], slider["probs"], strict=True):
+            assert made.box(pixels(frame)[None]).softmax(1)[0].tolist() == pytest.approx(probs, abs=NEAR)
+
+
+def test_images_that_fool_are_taken_for_what_is_said_by_the_net_that_is_named(made: Made) -> None:
+    nets = {"fools this net": made.box, "fools the second net": made.judge}
+    counted = dict.fromkeys(nets, 0)
+    for f in made.page.of("fooled"):
+        if f.head == "input":
+            start, (name, p) = f.pixels, f.lines[0].removeprefix("says ").rsplit(", p", 1)
+            agrees(made.box, start, name, number(p))
+        elif f.head in nets:
+            name, p = f.lines[0].removeprefix("says ").rsplit(", p", 1)
+            agrees(nets[f.head], f.pixels, name, number(p))
+            agrees(nets[f.head], start, name, number(f.line("before: ")), largest=False)
+            assert nets[f.head].predict(start) != NAMES.index(name)
+            delta = float((f.pixels - start).abs().max())
+            counted[f.head] += 1
+        elif f.head == "change":
+            assert delta == pytest.approx(number(f.lines[0]), abs=1.5 / 255 + 0.06 * delta)
+    assert min(counted.values()) >= 3
+
+
+def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
+    figures, count = made.page.of("survives"), 0
+    for f in figures:
+        if f.alt.startswith("input, example"):
+            x = f.pixels.flatten()
+        elif f.alt.startswith("image drawn from"):
+            assert f.line("judge: ") == NAMES[int(made.judge.predict(f.pixels))]
+            r = float(torch.corrcoef(torch.stack([f.pixels.flatten(), x]))[0, 1])
+            assert r == pytest.approx(float(f.line("pixels r ").replace("\u2212", "-")), abs=NEAR)  # type: ignore[union-attr]
+            assert f.alt.startswith(f"image drawn from {f.head};")
+            count += 1
+    assert count >= 4

@@ -1,0 +1,120 @@
+"""Properties of random models, inputs and objectives, the same ones in every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import unboxed as ub
+from unboxed.testing.strategies import Case, batch, cases, inputs, leaves, models, objectives, opened
+
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None,
+               suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # zero times an objective is flat
+NUMBERS = st.sampled_from((-2.0, -0.5, 0.25, 3.0))
+
+
+def packed(case: Case, value: Any) -> Tensor:
+    """All of what comes back, one row an input."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return torch.cat([v.flatten(1) for v in value], 1) if isinstance(value, tuple) else value.flatten(1)
+
+
+def score(case: Case, objective: ub.Objective, x: Any) -> Tensor:
+    return objective(case.box.read(x, sorted(objective.layers)))
+
+
+def literal(case: Case, objective: ub.Objective) -> tuple[Tensor, Tensor]:
+    """The score (N,) and its gradient (N, D), by autograd through the bare model."""
+    box, kept = case.box, dict[str, Tensor]()
+    x = box.accept(case.x).clone().requires_grad_()
+    handle = box.net.fc.register_forward_hook(lambda module, args, out: kept.update(fc=out))
+    z = box.inputs.encode(x)
+    out = box.net(**z) if isinstance(z, dict) else box.net(*z) if isinstance(z, tuple) else box.net(z)
+    handle.remove()
+    logits = out["logits"] if isinstance(out, dict) else out[0] if isinstance(out, tuple) else out
+    value = objective({"logits": logits, "output": logits, "fc": kept["fc"]})
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), grad.flatten(1)
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@few
+@given(st.data())
+def test_the_gradient_is_autograds(data: st.DataObject) -> None:
+    case = data.draw(cases())
+    objective = data.draw(objectives(case))
+    value, grad = literal(case, objective)
+    assert alike(score(case, objective, case.x), value)
+    assert alike(packed(case, ub.attribution.gradient(case.box, case.x, objective)), grad)
+
+
+@few
+@given(st.data())
+def test_splitting_a_batch_changes_nothing(data: st.DataObject) -> None:
+    case = data.draw(cases())
+    objective, size = data.draw(objectives(case)), data.draw(st.integers(1, case.rows))
+    for whole, parts in (
+        (case.box(case.x), case.box(case.x, batch_size=size)),
+        *(
+            (packed(case, method(case.box, case.x, objective)),
+             packed(case, method(case.box, case.x, objective, batch_size=size)))
+            for method in (ub.attribution.gradient, ub.attribution.gradient_x_input)
+        ),
+    ):  # fmt: skip
+        assert alike(whole, parts)
+    x = case.box.accept(case.x)
+    rows = [score(case, objective.rows(slice(i, i + 1)), x[i : i + 1]) for i in range(case.rows)]
+    assert alike(score(case, objective, x), torch.cat(rows))
+
+
+@few
+@given(st.data())
+def test_arithmetic_of_objectives_is_that_of_their_scores(data: st.DataObject) -> None:
+    case = data.draw(cases())
+    a, b = data.draw(objectives(case)), data.draw(leaves(case))
+    k, each = data.draw(NUMBERS), torch.linspace(-1, 2, case.rows, dtype=torch.float64)
+    u, v = score(case, a, case.x), score(case, b, case.x)
+    for made, want in (
+        (a + b, u + v), (a - b, u - v), (a * b, u * v), (-a, -u), (a + k, u + k), (k + a, u + k), (a - k, u - k),
+        (a * k, u * k), (k * a, u * k), (a + each, u + each), (a * each, u * each), ((a + b) * b - a, (u + v) * v - u),
+    ):  # fmt: skip
+        assert alike(score(case, made, case.x), want), made
+
+
+@few
+@given(st.data())
+def test_a_method_leaves_no_trace(data: st.DataObject) -> None:
+    case = data.draw(cases())
+    objective = data.draw(objectives(case))
+    net = case.box.net.train(data.draw(st.booleans()))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags, rng = [m.training for m in net.modules()], torch.get_rng_state()
+    mine = packed(case, case.x).clone()
+    ub.attribution.gradient(case.box, case.x, objective)
+    ub.attribution.smoothgrad(case.box, case.x, objective, n_samples=2)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [m.training for m in net.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.equal(packed(case, case.x), mine)
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@few
+@given(inputs(), st.data())
+def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.DataObject) -> None:
+    state = torch.get_rng_state()
+    net, x = data.draw(models(kind)), batch(kind, 2, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not net.training
+    assert len(opened(net.double(), kind)(x)) == 2

@@ -1,0 +1,228 @@
+"""The code of README, guide and docstrings runs as it stands; what the text beside it provides is provided here.
+
+Blocks of Python run in their order, one after another in one namespace, in a folder of their own. Where a block would
+take long, the functions it calls get cheaper defaults; the block itself is what runs.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import shlex
+from functools import wraps
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import typer
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
+
+import unboxed as ub
+from unboxed import cli
+from unboxed.errors import MissingError
+
+ROOT = Path(__file__).parents[1]
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+CHEAP: dict[str, dict[str, dict[str, Any]]] = {
+    "synthesis": {
+        "class_image": {"steps": 8}, "channels": {"steps": 4}, "inversion": {"steps": 4}, "feature": {"steps": 8},
+        "inversions": {"steps": 3}, "deepdream": {"steps": 2}, "texture": {"steps": 3}, "caricature": {"steps": 4},
+    },
+    "adversarial": {
+        "carlini_wagner": {"steps": 20, "binary_search_steps": 2}, "patch": {"steps": 5}, "universal": {"steps": 5},
+        "robustness": {"most": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
+        "corruptions": {"most": 10}, "calibration": {"most": 50}, "smoothed": {"n": 20, "n0": 5},
+        "fooling": {"steps": 10},
+    },
+}  # fmt: skip
+"""Defaults for what takes long; a setting that a function does not have is left out."""
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(line, code) of each fenced block of a language."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in found]
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few steps and examples, and a folder to write to."""
+    monkeypatch.chdir(tmp_path)
+    digits = ub.data.digits
+    monkeypatch.setattr(ub.data, "digits", lambda *args, **kwargs: some(digits(*args, **kwargs)))
+    monkeypatch.setattr(ub, "report", cheaper(ub.report, {"sections": ["overview"], "quiet": True}))
+    for family, functions in CHEAP.items():
+        for name, settings in functions.items():
+            function = getattr(getattr(ub, family), name)
+            monkeypatch.setattr(getattr(ub, family), name, cheaper(function, settings))
+
+
+def some(data: Any) -> Any:
+    """The same data set with its first examples alone."""
+    x, y = data.first(32)
+    return type(data)(data.name, (255 * x).round().byte(), y, data.classes, data.inputs)
+
+
+def cheaper(function: Any, settings: dict[str, Any]) -> Any:
+    """The function with other defaults, its card and signature kept."""
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{**settings, **kwargs})
+
+    assert settings.keys() <= inspect.signature(function).parameters.keys(), function
+    return called
+
+
+def run(page: Path, names: dict[str, Any]) -> dict[str, Any]:
+    """All Python of a page; an error points at the line of the page."""
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+    return names
+
+
+def beside_the_guide() -> dict[str, Any]:
+    """What the guide's text speaks of, and its blocks use: a user's own loop, trainers, data and files."""
+    net, inputs = ub.zoo.load("digits-cnn", weights=None)
+    for name in ("epoch1", "epoch2"):
+        safetensors.torch.save_file(net.state_dict(), f"{name}.safetensors")
+    x, y = ub.data.digits("test").first(8)
+    trainers = SimpleNamespace(Trainer=lambda *args, callbacks, **kwargs: list(callbacks))
+    return {
+        "F": F, "fresh": ub.Box(net, inputs), "x_test": x, "y_test": y, "progress": 0.5,
+        "loader": DataLoader(TensorDataset(x, y), batch_size=4), "optimizer": torch.optim.SGD(net.parameters(), 1e-3),
+        "lightning": SimpleNamespace(pytorch=trainers), "transformers": trainers,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_code_of_readme_runs() -> None:
+    names = run(README, {})
+    assert names["why"].shape == names["x"].shape
+    assert names["other"].reached.all()
+    assert torch.isfinite(names["fine"]).all()
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+def test_the_code_of_the_guide_runs() -> None:
+    names = run(GUIDE, beside_the_guide())
+    assert names["found"].success.shape == (32,)
+    assert Path("out/index.html").is_file()
+    assert {p.suffix for p in Path().iterdir()} >= {".png", ".gif"}
+
+
+def test_no_page_holds_code_that_is_not_run() -> None:
+    """Python and shell blocks stand in README and guide alone, and no block hides its language."""
+    for page in PAGES:
+        opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+        assert set(opened) <= ({"python", "sh"} if page in (README, GUIDE) else set()), page
+
+
+# -- docstrings --------------------------------------------------------------------------------------------------------
+
+
+def modules() -> list[ModuleType]:
+    found = []
+    for info in pkgutil.walk_packages(ub.__path__, "unboxed."):
+        if not info.name.endswith("__main__"):
+            try:
+                found.append(importlib.import_module(info.name))
+            except MissingError:  # an extra that is not installed
+                continue
+    return found
+
+
+def failures(module: ModuleType) -> tuple[int, int]:
+    """(failed, tried) examples in the docstrings of a module."""
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in finder.find(module, module.__name__, module=module, globs={**vars(module), "ub": ub}):
+        runner.run(test)
+    return runner.summarize(verbose=False)[:2]
+
+
+def test_examples_in_docstrings_give_what_they_say() -> None:
+    counts = {m.__name__: failures(m) for m in modules()}
+    assert {name: failed for name, (failed, _) in counts.items() if failed} == {}
+    assert sum(tried for _, tried in counts.values()) >= 5
+
+
+def test_a_wrong_example_is_seen() -> None:
+    wrong = ModuleType("wrong", ">>> 1 + 1\n3\n")
+    assert failures(wrong) == (1, 1)
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[str]:
+    """The shell lines of a page, continued ones joined, without their comments."""
+    lines = "".join(code for _, code in blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def inline(page: Path) -> list[str]:
+    """What the text calls `unboxed ...`."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(found.split()) for found in re.findall(r"`(unboxed [^`]+)`", text)]
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that words call, and its own words."""
+    command, rest = typer.main.get_command(cli.app), words[1:]
+    while hasattr(command, "commands") and rest:
+        assert rest[0] in command.commands, words
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+SHELL = [line for page in (README, GUIDE) for line in commands(page)]
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_shell_lines_are_what_make_and_the_command_line_take(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "unboxed":
+        command, rest = command_of(words)
+        command.make_context(words[1], rest)  # parses, and refuses unknown options and missing arguments
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert words[:2] == ["pip", "install"]
+
+
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in inline(page)}))
+def test_commands_in_the_text_exist_with_their_options(line: str) -> None:
+    command, rest = command_of(line.split())
+    options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    assert {word for word in rest if word.startswith("--")} <= options
+
+
+def test_an_option_that_is_not_there_is_seen() -> None:
+    command, rest = command_of(["unboxed", "report", "--wieghts", "a.pt"])
+    with pytest.raises(Exception, match="wieghts"):
+        command.make_context("report", rest)
+
+
+def test_cheap_commands_run() -> None:
+    assert "unboxed methods" in SHELL
+    done = CliRunner().invoke(cli.app, ["methods"])
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_pictures_and_links_exist() -> None:
+    for page in (README, GUIDE):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+        assert page == GUIDE or len(links) > 5
+        assert [link for link in links if not (page.parent / link).exists()] == []
