@@ -53,6 +53,15 @@ def test_exact_on_quadratics() -> None:
     assert found.steps.tolist() == [quadrature.START] * 3
 
 
+@pytest.mark.parametrize(("tol", "first"), [(1.0, 4), (0.1, 4), (0.05, 5), (0.03, 9), (0.015, 16), (1e-3, 16)])
+def test_a_loose_tolerance_starts_from_fewer_points(tol: float, first: int) -> None:
+    """Exact on quadratics from any start, so no point is added to the first look."""
+    box, x = opened(lambda z: (z**2 @ W.to(z))[:, None])
+    found = integrated_gradients(box, x, 0, tol=tol)
+    assert found.steps.tolist() == [first] * 3
+    assert torch.allclose(found.map, x**2 * W.view(1, 1, 8, 8), rtol=1e-12)
+
+
 def test_not_exact_beyond_them() -> None:
     box, x = opened(lambda z: (z**4 @ W.to(z))[:, None])
     want = x**4 * W.view(1, 1, 8, 8)
@@ -199,14 +208,14 @@ def test_rounding_is_not_chased() -> None:
 
 def test_a_gradient_that_is_nan_stops_its_own_row() -> None:
     box, x = opened(lambda z: ((z - 0.25).clamp(max=1).abs().sqrt() @ W.to(z))[:, None])
-    x[1] = 0.5  # its midpoints are at no 0.25; row 0's first pixel is there at t = 15 / 32
-    x[0, 0, 0, 0] = 0.25 / (15 / 32)
+    x[1] = 0.5  # its midpoints are at no 0.25; row 0's first pixel is there at t = 3 / 8
+    x[0, 0, 0, 0] = 0.25 / (3 / 8)
     x[2] = 0.4
     with pytest.warns(UnboxedWarning):
         found = integrated_gradients(box, x, 0, tol=0.5)
     assert not bool(found.error[0].isfinite())
     assert found.converged.tolist()[0] is False
-    assert int(found.steps[0]) == quadrature.START
+    assert int(found.steps[0]) == quadrature.LEAST
     assert bool(found.map[1].isfinite().all())
 
 

@@ -18,7 +18,7 @@ from ..engine.baselines import Baseline, difference
 from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import runs, settled
 from ..engine.paths import RULES, midpoints
-from ..engine.quadrature import Problem, fixed, integrate
+from ..engine.quadrature import Problem, first_look, fixed, integrate
 from ..errors import InputError, warn
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -65,7 +65,9 @@ def integrated_gradients(
     "midpoint" (the default) or "gauss-legendre" `rule`; a net whose examples depend on one another takes 50 of these.
 
     A small error does not vouch for each pixel: errors of pixels cancel in the sum. A map's own distance from the limit
-    falls as 1 / steps (about .4 / steps of the map's absolute sum on the MNIST CNN), so for exact maps ask for steps.
+    falls as 1 / steps (about .4 / steps of the map's absolute sum on the MNIST CNN), so for exact maps ask for steps. A
+    loose `tol` starts from fewer steps, 1 / (4 tol) of them, from 4 to 16. So at .05 maps are .08 off on that model and
+    .16 on a ResNet-20, at .01 they are .026 and .05 off.
     Memory does not grow with steps: 64 gradients of an example are kept at a time. Draws of a "random" baseline are
     those of seed 0. Raises InputError.
     """
@@ -77,7 +79,7 @@ def integrated_gradients(
     low, high = (runs(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
     gap = difference(high, low)
     bound = torch.maximum(tol * gap.abs(), _rounding(box) * (high.abs() + low.abs()))
-    problem = Problem(box, objective, x, start, low, high, bound, batch_size)
+    problem = Problem(box, objective, x, start, low, high, bound, batch_size, first_look(tol))
     if points is None and (box.coupled or objective.coupled):
         points = midpoints(COUPLED_STEPS)
     found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
