@@ -24,8 +24,8 @@ from .. import objectives as scores
 from ..box import Box
 from ..errors import MissingError
 from ..inputs import Features, Inputs, Pixels
+from ..multi_input import MultiInput
 from ..objectives import Objective
-from ..several import Several
 
 try:
     from hypothesis import strategies as st
@@ -63,7 +63,7 @@ class RandomModel(nn.Module):
 
     def __init__(self, inputs: Inputs, classes: int, style: str, relu: str, norm: bool, wrap: str) -> None:
         super().__init__()
-        parts = inputs.parts if isinstance(inputs, Several) else (inputs,)
+        parts = inputs.parts if isinstance(inputs, MultiInput) else (inputs,)
         self.names = list(parts) if isinstance(parts, Mapping) else None
         kinds: list[Inputs] = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
         self.parts = nn.ModuleList(_part(kind, style, relu, norm) for kind in kinds)
@@ -149,8 +149,8 @@ def inputs() -> st.SearchStrategy[Inputs]:
     """Images, tables, and two of them side by side, as a tuple or by name."""
     one: st.SearchStrategy[Inputs] = st.one_of(pixels(), features())
     pair = st.tuples(one, one)
-    named = pair.map(lambda p: Several({"a": p[0], "b": p[1]}))
-    return st.one_of(one, one, pair.map(Several), named)
+    named = pair.map(lambda p: MultiInput({"a": p[0], "b": p[1]}))
+    return st.one_of(one, one, pair.map(MultiInput), named)
 
 
 @st.composite
@@ -171,7 +171,7 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
 
 def batch(kind: Inputs, rows: int, seed: int) -> Any:
     """`rows` random inputs of a kind: a tensor (N, ...), or a dict or tuple of them."""
-    if isinstance(kind, Several):
+    if isinstance(kind, MultiInput):
         if isinstance(kind.parts, tuple):
             return tuple(batch(part, rows, seed + i) for i, part in enumerate(kind.parts))
         return {name: batch(part, rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
