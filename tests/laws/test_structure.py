@@ -22,7 +22,7 @@ TIERS = [
     {*FAMILIES, "data", "zoo"},
     {"checks"},
     {
-        "attacking", "comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli",
+        "attacking", "comparing", "explaining", "loading", "plots", "report", "page", "testing", "training", "scale", "cli",
         "__main__",
     },
 ]  # fmt: skip
