@@ -22,8 +22,8 @@ TIERS = [
     {*FAMILIES, "data", "zoo"},
     {"checks"},
     {
-        "attacking", "comparing", "explaining", "loading", "plots", "report", "page", "training", "scale", "cli",
-        "__main__",
+        "attacking", "comparing", "explaining", "loading", "plots", "report", "page", "testing", "training", "scale",
+        "cli", "__main__",
     },
 ]  # fmt: skip
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
@@ -135,7 +135,7 @@ def test_no_scope_is_open_at_a_yield(file: Path) -> None:
 @each_file
 def test_only_net_hooks_modules(file: Path) -> None:
     """All that touches a module is in net/: there is one place to look when a trace is left."""
-    if room(file) in ("net", "training"):  # training's adapters live in other libraries' callbacks
+    if room(file) in ("net", "training", "testing"):  # training: in other libraries' callbacks; testing: awkward models
         return
     names = {n.attr for n in ast.walk(tree(file)) if isinstance(n, ast.Attribute)}
     assert not {n for n in names if n.startswith("register_") and n.endswith("hook")}
@@ -168,6 +168,8 @@ def test_files_and_functions_stay_short(file: Path) -> None:
 @each_file
 def test_errors_are_ours(file: Path) -> None:
     """What is raised on purpose derives from UnboxedError (or is a signal, or a re-raise)."""
+    if room(file) == "testing":  # its models misbehave on purpose, its contracts raise AssertionError
+        return
     ours = {n for n in vars(__import__("unboxed.errors", fromlist=["errors"])) if n.endswith(("Error", "Warning"))}
     allowed = {*ours, "Stop", "KeyboardInterrupt", "AttributeError", "NotImplementedError", "TypeError"}
     for node in ast.walk(tree(file)):

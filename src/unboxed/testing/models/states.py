@@ -1,0 +1,185 @@
+"""Modes, buffers and randomness: what a forward pass changes, or depends on, beside its input."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Plain, awkward
+
+
+@awkward(twin="plain")
+def frozen() -> nn.Module:
+    return Plain().requires_grad_(False)
+
+
+class Normed(Plain):
+    """`Plain` with a BatchNorm before the second ReLU."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, **kwargs)
+        if self.norm.running_mean is not None and self.norm.running_var is not None:
+            nn.init.uniform_(self.norm.running_mean, -0.3, 0.3)
+            nn.init.uniform_(self.norm.running_var, 0.1, 0.5)
+        self.eval()
+
+    def second(self, h: Tensor) -> Any:
+        return self.relu2(self.norm(self.conv2(h)))
+
+
+@awkward()
+def batchnorm() -> nn.Module:
+    return Normed()
+
+
+@awkward(twin="batchnorm")
+def batchnorm_in_train_mode() -> nn.Module:
+    return Normed().train()
+
+
+@awkward()
+def batchnorm_without_statistics() -> nn.Module:
+    return Normed(track_running_stats=False)
+
+
+@awkward()
+def batchnorm_on_batch_statistics() -> nn.Module:
+    """Batch statistics in eval too; torch writes the running ones without counting a new version of the buffer."""
+
+    class Net(Plain):
+        mean: Tensor
+        variance: Tensor
+
+        def second(self, h: Tensor) -> Any:
+            return super().second(F.batch_norm(h, self.mean, self.variance, training=True))
+
+    net = Net()
+    net.register_buffer("mean", torch.zeros(4))
+    net.register_buffer("variance", torch.ones(4))
+    return net
+
+
+@awkward(twin="batchnorm")
+def overrides_train() -> nn.Module:
+    class Net(Normed):
+        def train(self, mode: bool = True) -> Any:
+            for m in self.modules():
+                m.training = not mode  # nobody who calls train() or eval() gets the flags that stand below
+            return self
+
+    net = Net()
+    for i, m in enumerate(net.modules()):
+        m.training = i % 2 == 0
+    return net
+
+
+@awkward(twin="batchnorm")
+def refuses_train() -> nn.Module:
+    class Net(Normed):
+        ready = False
+
+        def train(self, mode: bool = True) -> Any:
+            if self.ready:
+                raise NotImplementedError("Calling train() is not supported yet.")
+            return super().train(mode)
+
+    net: nn.Module = Net().train()
+    net.ready = True  # type: ignore[assignment]
+    return net
+
+
+@awkward(twin="plain")
+def dropout_in_train_mode() -> nn.Module:
+    class Net(Plain):
+        drop: nn.Module
+
+        def second(self, h: Tensor) -> Any:
+            return self.drop(super().second(self.drop(h)))
+
+    net = Net()
+    net.drop = nn.Dropout(0.5)
+    return net
+
+
+@awkward()
+def dropout_always_on() -> nn.Module:
+    class Net(Plain):
+        def second(self, h: Tensor) -> Any:
+            return super().second(F.dropout(h, 0.3))
+
+    return Net()
+
+
+@awkward()
+def draws() -> nn.Module:
+    class Net(Plain):
+        def first(self, x: Tensor) -> Any:
+            noise = float(torch.rand(())) + float(np.random.rand()) + random.random()
+            return super().first(x + 0.2 * noise)
+
+    return Net()
+
+
+@awkward()
+def draws_rows() -> nn.Module:
+    """Noise of its own for each row, drawn by no function that is known as noise."""
+
+    class Net(Plain):
+        def first(self, x: Tensor) -> Any:
+            h = super().first(x)
+            return h + 0.3 * h.new_empty(h.shape).normal_()
+
+    return Net()
+
+
+@awkward(twin="plain")
+def counts() -> nn.Module:
+    class Net(Plain):
+        calls: Tensor
+
+        def forward(self, x: Tensor) -> Any:
+            self.calls += 1
+            return super().forward(x)
+
+    net = Net()
+    net.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    return net
+
+
+@awkward(twin="plain")
+def reassigns() -> nn.Module:
+    class Net(Plain):
+        mean: Tensor
+        seen: Tensor | None
+
+        def first(self, x: Tensor) -> Any:
+            h = super().first(x)
+            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean((0, 2, 3))
+            self.seen = h.detach()
+            return h
+
+    net = Net()
+    net.register_buffer("mean", torch.zeros(4))
+    net.register_buffer("seen", None, persistent=False)
+    return net
+
+
+@awkward(twin="plain")
+def registers() -> nn.Module:
+    """A buffer made in the first forward, as cached masks are."""
+
+    class Net(Plain):
+        mask: Tensor
+
+        def second(self, h: Tensor) -> Any:
+            if not hasattr(self, "mask"):
+                self.register_buffer("mask", torch.ones_like(h[:1]), persistent=False)
+            return super().second(h * self.mask.to(h))
+
+    return Net()

@@ -1,0 +1,163 @@
+"""Modules that are used in odd ways, and outputs that are no single tensor of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import CLASSES, Plain, awkward
+
+
+@awkward()
+def conv_called_twice() -> nn.Module:
+    class Net(Plain):
+        conv3: nn.Module
+
+        def second(self, h: Tensor) -> Any:
+            return super().second(self.relu2(self.conv3(self.conv3(h))))
+
+    net = Net()
+    net.conv3 = nn.Conv2d(4, 4, 3, padding=1)
+    return net
+
+
+@awkward(twin="plain")
+def aliased() -> nn.Module:
+    net = Plain()
+    net.all = nn.ModuleList([net.conv1, net.relu1, net.conv2])
+    return net
+
+
+@awkward()
+def out_of_place_first_op() -> nn.Module:
+    class Net(Plain):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x * 2 - 0.5)
+
+    return Net()
+
+
+@awkward(twin="out_of_place_first_op")
+def inplace_first_op() -> nn.Module:
+    class Net(Plain):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x.mul_(2).sub_(0.5))
+
+    return Net()
+
+
+@awkward(twin="plain")
+def swallows_exceptions() -> nn.Module:
+    class Net(Plain):
+        def forward(self, x: Tensor) -> Any:
+            try:
+                return super().forward(x)
+            except Exception:
+                return torch.zeros(len(x), CLASSES)
+
+    return Net()
+
+
+@awkward(twin="plain")
+def own_hooks() -> nn.Module:
+    net = Plain()
+    net.conv1.register_forward_hook(lambda module, args, out: out.clone())
+    net.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
+    net.fc.register_full_backward_hook(lambda module, grad_in, grad_out: None)
+    net.register_forward_hook(lambda module, args, kwargs, out: None, with_kwargs=True, always_call=True)
+
+    def unasked(grad: Tensor) -> None:
+        raise ZeroDivisionError("a gradient in the parameters was computed, though none was asked for")
+
+    net.conv1.weight.register_hook(unasked)  # type: ignore[no-untyped-call]
+    return net
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------------
+
+
+@awkward(twin="plain")
+def dict_output() -> nn.Module:
+    class Net(Plain):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            h = self.second(self.first(x))
+            return {"hidden": h, "logits": self.fc(h.flatten(1))}
+
+    return Net()
+
+
+@awkward(twin="plain")
+def tuple_output() -> nn.Module:
+    class Net(Plain):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+            h = self.second(self.first(x))
+            return h, self.fc(h.flatten(1)), None
+
+    return Net()
+
+
+if find_spec("transformers"):
+
+    @awkward(twin="plain")
+    def model_output() -> nn.Module:
+        from transformers.utils.generic import ModelOutput
+
+        @dataclass
+        class Output(ModelOutput):
+            loss: Tensor | None = None
+            logits: Tensor | None = None
+            hidden: Tensor | None = None
+
+        class Net(Plain):
+            def forward(self, x: Tensor) -> Output:
+                h = self.second(self.first(x))
+                return Output(logits=self.fc(h.flatten(1)), hidden=h)
+
+        return Net()
+
+
+class Ending(Plain):
+    """`Plain` with one more op at the end."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(super().forward(x))
+
+
+@awkward(twin="plain")
+def log_softmax() -> nn.Module:
+    return Ending(lambda z: F.log_softmax(z, dim=1))
+
+
+@awkward(twin="plain")
+def log_softmax_method() -> nn.Module:
+    return Ending(lambda z: z.log_softmax(-1))
+
+
+@awkward(twin="plain")
+def log_softmax_module() -> nn.Module:
+    return Ending(nn.LogSoftmax(dim=1)).eval()
+
+
+@awkward(twin="plain")
+def softmax() -> nn.Module:
+    return Ending(lambda z: torch.softmax(z, 1))
+
+
+@awkward(twin="plain")
+def softmax_module() -> nn.Module:
+    return Ending(nn.Softmax(dim=1)).eval()
+
+
+@awkward()
+def clamped_logits() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.ReLU()).eval()
