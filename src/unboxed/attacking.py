@@ -17,6 +17,7 @@ from torch import Tensor
 from . import adversarial
 from .adversarial.changes import Change, changes
 from .adversarial.deepfool import deepfool
+from .adversarial.fab import fab
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
 from .box import Box
 from .engine.examples import labeled_rows
@@ -32,7 +33,7 @@ from .writing import encoded, write_bytes
 PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
 SHOWN = 6  # examples in the picture
 WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
-MINIMAL = ("deepfool", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
+MINIMAL = ("deepfool", "ddn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
 
 
 def named(names: Sequence[str], bits: int | None = None) -> dict[str, Attack]:
@@ -78,12 +79,17 @@ def command(
     state = out / _state(attacks, eps, norm, most, bits, seed, digest(x, y))
     found = robustness(
         box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
-        minimal=None if norm == "l1" else deepfool,
+        minimal=_minimal(norm),
     )  # fmt: skip
     write_bytes(out / NUMBERS, encoded(json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False)))
     picture = None if found.interrupted else _pictures(box, x, y, rows, found, chosen, out, bits, seed)
     _print(found, picture, out)
     return found
+
+
+def _minimal(norm: str) -> Attack:
+    """What looks for the least distance: DeepFool, and FAB in the norm that DeepFool does not have."""
+    return fab if norm.lower() == "l1" else deepfool
 
 
 def _state(*settings: object) -> str:
@@ -162,7 +168,9 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
 def _least(found: Robustness) -> str:
     if found.median == float("inf"):
         return "for half of the right answers, no change that fools was found"
-    return f"half of the right answers fall to a {NORMS[found.norm]} of {found.median:.3g} (these attacks and DeepFool)"
+    minimal = "FAB" if found.norm == "l1" else "DeepFool"
+    least = f"{NORMS[found.norm]} of {found.median:.3g}"
+    return f"half of the right answers fall to a {least} (these attacks and {minimal})"
 
 
 def _weakest(found: Robustness) -> str:

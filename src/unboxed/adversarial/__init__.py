@@ -13,6 +13,7 @@ from .corrupting import corrupted as corrupted
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import Corruptions as Corruptions
 from .corruptions import corruptions as corruptions
+from .ddn import ddn as ddn
 from .deepfool import deepfool as deepfool
 from .fab import fab as fab
 from .fgsm import fgsm as fgsm

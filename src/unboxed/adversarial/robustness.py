@@ -272,8 +272,8 @@ def same_norm(name: str, measured: str, wanted: str) -> None:
     """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
     if measured != wanted.lower():
         raise InputError(
-            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave {name} out, or "
-            f'evaluate with norm="{measured}"'
+            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave it out, or evaluate "
+            f'with norm="{measured}"'
         )
 
 

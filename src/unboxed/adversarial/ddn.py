@@ -1,0 +1,84 @@
+"""DDN: gradient steps of the direction, and a norm that shrinks where the image fools and grows where it does not.
+
+Rony et al. 2019, "Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses",
+arXiv:1811.09600, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..arguments import number, whole
+from ..box import Box
+from ..cards import card
+from ..engine.balls import L2, norm_of, per_row
+from ..net.batching import BatchSize
+from ..objectives import Objective
+from .attempt import Attempt
+from .levels import saved
+from .result import Adversarial
+
+LAST = 0.01  # the step that the cosine falls to, from one
+STEEPEST = L2(math.inf).steepest
+
+
+@card(
+    name="DDN",
+    source="Rony et al. 2019, arXiv:1811.09600, algorithm 1",
+    tells="About the smallest change, in L2, that makes the model answer otherwise, in few steps.",
+    not_tells="A bound: a still smaller change may do.",
+    example=lambda method, box, x, y: method(box, x, y, steps=3),
+    exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
+)
+def ddn(
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None = None,
+    *,
+    eps: float | None = None,
+    norm: str = "l2",
+    target: Tensor | int | None = None,
+    objective: Objective | None = None,
+    steps: int = 100,
+    init_eps: float = 1.0,
+    gamma: float = 0.05,
+    bits: int | None = None,
+    batch_size: BatchSize = "auto",
+) -> Adversarial:
+    """The images nearest to x, in L2, that the model does not take for y: quick, where C&W is slow.
+
+    Each of `steps` goes along the gradient of the cross-entropy, its size falling from 1 to .01 along a cosine, and is
+    put at a distance from x that starts at `init_eps` and is then 1 - `gamma` times its last where the image fools, and
+    1 + `gamma` times where not. `target` is the class to become instead; `objective=` is to rise above zero. An image
+    farther than `eps` is no success. Images are not rounded to levels, as the paper does: `bits=8` does. Raises
+    InputError.
+    """
+    eps = math.inf if eps is None else number("eps", eps, above=0)
+    attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size)
+    steps, first = whole("steps", steps), number("init_eps", init_eps, above=0)
+    gamma = number("gamma", gamma, above=0, below=1)
+    with attempt:
+        for rows in attempt.blocks(attempt.begin()):
+            _descend(attempt, rows, steps, first, gamma)
+    saved(attempt, bits)
+    return attempt.result(eps)
+
+
+def _descend(attempt: Attempt, rows: Tensor, steps: int, first: float, gamma: float) -> None:
+    """Algorithm 1 for one block of rows; the last image is looked at too."""
+    x = z = attempt.x[rows]
+    delta, radius = torch.zeros_like(x), x.new_full((len(rows),), first)
+    for step in range(steps):
+        slope = attempt.slope(z, rows)
+        fooled = slope.fooled > 0
+        attempt.keep(z, rows, fooled)
+        radius = torch.where(fooled, (1 - gamma) * radius, (1 + gamma) * radius)
+        size = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / steps)) / 2
+        delta = delta + size * STEEPEST(slope.grad.nan_to_num(0, 0, 0))
+        z = attempt.box.inputs.clip(x + per_row(radius, x) * STEEPEST(delta))
+        delta = z - x
+    if steps and len(rows):
+        attempt.keep(z, rows, attempt.fooled(z, rows) > 0)
