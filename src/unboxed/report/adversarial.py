@@ -77,7 +77,7 @@ def build(context: Context) -> Sequence[Block]:
 def _places(context: Context) -> tuple[list[int], int]:
     """Places of the examples attacked, spread over the data, and how many of the first of them are shown."""
     s = context.survey
-    first = list(dict.fromkeys([*s.typical[:SHOWN]]))
+    first = list(dict.fromkeys((s.typical or s.undecided)[:SHOWN]))  # where no answer is right, any
     n = max(LEAST, min(MOST, int(WORK / (3 * LOOKS * max(context.box.flops, 1)))))
     step = max(1, len(s.rows) // n)
     rest = [p for p in range(0, len(s.rows), step) if p not in first]
