@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+from models import Bomb
 from unboxed import loading
 from unboxed.errors import InputError, ModelError
 
@@ -16,14 +17,6 @@ from unboxed.errors import InputError, ModelError
 class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(16, 10))
-
-
-class Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.mark),))
 
 
 class TwoInputs(nn.Module):

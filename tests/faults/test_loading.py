@@ -1,7 +1,6 @@
 """What can't be loaded is refused with one clear error, and leaves the net as it was."""
 
 import argparse
-import os
 import pickle
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+from models import Bomb
 from unboxed import loading
 from unboxed.errors import DataError, ModelError
 
@@ -94,14 +94,6 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, name: str)
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     refused(tmp_path / "w.pt", "there is no", "w.pt")
     refused(tmp_path, "is a folder")
-
-
-class Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.mark),))
 
 
 @pytest.mark.parametrize("legacy", [False, True])

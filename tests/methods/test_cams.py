@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from laws.common import case
+from models import seeded
 from unboxed.engine.gradients import gradients
 from unboxed.engine.grids import token_grid
 from unboxed.errors import InputError, LayerError, UnboxedWarning
@@ -25,11 +26,6 @@ def cam(box: ub.Box, x: Tensor, target: Any = 0, **more: Any) -> Tensor:
 
 def images(n: int = 2) -> Tensor:
     return torch.rand(n, *COLOR.shape, generator=torch.Generator().manual_seed(0))
-
-
-def seeded(build: Any, *args: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return build(*args).double().eval()
 
 
 class Residual(nn.Module):

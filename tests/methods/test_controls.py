@@ -10,18 +10,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import boxed, digits
 from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.errors import InputError
-
-
-def digits(n: int) -> tuple[Box, Tensor]:
-    return Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(n)[0]
-
-
-def boxed(name: str) -> tuple[Box, Tensor]:
-    entry = awkward.get(name)
-    box = Box(entry.net, entry.inputs, **entry.box)
-    return box, entry.images(3).to(box.dtype)
 
 
 def picture(box: Box, x: Tensor, target: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from laws.common import case
+from models import uniform as pictures
 from unboxed.engine.draws import shared
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import deepdream
@@ -25,10 +26,6 @@ def convolutional(channels: int = 1, side: int = 24) -> ub.Box:
         layers = [nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU()]
         net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).double().eval()
     return ub.Box(net, ub.Pixels((channels, side, side), mean=0.4, std=0.5))
-
-
-def pictures(*shape: int, seed: int = 1) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, steps: int, step: float, seed: int) -> Any:

@@ -9,17 +9,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from skimage.filters import sobel as sk_sobel
-from torch import Tensor, nn
+from torch import nn
 
 import awkward
-import unboxed as ub
+from models import digits
 from unboxed import Box, Features, attribution, checks
 from unboxed.checks.edges import sobel
 from unboxed.errors import InputError
-
-
-def digits(n: int) -> tuple[Box, Tensor]:
-    return Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(n)[0]
 
 
 def literal_sobel(image: np.ndarray) -> np.ndarray:

@@ -5,30 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import unboxed as ub
+from models import small_conv as net
 from unboxed import loading
 from unboxed.engine.gradients import gradients
 from unboxed.errors import UnboxedWarning
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.fc = nn.Linear(4 * 36, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(F.relu(self.norm(self.conv(x))).flatten(1)))
-
-
-def net(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net().eval()
 
 
 def export(path: Path, batch: int | None, made: nn.Module | None = None, least: int = 1) -> Path:

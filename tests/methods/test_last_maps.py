@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
+from models import seeded
 from unboxed.errors import InputError, LayerError
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
@@ -22,11 +23,6 @@ def cam(box: ub.Box, x: Tensor, target: Any = 0, **more: Any) -> Tensor:
 
 def images(n: int = 2) -> Tensor:
     return torch.rand(n, *COLOR.shape, generator=torch.Generator().manual_seed(0))
-
-
-def seeded(build: Any, *args: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return build(*args).double().eval()
 
 
 class Last(nn.Module):

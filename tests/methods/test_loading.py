@@ -9,29 +9,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import unboxed as ub
+from models import SmallConv as Net
+from models import small_conv as net
 from real_data import MNIST, needs_mnist
 from unboxed import loading
 from unboxed.errors import ModelError
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.fc = nn.Linear(4 * 36, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(F.relu(self.norm(self.conv(x))).flatten(1)))
-
-
-def net(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net().eval()
 
 
 @pytest.fixture

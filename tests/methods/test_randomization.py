@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import boxed, digits
 from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
@@ -20,16 +21,6 @@ from unboxed.engine.untrained import WHOLE, Weights, randomized, untrained, weig
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 
 FIGURES = ("signed", "absolute", "ssim", "hog")
-
-
-def boxed(name: str) -> tuple[Box, Tensor]:
-    entry = awkward.get(name)
-    box = Box(entry.net, entry.inputs, **entry.box)
-    return box, entry.images(3).to(box.dtype)
-
-
-def digits(n: int) -> tuple[Box, Tensor]:
-    return Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(n)[0]
 
 
 def picture(box: Box, x: Tensor, target: Any) -> Tensor:

@@ -183,10 +183,12 @@ def test_inputs_are_what_is_said_of_them(made: Made) -> None:
 def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
     figures = made.page.of("looks-for", "image drawn for class")
     rows = {"Class images": "robust", "The published recipe": "faithful", "Control: raw ascent from noise": "noise"}
+    images = dict[str, Tensor]()
     for above, recipe in rows.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)  # on black no unit answers: told on the page
             drawn = ub.synthesis.class_image(made.box, list(range(4)) * (3 if recipe == "robust" else 1), recipe=recipe)
+        images[recipe] = drawn.images.float()
         shown = [f for f in figures if f.above == above]
         assert [f.head for f in shown] == list(NAMES)
         for k, f in enumerate(shown):
@@ -201,7 +203,8 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
                 agrees(made.judge, f.pixels, NAMES[k], number(f.lines[2]), largest=False)
     others = [f for f in figures if f.above == "How many forms does a class have?"]
     assert len(others) == 8
-    for f in others:
+    for i, f in enumerate(others, start=4):
+        assert torch.allclose(f.pixels[0], images["robust"][i], atol=1 / 255)
         agrees(made.box, f.pixels, f.head, number(f.line("net: ")), largest=False)
 
 

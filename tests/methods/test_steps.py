@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 import unboxed as ub
+from models import normal as drawn
 from unboxed.engine.ascent import Ascent, ascend
 from unboxed.engine.canvases import Raw
 from unboxed.engine.steps import LBFGS, RULES, Normalized
@@ -18,10 +19,6 @@ from unboxed.objectives import Objective, of
 
 D = 6
 Rule = Callable[[list[Tensor]], Optimizer]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def bowls(n: int, condition: float = 20.0) -> tuple[Tensor, Tensor]:

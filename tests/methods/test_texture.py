@@ -10,14 +10,11 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from laws.common import case
+from models import uniform as pictures
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import style_transfer, texture
 
 LAYERS = ("input", "conv1", "relu2")
-
-
-def pictures(*shape: int, seed: int = 1) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def units(box: ub.Box, layer: str, x: Tensor) -> np.ndarray:

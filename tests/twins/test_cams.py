@@ -12,14 +12,11 @@ from torch import Tensor
 
 import awkward
 import unboxed as ub
+from models import plain_images as images
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
 PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain"]
 NOT = {"exported_flat", "checkpointed_reentrant"}  # without modules; without gradients
-
-
-def images(n: int = 3) -> Tensor:
-    return awkward.get("plain").images(n).double()
 
 
 def parts(k: Tensor, layer: str = "relu2") -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import plain_images as images
 from unboxed.engine.gradients import gradients
 from unboxed.errors import RuleError, UnboxedWarning
 
@@ -34,10 +35,6 @@ STD = awkward.GRAY.std
 def method(name: str) -> Callable[..., Tensor]:
     found: Callable[..., Tensor] = getattr(ub.attribution, name)
     return found
-
-
-def images(n: int = 3) -> Tensor:
-    return awkward.get("plain").images(n).double()
 
 
 def plain_by_hand(x: Tensor, k: Tensor, signal: Signal) -> Tensor:

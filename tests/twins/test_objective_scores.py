@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import normal as drawn
 from unboxed.objectives import (
     Objective,
     alpha_norm,
@@ -31,10 +32,6 @@ from unboxed.objectives import (
 
 N, C, H, W = 3, 4, 3, 5
 PLACES = list(product(range(H), range(W)))
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 ACTS, OTHER = drawn(N, C, H, W), drawn(N, C, H, W, seed=1)
