@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .arguments import class_names, listed_addresses
-from .errors import InputError, LayerError, OutputError, warn
+from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
-from .net import layers, quiet, rules, writes
+from .net import quiet, rules
 from .net.batching import BatchSize, in_batches
-from .net.coupling import SEEDS, RandomOps, rows_couple
-from .net.identity import Identity, identity
+from .net.first_forward import first_forward, refusing
+from .net.isolated import Isolated, Mode
 from .net.layers import Layers
-from .net.locks import alone, locks_of
-from .net.outputs import Outputs, Reader
-from .net.taps import Acts, Edit, Padding, Stop, named_modules, tapped
+from .net.outputs import Outputs, Reader, in_rows
+from .net.taps import Acts, Edit, Padding, Stop, tapped
 from .objectives import ENDS, Held, Objective, as_classes, check_classes, logit
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
@@ -47,7 +45,7 @@ class Box:
         classes: Sequence[str] | None = None,
         outputs: Outputs | None = None,
         output: object = None,
-        mode: Literal["eval", "as-is"] = "eval",
+        mode: Mode = "eval",
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> None:
@@ -62,7 +60,7 @@ class Box:
         self._asked |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = laid_out(inputs, channels_last)
         self._reader = Reader(output, outputs)
-        self._opening = self._fresh = False
+        self._opening = self._fresh = self._stale = False
         self._open()
 
     def around(self, net: nn.Module) -> Box:
@@ -77,144 +75,73 @@ class Box:
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        """Look at the model as it is now, in full precision, for rows are compared there."""
         self._opening = True
         try:
-            self._look_at(self.net)
-        finally:
-            self._opening = False
-
-    def _look_at(self, net: nn.Module) -> None:
-        """The model as it is now: on noise, in full precision, for rows are compared there."""
-        tensors = [*net.parameters(), *net.buffers()]
-        self._tensors = tensors  # kept, for what was opened is known by their ids
-        if any(is_lazy(p) for p in tensors):
-            raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
-        first = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
-        self.device, self.net_dtype = first.device, first.dtype
-        self.dtype = torch.float64 if first.dtype == torch.float64 else torch.float32  # of images and results
-        self.modules = named_modules(net)
-        self._unique = tuple(dict.fromkeys((*net.modules(), *self.modules.values())))
-        self._eager = tuple(m for m in self._unique if not isinstance(m, torch.jit.ScriptModule))
-        self._locks = locks_of(self._unique)
-        self._graphless = any(p.is_inference() for p in net.parameters())
-        self._fused = any(isinstance(m, quiet.FUSED) for m in self._unique)
-        rows: tuple[int, int] = getattr(net, "exported_rows", (1, 1024))  # that the graph of an exported model takes
-        self._least, self._most = rows
-        self._written: tuple[Tensor, ...] = ()  # that the model itself writes while it runs
-        self._watched: tuple[Tensor, ...] = ()  # buffers that it leaves alone
-        self._draws = False
-        self.autocast: torch.dtype | None = None
-        with alone(net, self._eager, self._locks):
-            self._try_out(tensors)
+            self._model = model = Isolated(self.net, self.mode)
+            self.device, self.net_dtype, self.modules = model.device, model.dtype, model.named
+            self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
+            rows: tuple[int, int] = getattr(self.net, "exported_rows", (1, 1024))  # that an exported graph takes
+            self._least, self._most = rows
+            self.autocast: torch.dtype | None = None
+            self._try_out()
             self.classes = class_names(self._asked["classes"], self.n_outputs)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
-            self._opened: Identity = identity(self._eager, self.mode)
+            self._stale = False
+        finally:
+            self._opening = False
 
     def refresh(self) -> None:
         """Open the model again if it was changed: moved, cast, or given other modules. Raises OutputError.
 
         Every call of the box does so by itself. Class names that were given must fit still.
         """
-        if not self._opening and self._opened != identity(self._eager, self.mode):
+        if not self._opening and (self._stale or self._model.changed):
+            self._stale = True  # until it is open
             self._open()
         self._fresh = True
 
-    def _try_out(self, tensors: list[Tensor]) -> None:
-        """A first forward, on noise: which layers run, what the output means, what is written, whether rows couple."""
-        noise = self.inputs.sample(4 if self._most >= 3 else 1, torch.Generator(self.device).manual_seed(0))
-        noise = noise.to(self.dtype)
-        try:
-            with writes.discovering(tensors) as written, quiet.drawing(self.device) as drawn:
-                self._found = layers.survey(self._run, noise[:3], self.modules, self._least)
-            self._written, self._draws = tuple(written), bool(drawn)
-            known = {id(t) for t in written}
-            self._watched = tuple(b for b in self.net.buffers() if id(b) not in known and not b.is_inference())
-            self.noisy = self._found.noisy  # asks for noise while it runs
-            self.coupled = rows_couple(self._drawing_run, noise, SEEDS if drawn else SEEDS[:1])
-        except Exception as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise InputError(f"the model can't take a batch of inputs of shape {self.inputs.shape}: {said}") from error
+    def _try_out(self) -> None:
+        """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
+        noise = self._noise(4 if self._most >= 3 else 1)
+        self._found, self.coupled = first_forward(self._model, self._call, noise, self._least)
+        self.noisy = self._found.noisy  # asks for noise while it runs
         self.layers: Layers = self._found.layers
-        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(
-            self._found.output, self.inputs, lambda: self._run(noise[:3])
-        )
+        again = self._found.output, self.inputs, lambda: self._run(noise[:3])
+        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.flops = self._found.flops_each  # of one example's way through
         seen = self._reader.tensor(self._found.output)
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
-    def _run(self, x: Tensor, seed: int = 0) -> object:
-        with self.quiet(grad=False, seed=seed):
-            return self._call(x)
+    def _noise(self, n: int) -> Tensor:
+        return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
-    def _drawing_run(self, x: Tensor, seed: int) -> tuple[object, object]:
-        """What the model gives for rows, and all that it drew for them."""
-        if not self._draws:
-            return self._run(x), None
-        with self.quiet(grad=False, seed=seed), quiet.SharedNoise(), RandomOps(self.device) as ops:
-            output = self._call(x)
-            return output, (ops.shapes, quiet.host_states())
+    def _run(self, x: Tensor) -> object:
+        with self._model.run(grad=False):
+            return self._call(x)
 
     def _narrow(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
-        if autocast not in (torch.bfloat16, torch.float16):
-            raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
-        if self.net_dtype != torch.float32:
-            raise InputError(f"autocast is for models in torch.float32; this one is in {self.net_dtype}")
-        self.autocast = autocast
-        noise = self.inputs.sample(max(2, self._least), torch.Generator(self.device).manual_seed(0))
-        try:
-            self._run(noise[: self._most])
-        except Exception as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise InputError(f"the model can't run under autocast={autocast}: {said}") from error
+        self.autocast = quiet.check_autocast(autocast, self.net_dtype)
+        with refusing(f"run under autocast={autocast}"):
+            self._run(self._noise(max(2, self._least))[: self._most])
 
     # -- running the net ---------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def quiet(self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
+    def quiet(
+        self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0
+    ) -> AbstractContextManager[None]:
         """Everything that touches the model happens inside: it runs in its mode, and no trace is left.
 
         One thread at a time is inside a model. A model that draws runs on RNGs started at `seed`; the process's own go
         on as if it had not run. A model that draws nothing touches none.
         """
-        with alone(self.net, self._eager, self._locks):
-            if not self._fresh:  # else the inputs were accepted just now
-                self.refresh()
-            self._fresh = False
-            if grad and self._graphless:
-                raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
-            with (
-                quiet.flags(self._unique, self.mode),
-                writes.buffers_in_place(self._eager),
-                ExitStack() as stack,
-                quiet.gradients_on(grad),
-            ):
-                self._isolate(stack, seed)
-                if rule is not None:
-                    stack.enter_context(rules.unoptimized_scripts(self._unique))
-                yield
-
-    def _isolate(self, stack: ExitStack, seed: int) -> None:
-        """What only some models need: they write, draw, or have parts that bypass hooks."""
-        if self._watched:
-            stack.enter_context(writes.unwritten(self._watched, self._late))
-        if self._written:
-            stack.enter_context(writes.restored(self._written))
-        if self._draws:
-            stack.enter_context(quiet.seeded(seed, self.device))
-        quiet.own_settings(stack, self.device, self._fused)
-
-    def _late(self, buffer: Tensor) -> None:
-        """A buffer was written that was left alone when the box was opened: it is put back from the next call on."""
-        name = next((path for path, b in self.net.named_buffers() if b is buffer), "?")
-        self._written += (buffer,)
-        self._watched = tuple(b for b in self._watched if b is not buffer)
-        warn(
-            f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
-            "stays; from the next call on it is put back"
-        )
+        if not self._fresh:  # else the inputs were accepted just now
+            self.refresh()
+        self._fresh = False
+        return self._model.run(grad=grad, rule=rule, seed=seed)
 
     def forward(
         self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None, rows: int | None = None
@@ -242,19 +169,11 @@ class Box:
         for a, real in inner.items():
             acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:
-            output = self._in_rows(self._reader.tensor(raw), rows or padding.size)
+            output = in_rows(self._reader.tensor(raw), rows or padding.size, self.n_outputs)
             acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
                 acts["logits"] = padding.split(self._reader.logits(output, final))[0]
         return acts
-
-    def _in_rows(self, output: Tensor, n: int) -> Tensor:
-        """The output (n, K, ...), also where the net squeezed a batch of one. Raises OutputError."""
-        if n == 1 and output.shape == (self.n_outputs, 1):
-            return output.T
-        if len(output) != n:
-            raise OutputError(f"the net gives {tuple(output.shape)} for {n} inputs: its first axis is not the batch")
-        return output
 
     def _call(self, x: Tensor) -> object:
         try:
@@ -399,7 +318,5 @@ class Box:
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
 
 
-def _reopened(
-    kind: type[Box], net: nn.Module, inputs: Inputs, mode: Literal["eval", "as-is"], asked: dict[str, Any]
-) -> Box:
+def _reopened(kind: type[Box], net: nn.Module, inputs: Inputs, mode: Mode, asked: dict[str, Any]) -> Box:
     return kind(net, inputs, mode=mode, **asked)

@@ -107,6 +107,15 @@ class Reader:
         return self._seen
 
 
+def in_rows(output: Tensor, n: int, n_outputs: int) -> Tensor:
+    """The output (n, K, ...), also where the model squeezed a batch of one. Raises OutputError."""
+    if n == 1 and output.shape == (n_outputs, 1):
+        return output.T
+    if len(output) != n:
+        raise OutputError(f"the model gives {tuple(output.shape)} for {n} inputs: its first axis is not the batch")
+    return output
+
+
 def _default(raw: Any) -> Any:
     if isinstance(raw := plain(raw), Tensor):
         return raw

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import InputError
 from .locks import GENERATORS, held
 from .ops import DROPOUTS, NOISES, name_of
 
@@ -234,3 +235,12 @@ def narrowed(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
         return
     with torch.autocast(device.type, dtype, cache_enabled=False):
         yield
+
+
+def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:
+    """The precision that a model in `dtype` may run in. Raises InputError."""
+    if autocast not in (torch.bfloat16, torch.float16):
+        raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
+    if dtype != torch.float32:
+        raise InputError(f"autocast is for models in torch.float32; this one is in {dtype}")
+    return autocast

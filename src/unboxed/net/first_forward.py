@@ -1,0 +1,50 @@
+"""A model's first forward, on noise: what it is made of, what it writes and draws, whether rows couple."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from . import quiet
+from .coupling import SEEDS, RandomOps, rows_couple
+from .isolated import Isolated
+from .layers import Survey, survey
+
+Call = Callable[[Tensor], Any]
+
+
+def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tuple[Survey, bool]:
+    """The survey of a model, and whether its rows are coupled. Raises InputError where it can't take such inputs.
+
+    `noise` (4, ...) are valid inputs, `least` is how many rows an exported model pads its batches to.
+    """
+
+    def run(x: Tensor) -> Any:
+        with model.run(grad=False):
+            return call(x)
+
+    def drawing(x: Tensor, seed: int) -> tuple[Any, object]:
+        """What the model gives for rows, and all that it drew for them."""
+        if not model.draws:
+            return run(x), None
+        with model.run(grad=False, seed=seed), quiet.SharedNoise(), RandomOps(model.device) as ops:
+            return call(x), (ops.shapes, quiet.host_states())
+
+    with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
+        with model.discovering():
+            found = survey(run, noise[:3], model.named, least)
+        return found, rows_couple(drawing, noise, SEEDS if model.draws else SEEDS[:1])
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """An InputError that the model can't do `what` in place of what it raises itself."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"the model can't {what}: {first}") from error

@@ -1,0 +1,95 @@
+"""A model that is run without leaving a trace: what it is made of, what it writes and draws, and who may run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import InputError, warn
+from . import quiet, rules, writes
+from .identity import identity
+from .locks import alone, locks_of
+from .taps import named_modules
+
+Mode = Literal["eval", "as-is"]
+
+
+class Isolated:
+    """A model as it is now: once its modules or parameters are exchanged, moved or cast, it is another one.
+
+    `discovering` watches a first forward, after which each later one, inside `run`, puts back just what the model
+    writes and seeds the generators only of a model that draws.
+    """
+
+    def __init__(self, model: nn.Module, mode: Mode) -> None:
+        self.model, self.mode = model, mode
+        self.tensors = [*model.parameters(), *model.buffers()]  # kept, for a model is told by their ids
+        if any(is_lazy(t) for t in self.tensors):
+            raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
+        first = next((t for t in self.tensors if t.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = first.device, first.dtype
+        self.named = named_modules(model)
+        self.modules = tuple(dict.fromkeys((*model.modules(), *self.named.values())))
+        self.eager = tuple(m for m in self.modules if not isinstance(m, torch.jit.ScriptModule))
+        self.locks = locks_of(self.modules)
+        self.without_graph = any(p.is_inference() for p in model.parameters())
+        self.fused = any(isinstance(m, quiet.FUSED) for m in self.modules)
+        self.draws = False
+        self._written: tuple[Tensor, ...] = ()
+        self._unwritten: tuple[Tensor, ...] = ()  # buffers that it leaves alone
+        self._identity = identity(self.eager, mode)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model is no longer the one that was opened."""
+        return self._identity != identity(self.eager, self.mode)
+
+    @contextmanager
+    def discovering(self) -> Iterator[None]:
+        """Watch what a first forward writes and draws; both is put back."""
+        with writes.discovering(self.tensors) as written, quiet.drawing(self.device) as drawn:
+            yield
+        known = {id(t) for t in written}
+        self._written, self.draws = tuple(written), bool(drawn)
+        self._unwritten = tuple(b for b in self.model.buffers() if id(b) not in known and not b.is_inference())
+
+    @contextmanager
+    def run(self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
+        """Everything that touches the model happens inside, by one thread at a time."""
+        if grad and self.without_graph:
+            raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
+        with (
+            alone(self.model, self.eager, self.locks),
+            quiet.flags(self.modules, self.mode),
+            writes.buffers_in_place(self.eager),
+            ExitStack() as stack,
+            quiet.gradients_on(grad),
+        ):
+            self._what_some_need(stack, seed)
+            if rule is not None:
+                stack.enter_context(rules.unoptimized_scripts(self.modules))
+            yield
+
+    def _what_some_need(self, stack: ExitStack, seed: int) -> None:
+        if self._unwritten:
+            stack.enter_context(writes.unwritten(self._unwritten, self._late))
+        if self._written:
+            stack.enter_context(writes.restored(self._written))
+        if self.draws:
+            stack.enter_context(quiet.seeded(seed, self.device))
+        quiet.own_settings(stack, self.device, self.fused)
+
+    def _late(self, buffer: Tensor) -> None:
+        """A buffer was written that the first forward left alone: it is put back from the next call on."""
+        name = next((path for path, b in self.model.named_buffers() if b is buffer), "?")
+        self._written += (buffer,)
+        self._unwritten = tuple(b for b in self._unwritten if b is not buffer)
+        warn(
+            f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
+            "stays; from the next call on it is put back"
+        )
