@@ -72,8 +72,6 @@ class Box:
         """A copy, or what another process gets, is opened there."""
         return _reopened, (type(self), self.net, self.inputs, self.mode, self._asked)
 
-    # -- opening -----------------------------------------------------------------------------------------------------
-
     def _open(self) -> None:
         """Look at the model as it is now, in full precision, for rows are compared there."""
         self._opening = True
@@ -127,8 +125,6 @@ class Box:
         self.autocast = quiet.check_autocast(autocast, self.net_dtype)
         with refusing(f"run under autocast={autocast}"):
             self._run(self._noise(max(2, self._least))[: self._most])
-
-    # -- running the net ---------------------------------------------------------------------------------------------
 
     def quiet(
         self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0
