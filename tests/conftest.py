@@ -31,3 +31,7 @@ def _warnings_point_outside() -> Iterator[None]:
     before, errors.warnings = errors.warnings, PointsOutside()  # type: ignore[assignment]
     yield
     errors.warnings = before
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-pairs", action="store_true", help="contracts on every pair of method and model")

@@ -32,6 +32,12 @@ class Awkward:
 
 
 NETS: dict[str, Callable[[], Awkward]] = {}
+_KINDS: dict[str, str] = {}
+
+
+def kind(name: str) -> str:
+    """What is odd about a model of the zoo: the name of the file that it stands in."""
+    return _KINDS[name]
 
 
 def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], Awkward]]:
@@ -47,6 +53,7 @@ def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]]
             return Awkward(net, inputs, box, twin)
 
         NETS[build.__name__] = seeded
+        _KINDS[build.__name__] = build.__module__.rpartition(".")[2]
         return seeded
 
     return enter

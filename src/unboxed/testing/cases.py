@@ -1,0 +1,115 @@
+"""A box with a batch for it, a method's example called on it, and the numbers in whatever comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..cards import Card
+from ..errors import UnboxedWarning
+from . import models
+
+
+@dataclass(frozen=True)
+class Case:
+    """A box with a batch for it: rows 0 and 1 have the class that the model gives them, row 2 another."""
+
+    box: Box
+    x: Tensor
+    y: Tensor
+
+
+def box_of(entry: models.Awkward, **more: Any) -> Box:
+    """A model of the zoo, opened."""
+    return Box(entry.net, entry.inputs, **{**entry.box, **more})
+
+
+def case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Case:
+    """A fresh model of the zoo, moved to `dtype` if given, opened, with n images and classes."""
+    entry = models.get(model, dtype)
+    box = box_of(entry)
+    return Case(box, entry.images(n).to(box.dtype), labels(model, n).clone())  # kept: a test may write over its own
+
+
+@cache
+def labels(model: str, n: int) -> Tensor:
+    """Of a box of its own, so that making a case leaves no trace in the case's box."""
+    entry = models.get(model)
+    box = box_of(entry)
+    y = box.predict(entry.images(n).to(box.dtype))
+    y[2:] = (y[2:] + 1) % models.CLASSES
+    return y
+
+
+def takes(card: Card, *names: str) -> bool:
+    """Whether the method has all of these parameters."""
+    return set(names) <= set(inspect.signature(card.method).parameters)
+
+
+def call(card: Card, c: Case, **settings: Any) -> Any:
+    """The card's example with some settings changed; those that the method doesn't take are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnboxedWarning)
+        return call_aloud(card, c, **settings)
+
+
+def call_aloud(card: Card, c: Case, **settings: Any) -> Any:
+    """As `call`, with its warnings."""
+    mine = {k: v for k, v in settings.items() if takes(card, k)}
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(card.method).bind_partial(*args, **kwargs).arguments
+        return card.method(**{**given, **mine})
+
+    return card.example(method, c.box, c.x, c.y)
+
+
+def tensors(result: Any, at: str = "") -> dict[str, Tensor]:
+    """Every tensor and number of a result by where it is in it; parts that have a `path` go by that."""
+    return dict(_walk(result, at))
+
+
+def _walk(value: Any, at: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield at, value
+    elif isinstance(value, (bool, int, float)):
+        yield at, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _walk(getattr(value, field.name), f"{at}.{field.name}")
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _walk(part, f"{at}[{key}]")
+    elif isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            yield from _walk(part, f"{at}[{getattr(part, 'path', i)}]")
+
+
+def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
+    """What differs between two results, in words: empty where they agree (relative to the largest value)."""
+    if a.keys() != b.keys():
+        return [f"parts differ: {sorted(a.keys() ^ b.keys())}"]
+    return [f"{at}: {message}" for at in a if (message := _differs(a[at], b[at], tolerance))]
+
+
+def _differs(a: Tensor, b: Tensor, tolerance: float) -> str:
+    if a.shape != b.shape:
+        return f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    if not a.is_floating_point():
+        return "" if torch.equal(a, b) else "values differ"
+    if not torch.equal(a.isnan(), b.isnan()):
+        return "NaN in one of them"
+    if tolerance == 0 and torch.equal(a.nan_to_num(), b.nan_to_num()):
+        return ""
+    most = (a.double() - b.double()).abs().nan_to_num().max().item() if a.numel() else 0.0
+    bound = tolerance * max(1.0, b.double().abs().nan_to_num().max().item() if b.numel() else 0.0)
+    return "" if most <= bound else f"off by {most:.3g}"

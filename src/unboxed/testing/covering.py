@@ -1,0 +1,87 @@
+"""Which pairs of methods and models to try where trying all would take too long.
+
+What goes wrong between a method and a model goes wrong between how the one touches models and what is odd about the
+other. So every method meets a model of each kind, and every model meets a method of each mechanism. A method's
+mechanisms are the parts of `engine` and `net` that its code is made of; a model's kind is the file of the zoo that it
+stands in. The choice is greedy and always the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from ..cards import Card
+from .models import kind
+
+INDIRECT = frozenset({
+    "net.batching", "engine.sizes", "engine.examples", "engine.results", "engine.draws", "engine.segments",
+    "engine.palette", "engine.canvases", "engine.embedding", "engine.grids", "engine.saved", "engine.neighbors",
+    "engine.axes", "engine.steps", "engine.transforms", "engine.surrogate", "engine.estimators", "engine.baselines",
+    "engine.balls", "engine.quadrature", "engine.quasi_newton", "engine.hyperplanes", "engine.generators",
+    "engine.features", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
+    "net.relevance.linear",
+})  # fmt: skip
+"""Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""
+
+
+def mechanisms(card: Card) -> frozenset[str]:
+    """The parts of `engine` and `net` that a method's module is made of, or its family where there are none."""
+    parts = _parts(card.method.__module__)
+    return parts or frozenset({card.family})
+
+
+@cache
+def _parts(module: str) -> frozenset[str]:
+    family = ".".join(module.split(".")[:2]) + "."
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in sys.modules:
+            continue
+        seen.add(name)
+        if name.startswith(family) and name.startswith("unboxed."):
+            todo += [n for n in _imports(name) if n.startswith("unboxed.")]
+    parts = {name.removeprefix("unboxed.") for name in seen}
+    return frozenset(p for p in parts if p.startswith(("engine.", "net.")) and p not in INDIRECT)
+
+
+def _imports(module: str) -> Iterator[str]:
+    """The modules that a module imports, by their full names."""
+    file = Path(str(sys.modules[module].__file__))
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield stem
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def covering(cards: Iterable[Card], models: Collection[str], without: Collection[tuple[str, str]] = ()) -> list[
+    tuple[str, str]
+]:  # fmt: skip
+    """(method, model) pairs: every method on each kind of model, every model under each mechanism.
+
+    `without` are pairs that are left out: those that are refused are another test's.
+    """
+    goals = {
+        (card.method.__name__, model): _goals(card, model)
+        for card in cards for model in models if (card.method.__name__, model) not in without
+    }  # fmt: skip
+    left = set().union(*goals.values()) if goals else set()
+    chosen: list[tuple[str, str]] = []
+    while left:
+        best = max(goals, key=lambda pair: len(goals[pair] & left))
+        chosen.append(best)
+        left -= goals[best]
+    return sorted(chosen)
+
+
+def _goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
+    """What is covered by trying a pair."""
+    return frozenset({(card.method.__name__, f"kind {kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))})
