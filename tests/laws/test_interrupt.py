@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +14,14 @@ from torch import nn
 import unboxed as ub
 from laws.common import CARDS, Case, call, case, close, methods, takes
 from laws.trace import changes, snapshot
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Python's own handler, also where the parent ignores SIGINT (`nohup make test`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def climbs(card: Any) -> bool:
@@ -61,8 +71,8 @@ def forwards(name: str, **settings: Any) -> tuple[int, int]:
 
 
 @methods("interrupt", climbs)
-@pytest.mark.parametrize("size", ["auto", 1, 2])
-@pytest.mark.parametrize("share", [0, 0.3, 0.6, 1])
+@pytest.mark.parametrize("size", ["auto", 1])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> None:
     """Whole, well-formed and marked, whichever forward Ctrl-C falls in: the first, the last, one between."""
     settings = {**LONG, "batch_size": size}

@@ -18,17 +18,18 @@ from laws import (
     test_bad_input,
     test_bounds,
     test_computes_less,
+    test_contracts,
     test_dtype_device,
     test_interrupt,
     test_leaves_no_trace,
     test_seed,
-    test_splitting,
     trace,
 )
 from twins import test_gradients
 from unboxed.cards import Card
 from unboxed.engine import balls, draws
-from unboxed.net import quiet, rules, taps
+from unboxed.net import first_forward, quiet, rules, taps, writes
+from unboxed.testing import contracts
 
 Fault = pytest.raises((AssertionError, pytest.fail.Exception))
 
@@ -43,6 +44,22 @@ def method(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return "planted"
 
     return enter
+
+
+def check_run(name: str, model: str) -> None:
+    contracts.check_run(common.CARDS[name], model)
+
+
+def check_values(name: str, model: str) -> None:
+    contracts.check_values(common.CARDS[name], model)
+
+
+def covered(check: Callable[[str, str], None], model: str) -> None:
+    """The covering set's own pairs of a model: one of them sees a fault, if there is one."""
+    pairs = [(name, m) for name, m in test_contracts.chosen() if m == model]
+    assert pairs
+    for name, m in pairs:
+        check(name, m)
 
 
 @dataclass(frozen=True)
@@ -60,14 +77,11 @@ def test_an_honest_method_passes(method: Callable[..., str]) -> None:
         return box.read(x, ["conv1"], batch_size=batch_size)["conv1"]
 
     name = method(honest)
-    test_leaves_no_trace.test_success(name, "plain")
-    test_leaves_no_trace.test_failure(name, "plain")
-    test_splitting.test_in_double_precision(name, "plain")
-    test_seed.test_same_seed_same_answer(name, "plain")
-    test_dtype_device.test_results(name, "plain")
-    test_awkward.test_as_on_the_plain_spelling(name, "inplace_relu")
+    check_run(name, "plain")
+    check_values(name, "plain")
+    check_values(name, "inplace_relu")
     test_computes_less.test_bounded_batches(name, 1)
-    test_bad_input.test_inputs(name, "one NaN")
+    test_bad_input.test_inputs(name)
 
 
 def leaves_eval(box: ub.Box, x: Tensor) -> None:
@@ -126,7 +140,7 @@ LEAVING = [f for n, f in list(globals().items()) if n.startswith("leaves_")]
 def test_traces_are_seen(method: Callable[..., str], work: Callable[..., None]) -> None:
     try:
         with Fault:
-            test_leaves_no_trace.test_success(method(work), "batchnorm_in_train_mode")
+            check_run(method(work), "batchnorm_in_train_mode")
     finally:
         torch.set_grad_enabled(True)
         while torch.overrides._get_current_function_mode_stack():
@@ -143,9 +157,8 @@ def test_a_trace_after_a_failure_is_seen(method: Callable[..., str]) -> None:
         return out.detach()
 
     name = method(careless)
-    test_leaves_no_trace.test_success(name, "batchnorm_in_train_mode")
-    with Fault:
-        test_leaves_no_trace.test_failure(name, "batchnorm_in_train_mode")
+    with pytest.raises(AssertionError, match="at call 1 of"):
+        check_run(name, "batchnorm_in_train_mode")
 
 
 def test_rows_that_see_one_another_are_seen(method: Callable[..., str]) -> None:
@@ -154,12 +167,12 @@ def test_rows_that_see_one_another_are_seen(method: Callable[..., str]) -> None:
         return torch.cat([part - part.mean(0) for part in parts])
 
     with Fault:
-        test_splitting.test_in_double_precision(method(mixes), "plain")
+        check_values(method(mixes), "plain")
 
 
 def test_global_randomness_is_seen(method: Callable[..., str]) -> None:
     with Fault:
-        test_seed.test_same_seed_same_answer(method(lambda box, x: x + torch.rand(())), "plain")
+        check_run(method(lambda box, x: x + torch.rand(())), "plain")
 
 
 def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
@@ -172,7 +185,7 @@ def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
 
 def test_narrow_results_are_seen(method: Callable[..., str]) -> None:
     with Fault:
-        test_dtype_device.test_results(method(lambda box, x: x.half()), "plain")
+        check_run(method(lambda box, x: x.half()), "plain")
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros_like, lambda x: x / 0, lambda x: x * 1.001])
@@ -183,7 +196,7 @@ def test_wrong_pictures_are_seen(method: Callable[..., str], wrong: Callable[[Te
         return wrong(x) if isinstance(box.net, nn.Sequential) else x
 
     with Fault:
-        test_awkward.test_as_on_the_plain_spelling(method(paints), "sequential")
+        check_values(method(paints), "sequential")
 
 
 def test_bare_errors_are_seen(method: Callable[..., str]) -> None:
@@ -191,17 +204,17 @@ def test_bare_errors_are_seen(method: Callable[..., str]) -> None:
         raise ValueError(f"bad input: {x}")
 
     with pytest.raises(ValueError):
-        test_bad_input.test_inputs(method(fails), "one NaN")
+        test_bad_input.test_inputs(method(fails))
 
 
 def test_accepted_nonsense_is_seen(method: Callable[..., str]) -> None:
     with Fault:
-        test_bad_input.test_inputs(method(lambda box, x: x), "one NaN")
+        test_bad_input.test_inputs(method(lambda box, x: x))
 
 
 def test_invalid_images_are_seen(method: Callable[..., str]) -> None:
     with Fault:
-        test_bounds.test_images_are_valid(method(lambda box, x: Images(x + 1e-6 + 0.5)), "plain")
+        check_run(method(lambda box, x: Images(x + 1e-6 + 0.5)), "plain")
 
 
 def test_unbounded_batches_are_seen(method: Callable[..., str]) -> None:
@@ -266,25 +279,37 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         test_leaves_no_trace.test_opening_a_net("overrides_train")
 
 
-@pytest.mark.parametrize("net", ["counts", "reassigns", "registers"])
-def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, net: str) -> None:
-    monkeypatch.setattr(quiet, "buffers_restored", nothing)
+@pytest.mark.parametrize(
+    ("net", "part"), [("counts", "restored"), ("reassigns", "buffers_in_place"), ("registers", "buffers_in_place")]
+)
+def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, net: str, part: str) -> None:
+    monkeypatch.setattr(writes, part, nothing)
     with Fault:
         test_leaves_no_trace.test_opening_a_net(net)
+    if net != "registers":  # that is over once the box is open
+        with Fault:
+            covered(check_run, net)
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quiet, "seeded", nothing)
     with Fault:
-        test_leaves_no_trace.test_success("gradient", "draws")
-    with Fault:
-        test_seed.test_same_seed_same_answer("gradient", "draws")
+        covered(check_run, "draws")
 
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quiet, "SharedNoise", nothing)
+    monkeypatch.setattr(first_forward, "rows_couple", lambda *args: False)  # which would see it
     with Fault:
-        test_splitting.test_in_double_precision("gradient", "dropout_always_on")
+        covered(check_values, "dropout_always_on")
+
+
+def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_forward, "rows_couple", lambda *args: False)
+    with Fault:
+        covered(check_values, "draws_rows")
+    with Fault:
+        covered(check_values, "batchnorm_without_statistics")
 
 
 def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,22 +327,22 @@ def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rule_that_misses_a_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    relus = rules._relus
-    monkeypatch.setattr(rules, "_relus", lambda *args: relus(*args)[:1])
+    relus = rules._rectifiers
+    monkeypatch.setattr(rules, "_rectifiers", lambda *args: relus(*args)[:1])
     with Fault:
         test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
 
 
 def test_a_rule_for_modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer's guided backprop with F.relu: silently the plain gradient."""
-    monkeypatch.setattr(rules, "_relus", lambda *args: [])
+    monkeypatch.setattr(rules, "_rectifiers", lambda *args: [])
     with Fault:
         test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
 
 
 def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alike(draw: Any, like: Tensor, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+    def alike(draw: Any, like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(draws.key(*parts))
         return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
 
     monkeypatch.setattr(draws, "_rowwise", alike)
@@ -334,7 +359,7 @@ def test_a_ball_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ub.Pixels, "check", lambda self, x: x)
     with Fault:
-        test_bad_input.test_inputs("gradient", "0 to 255")
+        test_bad_input.test_inputs("gradient")
 
 
 def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 import unboxed
 
@@ -34,7 +32,21 @@ SCOPES = (
 HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
 DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
 
-each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+
+def each_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """One test of all files, which names every one that fails."""
+
+    def test() -> None:
+        found = list[str]()
+        for file in FILES:
+            try:
+                check(file)
+            except AssertionError as error:
+                found.append(f"{file.relative_to(ROOT)}: {error}")
+        assert found == []
+
+    test.__doc__ = check.__doc__
+    return test
 
 
 @cache
@@ -85,7 +97,8 @@ def test_imports_point_down(file: Path) -> None:
 
 @each_file
 def test_no_torchvision(file: Path) -> None:
-    assert not [f"line {line}: {name}" for line, name in imports(file) if name.split(".")[0] in HEAVY]
+    found = [f"line {line}: {name}" for line, name in imports(file) if name.split(".")[0] in HEAVY]
+    assert not found, found
 
 
 @each_file
@@ -159,7 +172,8 @@ def test_no_draw_is_global(file: Path) -> None:
 
 @each_file
 def test_files_and_functions_stay_short(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) < 320
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines < 320, f"{lines} lines"
     for function in functions(file):
         length = (function.end_lineno or 0) - function.lineno + 1
         assert length <= 60, f"{function.name} has {length} lines"

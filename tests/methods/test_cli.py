@@ -288,7 +288,8 @@ def test_an_unknown_option_is_exit_code_2() -> None:
 
 
 def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
-    source = f"import os, signal\ndef make():\n    os.kill(os.getpid(), {int(signal.SIGINT)})\n"
+    handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a parent may ignore it (nohup)
+    source = f"import os, signal\ndef make():\n    {handler}\n    os.kill(os.getpid(), {int(signal.SIGINT)})\n"
     (tmp_path / "mine.py").write_text(source)
     words = ["report", "--model", "mine.py:make", "--data", "digits"]
     done = subprocess.run([sys.executable, "-m", "unboxed", *words], cwd=tmp_path, capture_output=True, text=True)
