@@ -52,12 +52,31 @@ class Seen:
         return str(self.page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-@pytest.fixture(params=["desktop", "phone"])
-def seen(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Seen]:
+@pytest.fixture(params=["desktop", "phone"], scope="module")
+def opened(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Seen]:
     settings: dict[str, Any] = PHONE if request.param == "phone" else DESKTOP
     context = browser.new_context(**settings)
     yield Seen(context.new_page(), page_file.as_uri())
     context.close()
+
+
+@pytest.fixture
+def seen(opened: Seen) -> Iterator[Seen]:
+    """One page for all tests, as it was at first: at its top, its folds shut or open, its sliders at their start."""
+    folds = opened.page.evaluate("[...document.querySelectorAll('details')].map((d) => d.open)")
+    starts = opened.page.evaluate("[...document.querySelectorAll('.morph input')].map((s) => s.value)")
+    yield opened
+    opened.page.evaluate(
+        """([folds, starts]) => {
+            document.querySelectorAll('details').forEach((d, i) => { d.open = folds[i]; });
+            document.querySelectorAll('.morph input').forEach((s, i) => {
+                s.value = starts[i]; s.dispatchEvent(new Event('input', { bubbles: true }));
+            });
+            window.scrollTo(0, 0);
+        }""",
+        [folds, starts],
+    )
+    opened.page.emulate_media(color_scheme="light")
 
 
 def test_it_opens_without_an_error_or_a_request(seen: Seen) -> None:
@@ -97,7 +116,7 @@ def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
     assert seen.faults == []
 
 
-@pytest.fixture(params=[390, 768, 1024, 1280, 1920])
+@pytest.fixture(params=[390, 768, 1024, 1280, 1920], scope="module")
 def wide(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": request.param, "height": 844})
     page.goto(page_file.as_uri())
@@ -106,6 +125,7 @@ def wide(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> I
 
 
 def test_every_link_of_the_navigation_lies_inside_its_bar(wide: Page) -> None:
+    wide.evaluate("window.scrollTo(0, 0)")
     bar, width = wide.locator(".bar").bounding_box(), wide.viewport_size["width"]  # type: ignore[index]
     assert bar is not None
     assert bar["x"] == bar["y"] == 0
@@ -193,6 +213,31 @@ def test_play_runs_to_the_end_and_stops(seen: Seen) -> None:
     assert slider.input_value() == str(last)
 
 
+def contrasts(page: Page) -> list[tuple[str, float]]:
+    """How far words of each kind stand out from their ground."""
+    return page.evaluate("""() => {
+        const lum = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+            .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const ground = (e) => { while (e) { const c = getComputedStyle(e).backgroundColor;
+            if (!/, 0\\)|transparent/.test(c)) return c; e = e.parentElement; } return 'rgb(255,255,255)'; };
+        return ['h1', '.lead', '.kicker', 'figcaption span', '.files a', '.method dt', '.note, .method dd'].map((s) => {
+            const e = document.querySelector(s), a = lum(getComputedStyle(e).color), b = lum(ground(e));
+            return [s, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+        });
+    }""")
+
+
+def test_words_stand_out_from_their_ground(seen: Seen) -> None:
+    """WCAG AA: 4.5 to 1, for the words of the page, small print and links."""
+    grounds = []
+    for scheme in ("light", "dark"):
+        seen.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        grounds.append(seen.color())
+        assert [(name, ratio) for name, ratio in contrasts(seen.page) if ratio < 4.5] == [], scheme
+    assert grounds[0] != grounds[1]
+
+
 def test_light_and_dark_follow_the_system_and_the_button(seen: Seen) -> None:
     page = seen.page
     page.emulate_media(color_scheme="light")
@@ -208,24 +253,6 @@ def test_light_and_dark_follow_the_system_and_the_button(seen: Seen) -> None:
     assert seen.color() == dark
     page.emulate_media(color_scheme="light")
     assert seen.color() == dark
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_from_their_ground(scheme: str, seen: Seen) -> None:
-    """WCAG AA: 4.5 to 1, for the words of the page, small print and links."""
-    seen.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    ratios = seen.page.evaluate("""() => {
-        const lum = (c) => c.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
-            .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-            .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
-        const ground = (e) => { while (e) { const c = getComputedStyle(e).backgroundColor;
-            if (!/, 0\\)|transparent/.test(c)) return c; e = e.parentElement; } return 'rgb(255,255,255)'; };
-        return ['h1', '.lead', '.kicker', 'figcaption span', '.files a', '.method dt', '.note, .method dd'].map((s) => {
-            const e = document.querySelector(s), a = lum(getComputedStyle(e).color), b = lum(ground(e));
-            return [s, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-        });
-    }""")
-    assert [(name, ratio) for name, ratio in ratios if ratio < 4.5] == []
 
 
 def test_without_a_script_the_pictures_are_still_there(browser: Browser, page_file: Path) -> None:

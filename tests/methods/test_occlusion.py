@@ -116,7 +116,7 @@ def test_windows_and_whole_runs_agree(target: Any, monkeypatch: pytest.MonkeyPat
     box, x = opened(), images()
 
     def run(**more: Any) -> Tensor:
-        return occlusion(box, x, target, window=6, stride=5, **more).drops
+        return occlusion(box, x, target, window=6, stride=(12, 16), **more).drops
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "SMALL", 10**9)
@@ -210,9 +210,10 @@ def kept(net: Keeping) -> list[Any]:
 def test_nets_that_keep_maps_keep_tensors() -> None:
     net, x = Keeping(), images()
     box = opened(net)
-    got = occlusion(box, x, 1, window=6, stride=5)
+    settings: dict[str, Any] = {"window": 6, "stride": (12, 16)}
+    got = occlusion(box, x, 1, **settings)
     assert all(torch.is_tensor(h) for h in kept(net))
-    assert torch.allclose(got.drops, occlusion(box, x, 1, window=6, stride=5, batch_size=1).drops, rtol=0, atol=1e-9)
+    assert torch.allclose(got.drops, occlusion(box, x, 1, **settings, batch_size=1).drops, rtol=0, atol=1e-9)
 
 
 def test_nets_that_fail_keep_no_windows() -> None:
@@ -229,7 +230,7 @@ def test_what_a_hook_keeps_is_seen() -> None:
     net, last = Small(), dict[str, Any]()
     box = opened(net)
     net.conv1.register_forward_hook(lambda module, args, out: last.update(out=out))
-    occlusion(box, images(), 1, window=6, stride=5)
+    occlusion(box, images(), 1, window=6, stride=(12, 16))
     assert torch.is_tensor(last["out"])
 
 
@@ -271,6 +272,7 @@ def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
     box = opened(net)
     occlusion(box, x, 1, window=6, stride=5)
     net.conv2.register_module("more", nn.Identity())
+    box(x)  # the box itself looks again, at whole images
     kinds = seen(box)
     occlusion(box, x, 1, window=6, stride=5)
     assert kinds.count("Tensor") == 2
