@@ -81,10 +81,16 @@ def command(
         box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
         minimal=_minimal(norm),
     )  # fmt: skip
-    write_bytes(out / NUMBERS, encoded(json.dumps(found.plain(), indent=1, ensure_ascii=False, allow_nan=False)))
+    numbers = found.plain() | {"skipped": _skipped(data)}
+    write_bytes(out / NUMBERS, encoded(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)))
     picture = None if found.interrupted else _pictures(box, x, y, rows, found, chosen, out, bits, seed)
     _print(found, picture, out)
     return found
+
+
+def _skipped(data: Any) -> list[dict[str, str]]:
+    """The files of a folder of images that were left out, and why."""
+    return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
 def _minimal(norm: str) -> Attack:
@@ -166,6 +172,8 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
 
 
 def _least(found: Robustness) -> str:
+    if not found.clean.count:
+        return "no answer is right without an attack, so there is none to take: are the labels those of this model?"
     if found.median == float("inf"):
         return "for half of the right answers, no change that fools was found"
     minimal = "FAB" if found.norm == "l1" else "DeepFool"

@@ -17,6 +17,7 @@ from .arguments import number, whole
 from .errors import InputError
 
 NEAR = 0.05  # further below zero lie normalized images
+LARGEST = 2**36  # values of an image: beyond any memory
 SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
@@ -79,11 +80,14 @@ class Pixels:
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
+        said = f"there is no memory for {n} images of the shape {self.shape}"
+        too_large = InputError(f"{said}; wanted (channels, height, width) of one image that the model takes")
+        if math.prod(self.shape) > LARGEST:  # some systems hand out memory that they don't have
+            raise too_large
         try:
             return torch.rand(n, *self.shape, generator=generator, device=generator.device)
         except (RuntimeError, TypeError) as error:
-            said = f"there is no memory for {n} images of the shape {self.shape}"
-            raise InputError(f"{said}; wanted (channels, height, width) of one image that the model takes") from error
+            raise too_large from error
 
     def check(self, x: Tensor) -> Tensor:
         """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""

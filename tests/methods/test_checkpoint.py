@@ -241,7 +241,7 @@ def test_the_command_hands_everything_over(monkeypatch):
         return Trained(Path("a"), net(), INPUTS, {"interrupted": True, "accuracy": 0.5, "test_examples": 9}, Path("c"))
 
     monkeypatch.setattr(training, "train", made)
-    words = ["train", "digits-cnn", "--defend", "trades", "--eps", "0.2", "--checkpoint", "c", "--epochs", "3", "-q"]
+    words = ["train", "digits-cnn", "--defend", "trades", "--eps", "51/255", "--checkpoint", "c", "--epochs", "3", "-q"]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 130
     assert "the same command goes on from c" in done.output

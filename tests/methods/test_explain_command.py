@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ def test_ranking_maps_and_numbers(image: Path, tmp_path: Path) -> None:
     assert [v["grade"] for v in numbers["methods"].values()] == ["pass", "fail"]
     assert (tmp_path / "out" / "explained.png").stat().st_size > 1000
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"explained.png", "explained.json", "verdicts.json"}
+
+
+def whole(monkeypatch: pytest.MonkeyPatch, image: Path, out: Path) -> object:
+    """The exit code of the command as a shell starts it."""
+    words = ["unboxed", "explain", image, "--model", "zoo:digits-cnn", "--method", "gradient", "-o", out, "-q"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def test_names_that_are_no_utf8(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the image, of the folder for what is written, and of a file that cannot be read: none stops the command."""
+    root = os.fsencode(tmp_path)
+    own, out, none = (Path(os.fsdecode(root + name)) for name in (b"/caf\xe9.png", b"/out\xe9", b"/no\xe9.png"))
+    own.write_bytes(image.read_bytes())
+    assert whole(monkeypatch, own, out) == 0
+    assert "out\\udce9/explained.png" in capsys.readouterr().out.replace("\n", "")
+    assert {p.name for p in out.iterdir()} == {"explained.png", "explained.json", "verdicts.json"}
+    none.write_bytes(b"none")
+    assert whole(monkeypatch, none, out) == 2
+    assert "no\\udce9.png is not an image" in capsys.readouterr().err
 
 
 def test_verdicts_are_kept(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

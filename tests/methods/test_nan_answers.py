@@ -13,6 +13,7 @@ from unboxed import adversarial
 from unboxed.adversarial.alarms import alarms_of
 from unboxed.adversarial.answers import likeliest_others
 from unboxed.errors import OutputError
+from unboxed.objectives import dlr, targeted_dlr
 
 PIXELS = ub.Pixels((1, 6, 6))
 BOUNDED = {"eps": 0.3}
@@ -133,6 +134,8 @@ class Masked(nn.Module):
         partial(adversarial.fab, targets=3),
         adversarial.carlini_wagner,
         partial(adversarial.apgd, eps=0.1, targets=3, loss="margin"),
+        partial(adversarial.apgd, eps=0.1, targets=3, loss="dlr"),
+        partial(adversarial.apgd, eps=0.1, loss="dlr"),
         partial(adversarial.pgd, eps=0.1),
     ],
 )
@@ -143,6 +146,17 @@ def test_a_masked_class_is_as_one_that_is_very_unlikely(attack) -> None:
     assert torch.equal(masked.success, plain.success)
     assert masked.success.float().mean() > 0.8
     assert torch.allclose(masked.distance, plain.distance, atol=1e-3)
+
+
+@pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min])
+def test_the_difference_of_logits_ratio_has_a_slope_beside_masked_classes(mask: float) -> None:
+    """With fewer classes than the ratio's gap spans, it is the margin itself; with enough, nothing changes."""
+    z = torch.tensor([[3.0, 1.0, mask, mask], [3.0, 2.0, 1.0, mask], [4.0, 3.0, 2.0, 1.0]], requires_grad=True)
+    zeros, ones = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
+    assert targeted_dlr(zeros, ones)({"logits": z}).tolist() == pytest.approx([-2, -1, -1 / 2.5])
+    assert dlr(zeros)({"logits": z}).tolist() == pytest.approx([-2, -1 / 2, -1 / 2])
+    slope = torch.autograd.grad(targeted_dlr(zeros, ones)({"logits": z}).sum(), z)[0]
+    assert slope[0].tolist() == slope[1].tolist() == [-1, 1, 0, 0]
 
 
 def test_calibration_with_a_masked_class() -> None:

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
+from unboxed.adversarial.changes import Change
 from unboxed.errors import UnboxedWarning
 from unboxed.plots import draw
+from unboxed.report import adversarial as fooled
+from unboxed.report import inversion as survives
 from unboxed.report import report
 
 NAMES = ("top left", "top right", "low left", "low right")
@@ -275,3 +279,28 @@ def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
             assert f.alt.startswith(f"image drawn from {f.head};")
             count += 1
     assert count >= 4
+
+
+# Inputs at a boundary, as DeepFool leaves them, say both classes alike, and a judge of this size says the same of
+# everything: so the words are asked here of figures that differ.
+
+
+def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for() -> None:
+    x = torch.rand(1, 8, 8)
+    change = Change(0, x, x, 1, 2, p_before=(0.71, 0.12), p_after=(0.33, 0.58), distance=0.1, fooled=True)
+    context = SimpleNamespace(name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
+    figure, _ = fooled._both(context, SimpleNamespace(name="this net"), change, 1.0)  # type: ignore[arg-type]
+    assert [number(line) for line in figure.lines] == [0.58, 0.12]
+    assert NAMES[2] in figure.lines[0]
+
+
+def test_inversions_are_compared_with_what_the_judge_says_of_the_input() -> None:
+    """Of three inner layers and the outputs, two inputs: the first layer differs from the input throughout."""
+    answers = torch.tensor([[3, 3], [0, 3], [0, 1], [2, 1], [0, 1]])  # the last row: of the inputs themselves
+    text, _ = survives._verdict(None, None, answers)  # type: ignore[arg-type]
+    assert text.startswith("The judge gives 3 of 6 pictures drawn from inner layers the answer that it gives the input")
+    assert "and 1 of 2 drawn from the outputs alone" in text
+    made = SimpleNamespace(layers=list("abcd"), errors=torch.zeros(4, 2))
+    context = SimpleNamespace(facts={})
+    survives._tell(context, made, torch.zeros(4, 2), answers)  # type: ignore[arg-type]
+    assert context.facts["survives"]["judge_agrees"] == [0.0, 0.5, 1.0, 0.5]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,8 +21,10 @@ from unboxed.adversarial.changes import changes
 from unboxed.adversarial.robustness import robustness
 from unboxed.adversarial.shares import Share
 from unboxed.attacking import command
+from unboxed.engine.class_labels import unique
 from unboxed.errors import DataError, InputError, ModelError
-from unboxed.plots import attacked
+from unboxed.plots import attacked, colors, save
+from unboxed.plots.sheet import Tile, sheet
 
 SHAPE = (1, 6, 6)
 ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
@@ -90,6 +96,16 @@ def test_figures_hang_together() -> None:
     assert sum(robust.count for _, robust in classes.values()) == found.robust().count
     plain = json.loads(json.dumps(found.plain(), allow_nan=False))
     assert plain["all"][1]["count"] == curve[1]
+
+
+def test_classes_of_one_name_are_kept_apart() -> None:
+    box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
+    x, y = labeled(box)
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02], minimal=None, alarms=False)
+    assert {name: clean.n for name, (clean, _) in found.by_class().items()} == {
+        f"a ({k})": int((y == k).sum()) for k in (0, 1)
+    }
+    assert unique(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
 
 
 def test_a_data_set_does_as_well_as_tensors() -> None:
@@ -300,6 +316,74 @@ def test_the_command(tmp_path) -> None:
     again = run(*asked, "-o", tmp_path)  # all of it from the checkpoint
     assert json.loads((tmp_path / "attack.json").read_text()) == told
     assert again.exit_code == 0
+
+
+def test_the_command_takes_a_fraction(tmp_path) -> None:
+    made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", "8/255", "--eps", "0.3", "--n", 8,
+               "--attack", "fgsm", "-o", tmp_path)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "eps 0.0313725" in made.output
+    assert json.loads((tmp_path / "attack.json").read_text())["eps"] == [8 / 255, 0.3]
+
+
+def folder_of(root: Path) -> Path:
+    """Twenty digits as images in folders of their classes."""
+    x, y = ub.data.digits("test").first(20)
+    for i, (image, k) in enumerate(zip(x, y.tolist(), strict=True)):
+        save(colors.image(image), root / str(k) / f"{i}.png")
+    return root
+
+
+@pytest.mark.filterwarnings("default::unboxed.errors.UnboxedWarning")
+def test_the_command_lists_what_it_left_out(tmp_path) -> None:
+    """Broken images, and files whose names are no UTF-8, which no output can hold as they are."""
+    root, out = folder_of(tmp_path / "in"), Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    broken = next(root.glob("*/0.png"))
+    broken.write_bytes(broken.read_bytes()[:-60])
+    (Path(os.fsdecode(os.fsencode(root / "3") + b"/caf\xe9.png"))).write_bytes(b"none")
+    made = run("--model", "zoo:digits-cnn", "--data", root, "--eps", 0.3, "--attack", "fgsm", "--bits", 8, "-o", out)
+    assert made.exit_code == 0, made.output
+    told = json.loads((out / "attack.json").read_bytes())
+    assert told["n"] == 19
+    assert {Path(one["file"]).name for one in told["skipped"]} == {"0.png", os.fsdecode(b"caf\xe9.png")}
+    assert {one["why"] for one in told["skipped"]} >= {"not an image"}
+    assert list((out / "images").glob("*.png"))
+
+
+def test_a_class_whose_name_is_no_utf8_is_drawn_and_written(tmp_path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    box = ub.Box(*ub.zoo.load("digits-cnn"), classes=[f"{name} {k}" for k in range(10)])
+    command(box, ub.data.digits("test").first(8), tmp_path, attacks=["fgsm"], eps=[0.3], bits=8, quiet=True)
+    assert f"{name} 2" in json.loads((tmp_path / "attack.json").read_bytes())["classes"]
+    assert all(b"\xe9" not in os.fsencode(f) and b"caf" in os.fsencode(f) for f in (tmp_path / "images").iterdir())
+    page = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), name)]], title=name, columns=[name], names=[name])
+    again = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), "caf\\udce9")]], title="caf\\udce9", columns=["caf\\udce9"],
+                  names=["caf\\udce9"])  # fmt: skip
+    assert page.tobytes() == again.tobytes()
+
+
+def wrongly(n: int) -> tuple[Tensor, Tensor]:
+    x, _ = ub.data.digits("test").first(n)
+    return x, (ub.load("zoo:digits-cnn").predict(x) + 1) % 10
+
+
+def test_without_a_right_answer_the_command_says_so(tmp_path, capsys) -> None:
+    found = command(ub.load("zoo:digits-cnn"), wrongly(8), tmp_path, attacks=["fgsm"], eps=[0.1], quiet=True)
+    assert found.clean.count == 0
+    said = capsys.readouterr().out
+    assert "no answer is right without an attack" in said.replace("\n", " ")
+    assert "nan" not in said
+    assert json.loads((tmp_path / "attack.json").read_text())["median distance"] is None
+
+
+def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
+    made = ub.report(ub.load("zoo:digits-cnn"), wrongly(10), tmp_path, sections=["fooled"], quiet=True)
+    assert not made.failures
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "no answer is right" in page
+    assert "0 are named right" in page
+    assert "fools this net" in page  # the pictures are of what the net says, right or not
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.attribution import gradient
+from unboxed.checks.controls import ConstantModel
 from unboxed.checks.deletion import Curve, deletion
 from unboxed.checks.perturbing import random_maps
 from unboxed.checks.similarity import Similarity
@@ -216,6 +217,24 @@ def test_parts_are_squares_of_a_fourteenth(shorter: int, side: int) -> None:
 def test_rows_of_a_table_are_removed_one_by_one() -> None:
     h = torch.randn(2, 5)
     assert judging._parts(h) is h
+
+
+# ---- models that say nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blind", "mute", "figure"),
+    [(0.02, 0.7, 0.7), (0.7, 0.02, 0.7), (0.4, math.nan, 0.4), (math.inf, 0.1, 0.1), (math.nan, math.nan, math.nan)],
+)
+def test_the_stronger_of_both_constant_models_counts(
+    blind: float, mute: float, figure: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that draws for one of the models only, is not excused by the other."""
+    map_ = torch.rand(1, 1, 2, 2)
+    made = ConstantModel(torch.tensor([blind]), torch.tensor([mute]), map_, map_)
+    monkeypatch.setattr(judging, "constant_model", lambda *args, **kwargs: made)
+    found = judging._constant(deep(1), torch.rand(2, 1, 2, 2), gradient, torch.tensor([0, 1]), map_)
+    assert found == pytest.approx(figure, nan_ok=True)
 
 
 # ---- new weights -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..arguments import check_seed
 from ..box import Box
 from ..engine.balls import ball_of, norm_of
+from ..engine.class_labels import unique
 from ..engine.examples import labeled
 from ..engine.saved import Saved, digest, weights_digest
 from ..errors import InputError, NaNError
@@ -71,10 +72,10 @@ class Robustness:
         return Share(int(stood.all(0).sum()), len(self.right))
 
     def by_class(self, eps: float | None = None) -> dict[str, tuple[Share, Share]]:
-        """Clean and robust accuracy of each class that occurs."""
+        """Clean and robust accuracy of each class that occurs; classes of one name by their numbers, too: "cat (3)"."""
         at = -1 if eps is None else self.eps.index(eps)
         stood = self.stood[:, at].all(0)
-        rows = {name: self.labels == k for k, name in enumerate(self.classes)}
+        rows = {name: self.labels == k for k, name in enumerate(unique(self.classes))}
         return {
             name: (Share(int(self.right[own].sum()), int(own.sum())), Share(int(stood[own].sum()), int(own.sum())))
             for name, own in rows.items()

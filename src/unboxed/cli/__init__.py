@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 
 from ..errors import DataError
 from .options import Classes, Debug, Mean, Meaning, Model, Out, Quiet, Root, Seed, Shape, Show, Std, Version, Weights
-from .words import amount, answering, classes_of, judge_of, named_by, pixels, tell, typed
+from .words import amount, answering, classes_of, judge_of, named_by, pixels, tell, tolerant, typed
 
 UNTRAINED = "no --weights: the net is as its factory made it"
 
@@ -237,7 +235,5 @@ def methods() -> None:
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name that is no UTF-8 must not end a command
-            stream.reconfigure(errors="backslashreplace")
+    tolerant()
     app(prog_name="unboxed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shlex
 import sys
@@ -27,9 +28,17 @@ OPTIONS = re.compile(r'\b(outputs|classes|root)="(\w+)"')  # as errors name them
 REFUSED, FAILED, STOPPED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
 
+def tolerant() -> None:
+    """What is printed may hold a file name that is no UTF-8: it is written escaped, and must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def answering(debug: bool) -> Iterator[None]:
     """An error of ours is one line on stderr and an exit code; no traceback unless asked for."""
+    tolerant()
     with warnings.catch_warnings():
         warnings.showwarning = warned  # type: ignore[assignment]
         try:

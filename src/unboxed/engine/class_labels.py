@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +21,12 @@ ADVICE = (
 def is_numbered(classes: Sequence[str]) -> bool:
     """Whether the classes are 0, 1, 2, ...: nobody named them."""
     return tuple(classes) == tuple(map(str, range(len(classes))))
+
+
+def unique(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes as keys: what several classes are called is followed by the number of each."""
+    shared = {name for name, n in Counter(classes).items() if n > 1}
+    return tuple(f"{name} ({k})" if name in shared else name for k, name in enumerate(classes))
 
 
 def named_classes(box: Box) -> tuple[str, ...] | None:

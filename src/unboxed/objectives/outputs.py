@@ -152,7 +152,9 @@ def _most(z: Tensor, k: int) -> Tensor:
 
 
 def _gap(d: Tensor) -> Tensor:
-    return d.clamp_min(1e-12)
+    """What the margin is divided by; one, where the gap reaches down to masked classes and so says nothing of scale."""
+    masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the type's least number
+    return torch.where(masked, 1.0, d.clamp_min(1e-12))
 
 
 def _of_labels(

@@ -154,7 +154,7 @@ def _table(nets: Sequence[Net]) -> Table:
     rows = []
     for n in nets:
         r = n.found
-        length = f"{r.median:.2g}" if r.median < math.inf else "none found"
+        length = f"{r.median:.2g}" if r.median < math.inf else "none found" if r.clean.count else "no answer is right"
         rows.append([n.name, "none", *[percent(r.clean.value)] * len(r.eps), length])
         rows += [["", a, *(percent(r.robust(e, a).value) for e in r.eps), ""] for a in r.attacks]
     return Table(columns, rows, frozenset(range(2, len(columns))))
