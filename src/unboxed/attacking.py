@@ -33,7 +33,7 @@ from .writing import encoded, write_bytes
 PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
 SHOWN = 6  # examples in the picture
 WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
-MINIMAL = ("deepfool", "ddn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
+MINIMAL = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
 
 
 def named(names: Sequence[str], bits: int | None = None) -> dict[str, Attack]:

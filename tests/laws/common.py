@@ -56,7 +56,7 @@ refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIP
 refuse(("rollout",), tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
 
 refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops
-refuse(("fab", "lbfgs", "ddn"), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
+refuse(("fab", "lbfgs", "ddn", "fmn"), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("patch", "universal", "fooling"), ("checkpointed_reentrant",), OutputError)  # likewise
 refuse(("fgsm", "bim", "mi_fgsm"), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("deepfool", "carlini_wagner"), ("checkpointed_reentrant",), OutputError)  # likewise

@@ -1,10 +1,13 @@
-"""DDN, written from the paper's algorithm, one example at a time; and foolbox's, which may not be stronger."""
+"""DDN and FMN, written from the papers' algorithms, one example at a time; and foolbox's, which may not be stronger."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,10 @@ with warnings.catch_warnings():
     import foolbox
 
 STEPS = 12
+ORDER = {"l2": 2.0, "linf": math.inf, "l1": 1.0}
+DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
+
+Attack = Callable[..., ub.adversarial.Adversarial]
 
 
 def case() -> tuple[ub.Box, Tensor, Tensor]:
@@ -57,23 +64,106 @@ def test_ddn_is_the_papers() -> None:
     assert torch.allclose(found.distance, wanted, rtol=1e-9)
 
 
-def test_targeted() -> None:
+def norm_of(d: Tensor, order: float) -> float:
+    return float(torch.linalg.vector_norm(d.flatten(), order))
+
+
+def onto(delta: Tensor, eps: float, norm: str) -> Tensor:
+    """The nearest point of the ball of radius eps; in L1 by bisection of what all values are lowered by."""
+    if norm == "linf":
+        return delta.clamp(-eps, eps)
+    if norm == "l2":
+        return delta * min(1.0, eps / max(norm_of(delta, 2), 1e-300))
+    low, high = 0.0, 0.0 if norm_of(delta, 1) <= eps else norm_of(delta, math.inf)
+    for _ in range(200):
+        middle = (low + high) / 2
+        inside = float((delta.abs() - middle).clamp_min(0).sum()) <= eps
+        low, high = (low, middle) if inside else (middle, high)
+    return delta.sign() * (delta.abs() - high).clamp_min(0)
+
+
+def pointing_out(z: Tensor, way: Tensor) -> Tensor:
+    """Where a value at the edge of [0, 1] would leave it."""
+    return ((z <= 0) & (way < 0)) | ((z >= 1) & (way > 0))
+
+
+def fmn_twin(net: nn.Module, x: Tensor, y: int, norm: str, *, papers: bool = False) -> float:
+    """Algorithm 1 of arXiv:2102.12827; the least distance. `papers`: without the two lines that are ours."""
+    best, delta, eps = math.inf, torch.zeros_like(x), math.inf
+    for k in range(STEPS + 1):
+        z = (x + delta).requires_grad_()
+        logits = net(z)[0]
+        lead = logits[y] - max(logits[j] for j in range(len(logits)) if j != y)
+        size, fools = norm_of(delta, ORDER[norm]), float(lead.detach()) < 0
+        if fools:
+            best = min(best, size)
+        if k == STEPS:
+            break
+        g = torch.autograd.grad(lead, z)[0]
+        if not papers:
+            g = g.where(~pointing_out(z.detach(), -g), 0.0)  # ours
+        gamma, alpha = cosine(0.05, 0.001, k), cosine(1.0, 0.01, k)
+        if fools:
+            eps = min(eps * (1 - gamma), best)
+        elif best < math.inf:
+            eps *= 1 + gamma
+        else:
+            eps = size + float(lead.detach()) / norm_of(g, DUAL[norm])
+            eps *= 1.0 if papers else 1 + gamma  # ours
+        delta = (x + onto(delta - alpha * g / g.norm(), eps, norm)).clamp(0, 1) - x
+    return best
+
+
+def fmn_twins(box: ub.Box, x: Tensor, y: Tensor, norm: str, papers: bool) -> Tensor:
+    found = [fmn_twin(box.net, x[i : i + 1], int(y[i]), norm, papers=papers) for i in range(len(x))]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", ORDER)
+def test_fmn_is_the_papers(norm: str) -> None:
+    """But for the two lines that are ours."""
+    box, x, y = case()
+    found = ub.adversarial.fmn(box, x, y, steps=STEPS, norm=norm)
+    wanted = fmn_twins(box, x, y, norm, papers=False)
+    assert found.success.sum() >= 5
+    assert torch.equal(found.success, wanted.isfinite())
+    assert torch.allclose(found.distance[found.success], wanted[found.success], rtol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_two_lines_of_fmn_that_differ_fool_more(norm: str) -> None:
+    box, x, y = case()
+    ours, papers = (fmn_twins(box, x, y, norm, papers=p).isfinite().sum() for p in (False, True))
+    assert ours > papers
+
+
+@pytest.mark.parametrize("attack", [ub.adversarial.ddn, ub.adversarial.fmn])
+def test_targeted(attack: Attack) -> None:
     box, x, y = case()
     target = (y + 1) % 4
-    found = ub.adversarial.ddn(box, x, y, target=target, steps=60)
+    found = attack(box, x, y, target=target, steps=60)
     assert found.success.float().mean() > 0.5
     assert torch.equal(box.predict(found.images) == target, found.success)
 
 
-def test_at_least_as_strong_as_foolbox() -> None:
+@pytest.mark.parametrize(
+    ("ours", "norm", "theirs"),
+    [
+        (ub.adversarial.ddn, "l2", foolbox.attacks.DDNAttack(steps=100)),
+        (ub.adversarial.fmn, "l2", foolbox.attacks.L2FMNAttack(steps=100)),
+        (ub.adversarial.fmn, "linf", foolbox.attacks.LInfFMNAttack(steps=100)),
+        (ub.adversarial.fmn, "l1", foolbox.attacks.L1FMNAttack(steps=100)),
+    ],
+)
+def test_at_least_as_strong_as_foolbox(ours: Attack, norm: str, theirs: Any) -> None:
     box = ub.load("zoo:digits-cnn")
     x, y = ub.data.digits("test").first(40)
     right = box.predict(x) == y
     x, y = x[right], y[right]
     of = {"mean": box.inputs.mean, "std": box.inputs.std}
-    model, theirs = foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing=of), foolbox.attacks.DDNAttack(steps=100)
+    model = foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing=of)
     _, made, success = theirs(model, x, y, epsilons=None)
-    d = (made - x).flatten(1).norm(dim=1).where(success, torch.inf)
-    found = ub.adversarial.ddn(box, x, y)
+    d = torch.linalg.vector_norm((made - x).flatten(1), ORDER[norm], dim=1).where(success, torch.inf)
+    found = ours(box, x, y, norm=norm)
     assert found.success.sum() >= success.sum()
     assert found.distance.where(found.success, torch.inf).median() <= d.median() * 1.01

@@ -17,6 +17,7 @@ from .ddn import ddn as ddn
 from .deepfool import deepfool as deepfool
 from .fab import fab as fab
 from .fgsm import fgsm as fgsm
+from .fmn import fmn as fmn
 from .fooling import Fooling as Fooling
 from .fooling import fooling as fooling
 from .hop_skip_jump import hop_skip_jump as hop_skip_jump

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -191,10 +191,22 @@ def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Cons
         return clip(x if centre is None else ball.project(x, centre))
 
     def free(grad: Tensor, x: Tensor) -> Tensor:
-        held = clip(x + NUDGE * (1 + x.abs()) * grad.sign()) == x
-        return torch.where(held, torch.zeros_like(grad), grad)
+        return unheld(grad, x, clip)
 
     return Constraint(ball.steepest, project, centre, free if isinstance(ball, L1) else all_free)
+
+
+def unheld(grad: Tensor, x: Tensor, clip: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient at x, zero where it points out of the valid range at the range's edge."""
+    held = clip(x + NUDGE * (1 + x.abs()) * grad.sign()) == x
+    return torch.where(held, torch.zeros_like(grad), grad)
+
+
+def project_rows(ball: Ball, x: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """Each row of x (N, ...) into a ball of the same norm and of its own radius (N,)."""
+    norm = type(ball).__name__.lower()
+    per: dict[str, Any] = {"linf": per_row(radius, x), "l2": radius, "l1": radius[:, None]}
+    return NORMS[norm](per[norm]).project(x, centre)
 
 
 def length(d: Tensor) -> Tensor:
