@@ -5,12 +5,13 @@ OUT ?= out
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: help demo test lint bench pictures
+.PHONY: help demo test contracts lint bench pictures
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a small network on real digits, open it, write $(OUT)/"
 	@echo "make test    all tests"
+	@echo "make contracts  every method on every awkward model (about 20 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks"
 	@echo "make pictures  README's pictures again"
@@ -20,6 +21,9 @@ demo: .venv/user.stamp
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+contracts: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/laws/test_contracts.py --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

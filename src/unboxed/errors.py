@@ -46,10 +46,6 @@ class ModelError(UnboxedError, ValueError):
     """A model or its weights can't be loaded."""
 
 
-class ModelBusyError(UnboxedError, RuntimeError):
-    """Another thread is running the model, and does not come to an end."""
-
-
 class MissingError(UnboxedError, ImportError):
     """An optional package is not installed."""
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.errors import ModelBusyError
-from unboxed.net import locks
 
 PIXELS = ub.Pixels((1, 8, 8))
 
@@ -154,19 +152,29 @@ def test_a_training_thread_never_meets_its_model_in_eval() -> None:
     at_once(times(80, look), times(80, train))
     assert {mode for t in trained for mode in model.modes[t]} == {True}
     assert {mode for t in boxed for mode in model.modes[t]} == {False}
-    assert model.together == 0
     assert not model._forward_pre_hooks
 
 
-class Paused(nn.Module):
-    """Stops in its forward, in the thread that is to be paused, until it is let go."""
+class Probe(nn.Module):
+    """Notes the mode that each thread finds it in."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+        self.modes: dict[int, list[bool]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.setdefault(threading.get_ident(), []).append(self.training)
+        return x
+
+
+class Paused(nn.Module):
+    """Stops in its forward, in the thread that is to be paused, until it is let go or the other thread is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.probe = nn.Linear(64, 4), Probe()
         self.pause: int | None = None
         self.inside, self.go = threading.Event(), threading.Event()
-        self.modes: dict[int, list[bool]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         me = threading.get_ident()
@@ -175,48 +183,41 @@ class Paused(nn.Module):
             self.go.wait(20)
         elif self.pause is not None:  # the other has stopped: see what it finds if it goes on now
             self.go.set()
-            until(lambda: self.pause in self.modes)
-        self.modes.setdefault(me, []).append(self.norm.training)
-        out: Tensor = self.norm(self.fc(x.flatten(1)))
+            self.probe(x)
+            until(lambda: self.pause in self.probe.modes, 300)
+        out: Tensor = self.fc(self.probe(x).flatten(1))
         return out
 
 
 def test_a_forward_that_comes_while_a_box_is_inside_waits() -> None:
     model, x = Paused().train(), images()
     box = ub.Box(model, PIXELS)
-    (lock,) = locks.locks_of(tuple(model.modules()))
+    model.probe.modes.clear()
     trained: list[int] = []
 
     def look() -> None:
         model.pause = threading.get_ident()
         box(x)
+        model.pause = None
 
     def train() -> None:
         model.inside.wait(20)
-        me = threading.get_ident()
-        trained.append(me)
-        threading.Thread(target=let_go, args=(me,)).start()
+        trained.append(threading.get_ident())
+        threading.Thread(target=let_go, args=(trained[0],)).start()
         model(x)
 
     def let_go(me: int) -> None:
-        until(lambda: me in lock.waiting or me in model.modes)
+        until(lambda: me in model.probe.modes, 300)
         model.go.set()
 
     at_once(look, train)
-    assert [model.modes[me] for me in trained] == [[True]]
+    assert {mode for me in trained for mode in model.probe.modes[me]} == {True}
 
 
-def test_a_box_that_comes_while_a_forward_runs_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_is_under_way_waits_at_its_next_module() -> None:
     model, x = Paused().train(), images()
     box = ub.Box(model, PIXELS)
-    ask = locks._others_run
-
-    def asked(*args: object) -> bool:
-        found = ask(*args)  # type: ignore[arg-type]
-        model.go.set()
-        return found
-
-    monkeypatch.setattr(locks, "_others_run", asked)
+    model.probe.modes.clear()
     trained: list[int] = []
 
     def train() -> None:
@@ -227,53 +228,18 @@ def test_a_box_that_comes_while_a_forward_runs_waits(monkeypatch: pytest.MonkeyP
     def look() -> None:
         model.inside.wait(20)
         box(x)
-        model.go.set()
 
     at_once(train, look)
-    assert [model.modes[me] for me in trained] == [[True]]
+    assert [model.probe.modes[me] for me in trained] == [[True]]
 
 
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that a right or a wrong program does soon."""
+def until(happened: Callable[[], bool], tries: int) -> None:
+    """Wait for something that a wrong program does soon."""
     pause = threading.Event()
-    for _ in range(20_000):
+    for _ in range(tries):
         if happened():
             return
         pause.wait(0.001)
-
-
-def test_a_forward_without_end_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "PATIENCE", 0.05)
-    started, done = threading.Event(), threading.Event()
-
-    class Slow(nn.Module):
-        wait = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(64, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.wait and threading.current_thread() is not threading.main_thread():
-                started.set()
-                done.wait(30)
-            out: Tensor = self.fc(x.flatten(1))
-            return out
-
-    model, x = Slow().train(), images()
-    box = ub.Box(model, PIXELS)
-    model.wait = True
-    thread = threading.Thread(target=lambda: model(x))
-    thread.start()
-    started.wait(30)
-    try:
-        with pytest.raises(ModelBusyError, match="deepcopy"):
-            box(x)
-    finally:
-        done.set()
-        thread.join()
-    assert model.training
-    assert box(x).shape == (8, 4)
 
 
 FORK = """

@@ -63,8 +63,9 @@ class Isolated:
         """Everything that touches the model happens inside, by one thread at a time."""
         if grad and self.without_graph:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
+        switching = self.mode == "eval" and any(m.training for m in self.eager)
         with (
-            alone(self.model, self.eager, self.locks),
+            alone(self.model, self.eager, self.locks, switching=switching),
             quiet.flags(self.modules, self.mode),
             writes.buffers_in_place(self.eager),
             ExitStack() as stack,

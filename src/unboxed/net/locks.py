@@ -1,30 +1,25 @@
 """Who may run a model: one thread at a time per model, one for the process's random number generators.
 
 Boxes that share modules share their lock. A thread of the user's own that runs a boxed model (a training beside a
-report) waits until the box is done, and the box waits for a forward that has begun: neither meets the other's train or
-eval mode. `os.fork` waits until no other thread is inside a model, so a child never inherits a lock that nobody frees.
+report) waits until the box is done, also in the middle of a forward, at its next module: it does not meet the eval mode
+of the box. (A module that reads its own flag between two of its children just then would; a box on a copy of the model
+has no such neighbor.) `os.fork` waits until no other thread is inside a model: a child inherits no lock that is held.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ..errors import ModelBusyError
-
-PATIENCE = 300.0  # seconds that a box waits for another thread's forward of its model before it gives up
-POLL = 0.001  # seconds
-_CALL = nn.Module._call_impl.__code__
+GRACE = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
 
 
 class ModelLock:
@@ -36,7 +31,6 @@ class ModelLock:
         self.number = next(self._numbers)
         self.lock = threading.RLock()
         self.depth = 0  # how often the thread that holds it has taken it
-        self.waiting: set[int] = set()  # threads of the user's own that wait to run the model
 
     def acquire(self) -> None:
         self.lock.acquire()
@@ -114,7 +108,7 @@ class _Inside:
         self.threads = {me: self.threads[me]} if me in self.threads else {}
         for lock in {GENERATORS, *_LOCKS.values()}:
             if not lock.lock._is_owned():  # type: ignore[attr-defined]
-                lock.lock, lock.depth, lock.waiting = threading.RLock(), 0, set()
+                lock.lock, lock.depth = threading.RLock(), 0
         self.after_fork()
 
 
@@ -142,64 +136,42 @@ def held(locks: Sequence[ModelLock]) -> Iterator[bool]:
 
 
 @contextmanager
-def alone(model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Iterator[None]:
+def alone(
+    model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, switching: bool
+) -> Iterator[None]:
     """While open, no other thread runs the model: not by a box, and not by calling it.
 
-    Other threads that call the model wait; those that are running it already are waited for. Raises ModelBusyError
-    after five minutes.
+    Other threads that call the model wait. `switching` says that its train flags are about to change: then a forward of
+    another thread that is under way waits, too, at the next module that it comes to.
     """
     with held(locks) as first:
         if not first or threading.active_count() == 1:
             yield
             return
-        handle = model.register_forward_pre_hook(_waits(locks))
+        wait = _waits(modules, locks)
+        handles = [m.register_forward_pre_hook(wait) for m in (modules if switching else (model,))]
         try:
-            _until_free(model, modules, locks)
+            if switching:
+                time.sleep(GRACE)
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
-def _waits(locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
-    """A hook that lets the thread that made it pass and has others wait for the locks."""
-    owner = threading.get_ident()
+def _waits(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
+    """A hook that has the process's other Python threads wait for the locks.
+
+    Threads that are not Python's own (autograd's, which run a checkpoint again) work for the thread that holds them,
+    and so do replicas of the modules (of nn.DataParallel).
+    """
+    owner, ours = threading.get_ident(), {id(m) for m in modules}
 
     def wait(module: nn.Module, args: Any) -> None:
         me = threading.get_ident()
-        if me == owner:
+        if me == owner or id(module) not in ours or me not in {t.ident for t in threading.enumerate()}:
             return
-        for lock in locks:
-            lock.waiting.add(me)
         with held(locks):
-            for lock in locks:
-                lock.waiting.discard(me)
+            pass
 
     return wait
-
-
-def _until_free(model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> None:
-    """Wait until no other thread is in a forward of these modules. Raises ModelBusyError."""
-    ours = {id(module) for module in modules}
-    deadline = time.monotonic() + PATIENCE
-    while _others_run(ours, locks):
-        if time.monotonic() > deadline:
-            raise ModelBusyError(
-                f"another thread has been running this {type(model).__name__} for {PATIENCE:.0f} s, and a box can't "
-                "switch it to eval meanwhile. Open a box on a copy of the model: ub.Box(copy.deepcopy(model), ...)"
-            )
-        time.sleep(POLL)
-
-
-def _others_run(ours: set[int], locks: Sequence[ModelLock]) -> bool:
-    passed = {threading.get_ident()}.union(*(lock.waiting for lock in locks))
-    frames = sys._current_frames().items()
-    return any(_runs(frame, ours) for thread, frame in frames if thread not in passed)
-
-
-def _runs(frame: FrameType | None, ours: set[int]) -> bool:
-    """Whether a stack is in the forward of one of our modules."""
-    while frame is not None:
-        if frame.f_code is _CALL and id(frame.f_locals.get("self")) in ours:
-            return True
-        frame = frame.f_back
-    return False

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -121,6 +122,7 @@ class _Recorder:
         self.open = {Address.parse(a): a for a in {*wanted, *edits}}
         self.missing = set(self.open.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
+        self.thread = get_ident()  # a forward of another thread is none of its business
 
     def wants(self, path: str, op: str | None) -> bool:
         return any((a.path, a.op) == (path, op) for a in self.open)
@@ -173,7 +175,7 @@ def tapped(
 
 
 def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
-    h = main_tensor(out)
+    h = main_tensor(out) if get_ident() == recorder.thread else None
     new = None if h is None else recorder.meet(path, None, h)
     if new is None or h is None:
         return None
@@ -183,7 +185,7 @@ def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: An
 
 
 def _receives(recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    h = main_tensor((args, kwargs))
+    h = main_tensor((args, kwargs)) if get_ident() == recorder.thread else None
     new = None if h is None else recorder.meet(path, "input", h)
     return None if new is None else _replaced((args, kwargs), h, new)
 
@@ -241,11 +243,15 @@ def following(
     `gives` is told what each module gives, after the ops that made it.
     """
     running: list[str] = []
+    thread = get_ident()
 
     def enter(path: str, module: nn.Module, args: Any) -> None:
-        running.append(path)
+        if get_ident() == thread:
+            running.append(path)
 
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+        if get_ident() != thread:
+            return
         if running and running[-1] == path:  # else another's pre-hook raised before it was entered
             running.pop()
         if gives is not None and (h := main_tensor(out)) is not None:

@@ -1,10 +1,12 @@
-"""Test your own method against the contracts that every method of Unboxed keeps. Needs no pytest.
+"""Test your own method against the contracts that every method of Unboxed keeps: `check_method`. Needs no pytest.
 
-`trace` takes the snapshot that shows what a method left behind, `models` is a zoo of awkward models.
-`unboxed.testing.strategies` is imported by its name, for it needs hypothesis.
+`contracts` are the checks one by one, `models` is a zoo of awkward models, `trace` a snapshot of all that a method may
+not change. `unboxed.testing.strategies` (random models, inputs and objectives) is imported by its name: it needs
+Hypothesis.
 """
 
-from . import models, trace
+from . import contracts, models, trace
+from .own import check_method
 from .trace import changes, snapshot
 
-__all__ = ["changes", "models", "snapshot", "trace"]
+__all__ = ["changes", "check_method", "contracts", "models", "snapshot", "trace"]
