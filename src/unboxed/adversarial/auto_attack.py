@@ -43,7 +43,7 @@ P = 0.8  # of the image is in Square's first squares
 FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AutoAdversarial(Adversarial):
     """As `Adversarial`; `stages` says who still stood after each attack."""
 

@@ -102,7 +102,7 @@ class Plan:
 # -- the search for c --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """Where the rows stand that are still in it."""
 
@@ -167,7 +167,7 @@ def _begun(attempt: Attempt, rows: Tensor, space: Space, plan: Plan) -> Search:
 # -- the variable ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """Valid inputs as middle + half * tanh(w), where they have bounds; as w itself where they have none."""
 
@@ -207,7 +207,7 @@ class Space:
 # -- one descent -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descent:
     """The rows that are still moving."""
 

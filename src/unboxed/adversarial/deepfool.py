@@ -133,7 +133,7 @@ class _Walker:
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planes:
     """What the boundaries to J other classes look like from an image: f + w . r = 0."""
 

@@ -111,7 +111,7 @@ def _surely(wanted: Objective) -> Objective:
     return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.coupled, wanted.n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """c of each row, between the largest that was seen to fool and the least that was not."""
 

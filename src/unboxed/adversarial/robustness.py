@@ -40,7 +40,7 @@ LEAST = "least distance"
 STATE = ("stood", "least", "queries")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Robustness:
     """Of N examples, E eps, A attacks and K classes."""
 
