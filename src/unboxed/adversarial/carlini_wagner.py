@@ -40,6 +40,7 @@ BETAS = 0.9, 0.999
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
     tells="About the smallest change, in L2, that makes the net answer otherwise.",
     not_tells="A bound: a still smaller change may do.",
+    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
 )
