@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +77,56 @@ def figures(
     return {"images": n, **strengths, "queries": queries[0], **speed, "reached": speed["ratio"] <= 1 / WANTED}
 
 
+# -- the fast ones beside all others ----------------------------------------------------------------------------------
+
+
+def beside(box: ub.Box, x: Tensor, y: Tensor, norm: str, attack: Callable[[], Found]) -> dict[str, float]:
+    """Strength and CPU seconds of one run."""
+    start = time.process_time()
+    found = attack()
+    spent = time.process_time() - start
+    return {**strength(box, x, y, found, norm), "cpu_s": spent}
+
+
+def fast(name: str, n: int) -> dict[str, Any]:
+    """DDN and FMN, foolbox's, and the slower attacks, on the same images of one model."""
+    box, family, peers = ub.Box(*ub.zoo.load(name)), ub.adversarial, foolbox.attacks
+    (x, y), net = images(box, n), peer(box)
+    ours = {
+        "l2": (family.ddn, family.fmn, family.deepfool, family.carlini_wagner, family.fab),
+        "linf": (family.fmn, family.deepfool, family.fab),
+    }
+    theirs = {
+        "l2": {"ddn": peers.DDNAttack(steps=100), "fmn": peers.L2FMNAttack(steps=100)},
+        "linf": {"fmn": peers.LInfFMNAttack(steps=100)},
+    }
+
+    def made(attack: Callable[..., ub.adversarial.Adversarial], norm: str) -> Found:
+        found = attack(box, x, y, norm=norm)
+        return found.images, found.success
+
+    found: dict[str, Any] = {}
+    for norm in ours:
+        own = {a.__name__: beside(box, x, y, norm, partial(made, a, norm)) for a in ours[norm]}
+        for k, a in theirs[norm].items():
+            g = beside(box, x, y, norm, lambda a=a: tuple(a(net, x, y, epsilons=None)[1:]))
+            own[k] |= {"foolbox": g, "median_ratio": own[k]["median"] / g["median"]}
+        found[norm] = own
+    return {"images": len(x), **found}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--deepfool", type=int, default=200, help="images")
     options.add_argument("--carlini-wagner", type=int, default=32, help="images")
     options.add_argument("--pairs", type=int, default=3)
+    options.add_argument("--fast", type=int, help="images: only DDN and FMN beside the others")
     chosen = options.parse_args()
     torch.set_num_threads(1)
+    if chosen.fast:
+        models = {name: fast(name, chosen.fast) for name in ("mnist-cnn", "mnist-robust")}
+        write("fast_minimal", {"models": models}, packages=("foolbox",))
+        return
     box, family, peers = ub.Box(*ub.zoo.load("mnist-cnn")), ub.adversarial, foolbox.attacks
     deepfool = {
         norm: figures(box, chosen.deepfool, norm, family.deepfool, of, chosen.pairs)

@@ -27,6 +27,7 @@ class Card:
     needs: tuple[str, ...] = ()  # of NEEDS
     exempt: Mapping[str, str] = field(default_factory=dict)
     laws: tuple[str, ...] = ()  # of attribution, that it keeps exactly: see LAWS
+    norms: tuple[str, ...] = ()  # that an attack takes; none: all
 
 
 NEEDS = {
@@ -55,6 +56,7 @@ def card(
     needs: tuple[str, ...] = (),
     exempt: Mapping[str, str] | None = None,
     laws: tuple[str, ...] = (),
+    norms: tuple[str, ...] = (),
 ) -> Callable[[Method], Method]:
     """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off.
 
@@ -67,7 +69,7 @@ def card(
             raise InputError(f"a card's needs are of {', '.join(NEEDS)}; got {', '.join(unknown)}")
         package, _, module = method.__module__.partition(".")
         family = module.partition(".")[0] if package == "unboxed" and module else "own"
-        own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws)
+        own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws, norms)
         method.card = own  # type: ignore[attr-defined]
         return method
 

@@ -31,7 +31,7 @@ Parts = tuple[Tensor, ...]
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slope:
     """What one look at some rows shows."""
 

@@ -43,7 +43,7 @@ P = 0.8  # of the image is in Square's first squares
 FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AutoAdversarial(Adversarial):
     """As `Adversarial`; `stages` says who still stood after each attack."""
 
@@ -55,6 +55,7 @@ class AutoAdversarial(Adversarial):
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
     tells="An image within eps of this one that the net takes for something else, sought by four unlike attacks.",
     not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
+    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
     exempt={"interrupt": "its stages are told apart: tests/methods/test_auto_attack.py"},
 )

@@ -24,7 +24,7 @@ COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at
 BISECTIONS = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reliability:
     """How often the net is right at each confidence, its largest probability, in B bins of equal width."""
 
@@ -38,7 +38,7 @@ class Reliability:
     nll: float  # mean negative log-likelihood of the labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """The net as it is, and with its logits divided by the `temperature` that makes the labels likeliest."""
 

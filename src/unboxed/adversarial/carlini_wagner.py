@@ -40,6 +40,7 @@ BETAS = 0.9, 0.999
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
     tells="About the smallest change, in L2, that makes the net answer otherwise.",
     not_tells="A bound: a still smaller change may do.",
+    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
 )
@@ -102,7 +103,7 @@ class Plan:
 # -- the search for c --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """Where the rows stand that are still in it."""
 
@@ -167,7 +168,7 @@ def _begun(attempt: Attempt, rows: Tensor, space: Space, plan: Plan) -> Search:
 # -- the variable ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """Valid inputs as middle + half * tanh(w), where they have bounds; as w itself where they have none."""
 
@@ -207,7 +208,7 @@ class Space:
 # -- one descent -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descent:
     """The rows that are still moving."""
 

@@ -12,7 +12,7 @@ from .answers import without_nan
 from .result import Adversarial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     row: int  # of the attack's call
     original: Tensor  # (C, H, W)

@@ -27,7 +27,7 @@ CORRUPTIONS = tuple(KINDS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corruptions:
     """Of K kinds and S severities, over the first `n` examples."""
 

@@ -30,6 +30,7 @@ STEEPEST = L2(math.inf).steepest
     source="Rony et al. 2019, arXiv:1811.09600, algorithm 1",
     tells="About the smallest change, in L2, that makes the model answer otherwise, in few steps.",
     not_tells="A bound: a still smaller change may do.",
+    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
 )

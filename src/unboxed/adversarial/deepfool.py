@@ -35,6 +35,7 @@ NEAR = 1e-3  # it ends where so small a part of the distance is left to be won
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
     tells="A small change that makes the net answer otherwise, and so about how near its boundary is.",
     not_tells="The smallest change: it goes by straight planes where the boundary is curved.",
+    norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     exempt={"steps kept": "a run that comes to its end is followed by a search back, one that is cut short is not"},
 )
@@ -133,7 +134,7 @@ class _Walker:
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planes:
     """What the boundaries to J other classes look like from an image: f + w . r = 0."""
 

@@ -94,7 +94,7 @@ def polynomial(u: Tensor, eta: float) -> Tensor:
     return torch.where(u < 0.5, low, high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evolved:
     images: Tensor  # (K, C, H, W)
     fitness: Tensor  # (K,) log-probability of each one's class

@@ -106,7 +106,7 @@ class Pace:
     enough: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """The boundary as it seems from some points, and which of them fool the net already."""
 

@@ -32,7 +32,7 @@ STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
 PACE = 0.02  # of the range, a step of Adam
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fooling:
     images: Tensor  # (K, C, H, W)
     targets: Tensor  # (K,)

@@ -15,7 +15,7 @@ LOSSES: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin
 """What leads away from a class, by name; its negative leads to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Goal:
     climb: Objective  # what a gradient attack climbs
     fooled: Objective  # above zero once the example is what the attack wants

@@ -33,6 +33,7 @@ WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one th
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
     tells="An image near this one that the net takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
+    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
     exempt={"steps kept": "`steps` bounds each of several searches: with one of them it is not where another ended"},
 )
@@ -111,7 +112,7 @@ def _surely(wanted: Objective) -> Objective:
     return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.coupled, wanted.n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """c of each row, between the largest that was seen to fool and the least that was not."""
 

@@ -14,7 +14,7 @@ HALVINGS = 24
 SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
     """The images (N, ...) whose values are whole levels 0 .. top, and which of them are inside a ball."""
 

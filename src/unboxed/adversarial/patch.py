@@ -26,7 +26,7 @@ BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
 EPS = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
     """A patch with its rules. `plots.printable` makes a picture to print of it."""
 

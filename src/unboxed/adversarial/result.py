@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Adversarial:
     """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
 

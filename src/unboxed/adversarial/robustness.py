@@ -28,6 +28,7 @@ from .answers import among, predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
+from .norms import check_norms, same_norm
 from .pgd import pgd
 from .result import Adversarial
 from .shares import Share
@@ -41,7 +42,7 @@ LEAST = "least distance"
 STATE = ("stood", "least", "queries")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Robustness:
     """Of N examples, E eps, A attacks and K classes."""
 
@@ -141,6 +142,7 @@ def robustness(
     sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
+    check_norms({**chosen, LEAST: minimal}, norm)
     run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
     if checkpoint is not None:
         run.resume(Saved(Path(checkpoint), "robustness", run.settings(seed)))
@@ -267,15 +269,6 @@ class _Run:
             type(norm_of(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
             self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
         )  # fmt: skip
-
-
-def same_norm(name: str, measured: str, wanted: str) -> None:
-    """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
-    if measured != wanted.lower():
-        raise InputError(
-            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave it out, or evaluate "
-            f'with norm="{measured}"'
-        )
 
 
 def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .answers import without_nan
 ABSTAIN = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Smoothed:
     """What the smoothed net says of N examples: within `radius`, in L2, it says so of every other input too."""
 

@@ -36,6 +36,7 @@ TILES = 5  # along each side of an image, at the start of the l2 attack
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
     tells="An image within eps of this one that the net takes for something else, found by asking for outputs alone.",
     not_tells="That there is none where it fails: it is a random search, and more queries find more.",
+    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     needs=("pixels",),
     exempt={"one look": "it is a search: `queries` looks"},

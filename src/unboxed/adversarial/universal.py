@@ -22,7 +22,7 @@ from .attempt import in_range
 from .shared import Crowd, crowd, settings, share_fooled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Universal:
     perturbation: Any  # (1, ...), within eps; a dict or tuple for nets of several inputs
     target: int | None  # the class that images with it become; None: any but their own

@@ -108,7 +108,7 @@ if find_spec("transformers"):
     def model_output() -> nn.Module:
         from transformers.utils.generic import ModelOutput
 
-        @dataclass
+        @dataclass(eq=False)
         class Output(ModelOutput):
             loss: Tensor | None = None
             logits: Tensor | None = None
