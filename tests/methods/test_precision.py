@@ -116,7 +116,7 @@ def test_other_values_are_refused(settings: dict[str, Any], says: str) -> None:
 def test_nets_that_can_not_are_refused() -> None:
     for net in ("double", "bfloat16"):
         entry = awkward.get(net)
-        with pytest.raises(InputError, match=r"autocast is for nets in torch\.float32; this one is in torch"):
+        with pytest.raises(InputError, match=r"autocast is for models in torch\.float32; this one is in torch"):
             ub.Box(entry.net, entry.inputs, autocast=torch.bfloat16)
 
     class Strict(nn.Module):
