@@ -127,7 +127,7 @@ def test_nets_that_can_not_are_refused() -> None:
 
     strict = nn.Sequential(nn.Conv2d(1, 1, 1), Strict())
     ub.Box(strict, awkward.GRAY, outputs="logits")
-    with pytest.raises(InputError, match=r"the net can't run under autocast=torch.bfloat16: wanted float32"):
+    with pytest.raises(InputError, match=r"the model can't run under autocast=torch.bfloat16: wanted float32"):
         ub.Box(strict, awkward.GRAY, outputs="logits", autocast=torch.bfloat16)
     columns = ub.Features(("a", "b"))
     with pytest.raises(InputError, match=r"channels_last is for images"):
