@@ -1,9 +1,11 @@
 """The public face: quick to import, complete, and free of what is optional."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ import unboxed
 HEAVY = ("torch", "numpy", "matplotlib", "PIL", "sklearn", "scipy")
 EXTRAS = (
     "lightning", "pytorch_lightning", "tensorboard", "transformers",
-    "captum", "hypothesis", "playwright", "torchvision",
+    "captum", "hypothesis", "playwright", "torchvision", "wandb",
 )
 STUB = Path(unboxed.__file__).with_suffix(".pyi")
 NAMES = [a.asname or a.name for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names]
@@ -41,27 +43,55 @@ def test_the_face_is_the_stub() -> None:
     assert sorted(NAMES) == sorted(unboxed.__all__) == dir(unboxed)
 
 
-def test_names_that_are_also_packages_stay_functions() -> None:
-    """`from unboxed.report import ...` must not put the package in the place of the function."""
-    assert python("import unboxed, unboxed.report.words; print(callable(unboxed.report))") == "True"
+FRESH = f"""
+import importlib, json, pkgutil, random, sys
+import unboxed, unboxed.report.words
+found = {{"report": callable(unboxed.report)}}
+from unboxed.training import ConfusedLogits
+ConfusedLogits(to="x")
+found["extras"] = [name for name in {EXTRAS} if name in sys.modules]
 
+import numpy
+from unboxed.engine import embedding
+random.seed(1), numpy.random.seed(1)
+before = random.getstate(), numpy.random.get_state()[1].copy()
+embedding.embed(numpy.random.default_rng(0).normal(size=(20, 60)))
+found["drew"] = random.getstate() != before[0] or bool((numpy.random.get_state()[1] != before[1]).any())
 
-def test_every_module_imports_without_the_extras() -> None:
-    source = f"""
-import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({EXTRAS}))
-import unboxed
 from unboxed.errors import MissingError
-failed = []
+found["failed"] = []
 for module in pkgutil.walk_packages(unboxed.__path__, "unboxed."):
-    if module.name.endswith("__main__"):
-        continue
-    try:
-        importlib.import_module(module.name)
-    except MissingError:
-        pass
-    except ImportError as error:
-        failed.append(f"{{module.name}}: {{error}}")
-print(failed)
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except MissingError:
+            pass
+        except ImportError as error:
+            found["failed"].append(f"{{module.name}}: {{error}}")
+print(json.dumps(found))
 """
-    assert python(source) == "[]"
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    """What a new process finds; the extras are taken from it before it imports every module."""
+    return json.loads(python(FRESH))  # type: ignore[no-any-return]
+
+
+def test_names_that_are_also_packages_stay_functions(fresh: dict[str, Any]) -> None:
+    """`from unboxed.report import ...` must not put the package in the place of the function."""
+    assert fresh["report"] is True
+
+
+def test_the_core_imports_no_extra(fresh: dict[str, Any]) -> None:
+    """Nor does what watches a training loop, before it is given to a trainer."""
+    assert fresh["extras"] == []
+
+
+def test_loading_the_library_of_tsne_draws_nothing(fresh: dict[str, Any]) -> None:
+    assert fresh["drew"] is False
+
+
+def test_every_module_imports_without_the_extras(fresh: dict[str, Any]) -> None:
+    assert fresh["failed"] == []

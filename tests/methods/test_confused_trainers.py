@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -313,15 +312,6 @@ def test_a_model_whose_hooks_do_not_run_says_so(tmp_path: Path) -> None:
 # -- what need not be installed --------------------------------------------------------------------------------------
 
 
-def test_the_core_imports_neither() -> None:
-    code = (
-        "import sys; from unboxed.training import ConfusedLogits; ConfusedLogits(to='x');"
-        "print([m for m in ('lightning', 'pytorch_lightning', 'transformers', 'wandb') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize(("adapter", "package"), [("lightning", "lightning"), ("huggingface", "transformers")])
 def test_a_missing_package_says_how_to_get_it(adapter: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, f"unboxed.training.{adapter}", raising=False)
@@ -347,15 +337,16 @@ def one_rank(rank: int, port: int, folder: str) -> None:
 
 def distributed(rank: int, folder: str, watched: bool) -> dict[str, Tensor]:
     model = nn.parallel.DistributedDataParallel(net().train())
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     confused = ConfusedLogits(1, to=Path(folder) / f"rank{rank}", **FORCED)
     torch.manual_seed(rank)
     x, y = images().tensors
     for step in range(BATCHES):
         rows = slice(step * SIZE + rank * SIZE // 2, step * SIZE + (rank + 1) * SIZE // 2)
-        optimizer.zero_grad()
+        model.zero_grad()
         F.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
+        with torch.no_grad():  # by hand: torch.optim imports half of torch, in each process
+            for p in model.parameters():
+                p -= 0.1 * p.grad
         found = confused.watch(model, x[rows], y[rows], step) if watched else None
         assert (found is not None) == (watched and rank == 0 and step % 2 == 1)
     return model.module.state_dict()

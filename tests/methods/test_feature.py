@@ -259,7 +259,7 @@ def test_refused(box: ub.Box, work: Any, said: str) -> None:
 
 def test_a_table_of_features_has_no_picture() -> None:
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
-    with pytest.raises(InputError, match="rows of features"):
+    with pytest.raises(InputError, match="takes images alone"):
         feature(box, logit(0))
 
 

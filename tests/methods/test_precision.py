@@ -116,7 +116,7 @@ def test_other_values_are_refused(settings: dict[str, Any], says: str) -> None:
 def test_nets_that_can_not_are_refused() -> None:
     for net in ("double", "bfloat16"):
         entry = awkward.get(net)
-        with pytest.raises(InputError, match=r"autocast is for nets in torch\.float32; this one is in torch"):
+        with pytest.raises(InputError, match=r"autocast is for models in torch\.float32; this one is in torch"):
             ub.Box(entry.net, entry.inputs, autocast=torch.bfloat16)
 
     class Strict(nn.Module):
@@ -127,7 +127,7 @@ def test_nets_that_can_not_are_refused() -> None:
 
     strict = nn.Sequential(nn.Conv2d(1, 1, 1), Strict())
     ub.Box(strict, awkward.GRAY, outputs="logits")
-    with pytest.raises(InputError, match=r"the net can't run under autocast=torch.bfloat16: wanted float32"):
+    with pytest.raises(InputError, match=r"the model can't run under autocast=torch.bfloat16: wanted float32"):
         ub.Box(strict, awkward.GRAY, outputs="logits", autocast=torch.bfloat16)
     columns = ub.Features(("a", "b"))
     with pytest.raises(InputError, match=r"channels_last is for images"):

@@ -73,22 +73,18 @@ def test_no_more_calls_than_captum_needs_for_the_same_completeness_error() -> No
     difference = (box(x) - box(torch.zeros_like(x)))[each, y]
     peer = IntegratedGradients(lambda z: net(inputs.encode(z)))
     for tol in (0.05, 0.01):
-        steps = 2
-        while True:
-            sums = peer.attribute(x, target=y, n_steps=steps).flatten(1).sum(1)
-            if bool(((sums - difference).abs() <= tol * difference.abs()).all()):
-                break
-            steps += 1
         found = integrated_gradients(box, x, y, tol=tol)
         assert bool(found.converged.all())
-        assert float((found.steps + 2).double().mean()) <= steps
+        for steps in range(2, math.ceil(float((found.steps + 2).double().mean()))):  # with fewer, captum is not there
+            sums = peer.attribute(x, target=y, n_steps=steps).flatten(1).sum(1)
+            assert not bool(((sums - difference).abs() <= tol * difference.abs()).all()), (tol, steps)
 
 
 def test_how_far_maps_are_from_the_limit() -> None:
     """A completeness error vouches for no pixel; the first look leaves the map about twice as far off."""
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
     x, _ = ub.data.digits("test").first(10)
-    limit = integrated_gradients(box, x, n_steps=300).map
+    limit = integrated_gradients(box, x, n_steps=100).map
     off = [
         float(((integrated_gradients(box, x, tol=tol).map - limit).abs().flatten(1).sum(1)
                / limit.abs().flatten(1).sum(1)).mean())
