@@ -32,6 +32,11 @@ def resnet20(trained: bool = True, seed: int = 0) -> tuple[nn.Module, ub.Pixels]
     return net, ub.Pixels((3, 32, 32), MEAN, STD)
 
 
+def resnet56(seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
+    """ResNet-56 of He et al. 2016, section 4.2, by option A, untrained."""
+    return _seeded(ResNet56, seed), ub.Pixels((3, 32, 32), MEAN, STD)
+
+
 def squeezenet1_0(trained: bool = True, seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
     """SqueezeNet 1.0 of Iandola et al. 2016, with ImageNet weights; its layers have torchvision's names."""
     net = _seeded(SqueezeNet, seed)
@@ -93,14 +98,16 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
+    blocks = 3  # a stage
+
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(self.blocks)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(1, self.blocks)))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(1, self.blocks)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, classes)
 
@@ -109,6 +116,10 @@ class ResNet20(nn.Module):
         x = self.layer3(self.layer2(x))  # (N, 64, 8, 8)
         logits: Tensor = self.linear(self.pool(x).flatten(1))
         return logits
+
+
+class ResNet56(ResNet20):
+    blocks = 9
 
 
 class Fire(nn.Module):

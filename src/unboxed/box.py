@@ -104,7 +104,7 @@ class Box:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
         noise = self._noise(4 if self._most >= 3 else 1)
         self._found, self.coupled = first_forward(self._model, self._call, noise, self._least)
-        self.noisy = self._found.noisy  # asks for noise while it runs
+        self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
         self.layers: Layers = self._found.layers
         again = self._found.output, self.inputs, lambda: self._run(noise[:3])
         self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)

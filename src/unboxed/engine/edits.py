@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..errors import InputError, LayerError
 from ..net.batching import BatchSize, in_batches
 from ..net.taps import Edit
 from ..objectives import Objective, held, logit, pooled
+from .replayed import Before
 
 LOG = logging.getLogger("unboxed")
 
@@ -163,27 +165,31 @@ def runs(
 ) -> Runs:
     """Run x (N, ...) rewritten in each of `count` ways (None: as it is): pairs of example and way share batches.
 
-    What lies below the rewritten layer runs once an example and batch, where the net allows it.
+    What comes before the rewritten layer runs once an example and batch, where the net allows it.
     """
-    n, work = len(x), _Work(box, x, objective, ways, logits)
+    n, work = len(x), _Work(box, x, objective, ways, logits, Before(box, x, objective))
     if box.coupled or objective.coupled:  # then a batch is all examples, rewritten in one way
         every = torch.arange(n, device=box.device)
         parts = in_batches(lambda r: work.run(every, torch.full_like(every, r.start)), count, 1, 1)
         score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
         return Runs(score, rest[0] if rest else None)
     size, most = box.splits(n, batch_size)
-    thin = count > 1 and (most if size == "auto" else size) >= PROBE and work.can_spread(count)
+    how = work.cheapest(count) if count > 1 and (most if size == "auto" else size) >= PROBE else "whole"
 
     def part(rows: slice) -> list[Tensor]:
         index = torch.arange(rows.start, rows.stop, device=box.device)
-        return work.run(index // count, index % count, thin)
+        return work.run(index // count, index % count, how)
 
     both = [torch.cat(h) for h in zip(*in_batches(part, n * count, size, most), strict=True)]
     score, *rest = (h.view(n, count, *h.shape[1:]) for h in both)
     return Runs(score, rest[0] if rest else None)
 
 
-PROBE = 4  # pairs on which it is tried whether rows can be multiplied in the middle of the net
+How = Literal["thin", "replayed", "whole"]
+"""Examples are multiplied at the edit; modules before it answer from one run of each example; all runs in full."""
+
+PROBE = 4  # pairs on which it is tried what the net allows
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest number, on the CPU
 
 
 @dataclass(frozen=True)
@@ -193,33 +199,53 @@ class _Work:
     objective: Objective
     ways: Ways | None
     logits: bool
+    before: Before
 
-    def run(self, examples: Tensor, way: Tensor, thin: bool = False) -> list[Tensor]:
-        """Scores (R,) and logits (R, K) of pairs; `thin`: each example enters once, and is multiplied at the edit."""
+    def run(self, examples: Tensor, way: Tensor, how: How = "whole") -> list[Tensor]:
+        """Scores (R,) and logits (R, K) of pairs."""
         box, edits = self.box, {} if self.ways is None else self.ways(examples, way)
-        own, at = torch.unique(examples, return_inverse=True)
+        (own, at), thin = torch.unique(examples, return_inverse=True), how == "thin"
+        if how == "replayed":
+            self.before.record(examples, edits)
         if thin:
             edits = {a: _multiplied(edit, at) for a, edit in edits.items()}
         wanted = {*self.objective.layers, *(["logits"] if self.logits else [])}
-        with box.quiet(grad=False):
+        with box.quiet(grad=False), self.before.answering(examples) if how == "replayed" else nullcontext():
             acts = box.forward(self.x[own if thin else examples], wanted, edits, len(examples) if thin else None)
             found = [self.objective.rows(examples)(acts)]
             found += [pooled(acts["logits"])] if self.logits else []
             return [h.to(box.dtype) for h in found]
 
-    def can_spread(self, count: int) -> bool:
-        """Whether a batch that grows in the middle of the net gives what whole runs give.
+    def cheapest(self, count: int) -> How:
+        """The cheapest way that gives what whole runs give.
 
-        It does not where a branch around the layer, or a reshape, knows the batch's size; most such nets raise.
+        A batch can't grow where a branch around the layer, or a reshape, knows its size; most such nets raise. Modules
+        can't answer where the net hands tensors on otherwise than from module to module.
         """
         ways = torch.tensor([0, count - 1] * 2, device=self.box.device)
         examples = torch.tensor([0, 0, 1, 1], device=self.box.device).clamp_max(len(self.x) - 1)
+        tries: tuple[How, ...] = ("thin", "replayed") if self.before.possible else ("thin",)
         try:
-            pairs = list(zip(self.run(examples, ways, True), self.run(examples, ways), strict=True))
+            whole = self.run(examples, ways)
         except Exception:  # out of memory, too: then the runs themselves find a size that fits
-            LOG.info("a batch that grows in the middle of the net is not taken", exc_info=True)
+            LOG.info("a batch of %d rewritten runs failed", PROBE, exc_info=True)
+            return "whole"
+        return next((how for how in tries if self.gives(whole, examples, ways, how)), "whole")
+
+    def gives(self, whole: list[Tensor], examples: Tensor, ways: Tensor, how: How) -> bool:
+        """Whether pairs run in a cheaper way come out as whole runs do, up to rounding."""
+        try:
+            found = self.run(examples, ways, how)
+        except Exception:
+            LOG.info("%s runs are not taken", how, exc_info=True)
             return False
-        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True) for a, b in pairs)
+        share = ROUNDING.get(self.box.net_dtype, 2e-2) if self.box.device.type == "cpu" else 2e-2
+        return all(_alike(a, b, share) for a, b in zip(found, whole, strict=True))
+
+
+def _alike(a: Tensor, b: Tensor, share: float) -> bool:
+    largest = float(b.nan_to_num(0, 0, 0).abs().amax()) if b.numel() else 0.0
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=share * largest, equal_nan=True)
 
 
 def _multiplied(edit: Edit, at: Tensor) -> Edit:

@@ -49,6 +49,11 @@ class Isolated:
         """Whether the model is no longer the one that was opened."""
         return self._identity != identity(self.eager, self.mode)
 
+    @property
+    def stateless(self) -> bool:
+        """Whether a forward neither draws nor writes: then what a module gives depends on what it is given alone."""
+        return not (self.draws or self._written)
+
     @contextmanager
     def discovering(self) -> Iterator[None]:
         """Watch what a first forward writes and draws; both is put back."""
