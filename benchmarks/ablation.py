@@ -1,7 +1,7 @@
 """Silencing every channel of a layer of a 56-layer residual net, against a whole forward for each pair. Same logits.
 
-CPU time, so other work on the machine counts for little; FLOPs are those of convolutions and products, in whole forwards
-of one image for each image.
+CPU time, so other work on the machine counts for little; FLOPs are those of convolutions and products, in whole
+forwards of one image for each image.
 """
 
 from __future__ import annotations
