@@ -1,7 +1,6 @@
 """Silencing every channel of a layer of a 56-layer residual net, against a whole forward for each pair. Same logits.
 
-CPU time, so other work on the machine counts for little; FLOPs are those of convolutions and products, in whole
-forwards of one image for each image.
+CPU time, so other work on the machine counts for little; and FLOPs, as whole forwards of all images.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import unboxed as ub
 from harness import write
 from nets import resnet56
 from unboxed.engine.edits import _Work
+from unboxed.net.layers import Flops
 
 LAYERS = ("layer3.0.conv1", "layer3.4.conv1", "layer3.8.conv1", "layer3.8")
 N, PAIRS = 16, 5
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def compared(box: ub.Box, x: Tensor, layer: str) -> dict[str, float]:
-    """Seconds of CPU and forwards an image of both; raises where their logits differ."""
+    """Seconds of CPU and forwards of both; exits where their logits differ."""
 
     def ours() -> Tensor:
         return ub.activations.ablation(box, x, layer, target=0).ablated
@@ -75,9 +74,9 @@ def _cpu(work: Callable[[], Tensor]) -> float:
 
 
 def _flops(work: Callable[[], Tensor]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         work()
-    return counter.get_total_flops()
+    return float(counter.total)
 
 
 if __name__ == "__main__":

@@ -166,10 +166,17 @@ def lbfgs(f: dict[str, Any]) -> str:
     return f"L-BFGS distortion towards a class, as Szegedy et al. measure it | {'; '.join(cells)}"
 
 
+def ablation(f: dict[str, Any]) -> str:
+    names = [name for name in f if name.startswith("layer")]
+    cells = [f"{n}: **{f[n]['ratio']:.2f}x** ({f[n]['ours_forwards'] / f[n]['whole_forwards']:.2f}x)" for n in names]
+    what = "silencing 64 channels of ResNet-56 on 16 images, against whole forwards: CPU time (FLOPs)"
+    return f"{what} | {'; '.join(cells)}"
+
+
 ROWS = (
     reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map,
     occlusion, integrated_gradients, lime, shap, smoothgrad, grad_cam,
-    robust, pgd, minimal, eight_bits, patch, lbfgs,
+    robust, pgd, minimal, eight_bits, patch, lbfgs, ablation,
 )  # fmt: skip
 
 # -- how alike maps are when layers are drawn anew ---------------------------------------------------------------------

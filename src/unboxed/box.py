@@ -106,7 +106,7 @@ class Box:
         self._found, self.coupled = first_forward(self._model, self._call, noise, self._least)
         self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
         self.layers: Layers = self._found.layers
-        again = self._found.output, self.inputs, lambda: self._run(noise[:3])
+        again = self._found.output, self.inputs, lambda x: self._run(noise[:3] if x is None else x)
         self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.flops = self._found.flops_each  # of one example's way through

@@ -399,7 +399,8 @@ def lightning(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("defense", [Fast(0.1), PGD(0.1, steps=3, ramp=0.5)])
 def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) -> None:
-    from unboxed.training.lightning import PRIME, Defending
+    from unboxed.engine.draws import key
+    from unboxed.training.lightning import Defending
 
     pixels, labels = batch(24)
     seen = []
@@ -407,7 +408,7 @@ def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) ->
     def step(module: Any, z: Tensor, y: Tensor) -> Tensor:
         i, training = len(seen), module.net.training
         rows = slice(i % 4 * 6, i % 4 * 6 + 6)
-        want = defense.attack(Box(module, INPUTS), pixels[rows], labels[rows], (i + 1) / 8, seed=i * PRIME)
+        want = defense.attack(Box(module, INPUTS), pixels[rows], labels[rows], (i + 1) / 8, seed=key("batch", i, 0))
         assert torch.allclose(INPUTS.decode(z), want, atol=1e-5)
         assert training
         seen.append((INPUTS.decode(z) - pixels[rows]).abs().max().item())

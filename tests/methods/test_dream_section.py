@@ -39,7 +39,7 @@ def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dream, "WORK", 1.0)
     c = case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
-    assert "This net is slow here" in text
+    assert "This net is large" in text
     assert "texture is left out" in text
     assert text.count("dreamed on") == 2  # one depth of each of two examples
 

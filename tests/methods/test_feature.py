@@ -142,7 +142,7 @@ def test_diverse_drawings_differ_more() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     plain = feature(box, channel("relu2", 2), n=3, steps=50)
     apart = feature(box, channel("relu2", 2), n=3, steps=50, diversity=1.0)
-    assert alike(box, apart.images) < 0.9 * alike(box, plain.images)
+    assert 1 - alike(box, apart.images) > 2 * (1 - alike(box, plain.images))
     assert torch.allclose(apart.scores, box.read(apart.images, "relu2")["relu2"][:, 2].mean((1, 2)), rtol=1e-4)
 
 
@@ -183,7 +183,7 @@ def test_the_units_of_a_layer_without_positions_are_drawn() -> None:
 
 def test_maco_holds_the_spectrum_and_fills_the_transparency(box: ub.Box) -> None:
     x = images(32)
-    made = feature(box, channel("relu", torch.tensor([0, 1])), canvas="maco", data=x, steps=5)
+    made = feature(box, channel("relu", torch.tensor([0, 1])), canvas="maco", data=x, steps=5, seed=1)
     palette = look(box, x).palette
     found = torch.fft.rfft2(palette.plain(made.images)).abs()  # (N, C, H, W // 2 + 1)
     want = torch.fft.rfft2(palette.plain(x)).abs().mean(0)

@@ -45,10 +45,10 @@ class Reader:
         except (KeyError, IndexError, TypeError) as error:
             raise OutputError(f"there is no {self.pick!r} in the net's output, {_describe(raw)}") from error
 
-    def recognize(self, raw: Any, inputs: Inputs, run: Callable[[], Any] | None = None) -> Outputs:
+    def recognize(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
         """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
 
-        `run` runs the model on a few inputs again, and is called where all values lie strictly between 0 and 1.
+        `run` runs the model on these inputs again (None), or on others; called where all values lie between 0 and 1.
         """
         h = self.tensor(raw).detach().double()
         if h.shape[1] == 1:
@@ -61,12 +61,15 @@ class Reader:
             return "logprobs"
         if run is None or not bool(((h > 0) & (h < 1)).all()):
             return "logits"
-        return "multilabel" if self._ends_in_sigmoid(run) else _not_sure()
+        if self._ends_in_sigmoid(run):
+            return "multilabel"
+        extreme = self.tensor(run(_extremes(inputs, len(h)).to(h.device))).detach()
+        return _not_sure() if bool(((extreme > 0) & (extreme < 1)).all()) else "logits"
 
-    def _ends_in_sigmoid(self, run: Callable[[], Any]) -> bool:
+    def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
         """Whether the output is what a sigmoid gave, on one more run."""
         with FinalOp(FINAL["multilabel"]) as final:
-            output = self.tensor(run())
+            output = self.tensor(run(None))
         z = final.before(output)
         return z is not None and Reader(self.pick, "multilabel")._gives(z, output)
 
@@ -129,6 +132,13 @@ def _default(raw: Any) -> Any:
             'Box(..., output="name"), an index or a function'
         )
     return rows[0]
+
+
+def _extremes(inputs: Inputs, n: int) -> Tensor:
+    """Valid inputs (n, ...) as far apart as there are: of a model that only happens to stay between 0 and 1."""
+    some = inputs.sample(n, torch.Generator().manual_seed(1))
+    free = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")  # categories are not for scaling
+    return inputs.clip(40 * some - 20) if free else some
 
 
 def _not_sure() -> Outputs:
