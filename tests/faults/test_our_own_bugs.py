@@ -81,6 +81,7 @@ def silent(source: ast.AST) -> list[int]:
 
 def test_no_broad_handler_is_silent() -> None:
     found = {str(f.relative_to(ROOT)): silent(ast.parse(f.read_text("utf-8"))) for f in ROOT.rglob("*.py")}
+    found.pop("testing/models/structures.py")  # a model that swallows exceptions, on purpose
     assert not {f for f, lines in found.items() if lines}
     assert silent(ast.parse("try: f()\nexcept Exception:\n    pass")) == [2]
     assert silent(ast.parse("try: f()\nexcept:\n    pass")) == [2]

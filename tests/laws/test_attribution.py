@@ -6,6 +6,7 @@ arXiv:1703.01365, section 2 (dummy, here "sensitivity (b)", symmetry, completene
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import CARDS, Case, call, case, labels, takes
+from laws.common import CARDS, Case, call, call_aloud, case, labels, takes
 from unboxed.cards import LAWS
 from unboxed.engine.baselines import baseline
 from unboxed.engine.results import map_of
@@ -104,10 +105,14 @@ def test_completeness(name: str, net: str, at: Any) -> None:
         settings = {}
     c = case(net, torch.float64)
     y = labels(net, 3)
-    got = map_of(call(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        got = map_of(call_aloud(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
+    missed = name in LOOSE and any("did not reach the tolerance" in str(w.message) for w in heard)  # and says so
     rows = torch.arange(3)
     want = c.box(c.x)[rows, y] - c.box(baseline(c.box, c.x, at))[rows, y]
-    assert float((got - want).abs().max()) <= LOOSE.get(name, 1e-9) * max(1.0, float(want.abs().max()))
+    assert missed or float((got - want).abs().max()) <= LOOSE.get(name, 1e-9) * max(1.0, float(want.abs().max()))
+    assert not missed or (net, at) == ("residual", "random")
 
 
 class Ignores(nn.Module):

@@ -118,7 +118,7 @@ def folded() -> tuple[ub.Box, Tensor, Tensor]:
 @each_norm
 def test_more_runs_are_never_worse(norm: str) -> None:
     box, x, y = folded()
-    runs = [fab(box, x, y, norm=norm, steps=2, restarts=k) for k in (1, 2, 5)]
+    runs = [fab(box, x, y, norm=norm, steps=2, restarts=k, seed=2) for k in (1, 2, 5)]
     far = [torch.where(r.success, r.distance, torch.inf) for r in runs]
     assert (far[1] <= far[0]).all()
     assert (far[2] <= far[1]).all()

@@ -58,7 +58,7 @@ def same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     try:
         return bool(a == b)
-    except Exception:  # of a type whose `==` is no yes or no
+    except (RuntimeError, TypeError, ValueError):  # of a type whose `==` is no yes or no
         return False
 
 
