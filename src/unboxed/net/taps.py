@@ -100,10 +100,9 @@ class Padding:
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
-        if self.n == self.size:
-            return h, h[:0] if h.ndim else h.new_empty(0)
-        true = len(h) * self.n // self.size if h.ndim and len(h) % self.size == 0 else None
-        return (h[:true], h[true:]) if true is not None and true < len(h) else (h, h[:0] if h.ndim else h.new_empty(0))
+        divides = h.ndim and self.n < self.size and len(h) % self.size == 0
+        true = len(h) * self.n // self.size if divides else None
+        return (h[:true], h[true:]) if true is not None else (h, h[:0] if h.ndim else h.new_empty(0))
 
 
 NO_PADDING = Padding(1, 1)
