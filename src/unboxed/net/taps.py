@@ -64,9 +64,7 @@ class Address:
         return f"{self.path}{op}" if self.call is None else f"{self.path}{op}#{self.call}"
 
 
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> Address:
-    return Address._parse(text)
+_parsed = lru_cache(maxsize=4096)(Address._parse)
 
 
 def named_modules(net: nn.Module) -> dict[str, nn.Module]:
