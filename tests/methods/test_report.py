@@ -480,7 +480,7 @@ def test_an_ascent_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
     with torch.no_grad():
         net[1].weight.fill_(0.01)
         net[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
-    box = Box(net, Pixels((1, 8, 8), mean=0.0, std=0.5))
+    box = Box(net, Pixels((1, 8, 8), mean=0.0, std=0.5), outputs="logits")
     found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "looks-for", "changes"])
     assert found.failures == {}
     assert page.has(

@@ -28,7 +28,7 @@ MANY = 1024  # players that are looked at one by one, whether they are rectangle
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
     tells="What this score loses when one part of the input is hidden and the rest stays.",
     not_tells="What parts do together: where either of two is enough, hiding one loses nothing.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 8))),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 4))),
     exempt={"one look": "it runs the net once for each player"},
     laws=("contribution", "dummy", "symmetry"),
 )

@@ -19,6 +19,9 @@ from .taps import FinalOp, tensors_in
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
 
+VARIES = 0.1  # by how much probabilities differ over inputs that are far apart
+
+
 class Reader:
     """Picks the output tensor from what the net gives, and finds its logits."""
 
@@ -64,7 +67,8 @@ class Reader:
         if self._ends_in_sigmoid(run):
             return "multilabel"
         extreme = self.tensor(run(_extremes(inputs, len(h)).to(h.device))).detach()
-        return _not_sure() if bool(((extreme > 0) & (extreme < 1)).all()) else "logits"
+        varies = float((extreme.amax(0) - extreme.amin(0)).max()) > VARIES  # an untrained model may hardly
+        return _not_sure() if varies and bool(((extreme > 0) & (extreme < 1)).all()) else "logits"
 
     def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
         """Whether the output is what a sigmoid gave, on one more run."""

@@ -19,7 +19,7 @@ from ..errors import UnboxedWarning
 from . import models
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A box with a batch for it: rows 0 and 1 have the class that the model gives them, row 2 another."""
 
