@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
 from ..arguments import check_seed, number, whole
 from ..box import Box
@@ -16,7 +15,7 @@ from ..engine.balls import Ball, Constraint, ball_of, per_row, within
 from ..engine.balls import all_free as all_free
 from ..engine.balls import same as same
 from ..engine.canvases import Raw
-from ..engine.steps import Momentum
+from ..engine.steps import Momentum, Steps
 from ..errors import InputError, warn
 from .attempt import ASK_ONLY, Attempt, differentiable, in_range
 from .levels import saved
@@ -52,7 +51,7 @@ class Way:
     def rule(self, constraint: Constraint) -> tuple[StepRule, Constraint]:
         """How steps are made of gradients, and what is left for the constraint to do."""
         if self.decay is None:
-            return partial(SGD, lr=self.step), constraint
+            return partial(Steps, lr=self.step), constraint
         rule = partial(Momentum, lr=self.step, decay=self.decay, uphill=constraint.uphill)
         return rule, replace(constraint, steer=same, free=all_free)
 

@@ -23,7 +23,9 @@ from .climb import Climb as Climb
 from .climb import StepRule as StepRule
 from .climb import finished as finished
 from .draws import shared
+from .examples import AT_ONCE
 from .gradients import pull_stuck
+from .steps import Steps
 
 Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 CACHE = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
@@ -50,7 +52,7 @@ def _sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool) -> tuple[Batc
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
     size, most = box.splits(n, batch_size, coupled)
     if box.device.type == "cpu" and not (coupled or box.coupled):
-        most = min(most, max(FEW, CACHE // max(1, box._found.bytes_each)))
+        most = min(most, AT_ONCE, max(FEW, CACHE // max(1, box._found.bytes_each)))
     return size, most
 
 
@@ -155,7 +157,8 @@ class _Climber:
         layers = frozenset[str]() if self.until is None else self.until.layers
         acts = self.box.forward(self._transformed(x, step, last), self.objective.layers | layers)
         score = self.objective(acts)
-        until = None if self.until is None else self.until(acts).detach()
+        with torch.no_grad():
+            until = None if self.until is None else self.until(acts).detach()
         return score, until, lambda: self._pull(score, acts, x, step)
 
     def _mean(self, x: Tensor, step: int, last: bool) -> Drawn:
@@ -187,14 +190,15 @@ class _Climber:
         s, alive = self.state, self.alive
         x, score = x.detach().to(s.input.dtype), score.detach().to(s.score.dtype)
         if done is None:
-            s.input, s.score = x.clone(), score.clone()  # of an activation, it may be a view that keeps the whole
+            s.input, s.score = x, score.clone()  # of an activation, it may be a view that keeps the whole
             return
-        fresh = ~s.done[alive] if self.leaves else ~s.done[alive] | done
+        held = s.done[alive] if self.leaves else s.done[alive] & ~done
+        if self.slow or held.any():
+            x, score = torch.where(per_row(held, x), s.input[alive], x), torch.where(held, s.score[alive], score)
         if len(alive) == len(s.input):
-            s.input, s.score = torch.where(per_row(fresh, x), x, s.input), torch.where(fresh, score, s.score)
+            s.input, s.score = x, score.clone()
         else:
-            s.input[alive] = torch.where(per_row(fresh, x), x, s.input[alive])
-            s.score[alive] = torch.where(fresh, score, s.score[alive])
+            s.input[alive], s.score[alive] = x, score
         s.done[alive] = s.done[alive] | done
         if step == 0:
             s.already = s.done.clone()
@@ -251,17 +255,24 @@ class _Climber:
                 group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.plan.steps)) / 2
 
     def _step(self, grads: Sequence[Tensor], step: int) -> None:
+        """Parameters get new memory: the old one may be what was noted of them."""
         params = list(self.canvas.parameters())
-        before = [p.detach().clone() for p in params] if self.lingers else []
-        grads = [g.nan_to_num(0, 0, 0) for g in grads]  # where there is no slope, nothing moves
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = -self.constraint.uphill(grad, p.detach())
+        before = [p.detach() for p in params]
+        grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a slope, nothing moves
+        for p, old, grad in zip(params, before, grads, strict=True):
+            uphill = self.constraint.uphill(grad, old)
+            own = isinstance(self.optimizer, Steps)
+            p.grad, p.data = (uphill, old) if own else (-uphill, old.clone())
         self.optimizer.step()
         with torch.no_grad():
             for p, grad in zip(params, grads, strict=True):
                 new = p if self.plan.after is None else self.plan.after(p, grad, step)
-                p.copy_(self.constraint.project(new, self.constraint.centre))
+                p.data = self.constraint.inside(new).to(p.dtype)
             self._count(params, before)
+
+    def _is_finite(self, grad: Tensor) -> bool:
+        """Whether that is seen at a glance; an accelerator would wait."""
+        return not self.slow and bool(grad.sum().isfinite())
 
     def _count(self, params: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """The step is taken, but for rows that are done: they stay where they were."""
@@ -269,7 +280,7 @@ class _Climber:
         if self.lingers:
             done = self.state.done[self.alive]
             for p, old in zip(params, before, strict=True):
-                p.copy_(torch.where(per_row(done, p), old, p))
+                p.data = torch.where(per_row(done, p), old, p)
             self.state.steps[self.alive] += (~done).long()
 
     def _tally(self) -> None:

@@ -165,27 +165,38 @@ def all_free(grad: Tensor, x: Tensor) -> Tensor:
 class Constraint:
     """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example.
 
-    `free` gives what of a gradient the point x is free to follow.
+    `free` gives what of a gradient the point x is free to follow. Where each value lies between two numbers, `bounds`
+    (low and high, a row an example) stand for `project` and `centre`.
     """
 
     steer: Callable[[Tensor], Tensor] = same
     project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, centre: x
     centre: Tensor | None = None
     free: Callable[[Tensor, Tensor], Tensor] = all_free
+    bounds: tuple[Tensor, Tensor] | None = None
 
     def uphill(self, grad: Tensor, x: Tensor) -> Tensor:
         """Which way a step goes from x."""
         return self.steer(self.free(grad, x))
 
+    def inside(self, x: Tensor) -> Tensor:
+        """The point where x must stay."""
+        return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
+
     def rows(self, index: Index) -> Constraint:
-        return self if self.centre is None else replace(self, centre=self.centre[index])
+        centre = None if self.centre is None else self.centre[index]
+        bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
+        return self if centre is bounds else replace(self, centre=centre, bounds=bounds)
 
 
 def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
     """Steepest steps inside a ball around `centre` and inside the valid range.
 
-    In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019).
+    In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019). In
+    L-inf, both are bounds of each value, found once.
     """
+    if type(ball) is Linf:
+        return Constraint(ball.steepest, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
 
     def project(x: Tensor, centre: Tensor | None) -> Tensor:
         return clip(x if centre is None else ball.project(x, centre))

@@ -12,6 +12,22 @@ from torch.optim import SGD, Adam, Optimizer
 from .balls import TINY, length, per_row
 
 
+class Steps(Optimizer):
+    """Plain steps uphill: x <- x + lr * g, g being the parameter's `grad`, into new memory: the old x stays as it was.
+
+    torch's SGD goes downhill, in place, and looks through its options at each step.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = torch.add(p, p.grad, alpha=group["lr"])
+
+
 class Normalized(Optimizer):
     """Steps of one length: x <- x - lr * g / |g|, |g| a row's Euclidean norm. Where g is zero, nothing moves."""
 
