@@ -186,7 +186,7 @@ class Constraint:
     def rows(self, index: Index) -> Constraint:
         centre = None if self.centre is None else self.centre[index]
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
-        return self if centre is bounds else replace(self, centre=centre, bounds=bounds)
+        return self if centre is None and bounds is None else replace(self, centre=centre, bounds=bounds)
 
 
 def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
