@@ -8,13 +8,14 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 import unboxed as ub
 from models import normal as drawn
 from unboxed.engine.ascent import Ascent, ascend
+from unboxed.engine.balls import Linf, within
 from unboxed.engine.canvases import Raw
-from unboxed.engine.steps import LBFGS, RULES, Normalized
+from unboxed.engine.steps import LBFGS, RULES, Normalized, Steps
 from unboxed.objectives import Objective, of
 
 D = 6
@@ -145,3 +146,38 @@ def test_rows_that_leave_change_nothing(name: str) -> None:
 
 def reached(goals: Tensor) -> Objective:
     return of("logits", lambda z: z[:, 0] - goals, "goal", lambda i: reached(goals[i]), len(goals))
+
+
+def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None:
+    x, g = drawn(3, D), drawn(3, D, seed=1)
+    ours, peer = x.clone(), x.clone()
+    old, held = ours.detach(), x.clone()
+    ours.grad, peer.grad = g, -g
+    Steps([ours], lr=0.1).step()
+    SGD([peer], lr=0.1).step()
+    assert torch.equal(ours, peer)
+    assert torch.equal(old, held)
+    assert torch.equal(ours.grad, g)
+
+
+@pytest.mark.parametrize("rule", [Steps, SGD, Adam])
+def test_what_was_noted_of_an_input_is_not_moved_by_later_steps(rule: Callable[..., Optimizer]) -> None:
+    """Rows that meet `until` at one step of a tenth each and climb on are given back as they were there."""
+    box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double(), ub.Pixels((1, 4, 4)))
+    at = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+    met = of("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)
+    plan = Ascent(7, partial(rule, lr=0.1), until=met, keep_going=True)
+    found = ascend(box, of("input", lambda x: x.flatten(1).sum(1), "sum"), Raw(torch.zeros(3, 1, 4, 4).double()), plan)
+    assert found.done.all()
+    torch.testing.assert_close(found.input.flatten(1).mean(1), at, rtol=0, atol=1e-6)
+
+
+def test_in_linf_the_bounds_are_ball_and_range() -> None:
+    """Also of some of the rows."""
+    x = torch.rand(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    far, ball = x + drawn(5, D), Linf(0.2)
+    inside = within(ball, x, lambda v: v.clamp(0, 1))
+    wanted = ball.project(far, x).clamp(0, 1)
+    some = torch.tensor([3, 1])
+    assert torch.equal(inside.inside(far), wanted)
+    assert torch.equal(inside.rows(some).inside(far[some]), wanted[some])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..box import Box
 from ..net.batching import BatchSize, in_batches
@@ -23,13 +22,12 @@ from .climb import Climb as Climb
 from .climb import StepRule as StepRule
 from .climb import finished as finished
 from .draws import shared
-from .examples import AT_ONCE
 from .gradients import pull_stuck
-from .steps import Steps
+from .steps import Stepper, Steps
 
 Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 CACHE = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
-FEW = 16  # rows: fewer read the weights too often
+FEW, MANY = 16, 192  # rows: fewer read the weights too often, more leave the cache by their own size
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -52,7 +50,7 @@ def _sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool) -> tuple[Batc
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
     size, most = box.splits(n, batch_size, coupled)
     if box.device.type == "cpu" and not (coupled or box.coupled):
-        most = min(most, AT_ONCE, max(FEW, CACHE // max(1, box._found.bytes_each)))
+        most = min(most, MANY, max(FEW, CACHE // max(1, box._found.bytes_each)))
     return size, most
 
 
@@ -87,7 +85,8 @@ class _Climber:
     ) -> None:
         self.box, self.objective, self.canvas, self.plan, self.constraint = box, objective, canvas, plan, constraint
         self.until, self.prior = (None if o is None else o.rows(rows) for o in (plan.until, plan.prior))
-        self.optimizer = plan.optimizer(list(canvas.parameters()))
+        self.params: list[Tensor] = list(canvas.parameters())
+        self.optimizer = plan.optimizer(self.params)
         settled = None if plan.settled is None else plan.settled[rows]
         self.state = _State.at(canvas().detach().clone(), plan.sum_pulls, settled)
         self.looked = self.stepped = 0  # times, by the rows alive
@@ -148,8 +147,8 @@ class _Climber:
             if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
                 faded = self.plan.fade ** (step / max(1, self.plan.steps - 1))
                 uphill = uphill + faded * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
-            params = list(self.canvas.parameters())
-            return [uphill] if len(params) == 1 and params[0] is x else list(torch.autograd.grad(x, params, uphill))
+            own = len(self.params) == 1 and self.params[0] is x
+            return [uphill] if own else list(torch.autograd.grad(x, self.params, uphill))
 
     def _drawn(self, x: Tensor, step: int, last: bool) -> Drawn:
         """One forward: the score, how far `until` is met, and what gives the gradient of the score in the image."""
@@ -192,14 +191,15 @@ class _Climber:
         if done is None:
             s.input, s.score = x, score.clone()  # of an activation, it may be a view that keeps the whole
             return
-        held = s.done[alive] if self.leaves else s.done[alive] & ~done
+        every = len(alive) == len(s.input)
+        was = s.done if every else s.done[alive]
+        held = was if self.leaves else was & ~done
         if self.slow or held.any():
             x, score = torch.where(per_row(held, x), s.input[alive], x), torch.where(held, s.score[alive], score)
-        if len(alive) == len(s.input):
-            s.input, s.score = x, score.clone()
+        if every:
+            s.input, s.score, s.done = x, score.clone(), was | done
         else:
-            s.input[alive], s.score[alive] = x, score
-        s.done[alive] = s.done[alive] | done
+            s.input[alive], s.score[alive], s.done[alive] = x, score, was | done
         if step == 0:
             s.already = s.done.clone()
 
@@ -244,7 +244,7 @@ class _Climber:
         self.until, self.prior = (None if o is None else o.rows(stay) for o in (self.until, self.prior))
         canvas = self.canvas.rows(stay)
         self.optimizer = _kept(self.plan.optimizer, self.optimizer, self.canvas, canvas, stay)
-        self.canvas = canvas
+        self.canvas, self.params = canvas, list(canvas.parameters())
         return [g[stay] for g in grads]
 
     def _anneal(self, step: int) -> None:
@@ -256,8 +256,7 @@ class _Climber:
 
     def _step(self, grads: Sequence[Tensor], step: int) -> None:
         """Parameters get new memory: the old one may be what was noted of them."""
-        params = list(self.canvas.parameters())
-        before = [p.detach() for p in params]
+        params, before = self.params, [p.detach() for p in self.params]
         grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a slope, nothing moves
         for p, old, grad in zip(params, before, grads, strict=True):
             uphill = self.constraint.uphill(grad, old)
@@ -272,7 +271,7 @@ class _Climber:
 
     def _is_finite(self, grad: Tensor) -> bool:
         """Whether that is seen at a glance; an accelerator would wait."""
-        return not self.slow and bool(grad.sum().isfinite())
+        return not self.slow and math.isfinite(grad.sum())
 
     def _count(self, params: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """The step is taken, but for rows that are done: they stay where they were."""
@@ -290,7 +289,7 @@ class _Climber:
             self.state.steps.index_fill_(0, self.alive, self.stepped)
 
 
-def _kept(rule: StepRule, old: Optimizer, before: Canvas, after: Canvas, stay: Tensor) -> Optimizer:
+def _kept(rule: StepRule, old: Stepper, before: Canvas, after: Canvas, stay: Tensor) -> Stepper:
     """The step rule with its state for the rows that stay: what is shaped like a parameter has a row an example."""
     new = rule(list(after.parameters()))
     for p, q in zip(before.parameters(), after.parameters(), strict=True):

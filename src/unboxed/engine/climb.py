@@ -8,17 +8,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..arguments import check_seed, whole
 from ..errors import InputError
 from ..objectives import Objective
 from .balls import Constraint
 from .gradients import Unclamp
+from .steps import Stepper
 from .transforms import Transform
 
 T = TypeVar("T")
-StepRule = Callable[[list[Tensor]], Optimizer]
+StepRule = Callable[[list[Tensor]], Stepper]
 After = Callable[[Tensor, Tensor, int], Tensor]
 FREE = Constraint()
 FIELDS = ("input", "score", "done", "already", "steps", "looks", "before_clamp", "first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,17 +12,28 @@ from torch.optim import SGD, Adam, Optimizer
 from .balls import TINY, length, per_row
 
 
-class Steps(Optimizer):
+class Stepper(Protocol):
+    """What a climb asks of a torch optimizer."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    @property
+    def state(self) -> Any: ...
+    def step(self) -> Any: ...
+
+
+class Steps:
     """Plain steps uphill: x <- x + lr * g, g being the parameter's `grad`, into new memory: the old x stays as it was.
 
-    torch's SGD goes downhill, in place, and looks through its options at each step.
+    No torch optimizer: those go downhill, in place, and each of their steps is reported to the profiler.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:
-        super().__init__(params, {"lr": lr})
+        self.param_groups: list[dict[str, Any]] = [{"params": list(params), "lr": lr}]
+        self.state: dict[Tensor, dict[str, Any]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.data = torch.add(p, p.grad, alpha=group["lr"])
