@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.ascent import near_sizes
 from ..engine.balls import Ball, Linf, per_row
-from ..engine.examples import AT_ONCE
 from ..engine.gradients import REENTRANT, pull_stuck
 from ..errors import InputError, NaNError, OutputError
 from ..inputs import Pixels
@@ -211,8 +211,7 @@ class Attempt:
             found = part(self._held, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in found)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.draws))  # a row may be asked about several images
-        size, most = self.box.splits(len(rows), self.batch_size)
-        most = min(most, AT_ONCE) if self.x.device.type == "cpu" else most
+        size, most = near_sizes(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             z = z.clone() if z.is_inference() else z
             parts = in_batches(lambda s: part(z[s], rows[s]), len(rows), size, most)

@@ -43,10 +43,10 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
         return climb
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return joined(in_batches(part, n, *_sizes(box, n, batch_size, any(coupled))))
+        return joined(in_batches(part, n, *near_sizes(box, n, batch_size, any(coupled))))
 
 
-def _sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool) -> tuple[BatchSize, int]:
+def near_sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
     size, most = box.splits(n, batch_size, coupled)
     if box.device.type == "cpu" and not (coupled or box.coupled):
