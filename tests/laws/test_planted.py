@@ -350,10 +350,13 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         test_seed.test_rows_draw_for_themselves("pgd")
 
 
-def test_a_ball_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balls.Linf, "project", lambda self, x, centre: x)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5), ("l1", 0.3)])
+def test_a_ball_that_holds_nothing(norm: str, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ball in balls.NORMS.values():
+        monkeypatch.setattr(ball, "project", lambda self, x, centre: x)
+    monkeypatch.setattr(balls.Constraint, "inside", lambda self, x: x)
     with Fault:
-        test_bounds.test_pgd_stays_in_its_ball("plain", "linf", 8 / 255, {"step": 10.0})
+        test_bounds.test_pgd_stays_in_its_ball("plain", norm, eps, {"step": 10.0})
 
 
 def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
