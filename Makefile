@@ -20,7 +20,7 @@ demo: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) $(ARGS)
 
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 contracts: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/laws/test_contracts.py --all-pairs $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unboxed import errors
+from unboxed.net import locks
 
 torch.set_num_threads(1)
 PACKAGE = Path(errors.__file__).parent
@@ -31,6 +32,19 @@ def _warnings_point_outside() -> Iterator[None]:
     before, errors.warnings = errors.warnings, PointsOutside()  # type: ignore[assignment]
     yield
     errors.warnings = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads_of_pytest_run_no_model() -> Iterator[None]:
+    """No box has to give the threads of pytest-xdist time to come out of a forward."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locks, "GRACE", 0)
+        yield
+
+
+@pytest.fixture
+def threads_run_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "GRACE", 0.001)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

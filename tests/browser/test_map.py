@@ -19,7 +19,6 @@ from unboxed.report.plane import Layer, Plane, atlas
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1200, "height": 1000}}
 N, CLASSES = 10_000, 4

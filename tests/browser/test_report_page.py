@@ -16,7 +16,6 @@ from unboxed.report import SECTIONS, report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 LONG = tuple(f"a class with the long name number {k} <b>" for k in range(14))

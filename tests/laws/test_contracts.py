@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 
 import pytest
+import torch
 
-from laws.common import CARDS, MODELS, REFUSED, TORCH_WARNS
+from laws.common import CARDS, MODELS, REFUSED, TORCH_WARNS, case
 from unboxed.testing import contracts, covering, models
 
 pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
@@ -31,8 +32,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     every = metafunc.config.getoption("--all-pairs")
     if metafunc.function is test_run:
         found = groups(ALL if every else chosen())
-    elif metafunc.function is test_values:
-        found = groups(ALL)
     elif metafunc.function is test_refusals:
         found = groups(REFUSED)
     else:
@@ -46,10 +45,10 @@ def chosen() -> tuple[Pair, ...]:
 
 
 def each(some: list[str], check: object) -> Iterator[str]:
-    """The messages of all models that fail, not of the first alone."""
-    for model in some:
+    """The messages of all that fail, not of the first alone."""
+    for one in some:
         try:
-            check(model)  # type: ignore[operator]
+            check(one)  # type: ignore[operator]
         except AssertionError as error:
             yield str(error)
 
@@ -58,13 +57,16 @@ def test_run(name: str, kind: str, some: list[str]) -> None:
     assert list(each(some, lambda model: contracts.check_run(CARDS[name], model))) == []
 
 
-def test_values(name: str, kind: str, some: list[str], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_values(model: str, request: pytest.FixtureRequest) -> None:
+    """All methods on one box, as a user has it."""
     split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
+    c = case(model, torch.float64)
 
-    def check(model: str) -> None:
-        contracts.check_values(CARDS[name], model, batches=(name, model) in split)
+    def check(name: str) -> None:
+        contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
 
-    assert list(each(some, check)) == []
+    assert list(each([name for name, other in ALL if other == model], check)) == []
 
 
 def test_refusals(name: str, kind: str, some: list[str]) -> None:

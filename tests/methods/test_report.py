@@ -29,7 +29,6 @@ from unboxed.report.survey import limit, spread
 from unboxed.report.untrained import untrained
 from unboxed.report.words import percent, prob
 
-pytestmark = pytest.mark.xdist_group("report")  # one report for all
 NAMES = ("top left", "top right", "low left", "low right")
 QUICK = ["overview", "reproduce"]
 

@@ -25,7 +25,6 @@ from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
 from unboxed.training.shortcut import Pair, pair
 
-pytestmark = pytest.mark.xdist_group("shortcut")  # one pair of models for all
 SHAPE = (1, 28, 28)
 MARK = Mark(SHAPE)
 TEN = Mark(SHAPE, tuple(range(10)))

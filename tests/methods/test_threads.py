@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 
+pytestmark = pytest.mark.usefixtures("threads_run_models")
 PIXELS = ub.Pixels((1, 8, 8))
 
 

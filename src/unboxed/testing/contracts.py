@@ -56,7 +56,7 @@ class FailingHook:
 
 def draw_somewhere(seed: int) -> None:
     """Away from any state that a seed gives, so that a state that was merely seeded again shows."""
-    torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     torch.rand(5), np.random.rand(5), random.random()
 
 
@@ -76,10 +76,14 @@ def check_run(card: Card, model: str) -> None:
     broken.tell(f"{card.method.__name__} on {model}")
 
 
-def check_values(card: Card, model: str, *, batches: bool = True) -> None:
-    """Contracts 2 and 6 in double precision: as on the plain spelling, and (`batches`) the same in batches of two."""
+def check_values(card: Card, model: str, c: Case | None = None, *, batches: bool = True) -> None:
+    """Contracts 2 and 6 in double precision: as on the plain spelling, and (`batches`) the same in batches of two.
+
+    `c` is the model opened in double precision, if it is at hand.
+    """
     broken = Broken(card)
-    found = tensors(call(card, case(model, torch.float64)))
+    c = c or case(model, torch.float64)
+    found = tensors(call(card, c))
     broken.add("awkward", is_picture(found))
     twin = models.get(model).twin
     if twin is not None:
@@ -87,7 +91,7 @@ def check_values(card: Card, model: str, *, batches: bool = True) -> None:
         same = found.keys() & want.keys()  # layers have their own names in some models
         broken.add("awkward", close({k: found[k] for k in same}, {k: want[k] for k in same}, 1e-9) if same else ["no"])
     if batches and takes(card, "batch_size"):
-        parts = tensors(call(card, case(model, torch.float64), batch_size=2))
+        parts = tensors(call(card, c, batch_size=2))
         broken.add("splitting", [f"batch_size=2, {message}" for message in close(parts, found, 1e-9)])
     broken.tell(f"{card.method.__name__} on {model}")
 

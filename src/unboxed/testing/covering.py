@@ -12,6 +12,7 @@ import ast
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
+from heapq import heapify, heapreplace
 from pathlib import Path
 
 from ..cards import Card
@@ -74,11 +75,17 @@ def covering(cards: Iterable[Card], models: Collection[str], without: Collection
         for card in cards for model in models if (card.method.__name__, model) not in without
     }  # fmt: skip
     left = set().union(*goals.values()) if goals else set()
+    heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # most is covered by the first
+    heapify(heap)
     chosen: list[tuple[str, str]] = []
     while left:
-        best = max(goals, key=lambda pair: len(goals[pair] & left))
-        chosen.append(best)
-        left -= goals[best]
+        was, i, pair = heap[0]
+        covers = -len(goals[pair] & left)
+        if covers > was:  # others were chosen since: it may be the best no longer
+            heapreplace(heap, (covers, i, pair))
+            continue
+        chosen.append(pair)
+        left -= goals[pair]
     return sorted(chosen)
 
 

@@ -47,7 +47,7 @@ def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]]
         def seeded() -> Awkward:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # building may use what torch deprecates; running it may not warn
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)
                 made = build()
             net, inputs = made if isinstance(made, tuple) else (made, GRAY)
             return Awkward(net, inputs, box, twin)
