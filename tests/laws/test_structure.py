@@ -54,6 +54,11 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(file)))
+
+
 def room(file: Path) -> str:
     """The top-level folder or file that it belongs to; "" for the package's own face."""
     first = file.relative_to(ROOT).parts[0].removesuffix(".py")
@@ -63,7 +68,7 @@ def room(file: Path) -> str:
 def imports(file: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of every import, wherever it stands in the file; ours as `unboxed.room...`."""
     package = ["unboxed", *file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,11 +109,11 @@ def test_no_torchvision(file: Path) -> None:
 @each_file
 def test_no_assert(file: Path) -> None:
     """`python -O` drops them, and a user can't read them."""
-    assert not [n.lineno for n in ast.walk(tree(file)) if isinstance(n, ast.Assert)]
+    assert not [n.lineno for n in nodes(file) if isinstance(n, ast.Assert)]
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef]:
-    yield from (n for n in ast.walk(tree(file)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    yield from (n for n in nodes(file) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
 def own_yields(node: ast.AST, opened: tuple[str, ...] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -150,7 +155,7 @@ def test_only_net_hooks_modules(file: Path) -> None:
     """All that touches a module is in net/: there is one place to look when a trace is left."""
     if room(file) in ("net", "training", "testing"):  # training: in other libraries' callbacks; testing: awkward models
         return
-    names = {n.attr for n in ast.walk(tree(file)) if isinstance(n, ast.Attribute)}
+    names = {n.attr for n in nodes(file) if isinstance(n, ast.Attribute)}
     assert not {n for n in names if n.startswith("register_") and n.endswith("hook")}
     assert not names & {"TorchFunctionMode", "TorchDispatchMode", "_forward_hooks", "_backward_hooks"}
 
@@ -160,7 +165,7 @@ def test_no_draw_is_global(file: Path) -> None:
     """In the engine and the families every draw has its generator (net/quiet forks the global ones for the net)."""
     if room(file) not in {"engine", "inputs", "box", "objectives", *FAMILIES}:
         return
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -186,7 +191,7 @@ def test_errors_are_ours(file: Path) -> None:
         return
     ours = {n for n in vars(__import__("unboxed.errors", fromlist=["errors"])) if n.endswith(("Error", "Warning"))}
     allowed = {*ours, "Stop", "KeyboardInterrupt", "AttributeError", "NotImplementedError", "TypeError"}
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             name = d_name(node.exc.func)
             assert name in allowed or not name.endswith("Error"), f"line {node.lineno} raises {name}"

@@ -157,7 +157,7 @@ def test_targeted(attack: Attack) -> None:
 )
 def test_at_least_as_strong_as_foolbox(ours: Attack, norm: str, theirs: Any) -> None:
     box = ub.load("zoo:digits-cnn")
-    x, y = ub.data.digits("test").first(40)
+    x, y = ub.data.digits("test").first(20)
     right = box.predict(x) == y
     x, y = x[right], y[right]
     of = {"mean": box.inputs.mean, "std": box.inputs.std}
@@ -167,4 +167,4 @@ def test_at_least_as_strong_as_foolbox(ours: Attack, norm: str, theirs: Any) -> 
     found = ours(box, x, y, norm=norm)
     assert found.success.sum() >= success.sum()
     assert found.distance[found.success].mean() <= d.mean() * 1.01
-    assert found.distance[found.success].median() <= d.median() * (1.02 if norm == "linf" else 1.01)  # of 39 images
+    assert found.distance[found.success].median() <= d.median() * (1.02 if norm == "linf" else 1.01)  # of 20 images
