@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .arguments import class_names, listed_addresses
 from .errors import InputError, LayerError, OutputError
-from .inputs import Inputs, laid_out
+from .inputs import Inputs, at_levels, laid_out
 from .multi_input import MultiInput, Packed
 from .net import quiet, rules
 from .net.batching import BatchSize, in_batches
+from .net.coupling import levels
 from .net.first_forward import first_forward, refusing
 from .net.isolated import Isolated, Mode
 from .net.layers import Layers
@@ -102,11 +103,12 @@ class Box:
 
     def _try_out(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self._noise(4 if self._most >= 3 else 1)
-        self._found, self.coupled = first_forward(self._model, self._call, noise, self._least)
+        noise = self._noise(3 if self._most >= 3 else 1)
+        apart = at_levels(self.inputs, levels(self.inputs.shape, self._generator())).to(self.dtype)
+        self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
         self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
         self.layers: Layers = self._found.layers
-        again = self._found.output, self.inputs, lambda x: self._run(noise[:3] if x is None else x)
+        again = self._found.output, self.inputs, lambda x: self._run(noise if x is None else x)
         self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.flops = self._found.flops_each  # of one example's way through
@@ -114,7 +116,10 @@ class Box:
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
     def _noise(self, n: int) -> Tensor:
-        return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
+        return self.inputs.sample(n, self._generator()).to(self.dtype)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(0)
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):

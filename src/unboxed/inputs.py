@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -77,6 +77,10 @@ class Pixels:
 
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Images of the levels u in [0, 1]: the levels themselves."""
+        return u
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
@@ -164,12 +168,26 @@ class Features:
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(_row_of(self.low, x), _row_of(self.high, x))
 
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at a column's bounds where u is 0 or 1."""
+        std, center = _row_of(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
+        low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
+        x = low + (high - low) * u
+        for end, bounds in ((0, self.low), (1, self.high)):
+            bound = _row_of(bounds, u)
+            x = torch.where((u == end) & bound.isfinite(), bound, x)
+        return self._with_categories(x, lambda i, k: (u[:, i] * k).long().clamp(max=k - 1))
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
-        x = self.clip(self.decode(z))
+        pick = lambda i, k: torch.randint(k, (n,), generator=generator, device=generator.device)  # noqa: E731
+        return self._with_categories(self.clip(self.decode(z)), pick)
+
+    def _with_categories(self, x: Tensor, pick: Callable[[int, int], Tensor]) -> Tensor:
+        """x with columns of categories filled in: `pick(column, k)` says which (N,) of its k values each row has."""
         for name, values in self.categories.items():
-            pick = torch.randint(len(values), (n,), generator=generator, device=generator.device)
-            x[:, self.names.index(name)] = x.new_tensor(list(values))[pick]
+            column = self.names.index(name)
+            x[:, column] = x.new_tensor(list(values))[pick(column, len(values))]
         return x
 
     def check(self, x: Tensor) -> Tensor:
@@ -219,6 +237,17 @@ def _category(name: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, (tuple, list)) or not values:
         raise InputError(f"the categories of {name!r} are a sequence of the numbers that it takes; got {values!r}")
     return tuple(number(f"a category of {name!r}", v) for v in values)
+
+
+def at_levels(inputs: Inputs, u: Tensor) -> Tensor:
+    """Valid inputs of the levels u (N, ...) in [0, 1], 0 their lowest and 1 their highest.
+
+    Inputs of a user's own that have no `from_unit` give what they sample.
+    """
+    if from_unit := getattr(inputs, "from_unit", None):
+        return cast(Tensor, from_unit(u))
+    x = inputs.sample(len(u), torch.Generator(u.device).manual_seed(0))
+    return x[torch.arange(len(u)) % len(x)]
 
 
 def laid_out(inputs: Inputs, channels_last: bool) -> bool:

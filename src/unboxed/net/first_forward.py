@@ -17,10 +17,13 @@ from .layers import Survey, survey
 Call = Callable[[Tensor], Any]
 
 
-def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tuple[Survey, bool]:
+def first_forward(
+    model: Isolated, call: Call, noise: Tensor, apart: Tensor, rows: tuple[int, int]
+) -> tuple[Survey, bool]:
     """The survey of a model, and whether its rows are coupled. Raises InputError where it can't take such inputs.
 
-    `noise` (4, ...) are valid inputs, `least` is how many rows an exported model pads its batches to.
+    `noise` (3, ...) and `apart` (4, ...: of `coupling.levels`) are valid inputs; `rows` are the least rows (an exported
+    model pads its batches to as many) and the most that the model takes.
     """
 
     def run(x: Tensor) -> Any:
@@ -36,8 +39,8 @@ def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tup
 
     with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
         with model.discovering():
-            found = survey(run, noise[:3], model.named, least)
-        return found, rows_couple(drawing, noise, SEEDS if model.draws else SEEDS[:1])
+            found = survey(run, noise, model.named, rows[0])
+        return found, rows_couple(drawing, apart, SEEDS if model.draws else SEEDS[:1], rows[1])
 
 
 @contextmanager
