@@ -92,11 +92,16 @@ class Box:
             self._opening = False
 
     def refresh(self) -> None:
-        """Open the model again if it was changed: moved, cast, or given other modules. Raises OutputError.
+        """Open the model again if it was changed: moved, cast, or given other modules or hooks. Raises OutputError.
 
-        Every call of the box does so by itself. Class names that were given must fit still.
+        Every call of the box does so by itself, but for forward hooks, most of which only look: a new one that is seen
+        to change what passes is warned of, and the next call opens the model again. Class names that were given must
+        fit still.
         """
-        if not self._opening and (self._stale or self._model.changed):
+        self._refresh(hooks=True)
+
+    def _refresh(self, hooks: bool = False) -> None:
+        if not self._opening and (self._stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
             self._stale = True  # until it is open
             self._open()
         self._fresh = True
@@ -140,7 +145,7 @@ class Box:
         on as if it had not run. A model that draws nothing touches none.
         """
         if not self._fresh:  # else the inputs were accepted just now
-            self.refresh()
+            self._refresh()
         self._fresh = False
         return self._model.run(grad=grad, rule=rule, seed=seed)
 
@@ -198,7 +203,7 @@ class Box:
 
     def accept(self, x: Packed) -> Tensor:
         """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
-        self.refresh()
+        self._refresh()
         x = self.inputs.check(x)
         with torch.inference_mode(False):
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
