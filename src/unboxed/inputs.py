@@ -169,7 +169,7 @@ class Features:
         return x.clamp(_row_of(self.low, x), _row_of(self.high, x))
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at a column's bounds where u is 0 or 1."""
+        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at the bounds where u is 0 or 1."""
         std, center = _row_of(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
         low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
         x = low + (high - low) * u

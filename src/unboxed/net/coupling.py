@@ -63,8 +63,7 @@ def rows_couple(run: Run, x: Tensor, seeds: Sequence[int], most: int) -> bool:
 
 def _couple(run: Run, x: Tensor, seed: int, most: int) -> bool:
     alone, drew = run(x[list(ALONE)], seed)
-    for rows in AMONG:
-        rows = rows[:most]
+    for rows in (batch[:most] for batch in AMONG):
         among, drew_again = run(x[list(rows)], seed)
         if drew != drew_again or _differ(alone, among, rows):
             return True

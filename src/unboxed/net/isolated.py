@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InputError, warn
 from . import late_hooks, quiet, rules, writes
-from .identity import HookPlace, foreign_hooks, identity
+from .identity import HookPlace, identity
 from .locks import alone, locks_of
 from .taps import named_modules
 
@@ -42,17 +42,17 @@ class Isolated:
         self.draws = False
         self._written: tuple[Tensor, ...] = ()
         self._unwritten: tuple[Tensor, ...] = ()  # buffers that it leaves alone
-        self._identity = identity(self.eager, mode)
-        self._hooks = {key for _, key in foreign_hooks(self.eager)}
+        self._identity, hooks = identity(self.eager, mode)
+        self._hooks = {key for _, key in hooks}
         self.late_hooks: list[HookPlace] = []  # those added since
         self._hooked = False  # whether one of them changes what passes
 
     def has_changed(self) -> bool:
         """Whether the model is no longer the one that was opened."""
-        hooks = foreign_hooks(self.eager)
+        now, hooks = identity(self.eager, self.mode)
         self.late_hooks = [(at, key) for at, key in hooks if key not in self._hooks]
         lost = len(hooks) - len(self.late_hooks) < len(self._hooks)
-        return self._hooked or lost or self._identity != identity(self.eager, self.mode)
+        return self._hooked or lost or now != self._identity
 
     @property
     def stateless(self) -> bool:
