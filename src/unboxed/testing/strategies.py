@@ -227,7 +227,7 @@ def units(draw: st.DrawFn, case: Case) -> Objective:
 def leaves(case: Case) -> st.SearchStrategy[Objective]:
     """A score of the logits or of a hidden layer, the same for all rows or one a row."""
     labels = _places(len(case.box.classes), case.rows)
-    ends = (scores.logit, scores.logprob, scores.loss, scores.margin)
+    ends: tuple[Callable[[Any], Objective], ...] = (scores.logit, scores.logprob, scores.loss, scores.margin)
     of_logits = st.tuples(st.sampled_from(ends), labels).map(lambda p: p[0](p[1]))
     return st.one_of(of_logits, units(case))
 
