@@ -14,6 +14,7 @@ from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs, laid_out
 from .multi_input import MultiInput, Packed
 from .net import quiet, rules
+from .net.answers import without_nan
 from .net.batching import BatchSize, in_batches
 from .net.first_forward import first_forward, refusing
 from .net.isolated import Isolated, Mode
@@ -301,10 +302,10 @@ class Box:
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
     def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
-        """The class (N,) with the largest output for each input."""
+        """The class (N,) with the largest output for each input. Raises NaNError where the model gives NaN."""
         if self.outputs == "regression":
             raise OutputError("a regression net predicts no class; read box(x)")
-        return self(x, batch_size=batch_size).argmax(1)
+        return without_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
         head = f"Box({type(self.net).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"

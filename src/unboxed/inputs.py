@@ -100,6 +100,8 @@ class Pixels:
         said = f"images must lie in [0, 1]; these run from {_outside(low)} to {_outside(high)}"
         if low > -NEAR and high <= 2:
             return f"{said}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
+        if low >= 0 and high > 255:
+            return f"{said}: divide them by the largest value there can be, 65535 for 16 bits"
         if low >= 0:
             return f"{said}: they look like 8-bit values, divide them by 255"
         if self.mean != 0.0 or self.std != 1.0:

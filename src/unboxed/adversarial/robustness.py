@@ -22,9 +22,10 @@ from ..engine.class_labels import unique
 from ..engine.examples import labeled
 from ..engine.saved import Saved, digest, weights_digest
 from ..errors import InputError, NaNError
+from ..net.answers import among
 from ..net.batching import BatchSize
 from .alarms import Alarm, alarms_of
-from .answers import among, predicted
+from .answers import predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm

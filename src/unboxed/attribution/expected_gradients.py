@@ -21,6 +21,7 @@ from ..engine.draws import of_sample
 from ..engine.edits import runs, settled
 from ..engine.examples import batches
 from ..engine.paths import References, equal, mean, scores
+from ..engine.results import tell_not_finite
 from ..multi_input import MultiInput
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -73,6 +74,7 @@ def expected_gradients(
     ends = References(x, others, order, torch.zeros_like(alpha), drawn)
     low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
     gap = difference(high, low)
+    tell_not_finite(f"the gradient of {objective.name} between references and x", found)
     return ExpectedGradients(box.shaped(found), (found.flatten(1).sum(1) - gap).abs(), gap)
 
 

@@ -15,6 +15,7 @@ from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
 from ..engine.gradients import gradients, tell
+from ..net.answers import check_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -44,5 +45,6 @@ def gradient_x_input(
     start = baseline_of(box, x, baseline)
     objective = box.objective(target, len(x))
     found = gradients(box, objective, x, batch_size=batch_size)
+    check_scores(found.score)
     tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map * (x - start))

@@ -19,6 +19,7 @@ from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import runs, settled
 from ..engine.paths import RULES, midpoints
 from ..engine.quadrature import Problem, first_look, fixed, integrate
+from ..engine.results import tell_not_finite
 from ..errors import InputError, warn
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -83,12 +84,12 @@ def integrated_gradients(
     if points is None and (box.coupled or objective.coupled):
         points = midpoints(COUPLED_STEPS)
     found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
+    tell_not_finite(f"the gradient of {objective.name} between the baseline and x", found.gradient)
     converged = found.error <= bound
-    if n_steps is None and not bool(converged.all()):
-        _tell(~converged, found.error, gap)
-    return IntegratedGradients(
-        box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap
-    )
+    missed = ~converged & found.error.isfinite()
+    if n_steps is None and bool(missed.any()):
+        _tell(missed, found.error, gap)
+    return IntegratedGradients(box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap)
 
 
 def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:

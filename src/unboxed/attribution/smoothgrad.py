@@ -16,7 +16,9 @@ from ..cards import card
 from ..engine.edits import settled
 from ..engine.gradients import tell
 from ..engine.paths import Moment, Noise, equal, mean, spread
+from ..engine.results import tell_not_finite
 from ..errors import InputError
+from ..net.answers import refuse_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -55,6 +57,9 @@ def smoothgrad(
     path = Noise(x, sigma, equal(k), check_seed(seed))
     objective = settled(box, target, x, batch_size)
     found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
-    if kind != "variance":  # which is zero on any linear net
+    refuse_scores(~found.finite, "x with noise")
+    if kind == "variance":  # which is zero on any linear net
+        tell_not_finite(f"the variance of the gradient of {objective.name}", found.map)
+    else:
         tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map)

@@ -11,7 +11,9 @@ from torch import Tensor
 from .. import data as sets
 from ..box import Box
 from ..engine.class_labels import class_names, is_numbered
-from ..engine.examples import item, label_numbers, packed
+from ..engine.examples import label_numbers
+from ..engine.items import item
+from ..engine.packing import packed
 from ..errors import BrokenImageError, DataError
 from ..inputs import Pixels
 
