@@ -20,6 +20,7 @@ from .adversarial.deepfool import deepfool
 from .adversarial.fab import fab
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
 from .box import Box
+from .engine.balls import eps_text
 from .engine.examples import labeled_rows
 from .engine.saved import digest
 from .errors import DataError, InputError
@@ -127,7 +128,7 @@ def _pictures(
     told = [replace(c, row=int(places[rows[c.row]])) for c in changes(box, x[rows], made) if c.fooled]
     if bits is not None:
         _files(told, out / IMAGES, box.classes)
-    size = f"{NORMS[found.norm]} at most {found.eps[-1]:g}"
+    size = f"{NORMS[found.norm]} at most {eps_text(found.eps[-1])}"
     title = f"What {name} makes of these, {size}, and what the net then says"
     return save(attacked(told[:SHOWN], box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
 
@@ -150,7 +151,7 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
     console = Console()
     n = many(len(found.right), "example")
     console.print(f"{found.clean} of {n} right without an attack", highlight=False)
-    right = [Column(f"eps {e:g}", justify="right") for e in found.eps]
+    right = [Column(f"eps {eps_text(e)}", justify="right") for e in found.eps]
     table = Table("still right under", *right, Column("queries", justify="right"), box=None, pad_edge=False)
     for name, queries in zip(found.attacks, found.queries.tolist(), strict=True):
         table.add_row(name, *(str(found.robust(e, name)) for e in found.eps), f"{queries:,.0f}")
@@ -187,4 +188,4 @@ def _weakest(found: Robustness) -> str:
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
     told = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
-    return f"classes that stand least at eps {found.eps[-1]:g}: {told}"
+    return f"classes that stand least at eps {eps_text(found.eps[-1])}: {told}"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..arguments import check_seed
 from ..box import Box
-from ..engine.balls import ball_of, norm_of
+from ..engine.balls import ball_of, eps_text, norm_of
 from ..engine.class_labels import unique
 from ..engine.examples import labeled
 from ..engine.saved import Saved, digest, weights_digest
@@ -65,7 +65,7 @@ class Robustness:
     def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
         """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
-            raise InputError(f"eps is one of {', '.join(f'{e:g}' for e in self.eps)}; got {eps!r}")
+            raise InputError(f"eps is one of {', '.join(map(eps_text, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
         at = -1 if eps is None else self.eps.index(eps)
@@ -90,7 +90,7 @@ class Robustness:
         return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
 
     def __repr__(self) -> str:
-        curve = ", ".join(f"{self.robust(e).value:.1%} within {e:g}" for e in self.eps)
+        curve = ", ".join(f"{self.robust(e).value:.1%} within {eps_text(e)}" for e in self.eps)
         told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
         alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
         return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
@@ -182,7 +182,7 @@ class _Run:
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
             bar.update(self.finished)
             for name, e, part in tasks[self.finished :]:
-                bar.set_description(name if e is None else f"{name}, eps {self.eps[e]:.3g}")
+                bar.set_description(name if e is None else f"{name}, eps {eps_text(self.eps[e])}")
                 try:
                     self._task(name, e, part)
                 except KeyboardInterrupt:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """A share as a percentage that says 100 % (or 0 %) only where it is.
+    """A share as a percentage that says 100% (or 0%) only where it is.
 
     >>> percent(0.5), percent(1.0), percent(0.9999)
-    ('50.0 %', '100 %', '99.99 %')
+    ('50.0%', '100%', '99.99%')
     """
     for digits in (1, 2, 3, 4):
         text = f"{100 * share:.{digits}f}"
         if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
             break
-    return f"{text.rstrip('0').rstrip('.') if share in (0.0, 1.0) else text} %"
+    return f"{text.rstrip('0').rstrip('.') if share in (0.0, 1.0) else text}%"
 
 
 def prob(p: float) -> str:
