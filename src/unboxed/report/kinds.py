@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..box import Box
 from ..inputs import Features, Inputs, Pixels
 from ..multi_input import MultiInput
-from .words import many
+from .words import many, size
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,41 @@ def kind_of(inputs: Inputs) -> Kind:
 
 def _together(inputs: MultiInput) -> str:
     """Like "1 image and 2 tables of features"."""
-    parts = list(inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts)
-    counts = Counter("image" if isinstance(part, Pixels) else "table" for part in parts)
+    counts = Counter("image" if isinstance(part, Pixels) else "table" for _, part in _parts(inputs))
     words = {"image": ("image", "images"), "table": ("table of features", "tables of features")}
     return " and ".join(many(n, *words[what]) for what, n in counts.items())
+
+
+def shapes(inputs: Inputs) -> str:
+    """The shapes of all inputs, as the page prints them."""
+    return " and ".join(size(part.shape) for _, part in _parts(inputs))
+
+
+def columns(inputs: Inputs, x: Tensor) -> tuple[list[str], Tensor]:
+    """Names, and x (N, ...) as columns (N, F) of these names; an image among several inputs is one: its mean."""
+    values = inputs.split(x) if isinstance(inputs, MultiInput) else [x]
+    parts = _parts(inputs)
+    tables = sum(isinstance(part, Features) for _, part in parts)
+    names: list[str] = []
+    found = []
+    for (name, part), value in zip(parts, values, strict=True):
+        flat = value.double().flatten(1)
+        if isinstance(part, Features):
+            names += [column if tables == 1 else f"{name}.{column}" for column in part.names]
+            found.append(flat)
+        else:
+            names.append(f"{name} (mean)")
+            found.append(flat.mean(1, keepdim=True))
+    return names, torch.cat(found, 1)
+
+
+def _parts(inputs: Inputs) -> list[tuple[str, Inputs]]:
+    """Each input with its name; a single one is "input"."""
+    if not isinstance(inputs, MultiInput):
+        return [("input", inputs)]
+    if isinstance(inputs.parts, Mapping):
+        return list(inputs.parts.items())
+    return [(f"input {i}", part) for i, part in enumerate(inputs.parts)]
 
 
 def _scaled(inputs: Features) -> bool:
@@ -66,7 +98,4 @@ def standardized(box: Box, x: Tensor) -> tuple[Box, Tensor]:
 
 def categories(inputs: Inputs) -> list[str]:
     """The columns that take certain values alone, of all tables among the inputs."""
-    if isinstance(inputs, MultiInput):
-        parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        return [name for part in parts for name in categories(part)]
-    return list(inputs.categories) if isinstance(inputs, Features) else []
+    return [name for _, part in _parts(inputs) if isinstance(part, Features) for name in part.categories]
