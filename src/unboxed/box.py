@@ -83,7 +83,8 @@ class Box:
             self._least, self._most = rows
             self.autocast: torch.dtype | None = None
             self._try_out()
-            self.classes = class_names(self._asked["classes"], self.n_outputs)
+            before: int | None = len(getattr(self, "classes", ())) or None
+            self.classes = class_names(self._asked["classes"], self.n_outputs, before)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
             self._stale = False
