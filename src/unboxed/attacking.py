@@ -18,7 +18,9 @@ from . import adversarial
 from .adversarial.changes import Change, changes
 from .adversarial.deepfool import deepfool
 from .adversarial.fab import fab
+from .adversarial.norms import common_norm, fitting
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
+from .arguments import whole
 from .box import Box
 from .engine.balls import eps_text
 from .engine.examples import labeled_rows
@@ -37,10 +39,12 @@ WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab
 MINIMAL = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
 
 
-def named(names: Sequence[str], bits: int | None = None) -> dict[str, Attack]:
-    """Attacks by name; none: the default three. Raises InputError with the nearest names."""
-    chosen = dict(ATTACKS) if not names else {name: _named(name) for name in names}
-    return {name: partial(a, bits=bits) for name, a in chosen.items()} if bits is not None else chosen
+def chosen_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
+    """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
+    attacks = {name: _named(name) for name in names}
+    norm = norm or common_norm(attacks)
+    attacks = attacks or fitting(ATTACKS, box, norm)
+    return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
 
 def _named(name: str) -> Attack:
@@ -63,7 +67,7 @@ def command(
     *,
     attacks: Sequence[str] = (),
     eps: Sequence[float],
-    norm: str = "linf",
+    norm: str | None = None,
     most: int | None = None,
     bits: int | None = None,
     seed: int = 0,
@@ -71,9 +75,12 @@ def command(
 ) -> Robustness:
     """Attack a net on labeled examples: print a table, write pictures and numbers to `out`.
 
-    Stopped and called again with the same settings, it goes on where it was. Raises InputError and DataError.
+    `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
+    settings, it goes on where it was. Raises InputError and DataError.
     """
-    out, chosen = Path(out), named(attacks, bits)
+    if most is not None:
+        whole("--n", most, least=1)
+    out, (chosen, norm) = Path(out), chosen_attacks(box, attacks, norm, bits)
     x, y, rows = labeled_rows(box, data, most)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
@@ -152,7 +159,9 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
     n = many(len(found.right), "example")
     console.print(f"{found.clean} of {n} right without an attack", highlight=False)
     right = [Column(f"eps {eps_text(e)}", justify="right") for e in found.eps]
-    table = Table("still right under", *right, Column("queries", justify="right"), box=None, pad_edge=False)
+    table = Table(
+        f"still right under ({found.norm})", *right, Column("queries", justify="right"), box=None, pad_edge=False
+    )
     for name, queries in zip(found.attacks, found.queries.tolist(), strict=True):
         table.add_row(name, *(str(found.robust(e, name)) for e in found.eps), f"{queries:,.0f}")
     if len(found.attacks) > 1:

@@ -28,7 +28,7 @@ from .answers import among, predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
-from .norms import check_norms, same_norm
+from .norms import check_inputs, check_norms, fitting, same_norm
 from .pgd import pgd
 from .result import Adversarial
 from .shares import Share
@@ -129,8 +129,9 @@ def robustness(
 ) -> Robustness:
     """Accuracy on `data` (a Dataset of (input, class), or tensors (x, y)) under each attack and all of them, per eps.
 
-    `attacks` {name: attack}, by default FGSM, PGD-40 and Square; `ub.adversarial.auto_attack` is the strongest. What an
-    attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
+    `attacks` {name: attack}, by default those of FGSM, PGD-40 and Square that take the model's inputs and the norm;
+    `ub.adversarial.auto_attack` is the strongest. `eps` is in pixel range; of a table, in each column's own unit. What
+    an attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
     `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
@@ -138,10 +139,11 @@ def robustness(
     """
     seed = check_seed(seed)
     x, y = labeled(box, data, most)
-    chosen = dict(ATTACKS if attacks is None else attacks)
+    chosen = fitting(ATTACKS, box, norm) if attacks is None else dict(attacks)
     sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
+    check_inputs(chosen, box)
     check_norms({**chosen, LEAST: minimal}, norm)
     run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
     if checkpoint is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
+from ..arguments import whole
 from ..box import Box
 from ..errors import BrokenImageError, DataError, InputError, UnboxedError, warn
 from ..multi_input import MultiInput
@@ -154,6 +155,8 @@ def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tenso
 
 def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
     """As `labeled`, with the examples' numbers in the data."""
+    if most is not None:
+        whole("most", most, least=1)
     skipped, named, data = Skipped(), data, packed(box, data)
     if _paired(data):
         x, y = data[0][:most], data[1][:most]
