@@ -64,10 +64,10 @@ class Box:
         self._opening = self._fresh = self._stale = False
         self._open()
 
-    def around(self, net: nn.Module) -> Box:
-        """Another model, opened as this one is: the same inputs, classes, outputs, mode and precision."""
+    def around(self, net: nn.Module, inputs: Inputs | None = None) -> Box:
+        """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
         asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
-        return Box(net, self.inputs, mode=self.mode, **asked)
+        return Box(net, inputs or self.inputs, mode=self.mode, **asked)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what another process gets, is opened there."""
@@ -84,7 +84,8 @@ class Box:
             self._least, self._most = rows
             self.autocast: torch.dtype | None = None
             self._try_out()
-            self.classes = class_names(self._asked["classes"], self.n_outputs)
+            before: int | None = len(getattr(self, "classes", ())) or None
+            self.classes = class_names(self._asked["classes"], self.n_outputs, before)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
             self._stale = False
