@@ -13,8 +13,15 @@ import unboxed
 
 HEAVY = ("torch", "numpy", "matplotlib", "PIL", "sklearn", "scipy")
 EXTRAS = (
-    "lightning", "pytorch_lightning", "tensorboard", "transformers",
-    "captum", "hypothesis", "playwright", "torchvision", "wandb",
+    "lightning",
+    "pytorch_lightning",
+    "tensorboard",
+    "transformers",
+    "captum",
+    "hypothesis",
+    "playwright",
+    "torchvision",
+    "wandb",
 )
 STUB = Path(unboxed.__file__).with_suffix(".pyi")
 NAMES = [a.asname or a.name for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.ImportFrom) for a in n.names]

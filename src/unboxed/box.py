@@ -14,6 +14,7 @@ from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs, at_levels, laid_out
 from .multi_input import MultiInput, Packed
 from .net import quiet, rules
+from .net.answers import without_nan
 from .net.batching import BatchSize, in_batches
 from .net.coupling import levels
 from .net.first_forward import first_forward, refusing
@@ -64,10 +65,10 @@ class Box:
         self._opening = self._fresh = self._stale = False
         self._open()
 
-    def around(self, net: nn.Module) -> Box:
-        """Another model, opened as this one is: the same inputs, classes, outputs, mode and precision."""
+    def around(self, net: nn.Module, inputs: Inputs | None = None) -> Box:
+        """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
         asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
-        return Box(net, self.inputs, mode=self.mode, **asked)
+        return Box(net, inputs or self.inputs, mode=self.mode, **asked)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what another process gets, is opened there."""
@@ -84,7 +85,8 @@ class Box:
             self._least, self._most = rows
             self.autocast: torch.dtype | None = None
             self._try_out()
-            self.classes = class_names(self._asked["classes"], self.n_outputs)
+            before: int | None = len(getattr(self, "classes", ())) or None
+            self.classes = class_names(self._asked["classes"], self.n_outputs, before)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
             self._stale = False
@@ -311,10 +313,10 @@ class Box:
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
     def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
-        """The class (N,) with the largest output for each input."""
+        """The class (N,) with the largest output for each input. Raises NaNError where the model gives NaN."""
         if self.outputs == "regression":
             raise OutputError("a regression net predicts no class; read box(x)")
-        return self(x, batch_size=batch_size).argmax(1)
+        return without_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
         head = f"Box({type(self.net).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"

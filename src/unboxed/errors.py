@@ -23,7 +23,9 @@ class OutputError(UnboxedError, TypeError):
 
 
 class NaNError(OutputError):
-    """The model gives NaN for some `rows`, and NaN is no answer, though argmax takes it for a class."""
+    """The model gives NaN for some `rows`: no class, though argmax takes it for one. Or a score to be attributed is NaN
+    or infinite.
+    """
 
     def __init__(self, message: str, rows: list[int] | None = None, what: str = "") -> None:
         super().__init__(message)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from .arguments import number, whole
+from .batches import check_tensor, value_range
 from .errors import InputError
 
 NEAR = 0.05  # further below zero lie normalized images
 LARGEST = 2**36  # values of an image: beyond any memory
+FEW = 5  # columns or channels that are printed one by one
 SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
@@ -34,7 +36,7 @@ class Inputs(Protocol):
     def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pixels:
     """Images (N, C, H, W) in [0, 1]; `mean` and `std` are what the model was trained with, in units of [0, 1].
 
@@ -56,6 +58,9 @@ class Pixels:
                 object.__setattr__(self, name, self._channels(name, above, below))
             except InputError as error:
                 raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
+
+    def __repr__(self) -> str:
+        return f"Pixels({', '.join([str(self.shape), *_settings(self, mean=0.0, std=1.0)])})"
 
     def _channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one a channel, in units of [0, 1]."""
@@ -95,7 +100,7 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""
-        low, high = _check_tensor(x, self.shape, "images in [0, 1]")
+        low, high = check_tensor(x, self.shape, "images in [0, 1]")
         if low < -SLACK or high > 1 + SLACK:
             raise InputError(self._out_of_range(low, high))
         return x
@@ -104,6 +109,8 @@ class Pixels:
         said = f"images must lie in [0, 1]; these run from {_outside(low)} to {_outside(high)}"
         if low > -NEAR and high <= 2:
             return f"{said}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
+        if low >= 0 and high > 255:
+            return f"{said}: divide them by the largest value there can be, 65535 for 16 bits"
         if low >= 0:
             return f"{said}: they look like 8-bit values, divide them by 255"
         if self.mean != 0.0 or self.std != 1.0:
@@ -116,7 +123,7 @@ class Pixels:
         return _row_of(value, like).view(-1, 1, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values.
 
@@ -141,6 +148,13 @@ class Features:
         if unknown := sorted(map(str, set(self.categories) - set(self.names))):
             raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
         object.__setattr__(self, "categories", {k: _category(k, v) for k, v in self.categories.items()})
+
+    def __repr__(self) -> str:
+        n, few = len(self.names), len(self.names) <= FEW
+        names = str(self.names) if few else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
+        settings = _settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
+        return f"Features({', '.join([names, *settings, *categories])})"
 
     def _columns(self, name: str, default: float) -> tuple[float, ...]:
         """A number a column. Raises InputError."""
@@ -191,19 +205,31 @@ class Features:
         return x
 
     def check(self, x: Tensor) -> Tensor:
-        _check_tensor(x, self.shape, "rows of features")
+        check_tensor(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x
 
     def _check_column(self, name: str, column: Tensor, low: float, high: float) -> None:
-        least, most = _range(column)
+        least, most = value_range(column)
         if least < low - SLACK or most > high + SLACK:
             raise InputError(f"column {name!r} must lie in [{low:g}, {high:g}]; it runs from {least:.3g} to {most:.3g}")
         if name in self.categories:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _settings(inputs: object, **defaults: float) -> list[str]:
+    """The settings that are not the default, in few words: one number where all are alike, else the first ones."""
+    found = []
+    for name, default in defaults.items():
+        value = getattr(inputs, name)
+        values = value if isinstance(value, tuple) else (value,)
+        shown = [f"{v:g}" for v in (values if len(values) <= FEW else values[:3])] + ["..."] * (len(values) > FEW)
+        if set(values) != {default}:
+            found.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(shown)})")
+    return found
 
 
 def _listed(value: Any) -> Any:
@@ -274,34 +300,3 @@ def _copied(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
     """Once, for a copy to an accelerator at each step takes its time."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
-
-
-def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
-    """The least and the most of a batch of finite floats. Raises InputError."""
-    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
-    if not isinstance(x, Tensor):
-        hint = (
-            "x, y = data.tensors() takes them" if hasattr(x, "tensors") else "torch.as_tensor(x) makes one of an array"
-        )
-        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {hint}")
-    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
-        raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
-    if tuple(x.shape) == shape:
-        raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
-    if tuple(x.shape[1:]) != shape:
-        raise InputError(f"wanted {wanted}; got shape {tuple(x.shape)}")
-    if len(x) == 0:
-        raise InputError(f"wanted {wanted}; got an empty batch")
-    if not x.is_floating_point():
-        hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
-        raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
-    low, high = _range(x)  # both NaN where any value is
-    if not (math.isfinite(low) and math.isfinite(high)):
-        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
-    return low, high
-
-
-def _range(x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x.detach())
-    return low.item(), high.item()

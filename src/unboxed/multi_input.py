@@ -79,8 +79,10 @@ class MultiInput:
         """Whether x is a dict or a tuple of as many tensors, by the names of the parts."""
         if isinstance(self.parts, Mapping):
             return isinstance(x, Mapping) and set(x) == set(self.parts)
-        return isinstance(x, (tuple, list)) and len(x) == len(self.parts) and all(
-            isinstance(v, Tensor) and v.ndim >= 1 for v in x
+        return (
+            isinstance(x, (tuple, list))
+            and len(x) == len(self.parts)
+            and all(isinstance(v, Tensor) and v.ndim >= 1 for v in x)
         )
 
     def pack(self, x: Packed) -> Tensor:

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 
 
 @methods("splitting", lambda card: takes(card, "x") and not takes(card, "seed"))
-@pytest.mark.parametrize(
-    "net", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"]
-)
+@pytest.mark.parametrize("net", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
 def test_rows_alone(name: str, net: str) -> None:
     """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
     if (name, net) in REFUSED:

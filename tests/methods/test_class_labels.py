@@ -115,9 +115,7 @@ def test_labels_follow_names(names: Any, classes: Any, folders: bool, numbers: l
     assert list(label_map(names, classes, made_from_names=folders, where="x").values()) == numbers
 
 
-@pytest.mark.parametrize(
-    ("names", "classes"), [(("car", "airplane"), ("plane", "car")), (("a", "b"), ("c", "d", "e"))]
-)
+@pytest.mark.parametrize(("names", "classes"), [(("car", "airplane"), ("plane", "car")), (("a", "b"), ("c", "d", "e"))])
 def test_labels_that_names_contradict_are_refused(names: Any, classes: Any) -> None:
     with pytest.raises(DataError, match="not"):
         label_map(names, classes, made_from_names=False, where="classes of x")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.errors import InputError, RuleError
+from unboxed.errors import NaNError, RuleError
 
 A = ub.attribution
 
@@ -57,8 +57,15 @@ def test_deep_lift_from_another_baseline_adds_up(dtype: torch.dtype) -> None:
     assert torch.allclose(found.flatten(1).sum(1), want, atol=1e-5)
 
 
-def test_deep_lift_refuses_nan() -> None:
-    with pytest.raises(RuleError, match="NaN or infinite"):
+def test_deep_lift_refuses_contributions_of_nan() -> None:
+    """The scores are numbers; the root of what is 0 on both has no slope."""
+    flat = box(lambda h: h + (0 * h).sum(1, keepdim=True).sqrt())
+    with pytest.raises(RuleError, match="contributions are NaN or infinite, though the scores"):
+        A.deep_lift(flat, images(), 1)
+
+
+def test_deep_lift_refuses_a_score_of_nan_at_the_baseline() -> None:
+    with pytest.raises(NaNError, match=r"the baseline.*NaN or infinite for 2 of 2"):
         A.deep_lift(box(UNDEFINED["root"]), images(), 1)
 
 
@@ -75,7 +82,7 @@ SHARES: dict[str, Callable[[ub.Box, Tensor], object]] = {
 @pytest.mark.parametrize("normalize", UNDEFINED)
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_a_score_of_nan_at_the_baseline_is_no_difference_to_share_out(name: str, normalize: str) -> None:
-    with pytest.raises(InputError, match=r"the baseline.*NaN or infinite for 2 of 2"):
+    with pytest.raises(NaNError, match=r"the baseline.*NaN or infinite for 2 of 2"):
         SHARES[name](box(UNDEFINED[normalize]), images())
 
 
@@ -83,7 +90,7 @@ def test_a_score_of_nan_at_the_baseline_is_no_difference_to_share_out(name: str,
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_a_score_of_nan_at_x(name: str) -> None:
     opened = box(lambda h: torch.where(h.sum(1, keepdim=True) > 0, math.nan, h))
-    with pytest.raises(InputError, match="score of x is NaN"):
+    with pytest.raises(NaNError, match="score of x is NaN"):
         SHARES[name](opened, images())
 
 

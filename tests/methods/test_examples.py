@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import awkward
 import unboxed as ub
-from unboxed.engine.examples import batches, each_batch, pick, read_once
+from unboxed.engine.examples import batches, each_batch, pick
+from unboxed.engine.packing import read_once
 from unboxed.errors import DataError, InputError
 
 X, Y = awkward.get("plain").images(7), torch.arange(7) % 4

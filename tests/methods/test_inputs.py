@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import unboxed as ub
 from unboxed.errors import InputError
@@ -119,3 +122,75 @@ def test_a_callers_dict_can_change() -> None:
     both = ub.MultiInput(parts)
     parts.clear()
     assert both == ub.MultiInput({"image": PIXELS, "row": COLUMNS})
+
+
+GIVEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, Any], str]] = {
+    "0 to 255": (lambda x: 255 * x, {}, r"run from \S+ to 2\d\d: they look like 8-bit values, divide them by 255"),
+    "dark, 0 to 255": (lambda x: 8 * x, {}, "look like 8-bit values, divide them by 255"),
+    "bytes": (lambda x: (255 * x).byte(), {}, r"got torch\.uint8: divide 8-bit images by 255"),
+    "16 bits": (lambda x: 65535 * x, {}, "divide them by the largest value there can be, 65535 for 16 bits"),
+    "a little above": (lambda x: 1.1 * x, {}, r"x\.clamp\(0, 1\), or divide them by the largest value"),
+    "normalized": (lambda x: (x - 0.5) / 0.25, {"mean": 0.5, "std": 0.25}, r"normalized already.*box\.inputs\.decode"),
+    "normalized, unsaid": (lambda x: (x - 0.5) / 0.25, {}, "Give Pixels their mean and std"),
+}  # fmt: skip
+ASKED: dict[str, Callable[[ub.Box, torch.Tensor], object]] = {
+    "the box": lambda box, x: box(x),
+    "an attribution": lambda box, x: ub.attribution.gradient(box, x, 1),
+    "an attack": lambda box, x: ub.adversarial.fgsm(box, x, torch.tensor([0, 1]), eps=0.1),
+    "a pass over data": lambda box, x: ub.activations.statistics(box, x),
+    "an evaluation": lambda box, x: ub.adversarial.calibration(box, (x, torch.tensor([0, 1]))),
+}
+
+
+@pytest.mark.parametrize("form", GIVEN)
+@pytest.mark.parametrize("asked", ASKED)
+def test_images_beyond_their_range_are_refused_with_what_to_do(asked: str, form: str) -> None:
+    make, settings, said = GIVEN[form]
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    box = ub.Box(net, ub.Pixels((3, 4, 4), **settings))
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).index_fill(3, torch.tensor([0]), 0.999)
+    with pytest.raises(InputError, match=said):
+        ASKED[asked](box, make(x))
+
+
+def test_an_image_among_several_inputs_is_named() -> None:
+    inputs = ub.MultiInput({"image": ub.Pixels((1, 4, 4)), "row": ub.Features(("a", "b"))})
+    with pytest.raises(InputError, match=r"input 'image': .*divide them by 255"):
+        inputs.check({"image": 255 * torch.rand(2, 1, 4, 4), "row": torch.rand(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("x", "inputs", "next_step"),
+    [
+        ("cat.png", PIXELS, "ub.data.folder(path, box).first(n)"),
+        (Path("photos"), PIXELS, "ub.data.folder(path, box).first(n)"),
+        ("rows.csv", COLUMNS, "Read the file, and pass its rows"),
+        (Image.new("L", (4, 4)), PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
+        ([Image.new("L", (4, 4))], PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
+        ([torch.rand(1, 4, 4)] * 2, PIXELS, "torch.stack(x)"),
+        (np.zeros((2, 1, 4, 4)), PIXELS, "torch.as_tensor(x)"),
+    ],
+    ids=["path", "Path", "table", "PIL", "list of PIL", "list of tensors", "array"],
+)
+def test_what_is_no_tensor_is_told_how_to_become_one(x: Any, inputs: Any, next_step: str) -> None:
+    with pytest.raises(InputError, match=f"got {type(x).__name__}.*{re.escape(next_step)}"):
+        inputs.check(x)
+
+
+def test_an_image_is_made_a_batch_as_the_hint_says() -> None:
+    x, _ = ub.data.wrap([(Image.new("L", (6, 5)), 0)], like=PIXELS).first(1)
+    assert PIXELS.check(x) is x
+
+
+def test_inputs_of_many_columns_are_short_in_print() -> None:
+    many = ub.Features(tuple(f"c{i}" for i in range(13)), low=(0.0, *[-math.inf] * 12), mean=2.0)
+    assert repr(many) == "Features(13 columns: c0, c1, c2, ..., low=(0, -inf, -inf, ...), mean=2)"
+    assert repr(ub.Features(("a", "b"))) == "Features(('a', 'b'))"
+    assert repr(ub.Features(("a", "b"), std=(1.0, 2.5), categories={"a": [0, 1]})) == (
+        "Features(('a', 'b'), std=(1, 2.5), categories of a)"
+    )
+    assert repr(ub.Pixels((1, 4, 4))) == "Pixels((1, 4, 4))"
+    assert repr(ub.Pixels((9, 4, 4), mean=(0.1,) * 8 + (0.25,), std=0.5)) == (
+        "Pixels((9, 4, 4), mean=(0.1, 0.1, 0.1, ...), std=0.5)"
+    )
+    assert len(repr(ub.MultiInput((many, ub.Pixels((3, 4, 4), mean=(0.485, 0.456, 0.406)))))) < 200

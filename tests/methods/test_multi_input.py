@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import unboxed as ub
 from unboxed.engine.baselines import baseline
-from unboxed.errors import InputError
+from unboxed.errors import DataError, InputError
 
 PARTS = {"image": ub.Pixels((1, 4, 4), mean=0.5, std=0.25), "table": ub.Features(("a", "b"), mean=(1.0, -1.0))}
 
@@ -117,3 +118,64 @@ def test_bad_parts(bad: Any) -> None:
 def test_too_few_in_a_tuple() -> None:
     with pytest.raises(InputError, match="2 tensors"):
         box("tuple")((torch.rand(3, 1, 4, 4),))
+
+
+# -- data sets and loaders of several inputs ---------------------------------------------------------------------------
+
+
+class Several(Dataset[Any]):
+    """Ten examples of several inputs, each a dict or a tuple, with or without its label."""
+
+    def __init__(self, kind: str, labeled: bool) -> None:
+        self.kind, self.labeled, self.x = kind, labeled, values("dict", 10)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> Any:
+        x = {name: v[i] for name, v in self.x.items()}
+        one = x if self.kind == "dict" else tuple(x.values())
+        return (one, i % 3) if self.labeled else one
+
+
+FORMS: dict[str, Any] = {
+    "a data set": lambda data: data,
+    "a loader": lambda data: DataLoader(data, batch_size=4),
+    "a loader of examples": lambda data: DataLoader(data, batch_size=None),
+    "a shuffling loader": lambda data: DataLoader(
+        data, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0)
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_data_sets_and_loaders_give_what_tensors_give(kind: str, labeled: bool, form: str) -> None:
+    opened, data = box(kind), FORMS[form](Several(kind, labeled))
+    want = ub.activations.statistics(opened, values(kind, 10), ["image"])[0]
+    assert torch.allclose(ub.activations.statistics(opened, data, ["image"])[0].mean, want.mean, atol=1e-6)
+    most = ub.activations.top_examples(opened, data, ["image"], k=3)[0]
+    best = ub.activations.top_examples(opened, values(kind, 10), ["image"], k=3)[0]
+    assert torch.allclose(most.value, best.value, atol=1e-6)
+    if form != "a shuffling loader":
+        assert torch.equal(most.index, best.index)
+
+
+@both
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_follow_their_inputs(kind: str, form: str) -> None:
+    opened, labels = box(kind), torch.arange(10) % 3
+    want = int((opened.predict(values(kind, 10)) == labels).sum())
+    assert ub.adversarial.calibration(opened, FORMS[form](Several(kind, True))).accuracy == pytest.approx(want / 10)
+    clean = ub.adversarial.robustness(
+        opened, FORMS[form](Several(kind, True)), {"fgsm": ub.adversarial.fgsm}, eps=[0.1], minimal=None, alarms=False
+    ).clean
+    assert clean.count == want
+
+
+@both
+def test_a_loader_of_other_examples_is_refused(kind: str) -> None:
+    one = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4)), batch_size=2)
+    with pytest.raises((DataError, InputError), match=r"several inputs is a dict or tuple|wanted a tuple|input 0"):
+        ub.activations.statistics(box(kind), one, ["image"])

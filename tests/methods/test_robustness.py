@@ -322,8 +322,37 @@ def test_the_command_takes_a_fraction(tmp_path) -> None:
     made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", "8/255", "--eps", "0.3", "--n", 8,
                "--attack", "fgsm", "-o", tmp_path)  # fmt: skip
     assert made.exit_code == 0, made.output
-    assert "eps 0.0313725" in made.output
+    assert "eps 8/255" in made.output
     assert json.loads((tmp_path / "attack.json").read_text())["eps"] == [8 / 255, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "norm", "measured"),
+    [(["fgsm"], None, "linf"), (["ddn"], None, "l2"), (["ddn", "fgsm"], None, "l2"), (["fgsm"], "l1", "l1")],
+)
+def test_without_a_norm_the_attacks_own_is_taken(tmp_path, attacks, norm, measured, capsys) -> None:
+    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(2)
+    found = command(box, x, tmp_path, attacks=attacks, eps=[0.1], norm=norm, quiet=True)
+    assert found.norm == measured
+    assert f"still right under ({measured})" in capsys.readouterr().out
+
+
+def test_a_table_is_asked_by_the_attacks_that_take_it() -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    y = box.predict(x)
+    found = robustness(box, (x, y), eps=[0.1, 1.0])
+    assert found.attacks == ("fgsm", "pgd")
+    with pytest.raises(InputError, match="the attack mine needs a net that takes images alone"):
+        robustness(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
+
+
+def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    assert command(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
 
 
 def folder_of(root: Path) -> Path:
@@ -381,7 +410,7 @@ def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
     assert not made.failures
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no answer is right" in page
-    assert "0 are named right" in page
+    assert "0 of these 10 answers are right" in page
     assert "fools this net" in page  # the pictures are of what the net says, right or not
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
@@ -392,6 +421,8 @@ def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
         (("--attack", "pdg"), "did you mean"),
         (("--attack", "xyz"), "there are"),
         (("--norm", "l9"), "norm is one of"),
+        (("--n", 0), "--n must be a whole number, 1 or more"),
+        (("--attack", "ddn", "--norm", "linf"), "ddn takes --norm l2"),
         (("--data", "no/such/folder"), "no/such/folder"),
     ],
 )
@@ -625,9 +656,9 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str)
 @pytest.mark.usefixtures("_no_alarms")
 def test_the_command_in_l1(tmp_path) -> None:
     words = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 2, "--n", 3, "--norm", "l1", "-o", tmp_path)
-    refused = run(*words)
+    refused = run(*words, "--attack", "square")
     assert refused.exit_code == 2
-    assert "square" in refused.output
+    assert "square takes --norm linf or --norm l2" in " ".join(refused.output.split())
     made = run(*words, "--attack", "pgd")
     assert made.exit_code == 0, made.output
     assert "these attacks and FAB" in " ".join(made.output.split())

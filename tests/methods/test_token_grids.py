@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,3 +157,60 @@ def test_models_of_transformers(name: str) -> None:
     maps = torch.cat([ub.attribution.grad_cam(box, x, k, upsample=False) for k in range(4)])
     assert maps.shape[2:] == want
     assert maps.any()
+
+
+# -- pyramid vision transformers: keys are fewer than queries, and weights of attention pass through dropout -----------
+
+
+def pyramid(kind: str, side: tuple[int, int]) -> ub.Box:
+    """Four stages of two blocks each, of patches of 4, 8, 16 and 32 pixels; keys of the first two are fewer."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    stages = {"hidden_sizes": [8, 16, 24, 32], "depths": [2] * 4, "num_attention_heads": [1, 2, 3, 4]}
+    more: dict[str, object] = {"mlp_ratios": [2] * 4, "num_channels": 1, "num_labels": 4}
+    more |= {"image_size": side[0], "sequence_reduction_ratios": [4, 2, 1, 1]} if kind == "Pvt" else {}
+    more |= {"image_size": side, "sr_ratios": [4, 2, 1, 1]} if kind == "PvtV2" else {}
+    config = getattr(transformers, f"{kind}Config")(**stages, **more)
+    net = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    return ub.Box(net, ub.Pixels((1, *side)))
+
+
+PYRAMIDS = [("Pvt", (96, 96)), ("PvtV2", (96, 96)), ("PvtV2", (96, 64))]
+STAGE = {"Pvt": r"(?:block|patch_embeddings)\.(\d)\.", "PvtV2": r"layers\.(\d)\."}
+FEWER = re.compile(r"sequence_reduction|spatial_reduction|self\.layer_norm|self\.key|self\.value|attention\.layer_norm|"
+                   r"attention\.key|attention\.value")  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "side"), PYRAMIDS)
+@pytest.mark.filterwarnings("ignore")
+def test_each_stage_of_a_pyramid_has_its_grid(kind: str, side: tuple[int, int]) -> None:
+    """And what has none, the weights of attention, is no map."""
+    box, found = pyramid(kind, side), dict[str, tuple[int, int]]()
+    for row, grid in grids(box):
+        stage = re.search(STAGE[kind], row.path)
+        assert not (row.type == "Dropout" and len(row.shape) == 3), f"{row.path} {row.shape}"
+        if stage and not FEWER.search(row.path):
+            found[row.path] = grid.size
+            assert grid.size == tuple(s // 4 // 2 ** int(stage[1]) for s in side), row.path
+    blocks = {re.sub(r"\.layer_norm_2$", "", path) for path in found if path.endswith("layer_norm_2")}
+    assert len(blocks) == 8  # both norms of all blocks: none is lost after attention
+    assert all(f"{block}.layer_norm_1" in found for block in blocks)
+
+
+@pytest.mark.parametrize(("kind", "side"), PYRAMIDS)
+@pytest.mark.filterwarnings("ignore")
+def test_grad_cam_of_a_pyramid_by_hand(kind: str, side: tuple[int, int]) -> None:
+    """At the last norm that patches have a say in: before the last attention, where only the class token answers."""
+    box, kept = pyramid(kind, side), list[Tensor]()
+    last = "pvt.encoder.block.3.1.layer_norm_1" if kind == "Pvt" else "pvt_v2.encoder.layers.3.layer_norm"
+    x = torch.rand(2, 1, *side, generator=torch.Generator().manual_seed(0))
+    handle = box.net.get_submodule(last).register_forward_hook(lambda module, args, out: kept.append(out))
+    z = box.net(x).logits
+    handle.remove()
+    extra, (height, width) = int(kind == "Pvt"), (side[0] // 32, side[1] // 32)
+    for k in range(4):
+        (g,) = torch.autograd.grad(z[:, k].sum(), kept[0], retain_graph=True)
+        patches, slopes = (h.detach()[:, extra:].flatten(1, -2).view(2, height * width, -1) for h in (kept[0], g))
+        want = (patches * slopes.mean(1, keepdim=True)).sum(-1).clamp(min=0).view(2, 1, height, width)
+        got = ub.attribution.grad_cam(box, x, k, upsample=False)
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-7)

@@ -238,3 +238,42 @@ def test_bad_neurons(unit: Any, position: Any) -> None:
     box, x = box_of("plain")
     with pytest.raises(InputError):
         projections(box, x, "conv1", unit, position)
+
+
+# -- tables of embeddings ----------------------------------------------------------------------------------------------
+
+
+class Embedded(nn.Module):
+    """The answer's own row of a table is added to it, and the table is the last layer with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.table = nn.Linear(6, 4), nn.Embedding(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.fc(x)
+        return z + self.table(z.argmax(1))  # type: ignore[no-any-return]
+
+
+def _embedded() -> tuple[ub.Box, Tensor]:
+    box = ub.Box(Embedded().eval(), ub.Features(tuple("abcdef")))
+    return box, torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_what_an_embedding_receives_is_no_feature() -> None:
+    """It gets numbers of rows: the spread is measured at the last layer that receives features."""
+    box, x = _embedded()
+    (top,) = top_examples(box, x, "fc", k=3)
+    (same,) = top_examples(box, x, "fc", k=3, features="fc:input")
+    assert torch.equal(top.spread, same.spread)
+    assert top.spread.isfinite().all()
+
+
+def test_top_examples_of_an_embedding() -> None:
+    box, x = _embedded()
+    net = box.net
+    h = net.table(net.fc(x).argmax(1)).detach()  # (N, 4)
+    (top,) = top_examples(box, x, "table", k=3)
+    assert torch.equal(top.value, h.topk(3, 0).values.T)
+    assert torch.equal(h.gather(0, top.index.T).T, top.value)

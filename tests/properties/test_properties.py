@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import unboxed as ub
-from unboxed.testing.strategies import Case, batch, cases, inputs, leaves, models, objectives, opened
+from unboxed.testing.strategies import HIDDEN, Case, batch, cases, inputs, leaves, models, objectives, opened
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None,
                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
@@ -34,14 +34,24 @@ def literal(case: Case, objective: ub.Objective) -> tuple[Tensor, Tensor]:
     """The score (N,) and its gradient (N, D), by autograd through the bare model."""
     box, kept = case.box, dict[str, Tensor]()
     x = box.accept(case.x).clone().requires_grad_()
-    handle = box.net.fc.register_forward_hook(lambda module, args, out: kept.update(fc=out))
+    hidden = {path: box.net.get_submodule(path) for path in HIDDEN}
+    handles = [m.register_forward_hook(_keeping(kept, path)) for path, m in hidden.items()]
     z = box.inputs.encode(x)
     out = box.net(**z) if isinstance(z, dict) else box.net(*z) if isinstance(z, tuple) else box.net(z)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     logits = out["logits"] if isinstance(out, dict) else out[0] if isinstance(out, tuple) else out
-    value = objective({"logits": logits, "output": logits, "fc": kept["fc"]})
+    value = objective({"logits": logits, "output": logits, **kept})
     (grad,) = torch.autograd.grad(value.sum(), x)
     return value.detach(), grad.flatten(1)
+
+
+def _keeping(kept: dict[str, Tensor], path: str) -> Any:
+    def hook(module: Any, args: Any, out: Tensor) -> Tensor:
+        kept[path] = out
+        return out.clone()  # what comes after may write over it
+
+    return hook
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -86,6 +96,8 @@ def test_arithmetic_of_objectives_is_that_of_their_scores(data: st.DataObject) -
     u, v = score(case, a, case.x), score(case, b, case.x)
     for made, want in (
         (a + b, u + v), (a - b, u - v), (a * b, u * v), (-a, -u), (a + k, u + k), (k + a, u + k), (a - k, u - k),
+        (a / k, u / k), (k / (1 + b * b), k / (1 + v * v)), (a / (1 + b * b), u / (1 + v * v)), (k - a, k - u),
+        (a / (each - 3), u / (each - 3)), (each / (1 + a * a), each / (1 + u * u)), (each - a, each - u),
         (a * k, u * k), (k * a, u * k), (a + each, u + each), (a * each, u * each), ((a + b) * b - a, (u + v) * v - u),
     ):  # fmt: skip
         assert alike(score(case, made, case.x), want), made
@@ -118,3 +130,13 @@ def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.Dat
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
     assert len(opened(net.double(), kind)(x)) == 2
+
+
+NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "along an activation", "in the direction")
+
+
+@pytest.mark.parametrize("name", [*NAMED, "parts.0.first", "one each", "logprob", " / "])
+def test_every_kind_of_objective_is_drawn(name: str) -> None:
+    once = settings(few, max_examples=500, phases=[Phase.generate])  # any will do, however large
+    found = find(cases().flatmap(objectives), lambda o: name in o.name, settings=once)
+    assert found.layers <= {"logits", *HIDDEN}

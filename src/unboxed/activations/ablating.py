@@ -12,7 +12,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.edits import Exchange, addresses, chosen, one_of, runs, settled, with_units
-from ..engine.examples import batches, packed
+from ..engine.examples import batches
+from ..engine.packing import packed
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..net.layers import received

@@ -12,7 +12,7 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine import features
-from ..engine.examples import Skipped
+from ..engine.items import Skipped
 from ..engine.neighbors import Metric, Neighbors, Search
 from ..errors import LayerError
 from ..net.batching import BatchSize

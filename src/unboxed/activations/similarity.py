@@ -14,7 +14,8 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import addresses, with_units
-from ..engine.examples import batches, packed
+from ..engine.examples import batches
+from ..engine.packing import packed
 from ..errors import DataError, InputError, warn
 from ..multi_input import MultiInput
 from ..net.batching import BatchSize

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.examples import Skipped, each_batch
+from ..engine.examples import each_batch
+from ..engine.items import Skipped
 from ..errors import InputError, LayerError
 from ..net.batching import BatchSize
 from ..net.taps import Acts

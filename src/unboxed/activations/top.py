@@ -14,7 +14,9 @@ from ..arguments import whole
 from ..box import Box
 from ..cards import card
 from ..engine.edits import chosen
-from ..engine.examples import Skipped, packed, pick, read_once
+from ..engine.examples import pick
+from ..engine.items import Skipped
+from ..engine.packing import packed, read_once
 from ..errors import InputError
 from ..net.batching import BatchSize
 from ..net.taps import Acts

@@ -17,8 +17,8 @@ from ..box import Box
 from ..engine.balls import Ball, ball_of
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs import Pixels
+from ..net.answers import among, without_nan
 from ..net.batching import BatchSize
-from .answers import among, without_nan
 from .attempt import Attempt
 from .fgsm import fgsm
 from .pgd import pgd

@@ -1,4 +1,4 @@
-"""What the model answers, where an answer is to be judged: NaN is none, though argmax takes it for a class."""
+"""What the model answers, where an answer is to be judged."""
 
 from __future__ import annotations
 
@@ -6,37 +6,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import NaNError
+from ..net.answers import without_nan
 from ..net.batching import BatchSize
-
-SHOWN = 5  # rows that an error names
-NEITHER = (
-    "such an answer is neither right nor wrong, so nothing can be said of robustness. Look for NaN in the model's "
-    "weights, or for values that overflow on the way; mend the model, or leave these rows out"
-)
-
-
-def nan_error(rows: list[int], what: str) -> NaNError:
-    """The error that names the rows: `what` of theirs gave NaN."""
-    named = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
-    return NaNError(f"the model gives NaN for {what} of row{'s' * (len(rows) > 1)} {named}: {NEITHER}", rows, what)
-
-
-def among(error: NaNError, rows: Tensor) -> NaNError:
-    """The same error, its rows named as in the whole of which `rows` (n,) were asked."""
-    return nan_error(rows[error.rows].tolist(), error.what)
-
-
-def without_nan(values: Tensor, rows: Tensor | None = None, what: str = "the input") -> Tensor:
-    """The values (n, ...) as they are: logits, or a score of them. -inf, a class that is masked, is no NaN.
-
-    Raises NaNError that names the rows (n,) for which they are NaN, by default by their place.
-    """
-    bad = values.isnan()
-    if bad.any():
-        at = bad.flatten(1).any(1).nonzero()[:, 0] if values.ndim > 1 else bad.nonzero()[:, 0]
-        raise nan_error(sorted(set((at if rows is None else rows[at]).tolist())), what)
-    return values
 
 
 def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:

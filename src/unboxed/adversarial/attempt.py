@@ -17,10 +17,10 @@ from ..engine.balls import Ball, Linf, per_row
 from ..engine.gradients import REENTRANT, pull_stuck
 from ..errors import InputError, NaNError, OutputError
 from ..inputs import Pixels
+from ..net.answers import without_nan
 from ..net.batching import BatchSize, in_batches
 from ..net.taps import Acts
 from ..objectives import Objective
-from .answers import without_nan
 from .goal import goal_of
 from .result import Adversarial
 

@@ -53,7 +53,7 @@ class AutoAdversarial(Adversarial):
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    tells="An image within eps of this one that the net takes for something else, sought by four unlike attacks.",
+    tells="An input within eps of this one that the net takes for something else, sought by four unlike attacks.",
     not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),

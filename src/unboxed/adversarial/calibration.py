@@ -134,9 +134,7 @@ def _sums(place: Tensor, values: Tensor, bins: int) -> Tensor:
     return torch.bincount(place, values, minlength=bins)
 
 
-def _errors(
-    z: Tensor, y: Tensor, rows: Tensor, most: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _errors(z: Tensor, y: Tensor, rows: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sure, answer = z.softmax(1).max(1)
     wrong = (answer != y).nonzero()[:, 0]
     first = wrong[sure[wrong].argsort(descending=True, stable=True)[:most]]

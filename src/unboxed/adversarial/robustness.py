@@ -17,18 +17,19 @@ from tqdm import tqdm
 
 from ..arguments import check_seed
 from ..box import Box
-from ..engine.balls import ball_of, norm_of
+from ..engine.balls import ball_of, eps_text, norm_of
 from ..engine.class_labels import unique
 from ..engine.examples import labeled
 from ..engine.saved import Saved, digest, weights_digest
 from ..errors import InputError, NaNError
+from ..net.answers import among
 from ..net.batching import BatchSize
 from .alarms import Alarm, alarms_of
-from .answers import among, predicted
+from .answers import predicted
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
-from .norms import check_norms, same_norm
+from .norms import check_inputs, check_norms, fitting, same_norm
 from .pgd import pgd
 from .result import Adversarial
 from .shares import Share
@@ -65,7 +66,7 @@ class Robustness:
     def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
         """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
-            raise InputError(f"eps is one of {', '.join(f'{e:g}' for e in self.eps)}; got {eps!r}")
+            raise InputError(f"eps is one of {', '.join(map(eps_text, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
         at = -1 if eps is None else self.eps.index(eps)
@@ -90,7 +91,7 @@ class Robustness:
         return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
 
     def __repr__(self) -> str:
-        curve = ", ".join(f"{self.robust(e).value:.1%} within {e:g}" for e in self.eps)
+        curve = ", ".join(f"{self.robust(e).value:.1%} within {eps_text(e)}" for e in self.eps)
         told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
         alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
         return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
@@ -129,8 +130,9 @@ def robustness(
 ) -> Robustness:
     """Accuracy on `data` (a Dataset of (input, class), or tensors (x, y)) under each attack and all of them, per eps.
 
-    `attacks` {name: attack}, by default FGSM, PGD-40 and Square; `ub.adversarial.auto_attack` is the strongest. What an
-    attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
+    `attacks` {name: attack}, by default those of FGSM, PGD-40 and Square that take the model's inputs and the norm;
+    `ub.adversarial.auto_attack` is the strongest. `eps` is in pixel range; of a table, in each column's own unit. What
+    an attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
     `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
@@ -138,10 +140,11 @@ def robustness(
     """
     seed = check_seed(seed)
     x, y = labeled(box, data, most)
-    chosen = dict(ATTACKS if attacks is None else attacks)
+    chosen = fitting(ATTACKS, box, norm) if attacks is None else dict(attacks)
     sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
+    check_inputs(chosen, box)
     check_norms({**chosen, LEAST: minimal}, norm)
     run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
     if checkpoint is not None:
@@ -182,7 +185,7 @@ class _Run:
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
             bar.update(self.finished)
             for name, e, part in tasks[self.finished :]:
-                bar.set_description(name if e is None else f"{name}, eps {self.eps[e]:.3g}")
+                bar.set_description(name if e is None else f"{name}, eps {eps_text(self.eps[e])}")
                 try:
                     self._task(name, e, part)
                 except KeyboardInterrupt:

@@ -16,9 +16,10 @@ from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..engine.draws import hashed
 from ..errors import InputError
+from ..net.answers import without_nan
 from ..net.batching import BatchSize
 from ..objectives import Objective
-from .answers import predicted, without_nan
+from .answers import predicted
 from .attempt import Attempt
 from .goal import Goal, goal_of
 

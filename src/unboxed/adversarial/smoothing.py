@@ -19,9 +19,9 @@ from ..cards import card
 from ..engine.draws import of_sample
 from ..engine.examples import AT_ONCE
 from ..errors import OutputError
+from ..net.answers import without_nan
 from ..net.batching import BatchSize, in_batches
 from ..objectives import as_classes, check_classes
-from .answers import without_nan
 
 ABSTAIN = -1
 

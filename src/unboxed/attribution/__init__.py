@@ -1,4 +1,8 @@
-"""Why this answer?"""
+"""Why this answer?
+
+Every method raises NaNError where a score that it attributes is NaN or infinite, and names the rows. Of a map that is
+NaN or infinite though its score is a number (a root has no slope at 0) an UnboxedWarning tells.
+"""
 
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
+from ..engine.baselines import Baseline, difference
 from ..engine.baselines import baseline as beside
 from ..engine.edits import settled
 from ..engine.gradients import pull
@@ -52,14 +52,18 @@ def deep_lift(
     x0 = beside(box, x, baseline)
     objective = settled(box, target, x, batch_size)
 
-    def part(rows: slice) -> Tensor:
+    def part(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         return _contributions(box, objective.rows(rows), x[rows], x0[rows])
 
     parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
-    return box.shaped(torch.cat(parts))  # type: ignore[no-any-return]
+    found, score, reference = (torch.cat(h) for h in zip(*parts, strict=True))
+    difference(score, reference)
+    _complete(box, found, score, reference, box.coupled or objective.coupled)
+    return box.shaped(found)  # type: ignore[no-any-return]
 
 
-def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> Tensor:
+def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Contributions (n, ...) of one batch, and the scores (n,) of x and of the baseline."""
     tape = Tape(RULES)
     with box.quiet(grad=False), Opwise(tape.write):
         reference = objective(box.forward(x0, objective.layers))
@@ -71,9 +75,7 @@ def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> Ten
         if score.requires_grad:
             nothing_escaped(score, leaf)
         (multipliers,), _ = pull(score, acts, objective, [leaf], unclamp="no")
-        found = multipliers.to(box.dtype) * (x - x0)
-        _complete(box, found, score.detach(), reference, box.coupled or objective.coupled)
-        return found
+        return multipliers.to(box.dtype) * (x - x0), score.detach(), reference
 
 
 def _complete(box: Box, found: Tensor, score: Tensor, reference: Tensor, coupled: bool) -> None:
@@ -90,8 +92,8 @@ def _complete(box: Box, found: Tensor, score: Tensor, reference: Tensor, coupled
         off, size, scores = off.sum(), size.sum(), scores.sum()
     if not bool(torch.isfinite(off).all()):
         raise RuleError(
-            "DeepLIFT's contributions, or the scores of x and the baseline, are NaN or infinite (a division by what is "
-            "0 on the baseline?): take another baseline"
+            "DeepLIFT's contributions are NaN or infinite, though the scores of x and the baseline are not (a division "
+            "by what is 0 on the baseline?): take another baseline"
         )
     if not bool((off.abs() <= tolerance * torch.minimum(size, 10 * scores) + tolerance * 1e-2).all()):
         raise RuleError(

@@ -21,6 +21,7 @@ from ..engine.draws import of_sample
 from ..engine.edits import runs, settled
 from ..engine.examples import batches
 from ..engine.paths import References, equal, mean, scores
+from ..engine.results import tell_not_finite
 from ..multi_input import MultiInput
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -38,7 +39,7 @@ class ExpectedGradients:
 @card(
     name="Expected gradients",
     source="Erion et al. 2021, arXiv:1906.10670",
-    tells="How this score is made up of the pixels' changes from what other inputs have there.",
+    tells="How this score is made up of the input's changes from what other inputs have there.",
     not_tells="More than a mean of draws can: shares add up to the difference only as samples become many.",
     example=lambda method, box, x, y: method(box, x, y, references=some(box), n_samples=4),
     exempt={"one look": "it looks at many points on the way from many references"},
@@ -73,6 +74,7 @@ def expected_gradients(
     ends = References(x, others, order, torch.zeros_like(alpha), drawn)
     low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
     gap = difference(high, low)
+    tell_not_finite(f"the gradient of {objective.name} between references and x", found)
     return ExpectedGradients(box.shaped(found), (found.flatten(1).sum(1) - gap).abs(), gap)
 
 

@@ -12,11 +12,12 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.estimators import without_rounding
-from ..engine.hiding import Game, game, objective, scores
+from ..engine.hiding import HIDDEN, Game, game, objective, scores
 from ..engine.masks import leave_one_out
 from ..engine.segments import Segments, share
 from ..engine.sizes import Size
 from ..engine.windows import windows
+from ..net.answers import check_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -75,6 +76,8 @@ def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[T
         corners = torch.tensor(list(places.values()))
         run = windows(box, x, score, played.base, corners, size, logits=False, itself=True, batch_size=batch_size)
         every[:, list(places)], whole = run.score[:, :-1].to(every), run.score[:, -1:].to(every)
+    check_scores(whole)
+    check_scores(every, HIDDEN)
     return [torch.cat([whole[i], every[i, on]])[:, None].cpu().double() for i, on in enumerate(played.active)]
 
 

@@ -15,6 +15,7 @@ from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
 from ..engine.gradients import gradients, tell
+from ..net.answers import check_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -22,7 +23,7 @@ from ..objectives import Objective
 @card(
     name="Gradient x input",
     source="Shrikumar et al. 2016, arXiv:1605.01713; Ancona et al. 2018, arXiv:1711.06104",
-    tells="What each pixel's distance from the baseline adds to the score, if the net were the plane that touches it.",
+    tells="What each value's distance from the baseline adds to the score, if the net were the plane that touches it.",
     not_tells="What it adds in a net that bends: the shares add up to nothing, and a saturated score has no slope.",
     example=lambda method, box, x, y: method(box, x, y),
     laws=("contribution", "dummy", "symmetry"),
@@ -44,5 +45,6 @@ def gradient_x_input(
     start = baseline_of(box, x, baseline)
     objective = box.objective(target, len(x))
     found = gradients(box, objective, x, batch_size=batch_size)
+    check_scores(found.score)
     tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map * (x - start))

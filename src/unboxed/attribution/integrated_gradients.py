@@ -19,6 +19,7 @@ from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import runs, settled
 from ..engine.paths import RULES, midpoints
 from ..engine.quadrature import Problem, first_look, fixed, integrate
+from ..engine.results import tell_not_finite
 from ..errors import InputError, warn
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -39,8 +40,8 @@ class IntegratedGradients:
 @card(
     name="Integrated gradients",
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
-    tells="How this score is made up of the pixels' changes from a baseline; the shares add up to the difference.",
-    not_tells="What would have been said of another baseline: pixels that equal it get nothing, whatever they mean.",
+    tells="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
+    not_tells="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one look": "it looks at many points on the way to x"},
     laws=("contribution", "completeness", "dummy", "symmetry"),
@@ -83,12 +84,12 @@ def integrated_gradients(
     if points is None and (box.coupled or objective.coupled):
         points = midpoints(COUPLED_STEPS)
     found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
+    tell_not_finite(f"the gradient of {objective.name} between the baseline and x", found.gradient)
     converged = found.error <= bound
-    if n_steps is None and not bool(converged.all()):
-        _tell(~converged, found.error, gap)
-    return IntegratedGradients(
-        box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap
-    )
+    missed = ~converged & found.error.isfinite()
+    if n_steps is None and bool(missed.any()):
+        _tell(missed, found.error, gap)
+    return IntegratedGradients(box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap)
 
 
 def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:

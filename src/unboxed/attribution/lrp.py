@@ -18,9 +18,11 @@ from torch import Tensor
 from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..errors import InputError, OutputError, warn
+from ..engine.results import tell_not_finite, tell_rows
+from ..errors import InputError, OutputError
 from ..inputs import Inputs, Pixels
 from ..multi_input import MultiInput
+from ..net.answers import check_scores
 from ..net.batching import BatchSize, in_batches
 from ..net.relevance import Propagation, Recipe, all_ruled, constant, linear, note
 from ..objectives import Objective
@@ -38,8 +40,8 @@ RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
 @card(
     name="LRP",
     source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
-    tells="How the score is made up of the pixels, if each layer shares out what it got among what it was made of.",
-    not_tells="What would happen if a pixel changed; and other rules, all of them sums to the same score, share it "
+    tells="How the score is made up of the inputs, if each layer shares out what it got among what it was made of.",
+    not_tells="What would happen if a value changed; and other rules, all of them sums to the same score, share it "
     "out otherwise.",
     example=lambda method, box, x, y: method(box, x, y),
     laws=("dummy", "symmetry"),
@@ -75,11 +77,14 @@ def lrp(
     x = box.accept(x)
     objective = box.checked(box.objective(target, len(x)), len(x))
 
-    def part(rows: slice) -> Tensor:
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
         return _relevance(box, objective.rows(rows), x[rows], recipe)
 
-    found = torch.cat(in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled)))
-    _tell(objective, found)
+    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    found, score = (torch.cat(h) for h in zip(*parts, strict=True))
+    check_scores(score)
+    tell_not_finite(f"the relevance of {objective.name}", found)
+    tell_rows(f"the relevance of {objective.name} is exactly zero for", (found == 0).flatten(1).all(1))
     return box.shaped(found)
 
 
@@ -89,8 +94,8 @@ def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
     return RECIPES[rule](number("epsilon", epsilon, least=0), number("gamma", gamma, least=0))
 
 
-def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> Tensor:
-    """Relevance (n, ...) of one batch: (x - x0) c, with x0 what the normalization makes zero."""
+def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Relevance (n, ...) of one batch, (x - x0) c, with x0 what the normalization makes zero; and the score (n,)."""
     with box.quiet(), constant(box.net):
         x, *ends = leaves = _leaves(box.inputs, x, recipe)
         note(x, bounds=tuple(ends) or None)
@@ -108,7 +113,7 @@ def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> Ten
         shares = [
             torch.where(at.isnan(), 0, (at - zero) * c) for at, c in zip(leaves, found, strict=True) if c is not None
         ]
-        return torch.stack(shares).sum(0).detach().to(box.dtype)
+        return torch.stack(shares).sum(0).detach().to(box.dtype), score.detach()
 
 
 def _leaves(inputs: Inputs, x: Tensor, recipe: Recipe) -> list[Tensor]:
@@ -124,8 +129,3 @@ def _end(inputs: Inputs, x: Tensor, value: float) -> Tensor:
         ends = zip(parts, inputs.split(x), strict=True)
         return torch.cat([_end(part, v, value).flatten(1) for part, v in ends], 1)
     return torch.full_like(x, value if isinstance(inputs, Pixels) else torch.nan)
-
-
-def _tell(objective: Objective, found: Tensor) -> None:
-    if n := int((found == 0).flatten(1).all(1).sum()):
-        warn(f"the relevance of {objective.name} is exactly zero for {n} of {len(found)} inputs")

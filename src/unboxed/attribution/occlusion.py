@@ -19,9 +19,11 @@ from ..cards import card
 from ..engine import sizes
 from ..engine.baselines import baseline as baseline_of
 from ..engine.edits import Runs, settled
+from ..engine.hiding import HIDDEN
 from ..engine.segments import share
 from ..engine.windows import windows
 from ..errors import InputError
+from ..net.answers import check_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective, logit
 
@@ -88,6 +90,8 @@ def occlusion(
         raise InputError("no logits were read")
     scores, k = _scored(box, found, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
+    check_scores(score)
+    check_scores(scores, HIDDEN)
     drops = (score[:, None] - scores[:, :-1]).view(grid)
     predicted, probability = _classes(box, found.logits[:, :-1], k, grid)
     spread = _spread(drops, (top, left), size, sides)

@@ -16,10 +16,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline
 from ..engine.baselines import baseline as baseline_of
-from ..engine.hiding import objective, scored, splits
+from ..engine.hiding import HIDDEN, objective, scored, splits
 from ..engine.masks import grids
 from ..engine.sizes import images_only
 from ..errors import InputError
+from ..net.answers import check_scores
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective
 
@@ -73,6 +74,7 @@ def rise(
     base = baseline_of(box, x, baseline, seed=seed)
     seen = _Seen(box, x, base, score, lambda ks: grids(ks, size, cells, keep, seed, x))
     seen.run(n, batch_size)
+    check_scores(seen.scores, HIDDEN)
     return seen.normalized(n, keep, normalize).to(box.dtype).to(box.device)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.grids import Grid, grids, image_size, token_grid, upsampled
+from ..engine.results import tell_not_finite
 from ..engine.sizes import images_only
 from ..errors import InputError, LayerError
 from ..net.attention import attending
@@ -63,6 +64,7 @@ def rollout(
     grid = _grid(box, attention.shape[-1])
     row = attention[:, 0] if grid.extra else attention.mean(1)  # (N, T)
     maps = row[:, grid.extra :].reshape(-1, 1, *grid.size)
+    tell_not_finite("attention rollout", maps)
     return Rollout(upsampled(maps, image_size(box)) if upsample else maps, attention, parts[0][1])
 
 

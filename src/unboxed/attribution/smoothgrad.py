@@ -16,7 +16,9 @@ from ..cards import card
 from ..engine.edits import settled
 from ..engine.gradients import tell
 from ..engine.paths import Moment, Noise, equal, mean, spread
+from ..engine.results import tell_not_finite
 from ..errors import InputError
+from ..net.answers import refuse_scores
 from ..net.batching import BatchSize
 from ..objectives import Objective
 
@@ -24,8 +26,8 @@ from ..objectives import Objective
 @card(
     name="SmoothGrad",
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
-    tells="Where more or less light would change this score, in the image and in noisy ones like it alike.",
-    not_tells="How the net answers on clean images alone: most noisy copies are images that it never saw.",
+    tells="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
+    not_tells="How the net answers on clean inputs alone: most noisy copies are inputs that it never saw.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
     exempt={"one look": "it looks at many noisy copies"},
     laws=("dummy",),
@@ -55,6 +57,9 @@ def smoothgrad(
     path = Noise(x, sigma, equal(k), check_seed(seed))
     objective = settled(box, target, x, batch_size)
     found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
-    if kind != "variance":  # which is zero on any linear net
+    refuse_scores(~found.finite, "x with noise")
+    if kind == "variance":  # which is zero on any linear net
+        tell_not_finite(f"the variance of the gradient of {objective.name}", found.map)
+    else:
         tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map)

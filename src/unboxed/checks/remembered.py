@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import astuple, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -84,7 +85,8 @@ class Remembered:
 
 def fingerprint(box: Box) -> bytes:
     """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
-    digest = hashlib.sha256(encoded(repr((str(box), repr(box.net)))))
+    inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
+    digest = hashlib.sha256(encoded(repr((str(box), inputs, repr(box.net)))))
     for name, value in (*box.net.named_parameters(), *box.net.named_buffers()):
         digest.update(name.encode())
         digest.update(_bytes(value))

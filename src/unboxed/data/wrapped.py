@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ..engine.class_labels import class_names
-from ..engine.examples import item
+from ..engine.items import item
 from ..errors import DataError
 from ..inputs import SLACK, Pixels
 from .pillow import quiet, to_tensor, wanted

@@ -19,6 +19,7 @@ from ..box import Box
 from ..errors import InputError
 from ..inputs import Features, Inputs, Pixels
 from ..multi_input import MultiInput
+from ..net.answers import check_scores
 from . import draws
 
 Baseline = str | float | Tensor | None
@@ -120,15 +121,10 @@ OF_FEATURES: Mapping[str, Kind] = {"mean": _mean, "random": _random}
 
 
 def difference(high: Tensor, low: Tensor) -> Tensor:
-    """The scores of x less those of the baseline, (N,), which shares add up to. Raises InputError where it is none.
+    """The scores of x less those of the baseline, (N,), which shares add up to. Raises NaNError where it is none.
 
     A comparison with NaN is false, so a completeness error of NaN would pass for none.
     """
-    found = high - low
-    if n := int((~found.isfinite()).sum()):
-        where = "x" if not bool(high.isfinite().all()) else "the baseline (or a reference)"
-        raise InputError(
-            f"the score of {where} is NaN or infinite for {n} of {len(found)} inputs, so there is no difference to "
-            "share out: take another baseline, or another target"
-        )
-    return found
+    check_scores(high)
+    check_scores(low, "the baseline (or a reference)")
+    return high - low

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError, LayerError, OutputError, warn
+from ..errors import InputError, LayerError, OutputError
+from ..net.answers import check_scores
 from ..net.batching import BatchSize, in_batches
 from ..net.layers import Layer
 from ..net.taps import Acts
@@ -18,9 +19,13 @@ from ..objectives import Objective
 from .gradients import pull
 from .grids import Grid, grids, image_size, of_address, upsampled
 from .last_maps import Trace
+from .results import tell_not_finite, tell_rows
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
+
+Looked = tuple[Tensor, Tensor, Tensor]
+"""Maps (n, 1, h, w), the rows (n,) taken before a clamp, and scores (n,)."""
 
 LATEST = 6  # token layers among which the last is sought that the patches still have a say in
 
@@ -44,21 +49,18 @@ def cam(
     objective = box.checked(box.objective(target, len(x)), len(x))
     chosen = None if layer is None else Chosen((_with_rows(box, layer),))
 
-    def part(rows: slice) -> tuple[Tensor, Tensor]:
+    def part(rows: slice) -> Looked:
         if rows.stop - rows.start == len(x):
             return _looked(box, objective, x, chosen, weigh)
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
 
     parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
-    maps, clamped = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
-    _tell(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
-    _tell(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
+    maps, clamped, score = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
+    check_scores(score)
+    tell_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
+    tell_not_finite(name, maps)
+    tell_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
     return upsampled(maps, size) if upsample else maps
-
-
-def _tell(what: str, rows: Tensor, then: str) -> None:
-    if n := sum(rows.tolist()):
-        warn(f"{what} {n} of {len(rows)} inputs{then}")
 
 
 def _with_rows(box: Box, layer: str) -> str:
@@ -82,8 +84,8 @@ class Chosen:
         return next((i for i, g in enumerate(grads) if self.grid.maps(g).any()), 0)
 
 
-def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, weigh: Weigh) -> tuple[Tensor, Tensor]:
-    """Maps (n, 1, h, w) and the rows (n,) taken before a clamp: one forward, one backward down to the layer."""
+def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, weigh: Weigh) -> Looked:
+    """One forward, one backward down to the layer."""
     with box.quiet():
         x = x.detach().requires_grad_()
         if chosen is None:
@@ -96,9 +98,7 @@ def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, we
     return _looked(box, objective, x, chosen, weigh)  # its values were let go of, or written over: once more
 
 
-def _weighed(
-    box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: Chosen, weigh: Weigh
-) -> tuple[Tensor, Tensor]:
+def _weighed(box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: Chosen, weigh: Weigh) -> Looked:
     edges = [acts.edges[a] for a in chosen.addresses]
     if (cut := edges.index(None) if None in edges else -1) >= 0:
         raise OutputError(f"nothing has a gradient at {chosen.addresses[cut]!r}")
@@ -108,7 +108,7 @@ def _weighed(
     grads, clamped = pull(score, acts, objective, leaves, like=like)
     i = chosen.one(grads)
     h, g = (grid.maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
-    return weigh(h, g).clamp(min=0)[:, None], clamped
+    return weigh(h, g).clamp(min=0)[:, None], clamped, score.detach()
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from ..multi_input import MultiInput
 from ..net.batching import BatchSize, in_batches
 from ..net.layers import received
 from ..objectives import ENDS
-from . import examples
+from .examples import batches
+from .items import Skipped
+from .packing import packed
 
 HELD = 2**26  # values of one layer that are kept as they are
 SKETCH = 4096  # values an example that are kept of more
@@ -69,15 +71,15 @@ def stream(
     address: str,
     *,
     batch_size: BatchSize = "auto",
-    skipped: examples.Skipped | None = None,
+    skipped: Skipped | None = None,
 ) -> Any:
     """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
-    data = examples.packed(box, data)
-    batches = examples.batches(data, 2**62 if box.coupled else size, skipped)  # coupled rows are never split
+    data = packed(box, data)
+    parts = batches(data, 2**62 if box.coupled else size, skipped)  # coupled rows are never split
 
     def following() -> Tensor | None:
-        x = next(batches, None)
+        x = next(parts, None)
         return None if x is None else read(box, box.accept(x), [address], batch_size=batch_size)[address]
 
     return following

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ..box import Box
-from ..errors import OutputError, warn
+from ..errors import OutputError
 from ..net import rules
+from ..net.answers import check_scores
 from ..net.batching import BatchSize, in_batches
 from ..net.rules import Rule
 from ..net.taps import Acts
 from ..objectives import Objective
+from .results import tell_not_finite, tell_rows
 
 Unclamp = Literal["no", "last", "all"]
 """Which ReLUs let the signal through for rows whose gradient is exactly zero."""
@@ -173,10 +175,14 @@ def attribute(
     rule: Rule | None = None,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
-    """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero or before a clamp."""
+    """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero, not finite or before a clamp.
+
+    Raises NaNError where the score is NaN or infinite.
+    """
     x = box.accept(x)
     objective = box.objective(target, len(x))
     found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
+    check_scores(found.score)
     tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map)  # type: ignore[no-any-return]
 
@@ -187,11 +193,6 @@ def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
     if all(0 < p < math.inf for p in peak.tolist()) and not any(before_clamp.tolist()):
         return
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
-    _tell(clamped, before_clamp, ": maps taken before the clamp")
-    _tell(f"the gradient of {objective.name} is NaN or infinite for", ~peak.isfinite())
-    _tell(f"the gradient of {objective.name} is exactly zero for", peak == 0)
-
-
-def _tell(what: str, rows: Tensor, then: str = "") -> None:
-    if n := int(rows.sum()):
-        warn(f"{what} {n} of {len(rows)} inputs{then}")
+    tell_rows(clamped, before_clamp, ": maps taken before the clamp")
+    tell_not_finite(f"the gradient of {objective.name}", gradient)
+    tell_rows(f"the gradient of {objective.name} is exactly zero for", peak == 0)

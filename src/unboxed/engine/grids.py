@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -56,19 +56,28 @@ def upsampled(maps: Tensor, size: Size) -> Tensor:
 def grids(box: Box) -> Iterator[tuple[Layer, Grid]]:
     """The leaves whose positions lie on the image, more than one of them, as they first run."""
     first = {row.path for row in axes.channels_first(box)}
+    maps = {row.shape for row in box.layers.leaves if axes._by_type(row.type)}
     seen: Size | None = None  # of the last map before the tokens, or of the tokens as they were last merged
     widths: set[int] = set()  # of the tokens of this size
+    laid: dict[tuple[int, ...], Grid] = {}  # where tokens of each shape last lay
     for row in box.layers.leaves:
-        if not (row.rows and row.shape):
+        if not (row.rows and row.shape) or (row.shape not in maps and _of_attention(row, laid)):
             continue
-        grid = _spatial(row, row.path in first) or _of_tokens(box, row, seen)
+        grid = _spatial(row, row.path in first) or _of_tokens(box, row, seen, laid)
         if grid is None and (grid := _merged(box, row, seen, widths)) is None:
             continue
         if grid.size != seen and (seen is not None or not grid.tokens):
             seen, widths = grid.size, set()
         if grid.tokens:
             widths.add(row.shape[1])
+            laid[row.shape] = grid
         yield row, grid
+
+
+def _of_attention(row: Layer, laid: Mapping[tuple[int, ...], Grid]) -> bool:
+    """Whether these are weights of attention, (heads, T, T) of so many tokens, and no maps."""
+    tokens = {shape[0] for shape in laid}
+    return len(row.shape) == 3 and axes._by_type(row.type) is None and {*row.shape[1:]} <= tokens
 
 
 def _spatial(row: Layer, first: bool) -> Grid | None:
@@ -83,9 +92,11 @@ def last_by_type(row: Layer) -> bool:
     return axes._by_type(row.type) is False
 
 
-def _of_tokens(box: Box, row: Layer, seen: Size | None) -> Grid | None:
-    known = len(row.shape) == 2 and row.type not in ("LSTM", "GRU", "RNN") and axes._by_type(row.type) is not True
-    return token_grid(box, row.shape[0], seen) if known else None
+def _of_tokens(box: Box, row: Layer, seen: Size | None, laid: Mapping[tuple[int, ...], Grid]) -> Grid | None:
+    """The grid of tokens: that of the map seen last, or where tokens of this shape lay before (keys may be fewer)."""
+    if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or axes._by_type(row.type) is True:
+        return None
+    return token_grid(box, row.shape[0], seen) or laid.get(row.shape)
 
 
 def _merged(box: Box, row: Layer, seen: Size | None, widths: set[int]) -> Grid | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError, warn
+from ..net.answers import check_scores
 from ..net.batching import BatchSize, in_batches
 from ..objectives import Objective, pooled
 from ..objectives.algebra import of as of_layer
@@ -22,6 +23,8 @@ from .segments import Default, Players, players
 
 SEGMENT = "segment"
 """A baseline of its own: each player's mean over its pixels, as the lime package hides."""
+HIDDEN = "x with parts hidden by the baseline"
+"""What is scored, as errors call it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,18 @@ def game(
 def scores(game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize) -> list[Tensor]:
     """Scores (K, T) of each row under its own masks (K, A) bool, which say the active players that are kept.
 
-    T objectives are scored in one forward. In double precision, on the CPU, where the estimators work.
+    T objectives are scored in one forward. In double precision, on the CPU, where the estimators work. Raises NaNError
+    where some are NaN or infinite.
     """
+    found = _scores(game, masks, objectives, batch_size)
+    check_scores([v[m.all(1).to(v.device)] for v, m in zip(found, masks, strict=True)])
+    check_scores(found, HIDDEN)
+    return found
+
+
+def _scores(
+    game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
+) -> list[Tensor]:
     work = _Work.of(game, masks, objectives)
     lengths = [len(m) for m in masks]
     coupled = game.box.coupled or any(o.coupled for o in objectives)

@@ -150,6 +150,7 @@ def spread(inputs: Inputs, x: Tensor) -> Tensor:
 class Mean:
     map: Tensor  # (N, ...) shaped like the input, or like the layer
     before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the score at zero
+    finite: Tensor  # (N,) bool: the score is a finite number at all of its points
 
 
 def mean(
@@ -171,7 +172,7 @@ def mean(
     """
     work = _Work(box, box.checked(objective, n), path, n, moment, rule, at, unclamp)
     in_batches(work.part, n * work.k, *_splits(box, n, work.k, batch_size, work.coupled))
-    return Mean(torch.stack([work.sums[i].value for i in range(n)]).to(box.dtype), work.clamped)
+    return Mean(torch.stack([work.sums[i].value for i in range(n)]).to(box.dtype), work.clamped, work.finite)
 
 
 class _Work:
@@ -186,6 +187,7 @@ class _Work:
         self.weights = path.weights.to(box.device, self.wide)
         self.sums: dict[int, _Sum] = {}
         self.clamped = torch.zeros(n, dtype=torch.bool, device=box.device)
+        self.finite = ~self.clamped
 
     def part(self, rows: slice) -> None:
         """The gradients at some pairs of example and point, added to their examples' sums."""
@@ -200,7 +202,9 @@ class _Work:
         each = zip(own, weights, torch.split(grads.to(self.wide), counts), strict=True)
         sums = [(self.sums.get(i) or _Sum.starting(self.moment, g)).plus(w, g) for i, w, g in each]
         self.sums.update(zip(own, sums, strict=True))  # last, for a part that ran out of memory runs again
-        self.clamped[n.to(self.box.device)[found.before_clamp]] = True
+        n = n.to(self.box.device)
+        self.clamped[n[found.before_clamp]] = True
+        self.finite[n[~found.score.isfinite()]] = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What attribution methods give: a tensor shaped like x, or more, with the map as its `map`."""
+"""What attribution methods give: a tensor shaped like x, or more, with the map as its `map`; and what is said of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, warn
 
 
 def map_of(result: Any) -> Tensor:
@@ -24,3 +24,14 @@ def each(work: Callable[..., Tensor], *found: Any) -> Any:
     if isinstance(first, Mapping):
         return {name: work(*(h[name] for h in found)) for name in first}
     return tuple(map(work, *found)) if isinstance(first, tuple) else work(*found)
+
+
+def tell_rows(what: str, rows: Tensor, then: str = "") -> None:
+    """Warn of the rows (N,) bool for which something holds, if there are any."""
+    if n := int(rows.sum()):
+        warn(f"{what} {n} of {len(rows)} inputs{then}")
+
+
+def tell_not_finite(what: str, maps: Tensor) -> None:
+    """Warn of maps (N, ...) that hold NaN or infinite values though their scores are numbers."""
+    tell_rows(f"{what} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))

@@ -116,9 +116,7 @@ class _Inside:
 
 _INSIDE = _Inside()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_INSIDE.before_fork, after_in_parent=_INSIDE.after_fork, after_in_child=_INSIDE.in_child
-    )
+    os.register_at_fork(before=_INSIDE.before_fork, after_in_parent=_INSIDE.after_fork, after_in_child=_INSIDE.in_child)
 
 
 @contextmanager

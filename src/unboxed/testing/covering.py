@@ -19,7 +19,8 @@ from ..cards import Card
 from .models import kind
 
 INDIRECT = frozenset({
-    "net.batching", "engine.sizes", "engine.examples", "engine.results", "engine.draws", "engine.segments",
+    "net.answers", "net.batching", "engine.sizes", "engine.examples", "engine.items", "engine.packing",
+    "engine.results", "engine.draws", "engine.segments",
     "engine.palette", "engine.canvases", "engine.embedding", "engine.grids", "engine.saved", "engine.neighbors",
     "engine.axes", "engine.steps", "engine.transforms", "engine.surrogate", "engine.estimators", "engine.baselines",
     "engine.balls", "engine.quadrature", "engine.quasi_newton", "engine.hyperplanes", "engine.generators",

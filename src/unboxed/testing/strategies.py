@@ -193,30 +193,63 @@ def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> Ca
     return Case(box, batch(kind, rows, draw(SEEDS)), rows)
 
 
+HIDDEN = ("fc", "parts.0.first")  # layers of every random model that run once: the last, and one near the input
+
+
+def _values(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
+    """Random numbers of this shape, in double precision."""
+    return SEEDS.map(lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64))
+
+
+def _places(size: int, rows: int) -> st.SearchStrategy[Any]:
+    """A number below `size`, or one a row."""
+    one = st.integers(0, size - 1)
+    return st.one_of(one, st.lists(one, min_size=rows, max_size=rows).map(torch.tensor))
+
+
 @st.composite
-def leaves(draw: st.DrawFn, case: Case) -> Objective:
-    """A score of the logits or of a hidden layer, the same for all rows or one a row."""
-    k, rows = len(case.box.classes), case.rows
-    one = st.integers(0, k - 1)
-    labels = st.one_of(one, st.lists(one, min_size=rows, max_size=rows).map(torch.tensor))
-    made: list[Callable[[Any], Objective]] = [
-        scores.logit, scores.logprob, scores.loss, scores.margin,
-        lambda k: scores.channel("fc", k), lambda k: scores.energy("fc"),
+def units(draw: st.DrawFn, case: Case) -> Objective:
+    """A score of a hidden layer: a channel, neuron, position or direction, all of it, or likeness to a given one."""
+    layer = draw(st.sampled_from(HIDDEN))
+    channels, *sides = shape = tuple(case.box.layers[layer].shape)
+    k, anywhere = draw(_places(channels, case.rows)), draw(st.booleans())
+    at = () if anywhere else tuple(draw(_places(s, case.rows)) for s in sides)
+    v = draw(_values(draw(st.sampled_from(((channels,), shape)))))
+    h = draw(_values((draw(st.sampled_from((1, case.rows))), *shape)))
+    made = [
+        scores.channel(layer, k), scores.neuron(layer, k, *at), scores.spatial(layer, *at), scores.energy(layer),
+        scores.direction(layer, v), scores.match(layer, h), scores.match(layer, h, relative=True),
+        scores.dot(layer, h), scores.cosine(layer, h),
     ]  # fmt: skip
-    return made[draw(st.integers(0, len(made) - 1))](draw(labels))
+    return draw(st.sampled_from(made))
+
+
+def leaves(case: Case) -> st.SearchStrategy[Objective]:
+    """A score of the logits or of a hidden layer, the same for all rows or one a row."""
+    labels = _places(len(case.box.classes), case.rows)
+    ends: tuple[Callable[[Any], Objective], ...] = (scores.logit, scores.logprob, scores.loss, scores.margin)
+    of_logits = st.tuples(st.sampled_from(ends), labels).map(lambda p: p[0](p[1]))
+    return st.one_of(of_logits, units(case))
 
 
 def objectives(case: Case) -> st.SearchStrategy[Objective]:
-    """Any combination of leaves with + - * and numbers, or numbers a row (N,)."""
-    numbers = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0))
-    by_row = st.lists(numbers, min_size=case.rows, max_size=case.rows).map(lambda v: torch.tensor(v).double())
-    factors = st.one_of(numbers, by_row)
+    """Any combination of leaves with + - * / and numbers, or numbers a row (N,). No divisor comes near 0."""
+    numbers, divisors = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0)), st.sampled_from((-2.0, -0.5, 0.25, 3.0))
+    factors = st.one_of(numbers, _by_row(numbers, case.rows))
+    divided = st.one_of(divisors, _by_row(divisors, case.rows))
 
     def grown(smaller: st.SearchStrategy[Objective]) -> st.SearchStrategy[Objective]:
         pairs, scaled = st.tuples(smaller, smaller), st.tuples(smaller, factors)
         return st.one_of(
             pairs.map(lambda p: p[0] + p[1]), pairs.map(lambda p: p[0] - p[1]), pairs.map(lambda p: p[0] * p[1]),
-            scaled.map(lambda p: p[0] * p[1]), scaled.map(lambda p: p[0] + p[1]), smaller.map(lambda a: -a),
+            pairs.map(lambda p: p[0] / (1 + p[1] * p[1])), st.tuples(smaller, divided).map(lambda p: p[0] / p[1]),
+            scaled.map(lambda p: p[0] * p[1]), scaled.map(lambda p: p[0] + p[1]), scaled.map(lambda p: p[1] - p[0]),
+            scaled.map(lambda p: p[1] / (1 + p[0] * p[0])), smaller.map(lambda a: -a),
         )  # fmt: skip
 
     return st.recursive(leaves(case), grown, max_leaves=4)
+
+
+def _by_row(numbers: st.SearchStrategy[float], rows: int) -> st.SearchStrategy[Tensor]:
+    """A number for each row, (N,)."""
+    return st.lists(numbers, min_size=rows, max_size=rows).map(lambda v: torch.tensor(v, dtype=torch.float64))
