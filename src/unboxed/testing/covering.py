@@ -32,7 +32,7 @@ INDIRECT = frozenset({
 
 def mechanisms(card: Card) -> frozenset[str]:
     """The parts of `engine` and `net` that a method's module is made of, or its family where there are none."""
-    parts = _parts(card.method.__module__)
+    parts = _parts(str(card.method.__module__))
     return parts or frozenset({card.family})
 
 

@@ -85,7 +85,7 @@ def _names(on: Collection[str]) -> list[str]:
         raise InputError(f"on is a list of names of models, such as ['plain']; got {on!r}")
     if not on:
         raise InputError("on names no model, so nothing would be checked; None takes some of each kind")
-    if unknown := [name for name in on if name not in models.NETS]:
+    if unknown := [name for name in on if name not in [*models.NETS]]:
         raise InputError(f"there is no model {unknown[0]!r} to test on; choose among {', '.join(models.NETS)}")
     return list(on)
 
