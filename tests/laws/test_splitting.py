@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laws.common import CARDS, REFUSED, TORCH_WARNS, call, case, close, methods, takes, tensors
+from laws.common import CARDS, REFUSED, call, case, close, methods, takes, tensors
 from unboxed.testing import rows
-
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 
 
 @methods("rows", lambda card: not takes(card, "seed"))
