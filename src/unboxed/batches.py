@@ -1,4 +1,4 @@
-"""Batches of inputs: what they must be (plain tensors of the right shape, of finite floats), and how a model gets them."""
+"""Batches of inputs: what they must be, plain tensors of finite floats, and how a model gets them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def value_range(x: Tensor) -> tuple[float, float]:
 
 
 def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Encoded inputs as a model's arguments, by position and by name: new tensors, for a model may write over its input."""
+    """Encoded inputs as arguments, by position and by name: new tensors, for a model may write over its input."""
     if isinstance(z, dict):
         return (), {name: value.to(dtype) for name, value in z.items()}
     if isinstance(z, tuple):

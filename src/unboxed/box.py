@@ -240,10 +240,8 @@ class Box:
         """Raise OutputError unless the net gives each example one row of class scores."""
         if self.outputs == "regression":
             raise OutputError(f"{what} needs classes, and a regression net has none; climb an objective instead")
-        if self._found_shape:
-            raise OutputError(
-                f"{what} needs one row of class scores an example; the net gives a map {self._found_shape}"
-            )
+        if shape := self._found_shape:
+            raise OutputError(f"{what} needs one row of class scores an example; the net gives a map {shape}")
 
     @property
     def _read_limit(self) -> int:

@@ -25,7 +25,7 @@ INDIRECT = frozenset({
     "engine.palette", "engine.canvases", "engine.embedding", "engine.grids", "engine.saved", "engine.neighbors",
     "engine.axes", "engine.steps", "engine.transforms", "engine.surrogate", "engine.estimators", "engine.baselines",
     "engine.balls", "engine.quadrature", "engine.quasi_newton", "engine.hyperplanes", "engine.generators",
-    "engine.features", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
+    "engine.features", "engine.identity", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
     "net.relevance.linear",
 })  # fmt: skip
 """Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""
