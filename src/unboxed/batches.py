@@ -1,9 +1,10 @@
-"""What a batch of inputs must be: a plain tensor of the right shape, of finite floats."""
+"""Batches of inputs: what they must be, plain tensors of finite floats, and how a model gets them."""
 
 from __future__ import annotations
 
 import math
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,3 +52,13 @@ def _made_of(x: object, images: bool) -> str:
 def value_range(x: Tensor) -> tuple[float, float]:
     low, high = torch.aminmax(x.detach())
     return low.item(), high.item()
+
+
+def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Encoded inputs as arguments, by position and by name: new tensors, for a model may write over its input."""
+    if isinstance(z, dict):
+        return (), {name: value.to(dtype) for name, value in z.items()}
+    if isinstance(z, tuple):
+        return tuple(value.to(dtype) for value in z), {}
+    z = z.to(dtype)
+    return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import class_names, listed_addresses
+from .batches import model_arguments
 from .errors import InputError, LayerError, OutputError
 from .inputs import Inputs, at_levels, laid_out
 from .multi_input import MultiInput, Packed
@@ -179,20 +180,10 @@ class Box:
     def _call(self, x: Tensor) -> object:
         try:
             with quiet.narrowed(self.device, self.autocast):
-                args, named = self._encode(x)
+                args, named = model_arguments(self.inputs.encode(x), self.net_dtype, self.channels_last)
                 return self.net(*args, **named)
         except Stop:
             return None
-
-    def _encode(self, x: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The net's arguments, by place and by name: always new tensors, for a net may write over its input."""
-        z = self.inputs.encode(x)
-        if isinstance(z, dict):
-            return (), {name: value.to(self.net_dtype) for name, value in z.items()}
-        if isinstance(z, tuple):
-            return tuple(value.to(self.net_dtype) for value in z), {}
-        z = z.to(self.net_dtype)
-        return (z.contiguous(memory_format=torch.channels_last) if self.channels_last else z,), {}
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 
@@ -242,10 +233,8 @@ class Box:
         """Raise OutputError unless the net gives each example one row of class scores."""
         if self.outputs == "regression":
             raise OutputError(f"{what} needs classes, and a regression net has none; climb an objective instead")
-        if self._found_shape:
-            raise OutputError(
-                f"{what} needs one row of class scores an example; the net gives a map {self._found_shape}"
-            )
+        if shape := self._found_shape:
+            raise OutputError(f"{what} needs one row of class scores an example; the net gives a map {shape}")
 
     @property
     def _read_limit(self) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
+import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import unboxed as ub
 from unboxed import adversarial, cli
 from unboxed.adversarial.alarms import alarms_of
 from unboxed.adversarial.changes import changes
-from unboxed.adversarial.robustness import robustness
+from unboxed.adversarial.robustness import Robustness, robustness
 from unboxed.adversarial.shares import Share
 from unboxed.attacking import command
 from unboxed.engine.class_labels import unique
@@ -134,12 +137,17 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
-    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
-        calls.append(len(x))
+    def called(*_: object, **more: object) -> tuple[()]:
+        calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
+        return ()
+
+    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        warnings.warn("called", stacklevel=1)
         return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(warnings, "warn", called)
     settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
     whole = robustness(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], alarms=False)
     part = robustness(box, data, {"stopping": stopping}, **settings)
@@ -552,6 +560,18 @@ def other_order(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tens
     return box, x.flip(0), y.flip(0)
 
 
+def other_normalization(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return ub.Box(box.net, ub.Pixels(SHAPE, std=0.9), outputs="logits"), x, y  # the same answers
+
+
+def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    class Sharper(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.1 * super().forward(x)
+
+    return box.around(Sharper()), x, y
+
+
 def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
     box.net.w.data *= 2  # the same answers
     return box, x, y
@@ -564,6 +584,8 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
         (two_labels_exchanged, "its labels differ"),
         (other_order, "in values or in order"),
         (other_weights, "its weights differ"),
+        (other_normalization, "inputs was .*std=1.0.*, and is .*std=0.9"),
+        (other_function, "the model's answers are others now"),
     ],
 )
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
@@ -574,6 +596,53 @@ def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> 
     box, x, y = change(box, x, y)
     with pytest.raises(ModelError, match=f"{said}.*Give another file, or remove this one"):
         robustness(box, (x, y), ATTACKS, **more)
+
+
+def of_steps(n: int) -> Callable[..., adversarial.Adversarial]:
+    def attack(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=n, **more)  # type: ignore[arg-type]
+
+    return attack
+
+
+class OfSteps:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=self.n, **more)  # type: ignore[arg-type]
+
+
+ATTACKS_OF_STEPS = {
+    "closures": of_steps, "objects": OfSteps, "methods": lambda n: OfSteps(n).__call__,
+    "partials": lambda n: partial(adversarial.fab, steps=n), "partials of one's own": lambda n: partial(of_steps(n)),
+    "defaults": lambda n: lambda box, x, y, n=n, **more: adversarial.fab(box, x, y, steps=n, **more),
+    "codes": lambda n: (
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=1, **more)) if n == 1 else
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=2, **more))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ATTACKS_OF_STEPS)
+@pytest.mark.parametrize("role", ["attacks", "minimal"])
+def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role: str, tmp_path) -> None:
+    box, make = box_of(Linear()), ATTACKS_OF_STEPS[kind]
+    data, more = labeled(box), {"eps": [0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+
+    def asked(n: int) -> Robustness:
+        one = {"attacks": {"one": make(n)}, "minimal": None}
+        return robustness(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
+
+    assert repr(asked(1)) == repr(asked(1))
+    with pytest.raises(ModelError, match=role):
+        asked(2)
+
+
+def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
+    box, attack = box_of(Linear()), partial(of_steps(1), lock=threading.Lock())
+    with pytest.raises(InputError, match=r"'one' can't go on from a checkpoint: a lock can't .*; give it as functools"):
+        robustness(box, labeled(box), {"one": attack}, eps=[0.01], checkpoint=tmp_path / "state.pt")
 
 
 @pytest.fixture

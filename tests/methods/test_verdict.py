@@ -241,6 +241,17 @@ def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) ->
         assert counted.asked == before + 1, (method, more)
 
 
+def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), case("plain")
+    kept = Remembered()
+    kept.verdict(c.box, c.x, edges)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 1
+    monkeypatch.setattr(edges, "__code__", (lambda box, x, target=None: x).__code__)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 2
+
+
 def test_methods_without_a_name_are_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, c = Counted(monkeypatch), case("plain")
     kept = Remembered()

@@ -20,12 +20,14 @@ from ..box import Box
 from ..engine.balls import ball_of, eps_text, norm_of
 from ..engine.class_labels import unique
 from ..engine.examples import labeled
-from ..engine.saved import Saved, digest, weights_digest
+from ..engine.identity import box_answers, box_settings, identity
+from ..engine.saved import Saved, digest
 from ..errors import InputError, NaNError
 from ..net.answers import among
 from ..net.batching import BatchSize
+from ..objectives import margin
 from .alarms import Alarm, alarms_of
-from .answers import predicted
+from .answers import class_logits
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
@@ -135,8 +137,9 @@ def robustness(
     an attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
-    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
-    NaN, and ModelError where that file is of other settings, weights, inputs or labels, or of another order of them.
+    `checkpoint` file, the same call goes on from there; an attack of your own is compared by its code and all that it
+    refers to. Raises InputError, DataError, OutputError where the model gives NaN, and ModelError where that file is of
+    other settings, attacks, weights, answers, examples or labels, or of another order of them.
     """
     seed = check_seed(seed)
     x, y = labeled(box, data, most)
@@ -171,8 +174,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal, self.common = attacks, minimal, common
-        self.answers = predicted(box, x, common["batch_size"])
-        self.right = self.answers == y
+        logits = class_logits(box, x, common["batch_size"])
+        self.right, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
         self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
         self.queries = x.new_zeros(len(attacks)).cpu()
@@ -239,11 +242,11 @@ class _Run:
     # -- going on after an end that nobody chose -------------------------------------------------------------------
 
     def settings(self, seed: int) -> dict[str, Any]:
-        return {
-            "attacks": {name: told(a) for name, a in self.attacks.items()}, "minimal": told(self.minimal),
-            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x),
-            "inputs": digest(self.x), "labels": digest(self.y), "weights": weights_digest(self.box.net),
-            "answers": digest(self.answers),
+        return box_settings(self.box) | {
+            "examples": digest(self.x), "labels": digest(self.y), "eps": list(self.eps), "norm": self.norm,
+            "seed": seed,
+            "attacks": {name: _compared(name, a) for name, a in self.attacks.items()},
+            "minimal": _compared("minimal", self.minimal), "answers": box_answers(self.box, self.margin),
         }  # fmt: skip
 
     def resume(self, saved: Saved) -> None:
@@ -281,8 +284,10 @@ def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if every or name in own}
 
 
-def told(attack: Attack | None) -> str:
-    """An attack with its settings, in words that are the same in another process."""
-    own = attack.func if isinstance(attack, partial) else attack
-    given = attack.keywords if isinstance(attack, partial) else {}
-    return f"{getattr(own, '__name__', type(own).__name__)} {dict(sorted(given.items())) or ''}".strip()
+def _compared(name: str, attack: Attack | None) -> str:
+    """An attack with all that it is made of. Raises InputError."""
+    try:
+        return identity(attack)
+    except InputError as error:
+        instead = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
+        raise InputError(f"the attack {name!r} can't go on from a checkpoint: {error}; {instead}") from None

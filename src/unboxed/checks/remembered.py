@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..arguments import check_seed
 from ..box import Box
+from ..engine.identity import identity
+from ..errors import InputError
 from ..objectives import Objective
 from ..writing import encoded
 from .methods import Method, Target
@@ -99,7 +101,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _words(method: Method) -> str | None:
-    """The method's full name and settings; None where it has no name that another run would give it too."""
+    """The method, with its code where it is the caller's own, and settings; None where it has no name of its own."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
     while isinstance(function, partial):
@@ -111,7 +113,10 @@ def _words(method: Method) -> str | None:
         return None
     if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
         return None
-    return f"{function.__module__}.{function.__qualname__}({sorted(settings.items())})"
+    try:
+        return f"{identity(function)}({sorted(settings.items())})"
+    except InputError:
+        return None
 
 
 def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
