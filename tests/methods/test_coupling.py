@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import TORCH_WARNS
 from unboxed.net.coupling import levels
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64), (2, 5, 40)]
@@ -158,7 +157,6 @@ def test_rows_that_are_alone_are_free(kind: str, shape: tuple[int, int, int], dt
 COUPLED = {"batchnorm_without_statistics", "batchnorm_on_batch_statistics", "draws_rows", "batch_maximum", "batch_gate"}
 
 
-@pytest.mark.filterwarnings(TORCH_WARNS)
 @pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", awkward.NETS)
 def test_awkward_models(name: str, dtype: torch.dtype | None) -> None:
@@ -191,4 +189,4 @@ def test_opening_runs_few_rows() -> None:
     model.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
     ub.Box(model, ub.Pixels((1, 8, 8)))
     assert len(rows) <= 4
-    assert sum(rows) <= 13
+    assert sum(rows) <= 11
