@@ -94,16 +94,12 @@ class Box:
         finally:
             self._opening = False
 
-    def refresh(self) -> None:
-        """Open the model again if it was changed: moved, cast, or given other modules or hooks. Raises OutputError.
+    def refresh(self, *, hooks: bool = True) -> None:
+        """Open the model again if it was changed: moved, cast, given other modules or (`hooks`) new forward hooks.
 
-        Every call of the box does so by itself, but for forward hooks, most of which only look: a new one that is seen
-        to change what passes is warned of, and the next call opens the model again. Class names that were given must
-        fit still.
+        Every call does so by itself, but for hooks, most of which only look: one that is seen to change what passes is
+        warned of, and the next call opens the model again. Class names must fit still. Raises OutputError.
         """
-        self._refresh(hooks=True)
-
-    def _refresh(self, hooks: bool = False) -> None:
         if not self._opening and (self._stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
             self._stale = True  # until it is open
             self._open()
@@ -112,7 +108,7 @@ class Box:
     def _try_out(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
         noise = self._noise(3 if self._most >= 3 else 1)
-        apart = at_levels(self.inputs, levels(self.inputs.shape, self._generator())).to(self.dtype)
+        apart = at_levels(self.inputs, levels(self.inputs.shape, self.device)).to(self.dtype)
         self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
         self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
         self.layers: Layers = self._found.layers
@@ -124,10 +120,7 @@ class Box:
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
     def _noise(self, n: int) -> Tensor:
-        return self.inputs.sample(n, self._generator()).to(self.dtype)
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(0)
+        return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):
@@ -148,7 +141,7 @@ class Box:
         on as if it had not run. A model that draws nothing touches none.
         """
         if not self._fresh:  # else the inputs were accepted just now
-            self._refresh()
+            self.refresh(hooks=False)
         self._fresh = False
         return self._model.run(grad=grad, rule=rule, seed=seed)
 
@@ -196,7 +189,7 @@ class Box:
 
     def accept(self, x: Packed) -> Tensor:
         """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
-        self._refresh()
+        self.refresh(hooks=False)
         x = self.inputs.check(x)
         with torch.inference_mode(False):
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]

@@ -50,6 +50,7 @@ refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat")
 refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 SCRIPTED = ("scripted_part", "scripted_and_optimized")
 refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight
+refuse(("deep_lift",), ("batch_maximum", "batch_gate"), RuleError)  # no rule for the largest of a batch
 refuse(("rollout",), tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
 
 refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops

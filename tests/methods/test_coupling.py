@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import TORCH_WARNS
 from unboxed.net.coupling import levels
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64), (2, 5, 40)]
@@ -116,7 +115,7 @@ def test_rows_of_a_table_with_categories(kind: str) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_levels_of_a_table_are_valid_and_reach_its_bounds(table: str) -> None:
     inputs = TABLES[table]
-    u = levels(inputs.shape, torch.Generator().manual_seed(0))
+    u = levels(inputs.shape, torch.device("cpu"))
     inputs.check(inputs.from_unit(u))
     ends = inputs.from_unit(torch.tensor([[0.0], [1.0]]).expand(2, 4))
     finite = torch.tensor([inputs.low, inputs.high]).isfinite()
@@ -158,7 +157,6 @@ def test_rows_that_are_alone_are_free(kind: str, shape: tuple[int, int, int], dt
 COUPLED = {"batchnorm_without_statistics", "batchnorm_on_batch_statistics", "draws_rows", "batch_maximum", "batch_gate"}
 
 
-@pytest.mark.filterwarnings(TORCH_WARNS)
 @pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", awkward.NETS)
 def test_awkward_models(name: str, dtype: torch.dtype | None) -> None:
@@ -191,4 +189,4 @@ def test_opening_runs_few_rows() -> None:
     model.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
     ub.Box(model, ub.Pixels((1, 8, 8)))
     assert len(rows) <= 4
-    assert sum(rows) <= 13
+    assert sum(rows) <= 11
