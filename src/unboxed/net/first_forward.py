@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..errors import InputError
 from . import quiet
 from .coupling import SEEDS, RandomOps, rows_couple
 from .isolated import Isolated
-from .layers import Survey, survey
+from .layers import Survey, mixing, survey
 
 Call = Callable[[Tensor], Any]
 
@@ -23,12 +24,20 @@ def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tup
     `noise` (4, ...) are valid inputs, `least` is how many rows an exported model pads its batches to.
     """
 
+    mixed: set[tuple[str, str]] = set()
+
     def run(x: Tensor) -> Any:
         with model.run(grad=False):
             return call(x)
 
     def drawing(x: Tensor, seed: int) -> tuple[Any, object]:
-        """What the model gives for rows, and all that it drew for them."""
+        """What the model gives for rows, and all that it drew for them; an axis of 3 may be the batch by chance."""
+        with mixing(model.named, max(least, len(x))) as seen:
+            found = drawn(x, seed)
+        mixed.update(seen)
+        return found
+
+    def drawn(x: Tensor, seed: int) -> tuple[Any, object]:
         if not model.draws:
             return run(x), None
         with model.run(grad=False, seed=seed), quiet.SharedNoise(), RandomOps(model.device) as ops:
@@ -37,7 +46,8 @@ def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tup
     with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
         with model.discovering():
             found = survey(run, noise[:3], model.named, least)
-        return found, rows_couple(drawing, noise, SEEDS if model.draws else SEEDS[:1])
+        coupled = rows_couple(drawing, noise, SEEDS if model.draws else SEEDS[:1])
+        return replace(found, layers=found.layers.without_rows(mixed, max(least, len(noise[:3])))), coupled
 
 
 @contextmanager
