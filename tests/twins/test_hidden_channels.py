@@ -127,7 +127,7 @@ class Sorts(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         h, order = self.stem(x.flatten(1)), x.flatten(1).mean(1).argsort()
-        h = h + self.second((self.first(h[order]) * 2)[order.argsort()])
+        h = h + (self.first(h[order]) * 2)[order.argsort()]
         return self.head(torch.cat([self.mid(h), h, h.sin()], 1))
 
 
