@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import awkward
 import unboxed as ub
 from unboxed.activations import ablate, ablation, rewrite
+from unboxed.engine.windows import windows
 
 SHARED: list[Any] = []
 
@@ -265,3 +266,28 @@ def test_an_axis_of_three_is_not_the_batch() -> None:
     want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).after for k in range(3)], 1)
     for size in (4, 6, "auto"):
         assert torch.allclose(ablation(box, x, "mid", target=0, batch_size=size).ablated, want, rtol=0, atol=1e-10)
+
+
+class LooksAtTypes(nn.Module):
+    """Takes what is no tensor another way, which shows where an image is not black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 3 if isinstance(x, Tensor) else x
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def test_windows_are_tried_where_they_change_something() -> None:
+    """Black hidden in black shows nothing of a model, and what was found for the first image holds for later ones."""
+    torch.manual_seed(0)
+    box, x = ub.Box(LooksAtTypes().double(), ub.Pixels((1, 24, 24))), torch.zeros(1, 1, 24, 24).double()
+    objective, corners = ub.logit(0), torch.tensor([(i, i) for i in range(0, 20, 2)])
+    for images in (x, x + 0.7):
+        found = windows(box, images, objective, torch.zeros_like(x), corners, (4, 4)).score[0]
+        hidden = images.repeat(len(corners), 1, 1, 1)
+        for row, (top, left) in zip(hidden, corners.tolist(), strict=True):
+            row[:, top : top + 4, left : left + 4] = 0
+        assert torch.allclose(found, box(hidden)[:, 0], rtol=0, atol=1e-10)
