@@ -107,7 +107,7 @@ class Box:
 
     def _try_out(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self._noise(3 if self._most >= 3 else 1)
+        noise = self.noise(3 if self._most >= 3 else 1)
         apart = at_levels(self.inputs, levels(self.inputs.shape, self.device)).to(self.dtype)
         self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
         self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
@@ -119,7 +119,8 @@ class Box:
         seen = self._reader.tensor(self._found.output)
         self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
 
-    def _noise(self, n: int) -> Tensor:
+    def noise(self, n: int) -> Tensor:
+        """Valid inputs (n, ...) that differ, the same each time."""
         return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
     def _run(self, x: Tensor) -> object:
@@ -130,7 +131,7 @@ class Box:
         """From here on in mixed precision, if the model can. Raises InputError."""
         self.autocast = quiet.check_autocast(autocast, self.net_dtype)
         with refusing(f"run under autocast={autocast}"):
-            self._run(self._noise(max(2, self._least))[: self._most])
+            self._run(self.noise(max(2, self._least))[: self._most])
 
     def quiet(
         self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Literal, Protocol
@@ -16,7 +16,8 @@ from torch import Tensor
 from ..arguments import number, whole
 from ..box import Box
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize, in_batches
+from ..net.batching import BatchSize, in_batches, out_of_memory
+from ..net.replay import COARSE, ROUNDING, same
 from ..net.taps import Edit
 from ..objectives import Objective, held, logit, pooled
 from .replayed import Before
@@ -174,22 +175,31 @@ def runs(
         score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
         return Runs(score, rest[0] if rest else None)
     size, most = box.splits(n, batch_size)
-    how = work.cheapest(count) if count > 1 and (most if size == "auto" else size) >= PROBE else "whole"
+    how = work.cheapest(count) if count > 1 and (most if size == "auto" else size) >= len(TRIAL) else "whole"
 
     def part(rows: slice) -> list[Tensor]:
+        nonlocal how
         index = torch.arange(rows.start, rows.stop, device=box.device)
-        return work.run(index // count, index % count, how)
+        pairs = index // count, index % count
+        try:
+            return work.run(*pairs, how)
+        except Exception as error:
+            if how == "whole" or out_of_memory(error):
+                raise
+            LOG.info("%s runs failed; whole runs follow", how, exc_info=True)
+        how = "whole"  # the net does otherwise than on the trial
+        return work.run(*pairs)
 
     both = [torch.cat(h) for h in zip(*in_batches(part, n * count, size, most), strict=True)]
     score, *rest = (h.view(n, count, *h.shape[1:]) for h in both)
     return Runs(score, rest[0] if rest else None)
 
 
-How = Literal["thin", "replayed", "whole"]
-"""Examples are multiplied at the edit; modules before it answer from one run of each example; all runs in full."""
+How = Literal["thin", "replayed", "whole", "checked"]
+"""Examples are multiplied at the edit; modules before it answer from one run of each example; all runs in full; so it
+does, and it is found out which modules can't answer."""
 
-PROBE = 4  # pairs on which it is tried what the net allows
-ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest number, on the CPU
+TRIAL = (2, 0, 2, 1, 0)  # rows of three inputs: another order and number, and some twice
 
 
 @dataclass(frozen=True)
@@ -205,32 +215,60 @@ class _Work:
         """Scores (R,) and logits (R, K) of pairs."""
         box, edits = self.box, {} if self.ways is None else self.ways(examples, way)
         (own, at), thin = torch.unique(examples, return_inverse=True), how == "thin"
+        before: AbstractContextManager[None] = nullcontext()
         if how == "replayed":
             self.before.record(examples, edits)
+            before = self.before.answering(examples)
+        elif how == "checked":
+            before = self.before.checking(examples, edits, self.rounding)
         if thin:
             edits = {a: _multiplied(edit, at) for a, edit in edits.items()}
         wanted = {*self.objective.layers, *(["logits"] if self.logits else [])}
-        with box.quiet(grad=False), self.before.answering(examples) if how == "replayed" else nullcontext():
+        with box.quiet(grad=False), before:
             acts = box.forward(self.x[own if thin else examples], wanted, edits, len(examples) if thin else None)
             found = [self.objective.rows(examples)(acts)]
             found += [pooled(acts["logits"])] if self.logits else []
             return [h.to(box.dtype) for h in found]
 
+    @property
+    def rounding(self) -> float:
+        """The error that another batch size may make, as a share of the largest number."""
+        return ROUNDING.get(self.box.net_dtype, COARSE) if self.box.device.type == "cpu" else COARSE
+
     def cheapest(self, count: int) -> How:
-        """The cheapest way that gives what whole runs give.
+        """The cheapest way that gives what whole runs give, on a trial.
 
         A batch can't grow where a branch around the layer, or a reshape, knows its size; most such nets raise. Modules
-        can't answer where the net hands tensors on otherwise than from module to module.
+        can't answer where the net hands values on otherwise than from module to module.
         """
-        ways = torch.tensor([0, count - 1] * 2, device=self.box.device)
-        examples = torch.tensor([0, 0, 1, 1], device=self.box.device).clamp_max(len(self.x) - 1)
-        tries: tuple[How, ...] = ("thin", "replayed") if self.before.possible else ("thin",)
+        trial = self.trial()
+        examples = torch.tensor(TRIAL, device=self.box.device)
+        ways = torch.arange(len(TRIAL), device=self.box.device) % 2 * (count - 1)
         try:
-            whole = self.run(examples, ways)
+            whole = trial.run(examples, ways)
         except Exception:  # out of memory, too: then the runs themselves find a size that fits
-            LOG.info("a batch of %d rewritten runs failed", PROBE, exc_info=True)
+            LOG.info("a batch of %d rewritten runs failed", len(TRIAL), exc_info=True)
             return "whole"
-        return next((how for how in tries if self.gives(whole, examples, ways, how)), "whole")
+        if trial.gives(whole, examples, ways, "thin"):
+            return "thin"
+        if not self.before.possible or not trial.gives(whole, examples, ways, "checked"):
+            return "whole"
+        self.before.without = trial.before.without
+        return "replayed" if trial.gives(whole, examples, ways, "replayed") else "whole"
+
+    def trial(self) -> _Work:
+        """This work on an example and two inputs of noise: rows that are sure to differ, whatever x is like."""
+        box, objective, ways = self.box, self.objective, self.ways
+        own = torch.arange(3, device=box.device).clamp_max(len(self.x) - 1)
+        x = torch.cat([self.x[:1], box.noise(2)])
+        objective = objective.rows(own)
+        return replace(
+            self,
+            x=x,
+            objective=objective,
+            ways=None if ways is None else lambda n, p: ways(own[n], p),
+            before=Before(box, x, objective),
+        )
 
     def gives(self, whole: list[Tensor], examples: Tensor, ways: Tensor, how: How) -> bool:
         """Whether pairs run in a cheaper way come out as whole runs do, up to rounding."""
@@ -239,13 +277,7 @@ class _Work:
         except Exception:
             LOG.info("%s runs are not taken", how, exc_info=True)
             return False
-        share = ROUNDING.get(self.box.net_dtype, 2e-2) if self.box.device.type == "cpu" else 2e-2
-        return all(_alike(a, b, share) for a, b in zip(found, whole, strict=True))
-
-
-def _alike(a: Tensor, b: Tensor, share: float) -> bool:
-    largest = float(b.nan_to_num(0, 0, 0).abs().amax()) if b.numel() else 0.0
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=share * largest, equal_nan=True)
+        return all(same(a, b, self.rounding) for a, b in zip(found, whole, strict=True))
 
 
 def _multiplied(edit: Edit, at: Tensor) -> Edit:

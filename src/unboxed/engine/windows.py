@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -49,9 +49,9 @@ def windows(
 
     `value` is as large as x (what stands at the same place there is put in), or as the rectangle: (N, C, h, w) or
     (C, h, w). Where the net allows it, only what the window reaches is computed (`net.patchwise`); two places, at a
-    corner and in the middle, are compared with whole runs once, and where they disagree, all are whole runs; so they
-    are where the net keeps maps on itself, or asks where in a map the largest value lies. Raises InputError for a
-    rectangle that does not lie in the image.
+    corner and in the middle, are compared with whole runs once, in an image of x and in noise, and where they disagree,
+    all are whole runs; so they are where the net keeps maps on itself, or asks where in a map the largest value lies.
+    Raises InputError for a rectangle that does not lie in the image.
     """
     at, n = _inside(x, corners, size), len(x)
     at = torch.cat([at, at[-1:]]) if itself else at
@@ -189,7 +189,8 @@ class _Work:
         """
         known, asked = self.known, self.asked
         if asked not in known:
-            agree = all(self._agrees(base, row, place) for place in (0, len(self.corners) // 2))
+            two = torch.tensor([len(self.corners) // 2, 0])
+            agree = self._agrees(base, row, two) and self.of_noise()._agrees(BasePass(), row, two)
             known[asked] = max(1, base.bytes_each) if agree else 0
         return known[asked]
 
@@ -212,9 +213,14 @@ class _Work:
             cuts[i] = self.cut(row, int(places[i]))
         return Windowed.begin(base, self.x[row : row + 1], cuts, top, left)
 
-    def _agrees(self, base: BasePass, row: int, place: int) -> bool:
-        """Whether windows give what a whole run gives: a net may look at its input in ways that only tensors stand."""
-        rows, places = torch.tensor([row]), torch.tensor([place])
+    def of_noise(self) -> _Work:
+        """This work on an image of noise with another put in: in x, a window may change nothing and so show nothing."""
+        image, patch = self.box.noise(2)
+        return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
+
+    def _agrees(self, base: BasePass, row: int, places: Tensor) -> bool:
+        """Whether windows give what whole runs give: a net may look at its input in ways that only tensors stand."""
+        rows = torch.full_like(places, row)
         try:
             found = self.local(base, row, places)
         except Exception:  # out of memory, too: then whole runs find a size that fits

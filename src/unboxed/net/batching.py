@@ -23,7 +23,7 @@ def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -
         try:
             results.append(work(slice(start, min(start + step, n))))
         except RuntimeError as error:
-            if size != "auto" or step == 1 or not _out_of_memory(error):
+            if size != "auto" or step == 1 or not out_of_memory(error):
                 raise
             step = max(1, min(step, n - start) // 2)
             continue
@@ -31,5 +31,5 @@ def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -
     return results
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

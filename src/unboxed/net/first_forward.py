@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..errors import InputError
 from . import quiet
 from .coupling import SEEDS, RandomOps, rows_couple
 from .isolated import Isolated
-from .layers import Survey, survey
+from .layers import Survey, mixing, survey
 
 Call = Callable[[Tensor], Any]
 
@@ -26,12 +27,20 @@ def first_forward(
     model pads its batches to as many) and the most that the model takes.
     """
 
+    mixed: set[tuple[str, str]] = set()
+
     def run(x: Tensor) -> Any:
         with model.run(grad=False):
             return call(x)
 
     def drawing(x: Tensor, seed: int) -> tuple[Any, object]:
-        """What the model gives for rows, and all that it drew for them."""
+        """What the model gives for rows, and all that it drew for them; an axis of 3 may be the batch by chance."""
+        with mixing(model.named, max(rows[0], len(x))) as seen:
+            found = drawn(x, seed)
+        mixed.update(seen)
+        return found
+
+    def drawn(x: Tensor, seed: int) -> tuple[Any, object]:
         if not model.draws:
             return run(x), None
         with model.run(grad=False, seed=seed), quiet.SharedNoise(), RandomOps(model.device) as ops:
@@ -40,7 +49,8 @@ def first_forward(
     with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
         with model.discovering():
             found = survey(run, noise, model.named, rows[0])
-        return found, rows_couple(drawing, apart, SEEDS if model.draws else SEEDS[:1], rows[1])
+        coupled = rows_couple(drawing, apart, SEEDS if model.draws else SEEDS[:1], rows[1])
+        return replace(found, layers=found.layers.without_rows(mixed, max(rows[0], len(noise)))), coupled
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +66,14 @@ class Layers:
 
     def __getitem__(self, path: str) -> Layer:
         return self._rows[Address.parse(self.resolve(path)).path]
+
+    def without_rows(self, mixed: Collection[tuple[str, str]], n: int) -> Layers:
+        """These layers of a run of n rows, where the first axis of some (path, op) is not the batch after all."""
+        rows = tuple(
+            replace(row, rows=False, shape=(n, *row.shape)) if row.rows and (row.path, "") in mixed else row
+            for row in self
+        )
+        return Layers(rows, self._ops, self._idle, self._mixed | frozenset(mixed))
 
     @property
     def leaves(self) -> tuple[Layer, ...]:
@@ -170,6 +178,16 @@ def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Mod
     table = _table(once(modules), met, ops, mixed, counter.total)
     held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
     return Survey(table, output, 2 * sum(held), 4 * max(held, default=0), noise.met, counter.total / rows)
+
+
+@contextmanager
+def mixing(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
+    """While open, collect each (path, op) whose first axis is not these n rows; a module's output has the op ""."""
+    met: dict[str, _Met] = {}
+    mixed: set[tuple[str, str]] = set()
+    with _watched(modules, met, Counter(), mixed, lambda: 0, n):
+        yield mixed
+    mixed |= {(path, "") for path, note in met.items() if not note.rows}
 
 
 @contextmanager

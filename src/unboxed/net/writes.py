@@ -64,13 +64,13 @@ class _CopyOnWrite(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for t in _written(func, args, kwargs):
+        for t in written(func, args, kwargs):
             for s in self.at.get(t.untyped_storage().data_ptr(), ()):
                 s.keep()
         return func(*args, **kwargs)
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that an op writes to, by its schema."""
     statistics = STATISTICS if "batch_norm" in func._schema.name else ()
     for i, argument in enumerate(func._schema.arguments):
