@@ -11,7 +11,7 @@ import torch
 
 import awkward
 import unboxed as ub
-from unboxed.engine import edits, untrained, windows
+from unboxed.engine import edited_runs, untrained, windows
 from unboxed.report import attribution as section
 from unboxed.report import context as contexts
 from unboxed.report import report
@@ -85,4 +85,4 @@ def test_no_broad_handler_is_silent() -> None:
     assert not {f for f, lines in found.items() if lines}
     assert silent(ast.parse("try: f()\nexcept Exception:\n    pass")) == [2]
     assert silent(ast.parse("try: f()\nexcept:\n    pass")) == [2]
-    assert edits.LOG.name == "unboxed"
+    assert edited_runs.LOG.name == "unboxed"

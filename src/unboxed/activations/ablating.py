@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.edits import Exchange, addresses, chosen, one_of, runs, settled, with_units
+from ..engine.edited_runs import Exchange, runs
+from ..engine.edits import addresses, chosen, one_of, settled, with_units
 from ..engine.examples import batches
 from ..engine.packing import packed
 from ..errors import InputError

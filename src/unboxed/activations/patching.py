@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.edits import Exchange, addresses, one_of, parts_of, runs, settled, with_units
+from ..engine.edited_runs import Exchange, runs
+from ..engine.edits import addresses, one_of, parts_of, settled, with_units
 from ..errors import InputError, LayerError
 from ..net.batching import BatchSize
 from ..net.taps import Edit

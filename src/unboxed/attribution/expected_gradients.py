@@ -18,7 +18,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import difference
 from ..engine.draws import of_sample
-from ..engine.edits import runs, settled
+from ..engine.edited_runs import runs
+from ..engine.edits import settled
 from ..engine.examples import batches
 from ..engine.paths import References, equal, mean, scores
 from ..engine.results import tell_not_finite

@@ -16,7 +16,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.baselines import Baseline, difference
 from ..engine.baselines import baseline as baseline_of
-from ..engine.edits import runs, settled
+from ..engine.edited_runs import runs
+from ..engine.edits import settled
 from ..engine.paths import RULES, midpoints
 from ..engine.quadrature import Problem, first_look, fixed, integrate
 from ..engine.results import tell_not_finite

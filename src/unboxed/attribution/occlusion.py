@@ -18,7 +18,8 @@ from ..box import Box
 from ..cards import card
 from ..engine import sizes
 from ..engine.baselines import baseline as baseline_of
-from ..engine.edits import Runs, settled
+from ..engine.edited_runs import Runs
+from ..engine.edits import settled
 from ..engine.hiding import HIDDEN
 from ..engine.segments import share
 from ..engine.windows import windows

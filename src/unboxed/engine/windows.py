@@ -18,7 +18,7 @@ from ..inputs import Pixels
 from ..net.batching import BatchSize, in_batches
 from ..net.patchwise import BasePass, Everywhere, Windowed, crop, plain, put_back
 from ..objectives import Objective
-from .edits import Runs
+from .edited_runs import Runs
 
 LOG = logging.getLogger("unboxed")
 
