@@ -133,7 +133,9 @@ def test_what_comes_before_runs_once_an_example() -> None:
     with only("replayed") as taken:
         found = ablation(box, x, "mid", target=0, batch_size=10)
     assert taken == ["replayed"]
-    assert box.net.seen.rows <= 7 + 7 + 2 * 3 + 3 * 5  # unedited, recorded; on the trial recorded, whole, checked
+    assert (
+        box.net.seen.rows <= 1 + 7 + 7 + 2 * 2 + 2 * 3
+    )  # shape, unedited, recorded; trial: recorded twice, whole, checked
     with only():
         assert torch.allclose(found.ablated, ablation(box, x, "mid", target=0).ablated, atol=1e-12)
     assert box.net.seen.rows > 7 * 5
