@@ -147,6 +147,17 @@ def minimal(f: dict[str, Any]) -> str:
     return f"least changes that fool mnist-cnn, against foolbox's: times faster, distance | {'; '.join(cells)}"
 
 
+def fast_minimal(f: dict[str, Any]) -> str:
+    def cell(name: str, of: dict[str, Any]) -> str:
+        slow = of["carlini_wagner"]
+        medians = ", ".join(f"{k.upper()} {of[k]['median']:.2f}" for k in ("ddn", "fmn"))
+        times = " / ".join(f"**{slow['cpu_s'] / of[k]['cpu_s']:.1f}x**" for k in ("ddn", "fmn"))
+        return f"{name}: {medians} (Carlini-Wagner {slow['median']:.2f}), {times} faster"
+
+    cells = [cell(name, g["l2"]) for name, g in f["models"].items()]
+    return f"DDN and FMN, the fast minimal attacks, against Carlini-Wagner: median L2, CPU time | {'; '.join(cells)}"
+
+
 def eight_bits(f: dict[str, Any]) -> str:
     def told(name: str, g: dict[str, Any]) -> str:
         survive = f"**{g['files_survive']:.1%}** (rounded: {g['rounded_survive']:.1%})"
@@ -176,7 +187,7 @@ def ablation(f: dict[str, Any]) -> str:
 ROWS = (
     reading, gradient, callback, class_images, channels, inversion, top_examples, depth, tsne, map,
     occlusion, integrated_gradients, lime, shap, smoothgrad, grad_cam,
-    robust, pgd, minimal, eight_bits, patch, lbfgs, ablation,
+    robust, pgd, minimal, fast_minimal, eight_bits, patch, lbfgs, ablation,
 )  # fmt: skip
 
 # -- how alike maps are when layers are drawn anew ---------------------------------------------------------------------

@@ -12,11 +12,13 @@ import inspect
 import pkgutil
 import re
 import shlex
+from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
 import safetensors.torch
 import torch
@@ -153,10 +155,22 @@ def failures(module: ModuleType) -> tuple[int, int]:
     return runner.summarize(verbose=False)[:2]
 
 
+@pytest.fixture
+def few_draws() -> Iterator[None]:
+    """Hypothesis tries few cases, however long they take, and keeps no files."""
+    before = hypothesis.settings.get_current_profile_name()
+    hypothesis.settings.register_profile("docs", max_examples=5, deadline=None, database=None)
+    hypothesis.settings.load_profile("docs")
+    yield
+    hypothesis.settings.load_profile(before)
+
+
+@pytest.mark.usefixtures("few_draws")
 def test_examples_in_docstrings_give_what_they_say() -> None:
     counts = {m.__name__: failures(m) for m in modules()}
     assert {name: failed for name, (failed, _) in counts.items() if failed} == {}
     assert sum(tried for _, tried in counts.values()) >= 5
+    assert all(counts[f"unboxed.testing.{name}"][1] for name in ("own", "strategies"))
 
 
 def test_a_wrong_example_is_seen() -> None:

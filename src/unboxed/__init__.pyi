@@ -6,6 +6,7 @@ from . import data as data
 from . import errors as errors
 from . import plots as plots
 from . import synthesis as synthesis
+from . import testing as testing
 from . import training as training
 from . import zoo as zoo
 from .box import Box as Box

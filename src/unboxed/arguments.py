@@ -57,17 +57,17 @@ def check_seed(seed: object) -> int:
     return top + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % top
 
 
-def class_names(classes: object, n: int) -> tuple[str, ...]:
-    """The names of n outputs: their numbers where none are given."""
+def class_names(classes: object, n: int, before: int | None = None) -> tuple[str, ...]:
+    """The names of n outputs, of which there were `before` when the model was opened; their numbers without names."""
     given = range(n) if classes is None else classes
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InputError(f"classes are the names of the {n} outputs, in their order; got {classes!r}")
     names = tuple(map(str, given))
     if len(names) != n:
-        raise InputError(
-            f"the model has {n} outputs; got {len(names)} class names. If its head was changed after it was opened, "
-            "open it again: ub.Box(model, inputs, classes=...)"
-        )
+        again = f"It had {before} when it was opened; open it again: ub.Box(model, inputs, classes=...)"
+        one = "Give one per output, in their order, or none: outputs are then named by their numbers"
+        hint = one if before in (None, n) else again
+        raise InputError(f"the model has {n} outputs; got {len(names)} class names. {hint}")
     return names
 
 

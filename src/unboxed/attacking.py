@@ -18,8 +18,11 @@ from . import adversarial
 from .adversarial.changes import Change, changes
 from .adversarial.deepfool import deepfool
 from .adversarial.fab import fab
+from .adversarial.norms import common_norm, fitting
 from .adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
+from .arguments import whole
 from .box import Box
+from .engine.balls import eps_text
 from .engine.examples import labeled_rows
 from .engine.saved import digest
 from .errors import DataError, InputError
@@ -36,10 +39,12 @@ WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab
 MINIMAL = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
 
 
-def named(names: Sequence[str], bits: int | None = None) -> dict[str, Attack]:
-    """Attacks by name; none: the default three. Raises InputError with the nearest names."""
-    chosen = dict(ATTACKS) if not names else {name: _named(name) for name in names}
-    return {name: partial(a, bits=bits) for name, a in chosen.items()} if bits is not None else chosen
+def chosen_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
+    """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
+    attacks = {name: _named(name) for name in names}
+    norm = norm or common_norm(attacks)
+    attacks = attacks or fitting(ATTACKS, box, norm)
+    return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
 
 def _named(name: str) -> Attack:
@@ -62,7 +67,7 @@ def command(
     *,
     attacks: Sequence[str] = (),
     eps: Sequence[float],
-    norm: str = "linf",
+    norm: str | None = None,
     most: int | None = None,
     bits: int | None = None,
     seed: int = 0,
@@ -70,9 +75,12 @@ def command(
 ) -> Robustness:
     """Attack a net on labeled examples: print a table, write pictures and numbers to `out`.
 
-    Stopped and called again with the same settings, it goes on where it was. Raises InputError and DataError.
+    `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
+    settings, it goes on where it was. Raises InputError and DataError.
     """
-    out, chosen = Path(out), named(attacks, bits)
+    if most is not None:
+        whole("--n", most, least=1)
+    out, (chosen, norm) = Path(out), chosen_attacks(box, attacks, norm, bits)
     x, y, rows = labeled_rows(box, data, most)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
@@ -127,7 +135,7 @@ def _pictures(
     told = [replace(c, row=int(places[rows[c.row]])) for c in changes(box, x[rows], made) if c.fooled]
     if bits is not None:
         _files(told, out / IMAGES, box.classes)
-    size = f"{NORMS[found.norm]} at most {found.eps[-1]:g}"
+    size = f"{NORMS[found.norm]} at most {eps_text(found.eps[-1])}"
     title = f"What {name} makes of these, {size}, and what the net then says"
     return save(attacked(told[:SHOWN], box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
 
@@ -150,8 +158,10 @@ def _print(found: Robustness, picture: Path | None, out: Path) -> None:
     console = Console()
     n = many(len(found.right), "example")
     console.print(f"{found.clean} of {n} right without an attack", highlight=False)
-    right = [Column(f"eps {e:g}", justify="right") for e in found.eps]
-    table = Table("still right under", *right, Column("queries", justify="right"), box=None, pad_edge=False)
+    right = [Column(f"eps {eps_text(e)}", justify="right") for e in found.eps]
+    table = Table(
+        f"still right under ({found.norm})", *right, Column("queries", justify="right"), box=None, pad_edge=False
+    )
     for name, queries in zip(found.attacks, found.queries.tolist(), strict=True):
         table.add_row(name, *(str(found.robust(e, name)) for e in found.eps), f"{queries:,.0f}")
     if len(found.attacks) > 1:
@@ -187,4 +197,4 @@ def _weakest(found: Robustness) -> str:
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
     told = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
-    return f"classes that stand least at eps {found.eps[-1]:g}: {told}"
+    return f"classes that stand least at eps {eps_text(found.eps[-1])}: {told}"

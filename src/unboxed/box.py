@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import class_names, listed_addresses
+from .batches import model_arguments
 from .errors import InputError, LayerError, OutputError
-from .inputs import Inputs, laid_out
+from .inputs import Inputs, at_levels, laid_out
 from .multi_input import MultiInput, Packed
 from .net import quiet, rules
 from .net.answers import without_nan
 from .net.batching import BatchSize, in_batches
+from .net.coupling import levels
 from .net.first_forward import first_forward, refusing
 from .net.isolated import Isolated, Mode
 from .net.layers import Layers
@@ -64,10 +66,10 @@ class Box:
         self._opening = self._fresh = self._stale = False
         self._open()
 
-    def around(self, net: nn.Module) -> Box:
-        """Another model, opened as this one is: the same inputs, classes, outputs, mode and precision."""
+    def around(self, net: nn.Module, inputs: Inputs | None = None) -> Box:
+        """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
         asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
-        return Box(net, self.inputs, mode=self.mode, **asked)
+        return Box(net, inputs or self.inputs, mode=self.mode, **asked)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what another process gets, is opened there."""
@@ -84,30 +86,33 @@ class Box:
             self._least, self._most = rows
             self.autocast: torch.dtype | None = None
             self._try_out()
-            self.classes = class_names(self._asked["classes"], self.n_outputs)
+            before: int | None = len(getattr(self, "classes", ())) or None
+            self.classes = class_names(self._asked["classes"], self.n_outputs, before)
             if self._asked["autocast"] is not None:
                 self._narrow(self._asked["autocast"])
             self._stale = False
         finally:
             self._opening = False
 
-    def refresh(self) -> None:
-        """Open the model again if it was changed: moved, cast, or given other modules. Raises OutputError.
+    def refresh(self, *, hooks: bool = True) -> None:
+        """Open the model again if it was changed: moved, cast, given other modules or (`hooks`) new forward hooks.
 
-        Every call of the box does so by itself. Class names that were given must fit still.
+        Every call does so by itself, but for hooks, most of which only look: one that is seen to change what passes is
+        warned of, and the next call opens the model again. Class names must fit still. Raises OutputError.
         """
-        if not self._opening and (self._stale or self._model.changed):
+        if not self._opening and (self._stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
             self._stale = True  # until it is open
             self._open()
         self._fresh = True
 
     def _try_out(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self.noise(4 if self._most >= 3 else 1)
-        self._found, self.coupled = first_forward(self._model, self._call, noise, self._least)
+        noise = self.noise(3 if self._most >= 3 else 1)
+        apart = at_levels(self.inputs, levels(self.inputs.shape, self.device)).to(self.dtype)
+        self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
         self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
         self.layers: Layers = self._found.layers
-        again = self._found.output, self.inputs, lambda x: self._run(noise[:3] if x is None else x)
+        again = self._found.output, self.inputs, lambda x: self._run(noise if x is None else x)
         self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
         self._reader = Reader(self._reader.pick, self.outputs)
         self.flops = self._found.flops_each  # of one example's way through
@@ -137,7 +142,7 @@ class Box:
         on as if it had not run. A model that draws nothing touches none.
         """
         if not self._fresh:  # else the inputs were accepted just now
-            self.refresh()
+            self.refresh(hooks=False)
         self._fresh = False
         return self._model.run(grad=grad, rule=rule, seed=seed)
 
@@ -176,26 +181,16 @@ class Box:
     def _call(self, x: Tensor) -> object:
         try:
             with quiet.narrowed(self.device, self.autocast):
-                args, named = self._encode(x)
+                args, named = model_arguments(self.inputs.encode(x), self.net_dtype, self.channels_last)
                 return self.net(*args, **named)
         except Stop:
             return None
-
-    def _encode(self, x: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The net's arguments, by place and by name: always new tensors, for a net may write over its input."""
-        z = self.inputs.encode(x)
-        if isinstance(z, dict):
-            return (), {name: value.to(self.net_dtype) for name, value in z.items()}
-        if isinstance(z, tuple):
-            return tuple(value.to(self.net_dtype) for value in z), {}
-        z = z.to(self.net_dtype)
-        return (z.contiguous(memory_format=torch.channels_last) if self.channels_last else z,), {}
 
     # -- asking the net ----------------------------------------------------------------------------------------------
 
     def accept(self, x: Packed) -> Tensor:
         """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
-        self.refresh()
+        self.refresh(hooks=False)
         x = self.inputs.check(x)
         with torch.inference_mode(False):
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
@@ -239,10 +234,8 @@ class Box:
         """Raise OutputError unless the net gives each example one row of class scores."""
         if self.outputs == "regression":
             raise OutputError(f"{what} needs classes, and a regression net has none; climb an objective instead")
-        if self._found_shape:
-            raise OutputError(
-                f"{what} needs one row of class scores an example; the net gives a map {self._found_shape}"
-            )
+        if shape := self._found_shape:
+            raise OutputError(f"{what} needs one row of class scores an example; the net gives a map {shape}")
 
     @property
     def _read_limit(self) -> int:

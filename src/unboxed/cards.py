@@ -67,7 +67,7 @@ def card(
     def attach(method: Method) -> Method:
         if unknown := sorted({*needs} - {*NEEDS}):
             raise InputError(f"a card's needs are of {', '.join(NEEDS)}; got {', '.join(unknown)}")
-        package, _, module = method.__module__.partition(".")
+        package, _, module = str(method.__module__).partition(".")  # None where code was executed without a module
         family = module.partition(".")[0] if package == "unboxed" and module else "own"
         own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws, norms)
         method.card = own  # type: ignore[attr-defined]

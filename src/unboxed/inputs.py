@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .arguments import number, whole
+from .batches import check_tensor, value_range
 from .errors import InputError
 
 NEAR = 0.05  # further below zero lie normalized images
 LARGEST = 2**36  # values of an image: beyond any memory
+FEW = 5  # columns or channels that are printed one by one
 SLACK = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
 
@@ -34,7 +36,7 @@ class Inputs(Protocol):
     def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pixels:
     """Images (N, C, H, W) in [0, 1]; `mean` and `std` are what the model was trained with, in units of [0, 1].
 
@@ -57,6 +59,9 @@ class Pixels:
             except InputError as error:
                 raise InputError(f"{error}; it is in units of [0, 1]: divide 8-bit values by 255") from None
 
+    def __repr__(self) -> str:
+        return f"Pixels({', '.join([str(self.shape), *_settings(self, mean=0.0, std=1.0)])})"
+
     def _channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
         """A number, or one a channel, in units of [0, 1]."""
         value = _listed(getattr(self, name))
@@ -78,6 +83,10 @@ class Pixels:
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Images of the levels u in [0, 1]: the levels themselves."""
+        return u
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
         said = f"there is no memory for {n} images of the shape {self.shape}"
@@ -91,7 +100,7 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""
-        low, high = _check_tensor(x, self.shape, "images in [0, 1]")
+        low, high = check_tensor(x, self.shape, "images in [0, 1]")
         if low < -SLACK or high > 1 + SLACK:
             raise InputError(self._out_of_range(low, high))
         return x
@@ -114,7 +123,7 @@ class Pixels:
         return _row_of(value, like).view(-1, 1, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values.
 
@@ -139,6 +148,13 @@ class Features:
         if unknown := sorted(map(str, set(self.categories) - set(self.names))):
             raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
         object.__setattr__(self, "categories", {k: _category(k, v) for k, v in self.categories.items()})
+
+    def __repr__(self) -> str:
+        n, few = len(self.names), len(self.names) <= FEW
+        names = str(self.names) if few else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
+        settings = _settings(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
+        return f"Features({', '.join([names, *settings, *categories])})"
 
     def _columns(self, name: str, default: float) -> tuple[float, ...]:
         """A number a column. Raises InputError."""
@@ -166,28 +182,54 @@ class Features:
     def clip(self, x: Tensor) -> Tensor:
         return x.clamp(_row_of(self.low, x), _row_of(self.high, x))
 
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at the bounds where u is 0 or 1."""
+        std, center = _row_of(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
+        low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
+        x = low + (high - low) * u
+        for end, bounds in ((0, self.low), (1, self.high)):
+            bound = _row_of(bounds, u)
+            x = torch.where((u == end) & bound.isfinite(), bound, x)
+        return self._with_categories(x, lambda i, k: (u[:, i] * k).long().clamp(max=k - 1))
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
-        x = self.clip(self.decode(z))
+        pick = lambda i, k: torch.randint(k, (n,), generator=generator, device=generator.device)  # noqa: E731
+        return self._with_categories(self.clip(self.decode(z)), pick)
+
+    def _with_categories(self, x: Tensor, pick: Callable[[int, int], Tensor]) -> Tensor:
+        """x with columns of categories filled in: `pick(column, k)` says which (N,) of its k values each row has."""
         for name, values in self.categories.items():
-            pick = torch.randint(len(values), (n,), generator=generator, device=generator.device)
-            x[:, self.names.index(name)] = x.new_tensor(list(values))[pick]
+            column = self.names.index(name)
+            x[:, column] = x.new_tensor(list(values))[pick(column, len(values))]
         return x
 
     def check(self, x: Tensor) -> Tensor:
-        _check_tensor(x, self.shape, "rows of features")
+        check_tensor(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x
 
     def _check_column(self, name: str, column: Tensor, low: float, high: float) -> None:
-        least, most = _range(column)
+        least, most = value_range(column)
         if least < low - SLACK or most > high + SLACK:
             raise InputError(f"column {name!r} must lie in [{low:g}, {high:g}]; it runs from {least:.3g} to {most:.3g}")
         if name in self.categories:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
                 raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _settings(inputs: object, **defaults: float) -> list[str]:
+    """The settings that are not the default, in few words: one number where all are alike, else the first ones."""
+    found = []
+    for name, default in defaults.items():
+        value = getattr(inputs, name)
+        values = value if isinstance(value, tuple) else (value,)
+        shown = [f"{v:g}" for v in (values if len(values) <= FEW else values[:3])] + ["..."] * (len(values) > FEW)
+        if set(values) != {default}:
+            found.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(shown)})")
+    return found
 
 
 def _listed(value: Any) -> Any:
@@ -223,6 +265,17 @@ def _category(name: str, values: Any) -> tuple[float, ...]:
     return tuple(number(f"a category of {name!r}", v) for v in values)
 
 
+def at_levels(inputs: Inputs, u: Tensor) -> Tensor:
+    """Valid inputs of the levels u (N, ...) in [0, 1], 0 their lowest and 1 their highest.
+
+    Inputs of a user's own that have no `from_unit` give what they sample.
+    """
+    if from_unit := getattr(inputs, "from_unit", None):
+        return cast(Tensor, from_unit(u))
+    x = inputs.sample(len(u), torch.Generator(u.device).manual_seed(0))
+    return x[torch.arange(len(u)) % len(x)]
+
+
 def laid_out(inputs: Inputs, channels_last: bool) -> bool:
     """Raises InputError where there are no channels to be last."""
     if not isinstance(channels_last, bool):
@@ -247,34 +300,3 @@ def _copied(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
     """Once, for a copy to an accelerator at each step takes its time."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
-
-
-def _check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
-    """The least and the most of a batch of finite floats. Raises InputError."""
-    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
-    if not isinstance(x, Tensor):
-        hint = (
-            "x, y = data.tensors() takes them" if hasattr(x, "tensors") else "torch.as_tensor(x) makes one of an array"
-        )
-        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {hint}")
-    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
-        raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
-    if tuple(x.shape) == shape:
-        raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
-    if tuple(x.shape[1:]) != shape:
-        raise InputError(f"wanted {wanted}; got shape {tuple(x.shape)}")
-    if len(x) == 0:
-        raise InputError(f"wanted {wanted}; got an empty batch")
-    if not x.is_floating_point():
-        hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
-        raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
-    low, high = _range(x)  # both NaN where any value is
-    if not (math.isfinite(low) and math.isfinite(high)):
-        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
-    return low, high
-
-
-def _range(x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x.detach())
-    return low.item(), high.item()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .inputs import Inputs
+from .inputs import Inputs, at_levels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed already."""
@@ -114,6 +114,10 @@ class MultiInput:
 
     def clip(self, x: Tensor) -> Tensor:
         return self._together("clip", x)
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        pairs = zip(self.split(u), self._parts(), strict=True)
+        return torch.cat([at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.cat([part.sample(n, generator).flatten(1) for _, part in self._parts()], 1)

@@ -40,8 +40,8 @@ def build(context: Context) -> Sequence[Any]:
     source = {"src": context.pictures.raw(made.content, made.kind), "width": made.width, "height": made.height,
               "columns": made.columns, "hard": made.hard}  # fmt: skip
     near = nearest(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(N // 200, 1)
-    layers = [Layer("Raw pixels", "10 nearest agree: 80.0 %", points(1.0), near),
-              Layer("Before fc", "10 nearest agree: 99.0 %", points(0.4).flip(1), near)]  # fmt: skip
+    layers = [Layer("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
+              Layer("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"says {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
     return [Plane("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
                   "Map of 10,000 examples", "Point at a dot.", "How to move about.", source)]  # fmt: skip
@@ -210,7 +210,7 @@ def test_keys_alone_reach_everything(desktop: Map) -> None:
 def test_layers_are_switched(desktop: Map) -> None:
     buttons = desktop.page.locator(".map-layers button")
     assert [b.get_attribute("aria-pressed") for b in buttons.all()] == ["false", "true"]
-    assert "80.0 %" in buttons.first.inner_text()
+    assert "80.0%" in buttons.first.inner_text()
     before = desktop.place(0)
     desktop.page.mouse.move(*desktop.place(2))
     assert desktop.view["hover"] == 2

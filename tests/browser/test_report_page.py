@@ -202,6 +202,27 @@ def test_the_slider_moves_the_picture_and_the_probabilities(seen: Seen) -> None:
     assert seen.faults == []
 
 
+def test_the_bars_of_a_morph_start_at_one_place(seen: Seen) -> None:
+    starts = seen.page.evaluate(
+        "[...document.querySelectorAll('.morph')].map((m) => [...m.querySelectorAll('.track')]"
+        ".map((t) => Math.round(t.getBoundingClientRect().left)))"
+    )
+    assert len(starts) == 3
+    assert all(len(own) > 1 and len(set(own)) == 1 for own in starts)
+
+
+def test_rows_of_pictures_are_even(seen: Seen) -> None:
+    """Where a row breaks on a wide page, the last one is not left with one or two of many."""
+    if seen.page.viewport_size != DESKTOP["viewport"]:
+        return
+    rows = seen.page.evaluate(
+        "[...document.querySelectorAll('#looks-for > .figures')].map((f) => Object.values("
+        "Object.groupBy([...f.children], (c) => c.offsetTop)).map((row) => row.length))"
+    )
+    assert rows
+    assert all(max(own) - min(own) <= 1 for own in rows)
+
+
 def test_play_runs_to_the_end_and_stops(seen: Seen) -> None:
     morph = seen.page.locator(".morph").first
     slider, play = morph.locator("input[type=range]"), morph.locator(".play")

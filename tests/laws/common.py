@@ -13,7 +13,7 @@ from unboxed.testing import models
 from unboxed.testing.cases import Case, box_of, call, call_aloud, case, close, labels, takes, tensors
 
 __all__ = [
-    "CARDS", "MODELS", "REFUSED", "TORCH_WARNS", "Case", "box_of", "call", "call_aloud", "case", "close", "labels",
+    "CARDS", "MODELS", "REFUSED", "Case", "box_of", "call", "call_aloud", "case", "close", "labels",
     "methods", "takes", "tensors",
 ]  # fmt: skip
 
@@ -21,9 +21,6 @@ CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards()}
 MODELS = tuple(models.NETS)
 RULED = ("guided_backprop", "deconvnet")
 GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
-
-TORCH_WARNS = "ignore:None of the inputs have requires_grad=True"
-"""What a reentrant checkpoint says of itself whenever it runs without gradients, boxed or not."""
 
 REFUSED: dict[tuple[str, str], type[UnboxedError]] = {}
 """Which method refuses which net, by which error. Any other refusal is a defect, and so is a result in its place."""
@@ -53,6 +50,7 @@ refuse(CAMS, ("mlp", "clamped_logits", "lstm", "parameterless", "exported_flat")
 refuse(CAMS, ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 SCRIPTED = ("scripted_part", "scripted_and_optimized")
 refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIPTED), RuleError)  # ops out of sight
+refuse(("deep_lift",), ("batch_maximum", "batch_gate"), RuleError)  # no rule for the largest of a batch
 refuse(("rollout",), tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
 
 refuse(("lrp",), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError)  # hidden ops

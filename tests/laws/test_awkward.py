@@ -12,7 +12,6 @@ import awkward
 from laws.common import (
     CARDS,
     REFUSED,
-    TORCH_WARNS,
     Case,
     box_of,
     call,
@@ -24,8 +23,6 @@ from laws.common import (
 from unboxed.errors import UnboxedWarning
 from unboxed.testing import covering
 from unboxed.testing.contracts import unclear
-
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 
 
 def assert_clear(error: BaseException) -> None:

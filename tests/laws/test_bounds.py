@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import unboxed as ub
-from laws.common import TORCH_WARNS, case
+from laws.common import case
 
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 IMAGES = ("images", "frames", "input", "result")
 GENTLE = ["plain", "narrow", "color", "double", "bfloat16", "log_softmax", "clamped_logits", "batchnorm_in_train_mode"]
 ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0), ("l1", 0.3), ("l1", 12.0)]

@@ -12,10 +12,9 @@ from functools import cache
 import pytest
 import torch
 
-from laws.common import CARDS, MODELS, REFUSED, TORCH_WARNS, case
+from laws.common import CARDS, MODELS, REFUSED, case
 from unboxed.testing import contracts, covering, models
 
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 Pair = tuple[str, str]
 ALL = [(name, model) for name in CARDS for model in MODELS if (name, model) not in REFUSED]
 

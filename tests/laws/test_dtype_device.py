@@ -9,9 +9,8 @@ import torch
 
 import awkward
 import unboxed as ub
-from laws.common import CARDS, TORCH_WARNS, Case, box_of, call, case, close, methods, tensors
+from laws.common import CARDS, Case, box_of, call, case, close, methods, tensors
 
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

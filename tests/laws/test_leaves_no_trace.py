@@ -14,14 +14,12 @@ from torch import nn
 
 import awkward
 import unboxed as ub
-from laws.common import CARDS, TORCH_WARNS, Case, call, call_aloud, case, close, methods, takes, tensors
+from laws.common import CARDS, Case, call, call_aloud, case, close, methods, takes, tensors
 from laws.trace import changes, snapshot
 from unboxed.engine.ascent import Ascent, _Climber
 from unboxed.engine.canvases import Raw
 from unboxed.errors import UnboxedError
 from unboxed.testing.contracts import Planted, draw_somewhere
-
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 
 
 def traced(c: Case, work: Callable[[], Any]) -> list[str]:

@@ -161,7 +161,7 @@ def test_a_trace_after_a_failure_is_seen(method: Callable[..., str]) -> None:
         return out.detach()
 
     name = method(careless)
-    with pytest.raises(AssertionError, match="at call 1 of"):
+    with pytest.raises(AssertionError, match="after an exception in module call 1 of"):
         check_run(name, "batchnorm_in_train_mode")
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laws.common import CARDS, TORCH_WARNS, call, case, close, methods, takes, tensors
-
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
+from laws.common import CARDS, call, case, close, methods, takes, tensors
 
 
 @methods("another seed", lambda card: takes(card, "seed"))

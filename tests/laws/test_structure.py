@@ -13,7 +13,7 @@ ROOT = Path(unboxed.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
-    {"errors", "cards", "arguments", "writing"},
+    {"errors", "cards", "arguments", "batches", "writing"},
     {"objectives", "inputs", "multi_input", "net"},
     {"box"},
     {"engine"},

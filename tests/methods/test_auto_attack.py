@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import unboxed as ub
 from laws.common import Case, case, close, tensors
 from unboxed.adversarial.auto_attack import AutoAdversarial, auto_attack
 from unboxed.engine.balls import L1
 from unboxed.errors import InputError, ModelError
+from unboxed.objectives import Objective
 
 STAGES = ["apgd-ce", "apgd-t", "fab-t", "square"]
+END = frozenset({"logits"})
+OWN = Objective(lambda acts: acts["logits"][:, 3] - 100, END, "own")
 SMALL: dict[str, Any] = {"eps": 0.02, "steps": 4, "queries": 12}
 
 
@@ -124,7 +129,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     done = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
     dies = Dies(c.box.net, ValueError)
     again = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
-    assert dies.calls == 0  # it was finished: nothing is asked
+    assert dies.calls == 1  # it was finished: only what the net says of the originals is compared
     assert close(tensors(again), tensors(done), 0) == []
     others: list[tuple[str, dict[str, Any]]] = [
         ("ball", {"eps": 0.03}), ("steps", {"steps": 5}), ("seed", {"seed": 1}), ("queries", {"queries": 13}),
@@ -132,7 +137,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     for said, other in others:
         with pytest.raises(ModelError, match=said):
             auto_attack(c.box, c.x, c.y, **{**SMALL, **other}, checkpoint=file)
-    with pytest.raises(ModelError, match="its inputs differ"):
+    with pytest.raises(ModelError, match="its examples differ"):
         auto_attack(c.box, c.x.flip(0), c.y, **SMALL, checkpoint=file)
     with pytest.raises(ModelError, match="its labels differ"):
         auto_attack(c.box, c.x, c.y.flip(0), **SMALL, checkpoint=file)
@@ -143,6 +148,62 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"no checkpoint")
     with pytest.raises(ModelError, match="checkpoint"):
         auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
+
+
+class Dense(nn.Module):
+    """What a checkpoint can't see in the weights: which function lies between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.between = nn.Linear(64, 32), nn.Linear(32, 5), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * self.b(self.between(self.a(x.flatten(1))))
+
+
+def dense(between: Callable[[Tensor], Tensor] = torch.relu, **normalization: float) -> ub.Box:
+    return ub.Box(Dense(between), ub.Pixels((1, 8, 8), **normalization), outputs="logits")
+
+
+def beyond(numbers: float) -> Objective:
+    return ub.logit(3) - torch.full((6,), numbers)
+
+
+@pytest.mark.parametrize(
+    ("box", "other", "said"),
+    [
+        (dense(mean=0.9, std=0.5), {"y": 0}, "inputs was .*mean=0.0.*, and is .*mean=0.9"),
+        (dense(torch.sin), {"y": 0}, "the model's answers are others now"),
+        (dense(), {"objective": beyond(-100.0)}, "goal"),
+        (dense(), {"objective": Objective(lambda acts: acts["logits"][:, 3] + 100, END, "own")}, "goal"),
+    ],
+)
+def test_a_checkpoint_is_of_one_question(box: ub.Box, other: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """The same weights and the same name of the objective, and another answer."""
+    own = other.get("objective")
+    goal = {"y": 0} if own is None else {"objective": beyond(30.0) if own.name != "own" else OWN}
+    x, more = (
+        torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        {**SMALL, "checkpoint": tmp_path / "c"},
+    )
+    first = auto_attack(dense(), x, **goal, **more)
+    assert close(tensors(auto_attack(dense(), x, **goal, **more)), tensors(first), 0) == []
+    with pytest.raises(ModelError, match=said):
+        auto_attack(box, x, **other, **more)
+
+
+def test_an_objective_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def score(acts: Any) -> Tensor:
+        with lock:
+            return acts["logits"][:, 3]
+
+    own, x = Objective(score, END, "guarded"), torch.rand(6, 1, 8, 8)
+    auto_attack(dense(), x, objective=own, **SMALL)
+    with pytest.raises(InputError, match=r"objective=guarded can't go on from a checkpoint: a lock can't be compared"):
+        auto_attack(dense(), x, objective=own, **SMALL, checkpoint=tmp_path / "c")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.8])

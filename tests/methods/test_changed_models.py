@@ -91,7 +91,7 @@ def test_another_number_of_classes() -> None:
     assert box(x).shape == (4, 5)
     assert box.classes == tuple("01234")
     for _ in range(2):  # the second time, too
-        with pytest.raises(InputError, match="5 outputs; got 10 class names"):
+        with pytest.raises(InputError, match=r"5 outputs; got 10 class names\. It had 10 when"):
             named(x)
 
 
@@ -105,6 +105,112 @@ def test_train_flags_count_where_the_model_runs_as_it_stands() -> None:
     box(x)
     assert box.coupled
     assert torch.equal(model.head[0].running_mean, before)
+
+
+def normed() -> Small:
+    model = small()
+    model.head = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, 10)).eval()
+    return model
+
+
+def test_statistics_that_were_removed() -> None:
+    model, x = normed(), images()
+    box = ub.Box(model, PIXELS)
+    assert not box.coupled
+    norm = model.head[0]
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
+    assert box.coupled
+
+
+@pytest.mark.parametrize("parts", ["rows", "data"])
+def test_weights_of_another_shape(parts: str) -> None:
+    model, x = small(), images()
+    box = ub.Box(model, PIXELS)
+    box(x)
+    weight, bias = (p.data[:7] if parts == "rows" else torch.ones(7, *p.shape[1:]) for p in model.head.parameters())
+    model.head.weight.data, model.head.bias.data = weight, bias
+    assert box(x).shape == (4, 7)
+    assert box.n_outputs == len(box.classes) == 7
+
+
+def center(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return out - out.mean(0)
+
+
+def center_in_place(module: nn.Module, args: Any, out: Tensor) -> None:
+    out -= out.mean(0)
+
+
+def center_first(module: nn.Module, args: Any) -> Any:
+    return args[0] - args[0].mean(0)
+
+
+def center_named(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return (args[0] - args[0].mean(0),), kwargs
+
+
+def add(module: nn.Module, hook: Any) -> Any:
+    if hook is center_first:
+        return module.register_forward_pre_hook(hook)
+    if hook is center_named:
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(hook)
+
+
+HOOKS = pytest.mark.parametrize("hook", [center, center_in_place, center_first, center_named])
+
+
+@HOOKS
+def test_a_hook_that_couples_rows_is_warned_of_and_counts_from_then_on(hook: Any) -> None:
+    model, x = small(), images()
+    box = ub.Box(model, PIXELS)
+    before = box(x)
+    handle = add(model.head, hook)
+    with pytest.warns(UnboxedWarning, match="'head'"):
+        box(x, batch_size=2)
+    assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
+    assert box.coupled
+    handle.remove()
+    assert torch.equal(box(x, batch_size=4), before)
+    assert not box.coupled
+
+
+@HOOKS
+def test_refresh_sees_new_hooks(hook: Any) -> None:
+    model, x = small(), images()
+    box = ub.Box(model, PIXELS)
+    add(model.head, hook)
+    box.refresh()
+    assert box.coupled
+    assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
+
+
+def test_hooks_that_only_look_see_what_is_asked_alone() -> None:
+    """They need no new look at the model, and are where they were afterwards."""
+    model, x, seen = small(), images(), []
+    box = ub.Box(model, PIXELS)
+    model.head.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    model.head.register_forward_hook(lambda module, args, out: out)
+    model.register_forward_pre_hook(lambda module, args: (args[0],))
+    before = [*model.head._forward_hooks.items(), *model._forward_pre_hooks.items()]
+    box(x)
+    assert seen == [4]
+    assert [*model.head._forward_hooks.items(), *model._forward_pre_hooks.items()] == before
+
+
+def test_the_hooks_of_a_box_at_work_are_none_of_the_models() -> None:
+    model, x, late = small(), images(), []
+    box, other = ub.Box(model, PIXELS), ub.Box(model, PIXELS)
+
+    def ask(h: Tensor) -> Tensor:
+        other(x)
+        late.append(other._model.late_hooks)
+        return h
+
+    with box.quiet(grad=False):
+        box.forward(x, ["head"], edits={"body.1": ask})
+    assert late == [[]]
 
 
 def test_new_values_alone_need_no_new_look(monkeypatch: pytest.MonkeyPatch) -> None:

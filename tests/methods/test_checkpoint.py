@@ -129,7 +129,7 @@ def test_global_rngs_are_left_alone(tmp_path):
         ({"lr": 0.01}, r"lr was 0\.02, and is 0\.01"),
         ({"seed": 4}, "seed was 3, and is 4"),
         ({"epochs": 5}, "epochs was 4, and is 5"),
-        ({"defend": PGD(0.2, steps=2)}, r"defend was PGD\(eps=0\.1.*, and is PGD\(eps=0\.2"),
+        ({"defend": PGD(0.2, steps=2)}, r"defend was .*PGD\(eps=0\.1.*, and is .*PGD\(eps=0\.2"),
         ({"defend": None}, r"defend was .*, and is None"),
         ({"augment": wobble(jitter=0.2)}, r"augment was .*0\.1.*, and is .*0\.2"),
         ({"average": None}, r"average was 0\.9, and is None"),
@@ -154,6 +154,54 @@ def test_of_another_net_or_other_data_is_refused(tmp_path):
         fit(net(), INPUTS, Noisy(21), **settings)
     with pytest.raises(ModelError, match="held_out was 0, and is 12"):
         fit(net(), INPUTS, Noisy(), held_out(), **settings)
+
+
+class Between(nn.Module):
+    """The same modules and weights, and another function between them."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.layers, self.f = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Linear(8, 2)), f
+
+    def forward(self, x):
+        return self.layers[2](self.f(self.layers[1](self.layers[0](x))))
+
+
+def shifted(by):
+    return lambda x, generator: x + by
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"inputs": Pixels((1, 6, 6), mean=0.4, std=0.25)}, r"inputs was .*mean=0\.5.*, and is .*mean=0\.4"),
+        ({"net": Between(torch.sin)}, "the model's answers are others now"),
+        ({"train": TensorDataset(held_out().tensors[0].flip(0), held_out().tensors[1])}, "its training data differ"),
+        ({"train": TensorDataset(held_out().tensors[0], 1 - held_out().tensors[1])}, "its training data differ"),
+        ({"test": TensorDataset(held_out().tensors[0] / 2, held_out().tensors[1])}, "its test data differ"),
+        ({"augment": shifted(torch.full((1, 6, 6), 0.2))}, "augment"),
+    ],
+)
+def test_of_another_question_under_the_same_names_is_refused(tmp_path, given, said):
+    first = {
+        "net": Between(torch.relu), "inputs": INPUTS, "train": held_out(), "test": held_out(), "epochs": 2,
+        "augment": shifted(torch.full((1, 6, 6), 0.1)), "checkpoint": tmp_path / "c", "quiet": True,
+    }  # fmt: skip
+    fit(**first)
+    assert fit(**first).steps == 2
+    asked = first | given
+    before = state(asked["net"])
+    with pytest.raises(ModelError, match=said):
+        fit(**asked)
+    assert torch.equal(state(asked["net"]), before)
+
+
+def test_another_dropout_is_another_net(tmp_path):
+    settings, other = EVERYTHING | {"checkpoint": tmp_path / "c"}, net()
+    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(4))
+    other[5].p = 0.1
+    with pytest.raises(ModelError, match=r"net was Sequential|its net are others"):
+        fit(other, INPUTS, Noisy(), **settings)
 
 
 class Hostile:

@@ -27,7 +27,6 @@ FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the sheets of confused inputs go nowhere"
 )  # here what watch returns is used
-STRUCTURE = "ignore:None of the inputs have requires_grad=True"  # what a reentrant checkpoint says of itself
 
 
 def small(channels: int = 1, classes: int = 6, seed: int = 0) -> nn.Module:
@@ -265,7 +264,6 @@ def test_its_traces_in_the_net() -> None:
     assert net[1].training
 
 
-@pytest.mark.filterwarnings(STRUCTURE)
 @pytest.mark.parametrize("name", awkward.NETS)
 def test_nothing_is_left_in_any_net(name: str) -> None:
     entry = awkward.get(name)

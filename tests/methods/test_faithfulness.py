@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import TORCH_WARNS, case, close, tensors
+from laws.common import case, close, tensors
 from laws.trace import changes, snapshot
 from unboxed import checks
 from unboxed.checks.perturbing import ranked
 from unboxed.checks.road import _imputed, _weights
 from unboxed.errors import InputError, OutputError
-
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 
 Metric = Callable[..., Any]
 

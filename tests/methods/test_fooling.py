@@ -60,7 +60,6 @@ def test_evolution_on_other_nets(net: str) -> None:
     assert torch.isfinite(made.confidence).all()
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # torch of reentrant checkpoints
 def test_evolution_needs_no_gradient() -> None:
     made = fooling(boxed("checkpointed_reentrant"), how="evolution", steps=2, sample=5)
     assert made.confidence.shape == (4,)

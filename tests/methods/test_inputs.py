@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import unboxed as ub
 from unboxed.errors import InputError
@@ -154,3 +157,40 @@ def test_an_image_among_several_inputs_is_named() -> None:
     inputs = ub.MultiInput({"image": ub.Pixels((1, 4, 4)), "row": ub.Features(("a", "b"))})
     with pytest.raises(InputError, match=r"input 'image': .*divide them by 255"):
         inputs.check({"image": 255 * torch.rand(2, 1, 4, 4), "row": torch.rand(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("x", "inputs", "next_step"),
+    [
+        ("cat.png", PIXELS, "ub.data.folder(path, box).first(n)"),
+        (Path("photos"), PIXELS, "ub.data.folder(path, box).first(n)"),
+        ("rows.csv", COLUMNS, "Read the file, and pass its rows"),
+        (Image.new("L", (4, 4)), PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
+        ([Image.new("L", (4, 4))], PIXELS, "ub.data.wrap([(image, 0)], like=box.inputs).first(1)"),
+        ([torch.rand(1, 4, 4)] * 2, PIXELS, "torch.stack(x)"),
+        (np.zeros((2, 1, 4, 4)), PIXELS, "torch.as_tensor(x)"),
+    ],
+    ids=["path", "Path", "table", "PIL", "list of PIL", "list of tensors", "array"],
+)
+def test_what_is_no_tensor_is_told_how_to_become_one(x: Any, inputs: Any, next_step: str) -> None:
+    with pytest.raises(InputError, match=f"got {type(x).__name__}.*{re.escape(next_step)}"):
+        inputs.check(x)
+
+
+def test_an_image_is_made_a_batch_as_the_hint_says() -> None:
+    x, _ = ub.data.wrap([(Image.new("L", (6, 5)), 0)], like=PIXELS).first(1)
+    assert PIXELS.check(x) is x
+
+
+def test_inputs_of_many_columns_are_short_in_print() -> None:
+    many = ub.Features(tuple(f"c{i}" for i in range(13)), low=(0.0, *[-math.inf] * 12), mean=2.0)
+    assert repr(many) == "Features(13 columns: c0, c1, c2, ..., low=(0, -inf, -inf, ...), mean=2)"
+    assert repr(ub.Features(("a", "b"))) == "Features(('a', 'b'))"
+    assert repr(ub.Features(("a", "b"), std=(1.0, 2.5), categories={"a": [0, 1]})) == (
+        "Features(('a', 'b'), std=(1, 2.5), categories of a)"
+    )
+    assert repr(ub.Pixels((1, 4, 4))) == "Pixels((1, 4, 4))"
+    assert repr(ub.Pixels((9, 4, 4), mean=(0.1,) * 8 + (0.25,), std=0.5)) == (
+        "Pixels((9, 4, 4), mean=(0.1, 0.1, 0.1, ...), std=0.5)"
+    )
+    assert len(repr(ub.MultiInput((many, ub.Pixels((3, 4, 4), mean=(0.485, 0.456, 0.406)))))) < 200

@@ -56,12 +56,35 @@ def test_arithmetic_on_both_sides(kind: str, sign: str) -> None:
 def test_sums_and_names() -> None:
     a, b = ub.logit(3), ub.logit(2)
     assert torch.equal(sum([a, b, a])(ACTS), 2 * Z[:, 3] + Z[:, 2])
-    said = {str(o) for o in (sum([a, b]), 1 - a, a - b, a / 2, -a, 2 * a, a * 2, K * a)}
-    assert said == {
-        f"Objective({name})"
-        for name in ("logit 3 + logit 2", "1 - (logit 3)", "logit 3 - (logit 2)", "(logit 3) / 2", "-(logit 3)",
-                     "2 * (logit 3)", "k * (logit 3)")
-    }  # fmt: skip
+    assert torch.equal(sum([a, b])(ACTS), Z[:, 3] + Z[:, 2])
+
+
+A, B = ub.logit(3), ub.logit(2)
+NAMES: dict[str, Objective] = {
+    "logit 3 + logit 2": sum([A, B]),  # type: ignore[dict-item]
+    "1 - logit 3": 1 - A,
+    "logit 3 - logit 2 + 1": A - B + 1,
+    "logit 3 - (logit 2 + 1)": A - (B + 1),
+    "logit 3 + logit 2 - 1": A + (B - 1),
+    "logit 3 / 2": A / 2,
+    "(logit 3 - logit 2) / 2 + tensor (3,)": (A - B) / 2 + K,
+    "logit 3 / (logit 2 * logit 3)": A / (B * A),
+    "logit 3 * logit 2 / logit 3": A * (B / A),
+    "2 * logit 3": A * 2,
+    "tensor (3,) * (logit 3 + logit 2)": (A + B) * K,
+    "-logit 3": -A,
+    "-(logit 3 * logit 2)": -(A * B),
+    "logit 2 - (-logit 3)": B - -A,
+    "-logit 3 - logit 2": -A - B,
+    "2 * (-logit 3)": -A * 2,
+    "logit 3 + (-2)": A + -2,
+    "2 * (a - b)": 2 * Objective(lambda acts: acts["logits"][:, 0], frozenset({"logits"}), "a - b"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_have_the_parentheses_that_they_need(name: str) -> None:
+    assert repr(NAMES[name]) == f"Objective({name})"
 
 
 def test_arithmetic_in_place() -> None:
@@ -180,6 +203,59 @@ def test_equal_however_they_were_said() -> None:
     assert ub.match("a", H) == ub.match("a", H.clone(), relative=False)
     assert ub.match("a", H) != ub.match("a", H + 1)
     assert ub.channel("a", torch.tensor([1, 2])) != ub.channel("a", torch.tensor([1, 2, 3]))
+
+
+HOLDING: dict[str, tuple[Any, Callable[[Any], Objective]]] = {  # what the caller holds, and the objective of it
+    "a factor": (K, lambda k: A * k),
+    "an addend on the left": (K, lambda k: k + A),
+    "an array": (K.numpy(), lambda k: A * k),
+    "a divisor": (K, lambda k: A / k),
+    "classes": (torch.tensor([3, 1, 0]), ub.logit),
+    "a class": (torch.tensor(3), ub.logprob),
+    "an array of classes": (np.array([3, 1, 0]), ub.loss),
+    "a list of classes": ([3, 1, 0], ub.margin),
+    "ints 32": (torch.tensor([3, 1, 0], dtype=torch.int32), dlr),
+    "targets": (torch.tensor([3, 1, 0]), lambda k: targeted_dlr(torch.tensor([0, 0, 1]), k)),
+    "channels": (torch.tensor([3, 1, 0]), lambda k: ub.channel("a", k)),
+    "positions": (torch.tensor([1, 1, 0]), lambda k: ub.neuron("a", 2, k, k)),
+    "positions by name": (torch.tensor([1, 1, 0]), lambda k: ub.neuron("a", k=k)),
+    "a direction": (H[0, :, 0, 0], lambda v: ub.direction("a", v)),
+    "an activation": (H, lambda h: ub.match("a", h, relative=True)),
+    "one activation": (H[:1], lambda h: ub.cosine("a", h)),
+    "an activation by name": (H, lambda h: ub.dot("a", h=h)),
+    "a texture": (torch.eye(4)[None], lambda g: ub.style("a", g)),
+    "groups": (torch.tensor([1, 1, 2]), lambda g: ub.diversity("a", g)),
+    "a color": (torch.full((4,), 0.5), far_from_mean),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDING)
+def test_what_is_written_over_later_changes_no_objective(kind: str) -> None:
+    value, make = HOLDING[kind]
+    mine = copy.deepcopy(value)
+    own, other = make(mine), make(value)
+    mine.sort() if isinstance(mine, list) else mine.__setitem__(..., 1)
+    assert torch.equal(own(EVERY), other(EVERY))
+    assert own == other
+    assert make(mine) != own
+
+
+def test_an_objective_holds_its_own_copy_for_all_that_is_made_of_it() -> None:
+    mine = K.clone()
+    score = (A * mine + 1) / 2
+    part, want = score.rows(torch.tensor([2, 0])), score(ACTS)
+    mine.zero_()
+    assert torch.equal(score(ACTS), want)
+    assert torch.equal(part({"logits": Z[[2, 0]]}), want[[2, 0]])
+
+
+def test_gradients_reach_what_an_objective_holds() -> None:
+    """Through its copy; copies of the objective have no graph."""
+    weights = K.clone().requires_grad_()
+    own = A * weights + ub.direction("logits", torch.ones(5, requires_grad=True) * 2)
+    own(ACTS).sum().backward()
+    assert torch.equal(weights.grad, Z[:, 3])  # type: ignore[arg-type]
+    assert copy.deepcopy(own) == pickle.loads(pickle.dumps(own)) == own
 
 
 def twice(acts: Any) -> Tensor:

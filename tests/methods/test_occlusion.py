@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import TORCH_WARNS, case
+from laws.common import case
 from laws.test_computes_less import Rows
 from unboxed.attribution import occlusion
 from unboxed.attribution.occlusion import places
@@ -286,7 +286,6 @@ def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
     assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).drops, want.drops, rtol=0, atol=1e-9)
 
 
-@pytest.mark.filterwarnings(TORCH_WARNS)
 @pytest.mark.parametrize("net", awkward.NETS)
 def test_the_zoo_by_windows(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images are run whole; here they are not."""

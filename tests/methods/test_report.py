@@ -117,9 +117,9 @@ def test_the_page_opens_with_the_answer(made: Any) -> None:
     found, page, facts = made
     assert found.failures == {} == facts["failures"]
     first = page.source[: page.source.index("</section>")]
-    assert "80.0 % right" in re.sub(r"\s+", " ", first)
+    assert "80.0% right" in re.sub(r"\s+", " ", first)
     assert "Its surest mistake: low right taken for top left" in first
-    assert facts["answer"] == "80.0 % right"
+    assert facts["answer"] == "80.0% right"
 
 
 def test_the_numbers_are_those_of_the_net(made: Any) -> None:
@@ -236,7 +236,7 @@ def test_without_labels_there_is_everything_but_accuracy(tmp_path: Path) -> None
 
 def test_nothing_wrong_is_told_as_that(tmp_path: Path) -> None:
     _, page, facts = quick(box_of(), (quadrants([0, 1]), torch.tensor([0, 1])), tmp_path)
-    assert facts["answer"] == "100 % right"
+    assert facts["answer"] == "100% right"
     assert page.has("No mistake; the least sure answer is", "Every answer is right")
 
 
@@ -269,7 +269,7 @@ def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None
     page = Page(found.path)
     pixels = sum("pixels" in section.needs for section in SECTIONS)
     assert found.failures == {}
-    assert page.text.count("This section draws pictures of the inputs; this net takes a table of features.") == pixels
+    assert page.text.count("This section is for models of images alone; this one takes a table of features.") == pixels
     assert page.has("1 gave", "Linear: 2 units")
 
 
@@ -302,7 +302,7 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
     examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "sees", "why", "changes"]
     found, page, _ = quick(box_of(), examples, tmp_path, sections=sections)
     assert found.failures == {}
-    assert page.has("100 % right")
+    assert page.has("100% right")
 
 
 def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
     examples = (x, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
     found, page, facts = quick(box, examples, tmp_path, sections=["overview", "sees", "why", "changes"])
     assert found.failures == {}
-    assert facts["answer"] == "75.0 % right"
+    assert facts["answer"] == "75.0% right"
     assert facts["classes"] == ["no", "yes"]
     assert facts["overview"]["confusions"] == [{"label": "yes", "answer": "no", "times": 1}]
     assert page.has("says no", "p of yes 0.17", "says yes", "gradient of yes")
@@ -568,7 +568,7 @@ def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100 %"), (0.0, "0 %"), (0.9996, "99.96 %"), (0.5, "50.0 %"), (0.00004, "0.004 %")]
+    ("share", "text"), [(1.0, "100%"), (0.0, "0%"), (0.9996, "99.96%"), (0.5, "50.0%"), (0.00004, "0.004%")]
 )
 def test_a_share_says_all_or_nothing_only_where_it_is(share: float, text: str) -> None:
     assert percent(share) == text

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
+import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import unboxed as ub
 from unboxed import adversarial, cli
 from unboxed.adversarial.alarms import alarms_of
 from unboxed.adversarial.changes import changes
-from unboxed.adversarial.robustness import robustness
+from unboxed.adversarial.robustness import Robustness, robustness
 from unboxed.adversarial.shares import Share
 from unboxed.attacking import command
 from unboxed.engine.class_labels import unique
@@ -134,12 +137,17 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
-    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
-        calls.append(len(x))
+    def called(*_: object, **more: object) -> tuple[()]:
+        calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
+        return ()
+
+    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        warnings.warn("called", stacklevel=1)
         return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(warnings, "warn", called)
     settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
     whole = robustness(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], alarms=False)
     part = robustness(box, data, {"stopping": stopping}, **settings)
@@ -322,8 +330,37 @@ def test_the_command_takes_a_fraction(tmp_path) -> None:
     made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", "8/255", "--eps", "0.3", "--n", 8,
                "--attack", "fgsm", "-o", tmp_path)  # fmt: skip
     assert made.exit_code == 0, made.output
-    assert "eps 0.0313725" in made.output
+    assert "eps 8/255" in made.output
     assert json.loads((tmp_path / "attack.json").read_text())["eps"] == [8 / 255, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "norm", "measured"),
+    [(["fgsm"], None, "linf"), (["ddn"], None, "l2"), (["ddn", "fgsm"], None, "l2"), (["fgsm"], "l1", "l1")],
+)
+def test_without_a_norm_the_attacks_own_is_taken(tmp_path, attacks, norm, measured, capsys) -> None:
+    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(2)
+    found = command(box, x, tmp_path, attacks=attacks, eps=[0.1], norm=norm, quiet=True)
+    assert found.norm == measured
+    assert f"still right under ({measured})" in capsys.readouterr().out
+
+
+def test_a_table_is_asked_by_the_attacks_that_take_it() -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    y = box.predict(x)
+    found = robustness(box, (x, y), eps=[0.1, 1.0])
+    assert found.attacks == ("fgsm", "pgd")
+    with pytest.raises(InputError, match="the attack mine needs a net that takes images alone"):
+        robustness(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
+
+
+def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    assert command(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
 
 
 def folder_of(root: Path) -> Path:
@@ -381,7 +418,7 @@ def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
     assert not made.failures
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no answer is right" in page
-    assert "0 are named right" in page
+    assert "0 of these 10 answers are right" in page
     assert "fools this net" in page  # the pictures are of what the net says, right or not
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
@@ -392,6 +429,8 @@ def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
         (("--attack", "pdg"), "did you mean"),
         (("--attack", "xyz"), "there are"),
         (("--norm", "l9"), "norm is one of"),
+        (("--n", 0), "--n must be a whole number, 1 or more"),
+        (("--attack", "ddn", "--norm", "linf"), "ddn takes --norm l2"),
         (("--data", "no/such/folder"), "no/such/folder"),
     ],
 )
@@ -521,6 +560,18 @@ def other_order(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tens
     return box, x.flip(0), y.flip(0)
 
 
+def other_normalization(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return ub.Box(box.net, ub.Pixels(SHAPE, std=0.9), outputs="logits"), x, y  # the same answers
+
+
+def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    class Sharper(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.1 * super().forward(x)
+
+    return box.around(Sharper()), x, y
+
+
 def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
     box.net.w.data *= 2  # the same answers
     return box, x, y
@@ -533,6 +584,8 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
         (two_labels_exchanged, "its labels differ"),
         (other_order, "in values or in order"),
         (other_weights, "its weights differ"),
+        (other_normalization, "inputs was .*std=1.0.*, and is .*std=0.9"),
+        (other_function, "the model's answers are others now"),
     ],
 )
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
@@ -543,6 +596,53 @@ def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> 
     box, x, y = change(box, x, y)
     with pytest.raises(ModelError, match=f"{said}.*Give another file, or remove this one"):
         robustness(box, (x, y), ATTACKS, **more)
+
+
+def of_steps(n: int) -> Callable[..., adversarial.Adversarial]:
+    def attack(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=n, **more)  # type: ignore[arg-type]
+
+    return attack
+
+
+class OfSteps:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=self.n, **more)  # type: ignore[arg-type]
+
+
+ATTACKS_OF_STEPS = {
+    "closures": of_steps, "objects": OfSteps, "methods": lambda n: OfSteps(n).__call__,
+    "partials": lambda n: partial(adversarial.fab, steps=n), "partials of one's own": lambda n: partial(of_steps(n)),
+    "defaults": lambda n: lambda box, x, y, n=n, **more: adversarial.fab(box, x, y, steps=n, **more),
+    "codes": lambda n: (
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=1, **more)) if n == 1 else
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=2, **more))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ATTACKS_OF_STEPS)
+@pytest.mark.parametrize("role", ["attacks", "minimal"])
+def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role: str, tmp_path) -> None:
+    box, make = box_of(Linear()), ATTACKS_OF_STEPS[kind]
+    data, more = labeled(box), {"eps": [0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+
+    def asked(n: int) -> Robustness:
+        one = {"attacks": {"one": make(n)}, "minimal": None}
+        return robustness(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
+
+    assert repr(asked(1)) == repr(asked(1))
+    with pytest.raises(ModelError, match=role):
+        asked(2)
+
+
+def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
+    box, attack = box_of(Linear()), partial(of_steps(1), lock=threading.Lock())
+    with pytest.raises(InputError, match=r"'one' can't go on from a checkpoint: a lock can't .*; give it as functools"):
+        robustness(box, labeled(box), {"one": attack}, eps=[0.01], checkpoint=tmp_path / "state.pt")
 
 
 @pytest.fixture
@@ -625,9 +725,9 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str)
 @pytest.mark.usefixtures("_no_alarms")
 def test_the_command_in_l1(tmp_path) -> None:
     words = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 2, "--n", 3, "--norm", "l1", "-o", tmp_path)
-    refused = run(*words)
+    refused = run(*words, "--attack", "square")
     assert refused.exit_code == 2
-    assert "square" in refused.output
+    assert "square takes --norm linf or --norm l2" in " ".join(refused.output.split())
     made = run(*words, "--attack", "pgd")
     assert made.exit_code == 0, made.output
     assert "these attacks and FAB" in " ".join(made.output.split())

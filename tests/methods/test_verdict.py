@@ -241,6 +241,17 @@ def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) ->
         assert counted.asked == before + 1, (method, more)
 
 
+def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), case("plain")
+    kept = Remembered()
+    kept.verdict(c.box, c.x, edges)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 1
+    monkeypatch.setattr(edges, "__code__", (lambda box, x, target=None: x).__code__)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 2
+
+
 def test_methods_without_a_name_are_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, c = Counted(monkeypatch), case("plain")
     kept = Remembered()
@@ -293,3 +304,16 @@ def test_explain_keeps_what_it_has_on_ctrl_c() -> None:
     found = explain(box, x[:1], {"gradient": gradient, "stops": stops, "edges": edges})
     assert found.interrupted
     assert list(found.verdicts) == ["gradient"]
+
+
+def test_a_fingerprint_tells_apart_inputs_whose_print_is_cut_off() -> None:
+    """Of many columns the first are printed; the others count all the same."""
+    net = nn.Linear(9, 2)
+    names, std = tuple("abcdefghi"), torch.arange(1.0, 10)
+    boxes = [
+        ub.Box(net, ub.Features(names, std=s), outputs="logits")
+        for s in (std, std.clone().index_fill_(0, torch.tensor([8]), 5))
+    ]
+    assert str(boxes[0]) == str(boxes[1])
+    assert fingerprint(boxes[0]) != fingerprint(boxes[1])
+    assert fingerprint(boxes[0]) == fingerprint(ub.Box(net, ub.Features(names, std=std), outputs="logits"))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import REFUSED, TORCH_WARNS, case
+from laws.common import REFUSED, case
 from models import plain_images as images
 
-pytestmark = pytest.mark.filterwarnings(TORCH_WARNS)
 PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain" and ("deep_lift", n) not in REFUSED]
 STD = 0.5
 

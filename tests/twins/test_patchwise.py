@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from laws.common import TORCH_WARNS, case
+from laws.common import case
 from unboxed.net.patchwise import BasePass, Everywhere, Windowed, regions
 
 Places = list[tuple[int, int]]
@@ -257,7 +257,6 @@ NOT = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.filterwarnings(TORCH_WARNS)
 @pytest.mark.parametrize("net", [n for n in awkward.NETS if n not in NOT])
 def test_the_zoo(net: str, dtype: torch.dtype) -> None:
     same(*both(case(net, dtype), (2, 3))[:2])

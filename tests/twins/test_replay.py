@@ -42,7 +42,6 @@ def forwards(box: ub.Box) -> list[Any]:
 WITHOUT_MODULES = {"parameterless", "exported_flat"}
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", [name for name in awkward.NETS if name not in WITHOUT_MODULES])
 def test_as_whole_runs(name: str) -> None:
     """Ablation and patching of awkward nets; also in batches that part an example's ways."""

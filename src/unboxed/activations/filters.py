@@ -20,8 +20,8 @@ ALIKE = 0.5  # the correlation from which on two channels are the same pixels
 @card(
     name="Filters",
     source="Krizhevsky et al. 2012, figure 3",
-    tells="The pattern of pixels that each unit of the first layer answers to most.",
-    not_tells="What deeper layers look for: their weights are not in pixels.",
+    tells="The pattern that each unit of the first layer answers to most.",
+    not_tells="What deeper layers look for: their weights are not in units of the input.",
     example=lambda method, box, x, y: method(box),
 )
 def filters(box: Box, layer: str | None = None) -> Tensor:

@@ -25,7 +25,7 @@ class LayerMaps:
 @card(
     name="Activation maps",
     source="Yosinski et al. 2015, arXiv:1506.06579, section 2",
-    tells="What each layer hands to the next for this image, channel by channel.",
+    tells="What each layer hands to the next for this input, channel by channel.",
     not_tells="Which of it matters for the answer: a bright map may be ignored above.",
     example=lambda method, box, x, y: method(box, x),
 )

@@ -26,6 +26,11 @@ def logits_of(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
 
 def predicted(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The classes (N,) of packed inputs x. Raises NaNError, and OutputError where the box predicts none."""
+    return class_logits(box, x, batch_size).argmax(1)
+
+
+def class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+    """As `logits_of`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
-        return box.predict(box.shaped(x), batch_size=batch_size)  # which says why not
-    return logits_of(box, x, batch_size).argmax(1)
+        box.predict(box.shaped(x[:1]))  # which says why not
+    return logits_of(box, x, batch_size)

@@ -33,7 +33,7 @@ FURTHER = 1_000  # between the seeds of two restarts
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    tells="An image within eps of this one that the net takes for something else, sought with steps that fit the net.",
+    tells="An input within eps of this one that the net takes for something else, sought with steps that fit the net.",
     not_tells="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
 from ..engine.balls import L2, Ball, Linf, ball_of
-from ..engine.saved import Saved, digest, weights_digest
+from ..engine.identity import box_answers, box_settings, identity
+from ..engine.saved import Saved, digest
 from ..errors import InputError
 from ..inputs import Pixels
 from ..net.batching import BatchSize
@@ -53,7 +53,7 @@ class AutoAdversarial(Adversarial):
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    tells="An image within eps of this one that the net takes for something else, sought by four unlike attacks.",
+    tells="An input within eps of this one that the net takes for something else, sought by four unlike attacks.",
     not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
@@ -91,8 +91,9 @@ def auto_attack(
         levels(box, bits)  # refused now, not after an hour
     plan = _Plan(whole("steps", steps), whole("queries", queries, least=1), check_seed(seed))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    run = _Run(attempt, ball, plan, None if checkpoint is None else _file(attempt, ball, plan, Path(checkpoint)))
-    run.begin()
+    run = _Run(attempt, ball, plan, attempt.begin())
+    if checkpoint is not None:
+        run.resume(_file(attempt, ball, plan, Path(checkpoint)))
     with attempt:
         run.through(tell)
     saved(attempt, bits, ball)
@@ -120,21 +121,14 @@ Attack = Callable[[Tensor], None]  # of some rows (n,)
 class _Run:
     """The attacks in their order, chunk by chunk; where it stands can be written down and read."""
 
-    def __init__(self, attempt: Attempt, ball: Ball, plan: _Plan, file: Saved | None) -> None:
-        self.attempt, self.ball, self.plan, self.file = attempt, ball, plan, file
+    def __init__(self, attempt: Attempt, ball: Ball, plan: _Plan, rows: Tensor) -> None:
+        self.attempt, self.ball, self.plan, self.rows = attempt, ball, plan, rows
+        self.file: Saved | None = None
         self.stages = dict[str, Tensor]()
         self.part, self.row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
         self.likeliest: Tensor | None = None  # (N, T) classes
-        self.rows = torch.arange(len(attempt.x), device=attempt.x.device)
 
     # -- the stages --------------------------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        state = None if self.file is None else self.file.read()
-        if state is None:
-            self.rows = self.attempt.begin()
-        else:
-            self._load(state)
 
     def through(self, tell: Callable[[str, int], None] | None) -> None:
         for name, parts in self._parts().items():
@@ -213,6 +207,11 @@ class _Run:
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
 
+    def resume(self, file: Saved) -> None:
+        self.file, state = file, file.read()
+        if state is not None:
+            self._load(state)
+
     def _write(self) -> None:
         if self.file is None:
             return
@@ -229,14 +228,22 @@ class _Run:
 
 
 def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
-    """The checkpoint of this very call: the same net, images, goal, ball and plan."""
+    """The checkpoint of this very call: the same net, images, goal, ball and plan. Raises InputError."""
     goal = attempt.goal
-    settings = {
-        "weights": weights_digest(attempt.box.net),
-        "inputs": digest(attempt.x),
-        "goal": goal.fooled.name,
+    settings = box_settings(attempt.box) | {
+        "examples": digest(attempt.x),
         "labels": digest(*(k for k in (goal.right, goal.become) if k is not None)),
+        "goal": goal.fooled.name if goal.of_classes else _compared(goal.fooled),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
+        "answers": box_answers(attempt.box, attempt.before),
     }  # fmt: skip
     return Saved(path, "AutoAttack", settings)
+
+
+def _compared(objective: Objective) -> str:
+    """The objective with all that it holds. Raises InputError."""
+    try:
+        return identity(objective)
+    except InputError as error:
+        raise InputError(f"objective={objective.name} can't go on from a checkpoint: {error}; leave it out") from None

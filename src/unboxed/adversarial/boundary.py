@@ -31,7 +31,7 @@ SIDEWAYS, NEARER = 0.5, 0.25  # the shares of steps aside, and of whole steps, t
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    tells="A near image that the net takes for something else, found by a walk that sees decisions, no gradient.",
+    tells="A near input that the net takes for something else, found by a walk that sees decisions, no gradient.",
     not_tells="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),

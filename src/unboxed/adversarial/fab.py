@@ -33,7 +33,7 @@ PAST = 1e-3  # of the score at x: so far above zero it aims, so that the net is 
 @card(
     name="FAB",
     source="Croce & Hein 2020, arXiv:1907.02044",
-    tells="An image near this one, by the norm's measure, that the net takes for something else.",
+    tells="An input near this one, by the norm's measure, that the net takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
     exempt={

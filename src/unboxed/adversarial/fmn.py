@@ -3,7 +3,8 @@
 Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", arXiv:2102.12827,
 algorithm 1. As published it stalls where images have values at 0 and 1: the gradient's part that points out of the
 valid range is clipped off after the step, but counts in its length and in the estimate of the distance, and that
-estimate is approached from below and not crossed. Two lines differ for that reason; they are marked.
+estimate is approached from below and not crossed. For rows that no image has fooled within the first steps, two lines
+differ for that reason; they are marked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, TINY, norm_of, project_rows, unheld
+from ..engine.balls import L2, TINY, norm_of, per_row, project_rows, unheld
 from ..engine.hyperplanes import DUAL, lengths
 from ..net.batching import BatchSize
 from ..objectives import Objective
@@ -25,6 +26,7 @@ from .levels import saved
 from .result import Adversarial
 
 LAST_STEP, LAST_GAMMA = 0.01, 0.001  # where the cosines end: the first as a share of the step, the second as it is
+PATIENCE = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
 STEEPEST = L2(math.inf).steepest
 
 
@@ -56,10 +58,10 @@ def fmn(
     Each of `steps` goes up the margin, its Euclidean length falling from `step` to a hundredth of that along a cosine,
     and back into a ball around x. Until an image fools, the ball's radius is the distance to the boundary by a linear
     estimate; then it is 1 - `gamma` times its last where the image fools, the nearest found at most, and 1 + `gamma`
-    times where not; `gamma` falls to .001. Two lines differ from the paper: a gradient that points out of the valid
-    range is left out, and the estimate is exceeded by `gamma`. L0 and the start from an image that fools are left
-    out. `target` is the class to become instead; `objective=` is to rise above zero. An image farther than `eps` is no
-    success. Raises InputError.
+    times where not; `gamma` falls to .001. Two lines differ from the paper, for images that nothing fools within five
+    steps: a gradient that points out of the valid range is left out, and the estimate is exceeded by `gamma`. L0 and
+    the start from an image that fools are left out. `target` is the class to become instead; `objective=` is to rise
+    above zero. An image farther than `eps` is no success. Raises InputError.
     """
     eps = math.inf if eps is None else number("eps", eps, above=0)
     ball = norm_of(norm)
@@ -76,11 +78,15 @@ def _descend(attempt: Attempt, rows: Tensor, steps: int, step: float, gamma: flo
     """Algorithm 1 for one block of rows; the last image is looked at too."""
     x = z = attempt.x[rows]
     clip, radius = attempt.box.inputs.clip, x.new_full((len(rows),), math.inf)
+    stalled = torch.zeros_like(rows, dtype=torch.bool)
     for k in range(steps):
         slope = attempt.slope(z, rows)
         attempt.keep(z, rows, slope.fooled > 0)
-        grad = unheld(slope.grad.nan_to_num(0, 0, 0), z, clip)  # the paper: the whole gradient
-        radius = _radius(attempt, rows, z, radius, slope, grad, _cosine(gamma, LAST_GAMMA, k, steps))
+        if k == PATIENCE:
+            stalled = ~attempt.success[rows]
+        grad = slope.grad.nan_to_num(0, 0, 0)
+        grad = torch.where(per_row(stalled, x), unheld(grad, z, clip), grad)  # the paper: always the whole gradient
+        radius = _radius(attempt, rows, z, radius, slope, grad, _cosine(gamma, LAST_GAMMA, k, steps), stalled)
         moved = z + _cosine(step, LAST_STEP * step, k, steps) * STEEPEST(grad)
         z = clip(project_rows(attempt.norm, moved, x, radius))
     if steps and len(rows):
@@ -92,11 +98,19 @@ def _cosine(first: float, last: float, k: int, steps: int) -> float:
 
 
 def _radius(
-    attempt: Attempt, rows: Tensor, z: Tensor, radius: Tensor, slope: Slope, grad: Tensor, gamma: float
+    attempt: Attempt,
+    rows: Tensor,
+    z: Tensor,
+    radius: Tensor,
+    slope: Slope,
+    grad: Tensor,
+    gamma: float,
+    stalled: Tensor,
 ) -> Tensor:
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
     dual = DUAL[type(attempt.norm).__name__.lower()]
     left = slope.score.abs() / lengths(dual, grad.flatten(1)).clamp_min(TINY)
     linear = attempt.norm.distance(z, attempt.x[rows]) + left
-    outside = torch.where(attempt.success[rows], radius, linear) * (1 + gamma)  # the paper: linear itself
+    linear = torch.where(stalled, linear * (1 + gamma), linear)  # the paper: always as it is
+    outside = torch.where(attempt.success[rows], radius * (1 + gamma), linear)
     return torch.where(slope.fooled > 0, torch.minimum(radius * (1 - gamma), attempt.distance[rows]), outside)

@@ -31,7 +31,7 @@ HALVINGS = 12  # of a step, until it fools
 @card(
     name="HopSkipJump",
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
-    tells="The nearest image found that the net takes for something else, from its decisions alone, no gradient.",
+    tells="The nearest input found that the net takes for something else, from its decisions alone, no gradient.",
     not_tells="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, queries=40, draws=10),

@@ -31,7 +31,7 @@ WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one th
 @card(
     name="L-BFGS",
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
-    tells="An image near this one that the net takes for something else.",
+    tells="An input near this one that the net takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),

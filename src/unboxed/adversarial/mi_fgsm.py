@@ -21,7 +21,7 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
-    tells="An image within eps of this one that the net takes for something else, and other nets more often do too.",
+    tells="An input within eps of this one that the net takes for something else, and other nets more often do too.",
     not_tells="That there is none where it fails, nor that another net is fooled: ask it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     exempt={"another seed": "it draws nothing", "draws of rows": "it draws nothing"},

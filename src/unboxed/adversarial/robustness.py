@@ -17,19 +17,21 @@ from tqdm import tqdm
 
 from ..arguments import check_seed
 from ..box import Box
-from ..engine.balls import ball_of, norm_of
+from ..engine.balls import ball_of, eps_text, norm_of
 from ..engine.class_labels import unique
 from ..engine.examples import labeled
-from ..engine.saved import Saved, digest, weights_digest
+from ..engine.identity import box_answers, box_settings, identity
+from ..engine.saved import Saved, digest
 from ..errors import InputError, NaNError
 from ..net.answers import among
 from ..net.batching import BatchSize
+from ..objectives import margin
 from .alarms import Alarm, alarms_of
-from .answers import predicted
+from .answers import class_logits
 from .attempt import in_range
 from .deepfool import deepfool
 from .fgsm import fgsm
-from .norms import check_norms, same_norm
+from .norms import check_inputs, check_norms, fitting, same_norm
 from .pgd import pgd
 from .result import Adversarial
 from .shares import Share
@@ -66,7 +68,7 @@ class Robustness:
     def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
         """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
-            raise InputError(f"eps is one of {', '.join(f'{e:g}' for e in self.eps)}; got {eps!r}")
+            raise InputError(f"eps is one of {', '.join(map(eps_text, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
         at = -1 if eps is None else self.eps.index(eps)
@@ -91,7 +93,7 @@ class Robustness:
         return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
 
     def __repr__(self) -> str:
-        curve = ", ".join(f"{self.robust(e).value:.1%} within {e:g}" for e in self.eps)
+        curve = ", ".join(f"{self.robust(e).value:.1%} within {eps_text(e)}" for e in self.eps)
         told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
         alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
         return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
@@ -130,19 +132,22 @@ def robustness(
 ) -> Robustness:
     """Accuracy on `data` (a Dataset of (input, class), or tensors (x, y)) under each attack and all of them, per eps.
 
-    `attacks` {name: attack}, by default FGSM, PGD-40 and Square; `ub.adversarial.auto_attack` is the strongest. What an
-    attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
+    `attacks` {name: attack}, by default those of FGSM, PGD-40 and Square that take the model's inputs and the norm;
+    `ub.adversarial.auto_attack` is the strongest. `eps` is in pixel range; of a table, in each column's own unit. What
+    an attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
     looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
     it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
-    `checkpoint` file, the same call goes on from there. Raises InputError, DataError, OutputError where the model gives
-    NaN, and ModelError where that file is of other settings, weights, inputs or labels, or of another order of them.
+    `checkpoint` file, the same call goes on from there; an attack of your own is compared by its code and all that it
+    refers to. Raises InputError, DataError, OutputError where the model gives NaN, and ModelError where that file is of
+    other settings, attacks, weights, answers, examples or labels, or of another order of them.
     """
     seed = check_seed(seed)
     x, y = labeled(box, data, most)
-    chosen = dict(ATTACKS if attacks is None else attacks)
+    chosen = fitting(ATTACKS, box, norm) if attacks is None else dict(attacks)
     sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
+    check_inputs(chosen, box)
     check_norms({**chosen, LEAST: minimal}, norm)
     run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
     if checkpoint is not None:
@@ -169,8 +174,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
         self.attacks, self.minimal, self.common = attacks, minimal, common
-        self.answers = predicted(box, x, common["batch_size"])
-        self.right = self.answers == y
+        logits = class_logits(box, x, common["batch_size"])
+        self.right, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
         self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
         self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
         self.queries = x.new_zeros(len(attacks)).cpu()
@@ -183,7 +188,7 @@ class _Run:
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
             bar.update(self.finished)
             for name, e, part in tasks[self.finished :]:
-                bar.set_description(name if e is None else f"{name}, eps {self.eps[e]:.3g}")
+                bar.set_description(name if e is None else f"{name}, eps {eps_text(self.eps[e])}")
                 try:
                     self._task(name, e, part)
                 except KeyboardInterrupt:
@@ -237,11 +242,11 @@ class _Run:
     # -- going on after an end that nobody chose -------------------------------------------------------------------
 
     def settings(self, seed: int) -> dict[str, Any]:
-        return {
-            "attacks": {name: told(a) for name, a in self.attacks.items()}, "minimal": told(self.minimal),
-            "eps": list(self.eps), "norm": self.norm, "seed": seed, "examples": len(self.x),
-            "inputs": digest(self.x), "labels": digest(self.y), "weights": weights_digest(self.box.net),
-            "answers": digest(self.answers),
+        return box_settings(self.box) | {
+            "examples": digest(self.x), "labels": digest(self.y), "eps": list(self.eps), "norm": self.norm,
+            "seed": seed,
+            "attacks": {name: _compared(name, a) for name, a in self.attacks.items()},
+            "minimal": _compared("minimal", self.minimal), "answers": box_answers(self.box, self.margin),
         }  # fmt: skip
 
     def resume(self, saved: Saved) -> None:
@@ -279,8 +284,10 @@ def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if every or name in own}
 
 
-def told(attack: Attack | None) -> str:
-    """An attack with its settings, in words that are the same in another process."""
-    own = attack.func if isinstance(attack, partial) else attack
-    given = attack.keywords if isinstance(attack, partial) else {}
-    return f"{getattr(own, '__name__', type(own).__name__)} {dict(sorted(given.items())) or ''}".strip()
+def _compared(name: str, attack: Attack | None) -> str:
+    """An attack with all that it is made of. Raises InputError."""
+    try:
+        return identity(attack)
+    except InputError as error:
+        instead = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
+        raise InputError(f"the attack {name!r} can't go on from a checkpoint: {error}; {instead}") from None

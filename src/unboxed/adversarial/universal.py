@@ -55,8 +55,8 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    tells="One change, hardly visible, that the net's answers to most images do not survive.",
-    not_tells="That it works on images of another kind, or that there is none where this one fails.",
+    tells="One change, hardly visible, that the net's answers to most inputs do not survive.",
+    not_tells="That it works on inputs of another kind, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     exempt={
         "draws of rows": "one change serves all images: the start is no row's",

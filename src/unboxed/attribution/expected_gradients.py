@@ -39,7 +39,7 @@ class ExpectedGradients:
 @card(
     name="Expected gradients",
     source="Erion et al. 2021, arXiv:1906.10670",
-    tells="How this score is made up of the pixels' changes from what other inputs have there.",
+    tells="How this score is made up of the input's changes from what other inputs have there.",
     not_tells="More than a mean of draws can: shares add up to the difference only as samples become many.",
     example=lambda method, box, x, y: method(box, x, y, references=some(box), n_samples=4),
     exempt={"one look": "it looks at many points on the way from many references"},

@@ -40,8 +40,8 @@ class IntegratedGradients:
 @card(
     name="Integrated gradients",
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
-    tells="How this score is made up of the pixels' changes from a baseline; the shares add up to the difference.",
-    not_tells="What would have been said of another baseline: pixels that equal it get nothing, whatever they mean.",
+    tells="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
+    not_tells="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one look": "it looks at many points on the way to x"},
     laws=("contribution", "completeness", "dummy", "symmetry"),

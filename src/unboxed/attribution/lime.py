@@ -93,7 +93,7 @@ class Settings:
 @card(
     name="LIME",
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
-    tells="Which superpixels speak for this answer and which against it, with the error of each weight.",
+    tells="Which parts of the input speak for this answer and which against it, with the error of each weight.",
     not_tells="More than a linear model can: where R² is low, parts work together and the weights say little.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={

@@ -40,8 +40,8 @@ RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
 @card(
     name="LRP",
     source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
-    tells="How the score is made up of the pixels, if each layer shares out what it got among what it was made of.",
-    not_tells="What would happen if a pixel changed; and other rules, all of them sums to the same score, share it "
+    tells="How the score is made up of the inputs, if each layer shares out what it got among what it was made of.",
+    not_tells="What would happen if a value changed; and other rules, all of them sums to the same score, share it "
     "out otherwise.",
     example=lambda method, box, x, y: method(box, x, y),
     laws=("dummy", "symmetry"),

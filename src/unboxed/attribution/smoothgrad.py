@@ -26,8 +26,8 @@ from ..objectives import Objective
 @card(
     name="SmoothGrad",
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
-    tells="Where more or less light would change this score, in the image and in noisy ones like it alike.",
-    not_tells="How the net answers on clean images alone: most noisy copies are images that it never saw.",
+    tells="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
+    not_tells="How the net answers on clean inputs alone: most noisy copies are inputs that it never saw.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
     exempt={"one look": "it looks at many noisy copies"},
     laws=("dummy",),

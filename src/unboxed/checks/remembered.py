@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import astuple, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..arguments import check_seed
 from ..box import Box
+from ..engine.identity import identity
+from ..errors import InputError
 from ..objectives import Objective
 from ..writing import encoded
 from .methods import Method, Target
@@ -84,7 +87,8 @@ class Remembered:
 
 def fingerprint(box: Box) -> bytes:
     """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
-    digest = hashlib.sha256(encoded(repr((str(box), repr(box.net)))))
+    inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
+    digest = hashlib.sha256(encoded(repr((str(box), inputs, repr(box.net)))))
     for name, value in (*box.net.named_parameters(), *box.net.named_buffers()):
         digest.update(name.encode())
         digest.update(_bytes(value))
@@ -97,7 +101,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _words(method: Method) -> str | None:
-    """The method's full name and settings; None where it has no name that another run would give it too."""
+    """The method, with its code where it is the caller's own, and settings; None where it has no name of its own."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
     while isinstance(function, partial):
@@ -109,7 +113,10 @@ def _words(method: Method) -> str | None:
         return None
     if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
         return None
-    return f"{function.__module__}.{function.__qualname__}({sorted(settings.items())})"
+    try:
+        return f"{identity(function)}({sorted(settings.items())})"
+    except InputError:
+        return None
 
 
 def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:

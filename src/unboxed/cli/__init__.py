@@ -137,7 +137,7 @@ def attack(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="By name: autoattack, pgd, ...; may be given again.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: the first that the attacks take).")] = None,
     n: Annotated[int | None, typer.Option("--n", help="The first so many examples (default: 500).")] = 500,
     bits: Annotated[int | None, typer.Option(help="8: images that still fool once saved as PNG, saved.")] = None,
     weights: Weights = None,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ..inputs import Pixels
     from ..report import Report
 
-OPTIONS = re.compile(r'\b(outputs|classes|root)="(\w+)"')  # as errors name them to callers in Python
+OPTIONS = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
+IN_PYTHON = re.compile(r"pass inputs=ub\.Pixels\(.*?, on the command line ")
 REFUSED, FAILED, STOPPED = 2, 1, 130  # exit codes: bad input, a section failed, Ctrl-C
 
 
@@ -46,7 +47,7 @@ def answering(debug: bool) -> Iterator[None]:
         except UnboxedError as error:
             if debug:
                 traceback.print_exc()
-            said = OPTIONS.sub(r"--\1 \2", str(error))
+            said = IN_PYTHON.sub("give ", OPTIONS.sub(r"--\1 \2", str(error)))
             typer.secho(f"error: {said}", fg="red", err=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:

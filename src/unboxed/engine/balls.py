@@ -18,6 +18,7 @@ from .draws import normal, uniform
 TINY = 1e-12
 SPARSE = 0.01  # the share of the values that a steepest step in L1 moves
 NUDGE = 1e-3
+LEVEL = 1e-4  # as near to a whole gray level, an eps is one: many are given in float32
 
 
 class Ball(Protocol):
@@ -151,6 +152,17 @@ def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
         ball = _kind(norm, tuple(NORMS))(number("eps", eps, above=0))
     number("eps", ball.eps, above=0)
     return ball
+
+
+def eps_text(eps: float) -> str:
+    """An eps as people write it: gray levels of 255 where that is shorter than its digits.
+
+    >>> eps_text(2 / 255), eps_text(0.2), eps_text(1.5)
+    ('2/255', '0.2', '1.5')
+    """
+    digits, levels = f"{eps:g}", f"{eps * 255:.0f}/255"
+    whole = 0 < eps < 1 and abs(eps * 255 - round(eps * 255)) < LEVEL
+    return levels if whole and len(levels) < len(digits) else digits
 
 
 def same(grad: Tensor) -> Tensor:

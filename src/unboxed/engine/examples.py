@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..box import Box
 from ..errors import DataError, InputError
 from ..net.batching import BatchSize, in_batches
@@ -81,6 +82,8 @@ def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tenso
 
 def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
     """As `labeled`, with the examples' numbers in the data."""
+    if most is not None:
+        whole("most", most, least=1)
     skipped, named, data = Skipped(), data, packed(box, data)
     if paired(data):
         x, y = data[0][:most], data[1][:most]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +17,7 @@ from ..errors import ModelError
 from ..writing import write_bytes
 
 ELSE = "Give another file, or remove this one to start anew"
+OTHERWISE = "the model's {} are others now, with the same weights: it computes something else than it did then"
 
 
 class Digest(str):
@@ -36,9 +38,29 @@ def weights_digest(model: nn.Module) -> Digest:
     return digest(*(h for h in model.state_dict().values() if isinstance(h, Tensor)))
 
 
+def in_precision(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a model that computes in `dtype` gives, to be compared with what it gives in another run."""
+    return values.detach().cpu().to(dtype if dtype.is_floating_point else torch.float32)
+
+
+def alike(was: object, now: Tensor) -> bool:
+    """Whether these are the same but for rounding, which is another on other machines and numbers of threads.
+
+    They may differ by the root of their precision, as a share of the largest: 3e-4 in single.
+    """
+    if not isinstance(was, Tensor) or (was.shape, was.dtype) != (now.shape, now.dtype):
+        return False
+    a, b = was.double(), now.double()
+    scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=math.sqrt(torch.finfo(now.dtype).eps) * scale, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class Saved:
-    """The file of one work ("training", "attack") with these settings: plain values and digests of tensors."""
+    """The file of one work ("training", "attack") with these settings: plain values, digests, and what a model answers.
+
+    The first setting that differs is named in the refusal: causes come before what follows from them.
+    """
 
     path: Path
     work: str
@@ -58,9 +80,12 @@ class Saved:
         if not isinstance(held, dict) or held.get("work") != self.work:
             raise ModelError(f"{self.path} is no checkpoint of this work ({self.work}). {ELSE}")
         if other := _difference(held["settings"], self.settings):
-            raise ModelError(f"{self.path} is the checkpoint of other settings ({self.work}): {other}. {ELSE}")
+            raise self.refusal(other)
         state: dict[str, Any] = held["state"]
         return state
+
+    def refusal(self, other: str) -> ModelError:
+        return ModelError(f"{self.path} is the checkpoint of other settings ({self.work}): {other}. {ELSE}")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,10 +103,13 @@ def _load(path: Path) -> Any:
 
 def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
     """The first setting that is not the same."""
-    for name in sorted(held.keys() | asked.keys()):
+    for name in dict.fromkeys([*asked, *held]):
         was, now = held.get(name), asked.get(name)
-        if was != now and isinstance(now, Digest):
+        if isinstance(now, Tensor):
+            if not alike(was, now):
+                return OTHERWISE.format(name)
+        elif was != now and isinstance(now, Digest):
             return f"its {name} differ from those given now, in values or in order"
-        if was != now:
+        elif was != now:
             return f"{name} was {was}, and is {now}" if len(f"{was}{now}") < 300 else f"its {name} are others"
     return None

@@ -39,21 +39,44 @@ class RandomOps(TorchDispatchMode):
         return out
 
 
-def rows_couple(run: Run, x: Tensor, seeds: Sequence[int]) -> bool:
-    """Whether a row of x (4, ...) comes out differently at another position beside other rows, or draws are per row."""
-    for seed in seeds:
-        first, drew = run(x[:3], seed)
-        second, drew_again = run(x[1::2] if len(x) > 1 else x, seed)
-        if _differ(first, second) or (len(x) > 1 and drew != drew_again):
+ALONE, AMONG = (0, 1), ((2, 1, 0), (0, 3, 1))
+"""Rows 0 and 1 by themselves, and among rows that are lower and higher than both, at other places and numbers."""
+
+
+def levels(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Levels (4, *shape) in [0, 1] of four inputs: two in the middle, one near the low end, one mostly at the high end.
+
+    Whatever of a batch its rows may be related to (its extremes, mean, spread), the company of the last two changes it.
+    """
+    u = torch.rand(4, *shape, generator=torch.Generator(device).manual_seed(0), device=device)
+    low, high = 0.1 * (u[2:3] - 0.5).clamp(min=0), (u[3:] < 0.9).to(u.dtype)  # half at 0; in strong contrast
+    return torch.cat([0.3 + 0.4 * u[:2], low, high])
+
+
+def rows_couple(run: Run, x: Tensor, seeds: Sequence[int], most: int) -> bool:
+    """Whether rows 0 and 1 of x (4, ...) come out differently among others, or draws are per row.
+
+    `most` is how many rows the model takes at a time; where it takes one alone, none couple.
+    """
+    return most > 1 and any(_couple(run, x, seed, most) for seed in seeds)
+
+
+def _couple(run: Run, x: Tensor, seed: int, most: int) -> bool:
+    alone, drew = run(x[list(ALONE)], seed)
+    for rows in (batch[:most] for batch in AMONG):
+        among, drew_again = run(x[list(rows)], seed)
+        if drew != drew_again or _differ(alone, among, rows):
             return True
     return False
 
 
-def _differ(first: Any, second: Any) -> bool:
-    """Whether row 1 of three is no longer what it is as row 0 of two."""
-    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
-    rows = [(a[1], b[0]) for a, b in pairs if a.ndim and len(a) == 3 and len(b) == 2 and a.is_floating_point()]
-    return any(not _equal(a, b) for a, b in rows)
+def _differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
+    """Whether row 0 or 1 of the first outputs is not what it is in the second ones, which are of `rows`."""
+    pairs = [
+        (a, b) for a, b in zip(tensors_in(alone), tensors_in(among), strict=False)
+        if a.ndim and len(a) == len(ALONE) and b.ndim and len(b) == len(rows) and a.is_floating_point()
+    ]  # fmt: skip
+    return any(not _equal(a[k], b[rows.index(k)]) for a, b in pairs for k in ALONE if k in rows)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

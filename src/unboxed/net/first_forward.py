@@ -18,10 +18,13 @@ from .layers import Survey, mixing, survey
 Call = Callable[[Tensor], Any]
 
 
-def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tuple[Survey, bool]:
+def first_forward(
+    model: Isolated, call: Call, noise: Tensor, apart: Tensor, rows: tuple[int, int]
+) -> tuple[Survey, bool]:
     """The survey of a model, and whether its rows are coupled. Raises InputError where it can't take such inputs.
 
-    `noise` (4, ...) are valid inputs, `least` is how many rows an exported model pads its batches to.
+    `noise` (3, ...) and `apart` (4, ...: of `coupling.levels`) are valid inputs; `rows` are the least rows (an exported
+    model pads its batches to as many) and the most that the model takes.
     """
 
     mixed: set[tuple[str, str]] = set()
@@ -32,7 +35,7 @@ def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tup
 
     def drawing(x: Tensor, seed: int) -> tuple[Any, object]:
         """What the model gives for rows, and all that it drew for them; an axis of 3 may be the batch by chance."""
-        with mixing(model.named, max(least, len(x))) as seen:
+        with mixing(model.named, max(rows[0], len(x))) as seen:
             found = drawn(x, seed)
         mixed.update(seen)
         return found
@@ -45,9 +48,9 @@ def first_forward(model: Isolated, call: Call, noise: Tensor, least: int) -> tup
 
     with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
         with model.discovering():
-            found = survey(run, noise[:3], model.named, least)
-        coupled = rows_couple(drawing, noise, SEEDS if model.draws else SEEDS[:1])
-        return replace(found, layers=found.layers.without_rows(mixed, max(least, len(noise[:3])))), coupled
+            found = survey(run, noise, model.named, rows[0])
+        coupled = rows_couple(drawing, apart, SEEDS if model.draws else SEEDS[:1], rows[1])
+        return replace(found, layers=found.layers.without_rows(mixed, max(rows[0], len(noise)))), coupled
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError, warn
-from . import quiet, rules, writes
-from .identity import identity
+from . import late_hooks, quiet, rules, writes
+from .identity import HookPlace, identity
 from .locks import alone, locks_of
 from .taps import named_modules
 
@@ -42,12 +42,17 @@ class Isolated:
         self.draws = False
         self._written: tuple[Tensor, ...] = ()
         self._unwritten: tuple[Tensor, ...] = ()  # buffers that it leaves alone
-        self._identity = identity(self.eager, mode)
+        self._identity, hooks = identity(self.eager, mode)
+        self._hooks = {key for _, key in hooks}
+        self.late_hooks: list[HookPlace] = []  # those added since
+        self._hooked = False  # whether one of them changes what passes
 
-    @property
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether the model is no longer the one that was opened."""
-        return self._identity != identity(self.eager, self.mode)
+        now, hooks = identity(self.eager, self.mode)
+        self.late_hooks = [(at, key) for at, key in hooks if key not in self._hooks]
+        lost = len(hooks) - len(self.late_hooks) < len(self._hooks)
+        return self._hooked or lost or now != self._identity
 
     @property
     def stateless(self) -> bool:
@@ -82,6 +87,8 @@ class Isolated:
             yield
 
     def _what_some_need(self, stack: ExitStack, seed: int) -> None:
+        if self.late_hooks:
+            stack.enter_context(late_hooks.watched(self.late_hooks, self._changed_by_hook))
         if self._unwritten:
             stack.enter_context(writes.unwritten(self._unwritten, self._late))
         if self._written:
@@ -89,6 +96,16 @@ class Isolated:
         if self.draws:
             stack.enter_context(quiet.seeded(seed, self.device))
         quiet.own_settings(stack, self.device, self.fused)
+
+    def _changed_by_hook(self, module: nn.Module) -> None:
+        """A hook that only looks makes no other model; this one changes what a module takes or gives."""
+        if not self._hooked:
+            self._hooked = True  # first: where warnings are errors, too
+            name = next((path for path, m in self.named.items() if m is module), "?")
+            warn(
+                f"a forward hook that was added to {name!r} after the box was opened changes what passes there; the "
+                "next call opens the model again. Call box.refresh() after adding such a hook"
+            )
 
     def _late(self, buffer: Tensor) -> None:
         """A buffer was written that the first forward left alone: it is put back from the next call on."""

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
+from .identity import TransientHook
 from .quiet import SharedNoise
 from .taps import Address, following, main_tensor, once
 
@@ -228,8 +228,8 @@ def _watched(
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
-            stack.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(partial(leave, path)).remove)
+            stack.callback(module.register_forward_pre_hook(TransientHook(enter, path), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(TransientHook(leave, path)).remove)
         stack.enter_context(following(modules, lambda path, op: True, count))
         yield
 

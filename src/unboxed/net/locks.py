@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .identity import TransientHook
+
 GRACE = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
 
 
@@ -146,7 +148,7 @@ def alone(
         if not first or threading.active_count() == 1:
             yield
             return
-        wait = _waits(modules, locks)
+        wait = TransientHook(_waits(modules, locks))
         handles = [m.register_forward_pre_hook(wait) for m in (modules if switching else (model,))]
         try:
             if switching:

@@ -22,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
+from .identity import TransientHook
 from .ops import name_of
 from .patchwise import Windowed, plain
 
@@ -161,10 +162,10 @@ def tapped(
     with ExitStack() as stack:
         for path, op in {(a.path, a.op) for a in recorder.open}:
             if op is None:
-                handle = modules[path].register_forward_hook(partial(_gives, recorder, path))
+                handle = modules[path].register_forward_hook(TransientHook(_gives, recorder, path))
                 stack.callback(handle.remove)
             elif op == "input":
-                hook = partial(_receives, recorder, path)
+                hook = TransientHook(_receives, recorder, path)
                 stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
         if any(a.op not in (None, "input") for a in recorder.open):
             stack.enter_context(following(modules, recorder.wants, recorder.meet))
@@ -256,8 +257,8 @@ def following(
 
     with ExitStack() as stack:
         for path, module in once(modules).items():
-            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
-            stack.callback(module.register_forward_hook(partial(leave, path), always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(TransientHook(enter, path)).remove)
+            stack.callback(module.register_forward_hook(TransientHook(leave, path), always_call=True).remove)
         stack.enter_context(_Ops(running, wants, meet))
         yield
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, LayerError
-from .recorded import Call, again, recorded, same, same_call
+from .recorded import Call, again, copied, detached, each, recorded, same, same_call
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
@@ -29,7 +29,8 @@ class Objective:
     Combine it by + - * / with numbers, tensors or arrays (N,) and objectives, on either side; `sum` takes them, too.
     There is no `**`: multiply an objective by itself. What is divided by an objective is infinite where that is 0.
     Objectives of this package pickle, copy and compare by value: they are equal where the same calls made them with
-    equal numbers and tensors. One of your own, `Objective(score, layers, name)`, pickles if `score` does.
+    equal numbers and tensors, of which they hold copies. One of your own, `Objective(score, layers, name)`, pickles if
+    `score` does.
     """
 
     score: Callable[[Acts], Tensor]
@@ -99,7 +100,7 @@ class Objective:
         return hash((self.layers, self.coupled, self.n))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Objective, self._fields()) if self.made is None else (again, self.made)
+        return (Objective, self._fields()) if self.made is None else (again, each(detached, self.made))
 
     def _fields(self) -> tuple[Any, ...]:
         return self.score, self.layers, self.name, self.select, self.coupled, self.n
@@ -121,7 +122,7 @@ def _of_numbers(value: object) -> Held | float | None:
     """What an objective holds of a number or a tensor (N,); None where it is neither."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
         k = _as_tensor(value)
-        return None if k is None or k.is_complex() or not _all(k, lambda v: ~v.isnan()) else Held(k)
+        return None if k is None or k.is_complex() or not _all(k, lambda v: ~v.isnan()) else Held(copied(k))
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         value = value.item() if value.ndim == 0 else None
     real = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
@@ -184,19 +185,32 @@ def _rows(side: Objective | Held | float, i: Index) -> Objective | Held | float:
     return side[i] if isinstance(side, Held) else side
 
 
+RANKS: Mapping[str, int] = {"+": 1, "-": 1, "*": 2, "/": 2}
+SIGN, LEAF = 3, 4
+
+
 def _named(a: Objective | Held | float, sign: str, b: Objective | Held | float) -> str:
-    """The operation in words: "2 * (logit 3)", "logit 3 - logit 5"."""
+    """The operation with no more parentheses than it needs: "2 * logit 3", "(logit 3 - logit 5) / 2"."""
     if sign == "*" and isinstance(a, Objective) and not isinstance(b, Objective):
         a, b = b, a  # the factor first
     if sign == "*" and a == -1.0:
-        return f"-({b.name if isinstance(b, Objective) else b})"
-    return f"{_side(a, sign, 0)} {sign} {_side(b, sign, 1)}"
+        return f"-{_side(b, SIGN)}"
+    right = _side(b, RANKS[sign] + (sign in "-/"))  # a - (b + c), a / (b * c)
+    return f"{_side(a, RANKS[sign])} {sign} {f'({right})' if right.startswith('-') else right}"
 
 
-def _side(side: Objective | Held | float, sign: str, place: int) -> str:
+def _side(side: Objective | Held | float, rank: int) -> str:
+    """One side of an operation, in parentheses if it binds less than `rank`."""
     if not isinstance(side, Objective):
-        return "k" if isinstance(side, Held) else f"{side:g}"
-    return f"({side.name})" if sign in "*/" or (sign == "-" and place == 1) else side.name
+        return f"tensor {tuple(side.value.shape)}" if isinstance(side, Held) else f"{side:g}"
+    return side.name if _rank(side) >= rank else f"({side.name})"
+
+
+def _rank(objective: Objective) -> int:
+    """How tightly a name binds: a sum less than a product. A leaf's own name may hold a sign, too."""
+    if objective.made is not None and objective.made[0] is _combined:
+        return RANKS[objective.made[1][1]]
+    return RANKS["+"] if any(f" {sign} " in objective.name for sign in SIGNS) else LEAF
 
 
 class Held:
@@ -221,7 +235,7 @@ class Held:
         return hash(tuple(self.value.shape))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Held, (self.value,)
+        return Held, (detached(self.value),)
 
     def __getitem__(self, i: Index) -> Held:
         return Held(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])

@@ -1,4 +1,7 @@
-"""Objectives as values: each remembers the call that made it, by which it is pickled, copied and compared."""
+"""Objectives as values: each remembers the call that made it, by which it is pickled, copied and compared.
+
+The call is remembered with copies of its tensors, arrays and lists, so that writing over one changes no objective.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,31 @@ def recorded(make: Callable[P, Objective]) -> Callable[P, Objective]:
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> Objective:
-        objective = make(*args, **kwargs)
-        object.__setattr__(objective, "made", (call, args, kwargs))
+        copies, named = each(copied, args), each(copied, kwargs)
+        objective = make(*copies, **named)
+        object.__setattr__(objective, "made", (call, copies, named))
         return objective
 
     return call
+
+
+def each(work: Callable[[Any], Any], value: Any) -> Any:
+    """`work` on every value in tuples, lists and dicts."""
+    if type(value) in (tuple, list):
+        return type(value)(each(work, v) for v in value)
+    return {k: each(work, v) for k, v in value.items()} if type(value) is dict else work(value)
+
+
+def copied(value: Any) -> Any:
+    """A copy of a tensor or an array; gradients reach a tensor through its copy."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def detached(value: Any) -> Any:
+    """A tensor without its graph, which can be neither pickled nor deep-copied."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def again(make: Callable[..., Objective], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Objective:

@@ -83,7 +83,7 @@ def _head(path: str) -> str:
 
 
 def _agreement(m: LayerMap, labels: Any) -> list[str]:
-    return [] if labels is None else [f"10 nearest neighbors agree: {100 * m.accuracy(labels):.1f} %"]
+    return [] if labels is None else [f"10 nearest neighbors agree: {m.accuracy(labels):.1%}"]
 
 
 def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What fools it? The least change that does, how many answers stand within eps, and a robust net beside this one."""
+"""What fools it? The least change that does, how many answers stay right within eps, and a robust net beside it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from ..adversarial.pgd import pgd
 from ..adversarial.robustness import Attack, Robustness, robustness
 from ..adversarial.shares import Share
 from ..box import Box
+from ..engine.balls import eps_text
 from ..plots import attacked, colors
 from ..plots.sheet import Bar
 from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text
 from .context import Context, Section
 from .judge import fitting
-from .words import many, p_of, percent, prob
+from .kinds import categories, standardized
+from .survey import spread
+from .words import listed, p_of, percent, prob
 
 SHOWN = 4  # examples with pictures
 SIDE = 112
@@ -31,16 +34,15 @@ MOST, LEAST = 100, 8  # examples attacked
 WORK = 1.5e11  # FLOPs of all attacks on one net
 LOOKS = 200  # that one example may take, back and forth through the net
 GRAY, COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-"""Of the pixel range: how far attacks go, for line drawings of one channel and for photos (Madry et al. 2018)."""
-FEW = 20  # gray levels that are told as such
+"""How far attacks go, for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
 ATTACKS: Mapping[str, Attack] = {"FGSM": fgsm, f"PGD-{STEPS}": partial(pgd, steps=STEPS)}
 LEAD = (
     "Each picture was changed just enough for another answer, by the shortest way that the gradients show (DeepFool). "
     "A net that sees what people see should need a change that people see."
 )
 BOUND = (
-    "Right within eps: still right after an attack moved every value by at most eps of the pixel range. Stronger "
-    "attacks may leave less; unboxed attack asks them."
+    "Right within eps: still right after an attack moved every {value} by at most eps {unit}. Stronger attacks may "
+    "leave less; unboxed attack asks them."
 )
 
 
@@ -55,48 +57,55 @@ class Net:
 
 
 def build(context: Context) -> Sequence[Block]:
-    places, few = _places(context)
-    x, y = context.inputs(places), _labels(context, places)
-    own = _net(context, "this net", context.box, x, y, few)
+    if fixed := categories(context.box.inputs):
+        return [Note(f"Not asked: attacks move every column a little, and {listed(fixed)} can't be (categories).")]
+    places, pictured = _places(context), _pictured(context)
+    own = _net(context, "this net", context.box, places, pictured)
     nets, why = [own], ""
     second, name, why = _second(context)
     if second is not None:
-        nets.append(_net(context, name, second, x, y, few))
-    blocks: list[Block] = [Method.of(deepfool, *_verdict(nets)), Text(_lead(own, nets))]
-    blocks += [Head("Right within eps"), _table(nets), Text(BOUND, "soft")]
+        nets.append(_net(context, name, second, places, pictured))
+    blocks: list[Block] = [Method.of(deepfool, *_verdict(context, nets)), Text(_lead(context, nets))]
+    kind = context.kind
+    blocks += [Head("Right within eps"), _table(nets), Text(BOUND.format(value=kind.value, unit=kind.unit), "soft")]
     if why:
         blocks.append(Note(why))
     if context.images:
-        blocks += [Head("The least change that fools it"), Text(LEAD, "soft"), *_pictures(context, nets, places[:few])]
+        blocks += [Head("The least change that fools it"), Text(LEAD, "soft"), *_pictures(context, nets, pictured)]
     if len(classes := own.found.by_class()) > 1:
         blocks.append(Fold("By class", [_classes(classes, own.found.eps[-1])]))
-    _tell(context, nets)
+    _tell(context, nets, places)
     return blocks
 
 
-def _places(context: Context) -> tuple[list[int], int]:
-    """Places of the examples attacked, spread over the data, and how many of the first of them are shown."""
-    s = context.survey
-    first = list(dict.fromkeys((s.typical or s.undecided)[:SHOWN]))  # where no answer is right, any
+def _places(context: Context) -> list[int]:
+    """Places of the examples attacked, evenly spread over the examples in the order of their classes."""
     n = max(LEAST, min(MOST, int(WORK / (3 * LOOKS * max(context.box.flops, 1)))))
-    step = max(1, len(s.rows) // n)
-    rest = [p for p in range(0, len(s.rows), step) if p not in first]
-    return [*first, *rest][: max(n, len(first))], len(first)
+    order = _labels(context).argsort(stable=True)
+    return sorted(int(order[i]) for i in spread(len(order), n))
 
 
-def _labels(context: Context, places: Sequence[int]) -> Tensor:
-    """What the examples are; without labels, what the net says of them."""
+def _pictured(context: Context) -> list[int]:
+    """Places of the examples with pictures: right answers; where no answer is right, any."""
     s = context.survey
-    return (s.answers if s.labels is None or not s.named else s.labels)[list(places)]
+    return list(dict.fromkeys((s.typical or s.undecided)[:SHOWN]))
 
 
-def _net(context: Context, name: str, box: Box, x: Tensor, y: Tensor, few: int) -> Net:
+def _labels(context: Context) -> Tensor:
+    """What the examples are, (n,); without labels, what the net says of them."""
+    s = context.survey
+    return s.answers if s.labels is None or not s.named else s.labels
+
+
+def _net(context: Context, name: str, box: Box, places: Sequence[int], pictured: Sequence[int]) -> Net:
     eps = GRAY if _line(box) else COLOR
-    found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False, seed=context.seed)
-    made = deepfool(box, x[:few], box.predict(x[:few]), norm="linf")
+    asked, x = standardized(box, context.inputs(places))
+    found = robustness(asked, (x, _labels(context)[list(places)]), ATTACKS, eps=eps, alarms=False, seed=context.seed)
+    asked, x = standardized(box, context.inputs(pictured))
+    made = deepfool(asked, x, asked.predict(x), norm="linf")
     if found.interrupted or made.interrupted:
         raise KeyboardInterrupt
-    return Net(name, box, found, changes(box, x[:few], made))
+    return Net(name, box, found, changes(asked, x, made))
 
 
 def _line(box: Box) -> bool:
@@ -120,11 +129,9 @@ def _second(context: Context) -> tuple[Box | None, str, str]:
     )
 
 
-def _lead(own: Net, nets: Sequence[Net]) -> str:
-    r = own.found
-    top = r.eps[-1]
-    said = f"Of {many(len(r.right), 'example')} {r.clean.count} are named right; within {_eps(top)} of the pixel range "
-    said += f"an attack leaves {r.robust().count}."
+def _lead(context: Context, nets: Sequence[Net]) -> str:
+    said = f"{_attacked(context, nets[0].found)} {_left(context, nets[0].found)}"
+    r = nets[0].found
     if len(nets) > 1 and 0 < r.median < math.inf and 0 < nets[1].found.median < math.inf:
         times = nets[1].found.median / r.median
         said += (
@@ -134,23 +141,42 @@ def _lead(own: Net, nets: Sequence[Net]) -> str:
     return said
 
 
-def _verdict(nets: Sequence[Net]) -> tuple[str, str]:
-    """Whether the images shown do what is said of them: each was given to its net once more."""
+def _attacked(context: Context, found: Robustness) -> str:
+    """Which of the examples were attacked."""
+    n, total = len(found.right), len(context.survey.rows)
+    if n == total:
+        return "All examples were attacked." if n > 1 else "The one example was attacked."
+    over = "the classes" if context.survey.labels is not None and context.survey.named else "the answers"
+    return f"{n:,} of the {total:,} examples were attacked, evenly spread over {over}."
+
+
+def _left(context: Context, found: Robustness) -> str:
+    """How many of the examples attacked are right, and how many of those stay so; beside the accuracy on all."""
+    n, clean, top = len(found.right), found.clean, eps_text(found.eps[-1])
+    accuracy = context.survey.accuracy
+    share = percent(clean.value)
+    if accuracy is not None and n < len(context.survey.rows):
+        share += f"; {percent(accuracy)} of all examples"
+    return (
+        f"Without an attack {clean.count} of these {n} answers {'is' if clean.count == 1 else 'are'} right ({share}); "
+        f"within {top} {context.kind.unit} an attack leaves {found.robust().count}."
+    )
+
+
+def _verdict(context: Context, nets: Sequence[Net]) -> tuple[str, str]:
+    """Whether the examples shown do what is said of them: each was given to its net once more."""
     shown = [c for n in nets for c in n.shown]
     fooled = sum(c.fooled and c.after != c.before for c in shown)
     if not shown:
         return "", ""
-    said = f"Given to the net once more, {fooled} of the {len(shown)} changed images get another answer."
+    said = (
+        f"Given to the net once more, {fooled} of the {len(shown)} changed {context.kind.example}s get another answer."
+    )
     return said, "good" if fooled == len(shown) else "fair"
 
 
-def _eps(e: float) -> str:
-    levels = e * 255
-    return f"{levels:.0f}/255" if levels < FEW and abs(levels - round(levels)) < 1e-6 else f"{e:g}"
-
-
 def _table(nets: Sequence[Net]) -> Table:
-    columns = ["", "attack", *(f"eps {_eps(e)}" for e in nets[0].found.eps), "median change that fools"]
+    columns = ["", "attack", *(f"eps {eps_text(e)}" for e in nets[0].found.eps), "median change that fools"]
     rows = []
     for n in nets:
         r = n.found
@@ -164,7 +190,7 @@ def _classes(found: Mapping[str, tuple[Share, Share]], eps: float) -> Table:
     rows = [
         [name, percent(clean.value), percent(robust.value), f"{clean.n:,}"] for name, (clean, robust) in found.items()
     ]
-    return Table(["class", "right", f"right within {_eps(eps)}", "examples"], rows, frozenset({1, 2, 3}))
+    return Table(["class", "right", f"right within {eps_text(eps)}", "examples"], rows, frozenset({1, 2, 3}))
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -208,12 +234,12 @@ def _said(k: int, p: float, context: Context) -> str:
     return f"says {context.name(k)}, {p_of(p)}"
 
 
-def _tell(context: Context, nets: Sequence[Net]) -> None:
+def _tell(context: Context, nets: Sequence[Net], places: Sequence[int]) -> None:
     r = nets[0].found
+    context.facts["attacked"] = [context.survey.rows[p] for p in places]
     context.facts["robustness"] = {n.name: n.found.plain() for n in nets}
-    context.headline.append(
-        f"Within {_eps(r.eps[-1])} of the pixel range attacks leave {percent(r.robust().value)} of the answers right."
-    )
+    within = f"{eps_text(r.eps[-1])} {context.kind.unit}"
+    context.headline.append(f"Within {within} attacks leave {percent(r.robust().value)} of the answers right.")
 
 
 SECTION = Section("What fools it?", "fooled", build, ("classes",))

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Protocol
 from ..cards import Card
 from ..plots.sheet import Bar
 
+ROOM, GAP = 1060, 14  # pixels: the page's width, and what lies between two figures
+
 
 class Block(Protocol):
     @property
@@ -39,6 +41,13 @@ class Figure:
 def width(figures: Sequence[Figure]) -> int:
     """The width of the places of one grid: its widest picture, but room for words."""
     return max([84, *(f.picture.width for f in figures)])
+
+
+def together(figures: Sequence[Figure]) -> int:
+    """How many stand in one row of a whole page at most, so that no row is left with one or two."""
+    n = len(figures)
+    rows = -(-n // max(1, (ROOM + GAP) // (width(figures) + GAP)))
+    return -(-n // max(1, rows))
 
 
 @dataclass(frozen=True)

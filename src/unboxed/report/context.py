@@ -18,6 +18,7 @@ from ..engine.axes import channels_first
 from ..inputs import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
+from .kinds import Kind, kind_of
 from .pictures import Pictures
 from .source import Source
 from .survey import Survey
@@ -49,6 +50,11 @@ class Context:
     @property
     def images(self) -> bool:
         return isinstance(self.box.inputs, Pixels)
+
+    @property
+    def kind(self) -> Kind:
+        """The nouns for this box's inputs."""
+        return kind_of(self.box.inputs)
 
     @cached_property
     def untrained(self) -> Box:
@@ -177,7 +183,7 @@ class Section:
     def unfit(self, context: Context) -> str | None:
         """Why this section can't be for this box, if so."""
         if "pixels" in self.needs and not context.images:
-            return "This section draws pictures of the inputs; this net takes a table of features."
+            return f"This section is for models of images alone; this one takes {context.kind.takes}."
         if "classes" in self.needs and context.box.outputs == "regression":
             return "This section is about classes; this net gives numbers (regression)."
         if "classes" in self.needs and len(context.box.classes) < 2:

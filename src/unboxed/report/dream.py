@@ -165,10 +165,10 @@ def _texture(context: Context, x: Tensor, places: Sequence[int], steps: int) -> 
         drawn = _whole(texture(context.box, x, steps=steps, seed=context.seed))
     except LookupError as error:  # no layer has positions
         return [Note(f"No texture: {error}.")]
-    figures, worst = [], f"{-float(drawn.scores.min()):.1%}".replace("%", "\u00a0%")
+    figures, worst = [], f"{-float(drawn.scores.min()):.1%}"
     for i, place in enumerate(places):
         row, said = context.survey.rows[place], _said(context, drawn.images[i])
-        off = f"{-float(drawn.scores[i]):.1%}".replace("%", "\u00a0%")
+        off = f"{-float(drawn.scores[i]):.1%}"
         lines = (f"{off} off in its correlations", *([said] if said else []))
         picture = context.pictures.inline(colors.image(drawn.images[i]), f"texture of example {row}", SIDE)
         figures.append(Figure(picture, f"of example {row}", lines))

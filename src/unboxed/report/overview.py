@@ -9,6 +9,7 @@ import torch
 
 from .blocks import Beside, Block, Confusion, Figure, Figures, Fold, Head, Note, Table, Text
 from .context import Context, Section
+from .kinds import shapes
 from .skipped import skipped
 from .words import many, percent, size
 
@@ -30,7 +31,7 @@ def build(context: Context) -> Sequence[Block]:
 def _open(context: Context) -> None:
     """The page's first words."""
     s = context.survey
-    seen = f"{many(len(s.rows), 'example')} of {context.source.name}"
+    seen = f"{many(len(s.rows), 'example')}{context.source.named(' of ')}"
     if s.accuracy is not None:
         context.answer = f"{percent(s.accuracy)} right"
         context.headline += [f"That is on {seen}.", *_mistakes(context)]
@@ -189,7 +190,7 @@ def _figures(context: Context, places: Sequence[int], second: bool = False) -> l
 def _layers(context: Context) -> list[Block]:
     box = context.box
     total = sum(p.numel() for p in box.net.parameters())
-    ends = f"inputs {size(box.inputs.shape)}, {many(len(box.classes), 'output')} ({box.outputs})"
+    ends = f"inputs {shapes(box.inputs)}, {many(len(box.classes), 'output')} ({box.outputs})"
     lead = f"{type(box.net).__name__}: {many(total, 'parameter')}, {ends}."
     heads = ("layer", "type", "output", "parameters", "share of FLOPs")
     rows = [

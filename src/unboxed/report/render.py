@@ -8,9 +8,9 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .blocks import Block, width
+from .blocks import Block, together, width
 from .context import Context
-from .words import bar
+from .words import bar, typographic
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: typographic(value) if type(value) is str else value,
     )
-    made.globals |= {"width": width, "bar": bar}
+    made.globals |= {"width": width, "together": together, "bar": bar}
     return made
 
 
 def page(context: Context, parts: Sequence[Part]) -> str:
     """The whole page."""
-    title = f"{type(context.box.net).__name__} on {context.source.name}"
+    title = f"{type(context.box.net).__name__}{context.source.named(' on ')}"
     return _environment().get_template("page.html").render(context=context, parts=parts, title=title)

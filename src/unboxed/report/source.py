@@ -17,6 +17,7 @@ from ..engine.packing import packed
 from ..errors import BrokenImageError, DataError
 from ..inputs import Pixels
 
+TENSORS = "tensors"  # data without a name of their own
 BINARY = ("no", "yes")  # what one probability says
 
 
@@ -45,6 +46,10 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    def named(self, before: str) -> str:
+        """The name with a word before it; nothing for tensors, which have none."""
+        return "" if self.name == TENSORS else f"{before}{self.name}"
 
     @property
     def skipped(self) -> tuple[tuple[Any, str], ...]:
@@ -100,7 +105,7 @@ def _bit(label: Any) -> int:
 
 
 def _kind(data: Any) -> str:
-    return "tensors" if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
+    return TENSORS if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
 def _indexed(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,10 @@ from ..net.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import Bar
 from ..plots.units import Unit
-from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text
+from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Text
 from .context import Context, Section
-from .words import listed, many, size
+from .unit_words import labels, spread, table
+from .words import many, size
 
 UNITS = 12  # of a layer that are shown, half of them folded
 LEAST = 4  # of large photos
@@ -35,7 +35,6 @@ PROBES = 28  # bands of rows: fields in photos are rounded up to a 28th of the p
 KEEPS_SHAPE = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
 MOSTLY = 0.8  # of the examples must be excited more, for the projections to be believed
 LITTLE = 0.01  # root mean square of that change, in pixel range
-TABLED = 4  # features told of a unit
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -136,7 +135,7 @@ def _layer(context: Context, top: TopExamples, places: Sequence[int], raised: li
     if not chosen:
         return blocks
     if not context.images:
-        return [*blocks, _table(context, top, chosen, places)]
+        return [*blocks, table(context, top, chosen, places)]
     seen = _Pictured.of(context, top, places, chosen)
     raised += seen.raised
     cases = [_case(context, seen, c, places) for c in chosen]
@@ -257,10 +256,11 @@ def _unit(top: TopExamples, field: ReceptiveField, x: Tensor, found: Projections
 def _case(context: Context, seen: _Pictured, c: int, places: Sequence[int]) -> Case:
     top, unit = seen.top, seen.units[c]
     best = f"{unit.values[0]:.3g} to {unit.values[-1]:.3g}"
-    labels = _labels(context, top, c, places)
-    lines = [f"spread {float(top.spread[c]):.2f}", *([labels] if labels else [])]
+    classes = labels(context, top, c, places)
+    apart = spread(top, c)
+    lines = [*([f"spread {apart}"] if apart else []), *([classes] if classes else [])]
     of = f"unit {c} of {top.path}"
-    alt = f"the {len(unit.values)} patches that excite {of} most" + (f", {labels}" if labels else "")
+    alt = f"the {len(unit.values)} patches that excite {of} most" + (f", {classes}" if classes else "")
     natural = context.pictures.natural
     figures = [Figure(natural(units.patch_grid(unit), alt), "top patches", (f"values {best}",))]
     if seen.scale:
@@ -271,30 +271,6 @@ def _case(context: Context, seen: _Pictured, c: int, places: Sequence[int]) -> C
     drawn = (spanned, "bars: square roots of counts")
     figures.append(Figure(natural(units.histogram(unit), alt), "largest value in each example", drawn))
     return Case(unit.name, tuple(lines), figures)
-
-
-def _labels(context: Context, top: TopExamples, c: int, places: Sequence[int]) -> str:
-    """Which classes its top examples belong to, the commonest first."""
-    names = [context.label(places[i]) for i in top.index[c].tolist()]
-    if any(name is None for name in names):
-        return ""
-    return "examples of " + listed([f"{name} ({n})" for name, n in Counter(names).most_common()], most=3)
-
-
-def _table(context: Context, top: TopExamples, chosen: Sequence[int], places: Sequence[int]) -> Table:
-    """For rows of features: in which columns a unit's top rows differ most from all."""
-    x = torch.cat([context.inputs(places[i : i + 256]) for i in range(0, len(places), 256)]).double().flatten(1)
-    names = getattr(context.box.inputs, "names", tuple(map(str, range(x.shape[1]))))
-    mean, std = x.mean(0), x.std(0, correction=0)
-    rows = []
-    for c in chosen:
-        mine = x[top.index[c].cpu()].mean(0)
-        off = ((mean - mine) / std.masked_fill(std == 0, torch.inf)).abs().argsort(descending=True)[:TABLED]
-        told = "; ".join(f"{names[int(j)]} {float(mine[j]):.3g} (all {float(mean[j]):.3g})" for j in off)
-        spread = f"{float(top.spread[c]):.2f}"
-        rows.append((str(c), f"{float(top.value[c, 0]):.3g}", spread, _labels(context, top, c, places), told))
-    heads = ("unit", "largest value", "spread", "labels", "its top rows on average, where they differ most")
-    return Table(heads, rows, frozenset({1, 2}))
 
 
 SECTION = Section("What excites each unit?", "units", build)

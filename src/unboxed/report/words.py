@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """A share as a percentage that says 100 % (or 0 %) only where it is.
+    """A share as a percentage that says 100% (or 0%) only where it is.
 
     >>> percent(0.5), percent(1.0), percent(0.9999)
-    ('50.0 %', '100 %', '99.99 %')
+    ('50.0%', '100%', '99.99%')
     """
     for digits in (1, 2, 3, 4):
         text = f"{100 * share:.{digits}f}"
         if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
             break
-    return f"{text.rstrip('0').rstrip('.') if share in (0.0, 1.0) else text} %"
+    return f"{text.rstrip('0').rstrip('.') if share in (0.0, 1.0) else text}%"
 
 
 def prob(p: float) -> str:
@@ -39,6 +40,24 @@ def p_of(p: float) -> str:
 def bar(p: float) -> str:
     """A probability beside its bar, in two digits, as `page.js` writes it."""
     return "<0.01" if p < 0.005 else ">0.99" if p >= 0.995 else f"{p:.2f}"
+
+
+def digits(value: float) -> str:
+    """A number in three digits, large ones whole.
+
+    >>> digits(0.01234), digits(1374.6), digits(2.5e9)
+    ('0.0123', '1,375', '2.5e+09')
+    """
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def typographic(text: str) -> str:
+    """With a minus sign, not a hyphen, before numbers; names that hold a hyphen stay as they are.
+
+    >>> typographic("from -1.5 to 2, cifar-10")
+    'from −1.5 to 2, cifar-10'
+    """
+    return re.sub(r"(?<![^\s(\[±])-(?=\.?\d)", "\u2212", text)
 
 
 def many(n: int, one: str, more: str = "") -> str:

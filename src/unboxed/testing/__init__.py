@@ -1,12 +1,23 @@
 """Test your own method against the contracts that every method of Unboxed keeps: `check_method`. Needs no pytest.
 
-`contracts` are the checks one by one, `models` is a zoo of awkward models, `trace` a snapshot of all that a method may
-not change. `unboxed.testing.strategies` (random models, inputs and objectives) is imported by its name: it needs
-Hypothesis.
+`contracts` and `rows` are the checks one by one, `models` is a zoo of awkward models, `trace` a snapshot of all that a
+method may not change. `strategies` (random models, inputs and objectives) needs Hypothesis, and loads on first use.
 """
 
-from . import contracts, models, trace
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+from . import contracts, models, rows, trace
 from .own import check_method
 from .trace import changes, snapshot
 
-__all__ = ["changes", "check_method", "contracts", "models", "snapshot", "trace"]
+if TYPE_CHECKING:
+    from . import strategies as strategies
+
+__all__ = ["changes", "check_method", "contracts", "models", "rows", "snapshot", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "strategies":
+        return _import_module(".strategies", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -55,6 +55,11 @@ def takes(card: Card, *names: str) -> bool:
     return set(names) <= set(inspect.signature(card.method).parameters)
 
 
+def name_of(card: Card) -> str:
+    """The method's own name; the card's for what has none, such as a `functools.partial`."""
+    return getattr(card.method, "__name__", card.name)
+
+
 def call(card: Card, c: Case, **settings: Any) -> Any:
     """The card's example with some settings changed; those that the method doesn't take are left out."""
     with warnings.catch_warnings():
@@ -97,19 +102,24 @@ def _walk(value: Any, at: str) -> Iterator[tuple[str, Tensor]]:
 def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
     """What differs between two results, in words: empty where they agree (relative to the largest value)."""
     if a.keys() != b.keys():
-        return [f"parts differ: {sorted(a.keys() ^ b.keys())}"]
-    return [f"{at}: {message}" for at in a if (message := _differs(a[at], b[at], tolerance))]
+        return [f"other parts: {', '.join(map(named, sorted(a.keys() ^ b.keys())))}"]
+    return [f"{named(at)} {message}" for at in a if (message := _differs(a[at], b[at], tolerance))]
+
+
+def named(at: str) -> str:
+    """A part of a result as it is written in code: "result.images", "result[0]"."""
+    return f"result{at}"
 
 
 def _differs(a: Tensor, b: Tensor, tolerance: float) -> str:
     if a.shape != b.shape:
-        return f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        return f"has shape {tuple(a.shape)}, not {tuple(b.shape)}"
     if not a.is_floating_point():
-        return "" if torch.equal(a, b) else "values differ"
+        return "" if torch.equal(a, b) else "has other values"
     if not torch.equal(a.isnan(), b.isnan()):
-        return "NaN in one of them"
+        return "is NaN in other places"
     if tolerance == 0 and torch.equal(a.nan_to_num(), b.nan_to_num()):
         return ""
     most = (a.double() - b.double()).abs().nan_to_num().max().item() if a.numel() else 0.0
     bound = tolerance * max(1.0, b.double().abs().nan_to_num().max().item() if b.numel() else 0.0)
-    return "" if most <= bound else f"off by {most:.3g}"
+    return "" if most <= bound else f"differs by up to {most:.3g}"

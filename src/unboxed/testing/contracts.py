@@ -3,7 +3,7 @@
 `check_run` runs a method in the model's own precision and looks at what it leaves behind (also when it fails), at its
 seed, at types, bounds and warnings, and at one row at a time. `check_values` runs it in double precision and compares
 it with the plain spelling of the model, and with itself in batches of two. `check_refusal` is for a model that the
-method can't take. All raise AssertionError, which names every contract that is broken and how.
+method can't take. `rows` has more. All raise ContractError, which names every contract that is broken and how.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from ..cards import Card
 from ..errors import UnboxedError, UnboxedWarning
 from . import models
-from .cases import Case, call, call_aloud, case, close, takes, tensors
+from .cases import Case, call, call_aloud, case, close, name_of, named, takes, tensors
 from .trace import changes, snapshot
 
 IMAGES = ("images", "frames", "input", "result")
-REENTRANT = "None of the inputs have requires_grad=True"
-"""What a reentrant checkpoint says of itself whenever it runs without gradients, boxed or not."""
+
+
+class ContractError(AssertionError):
+    """What a method breaks on a model, contract by contract."""
 
 
 class Planted(Exception):
@@ -73,7 +75,7 @@ def check_run(card: Card, model: str) -> None:
     _bounds(broken, first)
     _one_row_at_a_time(broken, c, first)
     _failures(broken, card, model, first)
-    broken.tell(f"{card.method.__name__} on {model}")
+    broken.tell(f"{name_of(card)} on {model}")
 
 
 def check_values(card: Card, model: str, c: Case | None = None, *, batches: bool = True) -> None:
@@ -87,13 +89,17 @@ def check_values(card: Card, model: str, c: Case | None = None, *, batches: bool
     broken.add("awkward", is_picture(found))
     twin = models.get(model).twin
     if twin is not None:
-        want = plainly(card, twin)
-        same = found.keys() & want.keys()  # layers have their own names in some models
-        broken.add("awkward", close({k: found[k] for k in same}, {k: want[k] for k in same}, 1e-9) if same else ["no"])
+        broken.add("awkward", [f"against the model {twin!r}, {m}" for m in _otherwise(found, plainly(card, twin))])
     if batches and takes(card, "batch_size"):
         parts = tensors(call(card, c, batch_size=2))
-        broken.add("splitting", [f"batch_size=2, {message}" for message in close(parts, found, 1e-9)])
-    broken.tell(f"{card.method.__name__} on {model}")
+        broken.add("splitting", [f"with batch_size=2, {message}" for message in close(parts, found, 1e-9)])
+    broken.tell(f"{name_of(card)} on {model}")
+
+
+def _otherwise(found: dict[str, Tensor], want: dict[str, Tensor]) -> list[str]:
+    """What differs in the parts that both have: layers have their own names in some models."""
+    same = found.keys() & want.keys()
+    return close({k: found[k] for k in same}, {k: want[k] for k in same}, 1e-9) if same else ["no part is the same"]
 
 
 def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedError) -> None:
@@ -106,8 +112,8 @@ def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedErr
         broken.add("awkward", [f"is not refused; wanted {error.__name__}"])
     except Exception as raised:
         broken.add("awkward", unclear(raised, error))
-    broken.add("leaves no trace", changes(before, snapshot(c.box.net, c.x, c.y)))
-    broken.tell(f"{card.method.__name__} on {model}")
+    broken.add("leaves no trace", _left(before, snapshot(c.box.net, c.x, c.y)))
+    broken.tell(f"{name_of(card)} on {model}")
 
 
 class Broken:
@@ -121,9 +127,9 @@ class Broken:
             self.found += [f"{contract}: {message}" for message in messages]
 
     def tell(self, what: str) -> None:
-        """Raise AssertionError if anything was found."""
+        """Raise ContractError if anything was found."""
         if self.found:
-            raise AssertionError(f"{what} breaks its contracts:\n  " + "\n  ".join(self.found))
+            raise ContractError(f"{what} breaks its contracts:\n  " + "\n  ".join(self.found))
 
 
 def observed(broken: Broken, c: Case, work: Callable[[], Any]) -> Any:
@@ -132,18 +138,22 @@ def observed(broken: Broken, c: Case, work: Callable[[], Any]) -> Any:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         result = work()
-    broken.add("leaves no trace", changes(before, snapshot(c.box.net, c.x, c.y)))
-    foreign = [w for w in heard if w.category is not UnboxedWarning and REENTRANT not in str(w.message)]
+    broken.add("leaves no trace", _left(before, snapshot(c.box.net, c.x, c.y)))
+    foreign = [w for w in heard if w.category is not UnboxedWarning]
     broken.add("awkward", [f"warns by {w.category.__name__}: {w.message}" for w in foreign])
     broken.add("awkward", [f"a warning prints a tensor: {w.message}" for w in heard if "tensor(" in str(w.message)])
     return result
 
 
+def _left(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [f"{name.strip()} is not as it was" for name in changes(before, after)]
+
+
 def _types(broken: Broken, c: Case, found: dict[str, Tensor]) -> None:
     wide = {at: h for at, h in found.items() if h.is_floating_point() and h.ndim}
-    wrong = [f"{at} is {h.dtype} on {h.device}" for at, h in wide.items() if (h.dtype, h.device) != _home(c)]
+    wrong = [f"{named(at)} is {h.dtype} on {h.device}" for at, h in wide.items() if (h.dtype, h.device) != _home(c)]
     broken.add("dtype and device", wrong)
-    broken.add("leaves no trace", [f"{at} requires a gradient" for at, h in found.items() if h.requires_grad])
+    broken.add("leaves no trace", [f"{named(at)} requires a gradient" for at, h in found.items() if h.requires_grad])
 
 
 def _home(c: Case) -> tuple[torch.dtype, torch.device]:
@@ -154,7 +164,7 @@ def _bounds(broken: Broken, found: dict[str, Tensor]) -> None:
     """Whatever is called an image or a frame lies in [0, 1], exactly."""
     images = {at: h for at, h in found.items() if at.rpartition(".")[2] in IMAGES}
     wrong = [at for at, h in images.items() if not (h.min() >= 0 and h.max() <= 1)]
-    broken.add("bounds", [f"{at} leaves [0, 1]" for at in wrong])
+    broken.add("bounds", [f"{named(at)} leaves [0, 1]" for at in wrong])
 
 
 def _one_row_at_a_time(broken: Broken, c: Case, whole: dict[str, Tensor]) -> None:
@@ -162,15 +172,15 @@ def _one_row_at_a_time(broken: Broken, c: Case, whole: dict[str, Tensor]) -> Non
     draw_somewhere(2)
     again = tensors(call(broken.card, c, batch_size=1))
     if not takes(broken.card, "batch_size"):
-        broken.add("seed", close(again, whole, 0))
+        broken.add("seed", [f"called again, {message}" for message in close(again, whole, 0)])
         return
     shapes = {at: tuple(h.shape) for at, h in whole.items()}
     if shapes != {at: tuple(h.shape) for at, h in again.items()}:
-        broken.add("splitting", ["other parts or shapes, one row at a time"])
+        broken.add("splitting", ["with batch_size=1, other parts or shapes"])
         return
     of = {at: whole.get(at.replace(".error", ".difference"), h) for at, h in whole.items()}  # what is left of it
     wrong = [at for at, h in whole.items() if not same_verdict(h, again[at], c, of[at])]
-    broken.add("splitting", [f"another verdict, one row at a time: {at}" for at in wrong])
+    broken.add("splitting", [f"with batch_size=1, {named(at)} differs in its verdict" for at in wrong])
 
 
 def same_verdict(a: Tensor, b: Tensor, c: Case, of: Tensor) -> bool:
@@ -190,15 +200,16 @@ def _failures(broken: Broken, card: Card, model: str, first: dict[str, Tensor]) 
     draw_somewhere(3)
     broken.add("seed", [f"in a fresh box, {message}" for message in close(tensors(call(card, c)), first, 0)])
     total = hook.calls
-    for k, error in ((1, Planted), (max(1, total // 2), KeyboardInterrupt), (total, Planted)):
+    fatal = ((1, Planted), (max(1, total // 2), KeyboardInterrupt), (total, Planted)) if total else ()
+    for k, error in fatal:
         hook.arm(k, error)
         draw_somewhere(4)
         before = snapshot(c.box.net, c.x, c.y)
         with suppress(Planted, KeyboardInterrupt, UnboxedError):
             call(card, c)
-        left = changes(before, snapshot(c.box.net, c.x, c.y))
-        where = f"{error.__name__} at call {k} of {total} leaves"
-        broken.add("leaves no trace", [f"{where} {name}" for name in left])
+        what = "an exception" if error is Planted else "Ctrl-C"
+        left = _left(before, snapshot(c.box.net, c.x, c.y))
+        broken.add("leaves no trace", [f"after {what} in module call {k} of {total}, {name}" for name in left])
     hook.arm(-1)
     broken.add("seed", [f"after failures, {message}" for message in close(tensors(call(card, c)), first, 0)])
 
@@ -206,12 +217,12 @@ def _failures(broken: Broken, card: Card, model: str, first: dict[str, Tensor]) 
 def is_picture(found: dict[str, Tensor]) -> list[str]:
     """What keeps a result from being one: nothing in it, not finite, or blank."""
     if not found:
-        return ["an empty result"]
-    wrong = [f"{at} is not finite" for at, h in found.items() if not torch.isfinite(h).all()]
+        return ["the result holds no tensor or number"]
+    wrong = [f"{named(at)} is not finite" for at, h in found.items() if not torch.isfinite(h).all()]
     drawn = [h for h in found.values() if h.is_floating_point()]
     counted = [h for h in found.values() if h.ndim and not drawn]  # a result of indices alone
     seen = any(h.ndim > 1 and h.std() > 0 for h in drawn) or any(h.double().std() > 0 for h in counted)
-    return wrong if seen else [*wrong, "a blank result"]
+    return wrong if seen else [*wrong, "the result is blank: every value is the same"]
 
 
 _PLAINLY: dict[tuple[Any, str], dict[str, Tensor]] = {}

@@ -16,6 +16,7 @@ from heapq import heapify, heapreplace
 from pathlib import Path
 
 from ..cards import Card
+from .cases import name_of
 from .models import kind
 
 INDIRECT = frozenset({
@@ -24,7 +25,7 @@ INDIRECT = frozenset({
     "engine.palette", "engine.canvases", "engine.embedding", "engine.grids", "engine.saved", "engine.neighbors",
     "engine.axes", "engine.steps", "engine.transforms", "engine.surrogate", "engine.estimators", "engine.baselines",
     "engine.balls", "engine.quadrature", "engine.quasi_newton", "engine.hyperplanes", "engine.generators",
-    "engine.features", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
+    "engine.features", "engine.identity", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
     "net.relevance.linear",
 })  # fmt: skip
 """Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""
@@ -32,7 +33,7 @@ INDIRECT = frozenset({
 
 def mechanisms(card: Card) -> frozenset[str]:
     """The parts of `engine` and `net` that a method's module is made of, or its family where there are none."""
-    parts = _parts(card.method.__module__)
+    parts = _parts(str(card.method.__module__))
     return parts or frozenset({card.family})
 
 
@@ -72,8 +73,8 @@ def covering(cards: Iterable[Card], models: Collection[str], without: Collection
     `without` are pairs that are left out: those that are refused are another test's.
     """
     goals = {
-        (card.method.__name__, model): _goals(card, model)
-        for card in cards for model in models if (card.method.__name__, model) not in without
+        (name_of(card), model): _goals(card, model)
+        for card in cards for model in models if (name_of(card), model) not in without
     }  # fmt: skip
     left = set().union(*goals.values()) if goals else set()
     heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # most is covered by the first
@@ -92,4 +93,4 @@ def covering(cards: Iterable[Card], models: Collection[str], without: Collection
 
 def _goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What is covered by trying a pair."""
-    return frozenset({(card.method.__name__, f"kind {kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))})
+    return frozenset({(name_of(card), f"kind {kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))})

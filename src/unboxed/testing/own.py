@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..cards import Card
 from ..errors import InputError, UnboxedError
-from . import contracts, covering, models
-from .cases import call, case
+from . import contracts, covering, models, rows
+from .cases import call, case, name_of
 
 
 def check_method(
@@ -21,16 +24,22 @@ def check_method(
     leaves behind (also when the model fails half-way), at seeds, types, bounds, warnings, batches and values. A model
     that the method refuses by a clear `UnboxedError` is no fault.
 
+    Two contracts are about the method's own inputs. "rows": each input alone gets the row that it gets among others,
+    in whatever has a row per input (with `seed`, the first input alone). "target": of a method that takes `target`,
+    maps of different classes differ; whether a map is right for its class is not checked.
+
     Args:
-        method: a function whose first parameter is a box, with a card (`@unboxed.card`) or without. `batch_size` and
-            `seed`, where it takes them, are tried.
-        example: `example(method, box, x, y)`, its smallest useful call, for images x (3, C, H, W) and classes y (3,).
-            None takes the card's, or `method(box, x)`.
+        method: a function whose first parameter is a box, with a card (`from unboxed.cards import card`) or without.
+            `batch_size`, `seed` and `target`, where it takes them, are tried. A card's `exempt={"contract": "why"}`
+            switches a contract off.
+        example: `example(method, box, x, y)`, its smallest useful call, for images x (N, C, H, W) and classes y (N,),
+            3 of them or 1. None takes the card's, or `method(box, x)`.
         on: names of models of `unboxed.testing.models.NETS`; None takes some of each kind.
 
     Raises:
-        AssertionError: names every contract that is broken, on which model, and how.
-        InputError: `on` names a model that there is not.
+        AssertionError: names every contract that is broken, on which model, and how; also where the method raises
+            what is no `UnboxedError`.
+        InputError: `method` or `example` can't be called like that, `on` is empty or names a model that there is not.
 
     Example:
         >>> from unboxed.testing import check_method
@@ -39,33 +48,67 @@ def check_method(
         >>> check_method(brightness, on=["plain", "dict_output"])
     """
     card = _card(method, example)
-    if unknown := sorted({*(on or ())} - {*models.NETS}):
-        raise InputError(f"there is no model {unknown[0]!r} to test on; choose among {', '.join(models.NETS)}")
-    names = on if on is not None else [name for _, name in covering.covering([card], list(models.NETS))]
-    broken = [message for name in names for message in _broken(card, name)]
+    names = _names(on) if on is not None else [name for _, name in covering.covering([card], list(models.NETS))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the contracts see warnings for themselves
+        broken = [error for name in names for error in _broken(card, name)]
     if broken:
-        raise AssertionError("\n".join(broken))
+        cause = next((error.__cause__ for error in broken if error.__cause__), None)
+        raise contracts.ContractError("\n".join(map(str, broken))) from cause
 
 
 def _card(method: Callable[..., Any], example: Callable[..., Any] | None) -> Card:
     own = getattr(method, "card", None)
+    if example is not None and not callable(example):
+        raise InputError(f"example is a function, example(method, box, x, y); got {example!r}")
     if isinstance(own, Card):
-        return own
+        return own if example is None else replace(own, example=example)
+    if not callable(method):
+        raise InputError(f"check_method takes a function whose first parameter is a box; got {method!r}")
     name = getattr(method, "__name__", type(method).__name__)
+    if example is None and not _takes_box_and_inputs(method):
+        raise InputError(f"{name} can't be called as {name}(box, x): give example=, its smallest useful call")
     return Card(method, "own", name, "", "", "", example or (lambda method, box, x, y: method(box, x)))
 
 
-def _broken(card: Card, model: str) -> list[str]:
+def _takes_box_and_inputs(method: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _names(on: Collection[str]) -> list[str]:
+    """The models to test on. Raises InputError."""
+    if isinstance(on, str) or not isinstance(on, Collection):
+        raise InputError(f"on is a list of names of models, such as ['plain']; got {on!r}")
+    if not on:
+        raise InputError("on names no model, so nothing would be checked; None takes some of each kind")
+    if unknown := [name for name in on if name not in [*models.NETS]]:
+        raise InputError(f"there is no model {unknown[0]!r} to test on; choose among {', '.join(models.NETS)}")
+    return list(on)
+
+
+def _broken(card: Card, model: str) -> Iterator[contracts.ContractError]:
+    """What is broken on a model, by check; after an error of the method's own, which is the cause, no more is tried."""
+    try:
+        for check in _checks(card, model):
+            try:
+                check(card, model)
+            except contracts.ContractError as error:
+                yield error
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")
+        broken = contracts.ContractError(f"{name_of(card)} on {model} raises {what}")
+        broken.__cause__ = error
+        yield broken
+
+
+def _checks(card: Card, model: str) -> list[Callable[[Card, str], None]]:
     try:
         call(card, case(model))
     except UnboxedError:
-        checks: list[Callable[[Card, str], None]] = [contracts.check_refusal]
-    else:
-        checks = [contracts.check_run, contracts.check_values]
-    found = []
-    for check in checks:
-        try:
-            check(card, model)
-        except AssertionError as error:
-            found.append(str(error))
-    return found
+        return [contracts.check_refusal]
+    of_target = [rows.check_target] if model == "plain" else []
+    return [contracts.check_run, contracts.check_values, rows.check_rows, *of_target]

@@ -2,12 +2,16 @@
 
 Needs `pip install "unboxed[testing]"`. A test of a method of your own:
 
-    from hypothesis import given
-    from unboxed.testing.strategies import cases
+    >>> from hypothesis import given
+    >>> from unboxed.attribution import gradient
+    >>> from unboxed.testing.strategies import cases, pixels
+    >>> @given(cases(pixels()))
+    ... def test_gradient(case):
+    ...     assert gradient(case.box, case.x).shape == case.x.shape
+    >>> test_gradient()
 
-    @given(cases())
-    def test_my_method(case):
-        assert my_method(case.box, case.x).shape == case.x.shape
+Without `pixels()`, inputs are also tables, and dicts or tuples of several: x, and what a method returns, then is a dict
+or tuple, too.
 """
 
 from __future__ import annotations

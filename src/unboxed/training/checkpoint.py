@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
-from inspect import getclosurevars, isfunction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.data import Dataset
 
-from ..engine.saved import Saved
+from ..engine.identity import identity
+from ..engine.saved import Digest, Saved
+from ..errors import InputError
 from ..net import quiet
 from ..writing import write_bytes
+
+LOOKED_AT = 8  # examples of a data set
 
 
 def saved(path: Path, settings: dict[str, Any]) -> Saved:
@@ -23,13 +28,31 @@ def saved(path: Path, settings: dict[str, Any]) -> Saved:
     return Saved(path, "training", settings)
 
 
-def told(setting: object) -> str:
-    """A setting in words that are the same in another process; for a function, its name and what it was made with."""
-    if not callable(setting) or is_dataclass(setting):
-        return repr(setting)
-    made_with: Mapping[str, Any] = getclosurevars(setting).nonlocals if isfunction(setting) else {}
-    plain = {name: v for name, v in sorted(made_with.items()) if isinstance(v, (int, float, str, type(None)))}
-    return f"{getattr(setting, '__qualname__', type(setting).__qualname__)} {plain or ''}".strip()
+def structure(net: nn.Module) -> str:
+    """A net's modules and the shapes of its tensors; not its weights, which the checkpoint holds."""
+    shapes = {name: list(h.shape) for name, h in (*net.named_parameters(), *net.named_buffers())}
+    return f"{re.sub(' at 0x[0-9a-f]+', '', repr(net))} {shapes}"
+
+
+def compared(name: str, setting: object) -> str:
+    """A setting with all that it is made of. Raises InputError."""
+    try:
+        return identity(setting)
+    except InputError as error:
+        raise InputError(f"{name}= can't go on from a checkpoint: {error}; make it of plain values") from None
+
+
+def looked_at(data: Dataset[Any], device: torch.device) -> Digest:
+    """Some examples, evenly spread; where a second look shows others, only that it does.
+
+    The global RNGs are left as they were.
+    """
+    looks = list[str]()
+    for _ in range(2):
+        with quiet.forked(0, device):
+            n = len(data)  # type: ignore[arg-type]
+            looks.append(compared("the data", [data[i * n // LOOKED_AT] for i in range(LOOKED_AT)]))
+    return Digest(looks[0] if looks[0] == looks[1] else "others at each look")
 
 
 def rng_states(device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ..arguments import check_seed
 from ..box import Box
-from ..engine.saved import Saved
+from ..engine.identity import box_answers
+from ..engine.saved import OTHERWISE, Saved, alike
 from ..errors import DataError, InputError
 from ..inputs import Inputs
 from ..net import quiet as rng
 from .average import Average
-from .checkpoint import put_rng_states, rng_states, saved, told
+from .checkpoint import compared, looked_at, put_rng_states, rng_states, saved, structure
 from .defense import Defense, output, trainable
 
 Batches = DataLoader[Any]  # of (x, y)
@@ -81,8 +82,11 @@ def fit(
     file = None
     if checkpoint is not None:
         sizes = {"examples": len(train), "held_out": 0 if test is None else len(test)}  # type: ignore[arg-type]
+        data = {"training data": looked_at(train, box.device)}
+        if test is not None:
+            data["test data"] = looked_at(test, box.device)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-        file = saved(Path(checkpoint), settings | sizes | training.settings())
+        file = saved(Path(checkpoint), settings | sizes | training.settings() | data)
     with rng.forked(seed, box.device), rng.gradients_on(True), _bar(training.of, quiet) as bar:
         try:
             training.go(epochs, test, bar, file)
@@ -131,7 +135,7 @@ class _Training:
     def go(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: Saved | None) -> None:
         """All epochs, or those that a checkpoint lacks."""
         if file is not None and (state := file.read()) is not None:
-            self._restore(state)
+            self._restore(state, file)
             bar.initial = bar.n = self.steps
         while len(self.loss) < epochs:
             self._epoch(bar)
@@ -197,16 +201,16 @@ class _Training:
 
     def settings(self) -> dict[str, Any]:
         """What decides where a training goes, beside the numbers."""
-        net, decay = self.box.net, None if self.average is None else self.average.decay
-        shapes = {name: list(h.shape) for name, h in (*net.named_parameters(), *net.named_buffers())}
         return {
-            "net": f"{type(net).__name__} {shapes}", "augment": told(self.augment), "defend": told(self.defend),
-            "average": decay, "autocast": str(self.box.autocast),
+            "net": structure(self.box.net), "inputs": compared("inputs", self.box.inputs),
+            "augment": compared("augment", self.augment), "defend": compared("defend", self.defend),
+            "average": None if self.average is None else self.average.decay, "autocast": str(self.box.autocast),
         }  # fmt: skip
 
     def _state(self) -> dict[str, Any]:
         return {
             "net": [h.detach() for h in self._tensors()],
+            "answers": self._answers(),
             "average": None if self.average is None else self.average.kept,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -216,9 +220,12 @@ class _Training:
         }
 
     @torch.no_grad()
-    def _restore(self, state: dict[str, Any]) -> None:
-        for h, value in zip(self._tensors(), state["net"], strict=True):
-            h.data.copy_(value)
+    def _restore(self, state: dict[str, Any], file: Saved) -> None:
+        before = [h.clone() for h in self._tensors()]
+        self._put(state["net"])
+        if not alike(state["answers"], self._answers()):
+            self._put(before)
+            raise file.refusal(OTHERWISE.format("answers"))
         if self.average is not None:
             self.average.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -229,10 +236,20 @@ class _Training:
         for name, value in state["done"].items():
             setattr(self, name, value)
 
+    def _answers(self) -> Tensor:
+        """What the net says of noise, with the weights as they are."""
+        noise = self.box.inputs.sample(PROBES, torch.Generator(self.box.device).manual_seed(0))
+        return box_answers(self.box, self.box(noise.to(self.box.dtype)))
+
+    def _put(self, values: Iterable[Tensor]) -> None:
+        for h, value in zip(self._tensors(), values, strict=True):
+            h.data.copy_(value)
+
     def _tensors(self) -> list[Tensor]:
         return [*self.box.net.parameters(), *self.box.net.buffers()]
 
 
+PROBES = 4  # rows of noise
 DONE = ("loss", "accuracy", "steps", "seconds", "cpu_seconds")
 
 

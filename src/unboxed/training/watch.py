@@ -246,6 +246,11 @@ class AsTrained:
     def clip(self, x: Tensor) -> Tensor:
         return x
 
+    def from_unit(self, u: Tensor) -> Tensor:
+        """From the least number of the examples to the largest."""
+        low, high = torch.aminmax(self.examples.to(u.device))
+        return low + (high - low) * u
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Real inputs; where the batch had fewer than n, others like them."""
         x = self.examples.to(generator.device)

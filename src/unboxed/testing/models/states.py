@@ -65,6 +65,29 @@ def batchnorm_on_batch_statistics() -> nn.Module:
     return net
 
 
+@awkward()
+def batch_maximum() -> nn.Module:
+    """Scaled by the largest pixel of the batch, where that of each image was meant."""
+
+    class Net(Plain):
+        def first(self, x: Tensor) -> Any:
+            return super().first(x / x.max())
+
+    return Net()
+
+
+@awkward()
+def batch_gate() -> nn.Module:
+    """Takes a batch with one white pixel for one of another range."""
+
+    class Net(Plain):
+        def first(self, x: Tensor) -> Any:
+            white = (1 - 0.4) / 0.5
+            return super().first(x / 2 if x.max() > 0.95 * white else x)
+
+    return Net()
+
+
 @awkward(twin="batchnorm")
 def overrides_train() -> nn.Module:
     class Net(Normed):

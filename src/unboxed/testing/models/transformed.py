@@ -19,7 +19,9 @@ class Checkpointed(Plain):
     reentrant = False
 
     def forward(self, x: Tensor) -> Any:
-        h = checkpoint(self.second, self.first(x), use_reentrant=self.reentrant)
+        with warnings.catch_warnings():  # a reentrant checkpoint warns wherever it runs without gradients
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")
+            h = checkpoint(self.second, self.first(x), use_reentrant=self.reentrant)
         return self.fc(h.flatten(1))
 
 

@@ -1,0 +1,117 @@
+"""What the report says of attacks: which examples, how far, and in which unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.report import adversarial, report
+from unboxed.report.kinds import kind_of, standardized
+
+CLASSES = 5
+
+
+class Ladder(nn.Module):
+    """Five classes by the first value: 0 to 4, sure of each in its middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -20 * (x.flatten(1)[:, :1] * CLASSES - 0.5 - torch.arange(CLASSES).to(x)).square()
+
+
+def steps(n: int) -> tuple[Tensor, Tensor]:
+    """n images a class, sorted by class; the last class's labels are wrong."""
+    y = torch.arange(CLASSES).repeat_interleave(n)
+    x = ((y + 0.5) / CLASSES).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    return x, torch.where(y == CLASSES - 1, 0, y)
+
+
+def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
+    made = report(box, data, out, sections=["overview", "fooled"], quiet=True)
+    assert made.failures == {}
+    page = " ".join(made.path.read_text(encoding="utf-8").split())
+    return page, json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("most", [7, 10, 13])
+def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adversarial, "MOST", most)
+    monkeypatch.setattr(adversarial, "LEAST", 1)
+    x, y = steps(4)
+    box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
+    for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):
+        page, facts = written(box, (x[order], y[order]), tmp_path / str(i))
+        attacked = facts["attacked"]
+        counts = torch.bincount(y[order][attacked], minlength=CLASSES)
+        assert len(attacked) == most
+        assert int(counts[:-1].min()) >= most * 4 // 20
+        assert f"{most} of the 20 examples were attacked, evenly spread over the classes." in page
+        right = facts["robustness"]["this net"]["clean"]["count"]
+        assert f"Without an attack {right} of these {most} answers are right" in page
+        assert "80.0% of all examples" in page
+
+
+def test_where_all_are_attacked_no_second_accuracy_is_told(tmp_path: Path) -> None:
+    page, facts = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2), tmp_path)
+    assert facts["attacked"] == list(range(10))
+    assert "All examples were attacked. Without an attack 8 of these 10 answers are right (80.0%); within 0.3" in page
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(std: tuple[float, ...]) -> tuple[ub.Box, Tensor]:
+    torch.manual_seed(0)
+    inputs = ub.Features(("a", "b"), low=(-4000.0, 0.0), mean=(700.0, 0.0), std=std)
+    x = torch.stack([700 + 300 * torch.randn(12), torch.tensor([0.0, 3.0, 5.0]).repeat(4)], 1)
+    return ub.Box(nn.Sequential(nn.Linear(2, 3)).eval(), inputs, outputs="logits"), x
+
+
+def test_a_standardized_model_answers_as_the_model_does_and_keeps_bounds() -> None:
+    box, x = table((300.0, 7.0))
+    other, z = standardized(box, x)
+    assert torch.equal(other(z), box(x))
+    assert other.inputs.check(z) is z
+    assert other.inputs.low[0] == pytest.approx(-4700 / 300)
+    assert other.inputs.high == (float("inf"),) * 2
+    assert other.outputs == box.outputs
+
+
+def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_path: Path) -> None:
+    box, x = table((300.0, 7.0))
+    y = box.predict(x)
+    page, facts = written(box, (x, y), tmp_path)
+    other, z = standardized(box, x)
+    found = ub.adversarial.robustness(other, (z, y), adversarial.ATTACKS, eps=adversarial.GRAY, alarms=False)
+    assert facts["robustness"]["this net"]["all"] == [found.robust(e).plain() for e in found.eps]
+    assert "within 0.3 standard deviations of each column" in page
+    assert "moved every column by at most eps standard deviations of each column" in page
+    assert "pixel" not in page[page.index('id="fooled"') :]
+
+
+def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
+    box, x = table((1.0, 1.0))
+    assert standardized(box, x)[0] is box
+    page, _ = written(box, (x, box.predict(x)), tmp_path)
+    assert "within 0.3 (in each column&#39;s own unit)" in page
+
+
+def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
+    box, x = table((300.0, 7.0))
+    inputs = ub.Features(("a", "b"), categories={"b": (0.0, 3.0, 5.0)})
+    page, _ = written(ub.Box(box.net, inputs, outputs="logits"), (x, box.predict(x)), tmp_path)
+    assert "Not asked: attacks move every column a little, and b can&#39;t be (categories)." in page
+
+
+def test_inputs_in_words() -> None:
+    image, rows = ub.Pixels((1, 2, 2)), ub.Features(("a",))
+    assert kind_of(image).unit == "of the pixel range"
+    assert kind_of(rows).takes == "a table of features"
+    assert kind_of(ub.MultiInput((image, rows, rows))).takes == "1 image and 2 tables of features"

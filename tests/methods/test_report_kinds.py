@@ -1,0 +1,114 @@
+"""The page's words fit the kind of input: tables have rows and columns, several inputs have their names."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.cards import Card, cards
+from unboxed.report import report
+from unboxed.report.blocks import Code, Figure, Picture, together
+from unboxed.report.kinds import columns, shapes
+from unboxed.report.render import _environment
+from unboxed.report.words import digits, typographic
+
+OF_IMAGES = re.compile(r"\b(super)?(pixels?|images?|light)\b", re.IGNORECASE)
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.picture, self.table, self.head = nn.Linear(16, 8), nn.Linear(2, 8), nn.Linear(8, 3)
+
+    def forward(self, picture: Tensor, table: Tensor) -> Tensor:
+        return self.head((self.picture(picture.flatten(1)) + self.table(table)).relu())
+
+
+BOTH = {"picture": ub.Pixels((1, 4, 4)), "table": ub.Features(("age", "height"))}
+
+
+def several(n: int) -> tuple[ub.Box, dict[str, Tensor]]:
+    x = {"picture": torch.rand(n, 1, 4, 4), "table": torch.randn(n, 2)}
+    return ub.Box(Both().eval(), ub.MultiInput(BOTH), outputs="logits"), x
+
+
+def words(page: Path) -> str:
+    """The text of a page, without its style and scripts."""
+    bare = re.sub(r"<(style|script).*?</\1>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", bare)).split())
+
+
+ANY_INPUT = [c for c in cards() if not {"pixels", "images"} & {*c.needs} and c.family != "synthesis"]
+
+
+@pytest.mark.parametrize("card", ANY_INPUT, ids=lambda c: c.method.__name__)
+def test_methods_for_any_input_do_not_speak_of_images(card: Card) -> None:
+    assert not OF_IMAGES.search(f"{card.tells} {card.not_tells}")
+
+
+def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="logits")
+    x = torch.randn(12, 3)
+    sections = ["overview", "sees", "units", "map", "fooled", "compare", "why"]  # "believe" lists methods for images
+    made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
+    assert made.failures == {}
+    said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")
+    assert {m.group() for m in OF_IMAGES.finditer(said)} == set()
+    assert "That is on 12 examples." in said
+
+
+def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
+    box, x = several(4)  # so few that each unit has one top example
+    made = report(box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "why"], quiet=True)
+    said = words(made.path)
+    assert made.failures == {}
+    assert "inputs 1×4×4 and 2" in said
+    assert re.search(r"(picture \(mean\)|age|height) −?[\d.]+ \(all −?[\d.]+\)", said)
+    assert "nan" not in said
+    assert " – " in said  # the spread of one example
+    assert "this one takes 1 image and 1 table of features" in said
+
+
+def test_columns_of_several_inputs() -> None:
+    _, x = several(3)
+    inputs = ub.MultiInput((*BOTH.values(), ub.Features(("age",))))
+    names, values = columns(inputs, inputs.pack((*x.values(), torch.ones(3, 1))))
+    assert names == ["input 0 (mean)", "input 1.age", "input 1.height", "input 2.age"]
+    assert torch.allclose(values[:, 0], x["picture"].double().mean((1, 2, 3)))
+    assert torch.equal(values[:, 3], torch.ones(3, dtype=torch.float64))
+    assert columns(BOTH["table"], x["table"])[0] == ["age", "height"]
+    assert shapes(BOTH["picture"]) == "1×4×4"
+
+
+# -- numbers and rows ------------------------------------------------------------------------------------------------
+
+
+def test_numbers_have_a_minus_and_names_keep_their_hyphen() -> None:
+    assert typographic("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
+        "\u22120.5 (\u22121) to ±\u22122, cifar-10, 2020-01-02, a/-1.png"
+    )
+    drawn = _environment().from_string("{{ a }} <i title='{{ a }}'></i>").render(a="r -0.5")
+    assert drawn == "r \u22120.5 <i title='r \u22120.5'></i>"
+
+
+def test_code_is_left_as_it_was_typed() -> None:
+    macros = _environment().get_template("blocks.html").make_module()
+    assert "--eps -1" in macros.drawn(Code("unboxed attack --eps -1"))  # type: ignore[attr-defined]
+
+
+def test_large_numbers_are_whole() -> None:
+    assert [digits(v) for v in (1374.2, -747.0, 0.012345, 0.0)] == ["1,374", "-747", "0.0123", "0"]
+
+
+@pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
+def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
+    assert together([Figure(Picture("", "", wide, 1))] * n) == most
