@@ -34,6 +34,8 @@ def identity(value: object) -> str:
     """The words. Raises InputError for what can't be compared with another: a lock, a file, a running generator."""
     try:
         words = _Identity().of(value)
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:  # too deep; a tensor or a closure that holds nothing
         raise InputError(f"a {type(value).__qualname__} can't be compared with that of another run") from error
     return words if len(words) <= LONGEST else f"{words[:LONGEST]}... {_sum(words)}"
