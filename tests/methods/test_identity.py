@@ -93,7 +93,15 @@ def test_what_names_itself_ends() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    for value in (threading.Lock(), closure(threading.Lock()), (i for i in ())):
+    def empty() -> Any:
+        if threading is None:
+            unset = 1
+        return lambda: unset
+
+    deep = list[Any]()
+    for _ in range(10_000):
+        deep = [deep]
+    for value in (threading.Lock(), closure(threading.Lock()), (i for i in ()), empty(), deep):
         with pytest.raises(InputError, match="can't be compared"):
             identity(value)
 
