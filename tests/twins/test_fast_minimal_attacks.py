@@ -111,7 +111,7 @@ def fmn_twin(net: nn.Module, x: Tensor, y: int, norm: str, *, papers: bool = Fal
             eps *= 1 + gamma
         else:
             eps = size + float(lead.detach()) / norm_of(g, DUAL[norm])
-            eps *= 1 + gamma if stalled else 1.0  # ours
+            eps *= 1.0 if papers else 1 + gamma if stalled else 1.001  # ours
         delta = (x + onto(delta - alpha * g / g.norm(), eps, norm)).clamp(0, 1) - x
     return best
 

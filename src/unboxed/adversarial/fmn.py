@@ -58,8 +58,9 @@ def fmn(
     Each of `steps` goes up the margin, its Euclidean length falling from `step` to a hundredth of that along a cosine,
     and back into a ball around x. Until an image fools, the ball's radius is the distance to the boundary by a linear
     estimate; then it is 1 - `gamma` times its last where the image fools, the nearest found at most, and 1 + `gamma`
-    times where not; `gamma` falls to .001. Two lines differ from the paper, for images that nothing fools within five
-    steps: a gradient that points out of the valid range is left out, and the estimate is exceeded by `gamma`. L0 and
+    times where not; `gamma` falls to .001. Two lines differ from the paper: the estimate is exceeded by .001 of it, or
+    on the boundary itself rounding decides; and for images that nothing fools within five steps, by `gamma`, and a
+    gradient that points out of the valid range is left out. L0 and
     the start from an image that fools are left out. `target` is the class to become instead; `objective=` is to rise
     above zero. An image farther than `eps` is no success. Raises InputError.
     """
@@ -111,6 +112,6 @@ def _radius(
     dual = DUAL[type(attempt.norm).__name__.lower()]
     left = slope.score.abs() / lengths(dual, grad.flatten(1)).clamp_min(TINY)
     linear = attempt.norm.distance(z, attempt.x[rows]) + left
-    linear = torch.where(stalled, linear * (1 + gamma), linear)  # the paper: always as it is
+    linear = linear * torch.where(stalled, 1 + gamma, 1 + LAST_GAMMA)  # the paper: as it is, on the boundary itself
     outside = torch.where(attempt.success[rows], radius * (1 + gamma), linear)
     return torch.where(slope.fooled > 0, torch.minimum(radius * (1 - gamma), attempt.distance[rows]), outside)
