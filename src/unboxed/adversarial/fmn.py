@@ -112,6 +112,6 @@ def _radius(
     dual = DUAL[type(attempt.norm).__name__.lower()]
     left = slope.score.abs() / lengths(dual, grad.flatten(1)).clamp_min(TINY)
     linear = attempt.norm.distance(z, attempt.x[rows]) + left
-    linear = linear * torch.where(stalled, 1 + gamma, 1 + LAST_GAMMA)  # the paper: as it is, on the boundary itself
-    outside = torch.where(attempt.success[rows], radius * (1 + gamma), linear)
+    beyond = torch.where(stalled, linear * (1 + gamma), linear * (1 + LAST_GAMMA))  # the paper: on the boundary itself
+    outside = torch.where(attempt.success[rows], radius * (1 + gamma), beyond)
     return torch.where(slope.fooled > 0, torch.minimum(radius * (1 - gamma), attempt.distance[rows]), outside)
