@@ -87,7 +87,7 @@ def test_compiled_layers_go_by_their_own_names(net: str, paths: str) -> None:
     assert not [row.path for row in box.layers if "_orig_mod" in row.path]
 
 
-LIKE_PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain"]
+LIKE_PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain"]
 
 
 @pytest.mark.parametrize("net", LIKE_PLAIN)

@@ -15,7 +15,7 @@ import unboxed as ub
 from models import plain_images as images
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
-PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain"]
+PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain"]
 NOT = {"exported_flat", "checkpointed_reentrant"}  # without modules; without gradients
 
 

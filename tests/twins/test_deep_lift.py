@@ -17,7 +17,7 @@ import unboxed as ub
 from laws.common import REFUSED, case
 from models import plain_images as images
 
-PLAIN = [n for n in awkward.NETS if awkward.get(n).twin == "plain" and ("deep_lift", n) not in REFUSED]
+PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain" and ("deep_lift", n) not in REFUSED]
 STD = 0.5
 
 

@@ -50,7 +50,7 @@ def plain_by_hand(x: Tensor, k: Tensor, signal: Signal) -> Tensor:
 
 
 REFUSED = ("checkpointed_reentrant",)
-PLAIN_SPELLINGS = [n for n in awkward.NETS if awkward.get(n).twin == "plain" and n not in REFUSED]
+PLAIN_SPELLINGS = [n for n in awkward.NETS if awkward.twin(n) == "plain" and n not in REFUSED]
 
 
 @methods

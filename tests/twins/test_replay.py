@@ -51,8 +51,8 @@ def test_as_whole_runs(name: str) -> None:
     x, other = entry.images(3).to(box.dtype), entry.images(3, seed=1).to(box.dtype)
     paths = addresses(box)
     before, share = forwards(box), 1e-9 if box.net_dtype == torch.float64 else 1e-5
-    for path in {paths[len(paths) // 2], paths[-1]}:
-        for size in ("auto", 5):
+    for path, sizes in {paths[len(paths) // 2]: ("auto", 5), paths[-1]: ("auto",)}.items():
+        for size in sizes:
             with only("replayed"):
                 found = ablation(box, x, path, target=0, batch_size=size).ablated
                 back = patching(box, x, other, [path], 0, by="channel", batch_size=size).layers[0].score

@@ -87,7 +87,7 @@ def check_values(card: Card, model: str, c: Case | None = None, *, batches: bool
     c = c or case(model, torch.float64)
     found = tensors(call(card, c))
     broken.add("awkward", is_picture(found))
-    twin = models.get(model).twin
+    twin = models.twin(model)
     if twin is not None:
         broken.add("awkward", [f"against the model {twin!r}, {m}" for m in _otherwise(found, plainly(card, twin))])
     if batches and takes(card, "batch_size"):

@@ -9,7 +9,7 @@ result on both. `Awkward.twin` names the plain spelling where there is one.
 """
 
 # ruff: noqa: I001  (the imports stand in the order of the zoo)
-from .base import CLASSES, COLOR, GRAY, NETS, Awkward, Plain, awkward, get, kind, plain
+from .base import CLASSES, COLOR, GRAY, NETS, Awkward, Plain, awkward, get, kind, plain, twin
 from .relus import FAKES, SPELLINGS, FakeReLU, Spelled
 from . import structures, states, architectures
 from .transformed import inductor
@@ -33,4 +33,5 @@ __all__ = [
     "plain",
     "states",
     "structures",
+    "twin",
 ]

@@ -33,11 +33,17 @@ class Awkward:
 
 NETS: dict[str, Callable[[], Awkward]] = {}
 _KINDS: dict[str, str] = {}
+_TWINS: dict[str, str | None] = {}
 
 
 def kind(name: str) -> str:
     """What is odd about a model of the zoo: the name of the file that it stands in."""
     return _KINDS[name]
+
+
+def twin(name: str) -> str | None:
+    """The plain spelling of a model of the zoo, if there is one, without building the model."""
+    return _TWINS[name]
 
 
 def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], Awkward]]:
@@ -53,6 +59,7 @@ def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]]
             return Awkward(net, inputs, box, twin)
 
         NETS[build.__name__] = seeded
+        _TWINS[build.__name__] = twin
         _KINDS[build.__name__] = build.__module__.rpartition(".")[2]
         return seeded
 
