@@ -14,9 +14,10 @@ from unboxed.testing.models import (
     get,
     inductor,
     plain,
+    twin,
 )
 
 __all__ = [
     "CLASSES", "COLOR", "FAKES", "GRAY", "NETS", "SPELLINGS", "Awkward", "FakeReLU", "Plain", "Spelled", "get",
-    "inductor", "plain",
+    "inductor", "plain", "twin",
 ]  # fmt: skip
