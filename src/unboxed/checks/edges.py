@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attribution import gradient
+from ..attribution.gradient import gradient
 from ..box import Box
 from ..engine.sizes import images_only
 from .methods import Method, Target, drawn, fixed
