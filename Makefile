@@ -23,7 +23,7 @@ test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 contracts: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/laws/test_contracts.py --all-pairs $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -16,8 +16,8 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from nets import resnet56
-from unboxed.engine.edits import _Work
-from unboxed.net.layers import Flops
+from unboxed.engine.read.edits import _Work
+from unboxed.model.layers import Flops
 
 LAYERS = ("layer3.0.conv1", "layer3.4.conv1", "layer3.8.conv1", "layer3.8")
 N, PAIRS = 16, 5

@@ -31,11 +31,11 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import write
 from nets import ROOT, cifar, resnet20, squeezenet1_0
-from unboxed.engine.ascent import Ascent, ascend
-from unboxed.engine.balls import Constraint
-from unboxed.engine.canvases import Raw
-from unboxed.engine.draws import uniform
+from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.constraints import Constraint
+from unboxed.engine.optimize.parameterizations import Raw
 from unboxed.objectives import gram
+from unboxed.rng import uniform
 
 DRAWS, DEGREES, SCALE, JITTER = 32, 10.0, 0.1, 2  # of the held-out transforms
 TOP, EACH, BATCH = 9, 4, 256

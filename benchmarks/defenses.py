@@ -21,7 +21,7 @@ import unboxed as ub
 from harness import RESULTS, write
 from unboxed import adversarial, training
 from unboxed.adversarial.robustness import Attack, robustness
-from unboxed.zoo.nets import Judge
+from unboxed.zoo.models import Judge
 
 REAL = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EPS = 0.3

@@ -16,9 +16,9 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import compare, write
 from nets import vgg16
-from unboxed.engine.ascent import Ascent, ascend
-from unboxed.engine.canvases import Fourier, Raw
-from unboxed.engine.transforms import wobble
+from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.parameterizations import Fourier, Raw
+from unboxed.engine.optimize.transforms import wobble
 from unboxed.objectives import Objective, roughness
 
 AT, CHANNELS = 4, 16  # the weight layer that is climbed, and how many channels in one run

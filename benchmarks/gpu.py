@@ -19,10 +19,10 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import seconds, write
 from nets import resnet20, vgg16
-from unboxed.engine.ascent import MEET, Ascent, ascend
-from unboxed.engine.canvases import Fourier
-from unboxed.engine.transforms import wobble
-from unboxed.net.layers import Flops
+from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
+from unboxed.engine.optimize.parameterizations import Fourier
+from unboxed.engine.optimize.transforms import wobble
+from unboxed.model.layers import Flops
 from unboxed.objectives import roughness
 
 NETS: dict[str, Callable[[], tuple[nn.Module, ub.Pixels]]] = {

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import nets
 import unboxed as ub
 from harness import compare, write
-from unboxed.engine.hiding import game
-from unboxed.engine.segments import players
+from unboxed.engine.perturb.masking import game
+from unboxed.engine.perturb.segments import players
 
 IMAGES, N = 10, 1000
 STEADY = 0.9

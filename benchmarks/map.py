@@ -19,7 +19,7 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import write
-from unboxed.engine.neighbors import nearest
+from unboxed.engine.read.neighbors import nearest
 from unboxed.report import Section, report
 from unboxed.report.context import Context
 from unboxed.report.plane import Layer, Plane, atlas

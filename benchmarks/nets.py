@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.data.pillow import read
+from unboxed.inputs.images import read
 from unboxed.loading import weights
 
 ROOT = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

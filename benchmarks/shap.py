@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from harness import compare, write
 from lime_weights import IMAGES, RUNS, STEADY, N, Weights, by_batch, crossing, steadiness
-from unboxed.engine.hiding import game
+from unboxed.engine.perturb.masking import game
 
 
 class Normalized(nn.Module):

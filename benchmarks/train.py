@@ -50,7 +50,7 @@ def measured(name: str, seed: int, root: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             root_or_cache = root if root.is_dir() else None
-            made = training.train(name, root=root_or_cache, seed=seed, out=Path(folder) / "net.safetensors")
+            made = training.train(name, root=root_or_cache, seed=seed, out=Path(folder) / "model.safetensors")
         except DataError as error:
             print(f"{name} skipped: {error}", file=sys.stderr)
             return []

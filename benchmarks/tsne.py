@@ -19,8 +19,8 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import compare, seconds, write
-from unboxed.engine import features
-from unboxed.engine.embedding import embed, reduced, tsne
+from unboxed.engine.read import features
+from unboxed.engine.read.embedding import embed, reduced, tsne
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 LAYERS = ("input", "fc2:input")

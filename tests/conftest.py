@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unboxed import errors
-from unboxed.net import locks
+from unboxed.model import locks
 
 torch.set_num_threads(1)
 PACKAGE = Path(errors.__file__).parent

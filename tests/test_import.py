@@ -59,7 +59,7 @@ ConfusedLogits(to="x")
 found["extras"] = [name for name in {EXTRAS} if name in sys.modules]
 
 import numpy
-from unboxed.engine import embedding
+from unboxed.engine.read import embedding
 random.seed(1), numpy.random.seed(1)
 before = random.getstate(), numpy.random.get_state()[1].copy()
 embedding.embed(numpy.random.default_rng(0).normal(size=(20, 60)))

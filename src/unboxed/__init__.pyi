@@ -13,10 +13,10 @@ from .box import Box as Box
 from .cards import cards as cards
 from .comparing import compare as compare
 from .comparing import epochs as epochs
-from .inputs import Features as Features
-from .inputs import Pixels as Pixels
+from .inputs.multi import MultiInput as MultiInput
+from .inputs.single import Features as Features
+from .inputs.single import Pixels as Pixels
 from .loading import load as load
-from .multi_input import MultiInput as MultiInput
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel
 from .objectives import cosine as cosine

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import class_names, listed_addresses
-from .batches import model_arguments
 from .errors import InputError, LayerError, OutputError
-from .inputs import Inputs, at_levels, laid_out
-from .multi_input import MultiInput, Packed
-from .net import quiet, rules
-from .net.answers import without_nan
-from .net.batching import BatchSize, in_batches
-from .net.coupling import levels
-from .net.first_forward import first_forward, refusing
-from .net.isolated import Isolated, Mode
-from .net.layers import Layers
-from .net.outputs import Outputs, Reader, in_rows
-from .net.taps import Acts, Edit, Padding, Stop, tapped
+from .inputs.batches import model_arguments
+from .inputs.multi import MultiInput, Packed
+from .inputs.single import Inputs, at_levels, laid_out
+from .model import relu_rules, state
+from .model.answers import without_nan
+from .model.batch_dependence import levels
+from .model.batching import BatchSize, in_batches
+from .model.first_forward import first_forward, refusing
+from .model.hooks import Acts, Edit, Padding, Stop, tapped
+from .model.isolation import Isolated, Mode
+from .model.layers import Layers
+from .model.outputs import Outputs, Reader, in_rows
 from .objectives import ENDS, Held, Objective, as_classes, check_classes, logit
+from .validation import class_names, listed_addresses
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -129,12 +129,12 @@ class Box:
 
     def _narrow(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
-        self.autocast = quiet.check_autocast(autocast, self.net_dtype)
+        self.autocast = state.check_autocast(autocast, self.net_dtype)
         with refusing(f"run under autocast={autocast}"):
             self._run(self.noise(max(2, self._least))[: self._most])
 
     def quiet(
-        self, *, grad: bool = True, rule: rules.Rule | None = None, seed: int = 0
+        self, *, grad: bool = True, rule: relu_rules.Rule | None = None, seed: int = 0
     ) -> AbstractContextManager[None]:
         """Everything that touches the model happens inside: it runs in its mode, and no trace is left.
 
@@ -163,7 +163,7 @@ class Box:
                 tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
                 taps = stack.enter_context(tap)
             if self.noisy:
-                stack.enter_context(quiet.SharedNoise())
+                stack.enter_context(state.SharedNoise())
             final = stack.enter_context(self._reader.watching("logits" in wanted))
             raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
@@ -180,7 +180,7 @@ class Box:
 
     def _call(self, x: Tensor) -> object:
         try:
-            with quiet.narrowed(self.device, self.autocast):
+            with state.narrowed(self.device, self.autocast):
                 args, named = model_arguments(self.inputs.encode(x), self.net_dtype, self.channels_last)
                 return self.net(*args, **named)
         except Stop:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unboxed import Box, Pixels
-from unboxed.engine.neighbors import nearest
+from unboxed.engine.read.neighbors import nearest
 from unboxed.report import Section, report
 from unboxed.report.context import Context
 from unboxed.report.plane import Layer, Plane, atlas

@@ -26,8 +26,8 @@ class TwoInputs(nn.Module):
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    torch.export.save(torch.export.export(Net().eval(), (torch.rand(4, 1, 4, 4),)), tmp_path / "net.pt2")
-    return tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Net().eval(), (torch.rand(4, 1, 4, 4),)), tmp_path / "model.pt2")
+    return tmp_path / "model.pt2"
 
 
 def test_an_exported_net_has_no_train_mode(exported: Path) -> None:
@@ -49,9 +49,9 @@ def test_the_shape_of_an_exported_net_stands_in_the_question_for_its_inputs(expo
 
 def test_an_exported_net_with_two_inputs(tmp_path: Path) -> None:
     x = torch.rand(2, 3)
-    torch.export.save(torch.export.export(TwoInputs(), (x, x)), tmp_path / "net.pt2")
+    torch.export.save(torch.export.export(TwoInputs(), (x, x)), tmp_path / "model.pt2")
     with pytest.raises(ModelError, match=r"takes 2 inputs \(a, b\)"):
-        loading.model(str(tmp_path / "net.pt2"))
+        loading.model(str(tmp_path / "model.pt2"))
 
 
 def test_a_truncated_export(exported: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_pickle_inside_an_export_is_never_run(exported: Path, tmp_path: Path) 
 
 
 def test_an_ordinary_zip_named_pt2(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ModelError, match="can't load"):
-        loading.model(str(tmp_path / "net.pt2"))
+        loading.model(str(tmp_path / "model.pt2"))
     assert caplog.records == []  # torch logs a traceback of its own

@@ -11,7 +11,9 @@ import torch
 
 import awkward
 import unboxed as ub
-from unboxed.engine import edited_runs, untrained, windows
+from unboxed.engine import randomized
+from unboxed.engine.perturb import windows
+from unboxed.engine.read import edited_runs
 from unboxed.report import attribution as section
 from unboxed.report import context as contexts
 from unboxed.report import report
@@ -59,9 +61,9 @@ def test_a_bug_in_the_search_for_unused_modules_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     box, _ = opened()
-    monkeypatch.setattr(untrained, "_gradients", bug)
+    monkeypatch.setattr(randomized, "_gradients", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
-        assert untrained._idle(box, []) == set()
+        assert randomized._idle(box, []) == set()
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
 
 

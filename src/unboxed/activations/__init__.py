@@ -1,8 +1,8 @@
 """What does it see?"""
 
-from ..engine.edits import ablate as ablate
-from ..engine.edits import put as put
-from ..engine.edits import scale as scale
+from ..engine.read.edits import ablate as ablate
+from ..engine.read.edits import put as put
+from ..engine.read.edits import scale as scale
 from .ablating import Ablation as Ablation
 from .ablating import ablation as ablation
 from .filters import filters as filters

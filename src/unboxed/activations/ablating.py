@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.edited_runs import Exchange, runs
-from ..engine.edits import addresses, chosen, one_of, settled, with_units
-from ..engine.examples import batches
-from ..engine.packing import packed
+from ..engine.read.edited_runs import Exchange, runs
+from ..engine.read.edits import addresses, chosen, one_of, settled, with_units
+from ..engine.read.examples import batches
+from ..engine.read.packing import packed
 from ..errors import InputError
-from ..net.batching import BatchSize
-from ..net.layers import received
-from ..net.taps import Edit
+from ..model.batching import BatchSize
+from ..model.hooks import Edit
+from ..model.layers import received
 from ..objectives import Objective
 
 ROWS = 256  # of the data read at a time

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..box import Box
 from ..cards import card
 from ..errors import LayerError
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
 
 ALIKE = 0.5  # the correlation from which on two channels are the same pixels
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..errors import LayerError
-from ..net.batching import BatchSize
-from ..net.layers import received
+from ..model.batching import BatchSize
+from ..model.layers import received
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine import features
-from ..engine.items import Skipped
-from ..engine.neighbors import Metric, Neighbors, Search
+from ..engine.read import features
+from ..engine.read.items import Skipped
+from ..engine.read.neighbors import Metric, Neighbors, Search
 from ..errors import LayerError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import ENDS
+from ..validation import whole
 
 
 @card(

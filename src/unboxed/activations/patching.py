@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.edited_runs import Exchange, runs
-from ..engine.edits import addresses, one_of, parts_of, settled, with_units
+from ..engine.read.edited_runs import Exchange, runs
+from ..engine.read.edits import addresses, one_of, parts_of, settled, with_units
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize
-from ..net.taps import Edit
+from ..model.batching import BatchSize
+from ..model.hooks import Edit
 from ..objectives import Objective
 
 By = Literal["layer", "channel", "position"]

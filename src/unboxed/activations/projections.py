@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients import Gradients, gradients
+from ..engine.gradients.score import Gradients, gradients
 from ..errors import InputError, RuleError
-from ..net import rules
-from ..net.batching import BatchSize
+from ..model import relu_rules
+from ..model.batching import BatchSize
 from ..objectives import Index, Objective, as_classes, held, of
 from .receptive import ReceptiveField, receptive_field
 from .units import by_unit, peaks, unit_layers, unraveled
@@ -100,7 +100,7 @@ def _sent_back(
     why = ""
     if rule != "gradient":
         try:
-            return gradients(box, objective, x, rule=rules.deconvnet, batch_size=batch_size), "deconvnet", ""
+            return gradients(box, objective, x, rule=relu_rules.deconvnet, batch_size=batch_size), "deconvnet", ""
         except RuleError as error:
             if rule == "deconvnet":
                 raise

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.sizes import images_only
-from ..net.batching import BatchSize, in_batches
+from ..engine.read.sizes import images_only
+from ..model.batching import BatchSize, in_batches
+from ..validation import whole
 from .units import by_unit, unit_layers
 
 T = TypeVar("T")

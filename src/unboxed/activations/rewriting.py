@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.edits import Change, ablate, addresses, with_units
+from ..engine.read.edits import Change, ablate, addresses, with_units
 from ..errors import InputError
-from ..net.batching import BatchSize, in_batches
-from ..net.taps import Edit
+from ..model.batching import BatchSize, in_batches
+from ..model.hooks import Edit
 
 Edits = Mapping[str, Edit | Sequence[Edit]]
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.edits import addresses, with_units
-from ..engine.examples import batches
-from ..engine.packing import packed
+from ..engine.read.edits import addresses, with_units
+from ..engine.read.examples import batches
+from ..engine.read.packing import packed
 from ..errors import DataError, InputError, warn
-from ..multi_input import MultiInput
-from ..net.batching import BatchSize
+from ..inputs.multi import MultiInput
+from ..model.batching import BatchSize
+from ..validation import whole
 
 LEAST = 4  # examples that HSIC_1 needs
 ROUNDING = 32  # units in the last place by which a feature that is the same for all examples may seem to vary

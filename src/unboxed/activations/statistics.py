@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.examples import each_batch
-from ..engine.items import Skipped
+from ..engine.read.examples import each_batch
+from ..engine.read.items import Skipped
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize
-from ..net.taps import Acts
+from ..model.batching import BatchSize
+from ..model.hooks import Acts
 from ..objectives import ENDS
 from .distributions import Histograms, Moments, Rows
 from .units import by_unit, unit_layers

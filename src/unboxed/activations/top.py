@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.edits import chosen
-from ..engine.examples import pick
-from ..engine.items import Skipped
-from ..engine.packing import packed, read_once
+from ..engine.read.edits import chosen
+from ..engine.read.examples import pick
+from ..engine.read.items import Skipped
+from ..engine.read.packing import packed, read_once
 from ..errors import InputError
-from ..net.batching import BatchSize
-from ..net.taps import Acts
+from ..model.batching import BatchSize
+from ..model.hooks import Acts
+from ..validation import whole
 from .distributions import wide
 from .statistics import Scored, Survey, UnitStatistics, UnitSurvey, passed
 from .units import peaks, unit_layers, unraveled

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine import features
-from ..engine.embedding import Embedding, embed
-from ..engine.neighbors import nearest
+from ..engine.read import features
+from ..engine.read.embedding import Embedding, embed
+from ..engine.read.neighbors import nearest
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
+from ..validation import number, whole
 
 LAYERS = 4  # hidden layers that are mapped when none is named
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.axes import channels_first
+from ..engine.read.channel_axes import channels_first
 from ..errors import LayerError
 from ..objectives import ENDS, channel
 

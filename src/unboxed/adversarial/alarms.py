@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.balls import Ball, ball_of
+from ..engine.optimize.constraints import Ball, ball_of
 from ..errors import NaNError, OutputError, UnboxedWarning
-from ..inputs import Pixels
-from ..net.answers import among, without_nan
-from ..net.batching import BatchSize
+from ..inputs.single import Pixels
+from ..model.answers import among, without_nan
+from ..model.batching import BatchSize
 from .attempt import Attempt
 from .fgsm import fgsm
 from .pgd import pgd

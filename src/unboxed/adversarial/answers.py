@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..net.answers import without_nan
-from ..net.batching import BatchSize
+from ..model.answers import without_nan
+from ..model.batching import BatchSize
 
 
 def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:

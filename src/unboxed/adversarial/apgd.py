@@ -13,13 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L1, Ball, ball_of, per_row
+from ..engine.optimize.constraints import L1, Ball, ball_of, per_row
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
+from ..validation import check_seed, whole
 from .answers import likeliest_others
 from .attempt import Attempt, in_range
 from .levels import saved

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.ascent import near_sizes
-from ..engine.balls import Ball, Linf, per_row
-from ..engine.gradients import REENTRANT, pull_stuck
+from ..engine.gradients.score import REENTRANT, pull_stuck
+from ..engine.optimize.ascent import near_sizes
+from ..engine.optimize.constraints import Ball, Linf, per_row
 from ..errors import InputError, NaNError, OutputError
-from ..inputs import Pixels
-from ..net.answers import without_nan
-from ..net.batching import BatchSize, in_batches
-from ..net.taps import Acts
+from ..inputs.single import Pixels
+from ..model.answers import without_nan
+from ..model.batching import BatchSize, in_batches
+from ..model.hooks import Acts
 from ..objectives import Objective
 from .goal import goal_of
 from .result import Adversarial

@@ -15,16 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, Ball, Linf, ball_of
-from ..engine.identity import box_answers, box_settings, identity
-from ..engine.saved import Saved, digest
+from ..checkpointing import Saved, digest
+from ..engine.fingerprint import box_answers, box_settings, identity
+from ..engine.optimize.constraints import L2, Ball, Linf, ball_of
 from ..errors import InputError
-from ..inputs import Pixels
-from ..net.batching import BatchSize
+from ..inputs.single import Pixels
+from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
+from ..validation import check_seed, whole
 from .apgd import FURTHER, climb, likeliest, towards
 from .attempt import Attempt, in_range
 from .fab import Pace
@@ -57,7 +57,7 @@ class AutoAdversarial(Adversarial):
     not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
-    exempt={"interrupt": "its stages are told apart: tests/methods/test_auto_attack.py"},
+    exempt={"interrupt": "its stages are told apart: tests/adversarial/test_auto_attack.py"},
 )
 def auto_attack(
     box: Box,

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.balls import TINY, length, norm_of, per_row
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import TINY, length, norm_of, per_row
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number
 from .attempt import Attempt
 from .decisions import Decisions, gaussian
 from .levels import saved

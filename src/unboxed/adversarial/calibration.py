@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine.examples import labeled_rows
+from ..engine.read.examples import labeled_rows
 from ..errors import OutputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
+from ..validation import whole
 from .answers import logits_of
 
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..box import Box
-from ..net.answers import without_nan
+from ..model.answers import without_nan
 from .result import Adversarial
 
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..arguments import check_seed, whole
-from ..engine.draws import of_sample
 from ..errors import InputError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
+from ..rng import of_sample
+from ..validation import check_seed, whole
 
 Generator = torch.Generator
 Corrupt = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)

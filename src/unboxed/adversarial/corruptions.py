@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.examples import AT_ONCE, labeled
-from ..engine.sizes import images_only
+from ..engine.read.examples import AT_ONCE, labeled
+from ..engine.read.sizes import images_only
 from ..errors import InputError, OutputError
-from ..net.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, in_batches
+from ..validation import check_seed, whole
 from .answers import logits_of
 from .corrupting import KINDS, corrupted
 

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, norm_of, per_row
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import L2, norm_of, per_row
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number, whole
 from .attempt import Attempt
 from .levels import saved
 from .result import Adversarial

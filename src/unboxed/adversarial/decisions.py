@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import check_seed, whole
-from ..engine.balls import Linf, per_row
-from ..engine.draws import hashed, of_sample
+from ..engine.optimize.constraints import Linf, per_row
 from ..errors import InputError, warn
-from ..inputs import Pixels
+from ..inputs.single import Pixels
+from ..rng import hashed, of_sample
+from ..validation import check_seed, whole
 from .attempt import Attempt
 
 TRIES = 100  # images of chance that may be tried as a start

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..box import Box
-from ..engine.draws import shared
-from ..engine.generators import CPPN
-from ..engine.palette import Palette
-from ..net.batching import BatchSize
+from ..engine.optimize.colors import Palette
+from ..engine.optimize.generators import CPPN
+from ..model.batching import BatchSize
+from ..rng import shared
 
 Shape = tuple[int, ...]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import NORMS, TINY, norm_of, per_row
-from ..engine.hyperplanes import DUAL, Plane, direction, lengths, shift
+from ..engine.optimize.constraints import NORMS, TINY, norm_of, per_row
+from ..engine.optimize.hyperplanes import DUAL, Plane, direction, lengths, shift
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit
+from ..validation import check_seed, number, whole
 from . import levels
 from .answers import likeliest_others
 from .attempt import Attempt, in_range

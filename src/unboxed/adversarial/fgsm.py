@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.balls import Ball
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import Ball
+from ..model.batching import BatchSize
 from ..objectives import Objective
 from .attempt import Attempt
 from .result import Adversarial

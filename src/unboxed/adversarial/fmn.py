@@ -14,13 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, TINY, norm_of, per_row, project_rows, unheld
-from ..engine.hyperplanes import DUAL, lengths
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import L2, TINY, norm_of, per_row, project_rows, unheld
+from ..engine.optimize.hyperplanes import DUAL, lengths
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number, whole
 from .attempt import Attempt, Slope
 from .levels import saved
 from .result import Adversarial

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, ascend, finished
-from ..engine.balls import Constraint
-from ..engine.canvases import Raw
-from ..engine.draws import uniform
-from ..engine.sizes import images_only
+from ..engine.optimize.ascent import Ascent, ascend, finished
+from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.parameterizations import Raw
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, logit, logprob
+from ..rng import uniform
+from ..validation import check_seed, number, whole
 from .evolution import ENCODINGS, evolve
 
 WAYS = ("gradient", *ENCODINGS)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import TINY, Linf, length, norm_of, per_row
-from ..engine.draws import of_sample
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import TINY, Linf, length, norm_of, per_row
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..rng import of_sample
+from ..validation import number, whole
 from .attempt import Attempt
 from .decisions import Decisions
 from .levels import saved

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, TINY, length, norm_of
-from ..engine.quasi_newton import Search, begun, chosen, joined
+from ..engine.optimize.constraints import L2, TINY, length, norm_of
+from ..engine.optimize.lbfgs import Search, begun, chosen, joined
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Acts, Held, Objective, of
+from ..validation import number, whole
 from . import levels
 from .attempt import Attempt, in_range
 from .goal import Goal

@@ -7,11 +7,11 @@ inside the ball are found in whole numbers (`levels_grid`), and a search among t
 
 from __future__ import annotations
 
-from ..arguments import whole
 from ..box import Box
-from ..engine.balls import Ball
-from ..engine.sizes import images_only
+from ..engine.optimize.constraints import Ball
+from ..engine.read.sizes import images_only
 from ..errors import InputError, warn
+from ..validation import whole
 from .attempt import Attempt
 from .levels_grid import grid_of
 from .levels_search import Search

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.balls import Ball, Linf, per_row
+from ..engine.optimize.constraints import Ball, Linf, per_row
 
 HALVINGS = 24
 SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.balls import L1, TINY, Ball, Linf, per_row
+from ..engine.optimize.constraints import L1, TINY, Ball, Linf, per_row
 from ..errors import NaNError, OutputError, warn
 from .attempt import Attempt
 from .levels_grid import Grid, least

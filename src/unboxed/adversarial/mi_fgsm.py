@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.balls import Ball
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import Ball
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number
 from .attempt import Attempt
 from .result import Adversarial
 from .stepping import Way, bound, draws_of, step_of, stepped

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..box import Box
 from ..cards import Card
-from ..engine.sizes import images_only
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
 
 Attacks = Mapping[str, Callable[..., Any]]
 NORMS = ("linf", "l2", "l1")

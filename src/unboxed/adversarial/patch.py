@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
 from ..box import Box
 from ..cards import card
-from ..engine.balls import norm_of
-from ..engine.draws import hashed, uniform
-from ..engine.sizes import images_only
+from ..engine.optimize.constraints import norm_of
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..rng import hashed, uniform
+from ..validation import check_seed
 from .placing import Placing
 from .shared import DRAWS, Crowd, crowd, settings, share_fooled
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import number
 from ..errors import InputError
+from ..validation import number
 
 SHAPES = ("square", "circle")
 

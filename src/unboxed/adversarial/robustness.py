@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..arguments import check_seed
 from ..box import Box
-from ..engine.balls import ball_of, eps_text, norm_of
-from ..engine.class_labels import unique
-from ..engine.examples import labeled
-from ..engine.identity import box_answers, box_settings, identity
-from ..engine.saved import Saved, digest
+from ..checkpointing import Saved, digest
+from ..engine.fingerprint import box_answers, box_settings, identity
+from ..engine.optimize.constraints import ball_of, eps_text, norm_of
+from ..engine.read.class_labels import unique
+from ..engine.read.examples import labeled
 from ..errors import InputError, NaNError
-from ..net.answers import among
-from ..net.batching import BatchSize
+from ..model.answers import among
+from ..model.batching import BatchSize
 from ..objectives import margin
+from ..validation import check_seed
 from .alarms import Alarm, alarms_of
 from .answers import class_logits
 from .attempt import in_range

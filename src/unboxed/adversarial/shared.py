@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
-from ..engine.draws import hashed
 from ..errors import InputError
-from ..net.answers import without_nan
-from ..net.batching import BatchSize
+from ..model.answers import without_nan
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..rng import hashed
+from ..validation import check_seed, number, whole
 from .answers import predicted
 from .attempt import Attempt
 from .goal import Goal, goal_of

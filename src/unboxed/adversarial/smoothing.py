@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from scipy.stats import beta, binomtest, norm
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.draws import of_sample
-from ..engine.examples import AT_ONCE
+from ..engine.read.examples import AT_ONCE
 from ..errors import OutputError
-from ..net.answers import without_nan
-from ..net.batching import BatchSize, in_batches
+from ..model.answers import without_nan
+from ..model.batching import BatchSize, in_batches
 from ..objectives import as_classes, check_classes
+from ..rng import of_sample
+from ..validation import check_seed, number, whole
 
 ABSTAIN = -1
 
@@ -62,7 +62,7 @@ class Smoothed:
     example=lambda method, box, x, y: method(box, x, 0.1, n0=8, n=40, alpha=0.05),
     exempt={
         "one look": "it asks about n0 + n noisy copies of each example",
-        "draws of rows": "it gives no images back; tests/methods/test_smoothing.py holds its draws to the same law",
+        "draws of rows": "it gives no images back; tests/adversarial/test_smoothing.py holds its draws to the same law",
     },
 )
 def smoothed(

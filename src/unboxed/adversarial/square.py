@@ -13,15 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.balls import L2, TINY, Ball, Linf, ball_of, length, per_row
-from ..engine.draws import hashed
-from ..engine.sizes import images_only
+from ..engine.optimize.constraints import L2, TINY, Ball, Linf, ball_of, length, per_row
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..rng import hashed
+from ..validation import check_seed, number, whole
 from .attempt import Attempt, in_range
 from .levels import saved
 from .result import Adversarial

@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
-from ..engine.ascent import Ascent, Climb, StepRule, ascend
-from ..engine.balls import Ball, Constraint, ball_of, per_row, within
-from ..engine.balls import all_free as all_free
-from ..engine.balls import same as same
-from ..engine.canvases import Raw
-from ..engine.steps import Momentum, Steps
+from ..engine.optimize.ascent import Ascent, Climb, StepRule, ascend
+from ..engine.optimize.constraints import Ball, Constraint, ball_of, per_row, within
+from ..engine.optimize.constraints import all_free as all_free
+from ..engine.optimize.constraints import same as same
+from ..engine.optimize.optimizers import Momentum, Steps
+from ..engine.optimize.parameterizations import Raw
 from ..errors import InputError, warn
+from ..validation import check_seed, number, whole
 from .attempt import ASK_ONLY, Attempt, differentiable, in_range
 from .levels import saved
 from .result import Adversarial

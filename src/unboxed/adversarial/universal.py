@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.balls import Ball, ball_of
-from ..net.batching import BatchSize
+from ..engine.optimize.constraints import Ball, ball_of
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number
 from .attempt import in_range
 from .shared import Crowd, crowd, settings, share_fooled
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients import attribute
-from ..net import rules
-from ..net.batching import BatchSize
+from ..engine.gradients.score import attribute
+from ..model import relu_rules
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 
@@ -37,4 +37,4 @@ def deconvnet(
     Deviation: the paper, and captum, know ReLU only. The signal is rectified so that reconstructions are positive,
     which asks for no more at ReLU6 and leaky ReLU: their cap and their leak are not applied to the signal.
     """
-    return attribute(box, x, target, rule=rules.deconvnet, batch_size=batch_size)
+    return attribute(box, x, target, rule=relu_rules.deconvnet, batch_size=batch_size)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline, difference
-from ..engine.baselines import baseline as beside
-from ..engine.edits import settled
-from ..engine.gradients import pull
+from ..engine.gradients.score import pull
+from ..engine.perturb.baselines import Baseline, difference
+from ..engine.perturb.baselines import baseline as beside
+from ..engine.read.edits import settled
 from ..errors import RuleError
-from ..net.batching import BatchSize, in_batches
-from ..net.multipliers import RULES, Tape, nothing_escaped
-from ..net.opwise import Opwise
+from ..model.batching import BatchSize, in_batches
+from ..model.deeplift import RULES, Tape, nothing_escaped
+from ..model.op_mode import Opwise
 from ..objectives import Objective
 
 

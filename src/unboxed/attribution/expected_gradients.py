@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import difference
-from ..engine.draws import of_sample
-from ..engine.edited_runs import runs
-from ..engine.edits import settled
-from ..engine.examples import batches
-from ..engine.paths import References, equal, mean, scores
+from ..engine.gradients.paths import References, equal, mean, scores
+from ..engine.perturb.baselines import difference
+from ..engine.read.edited_runs import runs
+from ..engine.read.edits import settled
+from ..engine.read.examples import batches
 from ..engine.results import tell_not_finite
-from ..multi_input import MultiInput
-from ..net.batching import BatchSize
+from ..inputs.multi import MultiInput
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..rng import of_sample
+from ..validation import check_seed, whole
 
 MOST = 1024  # references taken of a data set: its first
 

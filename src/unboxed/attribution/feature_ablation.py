@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
-from ..engine.estimators import without_rounding
-from ..engine.hiding import HIDDEN, Game, game, objective, scores
-from ..engine.masks import leave_one_out
-from ..engine.segments import Segments, share
-from ..engine.sizes import Size
-from ..engine.windows import windows
-from ..net.answers import check_scores
-from ..net.batching import BatchSize
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.estimators import without_rounding
+from ..engine.perturb.masking import HIDDEN, Game, game, objective, scores
+from ..engine.perturb.masks import leave_one_out
+from ..engine.perturb.segments import Segments, share
+from ..engine.perturb.windows import windows
+from ..engine.read.sizes import Size
+from ..model.answers import check_scores
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 MANY = 1024  # players that are looked at one by one, whether they are rectangles

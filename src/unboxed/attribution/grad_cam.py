@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.cams import cam
-from ..net.batching import BatchSize
+from ..engine.gradients.cams import cam
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 
 

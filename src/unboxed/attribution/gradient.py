@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients import attribute
-from ..net.batching import BatchSize
+from ..engine.gradients.score import attribute
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 

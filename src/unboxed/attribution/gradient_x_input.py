@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
-from ..engine.baselines import baseline as baseline_of
-from ..engine.gradients import gradients, tell
-from ..net.answers import check_scores
-from ..net.batching import BatchSize
+from ..engine.gradients.score import gradients, tell
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import baseline as baseline_of
+from ..model.answers import check_scores
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 

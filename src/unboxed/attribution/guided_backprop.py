@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients import attribute
-from ..net import rules
-from ..net.batching import BatchSize
+from ..engine.gradients.score import attribute
+from ..model import relu_rules
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 
@@ -37,4 +37,4 @@ def guided_backprop(
     Deviation: the paper, and captum, know ReLU only. There the slope is 0 or 1 and the rule is the paper's; ReLU6 has
     slope 0 above its cap too, and a leaky ReLU its leak below 0.
     """
-    return attribute(box, x, target, rule=rules.guided, batch_size=batch_size)
+    return attribute(box, x, target, rule=relu_rules.guided, batch_size=batch_size)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.cams import cam
-from ..engine.gradients import attribute
-from ..engine.sizes import images_only
-from ..net import rules
-from ..net.batching import BatchSize
+from ..engine.gradients.cams import cam
+from ..engine.gradients.score import attribute
+from ..engine.read.sizes import images_only
+from ..model import relu_rules
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from .grad_cam import by_mean
 
@@ -42,6 +42,6 @@ def guided_grad_cam(
     images_only(box, "Guided Grad-CAM")
     x = box.accept(x)
     objective = box.objective(target, len(x))
-    guided: Tensor = attribute(box, x, objective, rule=rules.guided, batch_size=batch_size)
+    guided: Tensor = attribute(box, x, objective, rule=relu_rules.guided, batch_size=batch_size)
     where = cam(box, x, objective, layer, by_mean, name="Grad-CAM", upsample=True, batch_size=batch_size)
     return guided * where

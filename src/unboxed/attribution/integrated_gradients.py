@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline, difference
-from ..engine.baselines import baseline as baseline_of
-from ..engine.edited_runs import runs
-from ..engine.edits import settled
-from ..engine.paths import RULES, midpoints
-from ..engine.quadrature import Problem, first_look, fixed, integrate
+from ..engine.gradients.paths import RULES, midpoints
+from ..engine.gradients.quadrature import Problem, first_look, fixed, integrate
+from ..engine.perturb.baselines import Baseline, difference
+from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.read.edited_runs import runs
+from ..engine.read.edits import settled
 from ..engine.results import tell_not_finite
 from ..errors import InputError, warn
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import number, whole
 
 COUPLED_STEPS = 50
 """By default, where examples can't be looked at one without the other."""

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline, difference
-from ..engine.estimators import exact_shapley, kernel_shapley
-from ..engine.hiding import A_PLAYER, beside, few, game, objective, scores
-from ..engine.masks import Draws, every_subset, shapley_pairs
-from ..engine.segments import Segments, share
+from ..engine.perturb.baselines import Baseline, difference
+from ..engine.perturb.estimators import exact_shapley, kernel_shapley
+from ..engine.perturb.masking import A_PLAYER, beside, few, game, objective, scores
+from ..engine.perturb.masks import Draws, every_subset, shapley_pairs
+from ..engine.perturb.segments import Segments, share
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import check_seed, whole
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,19 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
-from ..engine.draws import key
-from ..engine.estimators import ALPHA, Design, Local, Regression, local_model
-from ..engine.hiding import A_PLAYER, Game, beside, few, game, objective, probability, scores
-from ..engine.masks import Draws, coin_flips
-from ..engine.segments import Segments, share
-from ..engine.surrogate import LEAST, Surrogate
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.control_variate import LEAST, Surrogate
+from ..engine.perturb.estimators import ALPHA, Design, Local, Regression, local_model
+from ..engine.perturb.masking import A_PLAYER, Game, beside, few, game, objective, probability, scores
+from ..engine.perturb.masks import Draws, coin_flips
+from ..engine.perturb.segments import Segments, share
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, pooled
+from ..rng import key
+from ..validation import check_seed, number, whole
 
 PLENTY = 4096  # masks that are scored by the surrogate alone
 

@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
 from ..engine.results import tell_not_finite, tell_rows
 from ..errors import InputError, OutputError
-from ..inputs import Inputs, Pixels
-from ..multi_input import MultiInput
-from ..net.answers import check_scores
-from ..net.batching import BatchSize, in_batches
-from ..net.relevance import Propagation, Recipe, all_ruled, constant, linear, note
+from ..inputs.multi import MultiInput
+from ..inputs.single import Inputs, Pixels
+from ..model.answers import check_scores
+from ..model.batching import BatchSize, in_batches
+from ..model.lrp import Propagation, Recipe, all_ruled, constant, linear_rules, note
 from ..objectives import Objective
+from ..validation import number
 
 RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
-    "composite": lambda e, g: Recipe(linear.epsilon(e), linear.gamma(g, e), linear.z_box(e)),
-    "composite-plus": lambda e, g: Recipe(linear.epsilon(e), linear.z_plus(e), linear.flat()),
-    "epsilon": lambda e, g: Recipe(linear.epsilon(e), linear.epsilon(e)),
-    "gamma": lambda e, g: Recipe(linear.gamma(g, e), linear.gamma(g, e)),
-    "z-plus": lambda e, g: Recipe(linear.z_plus(e), linear.z_plus(e)),
-    "alpha-beta": lambda e, g: Recipe(linear.alpha_beta(2, e), linear.alpha_beta(2, e)),
+    "composite": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.gamma(g, e), linear_rules.z_box(e)),
+    "composite-plus": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.z_plus(e), linear_rules.flat()),
+    "epsilon": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.epsilon(e)),
+    "gamma": lambda e, g: Recipe(linear_rules.gamma(g, e), linear_rules.gamma(g, e)),
+    "z-plus": lambda e, g: Recipe(linear_rules.z_plus(e), linear_rules.z_plus(e)),
+    "alpha-beta": lambda e, g: Recipe(linear_rules.alpha_beta(2, e), linear_rules.alpha_beta(2, e)),
 }
 
 

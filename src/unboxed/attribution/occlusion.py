@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import whole
 from ..box import Box
 from ..cards import card
-from ..engine import sizes
-from ..engine.baselines import baseline as baseline_of
-from ..engine.edited_runs import Runs
-from ..engine.edits import settled
-from ..engine.hiding import HIDDEN
-from ..engine.segments import share
-from ..engine.windows import windows
+from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.perturb.masking import HIDDEN
+from ..engine.perturb.segments import share
+from ..engine.perturb.windows import windows
+from ..engine.read import sizes
+from ..engine.read.edited_runs import Runs
+from ..engine.read.edits import settled
 from ..errors import InputError
-from ..net.answers import check_scores
-from ..net.batching import BatchSize
+from ..model.answers import check_scores
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit
+from ..validation import whole
 
 Sides = int | tuple[int, int]
 PARTS = 7  # of an image's side that a window covers by default: 32 of 224 pixels, 4 of 28

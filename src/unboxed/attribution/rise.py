@@ -11,18 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline
-from ..engine.baselines import baseline as baseline_of
-from ..engine.hiding import HIDDEN, objective, scored, splits
-from ..engine.masks import grids
-from ..engine.sizes import images_only
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import baseline as baseline_of
+from ..engine.perturb.masking import HIDDEN, objective, scored, splits
+from ..engine.perturb.masks import grids
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.answers import check_scores
-from ..net.batching import BatchSize, in_batches
+from ..model.answers import check_scores
+from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective
+from ..validation import check_seed, number, whole
 
 Normalize = Literal["expectation", "coverage", "difference"]
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.grids import Grid, grids, image_size, token_grid, upsampled
+from ..engine.read.position_grids import Grid, grids, image_size, token_grid, upsampled
+from ..engine.read.sizes import images_only
 from ..engine.results import tell_not_finite
-from ..engine.sizes import images_only
 from ..errors import InputError, LayerError
-from ..net.attention import attending
-from ..net.batching import BatchSize, in_batches
+from ..model.attention import attending
+from ..model.batching import BatchSize, in_batches
 
 Heads = Literal["mean", "max", "min"]
 FUSED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..errors import InputError, warn
+from ..validation import check_seed, number, whole
 
 SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 SMOOTH = 50.0  # Rother et al.'s weight of a border, in nats

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.baselines import Baseline, difference
-from ..engine.estimators import exact_shapley
-from ..engine.hiding import Game, beside, game, objective, scores
-from ..engine.masks import every_subset
-from ..engine.segments import Segments, share
+from ..engine.perturb.baselines import Baseline, difference
+from ..engine.perturb.estimators import exact_shapley
+from ..engine.perturb.masking import Game, beside, game, objective, scores
+from ..engine.perturb.masks import every_subset
+from ..engine.perturb.segments import Segments, share
 from ..errors import InputError
-from ..inputs import Pixels
-from ..multi_input import MultiInput
-from ..net.batching import BatchSize
+from ..inputs.multi import MultiInput
+from ..inputs.single import Pixels
+from ..model.batching import BatchSize
 from ..objectives import Objective
 
 MOST = 16  # players: 65,536 runs an input

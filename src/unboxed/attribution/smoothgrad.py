@@ -10,17 +10,17 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.edits import settled
-from ..engine.gradients import tell
-from ..engine.paths import Moment, Noise, equal, mean, spread
+from ..engine.gradients.paths import Moment, Noise, equal, mean, spread
+from ..engine.gradients.score import tell
+from ..engine.read.edits import settled
 from ..engine.results import tell_not_finite
 from ..errors import InputError
-from ..net.answers import refuse_scores
-from ..net.batching import BatchSize
+from ..model.answers import refuse_scores
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import check_seed, number, whole
 
 
 @card(

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
+from .. import rng
 from ..box import Box
-from ..engine import draws
-from ..engine.baselines import baseline
+from ..engine.perturb.baselines import baseline
 from ..errors import InputError
-from ..inputs import Inputs, Pixels
-from ..net.outputs import Reader
+from ..inputs.single import Inputs, Pixels
+from ..model.outputs import Reader
 from ..objectives import ENDS, Objective
+from ..validation import check_seed
 from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
@@ -75,7 +75,7 @@ def random_input(box: Box, x: Any, method: Method, target: Target = None, *, see
 
 def _order(x: Tensor, seed: int) -> Tensor:
     """A permutation of positions for each image, (N, H W)."""
-    return draws.uniform(x[:, :1].flatten(1), seed).argsort(1)
+    return rng.uniform(x[:, :1].flatten(1), seed).argsort(1)
 
 
 def _moved(h: Tensor, order: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, whole
 from ..box import Box
-from ..engine.baselines import Baseline
-from ..engine.baselines import baseline as baseline_of
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..inputs import Pixels
-from ..net.batching import BatchSize
+from ..inputs.single import Pixels
+from ..model.batching import BatchSize
+from ..validation import check_seed, whole
 from .perturbing import Score, Target, cells, fixed, importance, ranked, scores
 
 STEPS = 50

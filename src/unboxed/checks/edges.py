@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attribution.gradient import gradient
 from ..box import Box
-from ..engine.sizes import images_only
+from ..engine.read.sizes import images_only
 from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, in_unit_range, similarity
 

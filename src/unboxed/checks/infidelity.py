@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
-from ..engine.baselines import Baseline
-from ..engine.baselines import baseline as baseline_of
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..inputs import Features, Pixels
-from ..net.batching import BatchSize
+from ..inputs.single import Features, Pixels
+from ..model.batching import BatchSize
+from ..validation import check_seed, number, whole
 from .perturbing import Score, Target, cells, drawn, fitting, fixed, plain, scores
 
 Perturbation = Literal["gaussian", "noisy_baseline", "square"]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
+from .. import rng
 from ..box import Box
-from ..engine import draws
 from ..errors import InputError
 from ..objectives import as_classes
+from ..validation import check_seed
 from .methods import Method, Target, drawn, fixed
 from .similarity import Similarity, similarity
 
@@ -56,7 +56,7 @@ def shuffled(labels: Any, seed: int = 0) -> Tensor:
     if y.ndim != 1 or len(y) < 2:
         raise InputError(f"wanted the labels (N,) of two examples or more; got shape {tuple(y.shape)}")
     y = y.detach().cpu()
-    return y[torch.randperm(len(y), generator=draws.shared(check_seed(seed), 0, torch.device("cpu")))]
+    return y[torch.randperm(len(y), generator=rng.shared(check_seed(seed), 0, torch.device("cpu")))]
 
 
 def retrained(fit: Callable[[Tensor], Box], labels: Any, *, seed: int = 0) -> tuple[Box, Box]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.results import map_of
 from ..errors import InputError, UnboxedWarning
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
 from ..objectives import Objective, pooled
 
 Method = Callable[[Box, Any, Any], Any]

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
+from .. import rng
 from ..box import Box
-from ..engine import draws
-from ..engine.hiding import probability
+from ..engine.perturb.masking import probability
 from ..engine.results import map_of
 from ..errors import InputError, OutputError
-from ..inputs import Pixels
-from ..multi_input import MultiInput
-from ..net.batching import BatchSize, in_batches
+from ..inputs.multi import MultiInput
+from ..inputs.single import Pixels
+from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, logit, pooled
+from ..validation import check_seed
 
 Score = Literal["probability", "logit"]
 Target = int | Tensor | Objective | None
@@ -76,7 +76,7 @@ def importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor
 
 def ranked(values: Tensor, seed: int) -> Tensor:
     """The rank (N, P) of each value in its row, 0 is the largest; equal ones stand in an order drawn for each row."""
-    mixed = draws.uniform(values, seed).argsort(dim=1, stable=True)
+    mixed = rng.uniform(values, seed).argsort(dim=1, stable=True)
     order: Tensor = mixed.gather(1, values.gather(1, mixed).argsort(dim=1, descending=True, stable=True))
     return order.argsort(dim=1)
 
@@ -89,7 +89,7 @@ def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
     """
     x, seed = box.accept(x), check_seed(seed)
     like = x[:, :1] if isinstance(box.inputs, Pixels) else x
-    return box.shaped(draws.uniform(like, seed))
+    return box.shaped(rng.uniform(like, seed))
 
 
 # -- the score -------------------------------------------------------------------------------------------------------
@@ -157,6 +157,6 @@ def drawn(
     """(R, *shape): a draw for each pair of row and sample, keyed by (seed, row, sample), however they are batched."""
     found = []
     for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-        generator = draws.of_sample(seed, row, sample, like.device)
+        generator = rng.of_sample(seed, row, sample, like.device)
         found.append(draw(tuple(shape), generator=generator, device=like.device, dtype=like.dtype))
     return torch.stack(found)

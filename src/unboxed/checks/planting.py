@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..arguments import check_seed, number, whole
 from ..errors import InputError
 from ..objectives import as_classes
+from ..validation import check_seed, number, whole
 
 
 class Place(NamedTuple):

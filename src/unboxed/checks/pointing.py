@@ -12,9 +12,9 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ..arguments import number
 from ..engine.results import map_of
 from ..errors import InputError
+from ..validation import number
 from .perturbing import finite
 
 

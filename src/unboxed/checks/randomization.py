@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
 from ..box import Box
-from ..engine.untrained import Weights, own, randomized, weighted
+from ..engine.randomized import Weights, own, randomized, weighted
 from ..errors import InputError, LayerError, warn
+from ..validation import check_seed
 from .methods import Method, Target, drawn, fixed, flat
 from .similarity import Similarity, similarity
 
@@ -57,7 +57,7 @@ def randomization(
     `mode="cascading"` draws the top layer anew, then the two topmost, and so on down to all; `"independent"` one layer
     at a time, the others as trained. `layers` are by default all that hold weights, in the order in which they run,
     from the last to the first; given, they are taken in the order given, and the name of a block stands for all layers
-    in it. How weights are drawn: `engine.untrained.randomized`. The target stays what it was for the net as it is: for
+    in it. How weights are drawn: `engine.randomized.randomized`. The target stays what it was for the net as it is: for
     None, the class that it predicts. The net itself is not touched.
 
     Raises LayerError for layers without weights, ModelError where the net can't be copied; an UnboxedWarning names the

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..arguments import check_seed
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
+from ..validation import check_seed
 from .methods import Method, Target
 from .verdict import N_STEPS, PAIRS, Verdict, name_of, verdict
 

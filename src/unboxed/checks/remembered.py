@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
+from ..atomic_write import encoded
 from ..box import Box
-from ..engine.identity import identity
+from ..engine.fingerprint import identity
 from ..errors import InputError
 from ..objectives import Objective
-from ..writing import encoded
+from ..validation import check_seed
 from .methods import Method, Target
 from .verdict import GRADES, PAIRS, Verdict, verdict
 

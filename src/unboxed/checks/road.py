@@ -16,11 +16,11 @@ import torch
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from ..arguments import check_seed, number
 from ..box import Box
-from ..engine.sizes import images_only
+from ..engine.read.sizes import images_only
 from ..errors import InputError, OutputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
+from ..validation import check_seed, number
 from .perturbing import Score, Target, drawn, fixed, importance, ranked, scores
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

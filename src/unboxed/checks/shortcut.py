@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from .. import activations, synthesis
-from ..arguments import check_seed, whole
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError, UnboxedError
+from ..validation import check_seed, whole
 from .methods import Method, drawn
 from .planting import Mark
 from .pointing import energy_inside, pointing_game

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed
 from ..box import Box
 from ..cards import Card
-from ..engine.untrained import randomized, weighted
+from ..engine.randomized import randomized, weighted
 from ..errors import InputError, UnboxedError
-from ..inputs import Pixels
-from ..net.batching import BatchSize
+from ..inputs.single import Pixels
+from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..validation import check_seed
 from .controls import constant_model
 from .deletion import Curve, deletion
 from .methods import Method, Target, drawn, fixed, flat

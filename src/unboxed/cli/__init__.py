@@ -116,7 +116,7 @@ def explain(
         if not image.exists():  # before anything heavy is imported
             raise DataError(f"there is no file {image}")
         from .. import loading
-        from ..explaining import command
+        from .explain import command
 
         inputs, names = pixels(shape, mean, std), classes_of(classes)
         box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def attack(
     """
     with answering(debug):
         from .. import loading
-        from ..attacking import command
+        from .attack import command
 
         sizes = [amount("--eps", e) for e in eps]
         inputs, names = pixels(shape, mean, std), classes_of(classes)

@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..atomic_write import printable
 from ..box import Box
-from ..engine.class_labels import is_numbered, label_map, named_classes
+from ..engine.read.class_labels import is_numbered, label_map, named_classes
 from ..errors import BrokenImageError, DataError
-from ..inputs import Inputs, Pixels
-from ..writing import printable
-from . import pillow
+from ..inputs import images
+from ..inputs.single import Inputs, Pixels
 from .sets import Example, Images
 
 Skipped = list[tuple[Path, str]]
@@ -33,7 +33,7 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     if isinstance(like, Box):
         classes = named_classes(like) if classes is None else classes
         like = like.inputs
-    like, root = pillow.wanted(like), _root(path)
+    like, root = images.wanted(like), _root(path)
     skipped: Skipped = []
     groups = _groups(root, skipped)
     names = tuple(printable(g) for g in groups if g)
@@ -100,9 +100,9 @@ class Folder(Images):
         if path in self._broken:
             return None
         try:
-            return pillow.read(path, self.inputs), self._labels[index]
+            return images.read(path, self.inputs), self._labels[index]
         except Exception as error:  # a hostile file can make a decoder raise nearly anything
-            self._broken[path] = pillow.reason(error)
+            self._broken[path] = images.reason(error)
             self.skipped.append((path, self._broken[path]))
             return None
 
@@ -163,7 +163,7 @@ def _files(path: Path, skipped: Skipped, seen: set[str]) -> Iterator[Path]:
 
 def _images(files: list[Path], skipped: Skipped) -> list[Path]:
     """Those that may be images; the others are listed."""
-    faults = [pillow.fault(p) for p in files]
+    faults = [images.fault(p) for p in files]
     skipped += [(p, why) for p, why in zip(files, faults, strict=True) if why]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 

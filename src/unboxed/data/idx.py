@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, WriteError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
 from .download import Unreachable, checksum, fetch
 from .sets import InMemory
 

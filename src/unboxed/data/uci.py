@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..arguments import check_seed
 from ..errors import InputError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
+from ..validation import check_seed
 from .sets import InMemory
 
 Split = Literal["all", "train", "test"]

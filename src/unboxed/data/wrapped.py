@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ..engine.class_labels import class_names
-from ..engine.items import item
+from ..engine.read.class_labels import class_names
+from ..engine.read.items import item
 from ..errors import DataError
-from ..inputs import SLACK, Pixels
-from .pillow import quiet, to_tensor, wanted
+from ..inputs.images import quiet, to_tensor, wanted
+from ..inputs.single import SLACK, Pixels
 from .sets import Batch, Example, Images, count, stack
 
 Decode = Callable[[Tensor], Tensor]

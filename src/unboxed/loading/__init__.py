@@ -1,4 +1,4 @@
-"""Models, weights and data from the words of a command line: `zoo:mnist-cnn`, `net.py:make`, `net.pt`, `digits`.
+"""Models, weights and data from the words of a command line: `zoo:mnist-cnn`, `model.py:make`, `model.pt`, `digits`.
 
 A factory is the user's own code and is run. A checkpoint is not: nothing in it is ever executed.
 """

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..box import Box
 from ..errors import ModelError
-from ..inputs import Inputs
-from ..net.outputs import Outputs
+from ..inputs.single import Inputs
+from ..model.outputs import Outputs
 from .checkpoints import weights as put
 from .models import model
 

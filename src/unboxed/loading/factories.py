@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import UnboxedError
-from ..net.quiet import seeded
+from ..model.state import seeded
 
 Wrong = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
 USER_FAULTS = (Exception, SystemExit)  # a script without a __main__ guard may well call sys.exit

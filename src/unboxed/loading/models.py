@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from .. import zoo
-from ..arguments import check_seed
 from ..errors import ModelError
-from ..inputs import Features, Inputs, Pixels
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
+from ..inputs.single import Features, Inputs, Pixels
+from ..validation import check_seed
 from .exported import exported
 from .factories import build, cut, defined
 

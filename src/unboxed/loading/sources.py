@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.folders import Folder
-from ..engine.class_labels import named_classes
+from ..engine.read.class_labels import named_classes
 from ..errors import DataError
-from ..inputs import Inputs, Pixels
+from ..inputs.single import Inputs, Pixels
 from .factories import build
 
 KINDS = "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
@@ -47,7 +47,7 @@ def data(
 def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
     """The data set that `spec` names, with labels that mean the box's classes: those of subfolders are matched by name.
 
-    Raises DataError for subfolders that are not the classes (see `engine.class_labels`).
+    Raises DataError for subfolders that are not the classes (see `engine.read.class_labels`).
     """
     images = data(spec, like=box.inputs, root=root, classes=None if Path(spec).is_dir() else classes)
     classes = named_classes(box)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..atomic_write import write_bytes
 from ..errors import InputError, WriteError
-from ..writing import write_bytes
 from .colors import Bytes, fitted
 
 Picture = Bytes | Image.Image

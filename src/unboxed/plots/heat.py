@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from ..atomic_write import printable
 from ..errors import InputError
-from ..writing import printable
 from . import colors
 from .colors import Array, Bytes
 

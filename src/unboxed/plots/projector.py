@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..atomic_write import encoded, write_bytes
 from ..errors import InputError
-from ..writing import encoded, write_bytes
 from .colors import Array, array
 from .files import png
 from .map import small

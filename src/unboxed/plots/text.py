@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from ..writing import printable
+from ..atomic_write import printable
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..arguments import check_seed
+from ..atomic_write import encoded
 from ..box import Box
 from ..checks.remembered import Remembered
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
-from ..writing import encoded
+from ..validation import check_seed
 from . import (
     activations,
     adversarial,

@@ -17,7 +17,7 @@ from ..adversarial.pgd import pgd
 from ..adversarial.robustness import Attack, Robustness, robustness
 from ..adversarial.shares import Share
 from ..box import Box
-from ..engine.balls import eps_text
+from ..engine.optimize.constraints import eps_text
 from ..plots import attacked, colors
 from ..plots.sheet import Bar
 from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..attribution import gradient, guided_backprop
 from ..box import Box
-from ..engine.gradients import Gradients, gradients
+from ..engine.gradients.score import Gradients, gradients
 from ..errors import UnboxedError
-from ..net import rules
+from ..model import relu_rules
 from ..objectives import logit
 from ..plots import colors, draw
 from ..plots.sheet import Bar
@@ -102,7 +102,7 @@ def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tu
     if len(context.box.classes) == 1:
         del columns[1]
     try:
-        columns.append(_column("guided backprop", box, x, answers, rules.guided))
+        columns.append(_column("guided backprop", box, x, answers, relu_rules.guided))
     except UnboxedError as error:
         notes.append(f"No guided backprop for this net: {error}.")
     try:
@@ -112,7 +112,7 @@ def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tu
     return columns, notes
 
 
-def _column(title: str, box: Box, x: Tensor, targets: Tensor, rule: rules.Rule | None) -> Column:
+def _column(title: str, box: Box, x: Tensor, targets: Tensor, rule: relu_rules.Rule | None) -> Column:
     found = gradients(box, logit(targets), x, rule=rule)
     return Column(title, found, targets, draw.shared_reach(found.map))
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from ..engine.axes import channels_first
+from ..engine.read.channel_axes import channels_first
 from ..errors import UnboxedWarning
-from ..net.layers import Layer
+from ..model.layers import Layer
 from ..plots import colors, draw, drawings
 from ..synthesis import Channels, channels
 from .blocks import Block, Figure, Figures, Files, Fold, Head, Method, Note, Text

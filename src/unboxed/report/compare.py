@@ -14,7 +14,7 @@ from ..activations import Ablation, Similarity, ablation, filters, similarity
 from ..activations.ablating import hidden
 from ..box import Box
 from ..comparing import compare
-from ..engine.axes import channels_first
+from ..engine.read.channel_axes import channels_first
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw

@@ -14,8 +14,8 @@ from ..checks.methods import Method
 from ..checks.ranking import candidates, flops
 from ..checks.remembered import Remembered
 from ..checks.verdict import Verdict
-from ..engine.axes import channels_first
-from ..inputs import Pixels
+from ..engine.read.channel_axes import channels_first
+from ..inputs.single import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
 from .kinds import Kind, kind_of

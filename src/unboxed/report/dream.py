@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.axes import channels_first
+from ..engine.read.channel_axes import channels_first
 from ..errors import UnboxedError
 from ..objectives import Objective, energy, logit
 from ..plots import colors

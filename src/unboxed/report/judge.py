@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.class_labels import is_numbered
+from ..engine.read.class_labels import is_numbered
 from .context import Context
 
 WHO = (

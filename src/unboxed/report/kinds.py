@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..inputs import Features, Inputs, Pixels
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
+from ..inputs.single import Features, Inputs, Pixels
 from .words import many, size
 
 

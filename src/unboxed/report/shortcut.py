@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from tqdm import tqdm
 
-from ..arguments import check_seed
+from ..atomic_write import encoded
 from ..checks.planting import Mark
 from ..checks.shortcut import Shortcut, shortcut
 from ..checks.trial import Finding
@@ -22,7 +22,7 @@ from ..plots import shortcut as draw
 from ..plots.files import png
 from ..training import versions
 from ..training.shortcut import Pair, pair
-from ..writing import encoded
+from ..validation import check_seed
 from .folder import Folder
 
 SHEET, DRAWN, FACTS = "shortcut.png", "shortcut-drawn.png", "shortcut.json"

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.class_labels import class_names, is_numbered
-from ..engine.examples import label_numbers
-from ..engine.items import item
-from ..engine.packing import packed
+from ..engine.read.class_labels import class_names, is_numbered
+from ..engine.read.examples import label_numbers
+from ..engine.read.items import item
+from ..engine.read.packing import packed
 from ..errors import BrokenImageError, DataError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
 
 TENSORS = "tensors"  # data without a name of their own
 BINARY = ("no", "yes")  # what one probability says

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
 from ..activations.projections import neurons
-from ..engine.axes import channels_first
-from ..engine.balls import TINY, length
+from ..engine.optimize.constraints import TINY, length
+from ..engine.read.channel_axes import channels_first
 from ..errors import OutputError
-from ..net.layers import Layer
+from ..model.layers import Layer
 from ..plots import draw, units
 from ..plots.sheet import Bar
 from ..plots.units import Unit

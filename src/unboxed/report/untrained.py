@@ -1,3 +1,3 @@
 """The same architecture without its training, to stand beside the trained net."""
 
-from ..engine.untrained import untrained as untrained
+from ..engine.randomized import untrained as untrained

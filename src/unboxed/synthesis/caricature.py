@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.transforms import wobble
-from ..net.batching import BatchSize
+from ..engine.optimize.transforms import wobble
+from ..model.batching import BatchSize
 from ..objectives import ENDS, dot
+from ..validation import number
 from .drawn import Drawn
 from .recipe import STEPS, draw, look, way
 

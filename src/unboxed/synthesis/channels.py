@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import ENDS, as_classes, channel
 from ..objectives import diversity as unlike
+from ..validation import number, whole
 from .drawn import Drawn
 from .feature import tell
 from .recipe import STEPS, draw, look, way

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
-from ..arguments import check_seed
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, Climb, ascend, finished
-from ..engine.balls import Constraint
-from ..engine.canvases import Fourier, Raw
-from ..engine.draws import uniform
-from ..engine.palette import Palette, known, statistics
-from ..engine.sizes import images_only
-from ..engine.transforms import wobble
+from ..engine.optimize.ascent import Ascent, Climb, ascend, finished
+from ..engine.optimize.colors import Palette, known, statistics
+from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.parameterizations import Fourier, Raw
+from ..engine.optimize.transforms import wobble
+from ..engine.read.sizes import images_only
 from ..errors import InputError, warn
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
+from ..rng import uniform
+from ..validation import check_seed
 
 
 @dataclass(frozen=True, eq=False)

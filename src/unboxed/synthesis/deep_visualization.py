@@ -10,19 +10,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, ascend
-from ..engine.balls import Constraint
-from ..engine.canvases import Raw
-from ..engine.draws import normal
-from ..engine.palette import known
-from ..engine.sizes import images_only
-from ..engine.steps import Normalized
+from ..engine.optimize.ascent import Ascent, ascend
+from ..engine.optimize.colors import known
+from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.optimizers import Normalized
+from ..engine.optimize.parameterizations import Raw
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes
+from ..rng import normal
+from ..validation import check_seed, number, whole
 from .drawn import Drawn
 
 NOISE = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code

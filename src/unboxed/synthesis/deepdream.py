@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine import sizes
-from ..engine.balls import TINY, per_row
-from ..engine.draws import shared
-from ..engine.gradients import pull
-from ..engine.sizes import ANY_SIZE, Size
+from ..engine.gradients.score import pull
+from ..engine.optimize.constraints import TINY, per_row
+from ..engine.read import sizes
+from ..engine.read.sizes import ANY_SIZE, Size
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
+from ..rng import shared
+from ..validation import check_seed, number, whole
 from .drawn import Drawn
 
 OCTAVES = 4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..engine.ascent import Climb
+from ..engine.optimize.ascent import Climb
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
 from ..errors import InputError, warn
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
+from ..validation import number, whole
 from .drawn import Drawn
 from .recipe import STEPS, draw, look, way
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, Climb, ascend, finished
-from ..engine.balls import L2, TINY, Constraint
-from ..engine.canvases import Canvas, Fourier, Raw
-from ..engine.draws import normal
-from ..engine.palette import Palette, natural, statistics
-from ..engine.sizes import images_only
-from ..engine.transforms import roll
+from ..engine.optimize.ascent import Ascent, Climb, ascend, finished
+from ..engine.optimize.colors import Palette, natural, statistics
+from ..engine.optimize.constraints import L2, TINY, Constraint
+from ..engine.optimize.parameterizations import Canvas, Fourier, Raw
+from ..engine.optimize.transforms import roll
+from ..engine.read.sizes import images_only
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import ENDS, Objective, alpha_norm, cosine, dot, match, total_variation
+from ..rng import normal
+from ..validation import check_seed, number, whole
 
 FREE = Constraint()
 HALF = 0.5  # the paper's B: how far a pixel can lie from the middle of its range

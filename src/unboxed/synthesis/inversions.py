@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.sizes import images_only
+from ..engine.read.sizes import images_only
 from ..errors import LayerError, OutputError
-from ..net.batching import BatchSize
-from ..net.layers import Layer
+from ..model.batching import BatchSize
+from ..model.layers import Layer
 from .inversion import Inversion, address, inversion
 
 LAYERS = 6  # where none are named

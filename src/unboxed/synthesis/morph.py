@@ -9,15 +9,15 @@ from functools import partial
 from torch import Tensor
 from torch.optim import SGD
 
-from ..arguments import number
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, ascend, finished
-from ..engine.balls import L2, within
-from ..engine.canvases import Raw
+from ..engine.optimize.ascent import Ascent, ascend, finished
+from ..engine.optimize.constraints import L2, within
+from ..engine.optimize.parameterizations import Raw
 from ..engine.results import each
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Objective, logit, logprob
+from ..validation import number
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import check_seed
 from ..box import Box
-from ..engine.ascent import Ascent, ascend, finished
-from ..engine.balls import Constraint
-from ..engine.canvases import Canvas, Fourier, Phase, Raw, frequencies, spectrum
-from ..engine.draws import normal
-from ..engine.examples import batches
-from ..engine.palette import Palette, known, learned, natural, statistics
-from ..engine.sizes import images_only
-from ..engine.transforms import Transform, crops, wobble
+from ..engine.optimize.ascent import Ascent, ascend, finished
+from ..engine.optimize.colors import Palette, known, learned, natural, statistics
+from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.parameterizations import Canvas, Fourier, Phase, Raw, frequencies, spectrum
+from ..engine.optimize.transforms import Transform, crops, wobble
+from ..engine.read.examples import batches
+from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..net.batching import BatchSize
+from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, far_from_mean, of, roughness
+from ..rng import normal
+from ..validation import check_seed
 from .drawn import Drawn
 
 SAMPLE = 1024  # images of `data` that colors, spectrum and roughness are learned from

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from ..arguments import number, whole
 from ..box import Box
 from ..cards import card
-from ..engine.ascent import Ascent, ascend, finished
-from ..engine.balls import NORMS, TINY, Ball, Constraint, length, per_row
-from ..engine.canvases import Raw
-from ..engine.gradients import gradients
+from ..engine.gradients.score import gradients
+from ..engine.optimize.ascent import Ascent, ascend, finished
+from ..engine.optimize.constraints import NORMS, TINY, Ball, Constraint, length, per_row
+from ..engine.optimize.parameterizations import Raw
 from ..engine.results import each
 from ..errors import InputError
-from ..net.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, in_batches
 from ..objectives import Index, Objective, logit
+from ..validation import number, whole
 
 ROUNDS = 12  # of the search for the radius
 HALVINGS = 16  # of the line back to the input

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ..arguments import check_seed, number
 from ..box import Box
 from ..cards import card
-from ..engine import sizes
-from ..engine.ascent import Ascent, ascend
-from ..engine.axes import channels_first
-from ..engine.balls import Constraint
-from ..engine.canvases import Raw
-from ..engine.draws import normal
-from ..engine.sizes import ANY_SIZE
+from ..engine.optimize.ascent import Ascent, ascend
+from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.parameterizations import Raw
+from ..engine.read import sizes
+from ..engine.read.channel_axes import channels_first
+from ..engine.read.sizes import ANY_SIZE
 from ..errors import InputError, LayerError
-from ..net.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, in_batches
 from ..objectives import ENDS, Objective, gram, match, total_variation
 from ..objectives import style as matched
+from ..rng import normal
+from ..validation import check_seed, number
 from .drawn import Drawn
 
 TINY = 1e-12

@@ -2,7 +2,7 @@
 
 What goes wrong between a method and a model goes wrong between how the one touches models and what is odd about the
 other. So every method meets a model of each kind, and every model meets a method of each mechanism. A method's
-mechanisms are the parts of `engine` and `net` that its code is made of; a model's kind is the file of the zoo that it
+mechanisms are the parts of `engine` and `model` that its code is made of; a model's kind is the file of the zoo that it
 stands in. The choice is greedy and always the same.
 """
 
@@ -20,19 +20,20 @@ from .cases import name_of
 from .models import kind
 
 INDIRECT = frozenset({
-    "net.answers", "net.batching", "engine.sizes", "engine.examples", "engine.items", "engine.packing",
-    "engine.results", "engine.draws", "engine.segments",
-    "engine.palette", "engine.canvases", "engine.embedding", "engine.grids", "engine.saved", "engine.neighbors",
-    "engine.axes", "engine.steps", "engine.transforms", "engine.surrogate", "engine.estimators", "engine.baselines",
-    "engine.balls", "engine.quadrature", "engine.quasi_newton", "engine.hyperplanes", "engine.generators",
-    "engine.features", "engine.identity", "engine.masks", "engine.class_labels", "net.layers", "net.opwise",
-    "net.relevance.linear",
+    "model.answers", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
+    "engine.read.packing", "engine.results", "engine.perturb.segments", "engine.optimize.colors",
+    "engine.optimize.parameterizations", "engine.read.embedding", "engine.read.position_grids",
+    "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",
+    "engine.perturb.control_variate", "engine.perturb.estimators", "engine.perturb.baselines",
+    "engine.optimize.constraints", "engine.gradients.quadrature", "engine.optimize.lbfgs",
+    "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features", "engine.fingerprint",
+    "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode", "model.lrp.linear_rules",
 })  # fmt: skip
 """Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""
 
 
 def mechanisms(card: Card) -> frozenset[str]:
-    """The parts of `engine` and `net` that a method's module is made of, or its family where there are none."""
+    """The parts of `engine` and `model` that a method's module is made of, or its family where there are none."""
     parts = _parts(str(card.method.__module__))
     return parts or frozenset({card.family})
 
@@ -50,7 +51,7 @@ def _parts(module: str) -> frozenset[str]:
         if name.startswith(family) and name.startswith("unboxed."):
             todo += [n for n in _imports(name) if n.startswith("unboxed.")]
     parts = {name.removeprefix("unboxed.") for name in seen}
-    return frozenset(p for p in parts if p.startswith(("engine.", "net.")) and p not in INDIRECT)
+    return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in INDIRECT)
 
 
 def _imports(module: str) -> Iterator[str]:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from .. import objectives as scores
 from ..box import Box
 from ..errors import MissingError
-from ..inputs import Features, Inputs, Pixels
-from ..multi_input import MultiInput
+from ..inputs.multi import MultiInput
+from ..inputs.single import Features, Inputs, Pixels
 from ..objectives import Objective
 
 try:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..engine.identity import identity
-from ..engine.saved import Digest, Saved
+from ..atomic_write import write_bytes
+from ..checkpointing import Digest, Saved
+from ..engine.fingerprint import identity
 from ..errors import InputError
-from ..net import quiet
-from ..writing import write_bytes
+from ..model import state
 
 LOOKED_AT = 8  # examples of a data set
 
@@ -49,7 +49,7 @@ def looked_at(data: Dataset[Any], device: torch.device) -> Digest:
     """
     looks = list[str]()
     for _ in range(2):
-        with quiet.forked(0, device):
+        with state.forked(0, device):
             n = len(data)  # type: ignore[arg-type]
             looks.append(compared("the data", [data[i * n // LOOKED_AT] for i in range(LOOKED_AT)]))
     return Digest(looks[0] if looks[0] == looks[1] else "others at each look")
@@ -57,7 +57,7 @@ def looked_at(data: Dataset[Any], device: torch.device) -> Digest:
 
 def rng_states(device: torch.device) -> dict[str, Any]:
     """Every RNG that a training may draw from, in types that a file of weights can hold."""
-    torch_own, of_device, (kind, keys, *rest), python = quiet.rng_states(device)
+    torch_own, of_device, (kind, keys, *rest), python = state.rng_states(device)
     numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
     return {"torch": torch_own, "device": of_device, "numpy": numpy, "python": [python[0], list(python[1]), python[2]]}
 
@@ -66,4 +66,4 @@ def put_rng_states(states: Mapping[str, Any], device: torch.device) -> None:
     kind, keys, *rest = states["numpy"]
     version, values, gauss = states["python"]
     numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    quiet.put_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)
+    state.put_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.gradients import gradients
+from ..engine.gradients.score import gradients
 from ..errors import InputError, OutputError
 from ..objectives import logit
 

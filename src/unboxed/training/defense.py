@@ -8,7 +8,7 @@ Each defense is a function on any training loop, in place of the cross-entropy:
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 
 The attack runs the net in eval, as every method of a box does: its gradients are those of the net that will be used,
-and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says `net.train()`:
+and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says `model.train()`:
 what that forward moves (batch norm) and draws (dropout) is what any training step moves and draws, and nothing else
 of the net, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed precision.
 """
@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import check_seed, number, whole
 from ..box import Box
-from ..engine.balls import NORMS, Ball, Linf, ball_of
+from ..engine.optimize.constraints import NORMS, Ball, Linf, ball_of
 from ..errors import InputError, OutputError
+from ..validation import check_seed, number, whole
 
 EPS = 0.3  # for images of digits, where nothing else is said
 NEAR = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself

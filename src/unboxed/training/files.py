@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..atomic_write import encoded, write_bytes
 from ..errors import InputError, WriteError
-from ..writing import encoded, write_bytes
 
 
 def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:

@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..arguments import check_seed
 from ..box import Box
-from ..engine.identity import box_answers
-from ..engine.saved import OTHERWISE, Saved, alike
+from ..checkpointing import OTHERWISE, Saved, alike
+from ..engine.fingerprint import box_answers
 from ..errors import DataError, InputError
-from ..inputs import Inputs
-from ..net import quiet as rng
+from ..inputs.single import Inputs
+from ..model import state as rng
+from ..validation import check_seed
 from .average import Average
 from .checkpoint import compared, looked_at, put_rng_states, rng_states, saved, structure
 from .defense import Defense, output, trainable
@@ -66,9 +66,9 @@ def fit(
     """Train a net that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
     The net is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
-    generator)` changes each batch (see `engine.transforms`), `defend` says what is learned of it in place of the
-    cross-entropy (see `training.defense`). `average` is the decay, such as 0.999, of an exponential moving average of
-    the weights, which is what the test data meets and what is left in the net. `autocast` trains in mixed precision.
+    generator)` changes each batch (see `engine.optimize.transforms`), `defend` says what is learned of it in place of
+    the cross-entropy (see `training.defense`). `average` is the decay, such as 0.999, of an exponential moving average
+    of the weights, which is what the test data meets and what is left in the net. `autocast` trains in mixed precision.
     `watch(net, z, y, step)` is called after each batch, with the net's own encoded inputs.
 
     `checkpoint` names a file, written after each epoch, from which a fit with the same settings goes on, to the same

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.draws import key
 from ..errors import InputError, MissingError
-from ..inputs import Inputs
+from ..inputs.single import Inputs
+from ..rng import key
 from .defense import PGD, Fast
 from .watch import BatchFn, ConfusedLogits, Files, _State
 

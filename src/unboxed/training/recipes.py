@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from .. import adversarial, loading, zoo
 from .. import data as sets
-from ..arguments import check_seed
 from ..box import Box
-from ..engine.transforms import wobble
+from ..engine.optimize.transforms import wobble
 from ..errors import DataError
-from ..inputs import Pixels
+from ..inputs.single import Pixels
+from ..validation import check_seed
 from .defense import PGD, Defense, named
 from .files import save, versions, writable
 from .fit import History, Watch, accuracy, fit

@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from .. import zoo
-from ..arguments import check_seed
 from ..box import Box
 from ..checks.planting import Mark, planted
 from ..errors import DataError
+from ..validation import check_seed
 from .fit import fit
 from .recipes import Parts, recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..arguments import whole
+from ..validation import whole
 from .files import save
 
 

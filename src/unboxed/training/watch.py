@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..box import Box
-from ..engine.gradients import gradients
+from ..engine.gradients.score import gradients
 from ..errors import InputError, WriteError, warn
-from ..inputs import Inputs
-from ..net import quiet
-from ..net.outputs import Outputs
+from ..inputs.single import Inputs
+from ..model import state
+from ..model.outputs import Outputs
 from ..objectives import logit
 from .confused import Confused, Rule, Scope, find, logits_of
 
@@ -123,7 +123,7 @@ class ConfusedLogits:
         """
         if not self.wants(step):
             return None
-        with quiet.gradients_on(False):  # the caller may be in inference_mode
+        with state.gradients_on(False):  # the caller may be in inference_mode
             found = self._look(model, x, y, step)
         self._say_where(x, to or self.to)
         if found is not None:
@@ -264,7 +264,7 @@ class Files:
     folder: Path
 
     def __call__(self, sheet: Image.Image, step: int) -> Path:
-        from ..writing import write_bytes
+        from ..atomic_write import write_bytes
 
         png = BytesIO()
         sheet.save(png, "PNG", compress_level=1)  # training waits for it

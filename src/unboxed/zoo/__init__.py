@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..arguments import check_seed
 from ..data.uci import INPUTS as DIGITS
 from ..errors import ModelError
-from ..inputs import Pixels
-from ..net import quiet
-from .nets import DigitsCNN, Judge, LinearReLU, MnistCNN
+from ..inputs.single import Pixels
+from ..model import state
+from ..validation import check_seed
+from .models import DigitsCNN, Judge, LinearReLU, MnistCNN
 
 MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
 WEIGHTS = files(__name__) / "weights"
@@ -68,7 +68,7 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     found = kind(name)
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
-    with quiet.seeded(check_seed(seed), torch.get_default_device()):
+    with state.seeded(check_seed(seed), torch.get_default_device()):
         net = found.build()
     if weights == "trained":
         with _file(name, "safetensors") as path:

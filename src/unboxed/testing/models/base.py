@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...inputs import Pixels
+from ...inputs.single import Pixels
 
 CLASSES = 4
 

@@ -1,0 +1,243 @@
+"""Norm balls: where to start, which way is steepest, how to get back in. And constraints, which hold rows of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...objectives import Index
+from ...rng import normal, uniform
+from ...validation import number
+
+TINY = 1e-12
+SPARSE = 0.01  # the share of the values that a steepest step in L1 moves
+NUDGE = 1e-3
+LEVEL = 1e-4  # as near to a whole gray level, an eps is one: many are given in float32
+
+
+class Ball(Protocol):
+    @property
+    def eps(self) -> float: ...
+    def sample(self, x: Tensor, seed: int) -> Tensor: ...
+    def steepest(self, grad: Tensor) -> Tensor: ...
+    def project(self, x: Tensor, centre: Tensor) -> Tensor: ...
+    def distance(self, x: Tensor, centre: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Every value within eps."""
+
+    eps: float
+
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        """A uniform point of the ball around each row of x."""
+        return self.project(x + (2 * uniform(x, seed) - 1) * self.eps, x)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+        return x.clamp(centre - self.eps, centre + self.eps)
+
+    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
+        return (x - centre).flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class L2:
+    """Euclidean distance within eps."""
+
+    eps: float
+
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        """A uniform point of the ball around each row of x."""
+        radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius")[:, 0] ** (1 / x[0].numel())
+        return x + self.eps * per_row(radius, x) * self.steepest(normal(x, seed))
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """Each row divided by its norm, however small that is; a zero row stays zero."""
+        peak = grad.flatten(1).abs().amax(1)
+        grad = grad / per_row(torch.where(peak > 0, peak, 1.0), grad)  # so that no square underflows
+        return grad / per_row(length(grad).clamp_min(TINY), grad)
+
+    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+        d = x - centre
+        return centre + d * per_row((self.eps / length(d).clamp_min(TINY)).clamp_max(1), d)
+
+    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
+        return length(x - centre)
+
+
+@dataclass(frozen=True)
+class L1:
+    """The sum of absolute differences within eps."""
+
+    eps: float
+
+    def sample(self, x: Tensor, seed: int) -> Tensor:
+        """A uniform point of the ball around each row of x: a Laplace direction, a radius."""
+        v = (2 * uniform(x, seed) - 1).flatten(1)
+        laplace = v.sign() * -torch.log1p(-v.abs().clamp_max(1 - TINY**0.5))  # by the inverse of its distribution
+        radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius") ** (1 / v.shape[1])  # (N, 1)
+        return self.project(x + (self.eps * radius * _unit_l1(laplace)).view_as(x), x)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The signs of the hundredth of the values with the largest gradients, over their number; zero stays zero.
+
+        The one largest would be steepest, and a step of it long: Tramer & Boneh 2019, "Adversarial Training and
+        Robustness for Multiple Perturbations", arXiv:1904.13000 (sparse L1 descent).
+        """
+        g = grad.flatten(1)
+        most = g.abs().topk(math.ceil(SPARSE * g.shape[1]), dim=1).indices
+        return _unit_l1(torch.zeros_like(g).scatter(1, most, g.gather(1, most).sign())).view_as(grad)
+
+    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+        """The nearest point of the ball: Duchi et al. 2008, "Efficient Projections onto the l1-Ball", figure 1."""
+        d = (x - centre).flatten(1)  # (N, D)
+        far = d.abs().sum(1, keepdim=True) > self.eps
+        shrunk = d.sign() * (d.abs() - _threshold(d.abs(), self.eps)).clamp_min(0)
+        shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)  # rounded sums
+        return torch.where(per_row(far, x), _added(centre, shrunk.view_as(x)), x)
+
+    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
+        return (x - centre).flatten(1).abs().sum(1)
+
+
+def _unit_l1(v: Tensor) -> Tensor:
+    """Rows (N, D) whose absolute values sum to one; a zero row stays zero."""
+    return v / v.abs().sum(1, keepdim=True).clamp_min(TINY)
+
+
+def _threshold(v: Tensor, eps: float) -> Tensor:
+    """theta (N, 1), by which all values v (N, D) >= 0 are lowered, down to zero, for the sum to be eps."""
+    fine = v.dtype if v.device.type == "mps" else torch.float64
+    mu, count = v.to(fine).sort(1, descending=True).values, torch.arange(1, v.shape[1] + 1, device=v.device)
+    over = (mu.cumsum(1) - eps) / count
+    rho = (mu > over).sum(1, keepdim=True).clamp_min(1)  # how many stay above zero
+    return over.gather(1, rho - 1).clamp_min(0).to(v.dtype)
+
+
+def _added(centre: Tensor, d: Tensor) -> Tensor:
+    """centre + d, rounded towards the centre: so many values, all rounded away, would leave the ball."""
+    x = centre + d
+    return torch.where((x - centre).abs() > d.abs(), torch.nextafter(x, centre), x)
+
+
+NORMS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
+
+
+def norm_of(norm: str, among: tuple[str, ...] = tuple(NORMS)) -> Ball:
+    """The norm as a ball without bounds, for what looks for the least distance. Raises InputError."""
+    return _kind(norm, among)(math.inf)
+
+
+def _kind(norm: str, among: tuple[str, ...]) -> Callable[[float], Ball]:
+    if not isinstance(norm, str) or norm.lower() not in among:
+        raise InputError(f"norm is one of {', '.join(among)}; got {norm!r}")
+    return NORMS[norm.lower()]
+
+
+def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
+    """The constraint that an attack was given: eps and norm, or a ball instead of both. Raises InputError."""
+    if (ball is None) == (eps is None):
+        raise InputError("give eps (and norm), or ball= instead of both")
+    if ball is None:
+        ball = _kind(norm, tuple(NORMS))(number("eps", eps, above=0))
+    number("eps", ball.eps, above=0)
+    return ball
+
+
+def eps_text(eps: float) -> str:
+    """An eps as people write it: gray levels of 255 where that is shorter than its digits.
+
+    >>> eps_text(2 / 255), eps_text(0.2), eps_text(1.5)
+    ('2/255', '0.2', '1.5')
+    """
+    digits, levels = f"{eps:g}", f"{eps * 255:.0f}/255"
+    whole = 0 < eps < 1 and abs(eps * 255 - round(eps * 255)) < LEVEL
+    return levels if whole and len(levels) < len(digits) else digits
+
+
+def same(grad: Tensor) -> Tensor:
+    return grad
+
+
+def all_free(grad: Tensor, x: Tensor) -> Tensor:
+    return grad
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example.
+
+    `free` gives what of a gradient the point x is free to follow. Where each value lies between two numbers, `bounds`
+    (low and high, a row an example) stand for `project` and `centre`.
+    """
+
+    steer: Callable[[Tensor], Tensor] = same
+    project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, centre: x
+    centre: Tensor | None = None
+    free: Callable[[Tensor, Tensor], Tensor] = all_free
+    bounds: tuple[Tensor, Tensor] | None = None
+
+    def uphill(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Which way a step goes from x."""
+        return self.steer(self.free(grad, x))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The point where x must stay."""
+        return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
+
+    def rows(self, index: Index) -> Constraint:
+        centre = None if self.centre is None else self.centre[index]
+        bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
+        return self if centre is None and bounds is None else replace(self, centre=centre, bounds=bounds)
+
+
+def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
+    """Steepest steps inside a ball around `centre` and inside the valid range.
+
+    In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019). In
+    L-inf, both are bounds of each value, found once.
+    """
+    if type(ball) is Linf:
+        return Constraint(ball.steepest, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
+
+    def project(x: Tensor, centre: Tensor | None) -> Tensor:
+        return clip(x if centre is None else ball.project(x, centre))
+
+    def free(grad: Tensor, x: Tensor) -> Tensor:
+        return unheld(grad, x, clip)
+
+    return Constraint(ball.steepest, project, centre, free if isinstance(ball, L1) else all_free)
+
+
+def unheld(grad: Tensor, x: Tensor, clip: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient at x, zero where it points out of the valid range at the range's edge."""
+    held = clip(x + NUDGE * (1 + x.abs()) * grad.sign()) == x
+    return torch.where(held, torch.zeros_like(grad), grad)
+
+
+def project_rows(ball: Ball, x: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """Each row of x (N, ...) into a ball of the same norm and of its own radius (N,)."""
+    norm = type(ball).__name__.lower()
+    per: dict[str, Any] = {"linf": per_row(radius, x), "l2": radius, "l1": radius[:, None]}
+    return NORMS[norm](per[norm]).project(x, centre)
+
+
+def length(d: Tensor) -> Tensor:
+    """The Euclidean norm of each row, (N,)."""
+    norm: Tensor = torch.linalg.vector_norm(d.flatten(1), dim=1)
+    return norm
+
+
+def per_row(v: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...), to go with a tensor (N, ...)."""
+    return v.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,4 @@
+"""Attribute to the input by perturbation: masks and an estimator.
+
+What two perturbation methods share moves in here.
+"""

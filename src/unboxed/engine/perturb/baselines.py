@@ -1,0 +1,130 @@
+"""Baselines: what an input is compared with, for "absent" has no picture of its own.
+
+Sundararajan et al. 2017, arXiv:1703.01365; Sturmfels et al. 2020, "Visualizing the Impact of Feature Attribution
+Baselines" (Distill), compare them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import rng
+from ...box import Box
+from ...errors import InputError
+from ...inputs.multi import MultiInput
+from ...inputs.single import Features, Inputs, Pixels
+from ...model.answers import check_scores
+from ...validation import check_seed, number
+
+Baseline = str | float | Tensor | None
+"""A kind, a number for every pixel or column, values beside x, or None: black for images, the mean for features."""
+
+BLUR = 0.1  # the blur's standard deviation, in shorter sides of the image
+
+
+def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
+    """What x (N, ...), as accepted by the box, is compared with, shaped like x and in its units.
+
+    "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself), "random" (a draw for
+    each row), a number, or a tensor: one for all (1, ...) or (...), or one an example (N, ...). For several inputs: a
+    dict or tuple of those, or one for all. Raises InputError.
+    """
+    seed = check_seed(seed)
+    if not isinstance(box.inputs, MultiInput):
+        return _of(box.inputs, x, kind, seed)
+    parts = _parts(box.inputs, kind)
+    values = box.inputs.split(x)
+    found = [_of(part, v, k, seed).flatten(1) for part, v, k in zip(_inputs(box.inputs), values, parts, strict=True)]
+    return torch.cat(found, 1)
+
+
+def _inputs(several: MultiInput) -> list[Inputs]:
+    return list(several.parts.values() if isinstance(several.parts, Mapping) else several.parts)
+
+
+def _parts(several: MultiInput, kind: Any) -> list[Any]:
+    """One kind for each of several inputs."""
+    if isinstance(kind, Mapping) and isinstance(several.parts, Mapping) and set(kind) == set(several.parts):
+        return [kind[name] for name in several.parts]
+    if isinstance(kind, (Mapping, tuple, list)):
+        if isinstance(kind, Mapping) or len(kind) != len(several.parts):
+            raise InputError("a baseline of several inputs is one for all, or one each as the inputs come")
+        return list(kind)
+    return [kind] * len(several.parts)
+
+
+def _of(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
+    kinds = KINDS if isinstance(inputs, Pixels) else OF_FEATURES
+    kind = next(iter(kinds)) if kind is None else kind
+    if isinstance(kind, str):
+        if kind not in kinds:
+            raise InputError(f"baseline is {', '.join(map(repr, kinds))}, a number or a tensor here; got {kind!r}")
+        return kinds[kind](inputs, x, seed)
+    if isinstance(kind, Tensor):
+        return _beside(inputs, x, kind)
+    return torch.full_like(x, number("baseline", kind))
+
+
+def _beside(inputs: Inputs, x: Tensor, value: Tensor) -> Tensor:
+    """A given baseline, one for all or one each, as x is. Raises InputError."""
+    value = value.detach() if tuple(value.shape) != tuple(inputs.shape) else value.detach()[None]
+    if tuple(value.shape[1:]) != tuple(x.shape[1:]) or len(value) not in (1, len(x)):
+        wanted = f"(1, ...) or ({len(x)}, ...) of {tuple(x.shape[1:])}"
+        raise InputError(f"a baseline beside these inputs has shape {wanted}; got {tuple(value.shape)}")
+    if not value.is_floating_point() or not bool(value.isfinite().all()):
+        raise InputError(f"a baseline is of finite floating point numbers; got {value.dtype}, or NaN or infinite ones")
+    with torch.inference_mode(False):
+        return value.to(x.device, x.dtype, copy=True).expand_as(x).contiguous()
+
+
+Kind = Callable[[Any, Tensor, int], Tensor]
+
+
+def _random(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
+    """A valid input of each row's own."""
+    if isinstance(inputs, Features):
+        return inputs.clip(inputs.decode(rng.normal(x, seed)))
+    return rng.uniform(x, seed)
+
+
+def _mean(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+    """What is zero after normalization."""
+    return inputs.decode(torch.zeros_like(x))
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Images (N, C, H, W) under a Gaussian blur; the border is continued."""
+    radius = max(1, math.ceil(3 * sigma))
+    at = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    h = x.flatten(0, 1)[:, None]  # (N C, 1, H, W)
+    h = F.conv2d(F.pad(h, (0, 0, radius, radius), mode="replicate"), kernel)
+    h = F.conv2d(F.pad(h, (radius, radius, 0, 0), mode="replicate"), kernel.mT)
+    return h.view_as(x)
+
+
+KINDS: Mapping[str, Kind] = {
+    "black": lambda inputs, x, seed: torch.zeros_like(x),
+    "white": lambda inputs, x, seed: torch.ones_like(x),
+    "mean": _mean,
+    "blurred": lambda inputs, x, seed: blurred(x, BLUR * min(x.shape[-2:])),
+    "random": _random,
+}
+OF_FEATURES: Mapping[str, Kind] = {"mean": _mean, "random": _random}
+
+
+def difference(high: Tensor, low: Tensor) -> Tensor:
+    """The scores of x less those of the baseline, (N,), which shares add up to. Raises NaNError where it is none.
+
+    A comparison with NaN is false, so a completeness error of NaN would pass for none.
+    """
+    check_scores(high)
+    check_scores(low, "the baseline (or a reference)")
+    return high - low

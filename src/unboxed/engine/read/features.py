@@ -1,0 +1,109 @@
+"""What layers make of examples, as vectors: a row an example, read in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...box import Box
+from ...errors import InputError, LayerError
+from ...inputs.multi import MultiInput
+from ...inputs.single import Pixels
+from ...model.batching import BatchSize, in_batches
+from ...model.layers import received
+from ...objectives import ENDS
+from .examples import batches
+from .items import Skipped
+from .packing import packed
+
+HELD = 2**26  # values of one layer that are kept as they are
+SKETCH = 4096  # values an example that are kept of more
+
+
+def kept(n: int) -> int:
+    """Up to how many features of each of n examples are kept as they are."""
+    return max(SKETCH, HELD // max(1, n))
+
+
+def hidden(box: Box, most: int | None = None) -> list[str]:
+    """What each layer with parameters receives, but for the first: evenly spread over the depth if more than `most`.
+
+    Addresses by what is received hold for any spelling of the nonlinearity before it.
+    """
+    rows = [row for row in box.layers.leaves if row.parameters and row.takes and row.rows]
+    found = [received(a) for row in rows for a in row.addresses][1:]
+    if most is None or len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)] if most > 1 else found[-1:]
+
+
+def resolved(box: Box, layers: str | Sequence[str]) -> list[str]:
+    """The full addresses of layers that the caller named. Raises LayerError and InputError."""
+    named = [layers] if isinstance(layers, str) else list(layers)
+    if not named:
+        raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
+    return list(dict.fromkeys(a if a in ENDS else box.layers.resolve(a) for a in named))
+
+
+def read(
+    box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", most: int | None = None
+) -> dict[str, Tensor]:
+    """Vectors {address: (N, D)} of accepted inputs x. What has more than `most` features is sketched to 4,096.
+
+    Raises LayerError where the first axis of a layer isn't the batch, InputError where it holds NaN.
+    """
+
+    def part(rows: slice) -> dict[str, Tensor]:
+        with box.quiet(grad=False):
+            acts = box.forward(x[rows], addresses)
+            return {a: _vectors(box, a, acts[a], len(x[rows]), most) for a in addresses}
+
+    parts = in_batches(part, len(x), *box.splits(len(x), batch_size))
+    return {a: torch.cat([p[a] for p in parts]) for a in addresses}
+
+
+def stream(
+    box: Box,
+    data: Any,
+    address: str,
+    *,
+    batch_size: BatchSize = "auto",
+    skipped: Skipped | None = None,
+) -> Any:
+    """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
+    size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
+    data = packed(box, data)
+    parts = batches(data, 2**62 if box.coupled else size, skipped)  # coupled rows are never split
+
+    def following() -> Tensor | None:
+        x = next(parts, None)
+        return None if x is None else read(box, box.accept(x), [address], batch_size=batch_size)[address]
+
+    return following
+
+
+def _vectors(box: Box, address: str, h: Tensor, n: int, most: int | None) -> Tensor:
+    if not h.ndim or len(h) != n:
+        raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
+    if address == "input" and not isinstance(box.inputs, Pixels):
+        z = box.inputs.encode(h)  # columns of a table have units of their own
+        h = box.inputs.pack(z) if isinstance(box.inputs, MultiInput) else z
+    flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1) if h.ndim > 1 else h[:, None]
+    flat = flat.to(box.dtype)
+    if not torch.isfinite(flat).all():
+        raise InputError(f"{address!r} gives NaN or infinite values for some of these inputs")
+    return sketched(flat) if most is not None and flat.shape[1] > most else flat
+
+
+def sketched(h: Tensor) -> Tensor:
+    """Vectors (N, D) in 4,096 values: distances stay, but for some percent (count sketch: Charikar et al. 2002).
+
+    Each value is added, with a sign, to one place; both are drawn once for every D, so that rows of all batches fit.
+    """
+    generator = torch.Generator().manual_seed(h.shape[1])
+    place = torch.randint(SKETCH, (h.shape[1],), generator=generator).to(h.device)
+    sign = torch.randint(2, (h.shape[1],), generator=generator).to(h) * 2 - 1
+    return h.new_zeros(len(h), SKETCH).index_add_(1, place, h * sign)

@@ -1,0 +1,108 @@
+"""Data of models of several inputs, packed: one row of numbers an example, as their methods take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from ...box import Box
+from ...errors import DataError
+from ...inputs.multi import MultiInput
+from .items import Skipped, collates, indexed, items, loaded, paired
+
+
+def packed(box: Box, data: Any) -> Any:
+    """Data of a model of several inputs as tensors, or as a data set of them; all other data as they are.
+
+    They may be a dict or a tuple of tensors as the model takes them, a pair of these and labels, a Dataset or iterable
+    of such inputs of one example, or of (inputs, label), or a DataLoader of either.
+    """
+    if not isinstance(box.inputs, MultiInput) or isinstance(data, Tensor) or _paired_packed(box.inputs, data):
+        return data
+    if box.inputs.is_structure(data):
+        return box.accept(data)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and box.inputs.is_structure(data[0]):
+        return box.accept(data[0]), torch.as_tensor(data[1])
+    if collates(data):
+        return _PackedLoader(box.inputs, data)
+    return _Packed(box.inputs, data) if indexed(data) else (_packed(box.inputs, i) for i in items(data, Skipped()))
+
+
+def _paired_packed(inputs: MultiInput, data: Any) -> bool:
+    """Whether these are (x, y) of packed tensors already: what `packed` gave."""
+    return paired(data) and data[0].shape[1:] == inputs.shape
+
+
+class _Packed:
+    """A data set of several inputs, each example packed as it is asked for."""
+
+    def __init__(self, inputs: MultiInput, data: Any) -> None:
+        self.inputs, self.data = inputs, data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        return _packed(self.inputs, self.data[i])
+
+
+@dataclass(frozen=True)
+class _PackedLoader:
+    """The examples of a DataLoader of several inputs, each packed, beside its label if it has one."""
+
+    inputs: MultiInput
+    loader: DataLoader[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in loaded(self.loader):
+            values, labels = _apart(self.inputs, batch, 1)
+            yield from zip(_rows(self.inputs, values), *labels, strict=True) if labels else _rows(self.inputs, values)
+
+
+def read_once(data: Any) -> bool:
+    """Whether a second look at `data` would find nothing, or other examples at the same places."""
+    data = data.loader if isinstance(data, _PackedLoader) else data
+    if isinstance(data, DataLoader):
+        return data.batch_size is not None and not isinstance(data.sampler, SequentialSampler)
+    return isinstance(data, Iterator)
+
+
+def _packed(inputs: MultiInput, item: Any) -> Any:
+    """One example's inputs (D,), beside its label if it has one. Raises DataError."""
+    values, label = _apart(inputs, item, 0)
+    row = _rows(inputs, _alone(values))[0]
+    return (row, *label) if label else row
+
+
+def _alone(values: Any) -> Any:
+    """A batch of one example. Raises DataError."""
+    try:
+        if isinstance(values, Mapping):
+            return {name: torch.as_tensor(v)[None] for name, v in values.items()}
+        if isinstance(values, (tuple, list)):
+            return tuple(torch.as_tensor(v)[None] for v in values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"an example of a model of several inputs holds what is no tensor: {error}") from error
+    return values[None] if isinstance(values, Tensor) else values
+
+
+def _apart(inputs: MultiInput, item: Any, axes: int) -> tuple[Any, list[Any]]:
+    """The inputs of an example, or of a batch (`axes` 1), and its labels in a list, empty where it bears none."""
+    pair = isinstance(item, (tuple, list)) and len(item) == 2
+    labeled = pair and (not isinstance(item[0], Tensor) or item[0].shape[axes:] == inputs.shape)
+    return (item[0], [item[1]]) if labeled else (item, [])
+
+
+def _rows(inputs: MultiInput, values: Any) -> Tensor:
+    """Packed inputs (n, D) of a batch, which may be packed already. Raises DataError."""
+    if isinstance(values, Tensor) and values.shape[1:] == inputs.shape:
+        return values
+    if not inputs.is_structure(values):
+        got = type(values).__name__
+        raise DataError(f"an example of a model of several inputs is a dict or tuple of tensors; got {got}")
+    return inputs.pack(inputs.check(values))

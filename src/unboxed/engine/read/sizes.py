@@ -1,0 +1,77 @@
+"""Images of other sizes than the box's own: convolutional nets take them, as far as the forward has to run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...box import Box
+from ...errors import InputError, LayerError
+from ...inputs.single import Pixels
+from ...objectives import Objective
+
+LOG = logging.getLogger("unboxed")
+Size = tuple[int, int]  # (H, W)
+ANY_SIZE = {"another size": "images may have any size that the net takes as far as the layers asked for"}
+"""What the card of such a method says."""
+
+
+def images_only(box: Box, what: str) -> Pixels:
+    """The box's inputs, if they are images. Raises InputError."""
+    if not isinstance(box.inputs, Pixels):
+        takes = type(box.inputs).__name__
+        raise InputError(f"{what} needs a net that takes images alone (Pixels); this one takes {takes}")
+    return box.inputs
+
+
+def accept(box: Box, x: Tensor, what: str) -> Tensor:
+    """As `box.accept`, for images (N, C, H, W) of any size. Raises InputError."""
+    inputs = images_only(box, what)
+    if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
+        inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
+    inputs.check(x)
+    with torch.inference_mode(False):
+        return x.detach().to(box.device, box.dtype, copy=True)
+
+
+def own(box: Box) -> Size:
+    """The size that the box was opened for."""
+    return box.inputs.shape[-2], box.inputs.shape[-1]
+
+
+def takes(box: Box, objective: Objective, size: Size) -> bool:
+    """Whether the net runs on images of this size, as far as the objective needs, and gives a row for a row."""
+    if size == own(box):
+        return True
+    one = objective.rows(slice(0, 1))
+    try:
+        with box.quiet(grad=False):
+            x = torch.full((1, box.inputs.shape[0], *size), 0.5, device=box.device, dtype=box.dtype)
+            return one(box.forward(x, one.layers)).shape == (1,)
+    except (InputError, LayerError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # whatever a net says of a size that it can't take
+        LOG.info("images of %s are not taken", said_of(size), exc_info=True)
+        return False
+
+
+def check(box: Box, objective: Objective, size: Size, hint: str) -> None:
+    """Raise InputError, with what to do instead, unless the net takes images of this size."""
+    if not takes(box, objective, size):
+        said = f"the net takes no images of {said_of(size)} as far as {objective.name}; its own are {said_of(own(box))}"
+        raise InputError(f"{said}: {hint}")
+
+
+def said_of(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def resized(x: Tensor, size: Size) -> Tensor:
+    """Images (N, C, H, W) at another size, bilinear and without aliasing."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)

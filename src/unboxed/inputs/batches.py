@@ -1,0 +1,64 @@
+"""Batches of inputs: what they must be, plain tensors of finite floats, and how a model gets them."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
+    """The least and the most of a batch of finite floats. Raises InputError."""
+    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
+    if not isinstance(x, Tensor):
+        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {_made_of(x, len(shape) == 3)}")
+    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
+        raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
+    if tuple(x.shape) == shape:
+        raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
+    if tuple(x.shape[1:]) != shape:
+        raise InputError(f"wanted {wanted}; got shape {tuple(x.shape)}")
+    if len(x) == 0:
+        raise InputError(f"wanted {wanted}; got an empty batch")
+    if not x.is_floating_point():
+        hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
+        raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
+    low, high = value_range(x)  # both NaN where any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
+    return low, high
+
+
+def _made_of(x: object, images: bool) -> str:
+    """How to make a batch of tensors of something else."""
+    if hasattr(x, "tensors"):
+        return "x, y = data.tensors() takes them"
+    if isinstance(x, (str, PathLike)):
+        return "ub.data.folder(path, box).first(n) reads images" if images else "Read the file, and pass its rows"
+    first = x[0] if isinstance(x, (list, tuple)) and x else x
+    if isinstance(first, Tensor):
+        return "torch.stack(x) makes one of a list of examples, torch.cat(x) of a list of batches"
+    if type(first).__module__.partition(".")[0] == "PIL":
+        return "ub.data.wrap([(image, 0)], like=box.inputs).first(1) makes one of an image"
+    return "torch.as_tensor(x) makes one of an array"
+
+
+def value_range(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x.detach())
+    return low.item(), high.item()
+
+
+def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Encoded inputs as arguments, by position and by name: new tensors, for a model may write over its input."""
+    if isinstance(z, dict):
+        return (), {name: value.to(dtype) for name, value in z.items()}
+    if isinstance(z, tuple):
+        return tuple(value.to(dtype) for value in z), {}
+    z = z.to(dtype)
+    return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}

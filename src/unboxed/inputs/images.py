@@ -1,0 +1,117 @@
+"""Pillow images to tensors: upright, opaque, in the size and the channels that the net takes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import DataError
+from .single import Inputs, Pixels
+
+# Pillow also opens formats that start other programs (EPS) or that any bytes may pass for (TGA): not a stranger's file.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits; Pillow's own conversion would clip it at 255
+
+
+def wanted(like: Inputs) -> Pixels:
+    """`like` as the Pixels that files become. Raises DataError if files can't become that."""
+    if not isinstance(like, Pixels):
+        raise DataError(f"like says what images become: pass box.inputs, a Pixels; got {type(like).__name__}")
+    if like.shape[0] not in (1, 3):
+        raise DataError(f"image files have 1 (gray) or 3 (RGB) channels; like wants {like.shape[0]}")
+    return like
+
+
+def fault(path: Path) -> str | None:
+    """Why a file can't be an image, by its header alone; None if it may be one."""
+    if not os.path.isfile(path):
+        return "a link to nothing" if os.path.islink(path) else "not a regular file"
+    try:
+        with quiet(), Image.open(path, formats=FORMATS):
+            return None
+    except Exception as error:  # a hostile header can make a decoder raise nearly anything
+        return reason(error)
+
+
+def read(path: Path, like: Pixels) -> Tensor:
+    """The image in a file as (C, H, W); raises whatever its decoder raises."""
+    with quiet(), Image.open(path, formats=FORMATS) as image:
+        return to_tensor(image, like)
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"a decompression bomb: {error}"
+    if isinstance(error, PermissionError):
+        return "may not be read: permission denied"
+    return f"broken image: {error or type(error).__name__}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Decoders' complaints about odd metadata stay unsaid; a decompression bomb is an error, not a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
+    """(C, H, W), float32 in [0, 1]; without `like`, gray stays gray and the size stays."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in (*DEEP, "F"):
+        return _deep(image, like)
+    image = _opaque(image)
+    image = image.convert(_mode(image, like))
+    if like is not None:
+        image = _fitted(image, like)
+    return torch.from_numpy(_channels_first(np.array(image, dtype=np.float32) / 255))
+
+
+def _deep(image: Image.Image, like: Pixels | None) -> Tensor:
+    """Gray of more than 8 bits keeps its depth."""
+    gray = np.array(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
+    if not (gray.min() >= 0 and gray.max() <= 1):
+        kind = "floating point" if image.mode == "F" else "32-bit"
+        raise DataError(f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: its white is unknown")
+    if like is None:
+        return torch.from_numpy(gray)[None]
+    fitted = np.array(_fitted(Image.fromarray(gray), like))
+    return torch.from_numpy(fitted).clamp(0, 1).expand(like.shape).clone()
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Transparent parts show white."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _mode(image: Image.Image, like: Pixels | None) -> str:
+    if like is None:
+        return "L" if image.mode in ("1", "L") else "RGB"
+    return "L" if like.shape[0] == 1 else "RGB"
+
+
+def _fitted(image: Image.Image, like: Pixels) -> Image.Image:
+    """Resized until it covers the wanted size, antialiased, then cut to it around the center."""
+    _, height, width = like.shape
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    """(H, W) or (H, W, C) to (C, H, W)."""
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,0 +1,129 @@
+"""Models of several inputs: what each of them is, and all of them as one packed tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .single import Inputs, at_levels
+
+Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+"""Several inputs as a user passes them, or packed already."""
+
+
+@dataclass(frozen=True)
+class MultiInput:
+    """Several inputs at once: {name: inputs}, as the forward takes them by name, or a tuple in its order.
+
+    x is then a dict or a tuple of tensors alike. Inside, a batch is one packed tensor (N, D), so that every method that
+    works on any input works on it; what it gives for x comes back as x came, in the parts' own shapes.
+    """
+
+    parts: Mapping[str, Inputs] | tuple[Inputs, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, (Mapping, tuple)) or not all(isinstance(p, Inputs) for _, p in self._parts()):
+            raise InputError("MultiInput wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
+        if not self.parts:
+            raise InputError("MultiInput wants at least one input")
+        if isinstance(self.parts, Mapping):
+            object.__setattr__(self, "parts", dict(self.parts))
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._parts()))
+
+    def _parts(self) -> list[tuple[str | int, Inputs]]:
+        return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(self.sizes),)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers of the packed row belong to each part."""
+        return [math.prod(part.shape) for _, part in self._parts()]
+
+    def check(self, x: Packed) -> Packed:
+        packed = isinstance(x, Tensor) and tuple(x.shape[1:]) == self.shape
+        values = self.split(x) if isinstance(x, Tensor) and packed else self._values(x)
+        for (name, part), value in zip(self._parts(), values, strict=True):
+            try:
+                part.check(value)
+            except InputError as error:
+                raise InputError(f"input {name!r}: {error}") from None
+        if len(rows := {len(v) for v in values}) != 1:
+            raise InputError(f"the inputs must have as many rows as one another; got {sorted(rows)}")
+        return x
+
+    def _values(self, x: object) -> list[Any]:
+        """The parts of a structure, in order. Raises InputError."""
+        names = [name for name, _ in self._parts()]
+        if isinstance(self.parts, Mapping):
+            if not isinstance(x, Mapping) or set(x) != set(names):
+                got = f"keys {sorted(map(str, x))}" if isinstance(x, Mapping) else type(x).__name__
+                raise InputError(f"wanted a dict of tensors, {', '.join(map(repr, names))}; got {got}")
+            return [x[name] for name in names]
+        if not isinstance(x, (tuple, list)) or len(x) != len(names):
+            got = f"{len(x)} of them" if isinstance(x, (tuple, list)) else type(x).__name__
+            raise InputError(f"wanted a tuple of {len(names)} tensors; got {got}")
+        return list(x)
+
+    def is_structure(self, x: object) -> bool:
+        """Whether x is a dict or a tuple of as many tensors, by the names of the parts."""
+        if isinstance(self.parts, Mapping):
+            return isinstance(x, Mapping) and set(x) == set(self.parts)
+        return (
+            isinstance(x, (tuple, list))
+            and len(x) == len(self.parts)
+            and all(isinstance(v, Tensor) and v.ndim >= 1 for v in x)
+        )
+
+    def pack(self, x: Packed) -> Tensor:
+        """(N, D), of a structure or of what is packed already."""
+        if isinstance(x, Tensor):
+            return x
+        values = self._values(x)
+        widest = max((v.dtype for v in values), key=lambda t: t.itemsize)
+        return torch.cat([v.flatten(1).to(widest) for v in values], 1)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The parts (..., *shape) of a packed tensor (..., D): (N, D), or (T, N, D) of frames."""
+        pieces = torch.split(x, self.sizes, -1)
+        return [v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self._parts(), strict=True)]
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """The structure of a packed tensor (N, D)."""
+        return self._structure(self.split(x))
+
+    def _structure(self, values: Sequence[Tensor]) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        return dict(zip(self.parts, values, strict=True)) if isinstance(self.parts, Mapping) else tuple(values)
+
+    def encode(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
+        """What the net wants: its arguments."""
+        return self._structure(self._each("encode", x))
+
+    def decode(self, z: Packed) -> Tensor:
+        return self._together("decode", self.pack(z))
+
+    def clip(self, x: Tensor) -> Tensor:
+        return self._together("clip", x)
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        pairs = zip(self.split(u), self._parts(), strict=True)
+        return torch.cat([at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.cat([part.sample(n, generator).flatten(1) for _, part in self._parts()], 1)
+
+    def _each(self, what: str, x: Tensor) -> list[Tensor]:
+        return [getattr(part, what)(v) for v, (_, part) in zip(self.split(x), self._parts(), strict=True)]
+
+    def _together(self, what: str, x: Tensor) -> Tensor:
+        return torch.cat([v.flatten(1) for v in self._each(what, x)], 1)

@@ -1,0 +1,319 @@
+"""Read and rewrite activations while a net runs, and stop it when all is read. The only file that hooks modules.
+
+Addresses: `path` is a module's output, `path#k` its k-th call (from 0); `path:input` is what the module receives;
+`path:relu#k` is the k-th functional op of that name called directly in path's forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from ..errors import LayerError
+from .fingerprint import TransientHook
+from .incremental import Windowed, plain
+from .op_tables import name_of
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Acts(dict[str, Tensor]):
+    """Activations by address; `edges` are their places in the graph, before any later in-place op."""
+
+    def __init__(self, found: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(found or {})
+        self.edges: dict[str, GradientEdge | None] = {}
+
+
+class Stop(BaseException):
+    """All that was asked for is read. Not an Exception: a net's own `except Exception` would swallow it."""
+
+
+@dataclass(frozen=True)
+class Address:
+    path: str
+    op: str | None = None
+    call: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address. Raises LayerError where it is none."""
+        return _parsed(text) if isinstance(text, str) else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> Address:
+        body, mark, call = text.partition("#") if isinstance(text, str) else (None, "", "")
+        if body is None or (mark and not call.isdecimal()) or body.endswith(":"):
+            raise LayerError(f"a layer address is 'path', 'path#2', 'path:relu#0' or 'path:input'; got {text!r}")
+        path, _, op = body.partition(":")
+        return cls(path, op or None, int(call) if mark else None)
+
+    def __str__(self) -> str:
+        op = f":{self.op}" if self.op else ""
+        return f"{self.path}{op}" if self.call is None else f"{self.path}{op}#{self.call}"
+
+
+_parsed = lru_cache(maxsize=4096)(Address._parse)
+
+
+def named_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """Every module by every name that it has; what torch.compile wraps goes by its own name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        parts = [p for p in name.split(".") if p != "_orig_mod"]
+        found[".".join(parts)] = module  # the wrapped module comes after its wrapper
+    return found
+
+
+def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Each module that can be hooked (scripted ones can't), by the first of its names."""
+    first: dict[nn.Module, str] = {}
+    for path, module in modules.items():
+        if not isinstance(module, torch.jit.ScriptModule):
+            first.setdefault(module, path)
+    return {path: module for module, path in first.items()}
+
+
+@dataclass(frozen=True)
+class Padding:
+    """n rows stand before copies of the last one, `size` in all, for a net that takes no fewer."""
+
+    n: int
+    size: int
+
+    def pad(self, x: Tensor) -> Tensor:
+        extra = self.size - self.n
+        return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
+        divides = h.ndim and self.n < self.size and len(h) % self.size == 0
+        true = len(h) * self.n // self.size if divides else None
+        return (h[:true], h[true:]) if true is not None else (h, h[:0] if h.ndim else h.new_empty(0))
+
+
+NO_PADDING = Padding(1, 1)
+
+
+class _Recorder:
+    """Keeps a clone of what is wanted (a later in-place op does no harm) and its place in the graph; stops the net.
+
+    The net goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
+    """
+
+    def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
+        self.acts = Acts()
+        self.padding = padding
+        self.wanted, self.edits, self.stop = frozenset(wanted), edits, stop
+        self.open = {Address.parse(a): a for a in {*wanted, *edits}}
+        self.missing = set(self.open.values())
+        self.calls: Counter[tuple[str, str | None]] = Counter()
+        self.thread = get_ident()  # a forward of another thread is none of its business
+
+    def wants(self, path: str, op: str | None) -> bool:
+        return any((a.path, a.op) == (path, op) for a in self.open)
+
+    def meet(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
+        """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
+        call = self.calls[path, op]
+        self.calls[path, op] += 1
+        spellings = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
+        here = [self.open[a] for a in spellings if a in self.open]
+        if not here:
+            return None
+        edits = [self.edits[name] for name in here if name in self.edits]
+        true, rest = self.padding.split(h)
+        for edit in edits:
+            true = edit(true)
+        new = torch.cat([true, rest]) if len(rest) else true
+        for name in here:
+            if name in self.wanted:  # what is only edited, or looked at by an edit, needs no copy
+                self.acts[name] = true.clone()
+                self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
+            self.missing.discard(name)
+        if self.stop and not self.missing:
+            raise Stop
+        return new if edits else None
+
+
+@contextmanager
+def tapped(
+    modules: Mapping[str, nn.Module],
+    wanted: Collection[str],
+    *,
+    edits: Mapping[str, Edit] | None = None,
+    stop: bool = True,
+    padding: Padding = NO_PADDING,
+) -> Iterator[Acts]:
+    """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
+    recorder = _Recorder(wanted, edits or {}, stop, padding)
+    with ExitStack() as stack:
+        for path, op in {(a.path, a.op) for a in recorder.open}:
+            if op is None:
+                handle = modules[path].register_forward_hook(TransientHook(_gives, recorder, path))
+                stack.callback(handle.remove)
+            elif op == "input":
+                hook = TransientHook(_receives, recorder, path)
+                stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if any(a.op not in (None, "input") for a in recorder.open):
+            stack.enter_context(following(modules, recorder.wants, recorder.meet))
+        yield recorder.acts
+
+
+def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
+    h = main_tensor(out) if get_ident() == recorder.thread else None
+    new = None if h is None else recorder.meet(path, None, h)
+    if new is None or h is None:
+        return None
+    if any(h is x for x in tensors_in(args)):  # in place: its result must stand where it wrote it
+        new = h.copy_(new)
+    return _replaced(out, h, new)
+
+
+def _receives(recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    h = main_tensor((args, kwargs)) if get_ident() == recorder.thread else None
+    new = None if h is None else recorder.meet(path, "input", h)
+    return None if new is None else _replaced((args, kwargs), h, new)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a structure, in order: tuples, lists, mappings and dataclasses are looked through."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Windowed):
+        yield value.peek()
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif dataclasses.is_dataclass(value):
+        yield from tensors_in([getattr(value, f.name) for f in dataclasses.fields(value)])
+
+
+def main_tensor(value: Any) -> Tensor | None:
+    """The tensor that stands for what a module gives: the first one."""
+    return next(tensors_in(value), None)
+
+
+def _replaced(value: Any, old: Tensor | None, new: Tensor) -> Any:
+    """The same structure with one tensor exchanged."""
+    if value is old:
+        return new
+    swap = partial(_replaced, old=old, new=new)
+    if isinstance(value, MutableMapping):  # a ModelOutput is one too
+        value = copy(value)
+        for key in list(value):
+            value[key] = swap(value[key])
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(swap, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(swap, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = copy(value)
+        for f in dataclasses.fields(value):
+            object.__setattr__(value, f.name, swap(getattr(value, f.name)))
+    return value
+
+
+@contextmanager
+def following(
+    modules: Mapping[str, nn.Module],
+    wants: Callable[[str, str | None], bool],
+    meet: Callable[[str, str | None, Tensor], Tensor | None],
+    gives: Callable[[str, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Follow which module's own forward runs, and meet the functional ops called directly in it.
+
+    `gives` is told what each module gives, after the ops that made it.
+    """
+    running: list[str] = []
+    thread = get_ident()
+
+    def enter(path: str, module: nn.Module, args: Any) -> None:
+        if get_ident() == thread:
+            running.append(path)
+
+    def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
+        if get_ident() != thread:
+            return
+        if running and running[-1] == path:  # else another's pre-hook raised before it was entered
+            running.pop()
+        if gives is not None and (h := main_tensor(out)) is not None:
+            gives(path, h)
+
+    with ExitStack() as stack:
+        for path, module in once(modules).items():
+            stack.callback(module.register_forward_pre_hook(TransientHook(enter, path)).remove)
+            stack.callback(module.register_forward_hook(TransientHook(leave, path), always_call=True).remove)
+        stack.enter_context(_Ops(running, wants, meet))
+        yield
+
+
+class _Ops(TorchFunctionMode):
+    def __init__(self, running: list[str], wants: Callable[..., bool], meet: Callable[..., Tensor | None]) -> None:
+        super().__init__()
+        self.running, self.wants, self.meet = running, wants, meet
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        path, op = self.running[-1] if self.running else "", name_of(func)
+        if not isinstance(out, (Tensor, Windowed)) or not self.wants(path, op):
+            return out
+        if isinstance(out, Windowed):  # is read, and never edited
+            self.meet(path, op, out.peek())
+            return out
+        in_place = bool(args) and out is args[0]
+        new = self.meet(path, op, out)
+        if new is None:
+            return out
+        return out.copy_(new) if in_place else new  # the caller may ignore what an op in place gives back
+
+
+class FinalOp(TorchFunctionMode):
+    """Remember what went into each op of one name, to find the input of the last one."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+        self.met: list[tuple[Tensor, Tensor]] = []  # (input, output) of each
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args = (plain(args[0]), *args[1:]) if name_of(func) == self.op and args else args
+        if name_of(func) != self.op or not args or not isinstance(args[0], Tensor):
+            return func(*args, **(kwargs or {}))
+        z = args[0].clone()
+        out = func(z.clone(), *args[1:], **(kwargs or {}))
+        out = args[0].copy_(out) if func.__name__.endswith("_") else out
+        self.met.append((z, out))
+        return out
+
+    def before(self, output: Tensor) -> Tensor | None:
+        """What the op was given to make `output` (or a view of it), laid out alike; None if no such op was met."""
+        for z, out in reversed(self.met):
+            if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
+                return _laid_like(z, out, output)
+        return None
+
+
+def _laid_like(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
+    if (out.shape, out.stride()) == (output.shape, output.stride()):
+        return z
+    return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None

@@ -1,0 +1,14 @@
+"""Exact incremental inference: inputs that differ from one in a window each, carried through a net as windows.
+
+The exact half of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): each layer is computed only where its
+output can have changed, beside one pass of the input itself. The net needs no change and no tracing.
+"""
+
+from . import pointwise as pointwise
+from . import spatial as spatial
+from .base_run import BasePass as BasePass
+from .regions import crop as crop
+from .side_effects import put_back as put_back
+from .windowed import Everywhere as Everywhere
+from .windowed import Windowed as Windowed
+from .windowed import plain as plain

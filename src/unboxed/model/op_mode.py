@@ -1,0 +1,62 @@
+"""Replace single ops of a net while it runs, whatever module or spelling calls them.
+
+For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, and
+its backward pass is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .op_tables import name_of
+
+Replace = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""(plain name, func, args, kwargs) -> what the op gives, or NotImplemented where it is left as it is.
+
+It is called outside of the mode: ops that it calls are not replaced.
+"""
+
+AUGMENTED = {
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__imatmul__",
+    "__iand__", "__ior__", "__ixor__",
+}  # fmt: skip
+
+
+class Opwise(TorchFunctionMode):
+    """While open, `replace` stands in for every op that it knows; ops in place are written back."""
+
+    def __init__(self, replace: Replace) -> None:
+        super().__init__()
+        self.replace = replace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        in_place = writes(func, args, kwargs)
+        given = (self.copied(args[0]), *args[1:]) if in_place else args
+        out = self.replace(name, func, given, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
+        if out is NotImplemented:
+            return func(*args, **kwargs)
+        return self.written(args[0], out) if in_place and isinstance(args[0], Tensor) else out
+
+    def copied(self, of: Tensor) -> Tensor:
+        """What an op in place is given to work on."""
+        return of.clone()
+
+    def written(self, into: Tensor, out: Tensor) -> Tensor:
+        """An op in place: its result stands where it wrote it."""
+        return into.copy_(out)
+
+
+def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an op works in place on its first argument."""
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    name: str = getattr(func, "__name__", "").partition(".")[0]
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name in AUGMENTED

@@ -1,0 +1,165 @@
+"""What a net gives back: which tensor of it counts, what its numbers mean, and where the logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, OutputError, warn
+from ..inputs.single import Inputs
+from .hooks import FinalOp, tensors_in
+from .incremental import plain
+from .op_tables import FINAL
+from .state import slow_to_ask
+
+Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
+
+
+VARIES = 0.1  # by how much probabilities differ over inputs that are far apart
+
+
+class Reader:
+    """Picks the output tensor from what the net gives, and finds its logits."""
+
+    def __init__(self, pick: object, outputs: Outputs | None) -> None:
+        if outputs is not None and outputs not in get_args(Outputs):
+            raise InputError(f"outputs is one of {', '.join(get_args(Outputs))}; got {outputs!r}")
+        self.pick, self.outputs = pick, outputs
+        self._seen = False  # that the final op gives the output
+
+    def tensor(self, raw: Any) -> Tensor:
+        """The output (N, K) or (N, K, ...) among what the net gave. Raises OutputError."""
+        h = plain(self._picked(raw))
+        if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
+            raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
+        return h[:, None] if h.ndim == 1 else h
+
+    def _picked(self, raw: Any) -> Any:
+        if self.pick is None:
+            return _default(raw)
+        if callable(self.pick):
+            return self.pick(raw)
+        try:
+            return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
+        except (KeyError, IndexError, TypeError) as error:
+            raise OutputError(f"there is no {self.pick!r} in the net's output, {_describe(raw)}") from error
+
+    def recognize(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
+        """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
+
+        `run` runs the model on these inputs again (None), or on others; called where all values lie between 0 and 1.
+        """
+        h = self.tensor(raw).detach().double()
+        if h.shape[1] == 1:
+            raise OutputError(
+                'the net has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
+            )
+        if (h >= 0).all() and _ones(h.sum(1)):
+            return "probs"
+        if (h <= 0).all() and _ones(h.exp().sum(1)):
+            return "logprobs"
+        if run is None or not bool(((h > 0) & (h < 1)).all()):
+            return "logits"
+        if self._ends_in_sigmoid(run):
+            return "multilabel"
+        extreme = self.tensor(run(_extremes(inputs, len(h)).to(h.device))).detach()
+        varies = float((extreme.amax(0) - extreme.amin(0)).max()) > VARIES  # an untrained model may hardly
+        return _not_sure() if varies and bool(((extreme > 0) & (extreme < 1)).all()) else "logits"
+
+    def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
+        """Whether the output is what a sigmoid gave, on one more run."""
+        with FinalOp(FINAL["multilabel"]) as final:
+            output = self.tensor(run(None))
+        z = final.before(output)
+        return z is not None and Reader(self.pick, "multilabel")._gives(z, output)
+
+    @contextmanager
+    def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
+        """Watch for the net's last softmax, if its logits are wanted and lie before one."""
+        if not wanted or self.outputs not in FINAL:
+            yield None
+            return
+        with FinalOp(FINAL[self.outputs]) as final:
+            yield final
+
+    def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
+        """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""
+        if final is None or (
+            self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.met)
+        ):
+            return output
+        before = final.before(output)
+        if before is not None and self._gives(before, output):
+            return before
+        raise OutputError(
+            f"the net gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
+            "the logits can't be found. Let the net return logits"
+        )
+
+    @torch.no_grad()
+    def _gives(self, z: Tensor, output: Tensor) -> bool:
+        """Whether the final op on these logits is the output: not written over, no axis exchanged.
+
+        On an accelerator, for which a look has to wait, what was seen once is taken to hold.
+        """
+        if self._seen and slow_to_ask(output.device):
+            return True
+        made = {"logprobs": z.log_softmax, "probs": z.softmax}
+        again = made[self.outputs](1) if self.outputs in made else z.sigmoid()
+        self._seen = bool(torch.allclose(again.float(), output.float(), rtol=1e-2, atol=1e-3, equal_nan=True))
+        return self._seen
+
+
+def in_rows(output: Tensor, n: int, n_outputs: int) -> Tensor:
+    """The output (n, K, ...), also where the model squeezed a batch of one. Raises OutputError."""
+    if n == 1 and output.shape == (n_outputs, 1):
+        return output.T
+    if len(output) != n:
+        raise OutputError(f"the model gives {tuple(output.shape)} for {n} inputs: its first axis is not the batch")
+    return output
+
+
+def _default(raw: Any) -> Any:
+    if isinstance(raw := plain(raw), Tensor):
+        return raw
+    named = plain(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
+    if isinstance(named, Tensor):
+        return named
+    rows = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
+    if len(rows) != 1:
+        raise OutputError(
+            f"the net gives {_describe(raw)}, in which {len(rows)} tensors are (N, K): say which is the output, "
+            'Box(..., output="name"), an index or a function'
+        )
+    return rows[0]
+
+
+def _extremes(inputs: Inputs, n: int) -> Tensor:
+    """Valid inputs (n, ...) as far apart as there are: of a model that only happens to stay between 0 and 1."""
+    some = inputs.sample(n, torch.Generator().manual_seed(1))
+    free = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")  # categories are not for scaling
+    return inputs.clip(40 * some - 20) if free else some
+
+
+def _not_sure() -> Outputs:
+    warn(
+        "the outputs all lie between 0 and 1 and do not sum to 1, and no sigmoid is seen to make them (scripted, or "
+        'changed after it?); they are read as logits. Say outputs="multilabel" if each is a probability, or "logits"'
+    )
+    return "logits"
+
+
+def _ones(sums: Tensor) -> bool:
+    return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
+
+
+def _describe(raw: Any) -> str:
+    if isinstance(raw, Tensor):
+        return f"a tensor {tuple(raw.shape)}"
+    if isinstance(raw, Mapping):
+        return f"{type(raw).__name__} with {', '.join(map(str, raw))}"
+    return f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, (tuple, list)) else "")

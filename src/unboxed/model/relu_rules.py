@@ -1,0 +1,175 @@
+"""Backward rules: what a ReLU and its kin send back instead of their gradient.
+
+A rule hooks the nodes of the finished autograd graph, so it holds for ReLU modules, `F.relu`, `Tensor.relu_`, in-place
+with the result ignored, scripted and (non-reentrant) checkpointed ReLUs alike; for ReLU6, hardtanh, thresholds, leaky
+and parametric ReLUs; and for a ReLU spelled as a clamp from below at 0 or as a maximum with 0. Afterwards nothing may
+have escaped: a ReLU spelled as a minimum or a clamp from above is refused, and what can't be told from other ops (a
+mask, `torch.where`, a maximum of two activations, a clamp to other bounds) is warned of. Smooth ops (GELU, SiLU, ELU,
+hardswish) and hard sigmoids keep their gradient.
+
+The papers define the rules for ReLU. With R the signal from above and f' the op's own slope at its input, we send
+- guided backprop: f' * max(R, 0). Springenberg et al. 2015, section 3.4: (f > 0) * (R > 0) * R, whose first factor is a
+  ReLU's slope. So ReLU6 passes on within its interval only, and a leaky ReLU's negative side passes on its leak of it.
+- deconvnet: max(R, 0), whatever the input. Zeiler & Fergus 2014, section 2.1, rectify the signal so that each
+  reconstruction is positive; they don't run the net's own op on it. ReLU6's cap at 6 is not applied to the signal: it
+  is no activation, has no scale of its own, and a map would no longer double with the score.
+Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RuleError, warn
+from .op_tables import OPAQUE, RELU, SHAPE_ONLY, is_disguised_relu, is_hard_sigmoid, may_gate, rectified_input
+from .state import Switch
+
+Signal = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`signal(below, above)`: the op's own gradient below it and the signal from above -> what it sends down."""
+
+    name: str
+    signal: Signal
+
+
+guided = Rule("guided backprop", lambda below, above: below.masked_fill(above < 0, 0))
+deconvnet = Rule("deconvnet", lambda below, above: above.clamp(min=0))
+
+
+@contextmanager
+def ruled(rule: Rule | None, root: Tensor) -> Iterator[None]:
+    """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
+    with ExitStack() as stack:
+        if rule is not None:
+            for node, i in _rectifiers(rule, root):
+                stack.callback(node.register_hook(_sends(rule.signal, i)).remove)
+        yield
+
+
+def _sends(signal: Signal, i: int = 0) -> Callable[[Any, Any], Any]:
+    """A node's hook: of what it sends down, that to its input i is exchanged."""
+
+    def hook(below: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return None if below[i] is None else (*below[:i], signal(below[i], above[0]), *below[i + 1 :])
+
+    return hook
+
+
+def _rectifiers(rule: Rule, root: Tensor) -> list[tuple[Any, int]]:
+    """The nodes below `root` that the rule is for, each with the input that it rectifies: all of them, or an error."""
+    nodes = list(graph(root))
+    for node in nodes:
+        if (advice := _opaque(node)) is not None:
+            raise RuleError(f"{rule.name} can't see into {advice}")
+    if disguised := sorted({n.name() for n in nodes if is_disguised_relu(n)}):
+        raise RuleError(
+            f"{rule.name} has a rule for ReLU; this net also has {', '.join(disguised)} at 0, a ReLU of the negated "
+            "input that would silently keep its plain gradient. Write it as relu"
+        )
+    found = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]
+    above = _consumers(nodes, [node for node, _ in found])
+    found = [(node, i) for node, i in found if not is_hard_sigmoid(node, above[node])]
+    if not found:
+        raise RuleError(
+            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and none lies between the input and this target: "
+            "use gradient"
+        )
+    _warn_of_gates(rule, nodes)
+    return found
+
+
+def _consumers(nodes: Sequence[Any], of: Sequence[Any]) -> dict[Any, list[Any]]:
+    """For some nodes of a graph, those that take what they give."""
+    above: dict[Any, list[Any]] = {node: [] for node in of}
+    for node in nodes:
+        for below, _ in node.next_functions:
+            if below in above:
+                above[below].append(node)
+    return above
+
+
+def _warn_of_gates(rule: Rule, nodes: Sequence[Any]) -> None:
+    if gates := sorted({n.name() for n in nodes if may_gate(n)}):
+        warn(
+            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU only; if {', '.join(gates)} is one in another "
+            "spelling, it keeps its plain gradient"
+        )
+
+
+def _opaque(node: Any) -> str | None:
+    name: str = node.name()
+    for start, advice in OPAQUE.items():
+        if name.startswith(start):
+            return advice
+    harmless = name.startswith("BackwardHookFunction")  # what a module's own full backward hooks put in
+    if isinstance(node, torch.autograd.function.BackwardCFunction) and not harmless:
+        return f"the custom autograd function {name.removesuffix('Backward')}, which may hide a ReLU"
+    return None
+
+
+def graph(root: Tensor) -> Iterator[Any]:
+    """Every node of the autograd graph below a tensor, once."""
+    todo, seen = [root.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        todo += [below for below, _ in node.next_functions]
+
+
+def final_relu(h: Tensor) -> Any | None:
+    """The autograd node of the ReLU that h comes out of, if it comes out of one."""
+    node = h.grad_fn
+    while node is not None and node.name().startswith(SHAPE_ONLY):
+        node = node.next_functions[0][0]
+    return node if node is not None and is_relu(node) else None
+
+
+@contextmanager
+def opened(relus: Sequence[Any]) -> Iterator[None]:
+    """While open, these ReLUs let all of the signal through: the gradient is then that before their clamps."""
+    with ExitStack() as stack:
+        for node in relus:
+            stack.callback(node.register_hook(_sends(lambda below, above: above)).remove)
+        yield
+
+
+def is_relu(node: Any) -> bool:
+    return bool(node.name().startswith(RELU))
+
+
+@contextmanager
+def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """While open, scripted code records each of its ops: after its first runs it would be one opaque node."""
+    scripts = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
+    if not scripts:
+        yield
+        return
+    with UNOPTIMIZED:
+        for module in scripts:
+            for name in module._c._method_names():
+                module._c._get_method(name)._debug_flush_compilation_cache()
+        yield
+
+
+@contextmanager
+def _profiled_forever() -> Iterator[None]:
+    runs = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._jit_set_num_profiled_runs(runs)
+
+
+UNOPTIMIZED = Switch(_profiled_forever)

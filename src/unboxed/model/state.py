@@ -1,0 +1,246 @@
+"""Leave no trace: a model is run in its mode, on seeded RNGs if it draws, and is afterwards what it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InputError
+from .locks import GENERATORS, held
+from .op_tables import DROPOUTS, NOISES, name_of
+
+Modules = tuple[nn.Module, ...]
+
+
+@contextmanager
+def flags(modules: Modules, mode: str) -> Iterator[None]:
+    """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
+    before = [m.training for m in modules]
+    try:
+        if mode == "eval" and True in before:
+            for m, training in zip(modules, before, strict=True):
+                if training:
+                    m.training = False  # not .eval(): users override it, and exported models refuse it
+        yield
+    finally:
+        for m, training in zip(modules, before, strict=True):
+            if m.training != training:
+                m.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """As `forked`, and other boxes that draw wait until it is over."""
+    with held((GENERATORS,)), forked(seed, device):
+        yield
+
+
+@contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """A fork of every RNG that a model may draw from, started at `seed`."""
+    before = rng_states(device)
+    _start(seed, device)
+    try:
+        yield
+    finally:
+        put_rng_states(before, device)
+
+
+@contextmanager
+def drawing(device: torch.device) -> Iterator[list[str]]:
+    """The list names the RNGs ("torch", "numpy", "random") that were drawn from inside, once it is left."""
+    found: list[str] = []
+    with held((GENERATORS,)):
+        before = rng_states(device)
+        try:
+            yield found
+        finally:
+            after = rng_states(device)
+            put_rng_states(before, device)
+            found += _drawn(before, after)
+
+
+def _drawn(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
+    own = torch.equal(before[0], after[0]) and (before[1] is None or torch.equal(before[1], after[1]))
+    (kind, keys, *rest), (kind_now, keys_now, *rest_now) = before[2], after[2]
+    numpy = (kind, rest) == (kind_now, rest_now) and np.array_equal(keys, keys_now)
+    same = {"torch": own, "numpy": numpy, "random": before[3] == after[3]}
+    return [name for name, unchanged in same.items() if not unchanged]
+
+
+def slow_to_ask(device: torch.device) -> bool:
+    """Whether looking at a value waits for work that was handed to the device."""
+    return device.type != "cpu"
+
+
+def _backend(device: torch.device) -> Any:
+    return None if device.type in ("cpu", "meta") else getattr(torch, device.type)
+
+
+def rng_states(device: torch.device) -> tuple[Any, ...]:
+    backend = _backend(device)
+    own = None if backend is None else _rng(backend.get_rng_state, device)
+    return torch.default_generator.get_state(), own, np.random.get_state(), random.getstate()
+
+
+def host_states() -> tuple[Any, ...]:
+    """The states of NumPy's and Python's RNGs, to compare."""
+    kind, keys, *rest = np.random.get_state()
+    return kind, np.asarray(keys).tobytes(), *rest, random.getstate()
+
+
+def _start(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if (backend := _backend(device)) is not None:
+        with torch.device(device):
+            backend.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def put_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
+    torch.default_generator.set_state(states[0])
+    if (backend := _backend(device)) is not None:
+        _rng(backend.set_rng_state, device, states[1])
+    np.random.set_state(states[2])
+    random.setstate(states[3])
+
+
+def _rng(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
+    return call(*state) if device.type == "mps" else call(*state, device)
+
+
+class SharedNoise(TorchFunctionMode):
+    """Dropout that a net leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
+
+    met = False  # whether the net ever asked for noise
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op, x = name_of(func), args[0] if args else None
+        if op not in DROPOUTS | NOISES or not isinstance(x, Tensor) or x.ndim < 2 or not _training(args, kwargs):
+            return func(*args, **kwargs)
+        self.met = True
+        if op in NOISES:
+            return func(x[:1], *args[1:], **kwargs).expand_as(x).clone()
+        mask = func(torch.ones_like(x[:1]), *args[1:], **kwargs)  # (1, ...), scaled by 1 / (1 - p)
+        if isinstance(mask, tuple):  # native_dropout gives (output, mask)
+            return x * mask[0], mask[1].expand_as(x)
+        in_place = func.__name__.endswith("_") or kwargs.get("inplace", len(args) > 3 and args[3])
+        return x.mul_(mask) if in_place else x * mask
+
+
+def _training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
+
+
+class Switch:
+    """A setting of the whole process, turned for as long as any thread needs it and turned back by the last one."""
+
+    def __init__(self, turned: Callable[[], AbstractContextManager[None]]) -> None:
+        self.turned = turned
+        self.lock, self.users, self.on = Lock(), 0, None
+
+    on: AbstractContextManager[None] | None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.on = self.turned()
+                self.on.__enter__()
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0 and self.on is not None:
+                self.on.__exit__(None, None, None)
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Eager:
+    """As `with torch.compiler.set_stance(...)`, which sets the stance when it is made and once more on entering."""
+
+    def __enter__(self) -> None:
+        self.stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *error: object) -> None:
+        self.stance.__exit__(None, None, None)
+
+
+UNFUSED, EAGER = Switch(_unfused), Switch(_Eager)
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+def own_settings(stack: ExitStack, device: torch.device, fused: bool = True) -> None:
+    """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
+    if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
+        stack.enter_context(EAGER)
+    if torch.is_autocast_enabled(device.type):
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+    if fused:
+        stack.enter_context(UNFUSED)
+
+
+def gradients_on(grad: bool) -> AbstractContextManager[None]:
+    """Work although the caller may be in no_grad or inference_mode."""
+    return _out_of_inference(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
+
+
+class _GradMode:
+    """As torch.set_grad_enabled, which acts as soon as it is made."""
+
+    def __init__(self, grad: bool) -> None:
+        self.grad = grad
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(self.grad)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self.before)
+
+
+@contextmanager
+def _out_of_inference(grad: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+@contextmanager
+def narrowed(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device.type, dtype, cache_enabled=False):
+        yield
+
+
+def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:
+    """The precision that a model in `dtype` may run in. Raises InputError."""
+    if autocast not in (torch.bfloat16, torch.float16):
+        raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
+    if dtype != torch.float32:
+        raise InputError(f"autocast is for models in torch.float32; this one is in {dtype}")
+    return autocast

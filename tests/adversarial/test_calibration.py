@@ -1,0 +1,156 @@
+"""Calibration against the definitions written out, scikit-learn's scores and scipy's minimum."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import log_loss
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import unboxed as ub
+from contracts.common import case
+from unboxed.adversarial.calibration import _bins, temperature
+from unboxed.errors import DataError, InputError, OutputError
+
+K = 4
+
+
+def says(z: Tensor) -> tuple[ub.Box, Tensor]:
+    """A box whose logits are its input."""
+    low, high = (-99.0,) * K, (99.0,) * K
+    return ub.Box(nn.Identity(), ub.Features(tuple("abcd"), low=low, high=high), outputs="logits"), z
+
+
+def drawn(n: int = 400, sharper: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits, `sharper` times as large as those from whose probabilities the labels are drawn."""
+    g = torch.Generator().manual_seed(seed)
+    z = 1.5 * torch.randn(n, K, generator=g)
+    return z * sharper, torch.multinomial(z.softmax(1), 1, generator=g)[:, 0]
+
+
+def twin(z: Tensor, y: Tensor, bins: int) -> dict[str, Any]:
+    """Guo et al. 2017, section 2, example by example: bins ((m - 1) / M, m / M]."""
+    p = np.exp(z.double().numpy())
+    p /= p.sum(1, keepdims=True)
+    rows: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for pi, yi in zip(p, y.tolist(), strict=True):
+        m = next(m for m in range(1, bins + 1) if pi.max() <= m / bins)
+        rows[m - 1].append((pi.max(), int(pi.argmax()) == yi))
+    confidence = [sum(c for c, _ in r) / len(r) if r else 0 for r in rows]
+    accuracy = [sum(a for _, a in r) / len(r) if r else 0 for r in rows]
+    gaps = [abs(a - c) for a, c in zip(accuracy, confidence, strict=True)]
+    wrong_by = [sum((pk - (k == yi)) ** 2 for k, pk in enumerate(pi)) for pi, yi in zip(p, y.tolist(), strict=True)]
+    return {
+        "count": [len(r) for r in rows], "confidence": confidence, "accuracy": accuracy,
+        "ece": sum(len(r) / len(y) * g for r, g in zip(rows, gaps, strict=True)), "mce": max(gaps),
+        "brier": float(np.mean(wrong_by)),
+        "nll": log_loss(y.numpy(), p, labels=list(range(K))),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+@pytest.mark.parametrize("sharper", [0.5, 3.0])
+def test_as_defined(bins: int, sharper: float) -> None:
+    z, y = drawn(120, sharper)
+    made, want = ub.adversarial.calibration(*_data(z, y), bins=bins), twin(z, y, bins)
+    assert made.own.count.tolist() == want["count"]
+    assert made.own.confidence.tolist() == pytest.approx(want["confidence"], abs=1e-5)
+    assert made.own.accuracy.tolist() == pytest.approx(want["accuracy"], abs=1e-6)
+    for name in ("ece", "mce", "brier", "nll"):
+        assert getattr(made.own, name) == pytest.approx(want[name], abs=1e-6), name
+    scaled = twin(z.double() / made.temperature, y, bins)
+    assert made.scaled.ece == pytest.approx(scaled["ece"], abs=1e-6)
+    assert made.scaled.nll <= made.own.nll
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 10, 15, 49, 100])
+def test_a_value_at_an_edge_is_in_the_bin_below_it(bins: int) -> None:
+    """Bins ((m - 1) / M, m / M], at each edge and one float to either side of it, found one by one."""
+    edges = np.arange(1, bins + 1) / bins
+    sure = np.concatenate([np.nextafter(edges, 0), edges, np.nextafter(edges[:-1], 1)])
+    want = [next(m for m in range(bins) if value <= (m + 1) / bins) for value in sure]
+    assert _bins(torch.from_numpy(sure), bins).tolist() == want
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_equal_logits_lie_at_an_edge(classes: int) -> None:
+    """A confidence of 1 / K, in K bins: the whole of the first bin."""
+    z = torch.zeros(6, classes)
+    box = ub.Box(nn.Identity(), ub.Features(tuple("abcde"[:classes])), outputs="logits")
+    made = ub.adversarial.calibration(box, (z, torch.arange(6) % classes), bins=classes)
+    assert made.own.count.tolist() == [6] + [0] * (classes - 1)
+
+
+def _data(z: Tensor, y: Tensor) -> tuple[ub.Box, tuple[Tensor, Tensor]]:
+    box, x = says(z)
+    return box, (x, y)
+
+
+@pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])
+def test_the_temperature_is_the_likeliest(sharper: float) -> None:
+    z, y = drawn(300, sharper)
+
+    def nll(log_t: float) -> float:
+        return float(nn.functional.cross_entropy(z.double() / math.exp(log_t), y))
+
+    best = math.exp(minimize_scalar(nll, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x)
+    assert temperature(z, y) == pytest.approx(best, rel=1e-4)
+
+
+def test_what_is_calibrated_is_found_so() -> None:
+    """Labels drawn from the net's own probabilities; and from those of logits four times as small."""
+    fair, sharp = (ub.adversarial.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
+    assert fair.own.ece < 0.03
+    assert abs(fair.temperature - 1) < 0.1
+    assert sharp.own.ece > 0.1
+    assert abs(sharp.temperature - 4) < 0.4
+    assert sharp.scaled.ece < 0.03
+    assert "too sure" in str(sharp)
+
+
+def test_all_right_or_all_wrong_stays_finite() -> None:
+    z = 3 * torch.eye(K)
+    assert temperature(z, torch.arange(K)) == pytest.approx(0.01, rel=1e-3)
+    assert temperature(z, (torch.arange(K) + 1) % K) == pytest.approx(100, rel=1e-3)
+    made = ub.adversarial.calibration(*_data(z, torch.arange(K)))
+    assert made.errors.tolist() == []
+
+
+def test_the_surest_errors() -> None:
+    z, y = drawn(200, 2.0)
+    made = ub.adversarial.calibration(*_data(z, y), errors=9)
+    sure, answer = z.double().softmax(1).max(1)
+    wrong = sorted((-float(sure[i]), i) for i in range(200) if answer[i] != y[i])[:9]
+    assert made.errors.tolist() == [i for _, i in wrong]
+    assert made.error_confidence.tolist() == pytest.approx([-s for s, _ in wrong], abs=1e-6)
+    assert made.error_answer.tolist() == answer[made.errors].tolist()
+    assert made.error_label.tolist() == y[made.errors].tolist()
+    assert made.accuracy == pytest.approx(float((answer == y).double().mean()))
+
+
+def test_data_of_any_kind() -> None:
+    z, y = drawn(50)
+    box, x = says(z)
+    pair = ub.adversarial.calibration(box, (x, y))
+    as_set = ub.adversarial.calibration(box, TensorDataset(x, y))
+    assert pair.own.ece == as_set.own.ece
+    first = ub.adversarial.calibration(box, (x, y), most=10)
+    assert int(first.own.count.sum()) == 10
+    with pytest.raises((DataError, InputError)):
+        ub.adversarial.calibration(box, x)
+    for bad in ({"bins": 0}, {"errors": -1}, {"most": 0}):
+        with pytest.raises(InputError):
+            ub.adversarial.calibration(box, (x, y), **bad)
+
+
+def test_nets_without_one_class() -> None:
+    c = case("plain")
+    for outputs in ("regression", "multilabel"):
+        with pytest.raises(OutputError):
+            ub.adversarial.calibration(ub.Box(c.box.net, c.box.inputs, outputs=outputs), (c.x, c.y))

@@ -1,0 +1,224 @@
+"""FAB: what is particular to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.adversarial import fab
+from unboxed.engine.optimize.hyperplanes import direction, lengths
+from unboxed.errors import InputError
+
+each_norm = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
+
+
+def linear(classes: int = 4, scale: float = 20.0) -> tuple[ub.Box, Tensor, Tensor, nn.Linear]:
+    """Logits W x + b of gray images near a boundary, so that the box is far off."""
+    torch.manual_seed(0)
+    last = nn.Linear(36, classes).requires_grad_(False)
+    last.weight *= scale
+    x = 0.5 + 0.05 * torch.randn(12, 1, 6, 6).double()
+    last.double().bias -= last(x.flatten(1)).mean(0)
+    box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 6, 6)))
+    return box, x, box.predict(x), last
+
+
+def curved() -> tuple[ub.Box, Tensor, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
+    net[1].weight *= 6
+    box, x = ub.Box(net, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
+    return box, x, box.predict(x)
+
+
+def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """The distance (N, K) to each class's boundary: |f_k - f_y| / |w_k - w_y| in the dual norm; to its own infinite."""
+    f = last(x.flatten(1))
+    w = last.weight - last.weight[y][:, None]  # (N, K, D)
+    far = (f - f.gather(1, y[:, None])).abs() / torch.linalg.vector_norm(w, DUAL[norm], dim=-1)
+    return far.scatter(1, y[:, None], torch.inf)
+
+
+@each_norm
+@pytest.mark.parametrize("settings", [{}, {"targets": 3}])
+def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, Any]) -> None:
+    box, x, y, last = linear()
+    found = fab(box, x, y, norm=norm, steps=10, **settings)
+    assert found.success.all()
+    assert (box.predict(found.images) != y).all()
+    least = to_boundaries(last, x, y, norm).amin(1)
+    assert ((found.distance >= least) & (found.distance <= 1.005 * least)).all()
+
+
+@each_norm
+def test_the_least_distance_to_a_class(norm: str) -> None:
+    box, x, y, last = linear(classes=2)
+    found = fab(box, x, target=1 - y, norm=norm, steps=10)
+    assert (box.predict(found.images) == 1 - y).all()
+    assert torch.allclose(found.distance, to_boundaries(last, x, y, norm).amin(1), rtol=5e-3)
+
+
+def test_an_objective_is_raised_above_zero() -> None:
+    box, x, _, last = linear()
+    found = fab(box, x, objective=ub.logit(2) - 3.0, norm="l2", steps=10)
+    assert (box(found.images)[:, 2] > 3).all()
+    away = (3 - last(x.flatten(1))[:, 2]).clamp_min(0) / last.weight[2].norm()
+    assert torch.allclose(found.distance, away, rtol=5e-3)
+    assert torch.equal(found.already, away == 0)
+
+
+def test_where_the_box_holds_pixels_back() -> None:
+    """Images of black and white: a linear program knows the least L-inf distance."""
+    box, x, _, last = linear(classes=2, scale=1.0)
+    x = (x > 0.5).double()
+    y = box.predict(x)
+    found = fab(box, x, y, norm="linf", steps=20)
+    for i in range(len(x)):
+        w, row = (last.weight[1 - y[i]] - last.weight[y[i]]).numpy(), x[i].flatten().numpy()
+        gap = float(box(x[i : i + 1])[0] @ torch.tensor([1.0, -1.0]).double() * (1 if y[i] == 0 else -1))
+        apart = [[*(s if k == j else 0.0 for k in range(36)), -1.0] for j in range(36) for s in (1.0, -1.0)]
+        free = [*zip(-row, 1 - row, strict=True), (0, None)]
+        best = linprog([0.0] * 36 + [1.0], [*apart, [*-w, 0.0]], [0.0] * 72 + [-gap], bounds=free)
+        assert bool(found.success[i]) == best.success
+        assert not best.success or best.fun <= found.distance[i] <= best.fun * 1.005
+    assert found.success.any()
+
+
+@each_norm
+def test_inside_the_range_and_what_it_says(norm: str) -> None:
+    box, x, y = curved()
+    found = fab(box, x, y, norm=norm, steps=20)
+    assert found.success.float().mean() >= 0.7
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert torch.equal(box.predict(found.images) != y, found.success)
+    d = torch.linalg.vector_norm((found.images - x).flatten(1), {"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
+    assert torch.allclose(found.distance, d)
+    assert torch.equal(found.images[~found.success], x[~found.success])
+
+
+def folded() -> tuple[ub.Box, Tensor, Tensor]:
+    """Of many linear pieces, so that there is more than one boundary to find."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)]
+    net = nn.Sequential(nn.Flatten(), *layers).requires_grad_(False).double()
+    for layer in (net[1], net[3]):
+        layer.weight *= 6
+        layer.bias *= 6
+    box, x = ub.Box(net, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
+    return box, x, box.predict(x)
+
+
+@each_norm
+def test_more_runs_are_never_worse(norm: str) -> None:
+    box, x, y = folded()
+    runs = [fab(box, x, y, norm=norm, steps=2, restarts=k, seed=2) for k in (1, 2, 5)]
+    far = [torch.where(r.success, r.distance, torch.inf) for r in runs]
+    assert (far[1] <= far[0]).all()
+    assert (far[2] <= far[1]).all()
+    assert (far[2] < far[0]).any()
+
+
+@each_norm
+def test_restarts_are_drawn_by_seed_and_row(norm: str) -> None:
+    like = torch.zeros(3, 40).double()
+    rows = torch.tensor([4, 5, 9])
+    drawn = direction(norm, like, rows, 0, 1)
+    assert torch.allclose(lengths(norm, drawn), torch.ones(3).double())
+    assert torch.equal(drawn[1:2], direction(norm, like[:1], rows[1:2], 0, 1))
+    assert not torch.allclose(drawn[0], drawn[1])
+    for other in (direction(norm, like, rows, 1, 1), direction(norm, like, rows, 0, 2)):
+        assert not torch.allclose(drawn, other)
+
+
+def test_another_seed_starts_elsewhere() -> None:
+    box, x, y = folded()
+    made = [fab(box, x, y, norm="l2", steps=2, restarts=5, seed=s).images for s in (0, 0, 1)]
+    assert torch.equal(made[0], made[1])
+    assert not torch.allclose(made[0], made[2])
+
+
+def test_fooled_within_eps_is_enough() -> None:
+    box, x, y = curved()
+    all_the_way = fab(box, x, y, norm="l2", targets=4, steps=15)
+    eps = float(all_the_way.distance[all_the_way.success].median())
+    enough = fab(box, x, y, norm="l2", targets=4, steps=15, eps=eps)
+    assert torch.equal(enough.success, all_the_way.success & (all_the_way.distance <= eps))
+    assert (enough.distance[enough.success] <= eps).all()
+    assert (enough.queries[enough.success] <= all_the_way.queries[enough.success]).all()
+    assert (enough.queries < 0.5 * all_the_way.queries).sum() >= 3
+    on = fab(box, x, y, norm="l2", targets=4, steps=15, eps=eps, keep_going=True)
+    assert torch.equal(on.distance[on.success], all_the_way.distance[on.success])
+    assert (on.queries == all_the_way.queries).all()
+
+
+def test_rows_leave_in_the_midst_of_a_run() -> None:
+    """On a linear net the second step crosses at the latest: a look at the original, and two a step."""
+    box, x, y = linear()[:3]
+    found = fab(box, x, y, norm="l2", eps=3.0, steps=30)
+    assert found.success.all()
+    assert found.queries.max() <= 1 + 2 * 2
+
+
+def test_queries_are_counted() -> None:
+    """A look at the originals, at their classes; two a step of each run; five for the final search."""
+    box, x, y = linear()[:3]
+    wrong = y.clone()
+    wrong[0] = (y[0] + 1) % 4
+    rows = list[int]()
+    box.net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    found = fab(box, x, wrong, steps=3, targets=2, restarts=2)
+    assert found.queries.tolist() == [1] + [1 + 1 + 2 * 3 * 4 + 5] * 11
+    assert sum(rows) == found.queries.sum()
+    assert found.already.tolist() == [True] + [False] * 11
+    assert torch.equal(found.images[0], x[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"targets": 2}, {"targets": 2, "eps": 0.5}])
+def test_splitting_with_restarts(settings: dict[str, Any]) -> None:
+    box, x, y = curved()
+    whole = fab(box, x, y, steps=5, restarts=3, seed=7, **settings)
+    part = fab(box, x, y, steps=5, restarts=3, seed=7, batch_size=3, **settings)
+    assert torch.allclose(whole.images, part.images, atol=1e-9)
+    assert torch.equal(whole.queries, part.queries)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_features_without_bounds(norm: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2).double().requires_grad_(False)
+    names = ("a", "b", "c")
+    box = ub.Box(net, ub.Features(names, low=(0.0, -float("inf"), -1.0), high=(float("inf"), float("inf"), 1.0)))
+    x = torch.tensor([[1.0, 40.0, 0.5], [0.0, -30.0, -1.0]]).double()
+    found = fab(box, x, box.predict(x), norm=norm, steps=10)
+    assert found.success.all()
+    assert (found.images[:, 0] >= 0).all()
+    assert (found.images[:, 2].abs() <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"norm": "l3"}, "norm is one of linf, l2, l1"),
+        ({"eps": -1.0}, "eps"),
+        ({"eps": 5.0, "norm": "linf"}, "images lie in"),
+        ({"alpha_max": 1.5}, "alpha_max"),
+        ({"beta": -0.2}, "beta"),
+        ({"eta": 0.0}, "eta"),
+        ({"targets": 0}, "targets"),
+        ({"restarts": 0}, "restarts"),
+        ({"steps": -1}, "steps"),
+        ({"y": None}, "true classes"),
+        ({"objective": ub.logit(0), "targets": 3}, "targets"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
+    box, x, y = curved()
+    with pytest.raises(InputError, match=said):
+        fab(box, x, **{"y": y, **settings})

@@ -1,0 +1,733 @@
+"""Robust accuracy, its alarms, and what of it reaches the command line and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import unboxed as ub
+from unboxed import adversarial, cli
+from unboxed.adversarial.alarms import alarms_of
+from unboxed.adversarial.changes import changes
+from unboxed.adversarial.robustness import Robustness, robustness
+from unboxed.adversarial.shares import Share
+from unboxed.cli.attack import command
+from unboxed.engine.read.class_labels import unique
+from unboxed.errors import DataError, InputError, ModelError
+from unboxed.plots import attacked, colors, save
+from unboxed.plots.sheet import Tile, sheet
+
+SHAPE = (1, 6, 6)
+ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
+
+
+class Linear(nn.Module):
+    """Two classes; `w` (36,) points from the first to the second."""
+
+    def __init__(self, seed: int = 0, scale: float = 1.0) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(36, generator=g) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = (x.flatten(1) - 0.5) @ self.w
+        return torch.stack([-z, z], 1) / 2
+
+
+def box_of(net: nn.Module) -> ub.Box:
+    return ub.Box(net, ub.Pixels(SHAPE), outputs="logits")
+
+
+def middling(n: int = 40, seed: int = 1) -> Tensor:
+    """Images so far from black and white that small changes are not cut off."""
+    g = torch.Generator().manual_seed(seed)
+    return 0.5 + 0.2 * (torch.rand(n, *SHAPE, generator=g) - 0.5)
+
+
+def labeled(box: ub.Box, wrong: int = 3) -> tuple[Tensor, Tensor]:
+    x = middling()
+    y = box.predict(x)
+    y[:wrong] = 1 - y[:wrong]
+    return x, y
+
+
+# -- what is exactly known: a linear net -------------------------------------------------------------------------------
+
+
+def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None:
+    net = Linear()
+    box = box_of(net)
+    x, y = labeled(box)
+    margin = ((x.flatten(1) - 0.5) @ net.w.detach()).abs()
+    reach = margin / net.w.detach().abs().sum()  # (N,) in the largest change
+    eps = [float(reach.quantile(q)) for q in (0.3, 0.6)]
+    found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False)
+    assert found.clean == Share(37, 40)
+    for e in eps:
+        stands = (reach > e) & found.right
+        assert found.robust(e, "pgd").count == int(stands.sum())
+        assert found.robust(e).count == int(stands.sum())
+    own = reach[found.right].sort().values
+    assert found.median == pytest.approx(float(own[(len(own) - 1) // 2]), rel=0.03)
+    assert (found.least[~found.right] == 0).all()
+
+
+def test_figures_hang_together() -> None:
+    torch.manual_seed(0)
+    box = box_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3)))
+    x = middling()
+    y = box.predict(x)
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], alarms=False)
+    curve = [found.robust(e).count for e in found.eps]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[0] > curve[-1]
+    assert all(found.robust(e).count <= found.robust(e, a).count for e in found.eps for a in found.attacks)
+    classes = found.by_class()
+    assert sum(clean.n for clean, _ in classes.values()) == 40
+    assert sum(robust.count for _, robust in classes.values()) == found.robust().count
+    plain = json.loads(json.dumps(found.plain(), allow_nan=False))
+    assert plain["all"][1]["count"] == curve[1]
+
+
+def test_classes_of_one_name_are_kept_apart() -> None:
+    box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
+    x, y = labeled(box)
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02], minimal=None, alarms=False)
+    assert {name: clean.n for name, (clean, _) in found.by_class().items()} == {
+        f"a ({k})": int((y == k).sum()) for k in (0, 1)
+    }
+    assert unique(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
+
+
+def test_a_data_set_does_as_well_as_tensors() -> None:
+    box = box_of(Linear())
+    x, y = labeled(box)
+    both = [robustness(box, d, ATTACKS, eps=[0.02], alarms=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
+    assert torch.equal(both[0].stood, both[1].stood)
+    assert len(robustness(box, (x, y), ATTACKS, eps=0.02, most=7, alarms=False).right) == 7
+
+
+def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
+    asked = list[int]()
+
+    def counting(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        asked.append(len(x))
+        return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
+
+    box = box_of(Linear())
+    found = robustness(box, labeled(box), {"pgd": counting}, eps=[0.003, 0.01, 0.5], alarms=False, minimal=None)
+    assert asked == [37, found.robust(0.003).count, found.robust(0.01).count]
+    assert asked[1] > asked[2] > 0
+
+
+def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(robustness.__globals__, "PART", 10)
+    box = box_of(Linear())
+    data, calls = labeled(box), list[int]()
+
+    def called(*_: object, **more: object) -> tuple[()]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return ()
+
+    def stopping(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        warnings.warn("called", stacklevel=1)
+        return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(warnings, "warn", called)
+    settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+    whole = robustness(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], alarms=False)
+    part = robustness(box, data, {"stopping": stopping}, **settings)
+    assert part.interrupted
+    assert len(calls) == 4
+    gone_on = robustness(box, data, {"stopping": stopping}, **settings)
+    assert not gone_on.interrupted
+    assert len(calls) == 4 + 5  # eight parts, of which three were done
+    assert torch.equal(gone_on.stood, whole.stood)
+    assert torch.equal(gone_on.least, whole.least)
+    with pytest.raises(ModelError, match="other settings"):
+        robustness(box, data, {"stopping": stopping}, **{**settings, "eps": [0.01]})
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"eps": []}, InputError, "at least one eps"),
+        ({"eps": [-0.1]}, InputError, "above 0"),
+        ({"eps": [8]}, InputError, "8/255"),
+        ({"eps": [0.1], "attacks": {}}, InputError, "at least one attack"),
+        ({"eps": [0.1], "norm": "l7"}, InputError, "norm is one of"),
+    ],
+)
+def test_refusals(more, error, said) -> None:
+    box = box_of(Linear())
+    with pytest.raises(error, match=said):
+        robustness(box, labeled(box), **{"attacks": ATTACKS, **more})
+
+
+def test_data_without_labels_are_refused() -> None:
+    box = box_of(Linear())
+    with pytest.raises(DataError, match="labels"):
+        robustness(box, list(middling(3)), eps=[0.1])
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        robustness(box, (middling(3), torch.tensor([0, 1, 5])), eps=[0.1])
+
+
+# -- alarms: each by a net that deserves it ----------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """A net whose input is spoiled first."""
+
+    def __init__(self, spoil) -> None:
+        super().__init__()
+        self.spoil, self.net = spoil, Linear(scale=4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.spoil(x))
+
+
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 20).round() / 20
+
+
+class Jagged(nn.Module):
+    """The same values but for a ripple, whose slope hides the net's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.004 * torch.sin(x * 3000)
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x)
+
+
+class Saturated(nn.Module):
+    """Logits so large that the softmax is exactly one: the cross-entropy has no slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Linear(scale=2000.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def alarmed(net: nn.Module, eps: float = 0.3) -> set[str]:
+    torch.manual_seed(0)
+    box = box_of(net)
+    x = middling()
+    y = box.predict(x)
+    return {a.name for a in alarms_of(box, x, y, torch.ones(len(x), dtype=torch.bool), eps)}
+
+
+def test_a_plain_net_raises_no_alarm() -> None:
+    assert alarmed(Linear()) == set()
+    assert alarmed(Linear(), eps=0.02) == set()
+
+
+def test_a_net_without_slope() -> None:
+    found = alarmed(Around(Rounded()))
+    assert "no gradient" in found
+    assert "unbounded eps does not reach 0" in found
+    assert "black box stronger than white box" in found
+
+
+def test_a_jagged_net() -> None:
+    assert alarmed(Around(Jagged())) & {"black box stronger than white box", "unbounded eps does not reach 0"}
+
+
+def test_a_net_that_draws() -> None:
+    assert "random layers" in alarmed(Around(Noise()))
+
+
+def test_a_saturated_net() -> None:
+    assert alarmed(Saturated()) & {"loss saturates", "no gradient"}
+
+
+def test_a_net_that_gives_no_gradient_at_all() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.detach())
+
+    box = box_of(Detached())
+    x = middling()
+    (found,) = alarms_of(box, x, box.predict(x), torch.ones(len(x), dtype=torch.bool), 0.1)
+    assert found.name == "no gradient"
+    assert "square" in found.sentence
+
+
+# -- pictures, command line, page --------------------------------------------------------------------------------------
+
+
+def test_changes_say_what_the_net_says() -> None:
+    box = box_of(Linear())
+    x, y = labeled(box)
+    found = adversarial.pgd(box, x, y, eps=0.1, steps=5)
+    for c in changes(box, x, found, [5, 9]):
+        assert c.before == int(box.predict(x[c.row : c.row + 1]))
+        assert c.after == int(box.predict(found.images[c.row : c.row + 1]))
+        assert c.p_after[1] == pytest.approx(float(box.probs(found.images)[c.row, c.after]), abs=1e-6)
+        assert c.distance == pytest.approx(float(c.delta.abs().max()), abs=1e-6)
+
+
+@pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
+def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
+    assert attacked.enlarged(reach) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_of_an_attack(channels: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 3))
+    box = ub.Box(net, ub.Pixels((channels, 6, 6)), outputs="logits")
+    x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
+    sheet = attacked.attacked(changes(box, x, found), box.classes)
+    assert sheet.width > 3 * 100
+    assert sheet.height > 2 * 100
+    with pytest.raises(InputError, match="no example"):
+        attacked.attacked([], box.classes)
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli.app, ["attack", *map(str, words), "-q"])
+
+
+def test_the_command(tmp_path) -> None:
+    asked = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 0.1, "--eps", 0.3, "--n", 12, "--attack", "PGD")
+    made = run(*asked, "-o", tmp_path)
+    assert made.exit_code == 0, made.output
+    assert "still right under" in made.output
+    told = json.loads((tmp_path / "attack.json").read_text())
+    assert told["n"] == 12
+    assert told["eps"] == [0.1, 0.3]
+    assert (tmp_path / "attacked.png").stat().st_size > 1000
+    again = run(*asked, "-o", tmp_path)  # all of it from the checkpoint
+    assert json.loads((tmp_path / "attack.json").read_text()) == told
+    assert again.exit_code == 0
+
+
+def test_the_command_takes_a_fraction(tmp_path) -> None:
+    made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", "8/255", "--eps", "0.3", "--n", 8,
+               "--attack", "fgsm", "-o", tmp_path)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "eps 8/255" in made.output
+    assert json.loads((tmp_path / "attack.json").read_text())["eps"] == [8 / 255, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "norm", "measured"),
+    [(["fgsm"], None, "linf"), (["ddn", "fgsm"], None, "l2"), (["fgsm"], "l1", "l1")],
+)
+def test_without_a_norm_the_attacks_own_is_taken(tmp_path, attacks, norm, measured, capsys) -> None:
+    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(2)
+    found = command(box, x, tmp_path, attacks=attacks, eps=[0.1], norm=norm, quiet=True)
+    assert found.norm == measured
+    assert f"still right under ({measured})" in capsys.readouterr().out
+
+
+def test_a_table_is_asked_by_the_attacks_that_take_it() -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    y = box.predict(x)
+    found = robustness(box, (x, y), eps=[0.1, 1.0])
+    assert found.attacks == ("fgsm", "pgd")
+    with pytest.raises(InputError, match="the attack mine needs a net that takes images alone"):
+        robustness(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
+
+
+def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
+    x = torch.randn(10, 2)
+    assert command(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
+
+
+def folder_of(root: Path) -> Path:
+    """Twenty digits as images in folders of their classes."""
+    x, y = ub.data.digits("test").first(20)
+    for i, (image, k) in enumerate(zip(x, y.tolist(), strict=True)):
+        save(colors.image(image), root / str(k) / f"{i}.png")
+    return root
+
+
+@pytest.mark.filterwarnings("default::unboxed.errors.UnboxedWarning")
+def test_the_command_lists_what_it_left_out(tmp_path) -> None:
+    """Broken images, and files whose names are no UTF-8, which no output can hold as they are."""
+    root, out = folder_of(tmp_path / "in"), Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    broken = next(root.glob("*/0.png"))
+    broken.write_bytes(broken.read_bytes()[:-60])
+    (Path(os.fsdecode(os.fsencode(root / "3") + b"/caf\xe9.png"))).write_bytes(b"none")
+    made = run("--model", "zoo:digits-cnn", "--data", root, "--eps", 0.3, "--attack", "fgsm", "--bits", 8, "-o", out)
+    assert made.exit_code == 0, made.output
+    told = json.loads((out / "attack.json").read_bytes())
+    assert told["n"] == 19
+    assert {Path(one["file"]).name for one in told["skipped"]} == {"0.png", os.fsdecode(b"caf\xe9.png")}
+    assert {one["why"] for one in told["skipped"]} >= {"not an image"}
+    assert list((out / "images").glob("*.png"))
+
+
+def test_a_class_whose_name_is_no_utf8_is_drawn_and_written(tmp_path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    box = ub.Box(*ub.zoo.load("digits-cnn"), classes=[f"{name} {k}" for k in range(10)])
+    command(box, ub.data.digits("test").first(8), tmp_path, attacks=["fgsm"], eps=[0.3], bits=8, quiet=True)
+    assert f"{name} 2" in json.loads((tmp_path / "attack.json").read_bytes())["classes"]
+    assert all(b"\xe9" not in os.fsencode(f) and b"caf" in os.fsencode(f) for f in (tmp_path / "images").iterdir())
+    page = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), name)]], title=name, columns=[name], names=[name])
+    again = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), "caf\\udce9")]], title="caf\\udce9", columns=["caf\\udce9"],
+                  names=["caf\\udce9"])  # fmt: skip
+    assert page.tobytes() == again.tobytes()
+
+
+def wrongly(n: int) -> tuple[Tensor, Tensor]:
+    x, _ = ub.data.digits("test").first(n)
+    return x, (ub.load("zoo:digits-cnn").predict(x) + 1) % 10
+
+
+def test_without_a_right_answer_the_command_says_so(tmp_path, capsys) -> None:
+    found = command(ub.load("zoo:digits-cnn"), wrongly(8), tmp_path, attacks=["fgsm"], eps=[0.1], quiet=True)
+    assert found.clean.count == 0
+    said = capsys.readouterr().out
+    assert "no answer is right without an attack" in said.replace("\n", " ")
+    assert "nan" not in said
+    assert json.loads((tmp_path / "attack.json").read_text())["median distance"] is None
+
+
+def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
+    made = ub.report(ub.load("zoo:digits-cnn"), wrongly(10), tmp_path, sections=["fooled"], quiet=True)
+    assert not made.failures
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "no answer is right" in page
+    assert "0 of these 10 answers are right" in page
+    assert "fools this net" in page  # the pictures are of what the net says, right or not
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--attack", "pdg"), "did you mean"),
+        (("--attack", "xyz"), "there are"),
+        (("--norm", "l9"), "norm is one of"),
+        (("--n", 0), "--n must be a whole number, 1 or more"),
+        (("--attack", "ddn", "--norm", "linf"), "ddn takes --norm l2"),
+        (("--data", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_the_command_refuses(tmp_path, words, said) -> None:
+    made = run("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 0.1, "-o", tmp_path, *words)
+    assert made.exit_code == 2
+    assert said in made.output
+
+
+def test_the_section(tmp_path) -> None:
+    box, data = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(40)
+    made = ub.report(box, data, tmp_path, judge=ub.load("zoo:digits-judge"), sections=["fooled"], quiet=True)
+    assert not made.failures
+    page = (tmp_path / "index.html").read_text()
+    assert "What fools it?" in page
+    assert "fools the second net" in page
+    facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
+    assert facts["this net"]["all"][-1]["share"] < facts["the second net"]["all"][-1]["share"]
+
+
+# -- nets that a stranger brought --------------------------------------------------------------------------------------
+
+
+class InCompany(nn.Module):
+    """Batch norm on the batch's own statistics: rows change one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def in_company() -> tuple[ub.Box, Tensor, Tensor]:
+    box = ub.Box(InCompany().train(), ub.Pixels(SHAPE), outputs="logits", mode="as-is")
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(3))
+    y = box.predict(x)
+    y[:3] = (y[:3] + 1) % 3
+    return box, x, y
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        adversarial.pgd,
+        adversarial.deepfool,
+        adversarial.fab,
+        partial(adversarial.apgd, steps=10),
+        partial(adversarial.square, queries=20),
+        partial(adversarial.carlini_wagner, steps=20),
+        partial(adversarial.lbfgs, steps=10),
+    ],
+)
+def test_success_is_what_the_net_says_of_the_images_together(attack) -> None:
+    box, x, y = in_company()
+    found = attack(box, x, y, eps=0.2 if attack is not adversarial.deepfool else None)
+    assert torch.equal(found.success, box.predict(found.images) != y)
+
+
+def test_rows_that_change_one_another_are_judged_in_company() -> None:
+    box, x, y = in_company()
+    found = robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal=None)
+    assert found.robust() == found.clean == Share(5, 8)
+
+
+@pytest.mark.filterwarnings("ignore:the first gradient is exactly zero")
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_tie_is_what_the_net_answers(label: int) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)[:, :1].expand(-1, 2)
+
+    box = box_of(Tied())
+    x = middling(4)
+    y = torch.full((4,), label)
+    found = adversarial.pgd(box, x, y, eps=0.1, steps=2)
+    assert torch.equal(found.already, box.predict(x) != y)
+    assert torch.equal(found.success, box.predict(found.images) != y)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_net_so_sure_that_its_gradient_is_tiny_is_moved_all_the_same(norm: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([50.0, -50.0])[:, None].expand(2, 9))
+        net[1].bias.copy_(torch.tensor([-195.0, 195.0]))
+    box, x = ub.Box(net, ub.Pixels((1, 3, 3)), outputs="logits"), torch.full((2, 1, 3, 3), 0.5)
+    assert adversarial.fgsm(box, x, 0, eps=0.5, norm=norm).success.all()
+
+
+def test_no_row_is_no_look() -> None:
+    seen = list[int]()
+
+    class Counting(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    box = box_of(Counting())
+    x = middling(4)
+    seen.clear()
+    found = adversarial.apgd(box, x, 1 - box.predict(x), eps=0.1, targets=1, bits=8)
+    assert sum(seen) - 4 == int(found.queries.sum())  # four were asked by predict
+
+
+# -- a checkpoint is of one question -----------------------------------------------------------------------------------
+
+
+def other_labels(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return box, x, 1 - y
+
+
+def two_labels_exchanged(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    y = y.clone()
+    i, j = (int((y == k).nonzero()[0]) for k in (0, 1))
+    y[i], y[j] = 1, 0
+    return box, x, y
+
+
+def other_order(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return box, x.flip(0), y.flip(0)
+
+
+def other_normalization(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    return ub.Box(box.net, ub.Pixels(SHAPE, std=0.9), outputs="logits"), x, y  # the same answers
+
+
+def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    class Sharper(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.1 * super().forward(x)
+
+    return box.around(Sharper()), x, y
+
+
+def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
+    box.net.w.data *= 2  # the same answers
+    return box, x, y
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_labels, "its labels differ"),
+        (two_labels_exchanged, "its labels differ"),
+        (other_order, "in values or in order"),
+        (other_weights, "its weights differ"),
+        (other_normalization, "inputs was .*std=1.0.*, and is .*std=0.9"),
+        (other_function, "the model's answers are others now"),
+    ],
+)
+def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
+    box, more = box_of(Linear()), {"eps": [0.01], "alarms": False, "minimal": None, "checkpoint": tmp_path / "state.pt"}
+    x, y = labeled(box)
+    first = robustness(box, (x, y), ATTACKS, **more)
+    assert repr(robustness(box, (x, y), ATTACKS, **more)) == repr(first)
+    box, x, y = change(box, x, y)
+    with pytest.raises(ModelError, match=f"{said}.*Give another file, or remove this one"):
+        robustness(box, (x, y), ATTACKS, **more)
+
+
+def of_steps(n: int) -> Callable[..., adversarial.Adversarial]:
+    def attack(box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=n, **more)  # type: ignore[arg-type]
+
+    return attack
+
+
+class OfSteps:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, box: ub.Box, x: Tensor, y: Tensor, **more: object) -> adversarial.Adversarial:
+        return adversarial.fab(box, x, y, steps=self.n, **more)  # type: ignore[arg-type]
+
+
+ATTACKS_OF_STEPS = {
+    "closures": of_steps, "objects": OfSteps, "methods": lambda n: OfSteps(n).__call__,
+    "partials": lambda n: partial(adversarial.fab, steps=n), "partials of one's own": lambda n: partial(of_steps(n)),
+    "defaults": lambda n: lambda box, x, y, n=n, **more: adversarial.fab(box, x, y, steps=n, **more),
+    "codes": lambda n: (
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=1, **more)) if n == 1 else
+        (lambda box, x, y, **more: adversarial.fab(box, x, y, steps=2, **more))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ATTACKS_OF_STEPS)
+@pytest.mark.parametrize("role", ["attacks", "minimal"])
+def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role: str, tmp_path) -> None:
+    box, make = box_of(Linear()), ATTACKS_OF_STEPS[kind]
+    data, more = labeled(box), {"eps": [0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+
+    def asked(n: int) -> Robustness:
+        one = {"attacks": {"one": make(n)}, "minimal": None}
+        return robustness(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
+
+    assert repr(asked(1)) == repr(asked(1))
+    with pytest.raises(ModelError, match=role):
+        asked(2)
+
+
+def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
+    box, attack = box_of(Linear()), partial(of_steps(1), lock=threading.Lock())
+    with pytest.raises(InputError, match=r"'one' can't go on from a checkpoint: a lock can't .*; give it as functools"):
+        robustness(box, labeled(box), {"one": attack}, eps=[0.01], checkpoint=tmp_path / "state.pt")
+
+
+@pytest.fixture
+def _no_alarms(monkeypatch) -> None:
+    monkeypatch.setitem(robustness.__globals__, "alarms_of", lambda *args, **more: ())
+
+
+@pytest.mark.usefixtures("_no_alarms")
+def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
+    x, y = ub.data.digits("test").first(6)
+    box, more = ub.load("zoo:digits-cnn"), {"attacks": ["fgsm"], "eps": [0.05], "quiet": True}
+    wrong = command(box, (x, 9 - y), tmp_path / "one", **more)
+    mended = command(box, (x, y), tmp_path / "one", **more)
+    fresh = command(box, (x, y), tmp_path / "other", **more)
+    assert wrong.clean.count < mended.clean.count
+    assert torch.equal(mended.stood, fresh.stood)
+    assert mended.clean == fresh.clean
+
+
+def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monkeypatch) -> None:
+    """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
+    monkeypatch.setitem(adversarial.auto_attack.__globals__, "OPERATIONS", 1.0)  # parts of as few rows as can be
+    attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
+    box, calls = box_of(Linear()), []
+    data, more = labeled(box), {"eps": [0.003], "alarms": False, "minimal": None}
+
+    def counted(module: nn.Module, args: object) -> None:
+        calls.append(1)
+        if len(calls) == stop:
+            raise MemoryError
+
+    stop = -1
+    box.net.register_forward_pre_hook(counted)
+    whole = robustness(box, data, attacks, **more)
+    total, stop = len(calls), int(0.8 * len(calls))
+    calls.clear()
+    with pytest.raises(MemoryError):
+        robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt.0"]
+    calls.clear()
+    stop = -1
+    again = robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    assert len(calls) < 0.4 * total
+    assert torch.equal(again.stood, whole.stood)
+    assert torch.equal(again.least, whole.least)
+    assert torch.equal(again.queries, whole.queries)
+    assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_an_attack_in_another_norm_is_refused() -> None:
+    def without_norm(box: ub.Box, x: Tensor, y: Tensor, eps: float) -> adversarial.Adversarial:
+        return adversarial.fgsm(box, x, y, eps=eps)
+
+    box = box_of(Linear())
+    data = labeled(box)
+    for norm, attack in (("l2", without_norm), ("l1", adversarial.auto_attack), ("l1", adversarial.square)):
+        with pytest.raises(InputError, match="linf"):
+            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal=None, alarms=False)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str) -> None:
+    """What a card says of norms is what its attack takes; nothing is asked of the model."""
+    box = box_of(Linear())
+    x, y = labeled(box)
+    asked: list[int] = []
+    box.net.register_forward_hook(lambda *_: asked.append(1))
+    lacking = [c for c in ub.cards() if c.norms and norm not in c.norms]
+    for c in lacking:
+        with pytest.raises(InputError, match=c.method.__name__):
+            robustness(box, (x, y), {"pgd": ATTACKS["pgd"], "own": c.method}, eps=[0.1], norm=norm, minimal=None)
+        with pytest.raises(InputError, match="leave it out"):
+            robustness(box, (x, y), {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm=norm, minimal=partial(c.method, bits=8))
+        with pytest.raises(InputError, match="norm"):
+            c.method(box, x, y, eps=0.1, norm=norm)
+    assert not asked
+    assert lacking
+
+
+@pytest.mark.usefixtures("_no_alarms")
+def test_the_command_in_l1(tmp_path) -> None:
+    words = ("--model", "zoo:digits-cnn", "--data", "digits", "--eps", 2, "--n", 3, "--norm", "l1", "-o", tmp_path)
+    refused = run(*words, "--attack", "square")
+    assert refused.exit_code == 2
+    assert "square takes --norm linf or --norm l2" in " ".join(refused.output.split())
+    made = run(*words, "--attack", "pgd")
+    assert made.exit_code == 0, made.output
+    assert "these attacks and FAB" in " ".join(made.output.split())

@@ -1,0 +1,375 @@
+"""FGSM, BIM, PGD and MI-FGSM: who is attacked, what is counted and kept, restarts, the net's own noise, warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.adversarial import Adversarial, bim, fgsm, mi_fgsm, pgd
+from unboxed.engine.optimize.constraints import L1, L2, Linf
+from unboxed.errors import InputError, OutputError, UnboxedWarning
+
+FAMILY: dict[str, Callable[..., Adversarial]] = {"fgsm": fgsm, "bim": bim, "pgd": pgd, "mi_fgsm": mi_fgsm}
+every_one = pytest.mark.parametrize("attack", FAMILY.values(), ids=FAMILY.keys())
+
+
+class Counted(nn.Module):
+    """Counts the rows that come by."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.rows = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        out: Tensor = self.net(x)
+        return out
+
+
+def small(scale: float = 8.0, *more: nn.Module) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), *more, nn.Linear(6 * 36, 4)).double()
+    with torch.no_grad():
+        net[-1].weight *= scale
+        net[-1].bias -= net(torch.rand(99, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()).mean(0)
+    return net
+
+
+@pytest.fixture
+def box() -> ub.Box:
+    return ub.Box(Counted(small()), ub.Pixels((1, 8, 8)))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def y(box: ub.Box, x: Tensor) -> Tensor:
+    """Of the net's own answers, but for rows 3 and 8."""
+    y = box.predict(x)
+    y[[3, 8]] = (y[[3, 8]] + 1) % 4
+    return y
+
+
+# ---- who is attacked, what is counted --------------------------------------------------------------------------------
+
+
+@every_one
+def test_what_is_fooled_already_is_returned_as_it_is(
+    attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor
+) -> None:
+    made = attack(box, x, y, eps=0.02)
+    assert made.already.nonzero()[:, 0].tolist() == [3, 8]
+    assert torch.equal(made.images[made.already], x[made.already])
+    assert made.success[made.already].all()
+    assert (made.distance[made.already] == 0).all()
+    assert (made.queries[made.already] == 1).all()
+    goes = attack(box, x, y, eps=0.02, keep_going=True)
+    assert torch.equal(goes.already, made.already)
+    assert (goes.distance > 0).all()
+    assert goes.success[made.already].all()
+
+
+@every_one
+@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("more", [{}, {"batch_size": 5}, {"target": 2}])
+def test_queries_are_the_rows_that_the_net_saw(
+    attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, more: dict[str, Any]
+) -> None:
+    box.net.rows = 0
+    made = attack(box, x, y, eps=0.02, keep_going=keep_going, **more)
+    assert int(made.queries.sum()) == box.net.rows
+
+
+def test_queries_of_restarts(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    box.net.rows = 0
+    made = pgd(box, x, y, eps=0.015, steps=3, restarts=4)
+    assert int(made.queries.sum()) == box.net.rows
+    assert (made.queries[~made.success] == 1 + 4 * 4).all()
+    assert (~made.success).any()
+
+
+@every_one
+def test_success_is_the_nets_answer(attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor) -> None:
+    for more in ({}, {"keep_going": True}):
+        made = attack(box, x, y, eps=0.03, **more)
+        assert torch.equal(made.success, box.predict(made.images) != y)
+        hit = attack(box, x, target=(y + 1) % 4, eps=0.05, **more)
+        assert torch.equal(hit.success, box.predict(hit.images) == (y + 1) % 4)
+        assert hit.success.any()
+        assert made.norm == "linf"
+
+
+# ---- restarts and what is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_more_restarts_never_fool_fewer(box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, norm: str) -> None:
+    eps = {"linf": 0.015, "l2": 0.1, "l1": 0.5}[norm]
+    before = None
+    for restarts in (1, 2, 5):
+        made = pgd(box, x, y, eps=eps, norm=norm, steps=2, restarts=restarts, keep_going=keep_going)
+        if before is not None:
+            assert (made.success | ~before.success).all()
+            same = before.success & ~torch.tensor(keep_going)
+            assert torch.equal(made.images[same], before.images[same])
+            assert (loss_of(box, made, y) >= loss_of(box, before, y) - 1e-12)[made.success == before.success].all()
+        before = made
+
+
+def loss_of(box: ub.Box, made: Adversarial, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(box(made.images), y, reduction="none")
+
+
+def test_going_on_gives_what_the_last_step_gives_or_the_last_that_fooled() -> None:
+    """A net of one value that fools between .4 and .6, and nowhere else: a long step goes past it."""
+
+    class Bump(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            v = x.flatten(1)[:, :1]
+            wrong = 2 * v - 20 * (v - 0.6).clamp_min(0)  # above .8 from .4 on; falls from .6
+            return torch.cat([torch.full_like(v, 0.8), wrong], 1)
+
+    box = ub.Box(Bump(), ub.Pixels((1, 1, 1)), outputs="logits")
+    x = torch.tensor([0.25]).view(1, 1, 1, 1)
+    made = bim(box, x, 0, eps=0.5, steps=2, step=0.2, keep_going=True)  # .45 fools, .65 does not
+    assert made.success.all()
+    assert made.images.item() == pytest.approx(0.45)
+    far = bim(box, x, 0, eps=0.5, steps=1, step=0.4, keep_going=True)
+    assert not far.success.any()
+    assert far.images.item() == pytest.approx(0.65)
+
+
+def test_a_failed_attack_gives_its_best_try(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    one, many = (pgd(box, x, y, eps=0.005, steps=1, step=1e-4, restarts=r, seed=3) for r in (1, 6))
+    left = ~many.success
+    assert left.sum() > 5
+    assert (loss_of(box, many, y) > loss_of(box, one, y))[left].any()
+    assert (loss_of(box, many, y) >= loss_of(box, one, y))[left].all()
+
+
+def test_splitting_and_company_change_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    for norm, eps in (("linf", 0.02), ("l2", 0.15), ("l1", 0.7)):
+        whole = pgd(box, x, y, eps=eps, norm=norm, steps=4, restarts=3)
+        split = pgd(box, x, y, eps=eps, norm=norm, steps=4, restarts=3, batch_size=1)
+        assert torch.allclose(whole.images, split.images, atol=1e-12)
+        assert torch.equal(whole.queries, split.queries)
+
+
+# ---- losses, objectives, balls ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_losses(box: ub.Box, x: Tensor, y: Tensor, loss: str) -> None:
+    made = pgd(box, x, y, eps=0.05, loss=loss)
+    assert made.success.float().mean() > 0.8
+    assert torch.equal(made.success, box.predict(made.images) != y)
+
+
+def test_losses_climb_their_own(box: ub.Box, x: Tensor) -> None:
+    y = box.predict(x)
+    plan: dict[str, Any] = {"eps": 0.05, "norm": "l2", "steps": 1, "random_start": False, "keep_going": True}
+    ways = [pgd(box, x, y, loss=loss, **plan).images for loss in ("ce", "margin", "dlr")]
+    assert not any(torch.allclose(a, b, atol=1e-6) for a, b in ((ways[0], ways[1]), (ways[1], ways[2])))
+
+
+def test_an_objective_is_raised_above_zero(box: ub.Box, x: Tensor) -> None:
+    before = box(x)[:, 1]
+    made = bim(box, x, objective=ub.logit(1) - (before + 0.5), eps=0.1, steps=20)
+    after = box(made.images)[:, 1]
+    assert made.success.any()
+    assert torch.equal(made.success, after > before + 0.5)
+    assert (made.queries[made.success] < 21).all()
+
+
+def test_a_ball_in_place_of_eps_and_norm(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    for norm, ball in (("linf", Linf(0.04)), ("l2", L2(0.4)), ("l1", L1(1.5))):
+        a, b = pgd(box, x, y, eps=ball.eps, norm=norm, steps=3), pgd(box, x, y, ball=ball, steps=3)
+        assert torch.equal(a.images, b.images)
+        assert a.norm == b.norm == norm
+
+
+def test_starts_are_uniform_in_the_l1_ball() -> None:
+    """Of D values, |d|_1 / eps has the distribution u ** (1 / D), and each value the same one, symmetric."""
+    x = torch.zeros(4000, 3, dtype=torch.float64)
+    d = L1(2.0).sample(x, seed=0)
+    r = d.abs().sum(1) / 2
+    assert r.max() <= 1
+    assert (r**3).mean().item() == pytest.approx(0.5, abs=0.02)
+    assert (r**3).std().item() == pytest.approx(12**-0.5, abs=0.02)
+    share = d.abs() / d.abs().sum(1, keepdim=True)  # uniform on the simplex: mean 1/3, variance 1/18
+    assert share.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+    assert share.var(0).tolist() == pytest.approx([1 / 18] * 3, abs=0.005)
+    assert (d > 0).double().mean(0).tolist() == pytest.approx([0.5] * 3, abs=0.03)
+
+
+def test_l1_steps_move_few_values(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    made = fgsm(box, x, y, eps=0.5, norm="l1", keep_going=True)
+    assert ((made.images != x).flatten(1).sum(1) == 1).all()  # a hundredth of 64, rounded up
+    held = fgsm(box, torch.ones_like(x), y, eps=0.5, norm="l1", keep_going=True)
+    assert (held.distance > 0).all()  # those that can't move up are passed over for one that can move down
+
+
+# ---- linear nets, where the least eps is known -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+def test_a_linear_net_falls_at_its_margin_and_not_before(norm: str, dual: int) -> None:
+    """|w.x + b| / |w|_dual is the distance to the plane: 1 % above it all fall, 1 % below none."""
+    w = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.stack([w, -w]))
+        net[1].bias.copy_(torch.stack([-w.sum() / 2, w.sum() / 2]))
+    box = ub.Box(net, ub.Pixels((1, 8, 8)), outputs="logits")
+    x = 0.5 + 0.02 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y, least = box.predict(x), ((x.flatten(1) - 0.5) @ w).abs() / w.norm(dual)
+    for i in range(4):
+        for attack in (fgsm, bim, mi_fgsm, pgd):
+            for factor in (0.99, 1.01):
+                eps = factor * float(least[i])
+                more = {"steps": 60, "step": eps / 8} if attack is pgd else {}  # from a random point it is a long way
+                made = attack(box, x[i : i + 1], y[i : i + 1], eps=eps, norm=norm, **more)
+                assert bool(made.success) == (factor > 1), attack
+
+
+# ---- the net's own noise ---------------------------------------------------------------------------------------------
+
+
+class Drops(nn.Module):
+    """Dropout that is never off."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.dropout(h, 0.5)
+
+
+def test_eot_climbs_the_mean_over_the_nets_draws(x: Tensor) -> None:
+    """One FGSM step against the gradient of the mean loss over the very same draws."""
+    box = ub.Box(small(2.0, Drops()), ub.Pixels((1, 8, 8)))
+    assert box.noisy
+    y, grad = box.predict(x), torch.zeros_like(x)
+    for draw in range(5):
+        a = x.clone().requires_grad_()
+        with box.quiet(seed=draw):
+            z = box.forward(a, {"logits"})["logits"]
+            grad += torch.autograd.grad(nn.functional.cross_entropy(z, y, reduction="sum"), a)[0] / 5
+    made = fgsm(box, x, y, eps=0.1, norm="l2", eot=5, keep_going=True)
+    want = x + 0.1 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(made.images, want.clamp(0, 1), atol=1e-9)
+    assert (made.queries == 10).all()
+    assert not torch.allclose(made.images, fgsm(box, x, y, eps=0.1, norm="l2", keep_going=True).images, atol=1e-4)
+
+
+def test_eot_of_a_net_that_draws_nothing_costs_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    one, five = pgd(box, x, y, eps=0.03), pgd(box, x, y, eps=0.03, eot=5)
+    assert torch.equal(one.images, five.images)
+    assert torch.equal(one.queries, five.queries)
+
+
+# ---- rows that change one another ------------------------------------------------------------------------------------
+
+
+class Company(nn.Module):
+    """A row is taken for class 1 by its own value, less what the others have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.flatten(1)[:, :1]
+        wrong = v - 0.3 - 0.5 * (v.sum() - v)
+        return torch.cat([torch.zeros_like(v), wrong], 1)
+
+
+def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
+    """Row 0 fools the net after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
+    box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
+    assert box.coupled
+    x = torch.tensor([0.35, 0.2]).view(2, 1, 1, 1)
+    made = bim(box, x, 0, eps=0.5, step=0.1, steps=6)
+    assert made.images.flatten().tolist() == pytest.approx([0.55, 0.6])
+    assert torch.equal(made.success, box.predict(made.images) != 0)
+    assert made.success.tolist() == [False, True]
+    assert made.queries.tolist() == [6, 6]  # four steps, the look after them, and one at the end
+
+
+def test_what_is_fooled_already_stays_in_company() -> None:
+    box = ub.Box(Company(), ub.Pixels((1, 1, 1)), outputs="logits")
+    x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)
+    made = pgd(box, x, 0, eps=0.3, restarts=3)
+    assert made.already.tolist() == [True, False]
+    assert made.images[0] == x[0]
+
+
+# ---- nets without a slope, bad input ---------------------------------------------------------------------------------
+
+
+class Cut(nn.Module):
+    """Steps, flat between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.round().flatten(1)[:, :3]
+
+
+@every_one
+def test_a_zero_slope_is_told(attack: Callable[..., Adversarial], x: Tensor) -> None:
+    box = ub.Box(Cut(), ub.Pixels((1, 8, 8)), outputs="logits")
+    with pytest.warns(UnboxedWarning, match=r"exactly zero \(or NaN\) for \d+ of \d+ examples.*square, boundary"):
+        made = attack(box, x, box.predict(x), eps=0.01)
+    assert not made.success.any()
+
+
+def test_the_warning_points_at_the_caller(x: Tensor) -> None:
+    box = ub.Box(Cut(), ub.Pixels((1, 8, 8)), outputs="logits")
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always")
+        bim(box, x, box.predict(x), eps=0.01)
+    assert [w.filename for w in met] == [__file__]
+
+
+def test_a_slope_is_no_reason_to_warn(box: ub.Box, x: Tensor, y: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(box, x, y, eps=0.02)
+
+
+def test_a_net_without_a_gradient_names_the_attacks_that_need_none(x: Tensor) -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :3]
+
+    box = ub.Box(Detached(), ub.Pixels((1, 8, 8)), outputs="logits")
+    with pytest.raises(OutputError, match="square, boundary and hop_skip_jump"):
+        pgd(box, x, box.predict(x), eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda box, x: fgsm(box, x, 0), "eps"),
+        (lambda box, x: bim(box, x, 0, eps=-0.1), "above 0"),
+        (lambda box, x: pgd(box, x, 0, eps=8), "8/255"),
+        (lambda box, x: pgd(box, x, 0, eps=9.0, norm="l2"), "more than 8 apart"),
+        (lambda box, x: mi_fgsm(box, x, 0, eps=0.1, decay=-1), "decay"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, restarts=0), "restarts"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, restarts=2, random_start=False), "random_start"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, steps="many"), "steps"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, step=0), "step"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, loss="hinge"), "loss is one of"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, eot=0), "eot"),
+        (lambda box, x: pgd(box, x, 4, eps=0.1), "classes 0 to 3"),
+        (lambda box, x: pgd(box, x, target=7, eps=0.1), "classes 0 to 3"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, norm="l0"), "norm is one of linf, l2, l1"),
+        (lambda box, x: pgd(box, x, 0, target=1, objective=ub.logit(1), eps=0.1), "not both"),
+    ],
+)
+def test_bad_settings_are_refused(box: ub.Box, x: Tensor, call: Callable[..., object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        call(box, x)

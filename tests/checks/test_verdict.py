@@ -1,0 +1,319 @@
+"""Verdicts: methods that deserve each grade get it, and one that was found is not looked for twice."""
+
+from __future__ import annotations
+
+import json
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from contracts.common import case
+from contracts.trace import changes, snapshot
+from unboxed import rng
+from unboxed.attribution import gradient, guided_backprop
+from unboxed.checks.ranking import candidates, known, ranked
+from unboxed.checks.remembered import Remembered, fingerprint
+from unboxed.checks.verdict import GRADES, Verdict, judged, name_of, verdict
+from unboxed.errors import InputError, RuleError
+
+
+@cache
+def digits() -> tuple[ub.Box, Tensor]:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x, _ = ub.data.digits("test").tensors()
+    return box, x[::40]
+
+
+def edges(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+    """A picture of the input, whatever the net."""
+    return (x - x.roll(1, -1)).abs() + (x - x.roll(1, -2)).abs()
+
+
+def noise(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+    """Of each net its own, and of no net anything."""
+    return rng.normal(x, int.from_bytes(fingerprint(box)[:4], "big"))
+
+
+def blank(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def signs_of_ink(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+    """Where the input has ink, with the net's signs: what gradient times input does at its worst."""
+    return x * gradient(box, x, target).sign()
+
+
+def refuses(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
+    raise RuleError("no ReLU lies between")
+
+
+def test_the_gradient_passes() -> None:
+    found = verdict(*digits(), gradient)
+    assert found.grade == "pass"
+    assert found.method == "Gradient"
+    assert abs(found.figures["signed"]) < 0.3
+    assert found.figures["kept"] < 0.5 * found.figures["kept_random"]
+    assert "changes with what the net has learned" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("method", "grade", "said"),
+    [
+        (guided_backprop, "fail", "nearly the same picture"),
+        (edges, "fail", "nearly the same picture"),
+        (blank, "fail", "the same everywhere"),
+        (signs_of_ink, "doubtful", "Believe its signs"),
+        (refuses, "not made", "No ReLU lies between"),
+    ],
+)
+def test_planted_methods_get_what_they_deserve(method: Any, grade: str, said: str) -> None:
+    found = verdict(*digits(), method)
+    assert found.grade == grade, found
+    assert said in found.sentence
+
+
+def test_noise_does_not_pass() -> None:
+    found = verdict(*digits(), noise)
+    assert found.grade == "fail"
+    assert found.figures["constant"] > 0.5  # it draws for a model that ignores its input
+    assert found.figures["kept"] > 0.7 * found.figures["kept_random"]  # and removes little more than chance
+
+
+def test_one_image_is_enough_to_tell_an_edge_detector() -> None:
+    box, x = digits()
+    assert [verdict(box, x[i : i + 1], edges).grade for i in range(4)] == ["fail"] * 4
+
+
+def test_a_good_map_hardly_better_than_chance_is_doubtful() -> None:
+    figures = {
+        "signed": 0.0,
+        "absolute": 0.0,
+        "ssim": 0.0,
+        "kept": 0.47,
+        "kept_random": 0.5,
+        "flat": 0.0,
+        "constant": 0.0,
+    }
+    assert judged(figures)[0] == "doubtful"
+    assert judged({**figures, "kept": 0.3})[0] == "pass"
+    assert judged({**figures, "kept": 0.51})[0] == "fail"
+    untold = judged({**figures, "kept": float("nan"), "kept_random": float("nan")})
+    assert untold[0] == "doubtful"
+    assert "can't be judged" in untold[2]
+
+
+def test_a_class_that_the_net_denies_is_not_judged_by_removal() -> None:
+    """What is left of nearly nothing says nothing."""
+    box, x = digits()
+    found = verdict(box, x[:4], gradient, (box.predict(x[:4]) + 1) % 10)
+    assert found.figures["kept"] != found.figures["kept"]
+    assert found.grade != "pass"
+
+
+def test_a_net_that_keeps_its_activations_can_be_judged() -> None:
+    class Keeps(awkward.Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = [h := self.first(x)]
+            return self.fc(self.second(h).flatten(1))
+
+    torch.manual_seed(0)
+    box = ub.Box(Keeps(), awkward.GRAY)
+    assert verdict(box, awkward.get("plain").images(), gradient).grade != "not made"
+
+
+def test_a_map_is_no_method() -> None:
+    with pytest.raises(InputError, match="function"):
+        verdict(*digits(), torch.zeros(3))
+
+
+def test_leaves_no_trace() -> None:
+    c = case("batchnorm_in_train_mode")
+    before = snapshot(c.box.net)
+    verdict(c.box, c.x, gradient)
+    assert changes(before, snapshot(c.box.net)) == []
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        "plain",
+        "double",
+        "bfloat16",
+        "transformer",
+        "weight_normed",
+        "batchnorm_on_batch_statistics",
+        "lstm",
+        "parameterless",
+    ],
+)
+def test_awkward_nets(net: str) -> None:
+    c = case(net)
+    found = verdict(c.box, c.x, gradient)
+    assert found.grade in GRADES
+    if net != "parameterless":  # which has nothing to draw anew
+        assert all(v == v for v in found.figures.values())
+
+
+@pytest.mark.parametrize("outputs", ["regression", "multilabel"])
+@pytest.mark.parametrize("target", [None, 1, "unit"])
+def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
+    entry = awkward.get("plain")
+    box = ub.Box(entry.net, entry.inputs, outputs=outputs)
+    found = verdict(box, entry.images(4), gradient, ub.channel("conv2", 0) if target == "unit" else target)
+    assert found.figures["kept"] == found.figures["kept"]
+
+
+def test_tables_and_several_inputs() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    box = ub.Box(net, ub.Features(("a", "b", "c", "d")), outputs="logits")
+    assert verdict(box, torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), gradient).grade in GRADES
+
+
+def test_names() -> None:
+    assert name_of(partial(partial(gradient), batch_size=2)) == "Gradient"
+    assert name_of(edges) == "edges"
+
+
+# ---- ranking ---------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_the_methods_that_explain_a_score() -> None:
+    box, _ = digits()
+    found = candidates(box)
+    assert {"gradient", "guided_backprop", "deconvnet"} <= set(found) <= set(known())
+
+
+def test_ranked_by_grade() -> None:
+    box, x = digits()
+    methods = {"edges": edges, "refuses": refuses, "signs": signs_of_ink, "gradient": gradient}
+    found = ranked(box, x, methods)
+    assert list(found) == ["gradient", "signs", "edges", "refuses"]
+
+
+# ---- kept from run to run --------------------------------------------------------------------------------------------
+
+
+class Counted:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        monkeypatch.setattr("unboxed.checks.remembered.verdict", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Verdict:
+        self.asked += 1
+        return verdict(*args, **kwargs)
+
+
+def test_a_verdict_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, (box, x) = Counted(monkeypatch), digits()
+    first = Remembered()
+    found = first.verdict(box, x, gradient)
+    assert first.verdict(box, x, gradient) == found
+    second = Remembered(first.text())
+    assert second.verdict(box, x, gradient) == found
+    assert counted.asked == 1
+    assert json.loads(second.text())  # and kept on
+
+
+def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), case("plain")
+    kept = Remembered()
+    kept.verdict(c.box, c.x, gradient)
+    other = case("plain")
+    with torch.no_grad():
+        other.box.net.fc.weight[0, 0] += 1e-3
+    for box, x, method, more in [
+        (c.box, c.x[:2], gradient, {}),
+        (c.box, c.x, guided_backprop, {}),
+        (c.box, c.x, partial(gradient, batch_size=1), {}),
+        (c.box, c.x, gradient, {"target": 1}),
+        (c.box, c.x, gradient, {"target": torch.tensor([1, 1, 2])}),
+        (c.box, c.x, gradient, {"seed": 1}),
+        (other.box, c.x, gradient, {}),
+    ]:
+        before = counted.asked
+        kept.verdict(box, x, method, **more)
+        assert counted.asked == before + 1, (method, more)
+
+
+def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), case("plain")
+    kept = Remembered()
+    kept.verdict(c.box, c.x, edges)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 1
+    monkeypatch.setattr(edges, "__code__", (lambda box, x, target=None: x).__code__)
+    kept.verdict(c.box, c.x, edges)
+    assert counted.asked == 2
+
+
+def test_methods_without_a_name_are_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), case("plain")
+    kept = Remembered()
+    for method in (lambda box, x, t: x, partial(gradient, batch_size=torch.tensor(1))):
+        for _ in range(2):
+            kept.verdict(c.box, c.x, method, ub.logit(1))
+    assert counted.asked == 4
+    assert json.loads(kept.text()) == {}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b'{"a": 1}', b'{"a": {"grade": "great"}}', "\u00e4", b"\xff"]
+)
+def test_what_cannot_be_read_is_not_there(text: Any) -> None:
+    c = case("plain")
+    assert Remembered(text).verdict(c.box, c.x, gradient).grade in GRADES
+
+
+def test_a_fingerprint_sees_weights_and_buffers() -> None:
+    c = case("batchnorm")
+    before = fingerprint(c.box)
+    assert fingerprint(case("batchnorm").box) == before
+    c.box.net.norm.running_mean.add_(1e-3)
+    assert fingerprint(c.box) != before
+
+
+# ---- one image, explained --------------------------------------------------------------------------------------------
+
+
+def test_explain_ranks_and_maps() -> None:
+    from unboxed.cli.explain import explain
+
+    box, x = digits()
+    found = explain(box, x[:1], {"edges": edges, "gradient": gradient, "refuses": refuses})
+    assert list(found.verdicts) == ["gradient", "edges", "refuses"]
+    assert list(found.maps) == ["gradient", "edges"]
+    assert found.maps["gradient"].shape == (1, 1, 28, 28)
+    assert found.of == box.classes[int(box.predict(x[:1]))]
+    with pytest.raises(InputError, match="one input"):
+        explain(box, x[:2])
+
+
+def test_explain_keeps_what_it_has_on_ctrl_c() -> None:
+    from unboxed.cli.explain import explain
+
+    def stops(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    box, x = digits()
+    found = explain(box, x[:1], {"gradient": gradient, "stops": stops, "edges": edges})
+    assert found.interrupted
+    assert list(found.verdicts) == ["gradient"]
+
+
+def test_a_fingerprint_tells_apart_inputs_whose_print_is_cut_off() -> None:
+    """Of many columns the first are printed; the others count all the same."""
+    net = nn.Linear(9, 2)
+    names, std = tuple("abcdefghi"), torch.arange(1.0, 10)
+    boxes = [
+        ub.Box(net, ub.Features(names, std=s), outputs="logits")
+        for s in (std, std.clone().index_fill_(0, torch.tensor([8]), 5))
+    ]
+    assert str(boxes[0]) == str(boxes[1])
+    assert fingerprint(boxes[0]) != fingerprint(boxes[1])
+    assert fingerprint(boxes[0]) == fingerprint(ub.Box(net, ub.Features(names, std=std), outputs="logits"))

@@ -1,0 +1,127 @@
+"""`unboxed explain`: what it prints and writes, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import unboxed as ub
+from unboxed import cli
+from unboxed.plots import colors, save
+
+METHODS = ["--method", "gradient", "--method", "guided_backprop"]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x, _ = ub.data.digits("test").tensors()
+    return save(colors.image(x[0]), tmp_path_factory.mktemp("images") / "digit.png")
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(cli.app, ["explain", *map(str, words), "--quiet"])
+
+
+def test_ranking_maps_and_numbers(image: Path, tmp_path: Path) -> None:
+    said = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    assert said.output.index("gradient") < said.output.index("guided_backprop")
+    assert "passes" in said.output
+    assert "fails" in said.output
+    numbers = json.loads((tmp_path / "out" / "explained.json").read_text())
+    assert numbers["of"] == "6"
+    assert [v["grade"] for v in numbers["methods"].values()] == ["pass", "fail"]
+    assert (tmp_path / "out" / "explained.png").stat().st_size > 1000
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"explained.png", "explained.json", "verdicts.json"}
+
+
+def whole(monkeypatch: pytest.MonkeyPatch, image: Path, out: Path) -> object:
+    """The exit code of the command as a shell starts it."""
+    words = ["unboxed", "explain", image, "--model", "zoo:digits-cnn", "--method", "gradient", "-o", out, "-q"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def test_names_that_are_no_utf8(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the image, of the folder for what is written, and of a file that cannot be read: none stops the command."""
+    root = os.fsencode(tmp_path)
+    own, out, none = (Path(os.fsdecode(root + name)) for name in (b"/caf\xe9.png", b"/out\xe9", b"/no\xe9.png"))
+    own.write_bytes(image.read_bytes())
+    assert whole(monkeypatch, own, out) == 0
+    assert "out\\udce9/explained.png" in capsys.readouterr().out.replace("\n", "")
+    assert {p.name for p in out.iterdir()} == {"explained.png", "explained.json", "verdicts.json"}
+    none.write_bytes(b"none")
+    assert whole(monkeypatch, none, out) == 2
+    assert "no\\udce9.png is not an image" in capsys.readouterr().err
+
+
+def test_verdicts_are_kept(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
+    monkeypatch.setattr("unboxed.checks.remembered.verdict", None)  # asking anew would fail
+    second = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
+    assert second.exit_code == 0, second.output
+    assert second.output == first.output
+
+
+def test_another_class(image: Path, tmp_path: Path) -> None:
+    said = run(image, "--model", "zoo:digits-cnn", "--method", "gradient", "--target", "3", "-o", tmp_path)
+    assert said.exit_code == 0, said.output
+    assert "Why 3?" in said.output
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no such file": (["missing.png"], "there is no file missing.png"),
+    "a folder": (["."], "folder"),
+    "not an image": ([__file__], "not an image"),
+    "no such method": (["IMAGE", "--method", "gradd_cam"], "did you mean grad_cam"),
+    "no such class": (["IMAGE", "--target", "cat"], "no class 'cat'"),
+    "a class too large": (["IMAGE", "--target", "10"], "no class '10'"),
+    "no such model": (["IMAGE", "--model", "zoo:digits-cn"], "digits-cnn"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input(bad: str, image: Path, tmp_path: Path) -> None:
+    words, said = BAD[bad]
+    words = [str(image) if w == "IMAGE" else w for w in words]
+    model = [] if "--model" in words else ["--model", "zoo:digits-cnn"]
+    found = run(*words, *model, "-o", tmp_path / "out")
+    assert found.exit_code == 2
+    assert said in found.output.replace("\n", " ")
+    assert "Traceback" not in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_net_of_tables_is_told(image: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nimport unboxed as ub\ndef make():\n    return torch.nn.Linear(2, 2), ub.Features(('a', 'b'))\n"
+    )
+    found = run(image, "--model", f"{file}:make", "-o", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "doesn't take images" in found.output.replace("\n", " ")
+
+
+def test_ctrl_c_keeps_what_there_is(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    from unboxed.attribution import gradient
+    from unboxed.cli.explain import command
+
+    monkeypatch.setattr("unboxed.cli.explain.candidates", lambda box: {"gradient": gradient, "stops": stops})
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    found = command(box, image, tmp_path, quiet=True)
+    assert found.interrupted
+    assert list(json.loads((tmp_path / "explained.json").read_text())["methods"]) == ["gradient"]
+    assert run(image, "--model", "zoo:digits-cnn", "-o", tmp_path).exit_code == 130

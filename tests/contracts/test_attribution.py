@@ -1,0 +1,248 @@
+"""The laws of attribution that cards declare: contribution, completeness, dummy and symmetry, each exactly.
+
+Ancona et al. 2018, arXiv:1711.06104, section 3 (linear models, completeness); Sundararajan et al. 2017,
+arXiv:1703.01365, section 2 (dummy, here "sensitivity (b)", symmetry, completeness).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from contracts.common import CARDS, Case, call, call_aloud, case, labels, takes
+from unboxed.cards import LAWS
+from unboxed.engine.perturb.baselines import baseline
+from unboxed.engine.results import map_of
+
+PLAYERS: dict[str, dict[str, Any]] = {"segments": {"segments": "pixels"}, "window": {"window": 1, "stride": 1}}
+"""Settings by which each pixel plays for itself, for methods that have such a setting."""
+
+SMALL = ub.Pixels((1, 2, 4), mean=0.4, std=0.5)
+COLUMNS = ub.Features(("a", "b", "c", "d", "e"), mean=(1.0, 0.0, -1.0, 2.0, 0.5), std=(1.0, 2.0, 0.5, 1.0, 3.0))
+BASELINES = [None, "white", "random", 0.3]
+LOOSE = {"integrated_gradients": 1e-3}
+"""Of methods that stop at a tolerance of their own, relative to the largest score difference."""
+
+
+def declaring(law: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [n for n, card in CARDS.items() if law in card.laws])
+
+
+def alone(name: str, **more: Any) -> dict[str, Any]:
+    """The method's settings by which each pixel plays for itself."""
+    settings = {k: v for key, found in PLAYERS.items() if takes(CARDS[name], key) for k, v in found.items()}
+    return {**settings, **more}
+
+
+def explained(name: str, box: ub.Box, x: Tensor, target: Any, **more: Any) -> Tensor:
+    settings = {k: v for k, v in alone(name, **more).items() if takes(CARDS[name], k)}
+    return map_of(call(CARDS[name], Case(box, x, box.predict(x)), **settings, target=target))
+
+
+def linear(inputs: ub.Pixels | ub.Features, k: int = 3) -> ub.Box:
+    torch.manual_seed(1)
+    n = 5 if isinstance(inputs, ub.Features) else 8
+    return ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(n, k)).double().eval(), inputs, outputs="logits")
+
+
+def some(box: ub.Box, n: int = 3) -> Tensor:
+    return box.inputs.sample(n, torch.Generator().manual_seed(4)).double()
+
+
+def images_only(name: str) -> bool:
+    return takes(CARDS[name], "window") or takes(CARDS[name], "layer")
+
+
+def test_laws_that_cards_declare_exist() -> None:
+    declared = {law for card in CARDS.values() for law in card.laws}
+    assert declared == set(LAWS)
+
+
+@declaring("contribution")
+@pytest.mark.parametrize("at", BASELINES)
+def test_contribution(name: str, at: Any) -> None:
+    """On a linear model, w * (x - x0): of an image and of a table."""
+    for inputs in (SMALL, COLUMNS):
+        if isinstance(inputs, ub.Features) and (images_only(name) or at == "white"):
+            continue
+        box = linear(inputs)
+        x, k = some(box), torch.tensor([0, 2, 1])
+        scale = 0.5 if inputs is SMALL else torch.tensor(COLUMNS.std)
+        w = (box.net[1].weight.detach()[k].view(len(x), *inputs.shape)) / scale
+        want = w * (x - baseline(box, x, at))
+        got = explained(name, box, x, k, baseline=at)
+        assert torch.allclose(got, want, rtol=0, atol=1e-9 * float(want.abs().max())), (got - want).abs().max()
+
+
+CURVED = [
+    "plain",
+    "softmax",
+    "log_softmax",
+    "batchnorm",
+    "residual",
+    "dict_output",
+    "narrow",
+    "functional_relu_ignored",
+]
+
+
+@declaring("completeness")
+@pytest.mark.parametrize("net", CURVED)
+@pytest.mark.parametrize("at", BASELINES)
+def test_completeness(name: str, net: str, at: Any) -> None:
+    """The shares add up to score(x) - score(x0), on nets that bend."""
+    card = CARDS[name]
+    if takes(card, "segments"):  # players are few there
+        settings: dict[str, Any] = {"segments": ("squares", 4)}
+    else:
+        settings = {}
+    c = case(net, torch.float64)
+    y = labels(net, 3)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        got = map_of(call_aloud(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
+    missed = name in LOOSE and any("did not reach the tolerance" in str(w.message) for w in heard)  # and says so
+    rows = torch.arange(3)
+    want = c.box(c.x)[rows, y] - c.box(baseline(c.box, c.x, at))[rows, y]
+    assert missed or float((got - want).abs().max()) <= LOOSE.get(name, 1e-9) * max(1.0, float(want.abs().max()))
+    assert not missed or (net, at) == ("residual", "random")
+
+
+class Ignores(nn.Module):
+    """Bends, and looks at no pixel of the third column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        seen = torch.ones(2, 4, dtype=z.dtype)
+        seen[:, 2] = 0
+        return self.second(self.first((z.view(-1, 2, 4) * seen).flatten(1)).relu())
+
+
+@declaring("dummy")
+def test_dummy(name: str) -> None:
+    """What the net ignores gets exactly zero, and something else does not."""
+    box = ub.Box(Ignores().double().eval(), SMALL, outputs="logits")
+    got = explained(name, box, some(box), None)
+    assert (got[..., 2] == 0).all()
+    assert (got != 0).any()
+
+
+class Alike(nn.Module):
+    """Bends, and can't tell pixel (0, 0) from pixel (1, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 3)
+        with torch.no_grad():
+            self.first.weight[:, 7] = self.first.weight[:, 0]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.second(self.first(z.flatten(1)).relu())
+
+
+@declaring("symmetry")
+@pytest.mark.parametrize("at", [None, "white", 0.3])
+def test_symmetry(name: str, at: Any) -> None:
+    """Two pixels that play the same part, with the same value and baseline, get the same share; others do not."""
+    box = ub.Box(Alike().double().eval(), SMALL, outputs="logits")
+    x = some(box)
+    x[..., 1, 3] = x[..., 0, 0]
+    got = explained(name, box, x, None, baseline=at)
+    assert torch.allclose(got[..., 0, 0], got[..., 1, 3], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(got[..., 0, 0], got[..., 0, 1], rtol=1e-3)
+
+
+# ---- several inputs, and targets of every kind, for every method of the family ---------------------------------------
+
+ATTRIBUTIONS = {n: card for n, card in CARDS.items() if card.family == "attribution"}
+
+
+class Both(nn.Module):
+    """An image and a table, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.image, self.table, self.end = nn.Linear(8, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        return self.end((self.image(image.flatten(1)) + self.table(table)).relu())
+
+
+PARTS = {"image": SMALL, "table": COLUMNS}
+SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
+    "dict": lambda: ub.MultiInput(PARTS),
+    "tuple": lambda: ub.MultiInput(tuple(PARTS.values())),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in ATTRIBUTIONS if not {"images", "pixels"} & {*ATTRIBUTIONS[n].needs}])
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # of a ruled gradient that is zero for one row
+def test_several_inputs(name: str, kind: str) -> None:
+    """A dict or tuple comes back as one, in the shapes of its parts."""
+    box = ub.Box(Both().double().eval(), SEVERAL[kind](), outputs="logits")
+    values = [p.sample(3, torch.Generator().manual_seed(6)).double() for p in PARTS.values()]
+    x = dict(zip(PARTS, values, strict=True)) if kind == "dict" else tuple(values)
+    made = CARDS[name].method(box, x, 1, **({"references": x} if takes(CARDS[name], "references") else {}))
+    found = getattr(made, "map", made)
+    assert isinstance(found, dict if kind == "dict" else tuple)
+    parts = list(found.values()) if isinstance(found, dict) else list(found)
+    assert [tuple(p.shape) for p in parts] == [(3, 1, 2, 4), (3, 5)]
+    assert all(bool(p.isfinite().all()) and float(p.abs().max()) > 0 for p in parts)
+
+
+class Pixelwise(nn.Module):
+    """A class score for every pixel: (N, 3, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.second(self.first(z).relu())
+
+
+OUTPUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "regression": (lambda: nn.Sequential(awkward.Plain(), nn.ReLU(), nn.Linear(4, 1)), {"outputs": "regression"}),
+    "multilabel": (awkward.Plain, {"outputs": "multilabel"}),
+    "segmentation": (Pixelwise, {"outputs": "logits"}),
+}
+
+
+RECTIFIED = ("grad_cam", "guided_grad_cam")  # where all speaks against a score, its opposite has a map
+
+
+@pytest.mark.parametrize("name", [n for n, card in ATTRIBUTIONS.items() if takes(card, "target")])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("target", [None, 0, "unit"])
+def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
+    """Regression, several labels and a score a pixel; the predicted output, one of them, or a hidden unit."""
+    build, more = OUTPUTS[output]
+    torch.manual_seed(9)
+    net = build().double().eval()
+    box = ub.Box(net, awkward.GRAY, **more)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(8)).double()
+    layer = {"regression": "0.conv2", "multilabel": "conv2", "segmentation": "second"}[output]  # with a ReLU below
+    objective = ub.channel(layer, 1) if target == "unit" else target
+    c = Case(box, x, torch.zeros(3, dtype=torch.long))
+    got = map_of(call(CARDS[name], c, target=objective))
+    assert got.shape[0] == 3
+    assert got.isfinite().all()
+    if name in RECTIFIED and not got.any():
+        opposite = -(objective if target == "unit" else ub.logit(objective))
+        got = map_of(call(CARDS[name], c, target=opposite))
+    assert float(got.abs().max()) > 0

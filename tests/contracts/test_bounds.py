@@ -1,0 +1,64 @@
+"""Law 7: bounded results are checked at the boundary: an adversarial image is inside its ball and inside [0, 1]."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import unboxed as ub
+from contracts.common import case
+
+IMAGES = ("images", "frames", "input", "result")
+GENTLE = ["plain", "narrow", "color", "double", "bfloat16", "log_softmax", "clamped_logits", "batchnorm_in_train_mode"]
+ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0), ("l1", 0.3), ("l1", 12.0)]
+SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
+
+
+@pytest.mark.parametrize("net", GENTLE)
+@pytest.mark.parametrize(("norm", "eps"), ROOMS)
+@pytest.mark.parametrize("more", [{}, {"keep_going": True}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
+def test_pgd_stays_in_its_ball(net: str, norm: str, eps: float, more: dict[str, object]) -> None:
+    c = case(net)
+    made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
+    d = (made.images - c.x).double().flatten(1)
+    size = d.norm(SIZES[norm], dim=1)
+    assert (size <= eps * (1 + 1e-6) + 1e-7).all()
+    assert torch.allclose(made.distance.double(), size, atol=1e-6)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm"])
+@pytest.mark.parametrize(("norm", "eps"), ROOMS)
+def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
+    c = case("color")
+    made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, keep_going=True)
+    assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+
+
+@pytest.mark.parametrize("net", GENTLE)
+@pytest.mark.parametrize("target", [None, 2])
+def test_pgd_says_what_the_net_says(net: str, target: int | None) -> None:
+    """Success is what a fresh forward of the returned image shows."""
+    c = case(net)
+    made = ub.adversarial.pgd(c.box, c.x, c.y, eps=0.2, steps=6, target=target)
+    now = c.box.predict(made.images)
+    want = now != c.y if target is None else now == target
+    assert torch.equal(made.success, want)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
+    c = case("plain")
+    made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, keep_going=True)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    assert (made.images - start).abs().max() <= 0.1 + 1e-7
+
+
+def test_the_faithful_class_image_has_eight_bits() -> None:
+    made = ub.synthesis.class_image(case("plain").box, recipe="faithful", steps=4)
+    assert torch.equal(made.images, (made.images * 255).round() / 255)
+    assert made.images.std() > 0

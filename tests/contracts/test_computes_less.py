@@ -1,0 +1,313 @@
+"""Law 5: compute only what is asked: no deeper, no more examples, no larger batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import awkward
+import unboxed as ub
+from contracts.common import CARDS, Case, call, case, close, methods, takes, tensors
+from unboxed.engine.gradients.score import Unclamp, gradients
+from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
+from unboxed.engine.optimize.colors import Palette
+from unboxed.engine.optimize.generators import CPPN
+from unboxed.engine.optimize.optimizers import LBFGS, Normalized
+from unboxed.engine.optimize.parameterizations import Canvas, Fourier, Raw
+from unboxed.engine.optimize.transforms import roll, wobble
+from unboxed.objectives import Held, far_from_mean, logprob, match, roughness
+
+DEPTH = 8
+
+
+class Counting(nn.Conv2d):
+    """Counts how often it ran and on how many rows."""
+
+    ran: Counter[str]
+    name: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ran[self.name] += 1
+        return super().forward(x)
+
+
+def deep() -> tuple[ub.Box, Tensor, Counter[str]]:
+    """A net of DEPTH convolutions with a ReLU each, and which of them have run since the box was opened."""
+    torch.manual_seed(0)
+    ran: Counter[str] = Counter()
+    blocks = []
+    for i in range(DEPTH):
+        conv = Counting(1 if i == 0 else 3, 3, 3, padding=1)
+        conv.ran, conv.name = ran, f"conv{i}"
+        blocks += [(f"conv{i}", conv), (f"relu{i}", nn.ReLU(inplace=True))]
+    from collections import OrderedDict
+
+    net = nn.Sequential(OrderedDict([*blocks, ("pool", nn.Flatten()), ("fc", nn.Linear(3 * 64, 4))])).eval()
+    box = ub.Box(net, awkward.GRAY)
+    ran.clear()
+    return box, torch.rand(3, 1, 8, 8), ran
+
+
+SHALLOW: dict[str, Callable[[ub.Box, Tensor], Any]] = {
+    "read": lambda box, x: box.read(x, ["conv1"]),
+    "read two": lambda box, x: box.read(x, ["conv1", "conv0"]),
+    "read what it receives": lambda box, x: box.read(x, ["conv1:input"]),
+    "maps": lambda box, x: ub.activations.maps(box, x, ["conv1"]),
+    "gradients": lambda box, x: gradients(box, ub.channel("conv1", 0), x),
+    "gradient": lambda box, x: ub.attribution.gradient(box, x, ub.channel("conv1", 0)),
+    "guided backprop": lambda box, x: ub.attribution.guided_backprop(box, x, ub.neuron("conv1", 1)),
+    "deconvnet": lambda box, x: ub.attribution.deconvnet(box, x, ub.channel("conv1", 0)),
+    "layer cam": lambda box, x: ub.attribution.layer_cam(box, x, ub.channel("conv1", 0)),
+    "deep lift": lambda box, x: ub.attribution.deep_lift(box, x, ub.channel("conv1", 0)),
+    "pgd": lambda box, x: ub.adversarial.pgd(box, x, eps=0.1, steps=2, objective=ub.channel("conv1", 0)),
+}
+
+
+@pytest.mark.parametrize("work", SHALLOW.values(), ids=SHALLOW.keys())
+def test_a_quarter_of_the_depth(work: Callable[[ub.Box, Tensor], Any]) -> None:
+    box, x, ran = deep()
+    work(box, x)
+    assert set(ran) <= {"conv0", "conv1"}
+    assert ran["conv0"] >= 1
+
+
+def test_the_net_runs_whole_where_it_must() -> None:
+    """The counter can count: the logits take every layer, once."""
+    box, x, ran = deep()
+    box(x)
+    assert ran == {f"conv{i}": 1 for i in range(DEPTH)}
+
+
+def test_a_parameters_only_method_runs_nothing() -> None:
+    box, _, ran = deep()
+    ub.activations.filters(box)
+    assert not ran
+
+
+class Rows:
+    """A hook of the user's own: how many rows each forward of the net had; more than `most` exhaust the memory."""
+
+    def __init__(self, net: nn.Module, most: int = 10**9) -> None:
+        self.seen: list[int] = []
+        self.most = most
+        net.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.seen.append(len(args[0]))
+        if self.seen[-1] > self.most:
+            raise torch.OutOfMemoryError("planted: out of memory")
+
+
+@methods("computes less", lambda card: takes(card, "batch_size"))
+@pytest.mark.parametrize("size", [2])
+def test_bounded_batches(name: str, size: int) -> None:
+    c = case("plain", n=5)
+    rows = Rows(c.box.net)
+    call(CARDS[name], c, batch_size=size)
+    assert rows.seen
+    assert max(rows.seen) <= size
+
+
+@methods("computes less", lambda card: takes(card, "batch_size"))
+def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("plain", n=5)
+    each = c.box._found.bytes_each
+    monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
+    rows = Rows(c.box.net)
+    call(CARDS[name], c)
+    assert rows.seen
+    assert max(rows.seen) <= 2
+
+
+@methods("computes less", lambda card: takes(card, "batch_size"))
+@pytest.mark.parametrize("most", [2])
+def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
+    want = tensors(call(CARDS[name], case("plain", torch.float64, n=5)))
+    c = case("plain", torch.float64, n=5)
+    Rows(c.box.net, most)
+    assert close(tensors(call(CARDS[name], c)), want, 1e-9) == []
+
+
+@methods("computes less", lambda card: takes(card, "batch_size"))
+def test_out_of_memory_with_a_fixed_batch_is_told(name: str) -> None:
+    """The caller chose the size; and one row that does not fit can't be split."""
+    c = case("plain", n=5)
+    rows = Rows(c.box.net, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(CARDS[name], c, batch_size=5)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(CARDS[name], c)
+    assert rows.seen[-1] == 1
+
+
+def test_pgd_drops_the_examples_that_are_done() -> None:
+    c = case("plain")  # row 2 is misclassified from the start
+    rows = Rows(c.box.net)
+    made = ub.adversarial.pgd(c.box, c.x, c.y, eps=1e-3, steps=4, random_start=False)
+    assert made.queries.tolist() == [5, 5, 1]
+    assert rows.seen == [3, 2, 2, 2, 2]
+    assert torch.equal(made.images[2], c.x[2])
+
+
+def test_morph_drops_the_examples_that_are_done() -> None:
+    c = case("plain")
+    rows = Rows(c.box.net)
+    target = c.box.predict(c.x)
+    target[0] = (target[0] + 1) % 4
+    rows.seen.clear()
+    made = ub.synthesis.morph(c.box, c.x, target, confidence=0.3, step=1e-4, steps=4)
+    assert made.steps.tolist() == [4, 0, 0]
+    assert rows.seen[:5] == [3, 1, 1, 1, 1]
+    assert torch.equal(made.frames[-1, 1:], c.x[1:])
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_queries_are_counted(steps: int) -> None:
+    """One row alone: as many queries as there were forwards."""
+    c = case("plain")
+    for i in range(3):
+        rows = Rows(c.box.net)
+        made = ub.adversarial.pgd(c.box, c.x[i : i + 1], c.y[i : i + 1], eps=0.05, steps=steps)
+        assert made.queries.tolist() == [len(rows.seen)]
+
+
+@methods("one look", lambda card: takes(card, "x"))
+def test_one_look_at_a_gradient(name: str) -> None:
+    """A method without steps runs the net once a batch."""
+    if takes(CARDS[name], "steps"):
+        return
+    c = case("plain")
+    rows = Rows(c.box.net)
+    call(CARDS[name], c)
+    assert rows.seen[:1] == [3]
+    assert len(rows.seen) == 1 + takes(CARDS[name], "data")  # which are passed over once
+
+
+def test_case_is_what_the_docstring_says() -> None:
+    c: Case = case("plain")
+    assert (c.box.predict(c.x) == c.y).tolist() == [True, True, False]
+
+
+# ---- an accelerator is asked seldom ----------------------------------------------------------------------------------
+
+STEPS = 32
+LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"}
+
+
+class Looks(TorchDispatchMode):
+    """Counts the ops after which a host waits for its device; `at` tells the step from how often the net ran."""
+
+    def __init__(self, at: Callable[[], int]) -> None:
+        super().__init__()
+        self.at, self.seen = at, list[tuple[int, str]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)
+            for a in args
+            if isinstance(a, list)
+            for i in a
+        )
+        if (name in LOOKS or by_mask) and self.at():  # not before the first step
+            self.seen.append((self.at(), name))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def meetings(self) -> set[int]:
+        return {step for step, _ in self.seen}
+
+
+def looks(c: Case, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """How often a climb looks at values if its device is slow to ask."""
+    monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
+    monkeypatch.setattr(Held, "span", lambda self: None)  # as it is for what lies on an accelerator
+    rows = Rows(c.box.net)
+    with Looks(lambda: len(rows.seen)) as found:
+        climb = ascend(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
+    assert len(rows.seen) > 8
+    assert climb.history.isfinite().all()
+    return found
+
+
+def climbing(c: Case, unclamp: Unclamp = "last", keep_going: bool = False, **more: Any) -> Ascent:
+    """Towards each row's class, until one is surer than half; rows are there at different steps, one never."""
+    until = logprob(c.y) - torch.tensor([-0.05, -1e-9, -0.6])
+    settings: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.02), **more}
+    return Ascent(STEPS, until=until, unclamp=unclamp, keep_going=keep_going, **settings)
+
+
+def dead() -> Case:
+    """Row 0 has no gradient but before the clamps: no unit of the first layer answers to black."""
+    c = case("plain")
+    with torch.no_grad():
+        c.box.net.conv1.bias.fill_(-0.05)
+        c.box.net.conv1.weight.abs_()
+    c.x[0] = 0
+    return c
+
+
+@pytest.mark.parametrize(
+    "net", ["plain", "clamped_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"]
+)
+@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("unclamp", ["no", "last", "all"])
+def test_a_slow_device_is_met_every_eighth_step(
+    net: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = dead() if net == "dead" else case(net)
+    found = looks(c, climbing(c, unclamp, keep_going), Raw(c.x), monkeypatch)
+    assert len(found.meetings) <= STEPS // MEET, found.seen
+    assert len(found.seen) <= 2 * (STEPS // MEET), found.seen
+
+
+def turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    return roll(2)(wobble(noise=0.1)(x, generator), generator)
+
+
+@pytest.mark.parametrize("kind", [Fourier.noise, CPPN.noise])
+@pytest.mark.parametrize("rule", [Normalized, LBFGS])
+def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("color")
+    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
+    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // MEET
+
+
+def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
+    c = case("plain")
+    monkeypatch.setattr("unboxed.engine.optimize.ascent.MEET", 1)
+    assert len(looks(c, climbing(c), Raw(c.x), monkeypatch).meetings) > STEPS // 2
+    monkeypatch.undo()
+    plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
+    assert len(looks(c, plan, Raw(c.x), monkeypatch).meetings) >= STEPS
+
+
+def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
+    """Tensors made of numbers: means, targets, palettes. Each is a copy to the device, so none is made at a step."""
+    c = case("color")
+    made = list[int]()
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ in ("lift_fresh", "_to_copy") and args[0].dtype != torch.bool:
+                made.append(len(rows.seen))
+            return func(*args, **(kwargs or {}))
+
+    there = c.box.read(c.x, "conv1")["conv1"].double()
+    goal = 0.1 * match("conv1", there) + logprob(c.y.int()) * torch.ones(3).double()
+    canvas = Fourier.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
+    rows = Rows(c.box.net)
+    plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-far_from_mean(torch.zeros(3).double()))
+    with Made():
+        ascend(c.box, goal, canvas, plan)
+    assert made
+    assert max(made) <= 1

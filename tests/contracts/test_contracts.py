@@ -1,0 +1,83 @@
+"""The contracts for every method on every awkward model: few runs, many observers (`unboxed.testing.contracts`).
+
+Values are looked at on all pairs; what a method leaves behind, its seed, types, bounds, warnings and batches on a
+covering set of pairs (`unboxed.testing.covering`), and on all of them with `--all-pairs` (`make contracts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+import pytest
+import torch
+
+from contracts.common import CARDS, MODELS, REFUSED, case
+from unboxed.testing import contracts, covering, models
+
+Pair = tuple[str, str]
+ALL = [(name, model) for name in CARDS for model in MODELS if (name, model) not in REFUSED]
+
+
+def groups(pairs: Iterable[Pair]) -> list[tuple[str, str, list[str]]]:
+    """(method, kind of model, the models): an item each."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, model in pairs:
+        found.setdefault((name, models.kind(model)), []).append(model)
+    return [(name, kind, some) for (name, kind), some in found.items()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("--all-pairs")
+    if metafunc.function is test_run:
+        found = groups(ALL if every else chosen())
+    elif metafunc.function is test_refusals:
+        found = groups(REFUSED)
+    else:
+        return
+    metafunc.parametrize(("name", "kind", "some"), found, ids=[f"{name}-{kind}" for name, kind, _ in found])
+
+
+@cache
+def chosen() -> tuple[Pair, ...]:
+    return tuple(covering.covering(CARDS.values(), MODELS, REFUSED))
+
+
+def each(some: list[str], check: object) -> Iterator[str]:
+    """The messages of all that fail, not of the first alone."""
+    for one in some:
+        try:
+            check(one)  # type: ignore[operator]
+        except AssertionError as error:
+            yield str(error)
+
+
+def test_run(name: str, kind: str, some: list[str]) -> None:
+    assert list(each(some, lambda model: contracts.check_run(CARDS[name], model))) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_values(model: str, request: pytest.FixtureRequest) -> None:
+    """All methods on one box, as a user has it."""
+    split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
+    c = case(model, torch.float64)
+
+    def check(name: str) -> None:
+        contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
+
+    assert list(each([name for name, other in ALL if other == model], check)) == []
+
+
+def test_refusals(name: str, kind: str, some: list[str]) -> None:
+    assert list(each(some, lambda model: contracts.check_refusal(CARDS[name], model, REFUSED[name, model]))) == []
+
+
+def test_the_covering_set_covers() -> None:
+    """Every method on each kind of model that it takes, every model under each mechanism; far fewer than all."""
+    some = set(chosen())
+    assert some <= set(ALL)
+    assert len(some) < len(ALL) / 4
+    kinds = {(name, models.kind(model)) for name, model in some}
+    under = {(model, mechanism) for name, model in some for mechanism in covering.mechanisms(CARDS[name])}
+    assert kinds == {(name, models.kind(model)) for name, model in ALL}
+    assert under == {(model, mechanism) for name, model in ALL for mechanism in covering.mechanisms(CARDS[name])}

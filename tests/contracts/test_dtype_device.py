@@ -1,0 +1,70 @@
+"""Law 4: where the model is, there the work is: the net in its own device and dtype, all else float32 or float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import awkward
+import unboxed as ub
+from contracts.common import CARDS, Case, box_of, call, case, close, methods, tensors
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@methods("dtype and device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_where_the_work_is(name: str, dtype: torch.dtype, device: str) -> None:
+    """The net only ever sees its own dtype and device, wherever the caller's tensors are; results lie on its device."""
+    entry = awkward.get("plain", dtype)
+    entry.net.to(device)
+    seen: set[tuple[torch.dtype, str]] = set()
+    for module in entry.net.modules():
+        module.register_forward_pre_hook(lambda m, args: seen.add((args[0].dtype, args[0].device.type)))
+    c = Case(box_of(entry), entry.images(), torch.tensor([0, 1, 2]))
+    found = tensors(call(CARDS[name], c))
+    assert seen == {(dtype, device)}
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert c.box.dtype == wide
+    assert {h.dtype for h in found.values() if h.is_floating_point() and h.ndim} <= {wide}
+    assert {h.device.type for h in found.values() if h.ndim} == {device}
+
+
+@methods("dtype and device")
+@pytest.mark.parametrize(
+    ("net", "given"), [("plain", torch.float64), ("plain", torch.bfloat16), ("double", torch.float32)]
+)
+def test_any_float_is_taken(name: str, net: str, given: torch.dtype) -> None:
+    """The caller's dtype does not matter: x is moved to the box's, and the numbers are those of the moved x."""
+    c = case(net)
+    x = c.x.to(given)
+    got = tensors(call(CARDS[name], Case(c.box, x, c.y.int())))
+    want = tensors(call(CARDS[name], Case(c.box, x.to(c.box.dtype), c.y)))
+    assert close(got, want, 0) == []
+
+
+def test_small_steps_survive_a_bfloat16_net() -> None:
+    """In bfloat16 a step of a quarter gray level would vanish."""
+    c = case("bfloat16")
+    step = 0.25 / 255
+    made = ub.adversarial.pgd(c.box, c.x, c.y, eps=8 / 255, step=step, steps=2, random_start=False, keep_going=True)
+    moved = (made.images - c.x).abs()
+    assert moved.max() > 0.9 * step
+    assert moved.max() < 2.1 * step
+
+
+@methods("dtype and device")
+def test_the_callers_default_dtype(name: str) -> None:
+    c = case("plain")
+    want = tensors(call(CARDS[name], c))
+    torch.set_default_dtype(torch.float64)
+    try:
+        got: dict[str, Any] = tensors(call(CARDS[name], case("plain", torch.float32)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {k: v.dtype for k, v in got.items()} == {k: v.dtype for k, v in want.items()}

@@ -1,0 +1,141 @@
+"""Law 9: interrupted long work keeps what it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unboxed as ub
+from contracts.common import CARDS, Case, call, case, close, methods, takes
+from contracts.trace import changes, snapshot
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Python's own handler, also where the parent ignores SIGINT (`nohup make test`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def climbs(card: Any) -> bool:
+    return takes(card, "steps")
+
+
+class CtrlC:
+    """A hook of the user's own: KeyboardInterrupt in the k-th forward from now on. Notes where the climb begins."""
+
+    def __init__(self, net: nn.Module) -> None:
+        net.register_forward_pre_hook(self)
+        self.at(-1)
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.calls += 1
+        if self.calls == self.fatal:
+            raise KeyboardInterrupt
+        if self.first is None and torch.is_grad_enabled():
+            self.first = self.calls
+
+    def at(self, k: int) -> None:
+        self.calls, self.fatal, self.first = 0, k, None
+
+
+def interrupted(c: Case, name: str, k: int, **settings: Any) -> Any:
+    """What the method gives when Ctrl-C falls in its k-th forward."""
+    ctrl_c = CtrlC(c.box.net)
+    before = snapshot(c.box.net, c.x, c.y)
+    ctrl_c.at(k)
+    try:
+        result = call(CARDS[name], c, **settings)
+    except KeyboardInterrupt:  # not let through: pytest itself would stop
+        pytest.fail(f"Ctrl-C in forward {k} threw away what was reached")
+    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    return result
+
+
+LONG = {"steps": 3, "keep_going": True, "step": 0.01}  # nobody is done before the end
+
+
+def forwards(name: str, **settings: Any) -> tuple[int, int]:
+    """The forward in which the climb begins, and the last one; what lies before only prepares."""
+    c = case("plain")
+    counter = CtrlC(c.box.net)
+    call(CARDS[name], c, **settings)
+    return counter.first or 1, counter.calls
+
+
+@methods("interrupt", climbs)
+@pytest.mark.parametrize("size", ["auto", 1])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> None:
+    """Whole, well-formed and marked, whichever forward Ctrl-C falls in: the first, the last, one between."""
+    settings = {**LONG, "batch_size": size}
+    first, last = forwards(name, **settings)
+    whole = call(CARDS[name], case("plain"), **settings)
+    got = interrupted(case("plain"), name, first + round(share * (last - first)), **settings)
+    assert whole.interrupted is False
+    assert got.interrupted is True
+    for field in dataclasses.fields(whole):
+        a, b = getattr(whole, field.name), getattr(got, field.name)
+        assert type(a) is type(b), field.name
+        if isinstance(a, torch.Tensor):
+            assert a.ndim == b.ndim, field.name
+            assert a.shape[-1] == b.shape[-1] or a.ndim == 1, field.name
+            unknown = field.name == "probs" and b.isnan().all()  # the images were kept, only their reading was cut off
+            assert unknown or torch.isfinite(b).all(), field.name
+
+
+@methods("steps kept", climbs)
+def test_the_steps_taken_are_kept(name: str) -> None:
+    """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
+    c = case("plain", torch.float64)
+    if takes(CARDS[name], "every"):
+        start, reached = call(CARDS[name], c, **LONG, every=1).frames[:2]
+    else:
+        start, reached = (call(CARDS[name], c, **{**LONG, "steps": n}).images for n in (0, 1))
+    got = interrupted(c, name, forwards(name, **LONG)[0] + 2, **LONG)
+    kept = got.frames[-1] if getattr(got, "frames", None) is not None else got.images
+    assert close({"": kept}, {"": reached}, 1e-12) == []
+    assert close({"": kept}, {"": start}, 1e-6) != []
+
+
+def test_a_morph_keeps_its_frames() -> None:
+    c = case("plain", torch.float64)
+    target = (c.box.predict(c.x) + 1) % 4
+    plan = {"confidence": 0.999, "step": 0.01}
+    whole = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
+    ctrl_c = CtrlC(c.box.net)
+    ctrl_c.at(4)
+    got = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
+    assert got.interrupted
+    assert len(got.frames) >= 3
+    assert torch.equal(got.frames[:3], whole.frames[:3])
+    assert len(got.probs) == len(got.frames)
+
+
+def test_batches_before_ctrl_c_are_whole() -> None:
+    """Rows of a batch that was finished keep their result; those not begun stay as they started."""
+    c = case("plain", torch.float64)
+    plan = {"eps": 1e-3, "steps": 2, "random_start": False, "keep_going": True, "batch_size": 1}
+    whole = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
+    ctrl_c = CtrlC(c.box.net)
+    ctrl_c.at(5)  # three looks a row: in the second row
+    got = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
+    assert got.interrupted
+    assert torch.equal(got.images[0], whole.images[0])
+    assert torch.equal(got.images[2], c.x[2])
+
+
+@methods("interrupt", lambda card: not climbs(card) and takes(card, "x"))
+def test_short_work_lets_ctrl_c_through(name: str) -> None:
+    """There is nothing to keep: whoever pressed it gets it."""
+    c = case("plain")
+    CtrlC(c.box.net).at(1)
+    with pytest.raises(KeyboardInterrupt):
+        call(CARDS[name], c)

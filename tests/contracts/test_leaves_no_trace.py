@@ -1,0 +1,169 @@
+"""Law 1: a method leaves the net, torch, the process and the caller's tensors as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import awkward
+import unboxed as ub
+from contracts.common import CARDS, Case, call, call_aloud, case, close, methods, takes, tensors
+from contracts.trace import changes, snapshot
+from unboxed.engine.optimize.ascent import Ascent, _Climber
+from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.errors import UnboxedError
+from unboxed.testing.contracts import Planted, draw_somewhere
+
+
+def traced(c: Case, work: Callable[[], Any]) -> list[str]:
+    """What `work` changed, whether it succeeds or not."""
+    draw_somewhere(1)
+    before = snapshot(c.box.net, c.x, c.y)
+    with suppress(Planted, KeyboardInterrupt, UnboxedError):
+        work()
+    return changes(before, snapshot(c.box.net, c.x, c.y))
+
+
+def with_gradients(net: nn.Module) -> None:
+    """Gradients as in the middle of somebody's training: they must stay."""
+    for p in net.parameters():
+        if p.requires_grad:
+            p.grad = torch.ones_like(p)
+
+
+@pytest.mark.parametrize("net", awkward.NETS)
+def test_opening_a_net(net: str) -> None:
+    entry = awkward.get(net)
+    with_gradients(entry.net)
+    draw_somewhere(1)
+    before = snapshot(entry.net)
+    box = ub.Box(entry.net, entry.inputs, **entry.box)
+    assert changes(before, snapshot(entry.net)) == []
+    x = entry.images().to(box.dtype)
+    box(x), box.probs(x), box.read(x, [row.path for row in box.layers if row.calls == 1 and row.shape]), repr(box)
+    assert changes(before, snapshot(entry.net)) == []
+
+
+@methods("leaves no trace")
+@pytest.mark.parametrize("error", [Planted, KeyboardInterrupt])
+def test_failure_in_the_backward_pass(name: str, error: type[BaseException]) -> None:
+    c = case("plain")
+
+    def fail(module: nn.Module, grad: Any) -> None:
+        raise error("planted")
+
+    c.box.net.conv2.register_full_backward_pre_hook(fail)
+    assert traced(c, lambda: call(CARDS[name], c)) == []
+
+
+@methods("leaves no trace")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_grad_mode(name: str, mode: Any) -> None:
+    """The same result in every grad mode, and the mode is as before; x may be an inference tensor."""
+    want = tensors(call(CARDS[name], case("plain", torch.float64)))
+    c = case("plain", torch.float64)
+    with mode():
+        mine = Case(c.box, c.x.clone(), c.y.clone())
+        found: dict[str, Any] = {}
+        assert traced(mine, lambda: found.update(tensors(call(CARDS[name], mine)))) == []
+    assert close(found, want, 1e-12) == []
+    assert not any(t.requires_grad for t in found.values())
+
+
+@methods("leaves no trace")
+def test_a_net_built_in_inference_mode(name: str) -> None:
+    """Its parameters can have no graph: what needs one may refuse, but not by a bare torch error."""
+    with torch.inference_mode():
+        c = case("batchnorm_in_train_mode", torch.float64)
+        assert traced(c, lambda: call(CARDS[name], c)) == []
+
+
+@methods("leaves no trace")
+def test_the_callers_autocast(name: str) -> None:
+    want = tensors(call(CARDS[name], case("plain", torch.float64)))
+    c, found = case("plain", torch.float64), dict[str, Any]()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert traced(c, lambda: found.update(tensors(call(CARDS[name], c)))) == []
+    assert close(found, want, 1e-12) == []
+
+
+@methods("leaves no trace")
+def test_an_input_with_a_graph(name: str) -> None:
+    """x comes out of the caller's own computation: it isn't changed, and nothing is pulled back into it."""
+    c = case("plain")
+    source = c.x.clone().requires_grad_()
+    mine = Case(c.box, source * 1.0, c.y)
+    assert traced(mine, lambda: call(CARDS[name], mine)) == []
+    assert source.grad is None
+
+
+@methods("leaves no trace", lambda card: not card.name.startswith("filters"))
+def test_results_are_the_callers_own(name: str) -> None:
+    """Writing into a result changes neither the net, nor x, nor the next result."""
+    c = case("inplace_relu")
+    want = {k: v.clone() for k, v in tensors(call(CARDS[name], c)).items()}
+    before = snapshot(c.box.net, c.x, c.y)
+    for t in tensors(call(CARDS[name], c)).values():
+        t.zero_()
+    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert close(tensors(call(CARDS[name], c)), want, 0) == []
+
+
+@pytest.mark.parametrize("net", ["plain", "batchnorm_in_train_mode", "draws", "counts", "compiled", "scripted_part"])
+def test_between_frames_and_after_an_abandoned_climb(net: str) -> None:
+    """A loop that is left half-way holds nothing of the net open, neither while it waits nor when it is dropped."""
+    c = case(net)
+    draw_somewhere(1)
+    before = snapshot(c.box.net, c.x, c.y)
+    plan = Ascent(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
+    looks = _Climber(c.box, ub.loss(c.y), Raw(c.x), plan, plan.constraint, slice(0, 3))._steps()
+    for _ in range(3):
+        next(looks)
+        assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    looks.close()
+    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+
+
+def test_training_between_two_looks() -> None:
+    """A box opened before somebody trains on restores what it finds, not what it once saw."""
+    entry = awkward.get("batchnorm_in_train_mode")
+    boxes = [ub.Box(entry.net, entry.inputs, mode=mode) for mode in ("eval", "as-is")]
+    x = entry.images()
+    for box in boxes:
+        box(x)
+    entry.net(entry.inputs.encode(x)).sum().backward()  # moves the running statistics
+    before = snapshot(entry.net)
+    for box in boxes:
+        box(x)
+        assert changes(before, snapshot(entry.net)) == []
+
+
+def test_as_is_keeps_the_flags_and_restores_the_buffers() -> None:
+    entry = awkward.get("batchnorm_in_train_mode")
+    before = snapshot(entry.net)
+    box = ub.Box(entry.net, entry.inputs, mode="as-is")
+    x = entry.images()
+    one = box(x)
+    assert changes(before, snapshot(entry.net)) == []
+    assert torch.allclose(one, entry.net(entry.inputs.encode(x)), atol=1e-5)  # batch statistics: the flags were kept
+    entry = awkward.get("batchnorm_in_train_mode")
+    assert not torch.allclose(one, ub.Box(entry.net, entry.inputs)(x), atol=1e-2)
+
+
+@methods("leaves no trace", lambda card: takes(card, "box"))
+def test_threads_share_a_box(name: str) -> None:
+    """Flags, hooks and stances act in every thread: a box lets one in at a time."""
+    c = case("batchnorm_in_train_mode", torch.float64)
+    want = tensors(call(CARDS[name], c))
+    before = snapshot(c.box.net, c.x, c.y)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: tensors(call_aloud(CARDS[name], c)), range(4)))
+    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert [close(f, want, 1e-12) for f in found] == [[]] * 4

@@ -1,0 +1,36 @@
+"""Law 2: splitting a batch changes nothing, in float64 to 1e-9, in float32 in the verdict; each target has its map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contracts.common import CARDS, REFUSED, call, case, close, methods, takes, tensors
+from unboxed.testing import rows
+
+
+@methods("rows", lambda card: takes(card, "x") and not takes(card, "seed"))
+@pytest.mark.parametrize("net", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
+def test_rows_alone(name: str, net: str) -> None:
+    """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
+    if (name, net) not in REFUSED:
+        rows.check_rows(CARDS[name], net)
+
+
+@methods("draws of rows", lambda card: takes(card, "seed"))
+def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
+    rows.check_rows(CARDS[name], "plain")
+
+
+@methods("target", lambda card: takes(card, "target"))
+def test_another_target_another_map(name: str) -> None:
+    rows.check_target(CARDS[name])
+
+
+@methods("splitting", lambda card: takes(card, "batch_size"))
+def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("plain", torch.float64, n=7)
+    want = tensors(call(CARDS[name], c))
+    monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
+    assert c.box.batch_limit == 1
+    assert close(tensors(call(CARDS[name], c)), want, 1e-9) == []

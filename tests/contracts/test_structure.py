@@ -1,0 +1,231 @@
+"""What holds for the source itself: imports point down, no scope of the net stays open at a yield, files stay short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import unboxed
+
+ROOT = Path(unboxed.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
+TIERS = [
+    {"errors", "cards", "validation", "atomic_write", "checkpointing", "rng"},
+    {"objectives", "inputs", "model"},
+    {"box"},
+    {"engine"},
+    {*FAMILIES, "data", "zoo"},
+    {"checks"},
+    {
+        "comparing", "loading", "plots", "report", "page", "testing", "training", "scale",
+        "cli", "__main__",
+    },
+]  # fmt: skip
+RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
+SCOPES = (
+    "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",
+    "ExitStack", "own_settings", "_lock", "fork_rng", "autocast", "before_clamp", "unoptimized",
+)  # fmt: skip
+HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
+DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
+
+
+def each_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """One test of all files, which names every one that fails."""
+
+    def test() -> None:
+        found = list[str]()
+        for file in FILES:
+            try:
+                check(file)
+            except AssertionError as error:
+                found.append(f"{file.relative_to(ROOT)}: {error}")
+        assert found == []
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(file)))
+
+
+def room(file: Path) -> str:
+    """The top-level folder or file that it belongs to; "" for the package's own face."""
+    first = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, wherever it stands in the file; ours as `unboxed.room...`."""
+    package = ["unboxed", *file.relative_to(ROOT).parts[:-1]]
+    for node in nodes(file):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
+
+
+def test_the_files_are_found() -> None:
+    assert len(FILES) > 25
+    assert FAMILIES & {room(f) for f in FILES}
+
+
+@each_file
+def test_imports_point_down(file: Path) -> None:
+    """Ways in and views -> checks -> families -> engine -> box -> objectives, inputs, model -> errors, cards."""
+    mine = room(file)
+    if not mine:
+        return
+    assert mine in RANK, f"{mine} has no place in the design's layout"
+    for line, name in imports(file):
+        parts = name.split(".")
+        if parts[0] != "unboxed" or parts[1] in (mine, "__version__"):
+            continue
+        assert parts[1] in RANK, f"line {line} imports {name}, which has no place in the layout"
+        assert RANK[parts[1]] <= RANK[mine], f"line {line} imports {name}, which lies above"
+        both = {parts[1], mine}
+        assert not both <= FAMILIES, f"line {line}: one family imports another; move what they share down to engine"
+        assert not (both & FAMILIES and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
+
+
+@each_file
+def test_no_torchvision(file: Path) -> None:
+    found = [f"line {line}: {name}" for line, name in imports(file) if name.split(".")[0] in HEAVY]
+    assert not found, found
+
+
+@each_file
+def test_no_assert(file: Path) -> None:
+    """`python -O` drops them, and a user can't read them."""
+    assert not [n.lineno for n in nodes(file) if isinstance(n, ast.Assert)]
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef]:
+    yield from (n for n in nodes(file) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def own_yields(node: ast.AST, opened: tuple[str, ...] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, the `with` items that are open there) of each yield of a function, not of those defined inside it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, (ast.Yield, ast.YieldFrom)):
+            yield child.lineno, opened
+        inside = opened
+        if isinstance(child, (ast.With, ast.AsyncWith)):
+            inside = (*opened, *(ast.unparse(item.context_expr) for item in child.items))
+        yield from own_yields(child, inside)
+
+
+def is_scope(function: ast.FunctionDef) -> bool:
+    return any("contextmanager" in ast.unparse(d) or d_name(d) == "fixture" for d in function.decorator_list)
+
+
+def d_name(node: ast.expr) -> str:
+    return ast.unparse(node).rpartition(".")[2]
+
+
+@each_file
+def test_no_scope_is_open_at_a_yield(file: Path) -> None:
+    """A generator abandoned inside a tap, a rule, eval or a fork of the RNGs would act on its caller."""
+    for function in functions(file):
+        if is_scope(function):
+            continue
+        for line, opened in own_yields(function):
+            bad = [
+                w for w in opened if room(file) in {"model", "box", "engine", *FAMILIES} or any(s in w for s in SCOPES)
+            ]
+            assert not bad, f"line {line} of {function.name} yields inside `with {bad[0]}`"
+
+
+@each_file
+def test_only_model_hooks_modules(file: Path) -> None:
+    """All that touches a module is in model/: there is one place to look when a trace is left."""
+    if room(file) in ("model", "training", "testing"):  # training: callbacks; testing: awkward models
+        return
+    names = {n.attr for n in nodes(file) if isinstance(n, ast.Attribute)}
+    assert not {n for n in names if n.startswith("register_") and n.endswith("hook")}
+    assert not names & {"TorchFunctionMode", "TorchDispatchMode", "_forward_hooks", "_backward_hooks"}
+
+
+@each_file
+def test_no_draw_is_global(file: Path) -> None:
+    """In the engine and the families every draw has its generator (model/state forks the global ones for the model)."""
+    if room(file) not in {"engine", "inputs", "box", "objectives", "rng", *FAMILIES}:
+        return
+    for node in nodes(file):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert not called.startswith(("np.random", "numpy.random", "random.")), f"line {node.lineno}: {called}"
+        assert called not in ("torch.manual_seed", "torch.seed"), f"line {node.lineno}: {called}"
+        if called in DRAWS:
+            assert any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: {called} without a generator"
+
+
+@each_file
+def test_files_and_functions_stay_short(file: Path) -> None:
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines < 320, f"{lines} lines"
+    for function in functions(file):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        assert length <= 60, f"{function.name} has {length} lines"
+
+
+@each_file
+def test_errors_are_ours(file: Path) -> None:
+    """What is raised on purpose derives from UnboxedError (or is a signal, or a re-raise)."""
+    if room(file) == "testing":  # its models misbehave on purpose, its contracts raise AssertionError
+        return
+    ours = {n for n in vars(__import__("unboxed.errors", fromlist=["errors"])) if n.endswith(("Error", "Warning"))}
+    allowed = {*ours, "Stop", "KeyboardInterrupt", "AttributeError", "NotImplementedError", "TypeError"}
+    for node in nodes(file):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            name = d_name(node.exc.func)
+            assert name in allowed or not name.endswith("Error"), f"line {node.lineno} raises {name}"
+
+
+def test_the_walls_stand() -> None:
+    """The checks above can fail: planted sources are caught."""
+    with_scope = ast.parse("def f(box):\n    with box.quiet():\n        for i in range(3):\n            yield i\n")
+    function = next(n for n in ast.walk(with_scope) if isinstance(n, ast.FunctionDef))
+    assert list(own_yields(function)) == [(4, ("box.quiet()",))]
+    assert not is_scope(function)
+    assert any(s in "box.quiet()" for s in SCOPES)
+    assert RANK["engine"] < RANK["attribution"] < RANK["report"]
+    assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "optimize" / "ascent.py")]
+
+
+def counted_by_hand(source: ast.AST) -> list[int]:
+    """The lines that issue a warning themselves, or count the calls up to whom it is for."""
+    lines = []
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call):
+            issues = ast.unparse(node.func) in ("warnings.warn", "warnings.warn_explicit")
+            if issues or {k.arg for k in node.keywords} & {"stacklevel", "skip_file_prefixes"}:
+                lines.append(node.lineno)
+        elif isinstance(node, ast.arg) and node.arg == "stacklevel":
+            lines.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module == "warnings":
+            lines += [node.lineno] * any(alias.name.startswith("warn") for alias in node.names)
+    return sorted(lines)
+
+
+def test_warnings_go_through_one_door() -> None:
+    """`errors.warn` finds the caller's line; a level counted by hand is wrong as soon as a call is put between."""
+    found = {file.relative_to(ROOT): counted_by_hand(tree(file)) for file in FILES if file != ROOT / "errors.py"}
+    assert not {str(file): lines for file, lines in found.items() if lines}
+    planted = "import warnings\nwarnings.warn('a', UserWarning, 3)\nfew(game, stacklevel=4)\ndef f(stacklevel): ...\n"
+    assert counted_by_hand(ast.parse(planted + "from warnings import warn")) == [2, 3, 4, 5]

@@ -1,0 +1,118 @@
+"""What a value is, in words: the same in another process, and never the same for another value."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import unboxed as ub
+from unboxed.checkpointing import alike
+from unboxed.engine.fingerprint import identity
+from unboxed.errors import InputError
+from unboxed.objectives import Objective
+
+SCRIPT = """
+import torch, unboxed as ub
+from functools import partial
+from unboxed.engine.identity import identity
+STEPS = 3
+def attack(*args, kinds=frozenset({"a", "b", "c"}), **more):
+    return [ub.adversarial.pgd(*args, steps=STEPS, **more) for name in {"d", "e", "f"}]
+class Own:
+    def __call__(self, *args):
+        return attack(*args)
+for value in (attack, Own(), Own().__call__, partial(ub.adversarial.pgd, steps=2), {"a", "b", "c", 1},
+              ub.logit(torch.tensor([1, 2])), ub.Pixels((1, 8, 8), mean=0.5), torch.nn.Linear(2, 2, device="meta")):
+    print(identity(value) if not isinstance(value, torch.nn.Module) else "")
+"""
+
+
+def test_it_is_the_same_in_another_process() -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert b" at 0x" not in said[0]
+    assert len(said[0].splitlines()) == 8
+
+
+def closure(n: Any) -> Any:
+    return lambda x: x + n
+
+
+def nested(n: int) -> Any:
+    return lambda x: lambda: closure(n)
+
+
+class Own:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+
+def linear(k: float) -> nn.Module:
+    net = nn.Linear(2, 2)
+    nn.init.constant_(net.weight, k)
+    nn.init.zeros_(net.bias)
+    return net
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        int, str, closure, nested, Own, linear, lambda n: torch.tensor(float(n)), lambda n: np.full(3, n),
+        lambda n: closure(torch.tensor(n)), lambda n: closure(Own(n)), lambda n: partial(closure, n=n),
+        lambda n: ub.logit(n), lambda n: ub.logit(3) - torch.full((2,), float(n)), lambda n: [{"a": (n, None)}],
+        lambda n: Objective(closure(n), frozenset({"logits"}), "own"), lambda n: ub.Pixels((1, 2, 2), mean=n / 9),
+        lambda n: Objective(sum, frozenset(), "", None, False, n), lambda n: frozenset({n, "a"}),
+        lambda n: ub.Box(linear(n), ub.Features(("a", "b"))),
+        lambda n: (lambda x: x + 1) if n == 1 else (lambda x: x + 2), lambda n: "long" * 500 + str(n),
+        lambda n: torch.relu if n == 1 else torch.sin,
+    ],
+)  # fmt: skip
+def test_another_value_is_another(make: Any) -> None:
+    assert identity(make(1)) == identity(make(1))
+    assert identity(make(1)) != identity(make(2))
+
+
+def test_what_names_itself_ends() -> None:
+    circle = list[Any]()
+    circle.append(circle)
+    assert identity(circle) == "list(#0)"
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    def empty() -> Any:
+        if threading is None:
+            unset = 1
+        return lambda: unset
+
+    deep = list[Any]()
+    for _ in range(10_000):
+        deep = [deep]
+    for value in (threading.Lock(), closure(threading.Lock()), (i for i in ()), empty(), deep):
+        with pytest.raises(InputError, match="can't be compared"):
+            identity(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_alike_is_but_for_rounding(dtype: torch.dtype) -> None:
+    values = torch.tensor([0.0, 1.0, -30.0, float("inf")], dtype=dtype)
+    rounded = values * (1 + torch.finfo(dtype).eps)
+    assert alike(values, rounded)
+    assert alike(values, values.clone())
+    assert not alike(values, values * 1.5)
+    assert not alike(values, values[:3])
+    assert not alike(values, values.half())
+    assert not alike(None, values)

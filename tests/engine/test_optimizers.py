@@ -1,0 +1,183 @@
+"""Step rules: rows never mix, quadratics are solved, what is flat or bent the wrong way does no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+import unboxed as ub
+from models import normal as drawn
+from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.constraints import Linf, within
+from unboxed.engine.optimize.optimizers import LBFGS, RULES, Normalized, Steps
+from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.objectives import Objective, of
+
+D = 6
+Rule = Callable[[list[Tensor]], Optimizer]
+
+
+def bowls(n: int, condition: float = 20.0) -> tuple[Tensor, Tensor]:
+    """Curvatures (n, D, D) and minima (n, D) of quadratics (x - m) A (x - m) / 2."""
+    q, _ = torch.linalg.qr(drawn(n, D, D))
+    return q @ torch.diag(torch.linspace(1, condition, D, dtype=torch.float64)) @ q.mT, drawn(n, D, seed=1)
+
+
+def descend(rule: Rule, x: Tensor, slope: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+    """All points on the way, (steps + 1, N, D)."""
+    x = x.clone()
+    optimizer, way = rule([x]), [x.clone()]
+    for _ in range(steps):
+        x.grad = slope(x)
+        optimizer.step()
+        way.append(x.clone())
+    return torch.stack(way)
+
+
+def quadratic(a: Tensor, m: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.einsum("nij,nj->ni", a, x - m)
+
+
+def test_normalized_is_its_formula() -> None:
+    x, g = drawn(3, 2, 4), drawn(3, 2, 4, seed=1)
+    g[1] = 0
+    way = descend(partial(Normalized, lr=0.3), x, lambda x: g, 1)
+    want = [x[n] - 0.3 * g[n] / g[n].pow(2).sum().sqrt() for n in (0, 2)]
+    assert torch.allclose(way[1][[0, 2]], torch.stack(want))
+    assert torch.equal(way[1][1], x[1])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rows_never_mix(name: str) -> None:
+    """Each row goes the way it goes alone, however large the others' gradients are."""
+    a, m = bowls(3)
+    a = a * torch.tensor([1.0, 100.0, 0.01])[:, None, None]
+    x = drawn(3, D, seed=2)
+    rule = partial(RULES[name], lr=0.01)
+    together = descend(rule, x, quadratic(a, m), 25)
+    for n in range(3):
+        alone = descend(rule, x[n : n + 1], quadratic(a[n : n + 1], m[n : n + 1]), 25)
+        assert torch.allclose(together[:, n], alone[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_lbfgs_solves_quadratics() -> None:
+    a, m = bowls(4)
+    x = m + 0.5 * drawn(4, D, seed=2)
+    way = descend(LBFGS, x, quadratic(a, m), 40)
+    error = (way - m).norm(dim=2)
+    assert (error[-1] < 1e-8).all()
+    assert (descend(partial(Adam, lr=0.1), x, quadratic(a, m), 40)[-1] - m).norm(dim=1).min() > 1e-3
+
+
+def test_lbfgs_goes_the_way_of_torchs_own() -> None:
+    """One row, torch's without line search, first steps of one length, until torch's fixed least curvature stops it."""
+    a, m = bowls(1, condition=5)
+    x = m + 0.01 * drawn(1, D, seed=2)
+    slope = quadratic(a, m)
+    first = float(slope(x).norm())
+    assert slope(x).abs().sum() < 1
+    ours = descend(partial(LBFGS, history=4, first=first), x, slope, 9)
+    p = x.clone().requires_grad_()
+    torchs = torch.optim.LBFGS([p], lr=1, max_iter=9, history_size=4, tolerance_grad=0, tolerance_change=0)
+    met: list[Tensor] = []
+
+    def closure() -> Tensor:
+        met.append(p.detach().clone())
+        p.grad = slope(p.detach())
+        return ((p - m) @ a[0] @ (p - m).mT).sum() / 2
+
+    torchs.step(closure)
+    assert len(met) >= 9
+    for k, point in enumerate(met):
+        assert torch.allclose(ours[k], point, rtol=0, atol=1e-10), k
+
+
+def test_lbfgs_where_there_is_no_slope() -> None:
+    a, m = bowls(2)
+    x = torch.stack([m[0], m[1] + 0.3])
+    way = descend(LBFGS, x, quadratic(a, m), 30)
+    assert torch.equal(way[:, 0], m[0].expand(31, D))
+    assert (way[-1, 1] - m[1]).norm() < 1e-6
+    flat = descend(LBFGS, x, torch.zeros_like, 3)
+    assert torch.equal(flat[-1], x)
+
+
+def test_lbfgs_where_the_curvature_is_negative() -> None:
+    """From beside a maximum of sum cos(x) down to minima: finite, no step longer than told, and there."""
+    x = 0.05 * drawn(5, D, seed=3)
+    way = descend(LBFGS, x, lambda x: -x.sin(), 120)
+    assert way.isfinite().all()
+    assert (way.diff(dim=0).norm(dim=2) <= 1 + 1e-9).all()
+    assert (way[-1].cos() < -1 + 1e-6).all()
+
+
+def test_lbfgs_across_a_kink() -> None:
+    """|x| has no curvature but at its kink: the steps stay bounded."""
+    way = descend(LBFGS, drawn(3, D), torch.sign, 60)
+    assert way.isfinite().all()
+    assert way[-1].abs().sum(1).max() < way[0].abs().sum(1).min()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rows_that_leave_change_nothing(name: str) -> None:
+    """The state of a rule follows its rows: each ends where it ends alone."""
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)
+    ).double()
+    with torch.no_grad():
+        for p, seed in zip(net.parameters(), range(9), strict=False):
+            p.copy_(drawn(*p.shape, seed=seed))
+    box = ub.Box(net, ub.Pixels((1, 4, 4)))
+    x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    goals = box(x)[:, 0] + torch.tensor([0.05, 0.4, 0.1, 9.0])
+    plan = Ascent(12, partial(RULES[name], lr={"sgd": 0.1, "lbfgs": 1.0}.get(name, 0.05)), until=reached(goals))
+    whole = ascend(box, ub.logit(0), Raw(x), plan)
+    assert len(whole.steps.unique()) > 1
+    for n in range(4):
+        alone = Ascent(plan.steps, plan.optimizer, until=reached(goals[n : n + 1]))
+        one = ascend(box, ub.logit(0), Raw(x[n : n + 1]), alone)
+        assert torch.allclose(one.input[0], whole.input[n], atol=1e-9)
+
+
+def reached(goals: Tensor) -> Objective:
+    return of("logits", lambda z: z[:, 0] - goals, "goal", lambda i: reached(goals[i]), len(goals))
+
+
+def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None:
+    x, g = drawn(3, D), drawn(3, D, seed=1)
+    ours, peer = x.clone(), x.clone()
+    old, held = ours.detach(), x.clone()
+    ours.grad, peer.grad = g, -g
+    Steps([ours], lr=0.1).step()
+    SGD([peer], lr=0.1).step()
+    assert torch.equal(ours, peer)
+    assert torch.equal(old, held)
+    assert torch.equal(ours.grad, g)
+
+
+@pytest.mark.parametrize("rule", [Steps, SGD, Adam])
+def test_what_was_noted_of_an_input_is_not_moved_by_later_steps(rule: Callable[..., Optimizer]) -> None:
+    """Rows that meet `until` at one step of a tenth each and climb on are given back as they were there."""
+    box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double(), ub.Pixels((1, 4, 4)))
+    at = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+    met = of("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)
+    plan = Ascent(7, partial(rule, lr=0.1), until=met, keep_going=True)
+    found = ascend(box, of("input", lambda x: x.flatten(1).sum(1), "sum"), Raw(torch.zeros(3, 1, 4, 4).double()), plan)
+    assert found.done.all()
+    torch.testing.assert_close(found.input.flatten(1).mean(1), at, rtol=0, atol=1e-6)
+
+
+def test_in_linf_the_bounds_are_ball_and_range() -> None:
+    """Also of some of the rows."""
+    x = torch.rand(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    far, ball = x + drawn(5, D), Linf(0.2)
+    inside = within(ball, x, lambda v: v.clamp(0, 1))
+    wanted = ball.project(far, x).clamp(0, 1)
+    some = torch.tensor([3, 1])
+    assert torch.equal(inside.inside(far), wanted)
+    assert torch.equal(inside.rows(some).inside(far[some]), wanted[some])

@@ -1,0 +1,156 @@
+"""Objectives in a climb: split, moved once, refused in one clear sentence."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import unboxed as ub
+from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.errors import InputError
+from unboxed.objectives import (
+    Held,
+    Objective,
+    channel,
+    cosine,
+    direction,
+    diversity,
+    dot,
+    energy,
+    gram,
+    logit,
+    logprob,
+    match,
+    neuron,
+    spatial,
+    style,
+    total_variation,
+)
+
+SHAPE = (4, 6, 6)
+
+
+@pytest.fixture
+def box() -> ub.Box:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 4)).double()
+    return ub.Box(net, ub.Pixels((1, 8, 8)))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+H = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+UNITS = torch.tensor([3, 0, 2])
+MANY: dict[str, Objective] = {
+    "channels": channel("1", UNITS),
+    "units": channel("3", UNITS),
+    "neurons": neuron("1", UNITS, torch.tensor([0, 5, 2]), 1),
+    "spatial": spatial("1", torch.tensor([0, 5, 2]), 3),
+    "energy": energy("1"),
+    "direction": direction("1", torch.arange(4.0)),
+    "match": match("1", H, relative=True),
+    "match, one for all": match("1", H[:1]),
+    "dot": dot("1", H, power=1),
+    "cosine": cosine("1", H),
+    "style": style("1", gram(H)),
+    "sum": 2 * channel("1", UNITS) - match("1", H) * torch.tensor([1.0, 0.5, 2.0]) + logit(UNITS) * logprob(1),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_splitting_changes_nothing(box: ub.Box, x: Tensor, name: str) -> None:
+    plan = Ascent(3, partial(SGD, lr=0.1), prior=-1e-4 * total_variation(), until=MANY[name] - 1e6)
+    whole = ascend(box, MANY[name], Raw(x), plan)
+    parts = ascend(box, MANY[name], Raw(x), plan, batch_size=1)
+    assert torch.allclose(whole.input, parts.input, atol=1e-12)
+    assert torch.allclose(whole.history, parts.history, atol=1e-9)
+    assert (whole.history[-1] > whole.history[0]).all()
+
+
+@pytest.mark.parametrize("where", ["objective", "until", "prior"])
+def test_coupled_rows_are_never_split_and_never_leave(box: ub.Box, x: Tensor, where: str) -> None:
+    """Wherever in the plan the coupling stands; rows that are done stay where they are, beside the others."""
+    seen: list[int] = []
+    box.net.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    together = diversity("input", torch.tensor([0, 0, 0]))
+    goal = channel("1", 0) + (0.1 * together if where == "objective" else 0.0)
+    until = channel("1", 0) - torch.inf + 0 * together if where == "until" else channel("1", 0) - ub_median(box, x)
+    plan = Ascent(6, partial(SGD, lr=0.5), until=until, prior=0.1 * together if where == "prior" else None)
+    climb = ascend(box, goal, Raw(x), plan, batch_size=1)
+    assert set(seen) == {3}
+    if where != "until":
+        assert climb.done.any()
+        assert climb.steps[climb.done].max() < 6
+
+
+def ub_median(box: ub.Box, x: Tensor) -> float:
+    """Just above the best start, so that some row is soon done and others climb on."""
+    return float(box.read(x, "1")["1"][:, 0].mean((1, 2)).max()) + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: channel("1", 9), "1 has 4 channels; there is no number 9"),
+        (lambda: channel("1", torch.tensor([0, 1, 4])), "1 has 4 channels; there is no number 0 or 4"),
+        (lambda: channel("3", -5), "3 has 4 channels; there is no number -5"),
+        (lambda: channel("1", 1.5), "a channel is an int"),
+        (lambda: channel("1", True), "a channel is an int"),
+        (lambda: channel("1", "first"), "a channel is an int"),
+        (lambda: channel("1", torch.zeros(1, 1).long()), r"a channel is an int, .* got shape \(1, 1\)"),
+        (lambda: channel("1", torch.tensor([0, 1])), "holds rows for 2 examples; there are 3"),
+        (lambda: neuron("1", 0, 6, 0), r"1 has positions \(6, 6\); \(6, 0\) is none of them"),
+        (lambda: neuron("1", 0, 1), r"1 has positions \(6, 6\); \(1\) is none of them"),
+        (lambda: neuron("3", 0, 1), r"3 has positions \(\); \(1\) is none of them"),
+        (lambda: neuron("1", UNITS, torch.tensor([0, 1]), 0), "places for 2 and 3 examples"),
+        (lambda: spatial("1", 0, 6), r"1 has positions \(6, 6\); \(0, 6\) is none of them"),
+        (lambda: spatial("1", 0.5, 1), "a position is an int"),
+        (lambda: direction("1", torch.ones(5)), "a direction has 4 values"),
+        (lambda: match("1", H[..., :2]), r"1 gives \(3, 4, 6, 6\); the activation to match is \(3, 4, 6, 2\)"),
+        (lambda: dot("1", H[:2]), "holds rows for 2 examples; there are 3"),
+        (lambda: style("1", gram(H)[:, :2]), "the activation to match is"),
+        (lambda: logit(4), "classes 0 to 3; got 4"),
+        (lambda: logit(torch.tensor([0, 1, 9])), "classes 0 to 3; got 0 to 9"),
+        (lambda: logit(torch.tensor([0, 1])), "holds rows for 2 examples; there are 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(box: ub.Box, x: Tensor, made: object, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        ub.attribution.gradient(box, x, made())  # type: ignore[operator]
+    assert len(str(caught.value)) < 200
+
+
+def test_the_rest_of_a_plan_must_fit_too(box: ub.Box, x: Tensor) -> None:
+    rule = partial(SGD, lr=0.1)
+    with pytest.raises(InputError, match="holds rows for 2 examples; there are 3"):
+        ascend(box, logit(0), Raw(x), Ascent(1, rule, until=logit(torch.tensor([0, 1]))))
+    with pytest.raises(InputError, match="a prior is of the image alone"):
+        Ascent(1, rule, prior=logit(0))
+
+
+def test_what_is_held_is_copied_once() -> None:
+    own, like = Held(torch.arange(3.0, dtype=torch.float64)), torch.ones(3)
+    there = own.beside(like)
+    assert there.dtype == torch.float32
+    assert own.beside(like) is there
+    assert own.beside(like.double()).dtype == torch.float64
+    assert Held(torch.arange(3)).beside(like).dtype == torch.int64
+
+
+def test_what_is_made_in_inference_mode_takes_part_in_gradients(box: ub.Box, x: Tensor) -> None:
+    with torch.inference_mode():
+        goals = [match("1", H.clone()), direction("1", torch.ones(4)), channel("1", UNITS.clone()), logit(UNITS + 0)]
+        goals = [g * torch.ones(3) for g in goals]
+        for goal in goals:
+            goal({"1": H, "logits": H[:, :, 0, 0]})  # a first use that may keep nothing for later
+    for goal in goals:
+        assert ascend(box, goal, Raw(x), Ascent(1, partial(SGD, lr=0.1))).input.isfinite().all()

@@ -1,0 +1,57 @@
+"""The report's section of dreams: what it holds, on nets of all kinds, and how it keeps to its time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import awkward
+import unboxed as ub
+import unboxed.report
+from contracts.common import case
+from unboxed.report import dream
+
+report: Any = sys.modules["unboxed.report"]
+
+
+def page(box: ub.Box, data: Any, out: Path) -> str:
+    made = report(box, data, out / "page", sections=[dream.SECTION], quiet=True)
+    assert made.failures == {}
+    text: str = made.path.read_text(encoding="utf-8")
+    return text
+
+
+def test_early_middle_late_and_the_answer(tmp_path: Path) -> None:
+    c = case("plain")
+    text = page(c.box, (c.x, c.y), tmp_path)
+    for said in ("at relu1", "at conv2", "at relu2", "at the answer", "dreamed on at conv2", "off in its correlations"):
+        assert said in text
+    assert "slow" not in text
+    assert (tmp_path / "page" / "pictures" / "dreams.png").is_file()
+
+
+def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dream, "WORK", 1.0)
+    c = case("plain")
+    text = page(c.box, (c.x, c.y), tmp_path)
+    assert "This net is large" in text
+    assert "texture is left out" in text
+    assert text.count("dreamed on") == 2  # one depth of each of two examples
+
+
+@pytest.mark.parametrize("net", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
+def test_other_nets(net: str, tmp_path: Path) -> None:
+    c = case(net)
+    assert "at the answer" in page(c.box, (c.x, c.y), tmp_path)
+
+
+def test_numbers_and_tables(tmp_path: Path) -> None:
+    number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), awkward.GRAY, outputs="regression")
+    assert "nothing to dream of" in page(number, torch.rand(4, 1, 8, 8), tmp_path / "a")
+    table = ub.Box(nn.Linear(2, 3), ub.Features(("a", "b")))
+    assert "table of features" in page(table, (torch.zeros(4, 2), torch.zeros(4).long()), tmp_path / "b")

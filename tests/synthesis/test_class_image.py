@@ -1,0 +1,103 @@
+"""Class images: no result is blank, rows are independent, known statistics are kept."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.engine.optimize.colors import Palette
+from unboxed.engine.optimize.parameterizations import Fourier
+from unboxed.engine.optimize.transforms import wobble
+from unboxed.errors import InputError, UnboxedWarning
+from unboxed.rng import shared
+
+
+def net(seed: int = 0, channels: int = 1) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 49, 4))
+
+
+def box(channels: int = 1, **kw: float) -> ub.Box:
+    return ub.Box(net(channels=channels), ub.Pixels((channels, 16, 16), **kw))
+
+
+@pytest.mark.parametrize("recipe", ["robust", "faithful", "noise"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_recipe_draws_a_blank(recipe: str, channels: int) -> None:
+    """An untrained net too, whose logits hardly differ."""
+    drawn = ub.synthesis.class_image(box(channels, mean=0.2, std=0.3), recipe=recipe, steps=40)
+    assert drawn.images.shape == (4, channels, 16, 16)
+    assert (drawn.images.flatten(1).std(1) > 0.05).all()
+    assert drawn.probs.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_net_that_is_shut_on_black_is_opened_and_says_so() -> None:
+    shut = net()
+    with torch.no_grad():
+        shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
+    b = ub.Box(shut, ub.Pixels((1, 16, 16)))
+    with pytest.warns(UnboxedWarning, match="exactly zero on the way to 4 of 4"):
+        drawn = ub.synthesis.class_image(b, recipe="faithful", steps=20)
+    assert drawn.before_clamp.all()
+    assert (drawn.images.flatten(1).std(1) > 0.05).all()
+
+
+def test_the_mean_color_of_the_data_is_kept() -> None:
+    drawn = ub.synthesis.class_image(box(3, mean=(0.2, 0.5, 0.7), std=(0.3, 0.3, 0.3)))
+    means = drawn.images.mean((2, 3))
+    assert torch.allclose(means, torch.tensor([0.2, 0.5, 0.7]).expand(4, 3), atol=0.05)
+
+
+def test_a_class_named_twice_is_drawn_twice_and_rows_do_not_depend_on_others() -> None:
+    b = ub.Box(net().double(), ub.Pixels((1, 16, 16), 0.2, 0.3))
+    twice = ub.synthesis.class_image(b, [2, 2, 1], steps=20)
+    assert not torch.allclose(twice.images[0], twice.images[1], atol=0.05)
+    split = ub.synthesis.class_image(b, [2, 2, 1], steps=20, batch_size=1)
+    assert torch.allclose(twice.images, split.images, atol=1e-9)
+    other = ub.synthesis.class_image(b, [2, 2, 1], steps=20, seed=1)
+    assert not torch.allclose(other.images, twice.images, atol=0.05)
+
+
+def test_the_scale_of_the_logits_does_not_matter() -> None:
+    small, large = net().double(), net().double()
+    with torch.no_grad():
+        for p in large[4].parameters():
+            p.mul_(50)
+    boxes = [ub.Box(n, ub.Pixels((1, 16, 16), 0.2, 0.3)) for n in (small, large)]
+    a, b = (ub.synthesis.class_image(b, steps=30).images for b in boxes)
+    assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_frames_are_kept_when_asked_for() -> None:
+    drawn = ub.synthesis.class_image(box(), 1, steps=10, every=4)
+    assert drawn.frames is not None
+    assert drawn.frames.shape == (4, 1, 1, 16, 16)  # steps 0, 4, 8 and the last
+    assert torch.equal(drawn.frames[-1], drawn.images)
+
+
+def test_tabular_nets_have_no_class_image() -> None:
+    with pytest.raises(InputError, match="images"):
+        ub.synthesis.class_image(ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c"))))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (9, 6)])
+def test_the_fourier_canvas_starts_at_its_color_in_any_size(size: tuple[int, int]) -> None:
+    like = torch.zeros(2, 3, *size)
+    x = Fourier.noise(like, 0, Palette(torch.tensor([0.1, 0.5, 0.8])), sd=0.0)()
+    assert x.shape == like.shape
+    assert torch.allclose(x, torch.tensor([0.1, 0.5, 0.8]).view(3, 1, 1).expand_as(x), atol=1e-6)
+
+
+def quarter_turn(x: Tensor) -> Tensor:
+    return torch.rot90(x, 1, (2, 3))
+
+
+def test_the_wobble_without_amplitude_is_the_identity_and_keeps_shapes_undistorted() -> None:
+    x = torch.rand(2, 1, 12, 20, generator=torch.Generator().manual_seed(0))
+    still = wobble(0, 0, 0)(x, shared(0, 0, x.device))
+    assert torch.allclose(still, x, atol=1e-5)
+    disk = ((torch.arange(12.0)[:, None] - 5.5) ** 2 + (torch.arange(20.0)[None] - 9.5) ** 2 < 16).float()[None, None]
+    turned = wobble(60, 0, 0)(disk, shared(3, 1, x.device))
+    assert (turned - disk).abs().mean() < 0.03  # a disk stays a disk, on a wide image too
+    assert (turned - disk).abs().max() > 0  # and it was turned

@@ -1,0 +1,184 @@
+"""Inversion: what is particular to it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import awkward
+import unboxed as ub
+from unboxed.engine.optimize.colors import statistics
+from unboxed.errors import InputError, LayerError
+from unboxed.synthesis import inversion, inversions
+
+
+@pytest.fixture(scope="module")
+def box() -> ub.Box:
+    return ub.Box(*ub.zoo.load("digits-cnn"))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return ub.data.digits("test").first(3).x
+
+
+def test_little_is_lost_early_and_much_late(box: ub.Box, x: Tensor) -> None:
+    made = inversions(box, x, ["conv1", "fc1", "logits"], steps=80)
+    assert made.layers == ("conv1", "fc1", "logits")
+    assert made.images.shape == (3, *x.shape)
+    far = (made.images - x).flatten(2).pow(2).mean(2).sqrt().mean(1)
+    assert far[0] < far[1] < far[2]
+    assert far[0] < 0.05
+    assert (made.errors < 0.05).all()
+    assert torch.equal(box.predict(made.images[2]), box.predict(x))
+
+
+def test_the_numbers_are_of_the_images(box: ub.Box, x: Tensor) -> None:
+    made = inversion(box, x, "conv2", steps=4, jitter=2)
+    h, now = box.read(x, "conv2")["conv2"].flatten(1), box.read(made.images, "conv2")["conv2"].flatten(1)
+    assert torch.allclose(made.errors, (now - h).pow(2).sum(1) / h.pow(2).sum(1), rtol=1e-5)
+    assert torch.allclose(made.cosines, torch.cosine_similarity(now, h), rtol=1e-5)
+    assert made.history.shape == (5, 3)
+
+
+def test_starts_stand_beside_their_source_and_differ(box: ub.Box, x: Tensor) -> None:
+    made = inversion(box, x, "fc1", steps=3, starts=2)
+    assert made.source.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(made.images) == 6
+    assert (made.images[0] - made.images[1]).abs().max() > 1e-3
+    alone = inversion(box, x[:1], "fc1", steps=3, starts=2)
+    assert torch.allclose(alone.images, made.images[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["distance", "cosine", "dot"])
+@pytest.mark.parametrize("canvas", ["pixels", "fourier"])
+def test_every_objective_rises(box: ub.Box, x: Tensor, objective: str, canvas: str) -> None:
+    if (objective, canvas) == ("dot", "fourier"):
+        with pytest.raises(InputError, match="no bound"):
+            inversion(box, x, "conv2", objective=objective, canvas=canvas)
+        return
+    made = inversion(box, x, "conv2", objective=objective, canvas=canvas, steps=40)
+    assert (made.scores > made.history[0]).all()
+    assert (made.cosines > 0.85).all()
+
+
+def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
+    made = inversion(box, x, "conv2", objective="dot", steps=20)
+    color, spread = statistics(box.inputs)
+    far = (made.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
+    assert (far <= spread * 28 * (1 + 1e-5)).all()
+    assert (far >= spread * 28 * 0.9).all()
+
+
+def test_jitter_is_what_the_layer_tolerates(x: Tensor) -> None:
+    """A layer that forgets places takes any shift for no change; one that keeps them takes none."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pooled = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+    wide = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    box = ub.Box(pooled, ub.Pixels((1, 32, 32)), outputs="logits")
+    assert inversion(box, wide, "logits", steps=1).jitter == 4
+    assert inversion(box, wide, "0", steps=1).jitter == 0
+    assert inversion(box, wide, "0", steps=1, jitter=3).jitter == 3
+
+
+def test_the_layers_are_spread_over_the_depth(box: ub.Box, x: Tensor) -> None:
+    assert inversions(box, x, steps=1).layers == ("relu1", "pool1", "relu2", "pool2", "relu3", "logits")
+
+
+def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
+    made = inversion(box, x, "logits", steps=4, every=2)
+    assert made.frames is not None
+    assert made.frames.shape == (3, *x.shape)
+    assert ub.plots.drawings(made).size[0] > 100
+    assert ub.plots.strip(made).size[0] > 100
+
+
+def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
+    bad = [{"objective": "l1"}, {"canvas": "oil"}, {"smooth": -1}, {"beta": 0}, {"fall": 2}, {"alpha": -1}]
+    for settings in [*bad, {"jitter": -1}, {"starts": 0}, {"every": 0}]:
+        with pytest.raises(InputError):
+            inversion(box, x, "fc1", **settings)
+    with pytest.raises(LayerError, match="conv1"):
+        inversion(box, x, "conv")
+    with pytest.raises(LayerError):
+        inversions(box, x, [])
+
+
+def test_a_table_of_features_is_refused() -> None:
+    net = nn.Linear(3, 2)
+    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="logits")
+    with pytest.raises(InputError, match="images"):
+        inversion(box, torch.zeros(1, 3), "logits")
+
+
+@pytest.mark.parametrize("net", ["relu_called_twice", "double", "bfloat16"])
+def test_a_call_of_a_layer(net: str) -> None:
+    entry = awkward.get(net)
+    box = ub.Box(entry.net, entry.inputs, **entry.box)
+    path = "relu1#1" if net == "relu_called_twice" else "conv1"
+    made = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
+    assert made.path == path
+    assert made.images.dtype == box.dtype
+
+
+def test_ctrl_c_between_layers_keeps_those_made(box: ub.Box, x: Tensor) -> None:
+    calls = 0
+
+    def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 5:
+            calls += 1
+            raise KeyboardInterrupt
+
+    whole = inversions(box, x, ["conv1", "fc1"], steps=3)
+    handle = box.net.register_forward_pre_hook(hook)
+    made = inversions(box, x, ["conv1", "fc1"], steps=3)
+    handle.remove()
+    assert made.interrupted
+    assert torch.equal(made.images[0], whole.images[0])
+    assert not torch.equal(made.images[1], whole.images[1])
+
+
+def test_ctrl_c_ends_all_layers(box: ub.Box, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those after the one that was cut short hold their start."""
+    steps: list[int] = []
+
+    def cut(box: ub.Box, x: Tensor, layer: str, **settings: Any) -> Any:
+        steps.append(settings["steps"])
+        made = inversion(box, x, layer, **{**settings, "steps": 0})
+        return replace(made, interrupted=len(steps) == 1)
+
+    monkeypatch.setattr(sys.modules["unboxed.synthesis.inversions"], "inversion", cut)
+    made = inversions(box, x, ["conv1", "conv2", "fc1"], steps=7)
+    assert made.interrupted
+    assert steps == [7, 0, 0]
+
+
+class Listed(nn.Module):
+    """Its layers lie in a ModuleList, which does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.body = nn.ModuleList([nn.Conv2d(2 + i, 3 + i, 3) for i in range(2)])
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.head(x.flatten(1))
+
+
+def test_layers_in_a_list_are_met() -> None:
+    made = inversions(ub.Box(Listed().eval(), awkward.GRAY), torch.rand(1, 1, 8, 8), steps=1)
+    assert made.layers == ("stem", "body.0", "body.1", "logits")

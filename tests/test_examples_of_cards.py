@@ -1,0 +1,42 @@
+"""A card's example runs on images of any size, and costs no more than a bounded number of rows through the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from contracts.common import CARDS
+from unboxed.errors import LayerError
+
+SIZES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 48)]
+MOST = 4000  # rows through the model
+
+
+class AllConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 3, 2, 1), nn.Conv2d(6, 4, 3, 2, 1)
+        self.relu, self.rows = nn.ReLU(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return self.conv2(self.relu(self.conv1(x))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("name", sorted(CARDS))
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+def test_an_example_runs_on_any_size(name: str, shape: tuple[int, int, int]) -> None:
+    card, net = CARDS[name], AllConv(shape[0]).eval()
+    box = ub.Box(net, ub.Pixels(shape))
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    y, net.rows = box.predict(x), 0
+    if "attention" in card.needs:
+        with pytest.raises(LayerError):
+            card.example(card.method, box, x, y)
+        return
+    assert card.example(card.method, box, x, y) is not None
+    assert net.rows <= MOST

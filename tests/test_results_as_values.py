@@ -1,0 +1,104 @@
+"""Results compare and hash without an error, whatever tensors they hold; cards on methods of one's own."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import unboxed as ub
+from contracts.common import CARDS, REFUSED, call, case
+from unboxed.cards import card
+from unboxed.errors import InputError, LayerError
+
+ROOT = Path(ub.__file__).parent
+METHODS = [name for name in CARDS if (name, "plain") not in REFUSED]
+
+
+def compared_by_tensors(source: str) -> list[str]:
+    """Public dataclasses that hold tensors and would compare them in `==`, which raises."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            kinds = " ".join(ast.unparse(f.annotation) for f in node.body if isinstance(f, ast.AnnAssign))
+            own = any(isinstance(f, ast.FunctionDef) and f.name == "__eq__" for f in node.body)
+            made = [ast.unparse(d) for d in node.decorator_list if "dataclass" in ast.unparse(d)]
+            if re.search(r"\b(Tensor|ndarray)\b", kinds) and not own and any("eq=False" not in d for d in made):
+                found.append(node.name)
+    return found
+
+
+def test_no_dataclass_compares_tensors() -> None:
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 100
+    found = {str(f): compared_by_tensors(f.read_text(encoding="utf-8")) for f in files}
+    assert {f: names for f, names in found.items() if names} == {}
+    planted = "@dataclass(frozen=True)\nclass A:\n    x: dict[str, Tensor]\n"
+    planted += "@dataclass(eq=False)\nclass B:\n    x: Tensor\n"
+    assert compared_by_tensors(planted) == ["A"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_results_compare_and_copy(name: str) -> None:
+    one, other = (call(CARDS[name], case("plain")) for _ in range(2))
+    if isinstance(one, torch.Tensor):
+        return
+    assert isinstance(one == other, bool)
+    assert one == one
+    assert one in [one]
+    if not isinstance(one, dict):
+        hash(one)
+    if name != "tsne":  # its maps hold their box
+        pickle.loads(pickle.dumps(one))
+        copy.deepcopy(one)
+
+
+def own_card(module: str, **more: Any) -> Any:
+    def mine(box: ub.Box, x: Any, target: Any = None) -> Any:
+        """Nothing."""
+        return x
+
+    mine.__module__ = module
+    settings = {"tells": "a", "not_tells": "b", "example": lambda method, box, x, y: method(box, x), **more}
+    return card(name="mine", source="me", **settings)(mine)
+
+
+@pytest.mark.parametrize(
+    ("module", "family"),
+    [("__main__", "own"), ("a", "own"), ("my.package.methods", "own"), ("unboxed.attribution.mine", "attribution")],
+)
+def test_cards_of_ones_own(module: str, family: str) -> None:
+    mine = own_card(module)
+    assert mine.card.family == family
+    assert isinstance(mine, types.FunctionType)
+    assert mine.card.example(mine, None, 3, None) == 3
+
+
+def test_needs_are_of_a_closed_set() -> None:
+    with pytest.raises(InputError, match="pixels, images, relu, attention; got pixel"):
+        own_card("__main__", needs=("pixel",))
+    assert {need for c in CARDS.values() for need in c.needs} == set(ub.cards.__globals__["NEEDS"])
+
+
+BAD_CLASSES = {"a number": 5, "a string": "abcd", "too few": ["a"], "too many": list("abcde")}
+
+
+@pytest.mark.parametrize("bad", BAD_CLASSES)
+def test_bad_class_names(bad: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    with pytest.raises(InputError, match="names"):
+        ub.Box(net, ub.Pixels((1, 8, 8)), classes=BAD_CLASSES[bad])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [5, None, 1.5, {"conv1": 1}.values])
+def test_bad_addresses(bad: Any) -> None:
+    c = case("plain")
+    with pytest.raises(LayerError, match="address of a layer"):
+        c.box.read(c.x, bad)

@@ -1,0 +1,201 @@
+"""Checks of settings: what their errors say, and seeds of any size at every door."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unboxed as ub
+from contracts.common import CARDS, call, case, close, takes, tensors
+from unboxed.errors import InputError
+from unboxed.validation import SEED_BITS, check_seed, number, whole
+
+ROOT = Path(ub.__file__).parent
+TEXTS: dict[str, Callable[[], Any]] = {
+    "k must be a number; got 'a'": lambda: number("k", "a"),
+    "k must be a number; got nan": lambda: number("k", math.nan),
+    "k must be a number; got inf": lambda: number("k", math.inf),
+    "k must be a number, 0 or more; got -1": lambda: number("k", -1, least=0),
+    "k must be a number, 0 or more; got -1e-12": lambda: number("k", -1e-12, least=0),
+    "k must be a number from 0 to 1; got 1.5": lambda: number("k", 1.5, least=0, most=1),
+    "k must be a number above 0 and 1 or less; got 0": lambda: number("k", 0, above=0, most=1),
+    "k must be a number, 0 or more and below 100; got 100": lambda: number("k", 100, least=0, below=100),
+    "k must be a number above 0; got 0": lambda: number("k", 0, 0),
+    "k must be a number above 0; got True": lambda: number("k", True, 0),
+    "k must be a number below 1; got 1": lambda: number("k", 1, below=1),
+    "k must be a number, 1 or less; got 2": lambda: number("k", 2, most=1),
+    "k must be a number between 0 and 1, both excluded; got 1.0": lambda: number("k", 1.0, 0, 1),
+    "k must be a whole number, 0 or more; got -1": lambda: whole("k", -1),
+    "k must be a whole number, 2 or more; got 1.0": lambda: whole("k", 1.0, least=2),
+    "seed must be a whole number, of any size; got 'a'": lambda: check_seed("a"),
+    "seed must be a whole number, of any size; got 1.0": lambda: check_seed(1.0),
+    "seed must be a whole number, of any size; got None": lambda: check_seed(None),
+    "seed must be a whole number, of any size; got True": lambda: check_seed(True),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_an_error_says(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TEXTS[text]()
+    assert str(caught.value) == text
+
+
+def test_bounds_are_included_or_not() -> None:
+    assert [number("k", v, least=0, most=1) for v in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
+    assert number("k", np.float32(1), above=0, most=1) == 1.0
+    assert whole("k", np.int64(0)) == 0
+
+
+def bounds() -> Iterator[tuple[str, ast.expr]]:
+    """(place, expression) of every bound that a check of a setting is called with."""
+    for file in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("number", "whole"):
+                for bound in (*node.args[2:], *(k.value for k in node.keywords if k.arg)):
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", bound
+
+
+def printable(bound: ast.expr) -> bool:
+    """Whether a reader may meet it: a variable, or a literal number of an everyday size."""
+    if isinstance(bound, (ast.Name, ast.Attribute)):
+        return True
+    try:
+        value = ast.literal_eval(bound)
+    except ValueError:
+        return False  # arithmetic: an offset that stands for "included"
+    return value == 0 or 1e-3 <= abs(value) <= 1e6
+
+
+def test_no_bound_is_a_trick() -> None:
+    found = list(bounds())
+    assert len(found) > 60
+    assert [where for where, bound in found if not printable(bound)] == []
+    tricks = ("-1e-9", "1 + 1e-12", "-TINY", "-(2**62)", "180.000001 + 0", "1e-300")
+    assert not any(printable(ast.parse(trick, mode="eval").body) for trick in tricks)
+
+
+HUGE = (2**40, 2**41, 2**43, 2**60, 2**63, 2**64 + 1, 10**40, -1, -(2**62), -(2**70))
+
+
+def test_seeds_are_folded_at_one_place() -> None:
+    assert [check_seed(s) for s in (0, 1, 2**32, 2 ** (SEED_BITS + 1) - 1)] == [0, 1, 2**32, 2 ** (SEED_BITS + 1) - 1]
+    folded = [check_seed(s) for s in HUGE]
+    assert len({*folded}) == len(HUGE)
+    assert all(0 <= s < 2 ** (SEED_BITS + 1) for s in folded)
+    assert [check_seed(s) for s in folded] == folded  # a door may call another
+    assert check_seed(2**60) == 1869582636077  # the same in every process
+    assert check_seed(np.int64(-1)) == check_seed(-1)
+
+
+SEEDED = [name for name, card in CARDS.items() if takes(card, "seed")]
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_every_seeded_method_takes_any_seed(name: str) -> None:
+    def made(seed: Any) -> Any:
+        return tensors(call(CARDS[name], case("plain"), seed=seed))
+
+    for seed in (-1, 2**60 + 1, 10**40):
+        assert close(made(seed), made(check_seed(seed)), 0.0) == []
+
+
+NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+BOX = ub.Box(NET, ub.Pixels((1, 8, 8)))
+X, Y = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+MAPS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+MARK = ub.checks.Mark((1, 8, 8), (1,))
+gradient = ub.attribution.gradient
+
+
+def two() -> ub.Box:
+    return ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)), ub.Pixels((1, 8, 8)))
+
+
+def fitted(seed: Any) -> Any:
+    """The weights, for the history has times in it."""
+    net, data = copy.deepcopy(NET), torch.utils.data.TensorDataset(X, Y)
+    ub.training.fit(net, ub.Pixels((1, 8, 8)), data, epochs=1, quiet=True, seed=seed)
+    return [*net.parameters()]
+
+
+DOORS: dict[str, Callable[[Any], Any]] = {
+    "adversarial.corrupted": lambda s: ub.adversarial.corrupted(X, "gaussian_noise", seed=s),
+    "adversarial.robustness": lambda s: ub.adversarial.robustness(
+        BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1], minimal=None,
+        alarms=False, seed=s,
+    ),
+    "adversarial.smoothed_predict": lambda s: ub.adversarial.smoothed_predict(BOX, X, 0.1, n=10, seed=s),
+    "attribution.lime_top": lambda s: ub.attribution.lime_top(BOX, X, 2, segments=("squares", 4), n_samples=20, seed=s),
+    "attribution.segmentation": lambda s: ub.attribution.segmentation(MAPS, X, seed=s),
+    "checks.deletion": lambda s: ub.checks.deletion(BOX, X, MAPS, n_steps=4, seed=s),
+    "checks.insertion": lambda s: ub.checks.insertion(BOX, X, MAPS, n_steps=4, seed=s),
+    "checks.infidelity": lambda s: ub.checks.infidelity(BOX, X, MAPS, n_samples=4, seed=s),
+    "checks.max_sensitivity": lambda s: ub.checks.max_sensitivity(BOX, X, gradient, n_samples=2, seed=s),
+    "checks.planted": lambda s: ub.checks.planted(X.repeat(5, 1, 1, 1), Y.repeat(5), MARK, seed=s),
+    "checks.random_input": lambda s: ub.checks.random_input(BOX, X, gradient, seed=s),
+    "checks.random_maps": lambda s: ub.checks.random_maps(BOX, X, seed=s),
+    "checks.randomization": lambda s: ub.checks.randomization(BOX, X, gradient, seed=s),
+    "checks.ranked": lambda s: ub.checks.ranked(BOX, X, {"gradient": gradient}, seed=s),
+    "checks.retrained": lambda s: ub.checks.retrained(lambda y: two(), Y, seed=s),
+    "checks.road": lambda s: ub.checks.road(BOX, X, MAPS, seed=s),
+    "checks.sensitivity_n": lambda s: ub.checks.sensitivity_n(BOX, X, MAPS, n_samples=4, seed=s),
+    "checks.shuffled": lambda s: ub.checks.shuffled(Y, seed=s),
+    "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, pairs=2, seed=s),
+    "data.digits": lambda s: ub.data.digits(seed=s),
+    "explaining.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
+        BOX, X[:1], {"gradient": gradient}, seed=s
+    ),
+    "load": lambda s: ub.load("zoo:digits-cnn", seed=s),
+    "loading.model": lambda s: importlib.import_module("unboxed.loading").model("zoo:digits-cnn", seed=s),
+    "training.fit": lambda s: fitted(s),
+    "zoo.load": lambda s: ub.zoo.load("digits-cnn", weights=None, seed=s),
+}  # fmt: skip
+LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.pair", "explaining.command"}
+"""Doors that work for long: only their refusal is tried, and each hands its seed to one of the others."""
+
+
+def test_every_door_is_here() -> None:
+    spaces = {"": ub} | {n: getattr(ub, n) for n in ("activations", "adversarial", "attribution", "checks", "data")}
+    spaces |= {n: getattr(ub, n) for n in ("plots", "synthesis", "training", "zoo")}
+    spaces |= {n: importlib.import_module(f"unboxed.{n}") for n in ("loading", "explaining", "training.shortcut")}
+    methods = {card.method for card in CARDS.values()}
+    found: dict[Any, str] = {}
+    for space, module in spaces.items():
+        for name in dir(module):
+            f = getattr(module, name)
+            public = inspect.isfunction(f) and f not in methods and not name.startswith("_") and f is not check_seed
+            if public and "seed" in inspect.signature(f).parameters and f.__module__.startswith("unboxed"):
+                found.setdefault(f, f"{space}.{name}".lstrip("."))
+    assert {*found.values()} == {*DOORS, *LONG}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_doors_take_any_seed_and_refuse_what_is_none(door: str) -> None:
+    for seed in (-1, 2**60 + 1, 10**40):
+        assert close(tensors(DOORS[door](seed)), tensors(DOORS[door](check_seed(seed))), 0.0) == []
+    for bad in ("a", 1.5, None):
+        with pytest.raises(InputError, match="seed must be a whole number"):
+            DOORS[door](bad)
+
+
+def test_long_doors_refuse_what_is_no_seed(tmp_path: Path) -> None:
+    calls: dict[str, Callable[[], Any]] = {
+        "report": lambda: ub.report(BOX, (X, Y), tmp_path / "report", seed="a", quiet=True),  # type: ignore[arg-type]
+        "checks.shortcut": lambda: ub.checks.shortcut(BOX, BOX, X, Y, MARK, seed="a"),  # type: ignore[arg-type]
+        "training.train": lambda: ub.training.train("digits-cnn", seed="a", out=tmp_path / "a.safetensors"),
+    }  # fmt: skip
+    for call_ in calls.values():
+        with pytest.raises(InputError, match="seed must be a whole number"):
+            call_()
+    assert not list(tmp_path.iterdir())
