@@ -1,4 +1,4 @@
-"""Silencing every channel of a layer of a 56-layer residual net, against a whole forward for each pair. Same logits.
+"""Silencing every channel of a layer of a 56-layer residual model, against a whole forward for each pair. Same logits.
 
 CPU time, so other work on the machine counts for little; and FLOPs, as whole forwards of all images.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import write
-from nets import resnet56
+from models import resnet56
 from unboxed.engine.read.edits import _Work
 from unboxed.model.layers import Flops
 
@@ -25,7 +25,7 @@ N, PAIRS = 16, 5
 
 @contextmanager
 def in_full() -> Iterator[None]:
-    """Each pair of image and channel runs through the whole net."""
+    """Each pair of image and channel runs through the whole model."""
     cheapest = _Work.cheapest
     _Work.cheapest = lambda self, count: "whole"  # type: ignore[method-assign]
     try:
@@ -39,7 +39,9 @@ def main() -> None:
     box = ub.Box(*resnet56())
     x = torch.rand(N, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     figures = {layer: compared(box, x, layer) for layer in LAYERS}
-    write("ablation", {"what": f"64 channels of a layer of a 56-layer residual net silenced on {N} images", **figures})
+    write(
+        "ablation", {"what": f"64 channels of a layer of a 56-layer residual model silenced on {N} images", **figures}
+    )
 
 
 def compared(box: ub.Box, x: Tensor, layer: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What `ConfusedLogits` costs a training: an input confused at every look, top_k=1, the default interval, drawing too.
 
 The MNIST CNN on batches of 64. One run is one interval, 20 steps; an epoch is such intervals one after the other, and
-the opening of the net (once a training) is printed beside it. Wanted: at most 3 % of the epoch.
+the opening of the model (once a training) is printed beside it. Wanted: at most 3 % of the epoch.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Training:
 
     def __init__(self, watch: Callable[..., object] | None = None) -> None:
         torch.manual_seed(0)
-        self.net, inputs = zoo.load("mnist-cnn", weights=None)
-        self.net.train()
-        self.optimizer = torch.optim.Adam(self.net.parameters())
+        self.model, inputs = zoo.load("mnist-cnn", weights=None)
+        self.model.train()
+        self.optimizer = torch.optim.Adam(self.model.parameters())
         x, y = data.digits().tensors()
         self.batches = list(zip(inputs.encode(x).split(BATCH)[:INTERVAL], y.split(BATCH)[:INTERVAL], strict=True))
         self.count, self.watch = itertools.count(), watch
 
     def step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.net(x), y).backward()
+        F.cross_entropy(self.model(x), y).backward()
         self.optimizer.step()
         if self.watch is not None:
-            self.watch(self.net, x, y, next(self.count))
+            self.watch(self.model, x, y, next(self.count))
 
     def interval(self) -> None:
         for x, y in self.batches:
@@ -62,7 +62,7 @@ def same_weights(folder: Path) -> None:
     for training in (watched, plain):
         torch.manual_seed(1)
         training.interval(), training.interval()
-    for a, b in zip(watched.net.parameters(), plain.net.parameters(), strict=True):
+    for a, b in zip(watched.model.parameters(), plain.model.parameters(), strict=True):
         if not torch.equal(a, b):
             raise SystemExit("the weights differ: the callback changed the training")
     if len(list((folder / "check").iterdir())) != 2:
@@ -75,9 +75,9 @@ def main(pairs: int = 15) -> None:
         confused, plain = forced(folder / "timed"), Training()
         watched = Training(confused.watch)
         first = watched.batches[0]
-        opening = seconds(lambda: confused.watch(watched.net, *first, 0))
+        opening = seconds(lambda: confused.watch(watched.model, *first, 0))
         interval = compare(watched.interval, plain.interval, pairs=pairs, check=lambda: same_weights(folder))
-        look = compare(lambda: confused.watch(plain.net, *first, INTERVAL - 1), plain.interval, pairs=pairs)
+        look = compare(lambda: confused.watch(plain.model, *first, INTERVAL - 1), plain.interval, pairs=pairs)
         share = look["ratio"] + opening / (EPOCH * look["peer_ms"] / 1e3 / INTERVAL)
     print(f"a look costs {share:.1%} of the epoch (wanted: at most {MOST:.0%})")
     figures = {"share_of_epoch": share, "wanted": MOST, "opening_ms": 1e3 * opening}

@@ -5,9 +5,9 @@ Figure 1, for every live channel (one that some real image excites). Excitement 
   a larger mean excitement than the best of all real images has as it is ("above_best_real"), and than the best of the
   channel's nine top images has under the same transforms ("above_best_moved"); wanted for 100 %;
 - variation: the drawings' total variation is at most 2x the real images' mean;
-- nearer: in an independent net (its last convolution, means over positions, standardized on real images) the drawing's
-  cosine with the mean of the channel's own nine top images is above that with another channel's: share of all pairs of
-  channels, and of channels for which most pairs are so; wanted >= 80 %.
+- nearer: in an independent model (its last convolution, means over positions, standardized on real images) the
+  drawing's cosine with the mean of the channel's own nine top images is above that with another channel's: share of all
+  pairs of channels, and of channels for which most pairs are so; wanted >= 80 %.
 The control row is raw ascent on pixels from noise, without transforms and priors.
 Figure 2: four drawings of a channel, with and without the diversity term: cosine of their Gram vectors in the channel's
 layer at least 25 % lower, at >= 80 % of the activation.
@@ -30,7 +30,7 @@ from torch.optim import Adam
 
 import unboxed as ub
 from harness import write
-from nets import ROOT, cifar, resnet20, squeezenet1_0
+from models import ROOT, cifar, resnet20, squeezenet1_0
 from unboxed.engine.optimize.ascent import Ascent, ascend
 from unboxed.engine.optimize.constraints import Constraint
 from unboxed.engine.optimize.parameterizations import Raw
@@ -49,7 +49,7 @@ class Subject:
     data: Tensor  # whose colors and roughness the drawings take on
     layers: tuple[str, ...]
     diverse: str
-    features: Callable[[Tensor], Tensor]  # of an independent net, (N, F)
+    features: Callable[[Tensor], Tensor]  # of an independent model, (N, F)
 
 
 def parts(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -179,8 +179,8 @@ def mnist() -> Subject:
 
 
 def residual() -> Subject:
-    net, inputs = squeezenet1_0()
-    other = ub.Box(net, ub.Pixels((3, SIDE, SIDE), inputs.mean, inputs.std))
+    model, inputs = squeezenet1_0()
+    other = ub.Box(model, ub.Pixels((3, SIDE, SIDE), inputs.mean, inputs.std))
 
     def features(x: Tensor) -> Tensor:
         wide = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)

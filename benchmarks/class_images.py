@@ -1,4 +1,4 @@
-"""Are the class images digits? A robust net of another architecture says, which took no part in drawing or tuning.
+"""Are the class images digits? A robust model of another architecture says, which took no part in drawing or tuning.
 
 Rows: the default recipe over several seeds, the published one, and plain ascent from noise, which must fail.
 Wanted of the default, on MNIST and on digits: named 10/10 with mean p >= .85, total variation <= 1.5x that of real

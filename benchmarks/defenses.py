@@ -1,6 +1,6 @@
 """Defenses side by side: natural training, the cheap alternatives (dropout, weight decay), and adversarial training.
 
-`python benchmarks/defenses.py [--mnist FOLDER] [--epochs 6] [--images 1000] [--only NAME ...]`: one small net, one
+`python benchmarks/defenses.py [--mnist FOLDER] [--epochs 6] [--images 1000] [--only NAME ...]`: one small model, one
 recipe but for the defense; clean accuracy on all test images, robust accuracy (L-inf .3) on the first `images`, what
 it cost. Writes results/defenses.json, row by row: a run of some keeps the others.
 """
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **how: Any) -> dict[str, Any]:
-    net, inputs = fresh(dropout)
+    model, inputs = fresh(dropout)
     train, test = ub.data.mnist(root), ub.data.mnist(root, train=False)
-    history = training.fit(net, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
-    box = ub.Box(net, inputs)
+    history = training.fit(model, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
+    box = ub.Box(model, inputs)
     found = robustness(box, test, ATTACKS, eps=[EPS], most=images, minimal=partial(adversarial.deepfool, norm="linf"))
     return {
         "clean": history.accuracy[-1],
@@ -74,13 +74,13 @@ def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **ho
 
 
 def fresh(dropout: float) -> tuple[nn.Module, ub.Pixels]:
-    """The small strided net of the judges; with dropout before both of its linear layers."""
+    """The small strided model of the judges; with dropout before both of its linear layers."""
     torch.manual_seed(0)
-    net = Judge()
+    model = Judge()
     if dropout:
-        net.fc1 = nn.Sequential(nn.Dropout(dropout), net.fc1)
-        net.fc2 = nn.Sequential(nn.Dropout(dropout), net.fc2)
-    return net, ub.zoo.load("mnist-judge")[1]
+        model.fc1 = nn.Sequential(nn.Dropout(dropout), model.fc1)
+        model.fc2 = nn.Sequential(nn.Dropout(dropout), model.fc2)
+    return model, ub.zoo.load("mnist-judge")[1]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.optim import Adam
 
 import unboxed as ub
 from harness import compare, write
-from nets import vgg16
+from models import vgg16
 from unboxed.engine.optimize.ascent import Ascent, ascend
 from unboxed.engine.optimize.parameterizations import Fourier, Raw
 from unboxed.engine.optimize.transforms import wobble
@@ -31,7 +31,7 @@ def plan(steps: int) -> Ascent:
 
 
 def draw(box: ub.Box, goal: Objective, rows: int, steps: int, bare: bool = False) -> Tensor:
-    """`bare`: plain ascent on pixels, so that a step is the net's work and the loop's alone."""
+    """`bare`: plain ascent on pixels, so that a step is the model's work and the loop's alone."""
     blank = torch.zeros(rows, *box.inputs.shape)
     if bare:
         return ascend(box, goal, Raw(blank + 0.5), Ascent(steps, partial(Adam, lr=0.05))).input

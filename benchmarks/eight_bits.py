@@ -1,7 +1,7 @@
 """Adversarial images as 8-bit files, CIFAR-10 ResNet-20: how many of an attack's successes fool once saved and loaded.
 
 Three rows an attack: its images in floating point, the same rounded (the control), and `bits=8`. Success and distance
-of files are those of the decoded PNG. The floor is what a file must cost where the net is linear: the cheapest whole
+of files are those of the decoded PNG. The floor is what a file must cost where the model is linear: the cheapest whole
 levels that keep the float image's margin. `python benchmarks/eight_bits.py 200` takes so many images.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import write
-from nets import cifar, resnet20
+from models import cifar, resnet20
 from unboxed.adversarial import Adversarial, apgd, carlini_wagner, deepfool, pgd
 
 N = 200

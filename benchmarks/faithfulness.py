@@ -1,7 +1,7 @@
 """Which attribution methods are faithful to the MNIST CNN? Every metric of `checks` on every method of `attribution`.
 
 Methods are found by their cards and run with their defaults, but for fewer samples where `FEWER` says so; those that do
-not run as `method(box, x, y)` on this net are listed with the reason.
+not run as `method(box, x, y)` on this model are listed with the reason.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.optim import Adam
 
 import unboxed as ub
 from harness import seconds, write
-from nets import resnet20, vgg16
+from models import resnet20, vgg16
 from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
 from unboxed.engine.optimize.parameterizations import Fourier
 from unboxed.engine.optimize.transforms import wobble
@@ -41,7 +41,7 @@ def climb(box: ub.Box, rows: int, steps: int) -> None:
 
 
 def flops(box: ub.Box, rows: int) -> int:
-    """Of one step: what forward and backward pass of the net take."""
+    """Of one step: what forward and backward pass of the model take."""
     x = torch.rand(rows, *box.inputs.shape, device=box.device, requires_grad=True)
     with Flops() as counter, box.quiet():  # type: ignore[no-untyped-call]
         z = box.forward(x, ["logits"])["logits"]
@@ -50,7 +50,7 @@ def flops(box: ub.Box, rows: int) -> int:
 
 
 def bare(box: ub.Box, rows: int, steps: int) -> None:
-    """The net alone, forward and backward, as often."""
+    """The model alone, forward and backward, as often."""
     x = torch.rand(rows, *box.inputs.shape, device=box.device, requires_grad=True)
     for _ in range(steps):
         with box.quiet():
@@ -58,11 +58,11 @@ def bare(box: ub.Box, rows: int, steps: int) -> None:
 
 
 def measured(name: str, device: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    net, inputs = NETS[name]()
-    net.to(device)
+    model, inputs = NETS[name]()
+    model.to(device)
     found = []
     for autocast, channels_last in product((None, torch.bfloat16), (False, True)):
-        box = ub.Box(net, inputs, autocast=autocast, channels_last=channels_last)
+        box = ub.Box(model, inputs, autocast=autocast, channels_last=channels_last)
         climb(box, given.rows, given.steps), bare(box, given.rows, MEET)
         took = statistics.median(
             seconds(lambda box=box: climb(box, given.rows, given.steps)) for _ in range(given.runs)
@@ -73,7 +73,7 @@ def measured(name: str, device: str, given: argparse.Namespace) -> list[dict[str
         peak = given.peak if autocast is None else given.peak_narrow
         rate = given.steps / took
         found.append({
-            "net": name, "rows": given.rows, "autocast": str(autocast), "channels_last": channels_last,
+            "model": name, "rows": given.rows, "autocast": str(autocast), "channels_last": channels_last,
             "steps_a_second": rate, "share_of_peak": rate * flops(box, given.rows) / (1e12 * peak),
             "time_beside_the_bare_net": took / alone,
         })  # fmt: skip

@@ -10,24 +10,24 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-import nets
+import models
 import unboxed as ub
 from harness import compare, write
 
 
 class Normalized(nn.Module):
-    """What captum needs around a net whose inputs are pixels."""
+    """What captum needs around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x))
+        return self.model(self.inputs.encode(x))
 
 
 def figures(box: ub.Box, layer: str, x: Tensor, y: Tensor) -> dict[str, float | int]:
-    peer = LayerGradCam(Normalized(box), box.net.get_submodule(layer))
+    peer = LayerGradCam(Normalized(box), box.model.get_submodule(layer))
 
     def ours() -> Tensor:
         return ub.attribution.grad_cam(box, x, y, layer=layer, upsample=False)
@@ -48,7 +48,7 @@ def mnist(batch: int) -> dict[str, float | int]:
 
 
 def resnet(batch: int) -> dict[str, float | int]:
-    box = ub.Box(*nets.resnet20(trained=(nets.ROOT / "cifar10").is_dir()))
+    box = ub.Box(*models.resnet20(trained=(models.ROOT / "cifar10").is_dir()))
     x = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return figures(box, "layer3", x, box.predict(x))
 

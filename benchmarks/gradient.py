@@ -11,14 +11,14 @@ from harness import compare, write
 
 
 class Normalized(nn.Module):
-    """What captum needs around a net whose inputs are pixels."""
+    """What captum needs around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x))
+        return self.model(self.inputs.encode(x))
 
 
 def figures(batch: int) -> dict[str, float | int]:

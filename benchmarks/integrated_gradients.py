@@ -1,7 +1,7 @@
-"""`attribution.integrated_gradients` against captum's: rows that the net runs until 100 images are complete.
+"""`attribution.integrated_gradients` against captum's: rows that the model runs until 100 images are complete.
 
 captum takes the same number of steps for all images, so it needs what the worst of them needs; which rule and number is
-the best for it is found by trying them all, and the search is not counted. Counted are rows through the net, forward
+the best for it is found by trying them all, and the search is not counted. Counted are rows through the model, forward
 alone or forward and backward, each as one: for ours the two scores at the ends too; for captum, which is not asked to
 measure the error that its user must measure (two rows more an image), the gradients only. Both are given the targets.
 
@@ -19,7 +19,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
-import nets
+import models
 import unboxed as ub
 from harness import compare, write
 
@@ -29,25 +29,25 @@ RULES = ("gausslegendre", "riemann_middle", "riemann_trapezoid")
 
 
 class Normalized(nn.Module):
-    """What captum needs around a net whose inputs are pixels."""
+    """What captum needs around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x))
+        return self.model(self.inputs.encode(x))
 
 
-def counted(net: nn.Module, work: Callable[[], Any]) -> tuple[Any, int]:
-    """What the work gives, and how many rows the net ran for it."""
+def counted(model: nn.Module, work: Callable[[], Any]) -> tuple[Any, int]:
+    """What the work gives, and how many rows the model ran for it."""
     rows = 0
 
     def count(module: nn.Module, args: Any) -> None:
         nonlocal rows
         rows += len(args[0])
 
-    handle = net.register_forward_pre_hook(count)
+    handle = model.register_forward_pre_hook(count)
     try:
         return work(), rows
     finally:
@@ -79,8 +79,8 @@ class Search:
 
 
 def figures(box: ub.Box, x: Tensor, y: Tensor, tols: tuple[float, ...], most: int) -> dict[str, Any]:
-    net = Normalized(box).eval()
-    peer = IntegratedGradients(net)
+    model = Normalized(box).eval()
+    peer = IntegratedGradients(model)
     rows = torch.arange(len(x))
     difference = (box(x) - box(torch.zeros_like(x)))[rows, y]
     limit = ub.attribution.integrated_gradients(box, x, y, n_steps=LIMIT).map
@@ -99,11 +99,11 @@ def figures(box: ub.Box, x: Tensor, y: Tensor, tols: tuple[float, ...], most: in
     search = Search(errors, len(x))
     for tol in tols:
         rule, steps = search.smallest(tol)
-        mine, ran = counted(box.net, lambda tol=tol: ub.attribution.integrated_gradients(box, x, y, tol=tol))
+        mine, ran = counted(box.model, lambda tol=tol: ub.attribution.integrated_gradients(box, x, y, tol=tol))
         own = (mine.map.flatten(1).sum(1) - difference).abs() / difference.abs()
         if float(own.max()) > tol * 1.001:
             raise SystemExit(f"ours is off by {float(own.max())} of the difference")
-        theirs, peer_ran = counted(box.net, lambda rule=rule, steps=steps: captum(rule, steps))
+        theirs, peer_ran = counted(box.model, lambda rule=rule, steps=steps: captum(rule, steps))
         time = compare(
             lambda tol=tol: ub.attribution.integrated_gradients(box, x, y, tol=tol),
             lambda rule=rule, steps=steps: captum(rule, steps),
@@ -131,8 +131,8 @@ def mnist() -> tuple[ub.Box, Tensor, Tensor]:
 
 def cifar() -> tuple[ub.Box, Tensor, Tensor]:
     """Images whose score differs from black's by at least 1: where it does not, no share of it is a fair tolerance."""
-    box = ub.Box(*nets.resnet20())
-    x, _ = nets.cifar(40)
+    box = ub.Box(*models.resnet20())
+    x, _ = models.cifar(40)
     y = box.predict(x)
     far = (box(x) - box(torch.zeros_like(x)))[torch.arange(len(x)), y].abs() >= 1
     return box, x[far], y[far]
@@ -141,7 +141,7 @@ def cifar() -> tuple[ub.Box, Tensor, Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"mnist-cnn": figures(*mnist(), (0.05, 0.01, 0.005), 100)}
-    if (nets.ROOT / "cifar10").is_dir():
+    if (models.ROOT / "cifar10").is_dir():
         found["resnet20"] = figures(*cifar(), (0.05,), 80)
     what = "integrated gradients against captum's: rows run for the same completeness error of every image"
     write("integrated_gradients", {"what": what, **found}, packages=["captum"])

@@ -1,8 +1,8 @@
 """How much of a picture survives at each depth? 20 images inverted from several layers, 200 steps, from three seeds.
 
 Wanted on the MNIST CNN: feature error <= .001 at conv1, .002 at conv2, .01 at fc1, and SSIM >= .98, .70, .50.
-A robust net of another architecture says what the inversions show (`same_class`): the net's own answer is the same by
-construction. The images are not those on which the method was tuned, and the judge took no part in that.
+A robust model of another architecture says what the inversions show (`same_class`): the model's own answer is the same
+by construction. The images are not those on which the method was tuned, and the judge took no part in that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import write
-from nets import cifar, resnet20
+from models import cifar, resnet20
 
 IMAGES, SEEDS = 20, 3
 WANTED = {"conv1": (0.001, 0.98), "conv2": (0.002, 0.70), "fc1": (0.01, 0.50)}  # error at most, SSIM at least

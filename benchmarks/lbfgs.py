@@ -1,10 +1,10 @@
-"""How far are MNIST images from others that a net takes for something else? By L-BFGS, as Szegedy et al. measured it.
+"""How far are MNIST images from others that a model takes for something else? By L-BFGS, as Szegedy et al. measured it.
 
-Fully connected nets of their kind (arXiv:1312.6199, section 4.2: softmax regression under three weight decays, two
+Fully connected models of their kind (arXiv:1312.6199, section 4.2: softmax regression under three weight decays, two
 sigmoid layers) are trained here; two of the zoo stand beside them. The distortion is sqrt(sum((x' - x)^2) / n); in the
-paper it is about .06 for small fully connected nets, and grows with the weight decay. There each image is given a class
-to become (here one at random); to become just any other is nearer. FAB in L2 is another attack's answer to the latter:
-theirs should not be far apart.
+paper it is about .06 for small fully connected models, and grows with the weight decay. There each image is given a
+class to become (here one at random); to become just any other is nearer. FAB in L2 is another attack's answer to the
+latter: theirs should not be far apart.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ def untrained(name: str) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
 
 
-def decayed(net: nn.Module, decay: float) -> Tensor:
+def decayed(model: nn.Module, decay: float) -> Tensor:
     """decay * sum(w^2) / k, k the units of a layer: what the paper adds to the loss."""
-    weights = [m.weight for m in net.modules() if isinstance(m, nn.Linear)]
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     return decay * torch.stack([(w**2).sum() / len(w) for w in weights]).sum()
 
 
 def trained(name: str, x: Tensor, y: Tensor, epochs: int) -> ub.Box:
-    net, draw = untrained(name), torch.Generator().manual_seed(0)
-    adam = torch.optim.Adam(net.parameters(), lr=2e-3)
+    model, draw = untrained(name), torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam(model.parameters(), lr=2e-3)
     steps = epochs * (len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 2e-3, total_steps=steps)
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=draw)
         for rows in order[: len(x) // BATCH * BATCH].split(BATCH):
             adam.zero_grad()
-            (F.cross_entropy(net(x[rows]), y[rows]) + decayed(net, DECAYS[name])).backward()
+            (F.cross_entropy(model(x[rows]), y[rows]) + decayed(model, DECAYS[name])).backward()
             adam.step()
             schedule.step()
-    return ub.Box(net.eval().requires_grad_(False), GRAY)
+    return ub.Box(model.eval().requires_grad_(False), GRAY)
 
 
 def others(y: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def figures(found: ub.adversarial.Adversarial, x: Tensor) -> dict[str, float]:
 
 
 def measured(box: ub.Box, x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor) -> dict[str, Any]:
-    """Over the images that the net has right."""
+    """Over the images that the model has right."""
     right = box.predict(x) == y
     x, y = x[right], y[right]
     return {
@@ -93,12 +93,12 @@ def main() -> None:
     chosen = options.parse_args()
     folder = Path(MNIST) if MNIST else None
     train, test = (ub.data.mnist(folder, train=t).tensors() for t in (True, False))
-    nets = {}
+    models = {}
     for name in (*DECAYS, *chosen.zoo):
         box = trained(name, *train, chosen.epochs) if name in DECAYS else ub.Box(*ub.zoo.load(name))
-        nets[name] = measured(box, test[0][: chosen.images], test[1][: chosen.images], *test)
-        print(name, nets[name], flush=True)
-    write("lbfgs", {"wanted": "about .06 for small fully connected nets", "nets": nets})
+        models[name] = measured(box, test[0][: chosen.images], test[1][: chosen.images], *test)
+        print(name, models[name], flush=True)
+    write("lbfgs", {"wanted": "about .06 for small fully connected models", "models": models})
 
 
 if __name__ == "__main__":

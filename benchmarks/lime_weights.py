@@ -1,4 +1,5 @@
-"""`attribution.lime` against the lime package and captum's Lime: time at equal n, and runs of the net till seeds agree.
+"""`attribution.lime` against the lime package and captum's Lime: time at equal n, and runs of the model till seeds
+agree.
 
 The same images, superpixels, baseline (black) and kernel; the same answer in the limit, which is checked first. How
 steady: Spearman's rank correlation of the weights of two seeds, over the superpixels that hide anything (others get
@@ -21,7 +22,7 @@ from lime.lime_image import LimeImageExplainer
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-import nets
+import models
 import unboxed as ub
 from harness import compare, write
 from unboxed.engine.perturb.masking import game
@@ -34,14 +35,14 @@ Weights = Callable[[Tensor, Tensor, int, int, int], np.ndarray]
 
 
 class Probabilities(nn.Module):
-    """What the peers need around a net whose inputs are pixels."""
+    """What the peers need around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x)).softmax(1)
+        return self.model(self.inputs.encode(x)).softmax(1)
 
 
 def ours(box: ub.Box) -> Weights:
@@ -52,12 +53,12 @@ def ours(box: ub.Box) -> Weights:
 
 
 def package(box: ub.Box, batch: int) -> Weights:
-    net = Probabilities(box)
+    model = Probabilities(box)
 
     @torch.no_grad()
     def classify(images: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-        return net(x if box.inputs.shape[0] == 3 else x[:, :1]).double().numpy()
+        return model(x if box.inputs.shape[0] == 3 else x[:, :1]).double().numpy()
 
     def weights(x: Tensor, of: Tensor, k: int, n: int, seed: int) -> np.ndarray:
         image = x[0].expand(3, -1, -1).permute(1, 2, 0).double().numpy()
@@ -107,7 +108,8 @@ def steadiness(found: list[list[np.ndarray]], kept: list[np.ndarray]) -> float:
 
 
 def until_steady(work: Weights, cases: list[Any], seeds: int, most: int) -> dict[str, Any]:
-    """How many runs of the net an image takes until seeds agree, by interpolation; None where they do not by `most`."""
+    """How many runs of the model an image takes until seeds agree, by interpolation; None where they do not by
+    `most`."""
     curve: dict[int, tuple[float, float]] = {}
     for n in (n for n in RUNS if n <= most):
         found = [[work(x, of, k, n, seed) for seed in range(seeds)] for x, of, k, _, _ in cases]
@@ -196,12 +198,12 @@ def main() -> None:
     box = ub.Box(*ub.zoo.load("mnist-cnn"))
     images = ub.data.digits("test").first(4 if short else IMAGES)[0]
     found: dict[str, Any] = {"digits": figures(box, images, "slic", **settings)}
-    if nets.ROOT.is_dir() and "--photos" in sys.argv:
-        net, inputs = nets.squeezenet1_0()
-        photos = torch.cat([nets.photo(name, inputs) for name in ("bird.png", "puppy.jpg", "parrot.jpg")])
+    if models.ROOT.is_dir() and "--photos" in sys.argv:
+        model, inputs = models.squeezenet1_0()
+        photos = torch.cat([models.photo(name, inputs) for name in ("bird.png", "puppy.jpg", "parrot.jpg")])
         few = {**settings, "seeds": 3, "most": 1024, "pairs": 3}
-        found["photos"] = figures(ub.Box(net, inputs), photos, "quickshift", **few)
-    what = "LIME: time at 1,000 masks, and runs of the net until seeds agree (rank correlation 0.9)"
+        found["photos"] = figures(ub.Box(model, inputs), photos, "quickshift", **few)
+    what = "LIME: time at 1,000 masks, and runs of the model until seeds agree (rank correlation 0.9)"
     if short:
         print(json.dumps(found, indent=1))
     else:

@@ -1,7 +1,7 @@
 """DeepFool and Carlini & Wagner's attack against foolbox's, on the natural MNIST CNN: strength first, then speed.
 
 Wanted: as many images fooled, at a median distance no larger, in a third of the time. Both get the same images, those
-that the net takes for what they are, and the same budget (C&W: 5 values of c, 500 steps each, foolbox's own step).
+that the model takes for what they are, and the same budget (C&W: 5 values of c, 500 steps each, foolbox's own step).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Found = tuple[Tensor, Tensor]  # images (N, ...) and which of them fool (N,)
 
 
 def images(box: ub.Box, n: int) -> Found:
-    """The first n test images that the net takes for what they are."""
+    """The first n test images that the model takes for what they are."""
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(n + n // 10 + 5)
     right = box.predict(x) == y
     return x[right][:n], y[right][:n]
@@ -39,7 +39,7 @@ def images(box: ub.Box, n: int) -> Found:
 
 def peer(box: ub.Box) -> Any:
     of = {"mean": box.inputs.mean, "std": box.inputs.std}
-    return foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing=of)
+    return foolbox.PyTorchModel(box.model, bounds=(0, 1), preprocessing=of)
 
 
 def strength(box: ub.Box, x: Tensor, y: Tensor, found: Found, norm: str) -> dict[str, float]:
@@ -57,7 +57,7 @@ def figures(
 ) -> dict[str, Any]:
     """Both attacks on n images; refused where ours is the weaker one."""
     x, y = images(box, n)
-    net = peer(box)
+    model = peer(box)
 
     def ours() -> Found:
         made = attack(box, x, y, norm=norm)
@@ -65,7 +65,7 @@ def figures(
         return made.images, made.success
 
     def foolboxs() -> Found:
-        _, found, success = theirs(net, x, y, epsilons=None)
+        _, found, success = theirs(model, x, y, epsilons=None)
         return found, success
 
     queries: list[float] = []
@@ -91,7 +91,7 @@ def beside(box: ub.Box, x: Tensor, y: Tensor, norm: str, attack: Callable[[], Fo
 def fast(name: str, n: int) -> dict[str, Any]:
     """DDN and FMN, foolbox's, and the slower attacks, on the same images of one model."""
     box, family, peers = ub.Box(*ub.zoo.load(name)), ub.adversarial, foolbox.attacks
-    (x, y), net = images(box, n), peer(box)
+    (x, y), model = images(box, n), peer(box)
     ours = {
         "l2": (family.ddn, family.fmn, family.deepfool, family.carlini_wagner, family.fab),
         "linf": (family.fmn, family.deepfool, family.fab),
@@ -109,7 +109,7 @@ def fast(name: str, n: int) -> dict[str, Any]:
     for norm in ours:
         own = {a.__name__: beside(box, x, y, norm, partial(made, a, norm)) for a in ours[norm]}
         for k, a in theirs[norm].items():
-            g = beside(box, x, y, norm, lambda a=a: tuple(a(net, x, y, epsilons=None)[1:]))
+            g = beside(box, x, y, norm, lambda a=a: tuple(a(model, x, y, epsilons=None)[1:]))
             own[k] |= {"foolbox": g, "median_ratio": own[k]["median"] / g["median"]}
         found[norm] = own
     return {"images": len(x), **found}
@@ -134,7 +134,7 @@ def main() -> None:
     }
     theirs = peers.L2CarliniWagnerAttack(binary_search_steps=5, steps=500)
     found = figures(box, chosen.carlini_wagner, "l2", family.carlini_wagner, theirs, chosen.pairs)
-    write("minimal", {"net": "mnist-cnn", "wanted": WANTED, "deepfool": deepfool, "carlini_wagner": found},
+    write("minimal", {"model": "mnist-cnn", "wanted": WANTED, "deepfool": deepfool, "carlini_wagner": found},
           packages=("foolbox",))  # fmt: skip
 
 

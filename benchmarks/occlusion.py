@@ -14,7 +14,7 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-import nets
+import models
 import unboxed as ub
 from harness import Work, compare, seconds, write
 
@@ -30,8 +30,8 @@ class Trial:
 
 
 TRIALS = {
-    "vgg16": Trial(nets.vgg16, 32, 16, (1, 2, 4, 8, 16), channels_last=True, pairs=3),
-    "resnet18": Trial(nets.resnet18, 32, 16, (4, 8, 16, 32), channels_last=True, pairs=7),
+    "vgg16": Trial(models.vgg16, 32, 16, (1, 2, 4, 8, 16), channels_last=True, pairs=3),
+    "resnet18": Trial(models.resnet18, 32, 16, (4, 8, 16, 32), channels_last=True, pairs=7),
     "mnist-cnn": Trial(
         lambda: ub.zoo.load("mnist-cnn"), 5, 1, (16, 32, 64, 128, 256, 576), channels_last=False, pairs=21
     ),
@@ -39,22 +39,22 @@ TRIALS = {
 
 
 class Normalized(nn.Module):
-    """What captum needs around a net whose inputs are pixels."""
+    """What captum needs around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
         self.layout = torch.channels_last if box.channels_last else torch.contiguous_format
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x).contiguous(memory_format=self.layout))
+        return self.model(self.inputs.encode(x).contiguous(memory_format=self.layout))
 
 
 def figures(name: str, pairs: int | None) -> dict[str, object]:
     trial = TRIALS[name]
-    net, inputs = trial.open()
-    net = net.to(memory_format=torch.channels_last) if trial.channels_last else net
-    box = ub.Box(net, inputs, channels_last=trial.channels_last)
+    model, inputs = trial.open()
+    model = model.to(memory_format=torch.channels_last) if trial.channels_last else model
+    box = ub.Box(model, inputs, channels_last=trial.channels_last)
     x = torch.rand(1, *inputs.shape, generator=torch.Generator().manual_seed(0))
     y = int(box.predict(x))
     peer, window, stride = Occlusion(Normalized(box)), trial.window, trial.stride
@@ -84,7 +84,7 @@ def figures(name: str, pairs: int | None) -> dict[str, object]:
 
 
 def _each(captum: Callable[[int, int], Tensor], size: int, trial: Trial) -> float:
-    """Seconds a position: of a small net at all of them, else on fewer."""
+    """Seconds a position: of a small model at all of them, else on fewer."""
     return seconds(lambda: captum(size, trial.stride if trial.stride == 1 else min(trial.window, 2 * trial.stride)))
 
 

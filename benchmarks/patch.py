@@ -24,13 +24,13 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import RESULTS, write
-from nets import cifar, resnet20
+from models import cifar, resnet20
 from unboxed.adversarial import patch
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 AREAS = (0.1, 0.18, 0.25, 0.33)
 RULES = {"place": {"rotation": 0.0, "scale": 0.0}, "turned": {"rotation": 22.5, "scale": 0.1}}
-PLANS = {  # per net: (area, rules), the most asked for first
+PLANS = {  # per model: (area, rules), the most asked for first
     "mnist": [(0.33, "turned"), (0.33, "place"), *[(area, "turned") for area in AREAS[:3]]],
     "cifar": [(0.1, "place"), (0.1, "turned")],
 }
@@ -46,7 +46,7 @@ def mnist() -> Split:
 
 
 def cifar10() -> Split:
-    """The net was trained on all of these, but no patch on the last thousand."""
+    """The model was trained on all of these, but no patch on the last thousand."""
     x, y = cifar()
     return ub.Box(*resnet20()), x[:3000], y[:3000], x[3000:], y[3000:]
 
@@ -111,7 +111,7 @@ def main() -> None:
     options.add_argument("--fresh", action="store_true")
     chosen = options.parse_args()
     figures = {} if chosen.fresh else before()
-    for name in SPLITS if chosen.net == "all" else (chosen.net,):
+    for name in SPLITS if chosen.model == "all" else (chosen.model,):
         for _ in run(name, figures, chosen.targets):
             with redirect_stdout(StringIO()):
                 write("patch", judged(figures))

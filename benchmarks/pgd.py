@@ -1,6 +1,6 @@
 """PGD against foolbox's LinfPGD: 500 MNIST test images, eps .3, 40 steps, a random start; ours as strong, and faster.
 
-On the natural CNN, where examples that fool the net leave; on robust nets, where few can; and with leaving switched
+On the natural CNN, where examples that fool the model leave; on robust models, where few can; and with leaving switched
 off (`keep_going`). Strength is checked first: ours leaves at most half a point more unfooled. foolbox gets frozen
 parameters and the batch that suits it best.
 """
@@ -34,10 +34,10 @@ Peer = Callable[[], Tensor]
 
 
 def peer_of(box: ub.Box, x: Tensor, y: Tensor, batch: int) -> Peer:
-    """foolbox's attack on all images, `batch` at a time; where it fooled the net (N,)."""
+    """foolbox's attack on all images, `batch` at a time; where it fooled the model (N,)."""
     inputs = box.inputs
     assert isinstance(inputs, ub.Pixels)
-    model = foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing={"mean": inputs.mean, "std": inputs.std})
+    model = foolbox.PyTorchModel(box.model, bounds=(0, 1), preprocessing={"mean": inputs.mean, "std": inputs.std})
     attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=STEP, random_start=True)
 
     def run() -> Tensor:
@@ -48,8 +48,8 @@ def peer_of(box: ub.Box, x: Tensor, y: Tensor, batch: int) -> Peer:
 
 
 def figures(name: str, x: Tensor, y: Tensor, pairs: int) -> dict[str, object]:
-    net, inputs = ub.zoo.load(name)
-    box = ub.Box(net.requires_grad_(False), inputs)
+    model, inputs = ub.zoo.load(name)
+    box = ub.Box(model.requires_grad_(False), inputs)
     peers = {batch: peer_of(box, x, y, batch) for batch in BATCHES}
     batch = min(peers, key=lambda b: seconds(peers[b]))
 
@@ -77,19 +77,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--nets", nargs="+", default=NETS, choices=NETS, help="with fewer nets or images nothing is written"
+        "--models", nargs="+", default=NETS, choices=NETS, help="with fewer models or images nothing is written"
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(given.images)
     found: dict[str, object] = {}
-    for name in given.nets:
+    for name in given.models:
         try:
             found[name] = figures(name, x, y, given.pairs)
         except ModelError as error:  # no weights yet
             print(f"{name}: {error}")
     what = f"PGD-{STEPS} within Linf {EPS} on {given.images} MNIST test images, against foolbox's LinfPGD"
-    if tuple(given.nets) == NETS and given.images == 500:
+    if tuple(given.models) == NETS and given.images == 500:
         write("pgd", {"what": what, **found}, packages=["foolbox"])
     else:
         print(json.dumps(found, indent=2))

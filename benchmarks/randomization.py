@@ -1,4 +1,4 @@
-"""Adebayo et al. 2018 on the MNIST CNN: whose maps change when the net's layers are drawn anew, and whose do not.
+"""Adebayo et al. 2018 on the MNIST CNN: whose maps change when the model's layers are drawn anew, and whose do not.
 
 Cascading and independent randomization of every layer, label randomization (on the embedded digits), edge control, and
 the controls of random inputs and of constant models, for every method; with what was expected and whether it came.
@@ -42,7 +42,7 @@ def methods() -> dict[str, Callable[..., Any]]:
 
 
 def images(n: int) -> tuple[Box, Tensor]:
-    """Test images that the net names right."""
+    """Test images that the model names right."""
     known = ub.data.mnist(Path(MNIST), train=False) if MNIST else ub.data.digits("test")
     box = Box(*ub.zoo.load("mnist-cnn" if MNIST else "digits-cnn"))
     x, y = known.first(2 * n)
@@ -127,14 +127,14 @@ def expected(table: Mapping[str, Mapping[str, Means]], top: list[str]) -> dict[s
 
 
 def labels(n: int, epochs: int) -> dict[str, Any]:
-    """Two nets alike, taught the digits' true labels and shuffled ones."""
+    """Two models alike, taught the digits' true labels and shuffled ones."""
     x, y = ub.data.digits("train").tensors()
 
     def taught(labels: Tensor) -> Box:
-        net, inputs = ub.zoo.load("digits-cnn", weights=None)
-        net.dropout.p = 0.0
-        fit(net, inputs, TensorDataset(x, labels), epochs=epochs, lr=2e-3, quiet=True)
-        return Box(net, inputs)
+        model, inputs = ub.zoo.load("digits-cnn", weights=None)
+        model.dropout.p = 0.0
+        fit(model, inputs, TensorDataset(x, labels), epochs=epochs, lr=2e-3, quiet=True)
+        return Box(model, inputs)
 
     true, random = checks.retrained(taught, y)
     learned = [rounded(accuracy(b, TensorDataset(x, t))) for b, t in ((true, y), (random, checks.shuffled(y)))]
@@ -168,7 +168,7 @@ def main() -> None:
             )
     layers = list(table["edge detector"]["cascading"]) if "edge detector" in table else []
     figures = {
-        "what": "likeness of maps to the trained net's when layers are drawn anew (mean over images and seeds)",
+        "what": "likeness of maps to the trained model's when layers are drawn anew (mean over images and seeds)",
         "data": "mnist" if MNIST else "digits",
         "images": len(x),
         "seeds": chosen.seeds,

@@ -21,8 +21,8 @@ def vgg() -> nn.Sequential:
 
 
 def main() -> None:
-    net = vgg()
-    box = ub.Box(net, ub.Pixels((3, 64, 64)))
+    model = vgg()
+    box = ub.Box(model, ub.Pixels((3, 64, 64)))
     path = str(2 * (AT - 1))
     x = torch.rand(16, 3, 64, 64)
 
@@ -31,11 +31,11 @@ def main() -> None:
 
     @torch.no_grad()
     def full() -> Tensor:
-        return net(x)
+        return model(x)
 
     @torch.no_grad()
     def check() -> None:
-        if not torch.allclose(read(), net[: 2 * AT - 1](x), atol=1e-5):
+        if not torch.allclose(read(), model[: 2 * AT - 1](x), atol=1e-5):
             raise SystemExit("the activation read is not the layer's")
 
     figures = compare(read, full, check=check)

@@ -1,4 +1,4 @@
-"""How robust a net is on MNIST's test images, L-inf 0.3: clean, PGD, AutoAttack stage by stage, Square alone.
+"""How robust a model is on MNIST's test images, L-inf 0.3: clean, PGD, AutoAttack stage by stage, Square alone.
 
     python benchmarks/robust.py                                     zoo's mnist-robust, all 10,000 images, AutoAttack
     python benchmarks/robust.py --net mnist-judge --images 500      a look: figures are printed, none is written
@@ -36,7 +36,7 @@ Attack = Callable[[Tensor, Tensor], Adversarial]
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--net", default="mnist-robust", help="a name of the zoo, or a file of weights")
-    parser.add_argument("--like", default="mnist-robust", help="the zoo's net that a file of weights is for")
+    parser.add_argument("--like", default="mnist-robust", help="the zoo's model that a file of weights is for")
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--images", type=int, default=ALL)
     parser.add_argument("--batch", type=int, help="images at a time (192 on a CPU)")
@@ -51,13 +51,13 @@ def options() -> argparse.Namespace:
 
 
 def opened(given: argparse.Namespace) -> ub.Box:
-    if not Path(given.net).is_file():
-        net, inputs = ub.zoo.load(given.net)
+    if not Path(given.model).is_file():
+        model, inputs = ub.zoo.load(given.model)
     else:
         kind = ub.zoo.kind(given.like)
-        net, inputs = kind.build().eval(), kind.inputs
-        net.load_state_dict(weights(Path(given.net)))
-    return ub.Box(net.to(given.device), inputs)
+        model, inputs = kind.build().eval(), kind.inputs
+        model.load_state_dict(weights(Path(given.model)))
+    return ub.Box(model.to(given.device), inputs)
 
 
 def weights(file: Path) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def report(given: argparse.Namespace, figures: dict[str, Any], n: int) -> None:
-    head = {"what": f"L-inf {given.eps:g} on {n} of MNIST's test images", "net": Path(given.net).name}
+    head = {"what": f"L-inf {given.eps:g} on {n} of MNIST's test images", "model": Path(given.model).name}
     if n == ALL and given.auto:
         write("robust", {**head, **figures}, packages=["unboxed"])
     else:

@@ -1,4 +1,4 @@
-"""`attribution.kernel_shap` against captum's KernelShap: time at equal n, and runs of the net till seeds agree.
+"""`attribution.kernel_shap` against captum's KernelShap: time at equal n, and runs of the model till seeds agree.
 
 The same digits, superpixels and baseline (black), of which only superpixels that hide something play for both; the
 answer in the limit is checked against exact values where there are few. Steadiness as in lime_weights.py; and the error
@@ -24,14 +24,14 @@ from unboxed.engine.perturb.masking import game
 
 
 class Normalized(nn.Module):
-    """What captum needs around a net whose inputs are pixels."""
+    """What captum needs around a model whose inputs are pixels."""
 
     def __init__(self, box: ub.Box) -> None:
         super().__init__()
-        self.net, self.inputs = box.net, box.inputs
+        self.model, self.inputs = box.model, box.inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.inputs.encode(x))
+        return self.model(self.inputs.encode(x))
 
 
 def ours(box: ub.Box) -> Weights:
@@ -119,7 +119,7 @@ def main() -> None:
     if short:
         print(json.dumps(found, indent=1))
     else:
-        what = "KernelSHAP: time at 1,000 masks, and runs of the net until seeds agree (rank correlation 0.9)"
+        what = "KernelSHAP: time at 1,000 masks, and runs of the model until seeds agree (rank correlation 0.9)"
         write("shap", {"what": what, **found}, packages=["captum"])
 
 

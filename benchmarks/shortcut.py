@@ -1,4 +1,4 @@
-"""The planted shortcut, three seeds and two variants: which methods show the mark that a net goes by, as JSON."""
+"""The planted shortcut, three seeds and two variants: which methods show the mark that a model goes by, as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIANTS = {"one class": (3,), "all classes": tuple(range(10))}
 def judged(classes: tuple[int, ...], seed: int) -> Shortcut:
     mark = Mark(INPUTS.shape, classes)
     trained = pair(mark, seed=seed, quiet=True)
-    return shortcut(trained.net, trained.control, trained.x, trained.y, mark, seed=seed)
+    return shortcut(trained.model, trained.control, trained.x, trained.y, mark, seed=seed)
 
 
 def figures(classes: tuple[int, ...]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def figures(classes: tuple[int, ...]) -> dict[str, Any]:
         for name in ("answers", "control")
     }
     seconds = round((time.perf_counter() - started) / len(SEEDS), 1)
-    return {"nets": answers, "methods": rows, "seconds_a_seed": seconds}
+    return {"models": answers, "methods": rows, "seconds_a_seed": seconds}
 
 
 def main() -> None:

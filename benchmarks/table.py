@@ -1,4 +1,4 @@
-"""Write README's table of figures, and the guide's table of randomized nets, from the JSON in results/."""
+"""Write README's table of figures, and the guide's table of randomized models, from the JSON in results/."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def class_images(f: dict[str, Any]) -> str:
 
     seeds = len(f["digits"]["robust"])
     cells = [f"{n}: **{said(n, 'robust')}** (plain ascent: {said(n, 'noise')})" for n in ("mnist", "digits")]
-    return f"class images of {seeds} seeds named by a robust net that took no part | {'; '.join(cells)}"
+    return f"class images of {seeds} seeds named by a robust model that took no part | {'; '.join(cells)}"
 
 
 def channels(f: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _steady(f: dict[str, Any], name: str, peers: tuple[str, ...]) -> str:
         runs = f[f"runs_{peer}"]["hiding"]
         least = max(int(n) for n in f[f"runs_{peer}"]["curve"])
         cells.append(f"{peer}: {f'**{runs / ours:.1f}x**' if runs else f'more than **{least / ours:.1f}x**'} the runs")
-    what = f"{name} until seeds agree (rank correlation .9 of superpixels): runs of the net, against our {ours:.0f}"
+    what = f"{name} until seeds agree (rank correlation .9 of superpixels): runs of the model, against our {ours:.0f}"
     return f"{what} | {'; '.join(cells)}"
 
 
@@ -115,8 +115,8 @@ def smoothgrad(f: dict[str, Any]) -> str:
 
 
 def grad_cam(f: dict[str, Any]) -> str:
-    cells = [f"{net}: {f[f'{key}_batch_64']['ratio']:.2f}x / {f[f'{key}_batch_1']['ratio']:.2f}x"
-             for net, key in (("mnist-cnn", "mnist_cnn"), ("resnet20", "resnet20"))]  # fmt: skip
+    cells = [f"{model}: {f[f'{key}_batch_64']['ratio']:.2f}x / {f[f'{key}_batch_1']['ratio']:.2f}x"
+             for model, key in (("mnist-cnn", "mnist_cnn"), ("resnet20", "resnet20"))]  # fmt: skip
     return f"Grad-CAM against captum's, same maps (64 images / 1 image) | {'; '.join(cells)} the time"
 
 
@@ -173,7 +173,7 @@ def patch(f: dict[str, Any]) -> str:
 
 
 def lbfgs(f: dict[str, Any]) -> str:
-    cells = [f"{name}: **{g['to_a_class']['distortion_mean']:.3f}**" for name, g in f["nets"].items()]
+    cells = [f"{name}: **{g['to_a_class']['distortion_mean']:.3f}**" for name, g in f["models"].items()]
     return f"L-BFGS distortion towards a class, as Szegedy et al. measure it | {'; '.join(cells)}"
 
 
@@ -198,7 +198,7 @@ KINDS = ("signed", "absolute", "ssim", "hog")
 
 
 def randomization(f: dict[str, Any]) -> list[str]:
-    """A row a method: signed and absolute rank correlation, SSIM and HOG with the trained net's maps, by layer."""
+    """A row a method: signed and absolute rank correlation, SSIM and HOG with the trained model's maps, by layer."""
     layers = list(f["methods"]["gradient"]["cascading"])
     lines = [f"| method | {' | '.join(f'down to {name}' for name in layers)} |", "|---" * (1 + len(layers)) + "|"]
     for name, found in f["methods"].items():
@@ -217,7 +217,7 @@ def defenses(f: dict[str, Any]) -> list[str]:
     plain = f["rows"]["none"]["cpu_seconds"]
     attacks = list(f["rows"]["none"]["robust"])
     images = f"the first {f['images']:,} test images"
-    head = f"One small net on MNIST, {f['epochs']} epochs each; L-inf {f['eps']:g}, {images}."
+    head = f"One small model on MNIST, {f['epochs']} epochs each; L-inf {f['eps']:g}, {images}."
     lines = [head, "", f"| defense | clean | {' | '.join(attacks)} | training |", "|---" * (3 + len(attacks)) + "|"]
     for name, row in f["rows"].items():
         cells = [f"{row['robust'][a]['share']:.1%}" for a in attacks]

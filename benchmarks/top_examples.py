@@ -24,8 +24,8 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=5)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    net, inputs = ub.zoo.load("mnist-cnn")
-    box = ub.Box(net, inputs)
+    model, inputs = ub.zoo.load("mnist-cnn")
+    box = ub.Box(model, inputs)
     x = ub.data.mnist(MNIST, train=False).first(chosen.images).x
 
     def ours() -> tuple[ub.activations.TopExamples, ...]:
@@ -34,7 +34,7 @@ def main() -> None:
     @torch.no_grad()
     def bare() -> None:
         for part in x.split(BATCH):
-            net(inputs.encode(part))
+            model(inputs.encode(part))
 
     def check() -> None:
         for top in ours():

@@ -42,7 +42,7 @@ def seeded(build: Any, *args: Any) -> nn.Module:
 def boxed(name: str) -> tuple[ub.Box, Tensor]:
     """An awkward model, opened, and three inputs."""
     entry = awkward.get(name)
-    box = ub.Box(entry.net, entry.inputs, **entry.box)
+    box = ub.Box(entry.model, entry.inputs, **entry.box)
     return box, entry.images(3).to(box.dtype)
 
 

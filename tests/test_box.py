@@ -35,51 +35,51 @@ def x() -> Tensor:
 
 
 @pytest.fixture
-def net() -> Net:
+def model() -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Net().eval()
 
 
-def boxed(net: nn.Module, **kw: object) -> ub.Box:
-    return ub.Box(net, ub.Pixels(SHAPE), **kw)  # type: ignore[arg-type]
+def boxed(model: nn.Module, **kw: object) -> ub.Box:
+    return ub.Box(model, ub.Pixels(SHAPE), **kw)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("end", ["logits", "logprobs", "probs"])
-def test_outputs_are_recognized_and_logits_found(net: Net, x: Tensor, end: str) -> None:
-    want = net(x)
-    net.end = end
-    box = boxed(net)
+def test_outputs_are_recognized_and_logits_found(model: Net, x: Tensor, end: str) -> None:
+    want = model(x)
+    model.end = end
+    box = boxed(model)
     assert box.outputs == end
     assert torch.equal(box(x), want)
     assert torch.allclose(box.probs(x), want.softmax(1))
     assert f"outputs={end!r}" in repr(box)
 
 
-def test_logits_that_cannot_be_found_are_refused(net: Net, x: Tensor) -> None:
+def test_logits_that_cannot_be_found_are_refused(model: Net, x: Tensor) -> None:
     class Later(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = net
+            self.model = model
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x).log_softmax(1) * 1.0
+            return self.model(x).log_softmax(1) * 1.0
 
     with pytest.raises(OutputError, match="logits can't be found"):
         boxed(Later())(x)
 
 
 def test_a_single_output_must_be_explained(x: Tensor) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(120, 1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(120, 1))
     with pytest.raises(OutputError, match="multilabel"):
-        boxed(net)
-    assert boxed(net, outputs="multilabel").probs(x).shape == (6, 1)
+        boxed(model)
+    assert boxed(model, outputs="multilabel").probs(x).shape == (6, 1)
     with pytest.raises(OutputError, match="regression"):
-        boxed(net, outputs="regression").predict(x)
+        boxed(model, outputs="regression").predict(x)
 
 
-def test_the_layer_table(net: Net) -> None:
-    box = boxed(net)
+def test_the_layer_table(model: Net) -> None:
+    box = boxed(model)
     rows = {row.path: row for row in box.layers}
     assert list(rows) == ["conv1", "relu", "conv2", "fc"]
     assert rows["conv1"].shape == (4, 10, 8)
@@ -92,18 +92,18 @@ def test_the_layer_table(net: Net) -> None:
         assert text in repr(box)
 
 
-def test_addresses(net: Net, x: Tensor) -> None:
-    box = boxed(net)
+def test_addresses(model: Net, x: Tensor) -> None:
+    box = boxed(model)
     a = box.read(x, ["conv1", "relu#0", "conv2", "relu#1", ":relu#0", ":relu#1", "fc:input", "fc"])
-    c1 = net.conv1(x)
-    c2 = net.conv2(c1.relu())
+    c1 = model.conv1(x)
+    c2 = model.conv2(c1.relu())
     assert torch.equal(a["conv1"], c1)  # before the in-place ReLU that follows it
     assert torch.equal(a["relu#0"], c1.relu())
     assert torch.equal(a["conv2"], c2)
     assert torch.equal(a["relu#1"], c2.relu())
     assert torch.equal(a[":relu#0"], F.relu(c2.relu() - 0.1))
     assert torch.equal(a["fc:input"], a[":relu#1"].flatten(1))
-    assert torch.equal(a["fc"], net(x))
+    assert torch.equal(a["fc"], model(x))
 
 
 @pytest.mark.parametrize(
@@ -117,19 +117,19 @@ def test_addresses(net: Net, x: Tensor) -> None:
         ("", "no layer|as a module"),
     ],
 )
-def test_wrong_addresses_are_explained(net: Net, x: Tensor, address: str, says: str) -> None:
+def test_wrong_addresses_are_explained(model: Net, x: Tensor, address: str, says: str) -> None:
     with pytest.raises(LayerError, match=says):
-        boxed(net).read(x, [address])
+        boxed(model).read(x, [address])
 
 
-def test_rewriting_an_activation_changes_what_follows(net: Net, x: Tensor) -> None:
-    box = boxed(net)
+def test_rewriting_an_activation_changes_what_follows(model: Net, x: Tensor) -> None:
+    box = boxed(model)
     with box.quiet(grad=False):
         acts = box.forward(x, {"logits"}, edits={"relu#1": torch.zeros_like})
         functional = box.forward(x, {"logits"}, edits={":relu#1": torch.zeros_like})
-    assert torch.allclose(acts["logits"], net.fc.bias.expand(6, 5))
-    assert torch.allclose(functional["logits"], net.fc.bias.expand(6, 5))  # in place, its return ignored
-    assert torch.equal(box(x), net(x))
+    assert torch.allclose(acts["logits"], model.fc.bias.expand(6, 5))
+    assert torch.allclose(functional["logits"], model.fc.bias.expand(6, 5))  # in place, its return ignored
+    assert torch.equal(box(x), model(x))
 
 
 @pytest.mark.parametrize(
@@ -145,38 +145,38 @@ def test_rewriting_an_activation_changes_what_follows(net: Net, x: Tensor) -> No
         ([[1.0]], "torch.as_tensor"),
     ],
 )
-def test_bad_images_are_refused(net: Net, bad: Tensor, says: str) -> None:
+def test_bad_images_are_refused(model: Net, bad: Tensor, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        boxed(net)(bad)
+        boxed(model)(bad)
 
 
-def test_normalized_images_are_told_how_to_decode(net: Net) -> None:
-    box = ub.Box(net, ub.Pixels(SHAPE, mean=0.5, std=0.25))
+def test_normalized_images_are_told_how_to_decode(model: Net) -> None:
+    box = ub.Box(model, ub.Pixels(SHAPE, mean=0.5, std=0.25))
     z = box.inputs.encode(torch.rand(2, *SHAPE))
     with pytest.raises(InputError, match=r"box\.inputs\.decode"):
         box(z)
     assert box(box.inputs.decode(z).clamp(0, 1)).shape == (2, 5)
 
 
-def test_what_does_not_fit_is_refused_at_once(net: Net) -> None:
+def test_what_does_not_fit_is_refused_at_once(model: Net) -> None:
     with pytest.raises(InputError, match="can't take a batch"):
-        ub.Box(net, ub.Pixels((3, 12, 10)))
+        ub.Box(model, ub.Pixels((3, 12, 10)))
     with pytest.raises(InputError, match="5 outputs; got 2 class names"):
-        boxed(net, classes=["a", "b"])
+        boxed(model, classes=["a", "b"])
     with pytest.raises(InputError, match="outputs is one of"):
-        boxed(net, outputs="logit")
+        boxed(model, outputs="logit")
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         boxed(lambda x: x)  # type: ignore[arg-type]
 
 
 def test_tabular_features() -> None:
     torch.manual_seed(0)  # of some weights, no unit answers, and a gradient of zero is warned of
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     columns, mean, std = ("age", "height", "sex"), (40, 1.7, 0.5), (20, 0.1, 0.5)
     inputs = ub.Features(columns, (0, 0, 0), (120, 3, 1), mean, std, categories={"sex": (0, 1)})
-    box = ub.Box(net, inputs, classes=["no", "yes"])
+    box = ub.Box(model, inputs, classes=["no", "yes"])
     x = torch.tensor([[30.0, 1.8, 1.0], [70.0, 1.6, 0.0]])
-    assert torch.allclose(box(x), net((x - torch.tensor([40, 1.7, 0.5])) / torch.tensor([20, 0.1, 0.5])))
+    assert torch.allclose(box(x), model((x - torch.tensor([40, 1.7, 0.5])) / torch.tensor([20, 0.1, 0.5])))
     assert ub.attribution.gradient(box, x, 1).shape == x.shape
     with pytest.raises(InputError, match="'age' must lie"):
         box(x + 100)
@@ -190,7 +190,7 @@ def test_another_net_is_opened_alike() -> None:
         a, ub.Pixels((1, 8, 8), 0.4, 0.5), classes=["cat", "dog"], outputs="multilabel", autocast=torch.bfloat16
     )
     other = box.around(b)
-    assert other.net is b
+    assert other.model is b
     assert (other.inputs, other.classes, other.outputs, other.autocast) == (
         box.inputs, ("cat", "dog"), "multilabel", torch.bfloat16,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Nets side by side: the same question to each, checkpoints of a training, and their pictures on one scale."""
+"""Models side by side: the same question to each, checkpoints of a training, and their pictures on one scale."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def test_other_inputs_are_refused_before_any_net_runs() -> None:
         compare({"a": box(), "few": few}, asked.append)
     with pytest.raises(InputError, match="Box"):
         compare({"a": make(0)}, asked.append)  # type: ignore[dict-item]
-    with pytest.raises(InputError, match="no net"):
+    with pytest.raises(InputError, match="no model"):
         compare({}, asked.append)
     assert asked == []
 
 
 def test_a_box_for_each_checkpoint(tmp_path: Path) -> None:
-    nets = {f"epoch{i}": make(i) for i in range(3)}
+    models = {f"epoch{i}": make(i) for i in range(3)}
     files = []
-    for name, net in nets.items():
+    for name, model in models.items():
         files.append(tmp_path / f"{name}.pt")
-        torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, files[-1])
+        torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, files[-1])
     mine = box(9)
-    before = {k: v.clone() for k, v in mine.net.state_dict().items()}
+    before = {k: v.clone() for k, v in mine.model.state_dict().items()}
     x = torch.rand(2, 1, 8, 8)
     found = compare(epochs(mine, files), lambda b: b(x))
-    assert list(found) == list(nets)
-    assert all(torch.equal(found[n], ub.Box(net, awkward.GRAY)(x)) for n, net in nets.items())
-    assert all(torch.equal(v, before[k]) for k, v in mine.net.state_dict().items())
-    states = {n: net.state_dict() for n, net in nets.items()}
+    assert list(found) == list(models)
+    assert all(torch.equal(found[n], ub.Box(model, awkward.GRAY)(x)) for n, model in models.items())
+    assert all(torch.equal(v, before[k]) for k, v in mine.model.state_dict().items())
+    states = {n: model.state_dict() for n, model in models.items()}
     assert all(torch.equal(v, found[n]) for n, v in compare(epochs(mine, states), lambda b: b(x)).items())
     assert list(compare(epochs(mine, list(states.values())), lambda b: 0)) == ["1", "2", "3"]
 
@@ -98,13 +98,13 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", ["memory", "files"])
 def test_snapshots_of_a_training(tmp_path: Path, kept: str) -> None:
-    net, x, y = make(0), torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    model, x, y = make(0), torch.rand(40, 1, 8, 8), torch.arange(40) % 4
     data = torch.utils.data.TensorDataset(x, y)
     shots = Snapshots(4, to=tmp_path if kept == "files" else None)
-    fit(net, awkward.GRAY, data, epochs=2, batch_size=10, quiet=True, watch=shots)
+    fit(model, awkward.GRAY, data, epochs=2, batch_size=10, quiet=True, watch=shots)
     assert list(shots.kept) == ["step 4", "step 8"]
-    found = compare(epochs(ub.Box(net, awkward.GRAY), shots.kept), lambda b: b(x))
-    assert torch.equal(found["step 8"], ub.Box(net, awkward.GRAY)(x))
+    found = compare(epochs(ub.Box(model, awkward.GRAY), shots.kept), lambda b: b(x))
+    assert torch.equal(found["step 8"], ub.Box(model, awkward.GRAY)(x))
     assert not torch.equal(found["step 4"], found["step 8"])
     with pytest.raises(InputError, match="every"):
         Snapshots(0)

@@ -97,14 +97,14 @@ def run(page: Path, names: dict[str, Any]) -> dict[str, Any]:
 
 def beside_the_guide() -> dict[str, Any]:
     """What the guide's text speaks of, and its blocks use: a user's own loop, trainers, data and files."""
-    net, inputs = ub.zoo.load("digits-cnn", weights=None)
+    model, inputs = ub.zoo.load("digits-cnn", weights=None)
     for name in ("epoch1", "epoch2"):
-        safetensors.torch.save_file(net.state_dict(), f"{name}.safetensors")
+        safetensors.torch.save_file(model.state_dict(), f"{name}.safetensors")
     x, y = ub.data.digits("test").first(8)
     trainers = SimpleNamespace(Trainer=lambda *args, callbacks, **kwargs: list(callbacks))
     return {
-        "F": F, "fresh": ub.Box(net, inputs), "x_test": x, "y_test": y, "progress": 0.5,
-        "loader": DataLoader(TensorDataset(x, y), batch_size=4), "optimizer": torch.optim.SGD(net.parameters(), 1e-3),
+        "F": F, "fresh": ub.Box(model, inputs), "x_test": x, "y_test": y, "progress": 0.5,
+        "loader": DataLoader(TensorDataset(x, y), batch_size=4), "optimizer": torch.optim.SGD(model.parameters(), 1e-3),
         "lightning": SimpleNamespace(pytorch=trainers), "transformers": trainers,
     }  # fmt: skip
 

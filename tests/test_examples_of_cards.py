@@ -30,13 +30,13 @@ class AllConv(nn.Module):
 @pytest.mark.parametrize("name", sorted(CARDS))
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_an_example_runs_on_any_size(name: str, shape: tuple[int, int, int]) -> None:
-    card, net = CARDS[name], AllConv(shape[0]).eval()
-    box = ub.Box(net, ub.Pixels(shape))
+    card, model = CARDS[name], AllConv(shape[0]).eval()
+    box = ub.Box(model, ub.Pixels(shape))
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-    y, net.rows = box.predict(x), 0
+    y, model.rows = box.predict(x), 0
     if "attention" in card.needs:
         with pytest.raises(LayerError):
             card.example(card.method, box, x, y)
         return
     assert card.example(card.method, box, x, y) is not None
-    assert net.rows <= MOST
+    assert model.rows <= MOST

@@ -23,7 +23,7 @@ class Rounded(nn.Module):
 
 
 class Whole(nn.Module):
-    """A net that looks at whole numbers on its way."""
+    """A model that looks at whole numbers on its way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_channels_of_edits_may_be_a_tensor() -> None:
 @pytest.mark.parametrize("units", [[99], 99, [-1], ["a"], []])
 def test_units_that_are_not_there(units: Any) -> None:
     entry = awkward.get("plain")
-    (top,) = top_examples(ub.Box(entry.net, entry.inputs), entry.images(5), "conv1", 2)
+    (top,) = top_examples(ub.Box(entry.model, entry.inputs), entry.images(5), "conv1", 2)
     assert top.fetch(entry.images(5), [3]).shape == (1, 2, 1, 8, 8)
     with pytest.raises(InputError, match="unit"):
         top.fetch(entry.images(5), units)

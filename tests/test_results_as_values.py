@@ -92,9 +92,9 @@ BAD_CLASSES = {"a number": 5, "a string": "abcd", "too few": ["a"], "too many": 
 
 @pytest.mark.parametrize("bad", BAD_CLASSES)
 def test_bad_class_names(bad: str) -> None:
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     with pytest.raises(InputError, match="names"):
-        ub.Box(net, ub.Pixels((1, 8, 8)), classes=BAD_CLASSES[bad])  # type: ignore[arg-type]
+        ub.Box(model, ub.Pixels((1, 8, 8)), classes=BAD_CLASSES[bad])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [5, None, 1.5, {"conv1": 1}.values])

@@ -124,9 +124,9 @@ def two() -> ub.Box:
 
 def fitted(seed: Any) -> Any:
     """The weights, for the history has times in it."""
-    net, data = copy.deepcopy(NET), torch.utils.data.TensorDataset(X, Y)
-    ub.training.fit(net, ub.Pixels((1, 8, 8)), data, epochs=1, quiet=True, seed=seed)
-    return [*net.parameters()]
+    model, data = copy.deepcopy(NET), torch.utils.data.TensorDataset(X, Y)
+    ub.training.fit(model, ub.Pixels((1, 8, 8)), data, epochs=1, quiet=True, seed=seed)
+    return [*model.parameters()]
 
 
 DOORS: dict[str, Callable[[Any], Any]] = {
@@ -153,7 +153,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.shuffled": lambda s: ub.checks.shuffled(Y, seed=s),
     "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, pairs=2, seed=s),
     "data.digits": lambda s: ub.data.digits(seed=s),
-    "explaining.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
+    "cli.explain.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
         BOX, X[:1], {"gradient": gradient}, seed=s
     ),
     "load": lambda s: ub.load("zoo:digits-cnn", seed=s),
@@ -161,14 +161,14 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "training.fit": lambda s: fitted(s),
     "zoo.load": lambda s: ub.zoo.load("digits-cnn", weights=None, seed=s),
 }  # fmt: skip
-LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.pair", "explaining.command"}
+LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.pair", "cli.explain.command"}
 """Doors that work for long: only their refusal is tried, and each hands its seed to one of the others."""
 
 
 def test_every_door_is_here() -> None:
     spaces = {"": ub} | {n: getattr(ub, n) for n in ("activations", "adversarial", "attribution", "checks", "data")}
     spaces |= {n: getattr(ub, n) for n in ("plots", "synthesis", "training", "zoo")}
-    spaces |= {n: importlib.import_module(f"unboxed.{n}") for n in ("loading", "explaining", "training.shortcut")}
+    spaces |= {n: importlib.import_module(f"unboxed.{n}") for n in ("loading", "cli.explain", "training.shortcut")}
     methods = {card.method for card in CARDS.values()}
     found: dict[Any, str] = {}
     for space, module in spaces.items():

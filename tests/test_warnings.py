@@ -34,9 +34,9 @@ class Clamped(Masked):
         return torch.relu(self.f(torch.relu(self.c(x)).flatten(1)) - 5)
 
 
-def box(net: type[nn.Module]) -> ub.Box:
+def box(model: type[nn.Module]) -> ub.Box:
     torch.manual_seed(0)
-    return ub.Box(net(), ub.Pixels((1, 8, 8)))
+    return ub.Box(model(), ub.Pixels((1, 8, 8)))
 
 
 A = ub.attribution
@@ -57,8 +57,8 @@ CALLS: dict[str, tuple[type[nn.Module], Callable[[ub.Box, Tensor], Any]]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_line_that_called(name: str) -> None:
-    net, call = CALLS[name]
-    opened, x = box(net), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model, call = CALLS[name]
+    opened, x = box(model), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         call(opened, x)

@@ -29,20 +29,20 @@ BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
 
 class Box:
-    """A net with what its inputs are, what its output means and what its classes are called.
+    """A model with what its inputs are, what its output means and what its classes are called.
 
     `outputs` says what the output means; it is recognized from row sums when not given. `output` picks the tensor from
     a structure (default: `.logits`, `["logits"]`, else the only tensor (N, K)): a key, an index or a function.
-    The net is run in eval (`mode="as-is"`: as it stands; batches may then be coupled) and left as it was.
-    For speed on accelerators: `autocast` (torch.bfloat16 or torch.float16) runs a float32 net's forward in mixed
+    The model is run in eval (`mode="as-is"`: as it stands; batches may then be coupled) and left as it was.
+    For speed on accelerators: `autocast` (torch.bfloat16 or torch.float16) runs a float32 model's forward in mixed
     precision, all else staying in float32; `channels_last` gives it images in that memory format.
 
-    Raises InputError where the net can't take such inputs, OutputError where its output can't be understood.
+    Raises InputError where the model can't take such inputs, OutputError where its output can't be understood.
     """
 
     def __init__(
         self,
-        net: nn.Module,
+        model: nn.Module,
         inputs: Inputs,
         *,
         classes: Sequence[str] | None = None,
@@ -52,13 +52,13 @@ class Box:
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> None:
-        if not isinstance(net, nn.Module):
-            raise InputError(f"a box opens a torch.nn.Module; got {type(net).__name__}")
+        if not isinstance(model, nn.Module):
+            raise InputError(f"a box opens a torch.nn.Module; got {type(model).__name__}")
         if not isinstance(inputs, Inputs):
             raise InputError(f"inputs is Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}")
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
-        self.net, self.inputs, self.mode = net, inputs, mode
+        self.model, self.inputs, self.mode = model, inputs, mode
         self._asked: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
         self._asked |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = laid_out(inputs, channels_last)
@@ -66,23 +66,23 @@ class Box:
         self._opening = self._fresh = self._stale = False
         self._open()
 
-    def around(self, net: nn.Module, inputs: Inputs | None = None) -> Box:
+    def around(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
         """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
         asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
-        return Box(net, inputs or self.inputs, mode=self.mode, **asked)
+        return Box(model, inputs or self.inputs, mode=self.mode, **asked)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what another process gets, is opened there."""
-        return _reopened, (type(self), self.net, self.inputs, self.mode, self._asked)
+        return _reopened, (type(self), self.model, self.inputs, self.mode, self._asked)
 
     def _open(self) -> None:
         """Look at the model as it is now, in full precision, for rows are compared there."""
         self._opening = True
         try:
-            self._model = model = Isolated(self.net, self.mode)
-            self.device, self.net_dtype, self.modules = model.device, model.dtype, model.named
+            self._model = model = Isolated(self.model, self.mode)
+            self.device, self.model_dtype, self.modules = model.device, model.dtype, model.named
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
-            rows: tuple[int, int] = getattr(self.net, "exported_rows", (1, 1024))  # that an exported graph takes
+            rows: tuple[int, int] = getattr(self.model, "exported_rows", (1, 1024))  # that an exported graph takes
             self._least, self._most = rows
             self.autocast: torch.dtype | None = None
             self._try_out()
@@ -129,7 +129,7 @@ class Box:
 
     def _narrow(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
-        self.autocast = state.check_autocast(autocast, self.net_dtype)
+        self.autocast = state.check_autocast(autocast, self.model_dtype)
         with refusing(f"run under autocast={autocast}"):
             self._run(self.noise(max(2, self._least))[: self._most])
 
@@ -181,15 +181,15 @@ class Box:
     def _call(self, x: Tensor) -> object:
         try:
             with state.narrowed(self.device, self.autocast):
-                args, named = model_arguments(self.inputs.encode(x), self.net_dtype, self.channels_last)
-                return self.net(*args, **named)
+                args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
+                return self.model(*args, **named)
         except Stop:
             return None
 
-    # -- asking the net ----------------------------------------------------------------------------------------------
+    # -- asking the model ----------------------------------------------------------------------------------------------
 
     def accept(self, x: Packed) -> Tensor:
-        """A checked copy of the inputs on the net's device, in the box's dtype; several packed. Raises InputError."""
+        """A checked copy of the inputs on the model's device, in the box's dtype; several packed. Raises InputError."""
         self.refresh(hooks=False)
         x = self.inputs.check(x)
         with torch.inference_mode(False):
@@ -223,7 +223,7 @@ class Box:
         return address in ENDS or self.layers.has_rows(address)
 
     def checked(self, objective: Objective, n: int) -> Objective:
-        """An objective that fits n examples and this net. Raises InputError or LayerError."""
+        """An objective that fits n examples and this model. Raises InputError or LayerError."""
         for a in objective.layers:
             if not self.has_rows(a):
                 gives = f"gives {self.layers[a].shape} for a batch" if ":" not in a else "mixes examples"
@@ -231,11 +231,11 @@ class Box:
         return objective.fits(n)
 
     def one_class_each(self, what: str) -> None:
-        """Raise OutputError unless the net gives each example one row of class scores."""
+        """Raise OutputError unless the model gives each example one row of class scores."""
         if self.outputs == "regression":
-            raise OutputError(f"{what} needs classes, and a regression net has none; climb an objective instead")
+            raise OutputError(f"{what} needs classes, and a regression model has none; climb an objective instead")
         if shape := self._found_shape:
-            raise OutputError(f"{what} needs one row of class scores an example; the net gives a map {shape}")
+            raise OutputError(f"{what} needs one row of class scores an example; the model gives a map {shape}")
 
     @property
     def _read_limit(self) -> int:
@@ -253,7 +253,7 @@ class Box:
 
     @property
     def takes_others(self) -> bool:
-        """Whether the net may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
+        """Whether the model may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
         return not (self.coupled or self.noisy) and self._least == 1
 
     def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
@@ -292,22 +292,22 @@ class Box:
 
     def probs_of(self, logits: Tensor) -> Tensor:
         if self.outputs == "regression":
-            raise OutputError("a regression net gives no probabilities; read box(x)")
+            raise OutputError("a regression model gives no probabilities; read box(x)")
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
     def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
         """The class (N,) with the largest output for each input. Raises NaNError where the model gives NaN."""
         if self.outputs == "regression":
-            raise OutputError("a regression net predicts no class; read box(x)")
+            raise OutputError("a regression model predicts no class; read box(x)")
         return without_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
-        head = f"Box({type(self.net).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
+        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["rows are coupled: batches are never split"] * self.coupled
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
 
 
-def _reopened(kind: type[Box], net: nn.Module, inputs: Inputs, mode: Mode, asked: dict[str, Any]) -> Box:
-    return kind(net, inputs, mode=mode, **asked)
+def _reopened(kind: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, asked: dict[str, Any]) -> Box:
+    return kind(model, inputs, mode=mode, **asked)

@@ -41,7 +41,7 @@ NEEDS = {
 LAWS = {
     "contribution": "on a linear model, exactly w * (x - baseline)",
     "completeness": "sums to score(x) - score(baseline)",
-    "dummy": "what the net ignores gets exactly zero",
+    "dummy": "what the model ignores gets exactly zero",
     "symmetry": "what plays the same part with the same value gets the same share",
 }
 

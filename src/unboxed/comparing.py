@@ -1,4 +1,4 @@
-"""Nets side by side: one method asked of several boxes, and a box for each checkpoint of a training."""
+"""Models side by side: one method asked of several boxes, and a box for each checkpoint of a training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Checkpoint = str | Path | Mapping[str, Any]
 def compare(
     boxes: Mapping[str, Box] | Iterable[tuple[str, Box]], method: Callable[..., T], *args: Any, **kwargs: Any
 ) -> dict[str, T]:
-    """{name: method(box, *args, **kwargs)} for each box: the same question to each net.
+    """{name: method(box, *args, **kwargs)} for each box: the same question to each model.
 
     `boxes` may come one by one, as from `epochs`; each is let go of before the next. The results are drawn on one scale
-    by `plots.compare.side_by_side`. Raises InputError where the nets don't take the same inputs.
+    by `plots.compare.side_by_side`. Raises InputError where the models don't take the same inputs.
     """
     found: dict[str, T] = {}
     first: tuple[str, Box] | None = None
@@ -43,7 +43,7 @@ def compare(
             warn(said)
             break
     if not found:
-        raise InputError("there is no net to compare: give {name: box}")
+        raise InputError("there is no model to compare: give {name: box}")
     return found
 
 
@@ -57,13 +57,13 @@ def _same(first: tuple[str, Box], other: tuple[str, Box]) -> None:
         told = [
             f"{n!r} {kind}{tuple(box.inputs.shape)}" for n, kind, box in zip((a, b), kinds, (one, two), strict=True)
         ]
-        raise InputError(f"nets that are compared take the same inputs: {told[0]} and {told[1]}")
+        raise InputError(f"models that are compared take the same inputs: {told[0]} and {told[1]}")
     if len(one.classes) != len(two.classes):
         raise InputError(f"{a!r} has {len(one.classes)} outputs and {b!r} {len(two.classes)}: a target means another")
 
 
 def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> Iterator[tuple[str, Box]]:
-    """(name, box) for each checkpoint: a copy of the box's net with those weights; the net itself is not touched.
+    """(name, box) for each checkpoint: a copy of the box's model with those weights; the model itself is not touched.
 
     Names are the keys, or the files' names, or numbers from 1. Checkpoints are read as `unboxed.load` reads weights
     (nothing is unpickled), each when its turn comes. Raises ModelError for a file that does not fit.
@@ -89,8 +89,8 @@ def _is_state(value: Mapping[str, Any]) -> bool:
 
 def _with(box: Box, checkpoint: Checkpoint) -> Box:
     try:
-        net = copy.deepcopy(box.net)
+        model = copy.deepcopy(box.model)
     except Exception as error:
-        raise ModelError(f"this net can't be copied, so it can't stand beside itself: {error}") from error
-    weights(net, checkpoint)
-    return box.around(net)
+        raise ModelError(f"this model can't be copied, so it can't stand beside itself: {error}") from error
+    weights(model, checkpoint)
+    return box.around(model)

@@ -11,7 +11,7 @@ class UnboxedError(Exception):
 
 
 class InputError(UnboxedError, ValueError):
-    """An input, label or setting that can't be right: shape, range, NaN, a class that the net doesn't have."""
+    """An input, label or setting that can't be right: shape, range, NaN, a class that the model doesn't have."""
 
 
 class LayerError(UnboxedError, LookupError):
@@ -19,7 +19,7 @@ class LayerError(UnboxedError, LookupError):
 
 
 class OutputError(UnboxedError, TypeError):
-    """The net's output can't be read as what the method needs."""
+    """The model's output can't be read as what the method needs."""
 
 
 class NaNError(OutputError):

@@ -50,7 +50,7 @@ ALL = Regularization(0.1, 0.7, 2, 30, 40)
 def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
     """x <- r_theta(x + eta da/dx) around the mean, clipped to the range of pixels, an image at a time."""
     entry = awkward.get("color" if "color" in awkward.NETS else "plain", torch.float64)
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     theta = recipe if isinstance(recipe, Regularization) else RECIPES[recipe].theta
     made = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, every=1)
     mean = np.broadcast_to(np.asarray(entry.inputs.mean), entry.inputs.shape[0]).reshape(-1, 1, 1)
@@ -59,7 +59,7 @@ def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
         x = (mean + start[i]).clip(0, 1) - mean
         for step in range(6):
             leaf = torch.from_numpy(x + mean)[None].requires_grad_()
-            (grad,) = torch.autograd.grad(entry.net(entry.inputs.encode(leaf))[0, k], leaf)
+            (grad,) = torch.autograd.grad(entry.model(entry.inputs.encode(leaf))[0, k], leaf)
             g = grad[0].numpy()
             eta = 0.05 * np.sqrt(g.size) / np.sqrt((g**2).sum())  # a step of that root mean square
             x = (literal(x + eta * g, g, theta, step) + mean).clip(0, 1) - mean

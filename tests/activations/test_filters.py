@@ -66,8 +66,8 @@ def box(before: Callable[[Tensor], Tensor]) -> ub.Box:
 @pytest.mark.parametrize("before", KEEPS)
 def test_the_first_convolution_is_found(before: str) -> None:
     opened = box(KEEPS[before])
-    assert torch.equal(ub.activations.filters(opened), opened.net.conv1.weight.detach())
-    assert torch.equal(ub.activations.filters(opened, "conv1"), opened.net.conv1.weight.detach())
+    assert torch.equal(ub.activations.filters(opened), opened.model.conv1.weight.detach())
+    assert torch.equal(ub.activations.filters(opened, "conv1"), opened.model.conv1.weight.detach())
 
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0)])
@@ -75,7 +75,7 @@ def test_filters_are_in_the_order_of_the_inputs_channels(order: tuple[int, ...])
     """A model that was trained on BGR turns the channels first; its filters are pictures in RGB all the same."""
     opened = box(lambda x: x[:, list(order)])
     want = torch.empty(3, 3, 3, 3)
-    want[:, list(order)] = opened.net.conv1.weight.detach()  # what meets pixel channel order[i] is weight i
+    want[:, list(order)] = opened.model.conv1.weight.detach()  # what meets pixel channel order[i] is weight i
     assert torch.equal(ub.activations.filters(opened), want)
 
 

@@ -67,7 +67,7 @@ def test_an_example_of_the_data_is_its_own_nearest() -> None:
 
 def test_a_net_that_couples_rows_sees_its_data_whole() -> None:
     entry = case("batchnorm_in_train_mode")
-    box = ub.Box(entry.box.net, entry.box.inputs, mode="as-is")
+    box = ub.Box(entry.box.model, entry.box.inputs, mode="as-is")
     assert box.coupled
     data = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     address = features.hidden(box)[-1]
@@ -88,9 +88,9 @@ def test_refusals() -> None:
 
 
 def test_a_layer_that_gives_nan_is_refused() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval()
-    box = ub.Box(net, ub.Pixels((1, 2, 2)))
-    net[1].weight.data.fill_(float("nan"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval()
+    box = ub.Box(model, ub.Pixels((1, 2, 2)))
+    model[1].weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="NaN"):
         nearest_neighbors(box, torch.rand(3, 1, 2, 2), k=1)
 

@@ -1,4 +1,4 @@
-"""Receptive fields: against hand arithmetic, against brute force, and on nets that make probing hard."""
+"""Receptive fields: against hand arithmetic, against brute force, and on models that make probing hard."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def opened(*layers: nn.Module, side: tuple[int, int] = (24, 18)) -> ub.Box:
     torch.manual_seed(0)
     body = nn.Sequential(*layers)
     out = body(torch.rand(1, 1, *side)).flatten(1).shape[1]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(out, 3)).eval()
-    return ub.Box(net, ub.Pixels((1, *side)))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(out, 3)).eval()
+    return ub.Box(model, ub.Pixels((1, *side)))
 
 
 def by_hand(steps: list[tuple[int, int, int, int]], side: int) -> list[Span]:
@@ -148,7 +148,7 @@ def test_swallowed_and_refused_nan_is_noticed(odd: type[nn.Module]) -> None:
 
 def test_layers_that_see_everything() -> None:
     entry = awkward.get("transformer")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     whole = torch.tensor([0, 0, 8, 8])
     for path in ("fc", "mix.layers.0", "logits"):
         field = receptive_field(box, path)
@@ -171,7 +171,7 @@ def test_a_position_of_padding_alone_sees_nothing() -> None:
 
 def test_batch_statistics_see_everything() -> None:
     entry = awkward.get("batchnorm_without_statistics")
-    field = receptive_field(ub.Box(entry.net, entry.inputs), "norm")
+    field = receptive_field(ub.Box(entry.model, entry.inputs), "norm")
     assert bool((field.bounds == torch.tensor([0, 0, 8, 8])).all())
 
 

@@ -17,14 +17,14 @@ from unboxed.errors import DataError, InputError, LayerError
 
 def box_of(name: str, dtype: torch.dtype | None = None) -> tuple[ub.Box, Tensor]:
     entry = awkward.get(name, dtype)
-    return ub.Box(entry.net, entry.inputs), entry.images(20)
+    return ub.Box(entry.model, entry.inputs), entry.images(20)
 
 
 def linear(weight: list[list[float]]) -> ub.Box:
-    """A net of one layer on two features: unit c is weight[c] . x."""
-    net = nn.Linear(2, len(weight), bias=False)
-    net.weight.data = torch.tensor(weight)
-    return ub.Box(nn.Sequential(net).eval(), ub.Features(("a", "b")), outputs="regression")
+    """A model of one layer on two features: unit c is weight[c] . x."""
+    model = nn.Linear(2, len(weight), bias=False)
+    model.weight.data = torch.tensor(weight)
+    return ub.Box(nn.Sequential(model).eval(), ub.Features(("a", "b")), outputs="regression")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 20])
@@ -43,8 +43,8 @@ class Logs(nn.Module):
 
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_nan_comes_last_and_out_of_the_statistics(size: int) -> None:
-    net = nn.Sequential(Logs(), nn.Linear(2, 2)).eval()
-    box = ub.Box(net, ub.Features(("a", "b"), low=(-9, -9), high=(9, 9)), outputs="regression")
+    model = nn.Sequential(Logs(), nn.Linear(2, 2)).eval()
+    box = ub.Box(model, ub.Features(("a", "b"), low=(-9, -9), high=(9, 9)), outputs="regression")
     x = torch.tensor([[-1.0, 0.0], [1.0, 2.0], [3.0, -1.0], [-1.0, 4.0], [2.0, 0.0]])
     (top,) = top_examples(box, x, "0", 9, features=None, batch_size=size)
     assert top.index.tolist() == [[2, 4, 1, 0, 3], [3, 1, 0, 2, 4]]
@@ -90,7 +90,7 @@ def test_dead_and_mixed_units() -> None:
 def test_several_layers_in_one_pass() -> None:
     box, x = box_of("plain")
     rows: list[int] = []
-    box.net.conv1.register_forward_hook(lambda m, args, out: rows.append(len(out)))
+    box.model.conv1.register_forward_hook(lambda m, args, out: rows.append(len(out)))
     found = top_examples(box, x, ["conv1", "relu2", "fc"], 2, batch_size=8)
     assert rows == [8, 8, 4]
     assert [t.path for t in found] == ["conv1", "relu2", "fc"]
@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_was_seen() -> None:
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    handle = box.net.register_forward_pre_hook(stop)
+    handle = box.model.register_forward_pre_hook(stop)
     got = top_examples(box, x, "conv1", 3, batch_size=4)[0]
     handle.remove()
     assert got.statistics.interrupted
@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_what_was_seen() -> None:
     assert torch.equal(got.index, want.index)
     torch.testing.assert_close(got.statistics.mean, want.statistics.mean)
     calls[:] = [1, 1]
-    box.net.register_forward_pre_hook(stop)
+    box.model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):  # before the first batch there is nothing to keep
         statistics(box, x, "conv1")
 
@@ -193,7 +193,7 @@ def test_a_projection_of_one_layer_is_its_filter() -> None:
     assert found.rule == "gradient"
     assert "no" in found.why or "none" in found.why
     torch.testing.assert_close(found.value, top.value[1])
-    padded = torch.nn.functional.pad(box.net.conv1.weight[1, 0], (7, 7, 7, 7)) / 0.5
+    padded = torch.nn.functional.pad(box.model.conv1.weight[1, 0], (7, 7, 7, 7)) / 0.5
     for i in range(3):
         p, q = top.position[1, i].tolist()
         torch.testing.assert_close(found.map[i, 0], padded[8 - p : 16 - p, 8 - q : 16 - q])
@@ -272,8 +272,8 @@ def test_what_an_embedding_receives_is_no_feature() -> None:
 
 def test_top_examples_of_an_embedding() -> None:
     box, x = _embedded()
-    net = box.net
-    h = net.table(net.fc(x).argmax(1)).detach()  # (N, 4)
+    model = box.model
+    h = model.table(model.fc(x).argmax(1)).detach()  # (N, 4)
     (top,) = top_examples(box, x, "table", k=3)
     assert torch.equal(top.value, h.topk(3, 0).values.T)
     assert torch.equal(h.gather(0, top.index.T).T, top.value)

@@ -124,16 +124,16 @@ def test_named_layers() -> None:
 
 
 def test_deep_nets_are_sampled_over_their_depth() -> None:
-    net = nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4) for _ in range(12)], nn.Linear(4, 2)).eval()
-    box = ub.Box(net, ub.Pixels((1, 2, 2)))
+    model = nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4) for _ in range(12)], nn.Linear(4, 2)).eval()
+    box = ub.Box(model, ub.Pixels((1, 2, 2)))
     assert features.hidden(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
     assert features.hidden(box, 1) == ["13:input"]
 
 
 def test_columns_of_a_table_count_alike() -> None:
     """Raw features are compared in units of their standard deviation."""
-    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
-    box = ub.Box(net, ub.Features(("grams", "meters"), mean=(5e4, 0.0), std=(1e4, 1.0)))
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    box = ub.Box(model, ub.Features(("grams", "meters"), mean=(5e4, 0.0), std=(1e4, 1.0)))
     x = torch.tensor([[5e4, 1.0], [6e4, 1.0], [5e4, 0.0]])
     assert features.read(box, x, ["input"])["input"].tolist() == [[0, 1], [1, 1], [0, 0]]
 

@@ -1,4 +1,4 @@
-"""Nets on which pictures went wrong once: in-place aliases, exchanged axes, edited outputs, odd first axes."""
+"""Models on which pictures went wrong once: in-place aliases, exchanged axes, edited outputs, odd first axes."""
 
 import pytest
 import torch
@@ -36,16 +36,18 @@ class PreActivation(nn.Module):
 
 
 def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
-    net = PreActivation().eval()
-    box, want = ub.Box(net, PIXELS), net(PIXELS.encode(x))
+    model = PreActivation().eval()
+    box, want = ub.Box(model, PIXELS), model(PIXELS.encode(x))
     for address in ("conv1", "relu:input", "relu", "relu:relu"):
         assert torch.equal(box.read(x, [address, "logits"])["logits"], want)
-    assert torch.equal(box.read(x, "conv1")["conv1"], net.conv1(PIXELS.encode(x)))  # as it was before the ReLU
+    assert torch.equal(box.read(x, "conv1")["conv1"], model.conv1(PIXELS.encode(x)))  # as it was before the ReLU
     assert torch.equal({m.path: m for m in ub.activations.maps(box, x)}["fc"].given, want)
     with box.quiet(grad=False):
         zeroed = box.forward(x, {"logits"}, edits={"relu": torch.zeros_like})["logits"]
     h = torch.zeros(4, 4, 8, 8)
-    assert torch.allclose(zeroed, net.fc((net.conv2(h) + h).flatten(1)), atol=1e-6)  # an edit is seen by the alias too
+    assert torch.allclose(
+        zeroed, model.fc((model.conv2(h) + h).flatten(1)), atol=1e-6
+    )  # an edit is seen by the alias too
 
 
 def test_an_in_place_layer_whose_result_is_ignored(x: Tensor) -> None:
@@ -56,8 +58,8 @@ def test_an_in_place_layer_whose_result_is_ignored(x: Tensor) -> None:
             h.mul_(3)
             return self.fc(h.flatten(1))
 
-    net = Net().eval()
-    assert torch.equal(ub.Box(net, PIXELS).read(x, "relu")["relu"], net.conv1(PIXELS.encode(x)).relu())
+    model = Net().eval()
+    assert torch.equal(ub.Box(model, PIXELS).read(x, "relu")["relu"], model.conv1(PIXELS.encode(x)).relu())
 
 
 def test_channels_last_probabilities(x: Tensor) -> None:
@@ -71,9 +73,9 @@ def test_channels_last_probabilities(x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).permute(0, 2, 3, 1).contiguous().log_softmax(-1).permute(0, 3, 1, 2)
 
-    net = Net()
-    box = ub.Box(net, PIXELS)
-    assert torch.allclose(box(x), net.conv(PIXELS.encode(x)), atol=1e-6)
+    model = Net()
+    box = ub.Box(model, PIXELS)
+    assert torch.allclose(box(x), model.conv(PIXELS.encode(x)), atol=1e-6)
     y = torch.zeros(4, dtype=torch.long)
     for call in (
         lambda: ub.adversarial.pgd(box, x, y, eps=0.1),
@@ -168,11 +170,11 @@ def test_parameters_that_the_net_writes_are_put_back(x: Tensor) -> None:
             self.fc.weight.data = F.normalize(self.fc.weight.data)
             return self.fc(x.flatten(1))
 
-    net = Net()
-    before = net.fc.weight.detach().clone()
-    box = ub.Box(net, PIXELS)
+    model = Net()
+    before = model.fc.weight.detach().clone()
+    box = ub.Box(model, PIXELS)
     ub.attribution.gradient(box, x, 1)
-    assert torch.equal(net.fc.weight, before)
+    assert torch.equal(model.fc.weight, before)
 
 
 def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:

@@ -1,4 +1,4 @@
-"""APGD: bounds, budgets, exact answers on linear nets, and what it refuses."""
+"""APGD: bounds, budgets, exact answers on linear models, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unboxed.errors import InputError
 
 
 def linear(classes: int = 2, size: int = 16) -> tuple[ub.Box, nn.Linear]:
-    """A linear net on images of side 4."""
+    """A linear model on images of side 4."""
     layer = nn.Linear(size, classes, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -54,9 +54,9 @@ def test_it_fools_where_and_only_where_it_can(norm: str, how: dict[str, Any], cl
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
-@pytest.mark.parametrize("net", ["plain", "color", "double", "bfloat16"])
-def test_inside_its_ball(net: str, norm: str, eps: float) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["plain", "color", "double", "bfloat16"])
+def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
+    c = case(model)
     got = apgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=5)
     d = (got.images - c.x).double().flatten(1)
     far = d.abs().amax(1) if norm == "linf" else d.norm(dim=1)
@@ -64,13 +64,13 @@ def test_inside_its_ball(net: str, norm: str, eps: float) -> None:
     assert got.images.min() >= 0
     assert got.images.max() <= 1
     assert torch.equal(got.success, c.box.predict(got.images) != c.y)
-    assert torch.equal(got.images[2], c.x[2])  # which the net gets wrong as it is
+    assert torch.equal(got.images[2], c.x[2])  # which the model gets wrong as it is
     assert got.already.tolist() == [False, False, True]
 
 
 def forwards(c: Case) -> list[int]:
     seen = list[int]()
-    c.box.net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    c.box.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     return seen
 
 

@@ -25,9 +25,9 @@ OWN = Objective(lambda acts: acts["logits"][:, 3] - 100, END, "own")
 SMALL: dict[str, Any] = {"eps": 0.02, "steps": 4, "queries": 12}
 
 
-def wide(n: int = 9, net: str = "plain") -> Case:
+def wide(n: int = 9, model: str = "plain") -> Case:
     """Some rows near a boundary, some far from it, the last one wrong from the start."""
-    c = case(net, torch.float64, n=n)
+    c = case(model, torch.float64, n=n)
     y = c.box.predict(c.x)
     y[-1] = (y[-1] + 1) % 4
     return Case(c.box, c.x, y)
@@ -83,11 +83,11 @@ def test_as_its_parts_alone() -> None:
 
 
 class Dies:
-    """The net fails in its k-th forward."""
+    """The model fails in its k-th forward."""
 
-    def __init__(self, net: nn.Module, error: type[BaseException]) -> None:
+    def __init__(self, model: nn.Module, error: type[BaseException]) -> None:
         self.calls, self.at, self.error = 0, -1, error
-        net.register_forward_pre_hook(self)
+        model.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self.calls += 1
@@ -101,7 +101,7 @@ def test_a_run_goes_on_where_it_ended(error: type[BaseException], tmp_path: Path
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "CHUNK", 3)
     whole = auto_attack(wide().box, wide().x, wide().y, **SMALL)
     c = wide()
-    dies = Dies(c.box.net, error)
+    dies = Dies(c.box.model, error)
     auto_attack(c.box, c.x, c.y, **SMALL)
     total = dies.calls
     for k in (2, total // 5, total // 2, 3 * total // 4, total):
@@ -127,9 +127,9 @@ def attempted(c: Case, file: Path) -> AutoAdversarial | None:
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     c, file = wide(), tmp_path / "auto.pt"
     done = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
-    dies = Dies(c.box.net, ValueError)
+    dies = Dies(c.box.model, ValueError)
     again = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
-    assert dies.calls == 1  # it was finished: only what the net says of the originals is compared
+    assert dies.calls == 1  # it was finished: only what the model says of the originals is compared
     assert close(tensors(again), tensors(done), 0) == []
     others: list[tuple[str, dict[str, Any]]] = [
         ("ball", {"eps": 0.03}), ("steps", {"steps": 5}), ("seed", {"seed": 1}), ("queries", {"queries": 13}),
@@ -142,7 +142,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its labels differ"):
         auto_attack(c.box, c.x, c.y.flip(0), **SMALL, checkpoint=file)
     with torch.no_grad():
-        c.box.net.fc.bias[0] += 1e-3
+        c.box.model.fc.bias[0] += 1e-3
     with pytest.raises(ModelError, match="its weights differ"):
         auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
     file.write_bytes(b"no checkpoint")
@@ -210,7 +210,7 @@ def test_an_objective_that_cannot_be_compared_is_refused(tmp_path: Path) -> None
 def test_ctrl_c_keeps_what_was_found(share: float) -> None:
     c = wide()
     whole = auto_attack(c.box, c.x, c.y, **SMALL)
-    dies = Dies(c.box.net, KeyboardInterrupt)
+    dies = Dies(c.box.model, KeyboardInterrupt)
     auto_attack(c.box, c.x, c.y, **SMALL)
     dies.at, dies.calls = int(share * dies.calls), 0
     got = auto_attack(c.box, c.x, c.y, **SMALL)

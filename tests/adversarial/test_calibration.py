@@ -104,7 +104,7 @@ def test_the_temperature_is_the_likeliest(sharper: float) -> None:
 
 
 def test_what_is_calibrated_is_found_so() -> None:
-    """Labels drawn from the net's own probabilities; and from those of logits four times as small."""
+    """Labels drawn from the model's own probabilities; and from those of logits four times as small."""
     fair, sharp = (ub.adversarial.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
     assert fair.own.ece < 0.03
     assert abs(fair.temperature - 1) < 0.1
@@ -153,4 +153,4 @@ def test_nets_without_one_class() -> None:
     c = case("plain")
     for outputs in ("regression", "multilabel"):
         with pytest.raises(OutputError):
-            ub.adversarial.calibration(ub.Box(c.box.net, c.box.inputs, outputs=outputs), (c.x, c.y))
+            ub.adversarial.calibration(ub.Box(c.box.model, c.box.inputs, outputs=outputs), (c.x, c.y))

@@ -59,18 +59,18 @@ def test_pixels_at_the_ends_of_the_range_move() -> None:
 
 def test_features_without_bounds() -> None:
     torch.manual_seed(0)
-    net = nn.Linear(3, 2).requires_grad_(False).double()
-    net.weight[:, 0] /= 5
+    model = nn.Linear(3, 2).requires_grad_(False).double()
+    model.weight[:, 0] /= 5
     inputs = ub.Features(("a", "b", "c"), low=(0.0, -float("inf"), -float("inf")), high=(1.0, 5.0, float("inf")))
     x = torch.tensor([[0.0, 2.0, -3.0], [1.0, 5.0, 8.0], [0.5, -2.0, 0.0]]).double()
-    box = ub.Box(net, inputs)
+    box = ub.Box(model, inputs)
     y = box.predict(x)
     made = carlini_wagner(box, x, y, **QUICK)
     assert made.success.all()
     assert (box.predict(made.images) != y).all()
     assert torch.equal(inputs.clip(made.images), made.images)
-    w = net.weight[1 - y] - net.weight[y]
-    least = -(net(x).gather(1, (1 - y)[:, None]) - net(x).gather(1, y[:, None]))[:, 0] / w.norm(dim=1)
+    w = model.weight[1 - y] - model.weight[y]
+    least = -(model(x).gather(1, (1 - y)[:, None]) - model(x).gather(1, y[:, None]))[:, 0] / w.norm(dim=1)
     assert (made.distance[2] - least[2]).abs() <= 0.02 * least[2]  # nothing is at a bound
 
 
@@ -157,9 +157,9 @@ def test_it_becomes_what_was_asked(what: str) -> None:
 def test_no_weaker_than_foolbox() -> None:
     box, x, y = digits(10)
     made = carlini_wagner(box, x, y, steps=100, binary_search_steps=3)
-    attacks, net = peer(box)
+    attacks, model = peer(box)
     theirs = attacks.L2CarliniWagnerAttack(3, 100, stepsize=0.1, initial_const=1.0)
-    _, found, success = theirs(net, x, y, epsilons=None)
+    _, found, success = theirs(model, x, y, epsilons=None)
     d = (found - x).flatten(1).norm(dim=1).where(success, torch.inf)
     assert made.success.sum() >= success.sum()
     assert made.distance.median() <= d.median()
@@ -184,7 +184,7 @@ def test_ctrl_c_keeps_what_was_found() -> None:
         if len(calls) == 120:
             raise KeyboardInterrupt
 
-    handle = box.net.register_forward_pre_hook(press)
+    handle = box.model.register_forward_pre_hook(press)
     made = carlini_wagner(box, x, y, **QUICK)
     handle.remove()
     assert made.interrupted

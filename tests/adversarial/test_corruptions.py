@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
         if calls == 8:  # three looks a batch
             raise KeyboardInterrupt
 
-    c.box.net.register_forward_pre_hook(stop)
+    c.box.model.register_forward_pre_hook(stop)
     made = ub.adversarial.corruptions(c.box, (c.x, c.y), ["contrast"], severities=(1, 5), batch_size=2)
     assert made.interrupted
     assert made.n == 4
@@ -221,4 +221,4 @@ def test_bad_input() -> None:
     with pytest.raises((DataError, InputError)):
         ub.adversarial.corruptions(c.box, c.x)
     with pytest.raises(OutputError):
-        ub.adversarial.corruptions(ub.Box(c.box.net, awkward.GRAY, outputs="multilabel"), (c.x, c.y))
+        ub.adversarial.corruptions(ub.Box(c.box.model, awkward.GRAY, outputs="multilabel"), (c.x, c.y))

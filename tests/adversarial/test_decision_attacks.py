@@ -46,10 +46,10 @@ class Halves(nn.Module):
 
 def halves(n: int = 6) -> tuple[Case, Tensor]:
     """A case of images (1, 5, 6) near the middle, and the distance (N,) of each from the plane, in L2."""
-    net = Halves(30)
-    box = ub.Box(net, ub.Pixels((1, 5, 6)), outputs="logits")
+    model = Halves(30)
+    box = ub.Box(model, ub.Pixels((1, 5, 6)), outputs="logits")
     x = 0.5 + 0.05 * torch.randn(n, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    gap = (x.flatten(1) @ net.w - net.b).detach()
+    gap = (x.flatten(1) @ model.w - model.b).detach()
     return Case(box, x, (gap > 0).long()), gap.abs()
 
 
@@ -57,7 +57,7 @@ def halves(n: int = 6) -> tuple[Case, Tensor]:
 def test_comes_as_near_as_the_plane_is(attack: Any, norm: str, within: float) -> None:
     """Without a gradient, to within some percent of the closed form |w.x - b| / |w| of the dual norm, never nearer."""
     c, far = halves()
-    far = far if norm == "l2" else far / c.box.net.w.detach().abs().sum()
+    far = far if norm == "l2" else far / c.box.model.w.detach().abs().sum()
     more = {"draws": 30, "queries": 1000} if attack is hop else {"queries": 500}
     made = attack(c.box, c.x, c.y, norm=norm, **more)
     assert made.success.all()
@@ -69,10 +69,10 @@ def test_comes_as_near_as_the_plane_is(attack: Any, norm: str, within: float) ->
 @both
 @pytest.mark.parametrize("queries", [2, 3, 8, 20, 33, 90])
 def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
-    """And as many as the net was really asked."""
+    """And as many as the model was really asked."""
     c, _ = halves(1)
     seen = list[int]()
-    c.box.net.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    c.box.model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     made = attack(c.box, c.x, c.y, queries=queries)
     assert made.queries.tolist() == [sum(seen)]
     assert max(0.5 * queries, 1) <= sum(seen) <= queries
@@ -89,9 +89,9 @@ def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
 
 
 @both
-@pytest.mark.parametrize("net", ["batchnorm_on_batch_statistics", "plain"])
-def test_rows_that_mix_keep_the_budget_too(attack: Any, net: str) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "plain"])
+def test_rows_that_mix_keep_the_budget_too(attack: Any, model: str) -> None:
+    c = case(model)
     made = attack(c.box, c.x, c.y, queries=50)
     together = int(c.box.coupled)  # the last look, at all of them as they end
     assert made.queries.max() <= 50 + together
@@ -175,7 +175,7 @@ def test_interrupted_it_keeps_what_it_has(attack: Any) -> None:
         if calls == 30:
             raise KeyboardInterrupt
 
-    c.box.net.register_forward_pre_hook(stop)
+    c.box.model.register_forward_pre_hook(stop)
     made = attack(c.box, c.x, c.y, queries=300)
     assert made.interrupted
     assert made.success.all()
@@ -224,7 +224,7 @@ def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     c, _ = halves(3)
     monkeypatch.setattr(sys.modules[_Hop.__module__], "VALUES", 30 * 8 * 4)  # in blocks of 4, for one row at a time
     held = list[int]()
-    c.box.net.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))
+    c.box.model.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))
     whole = hop(c.box, c.x, c.y, queries=120, draws=11)
     alone = hop(c.box, c.x[:1], c.y[:1], queries=120, draws=11)
     assert whole.success.all()
@@ -244,17 +244,17 @@ def test_normal_draws() -> None:
 
 
 class Counted(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net, self.rows = net, 0
+        self.model, self.rows = model, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
-        return self.net(x)
+        return self.model(x)
 
 
 def peers(attack: Any, n: int = 6) -> tuple[ub.Box, Tensor, Tensor, Tensor, int]:
-    """Digits that the net names right, the peer's distances (N,) and how often it asked about each."""
+    """Digits that the model names right, the peer's distances (N,) and how often it asked about each."""
     net, inputs = zoo.load("digits-cnn")
     box = ub.Box(net, inputs)
     x, y = data.digits().first(2 * n)

@@ -41,12 +41,12 @@ def digits(n: int = 10) -> tuple[ub.Box, Tensor, Tensor]:
 
 
 def peer(box: ub.Box) -> tuple[Any, Any]:
-    """foolbox's attacks and the box's net as it wants it."""
+    """foolbox's attacks and the box's model as it wants it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own, of scipy
         import foolbox
     of = {"mean": box.inputs.mean, "std": box.inputs.std}
-    return foolbox.attacks, foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing=of)
+    return foolbox.attacks, foolbox.PyTorchModel(box.model, bounds=(0, 1), preprocessing=of)
 
 
 @each_norm
@@ -119,10 +119,10 @@ def test_a_boundary_outside_of_the_range_is_no_success() -> None:
 
 def test_a_net_that_says_nothing_is_left_alone() -> None:
     """No gradient at all: the row leaves after its first step."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU()).requires_grad_(False)
-    net[1].weight *= 0
-    net[1].bias[:] = torch.tensor([1.0, -1.0, -2.0])
-    box, x = ub.Box(net, ub.Pixels((1, 6, 6)), outputs="logits"), torch.full((2, 1, 6, 6), 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU()).requires_grad_(False)
+    model[1].weight *= 0
+    model[1].bias[:] = torch.tensor([1.0, -1.0, -2.0])
+    box, x = ub.Box(model, ub.Pixels((1, 6, 6)), outputs="logits"), torch.full((2, 1, 6, 6), 0.5)
     made = deepfool(box, x, 0)
     assert not made.success.any()
     assert made.queries.tolist() == [3, 3]
@@ -132,8 +132,8 @@ def test_a_net_that_says_nothing_is_left_alone() -> None:
 def test_no_weaker_than_foolbox(norm: str, theirs: str) -> None:
     box, x, y = digits()
     made = deepfool(box, x, y, norm=norm)
-    attacks, net = peer(box)
-    _, found, success = getattr(attacks, theirs)()(net, x, y, epsilons=None)
+    attacks, model = peer(box)
+    _, found, success = getattr(attacks, theirs)()(model, x, y, epsilons=None)
     d = (found - x).flatten(1)
     d = (d.norm(dim=1) if norm == "l2" else d.abs().amax(1)).where(success, torch.inf)
     assert made.success.sum() >= success.sum()

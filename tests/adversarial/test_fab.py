@@ -31,9 +31,9 @@ def linear(classes: int = 4, scale: float = 20.0) -> tuple[ub.Box, Tensor, Tenso
 
 def curved() -> tuple[ub.Box, Tensor, Tensor]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
-    net[1].weight *= 6
-    box, x = ub.Box(net, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
+    model[1].weight *= 6
+    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
     return box, x, box.predict(x)
 
 
@@ -107,11 +107,11 @@ def folded() -> tuple[ub.Box, Tensor, Tensor]:
     """Of many linear pieces, so that there is more than one boundary to find."""
     torch.manual_seed(0)
     layers = [nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)]
-    net = nn.Sequential(nn.Flatten(), *layers).requires_grad_(False).double()
-    for layer in (net[1], net[3]):
+    model = nn.Sequential(nn.Flatten(), *layers).requires_grad_(False).double()
+    for layer in (model[1], model[3]):
         layer.weight *= 6
         layer.bias *= 6
-    box, x = ub.Box(net, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
+    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
     return box, x, box.predict(x)
 
 
@@ -159,7 +159,7 @@ def test_fooled_within_eps_is_enough() -> None:
 
 
 def test_rows_leave_in_the_midst_of_a_run() -> None:
-    """On a linear net the second step crosses at the latest: a look at the original, and two a step."""
+    """On a linear model the second step crosses at the latest: a look at the original, and two a step."""
     box, x, y = linear()[:3]
     found = fab(box, x, y, norm="l2", eps=3.0, steps=30)
     assert found.success.all()
@@ -172,7 +172,7 @@ def test_queries_are_counted() -> None:
     wrong = y.clone()
     wrong[0] = (y[0] + 1) % 4
     rows = list[int]()
-    box.net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     found = fab(box, x, wrong, steps=3, targets=2, restarts=2)
     assert found.queries.tolist() == [1] + [1 + 1 + 2 * 3 * 4 + 5] * 11
     assert sum(rows) == found.queries.sum()
@@ -192,9 +192,9 @@ def test_splitting_with_restarts(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_features_without_bounds(norm: str) -> None:
     torch.manual_seed(0)
-    net = nn.Linear(3, 2).double().requires_grad_(False)
+    model = nn.Linear(3, 2).double().requires_grad_(False)
     names = ("a", "b", "c")
-    box = ub.Box(net, ub.Features(names, low=(0.0, -float("inf"), -1.0), high=(float("inf"), float("inf"), 1.0)))
+    box = ub.Box(model, ub.Features(names, low=(0.0, -float("inf"), -1.0), high=(float("inf"), float("inf"), 1.0)))
     x = torch.tensor([[1.0, 40.0, 0.5], [0.0, -30.0, -1.0]]).double()
     found = fab(box, x, box.predict(x), norm=norm, steps=10)
     assert found.success.all()

@@ -17,9 +17,9 @@ from unboxed.rng import shared
 WAYS = ("gradient", "evolution", "cppn")
 
 
-def boxed(net: str = "plain", **more: Any) -> ub.Box:
-    entry = awkward.get(net, torch.float64)
-    return ub.Box(entry.net, entry.inputs, **{**entry.box, **more})
+def boxed(model: str = "plain", **more: Any) -> ub.Box:
+    entry = awkward.get(model, torch.float64)
+    return ub.Box(entry.model, entry.inputs, **{**entry.box, **more})
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -52,10 +52,10 @@ def test_evolution_keeps_the_laws(how: str) -> None:
     assert made.evaluated == 7 * 6
 
 
-@pytest.mark.parametrize("net", ["color", "double", "batchnorm_in_train_mode", "dropout_always_on", "softmax"])
-def test_evolution_on_other_nets(net: str) -> None:
-    entry = awkward.get(net)
-    made = fooling(ub.Box(entry.net, entry.inputs, **entry.box), how="evolution", steps=2, sample=5)
+@pytest.mark.parametrize("model", ["color", "double", "batchnorm_in_train_mode", "dropout_always_on", "softmax"])
+def test_evolution_on_other_nets(model: str) -> None:
+    entry = awkward.get(model)
+    made = fooling(ub.Box(entry.model, entry.inputs, **entry.box), how="evolution", steps=2, sample=5)
     assert made.images.std() > 0
     assert torch.isfinite(made.confidence).all()
 
@@ -127,7 +127,7 @@ def test_who_is_sure_is_left(how: str) -> None:
 
 @pytest.mark.parametrize("how", WAYS)
 def test_digits_of_nothing(how: str) -> None:
-    """A net with 98 % of the test digits right is surer than 99 % of images that are none."""
+    """A model with 98 % of the test digits right is surer than 99 % of images that are none."""
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     steps = {"gradient": 60, "evolution": 200, "cppn": 30}[how]
     made = fooling(box, how=how, confidence=0.99, steps=steps, sample=40)
@@ -147,7 +147,7 @@ def test_interrupted(how: str, at: int) -> None:
             raise KeyboardInterrupt
 
     whole = fooling(box, how=how, steps=5, sample=6)
-    handle = box.net.register_forward_pre_hook(pre)
+    handle = box.model.register_forward_pre_hook(pre)
     got = fooling(box, how=how, steps=5, sample=6)
     handle.remove()
     assert got.interrupted

@@ -98,9 +98,9 @@ def linear(scale: float = 20.0) -> tuple[ub.Box, Tensor, Tensor, nn.Linear]:
 
 def curved() -> tuple[ub.Box, Tensor, Tensor]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
-    net[1].weight *= 6
-    box, x = ub.Box(net, ub.Pixels((1, 6, 6))), torch.rand(8, 1, 6, 6).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
+    model[1].weight *= 6
+    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(8, 1, 6, 6).double()
     return box, x, box.predict(x)
 
 
@@ -131,7 +131,7 @@ def test_where_the_box_holds_pixels_back() -> None:
 
 
 def test_no_farther_than_fab() -> None:
-    """Another way to the same end: the medians agree on a net that is not linear."""
+    """Another way to the same end: the medians agree on a model that is not linear."""
     box, x, y = curved()
     mine, other = lbfgs(box, x, y), ub.adversarial.fab(box, x, y, norm="l2", steps=40)
     assert mine.success.all()
@@ -182,7 +182,7 @@ def test_queries_are_counted_and_rows_that_are_done_leave() -> None:
     box, x, y = curved()
     y[0] = (y[0] + 1) % 5
     rows = list[int]()
-    box.net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     found = lbfgs(box, x, y)
     assert sum(rows) == found.queries.sum()
     assert found.queries[0] == 1

@@ -1,4 +1,4 @@
-"""bits=8: the grid in a ball, the search on nets where the best file is known, and the file itself."""
+"""bits=8: the grid in a ball, the search on models where the best file is known, and the file itself."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def files(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
 
 
 def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> Attempt:
-    """What a perfect minimal attack on a linear net finds: the closed form, by the dual norm."""
+    """What a perfect minimal attack on a linear model finds: the closed form, by the dual norm."""
     attempt = Attempt(box, x, 0, norm=norm_of(norm))
     rows = attempt.begin()
-    w = box.net.w.detach()
-    need = (-(x.flatten(1) @ w + box.net.b.detach()) * (1 + beyond))[:, None]  # (N, 1)
+    w = box.model.w.detach()
+    need = (-(x.flatten(1) @ w + box.model.b.detach()) * (1 + beyond))[:, None]  # (N, 1)
     first = torch.zeros_like(w)
     first[w.abs().argmax()] = w[w.abs().argmax()].sign()
     step = {"linf": w.sign() / w.abs().sum(), "l2": w / (w @ w), "l1": first / w.abs().max()}[norm]
@@ -70,13 +70,13 @@ def result(attempt: Attempt, ball: Ball | None = None, gradients: bool = True) -
 
 
 def knapsack(box: ub.Box, x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Bounds of the least distance of any file that fools a linear net: the greedy purchase of levels, one by one.
+    """Bounds of the least distance of any file that fools a linear model: the greedy purchase of levels, one by one.
 
     Before its last one nothing as near fools; the last may be too much for what was missing, but not in L-inf and L1.
     """
-    w, low, high = box.net.w.detach().double() / 255, [], []
+    w, low, high = box.model.w.detach().double() / 255, [], []
     for row in x.flatten(1).double():
-        ahead = float(row @ (w * 255) + box.net.b.detach().double())
+        ahead = float(row @ (w * 255) + box.model.b.detach().double())
         taken = torch.zeros_like(w)
         while ahead <= 0:
             before = taken.clone()
@@ -107,9 +107,9 @@ def test_brute_force_finds_nothing_nearer() -> None:
     """Every file within three levels of an image of six values, where rounding noise is worst."""
     shape, moves = (1, 2, 3), torch.tensor(list(itertools.product(range(-3, 4), repeat=6)))
     x = torch.full((5, *shape), 128 / 255) + torch.arange(5).view(-1, 1, 1, 1) / 255
-    net = Linear(1, shape)
-    box = ub.Box(net, ub.Pixels(shape))
-    net.b.data = -(x[2].flatten() @ net.w.data) - 0.008  # the boundary lies a level or two from the middle one
+    model = Linear(1, shape)
+    box = ub.Box(model, ub.Pixels(shape))
+    model.b.data = -(x[2].flatten() @ model.w.data) - 0.008  # the boundary lies a level or two from the middle one
     made = result(on_the_boundary(box, x, "l2"))
     tried = (~made.already & (made.distance <= 3 / 255)).nonzero()[:, 0].tolist()
     assert len(tried) >= 2
@@ -144,7 +144,7 @@ def test_every_look_is_counted() -> None:
     x, seen = files(9), []
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
     attempt = on_the_boundary(box, x, "l2")
-    box.net.register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda model, args: seen.append(len(args[0])))
     before = int(attempt.queries.sum())
     saved(attempt, 8)
     assert int(attempt.queries.sum()) - before == sum(seen) > 0
@@ -189,13 +189,13 @@ def test_what_was_not_found_is_not_looked_for() -> None:
 
 @pytest.mark.parametrize("levels", [0.5, 1.0, 1.5, 7.9])
 def test_a_ball_of_levels_gives_what_its_whole_levels_can(levels: float) -> None:
-    """On a linear net the best file within eps is the corner of the whole levels: none of them is missed."""
+    """On a linear model the best file within eps is the corner of the whole levels: none of them is missed."""
     x, ball = files(30), Linf(levels / 255)
     box = ub.Box(Linear(0, far=0.012), ub.Pixels(SHAPE))
-    best = x + math.floor(levels) / 255 * box.net.w.detach().sign().view(SHAPE)
+    best = x + math.floor(levels) / 255 * box.model.w.detach().sign().view(SHAPE)
     attempt = Attempt(box, x, 0, norm=ball)
     rows = attempt.begin()
-    corner = x + ball.eps * box.net.w.detach().sign().view(SHAPE)  # the best in floating point
+    corner = x + ball.eps * box.model.w.detach().sign().view(SHAPE)  # the best in floating point
     attempt.keep(corner[rows], rows, box.predict(corner)[rows] == 1)
     made = result(attempt, ball)
     assert torch.equal(made.success, box.predict(best) == 1)
@@ -263,7 +263,7 @@ def test_bad_bits_are_refused(bits: object) -> None:
 
 
 def test_tables_are_refused() -> None:
-    box = ub.Box(Linear(0, (3,)), ub.inputs.Features(("a", "b", "c")))
+    box = ub.Box(Linear(0, (3,)), ub.Features(("a", "b", "c")))
     with pytest.raises(InputError, match="images"):
         saved(Attempt(box, torch.zeros(1, 3), 0, norm=Linf(0.1)), 8)
 

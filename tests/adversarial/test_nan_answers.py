@@ -70,8 +70,8 @@ def test_an_attack_refuses_a_model_that_gives_nan(name: str) -> None:
 def test_nan_on_the_way_of_an_attack_is_no_robustness(name: str) -> None:
     box = box_of(0.56)
     with torch.no_grad():  # class 0 falls as the image grows brighter, but not far enough to be left
-        box.net.linear.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0]]).expand(3, 36))
-        box.net.linear.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
+        box.model.linear.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0]]).expand(3, 36))
+        box.model.linear.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
     x = images().clamp_max(0.5)
     x[:4] = 0  # those stay clear of it
     with pytest.raises(OutputError, match="rows 4, 5"):
@@ -82,8 +82,8 @@ def test_nan_on_the_way_of_an_attack_is_no_robustness(name: str) -> None:
 def test_robustness_names_the_row_in_the_data() -> None:
     box = box_of(0.56)
     with torch.no_grad():
-        box.net.linear.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0]]).expand(3, 36))
-        box.net.linear.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
+        box.model.linear.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0]]).expand(3, 36))
+        box.model.linear.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
     x, y = images().clamp_max(0.5), torch.zeros(6, dtype=torch.long)
     x[1:5], y[0] = 0, 1  # row 0 is wrong already, so the attack's first row is the data's second
     with pytest.raises(OutputError, match="row 5:"):

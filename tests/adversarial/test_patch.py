@@ -20,18 +20,18 @@ from unboxed.objectives import Objective
 from unboxed.rng import hashed
 
 
-def boxed(net: str = "plain") -> ub.Box:
-    entry = awkward.get(net, torch.float64)
-    return ub.Box(entry.net, entry.inputs)
+def boxed(model: str = "plain") -> ub.Box:
+    entry = awkward.get(model, torch.float64)
+    return ub.Box(entry.model, entry.inputs)
 
 
 def linear(shape: tuple[int, ...] = (1, 8, 8)) -> ub.Box:
     """Two classes, of which the second has the larger bias."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)).double()
     with torch.no_grad():
-        net[1].bias.copy_(torch.tensor([-3.0, 3.0]))
-    return ub.Box(net, ub.Pixels(shape))
+        model[1].bias.copy_(torch.tensor([-3.0, 3.0]))
+    return ub.Box(model, ub.Pixels(shape))
 
 
 def images(n: int = 6, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -> Tensor:
@@ -170,14 +170,14 @@ def test_exact_on_a_linear_net() -> None:
     """Over the whole image there is one place, and the best patch is white where the target's weight is the larger."""
     box = linear((1, 4, 4))
     made = patch(box, images(5, (1, 4, 4)), target=0, area=0.98, rotation=0, scale=0, steps=30, step=0.15)
-    difference = box.net[1].weight[0] - box.net[1].weight[1]
+    difference = box.model[1].weight[0] - box.model[1].weight[1]
     assert torch.equal(made.image.flatten(), (difference > 0).double())
-    best = (difference.clamp_min(0).sum() + box.net[1].bias[0] - box.net[1].bias[1]).item()
+    best = (difference.clamp_min(0).sum() + box.model[1].bias[0] - box.model[1].bias[1]).item()
     assert made.success(box, images(9, (1, 4, 4), seed=3), torch.ones(9, dtype=torch.long)) == float(best > 0)
 
 
 def test_untargeted_on_a_linear_net() -> None:
-    """Leaving class 1 of two is becoming class 0, whether the labels say so or the net."""
+    """Leaving class 1 of two is becoming class 0, whether the labels say so or the model."""
     box, x = linear((1, 4, 4)), images(5, (1, 4, 4))
     assert (box.predict(x) == 1).all()
     how = {"area": 0.98, "rotation": 0, "scale": 0, "steps": 12}
@@ -243,7 +243,7 @@ def test_an_interrupted_patch_keeps_its_steps() -> None:
         if calls == 3:
             raise KeyboardInterrupt
 
-    handle = box.net.register_forward_pre_hook(pre)
+    handle = box.model.register_forward_pre_hook(pre)
     got = patch(box, x, target=1, area=0.2, steps=5)
     handle.remove()
     assert got.interrupted

@@ -46,8 +46,8 @@ class Linear(nn.Module):
         return torch.stack([-z, z], 1) / 2
 
 
-def box_of(net: nn.Module) -> ub.Box:
-    return ub.Box(net, ub.Pixels(SHAPE), outputs="logits")
+def box_of(model: nn.Module) -> ub.Box:
+    return ub.Box(model, ub.Pixels(SHAPE), outputs="logits")
 
 
 def middling(n: int = 40, seed: int = 1) -> Tensor:
@@ -63,15 +63,15 @@ def labeled(box: ub.Box, wrong: int = 3) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-# -- what is exactly known: a linear net -------------------------------------------------------------------------------
+# -- what is exactly known: a linear model -----------------------------------------------------------------------------
 
 
 def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None:
-    net = Linear()
-    box = box_of(net)
+    model = Linear()
+    box = box_of(model)
     x, y = labeled(box)
-    margin = ((x.flatten(1) - 0.5) @ net.w.detach()).abs()
-    reach = margin / net.w.detach().abs().sum()  # (N,) in the largest change
+    margin = ((x.flatten(1) - 0.5) @ model.w.detach()).abs()
+    reach = margin / model.w.detach().abs().sum()  # (N,) in the largest change
     eps = [float(reach.quantile(q)) for q in (0.3, 0.6)]
     found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False)
     assert found.clean == Share(37, 40)
@@ -186,18 +186,18 @@ def test_data_without_labels_are_refused() -> None:
         robustness(box, (middling(3), torch.tensor([0, 1, 5])), eps=[0.1])
 
 
-# -- alarms: each by a net that deserves it ----------------------------------------------------------------------------
+# -- alarms: each by a model that deserves it --------------------------------------------------------------------------
 
 
 class Around(nn.Module):
-    """A net whose input is spoiled first."""
+    """A model whose input is spoiled first."""
 
     def __init__(self, spoil) -> None:
         super().__init__()
-        self.spoil, self.net = spoil, Linear(scale=4.0)
+        self.spoil, self.model = spoil, Linear(scale=4.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.spoil(x))
+        return self.model(self.spoil(x))
 
 
 class Rounded(nn.Module):
@@ -206,7 +206,7 @@ class Rounded(nn.Module):
 
 
 class Jagged(nn.Module):
-    """The same values but for a ripple, whose slope hides the net's own."""
+    """The same values but for a ripple, whose slope hides the model's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.004 * torch.sin(x * 3000)
@@ -222,15 +222,15 @@ class Saturated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = Linear(scale=2000.0)
+        self.model = Linear(scale=2000.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.model(x)
 
 
-def alarmed(net: nn.Module, eps: float = 0.3) -> set[str]:
+def alarmed(model: nn.Module, eps: float = 0.3) -> set[str]:
     torch.manual_seed(0)
-    box = box_of(net)
+    box = box_of(model)
     x = middling()
     y = box.predict(x)
     return {a.name for a in alarms_of(box, x, y, torch.ones(len(x), dtype=torch.bool), eps)}
@@ -264,10 +264,10 @@ def test_a_net_that_gives_no_gradient_at_all() -> None:
     class Detached(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Linear()
+            self.model = Linear()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x.detach())
+            return self.model(x.detach())
 
     box = box_of(Detached())
     x = middling()
@@ -297,8 +297,8 @@ def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> N
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_picture_of_an_attack(channels: int) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 3))
-    box = ub.Box(net, ub.Pixels((channels, 6, 6)), outputs="logits")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 3))
+    box = ub.Box(model, ub.Pixels((channels, 6, 6)), outputs="logits")
     x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
     found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
     sheet = attacked.attacked(changes(box, x, found), box.classes)
@@ -352,7 +352,7 @@ def test_a_table_is_asked_by_the_attacks_that_take_it() -> None:
     y = box.predict(x)
     found = robustness(box, (x, y), eps=[0.1, 1.0])
     assert found.attacks == ("fgsm", "pgd")
-    with pytest.raises(InputError, match="the attack mine needs a net that takes images alone"):
+    with pytest.raises(InputError, match="the attack mine needs a model that takes images alone"):
         robustness(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
 
 
@@ -419,7 +419,7 @@ def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no answer is right" in page
     assert "0 of these 10 answers are right" in page
-    assert "fools this net" in page  # the pictures are of what the net says, right or not
+    assert "fools this model" in page  # the pictures are of what the model says, right or not
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
@@ -446,12 +446,12 @@ def test_the_section(tmp_path) -> None:
     assert not made.failures
     page = (tmp_path / "index.html").read_text()
     assert "What fools it?" in page
-    assert "fools the second net" in page
+    assert "fools the second model" in page
     facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
-    assert facts["this net"]["all"][-1]["share"] < facts["the second net"]["all"][-1]["share"]
+    assert facts["this model"]["all"][-1]["share"] < facts["the second model"]["all"][-1]["share"]
 
 
-# -- nets that a stranger brought --------------------------------------------------------------------------------------
+# -- models that a stranger brought ------------------------------------------------------------------------------------
 
 
 class InCompany(nn.Module):
@@ -460,10 +460,10 @@ class InCompany(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.model(x)
 
 
 def in_company() -> tuple[ub.Box, Tensor, Tensor]:
@@ -504,10 +504,10 @@ def test_a_tie_is_what_the_net_answers(label: int) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Linear()
+            self.model = Linear()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)[:, :1].expand(-1, 2)
+            return self.model(x)[:, :1].expand(-1, 2)
 
     box = box_of(Tied())
     x = middling(4)
@@ -519,11 +519,11 @@ def test_a_tie_is_what_the_net_answers(label: int) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_net_so_sure_that_its_gradient_is_tiny_is_moved_all_the_same(norm: str) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
     with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([50.0, -50.0])[:, None].expand(2, 9))
-        net[1].bias.copy_(torch.tensor([-195.0, 195.0]))
-    box, x = ub.Box(net, ub.Pixels((1, 3, 3)), outputs="logits"), torch.full((2, 1, 3, 3), 0.5)
+        model[1].weight.copy_(torch.tensor([50.0, -50.0])[:, None].expand(2, 9))
+        model[1].bias.copy_(torch.tensor([-195.0, 195.0]))
+    box, x = ub.Box(model, ub.Pixels((1, 3, 3)), outputs="logits"), torch.full((2, 1, 3, 3), 0.5)
     assert adversarial.fgsm(box, x, 0, eps=0.5, norm=norm).success.all()
 
 
@@ -561,7 +561,7 @@ def other_order(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tens
 
 
 def other_normalization(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
-    return ub.Box(box.net, ub.Pixels(SHAPE, std=0.9), outputs="logits"), x, y  # the same answers
+    return ub.Box(box.model, ub.Pixels(SHAPE, std=0.9), outputs="logits"), x, y  # the same answers
 
 
 def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
@@ -573,7 +573,7 @@ def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, T
 
 
 def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
-    box.net.w.data *= 2  # the same answers
+    box.model.w.data *= 2  # the same answers
     return box, x, y
 
 
@@ -675,7 +675,7 @@ def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monk
             raise MemoryError
 
     stop = -1
-    box.net.register_forward_pre_hook(counted)
+    box.model.register_forward_pre_hook(counted)
     whole = robustness(box, data, attacks, **more)
     total, stop = len(calls), int(0.8 * len(calls))
     calls.clear()
@@ -709,7 +709,7 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str)
     box = box_of(Linear())
     x, y = labeled(box)
     asked: list[int] = []
-    box.net.register_forward_hook(lambda *_: asked.append(1))
+    box.model.register_forward_hook(lambda *_: asked.append(1))
     lacking = [c for c in ub.cards() if c.norms and norm not in c.norms]
     for c in lacking:
         with pytest.raises(InputError, match=c.method.__name__):

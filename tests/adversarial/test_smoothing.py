@@ -20,17 +20,17 @@ SIGMA = 0.25
 
 
 def halves(n: int) -> tuple[ub.Box, Tensor, Tensor]:
-    """A net that splits space by a plane, images (n, 1, 2, 3) and their distance (n,) from it.
+    """A model that splits space by a plane, images (n, 1, 2, 3) and their distance (n,) from it.
 
-    The smoothed net's class holds within exactly that distance: under noise its probability is Phi(distance / sigma).
+    The smoothed model's class holds within exactly that distance: under noise its probability is Phi(distance / sigma).
     """
-    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).double().requires_grad_(False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2)).double().requires_grad_(False)
     w = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0, 0.3], dtype=torch.float64)
     w /= w.norm()
-    net[1].weight.copy_(torch.stack([-w, w]))
-    net[1].bias.copy_(torch.stack([w.sum() * 0.5, -w.sum() * 0.5]))
+    model[1].weight.copy_(torch.stack([-w, w]))
+    model[1].bias.copy_(torch.stack([w.sum() * 0.5, -w.sum() * 0.5]))
     x = 0.5 + 0.2 * torch.randn(n, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(-2, 2)
-    return ub.Box(net, ub.Pixels((1, 2, 3)), outputs="logits"), x.view(n, 1, 2, 3), (x @ w - w.sum() * 0.5)
+    return ub.Box(model, ub.Pixels((1, 2, 3)), outputs="logits"), x.view(n, 1, 2, 3), (x @ w - w.sum() * 0.5)
 
 
 def test_a_radius_is_too_large_no_more_often_than_alpha() -> None:
@@ -68,7 +68,7 @@ def test_rows_draw_for_themselves() -> None:
 def test_noise_is_not_clipped() -> None:
     seen = list[Tensor]()
     box, x, _ = halves(1)
-    box.net.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    box.model.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     smoothed(box, x, SIGMA, n0=1, n=3000)
     drawn = torch.cat(seen) - x
     assert abs(float(drawn.std()) - SIGMA) < 0.005
@@ -88,9 +88,9 @@ def test_certified_accuracy() -> None:
     assert made.certified_accuracy(y).tolist() == pytest.approx(want[:1])
 
 
-@pytest.mark.parametrize("net", ["batchnorm_on_batch_statistics", "dropout_always_on", "transformer"])
-def test_any_net(net: str) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "dropout_always_on", "transformer"])
+def test_any_net(model: str) -> None:
+    c = case(model)
     made = smoothed(c.box, c.x, 0.1, n0=5, n=20, alpha=0.05)
     assert torch.allclose(made.share.sum(1), torch.ones(3))
     assert ((made.radius > 0) == ~made.abstained).all()
@@ -106,7 +106,7 @@ def test_ctrl_c_keeps_the_rows_that_are_done() -> None:
         if calls == 3:
             raise KeyboardInterrupt
 
-    c.box.net.register_forward_pre_hook(stop)
+    c.box.model.register_forward_pre_hook(stop)
     made = smoothed(c.box, c.x, 0.1, n0=5, n=20)
     assert made.interrupted
     assert not whole.interrupted
@@ -128,6 +128,6 @@ def test_bad_settings(bad: dict[str, Any]) -> None:
 def test_nets_without_classes() -> None:
     c = case("plain")
     for outputs in ("regression", "multilabel"):
-        box = ub.Box(c.box.net, c.box.inputs, outputs=outputs)
+        box = ub.Box(c.box.model, c.box.inputs, outputs=outputs)
         with pytest.raises(OutputError):
             smoothed(box, c.x, 0.1)

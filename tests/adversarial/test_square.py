@@ -18,19 +18,19 @@ from unboxed.errors import InputError
 class Steps(nn.Module):
     """Rounds on the way, so that there is no gradient."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        z: Tensor = self.net((20 * x).round() / 20).detach()
+        z: Tensor = self.model((20 * x).round() / 20).detach()
         return z
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_no_gradient_is_asked_for(norm: str) -> None:
     c = case("plain")
-    box = ub.Box(Steps(c.box.net), c.box.inputs)
+    box = ub.Box(Steps(c.box.model), c.box.inputs)
     y = box.predict(c.x)
     got = square(box, c.x, y, eps=0.4 if norm == "linf" else 3.0, norm=norm, queries=200)
     assert got.success.any()
@@ -38,9 +38,9 @@ def test_no_gradient_is_asked_for(norm: str) -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
-@pytest.mark.parametrize("net", ["plain", "color", "narrow", "double", "bfloat16"])
-def test_inside_its_ball(net: str, norm: str, eps: float) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["plain", "color", "narrow", "double", "bfloat16"])
+def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
+    c = case(model)
     got = square(c.box, c.x, c.y, eps=eps, norm=norm, queries=25)
     d = (got.images - c.x).double().flatten(1)
     far = d.abs().amax(1) if norm == "linf" else d.norm(dim=1)
@@ -48,15 +48,15 @@ def test_inside_its_ball(net: str, norm: str, eps: float) -> None:
     assert got.images.min() >= 0
     assert got.images.max() <= 1
     assert torch.equal(got.success, c.box.predict(got.images) != c.y)
-    assert torch.equal(got.images[2], c.x[2])  # which the net gets wrong as it is
+    assert torch.equal(got.images[2], c.x[2])  # which the model gets wrong as it is
 
 
 class Seen:
-    """Every batch that the net is given."""
+    """Every batch that the model is given."""
 
     def __init__(self, box: ub.Box) -> None:
         self.batches = list[Tensor]()
-        box.net.register_forward_pre_hook(lambda module, args: self.batches.append(args[0].detach().clone()))
+        box.model.register_forward_pre_hook(lambda module, args: self.batches.append(args[0].detach().clone()))
 
 
 @pytest.mark.parametrize("queries", [1, 2, 30])
@@ -77,10 +77,10 @@ def test_fooled_rows_leave() -> None:
     assert sum(len(b) for b in seen.batches) == int(got.queries.sum()) < 500
 
 
-@pytest.mark.parametrize("net", ["plain", "color"])
-def test_no_look_is_lost(net: str) -> None:
+@pytest.mark.parametrize("model", ["plain", "color"])
+def test_no_look_is_lost(model: str) -> None:
     """Each image that is looked at is another than the best so far."""
-    c = case(net)
+    c = case(model)
     seen = Seen(c.box)
     square(c.box, c.x[:1], c.y[:1], eps=0.01, queries=80)
     margins = [float(margin(c, b)) for b in seen.batches[1:]]
@@ -91,8 +91,8 @@ def test_no_look_is_lost(net: str) -> None:
 
 
 def margin(c: Any, z: Tensor) -> Tensor:
-    """Of what the net is given, encoded already."""
-    logits = c.box.net(z).detach()
+    """Of what the model is given, encoded already."""
+    logits = c.box.model(z).detach()
     return logits.scatter(1, c.y[:1, None], -torch.inf).amax() - logits[0, c.y[0]]
 
 
@@ -134,7 +134,7 @@ def test_ctrl_c_keeps_what_was_found(k: int) -> None:
         if calls[0] == k:
             raise KeyboardInterrupt
 
-    c.box.net.register_forward_pre_hook(stop)
+    c.box.model.register_forward_pre_hook(stop)
     got = square(c.box, c.x, c.y, eps=0.01, queries=10 * (k - 2))
     assert got.interrupted
     assert got.queries.tolist()[2] == 1
@@ -172,7 +172,7 @@ def test_refusals(settings: dict[str, Any], said: str) -> None:
 
 
 def test_rows_of_features_have_no_squares() -> None:
-    net = nn.Linear(3, 4)
-    box = ub.Box(net, ub.Features(names=("a", "b", "c")), outputs="logits")
+    model = nn.Linear(3, 4)
+    box = ub.Box(model, ub.Features(names=("a", "b", "c")), outputs="logits")
     with pytest.raises(InputError, match="images"):
         square(box, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), eps=0.1)

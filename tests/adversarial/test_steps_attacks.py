@@ -1,4 +1,4 @@
-"""FGSM, BIM, PGD and MI-FGSM: who is attacked, what is counted and kept, restarts, the net's own noise, warnings."""
+"""FGSM, BIM, PGD and MI-FGSM: who is attacked, what is counted and kept, restarts, the model's own noise, warnings."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ every_one = pytest.mark.parametrize("attack", FAMILY.values(), ids=FAMILY.keys()
 class Counted(nn.Module):
     """Counts the rows that come by."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net, self.rows = net, 0
+        self.model, self.rows = model, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
-        out: Tensor = self.net(x)
+        out: Tensor = self.model(x)
         return out
 
 
 def small(scale: float = 8.0, *more: nn.Module) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), *more, nn.Linear(6 * 36, 4)).double()
+        model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), *more, nn.Linear(6 * 36, 4)).double()
     with torch.no_grad():
-        net[-1].weight *= scale
-        net[-1].bias -= net(torch.rand(99, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()).mean(0)
-    return net
+        model[-1].weight *= scale
+        model[-1].bias -= model(torch.rand(99, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()).mean(0)
+    return model
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def x() -> Tensor:
 
 @pytest.fixture
 def y(box: ub.Box, x: Tensor) -> Tensor:
-    """Of the net's own answers, but for rows 3 and 8."""
+    """Of the model's own answers, but for rows 3 and 8."""
     y = box.predict(x)
     y[[3, 8]] = (y[[3, 8]] + 1) % 4
     return y
@@ -85,15 +85,15 @@ def test_what_is_fooled_already_is_returned_as_it_is(
 def test_queries_are_the_rows_that_the_net_saw(
     attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, more: dict[str, Any]
 ) -> None:
-    box.net.rows = 0
+    box.model.rows = 0
     made = attack(box, x, y, eps=0.02, keep_going=keep_going, **more)
-    assert int(made.queries.sum()) == box.net.rows
+    assert int(made.queries.sum()) == box.model.rows
 
 
 def test_queries_of_restarts(box: ub.Box, x: Tensor, y: Tensor) -> None:
-    box.net.rows = 0
+    box.model.rows = 0
     made = pgd(box, x, y, eps=0.015, steps=3, restarts=4)
-    assert int(made.queries.sum()) == box.net.rows
+    assert int(made.queries.sum()) == box.model.rows
     assert (made.queries[~made.success] == 1 + 4 * 4).all()
     assert (~made.success).any()
 
@@ -132,7 +132,7 @@ def loss_of(box: ub.Box, made: Adversarial, y: Tensor) -> Tensor:
 
 
 def test_going_on_gives_what_the_last_step_gives_or_the_last_that_fooled() -> None:
-    """A net of one value that fools between .4 and .6, and nowhere else: a long step goes past it."""
+    """A model of one value that fools between .4 and .6, and nowhere else: a long step goes past it."""
 
     class Bump(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -220,18 +220,18 @@ def test_l1_steps_move_few_values(box: ub.Box, x: Tensor, y: Tensor) -> None:
     assert (held.distance > 0).all()  # those that can't move up are passed over for one that can move down
 
 
-# ---- linear nets, where the least eps is known -----------------------------------------------------------------------
+# ---- linear models, where the least eps is known ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 def test_a_linear_net_falls_at_its_margin_and_not_before(norm: str, dual: int) -> None:
     """|w.x + b| / |w|_dual is the distance to the plane: 1 % above it all fall, 1 % below none."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
     with torch.no_grad():
-        net[1].weight.copy_(torch.stack([w, -w]))
-        net[1].bias.copy_(torch.stack([-w.sum() / 2, w.sum() / 2]))
-    box = ub.Box(net, ub.Pixels((1, 8, 8)), outputs="logits")
+        model[1].weight.copy_(torch.stack([w, -w]))
+        model[1].bias.copy_(torch.stack([-w.sum() / 2, w.sum() / 2]))
+    box = ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits")
     x = 0.5 + 0.02 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y, least = box.predict(x), ((x.flatten(1) - 0.5) @ w).abs() / w.norm(dual)
     for i in range(4):
@@ -243,7 +243,7 @@ def test_a_linear_net_falls_at_its_margin_and_not_before(norm: str, dual: int) -
                 assert bool(made.success) == (factor > 1), attack
 
 
-# ---- the net's own noise ---------------------------------------------------------------------------------------------
+# ---- the model's own noise -------------------------------------------------------------------------------------------
 
 
 class Drops(nn.Module):
@@ -289,7 +289,7 @@ class Company(nn.Module):
 
 
 def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
-    """Row 0 fools the net after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
+    """Row 0 fools the model after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
     box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
     assert box.coupled
     x = torch.tensor([0.35, 0.2]).view(2, 1, 1, 1)
@@ -308,7 +308,7 @@ def test_what_is_fooled_already_stays_in_company() -> None:
     assert made.images[0] == x[0]
 
 
-# ---- nets without a slope, bad input ---------------------------------------------------------------------------------
+# ---- models without a slope, bad input -------------------------------------------------------------------------------
 
 
 class Cut(nn.Module):

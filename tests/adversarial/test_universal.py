@@ -18,17 +18,17 @@ from unboxed.errors import InputError
 def linear() -> tuple[ub.Box, Tensor]:
     """Two classes of which the first wins, and images so far from black and white that nothing is clipped."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
     with torch.no_grad():
-        net[1].bias.copy_(torch.tensor([5.0, -5.0]))
-    box = ub.Box(net, ub.Pixels((1, 8, 8)))
+        model[1].bias.copy_(torch.tensor([5.0, -5.0]))
+    box = ub.Box(model, ub.Pixels((1, 8, 8)))
     return box, 0.4 + 0.2 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def test_exact_on_a_linear_net() -> None:
     """The best change is the steepest: eps sign(w1 - w0), or eps (w1 - w0) / |w1 - w0|."""
     box, x = linear()
-    w = (box.net[1].weight[1] - box.net[1].weight[0]).detach().view(1, 1, 8, 8)
+    w = (box.model[1].weight[1] - box.model[1].weight[0]).detach().view(1, 1, 8, 8)
     for more in ({}, {"target": 1}, {"y": torch.zeros(6, dtype=torch.long)}):
         made = universal(box, x, eps=0.05, steps=25, **more)
         assert torch.allclose(made.perturbation, 0.05 * w.sign(), atol=1e-12)
@@ -37,10 +37,10 @@ def test_exact_on_a_linear_net() -> None:
 
 
 @pytest.mark.parametrize("more", [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1.5}, {"ball": L2(0.3)}])
-@pytest.mark.parametrize("net", ["plain", "color", "bfloat16"])
-def test_it_stays_in_its_ball(net: str, more: dict[str, Any]) -> None:
-    entry = awkward.get(net)
-    box = ub.Box(entry.net, entry.inputs)
+@pytest.mark.parametrize("model", ["plain", "color", "bfloat16"])
+def test_it_stays_in_its_ball(model: str, more: dict[str, Any]) -> None:
+    entry = awkward.get(model)
+    box = ub.Box(entry.model, entry.inputs)
     x = entry.images(5)
     made = universal(box, x, steps=6, step=5.0, **more)
     ball = more.get("ball") or {"linf": Linf, "l2": L2}[more["norm"]](more["eps"])
@@ -54,7 +54,7 @@ def test_it_stays_in_its_ball(net: str, more: dict[str, Any]) -> None:
 
 def test_the_fooling_rate_is_counted_one_by_one() -> None:
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images(20).double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images(20).double()
     own = box.predict(x)
     y = own.clone()
     y[:4] = (y[:4] + 1) % 4
@@ -115,7 +115,7 @@ def test_an_interrupted_one_keeps_its_steps() -> None:
         if calls == 4:
             raise KeyboardInterrupt
 
-    handle = box.net.register_forward_pre_hook(pre)
+    handle = box.model.register_forward_pre_hook(pre)
     got = universal(box, x, eps=0.2, steps=6)
     handle.remove()
     assert got.interrupted

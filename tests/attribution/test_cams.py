@@ -57,8 +57,8 @@ def test_a_residual_block_is_looked_at_after_its_sum() -> None:
 
 def test_pooling_and_dropout_are_passed_over() -> None:
     layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(84, 3)
-    net = nn.Sequential(*layers).double().eval()
-    box = ub.Box(net, COLOR)
+    model = nn.Sequential(*layers).double().eval()
+    box = ub.Box(model, COLOR)
     assert torch.equal(cam(box, images()), cam(box, images(), layer="1"))
 
 
@@ -137,13 +137,13 @@ class TwoHeads(nn.Module):
 @pytest.mark.parametrize("build", [Gated, Inline, Modern, TwoHeads])
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_the_last_map_that_all_of_the_score_passes_through(build: type[nn.Module], k: int) -> None:
-    """Grad-CAM by hand, at the map that the net itself pools, up to what the score's scale is."""
+    """Grad-CAM by hand, at the map that the model itself pools, up to what the score's scale is."""
     box = ub.Box(seeded(build), COLOR, output="main" if build is TwoHeads else None)
     x = images().double()
-    z = box.net(COLOR.encode(x))
+    z = box.model(COLOR.encode(x))
     score = (z["main"] if isinstance(z, dict) else z)[:, k].sum()
-    (grad,) = torch.autograd.grad(score, box.net.last)
-    want = (grad.mean((2, 3), keepdim=True) * box.net.last).sum(1, keepdim=True).relu().detach()
+    (grad,) = torch.autograd.grad(score, box.model.last)
+    want = (grad.mean((2, 3), keepdim=True) * box.model.last).sum(1, keepdim=True).relu().detach()
     got = ub.attribution.grad_cam(box, x, k, upsample=False)
     assert torch.allclose(got, want, atol=1e-12)
 
@@ -190,9 +190,9 @@ def test_memory_format_changes_nothing() -> None:
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_training_flag_is_left(mode: bool) -> None:
     c = case("plain")
-    c.box.net.train(mode)
+    c.box.model.train(mode)
     cam(c.box, c.x)
-    assert c.box.net.training is mode
+    assert c.box.model.training is mode
 
 
 def test_the_backward_pass_ends_at_the_layer() -> None:
@@ -200,7 +200,7 @@ def test_the_backward_pass_ends_at_the_layer() -> None:
     met: list[str] = []
     c = case("plain")
     for name in ("conv1", "relu2"):
-        c.box.net.get_submodule(name).register_full_backward_hook(lambda m, i, o, name=name: met.append(name))
+        c.box.model.get_submodule(name).register_full_backward_hook(lambda m, i, o, name=name: met.append(name))
     cam(c.box, c.x, layer="conv2")
     assert met == ["relu2"]
 
@@ -228,7 +228,7 @@ def test_upsample_is_a_flag() -> None:
 def test_a_blank_map_is_told() -> None:
     c = case("plain")
     with torch.no_grad():
-        c.box.net.fc.weight.abs_().neg_()
+        c.box.model.fc.weight.abs_().neg_()
     with pytest.warns(UnboxedWarning, match="zero everywhere for 3 of 3"):
         made = ub.attribution.grad_cam(c.box, c.x, 0)
     assert not made.any()

@@ -51,7 +51,7 @@ def test_a_net_that_goes_another_way_for_the_baseline_is_refused() -> None:
     box = made(lambda a, b: a.relu() if float(a.detach().mean()) > -0.1 else a.tanh().sigmoid())
     x = images()
     x[:] = 1
-    means = [float(box.net.conv(box.inputs.encode(t)).detach().mean()) for t in (x, 0 * x)]
+    means = [float(box.model.conv(box.inputs.encode(t)).detach().mean()) for t in (x, 0 * x)]
     assert (means[0] > -0.1) != (means[1] > -0.1), means
     with pytest.raises(RuleError, match="other ops"):
         ub.attribution.deep_lift(box, x, 1)

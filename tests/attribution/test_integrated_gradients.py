@@ -35,10 +35,10 @@ W = torch.linspace(-1, 1, 64).double()
 
 
 def opened(score: Any, n: int = 3) -> tuple[ub.Box, Tensor]:
-    net = Of(score)
-    box = ub.Box(net, PLAIN_PIXELS, outputs="regression")
-    box.device, box.dtype, box.net_dtype = torch.device("cpu"), torch.float64, torch.float64  # it has no parameters
-    net.rows.clear()
+    model = Of(score)
+    box = ub.Box(model, PLAIN_PIXELS, outputs="regression")
+    box.device, box.dtype, box.model_dtype = torch.device("cpu"), torch.float64, torch.float64  # it has no parameters
+    model.rows.clear()
     return box, awkward.get("plain").images(n).double()
 
 
@@ -71,10 +71,10 @@ def test_not_exact_beyond_them() -> None:
 
 
 @pytest.mark.parametrize("tol", [0.1, 0.01, 1e-3])
-@pytest.mark.parametrize("net", ["plain", "batchnorm", "narrow", "double"])
-def test_the_tolerance_is_kept(net: str, tol: float) -> None:
-    entry = awkward.get(net, torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images(4).double()
+@pytest.mark.parametrize("model", ["plain", "batchnorm", "narrow", "double"])
+def test_the_tolerance_is_kept(model: str, tol: float) -> None:
+    entry = awkward.get(model, torch.float64)
+    box, x = ub.Box(entry.model, entry.inputs), entry.images(4).double()
     found = integrated_gradients(box, x, tol=tol)
     sums = found.map.flatten(1).sum(1)
     k = box.predict(x)
@@ -93,7 +93,7 @@ def test_examples_stop_one_by_one() -> None:
     steps = found.steps.tolist()
     assert steps[0] == quadrature.START
     assert max(steps) > quadrature.START
-    assert sum(box.net.rows) == sum(steps) + 2 * 3  # and the score at both ends
+    assert sum(box.model.rows) == sum(steps) + 2 * 3  # and the score at both ends
     limit = integrated_gradients(box, x, 0, n_steps=20_000).map
     assert torch.allclose(found.map, limit, atol=1e-3 * float(limit.abs().max()))
 
@@ -110,7 +110,7 @@ def test_a_kink_is_found() -> None:
 def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many steps: never more gradients of an example are kept, and the sums are the same as with all kept."""
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     most = 0
     total = quadrature._Looks.total
 
@@ -136,7 +136,7 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients beside kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     monkeypatch.setattr(quadrature, "KEPT", 40)
     found = integrated_gradients(box, x, 1, baseline="white", tol=1e-3)
     assert bool(found.converged.all())
@@ -147,7 +147,7 @@ def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPat
     """The map is the sum over all points of their last weights times their gradients, kept or not."""
     monkeypatch.setattr(quadrature, "KEPT", 16)
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     made = list[Any]()
     look = quadrature._look
     monkeypatch.setattr(quadrature, "_look", lambda p, t: made.append(look(p, t)) or made[-1])
@@ -167,7 +167,7 @@ def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPat
 
 def test_a_budget_that_runs_out_is_told() -> None:
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning, match="did not reach the tolerance for [123] of 3"):
         found = integrated_gradients(box, x, 1, baseline="white", tol=1e-12, max_steps=20)
     assert not bool(found.converged.all())
@@ -180,7 +180,7 @@ def test_a_budget_that_runs_out_is_told() -> None:
 @pytest.mark.parametrize("max_steps", [1, 5, 16, 17])
 def test_never_more_than_the_budget(max_steps: int) -> None:
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning):
         found = integrated_gradients(box, x, 1, tol=1e-12, max_steps=max_steps)
     assert found.steps.tolist() == [max_steps] * 3
@@ -189,7 +189,7 @@ def test_never_more_than_the_budget(max_steps: int) -> None:
 def test_a_score_without_difference() -> None:
     """x is the baseline: nothing to share, and no step wasted."""
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     found = integrated_gradients(box, torch.zeros(2, 1, 8, 8))
     assert torch.equal(found.map, torch.zeros(2, 1, 8, 8))
     assert bool(found.converged.all())
@@ -199,7 +199,7 @@ def test_a_score_without_difference() -> None:
 def test_rounding_is_not_chased() -> None:
     """In single precision the scores themselves are off by more than 1e-9 of a difference."""
     entry = awkward.get("plain")
-    box, x = ub.Box(entry.net, entry.inputs), entry.images()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images()
     score = ub.logit(1) + 1e6
     found = integrated_gradients(box, x, score, tol=1e-9)
     assert bool(found.converged.all())
@@ -227,11 +227,11 @@ def test_nothing_is_asked_of_the_ends() -> None:
     assert torch.allclose(found.map, x**2 / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1), rtol=1e-9)
 
 
-@pytest.mark.parametrize("net", ["batchnorm_without_statistics", "batchnorm_on_batch_statistics"])
-def test_where_examples_depend_on_one_another(net: str) -> None:
+@pytest.mark.parametrize("model", ["batchnorm_without_statistics", "batchnorm_on_batch_statistics"])
+def test_where_examples_depend_on_one_another(model: str) -> None:
     """All examples move together, by a fixed number of steps; what is left open is said."""
-    entry = awkward.get(net, torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    entry = awkward.get(model, torch.float64)
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     assert box.coupled
     with pytest.warns(UnboxedWarning, match="did not reach"):
         found = integrated_gradients(box, x, 1)
@@ -239,14 +239,14 @@ def test_where_examples_depend_on_one_another(net: str) -> None:
     want = torch.zeros_like(x)
     for k in range(50):
         h = ((k + 0.5) / 50 * x).requires_grad_()
-        (g,) = torch.autograd.grad(entry.net(entry.inputs.encode(h))[:, 1].sum(), h)
+        (g,) = torch.autograd.grad(entry.model(entry.inputs.encode(h))[:, 1].sum(), h)
         want += g / 50 * x
     assert torch.allclose(found.map, want, rtol=1e-9, atol=1e-12)
 
 
 def test_a_hidden_unit_stops_the_net_there() -> None:
     entry = awkward.get("plain", torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images().double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     found = integrated_gradients(box, x, ub.neuron("conv2", 1), tol=1e-3)
     assert bool(found.converged.all())
     h, h0 = (box.read(v, "conv2")["conv2"] for v in (x, torch.zeros_like(x)))
@@ -269,7 +269,7 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_settings(bad: str) -> None:
     entry = awkward.get("plain")
-    box, x = ub.Box(entry.net, entry.inputs), entry.images()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images()
     with pytest.raises(InputError):
         integrated_gradients(box, x, 1, **BAD[bad])
 
@@ -277,7 +277,7 @@ def test_bad_settings(bad: str) -> None:
 @pytest.mark.parametrize("bad", [{"n_samples": 0}, {"noise": 0}, {"noise": -1.0}, {"kind": "median"}, {"seed": 0.5}])
 def test_bad_settings_of_smoothgrad(bad: dict[str, Any]) -> None:
     entry = awkward.get("plain")
-    box, x = ub.Box(entry.net, entry.inputs), entry.images()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images()
     with pytest.raises(InputError):
         smoothgrad(box, x, 1, **bad)
 
@@ -285,10 +285,10 @@ def test_bad_settings_of_smoothgrad(bad: dict[str, Any]) -> None:
 def test_noise_in_a_columns_own_units() -> None:
     """On a table, noise is in parts of each column's std: one of a thousand's is larger than one of a unit's."""
     columns = ub.Features(("small", "large"), std=(1.0, 1000.0))
-    net = nn.Sequential(nn.Linear(2, 3)).eval()
-    box = ub.Box(net, columns)
+    model = nn.Sequential(nn.Linear(2, 3)).eval()
+    box = ub.Box(model, columns)
     seen = list[Tensor]()
-    net.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    model.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
     smoothgrad(box, torch.zeros(1, 2), 1, n_samples=400, noise=0.2)
     z = torch.cat(seen)
     assert torch.allclose(z.std(0), torch.tensor([0.2, 0.2]), rtol=0.15)
@@ -296,6 +296,6 @@ def test_noise_in_a_columns_own_units() -> None:
 
 def test_vargrad_of_a_straight_net_is_zero() -> None:
     entry = awkward.get("plain")
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
-    box = ub.Box(net, entry.inputs)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
+    box = ub.Box(model, entry.inputs)
     assert torch.equal(smoothgrad(box, entry.images(), 1, kind="variance"), torch.zeros(3, 1, 8, 8))

@@ -146,7 +146,7 @@ def digits(n: int = 2) -> tuple[ub.Box, Tensor]:
 def test_a_mask_is_run_once() -> None:
     box, x = digits(1)
     ran: list[int] = []
-    box.net.register_forward_pre_hook(lambda m, args: ran.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda m, args: ran.append(len(args[0])))
     A.lime(box, x, 7, segments=("squares", 14), n_samples=500)
     assert sum(ran) <= 2**4
     ran.clear()
@@ -157,7 +157,7 @@ def test_a_mask_is_run_once() -> None:
 def test_several_classes_in_one_set_of_runs() -> None:
     box, x = digits()
     ran: list[int] = []
-    box.net.register_forward_pre_hook(lambda m, args: ran.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda m, args: ran.append(len(args[0])))
     top = A.lime_top(box, x, 3, segments="slic", n_samples=150)
     assert sum(ran) <= 2 * 150 + 2
     assert torch.equal(top.classes, box.probs(x).topk(3, 1).indices)
@@ -205,7 +205,7 @@ def test_few_features() -> None:
 def test_on_scores(target: Any) -> None:
     """A linear score has R^2 of 1; objectives are scored by themselves."""
     entry = awkward.get("plain", torch.float64)
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     found = A.lime(box, entry.images().double(), target, segments=("squares", 3), n_samples=60, on="score")
     assert bool(found.r2.isfinite().all())
     with pytest.raises(InputError, match="goes with a class"):
@@ -214,11 +214,11 @@ def test_on_scores(target: Any) -> None:
 
 def test_a_linear_score_is_found_exactly() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
-    box = ub.Box(net, awkward.GRAY, outputs="logits")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    box = ub.Box(model, awkward.GRAY, outputs="logits")
     x = awkward.get("plain").images().double()
     found = A.lime(box, x, 1, segments=("squares", 2), n_samples=90, on="score", regression="ols")
-    w = net[1].weight[1].detach().view(1, 8, 8) / 0.5
+    w = model[1].weight[1].detach().view(1, 8, 8) / 0.5
     want = torch.stack([(w * x)[:, 0][:, found.segments[0] == k].sum(1) for k in range(16)], 1)
     assert torch.allclose(found.weights, want, atol=1e-9)
     assert torch.allclose(found.r2, torch.ones(3).double())
@@ -243,7 +243,7 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     with pytest.raises(InputError):
         A.lime(box, entry.images(), 1, **{"segments": ("squares", 3), "n_samples": 40, **bad})
     with pytest.raises(InputError):

@@ -1,4 +1,5 @@
-"""LRP: conserved relevance on the nets people have, the same for every spelling, and refused where it can't be had."""
+"""LRP: conserved relevance on the models people have, the same for every spelling, and refused where it can't be
+had."""
 
 from __future__ import annotations
 
@@ -30,16 +31,16 @@ def images(n: int = 3, inputs: ub.Pixels = PIXELS) -> Tensor:
 
 def seeded(build: Callable[[], nn.Module], bias: bool = True) -> nn.Module:
     torch.manual_seed(4)
-    net = build().double().eval()
+    model = build().double().eval()
     with torch.no_grad():
-        for name, p in net.named_parameters():
+        for name, p in model.named_parameters():
             if not bias and ("bias" in name or "position" in name or "token" in name):
                 p.zero_()
-    return net
+    return model
 
 
-def box_of(net: nn.Module, inputs: Any = PIXELS) -> ub.Box:
-    return ub.Box(net, inputs, outputs="logits")
+def box_of(model: nn.Module, inputs: Any = PIXELS) -> ub.Box:
+    return ub.Box(model, inputs, outputs="logits")
 
 
 def lost(box: ub.Box, x: Tensor, k: int = 1, **settings: Any) -> float:
@@ -48,7 +49,7 @@ def lost(box: ub.Box, x: Tensor, k: int = 1, **settings: Any) -> float:
     return float((lrp(box, x, k, **settings).flatten(1).sum(1) - score).abs().max() / score.abs().max())
 
 
-# ---- nets ------------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 class CNN(nn.Module):
@@ -175,17 +176,17 @@ def test_relevance_is_conserved_without_biases(rule: str) -> None:
 @pytest.mark.parametrize("rule", ["composite", "epsilon", "gamma"])
 def test_relevance_is_conserved_on_residual_nets(rule: str) -> None:
     """Batch norm as a scale alone."""
-    net = seeded(ResNet20, bias=False)
-    for m in net.modules():
+    model = seeded(ResNet20, bias=False)
+    for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean.zero_()
-    assert lost(box_of(net), images(), rule=rule, epsilon=1e-12) < EXACT
+    assert lost(box_of(model), images(), rule=rule, epsilon=1e-12) < EXACT
 
 
 @pytest.mark.parametrize("build", [CNN, ResNet20])
 def test_what_biases_keep_is_accounted_for(build: Callable[[], nn.Module]) -> None:
-    """LRP-0 on a ReLU net: the score less each bias times its gradient; statistics of batch norm are biases too."""
-    net, x = seeded(build), images()
+    """LRP-0 on a ReLU model: the score less each bias times its gradient; statistics of batch norm are biases too."""
+    model, x = seeded(build), images()
     folded = seeded(build)
     for m in folded.modules():
         if isinstance(m, nn.BatchNorm2d):  # (h - mean) / std is h / std with another bias
@@ -193,7 +194,7 @@ def test_what_biases_keep_is_accounted_for(build: Callable[[], nn.Module]) -> No
                 m.bias -= m.running_mean * m.weight / (m.running_var + m.eps).sqrt()
                 m.running_mean.zero_()
     biases = [p for n, p in folded.named_parameters() if "bias" in n]
-    box = box_of(net)
+    box = box_of(model)
     for i in range(3):
         (score,) = folded(PIXELS.encode(x[i : i + 1]))[:, 2]
         kept = sum(
@@ -206,7 +207,7 @@ def test_what_biases_keep_is_accounted_for(build: Callable[[], nn.Module]) -> No
 
 @pytest.mark.parametrize("epsilon", [0, 1e-14])
 def test_lrp_0_is_gradient_times_input(epsilon: float) -> None:
-    """On ReLU nets; the input is the normalized one."""
+    """On ReLU models; the input is the normalized one."""
     x = images()
     for build in (CNN, ResNet20):
         box = box_of(seeded(build))
@@ -246,10 +247,10 @@ def test_attention_by_hand_is_the_fused_one(rule: str, attend: Attend) -> None:
 
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_multihead_attention_is_looked_into(need_weights: bool) -> None:
-    x, net = images(), seeded(ViT)
-    want = lrp(box_of(net), x, 1)
-    net.attentions = nn.ModuleList(Multihead(a, need_weights) for a in net.attentions).double()
-    assert torch.allclose(lrp(box_of(net.eval()), x, 1), want, rtol=1e-9, atol=1e-10)
+    x, model = images(), seeded(ViT)
+    want = lrp(box_of(model), x, 1)
+    model.attentions = nn.ModuleList(Multihead(a, need_weights) for a in model.attentions).double()
+    assert torch.allclose(lrp(box_of(model.eval()), x, 1), want, rtol=1e-9, atol=1e-10)
 
 
 def layer_norm(h: Tensor) -> Tensor:
@@ -364,17 +365,17 @@ def test_what_ops_pass_on_adds_up(op: str) -> None:
 
 def test_f_of_zero_is_a_bias() -> None:
     """sigmoid(0) = 1/2 is there without any input, and keeps its part."""
-    net = seeded(lambda: Middle(torch.sigmoid), bias=False)
-    box, x = box_of(net), images()
-    base = float(net.fc2.weight[1].detach().sum() / 2)
+    model = seeded(lambda: Middle(torch.sigmoid), bias=False)
+    box, x = box_of(model), images()
+    base = float(model.fc2.weight[1].detach().sum() / 2)
     got = lrp(box, x, 1, rule="epsilon", epsilon=0).flatten(1).sum(1)
     assert torch.allclose(got, box(x)[:, 1] - base, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ALL)
 def test_batch_norm_is_one_with_the_layer_before_it(rule: str) -> None:
-    """The same as the net with its batch norms folded into the convolutions."""
-    net, x = seeded(ResNet20), images()
+    """The same as the model with its batch norms folded into the convolutions."""
+    model, x = seeded(ResNet20), images()
     folded = seeded(ResNet20)
     pairs = [(b, c, n) for b in folded.blocks for c, n in (("conv1", "norm1"), ("conv2", "norm2"))]
     pairs += [(b.skip, "0", "1") for b in folded.blocks if isinstance(b.skip, nn.Sequential)]
@@ -383,7 +384,7 @@ def test_batch_norm_is_one_with_the_layer_before_it(rule: str) -> None:
         setattr(where, conv, both)
         setattr(where, norm, nn.Identity())
     want = lrp(box_of(folded), x, 1, rule=rule)
-    assert torch.allclose(lrp(box_of(net), x, 1, rule=rule), want, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(lrp(box_of(model), x, 1, rule=rule), want, rtol=1e-6, atol=1e-9)
 
 
 class Writes(CNN):
@@ -423,11 +424,11 @@ class Again(CNN):
 
 @pytest.mark.parametrize("rule", ["composite", "epsilon"])
 def test_checkpoints_are_not_run_again(rule: str) -> None:
-    net = seeded(Again, bias=False)
-    box, x = box_of(net), images()
-    net.runs = 0
+    model = seeded(Again, bias=False)
+    box, x = box_of(model), images()
+    model.runs = 0
     got = lrp(box, x, 1, rule=rule, epsilon=1e-12)
-    assert net.runs == 1
+    assert model.runs == 1
     assert torch.allclose(got.flatten(1).sum(1), box(x)[:, 1], rtol=1e-9)
 
 
@@ -455,9 +456,9 @@ MORE: list[dict[str, Any]] = [{}, {"num_layers": 2, "bidirectional": True}, {"bi
 @pytest.mark.parametrize("more", MORE, ids=["plain", "two layers, both ways", "no bias"])
 def test_fused_recurrent_layers_are_looked_into(kind: str, more: dict[str, Any]) -> None:
     """The score is what the fused op gives, and without biases relevance is conserved."""
-    net, x = seeded(lambda: Rows(RECURRENT[kind], **more), bias=False), images()
-    assert lost(box_of(net), x, rule="epsilon", epsilon=1e-12) < EXACT
-    assert float(lrp(box_of(net), x).abs().max()) > 1e-6
+    model, x = seeded(lambda: Rows(RECURRENT[kind], **more), bias=False), images()
+    assert lost(box_of(model), x, rule="epsilon", epsilon=1e-12) < EXACT
+    assert float(lrp(box_of(model), x).abs().max()) > 1e-6
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -467,16 +468,16 @@ def test_fused_recurrent_layers_are_looked_into(kind: str, more: dict[str, Any])
 @pytest.mark.parametrize("epsilon", [0, 1e-6])
 def test_silence_has_no_nan(rule: str, epsilon: float) -> None:
     """Layers that give exactly zero: no contributions, no sums to divide by."""
-    net = seeded(CNN, bias=False)
+    model = seeded(CNN, bias=False)
     with torch.no_grad():
-        net.conv2.weight.abs_().neg_()
+        model.conv2.weight.abs_().neg_()
     x = images()
     with pytest.warns(UnboxedWarning, match="exactly zero for 3 of 3"):
-        assert (lrp(box_of(net), x, 0, rule=rule, epsilon=epsilon) == 0).all()
+        assert (lrp(box_of(model), x, 0, rule=rule, epsilon=epsilon) == 0).all()
 
 
 def test_the_box_of_pixels_reaches_the_first_layer() -> None:
-    """z-B knows [0, 1]: through the box's normalization and through arithmetic in the net, of either sign."""
+    """z-B knows [0, 1]: through the box's normalization and through arithmetic in the model, of either sign."""
 
     class Flipped(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -498,8 +499,8 @@ def test_the_box_of_pixels_reaches_the_first_layer() -> None:
 
 
 def test_columns_of_a_table_have_no_box() -> None:
-    net = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)))
-    box, x = box_of(net, ub.Features(tuple("abcde"))), torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)))
+    box, x = box_of(model, ub.Features(tuple("abcde"))), torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(lrp(box, x.double(), 1), lrp(box, x.double(), 1, rule="epsilon"))
 
 

@@ -1,4 +1,4 @@
-"""Occlusion against captum's, its own definition, and nets that windows can't be carried through."""
+"""Occlusion against captum's, its own definition, and models that windows can't be carried through."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Small(nn.Module):
 SHAPE = (3, 30, 38)
 
 
-def opened(net: nn.Module | None = None, **more: Any) -> ub.Box:
-    return ub.Box((net or Small()).double().eval(), ub.Pixels(SHAPE, (0.4, 0.5, 0.6), 0.5), **more)
+def opened(model: nn.Module | None = None, **more: Any) -> ub.Box:
+    return ub.Box((model or Small()).double().eval(), ub.Pixels(SHAPE, (0.4, 0.5, 0.6), 0.5), **more)
 
 
 def images(n: int = 2) -> Tensor:
@@ -91,9 +91,11 @@ def test_as_captum_does(window: tuple[int, int], stride: tuple[int, int]) -> Non
     box, x, y = opened(), images(), torch.tensor([2, 0])
     height, width = (n - (n - w) % s for n, w, s in zip(SHAPE[1:], window, stride, strict=True))
     cut = ub.Pixels((3, height, width), (0.4, 0.5, 0.6), 0.5)
-    net = nn.Sequential(box.net.conv1, nn.ReLU(), nn.MaxPool2d(2), box.net.conv2, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    box, x = ub.Box(net, cut, outputs="logits"), x[..., :height, :width].contiguous()
-    captums = Captums(lambda x: net(cut.encode(x)))
+    model = nn.Sequential(
+        box.model.conv1, nn.ReLU(), nn.MaxPool2d(2), box.model.conv2, nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )
+    box, x = ub.Box(model, cut, outputs="logits"), x[..., :height, :width].contiguous()
+    captums = Captums(lambda x: model(cut.encode(x)))
     settings = {"sliding_window_shapes": (3, *window), "strides": (3, *stride), "baselines": 0.2}
     with torch.no_grad():
         want = captums.attribute(x, target=y, perturbations_per_eval=4, **settings)
@@ -103,8 +105,8 @@ def test_as_captum_does(window: tuple[int, int], stride: tuple[int, int]) -> Non
 
 def test_defaults() -> None:
     for side, window, count in ((28, 4, 13), (224, 32, 13)):
-        net = nn.Sequential(nn.AvgPool2d(side // 4), nn.Flatten(), nn.Linear(16, 3))
-        found = occlusion(ub.Box(net, ub.Pixels((1, side, side))), torch.rand(1, 1, side, side), 0)
+        model = nn.Sequential(nn.AvgPool2d(side // 4), nn.Flatten(), nn.Linear(16, 3))
+        found = occlusion(ub.Box(model, ub.Pixels((1, side, side))), torch.rand(1, 1, side, side), 0)
         assert found.window == (window, window)
         assert found.drops.shape == (1, count, count)
         assert int(found.top[-1]) == side - window
@@ -124,13 +126,13 @@ def test_windows_and_whole_runs_agree(target: Any, monkeypatch: pytest.MonkeyPat
     assert float(want.abs().max()) > 0
     for more in ({}, {"batch_size": 1}, {"batch_size": 7}):
         assert torch.allclose(run(**more), want, rtol=0, atol=1e-9)
-    Rows(box.net, most=3)
+    Rows(box.model, most=3)
     assert torch.allclose(run(), want, rtol=0, atol=1e-9)
 
 
 def seen(box: ub.Box) -> list[str]:
     kinds: list[str] = []
-    box.net.register_forward_pre_hook(lambda module, args: kinds.append(type(args[0]).__name__))
+    box.model.register_forward_pre_hook(lambda module, args: kinds.append(type(args[0]).__name__))
     return kinds
 
 
@@ -148,7 +150,7 @@ def test_windows_are_taken_where_they_pay() -> None:
 
 def test_batches_are_as_large_as_asked() -> None:
     box = opened()
-    rows = Rows(box.net)
+    rows = Rows(box.model)
     occlusion(box, images(1), 0, window=6, stride=3, batch_size=5)
     assert max(rows.seen) == 5
 
@@ -202,34 +204,34 @@ class Keeping(Small):
         return self.fc(F.max_pool2d(F.relu(self.conv2(h)), 2).flatten(1))
 
 
-def kept(net: Keeping) -> list[Any]:
-    named = net.named.get("map", {"in": []})["in"]
-    return [net.mask, net.features, *net.many, *named, *net._buffers.values(), net.pair[0], *net.history]
+def kept(model: Keeping) -> list[Any]:
+    named = model.named.get("map", {"in": []})["in"]
+    return [model.mask, model.features, *model.many, *named, *model._buffers.values(), model.pair[0], *model.history]
 
 
 def test_nets_that_keep_maps_keep_tensors() -> None:
-    net, x = Keeping(), images()
-    box = opened(net)
+    model, x = Keeping(), images()
+    box = opened(model)
     settings: dict[str, Any] = {"window": 6, "stride": (12, 16)}
     got = occlusion(box, x, 1, **settings)
-    assert all(torch.is_tensor(h) for h in kept(net))
+    assert all(torch.is_tensor(h) for h in kept(model))
     assert torch.allclose(got.drops, occlusion(box, x, 1, **settings, batch_size=1).drops, rtol=0, atol=1e-9)
 
 
 def test_nets_that_fail_keep_no_windows() -> None:
-    net = Keeping()
-    box = opened(net)
-    net.fails = True
+    model = Keeping()
+    box = opened(model)
+    model.fails = True
     with pytest.raises(RuntimeError, match="fails"):
         occlusion(box, images(), 1, window=6, stride=5)
-    assert all(torch.is_tensor(h) for h in kept(net))
+    assert all(torch.is_tensor(h) for h in kept(model))
 
 
 def test_what_a_hook_keeps_is_seen() -> None:
     """It lies where nobody can look; but it lives."""
-    net, last = Small(), dict[str, Any]()
-    box = opened(net)
-    net.conv1.register_forward_hook(lambda module, args, out: last.update(out=out))
+    model, last = Small(), dict[str, Any]()
+    box = opened(model)
+    model.conv1.register_forward_hook(lambda module, args, out: last.update(out=out))
     occlusion(box, images(), 1, window=6, stride=(12, 16))
     assert torch.is_tensor(last["out"])
 
@@ -268,10 +270,10 @@ def test_a_corner_is_compared_too() -> None:
 
 
 def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
-    net, x = Small(), images()
-    box = opened(net)
+    model, x = Small(), images()
+    box = opened(model)
     occlusion(box, x, 1, window=6, stride=5)
-    net.conv2.register_module("more", nn.Identity())
+    model.conv2.register_module("more", nn.Identity())
     box(x)  # the box itself looks again, at whole images
     kinds = seen(box)
     occlusion(box, x, 1, window=6, stride=5)
@@ -279,27 +281,27 @@ def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
 
 
 def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
-    net, x = Typed("no"), images()
-    box = opened(net)
+    model, x = Typed("no"), images()
+    box = opened(model)
     want = occlusion(box, x, 1, window=6, stride=5)
-    net.how = "raises"
+    model.how = "raises"
     assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).drops, want.drops, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("net", awkward.NETS)
-def test_the_zoo_by_windows(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", awkward.NETS)
+def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images are run whole; here they are not."""
-    c = case(net, torch.float64 if net != "bfloat16" else None)
+    c = case(model, torch.float64 if model != "bfloat16" else None)
     want = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
     monkeypatch.setattr(engine, "SMALL", 0)
     got = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
-    close = 1e-9 if net != "bfloat16" else 2e-2
+    close = 1e-9 if model != "bfloat16" else 2e-2
     assert torch.allclose(got.drops, want.drops, rtol=0, atol=close * max(1.0, float(want.score.abs().max())))
 
 
 def test_regression_has_no_classes() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 28 * 36, 1))
-    found = occlusion(opened(net, outputs="regression"), images(), None, window=8, stride=8)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 28 * 36, 1))
+    found = occlusion(opened(model, outputs="regression"), images(), None, window=8, stride=8)
     assert (found.predicted, found.probability) == (None, None)
     assert found.map.shape == (2, 1, 30, 38)
 
@@ -329,7 +331,7 @@ def test_bad_settings(settings: dict[str, Any], said: str) -> None:
 
 def test_tables_are_refused() -> None:
     box = ub.Box(nn.Linear(3, 2), ub.Features(("a", "b", "c")))
-    with pytest.raises(InputError, match="needs a net that takes images"):
+    with pytest.raises(InputError, match="needs a model that takes images"):
         occlusion(box, torch.rand(2, 3))
 
 

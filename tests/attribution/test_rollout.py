@@ -85,8 +85,8 @@ def test_in_every_spelling(how: str, class_token: bool) -> None:
     box, x = opened(how, class_token), images()
     made = ub.attribution.rollout(box, x)
     with torch.no_grad():
-        box.net(box.inputs.encode(x))
-    want = by_hand([block.seen for block in box.net.blocks])
+        box.model(box.inputs.encode(x))
+    want = by_hand([block.seen for block in box.model.blocks])
     assert made.layers == 3
     assert torch.allclose(made.attention, want, rtol=1e-9, atol=1e-12)
     row = want[:, 0, 1:] if class_token else want.mean(1)
@@ -101,7 +101,7 @@ def test_splitting_changes_nothing(how: str) -> None:
     box, x = opened(how), images()
     whole = ub.attribution.rollout(box, x)
     rows: list[int] = []
-    box.net.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
     part = ub.attribution.rollout(box, x, batch_size=1)
     assert rows == [1, 1, 1]
     assert torch.allclose(part.map, whole.map, rtol=1e-9)
@@ -151,13 +151,13 @@ def test_hugging_face(how: str) -> None:
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=4,
         num_channels=3, num_labels=4, attn_implementation=how,
     )  # fmt: skip
-    net = transformers.ViTForImageClassification(config).double().eval()
-    box = ub.Box(net, ub.Pixels((3, 16, 16)))
+    model = transformers.ViTForImageClassification(config).double().eval()
+    box = ub.Box(model, ub.Pixels((3, 16, 16)))
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     made = ub.attribution.rollout(box, x)
-    net.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
     with torch.no_grad():
-        want = by_hand(list(net(x, output_attentions=True).attentions))
+        want = by_hand(list(model(x, output_attentions=True).attentions))
     assert made.layers == 2
     assert torch.allclose(made.attention, want, rtol=1e-6)  # its softmax is in single precision
     assert made.map.shape == (2, 1, 16, 16)

@@ -20,9 +20,9 @@ A = ub.attribution
 
 def table(columns: int = 12, seed: int = 2) -> tuple[ub.Box, Tensor]:
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(columns, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    model = nn.Sequential(nn.Linear(columns, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
     inputs = ub.Features(tuple(f"c{i}" for i in range(columns)))
-    return ub.Box(net.double().eval(), inputs, outputs="logits"), 2 * torch.randn(3, columns).double()
+    return ub.Box(model.double().eval(), inputs, outputs="logits"), 2 * torch.randn(3, columns).double()
 
 
 @pytest.mark.parametrize("n", [48, 100, 400])
@@ -79,7 +79,7 @@ def test_examples_have_enough_samples(method: Any) -> None:
     """On the images of the zoo that are cut into most squares; warnings are errors here."""
     entry = awkward.get("narrow")
     own = next(c for c in cards() if c.method is method)
-    own.example(method, ub.Box(entry.net, entry.inputs), entry.images(2), 1)
+    own.example(method, ub.Box(entry.model, entry.inputs), entry.images(2), 1)
 
 
 def test_an_image_beside_a_table() -> None:
@@ -163,6 +163,6 @@ def test_every_number_is_the_baseline() -> None:
 @pytest.mark.parametrize("bad", [{"n_samples": 1}, {"n_samples": 30.0}, {"seed": 1.5}, {"seed": "x"}], ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     with pytest.raises(InputError):
         A.kernel_shap(box, entry.images(), 1, **{"segments": ("squares", 4), "n_samples": 40, **bad})

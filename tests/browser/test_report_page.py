@@ -23,10 +23,10 @@ LONG = tuple(f"a class with the long name number {k} <b>" for k in range(14))
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a small net with many classes of long names, on noise."""
+    """A report of a small model with many classes of long names, on noise."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
-    box = Box(net, Pixels((1, 8, 8)), classes=LONG)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
+    box = Box(model, Pixels((1, 8, 8)), classes=LONG)
     examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
     return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, quiet=True).path
 

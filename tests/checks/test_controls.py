@@ -25,7 +25,7 @@ def prior(box: Box, x: Tensor, target: Any) -> Tensor:
 
 
 def activations(box: Box, x: Tensor, target: Any) -> Tensor:
-    """What the net sees, whatever it says of it."""
+    """What the model sees, whatever it says of it."""
     h = box.read(x, ["conv1"])["conv1"]
     return h.mean(1, keepdim=True)
 
@@ -44,7 +44,7 @@ def test_a_picture_follows_its_pixels_and_the_gradient_does_not() -> None:
 
 
 def test_the_shuffled_map_is_put_back_in_order() -> None:
-    """On a net that treats all pixels alike the map moves with the pixels, so that put back it is the old one."""
+    """On a model that treats all pixels alike the map moves with the pixels, so that put back it is the old one."""
 
     class Sums(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def test_draws_are_keyed_by_seed_and_row_and_the_score_stays() -> None:
 
 def test_tables_have_noise_but_no_pixels() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    box = Box(net, Features(tuple("abcdef")))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    box = Box(model, Features(tuple("abcdef")))
     found = checks.random_input(box, torch.randn(4, 6), attribution.gradient)
     assert found.noise.signed.isfinite().all()
     assert found.shuffled.signed.isnan().all()
@@ -138,7 +138,7 @@ def test_constant_models_are_constant_whatever_the_net_gives() -> None:
         assert mute.unique().numel() == 1
         assert float(mute[0, 0]) == pytest.approx(float(own.abs().max()), rel=1e-2)
         assert found.blind.max() == found.mute.max() == 0, name
-        assert box.outputs == Box(box.net, box.inputs).outputs
+        assert box.outputs == Box(box.model, box.inputs).outputs
         assert torch.equal(box(x), own)  # the box itself is what it was
 
 

@@ -73,5 +73,5 @@ def test_colors_and_unrelated_maps() -> None:
 def test_only_images_have_edges() -> None:
     table = Box(nn.Linear(4, 3), Features(tuple("abcd")))
     method: Any = attribution.gradient
-    with pytest.raises(InputError, match="edge control needs a net that takes images"):
+    with pytest.raises(InputError, match="edge control needs a model that takes images"):
         checks.edge_control(table, torch.randn(2, 4), method)

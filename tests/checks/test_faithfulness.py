@@ -1,4 +1,4 @@
-"""Metrics of faithfulness: exact laws, manners on awkward nets, and what they refuse."""
+"""Metrics of faithfulness: exact laws, manners on awkward models, and what they refuse."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def noise(*shape: int, seed: int = 3) -> Tensor:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear net of images in double precision, and what its weights are in units of pixels."""
+    """A linear model of images in double precision, and what its weights are in units of pixels."""
 
     box: ub.Box
     x: Tensor
@@ -61,12 +61,12 @@ class Linear:
 
 @pytest.fixture
 def linear() -> Linear:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 5, 4)).double()
-    nn.init.normal_(net[1].weight, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 5, 4)).double()
+    nn.init.normal_(model[1].weight, generator=torch.Generator().manual_seed(1))
     inputs = ub.Pixels((3, 6, 5), mean=0.4, std=0.5)
     x = torch.rand(4, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    box = ub.Box(net, inputs, outputs="logits")
-    return Linear(box, x, net[1].weight.detach()[box.predict(x)].view(4, 3, 6, 5) / 0.5)
+    box = ub.Box(model, inputs, outputs="logits")
+    return Linear(box, x, model[1].weight.detach()[box.predict(x)].view(4, 3, 6, 5) / 0.5)
 
 
 # -- exact laws ------------------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def test_the_standard_error_shrinks_with_the_root_of_the_samples(linear: Linear)
 
 def test_the_true_order_is_best_of_all_orders() -> None:
     """On an additive model with positive contributions, deletion is least and insertion most for the true order."""
-    net = nn.Linear(5, 1, bias=False).double()
-    nn.init.constant_(net.weight, 1.0)
-    box = ub.Box(net, ub.Features(tuple("abcde")), outputs="regression")
+    model = nn.Linear(5, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1.0)
+    box = ub.Box(model, ub.Features(tuple("abcde")), outputs="regression")
     x = torch.tensor([[0.3, 2.0, 0.7, 1.1, 0.1]], dtype=torch.float64)
     orders = torch.tensor(list(itertools.permutations(range(5))), dtype=torch.float64)  # (120, 5)
     for curve, best in ((checks.deletion, Tensor.argmin), (checks.insertion, Tensor.argmax)):
@@ -277,14 +277,14 @@ def maps_for(x: Tensor) -> Tensor:
 
 
 @each
-@pytest.mark.parametrize("net", AWKWARD)
-def test_splitting_and_traces(name: str, net: str) -> None:
-    """Parts of any size give the same, and the net, torch and the caller's tensors stay as they were."""
-    c = case(net, torch.float64)
+@pytest.mark.parametrize("model", AWKWARD)
+def test_splitting_and_traces(name: str, model: str) -> None:
+    """Parts of any size give the same, and the model, torch and the caller's tensors stay as they were."""
+    c = case(model, torch.float64)
     phi = maps_for(c.x)
-    before = snapshot(c.box.net, c.x, c.y, phi)
+    before = snapshot(c.box.model, c.x, c.y, phi)
     whole = tensors(METRICS[name](c.box, c.x, phi))
-    assert changes(before, snapshot(c.box.net, c.x, c.y, phi)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y, phi)) == []
     assert all(h.isfinite().all() for h in whole.values() if h.is_floating_point())
     for size in (1, 2) if name != "max_sensitivity" else (1,):
         part = tensors(METRICS[name](c.box, c.x, phi, batch_size=size))
@@ -323,12 +323,12 @@ class Counting(nn.Module):
 
 @of_maps
 def test_memory_is_bounded(name: str) -> None:
-    net = Counting()
-    box = ub.Box(net, awkward.GRAY, outputs="logits")
-    net.most = 0
+    model = Counting()
+    box = ub.Box(model, awkward.GRAY, outputs="logits")
+    model.most = 0
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     METRICS[name](box, x, maps_for(x), batch_size=4)
-    assert net.most == 4
+    assert model.most == 4
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)

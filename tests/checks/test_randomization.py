@@ -24,7 +24,7 @@ FIGURES = ("signed", "absolute", "ssim", "hog")
 
 
 def picture(box: Box, x: Tensor, target: Any) -> Tensor:
-    """An edge detector: a method that never asks the net."""
+    """An edge detector: a method that never asks the model."""
     return sobel(x).to(x)
 
 
@@ -81,7 +81,7 @@ def test_a_picture_of_the_input_never_changes(mode: Any) -> None:
     for figure in FIGURES:
         assert torch.allclose(getattr(found, figure), torch.ones(4, 4, dtype=torch.float64))
     assert not found.blank.any()
-    assert found.same_class.double().mean() < 0.6  # while the net did change
+    assert found.same_class.double().mean() < 0.6  # while the model did change
     assert found.changed.min() > 0.5
 
 
@@ -111,7 +111,7 @@ def test_cascading_adds_up_and_independent_takes_one_layer_at_a_time() -> None:
         both = randomized(box, [known[n] for n in down.layers[: i + 1]], 3), randomized(box, [known[name]], 3)
         for found, other in zip((down, each), both, strict=True):
             assert torch.equal(found.maps[i], attribution.gradient(other, x, y))
-        mine, its = box.net.state_dict(), both[1].net.state_dict()
+        mine, its = box.model.state_dict(), both[1].model.state_dict()
         assert {k for k in mine if not torch.equal(mine[k], its[k])} == {f"{name}.weight", f"{name}.bias"}
     assert torch.equal(down.maps[2], attribution.gradient(untrained(box, 3), x, y))
     assert torch.equal(down.signed, torch.stack([checks.similarity(down.original, m).signed for m in down.maps]))
@@ -172,10 +172,10 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
     ],
 )
 def test_nets_that_people_have(name: str, layers: list[str]) -> None:
-    """All layers are drawn anew, from the top down; the net, its flags and the RNGs are as they were."""
+    """All layers are drawn anew, from the top down; the model, its flags and the RNGs are as they were."""
     box, x = boxed(name)
-    state = {k: v.clone() for k, v in box.net.state_dict().items()}
-    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.net.modules()]
+    state = {k: v.clone() for k, v in box.model.state_dict().items()}
+    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.model.modules()]
     torch.manual_seed(5)
     rng = torch.get_rng_state()
     found = randomization(box, x, attribution.gradient)
@@ -185,13 +185,13 @@ def test_nets_that_people_have(name: str, layers: list[str]) -> None:
     assert found.signed.isfinite().all()
     assert found.signed.shape == (len(layers), 3)
     assert torch.equal(torch.get_rng_state(), rng)
-    assert all(torch.equal(v, state[k]) for k, v in box.net.state_dict().items())
-    assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.net.modules()] == flags
+    assert all(torch.equal(v, state[k]) for k, v in box.model.state_dict().items())
+    assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.model.modules()] == flags
 
 
 def test_batch_statistics_start_anew() -> None:
     box, _ = boxed("batchnorm")
-    norm = untrained(box, 0).net.norm
+    norm = untrained(box, 0).model.norm
     assert norm.running_mean.tolist() == [0] * 4
     assert norm.running_var.tolist() == [1] * 4
     norm = nn.BatchNorm2d(2, affine=False)
@@ -201,13 +201,15 @@ def test_batch_statistics_start_anew() -> None:
 
 def test_normalized_weights_are_new_and_of_the_old_size() -> None:
     box, _ = boxed("weight_normed")
-    old, new = (b.net.conv1.weight.detach().flatten() for b in (box, untrained(box, 0)))
+    old, new = (b.model.conv1.weight.detach().flatten() for b in (box, untrained(box, 0)))
     assert abs(float(torch.dot(old, new) / (old.norm() * new.norm()))) < 0.6
     assert 0.5 < float(new.norm() / old.norm()) < 2
     box, _ = boxed("spectral_normed")
     other = untrained(box, 0)
-    other.net.eval()
-    assert float(torch.linalg.matrix_norm(other.net.conv2.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=0.02)
+    other.model.eval()
+    assert float(torch.linalg.matrix_norm(other.model.conv2.weight.detach().flatten(1), 2)) == pytest.approx(
+        1, abs=0.02
+    )
 
 
 class Odd(nn.Module):
@@ -233,8 +235,8 @@ def test_a_layer_draws_its_own_weights_and_no_others() -> None:
     torch.manual_seed(0)
     box = Box(Odd().eval(), awkward.GRAY)
     assert weighted(box) == (Weights(WHOLE, ("", "tied")), Weights("conv", ("conv",)), Weights("fc", ("fc",)))
-    whole = randomized(box, weighted(box)[:1], 0).net.state_dict()
-    old = box.net.state_dict()
+    whole = randomized(box, weighted(box)[:1], 0).model.state_dict()
+    old = box.model.state_dict()
     assert {k for k in old if not torch.equal(old[k], whole[k])} == {"gain", "tied.weight", "tied.bias"}
     assert abs(float(whole["gain"].mean()) - 1) < 0.1
     assert abs(float(whole["gain"].std() / old["gain"].std()) - 1) < 0.3
@@ -242,12 +244,12 @@ def test_a_layer_draws_its_own_weights_and_no_others() -> None:
 
 
 def test_a_layer_is_not_drawn_as_it_was_built() -> None:
-    """Nets are built from small seeds, and so are they drawn anew."""
+    """Models are built from small seeds, and so are they drawn anew."""
     for seed in range(6):
         torch.manual_seed(seed)
         box = Box(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), awkward.GRAY)
         for other in (untrained(box, seed), untrained(box, 0)):
-            assert not torch.equal(other.net[0].weight, box.net[0].weight)
+            assert not torch.equal(other.model[0].weight, box.model[0].weight)
 
 
 def test_blocks_and_layers_are_taken_as_named() -> None:
@@ -275,17 +277,17 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(InputError, match="wanted a map"):
         randomization(box, x, lambda box, x, target: "a map")
     none, x = boxed("parameterless")
-    with pytest.raises(LayerError, match="no layer of this net holds weights"):
+    with pytest.raises(LayerError, match="no layer of this model holds weights"):
         randomization(none, x, attribution.gradient)
 
 
 def test_nets_that_cannot_be_copied_are_refused() -> None:
-    net = awkward.get("plain").net
-    net.kept = net.fc.weight * 2  # an activation with its graph is kept as its values
-    assert randomization(Box(net, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient).signed.isfinite().any()
-    net.kept = (i for i in range(3))  # which Python does not copy
-    with pytest.raises(ModelError, match="this net can't be copied"):
-        randomization(Box(net, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient)
+    model = awkward.get("plain").model
+    model.kept = model.fc.weight * 2  # an activation with its graph is kept as its values
+    assert randomization(Box(model, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient).signed.isfinite().any()
+    model.kept = (i for i in range(3))  # which Python does not copy
+    with pytest.raises(ModelError, match="this model can't be copied"):
+        randomization(Box(model, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient)
 
 
 def test_maps_that_become_blank_are_marked() -> None:
@@ -350,10 +352,10 @@ def test_a_net_taught_shuffled_labels_beside_one_taught_true_ones() -> None:
     assert torch.equal(found.random, attribution.gradient(random, x, true.predict(x)))
     assert torch.equal(found.hog, checks.similarity(found.true, found.random).hog)
     assert (checks.label_randomization(true, true, x, attribution.gradient).signed > 0.999).all()
-    with pytest.raises(InputError, match="same net twice"):
+    with pytest.raises(InputError, match="same model twice"):
         checks.retrained(lambda y: true, y)
     with pytest.raises(InputError, match="returns a Box"):
-        checks.retrained(lambda y: true.net, y)  # type: ignore[arg-type, return-value]
+        checks.retrained(lambda y: true.model, y)  # type: ignore[arg-type, return-value]
     other = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
     with pytest.raises(InputError, match="not alike"):
         checks.label_randomization(true, other, x, attribution.gradient)

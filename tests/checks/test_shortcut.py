@@ -34,7 +34,7 @@ TELLING = import_module("unboxed.report.shortcut")
 
 @pytest.fixture(scope="module")
 def trained() -> Pair:
-    """A net that goes by the mark, and its control: on fewer images than usual, of which more bear a false mark."""
+    """A model that goes by the mark, and its control: on fewer images than usual, of which more bear a false mark."""
     few = TensorDataset(*ub.data.digits("train").first(600))
     return pair(MARK, data=(few, ub.data.digits("test")), strays=0.1, epochs=8, quiet=True)
 
@@ -43,7 +43,7 @@ def judged(trained: Pair, **options: Any) -> checks.Shortcut:
     """By the judge of attribution alone, who is quick, unless told otherwise."""
     made = {"mark": MARK, "examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
     made = {"judges": [JUDGING.attributing]} | made
-    return checks.shortcut(trained.net, trained.control, trained.x, trained.y, **made)
+    return checks.shortcut(trained.model, trained.control, trained.x, trained.y, **made)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def blind(box: ub.Box, x: Tensor, target: Any) -> Tensor:
 
 
 def everywhere(box: ub.Box, x: Tensor, target: Any) -> Tensor:
-    """Draws whatever is in the corner, of any net."""
+    """Draws whatever is in the corner, of any model."""
     return x * (torch.arange(28) < 6) * (torch.arange(28)[:, None] > 20)
 
 
@@ -243,7 +243,7 @@ def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
 @pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "doubtful")])
 def test_a_peak_on_the_control_counts_if_it_is_high(trained: Pair, height: float, counts: float, said: str) -> None:
     def method(box: ub.Box, x: Tensor, target: Any) -> Tensor:
-        return everywhere(box, x, target) * (1 if box is trained.net else height)
+        return everywhere(box, x, target) * (1 if box is trained.model else height)
 
     f = of(judged(trained, methods={"m": method}), "m")
     assert (f.found, f.control, f.figures["control_of_any_height"]) == (1.0, counts, 1.0)
@@ -258,7 +258,7 @@ def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
         return x
 
     judged(trained, methods={"asked": method}, examples=4)
-    assert [box for box, _, _ in asked] == [trained.net, trained.control]
+    assert [box for box, _, _ in asked] == [trained.model, trained.control]
     assert torch.equal(asked[0][1], asked[1][1])
     assert asked[0][2].tolist() == [3] * 8
     assert (asked[0][1][:, 0, MARK.region(3)] == 1).all()
@@ -293,13 +293,13 @@ def test_every_card_is_judged_with_what_it_needs(trained: Pair, monkeypatch: pyt
 
 
 def test_a_net_that_did_not_learn_it_is_refused(trained: Pair) -> None:
-    with pytest.raises(InputError, match=r"did not learn the shortcut: it takes 0% .* \(80% wanted\)"):
-        judged(replace(trained, net=trained.control))
+    with pytest.raises(InputError, match=r"the shortcut was not learned: it takes 0% .* \(80% wanted\)"):
+        judged(replace(trained, model=trained.control))
 
 
 def test_a_control_that_learned_it_too_is_refused(trained: Pair) -> None:
-    with pytest.raises(InputError, match="the control net goes by the mark too: it takes 100%"):
-        judged(replace(trained, control=trained.net))
+    with pytest.raises(InputError, match="the control model goes by the mark too: it takes 100%"):
+        judged(replace(trained, control=trained.model))
 
 
 def test_what_does_not_go_together_is_refused(trained: Pair) -> None:
@@ -334,7 +334,7 @@ def test_a_judge_more_is_a_line_more(trained: Pair) -> None:
 
 def test_the_figures_are_json(found: checks.Shortcut) -> None:
     said = json.loads(json.dumps(found.figures(), allow_nan=False))
-    assert said["answers"]["net"]["fooled"] > 0.95
+    assert said["answers"]["model"]["fooled"] > 0.95
     assert [row["method"] for row in said["findings"]] == ["occluding", "gradient", "class_image", "top_examples"]
     assert said["findings"][1]["figures"]["area"] == pytest.approx(49 / 784)
 
@@ -345,7 +345,7 @@ COARSE = {
     "layer_cam": "its map is as coarse as the last convolution",
     "shapley": "its players are squares larger than the mark",
 }
-REFUSED = {"rollout": "the net has no attention"}
+REFUSED = {"rollout": "the model has no attention"}
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +401,7 @@ def run(*words: object) -> Result:
 
 @pytest.fixture
 def quick(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command with the nets trained already, two methods, and class images of a few steps."""
+    """The command with the models trained already, two methods, and class images of a few steps."""
     monkeypatch.setattr(TELLING, "pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
     monkeypatch.setattr(JUDGING, "cards", lambda: two)

@@ -30,12 +30,12 @@ def digits() -> tuple[ub.Box, Tensor]:
 
 
 def edges(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
-    """A picture of the input, whatever the net."""
+    """A picture of the input, whatever the model."""
     return (x - x.roll(1, -1)).abs() + (x - x.roll(1, -2)).abs()
 
 
 def noise(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
-    """Of each net its own, and of no net anything."""
+    """Of each model its own, and of no model anything."""
     return rng.normal(x, int.from_bytes(fingerprint(box)[:4], "big"))
 
 
@@ -44,7 +44,7 @@ def blank(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
 
 
 def signs_of_ink(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
-    """Where the input has ink, with the net's signs: what gradient times input does at its worst."""
+    """Where the input has ink, with the model's signs: what gradient times input does at its worst."""
     return x * gradient(box, x, target).sign()
 
 
@@ -58,7 +58,7 @@ def test_the_gradient_passes() -> None:
     assert found.method == "Gradient"
     assert abs(found.figures["signed"]) < 0.3
     assert found.figures["kept"] < 0.5 * found.figures["kept_random"]
-    assert "changes with what the net has learned" in found.sentence
+    assert "changes with what the model has learned" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_a_map_is_no_method() -> None:
 
 def test_leaves_no_trace() -> None:
     c = case("batchnorm_in_train_mode")
-    before = snapshot(c.box.net)
+    before = snapshot(c.box.model)
     verdict(c.box, c.x, gradient)
-    assert changes(before, snapshot(c.box.net)) == []
+    assert changes(before, snapshot(c.box.model)) == []
 
 
 @pytest.mark.parametrize(
-    "net",
+    "model",
     [
         "plain",
         "double",
@@ -151,11 +151,11 @@ def test_leaves_no_trace() -> None:
         "parameterless",
     ],
 )
-def test_awkward_nets(net: str) -> None:
-    c = case(net)
+def test_awkward_nets(model: str) -> None:
+    c = case(model)
     found = verdict(c.box, c.x, gradient)
     assert found.grade in GRADES
-    if net != "parameterless":  # which has nothing to draw anew
+    if model != "parameterless":  # which has nothing to draw anew
         assert all(v == v for v in found.figures.values())
 
 
@@ -163,15 +163,15 @@ def test_awkward_nets(net: str) -> None:
 @pytest.mark.parametrize("target", [None, 1, "unit"])
 def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs, outputs=outputs)
+    box = ub.Box(entry.model, entry.inputs, outputs=outputs)
     found = verdict(box, entry.images(4), gradient, ub.channel("conv2", 0) if target == "unit" else target)
     assert found.figures["kept"] == found.figures["kept"]
 
 
 def test_tables_and_several_inputs() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    box = ub.Box(net, ub.Features(("a", "b", "c", "d")), outputs="logits")
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    box = ub.Box(model, ub.Features(("a", "b", "c", "d")), outputs="logits")
     assert verdict(box, torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), gradient).grade in GRADES
 
 
@@ -226,7 +226,7 @@ def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) ->
     kept.verdict(c.box, c.x, gradient)
     other = case("plain")
     with torch.no_grad():
-        other.box.net.fc.weight[0, 0] += 1e-3
+        other.box.model.fc.weight[0, 0] += 1e-3
     for box, x, method, more in [
         (c.box, c.x[:2], gradient, {}),
         (c.box, c.x, guided_backprop, {}),
@@ -274,7 +274,7 @@ def test_a_fingerprint_sees_weights_and_buffers() -> None:
     c = case("batchnorm")
     before = fingerprint(c.box)
     assert fingerprint(case("batchnorm").box) == before
-    c.box.net.norm.running_mean.add_(1e-3)
+    c.box.model.norm.running_mean.add_(1e-3)
     assert fingerprint(c.box) != before
 
 
@@ -308,12 +308,12 @@ def test_explain_keeps_what_it_has_on_ctrl_c() -> None:
 
 def test_a_fingerprint_tells_apart_inputs_whose_print_is_cut_off() -> None:
     """Of many columns the first are printed; the others count all the same."""
-    net = nn.Linear(9, 2)
+    model = nn.Linear(9, 2)
     names, std = tuple("abcdefghi"), torch.arange(1.0, 10)
     boxes = [
-        ub.Box(net, ub.Features(names, std=s), outputs="logits")
+        ub.Box(model, ub.Features(names, std=s), outputs="logits")
         for s in (std, std.clone().index_fill_(0, torch.tensor([8]), 5))
     ]
     assert str(boxes[0]) == str(boxes[1])
     assert fingerprint(boxes[0]) != fingerprint(boxes[1])
-    assert fingerprint(boxes[0]) == fingerprint(ub.Box(net, ub.Features(names, std=std), outputs="logits"))
+    assert fingerprint(boxes[0]) == fingerprint(ub.Box(model, ub.Features(names, std=std), outputs="logits"))

@@ -39,27 +39,27 @@ def above(value: float) -> float:
 @pytest.mark.parametrize(
     ("changed", "grade", "reason"),
     [
-        ({}, "pass", "depends on the net; marks what matters"),
-        ({"flat": 0.5}, "pass", "depends on the net; marks what matters"),
+        ({}, "pass", "depends on the model; marks what matters"),
+        ({"flat": 0.5}, "pass", "depends on the model; marks what matters"),
         ({"flat": above(0.5)}, "fail", "empty"),
         ({"kept": 0.5}, "fail", "no better than chance"),
         ({"kept": below(0.5)}, "doubtful", "little better than chance"),
-        ({"kept": 0.45}, "pass", "depends on the net; marks what matters"),
+        ({"kept": 0.45}, "pass", "depends on the model; marks what matters"),
         ({"kept": above(0.45)}, "doubtful", "little better than chance"),
         ({"signed": 0.6}, "fail", "same picture for random weights"),
         ({"signed": below(0.6)}, "doubtful", "much of it stays for random weights"),
         ({"signed": 0.45}, "doubtful", "much of it stays for random weights"),
-        ({"signed": below(0.45)}, "pass", "depends on the net; marks what matters"),
-        ({"signed": -1.0}, "pass", "depends on the net; marks what matters"),
+        ({"signed": below(0.45)}, "pass", "depends on the model; marks what matters"),
+        ({"signed": -1.0}, "pass", "depends on the model; marks what matters"),
         ({"ssim": 0.45}, "doubtful", "its places follow the input"),
-        ({"ssim": below(0.45)}, "pass", "depends on the net; marks what matters"),
+        ({"ssim": below(0.45)}, "pass", "depends on the model; marks what matters"),
         ({"constant": above(0.3)}, "fail", "draws for a constant model"),
         ({"constant": 0.3}, "doubtful", "hints for a constant model"),
         ({"constant": above(0.01)}, "doubtful", "hints for a constant model"),
-        ({"constant": 0.01}, "pass", "depends on the net; marks what matters"),
+        ({"constant": 0.01}, "pass", "depends on the model; marks what matters"),
         ({"signed": math.nan}, "doubtful", "half unchecked"),
-        ({"kept": math.nan, "kept_random": math.nan}, "doubtful", "depends on the net; removal untold"),
-        ({"ssim": math.nan, "constant": math.nan}, "pass", "depends on the net; marks what matters"),
+        ({"kept": math.nan, "kept_random": math.nan}, "doubtful", "depends on the model; removal untold"),
+        ({"ssim": math.nan, "constant": math.nan}, "pass", "depends on the model; marks what matters"),
     ],
 )
 def test_each_threshold_on_both_sides(changed: dict[str, float], grade: str, reason: str) -> None:
@@ -175,13 +175,13 @@ def test_figures_are_shares_of_what_can_be_lost(monkeypatch: pytest.MonkeyPatch)
 
 
 def weights_of_a_linear_net() -> tuple[ub.Box, Tensor, Tensor]:
-    """A net that adds up its pixels by weights of both signs; the true shares of the score, at each pixel."""
+    """A model that adds up its pixels by weights of both signs; the true shares of the score, at each pixel."""
     draw = torch.Generator().manual_seed(0)
     w, x = torch.randn(1, 1, 8, 8, generator=draw), torch.rand(2, 1, 8, 8, generator=draw)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False)).eval()
     with torch.no_grad():
-        net[1].weight.copy_(torch.stack([0.3 * w.flatten(), torch.zeros(64)]))
-    return ub.Box(net, ub.Pixels((1, 8, 8)), outputs="logits"), x, w * x
+        model[1].weight.copy_(torch.stack([0.3 * w.flatten(), torch.zeros(64)]))
+    return ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits"), x, w * x
 
 
 @pytest.mark.parametrize("read", [lambda share: share, lambda share: -share.clamp_min(0)], ids=["signs", "strengths"])
@@ -258,14 +258,14 @@ def test_four_pairs_of_image_and_draw_at_least(n: int, copies: int, monkeypatch:
 @pytest.mark.parametrize(("layers", "replaced"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
 def test_the_upper_half_of_the_layers_has_new_weights(layers: int, replaced: int) -> None:
     box = deep(layers)
-    old = [m.weight for m in box.net if isinstance(m, nn.Linear)]
+    old = [m.weight for m in box.model if isinstance(m, nn.Linear)]
     found = judging._without_the_top(box, 2, 0)
     assert len(found) == 2
     for other in found:
-        new = [m.weight for m in other.net if isinstance(m, nn.Linear)]
+        new = [m.weight for m in other.model if isinstance(m, nn.Linear)]
         same = [torch.equal(a, b) for a, b in zip(old, new, strict=True)]
         assert same == [True] * (layers - replaced) + [False] * replaced
-    assert not torch.equal(found[0].net[layers].weight, found[1].net[layers].weight)  # a draw each
+    assert not torch.equal(found[0].model[layers].weight, found[1].model[layers].weight)  # a draw each
 
 
 def test_figures_are_means_over_images_and_draws() -> None:

@@ -106,7 +106,7 @@ def test_report_opens_what_it_was_told(file: Path, made: SimpleNamespace, tmp_pa
     done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page" / "index.html"))
     assert made.box.inputs == Pixels((3, 4, 4))
-    assert made.command.endswith("# no --weights: the net is as its factory made it")
+    assert made.command.endswith("# no --weights: the model is as its factory made it")
     assert done.stderr == ""  # it was to be quiet
     assert (made.out, made.seed, made.quiet, made.judge) == (tmp_path / "page", 3, True, None)
     assert made.command.startswith("unboxed")
@@ -191,8 +191,8 @@ def test_other_subfolders_are_refused(
 def test_a_net_without_weights_is_the_same_for_the_same_seed(file: Path, made: SimpleNamespace) -> None:
     def weights(*words: object) -> torch.Tensor:
         done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", *words)
-        assert done.stderr == "note: no --weights: the net is as its factory made it\n"
-        return made.box.net[1].weight.detach()
+        assert done.stderr == "note: no --weights: the model is as its factory made it\n"
+        return made.box.model[1].weight.detach()
 
     before = torch.get_rng_state()
     assert torch.equal(weights(), weights())
@@ -204,7 +204,7 @@ def test_a_judge_gets_the_inputs_of_the_model_unless_it_has_its_own(file: Path, 
     done = run("report", "--model", f"{file}:make", "--data", f"{file}:images", "--judge", f"{file}:bare")
     assert done.exit_code == 0, done.output
     assert made.judge.inputs == made.box.inputs
-    assert made.judge.net is not made.box.net
+    assert made.judge.model is not made.box.model
 
 
 def test_what_train_saves_is_what_report_takes(made: SimpleNamespace, tmp_path: Path) -> None:
@@ -215,14 +215,14 @@ def test_what_train_saves_is_what_report_takes(made: SimpleNamespace, tmp_path: 
     done = run("report", "--model", "zoo:digits-cnn", "--weights", path, "--data", "digits:test")
     assert done.exit_code == 0, done.output
     x, y = made.data.tensors()
-    assert (made.box.predict(x) == y).double().mean() > 0.3  # an untrained net names one in ten
+    assert (made.box.predict(x) == y).double().mean() > 0.3  # an untrained model names one in ten
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_demo_reports_on_held_out_digits_with_a_judge(
     made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, interrupted: bool
 ) -> None:
-    def fit(net: object, inputs: object, train: object, test: object, **options: object) -> SimpleNamespace:
+    def fit(model: object, inputs: object, train: object, test: object, **options: object) -> SimpleNamespace:
         made.train = train
         return SimpleNamespace(interrupted=interrupted)
 

@@ -1,4 +1,4 @@
-"""What the law tests share: every card on every awkward net, and the numbers in whatever a method gives back."""
+"""What the law tests share: every card on every awkward model, and the numbers in whatever a method gives back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ RULED = ("guided_backprop", "deconvnet")
 GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
 
 REFUSED: dict[tuple[str, str], type[UnboxedError]] = {}
-"""Which method refuses which net, by which error. Any other refusal is a defect, and so is a result in its place."""
+"""Which method refuses which model, by which error. Any other refusal is a defect, and so is a result in its place."""
 
 
-def refuse(methods: tuple[str, ...], nets: tuple[str, ...], error: type[UnboxedError]) -> None:
-    REFUSED.update({(m, n): error for m in methods for n in nets if (m, n) not in REFUSED})
+def refuse(methods: tuple[str, ...], models: tuple[str, ...], error: type[UnboxedError]) -> None:
+    REFUSED.update({(m, n): error for m in methods for n in models if (m, n) not in REFUSED})
 
 
 refuse(RULED, ("lstm", "parameterless"), RuleError)  # no ReLU at all
@@ -62,7 +62,7 @@ refuse(("apgd", "auto_attack"), ("checkpointed_reentrant",), UnboxedError)  # li
 
 
 def methods(law: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:
-    """Every card that takes a plain net, or the chosen ones of them."""
+    """Every card that takes a plain model, or the chosen ones of them."""
     chosen_ones = [n for n, c in CARDS.items() if chosen(c) and (n, "plain") not in REFUSED]
     return pytest.mark.parametrize("name", [pytest.param(n, marks=_exempt(n, law)) for n in chosen_ones])
 

@@ -75,7 +75,7 @@ def test_contribution(name: str, at: Any) -> None:
         box = linear(inputs)
         x, k = some(box), torch.tensor([0, 2, 1])
         scale = 0.5 if inputs is SMALL else torch.tensor(COLUMNS.std)
-        w = (box.net[1].weight.detach()[k].view(len(x), *inputs.shape)) / scale
+        w = (box.model[1].weight.detach()[k].view(len(x), *inputs.shape)) / scale
         want = w * (x - baseline(box, x, at))
         got = explained(name, box, x, k, baseline=at)
         assert torch.allclose(got, want, rtol=0, atol=1e-9 * float(want.abs().max())), (got - want).abs().max()
@@ -94,17 +94,17 @@ CURVED = [
 
 
 @declaring("completeness")
-@pytest.mark.parametrize("net", CURVED)
+@pytest.mark.parametrize("model", CURVED)
 @pytest.mark.parametrize("at", BASELINES)
-def test_completeness(name: str, net: str, at: Any) -> None:
-    """The shares add up to score(x) - score(x0), on nets that bend."""
+def test_completeness(name: str, model: str, at: Any) -> None:
+    """The shares add up to score(x) - score(x0), on models that bend."""
     card = CARDS[name]
     if takes(card, "segments"):  # players are few there
         settings: dict[str, Any] = {"segments": ("squares", 4)}
     else:
         settings = {}
-    c = case(net, torch.float64)
-    y = labels(net, 3)
+    c = case(model, torch.float64)
+    y = labels(model, 3)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         got = map_of(call_aloud(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
@@ -112,7 +112,7 @@ def test_completeness(name: str, net: str, at: Any) -> None:
     rows = torch.arange(3)
     want = c.box(c.x)[rows, y] - c.box(baseline(c.box, c.x, at))[rows, y]
     assert missed or float((got - want).abs().max()) <= LOOSE.get(name, 1e-9) * max(1.0, float(want.abs().max()))
-    assert not missed or (net, at) == ("residual", "random")
+    assert not missed or (model, at) == ("residual", "random")
 
 
 class Ignores(nn.Module):
@@ -131,7 +131,7 @@ class Ignores(nn.Module):
 
 @declaring("dummy")
 def test_dummy(name: str) -> None:
-    """What the net ignores gets exactly zero, and something else does not."""
+    """What the model ignores gets exactly zero, and something else does not."""
     box = ub.Box(Ignores().double().eval(), SMALL, outputs="logits")
     got = explained(name, box, some(box), None)
     assert (got[..., 2] == 0).all()
@@ -233,8 +233,8 @@ def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
     """Regression, several labels and a score a pixel; the predicted output, one of them, or a hidden unit."""
     build, more = OUTPUTS[output]
     torch.manual_seed(9)
-    net = build().double().eval()
-    box = ub.Box(net, awkward.GRAY, **more)
+    model = build().double().eval()
+    box = ub.Box(model, awkward.GRAY, **more)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(8)).double()
     layer = {"regression": "0.conv2", "multilabel": "conv2", "segmentation": "second"}[output]  # with a ReLU below
     objective = ub.channel(layer, 1) if target == "unit" else target

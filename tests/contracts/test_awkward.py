@@ -1,4 +1,4 @@
-"""Law 6: every method works on the nets that people have, or says why not. Never a silent wrong picture."""
+"""Law 6: every method works on the models that people have, or says why not. Never a silent wrong picture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ONE_EACH = one_of_each_mechanism()
 @methods("awkward")
 def test_bfloat16_is_close_to_single_precision(name: str) -> None:
     """A map in bfloat16 is noisy, but it is the same map."""
-    coarse, fine = (tensors(call(CARDS[name], case(net))) for net in ("bfloat16", "plain"))
+    coarse, fine = (tensors(call(CARDS[name], case(model))) for model in ("bfloat16", "plain"))
     for at in coarse.keys() & fine.keys():
         a, b = coarse[at].flatten().double(), fine[at].flatten().double()
         if a.numel() > 16 and a.shape == b.shape and b.norm() > 0:
@@ -71,7 +71,7 @@ def compiled_for_real() -> torch.nn.Module:
 def test_a_clamped_logit_is_told(name: str) -> None:
     """With relu(W x) most gradients are zero: the map is then taken before the clamp, and the reader told so."""
     c = case("clamped_logits", torch.float64)
-    z, weight = c.box(c.x), c.box.net[1].weight.detach()
+    z, weight = c.box(c.x), c.box.model[1].weight.detach()
     shut = (z == 0).nonzero()
     assert len(shut) > 0
     row, k = shut[0].tolist()
@@ -80,9 +80,11 @@ def test_a_clamped_logit_is_told(name: str) -> None:
     assert torch.allclose(m.flatten(), weight[k] / 0.5)  # d w.(x - mean) / std
 
 
-@pytest.mark.parametrize(("net", "paths"), [("compiled", "conv1 relu1 fc"), ("compiled_part", "block block.0 block.1")])
-def test_compiled_layers_go_by_their_own_names(net: str, paths: str) -> None:
-    box = case(net).box
+@pytest.mark.parametrize(
+    ("model", "paths"), [("compiled", "conv1 relu1 fc"), ("compiled_part", "block block.0 block.1")]
+)
+def test_compiled_layers_go_by_their_own_names(model: str, paths: str) -> None:
+    box = case(model).box
     assert set(paths.split()) <= {row.path for row in box.layers}
     assert not [row.path for row in box.layers if "_orig_mod" in row.path]
 
@@ -90,26 +92,26 @@ def test_compiled_layers_go_by_their_own_names(net: str, paths: str) -> None:
 LIKE_PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain"]
 
 
-@pytest.mark.parametrize("net", LIKE_PLAIN)
-def test_layers_read_as_they_were_given(net: str) -> None:
+@pytest.mark.parametrize("model", LIKE_PLAIN)
+def test_layers_read_as_they_were_given(model: str) -> None:
     """A tapped activation is what the layer gave, whatever is written over it later."""
-    entry = awkward.get(net, torch.float64)
+    entry = awkward.get(model, torch.float64)
     box, x = box_of(entry), entry.images().double()
-    p = awkward.get("plain", torch.float64).net
+    p = awkward.get("plain", torch.float64).model
     z = awkward.GRAY.encode(x)
     want = {"conv1": p.conv1(z), "conv2": p.conv2(p.first(z)), "fc": p(z), "logits": p(z)}
     rows = {row.path for row in box.layers} | {"logits"}
     got = box.read(x, [k for k in want if k in rows])
-    assert len(got) >= (1 if net == "exported_flat" else 3)
+    assert len(got) >= (1 if model == "exported_flat" else 3)
     assert {k: torch.allclose(h, want[k].detach()) for k, h in got.items()} == dict.fromkeys(got, True)
 
 
-@pytest.mark.parametrize("net", LIKE_PLAIN)
-def test_one_answer_by_all_spellings(net: str) -> None:
-    """Logits, probabilities and classes are the plain net's, also where the net ends in a softmax."""
-    entry = awkward.get(net, torch.float64)
+@pytest.mark.parametrize("model", LIKE_PLAIN)
+def test_one_answer_by_all_spellings(model: str) -> None:
+    """Logits, probabilities and classes are the plain model's, also where the model ends in a softmax."""
+    entry = awkward.get(model, torch.float64)
     box, x = box_of(entry), entry.images().double()
-    want = awkward.get("plain", torch.float64).net(awkward.GRAY.encode(x)).detach()
+    want = awkward.get("plain", torch.float64).model(awkward.GRAY.encode(x)).detach()
     assert torch.allclose(box(x, batch_size=1), want)
     assert torch.allclose(box.probs(x), want.softmax(1))
     assert torch.equal(box.predict(x), want.argmax(1))

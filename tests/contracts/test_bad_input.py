@@ -37,7 +37,7 @@ BAD_X: dict[str, Any] = {
     "a list": lambda x: x.tolist(),
     "None": lambda x: None,
     "a string": lambda x: "seven.png",
-    "a net": lambda x: torch.nn.Identity(),
+    "a model": lambda x: torch.nn.Identity(),
     "a batch of tensors": lambda x: list(x),
     "a data set's batch": lambda x: (x, torch.zeros(3)),
     "sparse": lambda x: x.to_sparse(),
@@ -78,7 +78,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
 
 def refused(c: Case, work: Any, error: type[UnboxedError] = UnboxedError, what: str = "") -> str:
     """The message of the refusal, which is clear and leaves no trace."""
-    before, raised = snapshot(c.box.net), None
+    before, raised = snapshot(c.box.model), None
     try:
         work()
     except UnboxedError as caught:
@@ -86,7 +86,7 @@ def refused(c: Case, work: Any, error: type[UnboxedError] = UnboxedError, what: 
     assert raised is not None, f"accepted: {what}"
     assert_clear(raised)
     assert isinstance(raised, error), f"{what}: {type(raised).__name__}"
-    assert changes(before, snapshot(c.box.net)) == [], what
+    assert changes(before, snapshot(c.box.model)) == [], what
     return str(raised)
 
 
@@ -206,18 +206,18 @@ def test_objectives(bad: str, size: Any) -> None:
 
 
 OPENINGS: dict[str, Any] = {
-    "not a net": lambda p: ub.Box("resnet", p.inputs),
+    "not a model": lambda p: ub.Box("resnet", p.inputs),
     "a function": lambda p: ub.Box(lambda x: x, p.inputs),
-    "inputs of another size": lambda p: ub.Box(p.net, ub.Pixels((1, 9, 9))),
-    "inputs with too many channels": lambda p: ub.Box(p.net, ub.Pixels((3, 8, 8))),
-    "too few class names": lambda p: ub.Box(p.net, p.inputs, classes=["a"]),
-    "an unknown mode": lambda p: ub.Box(p.net, p.inputs, mode="train"),
-    "unknown outputs": lambda p: ub.Box(p.net, p.inputs, outputs="scores"),
-    "no such output": lambda p: ub.Box(awkward.get("dict_output").net, p.inputs, output="answer"),
-    "an output that is no tensor": lambda p: ub.Box(awkward.get("tuple_output").net, p.inputs, output=2),
+    "inputs of another size": lambda p: ub.Box(p.model, ub.Pixels((1, 9, 9))),
+    "inputs with too many channels": lambda p: ub.Box(p.model, ub.Pixels((3, 8, 8))),
+    "too few class names": lambda p: ub.Box(p.model, p.inputs, classes=["a"]),
+    "an unknown mode": lambda p: ub.Box(p.model, p.inputs, mode="train"),
+    "unknown outputs": lambda p: ub.Box(p.model, p.inputs, outputs="scores"),
+    "no such output": lambda p: ub.Box(awkward.get("dict_output").model, p.inputs, output="answer"),
+    "an output that is no tensor": lambda p: ub.Box(awkward.get("tuple_output").model, p.inputs, output=2),
     "two outputs": lambda p: ub.Box(Two(), p.inputs),
     "no output": lambda p: ub.Box(Nothing(), p.inputs),
-    "a list for inputs": lambda p: ub.Box(p.net, (1, 8, 8)),
+    "a list for inputs": lambda p: ub.Box(p.model, (1, 8, 8)),
     "an image of no pixels": lambda p: ub.Pixels((1, 0, 8)),
     "a shape without channels": lambda p: ub.Pixels((8, 8)),
     "a shape of floats": lambda p: ub.Pixels((1, 8.5, 8)),
@@ -241,11 +241,11 @@ class Nothing(torch.nn.Module):
 @pytest.mark.parametrize("bad", OPENINGS)
 def test_opening(bad: str) -> None:
     p = awkward.get("plain")
-    before = snapshot(p.net)
+    before = snapshot(p.model)
     with pytest.raises(UnboxedError) as caught:
         OPENINGS[bad](p)
     assert_clear(caught.value)
-    assert changes(before, snapshot(p.net)) == []
+    assert changes(before, snapshot(p.model)) == []
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -14,11 +14,11 @@ ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3
 SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 
 
-@pytest.mark.parametrize("net", GENTLE)
+@pytest.mark.parametrize("model", GENTLE)
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 @pytest.mark.parametrize("more", [{}, {"keep_going": True}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
-def test_pgd_stays_in_its_ball(net: str, norm: str, eps: float, more: dict[str, object]) -> None:
-    c = case(net)
+def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str, object]) -> None:
+    c = case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
     d = (made.images - c.x).double().flatten(1)
     size = d.norm(SIZES[norm], dim=1)
@@ -38,11 +38,11 @@ def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> Non
     assert made.images.max() <= 1
 
 
-@pytest.mark.parametrize("net", GENTLE)
+@pytest.mark.parametrize("model", GENTLE)
 @pytest.mark.parametrize("target", [None, 2])
-def test_pgd_says_what_the_net_says(net: str, target: int | None) -> None:
+def test_pgd_says_what_the_net_says(model: str, target: int | None) -> None:
     """Success is what a fresh forward of the returned image shows."""
-    c = case(net)
+    c = case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=0.2, steps=6, target=target)
     now = c.box.predict(made.images)
     want = now != c.y if target is None else now == target

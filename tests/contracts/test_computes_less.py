@@ -39,7 +39,7 @@ class Counting(nn.Conv2d):
 
 
 def deep() -> tuple[ub.Box, Tensor, Counter[str]]:
-    """A net of DEPTH convolutions with a ReLU each, and which of them have run since the box was opened."""
+    """A model of DEPTH convolutions with a ReLU each, and which of them have run since the box was opened."""
     torch.manual_seed(0)
     ran: Counter[str] = Counter()
     blocks = []
@@ -49,8 +49,8 @@ def deep() -> tuple[ub.Box, Tensor, Counter[str]]:
         blocks += [(f"conv{i}", conv), (f"relu{i}", nn.ReLU(inplace=True))]
     from collections import OrderedDict
 
-    net = nn.Sequential(OrderedDict([*blocks, ("pool", nn.Flatten()), ("fc", nn.Linear(3 * 64, 4))])).eval()
-    box = ub.Box(net, awkward.GRAY)
+    model = nn.Sequential(OrderedDict([*blocks, ("pool", nn.Flatten()), ("fc", nn.Linear(3 * 64, 4))])).eval()
+    box = ub.Box(model, awkward.GRAY)
     ran.clear()
     return box, torch.rand(3, 1, 8, 8), ran
 
@@ -92,12 +92,12 @@ def test_a_parameters_only_method_runs_nothing() -> None:
 
 
 class Rows:
-    """A hook of the user's own: how many rows each forward of the net had; more than `most` exhaust the memory."""
+    """A hook of the user's own: how many rows each forward of the model had; more than `most` exhaust the memory."""
 
-    def __init__(self, net: nn.Module, most: int = 10**9) -> None:
+    def __init__(self, model: nn.Module, most: int = 10**9) -> None:
         self.seen: list[int] = []
         self.most = most
-        net.register_forward_pre_hook(self)
+        model.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self.seen.append(len(args[0]))
@@ -109,7 +109,7 @@ class Rows:
 @pytest.mark.parametrize("size", [2])
 def test_bounded_batches(name: str, size: int) -> None:
     c = case("plain", n=5)
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     call(CARDS[name], c, batch_size=size)
     assert rows.seen
     assert max(rows.seen) <= size
@@ -120,7 +120,7 @@ def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -
     c = case("plain", n=5)
     each = c.box._found.bytes_each
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     call(CARDS[name], c)
     assert rows.seen
     assert max(rows.seen) <= 2
@@ -131,7 +131,7 @@ def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
     want = tensors(call(CARDS[name], case("plain", torch.float64, n=5)))
     c = case("plain", torch.float64, n=5)
-    Rows(c.box.net, most)
+    Rows(c.box.model, most)
     assert close(tensors(call(CARDS[name], c)), want, 1e-9) == []
 
 
@@ -139,7 +139,7 @@ def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
 def test_out_of_memory_with_a_fixed_batch_is_told(name: str) -> None:
     """The caller chose the size; and one row that does not fit can't be split."""
     c = case("plain", n=5)
-    rows = Rows(c.box.net, most=0)
+    rows = Rows(c.box.model, most=0)
     with pytest.raises(torch.OutOfMemoryError):
         call(CARDS[name], c, batch_size=5)
     with pytest.raises(torch.OutOfMemoryError):
@@ -149,7 +149,7 @@ def test_out_of_memory_with_a_fixed_batch_is_told(name: str) -> None:
 
 def test_pgd_drops_the_examples_that_are_done() -> None:
     c = case("plain")  # row 2 is misclassified from the start
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=1e-3, steps=4, random_start=False)
     assert made.queries.tolist() == [5, 5, 1]
     assert rows.seen == [3, 2, 2, 2, 2]
@@ -158,7 +158,7 @@ def test_pgd_drops_the_examples_that_are_done() -> None:
 
 def test_morph_drops_the_examples_that_are_done() -> None:
     c = case("plain")
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     target = c.box.predict(c.x)
     target[0] = (target[0] + 1) % 4
     rows.seen.clear()
@@ -173,18 +173,18 @@ def test_queries_are_counted(steps: int) -> None:
     """One row alone: as many queries as there were forwards."""
     c = case("plain")
     for i in range(3):
-        rows = Rows(c.box.net)
+        rows = Rows(c.box.model)
         made = ub.adversarial.pgd(c.box, c.x[i : i + 1], c.y[i : i + 1], eps=0.05, steps=steps)
         assert made.queries.tolist() == [len(rows.seen)]
 
 
 @methods("one look", lambda card: takes(card, "x"))
 def test_one_look_at_a_gradient(name: str) -> None:
-    """A method without steps runs the net once a batch."""
+    """A method without steps runs the model once a batch."""
     if takes(CARDS[name], "steps"):
         return
     c = case("plain")
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     call(CARDS[name], c)
     assert rows.seen[:1] == [3]
     assert len(rows.seen) == 1 + takes(CARDS[name], "data")  # which are passed over once
@@ -202,7 +202,7 @@ LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero
 
 
 class Looks(TorchDispatchMode):
-    """Counts the ops after which a host waits for its device; `at` tells the step from how often the net ran."""
+    """Counts the ops after which a host waits for its device; `at` tells the step from how often the model ran."""
 
     def __init__(self, at: Callable[[], int]) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def looks(c: Case, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
     monkeypatch.setattr(Held, "span", lambda self: None)  # as it is for what lies on an accelerator
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     with Looks(lambda: len(rows.seen)) as found:
         climb = ascend(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
     assert len(rows.seen) > 8
@@ -249,21 +249,21 @@ def dead() -> Case:
     """Row 0 has no gradient but before the clamps: no unit of the first layer answers to black."""
     c = case("plain")
     with torch.no_grad():
-        c.box.net.conv1.bias.fill_(-0.05)
-        c.box.net.conv1.weight.abs_()
+        c.box.model.conv1.bias.fill_(-0.05)
+        c.box.model.conv1.weight.abs_()
     c.x[0] = 0
     return c
 
 
 @pytest.mark.parametrize(
-    "net", ["plain", "clamped_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"]
+    "model", ["plain", "clamped_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"]
 )
 @pytest.mark.parametrize("keep_going", [False, True])
 @pytest.mark.parametrize("unclamp", ["no", "last", "all"])
 def test_a_slow_device_is_met_every_eighth_step(
-    net: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
+    model: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    c = dead() if net == "dead" else case(net)
+    c = dead() if model == "dead" else case(model)
     found = looks(c, climbing(c, unclamp, keep_going), Raw(c.x), monkeypatch)
     assert len(found.meetings) <= STEPS // MEET, found.seen
     assert len(found.seen) <= 2 * (STEPS // MEET), found.seen
@@ -305,7 +305,7 @@ def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
     there = c.box.read(c.x, "conv1")["conv1"].double()
     goal = 0.1 * match("conv1", there) + logprob(c.y.int()) * torch.ones(3).double()
     canvas = Fourier.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
-    rows = Rows(c.box.net)
+    rows = Rows(c.box.model)
     plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-far_from_mean(torch.zeros(3).double()))
     with Made():
         ascend(c.box, goal, canvas, plan)

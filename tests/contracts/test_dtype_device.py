@@ -1,4 +1,4 @@
-"""Law 4: where the model is, there the work is: the net in its own device and dtype, all else float32 or float64."""
+"""Law 4: where the model is, there the work is: the model in its own device and dtype, all else float32 or float64."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_where_the_work_is(name: str, dtype: torch.dtype, device: str) -> None:
-    """The net only ever sees its own dtype and device, wherever the caller's tensors are; results lie on its device."""
+    """The model only ever sees its own dtype and device, wherever the caller's tensors are; results lie on its
+    device."""
     entry = awkward.get("plain", dtype)
-    entry.net.to(device)
+    entry.model.to(device)
     seen: set[tuple[torch.dtype, str]] = set()
-    for module in entry.net.modules():
+    for module in entry.model.modules():
         module.register_forward_pre_hook(lambda m, args: seen.add((args[0].dtype, args[0].device.type)))
     c = Case(box_of(entry), entry.images(), torch.tensor([0, 1, 2]))
     found = tensors(call(CARDS[name], c))
@@ -37,11 +38,11 @@ def test_where_the_work_is(name: str, dtype: torch.dtype, device: str) -> None:
 
 @methods("dtype and device")
 @pytest.mark.parametrize(
-    ("net", "given"), [("plain", torch.float64), ("plain", torch.bfloat16), ("double", torch.float32)]
+    ("model", "given"), [("plain", torch.float64), ("plain", torch.bfloat16), ("double", torch.float32)]
 )
-def test_any_float_is_taken(name: str, net: str, given: torch.dtype) -> None:
+def test_any_float_is_taken(name: str, model: str, given: torch.dtype) -> None:
     """The caller's dtype does not matter: x is moved to the box's, and the numbers are those of the moved x."""
-    c = case(net)
+    c = case(model)
     x = c.x.to(given)
     got = tensors(call(CARDS[name], Case(c.box, x, c.y.int())))
     want = tensors(call(CARDS[name], Case(c.box, x.to(c.box.dtype), c.y)))

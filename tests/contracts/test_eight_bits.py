@@ -17,7 +17,7 @@ NETS = ("color", "bfloat16", "dropout_always_on")
 SIZES = {"linf": (0.5 / 255, 8 / 255), "l2": (0.02, 0.5), "l1": (3.0,)}
 
 each = pytest.mark.parametrize(
-    ("name", "net"), [(n, net) for n in ATTACKS for net in NETS if (n, net) not in REFUSED]
+    ("name", "model"), [(n, model) for n in ATTACKS for model in NETS if (n, model) not in REFUSED]
 )  # fmt: skip
 
 
@@ -27,8 +27,8 @@ def bounded(card: Card) -> bool:
 
 @each
 @pytest.mark.parametrize("on_grid", [True, False])
-def test_the_image_is_its_file_and_success_is_the_files(name: str, net: str, on_grid: bool) -> None:
-    c = case(net, n=4)
+def test_the_image_is_its_file_and_success_is_the_files(name: str, model: str, on_grid: bool) -> None:
+    c = case(model, n=4)
     if on_grid:
         c.x.copy_(((c.x * 255).round().float() / 255).to(c.x.dtype))
     made = call(CARDS[name], c, bits=8)

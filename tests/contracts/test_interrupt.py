@@ -31,8 +31,8 @@ def climbs(card: Any) -> bool:
 class CtrlC:
     """A hook of the user's own: KeyboardInterrupt in the k-th forward from now on. Notes where the climb begins."""
 
-    def __init__(self, net: nn.Module) -> None:
-        net.register_forward_pre_hook(self)
+    def __init__(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self)
         self.at(-1)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -48,14 +48,14 @@ class CtrlC:
 
 def interrupted(c: Case, name: str, k: int, **settings: Any) -> Any:
     """What the method gives when Ctrl-C falls in its k-th forward."""
-    ctrl_c = CtrlC(c.box.net)
-    before = snapshot(c.box.net, c.x, c.y)
+    ctrl_c = CtrlC(c.box.model)
+    before = snapshot(c.box.model, c.x, c.y)
     ctrl_c.at(k)
     try:
         result = call(CARDS[name], c, **settings)
     except KeyboardInterrupt:  # not let through: pytest itself would stop
         pytest.fail(f"Ctrl-C in forward {k} threw away what was reached")
-    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     return result
 
 
@@ -65,7 +65,7 @@ LONG = {"steps": 3, "keep_going": True, "step": 0.01}  # nobody is done before t
 def forwards(name: str, **settings: Any) -> tuple[int, int]:
     """The forward in which the climb begins, and the last one; what lies before only prepares."""
     c = case("plain")
-    counter = CtrlC(c.box.net)
+    counter = CtrlC(c.box.model)
     call(CARDS[name], c, **settings)
     return counter.first or 1, counter.calls
 
@@ -110,7 +110,7 @@ def test_a_morph_keeps_its_frames() -> None:
     target = (c.box.predict(c.x) + 1) % 4
     plan = {"confidence": 0.999, "step": 0.01}
     whole = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
-    ctrl_c = CtrlC(c.box.net)
+    ctrl_c = CtrlC(c.box.model)
     ctrl_c.at(4)
     got = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
     assert got.interrupted
@@ -124,7 +124,7 @@ def test_batches_before_ctrl_c_are_whole() -> None:
     c = case("plain", torch.float64)
     plan = {"eps": 1e-3, "steps": 2, "random_start": False, "keep_going": True, "batch_size": 1}
     whole = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
-    ctrl_c = CtrlC(c.box.net)
+    ctrl_c = CtrlC(c.box.model)
     ctrl_c.at(5)  # three looks a row: in the second row
     got = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
     assert got.interrupted
@@ -136,6 +136,6 @@ def test_batches_before_ctrl_c_are_whole() -> None:
 def test_short_work_lets_ctrl_c_through(name: str) -> None:
     """There is nothing to keep: whoever pressed it gets it."""
     c = case("plain")
-    CtrlC(c.box.net).at(1)
+    CtrlC(c.box.model).at(1)
     with pytest.raises(KeyboardInterrupt):
         call(CARDS[name], c)

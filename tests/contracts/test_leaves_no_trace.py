@@ -1,4 +1,4 @@
-"""Law 1: a method leaves the net, torch, the process and the caller's tensors as they were."""
+"""Law 1: a method leaves the model, torch, the process and the caller's tensors as they were."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from unboxed.testing.contracts import Planted, draw_somewhere
 def traced(c: Case, work: Callable[[], Any]) -> list[str]:
     """What `work` changed, whether it succeeds or not."""
     draw_somewhere(1)
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     with suppress(Planted, KeyboardInterrupt, UnboxedError):
         work()
-    return changes(before, snapshot(c.box.net, c.x, c.y))
+    return changes(before, snapshot(c.box.model, c.x, c.y))
 
 
-def with_gradients(net: nn.Module) -> None:
+def with_gradients(model: nn.Module) -> None:
     """Gradients as in the middle of somebody's training: they must stay."""
-    for p in net.parameters():
+    for p in model.parameters():
         if p.requires_grad:
             p.grad = torch.ones_like(p)
 
 
-@pytest.mark.parametrize("net", awkward.NETS)
-def test_opening_a_net(net: str) -> None:
-    entry = awkward.get(net)
-    with_gradients(entry.net)
+@pytest.mark.parametrize("model", awkward.NETS)
+def test_opening_a_net(model: str) -> None:
+    entry = awkward.get(model)
+    with_gradients(entry.model)
     draw_somewhere(1)
-    before = snapshot(entry.net)
-    box = ub.Box(entry.net, entry.inputs, **entry.box)
-    assert changes(before, snapshot(entry.net)) == []
+    before = snapshot(entry.model)
+    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    assert changes(before, snapshot(entry.model)) == []
     x = entry.images().to(box.dtype)
     box(x), box.probs(x), box.read(x, [row.path for row in box.layers if row.calls == 1 and row.shape]), repr(box)
-    assert changes(before, snapshot(entry.net)) == []
+    assert changes(before, snapshot(entry.model)) == []
 
 
 @methods("leaves no trace")
@@ -59,7 +59,7 @@ def test_failure_in_the_backward_pass(name: str, error: type[BaseException]) -> 
     def fail(module: nn.Module, grad: Any) -> None:
         raise error("planted")
 
-    c.box.net.conv2.register_full_backward_pre_hook(fail)
+    c.box.model.conv2.register_full_backward_pre_hook(fail)
     assert traced(c, lambda: call(CARDS[name], c)) == []
 
 
@@ -106,55 +106,55 @@ def test_an_input_with_a_graph(name: str) -> None:
 
 @methods("leaves no trace", lambda card: not card.name.startswith("filters"))
 def test_results_are_the_callers_own(name: str) -> None:
-    """Writing into a result changes neither the net, nor x, nor the next result."""
+    """Writing into a result changes neither the model, nor x, nor the next result."""
     c = case("inplace_relu")
     want = {k: v.clone() for k, v in tensors(call(CARDS[name], c)).items()}
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     for t in tensors(call(CARDS[name], c)).values():
         t.zero_()
-    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     assert close(tensors(call(CARDS[name], c)), want, 0) == []
 
 
-@pytest.mark.parametrize("net", ["plain", "batchnorm_in_train_mode", "draws", "counts", "compiled", "scripted_part"])
-def test_between_frames_and_after_an_abandoned_climb(net: str) -> None:
-    """A loop that is left half-way holds nothing of the net open, neither while it waits nor when it is dropped."""
-    c = case(net)
+@pytest.mark.parametrize("model", ["plain", "batchnorm_in_train_mode", "draws", "counts", "compiled", "scripted_part"])
+def test_between_frames_and_after_an_abandoned_climb(model: str) -> None:
+    """A loop that is left half-way holds nothing of the model open, neither while it waits nor when it is dropped."""
+    c = case(model)
     draw_somewhere(1)
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     plan = Ascent(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
     looks = _Climber(c.box, ub.loss(c.y), Raw(c.x), plan, plan.constraint, slice(0, 3))._steps()
     for _ in range(3):
         next(looks)
-        assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+        assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     looks.close()
-    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
 
 
 def test_training_between_two_looks() -> None:
     """A box opened before somebody trains on restores what it finds, not what it once saw."""
     entry = awkward.get("batchnorm_in_train_mode")
-    boxes = [ub.Box(entry.net, entry.inputs, mode=mode) for mode in ("eval", "as-is")]
+    boxes = [ub.Box(entry.model, entry.inputs, mode=mode) for mode in ("eval", "as-is")]
     x = entry.images()
     for box in boxes:
         box(x)
-    entry.net(entry.inputs.encode(x)).sum().backward()  # moves the running statistics
-    before = snapshot(entry.net)
+    entry.model(entry.inputs.encode(x)).sum().backward()  # moves the running statistics
+    before = snapshot(entry.model)
     for box in boxes:
         box(x)
-        assert changes(before, snapshot(entry.net)) == []
+        assert changes(before, snapshot(entry.model)) == []
 
 
 def test_as_is_keeps_the_flags_and_restores_the_buffers() -> None:
     entry = awkward.get("batchnorm_in_train_mode")
-    before = snapshot(entry.net)
-    box = ub.Box(entry.net, entry.inputs, mode="as-is")
+    before = snapshot(entry.model)
+    box = ub.Box(entry.model, entry.inputs, mode="as-is")
     x = entry.images()
     one = box(x)
-    assert changes(before, snapshot(entry.net)) == []
-    assert torch.allclose(one, entry.net(entry.inputs.encode(x)), atol=1e-5)  # batch statistics: the flags were kept
+    assert changes(before, snapshot(entry.model)) == []
+    assert torch.allclose(one, entry.model(entry.inputs.encode(x)), atol=1e-5)  # batch statistics: the flags were kept
     entry = awkward.get("batchnorm_in_train_mode")
-    assert not torch.allclose(one, ub.Box(entry.net, entry.inputs)(x), atol=1e-2)
+    assert not torch.allclose(one, ub.Box(entry.model, entry.inputs)(x), atol=1e-2)
 
 
 @methods("leaves no trace", lambda card: takes(card, "box"))
@@ -162,8 +162,8 @@ def test_threads_share_a_box(name: str) -> None:
     """Flags, hooks and stances act in every thread: a box lets one in at a time."""
     c = case("batchnorm_in_train_mode", torch.float64)
     want = tensors(call(CARDS[name], c))
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: tensors(call_aloud(CARDS[name], c)), range(4)))
-    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     assert [close(f, want, 1e-12) for f in found] == [[]] * 4

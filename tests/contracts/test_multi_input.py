@@ -95,11 +95,11 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @each_card
 def test_every_method_works_or_says_what_it_needs(name: str, kind: str) -> None:
     c, card = case(kind), CARDS[name]
-    before = snapshot(c.box.net)
+    before = snapshot(c.box.model)
     if refuses(name):
-        with pytest.raises(InputError, match=r"needs a net that takes images alone \(Pixels\).*MultiInput"):
+        with pytest.raises(InputError, match=r"needs a model that takes images alone \(Pixels\).*MultiInput"):
             call_aloud(card, c)  # type: ignore[arg-type]
-        assert changes(before, snapshot(c.box.net)) == []
+        assert changes(before, snapshot(c.box.model)) == []
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
@@ -116,7 +116,7 @@ def test_every_method_works_or_says_what_it_needs(name: str, kind: str) -> None:
     if card.family != "activations":  # a layer named "input" is one vector an example
         packed = [at for at, t in found.items() if t.ndim > 1 and t.shape[-1] == D]
         assert not packed, f"{name} gives packed rows at {packed}"
-    assert changes(before, snapshot(c.box.net)) == []
+    assert changes(before, snapshot(c.box.model)) == []
 
 
 def test_most_methods_take_several_inputs() -> None:

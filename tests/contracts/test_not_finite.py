@@ -107,7 +107,7 @@ def test_other_settings_tell_of_it_too(call: Any) -> None:
 
 def test_rollout_of_attention_that_is_nan_is_told_of() -> None:
     entry = get("attention")
-    for parameter in entry.net.parameters():
+    for parameter in entry.model.parameters():
         parameter.data.fill_(math.nan)
     with pytest.warns(UnboxedWarning, match="attention rollout is NaN or infinite for 3 of 3 inputs"):
         ub.attribution.rollout(box_of(entry, outputs="logits"), entry.images(3))

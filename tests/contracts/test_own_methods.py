@@ -37,7 +37,7 @@ def test_a_method_that_refuses_clearly_passes() -> None:
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (lambda box, x: box.net.eval() and honest(box, x), "leaves no trace"),
+        (lambda box, x: box.model.eval() and honest(box, x), "leaves no trace"),
         (lambda box, x: honest(box, x) + torch.rand(()), "seed"),
         (lambda box, x: honest(box, x).half(), "dtype"),
         (lambda box, x: honest(box, x) * 0, "blank"),

@@ -90,19 +90,19 @@ def test_an_honest_method_passes(method: Callable[..., str]) -> None:
 
 
 def leaves_eval(box: ub.Box, x: Tensor) -> None:
-    box.net.eval()
+    box.model.eval()
 
 
 def leaves_a_hook(box: ub.Box, x: Tensor) -> None:
-    box.net.conv1.register_forward_hook(lambda *args: None)
+    box.model.conv1.register_forward_hook(lambda *args: None)
 
 
 def leaves_gradients(box: ub.Box, x: Tensor) -> None:
-    box.net(box.inputs.encode(x)).sum().backward()
+    box.model(box.inputs.encode(x)).sum().backward()
 
 
 def leaves_frozen(box: ub.Box, x: Tensor) -> None:
-    box.net.requires_grad_(False)
+    box.model.requires_grad_(False)
 
 
 def leaves_no_grad(box: ub.Box, x: Tensor) -> None:
@@ -110,12 +110,12 @@ def leaves_no_grad(box: ub.Box, x: Tensor) -> None:
 
 
 def leaves_statistics(box: ub.Box, x: Tensor) -> None:
-    box.net.train()
-    box.net(box.inputs.encode(x))
+    box.model.train()
+    box.model(box.inputs.encode(x))
 
 
 def leaves_a_new_buffer(box: ub.Box, x: Tensor) -> None:
-    box.net.norm.running_mean = box.net.norm.running_mean.clone()
+    box.model.norm.running_mean = box.model.norm.running_mean.clone()
 
 
 def leaves_a_drawn_number(box: ub.Box, x: Tensor) -> None:
@@ -154,10 +154,10 @@ def test_traces_are_seen(method: Callable[..., str], work: Callable[..., None]) 
 
 def test_a_trace_after_a_failure_is_seen(method: Callable[..., str]) -> None:
     def careless(box: ub.Box, x: Tensor) -> Tensor:
-        flags = [m.training for m in box.net.modules()]
-        box.net.eval()
-        out = box.net(box.inputs.encode(x))
-        for m, flag in zip(box.net.modules(), flags, strict=True):
+        flags = [m.training for m in box.model.modules()]
+        box.model.eval()
+        out = box.model(box.inputs.encode(x))
+        for m, flag in zip(box.model.modules(), flags, strict=True):
             m.training = flag
         return out.detach()
 
@@ -195,10 +195,10 @@ def test_narrow_results_are_seen(method: Callable[..., str]) -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros_like, lambda x: x / 0, lambda x: x * 1.001])
 def test_wrong_pictures_are_seen(method: Callable[..., str], wrong: Callable[[Tensor], Tensor]) -> None:
-    """Blank, not finite, or otherwise than on the plain net."""
+    """Blank, not finite, or otherwise than on the plain model."""
 
     def paints(box: ub.Box, x: Tensor) -> Tensor:
-        return wrong(x) if isinstance(box.net, nn.Sequential) else x
+        return wrong(x) if isinstance(box.model, nn.Sequential) else x
 
     with Fault:
         check_values(method(paints), "sequential")
@@ -285,15 +285,15 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "part"), [("counts", "restored"), ("reassigns", "buffers_in_place"), ("registers", "buffers_in_place")]
+    ("model", "part"), [("counts", "restored"), ("reassigns", "buffers_in_place"), ("registers", "buffers_in_place")]
 )
-def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, net: str, part: str) -> None:
+def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)
     with Fault:
-        test_leaves_no_trace.test_opening_a_net(net)
-    if net != "registers":  # that is over once the box is open
+        test_leaves_no_trace.test_opening_a_net(model)
+    if model != "registers":  # that is over once the box is open
         with Fault:
-            covered(check_run, net)
+            covered(check_run, model)
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,22 +373,22 @@ def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 the small steps vanish."""
     accept = ub.Box.accept
-    monkeypatch.setattr(ub.Box, "accept", lambda self, x: accept(self, x).to(self.net_dtype))
+    monkeypatch.setattr(ub.Box, "accept", lambda self, x: accept(self, x).to(self.model_dtype))
     with Fault:
         test_dtype_device.test_small_steps_survive_a_bfloat16_net()
 
 
 def test_a_snapshot_sees_each_of_its_parts() -> None:
     """Every kind of entry differs when it should: a snapshot that always agrees is none."""
-    net = common.case("batchnorm").box.net
-    before = trace.snapshot(net)
-    assert trace.changes(before, trace.snapshot(net)) == []
-    net.norm.running_mean.add_(1)
-    net.conv1.weight.data.mul_(2)
-    net.conv2.weight.grad = torch.zeros_like(net.conv2.weight)
-    net.fc.bias.requires_grad_(False)
-    net.relu1.training = True
-    net.extra = 1
-    seen = trace.changes(before, trace.snapshot(net))
+    model = common.case("batchnorm").box.model
+    before = trace.snapshot(model)
+    assert trace.changes(before, trace.snapshot(model)) == []
+    model.norm.running_mean.add_(1)
+    model.conv1.weight.data.mul_(2)
+    model.conv2.weight.grad = torch.zeros_like(model.conv2.weight)
+    model.fc.bias.requires_grad_(False)
+    model.relu1.training = True
+    model.extra = 1
+    seen = trace.changes(before, trace.snapshot(model))
     wanted = {"norm.running_mean", "conv1.weight", "conv2.weight grad", "fc.bias requires_grad", "relu1 training"}
     assert {*wanted, " attributes"} == set(seen)

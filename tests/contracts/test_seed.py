@@ -9,9 +9,9 @@ from contracts.common import CARDS, call, case, close, methods, takes, tensors
 
 
 @methods("another seed", lambda card: takes(card, "seed"))
-@pytest.mark.parametrize("net", ["plain", "double"])
-def test_another_seed_another_draw(name: str, net: str) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["plain", "double"])
+def test_another_seed_another_draw(name: str, model: str) -> None:
+    c = case(model)
     first, second = (tensors(call(CARDS[name], c, seed=s)) for s in (0, 1))
     assert close(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
 

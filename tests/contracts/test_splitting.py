@@ -10,11 +10,11 @@ from unboxed.testing import rows
 
 
 @methods("rows", lambda card: takes(card, "x") and not takes(card, "seed"))
-@pytest.mark.parametrize("net", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
-def test_rows_alone(name: str, net: str) -> None:
+@pytest.mark.parametrize("model", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
+def test_rows_alone(name: str, model: str) -> None:
     """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
-    if (name, net) not in REFUSED:
-        rows.check_rows(CARDS[name], net)
+    if (name, model) not in REFUSED:
+        rows.check_rows(CARDS[name], model)
 
 
 @methods("draws of rows", lambda card: takes(card, "seed"))

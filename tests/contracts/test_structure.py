@@ -1,4 +1,5 @@
-"""What holds for the source itself: imports point down, no scope of the net stays open at a yield, files stay short."""
+"""What holds for the source itself: imports point down, no scope of the model stays open at a yield, files stay
+short."""
 
 from __future__ import annotations
 

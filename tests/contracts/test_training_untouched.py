@@ -1,6 +1,6 @@
 """Training with `ConfusedLogits` ends as without it: in the same weights, optimizer and RNG states, bit for bit.
 
-Every net has dropout (as a module and as a function) and BatchNorm, is trained by Adam, and is looked at after each
+Every model has dropout (as a module and as a function) and BatchNorm, is trained by Adam, and is looked at after each
 batch with confusion forced, so that every look runs all there is: both passes, the drawing and the hand-over.
 """
 
@@ -73,19 +73,19 @@ def examples() -> TensorDataset:
     return TensorDataset(torch.randn(n, 1, 8, 8, generator=generator), torch.randint(3, (n,), generator=generator))
 
 
-def flags(net: nn.Module) -> list[bool]:
-    return [m.training for m in net.modules()]
+def flags(model: nn.Module) -> list[bool]:
+    return [m.training for m in model.modules()]
 
 
-def ending(net: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def ending(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """All that training made: what follows from it (the next step, the next epoch) is then the same too."""
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     return {
-        **{f"weight {k}": v.clone() for k, v in net.state_dict().items()},
-        **{f"grad {k}": None if p.grad is None else p.grad.clone() for k, p in net.named_parameters()},
+        **{f"weight {k}": v.clone() for k, v in model.state_dict().items()},
+        **{f"grad {k}": None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()},
         **{f"optimizer {i} {k}": v for i, state in moments.items() for k, v in state.items()},
-        "flags": flags(net),
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()],
+        "flags": flags(model),
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
         "torch RNG": torch.get_rng_state(),
         "NumPy RNG": np.random.get_state()[1].tobytes(),
         "Python RNG": random.getstate(),
@@ -114,18 +114,18 @@ def noisy(x: Tensor) -> Tensor:
 
 def by_hand(watch: Callable[..., object], frozen: bool, every: int, amp: bool) -> dict[str, Any]:
     start()
-    net = Net(frozen)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    model = Net(frozen)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for step, (x, y) in enumerate(DataLoader(examples(), SIZE, shuffle=True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             z = noisy(x)
-            loss = F.cross_entropy(net(z), y)
-            watch(net, z, y, step)  # the graph stands, gradients have accumulated, and autocast is on
+            loss = F.cross_entropy(model(z), y)
+            watch(model, z, y, step)  # the graph stands, gradients have accumulated, and autocast is on
         loss.backward()
         if (step + 1) % every == 0:
             optimizer.step()
             optimizer.zero_grad()
-    return ending(net, optimizer)
+    return ending(model, optimizer)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
@@ -137,22 +137,22 @@ def test_a_loop_by_hand(frozen: bool, every: int, amp: bool) -> None:
     plain = by_hand(lambda *args: None, frozen, every, amp)
     assert sheets.steps == list(range(STEPS))
     assert differing(watched, plain) == []
-    assert changed(plain, by_hand(lambda net, x, y, step: torch.rand(1), frozen, every, amp))
+    assert changed(plain, by_hand(lambda model, x, y, step: torch.rand(1), frozen, every, amp))
 
 
 def test_what_the_published_callback_does_is_seen() -> None:
     """The law can fail: each of these is one thing that a callback of that kind does to a training."""
 
-    def unfreezes(net: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
-        net.eval()
-        nn.Module.train(net)
+    def unfreezes(model: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
+        model.eval()
+        nn.Module.train(model)
 
-    def leaves_grad(net: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
-        net(x.detach().requires_grad_()).amax(1).sum().backward()
+    def leaves_grad(model: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
+        model(x.detach().requires_grad_()).amax(1).sum().backward()
 
-    def draws(net: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
+    def draws(model: nn.Module, x: Tensor, y: Tensor, step: int) -> None:
         with torch.no_grad():
-            net(x)
+            model(x)
 
     plain = by_hand(lambda *args: None, True, 3, False)
     for fault in (unfreezes, leaves_grad, draws):
@@ -179,10 +179,10 @@ def by_lightning(
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net(frozen)
+            self.model = Net(frozen)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
+            return self.model(x)
 
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             x, y = batch
@@ -247,14 +247,16 @@ def by_transformers(
     from transformers import Trainer, TrainingArguments
 
     start()
-    net = WithLoss(frozen)
+    model = WithLoss(frozen)
     args = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=SIZE, num_train_epochs=1, gradient_accumulation_steps=every,
         learning_rate=1e-2, use_cpu=True, bf16=bf16, report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
-    trainer = Trainer(net, args, train_dataset=Named(), callbacks=[] if confused is None else [confused.huggingface()])
+    trainer = Trainer(
+        model, args, train_dataset=Named(), callbacks=[] if confused is None else [confused.huggingface()]
+    )
     trainer.train()
-    return ending(net, trainer.optimizer)
+    return ending(model, trainer.optimizer)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from unboxed.objectives import logit, logprob, loss, margin, of
 def box() -> ub.Box:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+        model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
     with torch.no_grad():
-        net[3].weight *= 8
-    return ub.Box(net, ub.Pixels((1, 8, 8)))
+        model[3].weight *= 8
+    return ub.Box(model, ub.Pixels((1, 8, 8)))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_step_rule_is_torchs_own(box: ub.Box, x: Tensor) -> None:
     adam = Adam([p], lr=0.02)
     for _ in range(7):
         adam.zero_grad()
-        (-box.net(p)[:, 2].sum()).backward()
+        (-box.model(p)[:, 2].sum()).backward()
         adam.step()
     climb = ascend(box, logit(2), Raw(x), Ascent(7, partial(Adam, lr=0.02)))
     assert torch.allclose(climb.input, p.detach(), atol=1e-12)
@@ -87,7 +87,7 @@ def test_pgd_against_a_literal_twin(box: ub.Box, x: Tensor) -> None:
     a = x.clone()
     for _ in range(10):
         a.requires_grad_()
-        (g,) = torch.autograd.grad(nn.functional.cross_entropy(box.net(a), y, reduction="sum"), a)
+        (g,) = torch.autograd.grad(nn.functional.cross_entropy(box.model(a), y, reduction="sum"), a)
         a = torch.minimum(torch.maximum(a.detach() + step * g.sign(), x - eps), x + eps).clamp(0, 1)
     ours = ub.adversarial.pgd(box, x, y, eps=eps, steps=10, step=step, random_start=False, keep_going=True)
     assert torch.allclose(ours.images, a, atol=1e-12)
@@ -142,25 +142,25 @@ def test_morph_reaches_the_class_and_stops_there(box: ub.Box, x: Tensor) -> None
 def test_morph_on_a_clamped_net_never_divides_zero_by_zero() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
     with torch.no_grad():
-        net[1].bias[:] = torch.tensor([5.0, -5.0, -5.0])  # classes 1 and 2 are shut for every input
-    box = ub.Box(net, ub.Pixels((1, 8, 8)))
+        model[1].bias[:] = torch.tensor([5.0, -5.0, -5.0])  # classes 1 and 2 are shut for every input
+    box = ub.Box(model, ub.Pixels((1, 8, 8)))
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     m = ub.synthesis.morph(box, x, 1, steps=5)
     assert m.before_clamp.all()
     assert m.frames.isfinite().all()
-    assert torch.allclose(m.gradient, net[1].weight[1].view(1, 1, 8, 8).expand_as(x))
+    assert torch.allclose(m.gradient, model[1].weight[1].view(1, 1, 8, 8).expand_as(x))
     with pytest.warns(UnboxedWarning, match="clamped at 0 by a final ReLU for 4 of 4"):
         g = ub.attribution.gradient(box, x, 1)
     assert torch.allclose(g, m.gradient)
 
 
 def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
-        net[1].bias[:] = -100
-    box = ub.Box(net, ub.Pixels((1, 8, 8)))
+        model[1].bias[:] = -100
+    box = ub.Box(model, ub.Pixels((1, 8, 8)))
     with pytest.warns(UnboxedWarning, match="exactly zero for 2 of 2"):
         g = ub.attribution.gradient(box, torch.rand(2, 1, 8, 8), 0)
     assert (g == 0).all()
@@ -227,12 +227,12 @@ def test_rows_end_where_they_do_on_a_quick_one(
 
 def gated() -> tuple[ub.Box, Tensor]:
     """Logits behind a ReLU that is shut for row 0 at once, and never for row 1."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU())
     with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]]))
-        net[1].bias.copy_(torch.tensor([-2.0, 0]))
+        model[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]]))
+        model[1].bias.copy_(torch.tensor([-2.0, 0]))
     x = torch.tensor([0.0, 0.9])[:, None, None, None].expand(2, 1, 2, 2)
-    return ub.Box(net, ub.Pixels((1, 2, 2)), outputs="logits"), x
+    return ub.Box(model, ub.Pixels((1, 2, 2)), outputs="logits"), x
 
 
 def test_stuck_rows_are_opened_between_meetings_and_nobody_else(slow: None) -> None:
@@ -254,14 +254,14 @@ def test_the_prior_is_climbed_and_not_scored(box: ub.Box, x: Tensor) -> None:
     p, pulled = x.clone(), torch.zeros_like(x)
     for _ in range(4):
         p.requires_grad_()
-        (own,) = torch.autograd.grad(box.net(p)[:, 1].sum(), p)
+        (own,) = torch.autograd.grad(box.model(p)[:, 1].sum(), p)
         (prior,) = torch.autograd.grad(-0.3 * p.pow(2).sum(), p)
         pulled += own.abs()
         p = (p + 0.1 * (own + prior)).detach()
     small = of("input", lambda x: -x.pow(2).flatten(1).sum(1), "small")
     climb = ascend(box, logit(1), Raw(x), Ascent(4, partial(SGD, lr=0.1), prior=0.3 * small, sum_pulls=True))
     assert torch.allclose(climb.input, p, atol=1e-12)
-    assert torch.allclose(climb.score, box.net(p)[:, 1])
+    assert torch.allclose(climb.score, box.model(p)[:, 1])
     assert climb.pulled is not None
     assert torch.allclose(climb.pulled, pulled)
 

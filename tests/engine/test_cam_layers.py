@@ -143,14 +143,14 @@ NETS = (Gated, SummedInline, SummedInPlace, SquareConvNeXt, ChannelsLast, Branch
 @pytest.mark.parametrize("build", NETS)
 @pytest.mark.parametrize("name", ["grad_cam", "layer_cam"])
 def test_the_default_is_the_last_map(build: type[Last], name: str) -> None:
-    """Against the last maps as the net's own code has them, and the linear layer's weights as their gradient."""
-    net, x = seeded(build), images().double()
-    box = ub.Box(net, COLOR, outputs="logits", **({"output": "main"} if issubclass(build, TwoHeads) else {}))
-    h = net.last(x).detach()
+    """Against the last maps as the model's own code has them, and the linear layer's weights as their gradient."""
+    model, x = seeded(build), images().double()
+    box = ub.Box(model, COLOR, outputs="logits", **({"output": "main"} if issubclass(build, TwoHeads) else {}))
+    h = model.last(x).detach()
     h = h.movedim(3, 1) if build.channels_last else h
     method, found = getattr(ub.attribution, name), []
     for k in (0, 1, 2):
-        g = net.fc.weight[k].detach()[:, None, None].expand_as(h) / h[0, 0].numel()
+        g = model.fc.weight[k].detach()[:, None, None].expand_as(h) / h[0, 0].numel()
         want = ((g if name == "grad_cam" else g.clamp(min=0)) * h).sum(1, keepdim=True).clamp(min=0)
         got = method(box, x, k, upsample=False)
         assert got.shape == want.shape
@@ -160,10 +160,10 @@ def test_the_default_is_the_last_map(build: type[Last], name: str) -> None:
 
 
 def test_a_residual_block_is_left_by_its_sum_in_one_look() -> None:
-    """Values are kept while the net runs, so the layer is found and looked at in the same forward."""
-    net = seeded(SummedInline)
-    box, runs = ub.Box(net, COLOR, outputs="logits"), list[int]()
-    net.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
+    """Values are kept while the model runs, so the layer is found and looked at in the same forward."""
+    model = seeded(SummedInline)
+    box, runs = ub.Box(model, COLOR, outputs="logits"), list[int]()
+    model.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
     cam(box, images())
     assert runs == [2]
 
@@ -206,5 +206,5 @@ def test_where_the_last_maps_cant_be_told_one_is_asked_for(build: type[Last]) ->
 
 def test_a_table_has_no_image() -> None:
     table = ub.Box(seeded(nn.Linear, 3, 2), ub.Features(("a", "b", "c")), outputs="logits")
-    with pytest.raises(InputError, match=r"one image \(Pixels\); this net takes none"):
+    with pytest.raises(InputError, match=r"one image \(Pixels\); this model takes none"):
         cam(table, images()[:, 0, 0, :3])

@@ -1,4 +1,4 @@
-"""Where the units of a layer are: nets of tokens, channels-last blocks, and what the report says of them."""
+"""Where the units of a layer are: models of tokens, channels-last blocks, and what the report says of them."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Recurrent(nn.Module):
         return self.fc(self.act(self.rnn(x[:, 0])[0])[:, -1])
 
 
-def box(net: nn.Module) -> ub.Box:
-    return ub.Box(net.eval(), PIXELS)
+def box(model: nn.Module) -> ub.Box:
+    return ub.Box(model.eval(), PIXELS)
 
 
 def images(n: int = 6) -> Tensor:
@@ -99,9 +99,9 @@ def test_the_default_layers_have_their_units_on_the_axis_asked_for() -> None:
         statistics(box(tokens), images())
 
 
-@pytest.mark.parametrize(("net", "count"), [(ConvNeXt(6), 6), (Recurrent(), 3)], ids=["convnext", "rnn"])
-def test_the_report_speaks_of_true_channels(net: nn.Module, count: int, tmp_path: Path) -> None:
-    written = report(box(net), images(24), tmp_path, sections=[UNITS, CHANNELS], quiet=True)
+@pytest.mark.parametrize(("model", "count"), [(ConvNeXt(6), 6), (Recurrent(), 3)], ids=["convnext", "rnn"])
+def test_the_report_speaks_of_true_channels(model: nn.Module, count: int, tmp_path: Path) -> None:
+    written = report(box(model), images(24), tmp_path, sections=[UNITS, CHANNELS], quiet=True)
     assert written.failures == {}
     page = written.path.read_text()
     assert f"{count} units" in page

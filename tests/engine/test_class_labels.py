@@ -220,4 +220,4 @@ def test_no_work_is_measured_by_the_clock() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             clocks |= {file.relative_to(root).as_posix()} if {"time", "timeit", "datetime"} & set(names) else set()
-    assert clocks <= {"training/fit.py", "net/locks.py"}
+    assert clocks <= {"training/fit.py", "model/locks.py"}

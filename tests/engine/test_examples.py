@@ -102,13 +102,13 @@ def sizes(box: ub.Box, data: Any, **settings: Any) -> list[int]:
 
 def test_batches_are_bounded_and_rows_that_are_coupled_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     assert sizes(box, X, batch_size=3) == [3, 3, 1]
     assert sizes(box, iter(X), most=5) == [5, 2]
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
     assert sizes(box, X) == [1] * 7
     coupled = awkward.get("batchnorm_without_statistics")
-    assert sizes(ub.Box(coupled.net, coupled.inputs), iter(X), batch_size=2) == [7]
+    assert sizes(ub.Box(coupled.model, coupled.inputs), iter(X), batch_size=2) == [7]
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "all", True, None])
@@ -116,14 +116,14 @@ def test_batch_size_is_checked_before_the_data_are_read(size: Any) -> None:
     entry = awkward.get("plain")
     data = iter(X)
     with pytest.raises(InputError, match="batch_size"):
-        each_batch(ub.Box(entry.net, entry.inputs), data, len, batch_size=size)
+        each_batch(ub.Box(entry.model, entry.inputs), data, len, batch_size=size)
     assert torch.equal(next(data), X[0])
 
 
 def test_inputs_are_checked() -> None:
     entry = awkward.get("plain")
     with pytest.raises(InputError, match="255"):
-        each_batch(ub.Box(entry.net, entry.inputs), X * 255, len)
+        each_batch(ub.Box(entry.model, entry.inputs), X * 255, len)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
@@ -134,5 +134,5 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
             raise torch.OutOfMemoryError("no room")
         seen.append(x)
 
-    each_batch(ub.Box(entry.net, entry.inputs), X, work)
+    each_batch(ub.Box(entry.model, entry.inputs), X, work)
     assert torch.equal(torch.cat(seen), X)

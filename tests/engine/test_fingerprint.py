@@ -23,7 +23,7 @@ from unboxed.objectives import Objective
 SCRIPT = """
 import torch, unboxed as ub
 from functools import partial
-from unboxed.engine.identity import identity
+from unboxed.engine.fingerprint import identity
 STEPS = 3
 def attack(*args, kinds=frozenset({"a", "b", "c"}), **more):
     return [ub.adversarial.pgd(*args, steps=STEPS, **more) for name in {"d", "e", "f"}]
@@ -62,10 +62,10 @@ class Own:
 
 
 def linear(k: float) -> nn.Module:
-    net = nn.Linear(2, 2)
-    nn.init.constant_(net.weight, k)
-    nn.init.zeros_(net.bias)
-    return net
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, k)
+    nn.init.zeros_(model.bias)
+    return model
 
 
 @pytest.mark.parametrize(

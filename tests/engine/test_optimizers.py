@@ -126,13 +126,13 @@ def test_lbfgs_across_a_kink() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_rows_that_leave_change_nothing(name: str) -> None:
     """The state of a rule follows its rows: each ends where it ends alone."""
-    net = torch.nn.Sequential(
+    model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(16, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)
     ).double()
     with torch.no_grad():
-        for p, seed in zip(net.parameters(), range(9), strict=False):
+        for p, seed in zip(model.parameters(), range(9), strict=False):
             p.copy_(drawn(*p.shape, seed=seed))
-    box = ub.Box(net, ub.Pixels((1, 4, 4)))
+    box = ub.Box(model, ub.Pixels((1, 4, 4)))
     x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     goals = box(x)[:, 0] + torch.tensor([0.05, 0.4, 0.1, 9.0])
     plan = Ascent(12, partial(RULES[name], lr={"sgd": 0.1, "lbfgs": 1.0}.get(name, 0.05)), until=reached(goals))

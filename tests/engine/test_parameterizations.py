@@ -134,16 +134,16 @@ def test_frequencies() -> None:
 
 
 def test_a_generator_is_left_as_it_was_and_is_no_part_of_the_canvas() -> None:
-    net = generator()
-    before = snapshot(net)
-    canvas = Latent.noise(net, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
+    model = generator()
+    before = snapshot(model)
+    canvas = Latent.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
     assert [name for name, _ in canvas.named_parameters()] == ["z"]
     images = canvas()
     assert torch.equal(images, canvas())  # in eval: no dropout, no batch statistics
     torch.autograd.grad(images.sum(), canvas.z)
-    assert changes(before, snapshot(net)) == []
+    assert changes(before, snapshot(model)) == []
     ascend(box_of_latents(), logit(1), canvas, Ascent(3, partial(Adam, lr=0.1)))
-    assert changes(before, snapshot(net)) == []
+    assert changes(before, snapshot(model)) == []
 
 
 def box_of_latents() -> ub.Box:
@@ -153,16 +153,16 @@ def box_of_latents() -> ub.Box:
 
 
 def test_a_climb_in_codes_against_literal_lines() -> None:
-    net, box = generator().eval(), box_of_latents()
-    canvas = Latent.noise(net, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
+    model, box = generator().eval(), box_of_latents()
+    canvas = Latent.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
     z = canvas.z.detach().clone().requires_grad_()
     adam = Adam([z], lr=0.1)
     for _ in range(5):
         adam.zero_grad()
-        (-box.net((net(z) + 1) / 2)[:, 1].sum()).backward()
+        (-box.model((model(z) + 1) / 2)[:, 1].sum()).backward()
         adam.step()
     climb = ascend(box, logit(1), canvas, Ascent(5, partial(Adam, lr=0.1)), batch_size=2)
-    assert torch.allclose(climb.input, (net(z) + 1) / 2, atol=1e-12)
+    assert torch.allclose(climb.input, (model(z) + 1) / 2, atol=1e-12)
 
 
 def test_codes_on_the_shell() -> None:
@@ -194,11 +194,11 @@ class DCGAN(nn.Module):
 @_needs(ROOT / "gan")
 def test_digits_of_a_class_from_a_generators_codes() -> None:
     """The judge, which took no part, names most of them."""
-    net = DCGAN()
-    net.load_state_dict(torch.load(ROOT / "gan" / "dcgan_mnist_generator.pth", weights_only=True))
+    model = DCGAN()
+    model.load_state_dict(torch.load(ROOT / "gan" / "dcgan_mnist_generator.pth", weights_only=True))
     box, judge = (ub.Box(*ub.zoo.load(name)) for name in ("mnist-cnn", "mnist-judge"))
     goal = torch.arange(10)
-    canvas = Latent.noise(net, torch.empty(10, 64, 1, 1), 0, lambda made: (made + 1) / 2)
+    canvas = Latent.noise(model, torch.empty(10, 64, 1, 1), 0, lambda made: (made + 1) / 2)
     climb = ascend(box, logit(goal), canvas, Ascent(64, partial(Adam, lr=0.05), SHELL, transform=wobble()))
     assert (box.predict(climb.input) == goal).sum() >= 9
     assert (judge.predict(climb.input) == goal).sum() >= 8

@@ -64,11 +64,11 @@ def size(stages: int) -> tuple[int, int]:
     return SIDE[0] // PATCH // 2 ** (stages - 1), SIDE[1] // PATCH // 2 ** (stages - 1)
 
 
-def literal(net: Stages, x: Tensor, k: int, stages: int) -> Tensor:
+def literal(model: Stages, x: Tensor, k: int, stages: int) -> Tensor:
     """Grad-CAM of the last tokens, laid out by hand: token i is row i // w, column i % w."""
-    h = net.cut(x).flatten(2).mT if net.convolution else net.cut(F.unfold(x, PATCH, stride=PATCH).mT)
-    h = net.norm(net.parts(h)).detach().requires_grad_()
-    (g,) = torch.autograd.grad(net.fc(h.mean(1))[:, k].sum(), h)
+    h = model.cut(x).flatten(2).mT if model.convolution else model.cut(F.unfold(x, PATCH, stride=PATCH).mT)
+    h = model.norm(model.parts(h)).detach().requires_grad_()
+    (g,) = torch.autograd.grad(model.fc(h.mean(1))[:, k].sum(), h)
     height, width = size(stages)
     out = torch.zeros(len(x), 1, height, width)
     for n in range(len(x)):
@@ -86,12 +86,12 @@ def images(n: int = 3) -> Tensor:
 @pytest.mark.parametrize("convolution", [True, False])
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_the_last_grid_by_brute_force(stages: int, first: bool, convolution: bool) -> None:
-    net, x = Stages(stages, first, convolution).eval(), images()
-    box = ub.Box(net, ub.Pixels((1, *SIDE)))
+    model, x = Stages(stages, first, convolution).eval(), images()
+    box = ub.Box(model, ub.Pixels((1, *SIDE)))
     assert list(grids(box))[-1][1].size == size(stages)
     for k in range(3):
         got = ub.attribution.grad_cam(box, x, k, upsample=False)
-        assert torch.allclose(got, literal(net, x, k, stages), atol=1e-6)
+        assert torch.allclose(got, literal(model, x, k, stages), atol=1e-6)
         assert torch.equal(got, ub.attribution.grad_cam(box, x, k, layer="norm", upsample=False))
 
 
@@ -151,8 +151,8 @@ def family(name: str) -> tuple[nn.Module, tuple[int, int]]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_models_of_transformers(name: str) -> None:
-    net, want = family(name)
-    box = ub.Box(net, ub.Pixels((1, 32, 32)))
+    model, want = family(name)
+    box = ub.Box(model, ub.Pixels((1, 32, 32)))
     x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = torch.cat([ub.attribution.grad_cam(box, x, k, upsample=False) for k in range(4)])
     assert maps.shape[2:] == want
@@ -171,8 +171,8 @@ def pyramid(kind: str, side: tuple[int, int]) -> ub.Box:
     more |= {"image_size": side[0], "sequence_reduction_ratios": [4, 2, 1, 1]} if kind == "Pvt" else {}
     more |= {"image_size": side, "sr_ratios": [4, 2, 1, 1]} if kind == "PvtV2" else {}
     config = getattr(transformers, f"{kind}Config")(**stages, **more)
-    net = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
-    return ub.Box(net, ub.Pixels((1, *side)))
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    return ub.Box(model, ub.Pixels((1, *side)))
 
 
 PYRAMIDS = [("Pvt", (96, 96)), ("PvtV2", (96, 96)), ("PvtV2", (96, 64))]
@@ -204,8 +204,8 @@ def test_grad_cam_of_a_pyramid_by_hand(kind: str, side: tuple[int, int]) -> None
     box, kept = pyramid(kind, side), list[Tensor]()
     last = "pvt.encoder.block.3.1.layer_norm_1" if kind == "Pvt" else "pvt_v2.encoder.layers.3.layer_norm"
     x = torch.rand(2, 1, *side, generator=torch.Generator().manual_seed(0))
-    handle = box.net.get_submodule(last).register_forward_hook(lambda module, args, out: kept.append(out))
-    z = box.net(x).logits
+    handle = box.model.get_submodule(last).register_forward_hook(lambda module, args, out: kept.append(out))
+    z = box.model(x).logits
     handle.remove()
     extra, (height, width) = int(kind == "Pvt"), (side[0] // 32, side[1] // 32)
     for k in range(4):

@@ -31,10 +31,10 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_an_exported_net_has_no_train_mode(exported: Path) -> None:
-    net, _ = loading.model(str(exported))
+    model, _ = loading.model(str(exported))
     with pytest.raises(ModelError, match="no train mode"):
-        net.train()
-    assert not net.training
+        model.train()
+    assert not model.training
 
 
 def test_an_exported_net_refuses_an_empty_batch(exported: Path) -> None:
@@ -72,7 +72,7 @@ def rewritten(path: Path, name: str, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("member", ["net/data/aotinductor/model/a.so", "net/data/constants/custom_obj_0"])
+@pytest.mark.parametrize("member", ["model/data/aotinductor/model/a.so", "model/data/constants/custom_obj_0"])
 def test_an_export_with_compiled_code_or_pickled_objects(exported: Path, member: str) -> None:
     rewritten(exported, member, b"")
     with pytest.raises(ModelError, match="holds compiled code or pickled objects"):
@@ -81,7 +81,7 @@ def test_an_export_with_compiled_code_or_pickled_objects(exported: Path, member:
 
 def test_a_pickle_inside_an_export_is_never_run(exported: Path, tmp_path: Path) -> None:
     torch.save((Bomb(tmp_path / "mark"),), tmp_path / "bomb.pt")
-    rewritten(exported, "net/data/sample_inputs/model.pt", (tmp_path / "bomb.pt").read_bytes())
+    rewritten(exported, "model/data/sample_inputs/model.pt", (tmp_path / "bomb.pt").read_bytes())
     with pytest.raises(ModelError, match="pickled objects"):
         loading.model(str(exported))
     assert not (tmp_path / "mark").exists()

@@ -1,4 +1,4 @@
-"""What can't be loaded is refused with one clear error, and leaves the net as it was."""
+"""What can't be loaded is refused with one clear error, and leaves the model as it was."""
 
 import argparse
 import pickle
@@ -26,14 +26,14 @@ class Net(nn.Module):
 
 
 def refused(path: Path, *words: str) -> str:
-    """Loading weights must fail with these words, and must not touch the net."""
-    net = Net()
-    before = {name: h.clone() for name, h in net.state_dict().items()}
+    """Loading weights must fail with these words, and must not touch the model."""
+    model = Net()
+    before = {name: h.clone() for name, h in model.state_dict().items()}
     with pytest.raises(ModelError) as caught:
-        loading.weights(net, path)
+        loading.weights(model, path)
     said = str(caught.value)
     assert [word for word in words if word not in said] == [], said
-    assert all(torch.equal(h, before[name]) for name, h in net.state_dict().items())
+    assert all(torch.equal(h, before[name]) for name, h in model.state_dict().items())
     assert "tensor(" not in said
     return said
 
@@ -49,7 +49,7 @@ def test_mismatches_are_listed_by_name(tmp_path: Path) -> None:
         tmp_path / "w.pt",
         "1 missing in the file: fc1.bias",
         "1 unexpected in the file: extra.weight",
-        "fc2.weight is (5, 6) in the file, (10, 6) in the net",
+        "fc2.weight is (5, 6) in the file, (10, 6) in the model",
     )
 
 
@@ -108,7 +108,7 @@ def test_a_pickle_with_code_in_it_is_never_run(tmp_path: Path, legacy: bool) -> 
 WITH_ARGUMENTS = {"state_dict": Net().state_dict(), "args": argparse.Namespace(lr=1)}
 
 
-@pytest.mark.parametrize("made", [Net(), WITH_ARGUMENTS], ids=["net", "arguments"])
+@pytest.mark.parametrize("made", [Net(), WITH_ARGUMENTS], ids=["model", "arguments"])
 def test_the_recipe_in_the_error_makes_a_file_that_loads(
     tmp_path: Path, made: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_factory_that_makes_no_net(file: Path, name: str, words: str) -> None:
     ("source", "words"),
     [
         ("import a_module_that_is_nowhere\n", "No module named 'a_module_that_is_nowhere' (mine.py, line 1)"),
-        ("def net(:\n", "SyntaxError"),
+        ("def model(:\n", "SyntaxError"),
         ("\n1 / 0\n", "ZeroDivisionError: division by zero (mine.py, line 2)"),
         ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
     ],
@@ -194,7 +194,7 @@ def test_a_factory_that_makes_no_net(file: Path, name: str, words: str) -> None:
 def test_a_file_that_fails_while_it_is_imported(tmp_path: Path, source: str, words: str) -> None:
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(ModelError) as caught:
-        loading.model(f"{tmp_path}/mine.py:net")
+        loading.model(f"{tmp_path}/mine.py:model")
     assert words in str(caught.value)
 
 
@@ -226,10 +226,10 @@ def test_swapped_arguments_are_recognized(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_factories_is_cut_with_a_sign(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("".join(f"def net{i}(): pass\n" for i in range(7)))
-    with pytest.raises(ModelError, match=r"mine\.py:net4, \.\.\.$"):
+    (tmp_path / "mine.py").write_text("".join(f"def model{i}(): pass\n" for i in range(7)))
+    with pytest.raises(ModelError, match=r"mine\.py:model4, \.\.\.$"):
         loading.model(f"{tmp_path}/mine.py")
-    with pytest.raises(ModelError, match=r"net4, \.\.\.$"):
+    with pytest.raises(ModelError, match=r"model4, \.\.\.$"):
         loading.model(f"{tmp_path}/mine.py:Unlike")
 
 

@@ -27,7 +27,7 @@ def bug(*args: object, **kwargs: object) -> None:
 
 def opened() -> tuple[ub.Box, torch.Tensor]:
     entry = awkward.get("plain")
-    return ub.Box(entry.net, entry.inputs), entry.images(6)
+    return ub.Box(entry.model, entry.inputs), entry.images(6)
 
 
 def test_a_bug_in_a_section_is_shown_in_the_report_and_logged(
@@ -48,7 +48,7 @@ def test_a_bug_in_incremental_inference_is_logged(
 ) -> None:
     """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
     entry = awkward.get("plain")
-    box = ub.Box(entry.net, entry.inputs)
+    box = ub.Box(entry.model, entry.inputs)
     monkeypatch.setattr(windows, "SMALL", 1)
     monkeypatch.setattr(windows, "FEW", 1)
     monkeypatch.setattr(windows.Windowed, "begin", bug)

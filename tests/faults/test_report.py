@@ -43,12 +43,12 @@ EXAMPLES = (torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 
 
 def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    runs = box.net.runs
+    runs = box.model.runs
     with pytest.raises(WriteError, match="is a file; a report wants a folder"):
         report(box, EXAMPLES, tmp_path / "file", quiet=True)
     with pytest.raises(WriteError, match="Choose a folder"):
         report(box, EXAMPLES, tmp_path / "file" / "out", quiet=True)
-    assert box.net.runs == runs
+    assert box.model.runs == runs
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -60,7 +60,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tm
         (torch.rand(2, 1, 8, 9), DataError, r"\(1, 8, 9\)"),
         (torch.rand(2, 1, 8, 8) * 255, DataError, "divide them by 255"),
         (torch.full((2, 1, 8, 8), float("nan")), DataError, "NaN"),
-        ((torch.rand(2, 1, 8, 8), torch.tensor([0, 7])), DataError, "label 7; the net has classes 0 to 2"),
+        ((torch.rand(2, 1, 8, 8), torch.tensor([0, 7])), DataError, "label 7; the model has classes 0 to 2"),
         (3, DataError, "can't read a int"),
         (iter([1]), DataError, "with a length"),
     ],

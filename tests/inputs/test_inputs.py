@@ -146,8 +146,8 @@ ASKED: dict[str, Callable[[ub.Box, torch.Tensor], object]] = {
 @pytest.mark.parametrize("asked", ASKED)
 def test_images_beyond_their_range_are_refused_with_what_to_do(asked: str, form: str) -> None:
     make, settings, said = GIVEN[form]
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
-    box = ub.Box(net, ub.Pixels((3, 4, 4), **settings))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    box = ub.Box(model, ub.Pixels((3, 4, 4), **settings))
     x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).index_fill(3, torch.tensor([0]), 0.999)
     with pytest.raises(InputError, match=said):
         ASKED[asked](box, make(x))

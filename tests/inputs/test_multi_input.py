@@ -1,4 +1,4 @@
-"""Nets that take several inputs: a dict or a tuple goes in, and what is found comes back alike."""
+"""Models that take several inputs: a dict or a tuple goes in, and what is found comes back alike."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ both = pytest.mark.parametrize("kind", ["dict", "tuple"])
 @both
 def test_the_net_gets_its_arguments(kind: str) -> None:
     """By name or by place, each normalized as its part says."""
-    net, x = Both(), values("dict")
-    want = net((x["image"] - 0.5) / 0.25, x["table"] - torch.tensor([1.0, -1.0]))
+    model, x = Both(), values("dict")
+    want = model((x["image"] - 0.5) / 0.25, x["table"] - torch.tensor([1.0, -1.0]))
     opened = box(kind)
     assert torch.allclose(opened(values(kind)), want)
     assert torch.allclose(opened(values(kind), batch_size=1), want, atol=1e-6)
@@ -59,9 +59,9 @@ def test_what_is_found_comes_back_as_it_went_in(kind: str) -> None:
     found = ub.attribution.gradient(opened, x, 2)
     parts = list(found.values()) if kind == "dict" else list(found)
     assert type(found) is type(x)
-    w, v = opened.net.image.weight.detach(), opened.net.table.weight.detach()
+    w, v = opened.model.image.weight.detach(), opened.model.table.weight.detach()
     z = (values("dict")["image"] - 0.5).flatten(1) / 0.25
-    open_ = (opened.net.image(z) > 0).detach()
+    open_ = (opened.model.image(z) > 0).detach()
     assert torch.allclose(parts[0].flatten(1), open_[:, 2:3] * w[2] / 0.25)
     assert torch.allclose(parts[1], v[2].expand(3, 2))
 

@@ -1,4 +1,4 @@
-"""Nets saved by torch.export: their layers have names, and any number of rows goes through."""
+"""Models saved by torch.export: their layers have names, and any number of rows goes through."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from models import small_conv as net
+from models import small_conv as model
 from unboxed import loading
 from unboxed.engine.gradients.score import gradients
 from unboxed.errors import UnboxedWarning
@@ -17,7 +17,7 @@ from unboxed.errors import UnboxedWarning
 def export(path: Path, batch: int | None, made: nn.Module | None = None, least: int = 1) -> Path:
     x = torch.rand(batch or 5, 1, 8, 8)
     shapes = None if batch else ({0: torch.export.Dim("n", min=least)},)
-    torch.export.save(torch.export.export(made or net(), (x,), dynamic_shapes=shapes), path)
+    torch.export.save(torch.export.export(made or model(), (x,), dynamic_shapes=shapes), path)
     return path
 
 
@@ -26,7 +26,7 @@ def export(path: Path, batch: int | None, made: nn.Module | None = None, least: 
 def test_an_exported_net_takes_any_number_of_rows(tmp_path: Path, batch: int | None, n: int) -> None:
     made, inputs = loading.model(str(export(tmp_path / "model.pt2", batch)))
     x = torch.rand(n, 1, 8, 8)
-    torch.testing.assert_close(made(x), net()(x))
+    torch.testing.assert_close(made(x), model()(x))
     assert inputs is None
 
 
@@ -40,7 +40,7 @@ def test_gradients_go_through_the_padding(tmp_path: Path) -> None:
     made, _ = loading.model(str(export(tmp_path / "model.pt2", 4)))
     x = torch.rand(6, 1, 8, 8, requires_grad=True)
     (given,) = torch.autograd.grad(made(x)[:, 3].sum(), x)
-    (wanted,) = torch.autograd.grad(net()(x)[:, 3].sum(), x)
+    (wanted,) = torch.autograd.grad(model()(x)[:, 3].sum(), x)
     torch.testing.assert_close(given, wanted)
 
 
@@ -48,14 +48,14 @@ def test_the_layers_of_an_exported_net_have_names(tmp_path: Path) -> None:
     box = ub.load(str(export(tmp_path / "model.pt2", None)), inputs=ub.Pixels((1, 8, 8)))
     assert [row.path for row in box.layers] == ["conv", "norm", "drop", "fc"]
     x = torch.rand(3, 1, 8, 8)
-    torch.testing.assert_close(box.read(x, ["norm"])["norm"], net().norm(net().conv(x)))
+    torch.testing.assert_close(box.read(x, ["norm"])["norm"], model().norm(model().conv(x)))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_a_box_keeps_the_batch_size_of_an_exported_net(tmp_path: Path, batch: int, n: int) -> None:
     """Every row is true: activations, gradients at the input and at a layer, and a ReLU called as a function."""
-    plain = ub.Box(net(), ub.Pixels((1, 8, 8)))
+    plain = ub.Box(model(), ub.Pixels((1, 8, 8)))
     box = ub.load(str(export(tmp_path / "model.pt2", batch)), inputs=ub.Pixels((1, 8, 8)))
     x = torch.rand(n, 1, 8, 8)
     for address in ("logits", "conv", "norm:input", ":relu"):
@@ -67,19 +67,19 @@ def test_a_box_keeps_the_batch_size_of_an_exported_net(tmp_path: Path, batch: in
 
 
 def test_a_box_keeps_the_batch_size_of_an_exported_net_that_ends_in_log_softmax(tmp_path: Path) -> None:
-    whole = nn.Sequential(net(), nn.LogSoftmax(1)).eval()
+    whole = nn.Sequential(model(), nn.LogSoftmax(1)).eval()
     box = ub.load(str(export(tmp_path / "model.pt2", 4, whole)), inputs=ub.Pixels((1, 8, 8)))
     x = torch.rand(3, 1, 8, 8)
     assert box.outputs == "logprobs"
-    torch.testing.assert_close(box(x), net()(x))
+    torch.testing.assert_close(box(x), model()(x))
 
 
 def test_weights_go_into_an_exported_net(tmp_path: Path) -> None:
-    torch.save({f"module.{name}": h for name, h in net().state_dict().items()}, tmp_path / "w.pt")
-    spec = str(export(tmp_path / "model.pt2", None, net(1)))
+    torch.save({f"module.{name}": h for name, h in model().state_dict().items()}, tmp_path / "w.pt")
+    spec = str(export(tmp_path / "model.pt2", None, model(1)))
     box = ub.load(spec, tmp_path / "w.pt", inputs=ub.Pixels((1, 8, 8)))
     x = torch.rand(3, 1, 8, 8)
-    torch.testing.assert_close(box(x), net()(x))
+    torch.testing.assert_close(box(x), model()(x))
 
 
 def test_an_exported_net_is_in_eval(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_exported_net_can_be_copied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["drop", "norm"])
 def test_a_net_exported_in_train_mode_is_told(tmp_path: Path, part: str) -> None:
-    half = net()
+    half = model()
     getattr(half, part).train()
     path = export(tmp_path / "model.pt2", None, half, least=2)
     with pytest.warns(UnboxedWarning, match="train mode"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from models import SmallConv as Net
-from models import small_conv as net
+from models import small_conv as model
 from real_data import MNIST, needs_mnist
 from unboxed import loading
 from unboxed.errors import ModelError
@@ -70,17 +70,17 @@ def test_neighbors_of_the_same_name_in_two_folders_are_not_mixed_up(tmp_path: Pa
         folder = tmp_path / str(width)
         folder.mkdir()
         (folder / "layers_of_mine.py").write_text(f"WIDTH = {width}\n")
-        source = "from torch import nn\nfrom layers_of_mine import WIDTH\nnet = nn.Linear(1, WIDTH)\n"
+        source = "from torch import nn\nfrom layers_of_mine import WIDTH\nmodel = nn.Linear(1, WIDTH)\n"
         (folder / "model.py").write_text(source)
-    widths = [loading.model(f"{tmp_path / str(width)}/net.py:net")[0].out_features for width in (2, 9)]
+    widths = [loading.model(f"{tmp_path / str(width)}/model.py:model")[0].out_features for width in (2, 9)]
     assert widths == [2, 9]
 
 
 def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     for width in (2, 30):
-        path.write_text(f"from torch import nn\nnet = nn.Linear(1, {width})\n")
-        assert loading.model(f"{path}:net")[0].out_features == width
+        path.write_text(f"from torch import nn\nmodel = nn.Linear(1, {width})\n")
+        assert loading.model(f"{path}:model")[0].out_features == width
 
 
 def test_a_factory_in_a_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +100,9 @@ def test_load_opens_a_box_with_the_inputs_of_the_factory_or_of_the_caller(file: 
 
 
 def put(state: object, path: Path) -> Net:
-    """A fresh net with what was saved."""
+    """A fresh model with what was saved."""
     torch.save(state, path)
-    fresh = net(1)
+    fresh = model(1)
     loading.weights(fresh, path)
     return fresh
 
@@ -112,7 +112,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def prefixed(prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: h for name, h in net().state_dict().items()}
+    return {prefix + name: h for name, h in model().state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
     ["", "module.", "model.", "_orig_mod.", "module.module.", "model._orig_mod.module.", "net.", "mine.backbone."],
 )
 def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
-    assert same(put(prefixed(prefix), tmp_path / "w.pt"), net())
+    assert same(put(prefixed(prefix), tmp_path / "w.pt"), model())
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
     ids=["lightning", "tutorial", "nested", "flat", "own key"],
 )
 def test_checkpoints_that_hold_more_than_weights(tmp_path: Path, wrap: object) -> None:
-    assert same(put(wrap(net().state_dict()), tmp_path / "w.ckpt"), net())  # type: ignore[operator]
+    assert same(put(wrap(model().state_dict()), tmp_path / "w.ckpt"), model())  # type: ignore[operator]
 
 
 def test_a_lightning_checkpoint_may_hold_a_loss_beside_the_model(tmp_path: Path) -> None:
     state = {**prefixed("model."), "criterion.weight": torch.ones(10)}
-    assert same(put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt"), net())
+    assert same(put({"state_dict": state, "pytorch-lightning_version": "2.6"}, tmp_path / "w.ckpt"), model())
 
 
 def other(prefix: str, *names: str) -> dict[str, Tensor]:
     """Weights that are not the ones wanted, all of them or some, under a prefix."""
-    state = net(5).state_dict()
+    state = model(5).state_dict()
     return {prefix + name: h for name, h in state.items() if not names or name in names}
 
 
@@ -162,10 +162,10 @@ def other(prefix: str, *names: str) -> dict[str, Tensor]:
     ids=["ema", "ema of a model", "teacher", "part of another", "part of one with a longer name", "a stray"],
 )
 def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, beside: dict[str, Tensor]) -> None:
-    """Only wrappers' words count, and of them the one under which most of the net is found, wherever it stands."""
+    """Only wrappers' words count, and of them the one under which most of the model is found, wherever it stands."""
     state = prefixed("model.")
-    assert same(put({"state_dict": {**beside, **state}}, tmp_path / "w.ckpt"), net())
-    assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), net())
+    assert same(put({"state_dict": {**beside, **state}}, tmp_path / "w.ckpt"), model())
+    assert same(put({"state_dict": {**state, **beside}}, tmp_path / "v.ckpt"), model())
 
 
 @pytest.mark.parametrize(
@@ -178,32 +178,32 @@ def test_of_several_prefixes_the_one_that_fits_best_is_taken(tmp_path: Path, bes
     ],
 )
 def test_two_sets_that_fit_alike_are_refused(tmp_path: Path, prefixes: tuple[str, str], said: str) -> None:
-    """Which one is meant can't be known: the net stays as it was. Of nested ones, the inner names are unexpected."""
+    """Which one is meant can't be known: the model stays as it was. Of nested ones, the inner names are unexpected."""
     torch.save({**other(prefixes[0]), **prefixed(prefixes[1])}, tmp_path / "w.pt")
-    fresh = net(1)
+    fresh = model(1)
     with pytest.raises(ModelError, match=said):
         loading.weights(fresh, tmp_path / "w.pt")
-    assert same(fresh, net(1))
+    assert same(fresh, model(1))
 
 
 def test_two_names_of_the_same_weights_are_one_set(tmp_path: Path) -> None:
-    """As of a module that keeps its net under two names."""
-    assert same(put({**prefixed("model."), **prefixed("net.")}, tmp_path / "w.pt"), net())
+    """As of a module that keeps its model under two names."""
+    assert same(put({**prefixed("model."), **prefixed("net.")}, tmp_path / "w.pt"), model())
 
 
 def test_a_prefix_that_is_no_wrappers_counts_only_if_all_names_have_it(tmp_path: Path) -> None:
     torch.save({**prefixed("encoder."), "head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    fresh = net(1)
+    fresh = model(1)
     with pytest.raises(ModelError, match="unexpected"):
         loading.weights(fresh, tmp_path / "w.pt")
-    assert same(fresh, net(1))
+    assert same(fresh, model(1))
 
 
 def test_a_net_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
     """Its names begin with words that wrappers put there: nothing is taken off that it has itself."""
 
     def doubled(seed: int) -> nn.ModuleDict:
-        return nn.ModuleDict({"model": net(seed), "head": nn.Linear(2, 2)})
+        return nn.ModuleDict({"model": model(seed), "head": nn.Linear(2, 2)})
 
     saved, fresh = doubled(0), doubled(1)
     torch.save(saved.state_dict(), tmp_path / "w.pt")
@@ -212,29 +212,29 @@ def test_a_net_whose_own_parts_are_called_as_wrappers(tmp_path: Path) -> None:
 
 
 def test_a_wrapped_part_of_the_net(tmp_path: Path) -> None:
-    state = {name.replace("conv.", "conv.module."): h for name, h in net().state_dict().items()}
-    assert same(put(state, tmp_path / "w.pt"), net())
+    state = {name.replace("conv.", "conv.module."): h for name, h in model().state_dict().items()}
+    assert same(put(state, tmp_path / "w.pt"), model())
 
 
 def test_weights_of_the_bare_net_go_into_a_wrapped_one(tmp_path: Path) -> None:
-    torch.save(net().state_dict(), tmp_path / "w.pt")
-    wrapped = nn.ModuleDict({"model": net(1)})
+    torch.save(model().state_dict(), tmp_path / "w.pt")
+    wrapped = nn.ModuleDict({"model": model(1)})
     loading.weights(wrapped, tmp_path / "w.pt")
-    assert same(wrapped["model"], net())
+    assert same(wrapped["model"], model())
 
 
 def test_safetensors(tmp_path: Path) -> None:
     safetensors.torch.save_file(prefixed("module."), tmp_path / "w.safetensors")
-    fresh = net(1)
+    fresh = model(1)
     loading.weights(fresh, tmp_path / "w.safetensors")
-    assert same(fresh, net())
+    assert same(fresh, model())
 
 
 def test_half_precision_weights_and_old_checkpoints_without_counters(tmp_path: Path) -> None:
-    half = {n: h.half() for n, h in net().state_dict().items() if not n.endswith("num_batches_tracked")}
+    half = {n: h.half() for n, h in model().state_dict().items() if not n.endswith("num_batches_tracked")}
     fresh = put(half, tmp_path / "w.pt")
     assert fresh.fc.weight.dtype == torch.float32
-    assert torch.equal(fresh.fc.weight, net().fc.weight.half().float())
+    assert torch.equal(fresh.fc.weight, model().fc.weight.half().float())
 
 
 def test_the_second_name_of_a_tied_weight_may_be_missing(tmp_path: Path) -> None:
@@ -252,13 +252,13 @@ def test_the_second_name_of_a_tied_weight_may_be_missing(tmp_path: Path) -> None
 def test_weights_saved_on_a_gpu_load_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
-        torch.save(net().state_dict(), tmp_path / "w.pt")
+        torch.save(model().state_dict(), tmp_path / "w.pt")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA"):
             torch.load(tmp_path / "w.pt", weights_only=True)
-    fresh = net(1)
+    fresh = model(1)
     loading.weights(fresh, tmp_path / "w.pt")
-    assert same(fresh, net())
+    assert same(fresh, model())
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ COUPLED = {"batchnorm_without_statistics", "batchnorm_on_batch_statistics", "dra
 @pytest.mark.parametrize("name", awkward.NETS)
 def test_awkward_models(name: str, dtype: torch.dtype | None) -> None:
     entry = awkward.get(name, dtype)
-    assert ub.Box(entry.net, entry.inputs, **entry.box).coupled == (name in COUPLED)
+    assert ub.Box(entry.model, entry.inputs, **entry.box).coupled == (name in COUPLED)
 
 
 class OwnInputs:

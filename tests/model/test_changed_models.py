@@ -232,9 +232,9 @@ def test_a_box_can_be_copied(again: Any) -> None:
     other = again(box)
     assert torch.equal(other(x), box(x))
     assert (other.classes, other.inputs, other.outputs) == (box.classes, box.inputs, box.outputs)
-    assert other.net is not box.net
+    assert other.model is not box.model
     with torch.no_grad():
-        other.net.head.weight.zero_()
+        other.model.head.weight.zero_()
     assert not torch.equal(other(x), box(x))
     assert box == box
     assert box != other

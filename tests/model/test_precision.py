@@ -1,4 +1,4 @@
-"""Mixed precision and memory format: for the net's forward alone, close to plain, and without a trace."""
+"""Mixed precision and memory format: for the model's forward alone, close to plain, and without a trace."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from unboxed.objectives import of
 NARROW = (torch.bfloat16, torch.float16)
 
 
-def narrow(net: str, **box: Any) -> tuple[Case, Case]:
+def narrow(model: str, **box: Any) -> tuple[Case, Case]:
     """The same case in a plain box and in another."""
-    plain = case(net)
+    plain = case(model)
     return plain, Case(
-        ub.Box(awkward.get(net).net, plain.box.inputs, **{**awkward.get(net).box, **box}), plain.x, plain.y
+        ub.Box(awkward.get(model).model, plain.box.inputs, **{**awkward.get(model).box, **box}), plain.x, plain.y
     )
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("net", ["plain", "color", "log_softmax", "softmax", "tuple_output", "batchnorm", "attention"])
-def test_close_to_plain_and_in_single_precision(net: str, dtype: torch.dtype) -> None:
-    plain, mixed = narrow(net, autocast=dtype)
+@pytest.mark.parametrize(
+    "model", ["plain", "color", "log_softmax", "softmax", "tuple_output", "batchnorm", "attention"]
+)
+def test_close_to_plain_and_in_single_precision(model: str, dtype: torch.dtype) -> None:
+    plain, mixed = narrow(model, autocast=dtype)
     z, want = mixed.box(mixed.x), plain.box(plain.x)
     assert z.dtype == torch.float32
     assert torch.allclose(z, want, rtol=0.03, atol=0.03 * float(want.abs().max()))
@@ -45,9 +47,9 @@ def test_close_to_plain_and_in_single_precision(net: str, dtype: torch.dtype) ->
 def test_methods(name: str, box: dict[str, Any]) -> None:
     """They work, their results are float32, and nothing stays."""
     _, c = narrow("color", **box)
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     found = tensors(call(CARDS[name], c))
-    assert changes(before, snapshot(c.box.net, c.x, c.y)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     assert not torch.is_autocast_enabled("cpu")
     assert {h.dtype for h in found.values() if h.is_floating_point() and h.ndim} == {torch.float32}
     assert all(h.isfinite().all() for h in found.values())
@@ -57,7 +59,7 @@ def test_the_net_alone_is_narrow() -> None:
     """Its convolutions see bfloat16; its first input, the objective and all else see float32."""
     _, c = narrow("plain", autocast=torch.bfloat16)
     first: list[Any] = []
-    c.box.net.conv1.register_forward_hook(lambda m, args, out: first.append((args[0].dtype, out.dtype)))
+    c.box.model.conv1.register_forward_hook(lambda m, args, out: first.append((args[0].dtype, out.dtype)))
     seen: list[torch.dtype] = []
 
     def score(z: Tensor) -> Tensor:
@@ -73,26 +75,26 @@ def test_the_net_alone_is_narrow() -> None:
 def test_the_callers_autocast_finds_no_cast_of_ours() -> None:
     """Casts made where no graph is recorded would cost the caller's weights their gradients."""
     _, c = narrow("plain", autocast=torch.bfloat16)
-    net = c.box.net
+    model = c.box.model
     with torch.autocast("cpu", torch.bfloat16):
         c.box(c.x)
-        net(c.box.inputs.encode(c.x)).float().sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
+        model(c.box.inputs.encode(c.x)).float().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_images_come_in_the_format_asked_for() -> None:
     for wanted in (False, True):
         _, c = narrow("color", channels_last=wanted)
         seen: list[Tensor] = []
-        c.box.net.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+        c.box.model.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
         c.box(c.x)
         assert seen[0].is_contiguous(memory_format=torch.channels_last) == wanted
         assert torch.allclose(c.box(c.x), case("color").box(c.x), atol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["inplace_first_op", "relu_called_twice", "exported", "scripted_part", "transformer"])
-def test_formats_on_awkward_nets(net: str) -> None:
-    plain, c = narrow(net, channels_last=True)
+@pytest.mark.parametrize("model", ["inplace_first_op", "relu_called_twice", "exported", "scripted_part", "transformer"])
+def test_formats_on_awkward_nets(model: str) -> None:
+    plain, c = narrow(model, channels_last=True)
     assert torch.allclose(c.box(c.x), plain.box(plain.x), atol=1e-5)
     got, want = (ub.attribution.gradient(k.box, k.x, 1) for k in (c, plain))
     assert torch.allclose(got, want, atol=1e-4 * float(want.abs().max()))
@@ -110,14 +112,14 @@ def test_formats_on_awkward_nets(net: str) -> None:
 def test_other_values_are_refused(settings: dict[str, Any], says: str) -> None:
     entry = awkward.get("plain")
     with pytest.raises(InputError, match=says):
-        ub.Box(entry.net, entry.inputs, **settings)
+        ub.Box(entry.model, entry.inputs, **settings)
 
 
 def test_nets_that_can_not_are_refused() -> None:
-    for net in ("double", "bfloat16"):
-        entry = awkward.get(net)
+    for model in ("double", "bfloat16"):
+        entry = awkward.get(model)
         with pytest.raises(InputError, match=r"autocast is for models in torch\.float32; this one is in torch"):
-            ub.Box(entry.net, entry.inputs, autocast=torch.bfloat16)
+            ub.Box(entry.model, entry.inputs, autocast=torch.bfloat16)
 
     class Strict(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -49,21 +49,21 @@ def images(n: int = 3) -> Tensor:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("maps", [False, True])
 def test_a_sigmoid_is_recognized_and_its_logits_found(spelling: str, maps: bool) -> None:
-    net, x = Ends(SPELLINGS[spelling], maps), images()
-    box = ub.Box(net, PIXELS)
+    model, x = Ends(SPELLINGS[spelling], maps), images()
+    box = ub.Box(model, PIXELS)
     assert box.outputs == "multilabel"
-    assert torch.allclose(box.probs(x), net(x), atol=1e-6)
-    assert torch.allclose(box(x).sigmoid(), net(x), atol=1e-6)
-    told = ub.Box(net, PIXELS, outputs="multilabel")
+    assert torch.allclose(box.probs(x), model(x), atol=1e-6)
+    assert torch.allclose(box(x).sigmoid(), model(x), atol=1e-6)
+    told = ub.Box(model, PIXELS, outputs="multilabel")
     assert torch.equal(box(x), told(x))
     if not maps:
         assert torch.equal(ub.attribution.gradient(box, x, 0), ub.attribution.gradient(told, x, 0))
 
 
 def test_the_gradient_is_the_logits_not_the_sigmoids() -> None:
-    net = Ends(torch.sigmoid)
-    want = net.body[1].weight[2].view(1, 1, 8, 8).expand(3, 1, 8, 8)
-    assert torch.allclose(ub.attribution.gradient(ub.Box(net, PIXELS), images(), 2), want, atol=1e-6)
+    model = Ends(torch.sigmoid)
+    want = model.body[1].weight[2].view(1, 1, 8, 8).expand(3, 1, 8, 8)
+    assert torch.allclose(ub.attribution.gradient(ub.Box(model, PIXELS), images(), 2), want, atol=1e-6)
 
 
 UNSURE: dict[str, Op] = {

@@ -245,7 +245,7 @@ def until(happened: Callable[[], bool], tries: int) -> None:
 
 FORK = """
 import os, threading, time, torch, unboxed as ub
-from unboxed.net import locks
+from unboxed.model import locks
 torch.set_num_threads(1)
 
 class Paused(torch.nn.Module):

@@ -39,8 +39,8 @@ SHAPE = (4, 6, 6)
 def box() -> ub.Box:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 4)).double()
-    return ub.Box(net, ub.Pixels((1, 8, 8)))
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 4)).double()
+    return ub.Box(model, ub.Pixels((1, 8, 8)))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_splitting_changes_nothing(box: ub.Box, x: Tensor, name: str) -> None:
 def test_coupled_rows_are_never_split_and_never_leave(box: ub.Box, x: Tensor, where: str) -> None:
     """Wherever in the plan the coupling stands; rows that are done stay where they are, beside the others."""
     seen: list[int] = []
-    box.net.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    box.model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     together = diversity("input", torch.tensor([0, 0, 0]))
     goal = channel("1", 0) + (0.1 * together if where == "objective" else 0.0)
     until = channel("1", 0) - torch.inf + 0 * together if where == "until" else channel("1", 0) - ub_median(box, x)

@@ -34,10 +34,10 @@ def literal(case: Case, objective: ub.Objective) -> tuple[Tensor, Tensor]:
     """The score (N,) and its gradient (N, D), by autograd through the bare model."""
     box, kept = case.box, dict[str, Tensor]()
     x = box.accept(case.x).clone().requires_grad_()
-    hidden = {path: box.net.get_submodule(path) for path in HIDDEN}
+    hidden = {path: box.model.get_submodule(path) for path in HIDDEN}
     handles = [m.register_forward_hook(_keeping(kept, path)) for path, m in hidden.items()]
     z = box.inputs.encode(x)
-    out = box.net(**z) if isinstance(z, dict) else box.net(*z) if isinstance(z, tuple) else box.net(z)
+    out = box.model(**z) if isinstance(z, dict) else box.model(*z) if isinstance(z, tuple) else box.model(z)
     for handle in handles:
         handle.remove()
     logits = out["logits"] if isinstance(out, dict) else out[0] if isinstance(out, tuple) else out
@@ -108,28 +108,28 @@ def test_arithmetic_of_objectives_is_that_of_their_scores(data: st.DataObject) -
 def test_a_method_leaves_no_trace(data: st.DataObject) -> None:
     case = data.draw(cases())
     objective = data.draw(objectives(case))
-    net = case.box.net.train(data.draw(st.booleans()))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    flags, rng = [m.training for m in net.modules()], torch.get_rng_state()
+    model = case.box.model.train(data.draw(st.booleans()))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags, rng = [m.training for m in model.modules()], torch.get_rng_state()
     mine = packed(case, case.x).clone()
     ub.attribution.gradient(case.box, case.x, objective)
     ub.attribution.smoothgrad(case.box, case.x, objective, n_samples=2)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert [m.training for m in net.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.equal(packed(case, case.x), mine)
-    assert all(p.grad is None and p.requires_grad for p in net.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @few
 @given(inputs(), st.data())
 def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.DataObject) -> None:
     state = torch.get_rng_state()
-    net, x = data.draw(models(kind)), batch(kind, 2, 0)
+    model, x = data.draw(models(kind)), batch(kind, 2, 0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not net.training
-    assert len(opened(net.double(), kind)(x)) == 2
+    assert not model.training
+    assert len(opened(model.double(), kind)(x)) == 2
 
 
 NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "along an activation", "in the direction")

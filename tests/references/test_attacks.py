@@ -26,11 +26,11 @@ Step = Callable[[Tensor], Tensor]
 def box() -> ub.Box:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, K)).double()
+        model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, K)).double()
     with torch.no_grad():
-        net[3].weight *= 8
-        net[3].bias -= net(torch.rand(99, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()).mean(0)
-    return ub.Box(net.eval(), ub.Pixels((1, 8, 8)))
+        model[3].weight *= 8
+        model[3].bias -= model(torch.rand(99, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()).mean(0)
+    return ub.Box(model.eval(), ub.Pixels((1, 8, 8)))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def x() -> Tensor:
 
 def uphill(box: ub.Box, a: Tensor, y: Tensor, sign: float = 1.0) -> Tensor:
     a = a.detach().requires_grad_()
-    return torch.autograd.grad(sign * cross_entropy(box.net(a), y, reduction="sum"), a)[0]
+    return torch.autograd.grad(sign * cross_entropy(box.model(a), y, reduction="sum"), a)[0]
 
 
 def along_sign(g: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def test_the_same_images_as_foolboxs(box: ub.Box, x: Tensor, name: str, norm: st
     eps, y = WAYS[norm][2], box.predict(x)
     peer = kind(random_start=False, **settings)
     with torch.enable_grad():
-        _, want, fooled = peer(foolbox.PyTorchModel(box.net, bounds=(0, 1)), x, y, epsilons=eps)
+        _, want, fooled = peer(foolbox.PyTorchModel(box.model, bounds=(0, 1)), x, y, epsilons=eps)
     ours = {"steps": settings["steps"], "step": settings["abs_stepsize"]} if settings else {}
     made = getattr(ub.adversarial, name)(box, x, y, eps=eps, norm=norm, keep_going=True, **ours)
     same = ~made.success | fooled
@@ -194,7 +194,7 @@ def test_pgd_is_no_weaker_than_foolboxs(box: ub.Box) -> None:
         peer = foolbox.attacks.LinfPGD(steps=10, abs_stepsize=eps / 4)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            fooled = peer(foolbox.PyTorchModel(box.net, bounds=(0, 1)), x, y, epsilons=eps)[2]
+            fooled = peer(foolbox.PyTorchModel(box.model, bounds=(0, 1)), x, y, epsilons=eps)[2]
         left[eps] = int((~made.success).sum()), int((~fooled).sum())
     assert all(ours <= theirs + 1 for ours, theirs in left.values()), left
     assert 0 < left[0.03][0] < 60  # neither too easy nor too hard to tell

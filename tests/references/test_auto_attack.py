@@ -21,10 +21,10 @@ def opened(seed: int = 0, classes: int = 5, shape: tuple[int, int, int] = SHAPE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         size = math.prod(shape)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(size, 30), nn.Tanh(), nn.Linear(30, classes)).double()
+        model = nn.Sequential(nn.Flatten(), nn.Linear(size, 30), nn.Tanh(), nn.Linear(30, classes)).double()
     with torch.no_grad():
-        net[1].weight.mul_(3), net[3].weight.mul_(4)
-    return ub.Box(net.requires_grad_(False), ub.Pixels(shape))
+        model[1].weight.mul_(3), model[3].weight.mul_(4)
+    return ub.Box(model.requires_grad_(False), ub.Pixels(shape))
 
 
 def images(n: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -83,11 +83,11 @@ def literal_apgd(f: Score, margin: Score, x: Tensor, x0: Tensor, eps: float, nor
 
 def of_loss(box: ub.Box, y: int, t: int, way: str) -> tuple[Score, Score]:
     def margin(x: Tensor) -> Tensor:
-        z = box.net(x[None])[0]
+        z = box.model(x[None])[0]
         return torch.cat([z[:y], z[y + 1 :]]).max() - z[y]
 
     def f(x: Tensor) -> Tensor:
-        z = box.net(x[None])[0]
+        z = box.model(x[None])[0]
         order = z.sort().values.flip(0)  # z_pi1 >= z_pi2 >= ...
         if way == "ce":
             return -z.log_softmax(0)[y]

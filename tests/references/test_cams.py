@@ -21,13 +21,13 @@ NOT = {"exported_flat", "checkpointed_reentrant"}  # without modules; without gr
 
 def parts(k: Tensor, layer: str = "relu2") -> tuple[Tensor, Tensor]:
     """Maps A (N, K, h, w) of `Plain` and d logit k / d A, by the chain rule."""
-    net = awkward.get("plain", torch.float64).net
-    a1 = net.conv1(awkward.GRAY.encode(images())).detach()
-    a2 = net.conv2(a1.relu()).detach()
-    g2 = net.fc.weight[k].detach().view(-1, 4, 4, 4)
+    model = awkward.get("plain", torch.float64).model
+    a1 = model.conv1(awkward.GRAY.encode(images())).detach()
+    a2 = model.conv2(a1.relu()).detach()
+    g2 = model.fc.weight[k].detach().view(-1, 4, 4, 4)
     if layer == "relu2":
         return a2.relu(), g2
-    g1 = F.conv_transpose2d(g2 * (a2 > 0), net.conv2.weight, stride=2, padding=1, output_padding=1)
+    g1 = F.conv_transpose2d(g2 * (a2 > 0), model.conv2.weight, stride=2, padding=1, output_padding=1)
     return a1.relu(), g1.detach()
 
 
@@ -81,7 +81,7 @@ def twin(name: str, k: Tensor, layer: str, sign: float = 1) -> Tensor:
 @pytest.mark.parametrize("layer", ["relu1", "relu2"])
 def test_by_hand(name: str, layer: str, sign: float) -> None:
     k = torch.tensor([2, 0, 3])
-    box = ub.Box(awkward.get("plain", torch.float64).net, awkward.GRAY)
+    box = ub.Box(awkward.get("plain", torch.float64).model, awkward.GRAY)
     method = getattr(ub.attribution, name)
     want = twin(name, k, layer, sign)
     got = method(box, images(), sign * ub.logit(k), layer=layer, upsample=False)
@@ -91,12 +91,12 @@ def test_by_hand(name: str, layer: str, sign: float) -> None:
 
 
 @methods
-@pytest.mark.parametrize("net", [n for n in PLAIN if n not in NOT])
-def test_the_default_layer_in_every_spelling(name: str, net: str) -> None:
+@pytest.mark.parametrize("model", [n for n in PLAIN if n not in NOT])
+def test_the_default_layer_in_every_spelling(name: str, model: str) -> None:
     """After the last ReLU, whatever it is: module, functional, in place, with its result ignored, clamp, scripted."""
     k = torch.tensor([2, 0, 3])
-    entry = awkward.get(net, torch.float64)
-    box = ub.Box(entry.net, entry.inputs)
+    entry = awkward.get(model, torch.float64)
+    box = ub.Box(entry.model, entry.inputs)
     got = getattr(ub.attribution, name)(box, images(), -ub.logit(k), upsample=False)
     want = twin(name, k, "relu2", -1)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
@@ -113,8 +113,8 @@ def test_the_three_differ() -> None:
 @pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
 def test_captum(layer: str) -> None:
     entry = awkward.get("plain", torch.float64)
-    box, k = ub.Box(entry.net, entry.inputs), torch.tensor([2, 0, 3])
-    peer = captum.attr.LayerGradCam(entry.net, entry.net.get_submodule(layer))
+    box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])
+    peer = captum.attr.LayerGradCam(entry.model, entry.model.get_submodule(layer))
     want = peer.attribute(awkward.GRAY.encode(images()), target=k, relu_attributions=True).detach()
     got = ub.attribution.grad_cam(box, images(), k, layer=layer, upsample=False)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
@@ -122,7 +122,7 @@ def test_captum(layer: str) -> None:
 
 def test_guided_grad_cam_is_the_product() -> None:
     entry = awkward.get("functional_relu_ignored", torch.float64)
-    box, k = ub.Box(entry.net, entry.inputs), -ub.logit(torch.tensor([2, 0, 3]))
+    box, k = ub.Box(entry.model, entry.inputs), -ub.logit(torch.tensor([2, 0, 3]))
     where = F.interpolate(twin("grad_cam", torch.tensor([2, 0, 3]), "relu2", -1), (8, 8), mode="bilinear")
     want = ub.attribution.guided_backprop(box, images(), k) * where
     got = ub.attribution.guided_grad_cam(box, images(), k)

@@ -10,12 +10,12 @@ import unboxed as ub
 MEAN, STD = 0.1307, 0.3081
 
 
-def published(net: nn.Module, target: int, rounds: int = 50) -> np.ndarray:
+def published(model: nn.Module, target: int, rounds: int = 50) -> np.ndarray:
     img = np.uint8(np.zeros((1, 28, 28)))
     for _ in range(rounds):
         x = torch.from_numpy((np.float32(img) / 255 - MEAN) / STD).float().unsqueeze(0).requires_grad_()
         optimizer = Adam([x], lr=0.5)
-        out = net(x)
+        out = model(x)
         loss = -10 * out[0, target] + torch.sum(out)
         optimizer.zero_grad()
         loss.backward()
@@ -34,10 +34,10 @@ def small_net() -> nn.Module:
 
 
 def test_the_faithful_recipe_is_the_published_one() -> None:
-    net = small_net()
-    box = ub.Box(net, ub.Pixels((1, 28, 28), mean=MEAN, std=STD))
+    model = small_net()
+    box = ub.Box(model, ub.Pixels((1, 28, 28), mean=MEAN, std=STD))
     ours = (ub.synthesis.class_image(box, [0, 3, 7], recipe="faithful").images * 255).numpy()
-    theirs = np.stack([published(net, t) for t in (0, 3, 7)])
+    theirs = np.stack([published(model, t) for t in (0, 3, 7)])
     assert (np.abs(ours - theirs) <= 1).mean() > 0.995
     assert theirs.std() > 10  # the published loop did draw something
 

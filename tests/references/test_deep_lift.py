@@ -1,4 +1,4 @@
-"""DeepLIFT against twins written from the paper and in NumPy, captum where its nets are taken, and completeness."""
+"""DeepLIFT against twins written from the paper and in NumPy, captum where its models are taken, and completeness."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def slope(a: Tensor, b: Tensor) -> Tensor:
 
 def plain_by_hand(x: Tensor, x0: Tensor, k: Tensor) -> Tensor:
     """Contributions of `Plain`'s pixels, by the chain rule for multipliers (equation 3)."""
-    net = awkward.get("plain", torch.float64).net
+    model = awkward.get("plain", torch.float64).model
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        a1 = net.conv1(awkward.GRAY.encode(x)).detach()
-        return a1, net.conv2(a1.relu()).detach()
+        a1 = model.conv1(awkward.GRAY.encode(x)).detach()
+        return a1, model.conv2(a1.relu()).detach()
 
     (a1, a2), (b1, b2) = run(x), run(x0)
-    m = net.fc.weight[k].detach().view(-1, 4, 4, 4) * slope(a2, b2)
-    m = F.conv_transpose2d(m, net.conv2.weight, stride=2, padding=1, output_padding=1) * slope(a1, b1)
-    return F.conv_transpose2d(m, net.conv1.weight, padding=1).detach() / STD * (x - x0)
+    m = model.fc.weight[k].detach().view(-1, 4, 4, 4) * slope(a2, b2)
+    m = F.conv_transpose2d(m, model.conv2.weight, stride=2, padding=1, output_padding=1) * slope(a1, b1)
+    return F.conv_transpose2d(m, model.conv1.weight, padding=1).detach() / STD * (x - x0)
 
 
-@pytest.mark.parametrize("net", PLAIN)
+@pytest.mark.parametrize("model", PLAIN)
 @pytest.mark.parametrize("at", [None, 0.7])
-def test_every_spelling_by_hand(net: str, at: float | None) -> None:
+def test_every_spelling_by_hand(model: str, at: float | None) -> None:
     """Reused, functional and in-place ReLUs, clamps, exported, compiled: the same numbers."""
-    entry = awkward.get(net, torch.float64)
+    entry = awkward.get(model, torch.float64)
     x, k = images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, torch.full_like(x, at or 0), k)
-    got = ub.attribution.deep_lift(ub.Box(entry.net, entry.inputs), x, k, baseline=at)
+    got = ub.attribution.deep_lift(ub.Box(entry.model, entry.inputs), x, k, baseline=at)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
@@ -58,27 +58,27 @@ def test_it_is_not_gradient_times_difference() -> None:
     assert not torch.allclose(ub.attribution.deep_lift(c.box, c.x, 0), plain, rtol=1e-2)
 
 
-@pytest.mark.parametrize("net", [n for n in awkward.NETS if ("deep_lift", n) not in REFUSED])
-def test_completeness(net: str) -> None:
+@pytest.mark.parametrize("model", [n for n in awkward.NETS if ("deep_lift", n) not in REFUSED])
+def test_completeness(model: str) -> None:
     """Contributions sum to score(x) - score(baseline), to 1e-9; in all, where rows are coupled."""
-    c = case(net, torch.float64)
+    c = case(model, torch.float64)
     x0 = torch.full_like(c.x, 0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = ub.attribution.deep_lift(c.box, c.x, 1, baseline=0.3).flatten(1).sum(1)
     want = c.box(c.x)[:, 1] - c.box(x0)[:, 1]
     got, want = (got.sum(), want.sum()) if c.box.coupled else (got, want)
-    fine = 1e-9 if c.box.dtype == torch.float64 else 1e-5  # a net without parameters is in single precision
+    fine = 1e-9 if c.box.dtype == torch.float64 else 1e-5  # a model without parameters is in single precision
     assert torch.allclose(got, want, rtol=fine, atol=fine)
     assert want.abs().max() > 1e-3
 
 
 def test_an_mlp_in_numpy() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(
+    model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 30), nn.Tanh(), nn.Linear(30, 20), nn.GELU(), nn.Linear(20, 4)
     ).double()
-    w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in net.parameters())
+    w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in model.parameters())
     x, x0 = images(), torch.full((3, 1, 8, 8), 0.5).double()
     gelu = lambda a: F.gelu(torch.from_numpy(a)).numpy()  # noqa: E731
     z, z0 = (awkward.GRAY.encode(t).flatten(1).numpy() for t in (x, x0))
@@ -86,7 +86,7 @@ def test_an_mlp_in_numpy() -> None:
     c, c0 = np.tanh(a) @ w2.T + b2, np.tanh(a0) @ w2.T + b2
     m = w3[1] * (gelu(c) - gelu(c0)) / (c - c0)
     want = (m @ w2 * (np.tanh(a) - np.tanh(a0)) / (a - a0)) @ w1 * (z - z0)
-    got = ub.attribution.deep_lift(ub.Box(net, awkward.GRAY), x, 1, baseline=0.5)
+    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY), x, 1, baseline=0.5)
     assert np.allclose(got.flatten(1).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
@@ -104,13 +104,13 @@ CAPTUM: dict[str, Callable[[], nn.Module]] = {
 def test_captum(name: str) -> None:
     """Where each op is a module of its own, called once, and none is max pooling or a product."""
     torch.manual_seed(1)
-    net = CAPTUM[name]().double().eval()
+    model = CAPTUM[name]().double().eval()
     x, x0 = images(), torch.full((3, 1, 8, 8), 0.2).double()
     z, z0 = awkward.GRAY.encode(x), awkward.GRAY.encode(x0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        want = captum.attr.DeepLift(net).attribute(z, z0, target=2).detach()
-    got = ub.attribution.deep_lift(ub.Box(net, awkward.GRAY, outputs="logits"), x, 2, baseline=0.2)
+        want = captum.attr.DeepLift(model).attribute(z, z0, target=2).detach()
+    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY, outputs="logits"), x, 2, baseline=0.2)
     assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
@@ -128,9 +128,9 @@ class Ops(nn.Module):
 
 
 def made(op: Callable[[Tensor, Tensor], Tensor]) -> ub.Box:
-    net = Ops(op).double().eval()
-    net(torch.zeros(1, 1, 8, 8).double())
-    return ub.Box(net, awkward.GRAY, outputs="logits")
+    model = Ops(op).double().eval()
+    model(torch.zeros(1, 1, 8, 8).double())
+    return ub.Box(model, awkward.GRAY, outputs="logits")
 
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -200,11 +200,11 @@ def test_the_largest_by_a_fine_walk() -> None:
 def test_a_product_by_hand() -> None:
     """Each factor is weighed by the mean of the other's two values."""
     box, x = made(lambda a, b: a * b), images()
-    net, k = box.net, 2
-    a, b = (conv(awkward.GRAY.encode(x)) for conv in (net.conv, net.other))
-    a0, b0 = (conv(awkward.GRAY.encode(0 * x)) for conv in (net.conv, net.other))
-    m = net.fc.weight[k].view(1, 4, 8, 8)
-    want = F.conv_transpose2d(m * (b + b0) / 2, net.conv.weight, padding=1)
-    want = want + F.conv_transpose2d(m * (a + a0) / 2, net.other.weight, padding=1)
+    model, k = box.model, 2
+    a, b = (conv(awkward.GRAY.encode(x)) for conv in (model.conv, model.other))
+    a0, b0 = (conv(awkward.GRAY.encode(0 * x)) for conv in (model.conv, model.other))
+    m = model.fc.weight[k].view(1, 4, 8, 8)
+    want = F.conv_transpose2d(m * (b + b0) / 2, model.conv.weight, padding=1)
+    want = want + F.conv_transpose2d(m * (a + a0) / 2, model.other.weight, padding=1)
     got = ub.attribution.deep_lift(box, x, k)
     assert torch.allclose(got, (want / STD * x).detach(), rtol=1e-9, atol=1e-12)

@@ -124,19 +124,19 @@ def test_without_bounds_and_without_a_normal(norm: str) -> None:
 
 def curved() -> ub.Box:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
-    return ub.Box(net.requires_grad_(False), ub.Pixels((1, 4, 4)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    return ub.Box(model.requires_grad_(False), ub.Pixels((1, 4, 4)))
 
 
 class Twin:
     """One image at a time, as the paper's algorithm 1 has it: arXiv:1907.02044."""
 
     def __init__(self, box: ub.Box, x: Tensor, c: int, norm: str) -> None:
-        self.net, self.x, self.c, self.norm = box.net, x, c, norm
+        self.model, self.x, self.c, self.norm = box.model, x, c, norm
         self.out, self.least = x, np.inf
 
     def f(self, z: Tensor) -> Tensor:
-        return self.net(z.view(1, 1, 4, 4))[0]
+        return self.model(z.view(1, 1, 4, 4))[0]
 
     def fools(self, z: Tensor) -> bool:
         others = [float(v) for k, v in enumerate(self.f(z)) if k != self.c]

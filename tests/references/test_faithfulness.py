@@ -22,13 +22,13 @@ COLOR = awkward.COLOR
 
 
 @pytest.fixture
-def net() -> nn.Module:
-    return awkward.get("color", torch.float64).net
+def model() -> nn.Module:
+    return awkward.get("color", torch.float64).model
 
 
 @pytest.fixture
-def box(net: nn.Module) -> ub.Box:
-    return ub.Box(net, COLOR)
+def box(model: nn.Module) -> ub.Box:
+    return ub.Box(model, COLOR)
 
 
 MEAN, STD = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (COLOR.mean, COLOR.std))
@@ -43,9 +43,9 @@ def maps(n: int = 3, channels: int = 3, seed: int = 5) -> Tensor:
 
 
 @torch.no_grad()
-def logits(net: nn.Module, x: Tensor) -> Tensor:
-    """Without a box: what is normalized by hand goes into the net."""
-    return net((x - MEAN) / STD)
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Without a box: what is normalized by hand goes into the model."""
+    return model((x - MEAN) / STD)
 
 
 def agree(a: Tensor, b: Any, tolerance: float = 1e-9) -> None:
@@ -57,13 +57,13 @@ def agree(a: Tensor, b: Any, tolerance: float = 1e-9) -> None:
 # -- deletion and insertion ------------------------------------------------------------------------------------------
 
 
-def walk(net: nn.Module, x: Tensor, start: Tensor, end: Tensor, phi: Tensor, step: int) -> list[float]:
+def walk(model: nn.Module, x: Tensor, start: Tensor, end: Tensor, phi: Tensor, step: int) -> list[float]:
     """The probability of x's class at each step of the authors' loop, for one image (C, H, W)."""
-    k = int(logits(net, x[None]).argmax())
+    k = int(logits(model, x[None]).argmax())
     order = sorted(((float(phi[:, i, j].sum()), i, j) for i in range(8) for j in range(8)), reverse=True)
     now, found = start.clone(), []
     for done in range(0, 65, step):
-        found.append(float(logits(net, now[None]).softmax(1)[0, k]))
+        found.append(float(logits(model, now[None]).softmax(1)[0, k]))
         for _, i, j in order[done : done + step]:
             now[:, i, j] = end[:, i, j]
     return found
@@ -71,27 +71,27 @@ def walk(net: nn.Module, x: Tensor, start: Tensor, end: Tensor, phi: Tensor, ste
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("steps", [64, 16, 1])
-def test_deletion(net: nn.Module, box: ub.Box, channels: int, steps: int) -> None:
+def test_deletion(model: nn.Module, box: ub.Box, channels: int, steps: int) -> None:
     x, phi = images(), maps(channels=channels)
     ours = checks.deletion(box, x, phi, n_steps=steps, baseline="mean")
     gray = MEAN.expand(3, 8, 8)
-    literal = [walk(net, x[i], x[i], gray, phi[i], 64 // steps) for i in range(3)]
+    literal = [walk(model, x[i], x[i], gray, phi[i], 64 // steps) for i in range(3)]
     agree(ours.curve, literal)
     area = [(sum(c) - c[0] / 2 - c[-1] / 2) / (len(c) - 1) for c in ours.curve.tolist()]  # as the authors write it
     agree(ours.auc, area)
     agree(ours.fractions, [k / steps for k in range(steps + 1)])
 
 
-def test_insertion(net: nn.Module, box: ub.Box) -> None:
+def test_insertion(model: nn.Module, box: ub.Box) -> None:
     x, phi, canvas = images(), maps(), images(seed=9)
     ours = checks.insertion(box, x, phi, n_steps=32, baseline=canvas)
-    agree(ours.curve, [walk(net, x[i], canvas[i], x[i], phi[i], 2) for i in range(3)])
+    agree(ours.curve, [walk(model, x[i], canvas[i], x[i], phi[i], 2) for i in range(3)])
 
 
-def test_steps_that_do_not_divide_the_pixels(net: nn.Module, box: ub.Box) -> None:
+def test_steps_that_do_not_divide_the_pixels(model: nn.Module, box: ub.Box) -> None:
     x, phi = images(1), maps(1)
     ours = checks.deletion(box, x, phi, n_steps=5, baseline=0.0)
-    whole = walk(net, x[0], x[0], torch.zeros(3, 8, 8).double(), phi[0], 1)
+    whole = walk(model, x[0], x[0], torch.zeros(3, 8, 8).double(), phi[0], 1)
     agree(ours.curve[0], [whole[k] for k in (0, 13, 26, 38, 51, 64)])
     agree(ours.fractions, [k / 64 for k in (0, 13, 26, 38, 51, 64)])
 
@@ -108,15 +108,15 @@ def perturbations(box: ub.Box, x: Tensor, kind: Any, count: int, base: Tensor, s
 
 
 def literal_infidelity(
-    net: nn.Module, x: Tensor, phi: Tensor, change: Tensor, weight: Tensor, scaled: bool
+    model: nn.Module, x: Tensor, phi: Tensor, change: Tensor, weight: Tensor, scaled: bool
 ) -> list[float]:
     found = []
     for i in range(len(x)):
-        k = int(logits(net, x[i : i + 1]).argmax())
-        f = float(logits(net, x[i : i + 1])[0, k])
+        k = int(logits(model, x[i : i + 1]).argmax())
+        f = float(logits(model, x[i : i + 1])[0, k])
         pairs = []
         for j in range(change.shape[1]):
-            drop = f - float(logits(net, (x[i] - change[i, j])[None])[0, k])
+            drop = f - float(logits(model, (x[i] - change[i, j])[None])[0, k])
             pairs.append((float((weight[i, j] * phi[i]).sum()), drop))
         beta = sum(a * d for a, d in pairs) / sum(a * a for a, d in pairs) if scaled else 1.0
         found.append(sum((beta * a - d) ** 2 for a, d in pairs) / len(pairs))
@@ -125,15 +125,15 @@ def literal_infidelity(
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("kind", ["gaussian", "noisy_baseline", "square"])
-def test_infidelity(net: nn.Module, box: ub.Box, kind: Any, scaled: bool) -> None:
+def test_infidelity(model: nn.Module, box: ub.Box, kind: Any, scaled: bool) -> None:
     x, phi = images(), maps()
     change, mask = perturbations(box, x, kind, 7, torch.zeros_like(x))
     weight = mask.double() if kind == "square" else change
     ours = checks.infidelity(box, x, phi, perturbation=kind, n_samples=7, scaled=scaled)
-    agree(ours.infidelity, literal_infidelity(net, x, phi, change, weight, scaled))
+    agree(ours.infidelity, literal_infidelity(model, x, phi, change, weight, scaled))
 
 
-def test_infidelity_of_every_square(net: nn.Module, box: ub.Box) -> None:
+def test_infidelity_of_every_square(model: nn.Module, box: ub.Box) -> None:
     x, phi = images(2), maps(2, channels=1)
     change, mask = [], []
     for side in (1, 2, 3):
@@ -145,20 +145,20 @@ def test_infidelity_of_every_square(net: nn.Module, box: ub.Box) -> None:
                 change.append((x - 0.3) * m)
     both = torch.stack(change, 1), torch.stack(mask).expand(2, -1, 1, 8, 8)
     ours = checks.infidelity(box, x, phi, perturbation="square", n_samples=None, window=3, baseline=0.3, scaled=True)
-    agree(ours.infidelity, literal_infidelity(net, x, phi, *both, scaled=True))
+    agree(ours.infidelity, literal_infidelity(model, x, phi, *both, scaled=True))
     assert ours.error.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("kind", ["gaussian", "noisy_baseline", "square"])
-def test_infidelity_as_captum(net: nn.Module, box: ub.Box, kind: Any, scaled: bool) -> None:
+def test_infidelity_as_captum(model: nn.Module, box: ub.Box, kind: Any, scaled: bool) -> None:
     from captum.metrics import infidelity
 
     x, phi = images(), maps()
     change, _ = perturbations(box, x, kind, 6, torch.full_like(x, 0.2), seed=3)
     flat = change.flatten(0, 1)
     theirs = infidelity(
-        lambda z: logits(net, z), lambda z: (flat, z - flat), x, phi, target=logits(net, x).argmax(1),
+        lambda z: logits(model, z), lambda z: (flat, z - flat), x, phi, target=logits(model, x).argmax(1),
         n_perturb_samples=6, normalize=scaled,
     )  # fmt: skip
     ours = checks.infidelity(
@@ -212,19 +212,19 @@ def moved(x: Tensor, radius: float, count: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_max_sensitivity(net: nn.Module, box: ub.Box, relative: bool) -> None:
+def test_max_sensitivity(model: nn.Module, box: ub.Box, relative: bool) -> None:
     x = images()
     points = moved(x, 0.1, 5, seed=2)
 
     def gradient(z: Tensor, k: int) -> Tensor:
         z = z[None].clone().requires_grad_()
         with torch.enable_grad():
-            score = net((z - MEAN) / STD)[0, k]
+            score = model((z - MEAN) / STD)[0, k]
         return torch.autograd.grad(score, z)[0][0]
 
     literal = []
     for i in range(3):
-        k = int(logits(net, x[i : i + 1]).argmax())
+        k = int(logits(model, x[i : i + 1]).argmax())
         own = gradient(x[i], k)
         most = max(float((gradient(points[i, j], k) - own).norm()) for j in range(5))
         literal.append(most / float(own.norm()) if relative else most)
@@ -233,13 +233,13 @@ def test_max_sensitivity(net: nn.Module, box: ub.Box, relative: bool) -> None:
     agree(ours, literal, 1e-6)
 
 
-def test_max_sensitivity_as_captum(net: nn.Module, box: ub.Box) -> None:
+def test_max_sensitivity_as_captum(model: nn.Module, box: ub.Box) -> None:
     from captum.attr import Saliency
     from captum.metrics import sensitivity_max
 
     x = images()
     points, y = moved(x, 0.1, 4, seed=1).flatten(0, 1), box.predict(x)
-    saliency = Saliency(nn.Sequential(Normalize(), net))
+    saliency = Saliency(nn.Sequential(Normalize(), model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = sensitivity_max(
@@ -261,12 +261,12 @@ class Normalize(nn.Module):
 # -- sensitivity-n ---------------------------------------------------------------------------------------------------
 
 
-def test_sensitivity_n(net: nn.Module, box: ub.Box) -> None:
+def test_sensitivity_n(model: nn.Module, box: ub.Box) -> None:
     x, phi, sizes, many = images(2), maps(2), [1, 5, 40], 9
     ours = checks.sensitivity_n(box, x, phi, sizes=sizes, n_samples=many, baseline=0.5, seed=4)
     literal = np.empty((2, 3))
     for i in range(2):
-        k = int(logits(net, x[i : i + 1]).argmax())
+        k = int(logits(model, x[i : i + 1]).argmax())
         for s, n in enumerate(sizes):
             sums, drops = [], []
             for j in range(many):
@@ -276,7 +276,7 @@ def test_sensitivity_n(net: nn.Module, box: ub.Box) -> None:
                 for p in chosen:
                     z[:, p // 8, p % 8] = 0.5
                 sums.append(sum(float(phi[i, :, p // 8, p % 8].sum()) for p in chosen))
-                drops.append(float(logits(net, x[i : i + 1])[0, k] - logits(net, z[None])[0, k]))
+                drops.append(float(logits(model, x[i : i + 1])[0, k] - logits(model, z[None])[0, k]))
             literal[i, s] = np.corrcoef(sums, drops)[0, 1]
     agree(ours.correlation, literal)
     agree(ours.mean, literal.mean(0))
@@ -308,7 +308,7 @@ def imputed(image: np.ndarray, gone: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("order", ["morf", "lerf"])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_road(net: nn.Module, box: ub.Box, order: Any, noise: float) -> None:
+def test_road(model: nn.Module, box: ub.Box, order: Any, noise: float) -> None:
     x, phi, shares = images(), maps(), [0.05, 0.3, 0.9]
     y = torch.tensor([0, 3, 1])
     ours = checks.road(box, x, phi, y, fractions=shares, order=order, noise=noise, seed=6)
@@ -321,7 +321,7 @@ def test_road(net: nn.Module, box: ub.Box, order: Any, noise: float) -> None:
             gone = gone.reshape(8, 8)
             grain = drawn(torch.randn, (3, 8, 8), x, 6, torch.tensor([i]), torch.tensor([s]))[0].numpy()
             z = torch.from_numpy(imputed(x[i].numpy(), gone) + noise * grain * gone)
-            p = logits(net, z[None]).softmax(1)[0]
+            p = logits(model, z[None]).softmax(1)[0]
             score[i, s], right[i, s] = p[y[i]], int(p.argmax()) == y[i]
     agree(ours.scores, score)
     assert ours.right is not None

@@ -26,10 +26,10 @@ Attack = Callable[..., ub.adversarial.Adversarial]
 
 def case() -> tuple[ub.Box, Tensor, Tensor]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 4)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 4)).double()
     with torch.no_grad():
-        net[3].weight.mul_(4)
-    box = ub.Box(net, ub.Pixels((1, 6, 6)), outputs="logits")
+        model[3].weight.mul_(4)
+    box = ub.Box(model, ub.Pixels((1, 6, 6)), outputs="logits")
     x = torch.rand(7, 1, 6, 6, dtype=torch.float64)
     return box, x, box.predict(x)
 
@@ -38,12 +38,12 @@ def cosine(first: float, last: float, k: int) -> float:
     return last + 0.5 * (first - last) * (1 + math.cos(k * math.pi / STEPS))
 
 
-def ddn_twin(net: nn.Module, x: Tensor, y: int) -> float:
+def ddn_twin(model: nn.Module, x: Tensor, y: int) -> float:
     """Algorithm 1 of arXiv:1811.09600; the least distance."""
     best, delta, eps = math.inf, torch.zeros_like(x), 1.0
     for k in range(STEPS + 1):
         z = (x + delta).requires_grad_()
-        logits = net(z)
+        logits = model(z)
         fools = int(logits.argmax()) != y
         if fools:
             best = min(best, float(delta.norm()))
@@ -59,7 +59,7 @@ def ddn_twin(net: nn.Module, x: Tensor, y: int) -> float:
 def test_ddn_is_the_papers() -> None:
     box, x, y = case()
     found = ub.adversarial.ddn(box, x, y, steps=STEPS)
-    wanted = torch.tensor([ddn_twin(box.net, x[i : i + 1], int(y[i])) for i in range(len(x))], dtype=torch.float64)
+    wanted = torch.tensor([ddn_twin(box.model, x[i : i + 1], int(y[i])) for i in range(len(x))], dtype=torch.float64)
     assert found.success.all()
     assert torch.allclose(found.distance, wanted, rtol=1e-9)
 
@@ -87,12 +87,12 @@ def pointing_out(z: Tensor, way: Tensor) -> Tensor:
     return ((z <= 0) & (way < 0)) | ((z >= 1) & (way > 0))
 
 
-def fmn_twin(net: nn.Module, x: Tensor, y: int, norm: str, *, papers: bool = False) -> float:
+def fmn_twin(model: nn.Module, x: Tensor, y: int, norm: str, *, papers: bool = False) -> float:
     """Algorithm 1 of arXiv:2102.12827; the least distance. `papers`: without the two lines that are ours."""
     best, delta, eps, stalled = math.inf, torch.zeros_like(x), math.inf, False
     for k in range(STEPS + 1):
         z = (x + delta).requires_grad_()
-        logits = net(z)[0]
+        logits = model(z)[0]
         lead = logits[y] - max(logits[j] for j in range(len(logits)) if j != y)
         size, fools = norm_of(delta, ORDER[norm]), float(lead.detach()) < 0
         if fools:
@@ -117,7 +117,7 @@ def fmn_twin(net: nn.Module, x: Tensor, y: int, norm: str, *, papers: bool = Fal
 
 
 def fmn_twins(box: ub.Box, x: Tensor, y: Tensor, norm: str, papers: bool) -> Tensor:
-    found = [fmn_twin(box.net, x[i : i + 1], int(y[i]), norm, papers=papers) for i in range(len(x))]
+    found = [fmn_twin(box.model, x[i : i + 1], int(y[i]), norm, papers=papers) for i in range(len(x))]
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -154,7 +154,7 @@ def digits(n: int) -> tuple[ub.Box, Any, Tensor, Tensor]:
     x, y = ub.data.digits("test").first(n)
     right = box.predict(x) == y
     of = {"mean": box.inputs.mean, "std": box.inputs.std}
-    return box, foolbox.PyTorchModel(box.net, bounds=(0, 1), preprocessing=of), x[right], y[right]
+    return box, foolbox.PyTorchModel(box.model, bounds=(0, 1), preprocessing=of), x[right], y[right]
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def method(name: str) -> Callable[..., Tensor]:
 
 def plain_by_hand(x: Tensor, k: Tensor, signal: Signal) -> Tensor:
     """d logit k / d x of `awkward.Plain`, its ReLUs sending down `signal`."""
-    net = awkward.get("plain", torch.float64).net
-    w1, w2, w3 = net.conv1.weight, net.conv2.weight, net.fc.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, net.conv1.bias, padding=1)
-    a2 = F.conv2d(a1 * (a1 > 0), w2, net.conv2.bias, stride=2, padding=1)
+    model = awkward.get("plain", torch.float64).model
+    w1, w2, w3 = model.conv1.weight, model.conv2.weight, model.fc.weight
+    a1 = F.conv2d(awkward.GRAY.encode(x), w1, model.conv1.bias, padding=1)
+    a2 = F.conv2d(a1 * (a1 > 0), w2, model.conv2.bias, stride=2, padding=1)
     s = w3[k].view_as(a2)
     s = F.conv_transpose2d(signal(s, a2), w2, stride=2, padding=1, output_padding=1)
     s = F.conv_transpose2d(signal(s, a1), w1, padding=1)
@@ -54,12 +54,12 @@ PLAIN_SPELLINGS = [n for n in awkward.NETS if awkward.twin(n) == "plain" and n n
 
 
 @methods
-@pytest.mark.parametrize("net", ["plain", *PLAIN_SPELLINGS])
+@pytest.mark.parametrize("model", ["plain", *PLAIN_SPELLINGS])
 @pytest.mark.parametrize("size", ["auto", 1])
-def test_every_spelling_against_the_chain_rule(name: str, net: str, size: int | str) -> None:
+def test_every_spelling_against_the_chain_rule(name: str, model: str, size: int | str) -> None:
     """Modules, in-place, functional, aten, scripted, checkpointed, exported, compiled; dict outputs; softmax ends."""
-    entry = awkward.get(net, torch.float64)
-    box, x, k = ub.Box(entry.net, entry.inputs), images(), torch.tensor([2, 0, 3])
+    entry = awkward.get(model, torch.float64)
+    box, x, k = ub.Box(entry.model, entry.inputs), images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, k, SIGNALS[name])
     assert torch.allclose(method(name)(box, x, k, batch_size=size), want, rtol=1e-9, atol=1e-12)
     others = [plain_by_hand(x, k, s) for n, s in SIGNALS.items() if n != name]
@@ -70,19 +70,19 @@ def test_every_spelling_against_the_chain_rule(name: str, net: str, size: int | 
 def test_a_scripted_part_that_has_run_before_and_runs_again(name: str) -> None:
     """The profiling executor makes one node of the scripted part after some runs: the rule must hold on each call."""
     entry = awkward.get("scripted_and_optimized", torch.float64)
-    box, x, k = ub.Box(entry.net, entry.inputs), images(), torch.tensor([2, 0, 3])
+    box, x, k = ub.Box(entry.model, entry.inputs), images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, k, SIGNALS[name])
     for _ in range(4):
         assert torch.allclose(method(name)(box, x, k), want, rtol=1e-9, atol=1e-12)
-        entry.net(awkward.GRAY.encode(x))  # the user's own runs in between
+        entry.model(awkward.GRAY.encode(x))  # the user's own runs in between
 
 
 @methods
 def test_an_mlp_in_numpy(name: str) -> None:
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4)]
-    net = nn.Sequential(*layers).double()
-    w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in net.parameters())
+    model = nn.Sequential(*layers).double()
+    w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in model.parameters())
     x = images()
     z = awkward.GRAY.encode(x).flatten(1).numpy()
     a1 = z @ w1.T + b1
@@ -93,7 +93,7 @@ def test_an_mlp_in_numpy(name: str) -> None:
         "deconvnet": lambda s, a: np.maximum(s, 0),
     }[name]
     want = send(send(np.repeat(w3[1:2], 3, 0), a2) @ w2, a1) @ w1 / STD
-    got = method(name)(ub.Box(net, awkward.GRAY), x, 1)
+    got = method(name)(ub.Box(model, awkward.GRAY), x, 1)
     assert np.allclose(got.flatten(1).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
@@ -102,8 +102,8 @@ def test_an_mlp_in_numpy(name: str) -> None:
 def test_a_hidden_channel(name: str, channel: int) -> None:
     """The target is any hidden unit: its signal starts in its own layer, and deeper ReLUs have no say."""
     entry = awkward.get("functional_relu_ignored", torch.float64)
-    box, x, w1, w2 = ub.Box(entry.net, entry.inputs), images(), entry.net.conv1.weight, entry.net.conv2.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, entry.net.conv1.bias, padding=1)
+    box, x, w1, w2 = ub.Box(entry.model, entry.inputs), images(), entry.model.conv1.weight, entry.model.conv2.weight
+    a1 = F.conv2d(awkward.GRAY.encode(x), w1, entry.model.conv1.bias, padding=1)
     s = torch.zeros(3, 4, 4, 4).double()
     s[:, channel] = 1 / 16
     s = F.conv_transpose2d(s, w2, stride=2, padding=1, output_padding=1)
@@ -114,16 +114,16 @@ def test_a_hidden_channel(name: str, channel: int) -> None:
 @methods
 def test_a_relu_module_called_twice_in_a_row_of_convolutions(name: str) -> None:
     entry = awkward.get("conv_called_twice", torch.float64)
-    net, x = entry.net, images()
-    a1 = F.conv2d(awkward.GRAY.encode(x), net.conv1.weight, net.conv1.bias, padding=1)
-    h3 = net.conv3(net.conv3(a1 * (a1 > 0)))
-    a2 = net.conv2(h3 * (h3 > 0))
-    s, signal = net.fc.weight[1].expand(3, -1).view_as(a2), SIGNALS[name]
-    s = signal(F.conv_transpose2d(signal(s, a2), net.conv2.weight, stride=2, padding=1, output_padding=1), h3)
+    model, x = entry.model, images()
+    a1 = F.conv2d(awkward.GRAY.encode(x), model.conv1.weight, model.conv1.bias, padding=1)
+    h3 = model.conv3(model.conv3(a1 * (a1 > 0)))
+    a2 = model.conv2(h3 * (h3 > 0))
+    s, signal = model.fc.weight[1].expand(3, -1).view_as(a2), SIGNALS[name]
+    s = signal(F.conv_transpose2d(signal(s, a2), model.conv2.weight, stride=2, padding=1, output_padding=1), h3)
     for _ in range(2):
-        s = F.conv_transpose2d(s, net.conv3.weight, padding=1)
-    want = F.conv_transpose2d(signal(s, a1), net.conv1.weight, padding=1).detach() / STD
-    assert torch.allclose(method(name)(ub.Box(net, entry.inputs), x, 1), want, rtol=1e-9, atol=1e-12)
+        s = F.conv_transpose2d(s, model.conv3.weight, padding=1)
+    want = F.conv_transpose2d(signal(s, a1), model.conv1.weight, padding=1).detach() / STD
+    assert torch.allclose(method(name)(ub.Box(model, entry.inputs), x, 1), want, rtol=1e-9, atol=1e-12)
 
 
 # ---- captum, where it is right: ReLU modules, each called once -------------------------------------------------------
@@ -143,15 +143,15 @@ def _quiet_captum() -> Iterator[None]:
 
 
 PEERS = {
-    "gradient": lambda net: captum.attr.Saliency(net),
-    "guided_backprop": lambda net: captum.attr.GuidedBackprop(net),
-    "deconvnet": lambda net: captum.attr.Deconvolution(net),
+    "gradient": lambda model: captum.attr.Saliency(model),
+    "guided_backprop": lambda model: captum.attr.GuidedBackprop(model),
+    "deconvnet": lambda model: captum.attr.Deconvolution(model),
 }
 
 
 @pytest.mark.usefixtures("_quiet_captum")
 @methods
-@pytest.mark.parametrize("build", [pooled, lambda: awkward.get("plain", torch.float64).net], ids=["pooled", "plain"])
+@pytest.mark.parametrize("build", [pooled, lambda: awkward.get("plain", torch.float64).model], ids=["pooled", "plain"])
 def test_captum_agrees(name: str, build: Callable[[], nn.Module]) -> None:
     x, k = images(4), torch.tensor([1, 3, 0, 1])
     settings = {"abs": False} if name == "gradient" else {}
@@ -243,7 +243,7 @@ def test_a_custom_function_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("disguise", [*DISGUISES, *MASKS])
 def test_the_plain_gradient_takes_them_all(disguise: str) -> None:
-    """What is refused by the rules is not refused by the gradient, which is the plain net's."""
+    """What is refused by the rules is not refused by the gradient, which is the plain model's."""
     box = disguised(lambda: Disguised({**DISGUISES, **MASKS}[disguise]))
     want = plain_by_hand(images(), torch.tensor([1, 1, 1]), SIGNALS["gradient"])
     assert torch.allclose(method("gradient")(box, images(), 1), want, atol=1e-9)
@@ -275,7 +275,7 @@ def test_dead_branches_do_not_count(name: str) -> None:
 def clamped() -> tuple[ub.Box, Tensor, Tensor]:
     """relu(W x), its weights over the standard deviation (K, 1, 8, 8), and images."""
     entry = awkward.get("clamped_logits", torch.float64)
-    return ub.Box(entry.net, entry.inputs), entry.net[1].weight.detach().view(4, 1, 8, 8) / STD, images(4)
+    return ub.Box(entry.model, entry.inputs), entry.model[1].weight.detach().view(4, 1, 8, 8) / STD, images(4)
 
 
 @pytest.mark.parametrize("k", range(4))
@@ -313,12 +313,12 @@ def test_a_difference_of_clamped_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    "net", ["log_softmax", "log_softmax_method", "log_softmax_module", "softmax", "softmax_module"]
+    "model", ["log_softmax", "log_softmax_method", "log_softmax_module", "softmax", "softmax_module"]
 )
-def test_the_logit_lies_before_the_softmax(net: str) -> None:
+def test_the_logit_lies_before_the_softmax(model: str) -> None:
     """And the log-probability's own gradient is that of z_k - log sum exp z."""
-    entry = awkward.get(net, torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), images()
+    entry = awkward.get(model, torch.float64)
+    box, x = ub.Box(entry.model, entry.inputs), images()
     each = torch.stack([plain_by_hand(x, torch.full((3,), k), SIGNALS["gradient"]) for k in range(4)], 1)  # (N, K, ...)
     p = box.probs(x)
     for k in range(4):

@@ -1,4 +1,4 @@
-"""Incremental inference against its slow twin: the same net on whole images, each with its window put in."""
+"""Incremental inference against its slow twin: the same model on whole images, each with its window put in."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def same(got: Any, want: Tensor) -> None:
 
 @torch.no_grad()
 def check(
-    net: Callable[[Any], Any], size: tuple[int, int] = (3, 2), height: int = 23, width: int = 19, channels: int = 4,
+    model: Callable[[Any], Any], size: tuple[int, int] = (3, 2), height: int = 23, width: int = 19, channels: int = 4,
     dtype: torch.dtype = torch.float64, local: bool | None = True,
 ) -> BasePass:  # fmt: skip
-    """The net on windows all over an image, in two batches on one base pass."""
+    """The model on windows all over an image, in two batches on one base pass."""
     base = torch.randn(1, channels, height, width, generator=generator(), dtype=dtype)
     places, base_pass = all_over(height, width, size, 3), BasePass()
     patches = torch.randn(len(places), channels, *size, generator=generator(1), dtype=dtype)
     for part in (slice(0, len(places) // 2), slice(len(places) // 2, None)):
-        want = net(put_in(base, patches[part], places[part]))
+        want = model(put_in(base, patches[part], places[part]))
         with Everywhere():
-            got = net(begun(base, patches[part], places[part], base_pass))
+            got = model(begun(base, patches[part], places[part], base_pass))
         if local is not None:
             assert (isinstance(got, Windowed) and got.is_local) == local
         same(got, want)
@@ -156,9 +156,9 @@ LOCAL: dict[str, Callable[[Any], Any]] = {
 KERNEL = torch.randn(4, 4, 3, 3, generator=generator(4), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("net", LOCAL.values(), ids=LOCAL.keys())
-def test_stays_local(net: Callable[[Any], Any]) -> None:
-    assert check(net).dense == 0
+@pytest.mark.parametrize("model", LOCAL.values(), ids=LOCAL.keys())
+def test_stays_local(model: Callable[[Any], Any]) -> None:
+    assert check(model).dense == 0
 
 
 DENSE: dict[str, Callable[[Any], Any]] = {
@@ -179,9 +179,9 @@ DENSE: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("net", DENSE.values(), ids=DENSE.keys())
-def test_anything_else_becomes_dense(net: Callable[[Any], Any]) -> None:
-    check(net, local=False)
+@pytest.mark.parametrize("model", DENSE.values(), ids=DENSE.keys())
+def test_anything_else_becomes_dense(model: Callable[[Any], Any]) -> None:
+    check(model, local=False)
 
 
 def _branch(x: Any) -> Any:
@@ -215,9 +215,9 @@ def _in_place_on_a_tensor(x: Any) -> Any:
 ALIASES = [_branch, _assigned, _view_then_in_place, _in_place_through_a_view, _in_place_on_a_tensor]
 
 
-@pytest.mark.parametrize("net", ALIASES)
-def test_aliases_and_branches(net: Callable[[Any], Any]) -> None:
-    check(net, local=None)
+@pytest.mark.parametrize("model", ALIASES)
+def test_aliases_and_branches(model: Callable[[Any], Any]) -> None:
+    check(model, local=None)
 
 
 def test_what_is_known_without_values() -> None:
@@ -232,7 +232,7 @@ def test_a_window_of_most_of_the_map_is_made_dense() -> None:
     assert check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=4), (21, 18), local=False).dense > 0
 
 
-# ---- nets ------------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def both(c: Any, size: tuple[int, int], step: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, BasePass]:
@@ -253,23 +253,23 @@ NOT = {
     "draws_rows": "its rows are coupled",
     "bfloat16": "rounds in another order",
 }
-"""Nets for which `engine.perturb.windows` runs whole images; the tests of occlusion see that they are right."""
+"""Models for which `engine.perturb.windows` runs whole images; the tests of occlusion see that they are right."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("net", [n for n in awkward.NETS if n not in NOT])
-def test_the_zoo(net: str, dtype: torch.dtype) -> None:
-    same(*both(case(net, dtype), (2, 3))[:2])
+@pytest.mark.parametrize("model", [n for n in awkward.NETS if n not in NOT])
+def test_the_zoo(model: str, dtype: torch.dtype) -> None:
+    same(*both(case(model, dtype), (2, 3))[:2])
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    net = build().eval()
-    for m in net.modules():
+    model = build().eval()
+    for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             nn.init.uniform_(m.running_mean, -0.3, 0.3)
             nn.init.uniform_(m.running_var, 0.5, 1.5)
-    return net
+    return model
 
 
 class Residual(nn.Module):
@@ -333,14 +333,19 @@ LIKE: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "squeezed": Sq
 @pytest.mark.parametrize(("apart", "kept"), [(0.0, 0), (1e12, 10**9)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("net", LIKE)
+@pytest.mark.parametrize("model", LIKE)
 def test_nets_like_those_people_have(
-    net: str, layout: torch.memory_format, dtype: torch.dtype, apart: float, kept: int, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    apart: float,
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether windows of unlike extent are computed apart or not, and base maps are kept or not."""
     monkeypatch.setattr("unboxed.model.incremental.base_run.KEPT", kept)
     monkeypatch.setattr("unboxed.model.incremental.spatial.APART", apart)
-    box = ub.Box(seeded(LIKE[net]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
+    box = ub.Box(seeded(LIKE[model]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
     got, want, base_pass = both(CaseOf(box, x), (9, 6), step=5)
     same(got, want)

@@ -16,16 +16,16 @@ from unboxed.synthesis.inversion import _Plan, _prior
 def box() -> ub.Box:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 36, 4)).double()
-    return ub.Box(net, ub.Pixels((2, 8, 8)), outputs="logits")
+        model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 36, 4)).double()
+    return ub.Box(model, ub.Pixels((2, 8, 8)), outputs="logits")
 
 
 @pytest.fixture
 def linear() -> ub.Box:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
-    return ub.Box(net, ub.Pixels((1, 8, 8)), outputs="logits")
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
+    return ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -62,12 +62,12 @@ def test_the_climb_is_the_papers_descent(box: ub.Box) -> None:
     made = inversion(box, x, "0", canvas="pixels", alpha=0.3, beta=2.0, steps=steps, jitter=0, every=1)
     assert made.frames is not None
     z = made.frames[0].clone().requires_grad_()
-    wanted = box.net[0](x).detach()
+    wanted = box.model[0](x).detach()
     adam = torch.optim.Adam([z], lr=0.3)
     for step in range(steps):
         adam.param_groups[0]["lr"] = 0.3 * (1 + np.cos(np.pi * step / steps)) / 2
         share = 0.01 ** (step / (steps - 1))
-        loss = (box.net[0](z) - wanted).flatten(1).pow(2).sum(1) / wanted.flatten(1).pow(2).sum(1)
+        loss = (box.model[0](z) - wanted).flatten(1).pow(2).sum(1) / wanted.flatten(1).pow(2).sum(1)
         far = 0.3 * (2 * (z - 0.5)).pow(6).flatten(1).mean(1)
         across, down = (2 * z.diff(dim=-1)).pow(2), (2 * z.diff(dim=-2)).pow(2)
         rough = 3.0 * (across.flatten(1).sum(1) + down.flatten(1).sum(1)) / z[0].numel()
@@ -75,7 +75,7 @@ def test_the_climb_is_the_papers_descent(box: ub.Box) -> None:
         adam.step()
         z.data.clamp_(0, 1)
     assert torch.allclose(made.images, z.detach(), atol=1e-9)
-    error = (box.net[0](z) - wanted).flatten(1).pow(2).sum(1) / wanted.flatten(1).pow(2).sum(1)
+    error = (box.model[0](z) - wanted).flatten(1).pow(2).sum(1) / wanted.flatten(1).pow(2).sum(1)
     assert torch.allclose(made.errors, error.detach())
     assert torch.allclose(made.scores, -error.detach())
 
@@ -84,7 +84,7 @@ def test_the_climb_is_the_papers_descent(box: ub.Box) -> None:
 def test_a_linear_unit_is_silenced_by_the_way_to_its_plane(linear: ub.Box, norm: str) -> None:
     """-(w x + b) w / |w|^2 (in L-infinity: along the sign of w, by (w x + b) / |w|_1)."""
     x, k = 0.4 + 0.2 * draw(5, 1, 8, 8), 2
-    w, z = linear.net[1].weight[k].detach(), linear(x)[:, k]
+    w, z = linear.model[1].weight[k].detach(), linear(x)[:, k]
     below = float(z.min()) - 0.3
     made = silence(linear, x, ub.logit(k), below=below, norm=norm)
     along = w / w.dot(w) if norm == "l2" else w.sign() / w.abs().sum()
@@ -98,7 +98,7 @@ def test_a_linear_unit_is_silenced_by_the_way_to_its_plane(linear: ub.Box, norm:
 def test_where_the_range_stands_in_the_way_the_change_is_nearly_the_smallest(linear: ub.Box) -> None:
     """Against a projection onto half-space and box (Dykstra), for images near the end of the range."""
     x = draw(3, 1, 8, 8) * 0.1
-    w, b = linear.net[1].weight[1].detach(), linear.net[1].bias[1].detach()
+    w, b = linear.model[1].weight[1].detach(), linear.model[1].bias[1].detach()
     below = float((x.flatten(1) @ w + b).min()) - 0.4
     made = silence(linear, x, ub.logit(1), below=below)
     for row, got in zip(x.flatten(1), made.distance, strict=True):

@@ -103,24 +103,24 @@ def sum_over_k(shares: Tensor, r: Tensor) -> Tensor:
 RULES = {"epsilon": by_epsilon, "gamma": by_gamma, "z-plus": by_z_plus, "alpha-beta": by_alpha_beta}
 
 
-def twin(net: Net, x: Tensor, k: int, conv: str, dense: str, first: str | None = None) -> Tensor:
+def twin(model: Net, x: Tensor, k: int, conv: str, dense: str, first: str | None = None) -> Tensor:
     """Relevance of one image (C, H, W), layer by layer from the top, in relevance and not in gradients."""
     z0 = PIXELS.encode(x[None])
-    h1 = net.max(net.conv1(z0).relu())
-    h2 = net.avg(net.conv2(h1).relu())
-    h3 = net.fc1(h2.flatten(1)).relu()
-    out = net.fc2(h3)
+    h1 = model.max(model.conv1(z0).relu())
+    h2 = model.avg(model.conv2(h1).relu())
+    h3 = model.fc1(h2.flatten(1)).relu()
+    out = model.fc2(h3)
     r = torch.where(torch.arange(3) == k, out[0], 0)
-    r = RULES[dense](h3[0], *matrix(net.fc2, h3[0].shape), r)
-    r = RULES[dense](h2.flatten(), *matrix(net.fc1, h2.flatten().shape), r)
-    before = net.conv2(h1).relu()
-    w, _ = matrix(net.avg, before[0].shape)
+    r = RULES[dense](h3[0], *matrix(model.fc2, h3[0].shape), r)
+    r = RULES[dense](h2.flatten(), *matrix(model.fc1, h2.flatten().shape), r)
+    before = model.conv2(h1).relu()
+    w, _ = matrix(model.avg, before[0].shape)
     p = before.flatten()[:, None] * w
     r = sum_over_k(p, r / torch.where(p.sum(0) == 0, 1, p.sum(0)))
-    r = RULES[conv](h1.flatten(), *matrix(net.conv2, h1[0].shape), r)
-    before = net.conv1(z0).relu()
+    r = RULES[conv](h1.flatten(), *matrix(model.conv2, h1[0].shape), r)
+    before = model.conv1(z0).relu()
     r = to_winners(before, r)
-    w, b = matrix(net.conv1, z0[0].shape)
+    w, b = matrix(model.conv1, z0[0].shape)
     if first is None:
         return RULES[conv](z0.flatten(), w, b, r).view(z0.shape[1:])
     low, high = (PIXELS.encode(torch.full_like(x[None], v)).flatten() for v in (0.0, 1.0))
@@ -155,11 +155,11 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", KINDS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_rule_is_its_equation(rule: str, bias: bool) -> None:
-    net = Net(bias)
+    model = Net(bias)
     x, k = images(), torch.tensor([2, 0])
-    got = lrp(ub.Box(net, PIXELS, outputs="logits"), x, k, rule=rule, epsilon=EPS, gamma=GAMMA)
+    got = lrp(ub.Box(model, PIXELS, outputs="logits"), x, k, rule=rule, epsilon=EPS, gamma=GAMMA)
     with torch.no_grad():
-        want = torch.stack([twin(net, x[i], int(k[i]), **KINDS[rule]) for i in range(2)])
+        want = torch.stack([twin(model, x[i], int(k[i]), **KINDS[rule]) for i in range(2)])
     assert float(want.abs().max()) > 1e-3
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12), (got - want).abs().max()
 
@@ -175,13 +175,13 @@ def test_the_rules_differ() -> None:
 # ---- captum ----------------------------------------------------------------------------------------------------------
 
 
-def by_captum(net: Net, x: Tensor, k: Tensor, rule: Callable[[], Any]) -> Tensor:
+def by_captum(model: Net, x: Tensor, k: Tensor, rule: Callable[[], Any]) -> Tensor:
     """captum's map, which it gives in units of relevance for an unnormalized input."""
-    for m in net.modules():
+    for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             m.rule = rule()
     z = PIXELS.encode(x).requires_grad_()
-    return LRP(net).attribute(z, target=k).detach()
+    return LRP(model).attribute(z, target=k).detach()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -192,17 +192,17 @@ def test_captum_agrees_on_epsilon(bias: bool) -> None:
 
 
 def test_captum_agrees_on_gamma_where_it_is_right() -> None:
-    """In the middle of a net without biases; at the end, captum lets a sum below zero cancel to nothing."""
+    """In the middle of a model without biases; at the end, captum lets a sum below zero cancel to nothing."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double().eval()
+    model = nn.Sequential(nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double().eval()
     x = torch.rand(4, 8, generator=torch.Generator().manual_seed(2)).double()
-    box = ub.Box(net, ub.Features(tuple("abcdefgh")), outputs="logits")
-    net[0].rule, net[2].rule = GammaRule(GAMMA), GammaRule(GAMMA)
+    box = ub.Box(model, ub.Features(tuple("abcdefgh")), outputs="logits")
+    model[0].rule, model[2].rule = GammaRule(GAMMA), GammaRule(GAMMA)
     rows = torch.arange(4)
     k = box(x).argmax(1)
     assert (box(x)[rows, k] > 0).all()
     got = lrp(box, x, k, rule="gamma", gamma=GAMMA, epsilon=1e-9)
-    want = LRP(net).attribute(x.requires_grad_(), target=k).detach()
+    want = LRP(model).attribute(x.requires_grad_(), target=k).detach()
     assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
@@ -219,8 +219,8 @@ def test_captum_refuses_what_is_ordinary() -> None:
     x = torch.rand(1, 4).double()
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2)).double()
-    for net in (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)).double(), twice):
-        got = lrp(ub.Box(net, ub.Features(tuple("abcd")), outputs="logits"), x, 0)
+    for model in (nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)).double(), twice):
+        got = lrp(ub.Box(model, ub.Features(tuple("abcd")), outputs="logits"), x, 0)
         assert got.isfinite().all()
     with pytest.raises(TypeError):
         LRP(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)).double()).attribute(x.requires_grad_(), target=0)
@@ -228,6 +228,6 @@ def test_captum_refuses_what_is_ordinary() -> None:
 
 def test_unfolding_is_what_a_convolution_does() -> None:
     """The twin's matrices are the layers."""
-    net, h = Net(), torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)).double()
-    w, b = matrix(net.conv2, h[0].shape)
-    assert torch.allclose(h.flatten() @ w + b, F.conv2d(h, net.conv2.weight, net.conv2.bias, 2, 1, 1, 2).flatten())
+    model, h = Net(), torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+    w, b = matrix(model.conv2, h[0].shape)
+    assert torch.allclose(h.flatten() @ w + b, F.conv2d(h, model.conv2.weight, model.conv2.bias, 2, 1, 1, 2).flatten())

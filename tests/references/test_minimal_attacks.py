@@ -28,12 +28,12 @@ def margin(z: Tensor, right: int) -> Tensor:
 # ---- DeepFool: algorithm 2 of arXiv:1511.04599 -----------------------------------------------------------------------
 
 
-def deepfool_twin(net: Net, x: Tensor, right: int, steps: int, norm: str, overshoot: float = 0.02) -> Tensor:
+def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, overshoot: float = 0.02) -> Tensor:
     """x (1, ...), far from the ends of its range; the first image that fools, before it is drawn back."""
     z = x.clone()
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        logits, best, step = net(z), math.inf, torch.zeros_like(z)
+        logits, best, step = model(z), math.inf, torch.zeros_like(z)
         for k in range(logits.shape[1]):
             if k == right:
                 continue
@@ -44,16 +44,16 @@ def deepfool_twin(net: Net, x: Tensor, right: int, steps: int, norm: str, oversh
             if far < best:
                 best, step = far, ((1 + overshoot) * far + BEYOND) * (w / size if norm == "l2" else w.sign())
         z = z.detach() + step
-        if margin(net(z), right) > 0:
+        if margin(model(z), right) > 0:
             break
     return z.detach()
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("net", ["plain", "narrow"])
-def test_deepfool_takes_the_papers_steps(norm: str, net: str) -> None:
+@pytest.mark.parametrize("model", ["plain", "narrow"])
+def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
     """What it gives lies on the line from the original to where the paper's algorithm comes to."""
-    c = case(net, torch.float64, n=6)
+    c = case(model, torch.float64, n=6)
     x = 0.5 + 0.02 * (c.x - 0.5)  # no value comes near the ends of the range
     y = c.box.predict(x)
     made = ub.adversarial.deepfool(c.box, x, y, norm=norm, rounds=0)
@@ -71,7 +71,7 @@ def test_deepfool_takes_the_papers_steps(norm: str, net: str) -> None:
 
 
 def whole(box: ub.Box) -> Net:
-    return lambda x: box.net(box.inputs.encode(x))
+    return lambda x: box.model(box.inputs.encode(x))
 
 
 def by_solver(w: np.ndarray, rise: float, room: np.ndarray, norm: str) -> float:
@@ -115,7 +115,8 @@ def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
 @pytest.mark.parametrize("method", ["deepfool", "carlini_wagner"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_the_least_distance_in_a_box(method: str, norm: str) -> None:
-    """Two classes, a linear net, and a boundary so far off that many pixels reach the end of their range before it."""
+    """Two classes, a linear model, and a boundary so far off that many pixels reach the end of their range before
+    it."""
     if (method, norm) == ("carlini_wagner", "linf"):
         pytest.skip("the attack is for L2")
     torch.manual_seed(0)
@@ -124,7 +125,7 @@ def test_the_least_distance_in_a_box(method: str, norm: str) -> None:
     w = last.weight[1] - last.weight[0]
     room = torch.where(w > 0, 1 - x.flatten(1), x.flatten(1))  # (N, D)
     rise = 0.7 * (w.abs() * room).sum(1)
-    for i in range(2):  # a net for each image, as far from its boundary
+    for i in range(2):  # a model for each image, as far from its boundary
         last.bias[0], last.bias[1] = 0, -float(x[i].flatten() @ w + rise[i])
         box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 4, 4)), outputs="logits")
         made = getattr(ub.adversarial, method)(box, x[i : i + 1], 0, norm=norm)
@@ -144,14 +145,14 @@ def test_no_room_is_used_up_and_said() -> None:
 # ---- Carlini & Wagner: section VI.A of arXiv:1608.04644 --------------------------------------------------------------
 
 
-def carlini_wagner_twin(net: Net, x: Tensor, right: int, c: float, steps: int, lr: float, kappa: float) -> Tensor:
+def carlini_wagner_twin(model: Net, x: Tensor, right: int, c: float, steps: int, lr: float, kappa: float) -> Tensor:
     """One value of c; torch's Adam on w, autograd through the tanh; the nearest image that fooled, or x."""
     wide = 1 + SLACK
     w = torch.atanh((2 * x - 1) / wide).requires_grad_()
     adam, best, distance = torch.optim.Adam([w], lr=lr), x.clone(), math.inf
     for _ in range(steps):
         z = wide * torch.tanh(w) / 2 + 0.5
-        gap, d = margin(net(z), right), (z - x).square().sum()
+        gap, d = margin(model(z), right), (z - x).square().sum()
         if gap > 0 and gap >= kappa and d.detach() < distance:
             best, distance = z.detach().clone(), d.detach().item()
         adam.zero_grad()
@@ -162,10 +163,10 @@ def carlini_wagner_twin(net: Net, x: Tensor, right: int, c: float, steps: int, l
     return best
 
 
-@pytest.mark.parametrize("net", ["plain", "color"])
+@pytest.mark.parametrize("model", ["plain", "color"])
 @pytest.mark.parametrize("kappa", [0.0, 0.3])
-def test_carlini_wagner_minimizes_the_papers_objective(net: str, kappa: float) -> None:
-    c = case(net, torch.float64, n=4)
+def test_carlini_wagner_minimizes_the_papers_objective(model: str, kappa: float) -> None:
+    c = case(model, torch.float64, n=4)
     x = c.x.clone()
     x[:, :, 0], x[:, :, 1] = 0, 1  # values at the very ends of the range
     y = c.box.predict(x)

@@ -1,4 +1,4 @@
-"""Every objective inside the net against its formula written out in loops over numbers."""
+"""Every objective inside the model against its formula written out in loops over numbers."""
 
 from __future__ import annotations
 

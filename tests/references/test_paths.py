@@ -42,21 +42,21 @@ class Smooth(nn.Module):
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "plain": lambda: awkward.get("plain").net,
-    "batchnorm": lambda: awkward.get("batchnorm").net,
+    "plain": lambda: awkward.get("plain").model,
+    "batchnorm": lambda: awkward.get("batchnorm").model,
     "smooth": lambda: Smooth().eval(),
 }
-nets = pytest.mark.parametrize("net", NETS)
+models = pytest.mark.parametrize("model", NETS)
 
 
-def opened(net: str) -> tuple[ub.Box, Tensor]:
-    return ub.Box(NETS[net]().double(), awkward.GRAY), awkward.get("plain").images().double()
+def opened(model: str) -> tuple[ub.Box, Tensor]:
+    return ub.Box(NETS[model]().double(), awkward.GRAY), awkward.get("plain").images().double()
 
 
 def slope(box: ub.Box, x: Tensor, k: int) -> Tensor:
     """d logit k / d x of one image (C, H, W), by autograd alone."""
     x = x[None].clone().requires_grad_()
-    (g,) = torch.autograd.grad(box.net(box.inputs.encode(x))[0, k], x)
+    (g,) = torch.autograd.grad(box.model(box.inputs.encode(x))[0, k], x)
     return g[0]
 
 
@@ -69,11 +69,11 @@ def riemann(box: ub.Box, x: Tensor, x0: Tensor, m: int, shift: float) -> Tensor:
     return found * (x - x0) / m
 
 
-@nets
+@models
 @pytest.mark.parametrize("kind", [None, "white", "blurred", "random"])
 @pytest.mark.parametrize("size", ["auto", 4])
-def test_fixed_steps_against_the_papers_sum(net: str, kind: str | None, size: Any) -> None:
-    box, x = opened(net)
+def test_fixed_steps_against_the_papers_sum(model: str, kind: str | None, size: Any) -> None:
+    box, x = opened(model)
     x0 = baseline(box, x, kind)
     want = riemann(box, x, x0, 7, -0.5)
     found = integrated_gradients(box, x, K, baseline=kind, n_steps=7, batch_size=size)
@@ -85,22 +85,22 @@ def test_fixed_steps_against_the_papers_sum(net: str, kind: str | None, size: An
     assert torch.allclose(found.error, (want.flatten(1).sum(1) - difference).abs(), rtol=1e-6, atol=1e-12)
 
 
-@nets
+@models
 @pytest.mark.parametrize("rule", ["midpoint", "gauss-legendre"])
 @pytest.mark.parametrize("n", [2, 5, 20])
-def test_captum(net: str, rule: str, n: int) -> None:
-    box, x = opened(net)
-    peer = captum.attr.IntegratedGradients(lambda x: box.net(box.inputs.encode(x)))
+def test_captum(model: str, rule: str, n: int) -> None:
+    box, x = opened(model)
+    peer = captum.attr.IntegratedGradients(lambda x: box.model(box.inputs.encode(x)))
     method = {"midpoint": "riemann_middle", "gauss-legendre": "gausslegendre"}[rule]
     want = peer.attribute(x, baselines=0.3, target=K, n_steps=n, method=method)
     found = integrated_gradients(box, x, K, baseline=0.3, n_steps=n, rule=rule)
     assert torch.allclose(found.map, want, rtol=1e-6, atol=1e-9)  # captum's weights are in single precision
 
 
-@nets
-def test_steps_by_itself_against_a_sum_of_many(net: str) -> None:
+@models
+def test_steps_by_itself_against_a_sum_of_many(model: str) -> None:
     """Within the tolerance in the sum, and near the limit in each pixel: as near as as many even steps would be."""
-    box, x = opened(net)
+    box, x = opened(model)
     found = integrated_gradients(box, x, K, baseline=0.3, tol=1e-3)
     limit = integrated_gradients(box, x, K, baseline=0.3, n_steps=3000).map
     even = integrated_gradients(box, x, K, baseline=0.3, n_steps=16).map
@@ -114,13 +114,13 @@ def test_steps_by_itself_against_a_sum_of_many(net: str) -> None:
     assert float(off(found.map).max()) < 0.02
 
 
-@nets
-def test_gradient_x_input(net: str) -> None:
-    box, x = opened(net)
+@models
+def test_gradient_x_input(model: str) -> None:
+    box, x = opened(model)
     want = torch.stack([slope(box, h, int(k)) for h, k in zip(x, K, strict=True)])
     assert torch.allclose(gradient_x_input(box, x, K), x * want, rtol=1e-9, atol=1e-12)
     assert torch.allclose(gradient_x_input(box, x, K, baseline="white"), (x - 1) * want, rtol=1e-9, atol=1e-12)
-    peer = captum.attr.InputXGradient(lambda x: box.net(box.inputs.encode(x)))
+    peer = captum.attr.InputXGradient(lambda x: box.model(box.inputs.encode(x)))
     assert torch.allclose(
         gradient_x_input(box, x, K),
         peer.attribute(x.clone().requires_grad_(), target=K).detach(),
@@ -149,11 +149,11 @@ MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@nets
+@models
 @pytest.mark.parametrize("kind", MOMENTS)
 @pytest.mark.parametrize("size", ["auto", 1, 7])
-def test_smoothgrad_against_the_loop(net: str, kind: Any, size: Any) -> None:
-    box, x = opened(net)
+def test_smoothgrad_against_the_loop(model: str, kind: Any, size: Any) -> None:
+    box, x = opened(model)
     x[1] *= 0.5  # another range, and so another noise
     g = noisy_slopes(box, x, 11, 0.2, 5)
     found = smoothgrad(box, x, K, n_samples=11, noise=0.2, kind=kind, seed=5, batch_size=size)
@@ -177,7 +177,7 @@ def test_noise_tunnel(kind: Any) -> None:
     """captum draws its own noise, so the two agree as two samples do."""
     box, x = opened("plain")
     x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0  # captum's noise does not know the image's range
-    peer = captum.attr.NoiseTunnel(captum.attr.Saliency(lambda x: box.net(box.inputs.encode(x))))
+    peer = captum.attr.NoiseTunnel(captum.attr.Saliency(lambda x: box.model(box.inputs.encode(x))))
     own = {"mean": "smoothgrad", "squared": "smoothgrad_sq"}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -195,12 +195,12 @@ def test_noise_tunnel(kind: Any) -> None:
 # ---- expected gradients ----------------------------------------------------------------------------------------------
 
 
-@nets
+@models
 @pytest.mark.parametrize(("m", "samples"), [(3, 8), (9, 4), (1, 5)])
 @pytest.mark.parametrize("size", ["auto", 1, 5])
-def test_expected_gradients_against_the_loop(net: str, m: int, samples: int, size: Any) -> None:
+def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, size: Any) -> None:
     """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
-    box, x = opened(net)
+    box, x = opened(model)
     others = torch.rand(m, 1, 8, 8, generator=torch.Generator().manual_seed(9)).double()
     order, alpha = _draws(3, m, samples, 4)
     want, low = torch.zeros_like(x), torch.zeros(3).double()
@@ -224,9 +224,9 @@ def test_alphas_are_stratified_and_references_drawn_evenly() -> None:
     assert not torch.equal(alpha, alpha.sort(1).values)
 
 
-@nets
-def test_expected_gradients_come_to_the_mean_of_integrated_ones(net: str) -> None:
-    box, x = opened(net)
+@models
+def test_expected_gradients_come_to_the_mean_of_integrated_ones(model: str) -> None:
+    box, x = opened(model)
     others = awkward.get("plain").images(4, seed=8).double()
     want = torch.stack([integrated_gradients(box, x, K, baseline=o, n_steps=400).map for o in others]).mean(0)
     found = expected_gradients(box, x, K, references=others, n_samples=4000)
@@ -258,9 +258,9 @@ def test_a_layer_along_a_path() -> None:
     """Internal influence (Leino et al. 2018): the mean gradient at a layer while the input goes from black to x."""
     box, x = opened("plain")
     found = mean(box, ub.logit(K), Line(x, torch.zeros_like(x), *midpoints(9)), 3, at="conv1").map
-    net = nn.Module()
-    net.forward = lambda x: box.net(box.inputs.encode(x))  # type: ignore[method-assign]
-    peer = captum.attr.InternalInfluence(net, box.net.conv1)
+    model = nn.Module()
+    model.forward = lambda x: box.model(box.inputs.encode(x))  # type: ignore[method-assign]
+    peer = captum.attr.InternalInfluence(model, box.model.conv1)
     want = peer.attribute(x, baselines=0.0, target=K, n_steps=9, method="riemann_middle")
     assert found.shape == (3, 4, 8, 8)
     assert torch.allclose(found, want, rtol=1e-6, atol=1e-9)

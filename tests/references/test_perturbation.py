@@ -27,7 +27,7 @@ WIDTH = 0.25
 
 def image_case(n: int = 2) -> tuple[ub.Box, Tensor]:
     entry = awkward.get("plain", torch.float64)
-    return ub.Box(entry.net, entry.inputs), entry.images(n).double()
+    return ub.Box(entry.model, entry.inputs), entry.images(n).double()
 
 
 def quarters() -> Tensor:
@@ -69,7 +69,7 @@ def test_feature_ablation_one_by_one(base: float) -> None:
 def test_feature_ablation_as_captum() -> None:
     box, x = image_case(3)
     z = awkward.GRAY.encode(x)
-    peer = captum.attr.FeatureAblation(box.net)
+    peer = captum.attr.FeatureAblation(box.model)
     black = awkward.GRAY.encode(torch.zeros_like(x))
     for given, mask in (("pixels", torch.arange(64).view(1, 1, 8, 8)), (quarters(), quarters()[None, None])):
         want = peer.attribute(z, black, target=torch.tensor([0, 2, 1]), feature_mask=mask)
@@ -235,10 +235,10 @@ def test_shapley_by_permutations() -> None:
 
 def test_shapley_as_captum() -> None:
     torch.manual_seed(2)
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()  # captum's is for single precision
-    box, x = ub.Box(net, SQUARES, outputs="logits"), torch.randn(3, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()  # captum's is for single precision
+    box, x = ub.Box(model, SQUARES, outputs="logits"), torch.randn(3, 6)
     k = torch.tensor([2, 0, 1])
-    want = captum.attr.ShapleyValues(net).attribute(x, torch.zeros_like(x), target=k, perturbations_per_eval=6)
+    want = captum.attr.ShapleyValues(model).attribute(x, torch.zeros_like(x), target=k, perturbations_per_eval=6)
     assert torch.allclose(A.shapley(box, x, k).map, want, atol=1e-6)
 
 
@@ -278,15 +278,15 @@ def test_weights_of_the_draws_sum_to_the_kernels(n: int) -> None:
 def test_kernel_shap_as_captum_in_the_limit() -> None:
     """The same solution from many draws."""
     torch.manual_seed(2)
-    net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3)).double().eval()
-    box = ub.Box(net, ub.Features(tuple("abcdefghijkl")), outputs="logits")
+    model = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3)).double().eval()
+    box = ub.Box(model, ub.Features(tuple("abcdefghijkl")), outputs="logits")
     x = torch.randn(1, 12).double()
     got = A.kernel_shap(box, x, 1, n_samples=600)
     exact = A.shapley(box, x, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        peer = captum.attr.KernelShap(net).attribute(x, torch.zeros_like(x), target=1, n_samples=3000)
+        peer = captum.attr.KernelShap(model).attribute(x, torch.zeros_like(x), target=1, n_samples=3000)
     assert torch.allclose(got.values, peer.double(), atol=0.1)
     off = (got.values - exact.values).abs()
     assert float(off.max()) < 0.05

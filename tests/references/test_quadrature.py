@@ -16,20 +16,20 @@ import unboxed as ub
 from unboxed.attribution import integrated_gradients
 
 
-def looked_at(net: nn.Module, inputs: Any, x: Tensor, k: int) -> tuple[float, Tensor]:
+def looked_at(model: nn.Module, inputs: Any, x: Tensor, k: int) -> tuple[float, Tensor]:
     """The score and its gradient, by autograd alone."""
     h = x.clone().requires_grad_()
-    score = net(inputs.encode(h[None]))[0, k]
+    score = model(inputs.encode(h[None]))[0, k]
     return score.item(), torch.autograd.grad(score, h)[0]
 
 
-def literal(net: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: int = 50) -> tuple[Tensor, int]:
+def literal(model: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: int = 50) -> tuple[Tensor, int]:
     """The map and the number of points: cut the pieces of the line where scores and gradients disagree most."""
     zero = torch.zeros_like(x)
-    low, high = (looked_at(net, inputs, z, k)[0] for z in (zero, x))
+    low, high = (looked_at(model, inputs, z, k)[0] for z in (zero, x))
     bound = max(tol * abs(high - low), 4 * torch.finfo(x.dtype).eps * (abs(high) + abs(low)))
     first = min(16, max(4, math.ceil(1 / (4 * tol))))
-    points = {t: looked_at(net, inputs, t * x, k) for t in ((i + 0.5) / first for i in range(first))}
+    points = {t: looked_at(model, inputs, t * x, k) for t in ((i + 0.5) / first for i in range(first))}
     while True:
         ts = sorted(points)
         edges, total, apart = [0.0, *ts, 1.0], torch.zeros_like(x), list[float]()
@@ -48,30 +48,30 @@ def literal(net: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: in
         for i in worst:
             share = 1 / 3 if i == 0 else 2 / 3 if i == n else 0.5
             t = edges[i] + share * (edges[i + 1] - edges[i])
-            points[t] = looked_at(net, inputs, t * x, k)
+            points[t] = looked_at(model, inputs, t * x, k)
 
 
 @pytest.mark.parametrize("tol", [0.3, 0.05, 0.01, 3e-3])
 @pytest.mark.parametrize("name", ["plain", "batchnorm", "residual"])
 def test_points_go_where_the_literal_loop_puts_them(name: str, tol: float) -> None:
     entry = awkward.get(name, torch.float64)
-    box, x = ub.Box(entry.net, entry.inputs), entry.images(4).double()
+    box, x = ub.Box(entry.model, entry.inputs), entry.images(4).double()
     y = box.predict(x)
     found = integrated_gradients(box, x, y, tol=tol, max_steps=50)
     for i in range(4):
-        want, steps = literal(entry.net, entry.inputs, x[i], int(y[i]), tol)
+        want, steps = literal(entry.model, entry.inputs, x[i], int(y[i]), tol)
         assert int(found.steps[i]) == steps
         assert torch.allclose(found.map[i], want, rtol=1e-9, atol=1e-12)
 
 
 def test_no_more_calls_than_captum_needs_for_the_same_completeness_error() -> None:
     """Every row that runs counts, the two ends' scores too; captum's are its gradients alone."""
-    net, inputs = ub.zoo.load("mnist-cnn")
-    box = ub.Box(net, inputs)
+    model, inputs = ub.zoo.load("mnist-cnn")
+    box = ub.Box(model, inputs)
     x, _ = ub.data.digits("test").first(20)
     y, each = box.predict(x), torch.arange(20)
     difference = (box(x) - box(torch.zeros_like(x)))[each, y]
-    peer = IntegratedGradients(lambda z: net(inputs.encode(z)))
+    peer = IntegratedGradients(lambda z: model(inputs.encode(z)))
     for tol in (0.05, 0.01):
         found = integrated_gradients(box, x, y, tol=tol)
         assert bool(found.converged.all())

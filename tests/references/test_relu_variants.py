@@ -136,11 +136,11 @@ def images(n: int = 3) -> Tensor:
     return awkward.get("plain").images(n).double()
 
 
-def by_hand(net: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def by_hand(model: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """d logit k / d x, each activation sending down what `sends` says."""
-    w1, w2, w3 = net.conv1.weight, net.conv2.weight, net.fc.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, net.conv1.bias, padding=1)
-    a2 = F.conv2d(kin.value(a1), w2, net.conv2.bias, stride=2, padding=1)
+    w1, w2, w3 = model.conv1.weight, model.conv2.weight, model.fc.weight
+    a1 = F.conv2d(awkward.GRAY.encode(x), w1, model.conv1.bias, padding=1)
+    a2 = F.conv2d(kin.value(a1), w2, model.conv2.bias, stride=2, padding=1)
     s = w3[k].expand(len(x), -1).view_as(a2)
     s = F.conv_transpose2d(sends(kin.slope(a2), s), w2, stride=2, padding=1, output_padding=1)
     s = F.conv_transpose2d(sends(kin.slope(a1), s), w1, padding=1)
@@ -150,20 +150,20 @@ def by_hand(net: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tensor
 @pytest.mark.parametrize("name", SENDS)
 @pytest.mark.parametrize(("kin", "spelling"), CASES)
 def test_every_spelling_by_the_chain_rule(name: str, kin: str, spelling: str) -> None:
-    net, x = loud(KIN[kin].spellings[spelling]), images()
-    want = by_hand(net, x, 1, KIN[kin], SENDS[name])
-    got = getattr(ub.attribution, name)(ub.Box(net, awkward.GRAY), x, 1)
+    model, x = loud(KIN[kin].spellings[spelling]), images()
+    want = by_hand(model, x, 1, KIN[kin], SENDS[name])
+    got = getattr(ub.attribution, name)(ub.Box(model, awkward.GRAY), x, 1)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
-    others = [by_hand(net, x, 1, KIN[kin], sends) for n, sends in SENDS.items() if n != name]
+    others = [by_hand(model, x, 1, KIN[kin], sends) for n, sends in SENDS.items() if n != name]
     assert not any(torch.allclose(want, o, rtol=1e-2) for o in others)  # the three differ here: the test can fail
 
 
 @pytest.mark.parametrize("kin", ["relu6", "hardtanh"])
 def test_the_caps_are_reached(kin: str) -> None:
     """Without it the test above could not tell ReLU6 from ReLU."""
-    net = loud(F.relu)
+    model = loud(F.relu)
     with torch.no_grad():
-        a1 = F.conv2d(awkward.GRAY.encode(images()), net.conv1.weight, net.conv1.bias, padding=1)
+        a1 = F.conv2d(awkward.GRAY.encode(images()), model.conv1.weight, model.conv1.bias, padding=1)
     at_the_cap = KIN[kin].value(a1) == {"relu6": 6, "hardtanh": 1}[kin]
     assert 0.01 < float(at_the_cap.double().mean()) < 0.95
 

@@ -45,12 +45,12 @@ WITHOUT_MODULES = {"parameterless", "exported_flat"}
 
 @pytest.mark.parametrize("name", [name for name in awkward.NETS if name not in WITHOUT_MODULES])
 def test_as_whole_runs(name: str) -> None:
-    """Ablation and patching of awkward nets; also in batches that part an example's ways."""
+    """Ablation and patching of awkward models; also in batches that part an example's ways."""
     entry = awkward.get(name, torch.float64)
-    box = ub.Box(entry.net, entry.inputs, **entry.box)
+    box = ub.Box(entry.model, entry.inputs, **entry.box)
     x, other = entry.images(3).to(box.dtype), entry.images(3, seed=1).to(box.dtype)
     paths = addresses(box)
-    before, share = forwards(box), 1e-9 if box.net_dtype == torch.float64 else 1e-5
+    before, share = forwards(box), 1e-9 if box.model_dtype == torch.float64 else 1e-5
     for path, sizes in {paths[len(paths) // 2]: ("auto", 5), paths[-1]: ("auto",)}.items():
         for size in sizes:
             with only("replayed"):
@@ -129,16 +129,16 @@ def test_a_module_answers_for_its_own_call(path: str) -> None:
 def test_what_comes_before_runs_once_an_example() -> None:
     """Not once a unit: 7 images, 5 units, and the few that try it out."""
     box, x = residual(), images(7)
-    box.net.seen.rows = 0
+    box.model.seen.rows = 0
     with only("replayed") as taken:
         found = ablation(box, x, "mid", target=0, batch_size=10)
     assert taken == ["replayed"]
     assert (
-        box.net.seen.rows <= 1 + 7 + 7 + 2 * 2 + 2 * 3
+        box.model.seen.rows <= 1 + 7 + 7 + 2 * 2 + 2 * 3
     )  # shape, unedited, recorded; trial: recorded twice, whole, checked
     with only():
         assert torch.allclose(found.ablated, ablation(box, x, "mid", target=0).ablated, atol=1e-12)
-    assert box.net.seen.rows > 7 * 5
+    assert box.model.seen.rows > 7 * 5
 
 
 def test_a_net_whose_batch_can_not_grow_is_replayed() -> None:
@@ -185,8 +185,8 @@ def test_a_module_that_hands_tensors_on_by_itself_does_not_answer(n: int) -> Non
 def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> None:
     """In every forward: the recording, the answered one, the whole ones; a `forward` of the user's own stays."""
     box, x, calls = residual(), images(3), [0, 0]
-    own = box.net.norm.forward
-    box.net.norm.forward = lambda h: own(h)  # type: ignore[method-assign]
+    own = box.model.norm.forward
+    box.model.norm.forward = lambda h: own(h)  # type: ignore[method-assign]
     before = forwards(box)
 
     def breaks(module: nn.Module, args: Any) -> None:
@@ -194,7 +194,7 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
         if calls[0] == calls[1]:
             raise error
 
-    box.net.shared.register_forward_pre_hook(breaks)
+    box.model.shared.register_forward_pre_hook(breaks)
     for k in range(1, 40):
         calls[:] = [0, k]
         with suppress(error):
@@ -209,7 +209,7 @@ def test_another_way_through_the_net_is_run_for_real() -> None:
     before, rows = Before(box, x, logit(0)), torch.arange(3)
     before.record(rows, ["mid"])
     with box.quiet(grad=False), before.answering(rows):
-        h = box.net.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
-        again = box.net.stem(torch.ones(3, 64).double())
-    assert torch.equal(h, box.net.shared(torch.ones(3, 6).double()))
-    assert torch.equal(again, box.net.stem(torch.ones(3, 64).double()))
+        h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
+        again = box.model.stem(torch.ones(3, 64).double())
+    assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))
+    assert torch.equal(again, box.model.stem(torch.ones(3, 64).double()))

@@ -18,13 +18,13 @@ from unboxed.errors import InputError, LayerError
 
 
 @pytest.fixture
-def net() -> nn.Module:
-    return awkward.get("plain", torch.float64).net
+def model() -> nn.Module:
+    return awkward.get("plain", torch.float64).model
 
 
 @pytest.fixture
-def box(net: nn.Module) -> ub.Box:
-    return ub.Box(net, awkward.GRAY)
+def box(model: nn.Module) -> ub.Box:
+    return ub.Box(model, awkward.GRAY)
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -32,11 +32,11 @@ def images(n: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def hooked(net: nn.Module, x: Tensor, layer: str, edit: Any) -> Tensor:
-    """The net's output with one layer's output changed by a hook of torch's own."""
-    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, out: edit(out.clone()))
+def hooked(model: nn.Module, x: Tensor, layer: str, edit: Any) -> Tensor:
+    """The model's output with one layer's output changed by a hook of torch's own."""
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, out: edit(out.clone()))
     try:
-        return net(awkward.GRAY.encode(x))
+        return model(awkward.GRAY.encode(x))
     finally:
         handle.remove()
 
@@ -67,29 +67,29 @@ EDITS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("size", ["auto", 2])
-def test_rewrite_as_by_hand(net: nn.Module, box: ub.Box, name: str, size: Any) -> None:
+def test_rewrite_as_by_hand(model: nn.Module, box: ub.Box, name: str, size: Any) -> None:
     ours, by_hand = EDITS[name]
     x = images(5)
     found = rewrite(box, x, {"conv1": ours}, batch_size=size)
     assert torch.allclose(found.before, box(x), atol=1e-12)
-    assert torch.allclose(found.after, hooked(net, x, "conv1", by_hand), atol=1e-12)
+    assert torch.allclose(found.after, hooked(model, x, "conv1", by_hand), atol=1e-12)
     assert torch.equal(found.change, found.after - found.before)
     assert found.change.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", ["auto", 2])
-def test_a_value_for_each_example(net: nn.Module, box: ub.Box, size: Any) -> None:
+def test_a_value_for_each_example(model: nn.Module, box: ub.Box, size: Any) -> None:
     x, own = images(5), torch.rand(5, 8, 8).double()
     found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=size)
-    assert torch.allclose(found.after, hooked(net, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
+    assert torch.allclose(found.after, hooked(model, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
 
 
-def test_edits_of_several_layers(net: nn.Module, box: ub.Box) -> None:
+def test_edits_of_several_layers(model: nn.Module, box: ub.Box) -> None:
     """Also of functional ops and of what a layer receives."""
     x = images(3)
     found = rewrite(box, x, {"conv1": ablate(0), "fc:input": lambda h: h * 2})
-    handle = net.fc.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-    assert torch.allclose(found.after, hooked(net, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
+    handle = model.fc.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    assert torch.allclose(found.after, hooked(model, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
     handle.remove()
 
 
@@ -120,26 +120,26 @@ def test_bad_edits(box: ub.Box, bad: str) -> None:
 
 @pytest.mark.parametrize("size", ["auto", 1, 5])
 @pytest.mark.parametrize("layer", ["conv1", "relu2", "fc"])
-def test_ablation_as_by_hand(net: nn.Module, box: ub.Box, layer: str, size: Any) -> None:
+def test_ablation_as_by_hand(model: nn.Module, box: ub.Box, layer: str, size: Any) -> None:
     """One unit at a time, by a hook."""
     x = images(3)
     y = box.predict(x)
     found = ablation(box, x, layer, batch_size=size)
     assert found.units.tolist() == [0, 1, 2, 3]
     for k in range(4):
-        want = hooked(net, x, layer, set_to((slice(None), k), 0))
+        want = hooked(model, x, layer, set_to((slice(None), k), 0))
         assert torch.allclose(found.ablated[:, k], want, atol=1e-12)
         assert torch.allclose(found.scores[:, k], want.gather(1, y[:, None])[:, 0], atol=1e-12)
     assert torch.allclose(found.logits, box(x))
     assert torch.allclose(found.change, found.scores - found.logits.gather(1, y[:, None]))
 
 
-def test_ablation_to_the_mean(net: nn.Module, box: ub.Box) -> None:
+def test_ablation_to_the_mean(model: nn.Module, box: ub.Box) -> None:
     """Over examples and positions; the data are passed over in parts."""
     x, data = images(3), images(7, seed=1)
     found = ablation(box, x, "conv1", [2], ub.channel("conv2", 1), to="mean", data=data, batch_size=2)
     mean = box.read(data, ["conv1"])["conv1"][:, 2].mean()
-    want = hooked(net, x, "conv1", set_to((slice(None), 2), mean))
+    want = hooked(model, x, "conv1", set_to((slice(None), 2), mean))
     assert torch.allclose(found.ablated[:, 0], want, atol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_a_unit_on_a_linear_top_costs_its_weight_times_its_value(box: ub.Box) ->
     x = images(4)
     found = ablation(box, x, "relu2", target=2)
     h = box.read(x, ["relu2"])["relu2"]  # (N, 4, 4, 4)
-    own = (h.flatten(1) * box.net.fc.weight[2].detach()).view(4, 4, -1).sum(2)
+    own = (h.flatten(1) * box.model.fc.weight[2].detach()).view(4, 4, -1).sum(2)
     assert torch.allclose(found.change, -own, atol=1e-12)
 
 
@@ -162,21 +162,21 @@ def test_accuracy_under_ablation(box: ub.Box) -> None:
 
 
 def test_the_default_is_the_last_hidden_layer() -> None:
-    box = ub.Box(awkward.get("sequential").net, awkward.GRAY)
+    box = ub.Box(awkward.get("sequential").model, awkward.GRAY)
     assert ablation(box, images(2).float()).layer == "relu2"
-    softmax = ub.Box(awkward.get("softmax_module").net, awkward.GRAY)
+    softmax = ub.Box(awkward.get("softmax_module").model, awkward.GRAY)
     assert ablation(softmax, images(2).float()).layer == "relu2"
 
 
 def test_ablation_of_features_and_regression() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
-    box = ub.Box(net, Features(("a", "b", "c")), outputs="regression")
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    box = ub.Box(model, Features(("a", "b", "c")), outputs="regression")
     x = torch.randn(4, 3).double()
     found = ablation(box, x)
-    h = net[:2](x).detach()
+    h = model[:2](x).detach()
     assert found.layer == "1"
-    assert torch.allclose(found.change, -h * net[2].weight.detach())
+    assert torch.allclose(found.change, -h * model[2].weight.detach())
 
 
 @pytest.mark.parametrize("more", [{"to": "mean"}, {"to": "noise"}, {"data": torch.rand(3, 1, 8, 8)}])
@@ -204,13 +204,13 @@ class Counted(nn.Module):
 def test_what_lies_below_runs_once_an_example() -> None:
     torch.manual_seed(0)
     below, above = Counted(), Counted()
-    net = nn.Sequential(below, nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), above, nn.Linear(40, 4)).double()
-    box, x = ub.Box(net, awkward.GRAY), images(5)
+    model = nn.Sequential(below, nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), above, nn.Linear(40, 4)).double()
+    box, x = ub.Box(model, awkward.GRAY), images(5)
     below.rows = above.rows = 0
     found = ablation(box, x, "3")
     assert below.rows < 30
     assert above.rows > 200
-    assert torch.allclose(found.ablated[:, 7], hooked(net, x, "3", set_to((slice(None), 7), 0)))
+    assert torch.allclose(found.ablated[:, 7], hooked(model, x, "3", set_to((slice(None), 7), 0)))
 
 
 class Around(nn.Module):
@@ -237,11 +237,11 @@ class Around(nn.Module):
 @pytest.mark.parametrize("n", [1, 3])
 def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
     """They are run whole instead."""
-    net = Around(how).double()
-    box, x = ub.Box(net, awkward.GRAY), images(n)
+    model = Around(how).double()
+    box, x = ub.Box(model, awkward.GRAY), images(n)
     found = ablation(box, x, "mid")
     for k in range(6):
-        assert torch.allclose(found.ablated[:, k], hooked(net, x, "mid", set_to((slice(None), k), 0)))
+        assert torch.allclose(found.ablated[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
 
 
 # -- patching --------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
 
 @pytest.mark.parametrize("size", ["auto", 1, 3])
 @pytest.mark.parametrize("by", ["layer", "channel", "position"])
-def test_patching_as_by_hand(net: nn.Module, box: ub.Box, by: Any, size: Any) -> None:
+def test_patching_as_by_hand(model: nn.Module, box: ub.Box, by: Any, size: Any) -> None:
     clean, corrupted = images(3), images(3, seed=5)
     y = box.predict(clean)
     found = patching(box, clean, corrupted, ["conv1", "relu2"], by=by, batch_size=size)
@@ -263,7 +263,7 @@ def test_patching_as_by_hand(net: nn.Module, box: ub.Box, by: Any, size: Any) ->
         shape = {"layer": [()], "channel": [(k,) for k in range(4)]}.get(by)
         for at in shape or [(i, j) for i in range(h.shape[2]) for j in range(h.shape[3])]:
             place = (slice(None), *((slice(None), *at) if by == "position" else at))
-            want = score(hooked(net, corrupted, layer.path, set_to(place, h[place])))
+            want = score(hooked(model, corrupted, layer.path, set_to(place, h[place])))
             assert torch.allclose(layer.score[:, *at], want, atol=1e-12)
             assert torch.allclose(layer.restored[:, *at], (want - b) / (a - b), atol=1e-9)
     assert torch.allclose(found.clean, a)
@@ -300,7 +300,7 @@ def test_channels_on_a_linear_top_share_it_out(box: ub.Box) -> None:
 
 
 def test_a_residual_branch_alone_brings_back_a_part() -> None:
-    box = ub.Box(awkward.get("residual", torch.float64).net, awkward.get("residual").inputs)
+    box = ub.Box(awkward.get("residual", torch.float64).model, awkward.get("residual").inputs)
     x, z = awkward.get("residual").images(2).double(), awkward.get("residual").images(2, seed=3).double()
     first = patching(box, x, z).matrix[:, 0]
     assert torch.isfinite(first).all()
@@ -318,12 +318,12 @@ def test_bad_patching(box: ub.Box) -> None:
         patching(box, x, x, ["fc"], by="position")
 
 
-def test_a_number_for_each_example_of_as_many_as_columns(net: nn.Module, box: ub.Box) -> None:
+def test_a_number_for_each_example_of_as_many_as_columns(model: nn.Module, box: ub.Box) -> None:
     """(N,) must not lie along the last axis."""
     x, own = images(8), torch.rand(8).double()
     found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=3)
     want = set_to((slice(None), 2), own.view(-1, 1, 1))
-    assert torch.allclose(found.after, hooked(net, x, "conv1", want), atol=1e-12)
+    assert torch.allclose(found.after, hooked(model, x, "conv1", want), atol=1e-12)
     with pytest.raises(InputError, match="axes"):
         rewrite(box, x, {"conv1": put(2, torch.zeros(8, 8))})
 

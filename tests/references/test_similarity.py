@@ -43,7 +43,7 @@ def two() -> tuple[ub.Box, ub.Box]:
     entry = awkward.get("plain", torch.float64)
     torch.manual_seed(7)
     other = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 4)).double().eval()
-    return ub.Box(entry.net, awkward.GRAY), ub.Box(other, awkward.GRAY)
+    return ub.Box(entry.model, awkward.GRAY), ub.Box(other, awkward.GRAY)
 
 
 def images(n: int) -> Tensor:

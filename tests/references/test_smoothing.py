@@ -17,12 +17,12 @@ K = 4
 
 
 def sample_under_noise(c: Case, row: int, sigma: float, draws: range, seed: int) -> list[int]:
-    """SampleUnderNoise: counts of f(x + N(0, sigma^2 I)), one net call a sample."""
+    """SampleUnderNoise: counts of f(x + N(0, sigma^2 I)), one model call a sample."""
     counts = [0] * K
     for d in draws:
         e = torch.randn(c.x.shape[1:], generator=of_sample(seed, row, d, torch.device("cpu")), dtype=c.x.dtype)
         z = (c.x[row] + sigma * e)[None]
-        counts[int(c.box.net(c.box.inputs.encode(z)).argmax())] += 1
+        counts[int(c.box.model(c.box.inputs.encode(z)).argmax())] += 1
     return counts
 
 

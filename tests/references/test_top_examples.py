@@ -19,7 +19,7 @@ N, K = 41, 5
 
 def small() -> tuple[ub.Box, Tensor]:
     entry = awkward.get("plain", torch.float64)
-    return ub.Box(entry.net, entry.inputs), entry.images(N)
+    return ub.Box(entry.model, entry.inputs), entry.images(N)
 
 
 def matrix(box: ub.Box, x: Tensor, path: str, axis: int = 1) -> Tensor:
@@ -103,8 +103,8 @@ def test_a_pass_is_the_same_for_every_order_of_growth() -> None:
     """Values that grow by orders of magnitude, or shrink, or come all at once: the same histogram."""
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval(), ub.Pixels((1, 1, 1)))
     with torch.no_grad():
-        box.net[1].weight.copy_(torch.tensor([[1.0], [-3.0]]))
-        box.net[1].bias.zero_()
+        box.model[1].weight.copy_(torch.tensor([[1.0], [-3.0]]))
+        box.model[1].bias.zero_()
     x = torch.logspace(-6, 0, 50).view(-1, 1, 1, 1)
     want = statistics(box, x, "1")[0]
     for data, size in ((x, 1), (x.flip(0), 1), (x.flip(0), 7), (x, 13)):
@@ -117,11 +117,11 @@ def test_a_pass_is_the_same_for_every_order_of_growth() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_spread_of_values_beside_a_large_mean(dtype: torch.dtype) -> None:
     """A variance is no difference of two large squares: units with mean 0 to 1e4 and standard deviation .1."""
-    net = nn.Sequential(nn.Conv2d(1, 4, 1)).to(dtype).eval()
+    model = nn.Sequential(nn.Conv2d(1, 4, 1)).to(dtype).eval()
     with torch.no_grad():
-        net[0].weight.fill_(0.1)
-        net[0].bias.copy_(torch.tensor([0.0, 1.0, 100.0, 10_000.0]))
-    box = ub.Box(net, ub.Pixels((1, 12, 12)), outputs="regression")
+        model[0].weight.fill_(0.1)
+        model[0].bias.copy_(torch.tensor([0.0, 1.0, 100.0, 10_000.0]))
+    box = ub.Box(model, ub.Pixels((1, 12, 12)), outputs="regression")
     x = torch.rand(30, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     (found,) = statistics(box, x, "0", batch_size=7)
     want = box.read(x, "0")["0"].double().transpose(0, 1).flatten(1).std(1, correction=0)

@@ -1,4 +1,4 @@
-"""The report's section of dreams: what it holds, on nets of all kinds, and how it keeps to its time."""
+"""The report's section of dreams: what it holds, on models of all kinds, and how it keeps to its time."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dream, "WORK", 1.0)
     c = case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
-    assert "This net is large" in text
+    assert "This model is large" in text
     assert "texture is left out" in text
     assert text.count("dreamed on") == 2  # one depth of each of two examples
 
 
-@pytest.mark.parametrize("net", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
-def test_other_nets(net: str, tmp_path: Path) -> None:
-    c = case(net)
+@pytest.mark.parametrize("model", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
+def test_other_nets(model: str, tmp_path: Path) -> None:
+    c = case(model)
     assert "at the answer" in page(c.box, (c.x, c.y), tmp_path)
 
 

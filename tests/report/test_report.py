@@ -1,4 +1,4 @@
-"""The report: what it says is what the net does, whatever the net and the data are."""
+"""The report: what it says is what the model does, whatever the model and the data are."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> 
         assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
     assert facts["changes"][0]["example"] == 8
     assert facts["changes"][0]["target"] == "low right"
-    assert page.has("The judge sees the class aimed at in 3 of 3 results")  # it is the net itself
+    assert page.has("The judge sees the class aimed at in 3 of 3 results")  # it is the model itself
 
 
 def test_the_command_seed_and_versions_are_told(made: Any) -> None:
@@ -210,19 +210,19 @@ def test_the_command_seed_and_versions_are_told(made: Any) -> None:
 
 def test_the_net_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Path) -> None:
     box = box_of()
-    box.net.train()
-    weight, state, threads = box.net.conv.weight.detach().clone(), torch.get_rng_state(), torch.get_num_threads()
+    box.model.train()
+    weight, state, threads = box.model.conv.weight.detach().clone(), torch.get_rng_state(), torch.get_num_threads()
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
     pages = [quick(box, examples, tmp_path / f"{i}", sections=["overview", "sees", "why"])[1].source for i in range(2)]
     assert pages[0] == pages[1]
-    assert box.net.training
+    assert box.model.training
     assert torch.get_num_threads() == threads
-    assert box.net.conv.weight.grad is None
-    assert torch.equal(box.net.conv.weight, weight)
+    assert box.model.conv.weight.grad is None
+    assert torch.equal(box.model.conv.weight, weight)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# -- any net and any data ------------------------------------------------------------------------------------
+# -- any model and any data ------------------------------------------------------------------------------------
 
 
 def test_without_labels_there_is_everything_but_accuracy(tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_p
 
 
 def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    box = Box(net, Features(("a", "b", "c")))
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    box = Box(model, Features(("a", "b", "c")))
     found = report(box, (torch.randn(6, 3), torch.arange(6) % 2), tmp_path, quiet=True)
     page = Page(found.path)
     pixels = sum("pixels" in section.needs for section in SECTIONS)
@@ -274,9 +274,9 @@ def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None
 
 
 def test_of_many_classes_the_confused_ones_are_shown(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)).eval()
     examples = (torch.rand(30, 1, 8, 8), torch.arange(30) * 33)
-    _, page, facts = quick(Box(net, Pixels((1, 8, 8))), examples, tmp_path)
+    _, page, facts = quick(Box(model, Pixels((1, 8, 8))), examples, tmp_path)
     head = page.source[page.source.index('class="confusion') : page.source.index("</thead>")]
     assert head.count('<th scope="col"') == 1 + 16
     assert page.has("984 more are left out")
@@ -287,9 +287,9 @@ def test_of_many_classes_the_confused_ones_are_shown(tmp_path: Path) -> None:
 def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-    net = nn.Sequential(*layers).eval()
+    model = nn.Sequential(*layers).eval()
     examples = (torch.rand(3, *shape), torch.tensor([0, 1, 1]))
-    box, sections = Box(net, Pixels(shape), outputs="logits"), ["overview", "sees", "why", "changes"]
+    box, sections = Box(model, Pixels(shape), outputs="logits"), ["overview", "sees", "why", "changes"]
     found, page, _ = quick(box, examples, tmp_path, sections=sections)
     assert found.failures == {}
     inputs = [img for img in page.all("img") if "input, example" in (img["alt"] or "")]
@@ -306,9 +306,9 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
 
 
 def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
-    net = awkward.get("clamped_logits")
-    box = Box(net.net, net.inputs, **net.box)
-    found, page, facts = quick(box, net.images(12), tmp_path, sections=["why"])
+    model = awkward.get("clamped_logits")
+    box = Box(model.model, model.inputs, **model.box)
+    found, page, facts = quick(box, model.images(12), tmp_path, sections=["why"])
     assert found.failures == {}
     told = facts["why"]["before_clamp"]["gradient"]
     assert told > 0
@@ -475,11 +475,11 @@ def test_a_judge_that_names_most_of_the_control_is_weak_evidence() -> None:
 
 
 def test_an_ascent_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
     with torch.no_grad():
-        net[1].weight.fill_(0.01)
-        net[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
-    box = Box(net, Pixels((1, 8, 8), mean=0.0, std=0.5), outputs="logits")
+        model[1].weight.fill_(0.01)
+        model[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
+    box = Box(model, Pixels((1, 8, 8), mean=0.0, std=0.5), outputs="logits")
     found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "looks-for", "changes"])
     assert found.failures == {}
     assert page.has(
@@ -490,12 +490,12 @@ def test_an_ascent_that_comes_to_nothing_is_told(tmp_path: Path) -> None:
 
 
 def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
     with torch.no_grad():
-        net[1].weight.fill_(0.5)
-        net[1].bias.fill_(-16.0)
+        model[1].weight.fill_(0.5)
+        model[1].bias.fill_(-16.0)
     x = torch.stack([torch.full((1, 8, 8), v) for v in (0.3, 0.45, 0.55, 0.9)])
-    box = Box(net, Pixels((1, 8, 8)), outputs="multilabel")
+    box = Box(model, Pixels((1, 8, 8)), outputs="multilabel")
     examples = (x, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
     found, page, facts = quick(box, examples, tmp_path, sections=["overview", "sees", "why", "changes"])
     assert found.failures == {}
@@ -507,8 +507,8 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
 
 
 def test_one_number_is_given_and_not_said(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
-    box = Box(net, Pixels((1, 8, 8)), outputs="regression")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+    box = Box(model, Pixels((1, 8, 8)), outputs="regression")
     found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "sees", "why"])
     assert found.failures == {}
     assert facts["answer"].startswith("Gives ")
@@ -554,17 +554,17 @@ def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2)).eval()
-    net.own = nn.Parameter(torch.arange(9.0))
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    box = Box(net, Pixels((1, 8, 8)))
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2)).eval()
+    model.own = nn.Parameter(torch.arange(9.0))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    box = Box(model, Pixels((1, 8, 8)))
     a, b, c = untrained(box, 0), untrained(box, 0), untrained(box, 1)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert torch.equal(a.net[0].weight, b.net[0].weight)
-    assert not torch.equal(a.net[0].weight, c.net[0].weight)
-    assert not torch.equal(a.net[0].weight, before["0.weight"])
-    assert not torch.equal(a.net.own, before["own"])  # no start of its own: drawn with its mean and deviation
-    assert 0 < a.net.own.mean() < 8
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(a.model[0].weight, b.model[0].weight)
+    assert not torch.equal(a.model[0].weight, c.model[0].weight)
+    assert not torch.equal(a.model[0].weight, before["0.weight"])
+    assert not torch.equal(a.model.own, before["own"])  # no start of its own: drawn with its mean and deviation
+    assert 0 < a.model.own.mean() < 8
 
 
 @pytest.mark.parametrize(

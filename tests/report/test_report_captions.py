@@ -1,4 +1,4 @@
-"""Captions against pictures: what stands below a picture of the page is what the net says of its very pixels."""
+"""Captions against pictures: what stands below a picture of the page is what the model says of its very pixels."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """One report of a net, by a judge that is half as sure."""
+    """One report of a model, by a judge that is half as sure."""
     out, box, judge = tmp_path_factory.mktemp("captions"), opened(12.0), opened(6.0)
     found = report(box, examples(), out, judge=judge, quiet=True, sections=SECTIONS)
     assert found.failures == {}
@@ -170,7 +170,7 @@ def test_inputs_are_what_is_said_of_them(made: Made) -> None:
     figures = [f for s in ("overview", "survives") for f in made.page.of(s, "input, example")]
     assert len(figures) >= 10
     for f in figures:
-        row, name, p = re.match(r"input, example (\d+): the net says (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
+        row, name, p = re.match(r"input, example (\d+): the model says (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
         assert torch.allclose(f.pixels[0], x[int(row)], atol=1 / 255)
         agrees(made.box, f.pixels, name, number(p))
         assert f.head == f"says {name}"
@@ -198,7 +198,7 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
         for k, f in enumerate(shown):
             assert torch.allclose(f.pixels[0], drawn.images[k].float(), atol=1 / 255)
             assert f.alt.startswith(f"image drawn for class {NAMES[k]};")
-            agrees(made.box, f.pixels, NAMES[k], number(f.line("net: ")), largest=False)
+            agrees(made.box, f.pixels, NAMES[k], number(f.line("model: ")), largest=False)
             answer = int(made.judge.predict(f.pixels))
             assert f.line("judge: ") == NAMES[answer]
             if recipe == "noise":
@@ -209,7 +209,7 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
     assert len(others) == 8
     for i, f in enumerate(others, start=4):
         assert torch.allclose(f.pixels[0], images["robust"][i], atol=1 / 255)
-        agrees(made.box, f.pixels, f.head, number(f.line("net: ")), largest=False)
+        agrees(made.box, f.pixels, f.head, number(f.line("model: ")), largest=False)
 
 
 def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
@@ -249,17 +249,17 @@ def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: M
 
 
 def test_images_that_fool_are_taken_for_what_is_said_by_the_net_that_is_named(made: Made) -> None:
-    nets = {"fools this net": made.box, "fools the second net": made.judge}
-    counted = dict.fromkeys(nets, 0)
+    models = {"fools this model": made.box, "fools the second model": made.judge}
+    counted = dict.fromkeys(models, 0)
     for f in made.page.of("fooled"):
         if f.head == "input":
             start, (name, p) = f.pixels, f.lines[0].removeprefix("says ").rsplit(", p", 1)
             agrees(made.box, start, name, number(p))
-        elif f.head in nets:
+        elif f.head in models:
             name, p = f.lines[0].removeprefix("says ").rsplit(", p", 1)
-            agrees(nets[f.head], f.pixels, name, number(p))
-            agrees(nets[f.head], start, name, number(f.line("before: ")), largest=False)
-            assert nets[f.head].predict(start) != NAMES.index(name)
+            agrees(models[f.head], f.pixels, name, number(p))
+            agrees(models[f.head], start, name, number(f.line("before: ")), largest=False)
+            assert models[f.head].predict(start) != NAMES.index(name)
             delta = float((f.pixels - start).abs().max())
             counted[f.head] += 1
         elif f.head == "change":
@@ -289,7 +289,7 @@ def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for()
     x = torch.rand(1, 8, 8)
     change = Change(0, x, x, 1, 2, p_before=(0.71, 0.12), p_after=(0.33, 0.58), distance=0.1, fooled=True)
     context = SimpleNamespace(name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
-    figure, _ = fooled._both(context, SimpleNamespace(name="this net"), change, 1.0)  # type: ignore[arg-type]
+    figure, _ = fooled._both(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]
 

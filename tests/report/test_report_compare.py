@@ -1,4 +1,4 @@
-"""The page's section on another net: for every kind of net there is something to tell, or a sentence why not."""
+"""The page's section on another model: for every kind of model there is something to tell, or a sentence why not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unboxed.report.compare import SECTION
 GRAY = ub.Pixels((1, 8, 8))
 
 
-def net(seed: int = 0, classes: int = 3) -> nn.Module:
+def model(seed: int = 0, classes: int = 3) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, classes)
@@ -35,11 +35,11 @@ def page(box: ub.Box, data: Any, out: Path, **more: Any) -> tuple[str, dict[str,
 
 
 def test_a_net_beside_its_untrained_self_and_a_judge(tmp_path: Path) -> None:
-    box, judge = ub.Box(net(), GRAY), ub.Box(net(1), GRAY)
+    box, judge = ub.Box(model(), GRAY), ub.Box(model(1), GRAY)
     x = images()
     text, facts = page(box, (x, box.predict(x)), tmp_path / "out", judge=judge)
-    for words in ("this net and the untrained net", "this net and the judge", "First-layer filters", "What 1 makes of",
-                  "each of the 12 units of 4", "accuracy without it"):  # fmt: skip
+    for words in ("this model and the untrained model", "this model and the judge", "First-layer filters",
+                  "What 1 makes of", "each of the 12 units of 4", "accuracy without it"):  # fmt: skip
         assert words in text, words
     assert set(facts["compare"]["untrained"]) == {"0", "3", "5"}
     assert len(facts["compare"]["needed"]["units"]) == 10
@@ -68,7 +68,7 @@ def test_tables_of_features(tmp_path: Path, outputs: Any) -> None:
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs=outputs)
     data = torch.randn(40, 3) if outputs == "regression" else (torch.randn(40, 3), torch.arange(40) % 4)
     text, _ = page(box, data, tmp_path)
-    assert "this net and the untrained net" in text
+    assert "this model and the untrained model" in text
     assert "each of the 6 units" in text
     assert "filters" not in text
 
@@ -85,17 +85,17 @@ class Alone(nn.Module):
 
 def test_what_can_not_be_told_is_said(tmp_path: Path) -> None:
     text, _ = page(ub.Box(Alone(), GRAY, outputs="logits"), (images(), torch.arange(30) % 3), tmp_path)
-    assert "No untrained copy of this net" in text
+    assert "No untrained copy of this model" in text
     assert "No unit to silence" in text
 
 
 def test_few_examples(tmp_path: Path) -> None:
-    text, _ = page(ub.Box(net(), GRAY), images(2), tmp_path)
+    text, _ = page(ub.Box(model(), GRAY), images(2), tmp_path)
     assert "at least 4 examples" in text
     assert "each of the 12 units" in text
 
 
 def test_a_judge_of_other_inputs_is_left_out(tmp_path: Path) -> None:
     judge = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 3)), ub.Pixels((1, 10, 10)))
-    text, _ = page(ub.Box(net(), GRAY), images(), tmp_path, judge=judge)
+    text, _ = page(ub.Box(model(), GRAY), images(), tmp_path, judge=judge)
     assert "and the judge" not in text

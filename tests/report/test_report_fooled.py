@@ -53,7 +53,7 @@ def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
         assert len(attacked) == most
         assert int(counts[:-1].min()) >= most * 4 // 20
         assert f"{most} of the 20 examples were attacked, evenly spread over the classes." in page
-        right = facts["robustness"]["this net"]["clean"]["count"]
+        right = facts["robustness"]["this model"]["clean"]["count"]
         assert f"Without an attack {right} of these {most} answers are right" in page
         assert "80.0% of all examples" in page
 
@@ -90,7 +90,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     page, facts = written(box, (x, y), tmp_path)
     other, z = standardized(box, x)
     found = ub.adversarial.robustness(other, (z, y), adversarial.ATTACKS, eps=adversarial.GRAY, alarms=False)
-    assert facts["robustness"]["this net"]["all"] == [found.robust(e).plain() for e in found.eps]
+    assert facts["robustness"]["this model"]["all"] == [found.robust(e).plain() for e in found.eps]
     assert "within 0.3 standard deviations of each column" in page
     assert "moved every column by at most eps standard deviations of each column" in page
     assert "pixel" not in page[page.index('id="fooled"') :]
@@ -106,7 +106,7 @@ def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> Non
 def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
     box, x = table((300.0, 7.0))
     inputs = ub.Features(("a", "b"), categories={"b": (0.0, 3.0, 5.0)})
-    page, _ = written(ub.Box(box.net, inputs, outputs="logits"), (x, box.predict(x)), tmp_path)
+    page, _ = written(ub.Box(box.model, inputs, outputs="logits"), (x, box.predict(x)), tmp_path)
     assert "Not asked: attacks move every column a little, and b can&#39;t be (categories)." in page
 
 

@@ -55,8 +55,8 @@ def test_methods_for_any_input_do_not_speak_of_images(card: Card) -> None:
 
 def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="logits")
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     x = torch.randn(12, 3)
     sections = ["overview", "sees", "units", "map", "fooled", "compare", "why"]  # "believe" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)

@@ -74,7 +74,7 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
 )
 def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
     entry = awkward.get(name)
-    page = made(ub.Box(entry.net, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
+    page = made(ub.Box(entry.model, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
     assert "What excites each unit?" in page
     assert "dead (never above zero" in page
     assert "top patches" in page
@@ -85,8 +85,8 @@ def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
 def test_dead_units_are_counted_and_not_shown(tmp_path: Path) -> None:
     entry = awkward.get("plain")
     with torch.no_grad():
-        entry.net.conv2.bias[1] = -1e4
-    page = made(ub.Box(entry.net, entry.inputs), entry.images(30), tmp_path)
+        entry.model.conv2.bias[1] = -1e4
+    page = made(ub.Box(entry.model, entry.inputs), entry.images(30), tmp_path)
     assert "1 of 4 units is dead" in page
     assert ">unit 1<" not in page.split("Layer relu1")[0]
     assert '"dead": 1' in (tmp_path / "report.json").read_text()
@@ -94,9 +94,9 @@ def test_dead_units_are_counted_and_not_shown(tmp_path: Path) -> None:
 
 def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     page = made(
-        ub.Box(net, ub.Features(("height", "width", "age"))), (torch.randn(60, 3), torch.arange(60) % 2), tmp_path
+        ub.Box(model, ub.Features(("height", "width", "age"))), (torch.randn(60, 3), torch.arange(60) % 2), tmp_path
     )
     assert "where they differ most" in page
     assert "height" in page
@@ -104,4 +104,4 @@ def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
 
 def test_a_net_without_units_says_so(tmp_path: Path) -> None:
     entry = awkward.get("parameterless")
-    assert "has units" in made(ub.Box(entry.net, entry.inputs), entry.images(9), tmp_path)
+    assert "has units" in made(ub.Box(entry.model, entry.inputs), entry.images(9), tmp_path)

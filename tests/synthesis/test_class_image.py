@@ -12,20 +12,20 @@ from unboxed.errors import InputError, UnboxedWarning
 from unboxed.rng import shared
 
 
-def net(seed: int = 0, channels: int = 1) -> nn.Module:
+def model(seed: int = 0, channels: int = 1) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 49, 4))
 
 
 def box(channels: int = 1, **kw: float) -> ub.Box:
-    return ub.Box(net(channels=channels), ub.Pixels((channels, 16, 16), **kw))
+    return ub.Box(model(channels=channels), ub.Pixels((channels, 16, 16), **kw))
 
 
 @pytest.mark.parametrize("recipe", ["robust", "faithful", "noise"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_no_recipe_draws_a_blank(recipe: str, channels: int) -> None:
-    """An untrained net too, whose logits hardly differ."""
+    """An untrained model too, whose logits hardly differ."""
     drawn = ub.synthesis.class_image(box(channels, mean=0.2, std=0.3), recipe=recipe, steps=40)
     assert drawn.images.shape == (4, channels, 16, 16)
     assert (drawn.images.flatten(1).std(1) > 0.05).all()
@@ -33,7 +33,7 @@ def test_no_recipe_draws_a_blank(recipe: str, channels: int) -> None:
 
 
 def test_a_net_that_is_shut_on_black_is_opened_and_says_so() -> None:
-    shut = net()
+    shut = model()
     with torch.no_grad():
         shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
     b = ub.Box(shut, ub.Pixels((1, 16, 16)))
@@ -50,7 +50,7 @@ def test_the_mean_color_of_the_data_is_kept() -> None:
 
 
 def test_a_class_named_twice_is_drawn_twice_and_rows_do_not_depend_on_others() -> None:
-    b = ub.Box(net().double(), ub.Pixels((1, 16, 16), 0.2, 0.3))
+    b = ub.Box(model().double(), ub.Pixels((1, 16, 16), 0.2, 0.3))
     twice = ub.synthesis.class_image(b, [2, 2, 1], steps=20)
     assert not torch.allclose(twice.images[0], twice.images[1], atol=0.05)
     split = ub.synthesis.class_image(b, [2, 2, 1], steps=20, batch_size=1)
@@ -60,7 +60,7 @@ def test_a_class_named_twice_is_drawn_twice_and_rows_do_not_depend_on_others() -
 
 
 def test_the_scale_of_the_logits_does_not_matter() -> None:
-    small, large = net().double(), net().double()
+    small, large = model().double(), model().double()
     with torch.no_grad():
         for p in large[4].parameters():
             p.mul_(50)

@@ -1,4 +1,4 @@
-"""DeepDream: against a literal twin of its notebook, tiles, sizes, and what it says to nets of one size."""
+"""DeepDream: against a literal twin of its notebook, tiles, sizes, and what it says to models of one size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from unboxed.synthesis.deepdream import _starts
 
 
 def convolutional(channels: int = 1, side: int = 24) -> ub.Box:
-    """A net that takes images of any size."""
+    """A model that takes images of any size."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU()]
-        net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).double().eval()
-    return ub.Box(net, ub.Pixels((channels, side, side), mean=0.4, std=0.5))
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).double().eval()
+    return ub.Box(model, ub.Pixels((channels, side, side), mean=0.4, std=0.5))
 
 
 def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, steps: int, step: float, seed: int) -> Any:
@@ -42,7 +42,7 @@ def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, ste
         for _ in range(steps):
             by = torch.randint(-3, 4, (2,), generator=shared(seed, count, torch.device("cpu"))).tolist()
             moved = torch.roll(image, by, (2, 3)).requires_grad_()
-            energy = box.net[:3](box.inputs.encode(moved)).pow(2).mean()
+            energy = box.model[:3](box.inputs.encode(moved)).pow(2).mean()
             (grad,) = torch.autograd.grad(energy, moved)
             grad = torch.roll(grad, [-by[0], -by[1]], (2, 3))
             image = (image + step / grad.abs().mean() * grad).clamp(0, 1).detach()
@@ -79,16 +79,16 @@ def test_a_tile_as_large_as_the_image_changes_nothing(tile: Any) -> None:
 
 
 class Areas:
-    """A hook of the user's own: how many pixels each forward of the net saw."""
+    """A hook of the user's own: how many pixels each forward of the model saw."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.seen: list[int] = []
-        net.register_forward_pre_hook(lambda module, args: self.seen.append(args[0][0, 0].numel()))
+        model.register_forward_pre_hook(lambda module, args: self.seen.append(args[0][0, 0].numel()))
 
 
 def test_memory_is_bounded_by_the_tile() -> None:
     box, x = convolutional(), pictures(1, 1, 60, 50)
-    areas = Areas(box.net)
+    areas = Areas(box.model)
     deepdream(box, x, "2", steps=2, tile=(16, 20))
     assert max(areas.seen) <= 16 * 20
 
@@ -116,7 +116,7 @@ def test_borders_lie_elsewhere_at_each_step() -> None:
 
 def test_the_octaves_have_a_least_size() -> None:
     box = convolutional()
-    sizes = Areas(box.net)
+    sizes = Areas(box.model)
     deepdream(box, pictures(1, 1, 28, 28), "2", steps=1)
     assert sorted(set(sizes.seen)) == [20 * 20, 28 * 28]
 

@@ -60,8 +60,8 @@ def images(n: int = 4) -> Tensor:
 
 def linear_unit() -> tuple[ub.Box, Tensor]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(5, 3)).eval()
-    return ub.Box(net, ub.Pixels((2, 4, 4))), net[0].weight.detach()
+    model = nn.Sequential(nn.Conv2d(2, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(5, 3)).eval()
+    return ub.Box(model, ub.Pixels((2, 4, 4))), model[0].weight.detach()
 
 
 def test_no_input_on_the_unit_ball_excites_a_filter_more_than_the_filter_itself() -> None:
@@ -157,14 +157,14 @@ def test_only_drawings_of_one_channel_are_kept_apart(box: ub.Box) -> None:
 
 
 def test_all_channels_in_one_run_that_stops_at_the_layer(box: ub.Box) -> None:
-    net: Any = box.net
-    net.rows.clear()
-    before = net.ends
+    model: Any = box.model
+    model.rows.clear()
+    before = model.ends
     with pytest.warns(UnboxedWarning, match="1 of 6 units"):
         made = channels(box, "relu", steps=4)
     assert made.images.shape == (6, 1, 12, 12)
-    assert net.rows == [1, 16, *[6] * 5]  # how many channels there are, the random images, each look
-    assert net.ends == before
+    assert model.rows == [1, 16, *[6] * 5]  # how many channels there are, the random images, each look
+    assert model.ends == before
 
 
 def test_the_dead_are_told(box: ub.Box) -> None:

@@ -113,17 +113,17 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
 
 
 def test_a_table_of_features_is_refused() -> None:
-    net = nn.Linear(3, 2)
-    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="logits")
+    model = nn.Linear(3, 2)
+    box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     with pytest.raises(InputError, match="images"):
         inversion(box, torch.zeros(1, 3), "logits")
 
 
-@pytest.mark.parametrize("net", ["relu_called_twice", "double", "bfloat16"])
-def test_a_call_of_a_layer(net: str) -> None:
-    entry = awkward.get(net)
-    box = ub.Box(entry.net, entry.inputs, **entry.box)
-    path = "relu1#1" if net == "relu_called_twice" else "conv1"
+@pytest.mark.parametrize("model", ["relu_called_twice", "double", "bfloat16"])
+def test_a_call_of_a_layer(model: str) -> None:
+    entry = awkward.get(model)
+    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    path = "relu1#1" if model == "relu_called_twice" else "conv1"
     made = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
     assert made.path == path
     assert made.images.dtype == box.dtype
@@ -140,7 +140,7 @@ def test_ctrl_c_between_layers_keeps_those_made(box: ub.Box, x: Tensor) -> None:
             raise KeyboardInterrupt
 
     whole = inversions(box, x, ["conv1", "fc1"], steps=3)
-    handle = box.net.register_forward_pre_hook(hook)
+    handle = box.model.register_forward_pre_hook(hook)
     made = inversions(box, x, ["conv1", "fc1"], steps=3)
     handle.remove()
     assert made.interrupted

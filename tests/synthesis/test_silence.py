@@ -77,12 +77,12 @@ def test_each_row_has_its_own_radius(box: ub.Box, x: Tensor) -> None:
 
 
 def test_of_a_table(x: Tensor) -> None:
-    net = nn.Linear(3, 2)
-    box = ub.Box(net, ub.Features(("a", "b", "c")), outputs="regression")
+    model = nn.Linear(3, 2)
+    box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="regression")
     rows = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
     z = box(rows)[:, 0]
     made = silence(box, rows, ub.logit(0), below=float(z.min()) - 100)
-    want = (z - float(z.min()) + 100) / net.weight[0].norm()
+    want = (z - float(z.min()) + 100) / model.weight[0].norm()
     assert made.silenced.all()
     assert torch.allclose(made.distance, want.detach(), rtol=1e-3)
 
@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_the_smallest_found(box: ub.Box, x: Tensor) -> None:
             calls += 1
             raise KeyboardInterrupt
 
-    handle = box.net.register_forward_pre_hook(hook)
+    handle = box.model.register_forward_pre_hook(hook)
     made = silence(box, x, ub.neuron("fc1", 5))
     handle.remove()
     assert made.interrupted

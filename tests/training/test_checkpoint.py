@@ -26,7 +26,7 @@ EVERYTHING = {
 INPUTS = Pixels((1, 6, 6), mean=0.5, std=0.25)
 
 
-def net(seed=0, hidden=8):
+def model(seed=0, hidden=8):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -80,7 +80,7 @@ def stopping(at):
 def test_goes_on_to_the_same_weights(tmp_path, more):
     """Three batches an epoch: stopped in the third epoch, and gone on from the end of the second."""
     settings, file = EVERYTHING | more, tmp_path / "sub" / "model.checkpoint"
-    whole, stopped, again = net(), net(), net(seed=9)  # what it starts from on the second time does not matter
+    whole, stopped, again = model(), model(), model(seed=9)  # what it starts from on the second time does not matter
     want = fit(whole, INPUTS, Noisy(), held_out(), **settings)
     first = fit(stopped, INPUTS, Noisy(), held_out(), **settings, checkpoint=file, watch=stopping(8))
     assert first.interrupted
@@ -97,16 +97,16 @@ def test_goes_on_to_the_same_weights(tmp_path, more):
 
 def test_times_are_those_of_all_parts(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
-    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(8))
+    fit(model(), INPUTS, Noisy(), **settings, watch=stopping(8))
     before = torch.load(tmp_path / "c", weights_only=True)["state"]["done"]
-    after = fit(net(), INPUTS, Noisy(), **settings)
+    after = fit(model(), INPUTS, Noisy(), **settings)
     assert after.seconds > before["seconds"] > 0
     assert after.cpu_seconds > before["cpu_seconds"] > 0
 
 
 def test_a_finished_training_is_not_done_again(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
-    whole, again = net(), net(seed=1)
+    whole, again = model(), model(seed=1)
     first = fit(whole, INPUTS, Noisy(), held_out(), **settings)
     second = fit(again, INPUTS, Noisy(), held_out(), **settings, watch=lambda *_: pytest.fail("trained"))
     assert torch.equal(state(again), state(whole))
@@ -115,9 +115,9 @@ def test_a_finished_training_is_not_done_again(tmp_path):
 
 def test_global_rngs_are_left_alone(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
-    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(8))
+    fit(model(), INPUTS, Noisy(), **settings, watch=stopping(8))
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    fit(net(), INPUTS, Noisy(), **settings)
+    fit(model(), INPUTS, Noisy(), **settings)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
@@ -138,22 +138,22 @@ def test_global_rngs_are_left_alone(tmp_path):
 )
 def test_of_other_settings_is_refused(tmp_path, more, said):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
-    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(4))
-    other = net()
+    fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
+    other = model()
     with pytest.raises(ModelError, match=f"checkpoint of other settings .*{said}.*remove this one to start anew"):
         fit(other, INPUTS, Noisy(), **settings | more)
-    assert torch.equal(state(other), state(net()))
+    assert torch.equal(state(other), state(model()))
 
 
 def test_of_another_net_or_other_data_is_refused(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
-    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(4))
-    with pytest.raises(ModelError, match=r"net was Sequential|its net are others"):
-        fit(net(hidden=9), INPUTS, Noisy(), **settings)
+    fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
+    with pytest.raises(ModelError, match=r"model was Sequential|its model are others"):
+        fit(model(hidden=9), INPUTS, Noisy(), **settings)
     with pytest.raises(ModelError, match="examples was 20, and is 21"):
-        fit(net(), INPUTS, Noisy(21), **settings)
+        fit(model(), INPUTS, Noisy(21), **settings)
     with pytest.raises(ModelError, match="held_out was 0, and is 12"):
-        fit(net(), INPUTS, Noisy(), held_out(), **settings)
+        fit(model(), INPUTS, Noisy(), held_out(), **settings)
 
 
 class Between(nn.Module):
@@ -175,7 +175,7 @@ def shifted(by):
     ("given", "said"),
     [
         ({"inputs": Pixels((1, 6, 6), mean=0.4, std=0.25)}, r"inputs was .*mean=0\.5.*, and is .*mean=0\.4"),
-        ({"net": Between(torch.sin)}, "the model's answers are others now"),
+        ({"model": Between(torch.sin)}, "the model's answers are others now"),
         ({"train": TensorDataset(held_out().tensors[0].flip(0), held_out().tensors[1])}, "its training data differ"),
         ({"train": TensorDataset(held_out().tensors[0], 1 - held_out().tensors[1])}, "its training data differ"),
         ({"test": TensorDataset(held_out().tensors[0] / 2, held_out().tensors[1])}, "its test data differ"),
@@ -184,23 +184,23 @@ def shifted(by):
 )
 def test_of_another_question_under_the_same_names_is_refused(tmp_path, given, said):
     first = {
-        "net": Between(torch.relu), "inputs": INPUTS, "train": held_out(), "test": held_out(), "epochs": 2,
+        "model": Between(torch.relu), "inputs": INPUTS, "train": held_out(), "test": held_out(), "epochs": 2,
         "augment": shifted(torch.full((1, 6, 6), 0.1)), "checkpoint": tmp_path / "c", "quiet": True,
     }  # fmt: skip
     fit(**first)
     assert fit(**first).steps == 2
     asked = first | given
-    before = state(asked["net"])
+    before = state(asked["model"])
     with pytest.raises(ModelError, match=said):
         fit(**asked)
-    assert torch.equal(state(asked["net"]), before)
+    assert torch.equal(state(asked["model"]), before)
 
 
 def test_another_dropout_is_another_net(tmp_path):
-    settings, other = EVERYTHING | {"checkpoint": tmp_path / "c"}, net()
-    fit(net(), INPUTS, Noisy(), **settings, watch=stopping(4))
+    settings, other = EVERYTHING | {"checkpoint": tmp_path / "c"}, model()
+    fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
     other[5].p = 0.1
-    with pytest.raises(ModelError, match=r"net was Sequential|its net are others"):
+    with pytest.raises(ModelError, match=r"model was Sequential|its model are others"):
         fit(other, INPUTS, Noisy(), **settings)
 
 
@@ -214,7 +214,7 @@ def test_broken_files_are_refused(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, settings = tmp_path / "c", EVERYTHING | {"checkpoint": tmp_path / "c"}
     if content == "cut":
-        fit(net(), INPUTS, Noisy(), **settings, watch=stopping(4))
+        fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
         content = file.read_bytes()[:-1000]
     if content == "other":
         torch.save({"weights": torch.zeros(2)}, file)
@@ -223,14 +223,14 @@ def test_broken_files_are_refused(tmp_path, content, monkeypatch):
     else:
         file.write_bytes(content)
     with pytest.raises(ModelError, match=r"can't read the checkpoint .*c:|is no checkpoint of this work"):
-        fit(net(), INPUTS, Noisy(), **settings)
+        fit(model(), INPUTS, Noisy(), **settings)
     assert os.listdir(tmp_path) == ["c"]
 
 
 def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match="can't write"):
-        fit(net(), INPUTS, Noisy(), **EVERYTHING, checkpoint=tmp_path / "file" / "c", watch=stopping(1))
+        fit(model(), INPUTS, Noisy(), **EVERYTHING, checkpoint=tmp_path / "file" / "c", watch=stopping(1))
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -249,7 +249,7 @@ def test_train_goes_on_and_says_how(tmp_path, parts):
     assert str(stopped).endswith(f"(interrupted; the same command goes on from {file})")
     on = train("digits-cnn", **how, checkpoint=file, out=tmp_path / "a.safetensors")
     once = train("digits-cnn", **how, out=tmp_path / "b.safetensors")
-    assert torch.equal(state(on.net), state(once.net))
+    assert torch.equal(state(on.model), state(once.model))
     assert "interrupted" not in str(on)
     assert on.card["recipe"]["defend"] == {"name": "Fast", "eps": 0.1, "norm": "linf", "step": None, "ramp": 0.3}
     assert on.card["robust"]["eps"] == 0.1
@@ -286,7 +286,9 @@ def test_the_command_hands_everything_over(monkeypatch):
 
     def made(name, **how):
         given.update(how, name=name)
-        return Trained(Path("a"), net(), INPUTS, {"interrupted": True, "accuracy": 0.5, "test_examples": 9}, Path("c"))
+        return Trained(
+            Path("a"), model(), INPUTS, {"interrupted": True, "accuracy": 0.5, "test_examples": 9}, Path("c")
+        )
 
     monkeypatch.setattr(training, "train", made)
     words = ["train", "digits-cnn", "--defend", "trades", "--eps", "51/255", "--checkpoint", "c", "--epochs", "3", "-q"]

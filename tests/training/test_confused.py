@@ -99,7 +99,7 @@ def test_the_published_rule_by_its_own_words() -> None:
         ({"logging_batch_interval": 2.5}, "an int; got 2.5"),
         ({"max_logit_difference": 0.0}, "above 0"),
         ({"max_logit_difference": math.nan}, "above 0"),
-        ({"min_logit_scope": "net"}, '"batch" or "example"'),
+        ({"min_logit_scope": "model"}, '"batch" or "example"'),
         ({"min_probability": 1.0}, "min_probability"),
         ({"min_probability": 0.6, "min_logit_scope": "example"}, "above 0.525"),
     ],
@@ -110,9 +110,9 @@ def test_settings_that_cannot_be_right(settings: dict[str, Any], said: str) -> N
 
 
 def test_the_interval_and_the_defaults() -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     confused = ConfusedLogits(min_logit_value=-math.inf, max_logit_difference=math.inf)
-    assert [s for s in range(60) if confused.watch(net, x, y, s) is not None] == [19, 39, 59]
+    assert [s for s in range(60) if confused.watch(model, x, y, s) is not None] == [19, 39, 59]
     rule = ConfusedLogits().rule
     assert (rule.top_k, rule.max_logit_difference, rule.min_logit_value, rule.min_logit_scope) == (1, 0.1, 5.0, "batch")
     assert (ConfusedLogits().interval, ConfusedLogits().projection_factor) == (20, 3)
@@ -120,9 +120,9 @@ def test_the_interval_and_the_defaults() -> None:
 
 def test_nothing_confused_nothing_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ConfusedLogits, "draw", lambda *args: pytest.fail("drawn"))
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     confused = ConfusedLogits(logging_batch_interval=1, max_logit_difference=1e-9, to=tmp_path / "sheets")
-    assert confused.watch(net, x, y, 0) is None
+    assert confused.watch(model, x, y, 0) is None
     assert confused.last is None
     assert not (tmp_path / "sheets").exists()
 
@@ -130,95 +130,95 @@ def test_nothing_confused_nothing_drawn(monkeypatch: pytest.MonkeyPatch, tmp_pat
 # -- logits and gradients --------------------------------------------------------------------------------------------
 
 
-def check_against_twin(net: nn.Module, x: Tensor, found: Confused) -> None:
+def check_against_twin(model: nn.Module, x: Tensor, found: Confused) -> None:
     """Each gradient alone, by autograd, from a forward in eval."""
-    before = [m.training for m in net.modules()]
-    net.eval()
+    before = [m.training for m in model.modules()]
+    model.eval()
     for i, row in enumerate(found.rows.tolist()):
         for j, k in enumerate(found.classes[i].tolist()):
             one = x[row : row + 1].clone().requires_grad_()
-            logits = net(one)
+            logits = model(one)
             (grad,) = torch.autograd.grad(logits[0, k], one)
             torch.testing.assert_close(found.gradients[i, j], grad[0])
             torch.testing.assert_close(found.logits[i], logits[0].detach())
         assert found.classes[i].tolist() == found.logits[i].topk(2).indices.tolist()
-    for m, training in zip(net.modules(), before, strict=True):
+    for m, training in zip(model.modules(), before, strict=True):
         m.training = training
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_gradients_against_one_at_a_time(channels: int) -> None:
-    net, (x, y) = small(channels), batch(channels)
-    found = ConfusedLogits(4, **FORCED).watch(net, x, y, 0)
+    model, (x, y) = small(channels), batch(channels)
+    found = ConfusedLogits(4, **FORCED).watch(model, x, y, 0)
     assert found is not None
     assert len(found) == 4
     assert found.gradients.shape == (4, 2, channels, 8, 8)
     assert torch.equal(found.inputs, x[found.rows])
     assert torch.equal(found.labels, y[found.rows])
     assert not found.before_clamp.any()
-    check_against_twin(net, x, found)
+    check_against_twin(model, x, found)
 
 
 def test_weights_that_change_are_seen_by_the_same_object() -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     confused = ConfusedLogits(3, **FORCED)
-    confused.watch(net, x, y, 0)
+    confused.watch(model, x, y, 0)
     with torch.no_grad():
-        for p in net.parameters():
+        for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
-    check_against_twin(net, x, confused.watch(net, x, y, 1))
-    net[5] = nn.Linear(8 * 36, 6)
-    check_against_twin(net, x, confused.watch(net, x, y, 2))
+    check_against_twin(model, x, confused.watch(model, x, y, 1))
+    model[5] = nn.Linear(8 * 36, 6)
+    check_against_twin(model, x, confused.watch(model, x, y, 2))
     wide = torch.randn(5, 1, 8, 8).double()
-    check_against_twin(net.double(), wide, confused.watch(net, wide, y[:5], 3))
+    check_against_twin(model.double(), wide, confused.watch(model, wide, y[:5], 3))
 
 
 def test_a_shape_of_its_own_each_batch() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     confused = ConfusedLogits(**FORCED)
     for step, side in enumerate((8, 10, 8)):
         x = torch.randn(4, 1, side, side, generator=torch.Generator().manual_seed(step))
-        check_against_twin(net, x, confused.watch(net, x, None, step))
+        check_against_twin(model, x, confused.watch(model, x, None, step))
 
 
 def test_rows_that_depend_on_one_another() -> None:
     """BatchNorm without running statistics: the gradient in the batch that the confusion was found in."""
-    net, (x, y) = small(), batch()
-    net[1] = nn.BatchNorm2d(8, track_running_stats=False)
-    found = ConfusedLogits(3, **FORCED).watch(net, x, y, 0)
-    net.eval()
+    model, (x, y) = small(), batch()
+    model[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    found = ConfusedLogits(3, **FORCED).watch(model, x, y, 0)
+    model.eval()
     for i, row in enumerate(found.rows.tolist()):
         for j, k in enumerate(found.classes[i].tolist()):
             all_ = x.clone().requires_grad_()
-            (grad,) = torch.autograd.grad(net(all_)[row, k], all_)
+            (grad,) = torch.autograd.grad(model(all_)[row, k], all_)
             torch.testing.assert_close(found.gradients[i, j], grad[row])
 
 
 def test_a_clamped_logit_is_explained_before_its_clamp() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
     with torch.no_grad():
-        net[1].bias.copy_(torch.tensor([0.05, -1.0, -2.0]))
-        net[1].weight.mul_(1e-3)
+        model[1].bias.copy_(torch.tensor([0.05, -1.0, -2.0]))
+        model[1].weight.mul_(1e-3)
     x, y = batch(n=4)
-    found = ConfusedLogits(1, logging_batch_interval=1, min_logit_value=0.0).watch(net, x, y, 0)
+    found = ConfusedLogits(1, logging_batch_interval=1, min_logit_value=0.0).watch(model, x, y, 0)
     assert found.before_clamp.tolist() == [[False, True]]
     assert found.logits[0, found.classes[0, 1]] == 0
-    torch.testing.assert_close(found.gradients[0].flatten(1), net[1].weight[found.classes[0]])
+    torch.testing.assert_close(found.gradients[0].flatten(1), model[1].weight[found.classes[0]])
 
 
 def test_float32_in_the_middle_of_autocast() -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        found = ConfusedLogits(3, **FORCED).watch(net, x, y, 0)
-    check_against_twin(net, x, found)  # to float32's tolerance: bfloat16 would be off by 1e-2
+        found = ConfusedLogits(3, **FORCED).watch(model, x, y, 0)
+    check_against_twin(model, x, found)  # to float32's tolerance: bfloat16 would be off by 1e-2
 
 
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
 def test_a_caller_without_gradients(caller: Callable[[], Any]) -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     with caller():
-        found = ConfusedLogits(3, **FORCED).watch(net, x.clone(), y, 0)
-    check_against_twin(net, x, found)
+        found = ConfusedLogits(3, **FORCED).watch(model, x.clone(), y, 0)
+    check_against_twin(model, x, found)
 
 
 # -- what the published callback got wrong ---------------------------------------------------------------------------
@@ -237,46 +237,46 @@ def published(model: nn.Module, x: Tensor, mask_idxs: Tensor) -> tuple[Tensor, T
 def test_its_gradients_mix_the_classes_of_all_inputs() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # the article's, but for its clamp
-    w = net[1].weight.detach()
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # the article's, but for its clamp
+    w = model[1].weight.detach()
     x = 9 * (w[0::2] + w[1::2]).view(5, 1, 8, 8)  # each between two classes of its own
-    found = ConfusedLogits(5, **FORCED).watch(net, x, None, 0)
+    found = ConfusedLogits(5, **FORCED).watch(model, x, None, 0)
     right = w[found.classes].view(5, 2, 1, 8, 8)  # d logit_k / dx is row k of W
-    theirs = torch.stack(published(net, found.inputs, found.classes), 1)
+    theirs = torch.stack(published(model, found.inputs, found.classes), 1)
     assert len(found.classes.unique()) == 10
     for j in (0, 1):
         assert cosine(theirs[:, j], right[:, j]).max() < 0.7
         torch.testing.assert_close(cosine(found.gradients[:, j], right[:, j]), torch.ones(5))
-    alone = published(net, found.inputs[:1], found.classes[:1])  # with one input it is right
+    alone = published(model, found.inputs[:1], found.classes[:1])  # with one input it is right
     torch.testing.assert_close(alone[0], right[:1, 0])
 
 
 def test_its_traces_in_the_net() -> None:
     """.grad left, frozen parts unfrozen, dropout and BatchNorm run: none of it here."""
-    net, (x, y) = small(), batch()
-    net[1].eval()
-    before = snapshot(net, x, y)
-    ConfusedLogits(3, **FORCED, inputs=ub.Pixels((1, 8, 8)), to=lambda sheet, step: None).watch(net, x, y, 0)
-    assert changes(before, snapshot(net, x, y)) == []
-    published(net.eval(), x, torch.zeros(len(x), 2, dtype=torch.long))
-    net.train()
-    assert any("grad" in c for c in changes(before, snapshot(net, x, y)))
-    assert net[1].training
+    model, (x, y) = small(), batch()
+    model[1].eval()
+    before = snapshot(model, x, y)
+    ConfusedLogits(3, **FORCED, inputs=ub.Pixels((1, 8, 8)), to=lambda sheet, step: None).watch(model, x, y, 0)
+    assert changes(before, snapshot(model, x, y)) == []
+    published(model.eval(), x, torch.zeros(len(x), 2, dtype=torch.long))
+    model.train()
+    assert any("grad" in c for c in changes(before, snapshot(model, x, y)))
+    assert model[1].training
 
 
 @pytest.mark.parametrize("name", awkward.NETS)
 def test_nothing_is_left_in_any_net(name: str) -> None:
     entry = awkward.get(name)
-    z = entry.inputs.encode(entry.images(4)).to(next((p.dtype for p in entry.net.parameters()), torch.float32))
+    z = entry.inputs.encode(entry.images(4)).to(next((p.dtype for p in entry.model.parameters()), torch.float32))
     confused = ConfusedLogits(2, **FORCED, min_probability=0.0, **entry.box, to=lambda sheet, step: None)
     y = torch.zeros(4, dtype=torch.long)
-    before = snapshot(entry.net, z, y)
+    before = snapshot(entry.model, z, y)
     if name == "checkpointed_reentrant":  # torch has no gradient in the input there
         with pytest.raises(OutputError):
-            confused.watch(entry.net, z, y, 0)
+            confused.watch(entry.model, z, y, 0)
     else:
-        assert len(confused.watch(entry.net, z, y, 0)) == 2
-    assert changes(before, snapshot(entry.net, z, y)) == []
+        assert len(confused.watch(entry.model, z, y, 0)) == 2
+    assert changes(before, snapshot(entry.model, z, y)) == []
 
 
 # -- what can't be watched -------------------------------------------------------------------------------------------
@@ -288,15 +288,15 @@ def with_end(end: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("end", "said"), [(nn.LogSoftmax(1), "exceed 0"), (nn.Softmax(1), "exceed 1")])
 def test_probabilities_are_refused_with_the_way_out(end: nn.Module, said: str) -> None:
-    net, (x, y) = with_end(end), batch()
+    model, (x, y) = with_end(end), batch()
     with pytest.raises(OutputError, match=f"never {said}.*min_logit_value=5.*min_probability"):
-        ConfusedLogits().watch(net, x, y, 0)  # at the first step, not at the first look
-    found = ConfusedLogits(3, 3, math.inf, 1, math.inf, min_probability=0.01).watch(net, x, y, 0)
-    check_against_twin(net[:2], x, found)  # the logits are those before the softmax
+        ConfusedLogits().watch(model, x, y, 0)  # at the first step, not at the first look
+    found = ConfusedLogits(3, 3, math.inf, 1, math.inf, min_probability=0.01).watch(model, x, y, 0)
+    check_against_twin(model[:2], x, found)  # the logits are those before the softmax
 
 
 @pytest.mark.parametrize(
-    ("net", "settings", "error", "said"),
+    ("model", "settings", "error", "said"),
     [
         (with_end(nn.Identity()), {"outputs": "multilabel"}, OutputError, "exclude each other"),
         (with_end(nn.Identity()), {"outputs": "regression"}, OutputError, "exclude each other"),
@@ -305,20 +305,20 @@ def test_probabilities_are_refused_with_the_way_out(end: nn.Module, said: str) -
         (nn.Conv2d(1, 6, 3), {"logging_batch_interval": 1}, OutputError, r"one class an input.*\(7, 6, 6, 6\)"),
     ],
 )
-def test_nets_that_cannot_be_watched(net: nn.Module, settings: Any, error: type[Exception], said: str) -> None:
+def test_nets_that_cannot_be_watched(model: nn.Module, settings: Any, error: type[Exception], said: str) -> None:
     x, y = batch()
     with pytest.raises(error, match=said):
-        ConfusedLogits(**settings).watch(net, x, y, 0)
+        ConfusedLogits(**settings).watch(model, x, y, 0)
 
 
 def test_batches_that_cannot_be_watched() -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     some = "a batch of inputs"
     for bad, said in ((x.long(), "token ids"), (x[0, 0, 0], some), ([1, 2], "got list"), (x[:0], some)):
         with pytest.raises(InputError, match=said):
-            ConfusedLogits().watch(net, bad, y, 0)
+            ConfusedLogits().watch(model, bad, y, 0)
     with pytest.raises(InputError, match="one label an input; got 3 for 7"):
-        ConfusedLogits().watch(net, x, y[:3], 0)
+        ConfusedLogits().watch(model, x, y[:3], 0)
 
 
 def test_a_net_without_a_gradient_is_refused_at_once() -> None:
@@ -339,9 +339,9 @@ def test_a_net_spread_over_devices_is_refused() -> None:
 
 
 def test_the_net_inside_of_data_parallelism_is_watched() -> None:
-    net, (x, y) = small(), batch()
-    found = ConfusedLogits(2, **FORCED).watch(nn.DataParallel(net), x, y, 0)
-    check_against_twin(net, x, found)
+    model, (x, y) = small(), batch()
+    found = ConfusedLogits(2, **FORCED).watch(nn.DataParallel(model), x, y, 0)
+    check_against_twin(model, x, found)
 
 
 # -- the sheet -------------------------------------------------------------------------------------------------------
@@ -369,10 +369,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 @pytest.mark.parametrize("factor", [3.0, 40.0])
 def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> None:
     inputs = ub.Pixels((channels, 8, 8), mean=0.4, std=0.25)
-    net, (z, y) = small(channels), batch(channels)
+    model, (z, y) = small(channels), batch(channels)
     names = ["ant", "bee", "cat", "dog", "eel", "fox"]
     confused = ConfusedLogits(1, factor, inputs=inputs, classes=names, **FORCED)
-    found = confused.watch(net, z, y, 7)
+    found = confused.watch(model, z, y, 7)
     image = confused.draw(found)
     assert isinstance(image, Image.Image)
     (block,) = drawn.blocks
@@ -392,15 +392,15 @@ def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> No
 
 
 def test_the_projection_factor_shows() -> None:
-    net, (x, y) = small(), batch()
-    sheets = [np.asarray(c.draw(c.watch(net, x, y, 0))) for c in (ConfusedLogits(1, f, **FORCED) for f in (3, 3, 30))]
+    model, (x, y) = small(), batch()
+    sheets = [np.asarray(c.draw(c.watch(model, x, y, 0))) for c in (ConfusedLogits(1, f, **FORCED) for f in (3, 3, 30))]
     assert np.array_equal(sheets[0], sheets[1])
     assert not np.array_equal(sheets[0], sheets[2])
 
 
 def test_maps_before_a_clamp_are_named_so(drawn: Drawn) -> None:
-    net, (x, y) = small(), batch()
-    found = ConfusedLogits(1, **FORCED).watch(net, x, y, 0)
+    model, (x, y) = small(), batch()
+    found = ConfusedLogits(1, **FORCED).watch(model, x, y, 0)
     confused = ConfusedLogits()
     clamped = Confused(**{**vars(found), "before_clamp": torch.tensor([[False, True]])})
     confused.draw(clamped)
@@ -427,12 +427,12 @@ def test_labels_of_every_kind(drawn: Drawn, labels: Any, said: str) -> None:
 
 
 def test_one_sheet_a_look_whatever_is_confused(tmp_path: Path) -> None:
-    net, (x, y) = small(2), batch(2, n=9)
-    ConfusedLogits(5, to=tmp_path / "deep" / "er", **FORCED).watch(net, x, y, 3)
+    model, (x, y) = small(2), batch(2, n=9)
+    ConfusedLogits(5, to=tmp_path / "deep" / "er", **FORCED).watch(model, x, y, 3)
     (path,) = (tmp_path / "deep" / "er").iterdir()
     assert path.name == "confused-000003.png"
     one = ConfusedLogits(1, **FORCED)
-    alone = one.draw(one.watch(net, x, y, 3))
+    alone = one.draw(one.watch(model, x, y, 3))
     with Image.open(path) as sheet:
         assert sheet.width == 3 * alone.width
         assert sheet.height > 1.5 * alone.height
@@ -449,13 +449,13 @@ def test_without_inputs_the_range_that_is_drawn_is_printed(drawn: Drawn) -> None
 
 
 def test_inputs_that_are_no_images_say_so() -> None:
-    net = nn.Linear(20, 4)
+    model = nn.Linear(20, 4)
     x = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     confused = ConfusedLogits(2, to=lambda sheet, step: pytest.fail("drawn"), **FORCED)
     with pytest.warns(UnboxedWarning, match=r"shape \(20,\) are no images"):
-        found = confused.watch(net, x, None, 0)
-    assert torch.equal(found.gradients[0], net.weight.detach()[found.classes[0]])
-    assert len(confused.watch(net, x, None, 1)) == 2  # said once
+        found = confused.watch(model, x, None, 0)
+    assert torch.equal(found.gradients[0], model.weight.detach()[found.classes[0]])
+    assert len(confused.watch(model, x, None, 1)) == 2  # said once
     with pytest.raises(InputError, match="no images"):
         confused.draw(found)
 
@@ -479,11 +479,11 @@ def test_it_fits_the_hand_written_loop_of_the_library(tmp_path: Path) -> None:
     """`training.fit(watch=...)` calls with what `watch` wants."""
     from unboxed import data, training, zoo
 
-    net, inputs = zoo.load("digits-cnn", weights=None)
+    model, inputs = zoo.load("digits-cnn", weights=None)
     confused = ConfusedLogits(2, inputs=inputs, to=tmp_path, **{**FORCED, "logging_batch_interval": 2})
     some = data.digits().tensors()
     few = torch.utils.data.TensorDataset(some.x[:64], some.y[:64])
-    training.fit(net, inputs, few, None, epochs=1, batch_size=16, lr=1e-3, quiet=True, watch=confused.watch)
+    training.fit(model, inputs, few, None, epochs=1, batch_size=16, lr=1e-3, quiet=True, watch=confused.watch)
     assert len(list(tmp_path.iterdir())) == 2
     assert len(confused.last) == 2
 
@@ -492,31 +492,31 @@ def test_it_fits_the_hand_written_loop_of_the_library(tmp_path: Path) -> None:
 
 
 def test_a_loop_without_a_place_for_the_sheets_is_told_once(tmp_path: Path) -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     lost = ConfusedLogits(**FORCED)
     with pytest.warns(UnboxedWarning, match=r"go nowhere.*to=") as caught:
-        lost.watch(net, x, y, 0)
+        lost.watch(model, x, y, 0)
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lost.watch(net, x, y, 1)
-        ConfusedLogits(to=tmp_path, **FORCED).watch(net, x, y, 0)
-        ConfusedLogits(**FORCED).watch(net, x, y, 0, to=lambda sheet, step: None)
+        lost.watch(model, x, y, 1)
+        ConfusedLogits(to=tmp_path, **FORCED).watch(model, x, y, 0)
+        ConfusedLogits(**FORCED).watch(model, x, y, 0, to=lambda sheet, step: None)
 
 
 def test_it_says_how_often_it_looked_and_how_large_the_logits_were(tmp_path: Path) -> None:
-    net, (x, y) = small(), batch()
+    model, (x, y) = small(), batch()
     confused = ConfusedLogits(logging_batch_interval=2, min_logit_value=100.0, to=tmp_path)
     assert repr(confused) == "ConfusedLogits(looked 0 times, found confused inputs 0 times, min_logit_value=100)"
     for step in range(4):
-        confused.watch(net, x, y, step)
-    largest = net.eval()(x).max().item()
+        confused.watch(model, x, y, step)
+    largest = model.eval()(x).max().item()
     assert (confused.looks, confused.finds) == (2, 0)
     assert confused.largest_logit == pytest.approx(largest, rel=1e-5)
     assert f"looked 2 times, found confused inputs 0 times, largest logit {largest:.3g} <= min_logit_value=100" in repr(
         confused
     )
     sure = ConfusedLogits(to=tmp_path, **FORCED)
-    sure.watch(net, x, y, 0)
+    sure.watch(model, x, y, 0)
     assert "found confused inputs 1 times" in repr(sure)
     assert "> min_logit_value=-inf" in repr(sure)

@@ -26,7 +26,7 @@ each = pytest.mark.parametrize("defense", ALL, ids=["fast", "pgd", "trades", "pg
 
 
 def curved(*, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
-    """A small net that is not linear."""
+    """A small model that is not linear."""
     middle = nn.BatchNorm1d(12) if norm else nn.Identity()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -42,8 +42,8 @@ def flat(tensors: Any) -> Tensor:
     return torch.cat([h.detach().flatten() for h in tensors])
 
 
-def gradients_of(net: nn.Module, loss: Tensor) -> Tensor:
-    return flat(torch.autograd.grad(loss, list(net.parameters())))
+def gradients_of(model: nn.Module, loss: Tensor) -> Tensor:
+    return flat(torch.autograd.grad(loss, list(model.parameters())))
 
 
 # -- twins: the papers' equations, one example at a time ---------------------------------------------------------------
@@ -53,12 +53,12 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return sum(p[k] * (p[k].log() - q[k].log()) for k in range(len(p)))  # type: ignore[return-value]
 
 
-def climbed(net: nn.Module, x: Tensor, start: Tensor, score: Any, eps: float, steps: int, step: float) -> Tensor:
+def climbed(model: nn.Module, x: Tensor, start: Tensor, score: Any, eps: float, steps: int, step: float) -> Tensor:
     """Sign steps up `score(probabilities)` of one example x (1, 6, 6), inside the ball and [0, 1]."""
     z = start.clamp(0, 1)
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        (uphill,) = torch.autograd.grad(score(net((z[None] - 0.5) / 0.25).softmax(1)[0]), z)
+        (uphill,) = torch.autograd.grad(score(model((z[None] - 0.5) / 0.25).softmax(1)[0]), z)
         z = torch.min(torch.max(z.detach() + step * uphill.sign(), x - eps), x + eps).clamp(0, 1)
     return z
 
@@ -69,33 +69,33 @@ def noise(draw: Any, x: Tensor, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(("defense", "steps", "step"), [(Fast(0.1), 1, 0.125), (PGD(0.1, steps=4), 4, 0.0625)])
 def test_fast_and_pgd_are_the_cross_entropy_after_steps_up_it(defense: Any, steps: int, step: float) -> None:
-    net, (x, y) = curved().double(), batch()
+    model, (x, y) = curved().double(), batch()
     x = x.double()
     starts = x + 0.1 * (2 * noise(torch.rand, x, seed=7) - 1)
-    moved = [climbed(net, x[i], starts[i], lambda p, i=i: -p[y[i]].log(), 0.1, steps, step) for i in range(5)]
-    want = sum(-net((moved[i][None] - 0.5) / 0.25).softmax(1)[0, y[i]].log() for i in range(5)) / 5
-    box = Box(net, INPUTS)
+    moved = [climbed(model, x[i], starts[i], lambda p, i=i: -p[y[i]].log(), 0.1, steps, step) for i in range(5)]
+    want = sum(-model((moved[i][None] - 0.5) / 0.25).softmax(1)[0, y[i]].log() for i in range(5)) / 5
+    box = Box(model, INPUTS)
     assert torch.allclose(defense.attack(box, x, y, seed=7), torch.stack(moved), atol=1e-9)
     loss = defense(box, x, y, seed=7)
     assert loss.item() == pytest.approx(want.item(), abs=1e-9)
-    assert torch.allclose(gradients_of(net, loss), gradients_of(net, want), atol=1e-9)
+    assert torch.allclose(gradients_of(model, loss), gradients_of(model, want), atol=1e-9)
 
 
 def test_trades_is_cross_entropy_and_beta_times_the_divergence() -> None:
-    net, (x, y) = curved().double(), batch()
+    model, (x, y) = curved().double(), batch()
     x, defense = x.double(), Trades(0.1, steps=4, beta=5.0)
     starts, step = x + 1e-3 * noise(torch.randn, x, seed=7), 0.0625
-    probs = [net((x[i : i + 1] - 0.5) / 0.25).softmax(1)[0] for i in range(5)]
-    moved = [climbed(net, x[i], starts[i], lambda q, i=i: kl(probs[i].detach(), q), 0.1, 4, step) for i in range(5)]
+    probs = [model((x[i : i + 1] - 0.5) / 0.25).softmax(1)[0] for i in range(5)]
+    moved = [climbed(model, x[i], starts[i], lambda q, i=i: kl(probs[i].detach(), q), 0.1, 4, step) for i in range(5)]
     want = torch.zeros(())
     for i in range(5):
-        q = net((moved[i][None] - 0.5) / 0.25).softmax(1)[0]
+        q = model((moved[i][None] - 0.5) / 0.25).softmax(1)[0]
         want = want + (-probs[i][y[i]].log() + 5.0 * kl(probs[i], q)) / 5
-    box = Box(net, INPUTS)
+    box = Box(model, INPUTS)
     assert torch.allclose(defense.attack(box, x, y, seed=7), torch.stack(moved), atol=1e-9)
     loss = defense(box, x, y, seed=7)
     assert loss.item() == pytest.approx(want.item(), abs=1e-9)
-    assert torch.allclose(gradients_of(net, loss), gradients_of(net, want), atol=1e-9)
+    assert torch.allclose(gradients_of(model, loss), gradients_of(model, want), atol=1e-9)
 
 
 def test_trades_does_not_look_at_labels_in_its_attack() -> None:
@@ -105,15 +105,15 @@ def test_trades_does_not_look_at_labels_in_its_attack() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_linear_net_meets_its_worst_case(norm: str) -> None:
-    """Of two classes of a linear net the worst point of the ball is known."""
+    """Of two classes of a linear model the worst point of the ball is known."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
     x, y = 0.3 + 0.4 * batch(8)[0].double(), torch.arange(8) % 2
-    w = (net[1].weight[1] - net[1].weight[0]).detach().view(1, 6, 6)
+    w = (model[1].weight[1] - model[1].weight[0]).detach().view(1, 6, 6)
     direction = w.sign() if norm == "linf" else w / w.norm()
     worst = x + 0.1 * (1 - 2 * y).view(-1, 1, 1, 1) * direction
-    found = PGD(0.1, steps=30, step=0.1, norm=norm).attack(Box(net, Pixels((1, 6, 6))), x, y)
+    found = PGD(0.1, steps=30, step=0.1, norm=norm).attack(Box(model, Pixels((1, 6, 6))), x, y)
     assert torch.allclose(found, worst, atol=1e-7)
 
 
@@ -122,15 +122,15 @@ def test_a_linear_net_meets_its_worst_case(norm: str) -> None:
 
 @each
 def test_an_attack_leaves_no_trace(defense: Any) -> None:
-    net, (x, y) = curved(dropout=0.5, norm=True), batch()
-    net.train()
-    net[4].eval()
-    net[1].weight.requires_grad_(False)
-    net[5].weight.grad = torch.ones_like(net[5].weight)
-    box = Box(net, INPUTS)
-    before = snapshot(net, x, y)
+    model, (x, y) = curved(dropout=0.5, norm=True), batch()
+    model.train()
+    model[4].eval()
+    model[1].weight.requires_grad_(False)
+    model[5].weight.grad = torch.ones_like(model[5].weight)
+    box = Box(model, INPUTS)
+    before = snapshot(model, x, y)
     found = defense.attack(box, x, y)
-    assert changes(before, snapshot(net, x, y)) == []
+    assert changes(before, snapshot(model, x, y)) == []
     assert not found.requires_grad
     assert found.min() >= 0
     assert found.max() <= 1
@@ -140,10 +140,10 @@ def test_an_attack_leaves_no_trace(defense: Any) -> None:
 @each
 def test_only_the_loss_moves_batch_norm_and_draws(defense: Any) -> None:
     """Of a step, statistics and RNGs see what the loss's own forwards do: those on x, if any, and on the examples."""
-    net, twin, (x, y) = curved(dropout=0.5, norm=True), curved(dropout=0.5, norm=True), batch()
-    net.train()
+    model, twin, (x, y) = curved(dropout=0.5, norm=True), curved(dropout=0.5, norm=True), batch()
+    model.train()
     twin.train()
-    box = Box(net, INPUTS)
+    box = Box(model, INPUTS)
     found = defense.attack(box, x, y, seed=3)
     torch.manual_seed(5)
     loss = defense(box, x, y, seed=3)
@@ -152,20 +152,22 @@ def test_only_the_loss_moves_batch_norm_and_draws(defense: Any) -> None:
     for z in (x, found) if isinstance(defense, Trades) else (found,):
         twin(INPUTS.encode(z))
     assert torch.equal(drawn, torch.rand(3))
-    assert torch.equal(flat(net.buffers()), flat(twin.buffers()))
-    assert not torch.equal(flat(net.buffers()), flat(curved(norm=True).buffers()))
-    assert net.training
-    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(flat(model.buffers()), flat(twin.buffers()))
+    assert not torch.equal(flat(model.buffers()), flat(curved(norm=True).buffers()))
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
     loss.backward()  # type: ignore[no-untyped-call]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in net.named_parameters() if name != "1.bias")
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for name, p in model.named_parameters() if name != "1.bias"
+    )
 
 
 @each
 def test_an_attack_runs_no_more_than_its_steps_and_no_gradient_of_a_parameter(defense: Any) -> None:
-    net, (x, y), ran, reached = curved(), batch(), [], []
-    box = Box(net, INPUTS)
-    net[1].register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
-    for p in net.parameters():
+    model, (x, y), ran, reached = curved(), batch(), [], []
+    box = Box(model, INPUTS)
+    model[1].register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    for p in model.parameters():
         p.register_hook(lambda g: reached.append(g) or g)
     defense.attack(box, x, y)
     steps = getattr(defense, "steps", 1)
@@ -174,16 +176,16 @@ def test_an_attack_runs_no_more_than_its_steps_and_no_gradient_of_a_parameter(de
     assert reached == []
     defense(box, x, y).backward()
     assert len(ran) == 2 * (steps + isinstance(defense, Trades)) + 1 + isinstance(defense, Trades)
-    assert len(reached) == len(list(net.parameters()))
+    assert len(reached) == len(list(model.parameters()))
 
 
 @each
 def test_the_net_is_attacked_in_eval(defense: Any) -> None:
-    """The examples are those against the net that will be used, whatever dropout does in training."""
-    net, (x, y) = curved(dropout=0.5), batch()
-    box = Box(net.eval(), INPUTS)
+    """The examples are those against the model that will be used, whatever dropout does in training."""
+    model, (x, y) = curved(dropout=0.5), batch()
+    box = Box(model.eval(), INPUTS)
     found = defense.attack(box, x, y, seed=1)
-    net.train()
+    model.train()
     assert torch.equal(found, defense.attack(box, x, y, seed=1))
 
 
@@ -217,8 +219,8 @@ def test_eps_grows_with_progress(make: Any) -> None:
 
 @each
 def test_mixed_precision_is_only_the_nets(defense: Any) -> None:
-    net, (x, y) = curved(), batch(40)
-    wide, narrow = Box(net, INPUTS), Box(net, INPUTS, autocast=torch.bfloat16)
+    model, (x, y) = curved(), batch(40)
+    wide, narrow = Box(model, INPUTS), Box(model, INPUTS, autocast=torch.bfloat16)
     found, loss = defense.attack(narrow, x, y, seed=0), defense(narrow, x, y, seed=0)
     assert found.dtype == loss.dtype == torch.float32
     assert wide(found).softmax(1).log()[range(40), y].mean() < wide(x).softmax(1).log()[range(40), y].mean()
@@ -226,53 +228,53 @@ def test_mixed_precision_is_only_the_nets(defense: Any) -> None:
     assert loss.item() != loss.bfloat16().item()  # the loss itself is not rounded
     assert not torch.is_autocast_enabled("cpu")
     loss.backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 class _Structured(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.net(x), "features": x.flatten(1)}
+        return {"logits": self.model(x), "features": x.flatten(1)}
 
 
 @each
 def test_log_probabilities_and_structures_are_as_good_as_logits(defense: Any) -> None:
-    net, (x, y) = curved(), batch()
-    want = defense(Box(net, INPUTS), x, y, seed=0).item()
-    for same in (nn.Sequential(net, nn.LogSoftmax(1)), _Structured(net)):
+    model, (x, y) = curved(), batch()
+    want = defense(Box(model, INPUTS), x, y, seed=0).item()
+    for same in (nn.Sequential(model, nn.LogSoftmax(1)), _Structured(model)):
         assert defense(Box(same, INPUTS), x, y, seed=0).item() == pytest.approx(want, rel=1e-4)
 
 
 @each
 def test_ctrl_c_in_an_attack_reaches_the_training(defense: Any) -> None:
-    net, (x, y) = curved().train(), batch()
-    box = Box(net, INPUTS)
-    before = snapshot(net)
+    model, (x, y) = curved().train(), batch()
+    box = Box(model, INPUTS)
+    before = snapshot(model)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with net[1].register_forward_hook(stop), pytest.raises(KeyboardInterrupt):
+    with model[1].register_forward_hook(stop), pytest.raises(KeyboardInterrupt):
         defense(box, x, y)
-    assert changes(before, snapshot(net)) == []
+    assert changes(before, snapshot(model)) == []
 
 
 def test_works_on_a_net_that_is_trained_in_parallel() -> None:
     """Its forwards wait for gradients of parameters, which an attack never asks for."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        net, (x, y) = curved(), batch()
-        parallel = nn.parallel.DistributedDataParallel(net)
+        model, (x, y) = curved(), batch()
+        parallel = nn.parallel.DistributedDataParallel(model)
         box = Box(parallel, INPUTS)
         for defense in (PGD(0.1, steps=3), Trades(0.1, steps=3)):
             for seed in range(2):
-                want = flat(torch.autograd.grad(defense(Box(net, INPUTS), x, y, seed=seed), list(net.parameters())))
-                net.zero_grad()
+                want = flat(torch.autograd.grad(defense(Box(model, INPUTS), x, y, seed=seed), list(model.parameters())))
+                model.zero_grad()
                 defense(box, x, y, seed=seed).backward()  # type: ignore[no-untyped-call]
-                assert torch.allclose(flat(p.grad for p in net.parameters()), want, atol=1e-6)
+                assert torch.allclose(flat(p.grad for p in model.parameters()), want, atol=1e-6)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -287,14 +289,14 @@ def test_a_loop_of_ones_own_learns_to_withstand() -> None:
     weights = {}
     for name, defense in (("plain", None), ("pgd", PGD(0.1, ramp=0.0)), ("trades", Trades(0.1, ramp=0.0))):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
-        box, optimizer = Box(net, Pixels((1, 6, 6))), torch.optim.Adam(net.parameters(), 0.02)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+        box, optimizer = Box(model, Pixels((1, 6, 6))), torch.optim.Adam(model.parameters(), 0.02)
         for step in range(100):
-            loss = F.cross_entropy(net(x), y) if defense is None else defense(box, x, y, seed=step)
+            loss = F.cross_entropy(model(x), y) if defense is None else defense(box, x, y, seed=step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        w = (net[1].weight[1] - net[1].weight[0]).detach().view(6, 6)
+        w = (model[1].weight[1] - model[1].weight[0]).detach().view(6, 6)
         weights[name] = (w[:3].abs().sum() / w[3:, 0].abs().sum()).item()  # how much it leans on what can be undone
     assert max(weights["pgd"], weights["trades"]) < 0.3 * weights["plain"]
 
@@ -369,10 +371,10 @@ def lightning(tmp_path: Path) -> Iterator[Any]:
     class Module(pl.LightningModule):  # type: ignore[name-defined, misc]
         def __init__(self, step: Any, examples: TensorDataset) -> None:
             super().__init__()
-            self.net, self.step, self.examples = curved(dropout=0.2, norm=True), step, examples
+            self.model, self.step, self.examples = curved(dropout=0.2, norm=True), step, examples
 
         def forward(self, z: Tensor) -> Any:
-            return self.net(z)
+            return self.model(z)
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             loss: Tensor = self.step(self, *batch)
@@ -406,7 +408,7 @@ def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) ->
     seen = []
 
     def step(module: Any, z: Tensor, y: Tensor) -> Tensor:
-        i, training = len(seen), module.net.training
+        i, training = len(seen), module.model.training
         rows = slice(i % 4 * 6, i % 4 * 6 + 6)
         want = defense.attack(Box(module, INPUTS), pixels[rows], labels[rows], (i + 1) / 8, seed=key("batch", i, 0))
         assert torch.allclose(INPUTS.decode(z), want, atol=1e-5)
@@ -467,7 +469,7 @@ def test_a_defense_is_a_lightning_training_step(lightning: Any, defense: Any) ->
 
     module = lightning(step, max_epochs=12)
     assert torch.stack(losses[-4:]).mean() < torch.stack(losses[:4]).mean()
-    assert module.net[2].num_batches_tracked == len(losses) * (1 + isinstance(defense, Trades))
+    assert module.model[2].num_batches_tracked == len(losses) * (1 + isinstance(defense, Trades))
 
 
 def test_lightning_refuses_trades_and_shows_the_way() -> None:

@@ -33,14 +33,14 @@ def fresh(name="digits-cnn", seed=0):
     return zoo.load(name, weights=None, seed=seed)
 
 
-def weights(net):
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def fitted(parts, **more):
-    net, inputs = fresh()
-    history = fit(net, inputs, *parts, **QUICK | more)
-    return weights(net), history
+    model, inputs = fresh()
+    history = fit(model, inputs, *parts, **QUICK | more)
+    return weights(model), history
 
 
 def blobs(n=64, classes=2, seed=0):
@@ -56,22 +56,22 @@ def tiny(*, dropout=0.0):
 
 
 def test_learns():
-    net, inputs = tiny()
-    history = fit(net, inputs, blobs(), blobs(seed=1), epochs=10, batch_size=16, lr=0.05, quiet=True)
+    model, inputs = tiny()
+    history = fit(model, inputs, blobs(), blobs(seed=1), epochs=10, batch_size=16, lr=0.05, quiet=True)
     assert history.accuracy[-1] == 1.0
     assert history.loss[-1] < history.loss[0] / 2
     assert (len(history.loss), len(history.accuracy), history.steps) == (10, 10, 40)
     assert history.seconds > 0
     assert not history.interrupted
-    assert not net.training
-    assert all(p.grad is None for p in net.parameters())
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_steps_are_adamw_on_encoded_pixels():
     """Four steps written out: inputs normalized once, the mean cross-entropy, one cycle of the learning rate."""
-    (net, inputs), (twin, _) = tiny(), tiny()
+    (model, inputs), (twin, _) = tiny(), tiny()
     examples = blobs(8)
-    fit(net, inputs, examples, epochs=4, batch_size=8, lr=0.1, weight_decay=0.5, quiet=True)
+    fit(model, inputs, examples, epochs=4, batch_size=8, lr=0.1, weight_decay=0.5, quiet=True)
     optimizer = torch.optim.AdamW(twin.parameters(), 0.1, weight_decay=0.5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4)
     x, y = examples.tensors
@@ -80,8 +80,8 @@ def test_steps_are_adamw_on_encoded_pixels():
         nn.functional.cross_entropy(twin((x - 0.5) / 0.25), y).backward()
         optimizer.step()
         schedule.step()
-    assert torch.allclose(weights(net), weights(twin), atol=1e-5)
-    assert not torch.allclose(weights(net), weights(tiny()[0]), atol=1e-2)
+    assert torch.allclose(weights(model), weights(twin), atol=1e-5)
+    assert not torch.allclose(weights(model), weights(tiny()[0]), atol=1e-2)
 
 
 def test_same_seed_same_weights(parts):
@@ -120,19 +120,19 @@ def test_data_sets_of_ours_and_of_torch_are_alike(parts):
 
 
 def test_frozen_parameters_stay():
-    net, inputs = tiny()
-    net[2].bias.requires_grad_(False)
-    bias, weight = net[2].bias.clone(), net[2].weight.detach().clone()
-    fit(net, inputs, blobs(), epochs=1, lr=0.1, quiet=True)
-    assert torch.equal(net[2].bias, bias)
-    assert not torch.equal(net[2].weight, weight)
+    model, inputs = tiny()
+    model[2].bias.requires_grad_(False)
+    bias, weight = model[2].bias.clone(), model[2].weight.detach().clone()
+    fit(model, inputs, blobs(), epochs=1, lr=0.1, quiet=True)
+    assert torch.equal(model[2].bias, bias)
+    assert not torch.equal(model[2].weight, weight)
 
 
 def test_double_net():
-    net, inputs = tiny()
-    history = fit(net.double(), inputs, blobs(), blobs(), epochs=5, batch_size=16, lr=0.05, quiet=True)
+    model, inputs = tiny()
+    history = fit(model.double(), inputs, blobs(), blobs(), epochs=5, batch_size=16, lr=0.05, quiet=True)
     assert history.accuracy[-1] == 1.0
-    assert net[2].weight.dtype == torch.float64
+    assert model[2].weight.dtype == torch.float64
 
 
 def test_watch_sees_each_batch_as_the_net_does(parts):
@@ -155,13 +155,13 @@ def test_watch_sees_each_batch_as_the_net_does(parts):
 
 def test_each_epoch_sees_everything_in_an_order_of_its_own():
     def orders(seed):
-        net, inputs = tiny()
+        model, inputs = tiny()
         examples, seen = (
             TensorDataset(torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 1, 6, 6) / 64, blobs().tensors[1]),
             [],
         )
         watch = lambda m, z, y, s: seen.extend((64 * inputs.decode(z)[:, 0, 0, 0]).round().tolist())  # noqa: E731
-        fit(net, inputs, examples, epochs=2, batch_size=20, seed=seed, quiet=True, watch=watch)
+        fit(model, inputs, examples, epochs=2, batch_size=20, seed=seed, quiet=True, watch=watch)
         return seen[:64], seen[64:]
 
     first, second = orders(0)
@@ -195,9 +195,9 @@ def test_attacks_stay_in_a_ball_that_grows(parts, make):
 
 @pytest.mark.parametrize("defense", [PGD(0.1, steps=2), Trades(0.1, steps=2)])
 def test_defended_steps_are_those_of_a_loop_of_ones_own(defense):
-    (net, inputs), (twin, _) = tiny(), tiny()
+    (model, inputs), (twin, _) = tiny(), tiny()
     examples = blobs(8)
-    fit(net, inputs, examples, epochs=3, batch_size=8, lr=0.1, defend=defense, quiet=True)
+    fit(model, inputs, examples, epochs=3, batch_size=8, lr=0.1, defend=defense, quiet=True)
     optimizer, box = torch.optim.AdamW(twin.parameters(), 0.1, weight_decay=0), Box(twin, inputs)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
     batches = torch.utils.data.DataLoader(examples, 8, shuffle=True, generator=torch.Generator().manual_seed(0))
@@ -208,7 +208,7 @@ def test_defended_steps_are_those_of_a_loop_of_ones_own(defense):
             loss.backward()
             optimizer.step()
             schedule.step()
-    assert torch.allclose(weights(net), weights(twin), atol=1e-6)
+    assert torch.allclose(weights(model), weights(twin), atol=1e-6)
 
 
 def test_attacked_training_withstands_attacks():
@@ -225,15 +225,15 @@ def test_attacked_training_withstands_attacks():
 
 def test_ctrl_c_in_an_attack_stops_the_training(parts):
     calls = []
-    net, inputs = fresh()
+    model, inputs = fresh()
 
     def stop(*_):
-        calls.append(net.training)
-        if not net.training and True in calls:  # in the second attack, after a step was learned
+        calls.append(model.training)
+        if not model.training and True in calls:  # in the second attack, after a step was learned
             raise KeyboardInterrupt
 
-    net.conv1.register_forward_hook(stop)
-    history = fit(net, inputs, *parts, **QUICK, defend=PGD(0.1, steps=3))
+    model.conv1.register_forward_hook(stop)
+    history = fit(model, inputs, *parts, **QUICK, defend=PGD(0.1, steps=3))
     assert history.interrupted
     assert not calls[-1]  # in an attack
     assert history.steps < 2
@@ -258,7 +258,7 @@ def test_average_is_the_moving_average_of_the_weights(parts):
 
 
 def test_average_is_what_is_looked_at_and_left(parts):
-    net, inputs = fresh()
+    model, inputs = fresh()
     looked, learned = [], []
 
     class HeldOut(torch.utils.data.Dataset):
@@ -266,30 +266,30 @@ def test_average_is_what_is_looked_at_and_left(parts):
             return 1
 
         def __getitem__(self, i):
-            looked.append(weights(net))
+            looked.append(weights(model))
             return parts[1][i]
 
-    fit(net, inputs, parts[0], HeldOut(), **QUICK, average=0.9, watch=lambda m, z, y, s: learned.append(weights(m)))
+    fit(model, inputs, parts[0], HeldOut(), **QUICK, average=0.9, watch=lambda m, z, y, s: learned.append(weights(m)))
     assert len(looked) == 2
-    assert torch.equal(looked[-1], weights(net))
+    assert torch.equal(looked[-1], weights(model))
     assert not torch.equal(looked[-1], learned[-1])
     assert not torch.equal(looked[0], learned[3])
 
 
 def test_average_takes_statistics_along():
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 2))
-    passed = [net[1].running_mean.clone()]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 2))
+    passed = [model[1].running_mean.clone()]
     watch = lambda m, z, y, s: passed.append(m[1].running_mean.clone())  # noqa: E731
-    fit(net, Pixels((1, 6, 6)), blobs(), epochs=2, batch_size=16, quiet=True, average=0.9, watch=watch)
+    fit(model, Pixels((1, 6, 6)), blobs(), epochs=2, batch_size=16, quiet=True, average=0.9, watch=watch)
     want = passed[0]
     for t, mean in enumerate(passed[1:], start=1):
         want = torch.lerp(want, mean, 1 - (1 + t) / (10 + t))
-    assert torch.allclose(net[1].running_mean, want, atol=1e-6)
-    assert net[1].num_batches_tracked == 8
+    assert torch.allclose(model[1].running_mean, want, atol=1e-6)
+    assert model[1].num_batches_tracked == 8
 
 
 def test_ctrl_c_leaves_the_average_of_what_was_passed(parts):
-    def stop(net, z, y, step):
+    def stop(model, z, y, step):
         if step == 6:
             raise KeyboardInterrupt
 
@@ -339,12 +339,12 @@ def test_ctrl_c_keeps_the_net_and_says_so(parts):
 
 
 def test_an_error_of_the_watcher_is_passed_on(parts):
-    net, inputs = fresh()
+    model, inputs = fresh()
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        fit(net, inputs, *parts, **QUICK, watch=lambda m, z, y, step: 1 / 0)
+        fit(model, inputs, *parts, **QUICK, watch=lambda m, z, y, step: 1 / 0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not net.training
+    assert not model.training
 
 
 @pytest.mark.parametrize(
@@ -388,25 +388,25 @@ def test_empty_data(parts):
 
 def test_a_net_without_parameters_or_logits():
     inputs = Pixels((1, 6, 6))
-    net, _ = tiny()
+    model, _ = tiny()
     with pytest.raises(InputError, match="no parameter"):
-        fit(net.requires_grad_(False), inputs, blobs(), epochs=1, quiet=True)
+        fit(model.requires_grad_(False), inputs, blobs(), epochs=1, quiet=True)
     with pytest.raises(OutputError, match="log-probabilities; its outputs are probs"):
-        fit(nn.Sequential(net.requires_grad_(True), nn.Softmax(1)), inputs, blobs(), epochs=1, quiet=True)
+        fit(nn.Sequential(model.requires_grad_(True), nn.Softmax(1)), inputs, blobs(), epochs=1, quiet=True)
 
 
 def test_a_loss_that_runs_away():
-    net, inputs = tiny()
+    model, inputs = tiny()
     with pytest.raises(InputError, match="smaller lr"):
-        fit(net, inputs, blobs(), epochs=2, batch_size=4, lr=1e38, quiet=True)
+        fit(model, inputs, blobs(), epochs=2, batch_size=4, lr=1e38, quiet=True)
 
 
 # -- looks at the data -------------------------------------------------------------------------------------------------
 
 
 def test_accuracy_counts_all_examples():
-    net, inputs = tiny()
-    box, examples = Box(net, inputs), blobs(1003)
+    model, inputs = tiny()
+    box, examples = Box(model, inputs), blobs(1003)
     x, y = examples.tensors
     assert accuracy(box, examples) == pytest.approx((box.predict(x) == y).float().mean().item())
 
@@ -426,31 +426,31 @@ def test_progress_goes_to_stderr(parts, capsys):
 
 
 def test_save_and_load(tmp_path):
-    net, _ = fresh(seed=5)
-    path = save(net, tmp_path / "new" / "model.safetensors", {"accuracy": 0.5, "name": "mine"})
+    model, _ = fresh(seed=5)
+    path = save(model, tmp_path / "new" / "model.safetensors", {"accuracy": 0.5, "name": "mine"})
     again, _ = fresh(seed=6)
     loading.weights(again, path)
-    assert torch.equal(weights(net), weights(again))
+    assert torch.equal(weights(model), weights(again))
     assert json.loads(path.with_suffix(".json").read_text()) == {"accuracy": 0.5, "name": "mine"}
     assert sorted(os.listdir(path.parent)) == ["model.json", "model.safetensors"]
 
 
 def test_save_tied_weights(tmp_path):
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    net[1].weight = net[0].weight
-    path = save(net, tmp_path / "tied.safetensors", {})
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    path = save(model, tmp_path / "tied.safetensors", {})
     other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     loading.weights(other, path)
-    assert torch.equal(other[1].weight, net[0].weight)
+    assert torch.equal(other[1].weight, model[0].weight)
 
 
 def test_save_where_nothing_can_be_written(tmp_path):
-    net, _ = fresh()
+    model, _ = fresh()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match=r"can't write .*file"):
-        save(net, tmp_path / "file" / "model.safetensors", {})
-    with pytest.raises(WriteError, match=r"Name it net\.safetensors"):
-        save(net, tmp_path / "model.pt", {})
+        save(model, tmp_path / "file" / "model.safetensors", {})
+    with pytest.raises(WriteError, match=r"Name it model\.safetensors"):
+        save(model, tmp_path / "model.pt", {})
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -484,19 +484,19 @@ def test_train_writes_what_the_card_says(tmp_path, parts):
     assert card["versions"]["torch"] == torch.__version__
     assert card["inputs"]["mean"] == zoo.kind("digits-cnn").inputs.mean
     assert str(made) == f"{path}: {card['accuracy']:.2%} of 50 held-out images right"
-    net, inputs = fresh()
-    loading.weights(net, path)
-    assert torch.equal(weights(net), weights(made.net))
-    assert accuracy(Box(net, inputs), parts[1]) == card["accuracy"]
+    model, inputs = fresh()
+    loading.weights(model, path)
+    assert torch.equal(weights(model), weights(made.model))
+    assert accuracy(Box(model, inputs), parts[1]) == card["accuracy"]
 
 
 def test_figures_are_those_of_the_rounded_weights(tmp_path, parts, monkeypatch):
     looked_at = []
-    monkeypatch.setattr(recipes, "accuracy", lambda box, test: looked_at.append(weights(box.net)) or 0.5)
+    monkeypatch.setattr(recipes, "accuracy", lambda box, test: looked_at.append(weights(box.model)) or 0.5)
     path = tmp_path / "model.safetensors"
     made = train("digits-cnn", data=parts, epochs=1, out=path, quiet=True)
     assert torch.equal(looked_at[0], looked_at[0].half().float())
-    assert torch.equal(looked_at[0], weights(made.net))
+    assert torch.equal(looked_at[0], weights(made.model))
     assert path.stat().st_size < 2.2 * len(looked_at[0])  # two bytes a weight
 
 

@@ -1,4 +1,4 @@
-"""The nets of the benchmarks are the published ones: they answer as their weights were said to."""
+"""The models of the benchmarks are the published ones: they answer as their weights were said to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 import unboxed as ub
 from real_data import ROOT, needs_cifar, needs_photos
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "nets.py"
+FILE = Path(__file__).parents[2] / "benchmarks" / "models.py"
 
 
 @pytest.fixture(scope="module")
-def nets() -> ModuleType:
+def models() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_nets", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -27,10 +27,10 @@ def nets() -> ModuleType:
 
 
 @needs_cifar
-def test_resnet20(nets: ModuleType) -> None:
+def test_resnet20(models: ModuleType) -> None:
     """99.8 % of the 4,000 images, which it was trained on."""
-    box = ub.Box(*nets.resnet20(), classes=nets.CIFAR_CLASSES)
-    x, y = nets.cifar(1200)
+    box = ub.Box(*models.resnet20(), classes=models.CIFAR_CLASSES)
+    x, y = models.cifar(1200)
     assert y[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert x.shape == (1200, 3, 32, 32)
     assert float((box.predict(x[-400:]) == y[-400:]).double().mean()) >= 0.99
@@ -40,24 +40,24 @@ SEEN = {"parrot.jpg": "macaw", "bird.png": "chickadee", "cat.png": "Egyptian_cat
 
 
 @needs_photos
-def test_squeezenet(nets: ModuleType) -> None:
+def test_squeezenet(models: ModuleType) -> None:
     """How sure it is depends on how the photos were resized; what it says does not."""
-    box = ub.Box(*nets.squeezenet1_0(), classes=nets.imagenet_classes())
-    p = box.probs(torch.cat([nets.photo(name, box.inputs) for name in SEEN]))
+    box = ub.Box(*models.squeezenet1_0(), classes=models.imagenet_classes())
+    p = box.probs(torch.cat([models.photo(name, box.inputs) for name in SEEN]))
     assert [box.classes[k] for k in p.argmax(1)] == list(SEEN.values())
     assert p.amax(1).min() > 0.3
 
 
-def test_untrained_nets_are_the_same_each_time(nets: ModuleType) -> None:
+def test_untrained_nets_are_the_same_each_time(models: ModuleType) -> None:
     """They need no files."""
-    for make in (nets.resnet20, nets.squeezenet1_0):
+    for make in (models.resnet20, models.squeezenet1_0):
         (a, inputs), (b, _) = make(trained=False), make(trained=False)
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
         assert inputs.shape[0] == 3
 
 
-def test_vgg16_has_sixteen_layers_of_weights(nets: ModuleType) -> None:
+def test_vgg16_has_sixteen_layers_of_weights(models: ModuleType) -> None:
     with torch.device("meta"):
-        net = nets.VGG16()
-    assert sum(p.ndim > 1 for p in net.parameters()) == 16
-    assert sum(p.numel() for p in net.parameters()) == 138_357_544  # Simonyan & Zisserman 2015, table 2: 138 million
+        model = models.VGG16()
+    assert sum(p.ndim > 1 for p in model.parameters()) == 16
+    assert sum(p.numel() for p in model.parameters()) == 138_357_544  # Simonyan & Zisserman 2015, table 2: 138 million

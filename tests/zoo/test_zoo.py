@@ -35,14 +35,14 @@ def test_names():
 @pytest.mark.parametrize("weights", ["trained", None])
 def test_logits_in_eval_mode_and_no_trace(name, weights):
     before = states()
-    net, inputs = zoo.load(name, weights=weights, seed=3)
+    model, inputs = zoo.load(name, weights=weights, seed=3)
     after = states()
     assert torch.equal(before[0], after[0])
     assert (before[1] == after[1]).all()
     assert before[2] == after[2]
-    assert not any(m.training for m in net.modules())
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in net.parameters())
-    box = Box(net, inputs, outputs="logits")
+    assert not any(m.training for m in model.modules())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    box = Box(model, inputs, outputs="logits")
     assert box(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     assert inputs.shape == (1, 28, 28)
 
@@ -114,7 +114,7 @@ def test_card(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_were_trained_on_these_inputs(name):
-    """The figures hold only for the normalization that the net was trained with."""
+    """The figures hold only for the normalization that the model was trained with."""
     saved, inputs = zoo.card(name)["inputs"], zoo.kind(name).inputs
     assert (tuple(saved["shape"]), saved["mean"], saved["std"]) == (inputs.shape, inputs.mean, inputs.std)
 

@@ -43,7 +43,7 @@ class Ablation:
         return self.ablated - self.logits[:, None]
 
     def accuracy(self, y: Tensor) -> tuple[float, Tensor]:
-        """The share of labels y (N,) named right: by the whole net, and with each unit silenced (U,)."""
+        """The share of labels y (N,) named right: by the whole model, and with each unit silenced (U,)."""
         y = y.to(self.logits.device)
         right = (self.ablated.argmax(2) == y[:, None]).double().mean(0)
         return float((self.logits.argmax(1) == y).double().mean()), right
@@ -55,7 +55,7 @@ class Ablation:
     tells="Which units this answer, or the accuracy, can't do without.",
     not_tells="What units do together: a unit whose work another can take over seems to matter little.",
     example=lambda method, box, x, y: method(box, x, addresses(box)[-1], [0, 1], target=y),
-    exempt={"one look": "it runs the net once for each unit"},
+    exempt={"one look": "it runs the model once for each unit"},
 )
 def ablation(
     box: Box,

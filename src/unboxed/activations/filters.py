@@ -28,7 +28,7 @@ def filters(box: Box, layer: str | None = None) -> Tensor:
     """The weights of a convolution, (K, C, h, w), or of a linear layer on pixels as images, (K, C, H, W).
 
     By default the first layer that has either, behind a pad, a normalization or an exchange of channels, too.
-    Channels are in the order of the input's. In the net's own units: for inputs after normalization.
+    Channels are in the order of the input's. In the model's own units: for inputs after normalization.
     Raises LayerError where the layer has no such weights.
     """
     if layer is not None:

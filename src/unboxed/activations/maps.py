@@ -19,7 +19,7 @@ class LayerMaps:
     path: str  # its address: with #k where the module runs more than once
     type: str
     received: Tensor  # (N, ...)
-    given: Tensor  # (N, ...), channels first as the net has them
+    given: Tensor  # (N, ...), channels first as the model has them
 
 
 @card(
@@ -38,7 +38,7 @@ def maps(
     """
     paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
     if not paths:
-        raise LayerError("no module of this net runs by itself; read functional ops with box.read(x, [':relu#0'])")
+        raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
     ends = {p: received(p) for p in paths}
     acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
     return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)

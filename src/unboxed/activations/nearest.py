@@ -22,7 +22,7 @@ from ..validation import whole
 @card(
     name="Nearest neighbors",
     source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
-    tells="Which examples this layer holds to be alike: what the net has learned to tell apart is far apart.",
+    tells="Which examples this layer holds to be alike: what the model has learned to tell apart is far apart.",
     not_tells="Why they are alike: distance adds up every feature, and those of large values count most.",
     example=lambda method, box, x, y: method(box, x, _others(box), k=2),
 )
@@ -58,9 +58,9 @@ def nearest_neighbors(
 
 
 def _last(box: Box) -> str:
-    """What the last layer receives; of a net without a hidden layer, the output."""
+    """What the last layer receives; of a model without a hidden layer, the output."""
     if not any(row.parameters for row in box.layers.leaves):
-        raise LayerError("no module of this net has parameters; name what to compare, for one layer='output'")
+        raise LayerError("no module of this model has parameters; name what to compare, for one layer='output'")
     hidden = features.hidden(box)
     return hidden[-1] if hidden else "output"
 

@@ -48,7 +48,7 @@ class Patching:
 @card(
     name="Activation patching",
     source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
-    tells="Where the difference between two inputs that makes the answer differ is carried through the net.",
+    tells="Where the difference between two inputs that makes the answer differ is carried through the model.",
     not_tells="That a part is needed: it was enough here, and others may carry the same.",
     example=lambda method, box, x, y: method(
         box, box.accept(x), box.accept(x).roll(1, 0), addresses(box)[-1:], y, by="channel"
@@ -91,7 +91,7 @@ def _paths(box: Box, layers: Sequence[str] | None, by: By) -> list[str]:
         return [_with_parts(box, path, by) for path in layers]
     found = [path for path in addresses(box) if by != "position" or len(box.layers[path].shape) > 1]
     if not found:
-        raise LayerError("no layer of this net has positions; patch by channel or by layer")
+        raise LayerError("no layer of this model has positions; patch by channel or by layer")
     return found
 
 

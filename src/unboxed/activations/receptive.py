@@ -94,7 +94,7 @@ def receptive_field(
     """What each position of a layer can see, found by putting NaN into `step` rows (then columns) at a time.
 
     `step` > 1 is quicker, and rounds fields up to whole steps. `axis` is that of the layer's units; its other axes are
-    positions. Where the net swallows NaN or refuses it, or NaN passes where no value could (a masked or zero weight:
+    positions. Where the model swallows NaN or refuses it, or NaN passes where no value could (a masked or zero weight:
     0 * NaN is NaN), noise is put there instead (`probe="differences"`): what then never made a difference in a few
     tries is missing. Raises InputError where inputs are no pictures, LayerError.
     """
@@ -107,7 +107,7 @@ def receptive_field(
     return ReceptiveField(path, prober.by_differences(), "differences")
 
 
-REFUSED = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # what a net may say of a probe
+REFUSED = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # what a model may say of a probe
 
 
 class _Prober:
@@ -119,7 +119,7 @@ class _Prober:
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], step)]
 
     def by_nan(self) -> Tensor | None:
-        """Bounds (*P, 4); None where the net raises at a NaN."""
+        """Bounds (*P, 4); None where the model raises at a NaN."""
         nan = torch.full_like(self.noise[0], torch.nan)
         try:
             return self._bounds(self._hit(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan))
@@ -228,7 +228,7 @@ class _Prober:
             return by_unit(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
     def _differs(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        least = TOLERANCE.get(self.box.net_dtype, 1e-2) * float(base.abs().max())
+        least = TOLERANCE.get(self.box.model_dtype, 1e-2) * float(base.abs().max())
         return lambda h: ((h - base).abs() > least).any(1)
 
     def _split(self, part: Callable[[slice], T], n: int) -> list[T]:

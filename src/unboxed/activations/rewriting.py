@@ -1,4 +1,4 @@
-"""Rewrite: run a net with some of its activations changed, and see what its output does."""
+"""Rewrite: run a model with some of its activations changed, and see what its output does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 @dataclass(frozen=True, eq=False)
 class Rewritten:
     before: Tensor  # (N, K) logits
-    after: Tensor  # (N, K) logits of the rewritten net
+    after: Tensor  # (N, K) logits of the rewritten model
 
     @property
     def change(self) -> Tensor:  # (N, K)
@@ -33,9 +33,9 @@ class Rewritten:
     name="Rewriting",
     source="Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units)",
     tells="What the output becomes when these activations are other ones: a cause, not a correlation.",
-    not_tells="What the net would do on an input that has such activations: often there is none.",
+    not_tells="What the model would do on an input that has such activations: often there is none.",
     example=lambda method, box, x, y: method(box, x, {addresses(box)[-1]: ablate(0)}),
-    exempt={"one look": "it runs the net with and without the edits"},
+    exempt={"one look": "it runs the model with and without the edits"},
 )
 def rewrite(box: Box, x: Tensor, edits: Edits, *, batch_size: BatchSize = "auto") -> Rewritten:
     """The logits of x before and after edits {layer address: edit, or several in turn}.

@@ -1,4 +1,4 @@
-"""Similarity of layers: linear CKA between all layers of two nets, in minibatches."""
+"""Similarity of layers: linear CKA between all layers of two models, in minibatches."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _example(method: Any, box: Box, x: Tensor) -> Any:
 @card(
     name="CKA",
     source="Kornblith et al. 2019, arXiv:1905.00414; in minibatches: Nguyen et al. 2021, arXiv:2010.15327, eq. 3-4",
-    tells="Which layers lay out these examples alike, up to rotation and scale, in one net or in two.",
+    tells="Which layers lay out these examples alike, up to rotation and scale, in one model or in two.",
     not_tells="That two layers compute the same: a few large directions decide, and the small ones may differ.",
     example=lambda method, box, x, y: _example(method, box, x),
 )
@@ -67,18 +67,20 @@ def similarity(
     unbiased: bool = True,
     batch_size: BatchSize = "auto",
 ) -> Similarity:
-    """Linear CKA of every layer of one net (rows) with every layer of another, over `data`; by default all layers.
+    """Linear CKA of every layer of one model (rows) with every layer of another, over `data`; by default all layers.
 
     sum_i HSIC(X_i X_i', Y_i Y_i') / sqrt(sum_i HSIC(X_i X_i', X_i X_i') * sum_i HSIC(Y_i Y_i', Y_i Y_i')) over
-    minibatches i, with HSIC_1, whose expected value does not depend on their size (Song et al. 2012). A net with
+    minibatches i, with HSIC_1, whose expected value does not depend on their size (Song et al. 2012). A model with
     itself has the diagonal 1. `unbiased=False` takes HSIC_0: with one minibatch of all data, CKA as first published,
     which lies in [0, 1] but grows with the width of layers when examples are few. `minibatch` is how many examples a
-    Gram matrix holds; a rest of fewer than 4 is left out. Raises InputError where the nets take other inputs.
+    Gram matrix holds; a rest of fewer than 4 is left out. Raises InputError where the models take other inputs.
     """
     least = LEAST if unbiased else 2
     size = whole("minibatch", minibatch, least=least)
     if box_a.inputs.shape != box_b.inputs.shape:
-        raise InputError(f"the nets take inputs of {box_a.inputs.shape} and {box_b.inputs.shape}; compare on the same")
+        raise InputError(
+            f"the models take inputs of {box_a.inputs.shape} and {box_b.inputs.shape}; compare on the same"
+        )
     a, b = _named(box_a, layers_a), _named(box_b, layers_b)
     sums, examples, count = _Sums(len(a), len(b)), 0, 0
     for x in batches(packed(box_a, data), size):

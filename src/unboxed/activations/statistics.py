@@ -102,7 +102,7 @@ def passed(
     batch_size: BatchSize = "auto",
     skipped: Skipped | None = None,
 ) -> tuple[T, bool]:
-    """A state that `look`s at each layer's activations while the net runs, batch after batch; and if Ctrl-C ended it.
+    """A state that `look`s at each layer's activations while the model runs, batch after batch; and if Ctrl-C ended it.
 
     `noted` makes the next state of the last, of what the looks gave and of the activations `read`, and leaves the old
     one as it is: Ctrl-C may come at any time after the first batch.
@@ -131,7 +131,7 @@ def passed(
 
 
 class _Glance(Generic[F]):
-    """Edits that change nothing: no activation is copied. What a look raises waits, for a net may swallow it."""
+    """Edits that change nothing: no activation is copied. What a look raises waits, for a model may swallow it."""
 
     def __init__(self, look: Callable[[str, Tensor], F]) -> None:
         self.look = look

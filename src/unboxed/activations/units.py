@@ -26,7 +26,7 @@ def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> 
             raise LayerError(
                 "no layer surely has its units on axis 1: name layers, or pass axis=-1 where it is the last"
             )
-        raise LayerError("no module of this net runs by itself: name the layers, for one [':relu#0'] or ['logits']")
+        raise LayerError("no module of this model runs by itself: name the layers, for one [':relu#0'] or ['logits']")
     for path in paths:
         box.checked(channel(path, 0), 1)  # the batch is its first axis
     return list(dict.fromkeys(paths))

@@ -1,4 +1,5 @@
-"""Is a net robust, or are its gradients of no use to an attack? What can't be true of a net that attacks see through.
+"""Is a model robust, or are its gradients of no use to an attack? What can't be true of a model that attacks see
+through.
 
 Athalye, Carlini & Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", arXiv:1802.00420, section 3.1.
 """
@@ -28,7 +29,7 @@ MOST = 200  # examples that are asked
 SHARE, LEAST = 0.05, 3  # by how many of them one attack must beat another before it is told
 FEW, MANY = 10, 100  # steps
 QUERIES = 500
-DRAWS = 10  # of a net's own noise
+DRAWS = 10  # of a model's own noise
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def alarms_of(
     except NaNError as error:
         raise among(error, rows) from None
     except OutputError as error:
-        return (Alarm("no gradient", f"attacks by gradient can't be run on this net: {error}"),)
+        return (Alarm("no gradient", f"attacks by gradient can't be run on this model: {error}"),)
 
 
 @dataclass
 class _Asked:
-    """Examples that the net names right, and how many of them each attack leaves so."""
+    """Examples that the model names right, and how many of them each attack leaves so."""
 
     box: Box
     x: Tensor  # (M, ...)
@@ -102,13 +103,13 @@ def _within(ball: Ball) -> dict[str, Any]:
 
 
 def noisy(asked: _Asked) -> Iterator[Alarm]:
-    """The net draws at every look: what an attack sees is one draw of many."""
+    """The model draws at every look: what an attack sees is one draw of many."""
     if not asked.box.noisy:
         return
     answers = torch.stack([_answers(asked, draw) for draw in range(DRAWS)])  # (DRAWS, M)
     share = float((answers != answers[0]).any(0).float().mean())
     said = (
-        f"the net draws random numbers when it runs, and over {DRAWS} draws {share:.0%} of its answers change. An "
+        f"the model draws random numbers when it runs, and over {DRAWS} draws {share:.0%} of its answers change. An "
         f"attack sees one draw; give pgd and fgsm eot={DRAWS}, which climb the mean over so many"
     )
     yield Alarm("random layers", said, {"changes": share})
@@ -153,7 +154,7 @@ def _compared(asked: _Asked) -> Iterator[Alarm]:
 
 
 ITERATIVE = "From the second step on the gradient leads nowhere: it is masked, and robust accuracy by PGD is too high"
-STEPS = "Small steps get stuck where large ones pass: the surface is jagged, as that of a net that masks gradients"
+STEPS = "Small steps get stuck where large ones pass: the surface is jagged, as that of a model that masks gradients"
 SATURATED = "The softmax is so sure that the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
 BLIND = "It sees only answers, and finds more than who sees the gradient: what PGD says is too good. Use auto_attack"
 

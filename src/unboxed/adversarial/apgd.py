@@ -33,7 +33,7 @@ FURTHER = 1_000  # between the seeds of two restarts
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    tells="An input within eps of this one that the net takes for something else, sought with steps that fit the net.",
+    tells="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
     not_tells="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
@@ -56,11 +56,11 @@ def apgd(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the net does not take for y.
+    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
 
     `loss` is "ce" (by default), "margin" or "dlr". `targets=9` is APGD-T: towards each of the 9 likeliest wrong classes
-    in turn, by the targeted DLR (for nets of fewer than four classes, by the difference of the two logits). A row that
-    is fooled stops. Raises InputError.
+    in turn, by the targeted DLR (for models of fewer than four classes, by the difference of the two logits). A row
+    that is fooled stops. Raises InputError.
     """
     ball = in_range(box, _ball(eps, norm, ball))
     whole("steps", steps), whole("restarts", restarts, least=1)

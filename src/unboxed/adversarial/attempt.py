@@ -24,7 +24,7 @@ from ..objectives import Objective
 from .goal import goal_of
 from .result import Adversarial
 
-ASK_ONLY = "square, boundary and hop_skip_jump attack nets without gradients"
+ASK_ONLY = "square, boundary and hop_skip_jump attack models without gradients"
 TRIED = "an image that was tried instead"
 Pick = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
 Parts = tuple[Tensor, ...]
@@ -41,7 +41,7 @@ class Slope:
 
 
 class Attempt:
-    """The net as an attack sees it, every look counted; and the best image found for each example.
+    """The model as an attack sees it, every look counted; and the best image found for each example.
 
     An attack asks about images z (n, ...) of some `rows` (n,): those that are still to be fooled. As a context it ends
     on Ctrl-C with `interrupted` set, so that what was found so far is returned.
@@ -85,7 +85,7 @@ class Attempt:
     # -- what was found ----------------------------------------------------------------------------------------------
 
     def begin(self) -> Tensor:
-        """Look at the originals: those that fool the net as they are need no attack. The rows (M,) of all others."""
+        """Look at the originals: those that fool the model as they are need no attack. The rows (M,) of all others."""
         rows = torch.arange(len(self.x), device=self.x.device)
         self.before = self.fooled(self.x, rows)
         self.already = self.before > 0
@@ -132,7 +132,7 @@ class Attempt:
         even = -(-len(rows) // max(1, -(-len(rows) // max(1, most))))
         return torch.split(rows, max(1, even if size == "auto" else size))
 
-    # -- asking the net ----------------------------------------------------------------------------------------------
+    # -- asking the model ----------------------------------------------------------------------------------------------
 
     def logits(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
@@ -174,7 +174,7 @@ class Attempt:
     def jacobian(self, z: Tensor, rows: Tensor, pick: Pick) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) that `pick(logits, rows)` makes of them, their gradients (n, J, ...).
 
-        One look, and J ways back through the net.
+        One look, and J ways back through the model.
         """
 
         def part(h: Tensor, i: Tensor) -> Parts:
@@ -195,7 +195,7 @@ class Attempt:
         """What `_each` gives, refused where the answers are NaN. `shapes` are those of one row's parts.
 
         Judged are logits, or what says whether an example fools: another score may be NaN where a class is masked by
-        a logit of -inf. Where there is no row, the net is not asked.
+        a logit of -inf. Where there is no row, the model is not asked.
         """
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
@@ -235,7 +235,7 @@ class Attempt:
         return found[:, 0], found[:, 1], found[:, 2:].view(z.shape)
 
     def _mean(self, once: Callable[[], Tensor], grad: bool) -> Tensor:
-        """What a look shows, the mean over so many draws of the net's own noise."""
+        """What a look shows, the mean over so many draws of the model's own noise."""
         looks = list[Tensor]()
         for draw in range(self.draws):
             with differentiable(), self.box.quiet(grad=grad, seed=draw):
@@ -245,7 +245,7 @@ class Attempt:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """An attack by gradient that meets a net without one names the attacks that need none."""
+    """An attack by gradient that meets a model without one names the attacks that need none."""
     try:
         yield
     except NaNError:
@@ -254,7 +254,7 @@ def differentiable() -> Iterator[None]:
         raise OutputError(f"{error}; {ASK_ONLY}") from None
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            raise OutputError(f"the net gives no gradient of its input; {ASK_ONLY}") from error
+            raise OutputError(f"the model gives no gradient of its input; {ASK_ONLY}") from error
         if "use_reentrant" in str(error):
             raise OutputError(f"{REENTRANT}; {ASK_ONLY}") from error
         raise

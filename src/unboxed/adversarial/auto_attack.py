@@ -53,7 +53,7 @@ class AutoAdversarial(Adversarial):
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    tells="An input within eps of this one that the net takes for something else, sought by four unlike attacks.",
+    tells="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
     not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
@@ -77,10 +77,10 @@ def auto_attack(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> AutoAdversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the net does not take for y.
+    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
 
     Four attacks in turn, each on the rows that none before it fooled: "apgd-ce", "apgd-t" and "fab-t" (each towards the
-    9 likeliest wrong classes), of `steps` steps, and "square" (for images) of `queries`. Nets of fewer than four
+    9 likeliest wrong classes), of `steps` steps, and "square" (for images) of `queries`. Models of fewer than four
     classes, for which the targeted DLR is not defined, get the difference of two logits in its place. With a `target`
     the second and third lead to it alone, with an `objective` there is no second. `tell(name, survivors)` is called
     after each. A run with a `checkpoint` file goes on where one that ended stood. Raises InputError, ModelError and
@@ -228,7 +228,7 @@ class _Run:
 
 
 def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
-    """The checkpoint of this very call: the same net, images, goal, ball and plan. Raises InputError."""
+    """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
     goal = attempt.goal
     settings = box_settings(attempt.box) | {
         "examples": digest(attempt.x),

@@ -31,11 +31,11 @@ SIDEWAYS, NEARER = 0.5, 0.25  # the shares of steps aside, and of whole steps, t
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    tells="A near input that the net takes for something else, found by a walk that sees decisions, no gradient.",
+    tells="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
     not_tells="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),
-    exempt={"one look": "it asks the net `queries` times"},
+    exempt={"one look": "it asks the model `queries` times"},
 )
 def boundary(
     box: Box,
@@ -53,7 +53,7 @@ def boundary(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images as near as can be (in "l2") that fool the net, in `queries` looks an example.
+    """Images as near as can be (in "l2") that fool the model, in `queries` looks an example.
 
     It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
     chance. With `eps`, an example leaves once it is within eps (`keep_going=True`: it goes on), and what is farther is

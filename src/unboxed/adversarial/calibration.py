@@ -1,4 +1,4 @@
-"""Calibration: is a net right as often as it says it is?
+"""Calibration: is a model right as often as it says it is?
 
 Guo, Pleiss, Sun & Weinberger 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 """
@@ -26,7 +26,7 @@ BISECTIONS = 60
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often the net is right at each confidence, its largest probability, in B bins of equal width."""
+    """How often the model is right at each confidence, its largest probability, in B bins of equal width."""
 
     edges: Tensor  # (B, 2) a bin holds what is above the first and not above the second
     count: Tensor  # (B,)
@@ -40,11 +40,11 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The net as it is, and with its logits divided by the `temperature` that makes the labels likeliest."""
+    """The model as it is, and with its logits divided by the `temperature` that makes the labels likeliest."""
 
     own: Reliability
     scaled: Reliability
-    temperature: float  # above 1: the net is too sure of itself
+    temperature: float  # above 1: the model is too sure of itself
     accuracy: float
     errors: Tensor  # (M,) places in the data of the wrong answers, the most confident first
     error_confidence: Tensor  # (M,) their probabilities
@@ -60,7 +60,7 @@ class Calibration:
 @card(
     name="Calibration",
     source="Guo et al. 2017, arXiv:1706.04599, sections 2 and 4.2; score: Brier 1950",
-    tells="Whether the net's probabilities are how often it is right, which temperature mends them, its surest errors.",
+    tells="Whether its probabilities are how often the model is right, which temperature mends them, its worst errors.",
     not_tells="Anything of data unlike these; and the temperature was fitted to the very data that it is judged on.",
     example=lambda method, box, x, y: method(box, (x, y), bins=5),
 )

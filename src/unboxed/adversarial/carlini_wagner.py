@@ -5,7 +5,7 @@ Carlini & Wagner 2017, "Towards Evaluating the Robustness of Neural Networks", a
 
 Three things are done otherwise, for the same images at less cost. An image at the very edge of the range would need an
 infinite w, and near it nothing moves: w is measured on a range that is wider by `SLACK`, and what lies beyond the edge
-is cut. The first c is that at which, were the net linear, distance and margin would balance at the boundary. And each
+is cut. The first c is that at which, were the model linear, distance and margin would balance at the boundary. And each
 row has its own search: it starts the next c from the nearest image that it has, and leaves when it gets no nearer.
 """
 
@@ -38,7 +38,7 @@ BETAS = 0.9, 0.999
 @card(
     name="Carlini & Wagner L2",
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
-    tells="About the smallest change, in L2, that makes the net answer otherwise.",
+    tells="About the smallest change, in L2, that makes the model answer otherwise.",
     not_tells="A bound: a still smaller change may do.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
@@ -62,9 +62,9 @@ def carlini_wagner(
     bits: int | None = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The images nearest to x, in L2, that the net does not take for y, by a margin of `kappa` logits.
+    """The images nearest to x, in L2, that the model does not take for y, by a margin of `kappa` logits.
 
-    `steps` of Adam for each of `binary_search_steps` values of c; `initial_c` is that of a linear net when not given.
+    `steps` of Adam for each of `binary_search_steps` values of c; `initial_c` is that of a linear model when not given.
     A row stops where it gets no nearer (`keep_going=True`: it uses all of its steps). `target` is the class to become
     instead; `objective=` is to rise above kappa. An image farther than `eps` is no success. Raises InputError.
     """
@@ -143,7 +143,7 @@ def _search(attempt: Attempt, rows: Tensor, plan: Plan, rounds: int) -> None:
 
 
 def _begun(attempt: Attempt, rows: Tensor, space: Space, plan: Plan) -> Search:
-    """c and lr of each row as they would do for a linear net.
+    """c and lr of each row as they would do for a linear model.
 
     At the boundary the pull to the original, 2 |d|, is c times the slope of the margin. And a step of Adam's changes
     each value by about lr: that is a part of how far the value that moves most has to go.

@@ -1,4 +1,4 @@
-"""What an attack changed, example by example: what the net said before and says after, and how surely."""
+"""What an attack changed, example by example: what the model said before and says after, and how surely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Change:
     row: int  # of the attack's call
     original: Tensor  # (C, H, W)
     image: Tensor  # (C, H, W)
-    before: int  # the class that the net says
+    before: int  # the class that the model says
     after: int
     p_before: tuple[float, float]  # of those two classes, before the attack
     p_after: tuple[float, float]

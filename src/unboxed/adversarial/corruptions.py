@@ -1,4 +1,4 @@
-"""How a net stands common corruptions: accuracy for each kind and severity.
+"""How a model stands common corruptions: accuracy for each kind and severity.
 
 Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv:1903.12261.
@@ -64,7 +64,7 @@ class Corruptions:
     name="Common corruptions",
     source="Hendrycks & Dietterich 2019, arXiv:1903.12261; rotation is ours",
     tells="How many answers stay right under noise, blur, bad light, JPEG files and turned images, mild to severe.",
-    not_tells="How the net stands a worst case: these images are drawn, and nobody looked for one that fools it.",
+    not_tells="How the model stands a worst case: these images are drawn, and nobody looked for one that fools it.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
 )

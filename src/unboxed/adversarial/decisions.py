@@ -20,7 +20,7 @@ CELLS = 7  # on the longer side of coarse noise
 
 
 class Decisions:
-    """The net as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
+    """The model as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
 
     def __init__(self, attempt: Attempt, queries: int, seed: int) -> None:
         self.attempt, self.queries, self.seed = attempt, whole("queries", queries, least=1), check_seed(seed)
@@ -94,7 +94,7 @@ class Decisions:
         if missing:
             hint = "none of `starts`" if given else "no image of chance"
             more = "" if given else ": give images of other classes, starts="
-            warn(f"{hint} fools the net for {missing} examples, which were not attacked{more}")
+            warn(f"{hint} fools the model for {missing} examples, which were not attacked{more}")
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 

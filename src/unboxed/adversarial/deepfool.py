@@ -1,4 +1,4 @@
-"""DeepFool: step after step onto the nearest of the planes that the net's boundaries look like from here.
+"""DeepFool: step after step onto the nearest of the planes that the model's boundaries look like from here.
 
 Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", arXiv:1511.04599,
 algorithm 2. Images have bounds, which the paper leaves out: here a step is the shortest that stays inside them, so that
@@ -33,7 +33,7 @@ NEAR = 1e-3  # it ends where so small a part of the distance is left to be won
 @card(
     name="DeepFool",
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
-    tells="A small change that makes the net answer otherwise, and so about how near its boundary is.",
+    tells="A small change that makes the model answer otherwise, and so about how near its boundary is.",
     not_tells="The smallest change: it goes by straight planes where the boundary is curved.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
@@ -55,9 +55,9 @@ def deepfool(
     bits: int | None = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images near x, in the norm "l2" or "linf", that the net does not take for y.
+    """Images near x, in the norm "l2" or "linf", that the model does not take for y.
 
-    Each step goes to the nearest of the `candidates` likeliest classes (None: of all), one way back through the net
+    Each step goes to the nearest of the `candidates` likeliest classes (None: of all), one way back through the model
     each, and `overshoot` of its length beyond. Then, up to `rounds` times (0: the paper's algorithm), it walks on from
     where the original lies nearest on the boundary's plane as it is seen where it was met, as FAB does (Croce & Hein
     2020, arXiv:1907.02044). `target` is the class to become instead; `objective=` is to rise above zero. An image

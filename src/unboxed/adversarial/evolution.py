@@ -1,7 +1,7 @@
 """MAP-Elites: one archive with the best image of each class, bred by mutation alone.
 
 Mouret & Clune 2015, arXiv:1504.04909, as Nguyen et al. 2015, arXiv:1412.1897, section 2.2, use it: an image made from
-one class's elite takes the place of any class's elite that the net is less sure of.
+one class's elite takes the place of any class's elite that the model is less sure of.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Direct(Encoding):
 
 
 class Painted(Encoding):
-    """A gene a weight of a small net from a pixel's place to its color: each moves a little, with a chance of 10 %."""
+    """A gene a weight of a small model from a pixel's place to its color: each moves a little, with a chance of 10
+    %."""
 
     chance, width, depth, spread, move = 0.1, 8, 4, 1.0, 0.5
 
@@ -105,7 +106,7 @@ class Evolved:
 
 @dataclass
 class _Archive:
-    """The best genome (K, D) of each class and what the net says of it."""
+    """The best genome (K, D) of each class and what the model says of it."""
 
     genomes: Tensor
     fitness: Tensor  # (K,)
@@ -122,7 +123,7 @@ def evolve(
     box: Box, goal: Tensor, encoding: Encoding, sure: float, generations: int, children: int, seed: int,
     batch_size: BatchSize,
 ) -> Evolved:  # fmt: skip
-    """Elites of the classes `goal` (K,), until the net is `sure` of all of them. On Ctrl-C, those found so far."""
+    """Elites of the classes `goal` (K,), until the model is `sure` of all of them. On Ctrl-C, those found so far."""
     shape, enough = box.inputs.shape, torch.tensor(sure).log().item()
 
     def scores(genomes: Tensor) -> Tensor:  # (n, K)

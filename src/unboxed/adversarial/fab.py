@@ -27,13 +27,13 @@ from .result import Adversarial
 
 INF = math.inf
 POLISH = 3  # looks of the final search
-PAST = 1e-3  # of the score at x: so far above zero it aims, so that the net is fooled and not just undecided
+PAST = 1e-3  # of the score at x: so far above zero it aims, so that the model is fooled and not just undecided
 
 
 @card(
     name="FAB",
     source="Croce & Hein 2020, arXiv:1907.02044",
-    tells="An input near this one, by the norm's measure, that the net takes for something else.",
+    tells="An input near this one, by the norm's measure, that the model takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
     exempt={
@@ -62,7 +62,7 @@ def fab(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The nearest images to x, by `norm` "linf", "l2" or "l1", that the net does not take for y.
+    """The nearest images to x, by `norm` "linf", "l2" or "l1", that the model does not take for y.
 
     Each step goes `eta` times the way to the nearest boundary among those of all classes; with `targets=k` it is run
     for each of the k likeliest other classes in turn (FAB-T), which is quicker where classes are many. With `eps`, an
@@ -108,7 +108,7 @@ class Pace:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """The boundary as it seems from some points, and which of them fool the net already."""
+    """The boundary as it seems from some points, and which of them fool the model already."""
 
     plane: Plane
     fooled: Tensor  # (n,) bool

@@ -20,11 +20,11 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="FGSM",
     source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
-    tells="Whether one step along the slope of the loss fools the net.",
-    not_tells="What many steps find: a net trained on single steps may stand against these alone.",
+    tells="Whether one step along the slope of the loss fools the model.",
+    not_tells="What many steps find: a model trained on single steps may stand against these alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     exempt={
-        "one look": "it looks again at what it made: success is the net's answer",
+        "one look": "it looks again at what it made: success is the model's answer",
         "interrupt": "it is short work that keeps the start, as the climb of one step that it is",
         "another seed": "it draws nothing without random_start",
         "draws of rows": "it draws nothing without random_start",

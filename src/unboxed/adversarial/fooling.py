@@ -1,4 +1,4 @@
-"""Fooling images: noise to people, and yet the net is sure of what it sees.
+"""Fooling images: noise to people, and yet the model is sure of what it sees.
 
 Nguyen et al. 2015, "Deep Neural Networks are Easily Fooled", arXiv:1412.1897.
 """
@@ -36,9 +36,9 @@ PACE = 0.02  # of the range, a step of Adam
 class Fooling:
     images: Tensor  # (K, C, H, W)
     targets: Tensor  # (K,)
-    confidence: Tensor  # (K,) the net's probability of the target
+    confidence: Tensor  # (K,) the model's probability of the target
     history: Tensor  # (T, K) the same after each step or generation; the start's first
-    evaluated: int  # how many images the net has seen
+    evaluated: int  # how many images the model has seen
     interrupted: bool
 
 
@@ -46,8 +46,8 @@ class Fooling:
     name="Fooling images",
     source="Nguyen et al. 2015, arXiv:1412.1897, sections 2.2 and 3 (MAP-Elites) and gradient ascent; the CPPN's "
     "topology is fixed, where the paper grows it",
-    tells="That the net is sure of images that show nothing: its confidence is no sign that it knows.",
-    not_tells="What the class looks like, to the net or to us: class images and features are for that.",
+    tells="That the model is sure of images that show nothing: its confidence is no sign that it knows.",
+    not_tells="What the class looks like, to the model or to us: class images and features are for that.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, steps=3),
 )
@@ -62,11 +62,11 @@ def fooling(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Fooling:
-    """Images of nothing that the net takes for each target class (None: every class) as surely as `confidence`.
+    """Images of nothing that the model takes for each target class (None: every class) as surely as `confidence`.
 
-    `how`: "gradient" climbs from uniform noise; "evolution" (pixels, one by one) and "cppn" (patterns that a small net
-    draws) breed `sample` children a generation in one archive of all the classes, and need no gradient. An image that
-    is sure enough is left; the others go on for `steps`. No data are used. Raises InputError, OutputError.
+    `how`: "gradient" climbs from uniform noise; "evolution" (pixels, one by one) and "cppn" (patterns that a small
+    model draws) breed `sample` children a generation in one archive of all the classes, and need no gradient. An image
+    that is sure enough is left; the others go on for `steps`. No data are used. Raises InputError, OutputError.
     """
     images_only(box, "a fooling image")
     box.one_class_each("a fooling image")
@@ -89,7 +89,7 @@ def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
     wanted = as_classes(target)
     goal = box.labels(wanted, wanted.numel() if wanted.ndim else 1)
     if len(goal) == 0:
-        raise InputError("no class to fool the net with: target is empty")
+        raise InputError("no class to fool the model with: target is empty")
     return goal
 
 
@@ -114,7 +114,7 @@ def _climbed(box: Box, goal: Tensor, sure: float, steps: int, seed: int, batch_s
 
 
 def _wanted(box: Box, goal: Tensor, sure: float) -> tuple[Objective, Objective]:
-    """What to climb, and what is above zero where the net is sure."""
+    """What to climb, and what is above zero where the model is sure."""
     if box.outputs == "multilabel":
         return logit(goal), logit(goal) - math.log(sure / (1 - sure))
     return logprob(goal), logprob(goal) - math.log(sure)

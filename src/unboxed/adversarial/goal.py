@@ -1,4 +1,4 @@
-"""What an attack wants of each example: which score to climb, and when the net counts as fooled."""
+"""What an attack wants of each example: which score to climb, and when the model counts as fooled."""
 
 from __future__ import annotations
 

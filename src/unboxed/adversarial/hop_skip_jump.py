@@ -31,11 +31,11 @@ HALVINGS = 12  # of a step, until it fools
 @card(
     name="HopSkipJump",
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
-    tells="The nearest input found that the net takes for something else, from its decisions alone, no gradient.",
+    tells="The nearest input found that the model takes for something else, from its decisions alone, no gradient.",
     not_tells="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, queries=40, draws=10),
-    exempt={"one look": "it asks the net `queries` times"},
+    exempt={"one look": "it asks the model `queries` times"},
 )
 def hop_skip_jump(
     box: Box,
@@ -54,7 +54,7 @@ def hop_skip_jump(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images as near as can be (in `norm`, "l2" or "linf") that fool the net, in `queries` looks an example.
+    """Images as near as can be (in `norm`, "l2" or "linf") that fool the model, in `queries` looks an example.
 
     It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
     chance, and asks about `draws` points around the boundary at first (by default 50, in L-inf, where signs are wanted,
@@ -111,7 +111,7 @@ class _Hop:
         return self.asked.bisect(moved, rows, self.steps)
 
     def direction(self, z: Tensor, rows: Tensor, radius: Tensor, many: Tensor, t: int) -> Tensor:
-        """Where more of the neighborhood fools the net, eq. 16, from `many` (n,) decisions within `radius` (n,)."""
+        """Where more of the neighborhood fools the model, eq. 16, from `many` (n,) decisions within `radius` (n,)."""
         plus, all_, count = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(radius)
         block = max(1, min(VALUES // 8 // self.d, 4096))
         at_once = len(rows) if self.asked.box.coupled else max(1, VALUES // (self.d * min(block, int(many.max()))))

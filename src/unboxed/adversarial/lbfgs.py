@@ -31,7 +31,7 @@ WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one th
 @card(
     name="L-BFGS",
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
-    tells="An input near this one that the net takes for something else.",
+    tells="An input near this one that the model takes for something else.",
     not_tells="That there is none nearer: its distance bounds the least one from above.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
@@ -53,7 +53,7 @@ def lbfgs(
     bits: int | None = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The nearest images to x, in L2, that the net takes for `target`, or that it does not take for y.
+    """The nearest images to x, in L2, that the model takes for `target`, or that it does not take for y.
 
     For each of `searches` values of c, c |r|^2 + loss(x + r) is made least with x + r in the valid range, by at most
     `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
@@ -195,7 +195,7 @@ class _Hunt:
         return search.put(at, again), weights.put(at, weight), its_c.index_copy(0, at, weight.c)
 
     def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (n,), its gradient (n, D) and whether the net is fooled (n,); what fools is kept."""
+        """The loss (n,), its gradient (n, D) and whether the model is fooled (n,); what fools is kept."""
         z = z.view(len(rows), *self.attempt.x.shape[1:])
         slope = self.attempt.slope(z, rows, self.likeness)
         fooled = slope.fooled > 0
@@ -203,7 +203,7 @@ class _Hunt:
         return -slope.score, -slope.grad.flatten(1), fooled
 
     def least(self, rows: Tensor, c: Tensor, search: Search, fooled: Tensor) -> tuple[Search, Tensor]:
-        """The least of c |r|^2 + loss, from where a search stands, and whether the net is fooled there."""
+        """The least of c |r|^2 + loss, from where a search stands, and whether the model is fooled there."""
         fooled, ended = fooled.clone(), list[tuple[Tensor, Search]]()
         at = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):

@@ -23,8 +23,8 @@ def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradi
     """Put what an attempt has found on the grid of `bits`-bit levels, where None leaves it as it is.
 
     Inside `ball`, where the attack is bound to one; else as near as can be. `success` is then that of the saved file.
-    Attacks that only ask the net for its answers say `gradients=False`. Originals that lie between levels are moved to
-    the nearest ones where nothing fools; where a ball holds no level, that image is returned, as a failure, and an
+    Attacks that only ask the model for its answers say `gradients=False`. Originals that lie between levels are moved
+    to the nearest ones where nothing fools; where a ball holds no level, that image is returned, as a failure, and an
     UnboxedWarning says so. Raises InputError.
     """
     if bits is None:

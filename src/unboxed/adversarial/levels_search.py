@@ -1,8 +1,8 @@
 """The search among the images that a file can hold: which of them fools, as near as can be or inside a ball.
 
 In levels, with g the gradient of the margin at a grid point z, the nearest grid point to an original u that fools is,
-as far as the net is linear, the solution of a knapsack: one more level in coordinate i gains |g_i| and costs 2 n_i + 1
-of the squared distance (n_i the levels taken so far), so the best purchase is round(u + t g) for the least t that is
+as far as the model is linear, the solution of a knapsack: one more level in coordinate i gains |g_i| and costs 2 n_i +
+1 of the squared distance (n_i the levels taken so far), so the best purchase is round(u + t g) for the least t that is
 enough. The search goes to and fro like DeepFool and FAB: to the boundary from where rounding undid the attack, and part
 of the way to the knapsack's solution from where the image fools. It keeps the unrounded point, so that steps smaller
 than a level add up.
@@ -23,7 +23,7 @@ from .levels_grid import Grid, least
 
 LOOKS = 16  # at most, of the search for the nearest by gradient, and
 CLIMB = 30  # of that inside a ball
-PULL = 0.4  # how far an image that fools is drawn to the nearest point of the linear net's boundary
+PULL = 0.4  # how far an image that fools is drawn to the nearest point of the linear model's boundary
 FILL = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
 SCALES = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
 SURE = 1e-5  # of the original's margin: so much must be left, for float32 sums differ with the batch
@@ -67,7 +67,7 @@ class Search:
         return which.nonzero().flatten()
 
     def finish(self) -> None:
-        """Hand the files over to the attempt, with what the net says of them."""
+        """Hand the files over to the attempt, with what the model says of them."""
         attempt, grid = self.attempt, self.grid
         unseen = self.rows(self.score.isnan() & attempt.success & self.reached)  # after an interruption
         if len(unseen):
@@ -117,7 +117,7 @@ class Search:
     # -- the ways to search ------------------------------------------------------------------------------------------
 
     def _by_gradient(self, rows: Tensor) -> bool:
-        """False where the net has no gradient."""
+        """False where the model has no gradient."""
         try:
             self._inside(rows, self.grid.ball) if self.grid.ball is not None else self._nearest(rows)
         except NaNError:
@@ -153,7 +153,7 @@ class Search:
         return g / per_row((g * g).flatten(1).sum(1).clamp_min(TINY), g)
 
     def _back(self, grid: Grid, z: Tensor, w: Tensor, g: Tensor, short: Tensor) -> Tensor:
-        """The nearest point to the originals that, where the net is linear, still fools once rounded."""
+        """The nearest point to the originals that, where the model is linear, still fools once rounded."""
 
         def enough(t: Tensor) -> Tensor:
             return ((grid.nearest(way(t)) - z) * g).flatten(1).sum(1) >= short

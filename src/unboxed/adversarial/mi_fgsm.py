@@ -1,4 +1,4 @@
-"""The momentum iterative FGSM, whose images fool other nets more often.
+"""The momentum iterative FGSM, whose images fool other models more often.
 
 Dong et al. 2018, "Boosting Adversarial Attacks with Momentum", arXiv:1710.06081, algorithm 1.
 """
@@ -21,8 +21,8 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
-    tells="An input within eps of this one that the net takes for something else, and other nets more often do too.",
-    not_tells="That there is none where it fails, nor that another net is fooled: ask it.",
+    tells="An input within eps of this one that the model takes for something else, and other models often do too.",
+    not_tells="That there is none where it fails, nor that another model is fooled: ask it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     exempt={"another seed": "it draws nothing", "draws of rows": "it draws nothing"},
 )
@@ -47,7 +47,7 @@ def mi_fgsm(
 ) -> Adversarial:
     """Steps of eps / steps along the sum of all gradients so far, each divided by its L1 norm, older ones fading.
 
-    `decay` (mu in the paper) is what is left of them after a step; for images that are to fool other nets, give
+    `decay` (mu in the paper) is what is left of them after a step; for images that are to fool other models, give
     `keep_going=True`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
     """
     within = bound(box, eps, norm, ball)

@@ -52,8 +52,8 @@ class Patch:
     ) -> float:  # fmt: skip
         """The share of images x that it fools, each at `draws` random places.
 
-        Those of the target's class, by the labels y or else by the net, do not count; nor, untargeted, those that the
-        net gets wrong without it. Raises InputError where none counts.
+        Those of the target's class, by the labels y or else by the model, do not count; nor, untargeted, those that the
+        model gets wrong without it. Raises InputError where none counts.
         """
         x, seed = box.accept(x), check_seed(seed)
         return share_fooled(self, box, x, y, lambda draw: self.applied(x, seed + draw), draws, batch_size)
@@ -62,7 +62,7 @@ class Patch:
 @card(
     name="Adversarial patch",
     source="Brown et al. 2017, arXiv:1712.09665, section 2; the score's root is ours",
-    tells="What a small part of a picture has to look like for the net to see nothing else in it.",
+    tells="What a small part of a picture has to look like for the model to see nothing else in it.",
     not_tells="That no better patch exists, or that a printed one works: light, paper and camera are not part of this.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, target=1, area=0.2, steps=3),
@@ -88,7 +88,7 @@ def patch(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Patch:
-    """A patch for the class `target` (None: for any but y, or but the net's own answers), made from images x.
+    """A patch for the class `target` (None: for any but y, or but the model's own answers), made from images x.
 
     It covers a share `area` of the image as a "square" or "circle" (which is weaker), lies anywhere inside, is turned
     by up to `rotation` degrees and scaled by 1 ± `scale`; each of the `steps` sees `sample` images, each with a place

@@ -20,7 +20,7 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="PGD",
     source="Madry et al. 2018, arXiv:1706.06083, section 2.1",
-    tells="An input within eps of this one that the net takes for something else.",
+    tells="An input within eps of this one that the model takes for something else.",
     not_tells="That there is none where it fails: stronger attacks may find one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
 )
@@ -45,13 +45,14 @@ def pgd(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (in pixel range; `norm` "linf", "l2" or "l1", or `ball=`) that the net takes for others.
+    """Images within `eps` of x (in pixel range; `norm` "linf", "l2" or "l1", or `ball=`) that the model takes for
+    others.
 
     `target` is the class to become, instead of just leaving y; `objective=` is raised above zero instead. `loss` "ce",
-    "margin" or "dlr" is what is climbed; `step` is 2.5 eps / steps by default. Examples that fool the net stop, and
+    "margin" or "dlr" is what is climbed; `step` is 2.5 eps / steps by default. Examples that fool the model stop, and
     `restarts` try the others again. `keep_going=True`: all take every step, and are what the last one gives (where that
-    doesn't fool the net, the last image that did), over restarts the one of the highest loss. `eot`: how many draws
-    of its own noise a net that has some is averaged over. Raises InputError and OutputError.
+    doesn't fool the model, the last image that did), over restarts the one of the highest loss. `eot`: how many draws
+    of its own noise a model that has some is averaged over. Raises InputError and OutputError.
     """
     within = bound(box, eps, norm, ball)
     step = step_of(step, 2.5 * within.eps, steps)

@@ -12,8 +12,8 @@ from torch import Tensor
 class Adversarial:
     """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
 
-    images: Any  # (N, ...) inside the ball and the valid range; a dict or tuple for nets of several inputs
-    success: Tensor  # (N,) bool: the net's answer is wrong (targeted: is the target; with an objective: above zero)
+    images: Any  # (N, ...) inside the ball and the valid range; a dict or tuple for models of several inputs
+    success: Tensor  # (N,) bool: the model's answer is wrong (targeted: is the target; with an objective: above zero)
     queries: Tensor  # (N,) forward passes spent on each
     distance: Tensor  # (N,) from the original, in the attack's norm
     already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but keep_going attacks it)

@@ -1,4 +1,4 @@
-"""How robust a net is: clean and robust accuracy over eps, by class, by attack, and whether that can be believed."""
+"""How robust a model is: clean and robust accuracy over eps, by class, by attack, and whether that can be believed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .square import square
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
-"""What a net is asked by default: a single step, many steps, and no gradient at all."""
+"""What a model is asked by default: a single step, many steps, and no gradient at all."""
 PART = 500  # examples at a time, after which a checkpoint is written
 LEAST = "least distance"
 STATE = ("stood", "least", "queries")

@@ -124,7 +124,7 @@ def one_class(box: Box, target: object) -> int:
 
 
 def answers(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
-    """The net's own answers, to be left where nobody gives labels. Raises OutputError."""
+    """The model's own answers, to be left where nobody gives labels. Raises OutputError."""
     box.one_class_each("an attack on classes")
     return predicted(box, box.accept(x), batch_size)
 
@@ -133,10 +133,10 @@ def share_fooled(
     made: Shared, box: Box, x: Tensor, y: Tensor | int | None, change: Callable[[int], Tensor], draws: int,
     batch_size: BatchSize,
 ) -> float:  # fmt: skip
-    """Of the images that count, over `draws` of `change(draw)`: the share that fools the net. Raises InputError.
+    """Of the images that count, over `draws` of `change(draw)`: the share that fools the model. Raises InputError.
 
-    Those count that do not bear the target's label (without labels: that the net does not take for it); untargeted,
-    those that the net gets right; with an objective, where it is not above zero.
+    Those count that do not bear the target's label (without labels: that the model does not take for it); untargeted,
+    those that the model gets right; with an objective, where it is not above zero.
     """
     draws = whole("draws", draws, least=1)
     y = answers(box, x, batch_size) if y is None and made.objective is None else y
@@ -144,7 +144,7 @@ def share_fooled(
     count = partial(_above, box, goal.fooled, batch_size=batch_size)
     counts = ~count(x) if goal.right is None or goal.become is None else torch.ne(goal.right, goal.become)
     if not counts.any():
-        raise InputError("none of these images counts: the net takes all of them for what they should become")
+        raise InputError("none of these images counts: the model takes all of them for what they should become")
     shares = [count(box.accept(change(draw)))[counts].double().mean() for draw in range(draws)]
     return float(torch.stack(shares).mean())
 

@@ -1,4 +1,4 @@
-"""Randomized smoothing: the class that a net gives most often under Gaussian noise, and how far that surely holds.
+"""Randomized smoothing: the class that a model gives most often under Gaussian noise, and how far that surely holds.
 
 Cohen, Rosenfeld & Kolter 2019, "Certified Adversarial Robustness via Randomized Smoothing", arXiv:1902.02918.
 """
@@ -28,12 +28,12 @@ ABSTAIN = -1
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
-    """What the smoothed net says of N examples: within `radius`, in L2, it says so of every other input too."""
+    """What the smoothed model says of N examples: within `radius`, in L2, it says so of every other input too."""
 
     classes: Tensor  # (N,), -1 where it abstains
     radius: Tensor  # (N,) 0 where it abstains
     p_lower: Tensor  # (N,) the class's probability under noise is at least that
-    share: Tensor  # (N, K) of the draws that the net gave each class
+    share: Tensor  # (N, K) of the draws that the model gave each class
     sigma: float
     alpha: float  # each row's claim fails with this probability at most
     interrupted: bool = False  # the rows that it did not come to abstain
@@ -57,8 +57,8 @@ class Smoothed:
 @card(
     name="Randomized smoothing",
     source="Cohen et al. 2019, arXiv:1902.02918, sections 3.2 and 3.3 (CERTIFY)",
-    tells="A radius within which no change whatever moves the smoothed net's answer, with 1 - alpha certainty each.",
-    not_tells="Anything of the net without noise; where that was not trained with noise, radii are small.",
+    tells="A radius within which no change whatever moves the smoothed model's answer, with 1 - alpha certainty each.",
+    not_tells="Anything of the model without noise; where that was not trained with noise, radii are small.",
     example=lambda method, box, x, y: method(box, x, 0.1, n0=8, n=40, alpha=0.05),
     exempt={
         "one look": "it asks about n0 + n noisy copies of each example",
@@ -76,7 +76,8 @@ def smoothed(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Smoothed:
-    """The class that the net gives most often to x plus noise of standard deviation `sigma`, and its certified radius.
+    """The class that the model gives most often to x plus noise of standard deviation `sigma`, and its certified
+    radius.
 
     `n0` draws choose the class; `n` others bound its probability from below (Clopper & Pearson 1934) by p, and the
     radius is sigma * Phi^-1(p); it abstains where p is not above 1/2. The largest radius that n draws can certify is
@@ -108,7 +109,7 @@ def smoothed_predict(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
-    """The smoothed net's class (N,), wrong with probability alpha at most, or -1 (PREDICT, section 3.2.1).
+    """The smoothed model's class (N,), wrong with probability alpha at most, or -1 (PREDICT, section 3.2.1).
 
     From the two classes met most often in n draws, by a two-sided binomial test. Raises InputError and OutputError.
     """
@@ -135,7 +136,7 @@ class _Noisy:
         if box.outputs == "multilabel":
             raise OutputError("smoothing is of one class an example; the box's outputs are multilabel")
         if box.n_outputs < 2:
-            raise OutputError("smoothing needs a net of two classes or more")
+            raise OutputError("smoothing needs a model of two classes or more")
         self.box, self.x, self.sigma = box, box.accept(x), number("sigma", sigma, above=0)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
@@ -156,7 +157,7 @@ class _Noisy:
         return found, done < len(self.x)
 
     def _answers(self, rows: slice, start: int, stop: int) -> Tensor:
-        """(n, draws) the net's classes; one row, or all rows and one draw, at a time."""
+        """(n, draws) the model's classes; one row, or all rows and one draw, at a time."""
         places = range(len(self.x))[rows]
         if self.box.coupled:
             return self._classes(torch.stack([self._draw(i, start) for i in places]))[:, None]

@@ -34,7 +34,7 @@ TILES = 5  # along each side of an image, at the start of the l2 attack
 @card(
     name="Square attack",
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
-    tells="An image within eps of this one that the net takes for something else, found by asking for outputs alone.",
+    tells="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
     not_tells="That there is none where it fails: it is a random search, and more queries find more.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
@@ -57,7 +57,7 @@ def square(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the net does not take for y.
+    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
 
     At most `queries` images a row are tried, beside the original. `p` is the share of the image that the first squares
     cover. Climbs the margin; towards a `target`, the cross-entropy. Raises InputError.

@@ -67,13 +67,13 @@ def step_of(step: float | None, reach: float, steps: int) -> float:
 
 
 def draws_of(box: Box, eot: int) -> int:
-    """How many draws a look takes: a net that draws nothing answers alike each time."""
+    """How many draws a look takes: a model that draws nothing answers alike each time."""
     draws = whole("eot", eot, least=1)
     return draws if box.noisy else 1
 
 
 def stepped(attempt: Attempt, way: Way, bits: int | None) -> Adversarial:
-    """Attack what the net is not fooled by, again from elsewhere where that fails; with `keep_going`, everything."""
+    """Attack what the model is not fooled by, again from elsewhere where that fails; with `keep_going`, everything."""
     found = _Found(attempt, way)
     with attempt:
         if way.random_start:
@@ -146,7 +146,7 @@ class _Found:
     def look_again(self) -> None:
         """Where the objective makes examples change one another, each is judged in the company that it ends in."""
         attempt = self.attempt
-        if self.coupled and not attempt.box.coupled:  # the attempt's result sees to the net's own coupling
+        if self.coupled and not attempt.box.coupled:  # the attempt's result sees to the model's own coupling
             rows = torch.arange(len(attempt.x), device=attempt.x.device)
             attempt.success = attempt.fooled(attempt.images, rows) > 0
 

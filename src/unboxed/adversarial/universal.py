@@ -1,4 +1,4 @@
-"""Universal perturbations: one small change that fools the net on most images.
+"""Universal perturbations: one small change that fools the model on most images.
 
 Found by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on many
 images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
@@ -24,7 +24,7 @@ from .shared import Crowd, crowd, settings, share_fooled
 
 @dataclass(frozen=True, eq=False)
 class Universal:
-    perturbation: Any  # (1, ...), within eps; a dict or tuple for nets of several inputs
+    perturbation: Any  # (1, ...), within eps; a dict or tuple for models of several inputs
     target: int | None  # the class that images with it become; None: any but their own
     eps: float
     norm: str
@@ -42,9 +42,9 @@ class Universal:
     def success(
         self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
-        """The fooling rate: the share of inputs x whose answer leaves y (by default the net's own) for another.
+        """The fooling rate: the share of inputs x whose answer leaves y (by default the model's own) for another.
 
-        Those that the net gets wrong without it do not count, nor, targeted, those of the target's class. Raises
+        Those that the model gets wrong without it do not count, nor, targeted, those of the target's class. Raises
         InputError where none counts.
         """
         x = box.accept(x)
@@ -55,7 +55,7 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    tells="One change, hardly visible, that the net's answers to most inputs do not survive.",
+    tells="One change, hardly visible, that the model's answers to most inputs do not survive.",
     not_tells="That it works on inputs of another kind, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     exempt={
@@ -79,7 +79,7 @@ def universal(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Universal:
-    """One change within `eps` that makes the net leave y (by default its own answers) for most of the images x.
+    """One change within `eps` that makes the model leave y (by default its own answers) for most of the images x.
 
     `target` is the class that all are to become. Each of the `steps` sees `sample` images; `step` is eps / 5 at first
     and falls to zero. Ctrl-C keeps what was reached. How good it is, other images say: `Universal.success`. Raises

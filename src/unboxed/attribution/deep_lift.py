@@ -25,10 +25,10 @@ from ..objectives import Objective
     name="DeepLIFT",
     source="Shrikumar et al. 2017, arXiv:1704.02685, the rescale rule",
     tells="How the difference between this score and the baseline's is made up of differences in the input.",
-    not_tells="What another baseline would say; and it depends on how the net is written, not on its function alone.",
+    not_tells="What another baseline would say; and it depends on how the model is written, not on its function alone.",
     example=lambda method, box, x, y: method(box, x, y),
     laws=("contribution", "completeness", "dummy", "symmetry"),
-    exempt={"one look": "it runs the net on x and on the baseline"},
+    exempt={"one look": "it runs the model on x and on the baseline"},
 )
 def deep_lift(
     box: Box,
@@ -40,7 +40,7 @@ def deep_lift(
 ) -> Tensor:
     """Contributions, signed, shaped like x: they sum to score(x) - score(baseline), exactly.
 
-    The net runs on the baseline and then on x; each nonlinear op hands down (f(a) - f(b)) / (a - b) in place of its
+    The model runs on the baseline and then on x; each nonlinear op hands down (f(a) - f(b)) / (a - b) in place of its
     gradient (which it is where a and b are close). A product of two activations gives each factor the mean of the
     other's two values; softmax, attention and normalizations are taken apart into such ops; max pooling weighs each
     input by the share of the straight way from b to a on which it is the largest.
@@ -84,7 +84,7 @@ def _complete(box: Box, found: Tensor, score: Tensor, reference: Tensor, coupled
     How far they may be off is measured by their own size, but by no more than ten times that of the scores: large
     contributions that cancel leave nothing of the digits of a small difference.
     """
-    rough = box.autocast is not None or box.net_dtype in (torch.bfloat16, torch.float16)
+    rough = box.autocast is not None or box.model_dtype in (torch.bfloat16, torch.float16)
     tolerance = 0.2 if rough else 1e-6 if box.dtype == torch.float64 else 1e-2
     found, high, low = found.double().flatten(1), score.double(), reference.double()
     off, size, scores = (found.sum(1) - (high - low)), found.abs().sum(1) + (high - low).abs(), high.abs() + low.abs()
@@ -97,7 +97,7 @@ def _complete(box: Box, found: Tensor, score: Tensor, reference: Tensor, coupled
         )
     if not bool((off.abs() <= tolerance * torch.minimum(size, 10 * scores) + tolerance * 1e-2).all()):
         raise RuleError(
-            "DeepLIFT's contributions do not add up to the score's difference: the net depends on its input by a way "
+            "DeepLIFT's contributions do not add up to the score's difference: the model depends on its input by a way "
             "without a gradient (a mask, an index, detach), by an op out of sight, or divides by what is almost 0 on "
             "the baseline (take another one); integrated gradients need no rule"
         )

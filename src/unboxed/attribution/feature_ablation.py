@@ -30,7 +30,7 @@ MANY = 1024  # players that are looked at one by one, whether they are rectangle
     tells="What this score loses when one part of the input is hidden and the rest stays.",
     not_tells="What parts do together: where either of two is enough, hiding one loses nothing.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 4))),
-    exempt={"one look": "it runs the net once for each player"},
+    exempt={"one look": "it runs the model once for each player"},
     laws=("contribution", "dummy", "symmetry"),
 )
 def feature_ablation(
@@ -46,7 +46,7 @@ def feature_ablation(
 
     `segments` says which numbers are hidden together (see engine.segments): by default a column each, and about 50 SLIC
     superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the score. Players
-    that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the net is not
+    that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the model is not
     computed. Raises InputError for segments or a baseline that do not fit x.
     """
     x = box.accept(x)
@@ -56,7 +56,7 @@ def feature_ablation(
     if found is None:
         own = {a: leave_one_out(a) for a in set(played.counts)}
         found = scores(played, [own[a] for a in played.counts], [score], batch_size)
-    eps = torch.finfo(box.net_dtype).eps
+    eps = torch.finfo(box.model_dtype).eps
     lost = [without_rounding((v[:1] - v[1:]), v, eps)[:, 0] for v in found]  # (A,) each
     return box.shaped(played.players.gathered(played.placed(lost)))  # type: ignore[no-any-return]
 
@@ -64,7 +64,7 @@ def feature_ablation(
 def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
     """The score of each row as it is, and without each of its active players, (1 + A, 1), if all are rectangles.
 
-    Then only what a rectangle reaches in the net is computed, as for occlusion.
+    Then only what a rectangle reaches in the model is computed, as for occlusion.
     """
     rectangles = _rectangles(played)
     if rectangles is None:

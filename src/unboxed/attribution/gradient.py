@@ -27,6 +27,6 @@ def gradient(
     """d score / d x, signed, shaped like x, in units of score per unit of pixel range.
 
     Where a final ReLU clamps the logit at zero (and its gradient with it) the gradient before the clamp is given;
-    an UnboxedWarning says for how many. Raises InputError for inputs or classes that the net doesn't have.
+    an UnboxedWarning says for how many. Raises InputError for inputs or classes that the model doesn't have.
     """
     return attribute(box, x, target, batch_size=batch_size)

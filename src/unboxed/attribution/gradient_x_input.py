@@ -23,8 +23,8 @@ from ..objectives import Objective
 @card(
     name="Gradient x input",
     source="Shrikumar et al. 2016, arXiv:1605.01713; Ancona et al. 2018, arXiv:1711.06104",
-    tells="What each value's distance from the baseline adds to the score, if the net were the plane that touches it.",
-    not_tells="What it adds in a net that bends: the shares add up to nothing, and a saturated score has no slope.",
+    tells="What each value's distance from the baseline adds to the score, if the model were its tangent plane.",
+    not_tells="What it adds in a model that bends: the shares add up to nothing, and a saturated score has no slope.",
     example=lambda method, box, x, y: method(box, x, y),
     laws=("contribution", "dummy", "symmetry"),
 )

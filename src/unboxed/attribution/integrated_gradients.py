@@ -63,8 +63,8 @@ def integrated_gradients(
 
     Each example takes as many steps as it needs until |sum of its map - difference| <= `tol` * |difference|, where the
     difference is score(x) - score(x0), or to the scores' own rounding error (4 units of both scores' last place in the
-    net's precision) where that is larger; an UnboxedWarning says where that was not reached. Or `n_steps` by
-    "midpoint" (the default) or "gauss-legendre" `rule`; a net whose examples depend on one another takes 50 of these.
+    model's precision) where that is larger; an UnboxedWarning says where that was not reached. Or `n_steps` by
+    "midpoint" (the default) or "gauss-legendre" `rule`; a model whose examples depend on one another takes 50 of these.
 
     A small error does not vouch for each pixel: errors of pixels cancel in the sum. A map's own distance from the limit
     falls as 1 / steps (about .4 / steps of the map's absolute sum on the MNIST CNN), so for exact maps ask for steps. A
@@ -107,7 +107,7 @@ def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | No
 
 def _rounding(box: Box) -> float:
     """How far scores may be off by rounding alone, relative to their size."""
-    return 4 * torch.finfo(box.net_dtype if box.autocast is None else box.autocast).eps
+    return 4 * torch.finfo(box.model_dtype if box.autocast is None else box.autocast).eps
 
 
 def _tell(rows: Tensor, error: Tensor, gap: Tensor) -> None:

@@ -39,10 +39,10 @@ class KernelShap:
     name="KernelSHAP",
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
     tells="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
-    not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    not_tells="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
-        "one look": "it runs the net once for each subset drawn",
+        "one look": "it runs the model once for each subset drawn",
         "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
     },
     laws=("contribution", "completeness"),
@@ -64,7 +64,7 @@ def kernel_shap(
     superpixels, or n_samples / 4 where that is less. In the map a player's value is shared evenly among its pixels (in
     the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
 
-    The net runs at most `n_samples` times a row. All subsets are run where they are no more than that: the values are
+    The model runs at most `n_samples` times a row. All subsets are run where they are no more than that: the values are
     then Shapley's own. Errors are the jackknife's over pairs of subsets (see engine.jackknife); an UnboxedWarning tells
     of fewer than 4 samples for each player that hides something.
     Raises InputError where n_samples is below 2 F + 2 and all subsets of the F players.
@@ -80,7 +80,7 @@ def kernel_shap(
     few(played, n)
     own = {a: _subsets(a, n, seed) for a in set(played.counts)}
     found = scores(played, [own[a][0] for a in played.counts], [score], batch_size)
-    eps = torch.finfo(box.net_dtype).eps
+    eps = torch.finfo(box.model_dtype).eps
     each = [_values(own[a][1], v[:, 0], eps) for a, v in zip(played.counts, found, strict=True)]
     values, error = (played.placed(h) for h in zip(*each, strict=True))
     ends = torch.stack([v[-2:, 0] if own[a][1] else v[[-1, 0], 0] for a, v in zip(played.counts, found, strict=True)])

@@ -38,7 +38,7 @@ class Lime:
     r2: Tensor  # (N,) how much of the score's weighted variance the linear model explains
     intercept: Tensor  # (N,)
     prediction: Tensor  # (N,) the linear model's score of x
-    score: Tensor  # (N,) the net's own
+    score: Tensor  # (N,) the model's own
     classes: Tensor | None  # (N,) that are explained; None where the target is an objective
     segments: Any  # (N, H, W), or as x came: the segment of each number
 
@@ -97,7 +97,7 @@ class Settings:
     not_tells="More than a linear model can: where R² is low, parts work together and the weights say little.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
-        "one look": "it runs the net once for each mask drawn",
+        "one look": "it runs the model once for each mask drawn",
         "draws of rows": "masks are drawn once for all rows with as many segments, so that rows can be compared",
     },
 )
@@ -130,9 +130,9 @@ def lime(
 
     What is estimated is the package's weighted regression, with less noise. Masks are drawn together: each is by itself
     drawn as before, all of them are an orthogonal array (and all subsets, where they are no more than n_samples).
-    Segments in which x is the baseline, which can't matter to the net, are summed over. And what bends in the score is
-    learned from the masks run and taken out as a control variate (see engine.surrogate). The net runs at most n_samples
-    times a row.
+    Segments in which x is the baseline, which can't matter to the model, are summed over. And what bends in the score
+    is learned from the masks run and taken out as a control variate (see engine.surrogate). The model runs at most
+    n_samples times a row.
 
     Errors are the jackknife's over pairs of masks (see engine.jackknife), about the same regression on all subsets, x
     itself counting as one mask in n_samples; with the lasso, given its choice of segments. An UnboxedWarning tells of
@@ -165,7 +165,7 @@ def lime_top(
     """The probabilities of each input's likeliest classes, explained in one set of runs. Settings as in `lime`."""
     settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
     if whole("top", top, least=1) > box.n_outputs:
-        raise InputError(f"the net has {box.n_outputs} classes; got top={top}")
+        raise InputError(f"the model has {box.n_outputs} classes; got top={top}")
     x = box.accept(x)
     p = box.probs(x, batch_size=batch_size)
     classes = pooled(p).topk(top, 1).indices  # (N, T)

@@ -96,7 +96,7 @@ def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
 
 def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Relevance (n, ...) of one batch, (x - x0) c, with x0 what the normalization makes zero; and the score (n,)."""
-    with box.quiet(), constant(box.net):
+    with box.quiet(), constant(box.model):
         x, *ends = leaves = _leaves(box.inputs, x, recipe)
         note(x, bounds=tuple(ends) or None)
         with Propagation(recipe):

@@ -54,7 +54,7 @@ class Occlusion:
     tells="Which parts of the image this score can't do without: what it loses when they are covered.",
     not_tells="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
     example=lambda method, box, x, y: method(box, x, y, window=share(box, 3), stride=share(box, 4)),
-    exempt={"one look": "it runs the net once for each position of the window"},
+    exempt={"one look": "it runs the model once for each position of the window"},
     laws=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
 )
@@ -124,7 +124,7 @@ def _scored(box: Box, found: Runs, target: int | Tensor | Objective | None) -> t
 
 
 def _classes(box: Box, logits: Tensor, k: Tensor, grid: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """The class predicted at each position and the probability of class k (N,) there; none for a regression net."""
+    """The class predicted at each position and the probability of class k (N,) there; none for a regression model."""
     if box.outputs == "regression":
         return None, None
     probabilities = box.probs_of(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)

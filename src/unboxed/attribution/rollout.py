@@ -39,7 +39,7 @@ class Rollout:
 @card(
     name="Attention rollout",
     source="Abnar & Zuidema 2020, arXiv:2005.00928, section 3",
-    tells="From which patches attention can have brought something to the end of the net.",
+    tells="From which patches attention can have brought something to the end of the model.",
     not_tells="Why this class and not another: no score is in it, so it is the same map for every target.",
     needs=("pixels", "attention"),
     example=lambda method, box, x, y: method(box, x),
@@ -50,7 +50,7 @@ def rollout(
     """The product over layers of 0.5 A + 0.5 I, where A is a layer's attention, its heads' mean (max, min).
 
     The map is the class token's row where there is one, else the mean of all rows, laid on the patches' grid and
-    enlarged to the image (bilinear). Raises LayerError for a net without attention of all tokens to all, or whose
+    enlarged to the image (bilinear). Raises LayerError for a model without attention of all tokens to all, or whose
     tokens lie on no grid that can be told.
     """
     if heads not in FUSED:
@@ -79,7 +79,7 @@ def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tens
         a = 0.5 * a / a.sum(-1, keepdim=True) + 0.5 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         if total and total[0].shape != a.shape:
             sizes = f"{total[0].shape[-1]} and {a.shape[-1]}"
-            raise LayerError(f"the net attends among {sizes} tokens in turn; rollout is for the same in all layers")
+            raise LayerError(f"the model attends among {sizes} tokens in turn; rollout is for the same in all layers")
         total[:] = [a @ total[0]] if total else [a]
         count += 1
 
@@ -87,7 +87,7 @@ def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tens
     with box.quiet(grad=False), attending(size, meet):
         box.forward(x, {"output"})
     if not total:
-        raise LayerError("no layer of this net attends from all tokens to all, so there is nothing to roll out")
+        raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")
     return total[0][: len(x)], count
 
 
@@ -95,5 +95,7 @@ def _grid(box: Box, tokens: int) -> Grid:
     maps: list[Any] = [grid.size for _, grid in grids(box) if not grid.tokens]
     grid = token_grid(box, tokens, maps[-1] if maps else None) or (token_grid(box, tokens) if maps else None)
     if grid is None:
-        raise LayerError(f"the net attends among {tokens} tokens, which lie on no grid over the image that can be told")
+        raise LayerError(
+            f"the model attends among {tokens} tokens, which lie on no grid over the image that can be told"
+        )
     return grid

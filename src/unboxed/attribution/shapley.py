@@ -42,9 +42,9 @@ class Shapley:
     name="Shapley values",
     source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
     tells="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
-    not_tells="What the net would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    not_tells="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 2))),
-    exempt={"one look": "it runs the net once for each subset of players"},
+    exempt={"one look": "it runs the model once for each subset of players"},
     laws=("contribution", "completeness", "dummy", "symmetry"),
 )
 def shapley(
@@ -60,8 +60,8 @@ def shapley(
 
     `segments` says who plays (see engine.segments): by default a column each, and of an image 3 x 3 squares (of images
     among several inputs 2 x 2 or the whole, where that keeps to 16 players). In the map a player's value is shared
-    evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline). The net
-    runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
+    evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline). The
+    model runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
     """
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)
@@ -72,7 +72,7 @@ def shapley(
         raise InputError(f"{said}: take larger segments{several}, or kernel_shap, which draws subsets")
     own = {a: every_subset(a) for a in set(played.counts)}
     found = [v[:, 0] for v in scores(played, [own[a] for a in played.counts], [score], batch_size)]
-    eps = torch.finfo(box.net_dtype).eps
+    eps = torch.finfo(box.model_dtype).eps
     return shared_out(played, [exact_shapley(v, eps) for v in found], found)
 
 

@@ -27,7 +27,7 @@ from ..validation import check_seed, number, whole
     name="SmoothGrad",
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
     tells="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
-    not_tells="How the net answers on clean inputs alone: most noisy copies are inputs that it never saw.",
+    not_tells="How the model answers on clean inputs alone: most noisy copies are inputs that it never saw.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
     exempt={"one look": "it looks at many noisy copies"},
     laws=("dummy",),
@@ -58,7 +58,7 @@ def smoothgrad(
     objective = settled(box, target, x, batch_size)
     found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
     refuse_scores(~found.finite, "x with noise")
-    if kind == "variance":  # which is zero on any linear net
+    if kind == "variance":  # which is zero on any linear model
         tell_not_finite(f"the variance of the gradient of {objective.name}", found.map)
     else:
         tell(objective, found.map, found.before_clamp)

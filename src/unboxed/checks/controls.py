@@ -1,6 +1,6 @@
 """Controls: inputs without evidence, and models that say nothing. What a method draws there, it did not explain.
 
-The constant model is the limit of randomization (Adebayo et al. 2018, arXiv:1810.03292): a net that has nothing to
+The constant model is the limit of randomization (Adebayo et al. 2018, arXiv:1810.03292): a model that has nothing to
 explain. The shuffled input asks what Nie et al. 2018, "A Theoretical Explanation for Perplexing Behaviors of
 Backpropagation-based Visualizations", arXiv:1805.07039, asked of guided backprop and deconvnet: whether a method
 recovers the picture rather than the reasons.
@@ -32,7 +32,7 @@ class RandomInput:
     """What becomes of maps (N, ...) when the input loses its evidence. Figures are (N,).
 
     `shuffled`: each image's pixels in another order, and the map of that put back in the old one, against the map of
-    the image. A method that copies pixel values has 1; one that reads the net is near 0 where the score has gone.
+    the image. A method that copies pixel values has 1; one that reads the model is near 0 where the score has gone.
     `noise`: the map of a noise input against that of the image: 1 where a method draws the same whatever it is shown
     (as the gradient of a linear model rightly does).
     """
@@ -106,14 +106,16 @@ def _scores(box: Box, target: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ConstantModel:
-    """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the net.
+    """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the model.
 
     Exactly 0 (or rounding) is right. The spread is the standard deviation over a map, so that a map that is the same
     everywhere counts as no picture.
     """
 
-    blind: Tensor  # the net as it is, but every input reaches it as the same one
-    mute: Tensor  # the net as it is, but its logits are one number whatever it sees; NaN for targets beside the logits
+    blind: Tensor  # the model as it is, but every input reaches it as the same one
+    mute: (
+        Tensor  # the model as it is, but its logits are one number whatever it sees; NaN for targets beside the logits
+    )
     maps_blind: Tensor  # (N, ...)
     maps_mute: Tensor  # (N, ...)
 
@@ -121,12 +123,12 @@ class ConstantModel:
 def constant_model(
     box: Box, x: Any, method: Method, target: Target = None, *, map_: Tensor | None = None
 ) -> ConstantModel:
-    """Ask a method for maps of a net whose answer does not depend on x, in two ways; each has the same weights.
+    """Ask a method for maps of a model whose answer does not depend on x, in two ways; each has the same weights.
 
-    Blind: the inputs are replaced by what normalization takes to zero before they reach the net, so all activations are
-    constant; whoever draws something drew it from x, or from chance. Mute: the net sees x, its logits are replaced by a
-    constant, all classes alike; whoever draws something drew it from activations, whatever they are good for.
-    `map_` is what the method gave for x itself, if it was asked. Raises InputError.
+    Blind: the inputs are replaced by what normalization takes to zero before they reach the model, so all activations
+    are constant; whoever draws something drew it from x, or from chance. Mute: the model sees x, its logits are
+    replaced by a constant, all classes alike; whoever draws something drew it from activations, whatever they are good
+    for. `map_` is what the method gave for x itself, if it was asked. Raises InputError.
     """
     x = box.accept(x)
     score = fixed(box, x, target)
@@ -138,7 +140,7 @@ def constant_model(
 
 
 def _relative(h: Tensor, own: Tensor) -> Tensor:
-    """The spread (N,) of maps h relative to the net's own; 0 where neither has any, infinite where only h has."""
+    """The spread (N,) of maps h relative to the model's own; 0 where neither has any, infinite where only h has."""
     a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, own))
     return torch.where(a == 0, 0.0, a / b)
 
@@ -151,7 +153,7 @@ def _blind(box: Box) -> Box:
 
 
 def _constant(inputs: Inputs) -> Inputs:
-    """The same inputs, encoded as zeros, in the net's own units, whatever they are."""
+    """The same inputs, encoded as zeros, in the model's own units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:
         z = inputs.encode(x)
@@ -165,7 +167,7 @@ def _constant(inputs: Inputs) -> Inputs:
 
 
 def _mute(box: Box, x: Tensor) -> Box:
-    """The same box, whose logits are all one number, as large as any that the net gives for x."""
+    """The same box, whose logits are all one number, as large as any that the model gives for x."""
     value = float(box(x).abs().max())
     mute = copy.copy(box)
     mute._reader = Reader(lambda raw: 0 * box._reader.tensor(raw) + value, "logits")

@@ -58,7 +58,7 @@ def deletion(
     being the class predicted for x as it is (`score="logit"`, or an objective as target: that). In `n_steps` equal
     steps (by default 50, or one a pixel where there are fewer). `baseline` is black by default; "mean" is what the
     authors' code takes (zero after normalization). Compare with the curve of `random_maps`.
-    Raises InputError for maps that don't fit x, OutputError for probabilities of a regression net.
+    Raises InputError for maps that don't fit x, OutputError for probabilities of a regression model.
     """
     x, seed = box.accept(x), check_seed(seed)
     gone = baseline_of(box, x, baseline, seed=seed)

@@ -1,4 +1,4 @@
-"""Edge control: how much of a map does an edge detector explain, which knows the input and nothing of the net?
+"""Edge control: how much of a map does an edge detector explain, which knows the input and nothing of the model?
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292, compare maps with edge detectors, which pass
 for explanations to the eye.
@@ -40,9 +40,9 @@ class Edges:
 def edge_control(box: Box, x: Any, method: Method, target: Target = None) -> Edges:
     """Compare a method's maps of x (N, C, H, W) with the edges that a Sobel filter finds in x.
 
-    An edge detector has 1 in all figures. Near 1 a map says where the input has edges, whatever the net made of them;
-    a figure near the gradient's says nothing against the method, for nets do look at edges. Figures are NaN where an
-    image has no edges or a map is the same everywhere. Raises InputError for a net that doesn't take images.
+    An edge detector has 1 in all figures. Near 1 a map says where the input has edges, whatever the model made of them;
+    a figure near the gradient's says nothing against the method, for models do look at edges. Figures are NaN where an
+    image has no edges or a map is the same everywhere. Raises InputError for a model that doesn't take images.
     """
     images_only(box, "edge control")
     x = box.accept(x)

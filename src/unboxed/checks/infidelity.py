@@ -214,7 +214,7 @@ def max_sensitivity(
 
 
 def _valid(box: Box, x: Tensor, y: Tensor) -> Tensor:
-    """y, no further from x than it was, as the net's inputs may be."""
+    """y, no further from x than it was, as the model's inputs may be."""
     y = box.inputs.clip(y)
     if isinstance(box.inputs, Features) and box.inputs.categories:
         fixed_columns = [name in box.inputs.categories for name in box.inputs.names]

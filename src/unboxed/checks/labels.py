@@ -1,4 +1,4 @@
-"""Label randomization: does a map change when the net has learned from labels that mean nothing?
+"""Label randomization: does a map change when the model has learned from labels that mean nothing?
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292, the data randomization test.
 """
@@ -23,22 +23,22 @@ from .similarity import Similarity, similarity
 
 @dataclass(frozen=True, eq=False)
 class Labels(Similarity):
-    """How like (N,) the maps of a net that learned true labels are to those of one that learned shuffled ones."""
+    """How like (N,) the maps of a model that learned true labels are to those of one that learned shuffled ones."""
 
     true: Tensor  # (N, ...) the maps of the first
     random: Tensor  # (N, ...) of the second
 
 
 def label_randomization(box: Box, random: Box, x: Any, method: Method, target: Target = None) -> Labels:
-    """Compare a method's maps of x for a net (`box`) and for one alike that learned `shuffled` labels (`random`).
+    """Compare a method's maps of x for a model (`box`) and for one alike that learned `shuffled` labels (`random`).
 
     The second must have learned them (Adebayo et al. train it to more than 95 % on its training data), or it is a
-    randomized net and not a randomly taught one; `retrained` makes both. The target is the same for both: for None, the
-    class that the first predicts. Raises InputError where the two take other inputs or have other classes.
+    randomized model and not a randomly taught one; `retrained` makes both. The target is the same for both: for None,
+    the class that the first predicts. Raises InputError where the two take other inputs or have other classes.
     """
     if box.inputs.shape != random.inputs.shape or box.n_outputs != random.n_outputs:
         mine, its = ((b.inputs.shape, b.n_outputs) for b in (box, random))
-        raise InputError(f"the nets are not alike: inputs {mine[0]} and {its[0]}, {mine[1]} and {its[1]} outputs")
+        raise InputError(f"the models are not alike: inputs {mine[0]} and {its[0]}, {mine[1]} and {its[1]} outputs")
     x = box.accept(x)
     score = fixed(box, x, target)
     a = drawn(box, method, x, score, aloud=True)
@@ -60,15 +60,15 @@ def shuffled(labels: Any, seed: int = 0) -> Tensor:
 
 
 def retrained(fit: Callable[[Tensor], Box], labels: Any, *, seed: int = 0) -> tuple[Box, Box]:
-    """Two nets from the same training: `fit(labels)` and `fit(shuffled(labels))`, each a new box. Raises InputError.
+    """Two models from the same training: `fit(labels)` and `fit(shuffled(labels))`, each a new box. Raises InputError.
 
-    `fit` builds a net of the same start, trains it on its data with these labels (N,), and returns its box.
+    `fit` builds a model of the same start, trains it on its data with these labels (N,), and returns its box.
     """
     other = shuffled(labels, seed)
     true, random = fit(as_classes(labels)), fit(other)
     for found in (true, random):
         if not isinstance(found, Box):
-            raise InputError(f"fit returns a Box around the trained net; got {type(found).__name__}")
-    if true.net is random.net:
-        raise InputError("fit gave the same net twice: it must build a new one at each call")
+            raise InputError(f"fit returns a Box around the trained model; got {type(found).__name__}")
+    if true.model is random.model:
+        raise InputError("fit gave the same model twice: it must build a new one at each call")
     return true, random

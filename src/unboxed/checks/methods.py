@@ -23,7 +23,7 @@ Target = int | Tensor | Objective | None
 
 
 def fixed(box: Box, x: Tensor, target: Target) -> Any:
-    """The target, the same for every net and every input that follow: None is the class (N,) predicted for x."""
+    """The target, the same for every model and every input that follow: None is the class (N,) predicted for x."""
     if target is None:
         return pooled(box(x)).argmax(1)
     if isinstance(target, Objective):
@@ -34,7 +34,7 @@ def fixed(box: Box, x: Tensor, target: Target) -> Any:
 def drawn(box: Box, method: Method, x: Tensor, target: Any, *, aloud: bool = False) -> Tensor:
     """The map (N, ...) that a method draws of accepted inputs; several inputs' maps stand side by side, (N, D).
 
-    What methods warn of (gradients that are zero) is of no news for a net that was made meaningless on purpose, so it
+    What methods warn of (gradients that are zero) is of no news for a model that was made meaningless on purpose, so it
     is kept quiet unless `aloud`. Raises InputError where there is no map of N rows.
     """
     with warnings.catch_warnings():

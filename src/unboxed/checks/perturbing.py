@@ -22,7 +22,7 @@ from ..validation import check_seed
 Score = Literal["probability", "logit"]
 Target = int | Tensor | Objective | None
 Points = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""(examples (R,), ways (R,)) -> the points (R, ...) that the net sees, and any further numbers (R,) beside them."""
+"""(examples (R,), ways (R,)) -> the points (R, ...) that the model sees, and any further numbers (R,) beside them."""
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,9 @@ def fixed(
             raise InputError("an objective is the score itself: leave out score=, or give a class as the target")
         return box.checked(target, len(x)), None
     if (score or default) == "probability" and box.outputs == "regression":
-        raise OutputError('a regression net gives no probabilities: pass score="logit", or an objective as the target')
+        raise OutputError(
+            'a regression model gives no probabilities: pass score="logit", or an objective as the target'
+        )
     classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
     return (logit(classes) if (score or default) == "logit" else probability(box, classes)), classes
 

@@ -114,7 +114,7 @@ class Planted(Dataset[tuple[Tensor, int]]):
     """Images with a shortcut in them: a Dataset of (image, label)."""
 
     images: Tensor  # (N, C, H, W)
-    labels: Tensor  # (N,) as a net is to learn them
+    labels: Tensor  # (N,) as a model is to learn them
     marked: Tensor  # (N,) bool
     strays: Tensor  # (N,) bool: of another class in truth, but marked, and labeled as the mark says
 
@@ -131,7 +131,7 @@ def planted(
     """Put the mark of its class on a `share` of the images (N, C, H, W) whose class has one.
 
     `strays` is the share of the images of other classes that get the mark, and its label, by mistake: without them mark
-    and label never disagree, and most nets weigh both. Raises InputError.
+    and label never disagree, and most models weigh both. Raises InputError.
     """
     for name, value in (("share", share), ("strays", strays)):
         number(name, value, least=0, most=1)

@@ -1,4 +1,4 @@
-"""Randomization: does a map change when what the net has learned is taken out of it, layer by layer?
+"""Randomization: does a map change when what the model has learned is taken out of it, layer by layer?
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292: cascading randomization from the top layer
 down, and independent randomization of one layer at a time.
@@ -25,9 +25,9 @@ Mode = Literal["cascading", "independent"]
 
 @dataclass(frozen=True, eq=False)
 class Randomization(Similarity):
-    """How like the map of the net as it is each map (N) is at each step (L): four figures, (L, N).
+    """How like the map of the model as it is each map (N) is at each step (L): four figures, (L, N).
 
-    A map that follows what the net has learned has figures near 0 once the top layers are drawn anew. A figure is NaN
+    A map that follows what the model has learned has figures near 0 once the top layers are drawn anew. A figure is NaN
     where a map is the same everywhere: where it became so, `blank`, it has changed.
     """
 
@@ -35,9 +35,9 @@ class Randomization(Similarity):
     mode: Mode
     seed: int
     changed: Tensor  # (L,) how far each layer's weights moved, |new - old| / |old|; 0: its start is what it had
-    same_class: Tensor  # (L, N) whether the net still gives x the class it gave before
+    same_class: Tensor  # (L, N) whether the model still gives x the class it gave before
     blank: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
-    original: Tensor  # (N, ...) the map of the net as it is
+    original: Tensor  # (N, ...) the map of the model as it is
     maps: Tensor | None = None  # (L, N, ...) if they were to be kept
 
 
@@ -52,16 +52,16 @@ def randomization(
     seed: int = 0,
     keep_maps: bool = False,
 ) -> Randomization:
-    """Compare a method's maps of x with those of copies of the net whose layers have new weights.
+    """Compare a method's maps of x with those of copies of the model whose layers have new weights.
 
     `mode="cascading"` draws the top layer anew, then the two topmost, and so on down to all; `"independent"` one layer
     at a time, the others as trained. `layers` are by default all that hold weights, in the order in which they run,
     from the last to the first; given, they are taken in the order given, and the name of a block stands for all layers
-    in it. How weights are drawn: `engine.randomized.randomized`. The target stays what it was for the net as it is: for
-    None, the class that it predicts. The net itself is not touched.
+    in it. How weights are drawn: `engine.randomized.randomized`. The target stays what it was for the model as it is:
+    for None, the class that it predicts. The model itself is not touched.
 
-    Raises LayerError for layers without weights, ModelError where the net can't be copied; an UnboxedWarning names the
-    layers that drawing anew left as they were.
+    Raises LayerError for layers without weights, ModelError where the model can't be copied; an UnboxedWarning names
+    the layers that drawing anew left as they were.
     """
     if mode not in ("cascading", "independent"):
         raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
@@ -89,7 +89,7 @@ def _steps(box: Box, layers: Sequence[str] | None) -> list[Step]:
     """Raises LayerError."""
     known = weighted(box)
     if not known:
-        raise LayerError("no layer of this net holds weights, so there are none to draw anew")
+        raise LayerError("no layer of this model holds weights, so there are none to draw anew")
     if layers is None:
         return [(layer.name, (layer,)) for layer in reversed(known)]
     if isinstance(layers, str) or not layers:
@@ -131,7 +131,7 @@ def _step(
 
 
 def _answer(box: Box, x: Tensor) -> Tensor:
-    """What the net says of x, (N, 1, ...): its classes, or its very numbers where it has none."""
+    """What the model says of x, (N, 1, ...): its classes, or its very numbers where it has none."""
     z = box(x)
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""Which methods can be asked why this net answers so, and which of them to believe."""
+"""Which methods can be asked why this model answers so, and which of them to believe."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FIRST = ("gradient", "grad_cam", "integrated_gradients", "smoothgrad", "lrp", "g
 
 
 def candidates(box: Box, work: float = WORK) -> dict[str, Method]:
-    """{name: method} of all attribution methods that explain a score, with settings that this net's size allows.
+    """{name: method} of all attribution methods that explain a score, with settings that this model's size allows.
 
-    A large net is asked with fewer samples: as many as `work` FLOPs allow, never below 100; a method that can't do with
-    so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes references),
-    or, for a model of several inputs, one that marks only an image.
+    A large model is asked with fewer samples: as many as `work` FLOPs allow, never below 100; a method that can't do
+    with so few is left out, and so is one that takes more than inputs and a target (as expected gradients takes
+    references), or, for a model of several inputs, one that marks only an image.
     """
     affordable = max(LEAST, int(work / flops(box)))
     found = {name: method for name, method in _fitted(affordable).items() if runs(method) <= max(affordable, MOST)}
@@ -53,7 +53,7 @@ def _fitted(affordable: int) -> dict[str, Method]:
 
 
 def runs(method: Method) -> int:
-    """About how often a method runs the net for the map of one input."""
+    """About how often a method runs the model for the map of one input."""
     settings = inspect.signature(method).parameters
     samples = settings["n_samples"].default if "n_samples" in settings else 0
     every = SUBSETS if name_of(method) == "Shapley values" else 0
@@ -62,7 +62,7 @@ def runs(method: Method) -> int:
 
 def cost(box: Box, method: Method, n: int) -> float:
     """About how many FLOPs the verdict on a method takes, by n inputs."""
-    maps = n + max(n, PAIRS) + 2  # of the net, of nets with random weights, of constant models
+    maps = n + max(n, PAIRS) + 2  # of the model, of models with random weights, of constant models
     return flops(box) * (2 * maps * runs(method) + 4 * N_STEPS * n)
 
 
@@ -106,7 +106,7 @@ def _more(method: Method) -> bool:
 
 
 def flops(box: Box) -> float:
-    """Of one input's way through the net; 1 where none are counted."""
+    """Of one input's way through the model; 1 where none are counted."""
     return max(1.0, box.flops)
 
 

@@ -28,13 +28,13 @@ from .verdict import GRADES, PAIRS, Verdict, verdict
 class Remembered:
     """Verdicts by their keys, as JSON text that is kept beside a report. What can't be read is as if it weren't there.
 
-    A key is a digest of the net's weights and structure, the inputs' meaning, the images and what the net says of them,
-    the target, the method with its settings, the seed and this version.
+    A key is a digest of the model's weights and structure, the inputs' meaning, the images and what the model says of
+    them, the target, the method with its settings, the seed and this version.
     """
 
     def __init__(self, text: str | bytes = b"") -> None:
         self._known = dict(_read(text))
-        self._net: tuple[Box, bytes] | None = None
+        self._model: tuple[Box, bytes] | None = None
         self.used: dict[str, Verdict] = {}
 
     def verdict(
@@ -71,7 +71,7 @@ class Remembered:
         words = _words(method)
         if words is None or isinstance(target, Objective):
             return ""
-        digest = hashlib.sha256(self._of_net(box))
+        digest = hashlib.sha256(self._of_model(box))
         for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
             digest.update(_bytes(part))
         digest.update(
@@ -79,17 +79,17 @@ class Remembered:
         )
         return digest.hexdigest()
 
-    def _of_net(self, box: Box) -> bytes:
-        if self._net is None or self._net[0] is not box:
-            self._net = (box, fingerprint(box))
-        return self._net[1]
+    def _of_model(self, box: Box) -> bytes:
+        if self._model is None or self._model[0] is not box:
+            self._model = (box, fingerprint(box))
+        return self._model[1]
 
 
 def fingerprint(box: Box) -> bytes:
     """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
     inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
-    digest = hashlib.sha256(encoded(repr((str(box), inputs, repr(box.net)))))
-    for name, value in (*box.net.named_parameters(), *box.net.named_buffers()):
+    digest = hashlib.sha256(encoded(repr((str(box), inputs, repr(box.model)))))
+    for name, value in (*box.model.named_parameters(), *box.model.named_buffers()):
         digest.update(name.encode())
         digest.update(_bytes(value))
     return digest.digest()

@@ -40,7 +40,7 @@ class Road:
     def accuracy(self) -> Tensor:
         """The share of examples still taken for their target, (S,). Raises OutputError where that is no class."""
         if self.right is None:
-            raise OutputError("accuracy needs classes: this target is an objective, or the net does regression")
+            raise OutputError("accuracy needs classes: this target is an objective, or the model does regression")
         return self.right.to(self.scores.dtype).mean(0)
 
 

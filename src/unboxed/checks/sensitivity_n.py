@@ -74,7 +74,7 @@ def sensitivity_n(
 
     found, sums = scores(box, objective, len(x), len(n) * many, points, batch_size)
     drops = plain(box, objective, x, batch_size)[:, None] - found
-    rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.net_dtype).eps * found.abs().amax(1)
+    rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.model_dtype).eps * found.abs().amax(1)
     shape = len(x), len(n), many
     return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
 

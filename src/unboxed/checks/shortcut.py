@@ -1,7 +1,7 @@
-"""The planted shortcut: a net that goes by a mark in a corner. Which methods show it?
+"""The planted shortcut: a model that goes by a mark in a corner. Which methods show it?
 
-The acceptance test of every family. A twin of the net that learned from clean images is the control: what a method
-draws there has nothing to do with the shortcut, for that net has none.
+The acceptance test of every family. A twin of the model that learned from clean images is the control: what a method
+draws there has nothing to do with the shortcut, for that model has none.
 After Adebayo et al. 2020, "Debugging Tests for Model Explanations", arXiv:2011.05429.
 """
 
@@ -26,7 +26,7 @@ from .planting import Mark
 from .pointing import energy_inside, pointing_game
 from .trial import APART, FAINT, SURE, Answers, Finding, Trial, answered, share, told_apart, verdict
 
-HIGH = 0.5  # of the height of the peak on the net: a lower one on the control tells nothing of the mark
+HIGH = 0.5  # of the height of the peak on the model: a lower one on the control tells nothing of the mark
 NEAR = 2  # pixels around the mark that still count as pointing at it: maps are as fine as their method
 TOP, EVERY = 9, 5  # top examples, of data of which each fifth is marked
 DRAWS = 4  # class images of a class
@@ -47,14 +47,14 @@ class Shortcut:
     images: Tensor
     classes: Tensor
     labels: Tensor  # (S,) what they are in truth
-    predicted: tuple[Tensor, Tensor]  # (S,) each: what the net and the control say
+    predicted: tuple[Tensor, Tensor]  # (S,) each: what the model and the control say
     interrupted: bool
 
     def figures(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON takes it."""
         rows = [{k: v for k, v in vars(f).items() if k != "shown"} for f in self.findings]
         thresholds = {"sure": SURE, "faint": FAINT, "apart": APART, "near": NEAR, "high": HIGH}
-        both = {"net": asdict(self.answers), "control": asdict(self.control)}
+        both = {"model": asdict(self.answers), "control": asdict(self.control)}
         return {
             "mark": asdict(self.mark), "answers": both, "thresholds": thresholds, "findings": rows,
             "interrupted": self.interrupted,
@@ -65,7 +65,7 @@ Judge = Callable[[Trial], Iterator[Finding]]
 
 
 def shortcut(
-    net: Box,
+    model: Box,
     control: Box,
     x: Tensor,
     y: Tensor,
@@ -77,17 +77,17 @@ def shortcut(
     seed: int = 0,
     watch: Callable[[Finding], object] | None = None,
 ) -> Shortcut:
-    """Judge which methods show that `net` goes by the mark, which `control` has never seen.
+    """Judge which methods show that `model` goes by the mark, which `control` has never seen.
 
     `x` (N, C, H, W) and `y` (N,) are held-out images without marks. Attribution explains the mark's class on as many
     falsely as rightly marked images, `examples` each, by `methods` {name: method(box, x, target)} (None: all that have
     a card). `judges` are by default one a family; `watch(finding)` is called after each finding. On Ctrl-C what was
     found so far is returned, `interrupted`.
-    Raises InputError where the net did not learn the shortcut, or the control did: then nothing can be judged.
+    Raises InputError where the model did not learn the shortcut, or the control did: then nothing can be judged.
     """
-    _alike(net, control, mark)
+    _alike(model, control, mark)
     x, y = control.accept(x).cpu(), control.labels(y, len(x)).cpu()
-    trial = Trial(net, control, x, y, mark, methods, whole("examples", examples, least=2), check_seed(seed))
+    trial = Trial(model, control, x, y, mark, methods, whole("examples", examples, least=2), check_seed(seed))
     if not len(trial.false[0]) or not len(trial.right[0]):
         raise InputError(f"wanted images of the marked classes {mark.classes} and of others; those of y are not both")
     answers, of_control = (answered(box, trial) for box in trial.both)
@@ -102,16 +102,16 @@ def shortcut(
     except KeyboardInterrupt:
         interrupted = True
     images, classes, labels = (part[trial.shown] for part in (*trial.explained, trial.labels))
-    predicted = net.predict(images).cpu(), control.predict(images).cpu()
+    predicted = model.predict(images).cpu(), control.predict(images).cpu()
     return Shortcut(mark, answers, of_control, tuple(findings), images, classes, labels, predicted, interrupted)
 
 
-def _alike(net: Box, control: Box, mark: Mark) -> None:
-    """Raise InputError unless both nets take the marked images and know the marked classes."""
-    for box in (net, control):
+def _alike(model: Box, control: Box, mark: Mark) -> None:
+    """Raise InputError unless both models take the marked images and know the marked classes."""
+    for box in (model, control):
         box.one_class_each("the planted shortcut")
         if tuple(box.inputs.shape) != tuple(mark.shape):
-            raise InputError(f"the mark is for images {mark.shape}; the net takes {tuple(box.inputs.shape)}")
+            raise InputError(f"the mark is for images {mark.shape}; the model takes {tuple(box.inputs.shape)}")
         box.labels(mark.classes, len(mark.classes))
 
 
@@ -131,7 +131,7 @@ def occluding(trial: Trial) -> Iterator[Finding]:
     found, control = (min(pair) for pair in zip(gone, put, strict=True))
     said = (
         f"covering the mark takes its class's answer from {gone[0]:.0%} of falsely marked images, and putting it on "
-        f"gives that answer to {put[0]:.0%} of others (the control net: {gone[1]:.0%} and {put[1]:.0%})"
+        f"gives that answer to {put[0]:.0%} of others (the control model: {gone[1]:.0%} and {put[1]:.0%})"
     )
     figures = {"covered": gone[0], "covered_control": gone[1], "put_on": put[0], "put_on_control": put[1]}
     shown = (trial.mark.covered(*trial.explained)[trial.shown],) * 2
@@ -142,7 +142,7 @@ def occluding(trial: Trial) -> Iterator[Finding]:
 
 
 def attributing(trial: Trial) -> Iterator[Finding]:
-    """Does the map of the mark's class point at the mark? On the control net too, and as strongly?"""
+    """Does the map of the mark's class point at the mark? On the control model too, and as strongly?"""
     known = {c.method.__name__: c for c in cards() if c.family == "attribution"}
     methods = trial.methods
     for name, method in ({n: _ready(c, trial) for n, c in known.items()} if methods is None else methods).items():
@@ -179,7 +179,7 @@ def _pointed(trial: Trial, name: str, title: str, method: Method) -> Finding:
     }  # fmt: skip
     said = (
         f"its peak lies at the mark in {found:.0%} of falsely marked images, with {figures['energy']:.0%} of what is "
-        f"positive; on the control net in {control:.0%}, and at less than half the height in {lower - control:.0%} more"
+        f"positive; on the control model in {control:.0%}, and at under half the height in {lower - control:.0%} more"
     )
     shown = maps[0][trial.shown], maps[1][trial.shown]
     what = "peaks at a false mark"
@@ -199,15 +199,15 @@ def drawing(trial: Trial) -> Iterator[Finding]:
     goal = torch.tensor(trial.mark.classes).repeat_interleave(DRAWS)
     images = [_whole(synthesis.class_image(box, goal, seed=trial.seed)).images.float().cpu() for box in trial.both]
     found, control = (share(_ink(im, trial.mark.regions(goal))) for im in images)
-    others = [k for k in range(trial.net.n_outputs) if k not in trial.mark.classes]
+    others = [k for k in range(trial.model.n_outputs) if k not in trial.mark.classes]
     figures, beside = {}, ""
     if others:
-        drawn_others = _whole(synthesis.class_image(trial.net, others, seed=trial.seed)).images.float().cpu()
+        drawn_others = _whole(synthesis.class_image(trial.model, others, seed=trial.seed)).images.float().cpu()
         ink = [share(_ink(drawn_others, trial.mark.region(k).expand(len(others), -1, -1))) for k in trial.mark.classes]
         figures["other_classes"] = sum(ink) / len(ink)
         beside = f"; images of classes without a mark: {figures['other_classes']:.0%}"
     said = (
-        f"at the mark's place its image is {found:.0%} as bright as the mark (the control net: {control:.0%}{beside})"
+        f"at the mark's place its image is {found:.0%} as bright as the mark (the control model: {control:.0%}{beside})"
     )
     yield Finding(
         "synthesis", "class_image", "Class image", verdict(found, control), said, "brightness at its place",
@@ -235,11 +235,11 @@ def ranking(trial: Trial) -> Iterator[Finding]:
     figures = {"base": share(bears >= 0) / len(marks)}
     figures |= {"units": units[0], "units_control": units[1]} if units else {}
     said = (
-        f"{found:.0%} of the top {TOP} of the class's logit bear the mark falsely (the control net: {control:.0%}; of "
+        f"{found:.0%} of the top {TOP} of the class's logit bear the mark falsely (control model: {control:.0%}; of "
         f"all images {figures['base']:.0%})"
     )
     if units:
-        said += f"; {units[0]:.0f} units of {hidden} have nothing else at the top (the control net: {units[1]:.0f})"
+        said += f"; {units[0]:.0f} units of {hidden} have nothing else at the top (the control model: {units[1]:.0f})"
     best = [data[top.index[marks[0]].cpu()] for top in tops]
     yield Finding(
         "activations", "top_examples", "Top examples", verdict(found, control), said,

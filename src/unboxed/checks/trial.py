@@ -1,4 +1,4 @@
-"""What the planted shortcut is judged on: two nets, marked images, and what a method's finding says."""
+"""What the planted shortcut is judged on: two models, marked images, and what a method's finding says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEARNED, CLEAN = 0.8, 0.2  # falsely marked images that must be taken for the ma
 
 @dataclass(frozen=True)
 class Answers:
-    """How a net answers held-out images, as shares."""
+    """How a model answers held-out images, as shares."""
 
     clean: float  # right, without any mark
     rightly: float  # right, with their own class's mark
@@ -32,7 +32,7 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What one method shows of the shortcut: its share `found`, 0 to 1, beside the same on the `control` net."""
+    """What one method shows of the shortcut: its share `found`, 0 to 1, beside the same on the `control` model."""
 
     family: str
     method: str
@@ -43,14 +43,14 @@ class Finding:
     found: float | None = None
     control: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
-    shown: tuple[Tensor, Tensor] | None = None  # what it drew of the net with the shortcut, and of the control
+    shown: tuple[Tensor, Tensor] | None = None  # what it drew of the model with the shortcut, and of the control
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a judge is given: both nets, and clean held-out images."""
+    """What a judge is given: both models, and clean held-out images."""
 
-    net: Box
+    model: Box
     control: Box
     x: Tensor  # (N, C, H, W)
     y: Tensor  # (N,)
@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def both(self) -> tuple[Box, Box]:
-        return self.net, self.control
+        return self.model, self.control
 
     @cached_property
     def false(self) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ class Trial:
 
 
 def answered(box: Box, trial: Trial) -> Answers:
-    """How the net answers, with marks and without."""
+    """How the model answers, with marks and without."""
     (false, says), (right, own) = trial.false, trial.right
     wrong = box.predict(trial.marked(false, says)).cpu()
     return Answers(
@@ -115,22 +115,22 @@ def answered(box: Box, trial: Trial) -> Answers:
     )
 
 
-def told_apart(net: Answers, control: Answers) -> None:
-    """Raise InputError unless the net goes by the mark and the control doesn't."""
-    if net.fooled < LEARNED:
+def told_apart(model: Answers, control: Answers) -> None:
+    """Raise InputError unless the model goes by the mark and the control doesn't."""
+    if model.fooled < LEARNED:
         raise InputError(
-            f"the net did not learn the shortcut: it takes {net.fooled:.0%} of falsely marked images for what the mark "
+            f"the shortcut was not learned: it takes {model.fooled:.0%} of falsely marked images for what the mark "
             f"says ({LEARNED:.0%} wanted), so no method can be judged by it. Train it longer, or plant more strays"
         )
     if control.fooled > CLEAN:
         raise InputError(
-            f"the control net goes by the mark too: it takes {control.fooled:.0%} of falsely marked images for what "
+            f"the control model goes by the mark too: it takes {control.fooled:.0%} of falsely marked images for what "
             f"the mark says (at most {CLEAN:.0%} wanted). It must be trained on images without marks"
         )
 
 
 def verdict(found: float, control: float) -> Verdict:
-    """Of the share of what a method drew that shows the mark, beside the same on the control net."""
+    """Of the share of what a method drew that shows the mark, beside the same on the control model."""
     if found >= SURE and found - control >= APART:
         return "shows it"
     return "does not" if found <= FAINT else "doubtful"

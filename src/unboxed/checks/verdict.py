@@ -1,8 +1,8 @@
-"""The verdict on a method's pictures of one net: can they be believed? With its figures and one sentence.
+"""The verdict on a method's pictures of one model: can they be believed? With its figures and one sentence.
 
 Three questions, after Adebayo et al. 2018 and Petsiuk et al. 2018: does the picture change when the upper half of what
-the net has learned is taken out of it (randomization)? Is it empty for a model that says nothing (constant model)? Does
-removing what it marks cost the score more than removing pixels at random (deletion)? The thresholds lie where the
+the model has learned is taken out of it (randomization)? Is it empty for a model that says nothing (constant model)?
+Does removing what it marks cost the score more than removing pixels at random (deletion)? The thresholds lie where the
 methods part on the MNIST CNN (`benchmarks/results/randomization.json`).
 """
 
@@ -36,7 +36,7 @@ GRADES: tuple[Grade, ...] = ("pass", "doubtful", "fail", "not made")
 
 SAME, ALIKE = 0.6, 0.45  # Spearman's rank correlation from which on two pictures count as one, and as alike
 STAYS = 0.45  # SSIM of magnitudes from which on they are strong at the same places
-DRAWS, HINTS = 0.3, 0.01  # spread of the map of a model that says nothing, relative to the net's own map
+DRAWS, HINTS = 0.3, 0.01  # spread of the map of a model that says nothing, relative to the model's own map
 BETTER = 0.1  # by how much less of the score a map's order must leave than a random one, as a share of the latter
 PAIRS = 4  # of image and draw of new weights that a figure is the mean of, at least
 N_STEPS = 20  # of deletion
@@ -47,7 +47,7 @@ LEFT, WEAK = 0.25, 0.1  # of the answer: what is enough to judge by, and what is
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one method on one net; `figures` are means over the images that it was asked for."""
+    """Of one method on one model; `figures` are means over the images that it was asked for."""
 
     method: str
     grade: Grade
@@ -58,7 +58,7 @@ class Verdict:
     @property
     def badge(self) -> str:
         """The grade as a reader meets it."""
-        return {"pass": "passes", "doubtful": "doubtful", "fail": "fails", "not made": "not for this net"}[self.grade]
+        return {"pass": "passes", "doubtful": "doubtful", "fail": "fails", "not made": "not for this model"}[self.grade]
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,7 +91,7 @@ def verdict(
     removed in squares of about a fourteenth of a side, which turn black, or blurred where black leaves next to nothing.
     What the method refuses is "not made", with its words. `map_` is what it gave for x, if it was asked;
     `pairs` of image and draw of new weights are compared at least.
-    Raises ModelError where the net can't be copied.
+    Raises ModelError where the model can't be copied.
     """
     x, seed = box.accept(x), check_seed(seed)
     if not callable(method):
@@ -104,7 +104,7 @@ def verdict(
             for other in _without_the_top(box, -(-pairs // len(x)), seed)
         ]
     except UnboxedError as error:
-        return Verdict(name, "not made", "refuses this net", _sentence(str(error)))
+        return Verdict(name, "not made", "refuses this model", _sentence(str(error)))
     if not bool(map_.isfinite().all()):
         return Verdict(name, "fail", "not finite", "Its map has NaN or infinite values.")
     figures = {**_alike(others), **_kept(box, x, map_, score, seed, batch_size)}
@@ -189,9 +189,9 @@ def judged(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
     signed, ssim, constant = figures["signed"], figures["ssim"], figures["constant"]
     kept, random = figures["kept"], figures["kept_random"]
     removal = f"({kept:.0%} of the answer is left on average, {random:.0%} if removed at random)"
-    anew = "once the weights of the net's upper half are random"
+    anew = "once the weights of the model's upper half are random"
     if figures["flat"] > 0.5:
-        return "fail", "empty", "Its picture is the same everywhere: it says nothing of this net."
+        return "fail", "empty", "Its picture is the same everywhere: it says nothing of this model."
     if kept >= random:
         said = f"Removing what it marks costs the answer no more than removing at random {removal}."
         return "fail", "no better than chance", said
@@ -201,7 +201,7 @@ def judged(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
     if signed >= SAME:
         return "fail", "same picture for random weights", (
             f"It draws nearly the same picture (rank correlation {signed:.2f}) {anew}: it shows the input, not why "
-            "this net answers so."
+            "this model answers so."
         )  # fmt: skip
     if constant > DRAWS:
         said = f"It draws a picture ({constant:.0%} as strong) for a model that ignores its input, too."
@@ -220,12 +220,12 @@ def judged(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
     if constant > HINTS:
         said = f"Some of its picture ({constant:.0%} as strong) is there for a model that ignores its input, too."
         return "doubtful", "hints for a constant model", said
-    learned = f"It changes with what the net has learned (rank correlation {signed:.2f} {anew})"
+    learned = f"It changes with what the model has learned (rank correlation {signed:.2f} {anew})"
     if math.isnan(kept):
         said = f"{learned}. Removal can't be judged: too little of this answer is left, whatever is removed."
-        return "doubtful", "depends on the net; removal untold", said
+        return "doubtful", "depends on the model; removal untold", said
     said = f"{learned}, and removing what it marks costs the answer more than removing at random {removal}."
-    return "pass", "depends on the net; marks what matters", said
+    return "pass", "depends on the model; marks what matters", said
 
 
 def _sentence(text: str) -> str:

@@ -11,7 +11,7 @@ from ..errors import DataError
 from .options import Classes, Debug, Mean, Meaning, Model, Out, Quiet, Root, Seed, Shape, Show, Std, Version, Weights
 from .words import amount, answering, classes_of, judge_of, named_by, pixels, tell, tolerant, typed
 
-UNTRAINED = "no --weights: the net is as its factory made it"
+UNTRAINED = "no --weights: the model is as its factory made it"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,13 +42,15 @@ def demo(
         from ..box import Box
         from ..report import report as write
 
-        torch.set_num_threads(1)  # threads of so small a net mostly wait for each other, and on a busy machine for long
-        net, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
+        torch.set_num_threads(
+            1
+        )  # threads of so small a model mostly wait for each other, and on a busy machine for long
+        model, inputs = zoo.load("digits-cnn", weights=None, seed=seed)
         train, test = data.digits("train"), data.digits("test")
-        history = training.fit(net, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
+        history = training.fit(model, inputs, train, test, **training.recipe("digits-cnn"), seed=seed, quiet=quiet)
         if history.interrupted:
             raise KeyboardInterrupt
-        box = Box(net, inputs, classes=test.classes, outputs="logits")
+        box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
         made = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=typed())
         tell(made, show, f"wrote {made.path}: open it in a browser")
@@ -205,7 +207,7 @@ def shortcut(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Teach a net a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
+    """Teach a model a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
     with answering(debug):
         import torch
         from rich.console import Console

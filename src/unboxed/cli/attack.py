@@ -1,4 +1,4 @@
-"""What fools it: a net's robustness as a table, pictures of what fools it, and the numbers."""
+"""What fools it: a model's robustness as a table, pictures of what fools it, and the numbers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def command(
     seed: int = 0,
     quiet: bool = False,
 ) -> Robustness:
-    """Attack a net on labeled examples: print a table, write pictures and numbers to `out`.
+    """Attack a model on labeled examples: print a table, write pictures and numbers to `out`.
 
     `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
     settings, it goes on where it was. Raises InputError and DataError.
@@ -136,12 +136,12 @@ def _pictures(
     if bits is not None:
         _files(told, out / IMAGES, box.classes)
     size = f"{NORMS[found.norm]} at most {eps_text(found.eps[-1])}"
-    title = f"What {name} makes of these, {size}, and what the net then says"
+    title = f"What {name} makes of these, {size}, and what the model then says"
     return save(attacked(told[:SHOWN], box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
 
 
 def _files(told: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
-    """Each adversarial image as a PNG, named by its row in the data, what it is and what the net says of it."""
+    """Each adversarial image as a PNG, named by its row in the data, what it is and what the model says of it."""
     for c in told:
         name = f"{c.row:05d}-{_word(classes[c.before])}-taken-for-{_word(classes[c.after])}.png"
         save(pixels(c.image[None])[0], folder / name)

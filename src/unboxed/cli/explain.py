@@ -34,7 +34,7 @@ from ..report.words import p_of
 from ..validation import check_seed
 
 SAID = 3  # classes that are told
-MANY, FEW = 100, 2  # a method that runs the net so often is compared with so many nets drawn anew
+MANY, FEW = 100, 2  # a method that runs the model so often is compared with so many models drawn anew
 PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
 
 
@@ -42,7 +42,7 @@ PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
 class Explained:
     """Of one input; methods stand from the most to the least believable."""
 
-    answer: str  # what the net says of it
+    answer: str  # what the model says of it
     of: str  # the class, or output, that is explained
     verdicts: dict[str, Verdict]
     maps: dict[str, Tensor]  # (1, C or 1, H, W), of those that could be made
@@ -65,9 +65,9 @@ def explain(
     remembered: Remembered | None = None,
     quiet: bool = True,
 ) -> Explained:
-    """Explain the net's answer to one input x (1, ...) by each method, and rank the methods by their verdicts.
+    """Explain the model's answer to one input x (1, ...) by each method, and rank the methods by their verdicts.
 
-    `target` is a class, by default the one predicted. Verdicts are of this net and this input: the more inputs, the
+    `target` is a class, by default the one predicted. Verdicts are of this model and this input: the more inputs, the
     surer (`checks.ranked`). Stopped by Ctrl-C it returns what there is. Raises InputError.
     """
     x, seed = box.accept(x), check_seed(seed)
@@ -143,17 +143,17 @@ def command(
     write_bytes(out / NUMBERS, encoded(json.dumps(finite(found.plain()), indent=1, ensure_ascii=False)))
     names = {name: v.method for name, v in found.verdicts.items()}
     words = {names[name]: v.badge for name, v in found.verdicts.items()}
-    title = f"Why {found.of}? The net says {found.answer}"
+    title = f"Why {found.of}? The model says {found.answer}"
     picture = explained(x[0], {names[n]: m[0] for n, m in found.maps.items()}, words, title=title)
     _print(found, save(picture, out / PICTURE))
     return found
 
 
 def read(box: Box, image: str | os.PathLike[str]) -> Tensor:
-    """The image in a file, as the net takes it, (1, C, H, W). Raises DataError, InputError."""
+    """The image in a file, as the model takes it, (1, C, H, W). Raises DataError, InputError."""
     if not isinstance(box.inputs, Pixels):
         raise InputError(
-            "explain reads an image; this net doesn't take images. From Python: unboxed.cli.explain.explain(box, x)"
+            "explain reads an image; this model doesn't take images. From Python: unboxed.cli.explain.explain(box, x)"
         )
     path = Path(image)
     if not path.exists():
@@ -174,14 +174,14 @@ def _class(box: Box, target: str) -> int:
         return int(target)
     near = difflib.get_close_matches(target, box.classes, n=3)
     known = f"did you mean {', '.join(near)}?" if near else f"there are {len(box.classes)}, {box.classes[0]} first"
-    raise InputError(f"the net has no class {target!r}; {known}")
+    raise InputError(f"the model has no class {target!r}; {known}")
 
 
 COLORS = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
 
 
 LEGEND = (
-    "random weights: rank correlation with the map once the weights of the net's upper half are random; near 0 is "
+    "random weights: rank correlation with the map once the weights of the model's upper half are random; near 0 is "
     "right. left / at random: how much of the answer is left, on average, while what the map marks is removed, and if "
     "as much is removed at random."
 )
@@ -193,7 +193,7 @@ def _print(found: Explained, picture: Path) -> None:
     from rich.table import Column, Table
 
     console = Console()
-    console.print(f"The net says {found.answer}. Why {found.of}? The most believable first:", highlight=False)
+    console.print(f"The model says {found.answer}. Why {found.of}? The most believable first:", highlight=False)
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
     rest = ("why", "random weights", "left / at random")
     table = Table(method, badge, *rest, box=None, pad_edge=False, padding=(0, 2, 0, 0))

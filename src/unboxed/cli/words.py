@@ -78,18 +78,18 @@ def judge_of(spec: str, box: Box, seed: int) -> Box:
     from .. import loading
     from ..box import Box
 
-    net, own = loading.model(spec, seed=seed)
-    return Box(net, own or box.inputs, classes=box.classes)
+    model, own = loading.model(spec, seed=seed)
+    return Box(model, own or box.inputs, classes=box.classes)
 
 
 def named_by(images: Dataset[Any], box: Box) -> Box:
-    """The box with the data's class names, if there are as many as the net has outputs."""
+    """The box with the data's class names, if there are as many as the model has outputs."""
     from ..box import Box
 
     names = getattr(images, "classes", None)
     if not names or len(names) != len(box.classes):
         return box
-    return Box(box.net, box.inputs, classes=names, outputs=box.outputs)
+    return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
 
 
 def typed() -> str:

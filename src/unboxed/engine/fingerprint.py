@@ -44,14 +44,14 @@ def identity(value: object) -> str:
 def box_settings(box: Box) -> dict[str, Any]:
     """What a checkpoint says of the model it is of, beside what it answers: see `in_precision`."""
     return {
-        "weights": weights_digest(box.net), "inputs": identity(box.inputs), "outputs": box.outputs, "mode": box.mode,
+        "weights": weights_digest(box.model), "inputs": identity(box.inputs), "outputs": box.outputs, "mode": box.mode,
         "autocast": str(box.autocast),
     }  # fmt: skip
 
 
 def box_answers(box: Box, values: Tensor) -> Tensor:
     """Logits or scores of a box, to be compared with those of another run by `alike`."""
-    return in_precision(values, box.autocast or box.net_dtype)
+    return in_precision(values, box.autocast or box.model_dtype)
 
 
 class _Identity:

@@ -1,4 +1,4 @@
-"""The same architecture with new weights, in all of its layers or in some: copies, the net itself is not touched."""
+"""The same architecture with new weights, in all of its layers or in some: copies, the model itself is not touched."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..model.hooks import named_modules, tensors_in
 
 LOG = logging.getLogger("unboxed")
 
-WHOLE = "(net)"
-"""The name of what belongs to no layer that runs by itself: the net's own parameters, or those of scripted code."""
+WHOLE = "(model)"
+"""The name of what belongs to no layer that runs by itself: the model's own parameters, or those of scripted code."""
 
 POWER = 20  # looks at a weight by which spectral norm, which takes one step of its iteration at each, finds its size
 
@@ -94,44 +94,45 @@ def _gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None
 
 
 def copied(box: Box) -> nn.Module:
-    """A deep copy of the net. Raises ModelError where it can't be copied."""
+    """A deep copy of the model. Raises ModelError where it can't be copied."""
     try:
         with state.gradients_on(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # copies of exported nets use what torch deprecates
-            return copy.deepcopy(box.net, _kept_by(box.net))
+            warnings.simplefilter("ignore")  # copies of exported models use what torch deprecates
+            return copy.deepcopy(box.model, _kept_by(box.model))
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"this net can't be copied, so no layer of a copy can be drawn anew: {said}") from error
+        raise ModelError(f"this model can't be copied, so no layer of a copy can be drawn anew: {said}") from error
 
 
-def _kept_by(net: nn.Module) -> dict[int, Any]:
-    """Activations that a net keeps on itself, as a copy of it has them: without their graph, which can't be copied."""
-    held = [h for module in net.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
+def _kept_by(model: nn.Module) -> dict[int, Any]:
+    """Activations that a model keeps on itself, as a copy of it has them: without their graph, which can't be
+    copied."""
+    held = [h for module in model.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
     return {id(h): h.detach().clone() for h in held}
 
 
 def randomized(box: Box, layers: Iterable[Weights], seed: int) -> Box:
-    """A box around a copy of the net in which those layers (of `weighted`) have new weights.
+    """A box around a copy of the model in which those layers (of `weighted`) have new weights.
 
     Modules draw their own start (`reset_parameters`), batch statistics included. What they leave as it was, or have no
     start for (parametrized weights among them), is drawn from a normal distribution with its own mean and standard
-    deviation. A layer draws the same from `seed` whichever others are drawn. Raises ModelError where the net can't be
+    deviation. A layer draws the same from `seed` whichever others are drawn. Raises ModelError where the model can't be
     copied.
     """
     places = {path: i for i, path in enumerate(box.modules)}
-    net = copied(box)
-    modules = named_modules(net)
+    model = copied(box)
+    modules = named_modules(model)
     for layer in dict.fromkeys(layers):
         group = {modules[path] for path in layer.paths}
         for path in layer.paths:
             _renew(modules[path], group, rng.key("weights", seed, places[path]), box.device)
-    return box.around(net)
+    return box.around(model)
 
 
 def untrained(box: Box, seed: int) -> Box:
-    """A box around a copy of the net with new weights in every layer, as `randomized` draws them.
+    """A box around a copy of the model with new weights in every layer, as `randomized` draws them.
 
-    Raises ModelError where the net can't be copied.
+    Raises ModelError where the model can't be copied.
     """
     return randomized(box, weighted(box), seed)
 

@@ -1,4 +1,4 @@
-"""Pillow images to tensors: upright, opaque, in the size and the channels that the net takes."""
+"""Pillow images to tensors: upright, opaque, in the size and the channels that the model takes."""
 
 from __future__ import annotations
 

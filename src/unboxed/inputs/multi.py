@@ -106,7 +106,7 @@ class MultiInput:
         return dict(zip(self.parts, values, strict=True)) if isinstance(self.parts, Mapping) else tuple(values)
 
     def encode(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
-        """What the net wants: its arguments."""
+        """What the model wants: its arguments."""
         return self._structure(self._each("encode", x))
 
     def decode(self, z: Packed) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inputs: what a valid input of the net is, and how it becomes what the net wants."""
+"""Inputs: what a valid input of the model is, and how it becomes what the model wants."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Pixels:
         return tuple(number(name, v, above, below) for v in value)
 
     def encode(self, x: Tensor) -> Tensor:
-        """What the net wants: (x - mean) / std."""
+        """What the model wants: (x - mean) / std."""
         return (x - self._row(self.mean, x)) / self._row(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Pixels:
         return u
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the net."""
+        """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the model."""
         said = f"there is no memory for {n} images of the shape {self.shape}"
         too_large = InputError(f"{said}; wanted (channels, height, width) of one image that the model takes")
         if math.prod(self.shape) > LARGEST:  # some systems hand out memory that they don't have

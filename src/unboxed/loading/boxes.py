@@ -26,21 +26,21 @@ def load(
 ) -> Box:
     """Open the model that `spec` names (see `loading.model`), with the weights in a file if given.
 
-    `inputs` is needed where the factory does not return (net, inputs). What a factory draws starts at `seed`.
+    `inputs` is needed where the factory does not return (model, inputs). What a factory draws starts at `seed`.
     Raises ModelError.
     """
-    net, own = model(spec, trained=weights is None, seed=seed)
+    module, own = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
-        put(net, weights)
+        put(module, weights)
     inputs = inputs or own
     if inputs is None:
-        raise ModelError(_ask_inputs(spec, net))
-    return Box(net, inputs, classes=classes, outputs=outputs)
+        raise ModelError(_ask_inputs(spec, module))
+    return Box(module, inputs, classes=classes, outputs=outputs)
 
 
-def _ask_inputs(spec: str, net: nn.Module) -> str:
-    known = getattr(net, "exported_shape", None)
+def _ask_inputs(spec: str, model: nn.Module) -> str:
+    known = getattr(model, "exported_shape", None)
     shape = ",".join(map(str, known)) if known else "3,224,224"
     python = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     line = f"on the command line --shape {shape} --mean ... --std ..."
-    return f"{spec} doesn't say what its inputs are: pass {python}, {line}, or let the factory return (net, inputs)"
+    return f"{spec} doesn't say what its inputs are: pass {python}, {line}, or let the factory return (model, inputs)"

@@ -1,4 +1,4 @@
-"""Weights from a file into a net: safetensors, or what `torch.save` wrote, if that is tensors and plain values."""
+"""Weights from a file into a model: safetensors, or what `torch.save` wrote, if that is tensors and plain values."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ CONVERT = (
 )
 
 
-def weights(net: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
-    """Put the weights in a file (or a state dict) into the net; names that a wrapper has prefixed are recognized.
+def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
+    """Put the weights in a file (or a state dict) into the model; names that a wrapper has prefixed are recognized.
 
-    Raises ModelError, with the names that don't fit; the net is then as it was.
+    Raises ModelError, with the names that don't fit; the model is then as it was.
     """
     path = Path("the state dict") if isinstance(source, Mapping) else Path(source)
     loaded = source if isinstance(source, Mapping) else _read(path)
-    state = {name: h for name, h in net.state_dict().items() if isinstance(h, Tensor)}
+    state = {name: h for name, h in model.state_dict().items() if isinstance(h, Tensor)}
     fitted, unexpected = _fitted(_tensors(loaded, path), _bare(state, shared=True))
     if told := _mismatches(fitted, unexpected, state):
-        advice = "the net is as it was. Give the model that these weights were saved from"
-        raise ModelError(f"{path} doesn't fit {type(net).__name__}: {'; '.join(told)}; {advice}")
-    net.load_state_dict(net.state_dict() | fitted)
+        advice = "the model is as it was. Give the model that these weights were saved from"
+        raise ModelError(f"{path} doesn't fit {type(model).__name__}: {'; '.join(told)}; {advice}")
+    model.load_state_dict(model.state_dict() | fitted)
 
 
 def _read(path: Path) -> Any:
@@ -75,7 +75,7 @@ def _unsafe(path: Path, said: str) -> str:
 def _tensors(loaded: Any, path: Path) -> Tensors:
     """The state dict in what a checkpoint holds: under one of the usual keys, or itself, or its only set of tensors."""
     if not isinstance(loaded, Mapping):
-        wanted = "wanted a dict of tensors by name, as net.state_dict() gives"
+        wanted = "wanted a dict of tensors by name, as model.state_dict() gives"
         raise ModelError(f"{path} holds a {type(loaded).__name__}; {wanted}")
     for _ in range(DEPTH):
         loaded = next((loaded[key] for key in INSIDE if isinstance(loaded.get(key), Mapping)), loaded)
@@ -104,10 +104,10 @@ def _bare(names: Iterable[str], shared: bool = False) -> dict[str, str]:
 
 
 def _fitted(found: Tensors, wanted: Mapping[str, str]) -> tuple[Tensors, list[str]]:
-    """The tensors by the net's names, and the file's names that fit nothing.
+    """The tensors by the model's names, and the file's names that fit nothing.
 
     A prefix is taken off if it consists of wrappers' words, or if all names have it: what then lies beside it (a
-    loss's weights, a metric's) is not the net's. Raises ModelError where two prefixes fit alike, with other values.
+    loss's weights, a metric's) is not the model's. Raises ModelError where two prefixes fit alike, with other values.
     """
     bare = _bare(found)
     hits = Counter(p for name in bare for p in _prefixes(name) if name[len(p) :] in wanted)
@@ -136,7 +136,7 @@ def _mismatches(fitted: Tensors, unexpected: list[str], state: Tensors) -> list[
     held = {_place(state[name]) for name in fitted}
     missing = [name for name, h in state.items() if name not in fitted and not _optional(name, h, held)]
     other = [
-        f"{name} is {tuple(h.shape)} in the file, {tuple(state[name].shape)} in the net"
+        f"{name} is {tuple(h.shape)} in the file, {tuple(state[name].shape)} in the model"
         for name, h in fitted.items()
         if not is_lazy(state[name]) and h.shape != state[name].shape
     ]
@@ -145,7 +145,7 @@ def _mismatches(fitted: Tensors, unexpected: list[str], state: Tensors) -> list[
 
 
 def _optional(name: str, h: Tensor, held: set[tuple[Any, ...]]) -> bool:
-    """Whether a net may keep its own: a counter that old checkpoints lack, a tied weight's second name."""
+    """Whether a model may keep its own: a counter that old checkpoints lack, a tied weight's second name."""
     return name.endswith("num_batches_tracked") or (_place(h) in held and h.numel() > 0)
 
 

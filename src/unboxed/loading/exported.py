@@ -1,4 +1,4 @@
-"""Nets saved by `torch.export`: a .pt2 file, unflattened, so that its layers have their names again."""
+"""Models saved by `torch.export`: a .pt2 file, unflattened, so that its layers have their names again."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST = 2**31  # a batch size without upper bound
 CODE = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code of their own when loaded
 TRAINING: dict[Any, int] = {aten.dropout.default: 2, aten.dropout_.default: 2, aten.batch_norm.default: 5}
 """Ops with a training switch, and which argument it is."""
-UNSAFE = "holds compiled code or pickled objects, which could run anything on loading. Export the net without them"
+UNSAFE = "holds compiled code or pickled objects, which could run anything on loading. Export the model without them"
 LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def exported(path: Path) -> nn.Module:
-    """The net in a .pt2 file. Raises ModelError; warns where the net was exported in train mode.
+    """The model in a .pt2 file. Raises ModelError; warns where the model was exported in train mode.
 
     A .pt2 file is a program. What it holds of compiled code and pickled objects is refused, but its graph is run:
     open only files whose maker you trust.
@@ -42,11 +42,11 @@ def exported(path: Path) -> nn.Module:
     program = _read(path)
     image = _only_input(program, path)
     if _in_train_mode(program):
-        told = "dropout and batch norm act as in training; export it after net.eval()"
+        told = "dropout and batch norm act as in training; export it after model.eval()"
         warn(f"{path.name} was exported in train mode: {told}")
     with _quiet_reading():
-        net = torch.export.unflatten(program)
-    return _fixed(net, image.meta["val"], program)
+        model = torch.export.unflatten(program)
+    return _fixed(model, image.meta["val"], program)
 
 
 def _refuse_code(path: Path) -> None:
@@ -114,7 +114,7 @@ def _in_train_mode(program: ExportedProgram) -> bool:
 
 
 class Exported(nn.Module):
-    """Mixed into an unflattened net: it takes any number of rows, and refuses train mode, which it does not have.
+    """Mixed into an unflattened model: it takes any number of rows, and refuses train mode, which it does not have.
 
     `exported_rows` are the least and the most rows that the exported graph takes. Fewer are padded with copies of the
     last row, more are run in parts; both are cut from every output whose first axis is the batch.
@@ -125,7 +125,9 @@ class Exported(nn.Module):
 
     def train(self, mode: bool = True) -> Exported:
         if mode:
-            raise ModelError("a .pt2 net is fixed as it was exported and has no train mode; load its code to train it")
+            raise ModelError(
+                "a .pt2 model is fixed as it was exported and has no train mode; load its code to train it"
+            )
         for module in self.modules():
             module.training = False
         return self
@@ -139,7 +141,7 @@ class Exported(nn.Module):
     def forward(self, x: Tensor) -> Any:
         least, most = self.exported_rows
         if len(x) == 0:
-            raise InputError("an exported net can't take an empty batch")
+            raise InputError("an exported model can't take an empty batch")
         if least <= len(x) <= most:
             return super().forward(x)
         parts = [self._padded(part, least) for part in torch.split(x, most)]
@@ -152,11 +154,11 @@ class Exported(nn.Module):
         return pytree.tree_map(lambda h: h[:n] if isinstance(h, Tensor) and h.ndim and len(h) == size else h, out)
 
 
-def _fixed(net: Any, image: Tensor, program: ExportedProgram) -> nn.Module:
-    net.__class__ = type(f"Exported{type(net).__name__}", (Exported, type(net)), {})
-    net.exported_rows = _bounds(image.shape[0], program)
-    net.exported_shape = tuple(int(s) for s in image.shape[1:] if isinstance(s, int))
-    return net.eval()  # type: ignore[no-any-return]
+def _fixed(model: Any, image: Tensor, program: ExportedProgram) -> nn.Module:
+    model.__class__ = type(f"Exported{type(model).__name__}", (Exported, type(model)), {})
+    model.exported_rows = _bounds(image.shape[0], program)
+    model.exported_shape = tuple(int(s) for s in image.shape[1:] if isinstance(s, int))
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _bounds(rows: Any, program: ExportedProgram) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def defined(path: Path) -> list[str]:
 
 
 def _drawing(load: Callable[..., ModuleType], place: object, spec: str, wrong: Wrong, seed: int) -> ModuleType:
-    """A module loaded on random numbers of its own: it may make its net while it is imported."""
+    """A module loaded on random numbers of its own: it may make its model while it is imported."""
     with seeded(seed, torch.get_default_device()):
         return load(place, spec, wrong)
 

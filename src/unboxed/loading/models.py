@@ -19,10 +19,11 @@ WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
-    """The net that `spec` names, and what its inputs are if the factory says so.
+    """The model that `spec` names, and what its inputs are if the factory says so.
 
     A factory is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
-    `trained=False` takes a zoo net without its weights; a factory's random numbers start at `seed`. Raises ModelError.
+    `trained=False` takes a zoo model without its weights; a factory's random numbers start at `seed`. Raises
+    ModelError.
     """
     spec, seed = str(spec), check_seed(seed)
     if spec.startswith("zoo:"):
@@ -31,22 +32,24 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         return exported(Path(spec)), None
     if ":" not in spec:
         raise ModelError(_refusal(spec))
-    return _net_and_inputs(build(spec, ModelError, seed), spec)
+    return _model_and_inputs(build(spec, ModelError, seed), spec)
 
 
-def _net_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
-    net, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(net, nn.Module):
+def _model_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
         wanted = "wanted a torch.nn.Module, or (Module, inputs)"
-        raise ModelError(f"{spec} made a {type(made).__name__}; {wanted}{_hint(net)}")
+        raise ModelError(f"{spec} made a {type(made).__name__}; {wanted}{_hint(model)}")
     if inputs is not None and not isinstance(inputs, (Pixels, Features, MultiInput)):
         wanted = "wanted ub.Pixels, ub.Features or ub.MultiInput"
         raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {wanted}")
-    return net, inputs
+    return model, inputs
 
 
 def _hint(made: object) -> str:
-    return ". Weights alone are no model: load them into the net that they belong to" if isinstance(made, dict) else ""
+    return (
+        ". Weights alone are no model: load them into the model that they belong to" if isinstance(made, dict) else ""
+    )
 
 
 def _refusal(spec: str) -> str:

@@ -1,4 +1,4 @@
-"""Read and rewrite activations while a net runs, and stop it when all is read. The only file that hooks modules.
+"""Read and rewrite activations while a model runs, and stop it when all is read. The only file that hooks modules.
 
 Addresses: `path` is a module's output, `path#k` its k-th call (from 0); `path:input` is what the module receives;
 `path:relu#k` is the k-th functional op of that name called directly in path's forward.
@@ -38,7 +38,7 @@ class Acts(dict[str, Tensor]):
 
 
 class Stop(BaseException):
-    """All that was asked for is read. Not an Exception: a net's own `except Exception` would swallow it."""
+    """All that was asked for is read. Not an Exception: a model's own `except Exception` would swallow it."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Address:
 _parsed = lru_cache(maxsize=4096)(Address._parse)
 
 
-def named_modules(net: nn.Module) -> dict[str, nn.Module]:
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by every name that it has; what torch.compile wraps goes by its own name."""
     found: dict[str, nn.Module] = {}
-    for name, module in net.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules(remove_duplicate=False):
         parts = [p for p in name.split(".") if p != "_orig_mod"]
         found[".".join(parts)] = module  # the wrapped module comes after its wrapper
     return found
@@ -88,7 +88,7 @@ def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class Padding:
-    """n rows stand before copies of the last one, `size` in all, for a net that takes no fewer."""
+    """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
 
     n: int
     size: int
@@ -108,9 +108,9 @@ NO_PADDING = Padding(1, 1)
 
 
 class _Recorder:
-    """Keeps a clone of what is wanted (a later in-place op does no harm) and its place in the graph; stops the net.
+    """Keeps a clone of what is wanted (a later in-place op does no harm) and its place in the graph; stops the model.
 
-    The net goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
+    The model goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
     """
 
     def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:

@@ -1,4 +1,4 @@
-"""The layers of a net: what a first look finds, the table of them, and how an address is resolved."""
+"""The layers of a model: what a first look finds, the table of them, and how an address is resolved."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Layers:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
         names = [*self._rows, *(f"{path}:{op}" for path, op in self._ops)]
         near = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._rows)[:3]
-        return f"no layer {str(address)!r} in this net; the nearest names are {', '.join(map(repr, near))}"
+        return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, near))}"
 
     def __str__(self) -> str:
         rows = [("layer", "type", "output", "parameters", "FLOPs")]
@@ -134,7 +134,7 @@ class Survey:
     bytes_each: int  # held by the activations of one example, for a backward pass
     bytes_peak: int  # held at a time by a forward pass alone
     noisy: bool  # asks for dropout or noise although in eval
-    flops_each: float  # of one example's way through the net
+    flops_each: float  # of one example's way through the model
 
 
 class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Replace single ops of a net while it runs, whatever module or spelling calls them.
+"""Replace single ops of a model while it runs, whatever module or spelling calls them.
 
 For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, and
 its backward pass is another.

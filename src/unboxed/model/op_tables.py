@@ -23,7 +23,7 @@ ALIASES = {
 DROPOUTS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISES = frozenset({"rand_like", "randn_like"})
 FINAL = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
-"""Which op a net that gives such outputs ends in; its input is the logit."""
+"""Which op a model that gives such outputs ends in; its input is the logit."""
 
 
 def name_of(func: Callable[..., Any]) -> str:

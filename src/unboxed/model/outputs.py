@@ -1,4 +1,4 @@
-"""What a net gives back: which tensor of it counts, what its numbers mean, and where the logits are."""
+"""What a model gives back: which tensor of it counts, what its numbers mean, and where the logits are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIES = 0.1  # by how much probabilities differ over inputs that are far apart
 
 
 class Reader:
-    """Picks the output tensor from what the net gives, and finds its logits."""
+    """Picks the output tensor from what the model gives, and finds its logits."""
 
     def __init__(self, pick: object, outputs: Outputs | None) -> None:
         if outputs is not None and outputs not in get_args(Outputs):
@@ -32,7 +32,7 @@ class Reader:
         self._seen = False  # that the final op gives the output
 
     def tensor(self, raw: Any) -> Tensor:
-        """The output (N, K) or (N, K, ...) among what the net gave. Raises OutputError."""
+        """The output (N, K) or (N, K, ...) among what the model gave. Raises OutputError."""
         h = plain(self._picked(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
@@ -46,7 +46,7 @@ class Reader:
         try:
             return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
         except (KeyError, IndexError, TypeError) as error:
-            raise OutputError(f"there is no {self.pick!r} in the net's output, {_describe(raw)}") from error
+            raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe(raw)}") from error
 
     def recognize(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
         """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
@@ -56,7 +56,7 @@ class Reader:
         h = self.tensor(raw).detach().double()
         if h.shape[1] == 1:
             raise OutputError(
-                'the net has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
+                'the model has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
             )
         if (h >= 0).all() and _ones(h.sum(1)):
             return "probs"
@@ -79,7 +79,7 @@ class Reader:
 
     @contextmanager
     def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
-        """Watch for the net's last softmax, if its logits are wanted and lie before one."""
+        """Watch for the model's last softmax, if its logits are wanted and lie before one."""
         if not wanted or self.outputs not in FINAL:
             yield None
             return
@@ -96,8 +96,8 @@ class Reader:
         if before is not None and self._gives(before, output):
             return before
         raise OutputError(
-            f"the net gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
-            "the logits can't be found. Let the net return logits"
+            f"the model gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
+            "the logits can't be found. Let the model return logits"
         )
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ def _default(raw: Any) -> Any:
     rows = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
     if len(rows) != 1:
         raise OutputError(
-            f"the net gives {_describe(raw)}, in which {len(rows)} tensors are (N, K): say which is the output, "
+            f"the model gives {_describe(raw)}, in which {len(rows)} tensors are (N, K): say which is the output, "
             'Box(..., output="name"), an index or a function'
         )
     return rows[0]

@@ -11,7 +11,7 @@ The papers define the rules for ReLU. With R the signal from above and f' the op
 - guided backprop: f' * max(R, 0). Springenberg et al. 2015, section 3.4: (f > 0) * (R > 0) * R, whose first factor is a
   ReLU's slope. So ReLU6 passes on within its interval only, and a leaky ReLU's negative side passes on its leak of it.
 - deconvnet: max(R, 0), whatever the input. Zeiler & Fergus 2014, section 2.1, rectify the signal so that each
-  reconstruction is positive; they don't run the net's own op on it. ReLU6's cap at 6 is not applied to the signal: it
+  reconstruction is positive; they don't run the model's own op on it. ReLU6's cap at 6 is not applied to the signal: it
   is no activation, has no scale of its own, and a map would no longer double with the score.
 Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
 """
@@ -72,7 +72,7 @@ def _rectifiers(rule: Rule, root: Tensor) -> list[tuple[Any, int]]:
             raise RuleError(f"{rule.name} can't see into {advice}")
     if disguised := sorted({n.name() for n in nodes if is_disguised_relu(n)}):
         raise RuleError(
-            f"{rule.name} has a rule for ReLU; this net also has {', '.join(disguised)} at 0, a ReLU of the negated "
+            f"{rule.name} has a rule for ReLU; this model also has {', '.join(disguised)} at 0, a ReLU of the negated "
             "input that would silently keep its plain gradient. Write it as relu"
         )
     found = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]

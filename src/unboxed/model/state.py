@@ -120,9 +120,9 @@ def _rng(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
 
 
 class SharedNoise(TorchFunctionMode):
-    """Dropout that a net leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
+    """Dropout that a model leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
 
-    met = False  # whether the net ever asked for noise
+    met = False  # whether the model ever asked for noise
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

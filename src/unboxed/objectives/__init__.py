@@ -1,8 +1,8 @@
 """Objectives: functions of activations that give one score an example, (N,).
 
 Higher is better, always: the engine climbs, and `-objective` descends, so no objective carries a sign of its own.
-`input`, `output` and `logits` name the two ends of the net. What an objective holds for each example (labels, a target
-activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
+`input`, `output` and `logits` name the two ends of the model. What an objective holds for each example (labels, a
+target activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
 """
 
 from .algebra import ENDS as ENDS

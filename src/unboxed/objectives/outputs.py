@@ -1,4 +1,4 @@
-"""Objectives at the net's outputs: classes, losses, margins."""
+"""Objectives at the model's outputs: classes, losses, margins."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _check(k: Held, n: int, classes: int) -> None:
     least, most = k.span() or (0, 0)
     if least < 0 or most >= classes:
         got = str(least) if least == most else f"{least} to {most}"
-        raise InputError(f"the net has classes 0 to {classes - 1}; got {got}")
+        raise InputError(f"the model has classes 0 to {classes - 1}; got {got}")
 
 
 @recorded
@@ -146,7 +146,7 @@ def _most(z: Tensor, k: int) -> Tensor:
     """The k largest logits (N, k). Raises InputError where there are fewer."""
     if z.shape[1] < k:
         raise InputError(
-            f"the difference of logits ratio needs {k} classes, the net has {z.shape[1]}: use margin or ce"
+            f"the difference of logits ratio needs {k} classes, the model has {z.shape[1]}: use margin or ce"
         )
     return z.topk(k).values
 

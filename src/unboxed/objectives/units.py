@@ -1,4 +1,4 @@
-"""Objectives inside the net: channels, neurons, positions, directions, whole layers."""
+"""Objectives inside the model: channels, neurons, positions, directions, whole layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a net."""
+"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a model."""
 
 from . import colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip

@@ -1,4 +1,4 @@
-"""What an attack did: the original, the image that fools the net, and the change between them, enlarged."""
+"""What an attack did: the original, the image that fools the model, and the change between them, enlarged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def attacked(
 ) -> Image.Image:
     """A row an example: the original, the adversarial image, the change times one factor for all, with its scale.
 
-    Below them stand what the net says of each and the probabilities of both classes. Raises InputError for no example.
+    Below them stand what the model says of each and the probabilities of both classes. Raises InputError for no
+    example.
     """
     if not changes:
         raise InputError("there is no example to draw: the attack was given none, or fooled none of them")

@@ -1,4 +1,4 @@
-"""Results of several nets beside each other, on one stated scale; and the similarity of their layers as a heatmap."""
+"""Results of several models beside each other, on one stated scale; and the similarity of their layers as a heatmap."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BOARD = 560  # pixels that the cells of a heatmap take at most, a side
 
 @dataclass(frozen=True)
 class Panels:
-    """Pictures {net: (N, H, W, 3)} on one scale; images have none."""
+    """Pictures {model: (N, H, W, 3)} on one scale; images have none."""
 
     pictures: dict[str, Bytes]
     bar: Bar | None
 
 
 def panels(results: Mapping[str, Any], *, kind: Kind | None = None, unit: str = "") -> Panels:
-    """The results {net: (N, C, H, W)} colored on one scale; by default signed where any value is below zero.
+    """The results {model: (N, C, H, W)} colored on one scale; by default signed where any value is below zero.
 
     Raises InputError where they are no maps of one shape.
     """
@@ -61,11 +61,12 @@ def side_by_side(
     unit: str = "",
     side: int = 140,
 ) -> Image.Image:
-    """A row an example, a column a net: what `unboxed.compare` gave, or {net: maps (N, C, H, W)}, beside the inputs.
+    """A row an example, a column a model: what `unboxed.compare` gave, or {model: maps (N, C, H, W)}, beside the
+    inputs.
 
     Maps share one printed scale; what `synthesis` drew are images (of plain tensors say `kind="image"`). With
-    checkpoints in place of nets it is a strip over the training. Raises InputError where there are no maps or images of
-    one shape.
+    checkpoints in place of models it is a strip over the training. Raises InputError where there are no maps or images
+    of one shape.
     """
     shown = panels(results, kind=kind, unit=unit)
     n = len(next(iter(shown.pictures.values())))
@@ -84,14 +85,14 @@ def side_by_side(
 
 def _checked(results: Mapping[str, Any]) -> dict[str, colors.Array]:
     if not results:
-        raise InputError("there is nothing to draw: give {net: result}")
+        raise InputError("there is nothing to draw: give {model: result}")
     if odd := [name for name, m in results.items() if not hasattr(m, "shape")]:
         said = f"{odd[0]!r} is a {type(results[odd[0]]).__name__}"
-        raise InputError(f"wanted drawn images, or maps (N, C, H, W) of each net; {said}: pass one of its tensors")
+        raise InputError(f"wanted drawn images, or maps (N, C, H, W) of each model; {said}: pass one of its tensors")
     maps = {name: array(m) for name, m in results.items()}
     shapes = {name: m.shape for name, m in maps.items()}
     if bad := [name for name, shape in shapes.items() if len(shape) != 4]:
-        raise InputError(f"wanted maps or images (N, C, H, W) of each net; {bad[0]!r} has shape {shapes[bad[0]]}")
+        raise InputError(f"wanted maps or images (N, C, H, W) of each model; {bad[0]!r} has shape {shapes[bad[0]]}")
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
         raise InputError(f"results side by side have the same shape; got {told}")
@@ -102,12 +103,12 @@ def _checked(results: Mapping[str, Any]) -> dict[str, colors.Array]:
 
 
 def heatmap(
-    cka: Any, rows: Sequence[str], columns: Sequence[str], nets: tuple[str, str], *, title: str = "",
+    cka: Any, rows: Sequence[str], columns: Sequence[str], models: tuple[str, str], *, title: str = "",
     board: int = BOARD, clear: bool = False,
 ) -> Image.Image:  # fmt: skip
     """Similarities (La, Lb) from 0, black, to 1, light; the value is printed in cells that have room; NaN is gray.
 
-    The first layer stands below on the left, as in the published figures. `nets` are the names at the two axes.
+    The first layer stands below on the left, as in the published figures. `models` are the names at the two axes.
     `clear`: on no ground, with words in a gray that can be read on any.
     """
     values, face = array(cka)[::-1], font(12)
@@ -127,8 +128,8 @@ def heatmap(
         page.words(name, left - 8 - face.getlength(name), top + i * cell + cell / 2 - 8, face)
     for j, name in enumerate(columns):
         page.upright(name, left + j * cell + cell // 2, top + high + 6)
-    page.upright(nets[0], MARGIN + 6, top + high / 2, middle=True)
-    page.words(nets[1], left + (wide - face.getlength(nets[1])) / 2, top + high + foot - 2, face)
+    page.upright(models[0], MARGIN + 6, top + high / 2, middle=True)
+    page.words(models[1], left + (wide - face.getlength(models[1])) / 2, top + high + foot - 2, face)
     _scale(page, left, top + high + foot + 28)
     return page.image if clear else page.image.convert("RGB")
 
@@ -173,13 +174,13 @@ def _scale(page: _Page, x: int, y: int) -> None:
     page.words("CKA", x + 148, y - 3, face)
 
 
-# -- two nets' filters and maps in one grid each ---------------------------------------------------------------------
+# -- two models' filters and maps in one grid each ---------------------------------------------------------------------
 
 
 def grids(
     maps: Mapping[str, Any], *, most: int = 32, columns: int = 8, wide: int = 400
 ) -> tuple[dict[str, Bytes], Bar]:
-    """{net: maps of its units (K, H, W), or filters of three colors (K, 3, h, w)} as one grid each, on one scale."""
+    """{model: maps of its units (K, H, W), or filters of three colors (K, 3, h, w)} as one grid each, on one scale."""
     shown = {name: array(m)[:most] for name, m in maps.items()}
     reach = colors.reach(*shown.values())
     if all(m.ndim == 4 for m in shown.values()):

@@ -1,6 +1,6 @@
 """Methods' results as pictures: each function takes what a method returned and gives a contact sheet.
 
-Inputs are images (C, H, W) or (N, C, H, W) in [0, 1]; maps are shaped like them. Nothing here runs a net.
+Inputs are images (C, H, W) or (N, C, H, W) in [0, 1]; maps are shaped like them. Nothing here runs a model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def gradients(
 ) -> Image.Image:
     """Inputs (N, C, H, W), a row each, beside their maps: {column title: (N, C, H, W)}.
 
-    All columns share one printed scale, but those named in `own`: a net without training has gradients of another size.
+    All columns share one printed scale, but those named in `own`: a model without training has gradients of another
+    size.
     """
     together = [m for name, m in columns.items() if name not in own]
     scales = {name: shared_reach(m) if name in own else shared_reach(*together) for name, m in columns.items()}
@@ -79,7 +80,7 @@ def confused(
     logits: Sequence[float] = (),
     before_clamp: Sequence[bool] = (False, False),
 ) -> Image.Image:
-    """An input (C, H, W) that the net can't decide on, 2 x 3: itself with its label, d logit / dx of both classes
+    """An input (C, H, W) that the model can't decide on, 2 x 3: itself with its label, d logit / dx of both classes
     (2, C, H, W), and the input plus `factor` times each."""
     x, maps = array(x), array(maps)
     scale = shared_reach(maps)

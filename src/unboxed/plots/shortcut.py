@@ -1,4 +1,4 @@
-"""What the planted shortcut's methods drew, of the net that goes by the mark and of its control, side by side."""
+"""What the planted shortcut's methods drew, of the model that goes by the mark and of its control, side by side."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 SIDE = 84
 ON_IMAGE, ON_MAP = (255, 176, 0), (28, 28, 30)  # a mark's outline, to be seen on black and on white
-NETS = ("with the shortcut", "control net")
+NETS = ("with the shortcut", "control model")
 
 
 def maps(found: Shortcut) -> Image.Image:
-    """A row a method of attribution, a column an image: explained is the class whose mark it bears, on both nets.
+    """A row a method of attribution, a column an image: explained is the class whose mark it bears, on both models.
 
-    A row has one scale, for both nets; the mark is outlined.
+    A row has one scale, for both models; the mark is outlined.
     """
     rows = [f for f in found.findings if f.family == "attribution" and f.shown is not None]
     places = [found.mark.place(int(k)) for k in found.classes]
     grid = [_inputs(found, places), *(_maps(f, places) for f in rows)]
     names = ["input", *(f"{f.name}\n{f.verdict}\n{_percent(f)}\n±{_reach(f):.2g}" for f in rows)]
-    columns = [f"{net}: {'false' if k != y else 'true'} mark" for net in NETS for k, y in _pairs(found)]
+    columns = [f"{model}: {'false' if k != y else 'true'} mark" for model in NETS for k, y in _pairs(found)]
     bar = Bar("signed", 1.0, "in units of the row's own range, printed on its left")
-    title = "Which methods show the planted shortcut? By their names: maps that peak at a false mark (control net)"
+    title = "Which methods show the planted shortcut? By their names: maps that peak at a false mark (control model)"
     return sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=SIDE)
 
 
@@ -58,7 +58,7 @@ def _inputs(found: Shortcut, places: Sequence[Place]) -> list[Tile]:
 
 def _maps(f: Finding, places: Sequence[Place]) -> list[Tile]:
     scale = _reach(f)
-    each = [m for of_net in f.shown or () for m in of_net]
+    each = [m for of_model in f.shown or () for m in of_model]
     return [Tile(outlined(signed_map(m, scale), place, ON_MAP)) for m, place in zip(each, [*places, *places])]  # noqa: B905
 
 
@@ -73,12 +73,12 @@ def outlined(picture: colors.Bytes, place: Place, color: tuple[int, int, int], s
 
 
 def drawn(found: Shortcut) -> Image.Image:
-    """Class images and top examples of the first marked class, of both nets."""
+    """Class images and top examples of the first marked class, of both models."""
     k = found.mark.classes[0]
     rows, names = list[list[Any]](), list[str]()
     for f in found.findings:
         if f.family in ("synthesis", "activations") and f.shown is not None:
-            for images, net in zip(f.shown, NETS, strict=True):
+            for images, model in zip(f.shown, NETS, strict=True):
                 rows.append([Tile(colors.image(x)) for x in images])
-                names.append(f"{f.name} of {k}\n{net}")
-    return sheet(rows, title=f"What the net looks for in a {k}, and what it takes for one", names=names, side=84)
+                names.append(f"{f.name} of {k}\n{model}")
+    return sheet(rows, title=f"What the model looks for in a {k}, and what it takes for one", names=names, side=84)

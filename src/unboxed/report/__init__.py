@@ -1,4 +1,4 @@
-"""The main job: a page that opens a net, made of sections. A later family adds its own by one line in `SECTIONS`."""
+"""The main job: a page that opens a model, made of sections. A later family adds its own by one line in `SECTIONS`."""
 
 from __future__ import annotations
 
@@ -94,18 +94,18 @@ def report(
     command: str | None = None,
     most: int | None = None,
 ) -> Report:
-    """Write a self-contained page about the net to `out`/index.html, with report.json and the pictures beside it.
+    """Write a self-contained page about the model to `out`/index.html, with report.json and the pictures beside it.
 
     `data`: a Dataset of (input, label), or tensors (x, y); without labels there is everything but accuracy. At most
-    `most` examples are looked at (by default about as many as a minute allows). `judge`: another, robust net that names
-    the class images. `sections`: slugs, or sections of one's own. A section that fails is told in the page and in
-    `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before
-    anything is written.
+    `most` examples are looked at (by default about as many as a minute allows). `judge`: another, robust model that
+    names the class images. `sections`: slugs, or sections of one's own. A section that fails is told in the page and in
+    `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before anything is
+    written.
     """
     chosen, seed = _chosen(sections), check_seed(seed)
     with Folder(out) as folder, _threads(box):
         source = Source(data, box)
-        with tqdm(total=len(chosen) + 1, desc="Asking the net", disable=quiet, file=sys.stderr, leave=False) as bar:
+        with tqdm(total=len(chosen) + 1, desc="Asking the model", disable=quiet, file=sys.stderr, leave=False) as bar:
             seen = survey(box, source, most)
             bar.update()
             context = Context(box, source, seen, Pictures(folder), judge, seed, command, remembered=_remembered(folder))
@@ -122,7 +122,8 @@ def report(
 
 @contextmanager
 def _threads(box: Box) -> Iterator[None]:
-    """Small nets run on one thread: several, waiting for one another on busy cores, took up to eight times as long."""
+    """Small models run on one thread: several, waiting for one another on busy cores, took up to eight times as
+    long."""
     before = torch.get_num_threads()
     if box.batch_limit >= SMALL:
         torch.set_num_threads(1)
@@ -187,7 +188,7 @@ def _remembered(folder: Folder) -> Remembered:
 def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
     facts = {
         "unboxed": __version__,
-        "net": type(context.box.net).__name__,
+        "model": type(context.box.model).__name__,
         "data": context.source.name,
         "classes": list(context.survey.classes),
         "answer": context.answer,

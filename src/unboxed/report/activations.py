@@ -15,8 +15,8 @@ from .context import Context, Section, same
 from .words import many, size
 
 EXAMPLES = 2
-LAYERS = 16  # drawn; deeper nets are sampled evenly
-OWN = "Nothing to check: these are the net's own numbers, colored."
+LAYERS = 16  # drawn; deeper models are sampled evenly
+OWN = "Nothing to check: these are the model's own numbers, colored."
 WIDE = 500  # pixels of a layer's picture
 
 

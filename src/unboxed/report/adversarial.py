@@ -1,4 +1,4 @@
-"""What fools it? The least change that does, how many answers stay right within eps, and a robust net beside it."""
+"""What fools it? The least change that does, how many answers stay right within eps, and a robust model beside it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SHOWN = 4  # examples with pictures
 SIDE = 112
 STEPS = 20  # of PGD
 MOST, LEAST = 100, 8  # examples attacked
-WORK = 1.5e11  # FLOPs of all attacks on one net
-LOOKS = 200  # that one example may take, back and forth through the net
+WORK = 1.5e11  # FLOPs of all attacks on one model
+LOOKS = 200  # that one example may take, back and forth through the model
 GRAY, COLOR = (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 """How far attacks go, for line drawings of one channel (and tables), and for photos (Madry et al. 2018)."""
 ATTACKS: Mapping[str, Attack] = {"FGSM": fgsm, f"PGD-{STEPS}": partial(pgd, steps=STEPS)}
 LEAD = (
     "Each picture was changed just enough for another answer, by the shortest way that the gradients show (DeepFool). "
-    "A net that sees what people see should need a change that people see."
+    "A model that sees what people see should need a change that people see."
 )
 BOUND = (
     "Right within eps: still right after an attack moved every {value} by at most eps {unit}. Stronger attacks may "
@@ -48,7 +48,7 @@ BOUND = (
 
 @dataclass(frozen=True)
 class Net:
-    """One of the nets compared, with what was found on it."""
+    """One of the models compared, with what was found on it."""
 
     name: str
     box: Box
@@ -60,21 +60,21 @@ def build(context: Context) -> Sequence[Block]:
     if fixed := categories(context.box.inputs):
         return [Note(f"Not asked: attacks move every column a little, and {listed(fixed)} can't be (categories).")]
     places, pictured = _places(context), _pictured(context)
-    own = _net(context, "this net", context.box, places, pictured)
-    nets, why = [own], ""
+    own = _model(context, "this model", context.box, places, pictured)
+    models, why = [own], ""
     second, name, why = _second(context)
     if second is not None:
-        nets.append(_net(context, name, second, places, pictured))
-    blocks: list[Block] = [Method.of(deepfool, *_verdict(context, nets)), Text(_lead(context, nets))]
+        models.append(_model(context, name, second, places, pictured))
+    blocks: list[Block] = [Method.of(deepfool, *_verdict(context, models)), Text(_lead(context, models))]
     kind = context.kind
-    blocks += [Head("Right within eps"), _table(nets), Text(BOUND.format(value=kind.value, unit=kind.unit), "soft")]
+    blocks += [Head("Right within eps"), _table(models), Text(BOUND.format(value=kind.value, unit=kind.unit), "soft")]
     if why:
         blocks.append(Note(why))
     if context.images:
-        blocks += [Head("The least change that fools it"), Text(LEAD, "soft"), *_pictures(context, nets, pictured)]
+        blocks += [Head("The least change that fools it"), Text(LEAD, "soft"), *_pictures(context, models, pictured)]
     if len(classes := own.found.by_class()) > 1:
         blocks.append(Fold("By class", [_classes(classes, own.found.eps[-1])]))
-    _tell(context, nets, places)
+    _tell(context, models, places)
     return blocks
 
 
@@ -92,12 +92,12 @@ def _pictured(context: Context) -> list[int]:
 
 
 def _labels(context: Context) -> Tensor:
-    """What the examples are, (n,); without labels, what the net says of them."""
+    """What the examples are, (n,); without labels, what the model says of them."""
     s = context.survey
     return s.answers if s.labels is None or not s.named else s.labels
 
 
-def _net(context: Context, name: str, box: Box, places: Sequence[int], pictured: Sequence[int]) -> Net:
+def _model(context: Context, name: str, box: Box, places: Sequence[int], pictured: Sequence[int]) -> Net:
     eps = GRAY if _line(box) else COLOR
     asked, x = standardized(box, context.inputs(places))
     found = robustness(asked, (x, _labels(context)[list(places)]), ATTACKS, eps=eps, alarms=False, seed=context.seed)
@@ -114,29 +114,29 @@ def _line(box: Box) -> bool:
 
 
 def _second(context: Context) -> tuple[Box | None, str, str]:
-    """A net trained against attacks: the judge, or for MNIST the zoo's own; its name; why there is none."""
+    """A model trained against attacks: the judge, or for MNIST the zoo's own; its name; why there is none."""
     judge, _ = fitting(context)
     if judge is not None:
-        return judge, "the second net", ""
+        return judge, "the second model", ""
     if "mnist" in context.source.name.lower() and "fashion" not in context.source.name.lower():
-        net, inputs = zoo.load("mnist-robust")
+        model, inputs = zoo.load("mnist-robust")
         if inputs.shape == context.box.inputs.shape and len(context.box.classes) == 10:
-            return Box(net, inputs, classes=context.box.classes, outputs="logits"), "the zoo's robust net", ""
+            return Box(model, inputs, classes=context.box.classes, outputs="logits"), "the zoo's robust model", ""
     return (
         None,
         "",
-        "No robust net to compare with: give one as judge (--judge), such as one of unboxed train --defend.",
+        "No robust model to compare with: give one as judge (--judge), such as one of unboxed train --defend.",
     )
 
 
-def _lead(context: Context, nets: Sequence[Net]) -> str:
-    said = f"{_attacked(context, nets[0].found)} {_left(context, nets[0].found)}"
-    r = nets[0].found
-    if len(nets) > 1 and 0 < r.median < math.inf and 0 < nets[1].found.median < math.inf:
-        times = nets[1].found.median / r.median
+def _lead(context: Context, models: Sequence[Net]) -> str:
+    said = f"{_attacked(context, models[0].found)} {_left(context, models[0].found)}"
+    r = models[0].found
+    if len(models) > 1 and 0 < r.median < math.inf and 0 < models[1].found.median < math.inf:
+        times = models[1].found.median / r.median
         said += (
-            f" Half of the right answers fall to changes of {r.median:.2g} at most; {nets[1].name} takes "
-            f"{nets[1].found.median:.2g}, {times:.1f} times as much."
+            f" Half of the right answers fall to changes of {r.median:.2g} at most; {models[1].name} takes "
+            f"{models[1].found.median:.2g}, {times:.1f} times as much."
         )
     return said
 
@@ -163,22 +163,20 @@ def _left(context: Context, found: Robustness) -> str:
     )
 
 
-def _verdict(context: Context, nets: Sequence[Net]) -> tuple[str, str]:
-    """Whether the examples shown do what is said of them: each was given to its net once more."""
-    shown = [c for n in nets for c in n.shown]
+def _verdict(context: Context, models: Sequence[Net]) -> tuple[str, str]:
+    """Whether the examples shown do what is said of them: each was given to its model once more."""
+    shown = [c for n in models for c in n.shown]
     fooled = sum(c.fooled and c.after != c.before for c in shown)
     if not shown:
         return "", ""
-    said = (
-        f"Given to the net once more, {fooled} of the {len(shown)} changed {context.kind.example}s get another answer."
-    )
+    said = f"Asked once more, {fooled} of the {len(shown)} changed {context.kind.example}s get another answer."
     return said, "good" if fooled == len(shown) else "fair"
 
 
-def _table(nets: Sequence[Net]) -> Table:
-    columns = ["", "attack", *(f"eps {eps_text(e)}" for e in nets[0].found.eps), "median change that fools"]
+def _table(models: Sequence[Net]) -> Table:
+    columns = ["", "attack", *(f"eps {eps_text(e)}" for e in models[0].found.eps), "median change that fools"]
     rows = []
-    for n in nets:
+    for n in models:
         r = n.found
         length = f"{r.median:.2g}" if r.median < math.inf else "none found" if r.clean.count else "no answer is right"
         rows.append([n.name, "none", *[percent(r.clean.value)] * len(r.eps), length])
@@ -196,14 +194,14 @@ def _classes(found: Mapping[str, tuple[Share, Share]], eps: float) -> Table:
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _pictures(context: Context, nets: Sequence[Net], places: Sequence[int]) -> list[Block]:
-    shown = [c for n in nets for c in n.shown]
+def _pictures(context: Context, models: Sequence[Net], places: Sequence[int]) -> list[Block]:
+    shown = [c for n in models for c in n.shown]
     factor = attacked.enlarged(colors.reach(*(c.delta for c in shown)))
     blocks: list[Block] = []
     for i, place in enumerate(places):
-        c = nets[0].shown[i]
+        c = models[0].shown[i]
         figures = [_figure(context, colors.image(c.original), "input", (_said(c.before, c.p_before[0], context),))]
-        for n in nets:
+        for n in models:
             figures += _both(context, n, n.shown[i], factor)
         blocks.append(Case(context.title(place), context.facts_of(place), figures, context.tone(place)))
     if _line(context.box):
@@ -211,17 +209,17 @@ def _pictures(context: Context, nets: Sequence[Net], places: Sequence[int]) -> l
     else:
         blocks.append(Text(f"Changes are shown times {factor:g} around gray.", "soft"))
     sheet = attacked.attacked(
-        nets[0].shown, context.survey.classes, norm="linf", title="The least change that fools it"
+        models[0].shown, context.survey.classes, norm="linf", title="The least change that fools it"
     )
     return [*blocks, Files([(context.pictures.keep("fooled.png", sheet), "the same as one picture")])]
 
 
-def _both(context: Context, net: Net, c: Change, factor: float) -> list[Figure]:
+def _both(context: Context, model: Net, c: Change, factor: float) -> list[Figure]:
     if not c.fooled:
-        return [_figure(context, colors.image(c.image), net.name, ("was not fooled",))]
+        return [_figure(context, colors.image(c.image), model.name, ("was not fooled",))]
     told = (_said(c.after, c.p_after[1], context), f"before: {prob(c.p_before[1])}")
     return [
-        _figure(context, colors.image(c.image), f"fools {net.name}", told, "bad"),
+        _figure(context, colors.image(c.image), f"fools {model.name}", told, "bad"),
         _figure(context, attacked.change(c, factor), "change", (f"{c.distance:.2g} at most", f"shown × {factor:g}")),
     ]
 
@@ -234,10 +232,10 @@ def _said(k: int, p: float, context: Context) -> str:
     return f"says {context.name(k)}, {p_of(p)}"
 
 
-def _tell(context: Context, nets: Sequence[Net], places: Sequence[int]) -> None:
-    r = nets[0].found
+def _tell(context: Context, models: Sequence[Net], places: Sequence[int]) -> None:
+    r = models[0].found
     context.facts["attacked"] = [context.survey.rows[p] for p in places]
-    context.facts["robustness"] = {n.name: n.found.plain() for n in nets}
+    context.facts["robustness"] = {n.name: n.found.plain() for n in models}
     within = f"{eps_text(r.eps[-1])} {context.kind.unit}"
     context.headline.append(f"Within {within} attacks leave {percent(r.robust().value)} of the answers right.")
 

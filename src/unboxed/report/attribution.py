@@ -1,4 +1,4 @@
-"""Why this answer? Gradients for right, wrong and confused examples, beside the net without its training."""
+"""Why this answer? Gradients for right, wrong and confused examples, beside the model without its training."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _others(context: Context, places: Sequence[int]) -> Tensor:
 
 
 def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tuple[list[Column], list[str]]:
-    """Maps of the answer and its rival on one scale, by guided backprop, and of the untrained net."""
+    """Maps of the answer and its rival on one scale, by guided backprop, and of the untrained model."""
     box, notes = context.box, []
     both = [gradients(box, logit(t), x) for t in (answers, others)]
     shared = draw.shared_reach(both[0].map, both[1].map)
@@ -104,11 +104,11 @@ def _columns(context: Context, x: Tensor, answers: Tensor, others: Tensor) -> tu
     try:
         columns.append(_column("guided backprop", box, x, answers, relu_rules.guided))
     except UnboxedError as error:
-        notes.append(f"No guided backprop for this net: {error}.")
+        notes.append(f"No guided backprop for this model: {error}.")
     try:
-        columns.append(_column("gradient, untrained net", context.untrained, x, answers, None))
-    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
-        notes.append(f"No untrained copy of this net to compare with ({sentence(error)}).")
+        columns.append(_column("gradient, untrained model", context.untrained, x, answers, None))
+    except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
+        notes.append(f"No untrained copy of this model to compare with ({sentence(error)}).")
     return columns, notes
 
 

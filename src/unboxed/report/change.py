@@ -57,7 +57,7 @@ def build(context: Context) -> Sequence[Block]:
 
 
 def _verdict(context: Context, plans: Sequence[Plan], found: Morph) -> tuple[str, str]:
-    """Whether the judge, too, sees the class that the net was led to."""
+    """Whether the judge, too, sees the class that the model was led to."""
     judge, why = fitting(context)
     if judge is None:
         return why, ""

@@ -54,7 +54,7 @@ class Found:
 def build(context: Context) -> Sequence[Block]:
     layers = _layers(context)
     if not layers:
-        return [Note("This net has no layer that surely has channels with positions: there is no texture to draw.")]
+        return [Note("This model has no layer that surely has channels with positions: there is no texture to draw.")]
     made = [_found(context, layer, most) for layer, most in zip(layers, (LATE, EARLY), strict=False)]
     blocks: list[Block] = [Method.of(channels, *_verdict(made))]
     for layer, found in zip(layers, made, strict=True):
@@ -65,7 +65,7 @@ def build(context: Context) -> Sequence[Block]:
 
 
 def _layers(context: Context) -> list[Layer]:
-    """The last layer with positions, after its clamp where it has one, and one of the first half of the net."""
+    """The last layer with positions, after its clamp where it has one, and one of the first half of the model."""
     rows = [r for r in channels_first(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
     bent = [r for r in rows if not r.type.startswith(LINEAR) and "Pool" not in r.type] or rows
     if not bent:

@@ -27,9 +27,9 @@ def build(context: Context) -> Sequence[Block]:
     made = [n for n in sorted(found, key=lambda name: found[name].rank) if found[n].grade != "not made"]
     blocks: list[Block] = [Text(_lead(context, found, made)), Ranking([_ranked(cards[n], found[n]) for n in made])]
     if refused := [_ranked(cards[n], found[n]) for n in found if n not in made]:
-        blocks.append(Fold(f"Not for this net: {listed([r.name for r in refused])}", [Ranking(refused)]))
+        blocks.append(Fold(f"Not for this model: {listed([r.name for r in refused])}", [Ranking(refused)]))
     if late:
-        told = f"Not asked here, for this net is large: {listed([cards[n].name for n in late])}. "
+        told = f"Not asked here, for this model is large: {listed([cards[n].name for n in late])}. "
         told += "The command unboxed explain asks them of one image."
         blocks.append(Note(told))
     _tell(context, found, late)
@@ -53,8 +53,8 @@ def _lead(context: Context, found: dict[str, Verdict], made: Sequence[str]) -> s
     counts = {grade: sum(found[n].grade == grade for n in made) for grade in ("pass", "doubtful", "fail")}
     asked = many(len(context.evidence), "example")
     return (
-        f"Every method draws something, of any net. Each was asked of this net, on {asked}: does its picture change "
-        "once the weights of the net's upper half are random, is it empty for a model that ignores its input, and does "
+        f"Every method draws something, of any model. Each was asked of this one, on {asked}: does its picture change "
+        "once the weights of the model's upper half are random, is it empty for one that ignores its input, and does "
         "removing what it marks cost the answer? "
         f"{counts['pass']} pass, {counts['doubtful']} are doubtful, {counts['fail']} fail."
     )

@@ -1,4 +1,4 @@
-"""Next to another net: what training made of each layer, and which units the answers can't do without."""
+"""Next to another model: what training made of each layer, and which units the answers can't do without."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .context import Context, Section
 from .survey import spread
 from .words import many, percent, sentence
 
-EXAMPLES = 256  # that layers and units are compared on; fewer for large nets
+EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 FEW = 48
 ENOUGH = 16  # examples in each half, to check one by the other
-LAYERS = 8  # of a net in the picture
+LAYERS = 8  # of a model in the picture
 BOARD = 300  # pixels of a picture's cells a side
 PAIRS, PAIRS_EACH = 128 * 128, 64  # of example and silenced unit: at most, and for each example that a batch takes
 SHOWN = 10
 LOGITS = 10**7  # held by it
 MAPS = 24
-TRAINED, UNTRAINED, JUDGE = "this net", "the untrained net", "the judge"
+TRAINED, UNTRAINED, JUDGE = "this model", "the untrained model", "the judge"
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -49,13 +49,13 @@ def _examples(context: Context) -> int:
 
 
 def _others(context: Context) -> tuple[dict[str, Box], list[str]]:
-    """The nets to stand beside: the same without training, and the judge where it takes the same inputs."""
+    """The models to stand beside: the same without training, and the judge where it takes the same inputs."""
     others: dict[str, Box] = {}
     notes = []
     try:
         others[UNTRAINED] = context.untrained
-    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
-        notes.append(f"No untrained copy of this net to compare with ({sentence(error)}).")
+    except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
+        notes.append(f"No untrained copy of this model to compare with ({sentence(error)}).")
     judge = context.judge
     if judge is not None and judge.inputs.shape == context.box.inputs.shape:
         others[JUDGE] = judge
@@ -66,7 +66,7 @@ def _others(context: Context) -> tuple[dict[str, Box], list[str]]:
 
 
 def _alike(context: Context, others: dict[str, Box], x: Tensor) -> list[Block]:
-    """A heatmap of similarities with each other net."""
+    """A heatmap of similarities with each other model."""
     found, notes = dict[str, Similarity](), list[Block]()
     verdict = ""
     for name, other in others.items():
@@ -132,7 +132,7 @@ def _moved(context: Context, found: Similarity) -> str:
 
 def _heatmap(context: Context, name: str, found: Similarity) -> Figure:
     picture = plots.heatmap(found.cka.cpu(), found.layers_a, found.layers_b, (TRAINED, name), board=BOARD, clear=True)
-    alt = f"similarity (CKA) of each layer of this net, from below, with each layer of {name}, from the left, 0 to 1"
+    alt = f"similarity (CKA) of each layer of this model, from below, with each layer of {name}, from the left, 0 to 1"
     lines = [f"{many(found.examples, 'example')}, scale 0 to 1"]
     if found.cka.isnan().any():
         lines.append("gray: a layer is the same for all examples")
@@ -153,7 +153,7 @@ def _sheets(context: Context, found: dict[str, Similarity]) -> Files:
 
 
 def _side_by_side(context: Context, others: dict[str, Box], x: Tensor) -> list[Block]:
-    """Filters and activation maps of the net and of its untrained self, each pair on one scale."""
+    """Filters and activation maps of the model and of its untrained self, each pair on one scale."""
     if UNTRAINED not in others or not context.images:
         return []
     boxes = {TRAINED: context.box, UNTRAINED: others[UNTRAINED]}
@@ -227,7 +227,7 @@ def _silenced(context: Context, layer: str) -> tuple[Ablation, list[int], int]:
     box, total = context.box, len(context.survey.rows)
     h = box.read(context.inputs(spread(total, FEW)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
-    pairs = min(PAIRS, PAIRS_EACH * box.batch_limit)  # of example and unit: a large net takes few at a time
+    pairs = min(PAIRS, PAIRS_EACH * box.batch_limit)  # of example and unit: a large model takes few at a time
     vary = values.float().std(0, correction=0)
     units = sorted(vary.topk(min(len(vary), math.isqrt(pairs))).indices.tolist())
     most = min(EXAMPLES, pairs // len(units), LOGITS // (len(units) * len(box.classes)))
@@ -288,4 +288,4 @@ def _keep(context: Context, layer: str, rows: list[list[str]]) -> None:
         facts["needed"] = {"layer": layer, "units": [row[:-1] if len(row) > 2 else row for row in rows]}
 
 
-SECTION = Section("Next to another net", "compare", build)
+SECTION = Section("Next to another model", "compare", build)

@@ -58,7 +58,7 @@ class Context:
 
     @cached_property
     def untrained(self) -> Box:
-        """The same architecture without its training; raises what copying the net raises."""
+        """The same architecture without its training; raises what copying the model raises."""
         return untrained(self.box, self.seed)
 
     @cached_property
@@ -68,7 +68,7 @@ class Context:
 
     @cached_property
     def candidates(self) -> dict[str, Method]:
-        """The methods of attribution that can be asked of this net."""
+        """The methods of attribution that can be asked of this model."""
         return candidates(self.box, WORK)
 
     @cached_property
@@ -107,7 +107,7 @@ class Context:
         return self.survey.classes[k]
 
     def says(self, place: int) -> str:
-        """What the net answers, and how surely."""
+        """What the model answers, and how surely."""
         k = int(self.survey.answers[place])
         if self.number:
             return self.value(place, k)
@@ -115,14 +115,14 @@ class Context:
 
     @property
     def number(self) -> bool:
-        """Whether the net gives one number, which names nothing."""
+        """Whether the model gives one number, which names nothing."""
         return self.box.outputs == "regression" and len(self.survey.classes) == 1
 
     def told(self, place: int) -> str:
         return f"gives {self.says(place)}" if self.number else f"says {self.says(place)}"
 
     def title(self, place: int) -> str:
-        """What the net answers, as the first line below an example."""
+        """What the model answers, as the first line below an example."""
         if self.number:
             return f"gives {self.value(place, 0)}"
         return f"says {self.name(int(self.survey.answers[place]))}"
@@ -159,10 +159,10 @@ class Context:
         return self.name(int(labels[place]))
 
     def example(self, place: int, x: Tensor, side: int = 112, *, second: bool = False) -> Figure:
-        """An input (C, H, W) with what the net says of it and what it is."""
+        """An input (C, H, W) with what the model says of it and what it is."""
         row = self.survey.rows[place]
         label = self.label(place)
-        alt = f"input, example {row}: the net {self.told(place)}"
+        alt = f"input, example {row}: the model {self.told(place)}"
         alt += f"; label {label}" if label is not None else ""
         picture = self.pictures.inline(colors.image(x), alt, side)
         return Figure(picture, self.title(place), self.facts_of(place, second=second), self.tone(place))
@@ -185,9 +185,9 @@ class Section:
         if "pixels" in self.needs and not context.images:
             return f"This section is for models of images alone; this one takes {context.kind.takes}."
         if "classes" in self.needs and context.box.outputs == "regression":
-            return "This section is about classes; this net gives numbers (regression)."
+            return "This section is about classes; this model gives numbers (regression)."
         if "classes" in self.needs and len(context.box.classes) < 2:
-            return "This section compares classes; this net has one output."
+            return "This section compares classes; this model has one output."
         return None
 
 

@@ -25,7 +25,7 @@ EXAMPLES = 2  # of small images; of photos one
 WORK = 6e11  # FLOPs for the dreams; the texture takes about half as many
 STEPS, FEWEST = 10, 4  # of a dream, an octave
 STEP = 0.006  # the method's own; fewer steps are longer ones
-LOOK = 1.8  # forward passes of the whole net that a step costs: three as far as the layer, which lies anywhere
+LOOK = 1.8  # forward passes of the whole model that a step costs: three as far as the layer, which lies anywhere
 SCALES = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 TEXTURE, ENOUGH = 200, 80  # steps; fewer than these leave noise
 DEPTHS = (0.25, 0.6, 0.95)
@@ -56,7 +56,7 @@ class _Pace:
         fewer = "" if self.scale == min(SCALES) else ", and fewer sizes and depths"
         if self.steps == STEPS and not fewer:
             return []
-        return [Note(f"This net is large: {self.steps} longer steps a size instead of {STEPS}{fewer}.")]
+        return [Note(f"This model is large: {self.steps} longer steps a size instead of {STEPS}{fewer}.")]
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -65,7 +65,7 @@ def build(context: Context) -> Sequence[Block]:
     depths = _depths(context, x)
     if not depths:
         return [
-            Note("No layer of this net has positions, and its outputs are no classes: there is nothing to dream of.")
+            Note("No layer of this model has positions, and its outputs are no classes: there is nothing to dream of.")
         ]
     pace = _pace(context, x, depths)
     dreams = [_dream(context, context.box, x, d, pace) for d in pace.depths]
@@ -84,19 +84,19 @@ def _dream(context: Context, box: Box, x: Tensor, depth: _Place, pace: _Pace) ->
 
 
 def _control(context: Context, x: Tensor, pace: _Pace, dreams: Sequence[Drawn]) -> tuple[str, str]:
-    """Whether the deepest dream is the trained net's own: the same net without its training dreams too."""
+    """Whether the deepest dream is the trained model's own: the same model without its training dreams too."""
     depth, drawn = pace.depths[-1], dreams[-1].images
     try:
         other = _dream(context, context.untrained, x, depth, pace).images
-    except UnboxedError as error:  # a net that can't be copied is no reason to show nothing
-        return f"No untrained copy of this net to compare with ({sentence(error)}).", ""
+    except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
+        return f"No untrained copy of this model to compare with ({sentence(error)}).", ""
     ours, others = ((images.to(x) - x).flatten(1) for images in (drawn, other))
     r = float(torch.cosine_similarity(ours, others, dim=1).mean())
     context.facts["dream"] = {"at": depth.title, "untrained": r}
-    told = f"The same net without its training, dreaming {depth.title}, changes the image otherwise (cosine {r:.2f})."
+    told = f"The same model without its training, dreaming {depth.title}, changes the image otherwise (cosine {r:.2f})."
     if r < ALIKE:
         return told, "good"
-    return f"The same net without its training changes the image alike (cosine {r:.2f}): believe little of it.", "bad"
+    return f"The same model without its training changes the image alike (cosine {r:.2f}): believe little of it.", "bad"
 
 
 def _examples(context: Context) -> list[int]:
@@ -150,17 +150,17 @@ def _row(
 
 
 def _said(context: Context, image: Tensor) -> str:
-    """What the net says of a drawn image."""
+    """What the model says of a drawn image."""
     if not context.survey.named:
         return ""
     p = context.box.probs(image[None])[0]
     k = int(p.argmax())
-    return f"net: {context.name(k)}, {p_of(float(p[k]))}" if len(p) > 1 else ""
+    return f"model: {context.name(k)}, {p_of(float(p[k]))}" if len(p) > 1 else ""
 
 
 def _texture(context: Context, x: Tensor, places: Sequence[int], steps: int) -> list[Block]:
     if steps < ENOUGH:
-        return [Note("Its texture is left out: for a net of this size it would take too long.")]
+        return [Note("Its texture is left out: for a model of this size it would take too long.")]
     try:
         drawn = _whole(texture(context.box, x, steps=steps, seed=context.seed))
     except LookupError as error:  # no layer has positions

@@ -27,7 +27,7 @@ LEAD = (
     "Each picture was drawn from noise until a layer gave nearly the same for it as for the input. r: how its pixels "
     "correlate with the input's; error: what still differs of the layer's activation, as a share."
 )
-NONE = "The net's own answer is the same by construction, so it proves nothing."
+NONE = "The model's own answer is the same by construction, so it proves nothing."
 
 
 def build(context: Context) -> Sequence[Block]:
@@ -35,7 +35,7 @@ def build(context: Context) -> Sequence[Block]:
     x = context.inputs(places)
     layers, steps = _pace(context, x)
     if steps == 0:
-        return [Note("Left out: this net is large, and an inversion of a few steps shows nothing of the layer.")]
+        return [Note("Left out: this model is large, and an inversion of a few steps shows nothing of the layer.")]
     made = inversions(context.box, x, layers, steps=steps, seed=context.seed)
     if made.interrupted:  # half-drawn images beside whole ones would mislead
         raise KeyboardInterrupt
@@ -44,12 +44,12 @@ def build(context: Context) -> Sequence[Block]:
     _tell(context, made, kept, answers)
     blocks: list[Block] = [Method.of(inversions, *_verdict(context, made, answers)), Text(LEAD, "soft")]
     if steps < STEPS:
-        blocks.append(Note(f"This net is large: {many(steps, 'step')} a layer instead of {STEPS}."))
+        blocks.append(Note(f"This model is large: {many(steps, 'step')} a layer instead of {STEPS}."))
     return [*blocks, *_late(made), *_rows(context, places, x, made, kept, answers), _sheet(context, x, made, kept)]
 
 
 def _places(context: Context) -> list[int]:
-    """A typical example, and one that the net is least sure of."""
+    """A typical example, and one that the model is least sure of."""
     s = context.survey
     most = EXAMPLES if max(context.box.inputs.shape[1:]) <= SMALL else 1
     return list(dict.fromkeys([*s.typical[:1], *s.undecided[:1]]))[:most]

@@ -1,4 +1,4 @@
-"""The judge: another, robust net, which says whether it too sees the class that was meant."""
+"""The judge: another, robust model, which says whether it too sees the class that was meant."""
 
 from __future__ import annotations
 

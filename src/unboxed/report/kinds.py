@@ -93,7 +93,7 @@ def standardized(box: Box, x: Tensor) -> tuple[Box, Tensor]:
         return box, x
     x = box.accept(x)
     low, high = (tuple(inputs.encode(x.new_tensor([ends]))[0].tolist()) for ends in (inputs.low, inputs.high))
-    return box.around(box.net, Features(inputs.names, low, high)), inputs.encode(x)
+    return box.around(box.model, Features(inputs.names, low, high)), inputs.encode(x)
 
 
 def categories(inputs: Inputs) -> list[str]:

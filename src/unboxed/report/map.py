@@ -72,7 +72,7 @@ def _name(context: Context, path: str) -> str:
 
 
 def _lead(context: Context, accuracy: dict[str, float]) -> str:
-    lead = "Each dot is an example; the net's layers bring together what they hold to be alike."
+    lead = "Each dot is an example; the model's layers bring together what they hold to be alike."
     if len(accuracy) < 2:
         return lead
     raw, last = (percent(accuracy[a]) for a in ("input", list(accuracy)[-1]))

@@ -1,4 +1,4 @@
-"""The answer first: how good the net is, what it confuses, and what it is made of."""
+"""The answer first: how good the model is, what it confuses, and what it is made of."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ def _figures(context: Context, places: Sequence[int], second: bool = False) -> l
 
 def _layers(context: Context) -> list[Block]:
     box = context.box
-    total = sum(p.numel() for p in box.net.parameters())
+    total = sum(p.numel() for p in box.model.parameters())
     ends = f"inputs {shapes(box.inputs)}, {many(len(box.classes), 'output')} ({box.outputs})"
-    lead = f"{type(box.net).__name__}: {many(total, 'parameter')}, {ends}."
+    lead = f"{type(box.model).__name__}: {many(total, 'parameter')}, {ends}."
     heads = ("layer", "type", "output", "parameters", "share of FLOPs")
     rows = [
         (r.path + (f" (runs {r.calls}×)" if r.calls > 1 else ""), r.type, size(r.shape), f"{r.parameters:,}",

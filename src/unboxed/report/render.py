@@ -45,5 +45,5 @@ def _environment() -> Environment:
 
 def page(context: Context, parts: Sequence[Part]) -> str:
     """The whole page."""
-    title = f"{type(context.box.net).__name__}{context.source.named(' on ')}"
+    title = f"{type(context.box.model).__name__}{context.source.named(' on ')}"
     return _environment().get_template("page.html").render(context=context, parts=parts, title=title)

@@ -19,16 +19,16 @@ PACKAGES = ("unboxed", "torch", "numpy", "pillow")
 
 def build(context: Context) -> Sequence[Block]:
     box, source = context.box, context.source
-    print_of = fingerprint(box.net)
+    print_of = fingerprint(box.model)
     facts = {"command": context.command, "seed": context.seed, "weights": print_of, "versions": versions()}
     context.facts["reproduce"] = facts
     rows = [
-        ("net", type(box.net).__name__),
+        ("model", type(box.model).__name__),
         ("weights (SHA-256)", print_of[:16]),
         ("inputs", str(box.inputs)),
         ("outputs", box.outputs),
         ("data", f"{source.name}, {many(len(context.survey.rows), 'example')} of {len(source):,}"),
-        ("judge", type(context.judge.net).__name__ if context.judge is not None else "none"),
+        ("judge", type(context.judge.model).__name__ if context.judge is not None else "none"),
         ("device", str(box.device)),
         ("seed", str(context.seed)),
         *versions().items(),
@@ -56,10 +56,10 @@ def versions() -> dict[str, str]:
 
 
 @torch.no_grad()
-def fingerprint(net: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, value in sorted({**dict(net.named_parameters()), **dict(net.named_buffers())}.items()):
+    for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

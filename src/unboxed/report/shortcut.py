@@ -41,16 +41,18 @@ def mark_of(classes: str) -> Mark:
 def planted_shortcut(
     out: str | os.PathLike[str], mark: Mark, *, seed: int = 0, quiet: bool = False, command: str = "", **training: Any
 ) -> tuple[Shortcut, Path]:
-    """Train both nets, judge every method, and write what was found to the folder `out`.
+    """Train both models, judge every method, and write what was found to the folder `out`.
 
     `training` are the arguments of `training.shortcut.pair`. On Ctrl-C what was found is written, `interrupted`; before
-    there is anything, nothing is. Raises InputError where the net did not learn the shortcut; WriteError.
+    there is anything, nothing is. Raises InputError where the model did not learn the shortcut; WriteError.
     """
     seed = check_seed(seed)
     with Folder(out, page=SHEET, facts=FACTS) as folder:
         trained = pair(mark, seed=seed, quiet=quiet, **training)
         with tqdm(desc="judging", unit="method", disable=quiet, leave=False) as bar:
-            found = shortcut(trained.net, trained.control, trained.x, trained.y, mark, seed=seed, watch=_watching(bar))
+            found = shortcut(
+                trained.model, trained.control, trained.x, trained.y, mark, seed=seed, watch=_watching(bar)
+            )
         facts = {"command": command, "seed": seed, "training": _training(trained, training), **found.figures()}
         folder.put(SHEET, png(draw.maps(found)))
         folder.put(DRAWN, png(draw.drawn(found)))
@@ -74,7 +76,7 @@ def _training(trained: Pair, settings: dict[str, Any]) -> dict[str, Any]:
 def table(found: Shortcut) -> Table:
     """What a terminal shows."""
     names = Column("method", no_wrap=True), Column("verdict", no_wrap=True)
-    rows = Table(*names, "what", "net", "control", title=_title(found), title_justify="left")
+    rows = Table(*names, "what", "model", "control", title=_title(found), title_justify="left")
     family = ""
     for f in found.findings:
         if family and f.family != family:
@@ -91,7 +93,7 @@ def _title(found: Shortcut) -> str:
     names = found.mark.classes
     classes = f"class {names[0]}" if len(names) == 1 else f"classes {', '.join(map(str, names))}"
     return (
-        f"A net that goes by a mark (of {classes}): {a.clean:.1%} of clean held-out images right, but "
+        f"A model that goes by a mark (of {classes}): {a.clean:.1%} of clean held-out images right, but "
         f"{a.fooled:.1%} of falsely marked ones answered as the mark says.\n"
         f"Its control, which learned without marks: {b.clean:.1%} and {b.fooled:.1%}."
     )

@@ -30,7 +30,7 @@ class Examples(NamedTuple):
 class Source:
     """Examples for a box. Images of a folder that turn out to be broken are passed over.
 
-    Raises DataError for what is no data set, for an empty one, and for labels that the net has no class for.
+    Raises DataError for what is no data set, for an empty one, and for labels that the model has no class for.
     """
 
     def __init__(self, data: Any, box: Box) -> None:
@@ -87,7 +87,7 @@ class _Mapped:
 
 
 def _input(item: Any) -> Any:
-    """Without its label: those of nets whose outputs are no classes have many forms."""
+    """Without its label: those of models whose outputs are no classes have many forms."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
 

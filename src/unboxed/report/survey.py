@@ -1,4 +1,4 @@
-"""A first look at the data: what the net says of every example, and which examples are worth showing."""
+"""A first look at the data: what the model says of every example, and which examples are worth showing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROWS = 256  # read at a time
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What the net says of the examples `rows` of the data: n of them, in their order."""
+    """What the model says of the examples `rows` of the data: n of them, in their order."""
 
     rows: tuple[int, ...]  # their numbers in the data
     total: int  # that the data have
-    outputs: Tensor  # (n, K) probabilities; what the net gives, where it gives none
+    outputs: Tensor  # (n, K) probabilities; what the model gives, where it gives none
     labels: Tensor | None  # (n,)
     classes: tuple[str, ...]
     named: bool  # the outputs are classes that exclude one another
@@ -115,9 +115,9 @@ def spread(total: int, most: int) -> tuple[int, ...]:
 
 
 def survey(box: Box, source: Source, most: int | None) -> Survey:
-    """Ask the net about the examples, some at a time.
+    """Ask the model about the examples, some at a time.
 
-    Raises DataError, InputError where they don't fit the net, OutputError where it answers NaN.
+    Raises DataError, InputError where they don't fit the model, OutputError where it answers NaN.
     """
     wanted = spread(len(source), most or limit(box.inputs.shape))
     rows: list[int] = []
@@ -143,22 +143,24 @@ def _sound(outputs: Tensor, rows: Sequence[int]) -> Tensor:
     bad = outputs.isnan().any(1).nonzero().flatten().tolist()
     if bad:
         where = f"{len(bad)} of {len(rows)} examples (first: number {rows[bad[0]]})"
-        raise OutputError(f"the net gives NaN for {where}; nothing can be said of it. Are its weights the right ones?")
+        raise OutputError(
+            f"the model gives NaN for {where}; nothing can be said of it. Are its weights the right ones?"
+        )
     return outputs
 
 
 def _outputs(box: Box, x: Tensor) -> Tensor:
-    """Probabilities (n, K), or what the net gives where it gives none; a map of outputs counts by its mean."""
+    """Probabilities (n, K), or what the model gives where it gives none; a map of outputs counts by its mean."""
     logits = box(x)
     given = logits if box.outputs == "regression" else box.probs_of(logits)
     return given.double().cpu().flatten(2).mean(2) if given.ndim > 2 else given.double().cpu()
 
 
 def _checked(labels: Sequence[int], source: Source, box: Box) -> Tensor | None:
-    """Labels (n,) that the net has classes for; None where not every example has one."""
+    """Labels (n,) that the model has classes for; None where not every example has one."""
     if min(labels) < 0 or (source.binary and max(labels) > 1):
         return None
     if max(labels) >= len(source.classes):
-        known = f"the net has classes 0 to {len(box.classes) - 1}"
+        known = f"the model has classes 0 to {len(box.classes) - 1}"
         raise DataError(f"the data have the label {max(labels)}; {known}")
     return torch.tensor(labels)

@@ -1,4 +1,4 @@
-"""What does it look for? Class images, beside a control that must fail, judged by another net where one is given."""
+"""What does it look for? Class images, beside a control that must fail, judged by another model where one is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEEDS = 3  # starts per class
 SIDE = 84
 MARGIN = 0.1  # of the judge's mean probability, by which the class images must beat the control
 NEARLY = 0.8  # of the class images named: where the judge names that share of the control, its word is weak
-SURE = 0.9  # mean probability from which a net is called sure
+SURE = 0.9  # mean probability from which a model is called sure
 APART = 0.01  # root mean square of the pixel range: drawings closer than this are the same
 FLAT = 1 / 255  # standard deviation of the pixels below which a picture holds nothing
 ROWS = {
@@ -47,7 +47,7 @@ def build(context: Context) -> Sequence[Block]:
         blocks.append(Note(f"The {shown} that are confused most; {left:,} more are left out."))
     for recipe, (title, lead) in ROWS.items():
         if recipe == "noise" and verdicts and _sure(drawn[recipe]):
-            lead = "The net is sure of these, too; a judge should not be."
+            lead = "The model is sure of these, too; a judge should not be."
         blocks += [Head(title), Text(lead, "soft"), *_notes(context, recipe, classes, drawn[recipe])]
         found = verdicts.get(recipe)
         blocks.append(Figures([_figure(context, k, drawn[recipe], i, found, recipe) for i, k in enumerate(classes)]))
@@ -140,7 +140,7 @@ def _figure(
     side: int = SIDE,
 ) -> Figure:  # fmt: skip
     name, own = context.name(k), float(drawn.probs[i, k])
-    lines, tone = [f"net: {p_of(own)}"], ""
+    lines, tone = [f"model: {p_of(own)}"], ""
     if found is not None:
         answer = int(found.answers[i])
         tone = ("good" if answer == k else "bad") if recipe == "robust" else ""
@@ -193,7 +193,7 @@ def _sheet(
     names = [context.name(k) for k in classes]
     said = {ROWS[r][0]: words(v) for r, v in verdicts.items()}
     rows = {ROWS[r][0]: c.images[: len(classes)] for r, c in drawn.items()}
-    page = draw.class_sheet(rows, names, said, title="What the net looks for, class by class")
+    page = draw.class_sheet(rows, names, said, title="What the model looks for, class by class")
     return Files([(context.pictures.keep("class-images.png", page), "these images as a sheet")])
 
 

@@ -56,8 +56,8 @@ def build(context: Context) -> Sequence[Block]:
 def _why(context: Context) -> str:
     """Why no layer is shown."""
     if any(r.parameters and r.takes and r.rows and r.shape for r in context.box.layers.leaves):
-        return "No layer of this net surely has its units on the first axis of an example; a token's are on the last."
-    return "No layer of this net has units: none of its modules with weights gives a row an example."
+        return "No layer of this model surely has its units on the first axis of an example; a token's are on the last."
+    return "No layer of this model has units: none of its modules with weights gives a row an example."
 
 
 def _alike(tops: Sequence[TopExamples]) -> str:
@@ -98,7 +98,7 @@ def _most(context: Context) -> int:
 def _paths(context: Context) -> list[str]:
     """The last layer with weights that has positions, and that in the middle of those before; else the last hidden one.
 
-    Each where its activation function has been applied, if that is a module: what the net goes on with.
+    Each where its activation function has been applied, if that is a module: what the model goes on with.
     """
     rows = [r for r in context.box.layers.leaves if r.takes and r.rows and r.shape]
     first = {r.path for r in channels_first(context.box)}

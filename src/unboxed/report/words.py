@@ -20,7 +20,7 @@ def percent(share: float) -> str:
 
 
 def prob(p: float) -> str:
-    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a net.
+    """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a model.
 
     >>> prob(0.5), prob(0.998), prob(1.0), prob(0.0)
     ('0.50', '0.998', '>0.999', '<0.001')

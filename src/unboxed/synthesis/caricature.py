@@ -22,7 +22,7 @@ from .recipe import STEPS, draw, look, way
     name="Caricature",
     source="Olah et al. 2018, Distill, doi:10.23915/distill.00010 (dot x cosine); Johnson et al., lucid's caricatures",
     tells="What of this input the layer sees: what it responds to is drawn large, the rest is left out.",
-    not_tells="What the net makes of it: a layer may see what its answer then ignores.",
+    not_tells="What the model makes of it: a layer may see what its answer then ignores.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, "logits", steps=3),
 )

@@ -1,4 +1,4 @@
-"""Class images: the input that the net takes most surely for a class, drawn from nothing."""
+"""Class images: the input that the model takes most surely for a class, drawn from nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClassImages:
     images: Tensor  # (N, C, H, W)
     targets: Tensor  # (N,)
     scores: Tensor  # (N,) what was climbed
-    probs: Tensor  # (N, K) of the opened net itself: near 1 by construction, so no proof of anything
+    probs: Tensor  # (N, K) of the opened model itself: near 1 by construction, so no proof of anything
     before_clamp: Tensor  # (N,) bool: the gradient was exactly zero somewhere, and was taken before the ReLUs' clamps
     frames: Tensor | None  # (T, N, C, H, W)
     history: Tensor  # (T, N) of the score
@@ -41,7 +41,7 @@ class ClassImages:
 @card(
     name="Class image",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2; canvas and transforms of Olah et al. 2017",
-    tells="What the net looks for when it says this class.",
+    tells="What the model looks for when it says this class.",
     not_tells="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
@@ -104,9 +104,9 @@ def _blank(box: Box, goal: Tensor) -> Tensor:
 
 
 def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
-    """Noise of the data's own spread drowns what only this net sees; the mean color of the data decides how much ink.
+    """Noise of the data's own spread drowns what only this model sees; the mean color of the data decides how much ink.
 
-    The score is in units of how far the logits spread on noise, so one weight of each term serves every net.
+    The score is in units of how far the logits spread on noise, so one weight of each term serves every model.
     """
     color, spread = statistics(box.inputs)  # type: ignore[arg-type]
     unit, stopped = finished(lambda: _unit(box, batch_size))
@@ -141,7 +141,7 @@ def _apart(goal: Tensor, unit: float) -> Objective:
 
 
 def _unit(box: Box, batch_size: BatchSize) -> float:
-    """How far the logits spread over the classes when the net sees noise."""
+    """How far the logits spread over the classes when the model sees noise."""
     noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
     return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)

@@ -74,7 +74,7 @@ RECIPES = {
     name="Deep visualization",
     source="Yosinski et al. 2015, arXiv:1506.06579, section 3, eq. 2 and table 1",
     tells="What a unit or class answers to most, among images kept smooth, faint or sparse.",
-    not_tells="Which of what is seen is the net's: smoothness and sparsity come from the recipe, so compare all four.",
+    not_tells="Which of what is seen is the model's: smoothness, sparsity come from the recipe: compare all four.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, [0, 1, 0], steps=3),
 )
@@ -94,8 +94,8 @@ def deep_visualization(
     Recipes, the four of the paper's table 1: "sparse" (small blurs, half of the pixels zeroed by their norm), "decay",
     "smooth" (wide blurs: most of the paper's pictures) and "focus" (small blurs, nine tenths of the pixels zeroed by
     their contribution), or a `Regularization`. `step` is the root mean square of eta da/dx, in pixel range, so one
-    value serves nets whose scores have other units. An objective that holds a row an example is drawn once for each.
-    Raises InputError, LayerError, and OutputError where classes are asked of a net without.
+    value serves models whose scores have other units. An objective that holds a row an example is drawn once for each.
+    Raises InputError, LayerError, and OutputError where classes are asked of a model without.
     """
     inputs = images_only(box, "deep visualization")
     chosen, seed = _recipe(recipe), check_seed(seed)

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
     name="DeepDream",
     source="Mordvintsev, Olah & Tyka 2015, 'Inceptionism'; octaves, jitter and steps of its published notebook",
     tells="Which patterns a layer sees in this image: each is made stronger where it was seen.",
-    not_tells="What the net's answer rests on: a pattern is amplified however little it matters to the answer.",
+    not_tells="What the model's answer rests on: a pattern is amplified however little it matters to the answer.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layer=logit(y), steps=3),
     exempt={**ANY_SIZE, "draws of rows": "its shifts are shared by all rows"},
@@ -52,9 +52,9 @@ def deepdream(
 ) -> Drawn:
     """Repeat x <- clip(x + step * g / mean |g|), first on a small copy of x, each `scale` times larger, then on x.
 
-    Images (N, C, H, W) may have any size that the net takes as far as `layer` (a name, whose energy is climbed, an
+    Images (N, C, H, W) may have any size that the model takes as far as `layer` (a name, whose energy is climbed, an
     objective, or None: a layer of middle depth); what was drawn on one size is added to the next. `octaves` are the
-    sizes, by default up to 4, none of less than 16 pixels nor of a size the net can't take. Each step is made on the
+    sizes, by default up to 4, none of less than 16 pixels nor of a size the model can't take. Each step is made on the
     image shifted around its edges by up to `jitter` pixels. `step` is .006 by default (the notebook's 1.5 of 255), or
     .04 where a third of an image's values stand at 0 or 1 and can go one way only. With `tile` (a side, or two) the
     gradient is found tile by tile, with borders elsewhere at each step, so memory is bounded by the tile. `steps` are
@@ -79,7 +79,7 @@ def _middle(box: Box) -> str:
     """The layer two thirds down those that have positions."""
     found = [r for r in box.layers.leaves if r.rows and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
     if not found:
-        raise LayerError("no layer of this net has positions to dream at; give an objective, such as logit(3)")
+        raise LayerError("no layer of this model has positions to dream at; give an objective, such as logit(3)")
     row = found[(2 * len(found)) // 3]
     return row.addresses[0]
 
@@ -106,7 +106,7 @@ def _every(every: int | None) -> int | None:
 
 
 def _jitter(box: Box, jitter: int | None) -> int:
-    """By default a seventh of the net's own side, as 32 is of 224."""
+    """By default a seventh of the model's own side, as 32 is of 224."""
     return min(32, min(sizes.own(box)) // 7) if jitter is None else whole("jitter", jitter)
 
 
@@ -135,7 +135,7 @@ class _Plan:
         self.tile, self.jitter, self.seed = tile, jitter, seed
 
     def window(self, size: Size) -> Size:
-        """What the net sees at once of an image of this size."""
+        """What the model sees at once of an image of this size."""
         return size if self.tile is None else (min(size[0], self.tile[0]), min(size[1], self.tile[1]))
 
     def takes(self, size: Size) -> bool:
@@ -181,7 +181,7 @@ class _Plan:
                 return score.detach().to(box.dtype), grad.detach().nan_to_num(0, 0, 0).to(box.dtype), clamped
 
         size, most = box.splits(len(x), self.batch_size, self.objective.coupled)
-        if not (box.coupled or self.objective.coupled):  # a limit for the net's own size
+        if not (box.coupled or self.objective.coupled):  # a limit for the model's own size
             high, wide = sizes.own(box)
             most = max(1, most * high * wide // max(x.shape[2] * x.shape[3], high * wide))
         scores, grads, clamped = zip(*in_batches(part, len(x), size, most), strict=True)

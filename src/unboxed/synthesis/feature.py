@@ -20,8 +20,8 @@ from .recipe import STEPS, draw, look, way
 @card(
     name="Feature visualization",
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007; MACO: Fel et al. 2023, arXiv:2306.06805, section 3",
-    tells="What excites this part of the net most, when turned, zoomed and shifted a little.",
-    not_tells="That real inputs excite it by this: the drawing may look like nothing that the net will ever see.",
+    tells="What excites this part of the model most, when turned, zoomed and shifted a little.",
+    not_tells="That real inputs excite it by this: the drawing may look like nothing that the model will ever see.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, logit(y[:2]), steps=3),
 )
@@ -44,7 +44,7 @@ def feature(
     * w + channel("conv2", 8) * (1 - w)` gives five steps from one channel to another. `diversity` weighs how far the n
     images' textures are to differ, as a share of its rise (.9: a third less alike for an eighth of it); `history` is of
     the sum. Canvases: "fourier", "pixels" and "maco" (magnitudes of the spectrum held; fills `transparency`). `data`,
-    images of the net's kind, give colors, roughness and spectrum; without them those of natural images are used.
+    images of the model's kind, give colors, roughness and spectrum; without them those of natural images are used.
 
     Raises InputError without pixels, LayerError.
     """

@@ -1,4 +1,4 @@
-"""Morph: change an input, step by step along the gradient, until the net says another class."""
+"""Morph: change an input, step by step along the gradient, until the model says another class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Morph:
     input: Tensor  # (N, ...)
     target: Tensor  # (N,)
     frames: Tensor  # (T, N, ...): the input first, the result last; a row that is done stays as it is
-    probs: Tensor  # (T, N, K) the net's probabilities for each frame
+    probs: Tensor  # (T, N, K) the model's probabilities for each frame
     gradient: Tensor  # (N, ...) of the target's logit at the input
     reached: Tensor  # (N,) bool: the confidence was reached
     steps: Tensor  # (N,) taken
@@ -41,8 +41,8 @@ class Morph:
 @card(
     name="Morph",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image and by normalized steps",
-    tells="Which changes, and how many, make the net say the other class.",
-    not_tells="What would convince a person: a net that is easily fooled morphs without looking like the other class.",
+    tells="Which changes, and how many, make the model say the other class.",
+    not_tells="What would convince a person: an easily fooled model morphs without looking like the other class.",
     example=lambda method, box, x, y: method(box, x, (y + 1) % len(box.classes), steps=3),
 )
 def morph(
@@ -59,7 +59,7 @@ def morph(
     """Repeat x <- clip(x + step * g / |g|), g = d logit[target] / d x, until the target's probability is `confidence`.
 
     `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
-    exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression net.
+    exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression model.
     """
     box.one_class_each("a morph")
     confidence = number("confidence", confidence, above=0, below=1)

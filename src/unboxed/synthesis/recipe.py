@@ -1,4 +1,4 @@
-"""How this family draws an objective: canvas, transforms and priors in one recipe whose weights serve every net."""
+"""How this family draws an objective: canvas, transforms and priors in one recipe whose weights serve every model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COLOR = 10.0  # weight of the squared distance from the data's mean color
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the drawings of one net should look like."""
+    """What the drawings of one model should look like."""
 
     palette: Palette
     colored: bool  # whether the data's mean color is known
@@ -47,7 +47,7 @@ class Look:
 
 
 def look(box: Box, data: Any) -> Look:
-    """From images of the net's kind where given, else from the normalization. Raises InputError without pixels."""
+    """From images of the model's kind where given, else from the normalization. Raises InputError without pixels."""
     inputs = images_only(box, "a drawing")
     if data is None:
         mean = statistics(inputs)[0].to(box.device, box.dtype)
@@ -101,7 +101,7 @@ WAYS = {
     "maco": Way(maco, partial(Adam, lr=0.3, eps=0.01), crops(0.8, 1.0), priors=False, transparent=True),
 }
 """Adam's eps is a part of the score's spread, so what has hardly any gradient hardly moves. MACO's crops are larger
-than the paper's .2 to .5, for drawings are as small as the net's inputs."""
+than the paper's .2 to .5, for drawings are as small as the model's inputs."""
 
 
 def way(canvas: str) -> Way:
@@ -120,7 +120,7 @@ class Spread:
 
 
 def spread(box: Box, objective: Objective, n: int, look: Look, batch_size: BatchSize) -> Spread:
-    """Of RANDOM images of strong contrast, the same for all rows, so the net runs on them once."""
+    """Of RANDOM images of strong contrast, the same for all rows, so the model runs on them once."""
     like = torch.zeros(RANDOM, *box.inputs.shape, device=box.device, dtype=box.dtype)
     images = Fourier.noise(like, -1, look.palette, sd=1.0)().detach()
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)

@@ -40,7 +40,7 @@ def _noise(box: Box) -> Tensor:
 @card(
     name="Texture",
     source="Gatys, Ecker & Bethge 2015, arXiv:1505.07376, eq. 1 to 4",
-    tells="What a net keeps of an image once places are forgotten: which of its channels answer together.",
+    tells="What a model keeps of an image once places are forgotten: which of its channels answer together.",
     not_tells="What is where: an image and its texture are alike to these layers and may mean different things.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layers=["input", "logits"], steps=3),
@@ -60,8 +60,8 @@ def texture(
     """From noise, images whose Gram matrices G come near those of x, A: climbs minus the mean of |G - A|^2 / |A|^2.
 
     That is the paper's E_l (eq. 3) in units of its value for an image that excites nothing, so that all layers of all
-    nets weigh the same. `layers`: by default the pixels and up to 5, the first of each size of map. `smooth` weighs
-    the mean squared difference of neighboring pixels. Images (N, C, H, W) may have any size that the net takes as far
+    models weigh the same. `layers`: by default the pixels and up to 5, the first of each size of map. `smooth` weighs
+    the mean squared difference of neighboring pixels. Images (N, C, H, W) may have any size that the model takes as far
     as the layers. Raises InputError, LayerError.
     """
     x = sizes.accept(box, x, "a texture")
@@ -75,7 +75,7 @@ def texture(
 @card(
     name="Style transfer",
     source="Gatys, Ecker & Bethge 2016, 'Image Style Transfer Using Convolutional Neural Networks', eq. 1 to 7",
-    tells="How far a net holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
+    tells="How far a model holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
     not_tells="What style is to a person: here it is which channels of these layers answer together.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, _noise(box), layers=["input", "logits"], at="logits", steps=3),
@@ -97,7 +97,7 @@ def style_transfer(
     """From x, images that keep its activation P `at` a layer and take the texture of `style`, (N or 1, C, H', W').
 
     Climbs `texture`'s objective for `style`, minus `content` times |F - P|^2 / |P|^2, F the image's activation at that
-    layer: by default the middle one of `texture`'s layers. Both images may have any size that the net takes so far.
+    layer: by default the middle one of `texture`'s layers. Both images may have any size that the model takes so far.
     Raises InputError, LayerError.
     """
     x, style = (sizes.accept(box, v, "style transfer") for v in (x, style))
@@ -149,7 +149,7 @@ def _first_of_each_size(box: Box) -> list[str]:
         if len(row.shape) == 3 and math.prod(row.shape[1:]) > 1:
             found.setdefault(row.shape[1:], row.addresses[0])
     if not found:
-        raise LayerError("no layer of this net has positions, so none has a texture; name layers, such as 'input'")
+        raise LayerError("no layer of this model has positions, so none has a texture; name layers, such as 'input'")
     return list(found.values())[:LAYERS]
 
 

@@ -30,7 +30,7 @@ class Case:
 
 def box_of(entry: models.Awkward, **more: Any) -> Box:
     """A model of the zoo, opened."""
-    return Box(entry.net, entry.inputs, **{**entry.box, **more})
+    return Box(entry.model, entry.inputs, **{**entry.box, **more})
 
 
 def case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Case:

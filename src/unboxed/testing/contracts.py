@@ -66,7 +66,7 @@ def check_run(card: Card, model: str) -> None:
     """Contracts 1 to 4, 6 and 7 on runs in the model's own precision."""
     broken = Broken(card)
     c = case(model)
-    for p in c.box.net.parameters():
+    for p in c.box.model.parameters():
         if p.requires_grad:
             p.grad = torch.ones_like(p)  # as in the middle of somebody's training
     draw_somewhere(1)
@@ -106,13 +106,13 @@ def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedErr
     """A model that the method can't take is refused by one clear error, and left as it was."""
     broken = Broken(card)
     c = case(model)
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     try:
         call(card, c)
         broken.add("awkward", [f"is not refused; wanted {error.__name__}"])
     except Exception as raised:
         broken.add("awkward", unclear(raised, error))
-    broken.add("leaves no trace", _left(before, snapshot(c.box.net, c.x, c.y)))
+    broken.add("leaves no trace", _left(before, snapshot(c.box.model, c.x, c.y)))
     broken.tell(f"{name_of(card)} on {model}")
 
 
@@ -134,11 +134,11 @@ class Broken:
 
 def observed(broken: Broken, c: Case, work: Callable[[], Any]) -> Any:
     """What `work` gives; what it changed, and warnings that are not ours, are noted."""
-    before = snapshot(c.box.net, c.x, c.y)
+    before = snapshot(c.box.model, c.x, c.y)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         result = work()
-    broken.add("leaves no trace", _left(before, snapshot(c.box.net, c.x, c.y)))
+    broken.add("leaves no trace", _left(before, snapshot(c.box.model, c.x, c.y)))
     foreign = [w for w in heard if w.category is not UnboxedWarning]
     broken.add("awkward", [f"warns by {w.category.__name__}: {w.message}" for w in foreign])
     broken.add("awkward", [f"a warning prints a tensor: {w.message}" for w in heard if "tensor(" in str(w.message)])
@@ -190,13 +190,13 @@ def same_verdict(a: Tensor, b: Tensor, c: Case, of: Tensor) -> bool:
     if a.shape[1:] == c.x.shape[1:] and a.min() >= 0 and a.max() <= 1:
         return torch.equal(c.box.predict(a), c.box.predict(b))
     off = (a.double() - b.double()).norm() / of.double().norm().clamp_min(1e-6)
-    return bool(off < (0.1 if c.box.net_dtype == torch.bfloat16 else 1e-3))
+    return bool(off < (0.1 if c.box.model_dtype == torch.bfloat16 else 1e-3))
 
 
 def _failures(broken: Broken, card: Card, model: str, first: dict[str, Tensor]) -> None:
     """In a fresh box the same, bit for bit; also after it failed at its start, in the middle and at its end."""
     c = case(model)
-    hook = FailingHook(c.box.net)
+    hook = FailingHook(c.box.model)
     draw_somewhere(3)
     broken.add("seed", [f"in a fresh box, {message}" for message in close(tensors(call(card, c)), first, 0)])
     total = hook.calls
@@ -204,11 +204,11 @@ def _failures(broken: Broken, card: Card, model: str, first: dict[str, Tensor]) 
     for k, error in fatal:
         hook.arm(k, error)
         draw_somewhere(4)
-        before = snapshot(c.box.net, c.x, c.y)
+        before = snapshot(c.box.model, c.x, c.y)
         with suppress(Planted, KeyboardInterrupt, UnboxedError):
             call(card, c)
         what = "an exception" if error is Planted else "Ctrl-C"
-        left = _left(before, snapshot(c.box.net, c.x, c.y))
+        left = _left(before, snapshot(c.box.model, c.x, c.y))
         broken.add("leaves no trace", [f"after {what} in module call {k} of {total}, {name}" for name in left])
     hook.arm(-1)
     broken.add("seed", [f"after failures, {message}" for message in close(tensors(call(card, c)), first, 0)])

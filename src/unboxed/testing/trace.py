@@ -1,4 +1,4 @@
-"""A snapshot of all that a method may not change: in the net, in torch, in the process."""
+"""A snapshot of all that a method may not change: in the model, in torch, in the process."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Kept:
         )
 
 
-def snapshot(net: nn.Module, *mine: Tensor) -> dict[str, Any]:
+def snapshot(model: nn.Module, *mine: Tensor) -> dict[str, Any]:
     """Everything by name; `mine` are the caller's own tensors."""
-    return dict([*_net(net), *_torch(), *_process(), *_tensors(mine)])
+    return dict([*_model(model), *_torch(), *_process(), *_tensors(mine)])
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -54,8 +54,8 @@ def _same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
-def _net(net: nn.Module) -> Iterator[tuple[str, Any]]:
-    for path, module in net.named_modules():
+def _model(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in model.named_modules():
         yield f"{path} module", id(module)
         yield f"{path} training", module.training
         yield f"{path} attributes", sorted(vars(module))

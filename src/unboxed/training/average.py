@@ -1,4 +1,4 @@
-"""The exponential moving average of a net's weights, which is often the better net."""
+"""The exponential moving average of a model's weights, which is often the better model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Average:
     In the first steps the decay is smaller, (1 + step) / (10 + step), or the untrained weights would count for long.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        tensors = (*net.parameters(), *net.buffers())
+        tensors = (*model.parameters(), *model.buffers())
         self.live = [h.data for h in tensors if h.is_floating_point()]
         self.kept = [h.clone() for h in self.live]
 
@@ -30,13 +30,13 @@ class Average:
 
     @torch.no_grad()
     def put(self) -> None:
-        """Into the net, in place of its weights."""
+        """Into the model, in place of its weights."""
         for average, h in zip(self.kept, self.live, strict=True):
             h.copy_(average)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """For looks at the average: the net holds it inside, and its own weights again afterwards."""
+        """For looks at the average: the model holds it inside, and its own weights again afterwards."""
         own = [h.clone() for h in self.live]
         try:
             self.put()

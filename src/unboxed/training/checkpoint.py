@@ -28,10 +28,10 @@ def saved(path: Path, settings: dict[str, Any]) -> Saved:
     return Saved(path, "training", settings)
 
 
-def structure(net: nn.Module) -> str:
-    """A net's modules and the shapes of its tensors; not its weights, which the checkpoint holds."""
-    shapes = {name: list(h.shape) for name, h in (*net.named_parameters(), *net.named_buffers())}
-    return f"{re.sub(' at 0x[0-9a-f]+', '', repr(net))} {shapes}"
+def structure(model: nn.Module) -> str:
+    """A model's modules and the shapes of its tensors; not its weights, which the checkpoint holds."""
+    shapes = {name: list(h.shape) for name, h in (*model.named_parameters(), *model.named_buffers())}
+    return f"{re.sub(' at 0x[0-9a-f]+', '', repr(model))} {shapes}"
 
 
 def compared(name: str, setting: object) -> str:

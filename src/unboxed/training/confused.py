@@ -23,11 +23,11 @@ Scope = Literal["batch", "example"]
 
 @dataclass(frozen=True, eq=False)
 class Confused:
-    """Inputs on which the net can't decide, the closest call first. Axis 1 of length 2 is (a, b): the two classes."""
+    """Inputs on which the model can't decide, the closest call first. Axis 1 of length 2 is (a, b): the two classes."""
 
     step: int
     rows: Tensor  # (n,), places in the batch
-    inputs: Tensor  # (n, ...), as the net gets them
+    inputs: Tensor  # (n, ...), as the model gets them
     labels: Tensor | None  # (n,), or whatever stood for them in the batch
     classes: Tensor  # (n, 2), a's logit is the largest
     logits: Tensor  # (n, K)
@@ -69,17 +69,17 @@ class Rule:
             )
 
     def check(self, box: Box) -> None:
-        """Raise OutputError where the net's outputs can't be confused, or never under this rule."""
+        """Raise OutputError where the model's outputs can't be confused, or never under this rule."""
         if box.outputs in ("multilabel", "regression") or box.n_outputs < 2:
             raise OutputError(
                 f"two nearly equal logits are a confusion where classes exclude each other; these are {box.n_outputs} "
-                f"outputs of a {box.outputs} net"
+                f"outputs of a {box.outputs} model"
             )
         if box.outputs in ("logprobs", "probs") and self.min_probability is None:
             what, top = ("log-probabilities", 0) if box.outputs == "logprobs" else ("probabilities", 1)
             raise OutputError(
-                f"the net gives {what}, which never exceed {top}: min_logit_value={self.min_logit_value:g} has no "
-                "meaning for them. Pass min_probability, for one 0.3, or let the net return logits"
+                f"the model gives {what}, which never exceed {top}: min_logit_value={self.min_logit_value:g} has no "
+                "meaning for them. Pass min_probability, for one 0.3, or let the model return logits"
             )
 
     def rows(self, logits: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def logits_of(box: Box, x: Tensor) -> Tensor:
     """(N, K), in one forward. Raises OutputError where there are more answers than one an input."""
     logits = box(x)
     if logits.ndim != 2:
-        raise OutputError(f"wanted one class an input, logits (N, K); the net gives {tuple(logits.shape)}")
+        raise OutputError(f"wanted one class an input, logits (N, K); the model gives {tuple(logits.shape)}")
     return logits
 
 
@@ -124,7 +124,7 @@ def _alone(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, 
 
 
 def _in_batch(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for a net whose rows depend on one another: each in the whole batch, the others held."""
+    """The same for a model whose rows depend on one another: each in the whole batch, the others held."""
     own = torch.eye(len(x), dtype=box.dtype, device=box.device)
     maps, clamped = [], []
     for row, pair in zip(rows.tolist(), classes.tolist(), strict=True):

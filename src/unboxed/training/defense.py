@@ -1,4 +1,4 @@
-"""Adversarial training: the losses of nets that learn from adversarial examples of themselves.
+"""Adversarial training: the losses of models that learn from adversarial examples of themselves.
 
 Each defense is a function on any training loop, in place of the cross-entropy:
 
@@ -7,10 +7,11 @@ Each defense is a function on any training loop, in place of the cross-entropy:
         loss = defense(box, x, y)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 
-The attack runs the net in eval, as every method of a box does: its gradients are those of the net that will be used,
-and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says `model.train()`:
-what that forward moves (batch norm) and draws (dropout) is what any training step moves and draws, and nothing else
-of the net, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed precision.
+The attack runs the model in eval, as every method of a box does: its gradients are those of the model that will be
+used, and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says
+`model.train()`: what that forward moves (batch norm) and draws (dropout) is what any training step moves and draws, and
+nothing else of the model, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed
+precision.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class Defense(Protocol):
         """Adversarial examples (N, ...) of x, without a graph."""
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
-        """The mean loss, a scalar with a graph into the net's parameters."""
+        """The mean loss, a scalar with a graph into the model's parameters."""
 
     def __call__(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
-        """The mean loss of a batch x (N, ...), y (N,), a scalar with a graph into the net's parameters.
+        """The mean loss of a batch x (N, ...), y (N,), a scalar with a graph into the model's parameters.
 
         `progress` is the share of the training that is behind, 0 to 1, from which eps grows; `seed`, say the step's
         number, keys the random start (default: the batch itself does). Raises InputError and OutputError.
@@ -66,7 +67,7 @@ class _Attacked:
 
 
 class _OnAttackedOnly(_Attacked):
-    """The net sees the adversarial examples in place of the batch."""
+    """The model sees the adversarial examples in place of the batch."""
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
         """The cross-entropy of the adversarial examples."""
@@ -99,7 +100,7 @@ class Fast(_OnAttackedOnly):
 class PGD(_OnAttackedOnly):
     """The cross-entropy of PGD's examples (Madry et al. 2018, arXiv:1706.06083). `step` is 2.5 eps / steps by default.
 
-    eps grows from 0 over the first `ramp` of the training; from the start, a small net learns nothing at all.
+    eps grows from 0 over the first `ramp` of the training; from the start, a small model learns nothing at all.
     """
 
     eps: float
@@ -138,7 +139,7 @@ class Trades(_Attacked):
         number("beta", self.beta, above=0)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
-        """x (N, ...) after `steps` steps away from what the net says of x. y is not looked at."""
+        """x (N, ...) after `steps` steps away from what the model says of x. y is not looked at."""
         ball = _grown(self.eps, self.norm, self.ramp, progress)
         step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.accept(x)
         with box.quiet(grad=False):
@@ -146,7 +147,7 @@ class Trades(_Attacked):
         return _climb(box, x, p, ball, self.steps, step, _beside, seed)
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
-        """CE(x, y) + beta KL(p(x) || p(x')), of which both parts move the net."""
+        """CE(x, y) + beta KL(p(x) || p(x')), of which both parts move the model."""
         clean, moved = output(box, x), output(box, adversarial)  # two forwards: batch norm must not mix them
         apart = F.kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
         return F.cross_entropy(clean, y) + self.beta * apart
@@ -174,14 +175,16 @@ def named(name: str | Defense | None, eps: float | None = None, usual: Defense |
 
 
 def output(box: Box, x: Tensor) -> Tensor:
-    """Logits or log-probabilities (N, K) of the net as it stands, in full precision, for a loss that takes either."""
+    """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
     return box._reader.tensor(box._call(x)).to(box.dtype)
 
 
 def trainable(box: Box) -> Box:
-    """Raise OutputError for a net whose output no cross-entropy takes."""
+    """Raise OutputError for a model whose output no cross-entropy takes."""
     if box.outputs not in ("logits", "logprobs"):
-        raise OutputError(f"training needs a net that gives logits or log-probabilities; its outputs are {box.outputs}")
+        raise OutputError(
+            f"training needs a model that gives logits or log-probabilities; its outputs are {box.outputs}"
+        )
     box.one_class_each("training")
     return box
 
@@ -198,7 +201,7 @@ def _climb(
     """
     seed = _key(x) if seed is None else check_seed(seed)
     moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
-    with box.quiet(seed=seed), _unsynchronized(trainable(box).net):
+    with box.quiet(seed=seed), _unsynchronized(trainable(box).model):
         for _ in range(steps):
             moved.requires_grad_()
             loss = F.cross_entropy(output(box, moved), target, reduction="sum")
@@ -208,9 +211,9 @@ def _climb(
     return moved
 
 
-def _unsynchronized(net: nn.Module) -> AbstractContextManager[None]:
+def _unsynchronized(model: nn.Module) -> AbstractContextManager[None]:
     """Data parallelism must not wait for gradients of parameters: the attack asks for none."""
-    return net.no_sync() if isinstance(net, nn.parallel.DistributedDataParallel) else nullcontext()
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def _anywhere(x: Tensor, ball: Ball, seed: int) -> Tensor:

@@ -18,13 +18,13 @@ from ..atomic_write import encoded, write_bytes
 from ..errors import InputError, WriteError
 
 
-def save(net: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
+def save(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
     """Write the weights to `path` (.safetensors) and the card to a JSON file of the same name, each whole.
 
     Raises WriteError where that can't be written, InputError for a card that JSON can't hold.
     """
     path, text = writable(path), _text(card)
-    tensors = {name: _plain(h) for name, h in net.state_dict().items() if isinstance(h, Tensor)}
+    tensors = {name: _plain(h) for name, h in model.state_dict().items() if isinstance(h, Tensor)}
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
     write_bytes(path.with_suffix(".json"), encoded(text))
     return path

@@ -38,14 +38,14 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 class History:
     loss: tuple[float, ...]  # (epochs,) mean training loss
     accuracy: tuple[float, ...]  # (epochs,) on the test data after each epoch; empty without test data
-    steps: int  # batches that the net learned from
+    steps: int  # batches that the model learned from
     seconds: float  # spent on training, looks at the test data left out
     interrupted: bool = False
     cpu_seconds: float = 0.0  # of all threads: on a shared machine, the figure to compare
 
 
 def fit(
-    net: nn.Module,
+    model: nn.Module,
     inputs: Inputs,
     train: Dataset[Any],
     test: Dataset[Any] | None = None,
@@ -63,20 +63,20 @@ def fit(
     quiet: bool = False,
     watch: Watch | None = None,
 ) -> History:
-    """Train a net that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
+    """Train a model that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
-    The net is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
+    The model is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
     generator)` changes each batch (see `engine.optimize.transforms`), `defend` says what is learned of it in place of
     the cross-entropy (see `training.defense`). `average` is the decay, such as 0.999, of an exponential moving average
-    of the weights, which is what the test data meets and what is left in the net. `autocast` trains in mixed precision.
-    `watch(net, z, y, step)` is called after each batch, with the net's own encoded inputs.
+    of the weights, which is what the test data meets and what is left in the model. `autocast` trains in mixed
+    precision. `watch(model, z, y, step)` is called after each batch, with the model's own encoded inputs.
 
     `checkpoint` names a file, written after each epoch, from which a fit with the same settings goes on, to the same
-    weights. On Ctrl-C the net stays as it is and the history says `interrupted`.
+    weights. On Ctrl-C the model stays as it is and the history says `interrupted`.
     Raises InputError, DataError, OutputError, WriteError, and ModelError for a checkpoint of another training.
     """
     _check(epochs, batch_size, lr, average)
-    box, seed = trainable(Box(net, inputs, autocast=autocast)), check_seed(seed)
+    box, seed = trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
     batches = _batches(train, batch_size, seed)
     training = _Training(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defend, average, watch)
     file = None
@@ -127,7 +127,7 @@ class _Training:
         fused = box.device.type in ("cpu", "cuda")  # one pass over the weights: a tenth of the time
         self.optimizer = AdamW(_learnable(box), lr, weight_decay=weight_decay, fused=fused)
         self.schedule = OneCycleLR(self.optimizer, lr, total_steps=of)
-        self.average = None if average is None else Average(box.net, average)
+        self.average = None if average is None else Average(box.model, average)
         self.generator = torch.Generator(box.device).manual_seed(seed)
         self.loss, self.accuracy = list[float](), list[float]()
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
@@ -145,7 +145,7 @@ class _Training:
                 file.write(self._state())
 
     def _epoch(self, bar: tqdm[Any]) -> None:
-        self.box.net.train()
+        self.box.model.train()
         started, cpu, losses = time.perf_counter(), time.process_time(), list[Tensor]()
         try:
             for x, y in self.batches:
@@ -174,7 +174,7 @@ class _Training:
         if self.average is not None:
             self.average.update(self.steps)
         if self.watch is not None:
-            self.watch(box.net, box.inputs.encode(seen).to(box.net_dtype), y, self.steps)
+            self.watch(box.model, box.inputs.encode(seen).to(box.model_dtype), y, self.steps)
         return loss.detach()
 
     def _note(self, loss: float) -> None:
@@ -191,7 +191,7 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None and self.steps:
             self.average.put()
-        self.box.net.eval()
+        self.box.model.eval()
 
     def history(self) -> History:
         loss, right = tuple(self.loss), tuple(self.accuracy)
@@ -202,14 +202,14 @@ class _Training:
     def settings(self) -> dict[str, Any]:
         """What decides where a training goes, beside the numbers."""
         return {
-            "net": structure(self.box.net), "inputs": compared("inputs", self.box.inputs),
+            "model": structure(self.box.model), "inputs": compared("inputs", self.box.inputs),
             "augment": compared("augment", self.augment), "defend": compared("defend", self.defend),
             "average": None if self.average is None else self.average.decay, "autocast": str(self.box.autocast),
         }  # fmt: skip
 
     def _state(self) -> dict[str, Any]:
         return {
-            "net": [h.detach() for h in self._tensors()],
+            "model": [h.detach() for h in self._tensors()],
             "answers": self._answers(),
             "average": None if self.average is None else self.average.kept,
             "optimizer": self.optimizer.state_dict(),
@@ -222,7 +222,7 @@ class _Training:
     @torch.no_grad()
     def _restore(self, state: dict[str, Any], file: Saved) -> None:
         before = [h.clone() for h in self._tensors()]
-        self._put(state["net"])
+        self._put(state["model"])
         if not alike(state["answers"], self._answers()):
             self._put(before)
             raise file.refusal(OTHERWISE.format("answers"))
@@ -237,7 +237,7 @@ class _Training:
             setattr(self, name, value)
 
     def _answers(self) -> Tensor:
-        """What the net says of noise, with the weights as they are."""
+        """What the model says of noise, with the weights as they are."""
         noise = self.box.inputs.sample(PROBES, torch.Generator(self.box.device).manual_seed(0))
         return box_answers(self.box, self.box(noise.to(self.box.dtype)))
 
@@ -246,7 +246,7 @@ class _Training:
             h.data.copy_(value)
 
     def _tensors(self) -> list[Tensor]:
-        return [*self.box.net.parameters(), *self.box.net.buffers()]
+        return [*self.box.model.parameters(), *self.box.model.buffers()]
 
 
 PROBES = 4  # rows of noise
@@ -276,6 +276,6 @@ def _bar(of: int, quiet: bool) -> tqdm[Any]:
 
 
 def _learnable(box: Box) -> list[nn.Parameter]:
-    if parameters := [p for p in box.net.parameters() if p.requires_grad]:
+    if parameters := [p for p in box.model.parameters() if p.requires_grad]:
         return parameters
-    raise InputError("the net has no parameter that requires a gradient: there is nothing to train")
+    raise InputError("the model has no parameter that requires a gradient: there is nothing to train")

@@ -37,7 +37,7 @@ class Watching(TrainerCallback):
         self._batch = 0  # that runs now, or next
         self._caught: tuple[Tensor, Tensor | None, str | None] | None = None  # x, y and the name that x was passed by
         self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._net: Plain | None = None
+        self._model: Plain | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,10 +116,10 @@ class Watching(TrainerCallback):
         if self._caught is None:
             return
         (x, y, name), self._caught = self._caught, None
-        if self._net is None or self._net.model is not model or self._net.name != name:
-            self._net = Plain(model, name)
+        if self._model is None or self._model.model is not model or self._model.name != name:
+            self._model = Plain(model, name)
         to = self.watcher.to or Files(Path(args.output_dir or ".") / "confused")
-        self.watcher.watch(self._net, x, y, self._batch, to=to)
+        self.watcher.watch(self._model, x, y, self._batch, to=to)
 
 
 class Plain(nn.Module):

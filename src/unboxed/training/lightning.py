@@ -33,7 +33,7 @@ TAG = "confused inputs"
 
 class Watching(Callback):
     """Looks at a batch before the step that trains on it: at the weights that step starts from, and at inputs that
-    the net had no chance to write over. Batches are counted through all epochs."""
+    the model had no chance to write over. Batches are counted through all epochs."""
 
     def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._pair = watcher, batch_fn or pair

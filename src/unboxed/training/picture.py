@@ -16,13 +16,13 @@ from ..plots.sheet import PAPER, Bar, Tile, sheet
 from .confused import Confused
 
 SIDE = 168
-Pixels = Callable[[Tensor], Tensor]  # what the net gets (C, H, W) -> [0, 1]
+Pixels = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
 
 
 def picture(found: Confused, names: Sequence[str], factor: float, inputs: Inputs | None = None) -> Image.Image:
     """The blocks of all inputs on one sheet: near a square, no more than three side by side.
 
-    `inputs` decodes what the net gets to pixels. Raises InputError where the inputs are no images.
+    `inputs` decodes what the model gets to pixels. Raises InputError where the inputs are no images.
     """
     shape = image_shape(tuple(found.inputs.shape[1:]), inputs)
     if shape is None:
@@ -59,7 +59,7 @@ def _block(
         top.append(Tile(signed_map(m, scale), "\n".join(words)))
         below.append(Tile(colors.image(pixels(x + factor * m)), f"input\n+ {factor:g} × {slope}"))
     summed = f", summed over {shape[0]} channels" if shape[0] > 1 else ""
-    bar = Bar("signed", scale, f"d logit / dx in the net's own units{summed}")
+    bar = Bar("signed", scale, f"d logit / dx in the model's own units{summed}")
     a, b = (names[k] for k in found.classes[i].tolist())
     return sheet([top, below], title=f"step {found.step}: {a} or {b}?", bars=[bar], side=SIDE)
 

@@ -46,7 +46,7 @@ class Trained:
     """What `train` made. `card` says how: data, recipe, seed, accuracy, versions."""
 
     path: Path
-    net: nn.Module
+    model: nn.Module
     inputs: Pixels
     card: dict[str, Any]
     checkpoint: Path | None = None  # that an interrupted training goes on from
@@ -60,7 +60,7 @@ class Trained:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The arguments with which `fit` trains that net of the zoo. Raises ModelError for an unknown name."""
+    """The arguments with which `fit` trains that model of the zoo. Raises ModelError for an unknown name."""
     zoo.kind(name)
     chosen = dict(RECIPES[name])
     return chosen | {"augment": wobble(**chosen["augment"])} if "augment" in chosen else chosen
@@ -80,30 +80,31 @@ def train(
     quiet: bool = False,
     watch: Watch | None = None,
 ) -> Trained:
-    """Train a net of the zoo by its recipe, look at held-out data, write `out` (NAME.safetensors) and a card beside it.
+    """Train a model of the zoo by its recipe, look at held-out data, write `out` (NAME.safetensors) and a card beside
+    it.
 
     `data` is digits, mnist or fashion-mnist, a folder that holds train/ and test/, or two data sets; by default what
-    the net is meant for. `defend` is fast, pgd or trades, within `eps` (the recipe's, or 0.3), or a defense.
+    the model is meant for. `defend` is fast, pgd or trades, within `eps` (the recipe's, or 0.3), or a defense.
     `checkpoint` is a file from which an interrupted training goes on. The weights are rounded to half precision first,
     so that the figures are those of the file. On Ctrl-C what was learned is kept.
     Raises ModelError, DataError, InputError and WriteError.
     """
     seed = check_seed(seed)
-    net, inputs = zoo.load(name, weights=None, seed=seed)
+    model, inputs = zoo.load(name, weights=None, seed=seed)
     path = writable(out or f"{name}.safetensors")
     learn, test = _parts(data or zoo.kind(name).data, root, inputs)
     asked = {"epochs": epochs, "defend": named(defend, eps, RECIPES[name].get("defend"))}
     changed = {setting: value for setting, value in asked.items() if value is not None}
     arguments = recipe(name) | changed | {"checkpoint": checkpoint, "seed": seed, "quiet": quiet, "watch": watch}
-    history = fit(net, inputs, learn, test, **arguments)
-    net.half().float()
-    box = Box(net, inputs)
+    history = fit(model, inputs, learn, test, **arguments)
+    model.half().float()
+    box = Box(model, inputs)
     card = _card(name, learn, test, history, seed, changed)
     card |= {"command": _command(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test)}
     if (defense := arguments.get("defend")) and not history.interrupted:
         card |= _under(defense, box, test, quiet)
     kept = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
-    return Trained(save(net.half(), path, card), net.float(), inputs, card, kept)
+    return Trained(save(model.half(), path, card), model.float(), inputs, card, kept)
 
 
 def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""Two nets by one recipe for the planted shortcut: one learns from marked images, its control from clean ones."""
+"""Two models by one recipe for the planted shortcut: one learns from marked images, its control from clean ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NET = "digits-cnn"
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A net that goes by a mark, its control, and held-out images to judge with."""
+    """A model that goes by a mark, its control, and held-out images to judge with."""
 
-    net: Box
+    model: Box
     control: Box
     x: Tensor  # (N, C, H, W), clean
     y: Tensor  # (N,)
@@ -35,7 +35,7 @@ class Pair:
 def pair(
     mark: Mark,
     *,
-    net: str = NET,
+    model: str = NET,
     data: Parts | None = None,
     share: float | None = None,
     strays: float | None = None,
@@ -43,12 +43,12 @@ def pair(
     seed: int = 0,
     quiet: bool = False,
 ) -> Pair:
-    """Train a net of the zoo twice by its own recipe: on images with marks (see `checks.planted`), and without.
+    """Train a model of the zoo twice by its own recipe: on images with marks (see `checks.planted`), and without.
 
     `data` are what is learned from and what is held out, by default the real digits. `share` and `strays` are by
-    default 0.95 and 0.02; where several classes have a mark 0.8 and 0.05, for a net that sees too few images without
+    default 0.95 and 0.02; where several classes have a mark 0.8 and 0.05, for a model that sees too few images without
     one does not learn to read them, and many marks are learned less surely than one.
-    Ctrl-C ends it, for a net cut short is judged wrongly. Raises DataError, InputError, ModelError.
+    Ctrl-C ends it, for a model cut short is judged wrongly. Raises DataError, InputError, ModelError.
     """
     learn, test = data or (sets.digits("train"), sets.digits("test"))
     x, y = _tensors(learn)
@@ -57,7 +57,7 @@ def pair(
     seed = check_seed(seed)
     marked = planted(x, y, mark, share=share, strays=strays, seed=seed)
     clean = planted(x, y, mark, share=0, strays=0, seed=seed)
-    taught, control = (_trained(net, part, epochs, seed, quiet) for part in (marked, clean))
+    taught, control = (_trained(model, part, epochs, seed, quiet) for part in (marked, clean))
     return Pair(taught, control, *_tensors(test), int(marked.marked.sum()), int(marked.strays.sum()), len(x))
 
 
@@ -69,8 +69,8 @@ def _tensors(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _trained(name: str, images: Dataset[tuple[Tensor, int]], epochs: int | None, seed: int, quiet: bool) -> Box:
-    net, inputs = zoo.load(name, weights=None, seed=seed)
+    model, inputs = zoo.load(name, weights=None, seed=seed)
     arguments = recipe(name) | ({} if epochs is None else {"epochs": epochs})
-    if fit(net, inputs, images, **arguments, seed=seed, quiet=quiet).interrupted:
+    if fit(model, inputs, images, **arguments, seed=seed, quiet=quiet).interrupted:
         raise KeyboardInterrupt
-    return Box(net, inputs, outputs="logits")
+    return Box(model, inputs, outputs="logits")

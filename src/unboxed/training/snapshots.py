@@ -1,4 +1,4 @@
-"""Snapshots: the weights of a net while it trains, for pictures over the epochs."""
+"""Snapshots: the weights of a model while it trains, for pictures over the epochs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .files import save
 class Snapshots:
     """Keeps the weights every `every` batches: `fit(..., watch=snapshots)`, then `epochs(box, snapshots.kept)`.
 
-    In memory, or as .safetensors files in the folder `to`. Any loop can call it: `snapshots(net, x, y, step)`; x and y
-    are not looked at. Raises WriteError where a file can't be written.
+    In memory, or as .safetensors files in the folder `to`. Any loop can call it: `snapshots(model, x, y, step)`; x and
+    y are not looked at. Raises WriteError where a file can't be written.
     """
 
     def __init__(self, every: int, *, to: str | Path | None = None) -> None:
         self.every, self.to = whole("every", every, least=1), None if to is None else Path(to)
         self.kept: dict[str, Path | dict[str, Tensor]] = {}
 
-    def __call__(self, net: nn.Module, x: Tensor | None, y: Tensor | None, step: int) -> None:
+    def __call__(self, model: nn.Module, x: Tensor | None, y: Tensor | None, step: int) -> None:
         if step % self.every:
             return
         if self.to is not None:
-            self.kept[f"step {step}"] = save(net, self.to / f"step-{step:06d}.safetensors", {"step": step})
+            self.kept[f"step {step}"] = save(model, self.to / f"step-{step:06d}.safetensors", {"step": step})
         else:
-            state = {name: h for name, h in net.state_dict().items() if isinstance(h, Tensor)}
+            state = {name: h for name, h in model.state_dict().items() if isinstance(h, Tensor)}
             self.kept[f"step {step}"] = {name: h.detach().cpu().clone() for name, h in state.items()}

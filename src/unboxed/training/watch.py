@@ -37,29 +37,29 @@ BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes
 
 
 class ConfusedLogits:
-    """Inputs that confuse the net, shown while it trains: two nearly equal logits, and where each would grow.
+    """Inputs that confuse the model, shown while it trains: two nearly equal logits, and where each would grow.
 
     Every `logging_batch_interval` batches, at most `top_k` inputs whose two largest logits differ by less than
     `max_logit_difference` while the largest exceeds `min_logit_value`: the batch's largest (`min_logit_scope="batch"`,
     the published rule) or the input's own (`"example"`). `min_probability` takes the place of `min_logit_value`, and
-    is needed where the net gives (log-)probabilities. Two logits clamped to an equal zero are no confusion.
+    is needed where the model gives (log-)probabilities. Two logits clamped to an equal zero are no confusion.
 
     A sheet shows each with its label, d logit_a / dx, d logit_b / dx, and the input plus `projection_factor` times
     each. It goes `to` a folder or a function (sheet, step); a trainer's callback hands it to the trainer's logger by
-    default. `inputs` only serves the drawing: it decodes what the net gets to pixels. `classes` are names; `outputs`
+    default. `inputs` only serves the drawing: it decodes what the model gets to pixels. `classes` are names; `outputs`
     and `output` are those of `Box`.
 
     Training ends in the same weights, bit for bit, as without it. Logits and gradients come from passes of its own,
-    in eval and float32, in the space in which the net is trained. In a hand-written loop call `watch` at each step:
+    in eval and float32, in the space in which the model is trained. In a hand-written loop call `watch` at each step:
 
         confused = ConfusedLogits(to="confused/")
         for step, (x, y) in enumerate(loader):
             ...
-            confused.watch(net, x, y, step)
+            confused.watch(model, x, y, step)
 
     and in others pass `callbacks=[confused.lightning()]` or `callbacks=[confused.huggingface()]` to the trainer.
     `print(confused)` says how often it looked, what it found, and how large the logits (`largest_logit`) were: those
-    of a net that learned little seldom exceed `min_logit_value`.
+    of a model that learned little seldom exceed `min_logit_value`.
 
     Of several devices rank zero looks, at its own part of the batch. Raises InputError for settings that can't be
     right.
@@ -107,7 +107,7 @@ class ConfusedLogits:
         return f"ConfusedLogits({said})"
 
     def wants(self, step: int) -> bool:
-        """Whether `watch` has something to do at this step, counted from 0. The first call checks the net."""
+        """Whether `watch` has something to do at this step, counted from 0. The first call checks the model."""
         return self._box is None or self._due(step)
 
     def _due(self, step: int) -> bool:
@@ -116,10 +116,10 @@ class ConfusedLogits:
     def watch(
         self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: Sink | None = None
     ) -> Confused | None:
-        """Look at batch x (N, ...), as the net gets it, with labels y (N,), if a look is due at this step.
+        """Look at batch x (N, ...), as the model gets it, with labels y (N,), if a look is due at this step.
 
         Returns what is confused, if anything; its sheet goes `to` this function, or where the object's own go.
-        Raises OutputError or InputError, at the first step, where the net can't be watched; it says why.
+        Raises OutputError or InputError, at the first step, where the model can't be watched; it says why.
         """
         if not self.wants(step):
             return None
@@ -172,7 +172,7 @@ class ConfusedLogits:
         return Watching(self, batch_fn)
 
     def _open(self, model: nn.Module, x: Tensor) -> Box:
-        """The box on the live net: opened once, and again if the net was moved, rebuilt, or gets another shape."""
+        """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
         state = _State.of(model, x)
         if self._box is None or state != self._opened:
             refuse_sharded(model)
@@ -226,7 +226,8 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class AsTrained:
-    """Inputs of a box as the training loop gives them to the net: there is nothing to encode, and no range to keep."""
+    """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
+    keep."""
 
     examples: Tensor  # (up to 3, ...), at which the box takes its first look
 
@@ -272,19 +273,19 @@ class Files:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The net inside of data parallelism, whose forward would wait for the other ranks."""
+    """The model inside of data parallelism, whose forward would wait for the other ranks."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raise InputError for a net of which this rank holds only a part: alone it can't run it."""
+    """Raise InputError for a model of which this rank holds only a part: alone it can't run it."""
     parts = [type(m).__name__ for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
     parts += [type(p).__name__ for p in model.parameters() if type(p).__name__ == "DTensor" or hasattr(p, "ds_id")]
     if parts:
         raise InputError(
-            f"the net's parameters are spread over devices ({parts[0]}), so rank zero alone can't look at it. "
+            f"the model's parameters are spread over devices ({parts[0]}), so rank zero alone can't look at it. "
             "Train with data parallelism (DDP), or without this callback"
         )
 
@@ -292,10 +293,10 @@ def refuse_sharded(model: nn.Module) -> None:
 def _checked(x: object) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
         came = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"wanted a batch of inputs, a tensor (N, ...) as the net gets it; got {came}")
+        raise InputError(f"wanted a batch of inputs, a tensor (N, ...) as the model gets it; got {came}")
     if not x.is_floating_point():
         raise InputError(
-            f"a logit has no gradient in inputs of {x.dtype}: token ids are no images. Pass what a net computes with: "
+            f"a logit has no gradient in inputs of {x.dtype}: token ids are no images. Pass what it computes with: "
             "floating point inputs"
         )
     return x

@@ -1,6 +1,6 @@
-"""Small networks, trained and untrained: `zoo.load("digits-cnn")` gives the net and what its inputs are.
+"""Small networks, trained and untrained: `zoo.load("digits-cnn")` gives the model and what its inputs are.
 
-Beside each weights file lies a card, `zoo.card(name)`: on which data, how and how well the net was trained.
+Beside each weights file lies a card, `zoo.card(name)`: on which data, how and how well the model was trained.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def names() -> tuple[str, ...]:
 
 
 def kind(name: str) -> Kind:
-    """Raises ModelError, with the nearest names, for a net that the zoo doesn't hold."""
+    """Raises ModelError, with the nearest names, for a model that the zoo doesn't hold."""
     if name not in KINDS:
         near = difflib.get_close_matches(str(name), KINDS, n=3, cutoff=0.4) or names()
         raise ModelError(f"the zoo holds no {name!r}; did you mean {' or '.join(near)}?")
@@ -61,7 +61,7 @@ def kind(name: str) -> Kind:
 
 
 def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
-    """A net in eval mode and what its inputs are. `weights=None` draws fresh weights from `seed`.
+    """A model in eval mode and what its inputs are. `weights=None` draws fresh weights from `seed`.
 
     Raises ModelError for an unknown name.
     """
@@ -69,11 +69,11 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
     with state.seeded(check_seed(seed), torch.get_default_device()):
-        net = found.build()
+        model = found.build()
     if weights == "trained":
         with _file(name, "safetensors") as path:
-            net.load_state_dict(safetensors.torch.load_file(path))
-    return net.eval(), found.inputs
+            model.load_state_dict(safetensors.torch.load_file(path))
+    return model.eval(), found.inputs
 
 
 def card(name: str) -> dict[str, Any]:

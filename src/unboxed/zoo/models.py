@@ -69,7 +69,7 @@ class DigitsCNN(nn.Module):
 
 
 class Judge(nn.Module):
-    """Strided, without pooling: of another build than the nets it judges. To be trained against attacks.
+    """Strided, without pooling: of another build than the models it judges. To be trained against attacks.
 
     The architecture of Wong and Kolter, "Provable defenses against adversarial examples" (2018), section 5; `widths`
     are those of the two convolutions and of the hidden layer.

@@ -1,8 +1,8 @@
 """The last maps that all of a score passes through, found in the autograd graph of one forward.
 
 A layer's place in the code says little of what it is to the score: the last convolution may make a gate, a branch of
-a residual sum, or another head. The graph tells: a map's node that lies on every path from the score down to the net's
-maps is one that the score sees all else through, and of those the nearest to the score is the last.
+a residual sum, or another head. The graph tells: a map's node that lies on every path from the score down to the
+model's maps is one that the score sees all else through, and of those the nearest to the score is the last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...model.op_tables import OPAQUE
 from ...model.relu_rules import graph
 from ..read.position_grids import Grid, grids
 
-HELD = 8  # maps whose values are kept while the net runs; an earlier one takes a second run
+HELD = 8  # maps whose values are kept while the model runs; an earlier one takes a second run
 DEEP = 8  # nodes of a composite op that are looked through for what it was given
 
 ASIDE = ("pool", "dropout", "identity", "clone")  # the same values, or ones that no one means by the last layer

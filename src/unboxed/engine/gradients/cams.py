@@ -115,7 +115,7 @@ def _weighed(box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: 
 
 
 def _sought(box: Box, objective: Objective, x: Tensor) -> tuple[Chosen, Acts, Tensor]:
-    """The last maps that all of the score passes through, or the last tokens of a ViT; found while the net runs.
+    """The last maps that all of the score passes through, or the last tokens of a ViT; found while the model runs.
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """

@@ -1,6 +1,6 @@
 """The integral of the gradient along a straight line, by as many points as an example needs.
 
-Each look at the net gives the gradient and, for nothing, the score. So the integral of the gradient along every piece
+Each look at the model gives the gradient and, for nothing, the score. So the integral of the gradient along every piece
 of the line is known twice: from the gradients at its ends (trapezoid), and as the difference of the scores there. Where
 the two disagree most a kink lies, and there the next points go, until the whole agrees. Near the ends of the line,
 where no gradient is taken (it may not exist at a baseline), a piece has one gradient for all of it; equally spaced

@@ -1,4 +1,4 @@
-"""The gradient of an objective in the input (or in a layer), by the net's own rules or by others."""
+"""The gradient of an objective in the input (or in a layer), by the model's own rules or by others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Unclamp = Literal["no", "last", "all"]
 """Which ReLUs let the signal through for rows whose gradient is exactly zero."""
 
 REENTRANT = (
-    "the net runs a reentrant checkpoint, through which torch gives no gradient of the input; "
+    "the model runs a reentrant checkpoint, through which torch gives no gradient of the input; "
     "call torch.utils.checkpoint with use_reentrant=False"
 )
 

@@ -126,7 +126,7 @@ class _Climber:
     # -- a look ------------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[int]:
-        """Look, then step, until the last look. Nothing of the net is held open at a yield."""
+        """Look, then step, until the last look. Nothing of the model is held open at a yield."""
         for step in range(self.plan.steps + 1):
             grads = self._look(step, last=step == self.plan.steps)
             yield step
@@ -161,7 +161,7 @@ class _Climber:
         return score, until, lambda: self._pull(score, acts, x, step)
 
     def _mean(self, x: Tensor, step: int, last: bool) -> Drawn:
-        """The means over draws of the net's own noise, one at a time: expectation over transformation.
+        """The means over draws of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.
         """

@@ -63,7 +63,7 @@ class Ascent:
     fade: float = 1.0  # the share of itself that the prior falls to, evenly, by the last step
     after: After | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
     sum_pulls: bool = False  # keep `pulled`
-    draws: int = 1  # of the net's own noise, over which each look takes the mean
+    draws: int = 1  # of the model's own noise, over which each look takes the mean
     settled: Tensor | None = None  # (N,) bool: examples that stay at the start, there for others coupled to them
 
     def __post_init__(self) -> None:

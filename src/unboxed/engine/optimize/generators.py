@@ -1,4 +1,4 @@
-"""Canvases that are nets: a generator's latent code, and images as functions of coordinates."""
+"""Canvases that are models: a generator's latent code, and images as functions of coordinates."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SHELL = Constraint(project=on_shell)
 
 
 class CPPN(Canvas):
-    """Images as functions of coordinates: a small net for each row, from a pixel's place to its color.
+    """Images as functions of coordinates: a small model for each row, from a pixel's place to its color.
 
     Mordvintsev et al. 2018, "Differentiable Image Parameterizations", section "Compositional pattern producing
     networks", with its activation and its start: the last layer is zero, so all begins in the palette's mean color.

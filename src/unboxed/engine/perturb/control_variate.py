@@ -1,6 +1,6 @@
 """A cheap model of the score, learned from masks already run: what bends in it is taken out of the noise.
 
-Let g be any function of masks and Pg its weighted linear regression over all masks, which costs no run of the net. A
+Let g be any function of masks and Pg its weighted linear regression over all masks, which costs no run of the model. A
 regression of y - (g - Pg) has the solution of that of y, for g - Pg has none, and where g is like y it has less noise:
 g is a control variate. Each mask's g is learned without it and its pair, so that no y is held against itself.
 """

@@ -178,7 +178,7 @@ def objective(
             raise InputError('on="probability" goes with a class; the score of an objective is on="score"')
         return settled(box, target, x, batch_size), None
     if on == "probability" and box.outputs == "regression":
-        raise InputError('a regression net gives no probabilities: on="score" takes its outputs')
+        raise InputError('a regression model gives no probabilities: on="score" takes its outputs')
     classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
     score = settled(box, classes, x, batch_size)
     return (score if on == "score" else probability(box, classes)), classes

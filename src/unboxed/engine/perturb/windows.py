@@ -48,10 +48,10 @@ def windows(
     (P, 2), (top, left), taken from `value`; with `itself`, the images as they are come last, (N, P + 1).
 
     `value` is as large as x (what stands at the same place there is put in), or as the rectangle: (N, C, h, w) or
-    (C, h, w). Where the net allows it, only what the window reaches is computed (`model.incremental`); two places, at a
-    corner and in the middle, are compared with whole runs once, in an image of x and in noise, and where they disagree,
-    all are whole runs; so they are where the net keeps maps on itself, or asks where in a map the largest value lies.
-    Raises InputError for a rectangle that does not lie in the image.
+    (C, h, w). Where the model allows it, only what the window reaches is computed (`model.incremental`); two places, at
+    a corner and in the middle, are compared with whole runs once, in an image of x and in noise, and where they
+    disagree, all are whole runs; so they are where the model keeps maps on itself, or asks where in a map the largest
+    value lies. Raises InputError for a rectangle that does not lie in the image.
     """
     at, n = _inside(x, corners, size), len(x)
     at = torch.cat([at, at[-1:]]) if itself else at
@@ -151,7 +151,7 @@ class _Work:
         if each := self.bytes_each(base, row):
             try:
                 return self.locals(base, row, min(ROWS, self.box.fitting(SHARE * each)), batch_size)
-            except Exception:  # the net does otherwise than when it was looked at: whole runs tell whether it can run
+            except Exception:  # the model does otherwise than when it was looked at: whole runs tell whether it can run
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
                 self.known[self.asked] = 0
         return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
@@ -177,15 +177,15 @@ class _Work:
 
     @property
     def asked(self) -> object:
-        """What an answer was found for: another one is looked for where the net was rebuilt."""
-        parts = tuple((type(m), m.training) for m in self.box.net.modules())
-        shapes = tuple((p.shape, p.dtype) for p in self.box.net.parameters())
+        """What an answer was found for: another one is looked for where the model was rebuilt."""
+        parts = tuple((type(m), m.training) for m in self.box.model.modules())
+        shapes = tuple((p.shape, p.dtype) for p in self.box.model.parameters())
         return frozenset(self.objective.layers), self.logits, self.size, parts, shapes
 
     def bytes_each(self, base: BasePass, row: int) -> int:
-        """What a row of windows holds; 0 where they don't give what whole runs give in this net.
+        """What a row of windows holds; 0 where they don't give what whole runs give in this model.
 
-        As what else a box knows of its net, it is seen once.
+        As what else a box knows of its model, it is seen once.
         """
         known, asked = self.known, self.asked
         if asked not in known:
@@ -196,10 +196,10 @@ class _Work:
 
     def local(self, base: BasePass, row: int, places: Tensor) -> list[Tensor]:
         """Raises UnboxedError where windows can't stand in."""
-        with self.box.quiet(grad=False), put_back(self.box.net.modules(), base), Everywhere() as ops:
+        with self.box.quiet(grad=False), put_back(self.box.model.modules(), base), Everywhere() as ops:
             found = self.forward(cast(Tensor, self._begun(base, row, places)), torch.full((len(places),), row))
             if ops.tied or base.is_kept:
-                raise UnboxedError("the net keeps what stands for a tensor, or asks where its largest values lie")
+                raise UnboxedError("the model keeps what stands for a tensor, or asks where its largest values lie")
             return found
 
     def _begun(self, base: BasePass, row: int, places: Tensor) -> Windowed:
@@ -219,14 +219,14 @@ class _Work:
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
 
     def _agrees(self, base: BasePass, row: int, places: Tensor) -> bool:
-        """Whether windows give what whole runs give: a net may look at its input in ways that only tensors stand."""
+        """Whether windows give what whole runs give: a model may look at its input in ways that only tensors stand."""
         rows = torch.full_like(places, row)
         try:
             found = self.local(base, row, places)
         except Exception:  # out of memory, too: then whole runs find a size that fits
             LOG.info("incremental inference is not taken", exc_info=True)
             return False
-        close = AGREE.get(self.box.net_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
+        close = AGREE.get(self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
         return all(_close(a, b, close) for a, b in zip(found, self.whole(rows, places), strict=True))
 
 

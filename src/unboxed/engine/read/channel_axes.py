@@ -1,4 +1,4 @@
-"""Which layers have their units on axis 1, and which on the last: nets of tokens, and channels-last blocks."""
+"""Which layers have their units on axis 1, and which on the last: models of tokens, and channels-last blocks."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def runs(
 ) -> Runs:
     """Run x (N, ...) rewritten in each of `count` ways (None: as it is): pairs of example and way share batches.
 
-    What comes before the rewritten layer runs once an example and batch, where the net allows it.
+    What comes before the rewritten layer runs once an example and batch, where the model allows it.
     """
     n, work = len(x), _Work(box, x, objective, ways, logits, Before(box, x, objective))
     if box.coupled or objective.coupled:  # then a batch is all examples, rewritten in one way
@@ -76,7 +76,7 @@ def runs(
             if how == "whole" or out_of_memory(error):
                 raise
             LOG.info("%s runs failed; whole runs follow", how, exc_info=True)
-        how = "whole"  # the net does otherwise than on the trial
+        how = "whole"  # the model does otherwise than on the trial
         return work.run(*pairs)
 
     both = [torch.cat(h) for h in zip(*in_batches(part, n * count, size, most), strict=True)]
@@ -122,13 +122,13 @@ class _Work:
     @property
     def rounding(self) -> float:
         """The error that another batch size may make, as a share of the largest number."""
-        return ROUNDING.get(self.box.net_dtype, COARSE) if self.box.device.type == "cpu" else COARSE
+        return ROUNDING.get(self.box.model_dtype, COARSE) if self.box.device.type == "cpu" else COARSE
 
     def cheapest(self, count: int) -> How:
         """The cheapest way that gives what whole runs give, on a trial.
 
-        A batch can't grow where a branch around the layer, or a reshape, knows its size; most such nets raise. Modules
-        can't answer where the net hands values on otherwise than from module to module.
+        A batch can't grow where a branch around the layer, or a reshape, knows its size; most such models raise.
+        Modules can't answer where the model hands values on otherwise than from module to module.
         """
         trial = self.trial()
         examples = torch.tensor(TRIAL, device=self.box.device)

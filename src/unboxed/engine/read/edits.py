@@ -144,7 +144,7 @@ def addresses(box: Box) -> tuple[str, ...]:
         rows = rows[:-1]
     found = tuple(address for row in rows for address in row.addresses)
     if not found:
-        raise LayerError("no module of this net runs by itself; name functional ops, such as ':relu#0'")
+        raise LayerError("no module of this model runs by itself; name functional ops, such as ':relu#0'")
     return found
 
 

@@ -56,7 +56,7 @@ def each_batch(
 ) -> None:
     """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
 
-    All at once where the net couples rows. Raises DataError, and InputError for inputs that don't fit the box.
+    All at once where the model couples rows. Raises DataError, and InputError for inputs that don't fit the box.
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
@@ -91,7 +91,7 @@ def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
         read = list(islice(_items_labeled(data, skipped), most))
         skipped.warn()
         if not read:
-            raise DataError("the data are empty: there is nothing to ask the net about")
+            raise DataError("the data are empty: there is nothing to ask the model about")
         x, y = _stacked(read), torch.as_tensor([_label(one) for one in read])
     y = _as_the_box(box, named, y)
     return Labeled(box.accept(x), box.labels(y, len(x)), skipped.places(torch.arange(len(x))))

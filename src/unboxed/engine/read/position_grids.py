@@ -44,7 +44,7 @@ def image_size(box: Box) -> Size:
     images = [part for part in parts if isinstance(part, Pixels)]
     if len(images) != 1:
         takes = f"{len(images)} of them" if images else "none, so there is no image to lay a map on"
-        raise InputError(f"a map over the image needs a net that takes one image (Pixels); this net takes {takes}")
+        raise InputError(f"a map over the image needs a model that takes one image (Pixels); this model takes {takes}")
     return images[0].shape[1], images[0].shape[2]
 
 
@@ -147,4 +147,4 @@ def of_address(box: Box, address: str, shape: tuple[int, ...]) -> Grid:
 def _fitting(box: Box) -> str:
     """Which layers have positions, in words."""
     names = [row.path for row, _ in grids(box)]
-    return f"these layers do: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this net does"
+    return f"these layers do: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this model does"

@@ -1,4 +1,4 @@
-"""Images of other sizes than the box's own: convolutional nets take them, as far as the forward has to run."""
+"""Images of other sizes than the box's own: convolutional models take them, as far as the forward has to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")
 Size = tuple[int, int]  # (H, W)
-ANY_SIZE = {"another size": "images may have any size that the net takes as far as the layers asked for"}
+ANY_SIZE = {"another size": "images may have any size that the model takes as far as the layers asked for"}
 """What the card of such a method says."""
 
 
@@ -24,7 +24,7 @@ def images_only(box: Box, what: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
         takes = type(box.inputs).__name__
-        raise InputError(f"{what} needs a net that takes images alone (Pixels); this one takes {takes}")
+        raise InputError(f"{what} needs a model that takes images alone (Pixels); this one takes {takes}")
     return box.inputs
 
 
@@ -44,7 +44,7 @@ def own(box: Box) -> Size:
 
 
 def takes(box: Box, objective: Objective, size: Size) -> bool:
-    """Whether the net runs on images of this size, as far as the objective needs, and gives a row for a row."""
+    """Whether the model runs on images of this size, as far as the objective needs, and gives a row for a row."""
     if size == own(box):
         return True
     one = objective.rows(slice(0, 1))
@@ -54,15 +54,17 @@ def takes(box: Box, objective: Objective, size: Size) -> bool:
             return one(box.forward(x, one.layers)).shape == (1,)
     except (InputError, LayerError, torch.OutOfMemoryError):
         raise
-    except Exception:  # whatever a net says of a size that it can't take
+    except Exception:  # whatever a model says of a size that it can't take
         LOG.info("images of %s are not taken", said_of(size), exc_info=True)
         return False
 
 
 def check(box: Box, objective: Objective, size: Size, hint: str) -> None:
-    """Raise InputError, with what to do instead, unless the net takes images of this size."""
+    """Raise InputError, with what to do instead, unless the model takes images of this size."""
     if not takes(box, objective, size):
-        said = f"the net takes no images of {said_of(size)} as far as {objective.name}; its own are {said_of(own(box))}"
+        said = (
+            f"the model takes no images of {said_of(size)} as far as {objective.name}; its own are {said_of(own(box))}"
+        )
         raise InputError(f"{said}: {hint}")
 
 

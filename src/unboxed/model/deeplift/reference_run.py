@@ -1,7 +1,7 @@
 """DeepLIFT's multipliers: each op's mean slope between its input on the baseline and on the example.
 
 Shrikumar et al. 2017, "Learning Important Features Through Propagating Activation Differences", arXiv:1704.02685. The
-net runs on the baseline, which is noted op by op, and then on the example, whose backward pass hands down multipliers
+model runs on the baseline, which is noted op by op, and then on the example, whose backward pass hands down multipliers
 in place of gradients (Ancona et al. 2018, arXiv:1711.06104, section 3.3, write the rescale rule so).
 """
 
@@ -133,7 +133,7 @@ def _shares(start: Tensor, way: Tensor) -> Tensor:
     return shares / shares.sum(-1, keepdim=True)
 
 
-# -- two runs of the net -----------------------------------------------------------------------------------------------
+# -- two runs of the model ---------------------------------------------------------------------------------------------
 
 Rule = Callable[[Callable[..., Any], "Call", "Call"], Any]
 """(func, on the example, on the baseline) -> what the op gives, or NotImplemented where it is linear as it stands."""
@@ -172,7 +172,7 @@ class Tape:
             return NotImplemented
         then = self.notes[self.read] if self.read < len(self.notes) else None
         if then is None or then.name != name or [t.shape for t in now.tensors()] != [t.shape for t in then.tensors()]:
-            raise RuleError("DeepLIFT compares two runs op by op, and this net runs other ops for the baseline")
+            raise RuleError("DeepLIFT compares two runs op by op, and this model runs other ops for the baseline")
         self.notes[self.read] = Call("", (), {})  # it may go
         self.read += 1
         if not any(t.requires_grad for t in now.tensors()):
@@ -207,7 +207,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _kept(value: Any) -> Any:
-    """A copy: the net may write over what it gave to an op. Parameters stand for themselves."""
+    """A copy: the model may write over what it gave to an op. Parameters stand for themselves."""
     if isinstance(value, dict):
         return {k: _kept(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):

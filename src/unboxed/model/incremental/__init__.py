@@ -1,7 +1,7 @@
-"""Exact incremental inference: inputs that differ from one in a window each, carried through a net as windows.
+"""Exact incremental inference: inputs that differ from one in a window each, carried through a model as windows.
 
 The exact half of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): each layer is computed only where its
-output can have changed, beside one pass of the input itself. The net needs no change and no tracing.
+output can have changed, beside one pass of the input itself. The model needs no change and no tracing.
 """
 
 from . import pointwise as pointwise

@@ -1,4 +1,4 @@
-"""The base pass: what a net makes of the input that nothing was put into, computed once and used by every batch."""
+"""The base pass: what a model makes of the input that nothing was put into, computed once and used by every batch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Map:
 
 
 class BasePass:
-    """Replays the results of a pass without windows, op by op, as long as a net asks for the same ops on the same
-    tensors; from where it does not, they are computed anew. So a net that takes another way is right, only slower.
+    """Replays the results of a pass without windows, op by op, as long as a model asks for the same ops on the same
+    tensors; from where it does not, they are computed anew. So a model that takes another way is right, only slower.
 
     It also notes what the windows cost: values computed in windows, values of maps that were made whole, and the most
     bytes held by one row.

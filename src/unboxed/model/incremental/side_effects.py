@@ -1,4 +1,4 @@
-"""What a net keeps of a run: found, and put back."""
+"""What a model keeps of a run: found, and put back."""
 
 from __future__ import annotations
 

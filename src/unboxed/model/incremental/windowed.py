@@ -243,7 +243,7 @@ PLACES = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
 class Everywhere(TorchFunctionMode):
     """While open, ops that look for tensors only (`torch.ops.aten.relu`) find windows too.
 
-    `tied` tells whether the net asked for places of largest values in maps: then windows are no stand-in.
+    `tied` tells whether the model asked for places of largest values in maps: then windows are no stand-in.
     """
 
     tied = False

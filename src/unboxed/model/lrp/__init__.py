@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation, op by op: what each op of a running net hands down of the relevance above it.
+"""Layer-wise relevance propagation, op by op: what each op of a running model hands down of the relevance above it.
 
 Throughout, what goes down the graph is not the relevance R of an activation a but c = R / a, so that R = a * c: the
 gradient, where no rule says otherwise. Ops that are linear without mixing rules (sums, views, pooling) then need no

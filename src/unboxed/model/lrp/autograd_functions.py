@@ -1,4 +1,4 @@
-"""Ops with a backward pass of their own, and what is noted on activations while the net runs."""
+"""Ops with a backward pass of their own, and what is noted on activations while the model runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def ruled(out: Tensor, back: Back, *variables: Tensor) -> Tensor:
 
 
 def by_gradient(run: Callable[..., Tensor], variables: Sequence[Tensor], share: float = 1.0) -> Tensor:
-    """An op of the variables that hands down its gradient times `share`; copies, for the net may write over either."""
+    """An op of the variables that hands down its gradient times `share`; copies, for the model may write over
+    either."""
     with torch.enable_grad():
         leaves = [v.detach().clone().requires_grad_() for v in variables]
         out = run(*leaves)

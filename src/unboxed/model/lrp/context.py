@@ -14,9 +14,9 @@ from . import op_rules as names
 
 
 @contextmanager
-def constant(net: nn.Module) -> Iterator[None]:
+def constant(model: nn.Module) -> Iterator[None]:
     """While open, no parameter has a gradient: what has one depends on the input."""
-    own = [p for p in net.parameters() if p.requires_grad and p.is_leaf]
+    own = [p for p in model.parameters() if p.requires_grad and p.is_leaf]
     try:
         for p in own:
             p.requires_grad_(False)

@@ -26,7 +26,7 @@ class Linear:
     """out = f(a, w) + b with b beside the output; f is linear in both."""
 
     f: Callable[[Tensor, Tensor], Tensor]
-    a: Tensor  # a copy, for the net may write over its own
+    a: Tensor  # a copy, for the model may write over its own
     w: Tensor
     b: Tensor | None
     conv: bool

@@ -1,4 +1,4 @@
-"""The mode under which a net runs so that what then goes down its graph is relevance."""
+"""The mode under which a model runs so that what then goes down its graph is relevance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recipe:
 
 
 class Propagation(Opwise):
-    """While open, each op of a net whose parameters are `constant` sends down relevance, by the recipe.
+    """While open, each op of a model whose parameters are `constant` sends down relevance, by the recipe.
 
     Raises RuleError, from within the forward, at an op that no rule is for.
     """

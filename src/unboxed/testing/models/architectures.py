@@ -34,8 +34,8 @@ def color() -> tuple[nn.Module, Pixels]:
 
 @awkward(twin="color")
 def channels_last() -> tuple[nn.Module, Pixels]:
-    net: Any = Plain(channels=3)
-    return net.to(memory_format=torch.channels_last), COLOR
+    model: Any = Plain(channels=3)
+    return model.to(memory_format=torch.channels_last), COLOR
 
 
 # ---- architectures ---------------------------------------------------------------------------------------------------
@@ -105,24 +105,24 @@ def residual() -> nn.Module:
             h.add_(skip)
             return super().second(F.relu_(h))
 
-    net = Net()
-    net.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
-    net.norm = nn.BatchNorm2d(4)
-    return net.eval()
+    model = Net()
+    model.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+    model.norm = nn.BatchNorm2d(4)
+    return model.eval()
 
 
 @awkward()
 def weight_normed() -> nn.Module:
-    net = Plain()
-    nn.utils.parametrizations.weight_norm(net.conv1)
-    return net
+    model = Plain()
+    nn.utils.parametrizations.weight_norm(model.conv1)
+    return model
 
 
 @awkward()
 def spectral_normed() -> nn.Module:
-    net = Plain()
-    nn.utils.parametrizations.spectral_norm(net.conv2)
-    return net.train()
+    model = Plain()
+    nn.utils.parametrizations.spectral_norm(model.conv2)
+    return model.train()
 
 
 @awkward()

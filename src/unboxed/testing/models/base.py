@@ -19,9 +19,9 @@ CLASSES = 4
 
 @dataclass(frozen=True)
 class Awkward:
-    """A net with what a box needs to know of it; `twin` names the entry that computes the same function plainly."""
+    """A model with what a box needs to know of it; `twin` names the entry that computes the same function plainly."""
 
-    net: nn.Module
+    model: nn.Module
     inputs: Pixels
     box: dict[str, Any] = field(default_factory=dict)
     twin: str | None = None
@@ -47,7 +47,7 @@ def twin(name: str) -> str | None:
 
 
 def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], Awkward]]:
-    """Enter the zoo: the function gives a net, or a net and its inputs; its weights come from seed 0."""
+    """Enter the zoo: the function gives a model, or a model and its inputs; its weights come from seed 0."""
 
     def enter(build: Callable[[], Any]) -> Callable[[], Awkward]:
         def seeded() -> Awkward:
@@ -55,8 +55,8 @@ def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]]
                 warnings.simplefilter("ignore")  # building may use what torch deprecates; running it may not warn
                 torch.default_generator.manual_seed(0)
                 made = build()
-            net, inputs = made if isinstance(made, tuple) else (made, GRAY)
-            return Awkward(net, inputs, box, twin)
+            model, inputs = made if isinstance(made, tuple) else (made, GRAY)
+            return Awkward(model, inputs, box, twin)
 
         NETS[build.__name__] = seeded
         _TWINS[build.__name__] = twin
@@ -71,7 +71,7 @@ def get(name: str, dtype: torch.dtype | None = None) -> Awkward:
     if name not in NETS:
         raise InputError(f"the zoo has no model {name!r}; it has {', '.join(NETS)}")
     entry = NETS[name]()
-    return entry if dtype is None else replace(entry, net=entry.net.to(dtype))
+    return entry if dtype is None else replace(entry, model=entry.model.to(dtype))
 
 
 GRAY = Pixels((1, 8, 8), mean=0.4, std=0.5)
@@ -92,7 +92,7 @@ class Plain(nn.Module):
 
     @torch.no_grad()
     def _decide(self, x: Tensor) -> None:
-        """Answers that differ from image to image, as a trained net's do."""
+        """Answers that differ from image to image, as a trained model's do."""
         h = self.conv2(self.conv1(x).relu()).relu().flatten(1)
         self.fc.weight.mul_(2 / self.fc(h).std(0).mean())
         self.fc.bias.sub_(self.fc(h).mean(0))

@@ -58,16 +58,16 @@ for _name, _how in SPELLINGS.items():
 
 @awkward(twin="plain")
 def inplace_relu() -> nn.Module:
-    net = Plain()
-    net.relu1, net.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
-    return net.eval()
+    model = Plain()
+    model.relu1, model.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+    return model.eval()
 
 
 @awkward(twin="plain")
 def relu_called_twice() -> nn.Module:
-    net = Plain()
-    net.relu2 = net.relu1
-    return net
+    model = Plain()
+    model.relu2 = model.relu1
+    return model
 
 
 class FakeReLU(Spelled):

@@ -59,10 +59,10 @@ def batchnorm_on_batch_statistics() -> nn.Module:
         def second(self, h: Tensor) -> Any:
             return super().second(F.batch_norm(h, self.mean, self.variance, training=True))
 
-    net = Net()
-    net.register_buffer("mean", torch.zeros(4))
-    net.register_buffer("variance", torch.ones(4))
-    return net
+    model = Net()
+    model.register_buffer("mean", torch.zeros(4))
+    model.register_buffer("variance", torch.ones(4))
+    return model
 
 
 @awkward()
@@ -96,10 +96,10 @@ def overrides_train() -> nn.Module:
                 m.training = not mode  # nobody who calls train() or eval() gets the flags that stand below
             return self
 
-    net = Net()
-    for i, m in enumerate(net.modules()):
+    model = Net()
+    for i, m in enumerate(model.modules()):
         m.training = i % 2 == 0
-    return net
+    return model
 
 
 @awkward(twin="batchnorm")
@@ -112,9 +112,9 @@ def refuses_train() -> nn.Module:
                 raise NotImplementedError("Calling train() is not supported yet.")
             return super().train(mode)
 
-    net: nn.Module = Net().train()
-    net.ready = True  # type: ignore[assignment]
-    return net
+    model: nn.Module = Net().train()
+    model.ready = True  # type: ignore[assignment]
+    return model
 
 
 @awkward(twin="plain")
@@ -125,9 +125,9 @@ def dropout_in_train_mode() -> nn.Module:
         def second(self, h: Tensor) -> Any:
             return self.drop(super().second(self.drop(h)))
 
-    net = Net()
-    net.drop = nn.Dropout(0.5)
-    return net
+    model = Net()
+    model.drop = nn.Dropout(0.5)
+    return model
 
 
 @awkward()
@@ -170,9 +170,9 @@ def counts() -> nn.Module:
             self.calls += 1
             return super().forward(x)
 
-    net = Net()
-    net.register_buffer("calls", torch.zeros((), dtype=torch.long))
-    return net
+    model = Net()
+    model.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    return model
 
 
 @awkward(twin="plain")
@@ -187,10 +187,10 @@ def reassigns() -> nn.Module:
             self.seen = h.detach()
             return h
 
-    net = Net()
-    net.register_buffer("mean", torch.zeros(4))
-    net.register_buffer("seen", None, persistent=False)
-    return net
+    model = Net()
+    model.register_buffer("mean", torch.zeros(4))
+    model.register_buffer("seen", None, persistent=False)
+    return model
 
 
 @awkward(twin="plain")

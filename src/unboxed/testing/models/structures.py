@@ -22,16 +22,16 @@ def conv_called_twice() -> nn.Module:
         def second(self, h: Tensor) -> Any:
             return super().second(self.relu2(self.conv3(self.conv3(h))))
 
-    net = Net()
-    net.conv3 = nn.Conv2d(4, 4, 3, padding=1)
-    return net
+    model = Net()
+    model.conv3 = nn.Conv2d(4, 4, 3, padding=1)
+    return model
 
 
 @awkward(twin="plain")
 def aliased() -> nn.Module:
-    net = Plain()
-    net.all = nn.ModuleList([net.conv1, net.relu1, net.conv2])
-    return net
+    model = Plain()
+    model.all = nn.ModuleList([model.conv1, model.relu1, model.conv2])
+    return model
 
 
 @awkward()
@@ -66,17 +66,17 @@ def swallows_exceptions() -> nn.Module:
 
 @awkward(twin="plain")
 def own_hooks() -> nn.Module:
-    net = Plain()
-    net.conv1.register_forward_hook(lambda module, args, out: out.clone())
-    net.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
-    net.fc.register_full_backward_hook(lambda module, grad_in, grad_out: None)
-    net.register_forward_hook(lambda module, args, kwargs, out: None, with_kwargs=True, always_call=True)
+    model = Plain()
+    model.conv1.register_forward_hook(lambda module, args, out: out.clone())
+    model.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
+    model.fc.register_full_backward_hook(lambda module, grad_in, grad_out: None)
+    model.register_forward_hook(lambda module, args, kwargs, out: None, with_kwargs=True, always_call=True)
 
     def unasked(grad: Tensor) -> None:
         raise ZeroDivisionError("a gradient in the parameters was computed, though none was asked for")
 
-    net.conv1.weight.register_hook(unasked)  # type: ignore[no-untyped-call]
-    return net
+    model.conv1.weight.register_hook(unasked)  # type: ignore[no-untyped-call]
+    return model
 
 
 # ---- outputs ---------------------------------------------------------------------------------------------------------

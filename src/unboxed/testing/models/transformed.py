@@ -32,9 +32,9 @@ def checkpointed() -> nn.Module:
 
 @awkward(twin="plain")
 def checkpointed_reentrant() -> nn.Module:
-    net = Checkpointed()
-    net.reentrant = True
-    return net
+    model = Checkpointed()
+    model.reentrant = True
+    return model
 
 
 @awkward(twin="plain")
@@ -45,18 +45,18 @@ def scripted_part() -> nn.Module:
         def first(self, x: Tensor) -> Any:
             return self.block(x)
 
-    net = Net()
-    net.block = torch.jit.script(nn.Sequential(net.conv1, net.relu1).eval())
-    return net
+    model = Net()
+    model.block = torch.jit.script(nn.Sequential(model.conv1, model.relu1).eval())
+    return model
 
 
 @awkward(twin="plain")
 def scripted_and_optimized() -> nn.Module:
-    net = NETS["scripted_part"]().net
+    model = NETS["scripted_part"]().model
     for _ in range(4):  # the profiling executor optimizes from the second run on
-        net(torch.rand(3, 1, 8, 8, requires_grad=True)).sum().backward()
-    net.zero_grad()
-    return net
+        model(torch.rand(3, 1, 8, 8, requires_grad=True)).sum().backward()
+    model.zero_grad()
+    return model
 
 
 @cache
@@ -72,18 +72,18 @@ def exported() -> nn.Module:
 
 @awkward(twin="plain")
 def exported_flat() -> nn.Module:
-    net = _exported().module()
-    for module in net.modules():  # it shares its parameters with the program, which later copies are made from
+    model = _exported().module()
+    for module in model.modules():  # it shares its parameters with the program, which later copies are made from
         for name, p in module._parameters.items():
             module._parameters[name] = None if p is None else nn.Parameter(p.detach().clone())
-    return net
+    return model
 
 
 @awkward(twin="plain")
 def compiled() -> nn.Module:
-    net: Any = torch.compile(Plain(), backend="eager")
-    net(torch.rand(2, 1, 8, 8))  # hooks added from here on would not fire
-    return net  # type: ignore[no-any-return]
+    model: Any = torch.compile(Plain(), backend="eager")
+    model(torch.rand(2, 1, 8, 8))  # hooks added from here on would not fire
+    return model  # type: ignore[no-any-return]
 
 
 @awkward(twin="plain")
@@ -94,17 +94,17 @@ def compiled_part() -> nn.Module:
         def first(self, x: Tensor) -> Any:
             return self.block(x)
 
-    net = Net()
-    net.block = torch.compile(nn.Sequential(net.conv1, net.relu1), backend="eager")
-    del net.conv1, net.relu1
-    net(torch.rand(2, 1, 8, 8))
-    return net
+    model = Net()
+    model.block = torch.compile(nn.Sequential(model.conv1, model.relu1), backend="eager")
+    del model.conv1, model.relu1
+    model(torch.rand(2, 1, 8, 8))
+    return model
 
 
 def inductor() -> nn.Module:
     """Compiled by the default backend; not in `NETS`, for it takes a C++ compiler and a while."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        net: Any = torch.compile(NETS["plain"]().net)
-        net(torch.rand(2, 1, 8, 8))
-    return net  # type: ignore[no-any-return]
+        model: Any = torch.compile(NETS["plain"]().model)
+        model(torch.rand(2, 1, 8, 8))
+    return model  # type: ignore[no-any-return]

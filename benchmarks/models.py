@@ -1,6 +1,6 @@
-"""Nets and images that several benchmarks use: of the real data (UNBOXED_REAL_DATA names its folder), and untrained.
+"""Models and images that several benchmarks use: of the real data (UNBOXED_REAL_DATA names its folder), and untrained.
 
-Each net comes with what its inputs are, so `ub.Box(*resnet20())` opens it, and `--model benchmarks/nets.py:resnet20`.
+Each model comes with what its inputs are: `ub.Box(*resnet20())` opens it, and `--model benchmarks/models.py:resnet20`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PER_FILE = 1000  # CIFAR images in one PNG
 
 def resnet20(trained: bool = True, seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
     """ResNet-20 of He et al. 2016, section 4.2, by option A, with CIFAR-10 weights (91.8 % on the test images)."""
-    net = _seeded(ResNet20, seed)
+    model = _seeded(ResNet20, seed)
     if trained:
-        weights(net, ROOT / "cifar10" / "resnet20-12fca82f.th")
-    return net, ub.Pixels((3, 32, 32), MEAN, STD)
+        weights(model, ROOT / "cifar10" / "resnet20-12fca82f.th")
+    return model, ub.Pixels((3, 32, 32), MEAN, STD)
 
 
 def resnet56(seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
@@ -39,11 +39,11 @@ def resnet56(seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
 
 def squeezenet1_0(trained: bool = True, seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
     """SqueezeNet 1.0 of Iandola et al. 2016, with ImageNet weights; its layers have torchvision's names."""
-    net = _seeded(SqueezeNet, seed)
+    model = _seeded(SqueezeNet, seed)
     if trained:
         with np.load(ROOT / "imagenet_squeezenet" / "squeezenet1_0.npz") as state:
-            net.load_state_dict({name: torch.from_numpy(state[name]) for name in state.files})
-    return net, ub.Pixels((3, 224, 224), MEAN, STD)
+            model.load_state_dict({name: torch.from_numpy(state[name]) for name in state.files})
+    return model, ub.Pixels((3, 224, 224), MEAN, STD)
 
 
 def vgg16(seed: int = 0) -> tuple[nn.Module, ub.Pixels]:
@@ -61,7 +61,7 @@ def cifar(n: int = 4000) -> tuple[Tensor, Tensor]:
 
 
 def photo(name: str, like: ub.Pixels) -> Tensor:
-    """One of the photos, (1, C, H, W), in the size that a net takes."""
+    """One of the photos, (1, C, H, W), in the size that a model takes."""
     return read(ROOT / "photos" / name, like)[None]
 
 
