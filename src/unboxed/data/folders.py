@@ -17,7 +17,7 @@ from ..inputs.single import Inputs, Pixels
 from .sets import Example, Images
 
 Skipped = list[tuple[Path, str]]
-LITTER = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind; never the user's, like hidden files
+LITTER = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind, never the user's
 
 
 def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
