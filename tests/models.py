@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,59 @@ def uniform(*shape: int, seed: int = 1) -> Tensor:
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def near_a_boundary(classes: int, n: int, scale: float = 20.0) -> tuple[ub.Box, Tensor, Tensor, nn.Linear]:
+    """Logits W x + b of n gray images near a boundary, so that the ends of their range are far off."""
+    torch.manual_seed(0)
+    last = nn.Linear(36, classes).requires_grad_(False)
+    last.weight *= scale
+    x = 0.5 + 0.05 * torch.randn(n, 1, 6, 6).double()
+    last.double().bias -= last(x.flatten(1)).mean(0)
+    box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 6, 6)))
+    return box, x, box.predict(x), last
+
+
+def curved(n: int) -> tuple[ub.Box, Tensor, Tensor]:
+    """A model whose boundaries are no planes, with n images and the classes that it gives them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
+    model[1].weight *= 6
+    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(n, 1, 6, 6).double()
+    return box, x, box.predict(x)
+
+
+def assert_in_its_ball(c: Any, made: Any, norm: str, eps: float) -> None:
+    """Images of an attack on a case lie in the ball and in [0, 1], and success is what the model says of them."""
+    d = (made.images - c.x).double().flatten(1)
+    far = d.abs().amax(1) if norm == "linf" else d.norm(dim=1)
+    assert (far <= eps * (1 + 1e-6) + 1e-7).all()
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    assert torch.equal(made.success, c.box.predict(made.images) != c.y)
+    assert torch.equal(made.images[2], c.x[2])  # which the model gets wrong as it is
+
+
+@contextmanager
+def interrupted(model: nn.Module, at: int, *, once: bool = False) -> Iterator[None]:
+    """While open, KeyboardInterrupt is raised in the forward that is the `at`-th with gradients.
+
+    Also in those without gradients that follow before the next with them, unless `once`.
+    """
+    calls = 0
+
+    def hook(module: nn.Module, args: Any) -> None:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == at:
+            calls += once
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Bomb:

@@ -10,31 +10,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import unboxed as ub
+from models import curved, near_a_boundary
 from unboxed.adversarial import fab
 from unboxed.engine.optimize.hyperplanes import direction, lengths
 from unboxed.errors import InputError
 
 each_norm = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
-
-
-def linear(classes: int = 4, scale: float = 20.0) -> tuple[ub.Box, Tensor, Tensor, nn.Linear]:
-    """Logits W x + b of gray images near a boundary, so that the box is far off."""
-    torch.manual_seed(0)
-    last = nn.Linear(36, classes).requires_grad_(False)
-    last.weight *= scale
-    x = 0.5 + 0.05 * torch.randn(12, 1, 6, 6).double()
-    last.double().bias -= last(x.flatten(1)).mean(0)
-    box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 6, 6)))
-    return box, x, box.predict(x), last
-
-
-def curved() -> tuple[ub.Box, Tensor, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
-    model[1].weight *= 6
-    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(10, 1, 6, 6).double()
-    return box, x, box.predict(x)
 
 
 def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
@@ -48,7 +30,7 @@ def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
 @each_norm
 @pytest.mark.parametrize("settings", [{}, {"targets": 3}])
 def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, Any]) -> None:
-    box, x, y, last = linear()
+    box, x, y, last = near_a_boundary(4, 12)
     found = fab(box, x, y, norm=norm, steps=10, **settings)
     assert found.success.all()
     assert (box.predict(found.images) != y).all()
@@ -58,14 +40,14 @@ def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, 
 
 @each_norm
 def test_the_least_distance_to_a_class(norm: str) -> None:
-    box, x, y, last = linear(classes=2)
+    box, x, y, last = near_a_boundary(2, 12)
     found = fab(box, x, target=1 - y, norm=norm, steps=10)
     assert (box.predict(found.images) == 1 - y).all()
     assert torch.allclose(found.distance, to_boundaries(last, x, y, norm).amin(1), rtol=5e-3)
 
 
 def test_an_objective_is_raised_above_zero() -> None:
-    box, x, _, last = linear()
+    box, x, _, last = near_a_boundary(4, 12)
     found = fab(box, x, objective=ub.logit(2) - 3.0, norm="l2", steps=10)
     assert (box(found.images)[:, 2] > 3).all()
     away = (3 - last(x.flatten(1))[:, 2]).clamp_min(0) / last.weight[2].norm()
@@ -75,7 +57,7 @@ def test_an_objective_is_raised_above_zero() -> None:
 
 def test_where_the_box_holds_pixels_back() -> None:
     """Images of black and white: a linear program knows the least L-inf distance."""
-    box, x, _, last = linear(classes=2, scale=1.0)
+    box, x, _, last = near_a_boundary(2, 12, scale=1.0)
     x = (x > 0.5).double()
     y = box.predict(x)
     found = fab(box, x, y, norm="linf", steps=20)
@@ -92,7 +74,7 @@ def test_where_the_box_holds_pixels_back() -> None:
 
 @each_norm
 def test_inside_the_range_and_what_it_says(norm: str) -> None:
-    box, x, y = curved()
+    box, x, y = curved(10)
     found = fab(box, x, y, norm=norm, steps=20)
     assert found.success.float().mean() >= 0.7
     assert found.images.min() >= 0
@@ -145,7 +127,7 @@ def test_another_seed_starts_elsewhere() -> None:
 
 
 def test_fooled_within_eps_is_enough() -> None:
-    box, x, y = curved()
+    box, x, y = curved(10)
     all_the_way = fab(box, x, y, norm="l2", targets=4, steps=15)
     eps = float(all_the_way.distance[all_the_way.success].median())
     enough = fab(box, x, y, norm="l2", targets=4, steps=15, eps=eps)
@@ -160,7 +142,7 @@ def test_fooled_within_eps_is_enough() -> None:
 
 def test_rows_leave_in_the_midst_of_a_run() -> None:
     """On a linear model the second step crosses at the latest: a look at the original, and two a step."""
-    box, x, y = linear()[:3]
+    box, x, y = near_a_boundary(4, 12)[:3]
     found = fab(box, x, y, norm="l2", eps=3.0, steps=30)
     assert found.success.all()
     assert found.queries.max() <= 1 + 2 * 2
@@ -168,7 +150,7 @@ def test_rows_leave_in_the_midst_of_a_run() -> None:
 
 def test_queries_are_counted() -> None:
     """A look at the originals, at their classes; two a step of each run; five for the final search."""
-    box, x, y = linear()[:3]
+    box, x, y = near_a_boundary(4, 12)[:3]
     wrong = y.clone()
     wrong[0] = (y[0] + 1) % 4
     rows = list[int]()
@@ -182,7 +164,7 @@ def test_queries_are_counted() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"targets": 2}, {"targets": 2, "eps": 0.5}])
 def test_splitting_with_restarts(settings: dict[str, Any]) -> None:
-    box, x, y = curved()
+    box, x, y = curved(10)
     whole = fab(box, x, y, steps=5, restarts=3, seed=7, **settings)
     part = fab(box, x, y, steps=5, restarts=3, seed=7, batch_size=3, **settings)
     assert torch.allclose(whole.images, part.images, atol=1e-9)
@@ -219,6 +201,6 @@ def test_features_without_bounds(norm: str) -> None:
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
-    box, x, y = curved()
+    box, x, y = curved(10)
     with pytest.raises(InputError, match=said):
         fab(box, x, **{"y": y, **settings})

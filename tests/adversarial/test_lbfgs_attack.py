@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
-from torch import Tensor, nn
+from torch import Tensor
 
 import unboxed as ub
+from models import curved, near_a_boundary
 from unboxed.adversarial import distortion, lbfgs
 from unboxed.engine.optimize.lbfgs import Search, begun, chosen
 from unboxed.errors import InputError
@@ -85,28 +86,9 @@ def test_another_weight_is_known_without_a_look() -> None:
 # ---- the attack ------------------------------------------------------------------------------------------------------
 
 
-def linear(scale: float = 20.0) -> tuple[ub.Box, Tensor, Tensor, nn.Linear]:
-    """Two classes W x + b of gray images near the boundary, so that the box is far off."""
-    torch.manual_seed(0)
-    last = nn.Linear(36, 2).requires_grad_(False)
-    last.weight *= scale
-    x = 0.5 + 0.05 * torch.randn(8, 1, 6, 6).double()
-    last.double().bias -= last(x.flatten(1)).mean(0)
-    box = ub.Box(nn.Sequential(nn.Flatten(), last), ub.Pixels((1, 6, 6)))
-    return box, x, box.predict(x), last
-
-
-def curved() -> tuple[ub.Box, Tensor, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 5)).requires_grad_(False).double()
-    model[1].weight *= 6
-    box, x = ub.Box(model, ub.Pixels((1, 6, 6))), torch.rand(8, 1, 6, 6).double()
-    return box, x, box.predict(x)
-
-
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_least_distance_to_a_linear_boundary(targeted: bool) -> None:
-    box, x, y, last = linear()
+    box, x, y, last = near_a_boundary(2, 8)
     found = lbfgs(box, x, target=1 - y, searches=14) if targeted else lbfgs(box, x, y, searches=14)
     assert torch.equal(box.predict(found.images), 1 - y)
     f = last(x.flatten(1))
@@ -116,7 +98,7 @@ def test_the_least_distance_to_a_linear_boundary(targeted: bool) -> None:
 
 def test_where_the_box_holds_pixels_back() -> None:
     """Black and white images: a quadratic program knows the least distance."""
-    box, x, _, last = linear()
+    box, x, _, last = near_a_boundary(2, 8)
     x = (x > 0.5).double()
     y = box.predict(x)
     found = lbfgs(box, x, y, searches=14)
@@ -132,7 +114,7 @@ def test_where_the_box_holds_pixels_back() -> None:
 
 def test_no_farther_than_fab() -> None:
     """Another way to the same end: the medians agree on a model that is not linear."""
-    box, x, y = curved()
+    box, x, y = curved(8)
     mine, other = lbfgs(box, x, y), ub.adversarial.fab(box, x, y, norm="l2", steps=40)
     assert mine.success.all()
     assert mine.distance.median() <= 1.01 * other.distance[other.success].median()
@@ -140,7 +122,7 @@ def test_no_farther_than_fab() -> None:
 
 
 def test_targets_are_reached_and_cost_more() -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     any_class = lbfgs(box, x, y)
     target = (y + 1) % 5
     found = lbfgs(box, x, y, target=target)
@@ -150,7 +132,7 @@ def test_targets_are_reached_and_cost_more() -> None:
 
 
 def test_an_objective_is_raised_above_zero() -> None:
-    box, x, _, last = linear()
+    box, x, _, last = near_a_boundary(2, 8)
     found = lbfgs(box, x, objective=ub.logit(1) - 3.0, searches=14)
     assert (box(found.images)[:, 1] > 3).all()
     away = (3 - last(x.flatten(1))[:, 1]).clamp_min(0) / last.weight[1].norm()
@@ -158,7 +140,7 @@ def test_an_objective_is_raised_above_zero() -> None:
 
 
 def test_more_searches_come_nearer() -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     far = [lbfgs(box, x, y, searches=k) for k in (2, 5, 12)]
     least = [torch.where(f.success, f.distance, torch.inf) for f in far]
     assert (least[1] <= least[0]).all()
@@ -167,7 +149,7 @@ def test_more_searches_come_nearer() -> None:
 
 
 def test_fooled_within_eps_is_enough() -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     all_the_way = lbfgs(box, x, y)
     eps = float(all_the_way.distance.median()) * 1.01
     enough = lbfgs(box, x, y, eps=eps)
@@ -179,7 +161,7 @@ def test_fooled_within_eps_is_enough() -> None:
 
 
 def test_queries_are_counted_and_rows_that_are_done_leave() -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     y[0] = (y[0] + 1) % 5
     rows = list[int]()
     box.model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
@@ -191,7 +173,7 @@ def test_queries_are_counted_and_rows_that_are_done_leave() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"eps": 0.5}, {"target": 2}])
 def test_splitting(settings: dict[str, Any]) -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     whole, part = (lbfgs(box, x, y, searches=5, batch_size=size, **settings) for size in (8, 3))
     assert torch.allclose(whole.images, part.images, atol=1e-9)
     assert torch.equal(whole.queries, part.queries)
@@ -219,6 +201,6 @@ def test_distortion_is_the_root_of_the_mean_square() -> None:
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
-    box, x, y = curved()
+    box, x, y = curved(8)
     with pytest.raises(InputError, match=said):
         lbfgs(box, x, **{"y": y, **settings})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import interrupted
 from unboxed import plots
 from unboxed.adversarial import patch, shared
 from unboxed.adversarial.placing import Placing
@@ -235,17 +236,8 @@ def test_a_sample_at_each_step() -> None:
 def test_an_interrupted_patch_keeps_its_steps() -> None:
     box, x = boxed(), images(6)
     whole = patch(box, x, target=1, area=0.2, steps=5)
-    calls = 0
-
-    def pre(module: nn.Module, args: Any) -> None:
-        nonlocal calls
-        calls += torch.is_grad_enabled()
-        if calls == 3:
-            raise KeyboardInterrupt
-
-    handle = box.model.register_forward_pre_hook(pre)
-    got = patch(box, x, target=1, area=0.2, steps=5)
-    handle.remove()
+    with interrupted(box.model, 3):
+        got = patch(box, x, target=1, area=0.2, steps=5)
     assert got.interrupted
     assert torch.equal(got.history, whole.history[:2])
     assert not torch.allclose(got.image, patch(box, x, target=1, area=0.2, steps=0).image, atol=0.02)

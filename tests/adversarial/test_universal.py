@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import interrupted
 from unboxed.adversarial import universal
 from unboxed.engine.optimize.constraints import L2, Linf
 from unboxed.errors import InputError
@@ -107,17 +108,8 @@ def test_it_beats_random_signs_on_held_out_digits() -> None:
 def test_an_interrupted_one_keeps_its_steps() -> None:
     box, x = linear()
     whole = universal(box, x, eps=0.2, steps=6)
-    calls = 0
-
-    def pre(module: nn.Module, args: Any) -> None:
-        nonlocal calls
-        calls += torch.is_grad_enabled()
-        if calls == 4:
-            raise KeyboardInterrupt
-
-    handle = box.model.register_forward_pre_hook(pre)
-    got = universal(box, x, eps=0.2, steps=6)
-    handle.remove()
+    with interrupted(box.model, 4):
+        got = universal(box, x, eps=0.2, steps=6)
     assert got.interrupted
     assert torch.equal(got.history, whole.history[:3])
     assert not torch.equal(got.perturbation, universal(box, x, eps=0.2, steps=0).perturbation)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from models import interrupted
 from unboxed.engine.optimize.colors import statistics
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import inversion, inversions
@@ -130,19 +131,9 @@ def test_a_call_of_a_layer(model: str) -> None:
 
 
 def test_ctrl_c_between_layers_keeps_those_made(box: ub.Box, x: Tensor) -> None:
-    calls = 0
-
-    def hook(module: nn.Module, args: tuple[Tensor]) -> None:
-        nonlocal calls
-        calls += torch.is_grad_enabled()
-        if calls == 5:
-            calls += 1
-            raise KeyboardInterrupt
-
     whole = inversions(box, x, ["conv1", "fc1"], steps=3)
-    handle = box.model.register_forward_pre_hook(hook)
-    made = inversions(box, x, ["conv1", "fc1"], steps=3)
-    handle.remove()
+    with interrupted(box.model, 5, once=True):
+        made = inversions(box, x, ["conv1", "fc1"], steps=3)
     assert made.interrupted
     assert torch.equal(made.images[0], whole.images[0])
     assert not torch.equal(made.images[1], whole.images[1])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+from models import interrupted
 from unboxed.errors import InputError
 from unboxed.synthesis import silence
 
@@ -88,18 +89,8 @@ def test_of_a_table(x: Tensor) -> None:
 
 
 def test_ctrl_c_keeps_the_smallest_found(box: ub.Box, x: Tensor) -> None:
-    calls = 0
-
-    def hook(module: nn.Module, args: tuple[Tensor]) -> None:
-        nonlocal calls
-        calls += torch.is_grad_enabled()
-        if calls == 40:
-            calls += 1
-            raise KeyboardInterrupt
-
-    handle = box.model.register_forward_pre_hook(hook)
-    made = silence(box, x, ub.neuron("fc1", 5))
-    handle.remove()
+    with interrupted(box.model, 40, once=True):
+        made = silence(box, x, ub.neuron("fc1", 5))
     assert made.interrupted
     assert made.silenced.any()
     whole = silence(box, x, ub.neuron("fc1", 5))

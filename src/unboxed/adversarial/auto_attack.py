@@ -18,8 +18,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import Saved, digest
-from ..engine.fingerprint import box_answers, box_settings, identity
 from ..engine.optimize.constraints import L2, Ball, Linf, ball_of
+from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
@@ -233,7 +233,7 @@ def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
     settings = box_settings(attempt.box) | {
         "examples": digest(attempt.x),
         "labels": digest(*(k for k in (goal.right, goal.become) if k is not None)),
-        "goal": goal.fooled.name if goal.of_classes else _compared(goal.fooled),
+        "goal": goal.fooled.name if goal.of_classes else _objective(goal.fooled),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
         "answers": box_answers(attempt.box, attempt.before),
@@ -241,9 +241,5 @@ def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
     return Saved(path, "AutoAttack", settings)
 
 
-def _compared(objective: Objective) -> str:
-    """The objective with all that it holds. Raises InputError."""
-    try:
-        return identity(objective)
-    except InputError as error:
-        raise InputError(f"objective={objective.name} can't go on from a checkpoint: {error}; leave it out") from None
+def _objective(objective: Objective) -> str:
+    return checkpoint_repr(f"objective={objective.name}", objective, "leave it out")

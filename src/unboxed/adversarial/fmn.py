@@ -60,9 +60,9 @@ def fmn(
     estimate; then it is 1 - `gamma` times its last where the image fools, the nearest found at most, and 1 + `gamma`
     times where not; `gamma` falls to .001. Two lines differ from the paper: the estimate is exceeded by .001 of it, or
     on the boundary itself rounding decides; and for images that nothing fools within five steps, by `gamma`, and a
-    gradient that points out of the valid range is left out. L0 and
-    the start from an image that fools are left out. `target` is the class to become instead; `objective=` is to rise
-    above zero. An image farther than `eps` is no success. Raises InputError.
+    gradient that points out of the valid range is left out. L0 and the start from an image that fools are left out.
+    `target` is the class to become instead; `objective=` is to rise above zero. An image farther than `eps` is no
+    success. Raises InputError.
     """
     eps = math.inf if eps is None else number("eps", eps, above=0)
     ball = norm_of(norm)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..box import Box
 from ..cards import Card
+from ..engine.optimize.constraints import NORMS
 from ..engine.read.sizes import images_only
 from ..errors import InputError
 from ..inputs.single import Pixels
 
 Attacks = Mapping[str, Callable[..., Any]]
-NORMS = ("linf", "l2", "l1")
 
 
 def card_of(attack: Callable[..., Any] | None) -> Card | None:
@@ -29,7 +29,7 @@ def fitting(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., An
 
 def common_norm(attacks: Attacks) -> str:
     """The first of linf, l2 and l1 that all of the attacks take; linf where there is none."""
-    return next((n for n in NORMS if all(_takes_norm(card_of(a), n) for a in attacks.values())), NORMS[0])
+    return next((n for n in NORMS if all(_takes_norm(card_of(a), n) for a in attacks.values())), "linf")
 
 
 def _takes_inputs(card: Card | None, box: Box) -> bool:

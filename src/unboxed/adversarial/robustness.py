@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import Saved, digest
-from ..engine.fingerprint import box_answers, box_settings, identity
 from ..engine.optimize.constraints import ball_of, eps_text, norm_of
 from ..engine.read.class_labels import unique
 from ..engine.read.examples import labeled
+from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
 from ..errors import InputError, NaNError
 from ..model.answers import among
 from ..model.batching import BatchSize
@@ -286,8 +286,5 @@ def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compared(name: str, attack: Attack | None) -> str:
     """An attack with all that it is made of. Raises InputError."""
-    try:
-        return identity(attack)
-    except InputError as error:
-        instead = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
-        raise InputError(f"the attack {name!r} can't go on from a checkpoint: {error}; {instead}") from None
+    instead = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
+    return checkpoint_repr(f"the attack {name!r}", attack, instead)

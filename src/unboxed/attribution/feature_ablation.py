@@ -44,10 +44,10 @@ def feature_ablation(
 ) -> Tensor:
     """The score lost when a number's player is hidden: (N, 1 or C, H, W) of images, else shaped like x.
 
-    `segments` says which numbers are hidden together (see engine.segments): by default a column each, and about 50 SLIC
-    superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the score. Players
-    that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the model is not
-    computed. Raises InputError for segments or a baseline that do not fit x.
+    `segments` says which numbers are hidden together (see `engine.perturb.segments`): by default a column each, and
+    about 50 SLIC superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the
+    score. Players that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the
+    model is not computed. Raises InputError for segments or a baseline that do not fit x.
     """
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)

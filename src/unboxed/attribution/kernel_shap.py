@@ -60,14 +60,14 @@ def kernel_shap(
 ) -> KernelShap:
     """Shapley values by constrained weighted least squares; they sum to score(x) - score(baseline) exactly.
 
-    `segments` says who plays (see engine.segments): by default a column each, and of an image about 50 SLIC
+    `segments` says who plays (see `engine.perturb.segments`): by default a column each, and of an image about 50 SLIC
     superpixels, or n_samples / 4 where that is less. In the map a player's value is shared evenly among its pixels (in
     the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
 
     The model runs at most `n_samples` times a row. All subsets are run where they are no more than that: the values are
-    then Shapley's own. Errors are the jackknife's over pairs of subsets (see engine.jackknife); an UnboxedWarning tells
-    of fewer than 4 samples for each player that hides something.
-    Raises InputError where n_samples is below 2 F + 2 and all subsets of the F players.
+    then Shapley's own. Errors are the jackknife's over pairs of subsets (see `engine.perturb.standard_errors`); an
+    UnboxedWarning tells of fewer than 4 samples for each player that hides something. Raises InputError where n_samples
+    is below 2 F + 2 and all subsets of the F players.
     """
     n, seed = whole("n_samples", n_samples, least=2), check_seed(seed)
     x = box.accept(x)

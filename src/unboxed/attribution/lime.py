@@ -119,25 +119,24 @@ def lime(
 ) -> Lime:
     """The weight of each segment in a linear model of the score, fitted to x with segments hidden at random.
 
-    `segments` (see engine.segments) are by default a column each, and quickshift superpixels, as in the lime package;
-    where there are more than n_samples / 4 of these, SLIC superpixels or squares. The map has a segment's whole weight
-    on each of its pixels, in the unit of the score.
-    Masks keep each segment with probability 1/2; they weigh sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
-    distance to the mask of all, and `alpha` is the ridge's penalty (1 by default, as in the package) or the lasso's
-    (0.001). `n_features` fits once more with only the heaviest. `on="probability"` explains the class's probability,
-    the default where target means a class; "score" explains what target means by itself. `baseline="segment"` hides a
-    segment by its own mean, as the package does.
+    `segments` (see `engine.perturb.segments`) are by default a column each, and quickshift superpixels, as in the lime
+    package; where there are more than n_samples / 4 of these, SLIC superpixels or squares. The map has a segment's
+    whole weight on each of its pixels, in the unit of the score. Masks keep each segment with probability 1/2; they
+    weigh sqrt(exp(-d^2 / kernel_width^2)), d being the cosine distance to the mask of all, and `alpha` is the ridge's
+    penalty (1 by default, as in the package) or the lasso's (0.001). `n_features` fits once more with only the
+    heaviest. `on="probability"` explains the class's probability, the default where target means a class; "score"
+    explains what target means by itself. `baseline="segment"` hides a segment by its own mean, as the package does.
 
     What is estimated is the package's weighted regression, with less noise. Masks are drawn together: each is by itself
     drawn as before, all of them are an orthogonal array (and all subsets, where they are no more than n_samples).
     Segments in which x is the baseline, which can't matter to the model, are summed over. And what bends in the score
-    is learned from the masks run and taken out as a control variate (see engine.surrogate). The model runs at most
-    n_samples times a row.
+    is learned from the masks run and taken out as a control variate (see `engine.perturb.control_variate`). The model
+    runs at most n_samples times a row.
 
-    Errors are the jackknife's over pairs of masks (see engine.jackknife), about the same regression on all subsets, x
-    itself counting as one mask in n_samples; with the lasso, given its choice of segments. An UnboxedWarning tells of
-    fewer than 4 samples for each segment that hides something.
-    Raises InputError where n_samples is below the number of segments + 2.
+    Errors are the jackknife's over pairs of masks (see `engine.perturb.standard_errors`), about the same regression on
+    all subsets, x itself counting as one mask in n_samples; with the lasso, given its choice of segments. An
+    UnboxedWarning tells of fewer than 4 samples for each segment that hides something. Raises InputError where
+    n_samples is below the number of segments + 2.
     """
     settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
     x = box.accept(x)

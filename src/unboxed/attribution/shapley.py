@@ -58,10 +58,10 @@ def shapley(
 ) -> Shapley:
     """Exact Shapley values: they sum to score(x) - score(baseline), and what adds nothing gets zero.
 
-    `segments` says who plays (see engine.segments): by default a column each, and of an image 3 x 3 squares (of images
-    among several inputs 2 x 2 or the whole, where that keeps to 16 players). In the map a player's value is shared
-    evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline). The
-    model runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
+    `segments` says who plays (see `engine.perturb.segments`): by default a column each, and of an image 3 x 3 squares
+    (of images among several inputs 2 x 2 or the whole, where that keeps to 16 players). In the map a player's value is
+    shared evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
+    The model runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
     """
     x = box.accept(x)
     score, _ = objective(box, target, x, batch_size)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..atomic_write import encoded
 from ..box import Box
-from ..engine.fingerprint import identity
+from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
 from ..validation import check_seed
@@ -114,7 +114,7 @@ def _words(method: Method) -> str | None:
     if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
         return None
     try:
-        return f"{identity(function)}({sorted(settings.items())})"
+        return f"{stable_repr(function)}({sorted(settings.items())})"
     except InputError:
         return None
 

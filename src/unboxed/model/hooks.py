@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
-from .fingerprint import TransientHook
+from .identity import TransientHook
 from .incremental import Windowed, plain
 from .op_tables import name_of
 

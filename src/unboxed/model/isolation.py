@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InputError, warn
 from . import buffer_writes, late_hooks, relu_rules, state
-from .fingerprint import HookPlace, identity
 from .hooks import named_modules
+from .identity import HookPlace, identity
 from .locks import alone, locks_of
 
 Mode = Literal["eval", "as-is"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from .fingerprint import HookPlace
 from .hooks import tensors_in
+from .identity import HookPlace
 
 
 @contextmanager

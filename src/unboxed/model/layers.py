@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
-from .fingerprint import TransientHook
 from .hooks import Address, following, main_tensor, once
+from .identity import TransientHook
 from .state import SharedNoise
 
 

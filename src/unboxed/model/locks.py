@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .fingerprint import TransientHook
+from .identity import TransientHook
 
 GRACE = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
 

@@ -26,7 +26,7 @@ INDIRECT = frozenset({
     "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",
     "engine.perturb.control_variate", "engine.perturb.estimators", "engine.perturb.baselines",
     "engine.optimize.constraints", "engine.gradients.quadrature", "engine.optimize.lbfgs",
-    "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features", "engine.fingerprint",
+    "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features", "engine.stable_repr",
     "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode", "model.lrp.linear_rules",
 })  # fmt: skip
 """Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""

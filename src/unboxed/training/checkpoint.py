@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from ..atomic_write import write_bytes
 from ..checkpointing import Digest, Saved
-from ..engine.fingerprint import identity
-from ..errors import InputError
+from ..engine.stable_repr import checkpoint_repr
 from ..model import state
 
 LOOKED_AT = 8  # examples of a data set
@@ -36,10 +35,7 @@ def structure(model: nn.Module) -> str:
 
 def compared(name: str, setting: object) -> str:
     """A setting with all that it is made of. Raises InputError."""
-    try:
-        return identity(setting)
-    except InputError as error:
-        raise InputError(f"{name}= can't go on from a checkpoint: {error}; make it of plain values") from None
+    return checkpoint_repr(f"{name}=", setting, "make it of plain values")
 
 
 def looked_at(data: Dataset[Any], device: torch.device) -> Digest:

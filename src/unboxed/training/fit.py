@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import OTHERWISE, Saved, alike
-from ..engine.fingerprint import box_answers
+from ..engine.stable_repr import box_answers
 from ..errors import DataError, InputError
 from ..inputs.single import Inputs
 from ..model import state as rng

@@ -30,10 +30,10 @@ DIGITS = 16  # of a digest
 PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes)
 
 
-def identity(value: object) -> str:
+def stable_repr(value: object) -> str:
     """The words. Raises InputError for what can't be compared with another: a lock, a file, a running generator."""
     try:
-        words = _Identity().of(value)
+        words = _StableRepr().of(value)
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:  # too deep; a tensor or a closure that holds nothing
@@ -41,11 +41,19 @@ def identity(value: object) -> str:
     return words if len(words) <= LONGEST else f"{words[:LONGEST]}... {_sum(words)}"
 
 
+def checkpoint_repr(what: str, value: object, remedy: str) -> str:
+    """As `stable_repr`, of a setting of a work with a checkpoint. Raises InputError, which names it and the remedy."""
+    try:
+        return stable_repr(value)
+    except InputError as error:
+        raise InputError(f"{what} can't go on from a checkpoint: {error}; {remedy}") from None
+
+
 def box_settings(box: Box) -> dict[str, Any]:
     """What a checkpoint says of the model it is of, beside what it answers: see `in_precision`."""
     return {
-        "weights": weights_digest(box.model), "inputs": identity(box.inputs), "outputs": box.outputs, "mode": box.mode,
-        "autocast": str(box.autocast),
+        "weights": weights_digest(box.model), "inputs": stable_repr(box.inputs), "outputs": box.outputs,
+        "mode": box.mode, "autocast": str(box.autocast),
     }  # fmt: skip
 
 
@@ -54,7 +62,7 @@ def box_answers(box: Box, values: Tensor) -> Tensor:
     return in_precision(values, box.autocast or box.model_dtype)
 
 
-class _Identity:
+class _StableRepr:
     """One value's. A function or a class that comes again, and an object inside itself, is a number."""
 
     def __init__(self) -> None:

@@ -16,14 +16,14 @@ from torch import nn
 
 import unboxed as ub
 from unboxed.checkpointing import alike
-from unboxed.engine.fingerprint import identity
+from unboxed.engine.stable_repr import stable_repr
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
 
 SCRIPT = """
 import torch, unboxed as ub
 from functools import partial
-from unboxed.engine.fingerprint import identity
+from unboxed.engine.stable_repr import stable_repr
 STEPS = 3
 def attack(*args, kinds=frozenset({"a", "b", "c"}), **more):
     return [ub.adversarial.pgd(*args, steps=STEPS, **more) for name in {"d", "e", "f"}]
@@ -32,7 +32,7 @@ class Own:
         return attack(*args)
 for value in (attack, Own(), Own().__call__, partial(ub.adversarial.pgd, steps=2), {"a", "b", "c", 1},
               ub.logit(torch.tensor([1, 2])), ub.Pixels((1, 8, 8), mean=0.5), torch.nn.Linear(2, 2, device="meta")):
-    print(identity(value) if not isinstance(value, torch.nn.Module) else "")
+    print(stable_repr(value) if not isinstance(value, torch.nn.Module) else "")
 """
 
 
@@ -82,14 +82,14 @@ def linear(k: float) -> nn.Module:
     ],
 )  # fmt: skip
 def test_another_value_is_another(make: Any) -> None:
-    assert identity(make(1)) == identity(make(1))
-    assert identity(make(1)) != identity(make(2))
+    assert stable_repr(make(1)) == stable_repr(make(1))
+    assert stable_repr(make(1)) != stable_repr(make(2))
 
 
 def test_what_names_itself_ends() -> None:
     circle = list[Any]()
     circle.append(circle)
-    assert identity(circle) == "list(#0)"
+    assert stable_repr(circle) == "list(#0)"
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         deep = [deep]
     for value in (threading.Lock(), closure(threading.Lock()), (i for i in ()), empty(), deep):
         with pytest.raises(InputError, match="can't be compared"):
-            identity(value)
+            stable_repr(value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
