@@ -17,7 +17,7 @@ import unboxed as ub
 from harness import write
 from models import resnet56
 from unboxed.engine.read.edits import _Work
-from unboxed.model.layers import Flops
+from unboxed.model.layers import FlopCounter
 
 LAYERS = ("layer3.0.conv1", "layer3.4.conv1", "layer3.8.conv1", "layer3.8")
 N, PAIRS = 16, 5
@@ -63,8 +63,8 @@ def compared(box: ub.Box, x: Tensor, layer: str) -> dict[str, float]:
         "ratio": statistics.median(s / w for s, w in seconds),
         "ours_s": statistics.median(s for s, _ in seconds),
         "whole_s": statistics.median(w for _, w in seconds),
-        "ours_forwards": _flops(ours) / (box.flops * len(x)),
-        "whole_forwards": _flops(whole) / (box.flops * len(x)),
+        "ours_forwards": _flops(ours) / (box.flops_per_example * len(x)),
+        "whole_forwards": _flops(whole) / (box.flops_per_example * len(x)),
         "largest_difference": off,
     }
 
@@ -76,7 +76,7 @@ def _cpu(work: Callable[[], Tensor]) -> float:
 
 
 def _flops(work: Callable[[], Tensor]) -> float:
-    with Flops() as counter:
+    with FlopCounter() as counter:
         work()
     return float(counter.total)
 

@@ -40,10 +40,10 @@ def draw(box: ub.Box, goal: Objective, rows: int, steps: int, bare: bool = False
 
 def depth(pairs: int, steps: int, channels_last: bool, bare: bool) -> dict[str, object]:
     box = ub.Box(*vgg16(), channels_last=channels_last)
-    weighted = [row.path for row in box.layers if row.leaf and row.parameters]
+    weighted = [row.path for row in box.layers if row.is_leaf and row.n_parameters]
     shallow = ub.channel(weighted[AT - 1], 0)
-    leaves = [row for row in box.layers if row.leaf]
-    share = sum(row.flops for row in leaves[: 1 + [row.path for row in leaves].index(weighted[AT - 1])])
+    leaves = [row for row in box.layers if row.is_leaf]
+    share = sum(row.flops_share for row in leaves[: 1 + [row.path for row in leaves].index(weighted[AT - 1])])
 
     def check() -> None:
         if len(weighted) != 16:

@@ -46,7 +46,7 @@ def figures(box: ub.Box, x: Tensor, y: Tensor, maps: Tensor, local: bool) -> dic
     Squares and subsets are removed, which shares of the score speak of: a local map is multiplied by x for those two.
     """
     shares = maps * x if local and maps.shape == x.shape else maps
-    infidelity = checks.infidelity(box, x, shares, y, perturbation="square", scaled=True, n_samples=40)
+    infidelity = checks.infidelity(box, x, shares, y, perturbation="square", fit_scale=True, n_samples=40)
     few, many = checks.sensitivity_n(box, x, shares, y, sizes=[8, 78], n_samples=30).mean
     found = {
         "deletion_auc": mean(checks.deletion(box, x, maps, y, n_steps=28).auc),

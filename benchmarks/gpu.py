@@ -22,7 +22,7 @@ from models import resnet20, vgg16
 from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
 from unboxed.engine.optimize.parameterizations import Fourier
 from unboxed.engine.optimize.transforms import wobble
-from unboxed.model.layers import Flops
+from unboxed.model.layers import FlopCounter
 from unboxed.objectives import roughness
 
 NETS: dict[str, Callable[[], tuple[nn.Module, ub.Pixels]]] = {
@@ -43,7 +43,7 @@ def climb(box: ub.Box, rows: int, steps: int) -> None:
 def flops(box: ub.Box, rows: int) -> int:
     """Of one step: what forward and backward pass of the model take."""
     x = torch.rand(rows, *box.inputs.shape, device=box.device, requires_grad=True)
-    with Flops() as counter, box.quiet():  # type: ignore[no-untyped-call]
+    with FlopCounter() as counter, box.isolated():  # type: ignore[no-untyped-call]
         z = box.forward(x, ["logits"])["logits"]
         torch.autograd.grad(z.float().sum(), x)
     return counter.total
@@ -53,7 +53,7 @@ def bare(box: ub.Box, rows: int, steps: int) -> None:
     """The model alone, forward and backward, as often."""
     x = torch.rand(rows, *box.inputs.shape, device=box.device, requires_grad=True)
     for _ in range(steps):
-        with box.quiet():
+        with box.isolated():
             torch.autograd.grad(box.forward(x, ["logits"])["logits"].float().sum(), x)
 
 

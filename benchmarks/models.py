@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.inputs.images import read
+from unboxed.inputs.images import read_image
 from unboxed.loading import weights
 
 ROOT = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -62,7 +62,7 @@ def cifar(n: int = 4000) -> tuple[Tensor, Tensor]:
 
 def photo(name: str, like: ub.Pixels) -> Tensor:
     """One of the photos, (1, C, H, W), in the size that a model takes."""
-    return read(ROOT / "photos" / name, like)[None]
+    return read_image(ROOT / "photos" / name, like)[None]
 
 
 def imagenet_classes() -> tuple[str, ...]:

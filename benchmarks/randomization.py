@@ -59,7 +59,7 @@ def randomized(box: Box, x: Tensor, method: Callable[..., Any], mode: Any, seeds
         | {"between_seeds": rounded(whole["signed"][:, i].nanmean(1).std(correction=0))}
         for i, layer in enumerate(found[0].layers)
     }
-    blank = torch.stack([r.blank[0] for r in found])
+    blank = torch.stack([r.is_blank[0] for r in found])
     return means, {f: quantiles(h[:, 0]) for f, h in whole.items()} | {"blank": rounded(blank.double().mean())}
 
 
@@ -85,15 +85,15 @@ def controls(box: Box, x: Tensor, method: Callable[..., Any]) -> dict[str, Any]:
     edges, random = checks.edge_control(box, x, method), checks.random_input(box, x, method)
     constant = checks.constant_model(box, x, method)
     own = getattr(result := method(box, x, box.predict(x)), "map", result)
-    other = checks.similarity(own, own.roll(1, 0)).mean()
+    other = checks.map_similarity(own, own.roll(1, 0)).mean()
     return {
         "edges": {f: rounded(v) for f, v in edges.map.mean().items()},
         "edges_of_gradient": {f: rounded(v) for f, v in edges.gradient.mean().items()},
         "shuffled_pixels": {f: rounded(v) for f, v in random.shuffled.mean().items()},
         "noise": {f: rounded(v) for f, v in random.noise.mean().items()},
-        "strength_on_noise": rounded(random.strength_noise.nanmedian()),
-        "blind_model": rounded(constant.blind.median()),
-        "mute_model": rounded(constant.mute.median()),
+        "strength_on_noise": rounded(random.norm_ratio_noise.nanmedian()),
+        "blind_model": rounded(constant.constant_input.median()),
+        "mute_model": rounded(constant.constant_output.median()),
         "another_image": {f: rounded(v) for f, v in other.items()},
     }
 
@@ -136,8 +136,8 @@ def labels(n: int, epochs: int) -> dict[str, Any]:
         fit(model, inputs, TensorDataset(x, labels), epochs=epochs, lr=2e-3, quiet=True)
         return Box(model, inputs)
 
-    true, random = checks.retrained(taught, y)
-    learned = [rounded(accuracy(b, TensorDataset(x, t))) for b, t in ((true, y), (random, checks.shuffled(y)))]
+    true, random = checks.train_twice(taught, y)
+    learned = [rounded(accuracy(b, TensorDataset(x, t))) for b, t in ((true, y), (random, checks.shuffle_labels(y)))]
     shown = ub.data.digits("test").first(n)[0]
     rows = {}
     for name, method in methods().items():

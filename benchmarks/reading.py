@@ -39,7 +39,7 @@ def main() -> None:
             raise SystemExit("the activation read is not the layer's")
 
     figures = compare(read, full, check=check)
-    upto = [row.flops for row in box.layers][: 2 * AT - 1]
+    upto = [row.flops_share for row in box.layers][: 2 * AT - 1]
     what = f"read convolution {AT} of {DEPTH} against a full forward"
     write("reading", {"what": what, "share_of_flops": sum(upto), **figures})
 

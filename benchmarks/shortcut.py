@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness import write
-from unboxed.checks import Mark, Shortcut, shortcut
+from unboxed.checks import ShortcutReport, Trigger, shortcut
 from unboxed.data.uci import INPUTS
 from unboxed.training.shortcut import pair
 
@@ -17,8 +17,8 @@ SEEDS = (0, 1, 2)
 VARIANTS = {"one class": (3,), "all classes": tuple(range(10))}
 
 
-def judged(classes: tuple[int, ...], seed: int) -> Shortcut:
-    mark = Mark(INPUTS.shape, classes)
+def judged(classes: tuple[int, ...], seed: int) -> ShortcutReport:
+    mark = Trigger(INPUTS.shape, classes)
     trained = pair(mark, seed=seed, quiet=True)
     return shortcut(trained.model, trained.control, trained.x, trained.y, mark, seed=seed)
 
@@ -45,7 +45,7 @@ def figures(classes: tuple[int, ...]) -> dict[str, Any]:
             "verdicts": [f.verdict for f in findings],
         }  # fmt: skip
     answers = {
-        name: {k: round(mean(vars(getattr(f, name))[k] for f in found), 4) for k in vars(found[0].answers)}
+        name: {k: round(mean(vars(getattr(f, name))[k] for f in found), 4) for k in vars(found[0].model_rates)}
         for name in ("answers", "control")
     }
     seconds = round((time.perf_counter() - started) / len(SEEDS), 1)

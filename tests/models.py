@@ -43,14 +43,14 @@ def seeded(build: Any, *args: Any) -> nn.Module:
 
 def boxed(name: str) -> tuple[ub.Box, Tensor]:
     """An awkward model, opened, and three inputs."""
-    entry = awkward.get(name)
-    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    entry = awkward.get_model(name)
+    box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     return box, entry.images(3).to(box.dtype)
 
 
 def plain_images(n: int = 3) -> Tensor:
     """Images of the plain model, in double precision."""
-    return awkward.get("plain").images(n).double()
+    return awkward.get_model("plain").images(n).double()
 
 
 def digits_box() -> ub.Box:

@@ -18,7 +18,7 @@ import torch
 
 from unboxed.cards import cards
 from unboxed.errors import UnboxedError
-from unboxed.testing.cases import call, case, tensors
+from unboxed.testing.cases import call_example, make_case, result_tensors
 
 MODELS = ("plain", "batchnorm", "attention")
 
@@ -31,7 +31,7 @@ def numbers() -> dict[str, list[float]]:
         for model in MODELS:
             name = f"{card.family}.{card.method.__name__} {model}"
             try:
-                parts = tensors(call(card, case(model, torch.float64)))
+                parts = result_tensors(call_example(card, make_case(model, torch.float64)))
             except UnboxedError:
                 result[name] = []
                 continue

@@ -83,11 +83,11 @@ def test_the_layer_table(model: Net) -> None:
     rows = {row.path: row for row in box.layers}
     assert list(rows) == ["conv1", "relu", "conv2", "fc"]
     assert rows["conv1"].shape == (4, 10, 8)
-    assert rows["relu"].calls == 2
-    assert rows["fc"].parameters == 4 * 8 * 6 * 5 + 5
+    assert rows["relu"].n_calls == 2
+    assert rows["fc"].n_parameters == 4 * 8 * 6 * 5 + 5
     macs = {"conv1": 80 * 4 * 9, "conv2": 48 * 4 * 36, "fc": 4 * 48 * 5}
     for path, mac in macs.items():
-        assert rows[path].flops == pytest.approx(mac / sum(macs.values()))
+        assert rows[path].flops_share == pytest.approx(mac / sum(macs.values()))
     for text in ("relu (runs 2x)", "Conv2d", "4x10x8", "965"):
         assert text in repr(box)
 
@@ -124,7 +124,7 @@ def test_wrong_addresses_are_explained(model: Net, x: Tensor, address: str, says
 
 def test_rewriting_an_activation_changes_what_follows(model: Net, x: Tensor) -> None:
     box = boxed(model)
-    with box.quiet(grad=False):
+    with box.isolated(grad=False):
         acts = box.forward(x, {"logits"}, edits={"relu#1": torch.zeros_like})
         functional = box.forward(x, {"logits"}, edits={":relu#1": torch.zeros_like})
     assert torch.allclose(acts["logits"], model.fc.bias.expand(6, 5))
@@ -189,7 +189,7 @@ def test_another_net_is_opened_alike() -> None:
     box = ub.Box(
         a, ub.Pixels((1, 8, 8), 0.4, 0.5), classes=["cat", "dog"], outputs="multilabel", autocast=torch.bfloat16
     )
-    other = box.around(b)
+    other = box.reopen(b)
     assert other.model is b
     assert (other.inputs, other.classes, other.outputs, other.autocast) == (
         box.inputs, ("cat", "dog"), "multilabel", torch.bfloat16,

@@ -28,7 +28,7 @@ def make(seed: int) -> nn.Module:
 
 
 def box(seed: int = 0) -> ub.Box:
-    return ub.Box(make(seed), awkward.GRAY)
+    return ub.Box(make(seed), awkward.GRAY_INPUTS)
 
 
 def test_the_same_question_to_each() -> None:
@@ -47,7 +47,7 @@ def test_other_inputs_are_refused_before_any_net_runs() -> None:
     for other in (table, large):
         with pytest.raises(InputError, match="same inputs: 'a'"):
             compare({"a": box(), "other": other}, asked.append)
-    few = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), awkward.GRAY)
+    few = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), awkward.GRAY_INPUTS)
     with pytest.raises(InputError, match="outputs"):
         compare({"a": box(), "few": few}, asked.append)
     with pytest.raises(InputError, match="Box"):
@@ -68,7 +68,7 @@ def test_a_box_for_each_checkpoint(tmp_path: Path) -> None:
     x = torch.rand(2, 1, 8, 8)
     found = compare(epochs(mine, files), lambda b: b(x))
     assert list(found) == list(models)
-    assert all(torch.equal(found[n], ub.Box(model, awkward.GRAY)(x)) for n, model in models.items())
+    assert all(torch.equal(found[n], ub.Box(model, awkward.GRAY_INPUTS)(x)) for n, model in models.items())
     assert all(torch.equal(v, before[k]) for k, v in mine.model.state_dict().items())
     states = {n: model.state_dict() for n, model in models.items()}
     assert all(torch.equal(v, found[n]) for n, v in compare(epochs(mine, states), lambda b: b(x)).items())
@@ -101,10 +101,10 @@ def test_snapshots_of_a_training(tmp_path: Path, kept: str) -> None:
     model, x, y = make(0), torch.rand(40, 1, 8, 8), torch.arange(40) % 4
     data = torch.utils.data.TensorDataset(x, y)
     shots = Snapshots(4, to=tmp_path if kept == "files" else None)
-    fit(model, awkward.GRAY, data, epochs=2, batch_size=10, quiet=True, watch=shots)
+    fit(model, awkward.GRAY_INPUTS, data, epochs=2, batch_size=10, quiet=True, watch=shots)
     assert list(shots.kept) == ["step 4", "step 8"]
-    found = compare(epochs(ub.Box(model, awkward.GRAY), shots.kept), lambda b: b(x))
-    assert torch.equal(found["step 8"], ub.Box(model, awkward.GRAY)(x))
+    found = compare(epochs(ub.Box(model, awkward.GRAY_INPUTS), shots.kept), lambda b: b(x))
+    assert torch.equal(found["step 8"], ub.Box(model, awkward.GRAY_INPUTS)(x))
     assert not torch.equal(found["step 4"], found["step 8"])
     with pytest.raises(InputError, match="every"):
         Snapshots(0)
@@ -119,14 +119,14 @@ def images(*values: float) -> Tensor:
 
 def test_one_scale_for_all_nets() -> None:
     """The same value has the same color in every column, and the largest of all the strongest."""
-    shown = drawn.panels({"a": images(1.0, -2.0), "b": images(1.0, 4.0)})
+    shown = drawn.colored_panels({"a": images(1.0, -2.0), "b": images(1.0, 4.0)})
     assert shown.bar is not None
     assert (shown.bar.kind, shown.bar.scale) == ("signed", 4.0)
-    a, b = shown.pictures["a"], shown.pictures["b"]
+    a, b = shown.images["a"], shown.images["b"]
     assert np.array_equal(a[0], b[0])
-    assert np.array_equal(b[1][0, 0], colors.SIGNED[-1])
-    assert np.array_equal(drawn.panels({"a": images(0.2), "b": images(0.5)}, kind="image").pictures["a"][0],
-                          colors.image(images(0.2))[0])  # fmt: skip
+    assert np.array_equal(b[1][0, 0], colors.SIGNED_TABLE[-1])
+    assert np.array_equal(drawn.colored_panels({"a": images(0.2), "b": images(0.5)}, kind="image").images["a"][0],
+                          colors.image_to_rgb(images(0.2))[0])  # fmt: skip
 
 
 def test_sheets() -> None:
@@ -146,13 +146,13 @@ def test_sheets() -> None:
 
 def test_a_heatmap_has_a_cell_for_each_pair() -> None:
     found = similarity(box(0), box(1), torch.rand(12, 1, 8, 8))
-    picture = drawn.heatmap(found.cka, found.layers_a, found.layers_b, ("a", "b"))
+    picture = drawn.matrix_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
     assert picture.width > 4 * 20
-    plain = drawn.heatmap(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
+    plain = drawn.matrix_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
     levels = np.asarray(plain)
-    for color in (colors.MAGNITUDE[-1], colors.MAGNITUDE[0]):
+    for color in (colors.MAGNITUDE_TABLE[-1], colors.MAGNITUDE_TABLE[0]):
         assert (levels == color).all(-1).sum() > 100
-    undefined = drawn.heatmap(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
+    undefined = drawn.matrix_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()
 
 
@@ -167,10 +167,10 @@ def test_ctrl_c_ends_the_comparison() -> None:
 
 def test_what_was_drawn_is_shown_as_images() -> None:
     found = compare({"a": box(0), "b": box(1)}, ub.synthesis.class_image, [0, 1], steps=2)
-    shown = drawn.panels(found)
+    shown = drawn.colored_panels(found)
     assert shown.bar is None
-    assert np.array_equal(shown.pictures["a"], colors.image(found["a"].images))
+    assert np.array_equal(shown.images["a"], colors.image_to_rgb(found["a"].images))
     with pytest.raises(InputError, match="pass one of its tensors"):
-        drawn.panels({"a": (1, 2)})
+        drawn.colored_panels({"a": (1, 2)})
     with pytest.raises(InputError, match="pairs"):
         compare([box(0), box(1)], gradient)  # type: ignore[list-item]

@@ -95,7 +95,7 @@ def test_channels_of_edits_may_be_a_tensor() -> None:
 
 @pytest.mark.parametrize("units", [[99], 99, [-1], ["a"], []])
 def test_units_that_are_not_there(units: Any) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     (top,) = top_examples(ub.Box(entry.model, entry.inputs), entry.images(5), "conv1", 2)
     assert top.fetch(entry.images(5), [3]).shape == (1, 2, 1, 8, 8)
     with pytest.raises(InputError, match="unit"):

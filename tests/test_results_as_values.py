@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import CARDS, REFUSED, call, case
+from contracts.common import CARDS, REFUSED, call_example, make_case
 from unboxed.cards import card
 from unboxed.errors import InputError, LayerError
 
@@ -47,7 +47,7 @@ def test_no_dataclass_compares_tensors() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_results_compare_and_copy(name: str) -> None:
-    one, other = (call(CARDS[name], case("plain")) for _ in range(2))
+    one, other = (call_example(CARDS[name], make_case("plain")) for _ in range(2))
     if isinstance(one, torch.Tensor):
         return
     assert isinstance(one == other, bool)
@@ -99,6 +99,6 @@ def test_bad_class_names(bad: str) -> None:
 
 @pytest.mark.parametrize("bad", [5, None, 1.5, {"conv1": 1}.values])
 def test_bad_addresses(bad: Any) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(LayerError, match="address of a layer"):
         c.box.read(c.x, bad)

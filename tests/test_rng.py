@@ -21,9 +21,9 @@ def first_numbers() -> dict[str, torch.Tensor]:
         for i in steps:
             found[f"normal {seed} {i}"] = rng.normal(like, seed)[i]
             found[f"radius {seed} {i}"] = rng.normal(like, seed, "radius")[i]
-            found[f"shared {seed} {i}"] = torch.randn(16, generator=rng.shared(seed, i, rng.CPU))
-            found[f"sample {seed} {i}"] = torch.randn(16, generator=rng.of_sample(seed, i, 0, rng.CPU))
-            found[f"block {seed} {i}"] = torch.randn(16, generator=rng.of_sample(seed, 0, i + 1, rng.CPU))
+            found[f"shared {seed} {i}"] = torch.randn(16, generator=rng.step_generator(seed, i, rng.CPU))
+            found[f"sample {seed} {i}"] = torch.randn(16, generator=rng.sample_generator(seed, i, 0, rng.CPU))
+            found[f"block {seed} {i}"] = torch.randn(16, generator=rng.sample_generator(seed, 0, i + 1, rng.CPU))
     return found
 
 
@@ -37,7 +37,7 @@ def test_hashed_numbers_of_steps_share_nothing() -> None:
     """Whatever how many numbers a step draws: 3 numbers at step 2 are not the sixth to ninth of step 0."""
     rows = torch.arange(4)
     sets = [
-        set(rng.hashed(seed, rows, step, count).flatten().tolist())
+        set(rng.hashed_uniform(seed, rows, step, count).flatten().tolist())
         for seed in (0, 1) for step, count in ((0, 64), (1, 64), (2, 7), (3, 5))
     ]  # fmt: skip
     shared = [len(a & b) for a, b in itertools.combinations(sets, 2)]
@@ -45,7 +45,7 @@ def test_hashed_numbers_of_steps_share_nothing() -> None:
 
 
 def test_hashed_numbers_are_uniform() -> None:
-    u = rng.hashed(3, torch.arange(200), 5, 500)
+    u = rng.hashed_uniform(3, torch.arange(200), 5, 500)
     assert float(u.min()) >= 0
     assert float(u.max()) < 1
     assert abs(float(u.mean()) - 0.5) < 0.005

@@ -16,27 +16,27 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import CARDS, call, case, close, takes, tensors
+from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
 from unboxed.errors import InputError
-from unboxed.validation import SEED_BITS, check_seed, number, whole
+from unboxed.validation import SEED_BITS, check_seed, check_float, check_int
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {
-    "k must be a number; got 'a'": lambda: number("k", "a"),
-    "k must be a number; got nan": lambda: number("k", math.nan),
-    "k must be a number; got inf": lambda: number("k", math.inf),
-    "k must be a number, 0 or more; got -1": lambda: number("k", -1, least=0),
-    "k must be a number, 0 or more; got -1e-12": lambda: number("k", -1e-12, least=0),
-    "k must be a number from 0 to 1; got 1.5": lambda: number("k", 1.5, least=0, most=1),
-    "k must be a number above 0 and 1 or less; got 0": lambda: number("k", 0, above=0, most=1),
-    "k must be a number, 0 or more and below 100; got 100": lambda: number("k", 100, least=0, below=100),
-    "k must be a number above 0; got 0": lambda: number("k", 0, 0),
-    "k must be a number above 0; got True": lambda: number("k", True, 0),
-    "k must be a number below 1; got 1": lambda: number("k", 1, below=1),
-    "k must be a number, 1 or less; got 2": lambda: number("k", 2, most=1),
-    "k must be a number between 0 and 1, both excluded; got 1.0": lambda: number("k", 1.0, 0, 1),
-    "k must be a whole number, 0 or more; got -1": lambda: whole("k", -1),
-    "k must be a whole number, 2 or more; got 1.0": lambda: whole("k", 1.0, least=2),
+    "k must be a number; got 'a'": lambda: check_float("k", "a"),
+    "k must be a number; got nan": lambda: check_float("k", math.nan),
+    "k must be a number; got inf": lambda: check_float("k", math.inf),
+    "k must be a number, 0 or more; got -1": lambda: check_float("k", -1, minimum=0),
+    "k must be a number, 0 or more; got -1e-12": lambda: check_float("k", -1e-12, minimum=0),
+    "k must be a number from 0 to 1; got 1.5": lambda: check_float("k", 1.5, minimum=0, maximum=1),
+    "k must be a number above 0 and 1 or less; got 0": lambda: check_float("k", 0, above=0, maximum=1),
+    "k must be a number, 0 or more and below 100; got 100": lambda: check_float("k", 100, minimum=0, below=100),
+    "k must be a number above 0; got 0": lambda: check_float("k", 0, 0),
+    "k must be a number above 0; got True": lambda: check_float("k", True, 0),
+    "k must be a number below 1; got 1": lambda: check_float("k", 1, below=1),
+    "k must be a number, 1 or less; got 2": lambda: check_float("k", 2, maximum=1),
+    "k must be a number between 0 and 1, both excluded; got 1.0": lambda: check_float("k", 1.0, 0, 1),
+    "k must be a whole number, 0 or more; got -1": lambda: check_int("k", -1),
+    "k must be a whole number, 2 or more; got 1.0": lambda: check_int("k", 1.0, minimum=2),
     "seed must be a whole number, of any size; got 'a'": lambda: check_seed("a"),
     "seed must be a whole number, of any size; got 1.0": lambda: check_seed(1.0),
     "seed must be a whole number, of any size; got None": lambda: check_seed(None),
@@ -52,9 +52,9 @@ def test_what_an_error_says(text: str) -> None:
 
 
 def test_bounds_are_included_or_not() -> None:
-    assert [number("k", v, least=0, most=1) for v in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
-    assert number("k", np.float32(1), above=0, most=1) == 1.0
-    assert whole("k", np.int64(0)) == 0
+    assert [check_float("k", v, minimum=0, maximum=1) for v in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
+    assert check_float("k", np.float32(1), above=0, maximum=1) == 1.0
+    assert check_int("k", np.int64(0)) == 0
 
 
 def bounds() -> Iterator[tuple[str, ast.expr]]:
@@ -98,23 +98,23 @@ def test_seeds_are_folded_at_one_place() -> None:
     assert check_seed(np.int64(-1)) == check_seed(-1)
 
 
-SEEDED = [name for name, card in CARDS.items() if takes(card, "seed")]
+SEEDED = [name for name, card in CARDS.items() if has_parameters(card, "seed")]
 
 
 @pytest.mark.parametrize("name", SEEDED)
 def test_every_seeded_method_takes_any_seed(name: str) -> None:
     def made(seed: Any) -> Any:
-        return tensors(call(CARDS[name], case("plain"), seed=seed))
+        return result_tensors(call_example(CARDS[name], make_case("plain"), seed=seed))
 
     for seed in (-1, 2**60 + 1, 10**40):
-        assert close(made(seed), made(check_seed(seed)), 0.0) == []
+        assert differences(made(seed), made(check_seed(seed)), 0.0) == []
 
 
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
 BOX = ub.Box(NET, ub.Pixels((1, 8, 8)))
 X, Y = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
 MAPS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-MARK = ub.checks.Mark((1, 8, 8), (1,))
+MARK = ub.checks.Trigger((1, 8, 8), (1,))
 gradient = ub.attribution.gradient
 
 
@@ -142,16 +142,16 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.insertion": lambda s: ub.checks.insertion(BOX, X, MAPS, n_steps=4, seed=s),
     "checks.infidelity": lambda s: ub.checks.infidelity(BOX, X, MAPS, n_samples=4, seed=s),
     "checks.max_sensitivity": lambda s: ub.checks.max_sensitivity(BOX, X, gradient, n_samples=2, seed=s),
-    "checks.planted": lambda s: ub.checks.planted(X.repeat(5, 1, 1, 1), Y.repeat(5), MARK, seed=s),
+    "checks.planted": lambda s: ub.checks.plant_shortcut(X.repeat(5, 1, 1, 1), Y.repeat(5), MARK, seed=s),
     "checks.random_input": lambda s: ub.checks.random_input(BOX, X, gradient, seed=s),
     "checks.random_maps": lambda s: ub.checks.random_maps(BOX, X, seed=s),
     "checks.randomization": lambda s: ub.checks.randomization(BOX, X, gradient, seed=s),
-    "checks.ranked": lambda s: ub.checks.ranked(BOX, X, {"gradient": gradient}, seed=s),
-    "checks.retrained": lambda s: ub.checks.retrained(lambda y: two(), Y, seed=s),
+    "checks.ranked": lambda s: ub.checks.rank_methods(BOX, X, {"gradient": gradient}, seed=s),
+    "checks.retrained": lambda s: ub.checks.train_twice(lambda y: two(), Y, seed=s),
     "checks.road": lambda s: ub.checks.road(BOX, X, MAPS, seed=s),
     "checks.sensitivity_n": lambda s: ub.checks.sensitivity_n(BOX, X, MAPS, n_samples=4, seed=s),
-    "checks.shuffled": lambda s: ub.checks.shuffled(Y, seed=s),
-    "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, pairs=2, seed=s),
+    "checks.shuffled": lambda s: ub.checks.shuffle_labels(Y, seed=s),
+    "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, min_pairs=2, seed=s),
     "data.digits": lambda s: ub.data.digits(seed=s),
     "cli.explain.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
         BOX, X[:1], {"gradient": gradient}, seed=s
@@ -183,7 +183,7 @@ def test_every_door_is_here() -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_doors_take_any_seed_and_refuse_what_is_none(door: str) -> None:
     for seed in (-1, 2**60 + 1, 10**40):
-        assert close(tensors(DOORS[door](seed)), tensors(DOORS[door](check_seed(seed))), 0.0) == []
+        assert differences(result_tensors(DOORS[door](seed)), result_tensors(DOORS[door](check_seed(seed))), 0.0) == []
     for bad in ("a", 1.5, None):
         with pytest.raises(InputError, match="seed must be a whole number"):
             DOORS[door](bad)

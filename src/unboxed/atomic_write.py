@@ -9,26 +9,26 @@ from pathlib import Path
 from .errors import WriteError
 
 
-def encoded(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     """UTF-8 of any text. File names that are no UTF-8 come as lone surrogates, which have none: written as \\udce9."""
     return text.encode("utf-8", "backslashreplace")
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """A name that can be printed and drawn, whatever bytes it was made of."""
-    return encoded(text).decode("utf-8")
+    return encode_utf8(text).decode("utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all. Raises WriteError, and then leaves nothing behind."""
-    part = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     except OSError as error:
         raise WriteError(f"can't write {path}: {error.strerror or error}. Choose a folder you may write to") from error
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     return path

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, OutputError
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
-from .inputs.single import Inputs, at_levels, laid_out
+from .inputs.single import Inputs, inputs_at_levels, check_channels_last
 from .model import relu_rules, state
-from .model.answers import without_nan
-from .model.batch_dependence import levels
+from .model.answers import check_no_nan
+from .model.batch_dependence import contrast_levels
 from .model.batching import BatchSize, in_batches
-from .model.first_forward import first_forward, refusing
-from .model.hooks import Acts, Edit, Padding, Stop, tapped
-from .model.isolation import Isolated, Mode
+from .model.first_forward import first_forward, explain_failure
+from .model.hooks import Acts, Edit, Padding, StopForward, capture
+from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
-from .model.outputs import Outputs, Reader, in_rows
-from .objectives import ENDS, Held, Objective, as_classes, check_classes, logit
-from .validation import class_names, listed_addresses
+from .model.outputs import Outputs, OutputReader, with_batch_axis
+from .objectives import MODEL_ENDS, Constant, Objective, as_classes, check_classes, logit
+from .validation import check_class_names, address_list
 
-BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
+MAX_BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
 
 class Box:
@@ -59,40 +59,42 @@ class Box:
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode
-        self._asked: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
-        self._asked |= {"autocast": autocast, "channels_last": channels_last}
-        self.channels_last = laid_out(inputs, channels_last)
-        self._reader = Reader(output, outputs)
-        self._opening = self._fresh = self._stale = False
+        self._options: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
+        self._options |= {"autocast": autocast, "channels_last": channels_last}
+        self.channels_last = check_channels_last(inputs, channels_last)
+        self._reader = OutputReader(output, outputs)
+        self._is_opening = self._is_refreshed = self._is_stale = False
         self._open()
 
-    def around(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
+    def reopen(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
         """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
-        asked = self._asked | {"classes": self.classes, "outputs": self.outputs}
-        return Box(model, inputs or self.inputs, mode=self.mode, **asked)
+        options = self._options | {"classes": self.classes, "outputs": self.outputs}
+        return Box(model, inputs or self.inputs, mode=self.mode, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what another process gets, is opened there."""
-        return _reopened, (type(self), self.model, self.inputs, self.mode, self._asked)
+        return _reopen, (type(self), self.model, self.inputs, self.mode, self._options)
 
     def _open(self) -> None:
         """Look at the model as it is now, in full precision, for rows are compared there."""
-        self._opening = True
+        self._is_opening = True
         try:
-            self._model = model = Isolated(self.model, self.mode)
-            self.device, self.model_dtype, self.modules = model.device, model.dtype, model.named
+            self._model = model = IsolatedModel(self.model, self.mode)
+            self.device, self.model_dtype, self.modules = model.device, model.dtype, model.modules_by_name
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
-            rows: tuple[int, int] = getattr(self.model, "exported_rows", (1, 1024))  # that an exported graph takes
-            self._least, self._most = rows
+            row_limits: tuple[int, int] = getattr(
+                self.model, "exported_rows", (1, 1024)
+            )  # that an exported graph takes
+            self._min_rows, self._max_rows = row_limits
             self.autocast: torch.dtype | None = None
-            self._try_out()
-            before: int | None = len(getattr(self, "classes", ())) or None
-            self.classes = class_names(self._asked["classes"], self.n_outputs, before)
-            if self._asked["autocast"] is not None:
-                self._narrow(self._asked["autocast"])
-            self._stale = False
+            self._run_first_forward()
+            n_before: int | None = len(getattr(self, "classes", ())) or None
+            self.classes = check_class_names(self._options["classes"], self.n_outputs, n_before)
+            if self._options["autocast"] is not None:
+                self._enable_autocast(self._options["autocast"])
+            self._is_stale = False
         finally:
-            self._opening = False
+            self._is_opening = False
 
     def refresh(self, *, hooks: bool = True) -> None:
         """Open the model again if it was changed: moved, cast, given other modules or (`hooks`) new forward hooks.
@@ -100,24 +102,29 @@ class Box:
         Every call does so by itself, but for hooks, most of which only look: one that is seen to change what passes is
         warned of, and the next call opens the model again. Class names must fit still. Raises OutputError.
         """
-        if not self._opening and (self._stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
-            self._stale = True  # until it is open
+        if not self._is_opening and (self._is_stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
+            self._is_stale = True  # until it is open
             self._open()
-        self._fresh = True
+        self._is_refreshed = True
 
-    def _try_out(self) -> None:
+    def _run_first_forward(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self.noise(3 if self._most >= 3 else 1)
-        apart = at_levels(self.inputs, levels(self.inputs.shape, self.device)).to(self.dtype)
-        self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
-        self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
-        self.layers: Layers = self._found.layers
-        again = self._found.output, self.inputs, lambda x: self._run(noise if x is None else x)
-        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
-        self._reader = Reader(self._reader.pick, self.outputs)
-        self.flops = self._found.flops_each  # of one example's way through
-        seen = self._reader.tensor(self._found.output)
-        self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
+        noise = self.noise(3 if self._max_rows >= 3 else 1)
+        contrast_inputs = inputs_at_levels(self.inputs, contrast_levels(self.inputs.shape, self.device)).to(self.dtype)
+        self._survey, self.batch_dependent = first_forward(
+            self._model, self._call, noise, contrast_inputs, (self._min_rows, self._max_rows)
+        )
+        self.stochastic, self.stateless = (
+            self._survey.stochastic,
+            self._model.is_stateless,
+        )  # asks for noise; a pure function
+        self.layers: Layers = self._survey.layers
+        probe_args = self._survey.output, self.inputs, lambda x: self._run(noise if x is None else x)
+        self.outputs: Outputs = self._options["outputs"] or self._reader.infer_outputs(*probe_args)
+        self._reader = OutputReader(self._reader.pick, self.outputs)
+        self.flops_per_example = self._survey.flops_per_example  # of one example's way through
+        output = self._reader.select_tensor(self._survey.output)
+        self.n_outputs, self._map_shape = output.shape[1], tuple(output.shape[2:])
 
     def noise(self, n: int) -> Tensor:
         """Valid inputs (n, ...) that differ, the same each time."""
@@ -127,68 +134,70 @@ class Box:
         with self._model.run(grad=False):
             return self._call(x)
 
-    def _narrow(self, autocast: torch.dtype) -> None:
+    def _enable_autocast(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
         self.autocast = state.check_autocast(autocast, self.model_dtype)
-        with refusing(f"run under autocast={autocast}"):
-            self._run(self.noise(max(2, self._least))[: self._most])
+        with explain_failure(f"run under autocast={autocast}"):
+            self._run(self.noise(max(2, self._min_rows))[: self._max_rows])
 
-    def quiet(
-        self, *, grad: bool = True, rule: relu_rules.Rule | None = None, seed: int = 0
+    def isolated(
+        self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0
     ) -> AbstractContextManager[None]:
         """Everything that touches the model happens inside: it runs in its mode, and no trace is left.
 
         One thread at a time is inside a model. A model that draws runs on RNGs started at `seed`; the process's own go
         on as if it had not run. A model that draws nothing touches none.
         """
-        if not self._fresh:  # else the inputs were accepted just now
+        if not self._is_refreshed:  # else the inputs were accepted just now
             self.refresh(hooks=False)
-        self._fresh = False
+        self._is_refreshed = False
         return self._model.run(grad=grad, rule=rule, seed=seed)
 
     def forward(
-        self, x: Tensor, wanted: Collection[str], edits: Mapping[str, Edit] | None = None, rows: int | None = None
+        self, x: Tensor, addresses: Collection[str], edits: Mapping[str, Edit] | None = None, n_rows: int | None = None
     ) -> Acts:
         """Activations at the wanted addresses and ends, inside `quiet`. The forward stops at the deepest one needed.
 
         `rows` is how many come out where an edit gives more of them than it gets.
         """
-        inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
-        to_end = bool({"output", "logits"} & set(wanted))
+        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_ENDS}
+        needs_output = bool({"output", "logits"} & set(addresses))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
-        padding = Padding(len(x), max(len(x), self._least))
-        taps = Acts()
+        padding = Padding(len(x), max(len(x), self._min_rows))
+        captured = Acts()
         with ExitStack() as stack:
-            if inner or rewrites:
-                tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
-                taps = stack.enter_context(tap)
-            if self.noisy:
+            if inner_addresses or rewrites:
+                capturing = capture(
+                    self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding
+                )
+                captured = stack.enter_context(capturing)
+            if self.stochastic:
                 stack.enter_context(state.SharedNoise())
-            final = stack.enter_context(self._reader.watching("logits" in wanted))
-            raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
-        if missing := [a for a, real in inner.items() if real not in taps]:
+            final_op = stack.enter_context(self._reader.watch_final_op("logits" in addresses))
+            raw = self._call(padding.pad(x)) if inner_addresses or rewrites or needs_output else None
+        if missing := [a for a, real in inner_addresses.items() if real not in captured]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
         acts = Acts({"input": x})
-        for a, real in inner.items():
-            acts[a], acts.edges[a] = taps[real], taps.edges[real]
-        if to_end:
-            output = in_rows(self._reader.tensor(raw), rows or padding.size, self.n_outputs)
+        for a, real in inner_addresses.items():
+            acts[a], acts.edges[a] = captured[real], captured.edges[real]
+        if needs_output:
+            output = with_batch_axis(self._reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
             acts["output"] = padding.split(output)[0]
-            if "logits" in wanted:
-                acts["logits"] = padding.split(self._reader.logits(output, final))[0]
+            if "logits" in addresses:
+                acts["logits"] = padding.split(self._reader.logits(output, final_op))[0]
         return acts
 
     def _call(self, x: Tensor) -> object:
         try:
-            with state.narrowed(self.device, self.autocast):
+            with state.autocast_to(self.device, self.autocast):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
                 return self.model(*args, **named)
-        except Stop:
+        except StopForward:
             return None
 
     # -- asking the model ----------------------------------------------------------------------------------------------
 
-    def accept(self, x: Packed) -> Tensor:
+    def validate_inputs(self, x: Packed) -> Tensor:
         """A checked copy of the inputs on the model's device, in the box's dtype; several packed. Raises InputError."""
         self.refresh(hooks=False)
         x = self.inputs.check(x)
@@ -196,11 +205,11 @@ class Box:
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
             return packed.detach().to(self.device, self.dtype, copy=True)
 
-    def shaped(self, h: Tensor) -> Any:
+    def restore_structure(self, h: Tensor) -> Any:
         """What a method found for each input number, (N, ...), as the inputs came: a dict or tuple for several."""
         return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
 
-    def labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
+    def class_labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
         y = as_classes(y)
         check_classes(y, n, self.n_outputs)
@@ -211,73 +220,77 @@ class Box:
         """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
         if target is None or isinstance(target, Objective):
             return target or logit()
-        classes = Held(as_classes(target))
+        classes = Constant(as_classes(target))
         check_classes(classes, n, self.n_outputs)
         if not classes.value.ndim:
             return logit(int(classes.value))
         with torch.inference_mode(False):
-            return logit(classes.moved(self.device, torch.long))
+            return logit(classes.copy_to(self.device, torch.long))
 
-    def has_rows(self, address: str) -> bool:
+    def has_batch_axis(self, address: str) -> bool:
         """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""
-        return address in ENDS or self.layers.has_rows(address)
+        return address in MODEL_ENDS or self.layers.has_batch_axis(address)
 
-    def checked(self, objective: Objective, n: int) -> Objective:
+    def check_objective(self, objective: Objective, n: int) -> Objective:
         """An objective that fits n examples and this model. Raises InputError or LayerError."""
         for a in objective.layers:
-            if not self.has_rows(a):
-                gives = f"gives {self.layers[a].shape} for a batch" if ":" not in a else "mixes examples"
-                raise LayerError(f"{a!r} {gives}: its first axis is not the batch, so it scores no row")
-        return objective.fits(n)
+            if not self.has_batch_axis(a):
+                mismatch = f"gives {self.layers[a].shape} for a batch" if ":" not in a else "mixes examples"
+                raise LayerError(f"{a!r} {mismatch}: its first axis is not the batch, so it scores no row")
+        return objective.check_batch(n)
 
-    def one_class_each(self, what: str) -> None:
+    def require_class_scores(self, caller: str) -> None:
         """Raise OutputError unless the model gives each example one row of class scores."""
         if self.outputs == "regression":
-            raise OutputError(f"{what} needs classes, and a regression model has none; climb an objective instead")
-        if shape := self._found_shape:
-            raise OutputError(f"{what} needs one row of class scores an example; the model gives a map {shape}")
+            raise OutputError(f"{caller} needs classes, and a regression model has none; climb an objective instead")
+        if shape := self._map_shape:
+            raise OutputError(f"{caller} needs one row of class scores an example; the model gives a map {shape}")
 
     @property
-    def _read_limit(self) -> int:
+    def _read_batch_limit(self) -> int:
         """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
-        return self.fitting(self._found.bytes_peak)
+        return self.rows_within(self._survey.peak_bytes_per_example)
 
     @property
     def batch_limit(self) -> int:
         """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
-        return self.fitting(self._found.bytes_each)
+        return self.rows_within(self._survey.bytes_per_example)
 
-    def fitting(self, bytes_each: int) -> int:
+    def rows_within(self, bytes_per_example: int) -> int:
         """How many examples an automatic batch takes where each holds so many bytes."""
-        return max(1, min(1024, self._most, BATCH_BYTES // max(1, bytes_each)))
+        return max(1, min(1024, self._max_rows, MAX_BATCH_BYTES // max(1, bytes_per_example)))
 
     @property
-    def takes_others(self) -> bool:
+    def accepts_proxies(self) -> bool:
         """Whether the model may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
-        return not (self.coupled or self.noisy) and self._least == 1
+        return not (self.batch_dependent or self.stochastic) and self._min_rows == 1
 
-    def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
+    def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
-        if coupled or self.coupled:
+        if batch_dependent or self.batch_dependent:
             return max(n, 1), n
-        return min(batch_size, self._most) if isinstance(batch_size, int) else batch_size, self.batch_limit
+        return min(batch_size, self._max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
-        addresses = listed_addresses(addresses)
+        addresses = address_list(addresses)
         for a in addresses:
-            if a not in ENDS:
+            if a not in MODEL_ENDS:
                 self.layers.resolve(a)
-        x = self.accept(x)
+        x = self.validate_inputs(x)
 
-        def part(rows: slice) -> dict[str, Tensor]:
-            with self.quiet(grad=False):
+        def read_rows(rows: slice) -> dict[str, Tensor]:
+            with self.isolated(grad=False):
                 acts = self.forward(x[rows], addresses)
                 return {a: h if h.is_complex() else h.to(self.dtype) for a, h in acts.items()}
 
-        whole = any(not self.has_rows(a) for a in addresses)  # such a layer can't be put together from parts
-        size, most = self.splits(len(x), batch_size, coupled=whole)
-        parts = in_batches(part, len(x), size, most if self.coupled or whole else self._read_limit)
+        unsplittable = any(
+            not self.has_batch_axis(a) for a in addresses
+        )  # such a layer can't be put together from parts
+        size, limit = self.batch_plan(len(x), batch_size, batch_dependent=unsplittable)
+        parts = in_batches(
+            read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._read_batch_limit
+        )
         if len(parts) == 1:
             return {a: parts[0][a] for a in addresses}
         return {a: torch.cat([p[a] for p in parts]) for a in addresses}
@@ -288,9 +301,9 @@ class Box:
 
     def probs(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
         """The probabilities (N, K) of inputs x: softmax of the logits, or sigmoid where outputs are multilabel."""
-        return self.probs_of(self(x, batch_size=batch_size))
+        return self.probs_from(self(x, batch_size=batch_size))
 
-    def probs_of(self, logits: Tensor) -> Tensor:
+    def probs_from(self, logits: Tensor) -> Tensor:
         if self.outputs == "regression":
             raise OutputError("a regression model gives no probabilities; read box(x)")
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
@@ -299,15 +312,15 @@ class Box:
         """The class (N,) with the largest output for each input. Raises NaNError where the model gives NaN."""
         if self.outputs == "regression":
             raise OutputError("a regression model predicts no class; read box(x)")
-        return without_nan(self(x, batch_size=batch_size)).argmax(1)
+        return check_no_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
         head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
-        notes += ["rows are coupled: batches are never split"] * self.coupled
+        notes += ["rows are coupled: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
 
 
-def _reopened(kind: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, asked: dict[str, Any]) -> Box:
-    return kind(model, inputs, mode=mode, **asked)
+def _reopen(box_type: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, options: dict[str, Any]) -> Box:
+    return box_type(model, inputs, mode=mode, **options)

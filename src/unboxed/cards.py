@@ -1,88 +1,242 @@
-"""Cards: what each method says of itself. They feed the command line, the report, the docs and the law tests."""
+"""Cards: the whole description of each method.
+
+Validation, `unboxed run`, `methods`, `explain` and `attack`, the report, the docs and the contract tests are made from
+cards: nothing lists methods by hand. A method of a user's own that has a card takes part in all of them.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, get_type_hints
+from weakref import ref
 
 from .errors import InputError
+from .settings import Setting, settings_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-FAMILIES = ("activations", "synthesis", "attribution", "adversarial")
-
-
-@dataclass(frozen=True)
-class Card:
-    """A method's own words. `example(method, box, x, y)` is its smallest useful call."""
-
-    method: Callable[..., Any]
-    family: str
-    name: str
-    source: str
-    tells: str
-    not_tells: str
-    example: Callable[..., Any]
-    needs: tuple[str, ...] = ()  # of NEEDS
-    exempt: Mapping[str, str] = field(default_factory=dict)
-    laws: tuple[str, ...] = ()  # of attribution, that it keeps exactly: see LAWS
-    norms: tuple[str, ...] = ()  # that an attack takes; none: all
-
+LOG = logging.getLogger("unboxed")
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
+ENTRY_POINTS = "unboxed.methods"  # the group in which an installed package names the modules of its methods
 
 NEEDS = {
     "pixels": "inputs that are images alone (Pixels)",
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
+    "classes": "an output with classes",
 }
-
-
-LAWS = {
+AXIOMS = {
     "contribution": "on a linear model, exactly w * (x - baseline)",
     "completeness": "sums to score(x) - score(baseline)",
     "dummy": "what the model ignores gets exactly zero",
     "symmetry": "what plays the same part with the same value gets the same share",
 }
+RETURNS = {
+    "attribution": "a map with one value per input value or per position",
+    "images": "images, with their frames where they were asked for",
+    "adversarial": "adversarial images, with success, distance and queries",
+    "table": "numbers in rows and columns",
+    "embedding": "points in two dimensions",
+    "curve": "numbers along an axis",
+    "activations": "activations of layers, or parts of inputs that they come from",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The description of a method, attached to it as `method.card`.
+
+    `example(method, box, x, y)` is its smallest useful call. `settings` are read from the method's annotations.
+    """
+
+    method: Callable[..., Any]
+    family: str
+    name: str
+    source: str
+    shows: str
+    does_not_show: str
+    example: Callable[..., Any]
+    needs: tuple[str, ...] = ()  # keys of NEEDS
+    exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
+    axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOMS
+    norms: tuple[str, ...] = ()  # that an attack takes; none: all
+    runs: Callable[[Mapping[str, Any]], float] = lambda settings: 1  # model runs per input, from the settings
+    order: int = 100  # small numbers first where methods are listed or not all can be run
+
+    @property
+    def key(self) -> str:
+        """The name by which the method is called: `lime`."""
+        return getattr(self.method, "__name__", self.name)
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """{name: setting} of the method's parameters, without its box."""
+        return settings_of(self.method)
+
+    @property
+    def returns(self) -> str:
+        """What the method gives, a key of RETURNS, as its result type says; "table" where none does."""
+        result = get_type_hints(self.method).get("return")
+        return str(getattr(result, "returns", "table"))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {name: s.default for name, s in self.settings.items() if not s.required}
+
+    def n_runs(self, **settings: Any) -> float:
+        """About how many model runs one input takes, with these settings in place of the defaults."""
+        return float(self.runs({**self.defaults, **settings}))
 
 
 def card(
     *,
     name: str,
     source: str,
-    tells: str,
-    not_tells: str,
+    shows: str,
+    does_not_show: str,
     example: Callable[..., Any],
+    family: str | None = None,
     needs: tuple[str, ...] = (),
     exempt: Mapping[str, str] | None = None,
-    laws: tuple[str, ...] = (),
+    axioms: tuple[str, ...] = (),
     norms: tuple[str, ...] = (),
+    runs: Callable[[Mapping[str, Any]], float] | float = 1,
+    order: int = 100,
 ) -> Callable[[Method], Method]:
-    """Attach a card to a method and return the method unchanged. `exempt={"law": "why"}` switches one law off.
+    """Attach a card to a method and return the method unchanged.
 
-    Its family is the package that the method lies in, and "own" for a method of one's own, in a script or a module.
-    Raises InputError for needs that there are not.
+    Args:
+        name: The method's name as people write it: "Grad-CAM++".
+        source: Paper and equation.
+        shows: What its result shows, in one sentence.
+        does_not_show: What one might read into it that it does not show, in one sentence.
+        example: `example(method, box, x, y)`, its smallest useful call on images x (N, C, H, W) and classes y (N,).
+        family: "attribution", "adversarial", ...; None takes the package that the method lies in. A method of your own
+            that names none is listed as "own".
+        needs: What the model or its inputs must have, of `NEEDS`.
+        exempt: {contract: reason} of contracts that cannot hold for it.
+        axioms: Those of `AXIOMS` that it keeps exactly.
+        norms: The norms that an attack takes; none means all.
+        runs: Model runs per input: a number, or a function of the settings, `lambda s: s["n_samples"]`.
+        order: Place among the methods of its family, small numbers first.
+
+    Raises:
+        InputError: for needs, axioms or a family that do not exist.
+
+    Example:
+        >>> from unboxed.cards import card
+        >>> @card(name="Brightness", source="-", shows="How bright it is.", does_not_show="Why.",
+        ...       example=lambda method, box, x, y: method(box, x))
+        ... def brightness(box, x):
+        ...     return x.mean((1, 2, 3))
+        >>> brightness.card.family
+        'own'
     """
+    _check_known("needs", needs, NEEDS)
+    _check_known("axioms", axioms, AXIOMS)
+    if family is not None:
+        _check_known("family", [family], [*FAMILIES, "own"])
 
     def attach(method: Method) -> Method:
-        if unknown := sorted({*needs} - {*NEEDS}):
-            raise InputError(f"a card's needs are of {', '.join(NEEDS)}; got {', '.join(unknown)}")
-        package, _, module = str(method.__module__).partition(".")  # None where code was executed without a module
-        family = module.partition(".")[0] if package == "unboxed" and module else "own"
-        own = Card(method, family, name, source, tells, not_tells, example, needs, dict(exempt or {}), laws, norms)
-        method.card = own  # type: ignore[attr-defined]
+        method.card = Card(  # type: ignore[attr-defined]
+            method, family or _family_of(method), name, source, shows, does_not_show, example, needs, dict(exempt or {}),
+            axioms, norms, runs if callable(runs) else lambda settings: runs, order,
+        )  # fmt: skip
+        _register(method)
         return method
 
     return attach
 
 
-def cards() -> tuple[Card, ...]:
-    """Every method's card, family by family, in the order of the families' own namespaces."""
-    found: dict[str, Card] = {}
-    for family in FAMILIES:
-        room = importlib.import_module(f"unboxed.{family}")
-        for value in vars(room).values():
-            own = getattr(value, "card", None)
-            if isinstance(own, Card):
-                found.setdefault(f"{family}.{own.method.__name__}", own)
-    return tuple(found.values())
+def _check_known(what: str, values: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted({*values} - {*known}):
+        raise InputError(f"a card's {what} must be of {', '.join(known)}; got {', '.join(unknown)}")
+
+
+def _family_of(method: Callable[..., Any]) -> str:
+    package, _, module = str(method.__module__).partition(".")  # None where code was executed without a module
+    return module.partition(".")[0] if package == "unboxed" and module else "own"
+
+
+# -- all methods -------------------------------------------------------------------------------------------------------
+
+_REGISTERED: dict[tuple[str, str], Callable[[], Any]] = {}  # weak references: a method lives as long as its module
+
+
+def _register(method: Callable[..., Any]) -> None:
+    place = (str(method.__module__), str(getattr(method, "__qualname__", id(method))))
+    _REGISTERED[place] = ref(method, partial(_forget, place))
+
+
+def _forget(place: tuple[str, str], reference: ref[Any]) -> None:
+    if _REGISTERED.get(place) is reference:  # another of the same name may have come since
+        del _REGISTERED[place]
+
+
+def cards(family: str | None = None) -> tuple[Card, ...]:
+    """The cards of all methods, or of one family's; a user's own methods come last.
+
+    Own methods are those that have been given a card in this process, and those of installed packages that name the
+    module of their methods in the entry point group "unboxed.methods".
+
+    Args:
+        family: "attribution", "adversarial", ...; None takes all.
+
+    Returns:
+        One `Card` per method, family by family, by `order`.
+
+    Example:
+        >>> import unboxed as ub
+        >>> [c.key for c in ub.cards("attribution")][:2]
+        ['gradient', 'grad_cam']
+    """
+    for name in FAMILIES:
+        importlib.import_module(f"unboxed.{name}")
+    _load_entry_points()
+    methods = [method for reference in [*_REGISTERED.values()] if (method := reference()) is not None]
+    own = {id(m): not str(m.__module__).startswith("unboxed.") for m in methods}
+    families = [*FAMILIES, "own"]
+    methods.sort(key=lambda m: (own[id(m)], families.index(m.card.family), m.card.order))
+    return tuple(m.card for m in methods if family in (None, m.card.family))
+
+
+def _load_entry_points() -> None:
+    """Import the modules of installed packages' methods; one that fails is logged, and costs no other."""
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception:
+            LOG.warning("the methods of %r could not be loaded", point.value, exc_info=True)
+
+
+def card_of(method: Callable[..., Any] | None) -> Card | None:
+    """The card of a method, whatever settings were given with it (`functools.partial`); None for one without."""
+    while isinstance(method, partial):
+        method = method.func
+    attached = getattr(method, "card", None)
+    return attached if isinstance(attached, Card) else None
+
+
+def find_card(name: str, among: Iterable[Card] | None = None) -> Card:
+    """The card of a method's name, or of its written name ("Grad-CAM++", "grad_cam_plus_plus").
+
+    Raises InputError with the nearest names where there is none.
+    """
+    among = cards() if among is None else tuple(among)
+    by_spelling = {_plain(word): c for c in reversed(among) for word in (c.key, c.name)}
+    if (plain := _plain(name)) not in by_spelling:
+        near = dict.fromkeys(by_spelling[w].key for w in difflib.get_close_matches(plain, by_spelling, n=3))
+        names = ", ".join(dict.fromkeys(c.key for c in among))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {names}"
+        raise InputError(f"there is no method {name!r}; {hint}")
+    return by_spelling[plain]
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower().replace("+", "plus") if c.isalnum())

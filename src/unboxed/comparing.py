@@ -26,40 +26,43 @@ def compare(
     `boxes` may come one by one, as from `epochs`; each is let go of before the next. The results are drawn on one scale
     by `plots.compare.side_by_side`. Raises InputError where the models don't take the same inputs.
     """
-    found: dict[str, T] = {}
+    results: dict[str, T] = {}
     first: tuple[str, Box] | None = None
     if isinstance(boxes, Mapping):
         for pair in boxes.items():  # before any is asked
-            _same(next(iter(boxes.items())), pair)
+            _check_same_inputs(next(iter(boxes.items())), pair)
     for pair in boxes.items() if isinstance(boxes, Mapping) else boxes:
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise InputError(f"compare wants {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
         name, box = pair
         first = first or (name, box)
-        _same(first, (name, box))
-        found[name] = method(box, *args, **kwargs)
-        if getattr(found[name], "interrupted", False):
-            said = f"interrupted: {name!r} was cut short, and what comes after it is not made"
-            warn(said)
+        _check_same_inputs(first, (name, box))
+        results[name] = method(box, *args, **kwargs)
+        if getattr(results[name], "interrupted", False):
+            message = f"interrupted: {name!r} was cut short, and what comes after it is not made"
+            warn(message)
             break
-    if not found:
+    if not results:
         raise InputError("there is no model to compare: give {name: box}")
-    return found
+    return results
 
 
-def _same(first: tuple[str, Box], other: tuple[str, Box]) -> None:
-    for name, box in (first, other):
+def _check_same_inputs(first: tuple[str, Box], second: tuple[str, Box]) -> None:
+    for name, box in (first, second):
         if not isinstance(box, Box):
             raise InputError(f"compare wants {{name: Box}}; {name!r} is a {type(box).__name__}")
-    (a, one), (b, two) = first, other
-    kinds = [type(box.inputs).__name__ for box in (one, two)]
-    if kinds[0] != kinds[1] or one.inputs.shape != two.inputs.shape:
-        told = [
-            f"{n!r} {kind}{tuple(box.inputs.shape)}" for n, kind, box in zip((a, b), kinds, (one, two), strict=True)
+    (name_a, box_a), (name_b, box_b) = first, second
+    kinds = [type(box.inputs).__name__ for box in (box_a, box_b)]
+    if kinds[0] != kinds[1] or box_a.inputs.shape != box_b.inputs.shape:
+        descriptions = [
+            f"{n!r} {kind}{tuple(box.inputs.shape)}"
+            for n, kind, box in zip((name_a, name_b), kinds, (box_a, box_b), strict=True)
         ]
-        raise InputError(f"models that are compared take the same inputs: {told[0]} and {told[1]}")
-    if len(one.classes) != len(two.classes):
-        raise InputError(f"{a!r} has {len(one.classes)} outputs and {b!r} {len(two.classes)}: a target means another")
+        raise InputError(f"models that are compared take the same inputs: {descriptions[0]} and {descriptions[1]}")
+    if len(box_a.classes) != len(box_b.classes):
+        raise InputError(
+            f"{name_a!r} has {len(box_a.classes)} outputs and {name_b!r} {len(box_b.classes)}: a target means another"
+        )
 
 
 def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> Iterator[tuple[str, Box]]:
@@ -68,12 +71,12 @@ def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint
     Names are the keys, or the files' names, or numbers from 1. Checkpoints are read as `unboxed.load` reads weights
     (nothing is unpickled), each when its turn comes. Raises ModelError for a file that does not fit.
     """
-    for name, checkpoint in _named(checkpoints):
-        yield name, _with(box, checkpoint)
+    for name, checkpoint in _named_checkpoints(checkpoints):
+        yield name, _box_with_weights(box, checkpoint)
 
 
-def _named(checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
-    if isinstance(checkpoints, (str, Path)) or (isinstance(checkpoints, Mapping) and _is_state(checkpoints)):
+def _named_checkpoints(checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+    if isinstance(checkpoints, (str, Path)) or (isinstance(checkpoints, Mapping) and _is_state_dict(checkpoints)):
         raise InputError("give several checkpoints: a list of files or state dicts, or {name: file or state dict}")
     if isinstance(checkpoints, Mapping):
         return [(str(name), value) for name, value in checkpoints.items()]
@@ -83,14 +86,14 @@ def _named(checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> list
     return list(zip(stems, checkpoints, strict=True))
 
 
-def _is_state(value: Mapping[str, Any]) -> bool:
+def _is_state_dict(value: Mapping[str, Any]) -> bool:
     return any(isinstance(h, Tensor) for h in value.values())
 
 
-def _with(box: Box, checkpoint: Checkpoint) -> Box:
+def _box_with_weights(box: Box, checkpoint: Checkpoint) -> Box:
     try:
         model = copy.deepcopy(box.model)
     except Exception as error:
         raise ModelError(f"this model can't be copied, so it can't stand beside itself: {error}") from error
     weights(model, checkpoint)
-    return box.around(model)
+    return box.reopen(model)

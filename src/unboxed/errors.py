@@ -60,7 +60,7 @@ class UnboxedWarning(UserWarning):
     """Something a reader of the picture must know; nothing was refused."""
 
 
-INTERNAL = frozenset({"unboxed", "torch", "contextlib", "functools"})
+INTERNAL_PACKAGES = frozenset({"unboxed", "torch", "contextlib", "functools"})
 """Top-level packages whose frames are never what a warning is about: ours, and those that we call ourselves through."""
 
 
@@ -70,14 +70,14 @@ def warn(message: str) -> None:
     As `warnings.warn(skip_file_prefixes=...)` of Python 3.12, which 3.11 does not have.
     """
     frame = sys._getframe(1)
-    while frame.f_back is not None and _module(frame.f_globals).partition(".")[0] in INTERNAL:
+    while frame.f_back is not None and _module_name(frame.f_globals).partition(".")[0] in INTERNAL_PACKAGES:
         frame = frame.f_back
     registry = frame.f_globals.setdefault("__warningregistry__", {})
-    where = frame.f_code.co_filename, frame.f_lineno, _module(frame.f_globals)
-    warnings.warn_explicit(message, UnboxedWarning, *where, registry)
+    location = frame.f_code.co_filename, frame.f_lineno, _module_name(frame.f_globals)
+    warnings.warn_explicit(message, UnboxedWarning, *location, registry)
 
 
-def _module(names: dict[str, object]) -> str:
+def _module_name(frame_globals: dict[str, object]) -> str:
     """The dotted name of a frame's module; of one that runs as a script by `python -m`, too."""
-    spec = names.get("__spec__")
-    return str(getattr(spec, "name", None) or names.get("__name__", ""))
+    spec = frame_globals.get("__spec__")
+    return str(getattr(spec, "name", None) or frame_globals.get("__name__", ""))

@@ -15,58 +15,58 @@ from torch import Tensor
 CPU = torch.device("cpu")
 
 
-def key(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """63 bits for a tuple of whole numbers (of any size) and names: another seed for every other tuple."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def generator(device: torch.device, *parts: int | str) -> torch.Generator:
+def keyed_generator(device: torch.device, *parts: int | str) -> torch.Generator:
     """A generator on a device, keyed by `parts`."""
-    return torch.Generator(device).manual_seed(key(*parts))
+    return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 
 def normal(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Standard normal values shaped like `like`, each row from its own generator on its device."""
-    return _rowwise(torch.randn, like, ("normal", stream, seed))
+    return _sample_rows(torch.randn, like, ("normal", stream, seed))
 
 
 def uniform(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Uniform values in [0, 1) shaped like `like`, each row from its own generator on its device."""
-    return _rowwise(torch.rand, like, ("uniform", stream, seed))
+    return _sample_rows(torch.rand, like, ("uniform", stream, seed))
 
 
-def _rowwise(draw: Callable[..., Tensor], like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
+def _sample_rows(sampler: Callable[..., Tensor], like: Tensor, key_parts: tuple[int | str, ...]) -> Tensor:
     rng = torch.Generator(like.device)
-    rows = []
+    samples = []
     for i in range(len(like)):
-        rng.manual_seed(key(*parts, i))
-        rows.append(draw(like.shape[1:], generator=rng, device=like.device, dtype=like.dtype))
-    return torch.stack(rows)
+        rng.manual_seed(derive_seed(*key_parts, i))
+        samples.append(sampler(like.shape[1:], generator=rng, device=like.device, dtype=like.dtype))
+    return torch.stack(samples)
 
 
-def shared(seed: int, step: int, device: torch.device) -> torch.Generator:
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of one step, the same for all rows."""
-    return generator(device, "step", seed, step)
+    return keyed_generator(device, "step", seed, step)
 
 
-def of_sample(seed: int, row: int, sample: int, device: torch.device) -> torch.Generator:
+def sample_generator(seed: int, row: int, sample: int, device: torch.device) -> torch.Generator:
     """The generator of one sample (or block of them) of one row, whatever batch it is drawn in."""
-    return generator(device, "sample", seed, row, sample)
+    return keyed_generator(device, "sample", seed, row, sample)
 
 
-def hashed(seed: int, rows: Tensor, step: int, count: int) -> Tensor:
+def hashed_uniform(seed: int, rows: Tensor, step: int, n_values: int) -> Tensor:
     """Uniform float32 values (n, count) in [0, 1) keyed by (seed, row, step), without a generator: for draws at every
     step of rows that come and go. `rows` (n,) are the rows' indices in the call; the same on every device.
 
     The finalizer of Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators" (splitmix64).
     """
-    k = torch.arange(count, device=rows.device)
-    z = _mixed(_mixed(_mixed(rows + key("hashed", seed)) + step)[:, None] + k)
+    k = torch.arange(n_values, device=rows.device)
+    z = _splitmix64(_splitmix64(_splitmix64(rows + derive_seed("hashed", seed)) + step)[:, None] + k)
     return (z >> 40 & 0xFFFFFF) / float(1 << 24)
 
 
-def _mixed(z: Tensor) -> Tensor:
+def _splitmix64(z: Tensor) -> Tensor:
     z = (z + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15, as torch's whole numbers are signed
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * -7723592293110705685  # 0x94D049BB133111EB

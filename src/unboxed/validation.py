@@ -12,36 +12,44 @@ from .errors import InputError, LayerError
 SEED_BITS = 40  # larger seeds are folded: what random streams are keyed by must fit 64 bits with row and step beside it
 
 
-def whole(name: str, value: object, least: int = 0) -> int:
+def check_int(name: str, value: object, minimum: int = 0) -> int:
     """A whole number, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} must be a whole number, {least} or more; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise InputError(f"{name} must be a whole number, {minimum} or more; got {value!r}")
     return int(value)
 
 
-def number(
+def check_float(
     name: str, value: object, above: float = -math.inf, below: float = math.inf, *,
-    least: float = -math.inf, most: float = math.inf,
+    minimum: float = -math.inf, maximum: float = math.inf,
 ) -> float:  # fmt: skip
     """A finite number strictly between `above` and `below`, and from `least` to `most`, the two included."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not above < float(value) < below or not least <= float(value) <= most:  # type: ignore[arg-type]
-        raise InputError(f"{name} must be a number{_bounds(above, below, least, most)}; got {value!r}")
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real or not above < float(value) < below or not minimum <= float(value) <= maximum:  # type: ignore[arg-type]
+        raise InputError(f"{name} must be a number{_describe_bounds(above, below, minimum, maximum)}; got {value!r}")
     return float(value)  # type: ignore[arg-type]
 
 
-def _bounds(above: float, below: float, least: float, most: float) -> str:
+def _describe_bounds(above: float, below: float, minimum: float, maximum: float) -> str:
     """The bounds in words."""
-    if math.isfinite(least):
-        return f" from {least:g} to {most:g}" if math.isfinite(most) else _both(f", {least:g} or more", below)
+    if math.isfinite(minimum):
+        return (
+            f" from {minimum:g} to {maximum:g}"
+            if math.isfinite(maximum)
+            else _join_bounds(f", {minimum:g} or more", below)
+        )
     if math.isfinite(above) and math.isfinite(below):
         return f" between {above:g} and {below:g}, both excluded"
-    low = f" above {above:g}" if math.isfinite(above) else ""
-    return f"{low}{' and' if low else ','} {most:g} or less" if math.isfinite(most) else _both(low, below)
+    lower_text = f" above {above:g}" if math.isfinite(above) else ""
+    return (
+        f"{lower_text}{' and' if lower_text else ','} {maximum:g} or less"
+        if math.isfinite(maximum)
+        else _join_bounds(lower_text, below)
+    )
 
 
-def _both(low: str, below: float) -> str:
-    return f"{low}{' and' if low else ''} below {below:g}" if math.isfinite(below) else low
+def _join_bounds(lower_text: str, below: float) -> str:
+    return f"{lower_text}{' and' if lower_text else ''} below {below:g}" if math.isfinite(below) else lower_text
 
 
 def check_seed(seed: object) -> int:
@@ -51,27 +59,27 @@ def check_seed(seed: object) -> int:
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise InputError(f"seed must be a whole number, of any size; got {seed!r}")
-    value, top = int(seed), 1 << SEED_BITS
-    if 0 <= value < 2 * top:  # what was folded stays as it is
+    value, modulus = int(seed), 1 << SEED_BITS
+    if 0 <= value < 2 * modulus:  # what was folded stays as it is
         return value
-    return top + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % top
+    return modulus + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % modulus
 
 
-def class_names(classes: object, n: int, before: int | None = None) -> tuple[str, ...]:
+def check_class_names(classes: object, n_outputs: int, n_before: int | None = None) -> tuple[str, ...]:
     """The names of n outputs, of which there were `before` when the model was opened; their numbers without names."""
-    given = range(n) if classes is None else classes
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InputError(f"classes are the names of the {n} outputs, in their order; got {classes!r}")
-    names = tuple(map(str, given))
-    if len(names) != n:
-        again = f"It had {before} when it was opened; open it again: ub.Box(model, inputs, classes=...)"
-        one = "Give one per output, in their order, or none: outputs are then named by their numbers"
-        hint = one if before in (None, n) else again
-        raise InputError(f"the model has {n} outputs; got {len(names)} class names. {hint}")
+    values = range(n_outputs) if classes is None else classes
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"classes are the names of the {n_outputs} outputs, in their order; got {classes!r}")
+    names = tuple(map(str, values))
+    if len(names) != n_outputs:
+        reopen_hint = f"It had {n_before} when it was opened; open it again: ub.Box(model, inputs, classes=...)"
+        count_hint = "Give one per output, in their order, or none: outputs are then named by their numbers"
+        hint = count_hint if n_before in (None, n_outputs) else reopen_hint
+        raise InputError(f"the model has {n_outputs} outputs; got {len(names)} class names. {hint}")
     return names
 
 
-def listed_addresses(addresses: object) -> list[str]:
+def address_list(addresses: object) -> list[str]:
     """Layer addresses, one or many, as a list."""
     if isinstance(addresses, str):
         return [addresses]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.errors import InputError, LayerError, OutputError
 from unboxed.rng import normal
 from unboxed.synthesis import Regularization, deep_visualization
@@ -49,7 +49,7 @@ ALL = Regularization(0.1, 0.7, 2, 30, 40)
 @pytest.mark.parametrize("recipe", [*RECIPES, ALL], ids=[*RECIPES, "all"])
 def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
     """x <- r_theta(x + eta da/dx) around the mean, clipped to the range of pixels, an image at a time."""
-    entry = awkward.get("color" if "color" in awkward.NETS else "plain", torch.float64)
+    entry = awkward.get_model("color" if "color" in awkward.MODELS else "plain", torch.float64)
     box = ub.Box(entry.model, entry.inputs)
     theta = recipe if isinstance(recipe, Regularization) else RECIPES[recipe].theta
     made = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, every=1)
@@ -78,13 +78,13 @@ def test_the_settings_are_those_of_table_1() -> None:
 
 def test_what_is_zeroed_is_the_mean() -> None:
     """Half of the pixels (but for the last blur) stand at the data's mean color."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     made = deep_visualization(c.box, 0, recipe=Regularization(small_norm=50), steps=3)
     assert int((made.images == 0.4).sum()) == 32
 
 
 def test_hidden_units_and_rows() -> None:
-    c = case("plain")
+    c = make_case("plain")
     made = deep_visualization(c.box, ub.channel("conv2", torch.tensor([0, 3])), steps=3)
     assert made.images.shape == (2, 1, 8, 8)
     assert deep_visualization(c.box, ub.channel("conv2", 1), steps=3).images.shape == (1, 1, 8, 8)
@@ -93,13 +93,15 @@ def test_hidden_units_and_rows() -> None:
 
 
 def test_refusals() -> None:
-    c = case("plain")
+    c = make_case("plain")
     table = ub.Box(torch.nn.Linear(2, 3), ub.Features(("a", "b")))
     with pytest.raises(InputError, match="images"):
         deep_visualization(table, 0)
     with pytest.raises(LayerError, match="conv1"):
         deep_visualization(c.box, ub.channel("conv9", 0))
-    number = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1)), awkward.GRAY, outputs="regression")
+    number = ub.Box(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1)), awkward.GRAY_INPUTS, outputs="regression"
+    )
     with pytest.raises(OutputError, match="regression"):
         deep_visualization(number, 0)
     for bad in ({"small_norm": 100}, {"decay": 1.5}, {"decay": float("nan")}, {"blur_every": 1.5}, {"blur_width": -1}):

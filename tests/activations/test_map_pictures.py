@@ -21,7 +21,7 @@ from unboxed.plots import map as drawn
 from unboxed.plots.projector import projector
 from unboxed.report import map as section
 from unboxed.report import report
-from unboxed.report.plane import atlas, packed
+from unboxed.report.plane import make_atlas, to_base64
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -36,23 +36,23 @@ def rgb(color: str) -> tuple[int, ...]:
 
 def test_points_keep_their_shape() -> None:
     """One scale for both axes, inside the square, upwards."""
-    at = drawn.placed(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 5.0]]))
+    at = drawn.normalize_points(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 5.0]]))
     assert np.ptp(at[:, 0]) == pytest.approx(2 * np.ptp(at[:, 1]))
     assert at.min() > 0
     assert at.max() < 1
     assert at[2, 1] < at[0, 1]
-    assert np.isfinite(drawn.placed(torch.zeros(3, 2))).all()
+    assert np.isfinite(drawn.normalize_points(torch.zeros(3, 2))).all()
     for bad in (torch.zeros(3), torch.zeros(3, 3), torch.zeros(0, 2), torch.full((2, 2), torch.nan)):
         with pytest.raises(InputError):
-            drawn.placed(bad)
+            drawn.normalize_points(bad)
 
 
 def test_a_scatter_has_every_class_in_its_color() -> None:
     points, y = torch.randn(200, 2, generator=DRAW), torch.arange(200) % 12
     seen = colors_in(drawn.scatter(points, y, [f"class {k}" for k in range(12)]))
-    assert {rgb(c) for c in drawn.palette(12)} <= seen
+    assert {rgb(c) for c in drawn.class_colors(12)} <= seen
     assert drawn.scatter(points).size == (520, 520)
-    assert len(set(drawn.palette(20))) == 20
+    assert len(set(drawn.class_colors(20))) == 20
     for bad in (y[:-1], y - 1, y + 0.5):
         with pytest.raises(InputError):
             drawn.scatter(points, bad)
@@ -68,20 +68,20 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
     side = 6
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(-1, 2)
     order = torch.randperm(side**2, generator=DRAW)
-    picture = np.asarray(drawn.grid(places[order].float(), numbered(side**2)[order], cell=4))[::4, ::4, 0]
+    picture = np.asarray(drawn.image_grid(places[order].float(), numbered(side**2)[order], cell=4))[::4, ::4, 0]
     want = np.asarray((numbered(side**2)[:, 0, 0, 0] * 255).round().view(side, side).flip(0))
     assert np.array_equal(picture, want)
 
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "ASSIGNED", 16)
-    picture = drawn.grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
+    picture = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
     assert picture.size == (16, 16)
 
 
 def test_no_thumbnail_covers_another() -> None:
     at = np.random.default_rng(0).uniform(0, 200, (400, 2))
-    kept = drawn.uncovered(at, 20)
+    kept = drawn.non_overlapping(at, 20)
     apart = np.abs(at[kept][:, None] - at[kept][None]).max(-1) + 1e9 * np.eye(len(kept))
     assert apart.min() >= 20
     left = [i for i in range(400) if i not in kept]
@@ -100,19 +100,19 @@ def test_maps_side_by_side() -> None:
 
 
 def test_numbers_are_packed_as_a_typed_array_reads_them() -> None:
-    assert np.frombuffer(base64.b64decode(packed([1, 258], np.uint16)), "<u2").tolist() == [1, 258]
+    assert np.frombuffer(base64.b64decode(to_base64([1, 258], np.uint16)), "<u2").tolist() == [1, 258]
 
 
 def test_an_atlas_keeps_its_budget() -> None:
     images = torch.rand(100, 1, 28, 28, generator=DRAW)
-    whole, tight = atlas(images), atlas(images, budget=6000)
+    whole, tight = make_atlas(images), make_atlas(images, max_bytes=6000)
     assert (whole.width, whole.columns, whole.kind) == (28, 10, "png")
     assert len(tight.content) <= 6000
     assert 8 <= tight.width < 28
     sheet = np.asarray(Image.open(BytesIO(whole.content)))
     assert sheet.shape == (280, 280)
     assert np.abs(sheet[28:56, 28:56] / 255 - images[11, 0].numpy()).max() < 0.07
-    assert atlas(torch.rand(5, 3, 120, 90, generator=DRAW)).kind == "jpeg"
+    assert make_atlas(torch.rand(5, 3, 120, 90, generator=DRAW)).kind == "jpeg"
 
 
 def built(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, str]]:
@@ -189,10 +189,10 @@ def test_sprites_stay_under_the_limit_by_shrinking_then_by_splitting(tmp_path: P
     n = 300
     h = torch.arange(n).float()[:, None]
     images = numbered(n).repeat_interleave(8, 2).repeat_interleave(8, 3)  # 32 x 32
-    (shrunk,) = read_back(projector(h, tmp_path / "a", images=images, labels=torch.zeros(n).long(), limit=400))
+    (shrunk,) = read_back(projector(h, tmp_path / "a", images=images, labels=torch.zeros(n).long(), max_pixels=400))
     assert max(shrunk["size"]) <= 400
     assert shrunk["thumbs"][0].shape == (22, 22)
-    parts = read_back(projector(h, tmp_path / "b", images=images, labels=torch.zeros(n).long(), limit=100))
+    parts = read_back(projector(h, tmp_path / "b", images=images, labels=torch.zeros(n).long(), max_pixels=100))
     assert len(parts) == 9
     assert parts[0]["name"] == "features, part 1"
     assert all(max(p["size"]) <= 100 for p in parts)
@@ -205,7 +205,7 @@ def test_sprites_stay_under_the_limit_by_shrinking_then_by_splitting(tmp_path: P
 def test_wide_images_and_maps_and_bad_input(tmp_path: Path) -> None:
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).eval(), ub.Pixels((1, 2, 16)))
     x = torch.rand(9, 1, 2, 16, generator=DRAW)
-    (entry,) = read_back(projector(tsne(box, x), tmp_path, images=x, limit=64))
+    (entry,) = read_back(projector(tsne(box, x), tmp_path, images=x, max_pixels=64))
     assert (entry["name"], entry["thumbs"][8].shape, entry["labels"]) == ("input", (2, 16), None)
     assert max(entry["size"]) <= 64
     for bad in (torch.zeros(3), torch.zeros(0, 2), {}, {"a": torch.zeros(3, 2), "b": torch.zeros(4, 2)}):

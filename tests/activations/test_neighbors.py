@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.activations import nearest_neighbors
 from unboxed.engine.read import features
 from unboxed.engine.read.neighbors import nearest
@@ -39,7 +39,7 @@ def data_of(x: Tensor) -> dict[str, Any]:
 
 
 def test_any_kind_of_data_and_any_batch() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     others = torch.rand(23, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     h, g = (c.box.read(x, ["fc:input"])["fc:input"].flatten(1) for x in (c.x, others))
     want = nearest(h, g, 4)
@@ -51,14 +51,14 @@ def test_any_kind_of_data_and_any_batch() -> None:
 
 
 def test_among_themselves_each_but_itself() -> None:
-    c = case("plain", torch.float64, n=9)
+    c = make_case("plain", torch.float64, n=9)
     got = nearest_neighbors(c.box, c.x, k=8, layer="conv1")
     assert got.indices.sort(1).values.tolist() == [[j for j in range(9) if j != i] for i in range(9)]
     assert (got.distances.diff(dim=1) >= 0).all()
 
 
 def test_an_example_of_the_data_is_its_own_nearest() -> None:
-    c = case("plain", n=9)
+    c = make_case("plain", n=9)
     for metric in ("euclidean", "cosine"):
         got = nearest_neighbors(c.box, c.x[4:6], c.x, "conv2", k=1, metric=metric)
         assert got.indices.tolist() == [[4], [5]]
@@ -66,9 +66,9 @@ def test_an_example_of_the_data_is_its_own_nearest() -> None:
 
 
 def test_a_net_that_couples_rows_sees_its_data_whole() -> None:
-    entry = case("batchnorm_in_train_mode")
+    entry = make_case("batchnorm_in_train_mode")
     box = ub.Box(entry.box.model, entry.box.inputs, mode="as-is")
-    assert box.coupled
+    assert box.batch_dependent
     data = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     address = features.hidden(box)[-1]
     want = nearest(box.read(entry.x, [address])[address].flatten(1), box.read(data, [address])[address].flatten(1), 3)
@@ -77,7 +77,7 @@ def test_a_net_that_couples_rows_sees_its_data_whole() -> None:
 
 
 def test_refusals() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for bad, error in [
         ({"k": 0}, InputError), ({"k": 3}, InputError), ({"k": 1.5}, InputError), ({"metric": "l1"}, InputError),
         ({"data": c.x, "k": 4}, InputError), ({"data": []}, DataError), ({"data": 7}, DataError),

@@ -147,7 +147,7 @@ def test_swallowed_and_refused_nan_is_noticed(odd: type[nn.Module]) -> None:
 
 
 def test_layers_that_see_everything() -> None:
-    entry = awkward.get("transformer")
+    entry = awkward.get_model("transformer")
     box = ub.Box(entry.model, entry.inputs)
     whole = torch.tensor([0, 0, 8, 8])
     for path in ("fc", "mix.layers.0", "logits"):
@@ -170,7 +170,7 @@ def test_a_position_of_padding_alone_sees_nothing() -> None:
 
 
 def test_batch_statistics_see_everything() -> None:
-    entry = awkward.get("batchnorm_without_statistics")
+    entry = awkward.get_model("batchnorm_without_statistics")
     field = receptive_field(ub.Box(entry.model, entry.inputs), "norm")
     assert bool((field.bounds == torch.tensor([0, 0, 8, 8])).all())
 

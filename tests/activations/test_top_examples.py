@@ -16,7 +16,7 @@ from unboxed.errors import DataError, InputError, LayerError
 
 
 def box_of(name: str, dtype: torch.dtype | None = None) -> tuple[ub.Box, Tensor]:
-    entry = awkward.get(name, dtype)
+    entry = awkward.get_model(name, dtype)
     return ub.Box(entry.model, entry.inputs), entry.images(20)
 
 

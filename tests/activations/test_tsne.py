@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.activations import Maps, tsne
 from unboxed.activations.tsne import LayerMap
 from unboxed.engine.read import embedding, features
@@ -28,7 +28,7 @@ def clustered(n: int = 90, classes: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def made() -> tuple[ub.Box, Tensor, Tensor, Maps]:
-    box, (x, y) = case("plain").box, clustered()
+    box, (x, y) = make_case("plain").box, clustered()
     return box, x, y, tsne(box, x)
 
 
@@ -54,7 +54,7 @@ def test_new_examples_lie_beside_their_like(made: Any) -> None:
 
 
 def test_nothing_depends_on_chance() -> None:
-    box, (x, _) = case("plain").box, clustered(40)
+    box, (x, _) = make_case("plain").box, clustered(40)
     first = tsne(box, x)
     np.random.seed(7), random.seed(7), torch.manual_seed(7)
     state = np.random.get_state()[1].copy()
@@ -78,8 +78,8 @@ def test_nothing_depends_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_features_are_the_same_for_any_split(size: int) -> None:
     """What the law of splitting asks of the reading; the places in the map depend on one another."""
-    box, (x, _) = case("plain", torch.float64).box, clustered(9)
-    x = box.accept(x)
+    box, (x, _) = make_case("plain", torch.float64).box, clustered(9)
+    x = box.validate_inputs(x)
     paths = ["input", "conv2:input", "logits"]
     whole, part = (features.read(box, x, paths, batch_size=s, most=100) for s in (9, size))
     for path in paths:
@@ -88,7 +88,7 @@ def test_features_are_the_same_for_any_split(size: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 12])
 def test_few_points(n: int) -> None:
-    c = case("plain", n=n)
+    c = make_case("plain", n=n)
     maps = tsne(c.box, c.x)
     assert all(m.points.shape == (n, 2) and m.points.isfinite().all() for m in maps.layers)
     assert maps.place(c.x[:1])["input"].shape == (1, 2)
@@ -97,7 +97,7 @@ def test_few_points(n: int) -> None:
 
 
 def test_few_points_lie_at_their_principal_components() -> None:
-    c = case("plain", torch.float64, n=5)
+    c = make_case("plain", torch.float64, n=5)
     flat = c.x.flatten(1)
     points = tsne(c.box, c.x, "input").layers[0].points
     u, s, _ = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
@@ -106,13 +106,13 @@ def test_few_points_lie_at_their_principal_components() -> None:
 
 
 def test_equal_examples_lie_at_one_place() -> None:
-    c = case("plain")
+    c = make_case("plain")
     maps = tsne(c.box, c.x[:1].repeat(8, 1, 1, 1), "conv1")
     assert (maps.layers[0].points == maps.layers[0].points[0]).all()
 
 
 def test_named_layers() -> None:
-    c = case("relu_called_twice", n=4)
+    c = make_case("relu_called_twice", n=4)
     assert [m.path for m in tsne(c.box, c.x, ["relu1#1", "input", "logits"]).layers] == ["relu1#1", "input", "logits"]
     assert [m.path for m in tsne(c.box, c.x, "relu1#0").layers] == ["relu1#0"]
     for bad, error in [([], InputError), ("relu", LayerError), (["relu1"], LayerError)]:
@@ -149,7 +149,7 @@ def test_a_sketch_keeps_distances() -> None:
 def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SKETCH", 32)
     monkeypatch.setattr(features, "HELD", 1)
-    box, (x, y) = case("plain").box, clustered(60)
+    box, (x, y) = make_case("plain").box, clustered(60)
     maps = tsne(box, x)
     assert maps.layers[1].embedding.components.shape[1] <= 32
     assert maps["fc:input"].accuracy(y) == 1
@@ -157,7 +157,7 @@ def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    c = case("plain", n=8)
+    c = make_case("plain", n=8)
     whole, left = tsne(c.box, c.x), [2]
 
     def embed(*args: Any, **kwargs: Any) -> Any:

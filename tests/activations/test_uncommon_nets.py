@@ -42,7 +42,7 @@ def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
         assert torch.equal(box.read(x, [address, "logits"])["logits"], want)
     assert torch.equal(box.read(x, "conv1")["conv1"], model.conv1(PIXELS.encode(x)))  # as it was before the ReLU
     assert torch.equal({m.path: m for m in ub.activations.maps(box, x)}["fc"].given, want)
-    with box.quiet(grad=False):
+    with box.isolated(grad=False):
         zeroed = box.forward(x, {"logits"}, edits={"relu": torch.zeros_like})["logits"]
     h = torch.zeros(4, 4, 8, 8)
     assert torch.allclose(
@@ -118,7 +118,7 @@ def test_a_layer_whose_first_axis_is_not_the_batch(x: Tensor) -> None:
             return self.fc(self.lstm(x[:, 0].transpose(0, 1))[0][-1])
 
     box = ub.Box(Net(), PIXELS)
-    assert not box.layers["lstm"].rows
+    assert not box.layers["lstm"].has_batch_axis
     assert box.read(x, "lstm", batch_size=2)["lstm"].shape == (8, 4, 6)  # never split
     with pytest.raises(LayerError, match="not the batch"):
         ub.attribution.gradient(box, x, ub.channel("lstm", 3))
@@ -234,7 +234,7 @@ class Mirrored(nn.Module):
 @pytest.mark.parametrize("method", ["top_examples", "statistics", "receptive_field", "ablation", "tsne"])
 def test_what_mixes_examples_is_refused_by_any_address(method: str, layer: str, x: Tensor) -> None:
     box, made = ub.Box(Mirrored().eval(), PIXELS), getattr(ub.activations, method)
-    assert not box.has_rows(layer)
+    assert not box.has_batch_axis(layer)
     given = {"receptive_field": (layer,), "ablation": (x, layer)}.get(method, (x, [layer]))
     with pytest.raises(LayerError, match="first axis is not the batch"):
         made(box, *given)

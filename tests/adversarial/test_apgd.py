@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import Case, case
+from contracts.common import MethodCase, make_case
 from models import assert_in_its_ball
 from unboxed.adversarial.apgd import _Run, _Walk, apgd, checkpoints
 from unboxed.adversarial.attempt import Attempt
@@ -57,13 +57,13 @@ def test_it_fools_where_and_only_where_it_can(norm: str, how: dict[str, Any], cl
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
 @pytest.mark.parametrize("model", ["plain", "color", "double", "bfloat16"])
 def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
-    c = case(model)
+    c = make_case(model)
     got = apgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=5)
     assert_in_its_ball(c, got, norm, eps)
     assert got.already.tolist() == [False, False, True]
 
 
-def forwards(c: Case) -> list[int]:
+def forwards(c: MethodCase) -> list[int]:
     seen = list[int]()
     c.box.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     return seen
@@ -72,7 +72,7 @@ def forwards(c: Case) -> list[int]:
 @pytest.mark.parametrize(("how", "looks"), [({}, 1 + 5), ({"restarts": 3}, 1 + 15), ({"targets": 9}, 2 + 15)])
 def test_looks_are_counted(how: dict[str, Any], looks: int) -> None:
     """One look at the original; a run of four steps has five; targets= ranks the classes by one more."""
-    c = case("plain")
+    c = make_case("plain")
     seen = forwards(c)
     got = apgd(c.box, c.x[:1], c.y[:1], eps=1e-4, steps=4, **how)
     assert len(seen) == looks
@@ -84,7 +84,7 @@ def test_looks_are_counted(how: dict[str, Any], looks: int) -> None:
 
 
 def test_fooled_rows_leave() -> None:
-    c = case("plain")
+    c = make_case("plain")
     seen = forwards(c)
     got = apgd(c.box, c.x, c.y, eps=0.5, steps=50, restarts=3)
     assert got.success.all()
@@ -93,7 +93,7 @@ def test_fooled_rows_leave() -> None:
 
 
 def test_restarts_never_lose() -> None:
-    c = case("plain", torch.float64, n=8)
+    c = make_case("plain", torch.float64, n=8)
     y = c.box.predict(c.x)
     for eps in (0.02, 0.05, 0.1):
         one, two = (apgd(c.box, c.x, y, eps=eps, steps=4, restarts=r).success for r in (1, 3))
@@ -101,7 +101,7 @@ def test_restarts_never_lose() -> None:
 
 
 def test_a_target_is_become() -> None:
-    c = case("plain")
+    c = make_case("plain")
     target = (c.box.predict(c.x) + 1) % 4
     got = apgd(c.box, c.x, target=target, eps=0.5, steps=40)
     assert got.success.any()
@@ -109,7 +109,7 @@ def test_a_target_is_become() -> None:
 
 
 def test_an_objective_is_raised() -> None:
-    c = case("plain")
+    c = make_case("plain")
     wanted = ub.channel("conv2", 1) - 0.3
     got = apgd(c.box, c.x, objective=wanted, eps=0.4, steps=10)
     score = c.box.read(got.images, "conv2")["conv2"][:, 1].flatten(1).mean(1) - 0.3
@@ -118,7 +118,7 @@ def test_an_objective_is_raised() -> None:
 
 def test_a_failure_gives_its_best_try() -> None:
     """Nearer to fooling than the original, and with more steps no farther."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     margins = list[Tensor]()
     for steps in (0, 3, 30):
         got = apgd(c.box, c.x[:2], c.y[:2], eps=1e-3, loss="margin", steps=steps)
@@ -131,7 +131,7 @@ def test_a_failure_gives_its_best_try() -> None:
 
 
 def test_a_ball_in_place_of_eps() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for ball, norm in ((Linf(0.05), "linf"), (L2(0.5), "l2")):
         one, two = apgd(c.box, c.x, c.y, ball=ball, steps=3), apgd(c.box, c.x, c.y, eps=ball.eps, norm=norm, steps=3)
         assert torch.equal(one.images, two.images)
@@ -140,7 +140,7 @@ def test_a_ball_in_place_of_eps() -> None:
 
 def test_who_halves_the_step() -> None:
     """Row 0 rose often; 1 too seldom; 2 did not pass its best of the last checkpoint; nor did 3, but it halved then."""
-    c = case("plain", n=4)
+    c = make_case("plain", n=4)
     run = _Run(Attempt(c.box, c.x, c.y, norm=Linf(0.1)), Linf(0.1), None, 10)
     here, best = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
     score, top, last = torch.full((4,), 1.0), torch.full((4,), 2.0), torch.tensor([1.5, 1.5, 2.0, 2.0])
@@ -180,7 +180,7 @@ def test_checkpoints_are_the_papers() -> None:
     ],
 )
 def test_refusals(settings: dict[str, Any], said: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     given = {"x": c.x, "y": c.y, "eps": 0.1, "steps": 2, **settings}
     with pytest.raises(InputError, match=said):
         apgd(c.box, given.pop("x"), given.pop("y"), **given)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import Case, case, close, tensors
+from contracts.common import MethodCase, differences, make_case, result_tensors
 from unboxed.adversarial.auto_attack import AutoAdversarial, auto_attack
 from unboxed.engine.optimize.constraints import L1
 from unboxed.errors import InputError, ModelError
@@ -25,12 +25,12 @@ OWN = Objective(lambda acts: acts["logits"][:, 3] - 100, END, "own")
 SMALL: dict[str, Any] = {"eps": 0.02, "steps": 4, "queries": 12}
 
 
-def wide(n: int = 9, model: str = "plain") -> Case:
+def wide(n: int = 9, model: str = "plain") -> MethodCase:
     """Some rows near a boundary, some far from it, the last one wrong from the start."""
-    c = case(model, torch.float64, n=n)
+    c = make_case(model, torch.float64, n=n)
     y = c.box.predict(c.x)
     y[-1] = (y[-1] + 1) % 4
-    return Case(c.box, c.x, y)
+    return MethodCase(c.box, c.x, y)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("linf", 0.08), ("l2", 0.1), ("l2", 0.6)])
@@ -112,12 +112,12 @@ def test_a_run_goes_on_where_it_ended(error: type[BaseException], tmp_path: Path
         dies.at = -1
         dies.calls = 0
         again = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
-        assert close(tensors(again), tensors(whole), 0) == [], k
+        assert differences(result_tensors(again), result_tensors(whole), 0) == [], k
         assert k == 2 or dies.calls < total  # what was done is not done again
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
 
 
-def attempted(c: Case, file: Path) -> AutoAdversarial | None:
+def attempted(c: MethodCase, file: Path) -> AutoAdversarial | None:
     try:
         return auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
     except ValueError:
@@ -130,7 +130,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     dies = Dies(c.box.model, ValueError)
     again = auto_attack(c.box, c.x, c.y, **SMALL, checkpoint=file)
     assert dies.calls == 1  # it was finished: only what the model says of the originals is compared
-    assert close(tensors(again), tensors(done), 0) == []
+    assert differences(result_tensors(again), result_tensors(done), 0) == []
     others: list[tuple[str, dict[str, Any]]] = [
         ("ball", {"eps": 0.03}), ("steps", {"steps": 5}), ("seed", {"seed": 1}), ("queries", {"queries": 13}),
     ]  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_checkpoint_is_of_one_question(box: ub.Box, other: dict[str, Any], sai
         {**SMALL, "checkpoint": tmp_path / "c"},
     )
     first = auto_attack(dense(), x, **goal, **more)
-    assert close(tensors(auto_attack(dense(), x, **goal, **more)), tensors(first), 0) == []
+    assert differences(result_tensors(auto_attack(dense(), x, **goal, **more)), result_tensors(first), 0) == []
     with pytest.raises(ModelError, match=said):
         auto_attack(box, x, **other, **more)
 
@@ -226,7 +226,10 @@ def test_chunks_and_batches_change_nothing(size: int, monkeypatch: pytest.Monkey
     c = wide()
     whole = auto_attack(c.box, c.x, c.y, **SMALL)
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "CHUNK", size)
-    assert close(tensors(auto_attack(c.box, c.x, c.y, **SMALL, batch_size=size)), tensors(whole), 1e-9) == []
+    assert (
+        differences(result_tensors(auto_attack(c.box, c.x, c.y, **SMALL, batch_size=size)), result_tensors(whole), 1e-9)
+        == []
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -280,6 +283,6 @@ def test_rows_of_features_have_no_squares() -> None:
     ],
 )
 def test_refusals(settings: dict[str, Any], said: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match=said):
         auto_attack(c.box, c.x, c.y, **{**SMALL, **settings})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.adversarial.calibration import _bins, temperature
 from unboxed.errors import DataError, InputError, OutputError
 
@@ -150,7 +150,7 @@ def test_data_of_any_kind() -> None:
 
 
 def test_nets_without_one_class() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         with pytest.raises(OutputError):
             ub.adversarial.calibration(ub.Box(c.box.model, c.box.inputs, outputs=outputs), (c.x, c.y))

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.adversarial.corrupting import KINDS, _moved, _scale
 from unboxed.adversarial.corruptions import CORRUPTIONS
 from unboxed.errors import DataError, InputError, OutputError
@@ -156,7 +156,7 @@ def test_motion_is_a_mean_of_moved_images() -> None:
 
 
 def test_the_table_is_what_the_net_says() -> None:
-    c = case("color", n=7)
+    c = make_case("color", n=7)
     kinds, severities = ("contrast", "gaussian_noise", "jpeg"), (2, 5)
     made = ub.adversarial.corruptions(c.box, (c.x, c.y), kinds, severities=severities, seed=4, batch_size=3)
     for i, kind in enumerate(kinds):
@@ -173,7 +173,7 @@ def test_the_table_is_what_the_net_says() -> None:
 
 
 def test_leaving_kinds_out_changes_nothing() -> None:
-    c = case("plain", n=5)
+    c = make_case("plain", n=5)
     whole = ub.adversarial.corruptions(c.box, (c.x, c.y), seed=1)
     assert whole.accuracy.shape == (len(CORRUPTIONS), 5)
     one = ub.adversarial.corruptions(c.box, TensorDataset(c.x, c.y), ["rotation"], severities=[4], seed=1)
@@ -181,7 +181,7 @@ def test_leaving_kinds_out_changes_nothing() -> None:
 
 
 def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
-    c = case("plain", n=6)
+    c = make_case("plain", n=6)
     calls = 0
 
     def stop(module: nn.Module, args: Any) -> None:
@@ -202,13 +202,13 @@ BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError):
         ub.adversarial.corruptions(c.box, (c.x, c.y), **bad)
 
 
 def test_bad_input() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for x, kind, severity in [
         (c.x * 255, "jpeg", 1), (c.x[0], "jpeg", 1), (c.x, "fog", 1), (c.x, "jpeg", 6), (c.x, "jpeg", True),
         (c.x / 0, "jpeg", 1), ((c.x * 255).byte(), "jpeg", 1), (None, "jpeg", 1),
@@ -221,4 +221,4 @@ def test_bad_input() -> None:
     with pytest.raises((DataError, InputError)):
         ub.adversarial.corruptions(c.box, c.x)
     with pytest.raises(OutputError):
-        ub.adversarial.corruptions(ub.Box(c.box.model, awkward.GRAY, outputs="multilabel"), (c.x, c.y))
+        ub.adversarial.corruptions(ub.Box(c.box.model, awkward.GRAY_INPUTS, outputs="multilabel"), (c.x, c.y))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import Case, case
+from contracts.common import MethodCase, make_case
 from unboxed import data, zoo
 from unboxed.adversarial.attempt import Attempt
 from unboxed.adversarial.decisions import Decisions, gaussian
@@ -44,13 +44,13 @@ class Halves(nn.Module):
         return torch.stack([1 - side, side], 1)
 
 
-def halves(n: int = 6) -> tuple[Case, Tensor]:
+def halves(n: int = 6) -> tuple[MethodCase, Tensor]:
     """A case of images (1, 5, 6) near the middle, and the distance (N,) of each from the plane, in L2."""
     model = Halves(30)
     box = ub.Box(model, ub.Pixels((1, 5, 6)), outputs="logits")
     x = 0.5 + 0.05 * torch.randn(n, 1, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gap = (x.flatten(1) @ model.w - model.b).detach()
-    return Case(box, x, (gap > 0).long()), gap.abs()
+    return MethodCase(box, x, (gap > 0).long()), gap.abs()
 
 
 @pytest.mark.parametrize(("attack", "norm", "within"), [(hop, "l2", 1.06), (hop, "linf", 1.15), (walk, "l2", 1.25)])
@@ -91,9 +91,9 @@ def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
 @both
 @pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "plain"])
 def test_rows_that_mix_keep_the_budget_too(attack: Any, model: str) -> None:
-    c = case(model)
+    c = make_case(model)
     made = attack(c.box, c.x, c.y, queries=50)
-    together = int(c.box.coupled)  # the last look, at all of them as they end
+    together = int(c.box.batch_dependent)  # the last look, at all of them as they end
     assert made.queries.max() <= 50 + together
 
 
@@ -123,7 +123,7 @@ def test_what_is_fooled_already_is_asked_once(attack: Any) -> None:
 
 @both
 def test_a_target_needs_starts(attack: Any) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match="starts="):
         attack(c.box, c.x, c.y, target=1, queries=50)
     pool = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -133,7 +133,7 @@ def test_a_target_needs_starts(attack: Any) -> None:
 
 
 def test_the_nearest_start_that_fools_is_taken() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     attempt = Attempt(c.box, c.x[:2], c.y[:2], norm=norm_of("l2"))
     z, rows = Decisions(attempt, 100, 0).start(attempt.begin(), pool)
@@ -184,7 +184,7 @@ def test_interrupted_it_keeps_what_it_has(attack: Any) -> None:
 
 @both
 def test_features_and_objectives(attack: Any) -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     unit = ub.logit(0) - 0.5 * ub.logit(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -297,6 +297,6 @@ BAD = [
 @both
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: "".join(bad))
 def test_bad_settings(attack: Any, bad: dict[str, Any]) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError):
         attack(c.box, c.x, c.y, **bad)

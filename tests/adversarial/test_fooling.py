@@ -12,14 +12,14 @@ import awkward
 import unboxed as ub
 from unboxed.adversarial import evolution, fooling
 from unboxed.errors import InputError, OutputError
-from unboxed.rng import shared
+from unboxed.rng import step_generator
 
 WAYS = ("gradient", "evolution", "cppn")
 
 
 def boxed(model: str = "plain", **more: Any) -> ub.Box:
-    entry = awkward.get(model, torch.float64)
-    return ub.Box(entry.model, entry.inputs, **{**entry.box, **more})
+    entry = awkward.get_model(model, torch.float64)
+    return ub.Box(entry.model, entry.inputs, **{**entry.box_settings, **more})
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -54,8 +54,8 @@ def test_evolution_keeps_the_laws(how: str) -> None:
 
 @pytest.mark.parametrize("model", ["color", "double", "batchnorm_in_train_mode", "dropout_always_on", "softmax"])
 def test_evolution_on_other_nets(model: str) -> None:
-    entry = awkward.get(model)
-    made = fooling(ub.Box(entry.model, entry.inputs, **entry.box), how="evolution", steps=2, sample=5)
+    entry = awkward.get_model(model)
+    made = fooling(ub.Box(entry.model, entry.inputs, **entry.box_settings), how="evolution", steps=2, sample=5)
     assert made.images.std() > 0
     assert torch.isfinite(made.confidence).all()
 
@@ -68,7 +68,7 @@ def test_evolution_needs_no_gradient() -> None:
 def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Tensor, Tensor]:
     """Child by child and class by class, with the draws of the fast one."""
     encoding, shape = evolution.ENCODINGS["evolution"], box.inputs.shape
-    born = encoding.first(children, shape, shared(0, 0, box.device))
+    born = encoding.first(children, shape, step_generator(0, 0, box.device))
     best = [(-float("inf"), born[k]) for k in range(4)]
     for generation in range(generations + 1):
         challenged = list(best)
@@ -78,7 +78,7 @@ def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Ten
                 if said[k] > challenged[k][0]:
                     challenged[k] = (float(said[k]), child)
         best = challenged
-        generator = shared(0, generation + 1, box.device)
+        generator = step_generator(0, generation + 1, box.device)
         parents = torch.randint(4, (children,), generator=generator)
         born = encoding.mutated(torch.stack([best[int(p)][1] for p in parents]), generation, generator)
     return torch.stack([genome for _, genome in best]), torch.tensor([score for score, _ in best])

@@ -18,7 +18,7 @@ from unboxed.adversarial.levels_grid import grid_of, least
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, Ball, Linf, norm_of
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.inputs.images import read
+from unboxed.inputs.images import read_image
 from unboxed.plots.pngs import save_png
 
 pytestmark = pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
@@ -273,7 +273,7 @@ def test_saved_files_load_as_they_were(channels: int, tmp_path: object) -> None:
     x = files(11, (channels, 5, 4))
     paths = save_png(x, f"{tmp_path}/new")
     assert [p.name for p in paths][:2] == ["image-00.png", "image-01.png"]
-    back = torch.stack([read(p, ub.Pixels((channels, 5, 4))) for p in paths])
+    back = torch.stack([read_image(p, ub.Pixels((channels, 5, 4))) for p in paths])
     assert torch.equal(back, x)
     with Image.open(paths[0]) as image:
         assert image.mode == {1: "L", 3: "RGB"}[channels]

@@ -18,11 +18,11 @@ from unboxed.adversarial import patch, shared
 from unboxed.adversarial.placing import Placing
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
-from unboxed.rng import hashed
+from unboxed.rng import hashed_uniform
 
 
 def boxed(model: str = "plain") -> ub.Box:
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     return ub.Box(entry.model, entry.inputs)
 
 
@@ -89,7 +89,7 @@ RULES = [
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])
 def test_placing_against_the_literal_twin(placing: Placing, shape: tuple[int, int, int]) -> None:
     x, side = images(4, shape), placing.side(*shape[1:])
-    image, u = images(1, (shape[0], side, side), seed=1)[0], hashed(0, torch.arange(4), 3, 4)
+    image, u = images(1, (shape[0], side, side), seed=1)[0], hashed_uniform(0, torch.arange(4), 3, 4)
     got = placing.put(image[None], x, u)
     assert torch.allclose(got, put_literally(placing, image, x, u), atol=1e-12)
     assert (got != x).any()
@@ -100,7 +100,7 @@ def test_it_covers_what_it_says_and_lies_inside(placing: Placing) -> None:
     """A white patch on black: its mean is the area, and its center of mass stays as far from the edge as it reaches."""
     x = torch.zeros(2000, 1, 40, 40, dtype=torch.float64)
     side = placing.side(40, 40)
-    z = placing.put(torch.ones(1, 1, side, side, dtype=torch.float64), x, hashed(1, torch.arange(2000), 0, 4))
+    z = placing.put(torch.ones(1, 1, side, side, dtype=torch.float64), x, hashed_uniform(1, torch.arange(2000), 0, 4))
     share = z.mean((1, 2, 3))
     assert share.mean() == pytest.approx(
         placing.area * (1 + placing.scale**2 / 3), rel=0.06 if placing.on_pixels else 0.04
@@ -120,7 +120,7 @@ def test_it_covers_what_it_says_and_lies_inside(placing: Placing) -> None:
 def test_on_whole_pixels_it_shows_its_own() -> None:
     placing = Placing(16 / 64, "square", 0, 0)
     image, x = images(1, (1, 4, 4)), torch.zeros(50, 1, 8, 8, dtype=torch.float64)
-    z = placing.put(image, x, hashed(0, torch.arange(50), 0, 4))
+    z = placing.put(image, x, hashed_uniform(0, torch.arange(50), 0, 4))
     windows = z.unfold(2, 4, 1).unfold(3, 4, 1).reshape(50, -1, 4, 4)  # all places
     same = torch.isclose(windows, image, atol=1e-12).all(-1).all(-1)
     assert (same.sum(1) == 1).all()
@@ -314,14 +314,14 @@ def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", ["circle", "square"])
 def test_the_page_to_print(shape: str) -> None:
     made = patch(boxed(), images(3), target=1, area=0.2, shape=shape, steps=1)
-    page = np.asarray(plots.printable(made, classes=["a", "toaster", "c", "d"], success=0.5, side=240))
-    plain = np.asarray(plots.printable(made, side=240))
+    page = np.asarray(plots.printable_patch(made, classes=["a", "toaster", "c", "d"], success=0.5, side=240))
+    plain = np.asarray(plots.printable_patch(made, side=240))
     assert page.shape[0] > 300
     assert page.shape[1] > 240
     assert page.shape != plain.shape  # the measured success takes lines
     assert (page[0] == 255).all()
     assert page.std() > 10
-    said = plots.patch._title(made, ["a", "toaster", "c", "d"]), " ".join(plots.patch._words(made, 0.5))
+    said = plots.patch._patch_title(made, ["a", "toaster", "c", "d"]), " ".join(plots.patch._placement_rules(made, 0.5))
     assert "toaster" in said[0]
     assert shape in said[1]
     assert "0.2 of the image" in said[1]

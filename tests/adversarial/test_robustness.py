@@ -23,11 +23,11 @@ from unboxed.adversarial.alarms import alarms_of
 from unboxed.adversarial.changes import changes
 from unboxed.adversarial.robustness import Robustness, robustness
 from unboxed.adversarial.shares import Share
-from unboxed.cli.attack import command
+from unboxed.cli.attack import run_attack
 from unboxed.engine.read.class_labels import unique
 from unboxed.errors import DataError, InputError, ModelError
 from unboxed.plots import attacked, colors, save
-from unboxed.plots.sheet import Tile, sheet
+from unboxed.plots.sheet import Tile, contact_sheet
 
 SHAPE = (1, 6, 6)
 ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
@@ -292,7 +292,7 @@ def test_changes_say_what_the_net_says() -> None:
 
 @pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
 def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
-    assert attacked.enlarged(reach) == pytest.approx(factor)
+    assert attacked.round_magnification(reach) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -301,11 +301,11 @@ def test_the_picture_of_an_attack(channels: int) -> None:
     box = ub.Box(model, ub.Pixels((channels, 6, 6)), outputs="logits")
     x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
     found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
-    sheet = attacked.attacked(changes(box, x, found), box.classes)
+    sheet = attacked.attack_sheet(changes(box, x, found), box.classes)
     assert sheet.width > 3 * 100
     assert sheet.height > 2 * 100
     with pytest.raises(InputError, match="no example"):
-        attacked.attacked([], box.classes)
+        attacked.attack_sheet([], box.classes)
 
 
 def run(*words: object):
@@ -340,7 +340,7 @@ def test_the_command_takes_a_fraction(tmp_path) -> None:
 )
 def test_without_a_norm_the_attacks_own_is_taken(tmp_path, attacks, norm, measured, capsys) -> None:
     box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(2)
-    found = command(box, x, tmp_path, attacks=attacks, eps=[0.1], norm=norm, quiet=True)
+    found = run_attack(box, x, tmp_path, attacks=attacks, eps=[0.1], norm=norm, quiet=True)
     assert found.norm == measured
     assert f"still right under ({measured})" in capsys.readouterr().out
 
@@ -360,14 +360,14 @@ def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
     torch.manual_seed(0)
     box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
     x = torch.randn(10, 2)
-    assert command(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
+    assert run_attack(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
 
 
 def folder_of(root: Path) -> Path:
     """Twenty digits as images in folders of their classes."""
     x, y = ub.data.digits("test").first(20)
     for i, (image, k) in enumerate(zip(x, y.tolist(), strict=True)):
-        save(colors.image(image), root / str(k) / f"{i}.png")
+        save(colors.image_to_rgb(image), root / str(k) / f"{i}.png")
     return root
 
 
@@ -390,12 +390,16 @@ def test_the_command_lists_what_it_left_out(tmp_path) -> None:
 def test_a_class_whose_name_is_no_utf8_is_drawn_and_written(tmp_path) -> None:
     name = os.fsdecode(b"caf\xe9")
     box = ub.Box(*ub.zoo.load("digits-cnn"), classes=[f"{name} {k}" for k in range(10)])
-    command(box, ub.data.digits("test").first(8), tmp_path, attacks=["fgsm"], eps=[0.3], bits=8, quiet=True)
+    run_attack(box, ub.data.digits("test").first(8), tmp_path, attacks=["fgsm"], eps=[0.3], bits=8, quiet=True)
     assert f"{name} 2" in json.loads((tmp_path / "attack.json").read_bytes())["classes"]
     assert all(b"\xe9" not in os.fsencode(f) and b"caf" in os.fsencode(f) for f in (tmp_path / "images").iterdir())
-    page = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), name)]], title=name, columns=[name], names=[name])
-    again = sheet([[Tile(np.zeros((8, 8, 3), np.uint8), "caf\\udce9")]], title="caf\\udce9", columns=["caf\\udce9"],
-                  names=["caf\\udce9"])  # fmt: skip
+    page = contact_sheet([[Tile(np.zeros((8, 8, 3), np.uint8), name)]], title=name, columns=[name], names=[name])
+    again = contact_sheet(
+        [[Tile(np.zeros((8, 8, 3), np.uint8), "caf\\udce9")]],
+        title="caf\\udce9",
+        columns=["caf\\udce9"],
+        names=["caf\\udce9"],
+    )
     assert page.tobytes() == again.tobytes()
 
 
@@ -405,7 +409,7 @@ def wrongly(n: int) -> tuple[Tensor, Tensor]:
 
 
 def test_without_a_right_answer_the_command_says_so(tmp_path, capsys) -> None:
-    found = command(ub.load("zoo:digits-cnn"), wrongly(8), tmp_path, attacks=["fgsm"], eps=[0.1], quiet=True)
+    found = run_attack(ub.load("zoo:digits-cnn"), wrongly(8), tmp_path, attacks=["fgsm"], eps=[0.1], quiet=True)
     assert found.clean.count == 0
     said = capsys.readouterr().out
     assert "no answer is right without an attack" in said.replace("\n", " ")
@@ -569,7 +573,7 @@ def other_function(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, T
         def forward(self, x: Tensor) -> Tensor:
             return 1.1 * super().forward(x)
 
-    return box.around(Sharper()), x, y
+    return box.reopen(Sharper()), x, y
 
 
 def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Tensor]:
@@ -654,9 +658,9 @@ def _no_alarms(monkeypatch) -> None:
 def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
     x, y = ub.data.digits("test").first(6)
     box, more = ub.load("zoo:digits-cnn"), {"attacks": ["fgsm"], "eps": [0.05], "quiet": True}
-    wrong = command(box, (x, 9 - y), tmp_path / "one", **more)
-    mended = command(box, (x, y), tmp_path / "one", **more)
-    fresh = command(box, (x, y), tmp_path / "other", **more)
+    wrong = run_attack(box, (x, 9 - y), tmp_path / "one", **more)
+    mended = run_attack(box, (x, y), tmp_path / "one", **more)
+    fresh = run_attack(box, (x, y), tmp_path / "other", **more)
     assert wrong.clean.count < mended.clean.count
     assert torch.equal(mended.stood, fresh.stood)
     assert mended.clean == fresh.clean

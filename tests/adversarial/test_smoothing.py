@@ -11,7 +11,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import Case, case
+from contracts.common import MethodCase, make_case
 from unboxed.adversarial.smoothing import _lower
 from unboxed.errors import InputError, OutputError
 
@@ -58,7 +58,7 @@ def test_the_bound_of_a_probability() -> None:
 
 
 def test_rows_draw_for_themselves() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     same = c.x[:1].expand(3, -1, -1, -1)
     made = smoothed(c.box, same, 0.4, n0=20, n=80)
     assert not torch.equal(made.share[0], made.share[1])
@@ -90,14 +90,14 @@ def test_certified_accuracy() -> None:
 
 @pytest.mark.parametrize("model", ["batchnorm_on_batch_statistics", "dropout_always_on", "transformer"])
 def test_any_net(model: str) -> None:
-    c = case(model)
+    c = make_case(model)
     made = smoothed(c.box, c.x, 0.1, n0=5, n=20, alpha=0.05)
     assert torch.allclose(made.share.sum(1), torch.ones(3))
     assert ((made.radius > 0) == ~made.abstained).all()
 
 
 def test_ctrl_c_keeps_the_rows_that_are_done() -> None:
-    c = case("plain")
+    c = make_case("plain")
     whole, calls = smoothed(c.box, c.x, 0.1, n0=5, n=20), 0
 
     def stop(module: nn.Module, args: Any) -> None:
@@ -120,13 +120,13 @@ BAD = [{"sigma": 0.0}, {"sigma": math.nan}, {"n": 0}, {"n0": 0}, {"alpha": 0}, {
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
-    c: Case = case("plain")
+    c: MethodCase = make_case("plain")
     with pytest.raises(InputError):
         smoothed(c.box, c.x, **{"sigma": 0.1, **bad})
 
 
 def test_nets_without_classes() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         box = ub.Box(c.box.model, c.box.inputs, outputs=outputs)
         with pytest.raises(OutputError):

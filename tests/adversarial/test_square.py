@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from models import assert_in_its_ball
 from unboxed.adversarial.square import side, square
 from unboxed.engine.optimize.constraints import L1
@@ -30,7 +30,7 @@ class Steps(nn.Module):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_no_gradient_is_asked_for(norm: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     box = ub.Box(Steps(c.box.model), c.box.inputs)
     y = box.predict(c.x)
     got = square(box, c.x, y, eps=0.4 if norm == "linf" else 3.0, norm=norm, queries=200)
@@ -41,7 +41,7 @@ def test_no_gradient_is_asked_for(norm: str) -> None:
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
 @pytest.mark.parametrize("model", ["plain", "color", "narrow", "double", "bfloat16"])
 def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
-    c = case(model)
+    c = make_case(model)
     got = square(c.box, c.x, c.y, eps=eps, norm=norm, queries=25)
     assert_in_its_ball(c, got, norm, eps)
 
@@ -57,7 +57,7 @@ class Seen:
 @pytest.mark.parametrize("queries", [1, 2, 30])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_queries_are_exact(norm: str, queries: int) -> None:
-    c = case("plain")
+    c = make_case("plain")
     seen = Seen(c.box)
     got = square(c.box, c.x, c.y, eps=1e-4, norm=norm, queries=queries)
     assert [len(b) for b in seen.batches] == [3] + [2] * queries
@@ -65,7 +65,7 @@ def test_queries_are_exact(norm: str, queries: int) -> None:
 
 
 def test_fooled_rows_leave() -> None:
-    c = case("plain")
+    c = make_case("plain")
     seen = Seen(c.box)
     got = square(c.box, c.x, c.y, eps=0.6, queries=500)
     assert got.success.all()
@@ -75,7 +75,7 @@ def test_fooled_rows_leave() -> None:
 @pytest.mark.parametrize("model", ["plain", "color"])
 def test_no_look_is_lost(model: str) -> None:
     """Each image that is looked at is another than the best so far."""
-    c = case(model)
+    c = make_case(model)
     seen = Seen(c.box)
     square(c.box, c.x[:1], c.y[:1], eps=0.01, queries=80)
     margins = [float(margin(c, b)) for b in seen.batches[1:]]
@@ -92,7 +92,7 @@ def margin(c: Any, z: Tensor) -> Tensor:
 
 
 def test_the_best_only_gets_better() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     last = torch.full((2,), -torch.inf, dtype=torch.float64)
     for queries in (1, 80):
         got = square(c.box, c.x[:2], c.y[:2], eps=1e-3, queries=queries)
@@ -104,7 +104,7 @@ def test_the_best_only_gets_better() -> None:
 
 
 def test_a_target_is_become() -> None:
-    c = case("plain")
+    c = make_case("plain")
     target = (c.box.predict(c.x) + 1) % 4
     got = square(c.box, c.x, target=target, eps=0.6, queries=300)
     assert got.success.any()
@@ -112,7 +112,7 @@ def test_a_target_is_become() -> None:
 
 
 def test_an_objective_is_raised() -> None:
-    c = case("plain")
+    c = make_case("plain")
     got = square(c.box, c.x, objective=ub.channel("conv2", 1) - 0.3, eps=0.4, queries=50)
     score = c.box.read(got.images, "conv2")["conv2"][:, 1].flatten(1).mean(1) - 0.3
     assert torch.equal(got.success, score > 0)
@@ -120,7 +120,7 @@ def test_an_objective_is_raised() -> None:
 
 @pytest.mark.parametrize("k", [3, 20])
 def test_ctrl_c_keeps_what_was_found(k: int) -> None:
-    c = case("plain")
+    c = make_case("plain")
     whole = square(c.box, c.x, c.y, eps=0.01, queries=k - 2)
     calls = [0]
 
@@ -161,7 +161,7 @@ def test_the_schedule_is_the_papers() -> None:
     ],
 )
 def test_refusals(settings: dict[str, Any], said: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match=said):
         square(c.box, c.x, c.y, **{"eps": 0.1, "queries": 2, **settings})
 

@@ -256,11 +256,11 @@ class Drops(nn.Module):
 def test_eot_climbs_the_mean_over_the_nets_draws(x: Tensor) -> None:
     """One FGSM step against the gradient of the mean loss over the very same draws."""
     box = ub.Box(small(2.0, Drops()), ub.Pixels((1, 8, 8)))
-    assert box.noisy
+    assert box.stochastic
     y, grad = box.predict(x), torch.zeros_like(x)
     for draw in range(5):
         a = x.clone().requires_grad_()
-        with box.quiet(seed=draw):
+        with box.isolated(seed=draw):
             z = box.forward(a, {"logits"})["logits"]
             grad += torch.autograd.grad(nn.functional.cross_entropy(z, y, reduction="sum"), a)[0] / 5
     made = fgsm(box, x, y, eps=0.1, norm="l2", eot=5, keep_going=True)
@@ -291,7 +291,7 @@ class Company(nn.Module):
 def test_coupled_rows_are_asked_together_and_judged_at_the_end() -> None:
     """Row 0 fools the model after two steps, and stays; then row 1 comes so far that row 0 no longer does."""
     box = ub.Box(Company().double(), ub.Pixels((1, 1, 1)), outputs="logits")
-    assert box.coupled
+    assert box.batch_dependent
     x = torch.tensor([0.35, 0.2]).view(2, 1, 1, 1)
     made = bim(box, x, 0, eps=0.5, step=0.1, steps=6)
     assert made.images.flatten().tolist() == pytest.approx([0.55, 0.6])

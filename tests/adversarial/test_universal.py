@@ -40,7 +40,7 @@ def test_exact_on_a_linear_net() -> None:
 @pytest.mark.parametrize("more", [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1.5}, {"ball": L2(0.3)}])
 @pytest.mark.parametrize("model", ["plain", "color", "bfloat16"])
 def test_it_stays_in_its_ball(model: str, more: dict[str, Any]) -> None:
-    entry = awkward.get(model)
+    entry = awkward.get_model(model)
     box = ub.Box(entry.model, entry.inputs)
     x = entry.images(5)
     made = universal(box, x, steps=6, step=5.0, **more)
@@ -54,7 +54,7 @@ def test_it_stays_in_its_ball(model: str, more: dict[str, Any]) -> None:
 
 
 def test_the_fooling_rate_is_counted_one_by_one() -> None:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images(20).double()
     own = box.predict(x)
     y = own.clone()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from models import seeded
 from unboxed.engine.gradients.score import gradients
 from unboxed.engine.read.position_grids import token_grid
@@ -63,10 +63,10 @@ def test_pooling_and_dropout_are_passed_over() -> None:
 
 
 def test_a_hidden_unit_is_explained_by_layers_below_it() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     unit = ub.channel("conv2", 1)
     assert torch.equal(cam(c.box, c.x, unit), cam(c.box, c.x, unit, layer="relu1"))
-    f = case("functional_relu", torch.float64)
+    f = make_case("functional_relu", torch.float64)
     assert torch.equal(cam(f.box, f.x, ub.channel(":relu#1", 1)), cam(c.box, c.x, ub.channel("relu2", 1)))
     assert torch.equal(cam(f.box, f.x, ub.channel(":relu#1", 1), layer=":relu#0"),
                        cam(c.box, c.x, ub.channel("relu2", 1), layer="relu1"))  # fmt: skip
@@ -150,7 +150,7 @@ def test_the_last_map_that_all_of_the_score_passes_through(build: type[nn.Module
 
 def test_a_net_with_a_scripted_part_is_told_of_or_right() -> None:
     """Whatever the scripted part lets be seen at one look and not at another."""
-    c = case("scripted_part", torch.float64)
+    c = make_case("scripted_part", torch.float64)
     found = [either(c) for _ in range(3)]
     made = [m for m in found if isinstance(m, Tensor)]
     assert all(torch.equal(m, made[0]) for m in made)
@@ -166,7 +166,7 @@ def either(c: Any) -> Tensor | str:
 
 def test_which_call() -> None:
     """A module called twice: of the last call by default where it is the last; else each by its own address."""
-    c, plain = case("relu_called_twice", torch.float64), case("plain", torch.float64)
+    c, plain = make_case("relu_called_twice", torch.float64), make_case("plain", torch.float64)
     assert torch.allclose(cam(c.box, c.x, layer="relu1#0"), cam(plain.box, c.x, layer="relu1"))
     assert torch.allclose(cam(c.box, c.x, layer="relu1#1"), cam(plain.box, c.x, layer="relu2"))
     with pytest.raises(LayerError, match="relu1#1"):
@@ -175,7 +175,7 @@ def test_which_call() -> None:
 
 def test_a_relu_in_place_afterwards_does_no_harm() -> None:
     """The maps are the layer's own, not what a later op wrote over them."""
-    plain, over = case("plain", torch.float64), case("functional_relu_ignored", torch.float64)
+    plain, over = make_case("plain", torch.float64), make_case("functional_relu_ignored", torch.float64)
     of = {"target": -ub.logit(0), "upsample": False}
     want = ub.attribution.grad_cam(plain.box, plain.x, layer="conv2", **of)
     assert torch.equal(ub.attribution.grad_cam(over.box, over.x, layer="conv2", **of), want)
@@ -183,13 +183,13 @@ def test_a_relu_in_place_afterwards_does_no_harm() -> None:
 
 
 def test_memory_format_changes_nothing() -> None:
-    first, last = case("color", torch.float64), case("channels_last", torch.float64)
+    first, last = make_case("color", torch.float64), make_case("channels_last", torch.float64)
     assert torch.allclose(cam(first.box, first.x), cam(last.box, last.x), rtol=1e-9)
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_training_flag_is_left(mode: bool) -> None:
-    c = case("plain")
+    c = make_case("plain")
     c.box.model.train(mode)
     cam(c.box, c.x)
     assert c.box.model.training is mode
@@ -198,7 +198,7 @@ def test_the_training_flag_is_left(mode: bool) -> None:
 def test_the_backward_pass_ends_at_the_layer() -> None:
     """And the forward at the score: below and above nothing is asked for."""
     met: list[str] = []
-    c = case("plain")
+    c = make_case("plain")
     for name in ("conv1", "relu2"):
         c.box.model.get_submodule(name).register_full_backward_hook(lambda m, i, o, name=name: met.append(name))
     cam(c.box, c.x, layer="conv2")
@@ -208,10 +208,10 @@ def test_the_backward_pass_ends_at_the_layer() -> None:
 @pytest.mark.parametrize("name", ["grad_cam", "grad_cam_plus_plus", "layer_cam", "guided_grad_cam"])
 def test_no_positions_no_map(name: str) -> None:
     method = getattr(ub.attribution, name)
-    c = case("mlp")
+    c = make_case("mlp")
     with pytest.raises(LayerError, match="positions"):
         method(c.box, c.x, 0)
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(LayerError, match="'conv2', 'relu2'"):
         method(c.box, c.x, 0, layer="fc")
     table = ub.Box(seeded(nn.Linear, 3, 2).float(), ub.Features(("a", "b", "c")), outputs="logits")
@@ -220,13 +220,13 @@ def test_no_positions_no_map(name: str) -> None:
 
 
 def test_upsample_is_a_flag() -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match="upsample"):
         ub.attribution.grad_cam(c.box, c.x, upsample="bilinear")
 
 
 def test_a_blank_map_is_told() -> None:
-    c = case("plain")
+    c = make_case("plain")
     with torch.no_grad():
         c.box.model.fc.weight.abs_().neg_()
     with pytest.warns(UnboxedWarning, match="zero everywhere for 3 of 3"):

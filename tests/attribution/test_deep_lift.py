@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from references.test_deep_lift import images, made
 from unboxed.errors import InputError, RuleError
 
@@ -58,13 +58,13 @@ def test_a_net_that_goes_another_way_for_the_baseline_is_refused() -> None:
 
 
 def test_checkpoints_are_named() -> None:
-    c = case("checkpointed")
+    c = make_case("checkpointed")
     with pytest.raises(RuleError, match="switch checkpointing off"):
         ub.attribution.deep_lift(c.box, c.x, 1)
 
 
 def test_nothing_changes_nothing_counts() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     assert not ub.attribution.deep_lift(c.box, c.x, 1, baseline=c.x).any()
     one = c.x.clone()
     one[:, :, 3, 3] = 0
@@ -75,16 +75,16 @@ def test_nothing_changes_nothing_counts() -> None:
 
 def test_hidden_units_and_losses() -> None:
     """Any objective: the score's own ops have rules, too."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     x0 = torch.full_like(c.x, 0.2)
     for objective in (ub.channel("conv2", 1), ub.logprob(2), ub.loss(c.y), ub.margin(c.y), ub.logit(1) - ub.logit(0)):
-        with c.box.quiet(grad=False):
+        with c.box.isolated(grad=False):
             want = objective(c.box.forward(c.x, objective.layers)) - objective(c.box.forward(x0, objective.layers))
         got = ub.attribution.deep_lift(c.box, c.x, objective, baseline=0.2)
         assert torch.allclose(got.flatten(1).sum(1), want, rtol=1e-9, atol=1e-9), objective.name
 
 
 def test_a_baseline_of_another_shape_is_refused() -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match="baseline"):
         ub.attribution.deep_lift(c.box, c.x, 1, baseline=torch.zeros(1, 1, 4, 4))

@@ -39,7 +39,7 @@ def opened(score: Any, n: int = 3) -> tuple[ub.Box, Tensor]:
     box = ub.Box(model, PLAIN_PIXELS, outputs="regression")
     box.device, box.dtype, box.model_dtype = torch.device("cpu"), torch.float64, torch.float64  # it has no parameters
     model.rows.clear()
-    return box, awkward.get("plain").images(n).double()
+    return box, awkward.get_model("plain").images(n).double()
 
 
 def test_exact_on_quadratics() -> None:
@@ -73,7 +73,7 @@ def test_not_exact_beyond_them() -> None:
 @pytest.mark.parametrize("tol", [0.1, 0.01, 1e-3])
 @pytest.mark.parametrize("model", ["plain", "batchnorm", "narrow", "double"])
 def test_the_tolerance_is_kept(model: str, tol: float) -> None:
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images(4).double()
     found = integrated_gradients(box, x, tol=tol)
     sums = found.map.flatten(1).sum(1)
@@ -109,7 +109,7 @@ def test_a_kink_is_found() -> None:
 @pytest.mark.parametrize("kept", [16, 24])
 def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many steps: never more gradients of an example are kept, and the sums are the same as with all kept."""
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     most = 0
     total = quadrature._Looks.total
@@ -135,7 +135,7 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients beside kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     monkeypatch.setattr(quadrature, "KEPT", 40)
     found = integrated_gradients(box, x, 1, baseline="white", tol=1e-3)
@@ -146,7 +146,7 @@ def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map is the sum over all points of their last weights times their gradients, kept or not."""
     monkeypatch.setattr(quadrature, "KEPT", 16)
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     made = list[Any]()
     look = quadrature._look
@@ -166,7 +166,7 @@ def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_budget_that_runs_out_is_told() -> None:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning, match="did not reach the tolerance for [123] of 3"):
         found = integrated_gradients(box, x, 1, baseline="white", tol=1e-12, max_steps=20)
@@ -179,7 +179,7 @@ def test_a_budget_that_runs_out_is_told() -> None:
 
 @pytest.mark.parametrize("max_steps", [1, 5, 16, 17])
 def test_never_more_than_the_budget(max_steps: int) -> None:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning):
         found = integrated_gradients(box, x, 1, tol=1e-12, max_steps=max_steps)
@@ -188,7 +188,7 @@ def test_never_more_than_the_budget(max_steps: int) -> None:
 
 def test_a_score_without_difference() -> None:
     """x is the baseline: nothing to share, and no step wasted."""
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     found = integrated_gradients(box, torch.zeros(2, 1, 8, 8))
     assert torch.equal(found.map, torch.zeros(2, 1, 8, 8))
@@ -198,7 +198,7 @@ def test_a_score_without_difference() -> None:
 
 def test_rounding_is_not_chased() -> None:
     """In single precision the scores themselves are off by more than 1e-9 of a difference."""
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box, x = ub.Box(entry.model, entry.inputs), entry.images()
     score = ub.logit(1) + 1e6
     found = integrated_gradients(box, x, score, tol=1e-9)
@@ -230,9 +230,9 @@ def test_nothing_is_asked_of_the_ends() -> None:
 @pytest.mark.parametrize("model", ["batchnorm_without_statistics", "batchnorm_on_batch_statistics"])
 def test_where_examples_depend_on_one_another(model: str) -> None:
     """All examples move together, by a fixed number of steps; what is left open is said."""
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
-    assert box.coupled
+    assert box.batch_dependent
     with pytest.warns(UnboxedWarning, match="did not reach"):
         found = integrated_gradients(box, x, 1)
     assert found.steps.tolist() == [50] * 3
@@ -245,7 +245,7 @@ def test_where_examples_depend_on_one_another(model: str) -> None:
 
 
 def test_a_hidden_unit_stops_the_net_there() -> None:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     found = integrated_gradients(box, x, ub.neuron("conv2", 1), tol=1e-3)
     assert bool(found.converged.all())
@@ -268,7 +268,7 @@ BAD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_settings(bad: str) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box, x = ub.Box(entry.model, entry.inputs), entry.images()
     with pytest.raises(InputError):
         integrated_gradients(box, x, 1, **BAD[bad])
@@ -276,7 +276,7 @@ def test_bad_settings(bad: str) -> None:
 
 @pytest.mark.parametrize("bad", [{"n_samples": 0}, {"noise": 0}, {"noise": -1.0}, {"kind": "median"}, {"seed": 0.5}])
 def test_bad_settings_of_smoothgrad(bad: dict[str, Any]) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box, x = ub.Box(entry.model, entry.inputs), entry.images()
     with pytest.raises(InputError):
         smoothgrad(box, x, 1, **bad)
@@ -295,7 +295,7 @@ def test_noise_in_a_columns_own_units() -> None:
 
 
 def test_vargrad_of_a_straight_net_is_zero() -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()
     box = ub.Box(model, entry.inputs)
     assert torch.equal(smoothgrad(box, entry.images(), 1, kind="variance"), torch.zeros(3, 1, 8, 8))

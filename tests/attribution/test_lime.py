@@ -204,7 +204,7 @@ def test_few_features() -> None:
 @pytest.mark.parametrize("target", [None, ub.channel("conv2", 1), ub.logit(2)])
 def test_on_scores(target: Any) -> None:
     """A linear score has R^2 of 1; objectives are scored by themselves."""
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box = ub.Box(entry.model, entry.inputs)
     found = A.lime(box, entry.images().double(), target, segments=("squares", 3), n_samples=60, on="score")
     assert bool(found.r2.isfinite().all())
@@ -215,8 +215,8 @@ def test_on_scores(target: Any) -> None:
 def test_a_linear_score_is_found_exactly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
-    box = ub.Box(model, awkward.GRAY, outputs="logits")
-    x = awkward.get("plain").images().double()
+    box = ub.Box(model, awkward.GRAY_INPUTS, outputs="logits")
+    x = awkward.get_model("plain").images().double()
     found = A.lime(box, x, 1, segments=("squares", 2), n_samples=90, on="score", regression="ols")
     w = model[1].weight[1].detach().view(1, 8, 8) / 0.5
     want = torch.stack([(w * x)[:, 0][:, found.segments[0] == k].sum(1) for k in range(16)], 1)
@@ -242,7 +242,7 @@ BAD = [
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     with pytest.raises(InputError):
         A.lime(box, entry.images(), 1, **{"segments": ("squares", 3), "n_samples": 40, **bad})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from contracts.test_computes_less import Rows
 from unboxed.attribution import occlusion
 from unboxed.attribution.occlusion import places
@@ -288,10 +288,10 @@ def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
     assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).drops, want.drops, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("model", awkward.NETS)
+@pytest.mark.parametrize("model", awkward.MODELS)
 def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images are run whole; here they are not."""
-    c = case(model, torch.float64 if model != "bfloat16" else None)
+    c = make_case(model, torch.float64 if model != "bfloat16" else None)
     want = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
     monkeypatch.setattr(engine, "SMALL", 0)
     got = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)

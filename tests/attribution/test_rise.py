@@ -68,7 +68,7 @@ def test_a_baseline_in_place_of_black() -> None:
     ids=str,
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     with pytest.raises(InputError):
         A.rise(box, entry.images(), 1, **{"n_samples": 4, "cells": 3, **bad})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.errors import InputError, LayerError
 
 COLOR = ub.Pixels((3, 16, 8))
@@ -119,7 +119,7 @@ def test_heads(heads: Any) -> None:
 
 
 def test_no_attention_no_rollout() -> None:
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(LayerError, match="nothing to roll out"):
         ub.attribution.rollout(c.box, c.x)
 

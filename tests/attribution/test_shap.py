@@ -77,7 +77,7 @@ def test_few_samples_are_told_of() -> None:
 @pytest.mark.parametrize("method", [A.lime, A.kernel_shap])
 def test_examples_have_enough_samples(method: Any) -> None:
     """On the images of the zoo that are cut into most squares; warnings are errors here."""
-    entry = awkward.get("narrow")
+    entry = awkward.get_model("narrow")
     own = next(c for c in cards() if c.method is method)
     own.example(method, ub.Box(entry.model, entry.inputs), entry.images(2), 1)
 
@@ -162,7 +162,7 @@ def test_every_number_is_the_baseline() -> None:
 
 @pytest.mark.parametrize("bad", [{"n_samples": 1}, {"n_samples": 30.0}, {"seed": 1.5}, {"seed": "x"}], ids=str)
 def test_bad_settings(bad: dict[str, Any]) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     with pytest.raises(InputError):
         A.kernel_shap(box, entry.images(), 1, **{"segments": ("squares", 4), "n_samples": 40, **bad})

@@ -13,8 +13,8 @@ from torch import nn
 from unboxed import Box, Pixels
 from unboxed.engine.read.neighbors import nearest
 from unboxed.report import Section, report
-from unboxed.report.context import Context
-from unboxed.report.plane import Layer, Plane, atlas
+from unboxed.report.context import ReportContext
+from unboxed.report.plane import LayerMap, MapBlock, make_atlas
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -34,16 +34,21 @@ def points(spread: float) -> torch.Tensor:
     return made
 
 
-def build(context: Context) -> Sequence[Any]:
+def build(context: ReportContext) -> Sequence[Any]:
     shade = (0.2 + 0.2 * Y.float()).view(N, 1, 1, 1).expand(N, 1, 8, 8)
-    made = atlas(shade)
-    source = {"src": context.pictures.raw(made.content, made.kind), "width": made.width, "height": made.height,
-              "columns": made.columns, "hard": made.hard}  # fmt: skip
+    made = make_atlas(shade)
+    source = {
+        "src": context.pictures.encoded_source(made.content, made.kind),
+        "width": made.width,
+        "height": made.height,
+        "columns": made.columns,
+        "hard": made.pixelated,
+    }
     near = nearest(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(N // 200, 1)
-    layers = [Layer("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
-              Layer("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
+    layers = [LayerMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
+              LayerMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"says {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
-    return [Plane("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
+    return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
                   "Map of 10,000 examples", "Point at a dot.", "How to move about.", source)]  # fmt: skip
 
 

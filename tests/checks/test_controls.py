@@ -34,7 +34,7 @@ def test_a_picture_follows_its_pixels_and_the_gradient_does_not() -> None:
     box, x = digits(16)
     found = checks.random_input(box, x, picture)
     assert found.shuffled.signed.tolist() == pytest.approx([1] * 16)
-    assert found.strength_shuffled.tolist() == pytest.approx([1] * 16, rel=1e-5)
+    assert found.norm_ratio_shuffled.tolist() == pytest.approx([1] * 16, rel=1e-5)
     assert found.noise.signed.abs().mean() < 0.1
     plain = checks.random_input(box, x, attribution.gradient)
     assert plain.shuffled.signed.abs().mean() < 0.1
@@ -62,8 +62,8 @@ def test_a_map_that_is_the_same_whatever_is_shown() -> None:
     box, x = digits(3)
     found = checks.random_input(box, x, prior)
     assert found.noise.signed.tolist() == pytest.approx([1] * 3)
-    assert found.strength_noise.tolist() == pytest.approx([1] * 3, rel=1e-5)
-    linear = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
+    assert found.norm_ratio_noise.tolist() == pytest.approx([1] * 3, rel=1e-5)
+    linear = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
     x = torch.rand(2, 1, 8, 8)
     assert (checks.random_input(linear, x, attribution.gradient, 1).noise.signed > 0.999).all()  # rightly so
 
@@ -90,7 +90,7 @@ def test_tables_have_noise_but_no_pixels() -> None:
     assert found.noise.signed.isfinite().all()
     assert found.shuffled.signed.isnan().all()
     assert found.score_shuffled.isnan().all()
-    assert found.strength_shuffled.isnan().all()
+    assert found.norm_ratio_shuffled.isnan().all()
 
 
 def test_a_map_of_another_size_cannot_be_put_back() -> None:
@@ -103,19 +103,19 @@ def test_a_map_of_another_size_cannot_be_put_back() -> None:
 def test_gradients_draw_nothing_for_a_constant_model(method: Any) -> None:
     box, x = digits(3)
     found = checks.constant_model(box, x, method)
-    assert found.blind.tolist() == found.mute.tolist() == [0] * 3
-    assert found.maps_blind.abs().max() == found.maps_mute.abs().max() == 0
+    assert found.constant_input.tolist() == found.constant_output.tolist() == [0] * 3
+    assert found.maps_constant_input.abs().max() == found.maps_constant_output.abs().max() == 0
 
 
 def test_who_draws_for_a_constant_model_is_found_out() -> None:
     box, x = digits(3)
     found = checks.constant_model(box, x, picture)
-    assert found.blind.tolist() == found.mute.tolist() == pytest.approx([1] * 3)
+    assert found.constant_input.tolist() == found.constant_output.tolist() == pytest.approx([1] * 3)
     inside = checks.constant_model(box, x, activations)
-    assert inside.blind.max() < 1e-6  # it sees nothing, and draws nothing
-    assert inside.mute.tolist() == pytest.approx([1] * 3)  # it says nothing, and yet there is a picture
+    assert inside.constant_input.max() < 1e-6  # it sees nothing, and draws nothing
+    assert inside.constant_output.tolist() == pytest.approx([1] * 3)  # it says nothing, and yet there is a picture
     even = checks.constant_model(box, x, lambda box, x, target: torch.ones_like(x) + float(target.sum()))
-    assert even.mute.tolist() == [0] * 3  # the same everywhere is no picture
+    assert even.constant_output.tolist() == [0] * 3  # the same everywhere is no picture
 
 
 def test_constant_models_are_constant_whatever_the_net_gives() -> None:
@@ -137,7 +137,7 @@ def test_constant_models_are_constant_whatever_the_net_gives() -> None:
             assert torch.allclose(z, z[:1].expand_as(z), atol=1e-6), name
         assert mute.unique().numel() == 1
         assert float(mute[0, 0]) == pytest.approx(float(own.abs().max()), rel=1e-2)
-        assert found.blind.max() == found.mute.max() == 0, name
+        assert found.constant_input.max() == found.constant_output.max() == 0, name
         assert box.outputs == Box(box.model, box.inputs).outputs
         assert torch.equal(box(x), own)  # the box itself is what it was
 
@@ -145,8 +145,8 @@ def test_constant_models_are_constant_whatever_the_net_gives() -> None:
 def test_hidden_units_and_several_inputs() -> None:
     box, x = digits(2)
     found = checks.constant_model(box, x, attribution.gradient, ub.channel("conv2", 3))
-    assert found.blind.tolist() == [0, 0]
-    assert found.mute.isnan().all()  # the unit is not silenced by constant logits
+    assert found.constant_input.tolist() == [0, 0]
+    assert found.constant_output.isnan().all()  # the unit is not silenced by constant logits
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -161,4 +161,4 @@ def test_hidden_units_and_several_inputs() -> None:
     found = checks.constant_model(
         two, {"image": torch.rand(3, 1, 4, 4), "row": torch.randn(3, 2)}, attribution.gradient
     )
-    assert found.blind.tolist() == found.mute.tolist() == [0] * 3
+    assert found.constant_input.tolist() == found.constant_output.tolist() == [0] * 3

@@ -61,7 +61,7 @@ def test_figures_are_of_magnitudes_beside_the_gradients() -> None:
 
 def test_colors_and_unrelated_maps() -> None:
     torch.manual_seed(0)
-    box = Box(awkward.Plain(channels=3), awkward.COLOR)
+    box = Box(awkward.PlainCNN(channels=3), awkward.COLOR_INPUTS)
     x = torch.rand(3, 3, 8, 8)
     noise = torch.randn(3, 3, 8, 8)
     found = checks.edge_control(box, x, lambda box, x, target: noise)

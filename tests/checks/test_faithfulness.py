@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case, close, tensors
+from contracts.common import differences, make_case, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed import checks
-from unboxed.checks.perturbing import ranked
-from unboxed.checks.road import _imputed, _weights
+from unboxed.checks.perturbing import rank_descending
+from unboxed.checks.road import _impute, _neighbor_weights
 from unboxed.errors import InputError, OutputError
 
 Metric = Callable[..., Any]
@@ -98,20 +98,20 @@ def test_random_maps_correlate_with_nothing(linear: Linear) -> None:
 
 
 def test_the_best_factor_is_found(linear: Linear) -> None:
-    found = checks.infidelity(linear.box, linear.x, linear.w / 3, scaled=True)
+    found = checks.infidelity(linear.box, linear.x, linear.w / 3, fit_scale=True)
     assert torch.allclose(found.scale, torch.tensor(3.0).double())
     assert found.infidelity.max() < 1e-20
-    a, b = (checks.infidelity(linear.box, linear.x, k * noise(4, 3, 6, 5), scaled=True) for k in (1, -7))
+    a, b = (checks.infidelity(linear.box, linear.x, k * noise(4, 3, 6, 5), fit_scale=True) for k in (1, -7))
     assert torch.allclose(a.infidelity, b.infidelity)
-    flat = checks.infidelity(linear.box, linear.x, 0 * linear.w, scaled=True)
+    flat = checks.infidelity(linear.box, linear.x, 0 * linear.w, fit_scale=True)
     plain = checks.infidelity(linear.box, linear.x, 0 * linear.w)
     assert torch.equal(flat.infidelity, plain.infidelity)
 
 
 def test_the_standard_error_shrinks_with_the_root_of_the_samples(linear: Linear) -> None:
     few, many = (checks.infidelity(linear.box, linear.x, 0 * linear.w, n_samples=n) for n in (100, 1600))
-    assert torch.allclose(few.error / many.error, torch.tensor(4.0).double(), rtol=0.35)
-    assert ((few.infidelity - many.infidelity).abs() < 4 * few.error).all()
+    assert torch.allclose(few.standard_error / many.standard_error, torch.tensor(4.0).double(), rtol=0.35)
+    assert ((few.infidelity - many.infidelity).abs() < 4 * few.standard_error).all()
 
 
 def test_the_true_order_is_best_of_all_orders() -> None:
@@ -133,23 +133,23 @@ def test_the_true_order_is_best_of_all_orders() -> None:
 def test_ties_favor_no_position() -> None:
     flat = torch.zeros(2000, 30)
     flat[:, 7] = 1
-    rank = ranked(flat, 0)
+    rank = rank_descending(flat, 0)
     assert (rank[:, 7] == 0).all()
     assert torch.equal(rank.sort(1).values, torch.arange(30).expand(2000, -1))
     others = rank.float().mean(0)[torch.arange(30) != 7]
     assert (others - 15).abs().max() < 1  # a standard error is 0.19
-    assert torch.equal(ranked(flat, 0), rank)
-    assert torch.equal(ranked(flat[:9], 0), rank[:9])
-    assert not torch.equal(ranked(flat, 1), rank)
+    assert torch.equal(rank_descending(flat, 0), rank)
+    assert torch.equal(rank_descending(flat[:9], 0), rank[:9])
+    assert not torch.equal(rank_descending(flat, 1), rank)
 
 
 def test_negative_zero_ties_with_zero() -> None:
     values = torch.zeros(1, 50)
-    assert torch.equal(ranked(values, 0), ranked(values.where(torch.arange(50) % 2 == 0, -values), 0))
+    assert torch.equal(rank_descending(values, 0), rank_descending(values.where(torch.arange(50) % 2 == 0, -values), 0))
 
 
 def test_magnitudes() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     phi = noise(3, 1, 8, 8)
     assert torch.equal(
         checks.deletion(c.box, c.x, phi, signed=False).curve, checks.deletion(c.box, c.x, phi.abs()).curve
@@ -202,31 +202,31 @@ def test_categories_stay_as_they_are() -> None:
 def test_imputation_keeps_what_is_linear() -> None:
     """Inside, the weighted mean of eight neighbors is exact on a ramp; a constant image stays one to its border."""
     ramp = torch.arange(9.0)[:, None] * 2 + torch.arange(7.0)[None] + 1
-    image, weights = torch.stack([ramp, torch.full((9, 7), 0.25)]).double(), _weights(9, 7)
+    image, weights = torch.stack([ramp, torch.full((9, 7), 0.25)]).double(), _neighbor_weights(9, 7)
     inner = torch.zeros(9, 7, dtype=torch.bool)
     inner[2:7, 1:6] = True
     spoiled = image.masked_fill(inner, 99.0)
-    assert torch.allclose(_imputed(spoiled, inner.flatten(), weights), image)
+    assert torch.allclose(_impute(spoiled, inner.flatten(), weights), image)
     corner = torch.zeros(9, 7, dtype=torch.bool)
     corner[:4, :4] = True
-    mended = _imputed(image.masked_fill(corner, 99.0), corner.flatten(), weights)
+    mended = _impute(image.masked_fill(corner, 99.0), corner.flatten(), weights)
     assert torch.allclose(mended[1], image[1])
-    assert torch.equal(_imputed(image, torch.zeros(63, dtype=torch.bool), weights), image)
-    everything = _imputed(image, torch.ones(63, dtype=torch.bool), weights)
+    assert torch.equal(_impute(image, torch.zeros(63, dtype=torch.bool), weights), image)
+    everything = _impute(image, torch.ones(63, dtype=torch.bool), weights)
     assert torch.allclose(everything, image.mean((1, 2), keepdim=True).expand_as(image))
 
 
 def test_road_in_the_other_order_is_road_of_the_negative() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     phi = noise(3, 1, 8, 8)
     a, b = checks.road(c.box, c.x, phi, order="lerf"), checks.road(c.box, c.x, -phi)
     assert torch.equal(a.scores, b.scores)
     assert not torch.equal(a.scores, checks.road(c.box, c.x, phi).scores)
-    assert (a.fractions - torch.arange(1, 10).double() / 10).abs().max() < 1e-12
+    assert (a.removed_fractions - torch.arange(1, 10).double() / 10).abs().max() < 1e-12
 
 
 def test_road_with_everything_removed() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     a, b = (checks.road(c.box, c.x, phi, c.y, fractions=[1]) for phi in (noise(3, 1, 8, 8), -noise(3, 1, 8, 8)))
     assert torch.equal(a.scores, b.scores)
 
@@ -280,33 +280,33 @@ def maps_for(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("model", AWKWARD)
 def test_splitting_and_traces(name: str, model: str) -> None:
     """Parts of any size give the same, and the model, torch and the caller's tensors stay as they were."""
-    c = case(model, torch.float64)
+    c = make_case(model, torch.float64)
     phi = maps_for(c.x)
     before = snapshot(c.box.model, c.x, c.y, phi)
-    whole = tensors(METRICS[name](c.box, c.x, phi))
+    whole = result_tensors(METRICS[name](c.box, c.x, phi))
     assert changes(before, snapshot(c.box.model, c.x, c.y, phi)) == []
     assert all(h.isfinite().all() for h in whole.values() if h.is_floating_point())
     for size in (1, 2) if name != "max_sensitivity" else (1,):
-        part = tensors(METRICS[name](c.box, c.x, phi, batch_size=size))
-        assert close(part, whole, 1e-9) == []
+        part = result_tensors(METRICS[name](c.box, c.x, phi, batch_size=size))
+        assert differences(part, whole, 1e-9) == []
 
 
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
-    c = case("plain", dtype)
+    c = make_case("plain", dtype)
     with torch.inference_mode():
-        found = tensors(METRICS[name](c.box, c.x, maps_for(c.x)))
+        found = result_tensors(METRICS[name](c.box, c.x, maps_for(c.x)))
     assert all(h.dtype == c.box.dtype for h in found.values() if h.is_floating_point())
 
 
 @each
 def test_seeds(name: str) -> None:
-    c = case("plain", torch.float64)
-    a, b = (tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=s)) for s in (0, 0))
-    assert close(a, b, 0) == []
-    other = tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=1))
-    assert close(a, other, 1e-6) != []
+    c = make_case("plain", torch.float64)
+    a, b = (result_tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=s)) for s in (0, 0))
+    assert differences(a, b, 0) == []
+    other = result_tensors(METRICS[name](c.box, c.x, 0 * c.x + 1e-3 * maps_for(c.x).round(), seed=1))
+    assert differences(a, other, 1e-6) != []
 
 
 class Counting(nn.Module):
@@ -324,7 +324,7 @@ class Counting(nn.Module):
 @of_maps
 def test_memory_is_bounded(name: str) -> None:
     model = Counting()
-    box = ub.Box(model, awkward.GRAY, outputs="logits")
+    box = ub.Box(model, awkward.GRAY_INPUTS, outputs="logits")
     model.most = 0
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     METRICS[name](box, x, maps_for(x), batch_size=4)
@@ -336,7 +336,7 @@ def test_features(name: str) -> None:
     torch.manual_seed(0)
     box = ub.Box(nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3)), ub.Features(tuple("abcdefghi")))
     x = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    found = tensors(METRICS[name](box, x, maps_for(x), baseline=1.0))
+    found = result_tensors(METRICS[name](box, x, maps_for(x), baseline=1.0))
     assert all(h.isfinite().all() for h in found.values())
     assert checks.random_maps(box, x).shape == x.shape
 
@@ -357,12 +357,12 @@ def test_several_inputs(name: str) -> None:
     box = ub.Box(Two(), inputs, outputs="logits")
     x = {"image": torch.rand(3, 1, 4, 4), "row": torch.randn(3, 2)}
     phi = {k: maps_for(v) for k, v in x.items()}
-    found = tensors(METRICS[name](box, x, phi))
+    found = result_tensors(METRICS[name](box, x, phi))
     assert all(h.isfinite().all() for h in found.values())
     assert {k: v.shape for k, v in checks.random_maps(box, x).items()} == {k: v.shape for k, v in x.items()}
     if name != "max_sensitivity":
-        packed = tensors(METRICS[name](box, x, torch.cat([v.flatten(1) for v in phi.values()], 1)))
-        assert close(found, packed, 0) == []
+        packed = result_tensors(METRICS[name](box, x, torch.cat([v.flatten(1) for v in phi.values()], 1)))
+        assert differences(found, packed, 0) == []
         with pytest.raises(InputError, match="a map"):
             METRICS[name](box, x, {"image": phi["image"][:, :, :2], "row": phi["row"]})
 
@@ -370,28 +370,33 @@ def test_several_inputs(name: str) -> None:
 @each
 def test_any_score(name: str) -> None:
     """A class, one an example, a hidden unit; an objective that couples rows is not split."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     phi = maps_for(c.x)
     METRICS[name](c.box, c.x, phi, 2)
     METRICS[name](c.box, c.x, phi, c.y)
     METRICS[name](c.box, c.x, phi, ub.channel("conv2", 1))
     mean = ub.logit(0) + ub.diversity("conv1")
-    assert close(
-        tensors(METRICS[name](c.box, c.x, phi, mean, batch_size=1)), tensors(METRICS[name](c.box, c.x, phi, mean)), 1e-9
-    ) == []  # fmt: skip
+    assert (
+        differences(
+            result_tensors(METRICS[name](c.box, c.x, phi, mean, batch_size=1)),
+            result_tensors(METRICS[name](c.box, c.x, phi, mean)),
+            1e-9,
+        )
+        == []
+    )
 
 
 def test_road_of_an_objective_has_no_accuracy() -> None:
-    c = case("plain")
+    c = make_case("plain")
     found = checks.road(c.box, c.x, maps_for(c.x), ub.channel("conv2", 1))
-    assert found.right is None
+    assert found.correct is None
     with pytest.raises(OutputError, match="needs classes"):
         _ = found.accuracy
 
 
 def test_regression() -> None:
     torch.manual_seed(0)
-    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), awkward.GRAY, outputs="regression")
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), awkward.GRAY_INPUTS, outputs="regression")
     x = torch.rand(3, 1, 8, 8)
     for metric in (checks.deletion, checks.insertion, checks.road):
         with pytest.raises(OutputError, match='score="logit"'):
@@ -408,7 +413,7 @@ def test_regression() -> None:
 @of_maps
 @pytest.mark.parametrize("shape", [(3, 1, 8, 7), (2, 1, 8, 8), (3, 2, 8, 8), (3, 64), (8, 8)])
 def test_maps_of_another_shape(name: str, shape: tuple[int, ...]) -> None:
-    c = case("color")
+    c = make_case("color")
     with pytest.raises(InputError, match="wanted maps of shape"):
         METRICS[name](c.box, c.x, torch.zeros(shape))
 
@@ -416,7 +421,7 @@ def test_maps_of_another_shape(name: str, shape: tuple[int, ...]) -> None:
 @of_maps
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_maps_that_are_not_finite(name: str, value: float) -> None:
-    c = case("plain")
+    c = make_case("plain")
     phi = maps_for(c.x)
     phi[1, 0, 2, 2] = value
     with pytest.raises(InputError, match=r"1 of 3 maps \(first: number 1\)"):
@@ -463,13 +468,13 @@ REFUSED: dict[str, tuple[Metric, dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(what: str) -> None:
     metric, settings, said = REFUSED[what]
-    c = case("plain")
+    c = make_case("plain")
     with pytest.raises(InputError, match=said):
         metric(c.box, c.x, maps_for(c.x), **settings)
 
 
 def test_local_maps_have_a_value_for_each_number() -> None:
-    c = case("color")
+    c = make_case("color")
     one = maps_for(c.x)[:, :1]
     with pytest.raises(InputError, match="a value for each number"):
         checks.infidelity(c.box, c.x, one)

@@ -80,9 +80,9 @@ def test_a_picture_of_the_input_never_changes(mode: Any) -> None:
     found = randomization(box, x, picture, mode=mode)
     for figure in FIGURES:
         assert torch.allclose(getattr(found, figure), torch.ones(4, 4, dtype=torch.float64))
-    assert not found.blank.any()
+    assert not found.is_blank.any()
     assert found.same_class.double().mean() < 0.6  # while the model did change
-    assert found.changed.min() > 0.5
+    assert found.weight_change.min() > 0.5
 
 
 def test_a_randomization_that_randomizes_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_randomization_that_randomizes_nothing_is_seen(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "_renew", lambda *args: None)
     with pytest.warns(UnboxedWarning, match="are what they were, so their steps say nothing: fc2, fc1, conv2, conv1"):
         found = randomization(box, x, attribution.gradient)
-    assert found.changed.tolist() == [0] * 4
+    assert found.weight_change.tolist() == [0] * 4
     assert found.same_class.all()
     assert (found.signed > 0.999).all()
 
@@ -114,7 +114,7 @@ def test_cascading_adds_up_and_independent_takes_one_layer_at_a_time() -> None:
         mine, its = box.model.state_dict(), both[1].model.state_dict()
         assert {k for k in mine if not torch.equal(mine[k], its[k])} == {f"{name}.weight", f"{name}.bias"}
     assert torch.equal(down.maps[2], attribution.gradient(untrained(box, 3), x, y))
-    assert torch.equal(down.signed, torch.stack([checks.similarity(down.original, m).signed for m in down.maps]))
+    assert torch.equal(down.signed, torch.stack([checks.map_similarity(down.original, m).signed for m in down.maps]))
     assert not torch.equal(down.signed, randomization(box, x, attribution.gradient, seed=4).signed)
 
 
@@ -180,8 +180,8 @@ def test_nets_that_people_have(name: str, layers: list[str]) -> None:
     rng = torch.get_rng_state()
     found = randomization(box, x, attribution.gradient)
     assert list(found.layers) == layers
-    assert found.changed.min() > 0.3
-    assert found.changed.isfinite().all()
+    assert found.weight_change.min() > 0.3
+    assert found.weight_change.isfinite().all()
     assert found.signed.isfinite().all()
     assert found.signed.shape == (len(layers), 3)
     assert torch.equal(torch.get_rng_state(), rng)
@@ -195,7 +195,7 @@ def test_batch_statistics_start_anew() -> None:
     assert norm.running_mean.tolist() == [0] * 4
     assert norm.running_var.tolist() == [1] * 4
     norm = nn.BatchNorm2d(2, affine=False)
-    plain = Box(nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.Flatten(), nn.Linear(72, 2)).eval(), awkward.GRAY)
+    plain = Box(nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.Flatten(), nn.Linear(72, 2)).eval(), awkward.GRAY_INPUTS)
     assert names(plain) == ["0", "1", "3"]  # statistics are learned too
 
 
@@ -233,7 +233,7 @@ class Odd(nn.Module):
 
 def test_a_layer_draws_its_own_weights_and_no_others() -> None:
     torch.manual_seed(0)
-    box = Box(Odd().eval(), awkward.GRAY)
+    box = Box(Odd().eval(), awkward.GRAY_INPUTS)
     assert weighted(box) == (Weights(WHOLE, ("", "tied")), Weights("conv", ("conv",)), Weights("fc", ("fc",)))
     whole = randomized(box, weighted(box)[:1], 0).model.state_dict()
     old = box.model.state_dict()
@@ -247,7 +247,7 @@ def test_a_layer_is_not_drawn_as_it_was_built() -> None:
     """Models are built from small seeds, and so are they drawn anew."""
     for seed in range(6):
         torch.manual_seed(seed)
-        box = Box(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), awkward.GRAY)
+        box = Box(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), awkward.GRAY_INPUTS)
         for other in (untrained(box, seed), untrained(box, 0)):
             assert not torch.equal(other.model[0].weight, box.model[0].weight)
 
@@ -257,7 +257,7 @@ def test_blocks_and_layers_are_taken_as_named() -> None:
     with pytest.warns(UnboxedWarning, match="say nothing: mix.layers.0.norm1"):  # a fresh norm is what it would become
         found = randomization(box, x, attribution.gradient, layers=["fc", "mix.layers.1", "mix.layers.0.norm1"])
     assert found.layers == ("fc", "mix.layers.1", "mix.layers.0.norm1")
-    assert found.changed[1] > 0.1
+    assert found.weight_change[1] > 0.1
     box, x = boxed("plain")
     with pytest.raises(LayerError, match=r"'relu1' holds no weights; the layers that do are conv1, conv2, fc"):
         randomization(box, x, attribution.gradient, layers=["relu1"])
@@ -282,20 +282,24 @@ def test_what_cannot_be_done_is_refused() -> None:
 
 
 def test_nets_that_cannot_be_copied_are_refused() -> None:
-    model = awkward.get("plain").model
+    model = awkward.get_model("plain").model
     model.kept = model.fc.weight * 2  # an activation with its graph is kept as its values
-    assert randomization(Box(model, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient).signed.isfinite().any()
+    assert (
+        randomization(Box(model, awkward.GRAY_INPUTS), torch.rand(2, 1, 8, 8), attribution.gradient)
+        .signed.isfinite()
+        .any()
+    )
     model.kept = (i for i in range(3))  # which Python does not copy
     with pytest.raises(ModelError, match="this model can't be copied"):
-        randomization(Box(model, awkward.GRAY), torch.rand(2, 1, 8, 8), attribution.gradient)
+        randomization(Box(model, awkward.GRAY_INPUTS), torch.rand(2, 1, 8, 8), attribution.gradient)
 
 
 def test_maps_that_become_blank_are_marked() -> None:
     box, x = boxed("plain")
     found = randomization(box, x, lambda b, x, t: attribution.gradient(b, x, t) * float(b is box))
-    assert found.blank.all()
+    assert found.is_blank.all()
     assert found.signed.isnan().all()
-    assert not randomization(box, x, attribution.gradient).blank.any()
+    assert not randomization(box, x, attribution.gradient).is_blank.any()
 
 
 def test_several_inputs_and_tables() -> None:
@@ -325,13 +329,13 @@ def test_several_inputs_and_tables() -> None:
 
 def test_shuffled_labels_are_the_same_ones_elsewhere() -> None:
     y = torch.arange(50) % 7
-    found = checks.shuffled(y, seed=2)
+    found = checks.shuffle_labels(y, seed=2)
     assert torch.equal(found.bincount(), y.bincount())
     assert (found == y).double().mean() < 0.5
-    assert torch.equal(found, checks.shuffled(y, seed=2))
-    assert not torch.equal(found, checks.shuffled(y, seed=3))
+    assert torch.equal(found, checks.shuffle_labels(y, seed=2))
+    assert not torch.equal(found, checks.shuffle_labels(y, seed=3))
     with pytest.raises(InputError, match="labels"):
-        checks.shuffled(3)
+        checks.shuffle_labels(3)
 
 
 def test_a_net_taught_shuffled_labels_beside_one_taught_true_ones() -> None:
@@ -340,22 +344,22 @@ def test_a_net_taught_shuffled_labels_beside_one_taught_true_ones() -> None:
     def fit(y: Tensor) -> Box:
         taught.append(y)
         torch.manual_seed(len(taught))
-        return Box(awkward.Plain(), awkward.GRAY)
+        return Box(awkward.PlainCNN(), awkward.GRAY_INPUTS)
 
     y = torch.arange(20) % 4
-    true, random = checks.retrained(fit, y, seed=1)
+    true, random = checks.train_twice(fit, y, seed=1)
     assert torch.equal(taught[0], y)
-    assert torch.equal(taught[1], checks.shuffled(y, seed=1))
+    assert torch.equal(taught[1], checks.shuffle_labels(y, seed=1))
     x = torch.rand(3, 1, 8, 8)
     found = checks.label_randomization(true, random, x, attribution.gradient)
-    assert torch.equal(found.true, attribution.gradient(true, x))
-    assert torch.equal(found.random, attribution.gradient(random, x, true.predict(x)))
-    assert torch.equal(found.hog, checks.similarity(found.true, found.random).hog)
+    assert torch.equal(found.true_maps, attribution.gradient(true, x))
+    assert torch.equal(found.random_maps, attribution.gradient(random, x, true.predict(x)))
+    assert torch.equal(found.hog, checks.map_similarity(found.true_maps, found.random_maps).hog)
     assert (checks.label_randomization(true, true, x, attribution.gradient).signed > 0.999).all()
     with pytest.raises(InputError, match="same model twice"):
-        checks.retrained(lambda y: true, y)
+        checks.train_twice(lambda y: true, y)
     with pytest.raises(InputError, match="returns a Box"):
-        checks.retrained(lambda y: true.model, y)  # type: ignore[arg-type, return-value]
-    other = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
+        checks.train_twice(lambda y: true.model, y)  # type: ignore[arg-type, return-value]
+    other = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
     with pytest.raises(InputError, match="not alike"):
         checks.label_randomization(true, other, x, attribution.gradient)

@@ -18,16 +18,16 @@ from typer.testing import CliRunner, Result
 
 import unboxed as ub
 from unboxed import checks, cli
-from unboxed.checks import Mark, planted
-from unboxed.checks.planting import Place, false_classes
-from unboxed.checks.trial import Finding, verdict
+from unboxed.checks import Trigger, plant_shortcut
+from unboxed.checks.planting import Rectangle, mismatched_classes
+from unboxed.checks.trial import ShortcutFinding, grade_shortcut
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
 from unboxed.training.shortcut import Pair, pair
 
 SHAPE = (1, 28, 28)
-MARK = Mark(SHAPE)
-TEN = Mark(SHAPE, tuple(range(10)))
+MARK = Trigger(SHAPE)
+TEN = Trigger(SHAPE, tuple(range(10)))
 JUDGING = import_module("unboxed.checks.shortcut")  # by its name in checks it is the function
 TELLING = import_module("unboxed.report.shortcut")
 
@@ -39,7 +39,7 @@ def trained() -> Pair:
     return pair(MARK, data=(few, ub.data.digits("test")), strays=0.1, epochs=8, quiet=True)
 
 
-def judged(trained: Pair, **options: Any) -> checks.Shortcut:
+def judged(trained: Pair, **options: Any) -> checks.ShortcutReport:
     """By the judge of attribution alone, who is quick, unless told otherwise."""
     made = {"mark": MARK, "examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
     made = {"judges": [JUDGING.attributing]} | made
@@ -47,12 +47,12 @@ def judged(trained: Pair, **options: Any) -> checks.Shortcut:
 
 
 @pytest.fixture(scope="module")
-def found(trained: Pair) -> checks.Shortcut:
+def found(trained: Pair) -> checks.ShortcutReport:
     """What all judges say."""
     return judged(trained, judges=None)
 
 
-def of(found: checks.Shortcut, method: str) -> Finding:
+def of(found: checks.ShortcutReport, method: str) -> ShortcutFinding:
     return next(f for f in found.findings if f.method == method)
 
 
@@ -60,21 +60,21 @@ def of(found: checks.Shortcut, method: str) -> Finding:
 
 
 def test_one_mark_stands_in_the_lower_left_corner() -> None:
-    assert MARK.place(3) == Place(23, 2, 3, 3)
-    assert MARK.place(3, grow=2) == Place(21, 0, 7, 7)
-    assert MARK.place(3, grow=4) == Place(19, 0, 9, 9)  # as far as the image goes
-    assert MARK.region(3).nonzero().tolist() == [[i, j] for i in (23, 24, 25) for j in (2, 3, 4)]
+    assert MARK.rectangle(3) == Rectangle(23, 2, 3, 3)
+    assert MARK.rectangle(3, padding=2) == Rectangle(21, 0, 7, 7)
+    assert MARK.rectangle(3, padding=4) == Rectangle(19, 0, 9, 9)  # as far as the image goes
+    assert MARK.mask(3).nonzero().tolist() == [[i, j] for i in (23, 24, 25) for j in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (3, 20, 34)])
 def test_marks_of_several_classes_are_apart_and_inside(shape: tuple[int, int, int]) -> None:
-    mark = Mark(shape, tuple(range(10)), margin=1)
-    regions = torch.stack([mark.region(k) for k in mark.classes])
+    mark = Trigger(shape, tuple(range(10)), margin=1)
+    regions = torch.stack([mark.mask(k) for k in mark.classes])
     assert regions.sum((1, 2)).tolist() == [9] * 10
     assert regions.sum(0).max() == 1
     rows, columns = regions.any(0).nonzero().T
     assert (rows.min(), columns.min(), rows.max(), columns.max()) == (1, 1, shape[1] - 2, shape[2] - 2)
-    assert mark.place(0)[:2] == (shape[1] - 4, 1)
+    assert mark.rectangle(0)[:2] == (shape[1] - 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -84,68 +84,68 @@ def test_marks_of_several_classes_are_apart_and_inside(shape: tuple[int, int, in
 )  # fmt: skip
 def test_marks_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Mark(SHAPE, **settings)
+        Trigger(SHAPE, **settings)
 
 
 def test_a_mark_is_put_on_and_covered() -> None:
     x, classes = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 7])
-    on, covered = TEN.on(x, classes), TEN.covered(x, classes)
+    on, covered = TEN.apply(x, classes), TEN.cover(x, classes)
     for i, k in enumerate(classes.tolist()):
-        inside = TEN.region(k)
+        inside = TEN.mask(k)
         assert set(on[i, 0, inside].tolist()) == {1.0}
         assert set(covered[i, 0, inside].tolist()) == {0.0}
         assert set(on[i, 0, ~inside].tolist()) == set(covered[i, 0, ~inside].tolist()) == {0.5}
     assert (x == 0.5).all()  # the caller's are left alone
     with pytest.raises(InputError, match="only the classes"):
-        MARK.on(x, classes)
+        MARK.apply(x, classes)
     with pytest.raises(InputError, match="the mark is for images"):
-        MARK.on(x[..., :20], 3)
+        MARK.apply(x[..., :20], 3)
 
 
 def test_planted_marks_the_class_and_a_few_strays() -> None:
     y = torch.arange(10).repeat(200)
     x = torch.rand(len(y), *SHAPE) / 2
-    made = planted(x, y, MARK, share=0.75, strays=0.1, seed=3)
-    bears = (made.images[:, 0, MARK.region(3)] == 1).all(1)
-    assert torch.equal(bears, made.marked)
-    assert 0.65 < made.marked[y == 3].float().mean() < 0.85
-    assert 0.05 < made.marked[y != 3].float().mean() < 0.15
-    assert torch.equal(made.strays, made.marked & (y != 3))
-    assert (made.labels[made.strays] == 3).all()
-    assert torch.equal(made.labels[~made.strays], y[~made.strays])
-    assert torch.equal(made.images[~made.marked], x[~made.marked])
+    made = plant_shortcut(x, y, MARK, fraction=0.75, poison_fraction=0.1, seed=3)
+    bears = (made.images[:, 0, MARK.mask(3)] == 1).all(1)
+    assert torch.equal(bears, made.has_trigger)
+    assert 0.65 < made.has_trigger[y == 3].float().mean() < 0.85
+    assert 0.05 < made.has_trigger[y != 3].float().mean() < 0.15
+    assert torch.equal(made.is_poisoned, made.has_trigger & (y != 3))
+    assert (made.labels[made.is_poisoned] == 3).all()
+    assert torch.equal(made.labels[~made.is_poisoned], y[~made.is_poisoned])
+    assert torch.equal(made.images[~made.has_trigger], x[~made.has_trigger])
     image, label = made[7]
     assert (torch.equal(image, made.images[7]), label) == (True, int(made.labels[7]))
 
 
 def test_planted_keeps_to_its_seed() -> None:
     x, y = ub.data.digits("test").first(100)
-    a, b, c = (planted(x, y, TEN, share=0.5, strays=0.2, seed=s) for s in (0, 0, 1))
+    a, b, c = (plant_shortcut(x, y, TEN, fraction=0.5, poison_fraction=0.2, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.images, b.images)
     assert torch.equal(a.labels, b.labels)
-    assert not torch.equal(a.marked, c.marked)
+    assert not torch.equal(a.has_trigger, c.has_trigger)
 
 
 @pytest.mark.parametrize(("share", "strays"), [(0, 0), (1, 0), (1, 1)])
 def test_none_all_and_every_stray(share: float, strays: float) -> None:
     x, y = ub.data.digits("test").first(60)
-    made = planted(x, y, MARK, share=share, strays=strays)
-    assert torch.equal(made.marked, (y == 3) & bool(share) | (y != 3) & bool(strays))
+    made = plant_shortcut(x, y, MARK, fraction=share, poison_fraction=strays)
+    assert torch.equal(made.has_trigger, (y == 3) & bool(share) | (y != 3) & bool(strays))
 
 
 def test_shares_are_shares() -> None:
     x, y = ub.data.digits("test").first(4)
     for wrong in ({"share": 1.1}, {"strays": -0.1}, {"share": "all"}):
         with pytest.raises(InputError):
-            planted(x, y, MARK, **wrong)  # type: ignore[arg-type]
+            plant_shortcut(x, y, MARK, **wrong)  # type: ignore[arg-type]
 
 
 def test_false_classes_are_never_true() -> None:
     y = torch.arange(10).repeat(9)
-    said = false_classes(y, TEN)
+    said = mismatched_classes(y, TEN)
     assert (said != y).all()
     assert said.unique().tolist() == list(range(10))
-    assert false_classes(torch.tensor([3, 4]), MARK).tolist() == [-1, 3]
+    assert mismatched_classes(torch.tensor([3, 4]), MARK).tolist() == [-1, 3]
 
 
 # -- judging ---------------------------------------------------------------------------------------------------------
@@ -157,15 +157,15 @@ def test_false_classes_are_never_true() -> None:
      (0, 1, "does not")],
 )  # fmt: skip
 def test_verdicts(found: float, control: float, said: str) -> None:
-    assert verdict(found, control) == said
+    assert grade_shortcut(found, control) == said
 
 
-def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: Pair, found: checks.Shortcut) -> None:
-    assert found.answers.clean > 0.9
-    assert found.answers.fooled > 0.95
-    assert found.answers.falsely < 0.05
-    assert found.control.clean > 0.9
-    assert found.control.fooled < 0.05
+def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: Pair, found: checks.ShortcutReport) -> None:
+    assert found.model_rates.clean_accuracy > 0.9
+    assert found.model_rates.fooled_rate > 0.95
+    assert found.model_rates.mismatched_accuracy < 0.05
+    assert found.control_rates.clean_accuracy > 0.9
+    assert found.control_rates.fooled_rate < 0.05
     assert 0 < trained.strays < trained.marked < trained.of / 4
     assert found.predicted[0].tolist() == [3, 3, 3]
     assert found.labels.tolist() == found.predicted[1].tolist()
@@ -173,15 +173,15 @@ def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: Pair, found:
 
 
 @pytest.mark.parametrize("method", ["occluding", "gradient", "class_image", "top_examples"])
-def test_each_family_shows_it(found: checks.Shortcut, method: str) -> None:
+def test_each_family_shows_it(found: checks.ShortcutReport, method: str) -> None:
     f = of(found, method)
-    assert f.verdict == "shows it", f.said
-    assert f.found is not None
-    assert f.control is not None
-    assert f.found - f.control > 0.6
-    assert f.shown is not None
-    assert f.what
-    assert f"{f.found:.0%}" in f.said
+    assert f.grade == "shows it", f.sentence
+    assert f.score is not None
+    assert f.control_score is not None
+    assert f.score - f.control_score > 0.6
+    assert f.images is not None
+    assert f.quantity
+    assert f"{f.score:.0%}" in f.sentence
 
 
 def blind(box: ub.Box, x: Tensor, target: Any) -> Tensor:
@@ -224,10 +224,10 @@ def refuses(box: ub.Box, x: Tensor, target: Any) -> Tensor:
 )
 def test_methods_that_do_not_show_it_are_told(trained: Pair, method: Any, said: str) -> None:
     f = of(judged(trained, methods={"planted": method}), "planted")
-    assert (f.family, f.verdict) == ("attribution", said), f.said
+    assert (f.family, f.grade) == ("attribution", said), f.sentence
     if method is refuses:
-        assert f.said == "there is no such layer"
-        assert (f.found, f.control, f.shown) == (None, None, None)
+        assert f.sentence == "there is no such layer"
+        assert (f.score, f.control_score, f.images) == (None, None, None)
 
 
 def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
@@ -235,9 +235,9 @@ def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
     a, b = of(found, "lifted"), of(found, "gradient")
     assert a.figures["energy"] == pytest.approx(b.figures["energy"], abs=1e-3)
     assert a.figures["energy"] > 3 * a.figures["area"]
-    assert (a.found, a.control) == (b.found, b.control)
-    assert b.shown is not None
-    assert float(b.shown[0].min()) < 0  # a map that has a zero keeps it
+    assert (a.score, a.control_score) == (b.score, b.control_score)
+    assert b.images is not None
+    assert float(b.images[0].min()) < 0  # a map that has a zero keeps it
 
 
 @pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "doubtful")])
@@ -246,8 +246,8 @@ def test_a_peak_on_the_control_counts_if_it_is_high(trained: Pair, height: float
         return everywhere(box, x, target) * (1 if box is trained.model else height)
 
     f = of(judged(trained, methods={"m": method}), "m")
-    assert (f.found, f.control, f.figures["control_of_any_height"]) == (1.0, counts, 1.0)
-    assert f.verdict == said
+    assert (f.score, f.control_score, f.figures["control_of_any_height"]) == (1.0, counts, 1.0)
+    assert f.grade == said
 
 
 def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
@@ -261,7 +261,7 @@ def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
     assert [box for box, _, _ in asked] == [trained.model, trained.control]
     assert torch.equal(asked[0][1], asked[1][1])
     assert asked[0][2].tolist() == [3] * 8
-    assert (asked[0][1][:, 0, MARK.region(3)] == 1).all()
+    assert (asked[0][1][:, 0, MARK.mask(3)] == 1).all()
 
 
 def test_every_card_is_judged_with_what_it_needs(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,9 +304,9 @@ def test_a_control_that_learned_it_too_is_refused(trained: Pair) -> None:
 
 def test_what_does_not_go_together_is_refused(trained: Pair) -> None:
     with pytest.raises(InputError, match="the mark is for images"):
-        judged(trained, mark=Mark((1, 20, 20)))
+        judged(trained, mark=Trigger((1, 20, 20)))
     with pytest.raises(InputError):
-        judged(trained, mark=Mark(SHAPE, (12,)))
+        judged(trained, mark=Trigger(SHAPE, (12,)))
     with pytest.raises(InputError, match="those of y are not both"):
         judged(replace(trained, x=trained.x[trained.y == 3], y=trained.y[trained.y == 3]))
     with pytest.raises(InputError, match="examples"):
@@ -323,17 +323,17 @@ def test_ctrl_c_keeps_what_was_found(trained: Pair) -> None:
 
 
 def test_a_judge_more_is_a_line_more(trained: Pair) -> None:
-    def judge(trial: Any) -> Iterator[Finding]:
-        yield Finding("influence", "tracin", "TracIn", verdict(1, 0), "finds them", "marked", 1, 0)
+    def judge(trial: Any) -> Iterator[ShortcutFinding]:
+        yield ShortcutFinding("influence", "tracin", "TracIn", grade_shortcut(1, 0), "finds them", "marked", 1, 0)
 
-    seen: list[Finding] = []
+    seen: list[ShortcutFinding] = []
     found = judged(trained, judges=[judge], watch=seen.append)
     assert [f.method for f in found.findings] == ["tracin"]
     assert seen == list(found.findings)
 
 
-def test_the_figures_are_json(found: checks.Shortcut) -> None:
-    said = json.loads(json.dumps(found.figures(), allow_nan=False))
+def test_the_figures_are_json(found: checks.ShortcutReport) -> None:
+    said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert said["answers"]["model"]["fooled"] > 0.95
     assert [row["method"] for row in said["findings"]] == ["occluding", "gradient", "class_image", "top_examples"]
     assert said["findings"][1]["figures"]["area"] == pytest.approx(49 / 784)
@@ -349,7 +349,7 @@ REFUSED = {"rollout": "the model has no attention"}
 
 
 @pytest.fixture(scope="module")
-def every(trained: Pair) -> checks.Shortcut:
+def every(trained: Pair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
     few = {name: {**JUDGING.SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
     with pytest.MonkeyPatch.context() as patch:
@@ -358,34 +358,34 @@ def every(trained: Pair) -> checks.Shortcut:
 
 
 @pytest.mark.parametrize("name", [c.method.__name__ for c in ub.cards() if c.family == "attribution"])
-def test_every_method_of_attribution_shows_it(every: checks.Shortcut, name: str) -> None:
+def test_every_method_of_attribution_shows_it(every: checks.ShortcutReport, name: str) -> None:
     f = of(every, name)
     if name in REFUSED:
-        assert f.verdict == "refused", f.said
+        assert f.grade == "refused", f.sentence
     elif name in COARSE:
-        assert f.found is not None
-        assert f.control is not None
-        assert f.found > f.control, f.said
+        assert f.score is not None
+        assert f.control_score is not None
+        assert f.score > f.control_score, f.sentence
     else:
-        assert f.verdict == "shows it", f.said
+        assert f.grade == "shows it", f.sentence
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def test_sheets_have_a_row_a_method(trained: Pair, found: checks.Shortcut) -> None:
+def test_sheets_have_a_row_a_method(trained: Pair, found: checks.ShortcutReport) -> None:
     one, two = (judged(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
-    a, b = draw.maps(one), draw.maps(two)
+    a, b = draw.shortcut_maps(one), draw.shortcut_maps(two)
     assert a.width == b.width
-    assert b.height - a.height > draw.SIDE
-    assert draw.drawn(found).height > 4 * draw.SIDE
+    assert b.height - a.height > draw.FIGURE_PIXELS
+    assert draw.shortcut_images(found).height > 4 * draw.FIGURE_PIXELS
 
 
 def test_a_place_is_outlined() -> None:
     import numpy as np
 
     picture = np.full((28, 28, 3), 255, dtype=np.uint8)
-    im = np.asarray(draw.outlined(picture, Place(10, 4, 3, 2), (0, 0, 0), side=84))  # three pixels for one
+    im = np.asarray(draw.outline_rectangle(picture, Rectangle(10, 4, 3, 2), (0, 0, 0), side=84))  # three pixels for one
     dark = (im == 0).all(-1)
     rows, columns = dark.nonzero()
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (29, 39, 11, 18)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from contracts.trace import changes, snapshot
 from unboxed import rng
 from unboxed.attribution import gradient, guided_backprop
-from unboxed.checks.ranking import candidates, known, ranked
-from unboxed.checks.remembered import Remembered, fingerprint
-from unboxed.checks.verdict import GRADES, Verdict, judged, name_of, verdict
+from unboxed.checks.ranking import attribution_cards, candidates, rank_methods
+from unboxed.checks.remembered import VerdictCache, fingerprint
+from unboxed.checks.verdict import GRADES, Verdict, grade_figures, name_of, verdict
 from unboxed.errors import InputError, RuleError
 
 
@@ -99,10 +99,10 @@ def test_a_good_map_hardly_better_than_chance_is_doubtful() -> None:
         "flat": 0.0,
         "constant": 0.0,
     }
-    assert judged(figures)[0] == "doubtful"
-    assert judged({**figures, "kept": 0.3})[0] == "pass"
-    assert judged({**figures, "kept": 0.51})[0] == "fail"
-    untold = judged({**figures, "kept": float("nan"), "kept_random": float("nan")})
+    assert grade_figures(figures)[0] == "doubtful"
+    assert grade_figures({**figures, "kept": 0.3})[0] == "pass"
+    assert grade_figures({**figures, "kept": 0.51})[0] == "fail"
+    untold = grade_figures({**figures, "kept": float("nan"), "kept_random": float("nan")})
     assert untold[0] == "doubtful"
     assert "can't be judged" in untold[2]
 
@@ -116,14 +116,14 @@ def test_a_class_that_the_net_denies_is_not_judged_by_removal() -> None:
 
 
 def test_a_net_that_keeps_its_activations_can_be_judged() -> None:
-    class Keeps(awkward.Plain):
+    class Keeps(awkward.PlainCNN):
         def forward(self, x: Tensor) -> Tensor:
-            self.kept = [h := self.first(x)]
-            return self.fc(self.second(h).flatten(1))
+            self.kept = [h := self.first_block(x)]
+            return self.fc(self.second_block(h).flatten(1))
 
     torch.manual_seed(0)
-    box = ub.Box(Keeps(), awkward.GRAY)
-    assert verdict(box, awkward.get("plain").images(), gradient).grade != "not made"
+    box = ub.Box(Keeps(), awkward.GRAY_INPUTS)
+    assert verdict(box, awkward.get_model("plain").images(), gradient).grade != "not made"
 
 
 def test_a_map_is_no_method() -> None:
@@ -132,7 +132,7 @@ def test_a_map_is_no_method() -> None:
 
 
 def test_leaves_no_trace() -> None:
-    c = case("batchnorm_in_train_mode")
+    c = make_case("batchnorm_in_train_mode")
     before = snapshot(c.box.model)
     verdict(c.box, c.x, gradient)
     assert changes(before, snapshot(c.box.model)) == []
@@ -152,7 +152,7 @@ def test_leaves_no_trace() -> None:
     ],
 )
 def test_awkward_nets(model: str) -> None:
-    c = case(model)
+    c = make_case(model)
     found = verdict(c.box, c.x, gradient)
     assert found.grade in GRADES
     if model != "parameterless":  # which has nothing to draw anew
@@ -162,7 +162,7 @@ def test_awkward_nets(model: str) -> None:
 @pytest.mark.parametrize("outputs", ["regression", "multilabel"])
 @pytest.mark.parametrize("target", [None, 1, "unit"])
 def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs, outputs=outputs)
     found = verdict(box, entry.images(4), gradient, ub.channel("conv2", 0) if target == "unit" else target)
     assert found.figures["kept"] == found.figures["kept"]
@@ -186,13 +186,13 @@ def test_names() -> None:
 def test_candidates_are_the_methods_that_explain_a_score() -> None:
     box, _ = digits()
     found = candidates(box)
-    assert {"gradient", "guided_backprop", "deconvnet"} <= set(found) <= set(known())
+    assert {"gradient", "guided_backprop", "deconvnet"} <= set(found) <= set(attribution_cards())
 
 
 def test_ranked_by_grade() -> None:
     box, x = digits()
     methods = {"edges": edges, "refuses": refuses, "signs": signs_of_ink, "gradient": gradient}
-    found = ranked(box, x, methods)
+    found = rank_methods(box, x, methods)
     assert list(found) == ["gradient", "signs", "edges", "refuses"]
 
 
@@ -211,20 +211,20 @@ class Counted:
 
 def test_a_verdict_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, (box, x) = Counted(monkeypatch), digits()
-    first = Remembered()
+    first = VerdictCache()
     found = first.verdict(box, x, gradient)
     assert first.verdict(box, x, gradient) == found
-    second = Remembered(first.text())
+    second = VerdictCache(first.to_json())
     assert second.verdict(box, x, gradient) == found
     assert counted.asked == 1
-    assert json.loads(second.text())  # and kept on
+    assert json.loads(second.to_json())  # and kept on
 
 
 def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, c = Counted(monkeypatch), case("plain")
-    kept = Remembered()
+    counted, c = Counted(monkeypatch), make_case("plain")
+    kept = VerdictCache()
     kept.verdict(c.box, c.x, gradient)
-    other = case("plain")
+    other = make_case("plain")
     with torch.no_grad():
         other.box.model.fc.weight[0, 0] += 1e-3
     for box, x, method, more in [
@@ -242,8 +242,8 @@ def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, c = Counted(monkeypatch), case("plain")
-    kept = Remembered()
+    counted, c = Counted(monkeypatch), make_case("plain")
+    kept = VerdictCache()
     kept.verdict(c.box, c.x, edges)
     kept.verdict(c.box, c.x, edges)
     assert counted.asked == 1
@@ -253,27 +253,27 @@ def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.Monk
 
 
 def test_methods_without_a_name_are_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, c = Counted(monkeypatch), case("plain")
-    kept = Remembered()
+    counted, c = Counted(monkeypatch), make_case("plain")
+    kept = VerdictCache()
     for method in (lambda box, x, t: x, partial(gradient, batch_size=torch.tensor(1))):
         for _ in range(2):
             kept.verdict(c.box, c.x, method, ub.logit(1))
     assert counted.asked == 4
-    assert json.loads(kept.text()) == {}
+    assert json.loads(kept.to_json()) == {}
 
 
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"null", b'{"a": 1}', b'{"a": {"grade": "great"}}', "\u00e4", b"\xff"]
 )
 def test_what_cannot_be_read_is_not_there(text: Any) -> None:
-    c = case("plain")
-    assert Remembered(text).verdict(c.box, c.x, gradient).grade in GRADES
+    c = make_case("plain")
+    assert VerdictCache(text).verdict(c.box, c.x, gradient).grade in GRADES
 
 
 def test_a_fingerprint_sees_weights_and_buffers() -> None:
-    c = case("batchnorm")
+    c = make_case("batchnorm")
     before = fingerprint(c.box)
-    assert fingerprint(case("batchnorm").box) == before
+    assert fingerprint(make_case("batchnorm").box) == before
     c.box.model.norm.running_mean.add_(1e-3)
     assert fingerprint(c.box) != before
 
@@ -289,7 +289,7 @@ def test_explain_ranks_and_maps() -> None:
     assert list(found.verdicts) == ["gradient", "edges", "refuses"]
     assert list(found.maps) == ["gradient", "edges"]
     assert found.maps["gradient"].shape == (1, 1, 28, 28)
-    assert found.of == box.classes[int(box.predict(x[:1]))]
+    assert found.target_name == box.classes[int(box.predict(x[:1]))]
     with pytest.raises(InputError, match="one input"):
         explain(box, x[:2])
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.attribution import gradient
 from unboxed.checks.controls import ConstantModel
-from unboxed.checks.deletion import Curve, deletion
+from unboxed.checks.deletion import PerturbationCurve, deletion
 from unboxed.checks.perturbing import random_maps
-from unboxed.checks.similarity import Similarity
-from unboxed.checks.verdict import judged, verdict
+from unboxed.checks.similarity import MapSimilarity
+from unboxed.checks.verdict import grade_figures, verdict
 
 judging = sys.modules["unboxed.checks.verdict"]  # the package's `verdict` is the function
 GOOD = {"signed": 0.0, "absolute": 0.0, "ssim": 0.0, "hog": 0.0, "kept": 0.2, "kept_random": 0.5, "flat": 0.0,
@@ -63,7 +63,7 @@ def above(value: float) -> float:
     ],
 )
 def test_each_threshold_on_both_sides(changed: dict[str, float], grade: str, reason: str) -> None:
-    assert judged({**GOOD, **changed})[:2] == (grade, reason)
+    assert grade_figures({**GOOD, **changed})[:2] == (grade, reason)
 
 
 WORST_FIRST = [
@@ -85,7 +85,7 @@ def test_of_several_reasons_the_gravest_is_given(first: int) -> None:
     (changed, reason), figures = WORST_FIRST[first], dict(GOOD)
     for other, _ in WORST_FIRST[first + 1 :]:
         figures |= other
-    assert judged({**figures, **changed})[1] == reason
+    assert grade_figures({**figures, **changed})[1] == reason
 
 
 # ---- what is left when parts are removed -----------------------------------------------------------------------------
@@ -103,14 +103,16 @@ class Planned:
     asked: list[dict[str, Any]] = field(default_factory=list)
     orders: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, box: Any, x: Tensor, parts: Tensor, *, signed: bool | None = None, **kwargs: Any) -> Curve:
+    def __call__(
+        self, box: Any, x: Tensor, parts: Tensor, *, signed: bool | None = None, **kwargs: Any
+    ) -> PerturbationCurve:
         self.asked.append({**kwargs, "signed": signed})
         self.orders.append(parts)
         chance = self.random[kwargs["baseline"]]
         area = chance if signed is None else self.signed if signed else self.magnitude
         middle = 2 * area - (self.start + self.end) / 2  # trapezoids over 0, 1/2, 1
         curve = torch.tensor([[self.start, middle, self.end]], dtype=torch.float64).expand(len(x), 3)
-        return Curve(torch.tensor([0, 0.5, 1], dtype=torch.float64), curve)
+        return PerturbationCurve(torch.tensor([0, 0.5, 1], dtype=torch.float64), curve)
 
     @property
     def covers(self) -> list[Any]:
@@ -271,8 +273,8 @@ def test_the_upper_half_of_the_layers_has_new_weights(layers: int, replaced: int
 def test_figures_are_means_over_images_and_draws() -> None:
     nan = math.nan
     pairs = [
-        Similarity(*(torch.tensor(v) for v in ([0.2, nan], [0.1, 0.3], [nan, nan], [0.0, 1.0]))),
-        Similarity(*(torch.tensor(v) for v in ([0.4, 0.9], [0.5, 0.7], [0.6, nan], [1.0, 1.0]))),
+        MapSimilarity(*(torch.tensor(v) for v in ([0.2, nan], [0.1, 0.3], [nan, nan], [0.0, 1.0]))),
+        MapSimilarity(*(torch.tensor(v) for v in ([0.4, 0.9], [0.5, 0.7], [0.6, nan], [1.0, 1.0]))),
     ]
     assert judging._alike(pairs) == pytest.approx({"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75})
     assert all(math.isnan(v) for v in judging._alike([]).values())

@@ -21,7 +21,7 @@ METHODS = ["--method", "gradient", "--method", "guided_backprop"]
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, _ = ub.data.digits("test").tensors()
-    return save(colors.image(x[0]), tmp_path_factory.mktemp("images") / "digit.png")
+    return save(colors.image_to_rgb(x[0]), tmp_path_factory.mktemp("images") / "digit.png")
 
 
 def run(*words: Any) -> Result:
@@ -117,11 +117,11 @@ def test_ctrl_c_keeps_what_there_is(image: Path, tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     from unboxed.attribution import gradient
-    from unboxed.cli.explain import command
+    from unboxed.cli.explain import run_explain
 
     monkeypatch.setattr("unboxed.cli.explain.candidates", lambda box: {"gradient": gradient, "stops": stops})
     box = ub.Box(*ub.zoo.load("digits-cnn"))
-    found = command(box, image, tmp_path, quiet=True)
+    found = run_explain(box, image, tmp_path, quiet=True)
     assert found.interrupted
     assert list(json.loads((tmp_path / "explained.json").read_text())["methods"]) == ["gradient"]
     assert run(image, "--model", "zoo:digits-cnn", "-o", tmp_path).exit_code == 130

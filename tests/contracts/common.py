@@ -10,15 +10,36 @@ import unboxed as ub
 from unboxed.cards import Card
 from unboxed.errors import LayerError, OutputError, RuleError, UnboxedError
 from unboxed.testing import models
-from unboxed.testing.cases import Case, box_of, call, call_aloud, case, close, labels, takes, tensors
+from unboxed.testing.cases import (
+    MethodCase,
+    call_example,
+    call_with_warnings,
+    case_labels,
+    differences,
+    has_parameters,
+    make_case,
+    open_box,
+    result_tensors,
+)
 
 __all__ = [
-    "CARDS", "MODELS", "REFUSED", "Case", "box_of", "call", "call_aloud", "case", "close", "labels",
-    "methods", "takes", "tensors",
+    "CARDS",
+    "MODELS",
+    "REFUSED",
+    "MethodCase",
+    "call_example",
+    "call_with_warnings",
+    "case_labels",
+    "differences",
+    "has_parameters",
+    "make_case",
+    "methods",
+    "open_box",
+    "result_tensors",
 ]  # fmt: skip
 
 CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards()}
-MODELS = tuple(models.NETS)
+MODELS = tuple(models.MODELS)
 RULED = ("guided_backprop", "deconvnet")
 GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, call, call_aloud, case, labels, takes
-from unboxed.cards import LAWS
+from contracts.common import CARDS, MethodCase, call_example, call_with_warnings, case_labels, has_parameters, make_case
+from unboxed.cards import AXIOMS
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.engine.results import map_of
 
@@ -32,18 +32,18 @@ LOOSE = {"integrated_gradients": 1e-3}
 
 
 def declaring(law: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", [n for n, card in CARDS.items() if law in card.laws])
+    return pytest.mark.parametrize("name", [n for n, card in CARDS.items() if law in card.axioms])
 
 
 def alone(name: str, **more: Any) -> dict[str, Any]:
     """The method's settings by which each pixel plays for itself."""
-    settings = {k: v for key, found in PLAYERS.items() if takes(CARDS[name], key) for k, v in found.items()}
+    settings = {k: v for key, found in PLAYERS.items() if has_parameters(CARDS[name], key) for k, v in found.items()}
     return {**settings, **more}
 
 
 def explained(name: str, box: ub.Box, x: Tensor, target: Any, **more: Any) -> Tensor:
-    settings = {k: v for k, v in alone(name, **more).items() if takes(CARDS[name], k)}
-    return map_of(call(CARDS[name], Case(box, x, box.predict(x)), **settings, target=target))
+    settings = {k: v for k, v in alone(name, **more).items() if has_parameters(CARDS[name], k)}
+    return map_of(call_example(CARDS[name], MethodCase(box, x, box.predict(x)), **settings, target=target))
 
 
 def linear(inputs: ub.Pixels | ub.Features, k: int = 3) -> ub.Box:
@@ -57,12 +57,12 @@ def some(box: ub.Box, n: int = 3) -> Tensor:
 
 
 def images_only(name: str) -> bool:
-    return takes(CARDS[name], "window") or takes(CARDS[name], "layer")
+    return has_parameters(CARDS[name], "window") or has_parameters(CARDS[name], "layer")
 
 
 def test_laws_that_cards_declare_exist() -> None:
-    declared = {law for card in CARDS.values() for law in card.laws}
-    assert declared == set(LAWS)
+    declared = {law for card in CARDS.values() for law in card.axioms}
+    assert declared == set(AXIOMS)
 
 
 @declaring("contribution")
@@ -99,15 +99,15 @@ CURVED = [
 def test_completeness(name: str, model: str, at: Any) -> None:
     """The shares add up to score(x) - score(x0), on models that bend."""
     card = CARDS[name]
-    if takes(card, "segments"):  # players are few there
+    if has_parameters(card, "segments"):  # players are few there
         settings: dict[str, Any] = {"segments": ("squares", 4)}
     else:
         settings = {}
-    c = case(model, torch.float64)
-    y = labels(model, 3)
+    c = make_case(model, torch.float64)
+    y = case_labels(model, 3)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        got = map_of(call_aloud(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
+        got = map_of(call_with_warnings(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
     missed = name in LOOSE and any("did not reach the tolerance" in str(w.message) for w in heard)  # and says so
     rows = torch.arange(3)
     want = c.box(c.x)[rows, y] - c.box(baseline(c.box, c.x, at))[rows, y]
@@ -196,7 +196,7 @@ def test_several_inputs(name: str, kind: str) -> None:
     box = ub.Box(Both().double().eval(), SEVERAL[kind](), outputs="logits")
     values = [p.sample(3, torch.Generator().manual_seed(6)).double() for p in PARTS.values()]
     x = dict(zip(PARTS, values, strict=True)) if kind == "dict" else tuple(values)
-    made = CARDS[name].method(box, x, 1, **({"references": x} if takes(CARDS[name], "references") else {}))
+    made = CARDS[name].method(box, x, 1, **({"references": x} if has_parameters(CARDS[name], "references") else {}))
     found = getattr(made, "map", made)
     assert isinstance(found, dict if kind == "dict" else tuple)
     parts = list(found.values()) if isinstance(found, dict) else list(found)
@@ -217,8 +217,8 @@ class Pixelwise(nn.Module):
 
 
 OUTPUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
-    "regression": (lambda: nn.Sequential(awkward.Plain(), nn.ReLU(), nn.Linear(4, 1)), {"outputs": "regression"}),
-    "multilabel": (awkward.Plain, {"outputs": "multilabel"}),
+    "regression": (lambda: nn.Sequential(awkward.PlainCNN(), nn.ReLU(), nn.Linear(4, 1)), {"outputs": "regression"}),
+    "multilabel": (awkward.PlainCNN, {"outputs": "multilabel"}),
     "segmentation": (Pixelwise, {"outputs": "logits"}),
 }
 
@@ -226,7 +226,7 @@ OUTPUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 RECTIFIED = ("grad_cam", "guided_grad_cam")  # where all speaks against a score, its opposite has a map
 
 
-@pytest.mark.parametrize("name", [n for n, card in ATTRIBUTIONS.items() if takes(card, "target")])
+@pytest.mark.parametrize("name", [n for n, card in ATTRIBUTIONS.items() if has_parameters(card, "target")])
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("target", [None, 0, "unit"])
 def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
@@ -234,15 +234,15 @@ def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
     build, more = OUTPUTS[output]
     torch.manual_seed(9)
     model = build().double().eval()
-    box = ub.Box(model, awkward.GRAY, **more)
+    box = ub.Box(model, awkward.GRAY_INPUTS, **more)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(8)).double()
     layer = {"regression": "0.conv2", "multilabel": "conv2", "segmentation": "second"}[output]  # with a ReLU below
     objective = ub.channel(layer, 1) if target == "unit" else target
-    c = Case(box, x, torch.zeros(3, dtype=torch.long))
-    got = map_of(call(CARDS[name], c, target=objective))
+    c = MethodCase(box, x, torch.zeros(3, dtype=torch.long))
+    got = map_of(call_example(CARDS[name], c, target=objective))
     assert got.shape[0] == 3
     assert got.isfinite().all()
     if name in RECTIFIED and not got.any():
         opposite = -(objective if target == "unit" else ub.logit(objective))
-        got = map_of(call(CARDS[name], c, target=opposite))
+        got = map_of(call_example(CARDS[name], c, target=opposite))
     assert float(got.abs().max()) > 0

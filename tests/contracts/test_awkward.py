@@ -12,22 +12,22 @@ import awkward
 from contracts.common import (
     CARDS,
     REFUSED,
-    Case,
-    box_of,
-    call,
-    case,
-    close,
+    MethodCase,
+    call_example,
+    differences,
+    make_case,
     methods,
-    tensors,
+    open_box,
+    result_tensors,
 )
 from unboxed.errors import UnboxedWarning
 from unboxed.testing import covering
-from unboxed.testing.contracts import unclear
+from unboxed.testing.contracts import error_problems
 
 
 def assert_clear(error: BaseException) -> None:
     """One clear error: ours, a fitting builtin, and a sentence with no tensor printed in it."""
-    assert unclear(error) == []
+    assert error_problems(error) == []
 
 
 def one_of_each_mechanism() -> list[str]:
@@ -45,7 +45,7 @@ ONE_EACH = one_of_each_mechanism()
 @methods("awkward")
 def test_bfloat16_is_close_to_single_precision(name: str) -> None:
     """A map in bfloat16 is noisy, but it is the same map."""
-    coarse, fine = (tensors(call(CARDS[name], case(model))) for model in ("bfloat16", "plain"))
+    coarse, fine = (result_tensors(call_example(CARDS[name], make_case(model))) for model in ("bfloat16", "plain"))
     for at in coarse.keys() & fine.keys():
         a, b = coarse[at].flatten().double(), fine[at].flatten().double()
         if a.numel() > 16 and a.shape == b.shape and b.norm() > 0:
@@ -55,11 +55,11 @@ def test_bfloat16_is_close_to_single_precision(name: str) -> None:
 @pytest.mark.parametrize("name", ONE_EACH)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the default backend of torch.compile needs a C++ compiler")
 def test_compiled_by_the_default_backend(name: str) -> None:
-    c = case("plain", torch.float64)
-    want = tensors(call(CARDS[name], c))
-    entry = awkward.Awkward(compiled_for_real(), awkward.GRAY)
-    got = tensors(call(CARDS[name], Case(box_of(entry), c.x, c.y)))
-    assert close(got, want, 1e-9) == []
+    c = make_case("plain", torch.float64)
+    want = result_tensors(call_example(CARDS[name], c))
+    entry = awkward.AwkwardModel(compiled_for_real(), awkward.GRAY_INPUTS)
+    got = result_tensors(call_example(CARDS[name], MethodCase(open_box(entry), c.x, c.y)))
+    assert differences(got, want, 1e-9) == []
 
 
 @cache
@@ -70,7 +70,7 @@ def compiled_for_real() -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["gradient", "guided_backprop"])
 def test_a_clamped_logit_is_told(name: str) -> None:
     """With relu(W x) most gradients are zero: the map is then taken before the clamp, and the reader told so."""
-    c = case("clamped_logits", torch.float64)
+    c = make_case("clamped_logits", torch.float64)
     z, weight = c.box(c.x), c.box.model[1].weight.detach()
     shut = (z == 0).nonzero()
     assert len(shut) > 0
@@ -84,21 +84,21 @@ def test_a_clamped_logit_is_told(name: str) -> None:
     ("model", "paths"), [("compiled", "conv1 relu1 fc"), ("compiled_part", "block block.0 block.1")]
 )
 def test_compiled_layers_go_by_their_own_names(model: str, paths: str) -> None:
-    box = case(model).box
+    box = make_case(model).box
     assert set(paths.split()) <= {row.path for row in box.layers}
     assert not [row.path for row in box.layers if "_orig_mod" in row.path]
 
 
-LIKE_PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain"]
+LIKE_PLAIN = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain"]
 
 
 @pytest.mark.parametrize("model", LIKE_PLAIN)
 def test_layers_read_as_they_were_given(model: str) -> None:
     """A tapped activation is what the layer gave, whatever is written over it later."""
-    entry = awkward.get(model, torch.float64)
-    box, x = box_of(entry), entry.images().double()
-    p = awkward.get("plain", torch.float64).model
-    z = awkward.GRAY.encode(x)
+    entry = awkward.get_model(model, torch.float64)
+    box, x = open_box(entry), entry.images().double()
+    p = awkward.get_model("plain", torch.float64).model
+    z = awkward.GRAY_INPUTS.encode(x)
     want = {"conv1": p.conv1(z), "conv2": p.conv2(p.first(z)), "fc": p(z), "logits": p(z)}
     rows = {row.path for row in box.layers} | {"logits"}
     got = box.read(x, [k for k in want if k in rows])
@@ -109,9 +109,9 @@ def test_layers_read_as_they_were_given(model: str) -> None:
 @pytest.mark.parametrize("model", LIKE_PLAIN)
 def test_one_answer_by_all_spellings(model: str) -> None:
     """Logits, probabilities and classes are the plain model's, also where the model ends in a softmax."""
-    entry = awkward.get(model, torch.float64)
-    box, x = box_of(entry), entry.images().double()
-    want = awkward.get("plain", torch.float64).model(awkward.GRAY.encode(x)).detach()
+    entry = awkward.get_model(model, torch.float64)
+    box, x = open_box(entry), entry.images().double()
+    want = awkward.get_model("plain", torch.float64).model(awkward.GRAY_INPUTS.encode(x)).detach()
     assert torch.allclose(box(x, batch_size=1), want)
     assert torch.allclose(box.probs(x), want.softmax(1))
     assert torch.equal(box.predict(x), want.argmax(1))

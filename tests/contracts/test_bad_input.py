@@ -11,7 +11,7 @@ import torch
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, call, case, methods, takes
+from contracts.common import CARDS, MethodCase, call_example, has_parameters, make_case, methods
 from contracts.test_awkward import assert_clear
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, LayerError, UnboxedError
@@ -76,7 +76,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-def refused(c: Case, work: Any, error: type[UnboxedError] = UnboxedError, what: str = "") -> str:
+def refused(c: MethodCase, work: Any, error: type[UnboxedError] = UnboxedError, what: str = "") -> str:
     """The message of the refusal, which is clear and leaves no trace."""
     before, raised = snapshot(c.box.model), None
     try:
@@ -90,17 +90,17 @@ def refused(c: Case, work: Any, error: type[UnboxedError] = UnboxedError, what: 
     return str(raised)
 
 
-@methods("bad input", lambda card: takes(card, "x"))
+@methods("bad input", lambda card: has_parameters(card, "x"))
 def test_inputs(name: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     for bad, make in BAD_X.items():
         if bad not in CARDS[name].exempt:
-            refused(c, lambda make=make: call(CARDS[name], replace(c, x=make(c.x))), InputError, bad)
+            refused(c, lambda make=make: call_example(CARDS[name], replace(c, x=make(c.x))), InputError, bad)
 
 
 @pytest.mark.parametrize("bad", BAD_X)
 def test_inputs_of_a_box(bad: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     x = BAD_X[bad](c.x)
     for work in (c.box, c.box.probs, c.box.predict, lambda x: c.box.read(x, ["conv1"])):
         refused(c, lambda work=work: work(x), InputError)
@@ -117,7 +117,7 @@ WHAT_NEXT = {
 
 def test_the_message_says_what_to_do() -> None:
     """What came, what was wanted, what to do next."""
-    c = case("plain")
+    c = make_case("plain")
     said = {bad: refused(c, lambda bad=bad: c.box(BAD_X[bad](c.x))) for bad in WHAT_NEXT}
     assert {bad: hint in said[bad] for bad, hint in WHAT_NEXT.items()} == dict.fromkeys(WHAT_NEXT, True)
     said_of_shape = refused(c, lambda: c.box(c.x[..., :-1]))
@@ -125,33 +125,33 @@ def test_the_message_says_what_to_do() -> None:
     assert "(N, 1, 8, 8)" in said_of_shape
 
 
-CLASSES_AS = [(n, k) for n, card in CARDS.items() for k in ("target", "y") if takes(card, k)]
+CLASSES_AS = [(n, k) for n, card in CARDS.items() for k in ("target", "y") if has_parameters(card, k)]
 
 
 @pytest.mark.parametrize(("name", "argument"), CLASSES_AS)
 def test_classes(name: str, argument: str) -> None:
-    c, card = case("plain"), CARDS[name]
+    c, card = make_case("plain"), CARDS[name]
     pair = {"clean": c.x, "corrupted": c.x.flip(0)}  # of activation patching
     for bad, value in BAD_CLASS.items():
-        if not takes(card, "x") and bad in ("too few", "too many"):  # its classes are not one per example
+        if not has_parameters(card, "x") and bad in ("too few", "too many"):  # its classes are not one per example
             continue
         mine = {"x": c.x, "y": c.y, **pair, "eps": 0.1, "steps": 1, "references": c.x, argument: value}
-        settings = {k: v for k, v in mine.items() if takes(card, k)}
+        settings = {k: v for k, v in mine.items() if has_parameters(card, k)}
         refused(c, lambda settings=settings: card.method(c.box, **settings), InputError, bad)
 
 
 @pytest.mark.parametrize(("setting", "value"), BAD_SETTINGS, ids=[f"{k}={v!r}" for k, v in BAD_SETTINGS])
 def test_settings(setting: str, value: Any) -> None:
     """Every method that takes the setting refuses the bad value."""
-    c = case("plain")
-    takers = [card for card in CARDS.values() if takes(card, setting)]
+    c = make_case("plain")
+    takers = [card for card in CARDS.values() if has_parameters(card, setting)]
     assert takers
     for card in takers:
-        refused(c, lambda card=card: call(card, c, **{setting: value}))
+        refused(c, lambda card=card: call_example(card, c, **{setting: value}))
 
 
 def test_unknown_layers_are_answered_with_the_nearest_names() -> None:
-    c = case("plain")
+    c = make_case("plain")
     for work in (lambda: c.box.read(c.x, ["conv"]), lambda: ub.activations.maps(c.box, c.x, ["conv"])):
         said = refused(c, work, LayerError)
         assert "conv1" in said
@@ -161,7 +161,7 @@ def test_unknown_layers_are_answered_with_the_nearest_names() -> None:
 
 
 def test_a_layer_called_twice_must_be_said_which() -> None:
-    c = case("relu_called_twice")
+    c = make_case("relu_called_twice")
     said = refused(c, lambda: c.box.read(c.x, ["relu1"]), LayerError)
     assert "relu1#0" in said
     assert "relu1#1" in said
@@ -175,7 +175,7 @@ def test_a_layer_called_twice_must_be_said_which() -> None:
     "address", ["", "conv1#", "conv1#-1", "conv1#x", "conv1#1.5", "#0", "conv1:", "conv1:relu", ":relu", "conv1#0#0"]
 )
 def test_odd_addresses(address: str) -> None:
-    c = case("plain")
+    c = make_case("plain")
     refused(c, lambda: c.box.read(c.x, [address]), LayerError)
 
 
@@ -201,7 +201,7 @@ BAD_OBJECTIVES: dict[str, Any] = {
 @pytest.mark.parametrize("bad", BAD_OBJECTIVES)
 @pytest.mark.parametrize("size", ["auto", 1])
 def test_objectives(bad: str, size: Any) -> None:
-    c = case("plain")
+    c = make_case("plain")
     refused(c, lambda: ub.attribution.gradient(c.box, c.x, BAD_OBJECTIVES[bad], batch_size=size))
 
 
@@ -213,8 +213,8 @@ OPENINGS: dict[str, Any] = {
     "too few class names": lambda p: ub.Box(p.model, p.inputs, classes=["a"]),
     "an unknown mode": lambda p: ub.Box(p.model, p.inputs, mode="train"),
     "unknown outputs": lambda p: ub.Box(p.model, p.inputs, outputs="scores"),
-    "no such output": lambda p: ub.Box(awkward.get("dict_output").model, p.inputs, output="answer"),
-    "an output that is no tensor": lambda p: ub.Box(awkward.get("tuple_output").model, p.inputs, output=2),
+    "no such output": lambda p: ub.Box(awkward.get_model("dict_output").model, p.inputs, output="answer"),
+    "an output that is no tensor": lambda p: ub.Box(awkward.get_model("tuple_output").model, p.inputs, output=2),
     "two outputs": lambda p: ub.Box(Two(), p.inputs),
     "no output": lambda p: ub.Box(Nothing(), p.inputs),
     "a list for inputs": lambda p: ub.Box(p.model, (1, 8, 8)),
@@ -240,7 +240,7 @@ class Nothing(torch.nn.Module):
 
 @pytest.mark.parametrize("bad", OPENINGS)
 def test_opening(bad: str) -> None:
-    p = awkward.get("plain")
+    p = awkward.get_model("plain")
     before = snapshot(p.model)
     with pytest.raises(UnboxedError) as caught:
         OPENINGS[bad](p)
@@ -250,7 +250,7 @@ def test_opening(bad: str) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """An index out of an array is an int to everybody but isinstance."""
-    c = case("plain")
+    c = make_case("plain")
     want = ub.attribution.gradient(c.box, c.x, 1)
     assert torch.equal(ub.attribution.gradient(c.box, c.x, np.int64(1)), want)
     assert torch.equal(ub.attribution.gradient(c.box, c.x, torch.tensor(1)), want)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 
 IMAGES = ("images", "frames", "input", "result")
 GENTLE = ["plain", "narrow", "color", "double", "bfloat16", "log_softmax", "clamped_logits", "batchnorm_in_train_mode"]
@@ -18,7 +18,7 @@ SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 @pytest.mark.parametrize("more", [{}, {"keep_going": True}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
 def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str, object]) -> None:
-    c = case(model)
+    c = make_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
     d = (made.images - c.x).double().flatten(1)
     size = d.norm(SIZES[norm], dim=1)
@@ -31,7 +31,7 @@ def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str
 @pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm"])
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
-    c = case("color")
+    c = make_case("color")
     made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, keep_going=True)
     assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
     assert made.images.min() >= 0
@@ -42,7 +42,7 @@ def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> Non
 @pytest.mark.parametrize("target", [None, 2])
 def test_pgd_says_what_the_net_says(model: str, target: int | None) -> None:
     """Success is what a fresh forward of the returned image shows."""
-    c = case(model)
+    c = make_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=0.2, steps=6, target=target)
     now = c.box.predict(made.images)
     want = now != c.y if target is None else now == target
@@ -51,7 +51,7 @@ def test_pgd_says_what_the_net_says(model: str, target: int | None) -> None:
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
-    c = case("plain")
+    c = make_case("plain")
     made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, keep_going=True)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
@@ -59,6 +59,6 @@ def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
 
 
 def test_the_faithful_class_image_has_eight_bits() -> None:
-    made = ub.synthesis.class_image(case("plain").box, recipe="faithful", steps=4)
+    made = ub.synthesis.class_image(make_case("plain").box, recipe="faithful", steps=4)
     assert torch.equal(made.images, (made.images * 255).round() / 255)
     assert made.images.std() > 0

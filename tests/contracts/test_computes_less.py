@@ -14,7 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, call, case, close, methods, takes, tensors
+from contracts.common import (
+    CARDS,
+    MethodCase,
+    call_example,
+    differences,
+    has_parameters,
+    make_case,
+    methods,
+    result_tensors,
+)
 from unboxed.engine.gradients.score import Unclamp, gradients
 from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
 from unboxed.engine.optimize.colors import Palette
@@ -22,7 +31,7 @@ from unboxed.engine.optimize.generators import CPPN
 from unboxed.engine.optimize.optimizers import LBFGS, Normalized
 from unboxed.engine.optimize.parameterizations import Canvas, Fourier, Raw
 from unboxed.engine.optimize.transforms import roll, wobble
-from unboxed.objectives import Held, far_from_mean, logprob, match, roughness
+from unboxed.objectives import Constant, color_distance, logprob, match, roughness
 
 DEPTH = 8
 
@@ -50,7 +59,7 @@ def deep() -> tuple[ub.Box, Tensor, Counter[str]]:
     from collections import OrderedDict
 
     model = nn.Sequential(OrderedDict([*blocks, ("pool", nn.Flatten()), ("fc", nn.Linear(3 * 64, 4))])).eval()
-    box = ub.Box(model, awkward.GRAY)
+    box = ub.Box(model, awkward.GRAY_INPUTS)
     ran.clear()
     return box, torch.rand(3, 1, 8, 8), ran
 
@@ -105,50 +114,50 @@ class Rows:
             raise torch.OutOfMemoryError("planted: out of memory")
 
 
-@methods("computes less", lambda card: takes(card, "batch_size"))
+@methods("computes less", lambda card: has_parameters(card, "batch_size"))
 @pytest.mark.parametrize("size", [2])
 def test_bounded_batches(name: str, size: int) -> None:
-    c = case("plain", n=5)
+    c = make_case("plain", n=5)
     rows = Rows(c.box.model)
-    call(CARDS[name], c, batch_size=size)
+    call_example(CARDS[name], c, batch_size=size)
     assert rows.seen
     assert max(rows.seen) <= size
 
 
-@methods("computes less", lambda card: takes(card, "batch_size"))
+@methods("computes less", lambda card: has_parameters(card, "batch_size"))
 def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = case("plain", n=5)
-    each = c.box._found.bytes_each
+    c = make_case("plain", n=5)
+    each = c.box._survey.bytes_per_example
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
     rows = Rows(c.box.model)
-    call(CARDS[name], c)
+    call_example(CARDS[name], c)
     assert rows.seen
     assert max(rows.seen) <= 2
 
 
-@methods("computes less", lambda card: takes(card, "batch_size"))
+@methods("computes less", lambda card: has_parameters(card, "batch_size"))
 @pytest.mark.parametrize("most", [2])
 def test_out_of_memory_halves_the_batch(name: str, most: int) -> None:
-    want = tensors(call(CARDS[name], case("plain", torch.float64, n=5)))
-    c = case("plain", torch.float64, n=5)
+    want = result_tensors(call_example(CARDS[name], make_case("plain", torch.float64, n=5)))
+    c = make_case("plain", torch.float64, n=5)
     Rows(c.box.model, most)
-    assert close(tensors(call(CARDS[name], c)), want, 1e-9) == []
+    assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []
 
 
-@methods("computes less", lambda card: takes(card, "batch_size"))
+@methods("computes less", lambda card: has_parameters(card, "batch_size"))
 def test_out_of_memory_with_a_fixed_batch_is_told(name: str) -> None:
     """The caller chose the size; and one row that does not fit can't be split."""
-    c = case("plain", n=5)
+    c = make_case("plain", n=5)
     rows = Rows(c.box.model, most=0)
     with pytest.raises(torch.OutOfMemoryError):
-        call(CARDS[name], c, batch_size=5)
+        call_example(CARDS[name], c, batch_size=5)
     with pytest.raises(torch.OutOfMemoryError):
-        call(CARDS[name], c)
+        call_example(CARDS[name], c)
     assert rows.seen[-1] == 1
 
 
 def test_pgd_drops_the_examples_that_are_done() -> None:
-    c = case("plain")  # row 2 is misclassified from the start
+    c = make_case("plain")  # row 2 is misclassified from the start
     rows = Rows(c.box.model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=1e-3, steps=4, random_start=False)
     assert made.queries.tolist() == [5, 5, 1]
@@ -157,7 +166,7 @@ def test_pgd_drops_the_examples_that_are_done() -> None:
 
 
 def test_morph_drops_the_examples_that_are_done() -> None:
-    c = case("plain")
+    c = make_case("plain")
     rows = Rows(c.box.model)
     target = c.box.predict(c.x)
     target[0] = (target[0] + 1) % 4
@@ -171,27 +180,27 @@ def test_morph_drops_the_examples_that_are_done() -> None:
 @pytest.mark.parametrize("steps", [1, 5])
 def test_queries_are_counted(steps: int) -> None:
     """One row alone: as many queries as there were forwards."""
-    c = case("plain")
+    c = make_case("plain")
     for i in range(3):
         rows = Rows(c.box.model)
         made = ub.adversarial.pgd(c.box, c.x[i : i + 1], c.y[i : i + 1], eps=0.05, steps=steps)
         assert made.queries.tolist() == [len(rows.seen)]
 
 
-@methods("one look", lambda card: takes(card, "x"))
+@methods("one look", lambda card: has_parameters(card, "x"))
 def test_one_look_at_a_gradient(name: str) -> None:
     """A method without steps runs the model once a batch."""
-    if takes(CARDS[name], "steps"):
+    if has_parameters(CARDS[name], "steps"):
         return
-    c = case("plain")
+    c = make_case("plain")
     rows = Rows(c.box.model)
-    call(CARDS[name], c)
+    call_example(CARDS[name], c)
     assert rows.seen[:1] == [3]
-    assert len(rows.seen) == 1 + takes(CARDS[name], "data")  # which are passed over once
+    assert len(rows.seen) == 1 + has_parameters(CARDS[name], "data")  # which are passed over once
 
 
 def test_case_is_what_the_docstring_says() -> None:
-    c: Case = case("plain")
+    c: MethodCase = make_case("plain")
     assert (c.box.predict(c.x) == c.y).tolist() == [True, True, False]
 
 
@@ -225,11 +234,11 @@ class Looks(TorchDispatchMode):
         return {step for step, _ in self.seen}
 
 
-def looks(c: Case, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
+def looks(c: MethodCase, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
     """How often a climb looks at values if its device is slow to ask."""
     monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
-    monkeypatch.setattr(Held, "span", lambda self: None)  # as it is for what lies on an accelerator
+    monkeypatch.setattr(Constant, "span", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
     with Looks(lambda: len(rows.seen)) as found:
         climb = ascend(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
@@ -238,16 +247,16 @@ def looks(c: Case, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch
     return found
 
 
-def climbing(c: Case, unclamp: Unclamp = "last", keep_going: bool = False, **more: Any) -> Ascent:
+def climbing(c: MethodCase, unclamp: Unclamp = "last", keep_going: bool = False, **more: Any) -> Ascent:
     """Towards each row's class, until one is surer than half; rows are there at different steps, one never."""
     until = logprob(c.y) - torch.tensor([-0.05, -1e-9, -0.6])
     settings: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.02), **more}
     return Ascent(STEPS, until=until, unclamp=unclamp, keep_going=keep_going, **settings)
 
 
-def dead() -> Case:
+def dead() -> MethodCase:
     """Row 0 has no gradient but before the clamps: no unit of the first layer answers to black."""
-    c = case("plain")
+    c = make_case("plain")
     with torch.no_grad():
         c.box.model.conv1.bias.fill_(-0.05)
         c.box.model.conv1.weight.abs_()
@@ -263,7 +272,7 @@ def dead() -> Case:
 def test_a_slow_device_is_met_every_eighth_step(
     model: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    c = dead() if model == "dead" else case(model)
+    c = dead() if model == "dead" else make_case(model)
     found = looks(c, climbing(c, unclamp, keep_going), Raw(c.x), monkeypatch)
     assert len(found.meetings) <= STEPS // MEET, found.seen
     assert len(found.seen) <= 2 * (STEPS // MEET), found.seen
@@ -276,14 +285,14 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("kind", [Fourier.noise, CPPN.noise])
 @pytest.mark.parametrize("rule", [Normalized, LBFGS])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = case("color")
+    c = make_case("color")
     plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
     assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // MEET
 
 
 def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
-    c = case("plain")
+    c = make_case("plain")
     monkeypatch.setattr("unboxed.engine.optimize.ascent.MEET", 1)
     assert len(looks(c, climbing(c), Raw(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
@@ -293,7 +302,7 @@ def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
     """Tensors made of numbers: means, targets, palettes. Each is a copy to the device, so none is made at a step."""
-    c = case("color")
+    c = make_case("color")
     made = list[int]()
 
     class Made(TorchDispatchMode):
@@ -306,7 +315,7 @@ def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
     goal = 0.1 * match("conv1", there) + logprob(c.y.int()) * torch.ones(3).double()
     canvas = Fourier.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
     rows = Rows(c.box.model)
-    plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-far_from_mean(torch.zeros(3).double()))
+    plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-color_distance(torch.zeros(3).double()))
     with Made():
         ascend(c.box, goal, canvas, plan)
     assert made

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 import torch
 
-from contracts.common import CARDS, MODELS, REFUSED, case
+from contracts.common import CARDS, MODELS, REFUSED, make_case
 from unboxed.testing import contracts, covering, models
 
 Pair = tuple[str, str]
@@ -23,7 +23,7 @@ def groups(pairs: Iterable[Pair]) -> list[tuple[str, str, list[str]]]:
     """(method, kind of model, the models): an item each."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, model in pairs:
-        found.setdefault((name, models.kind(model)), []).append(model)
+        found.setdefault((name, models.model_kind(model)), []).append(model)
     return [(name, kind, some) for (name, kind), some in found.items()]
 
 
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @cache
 def chosen() -> tuple[Pair, ...]:
-    return tuple(covering.covering(CARDS.values(), MODELS, REFUSED))
+    return tuple(covering.covering_pairs(CARDS.values(), MODELS, REFUSED))
 
 
 def each(some: list[str], check: object) -> Iterator[str]:
@@ -60,7 +60,7 @@ def test_run(name: str, kind: str, some: list[str]) -> None:
 def test_values(model: str, request: pytest.FixtureRequest) -> None:
     """All methods on one box, as a user has it."""
     split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
-    c = case(model, torch.float64)
+    c = make_case(model, torch.float64)
 
     def check(name: str) -> None:
         contracts.check_values(CARDS[name], model, c, batches=(name, model) in split)
@@ -77,7 +77,7 @@ def test_the_covering_set_covers() -> None:
     some = set(chosen())
     assert some <= set(ALL)
     assert len(some) < len(ALL) / 4
-    kinds = {(name, models.kind(model)) for name, model in some}
+    kinds = {(name, models.model_kind(model)) for name, model in some}
     under = {(model, mechanism) for name, model in some for mechanism in covering.mechanisms(CARDS[name])}
-    assert kinds == {(name, models.kind(model)) for name, model in ALL}
+    assert kinds == {(name, models.model_kind(model)) for name, model in ALL}
     assert under == {(model, mechanism) for name, model in ALL for mechanism in covering.mechanisms(CARDS[name])}

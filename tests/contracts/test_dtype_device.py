@@ -9,7 +9,7 @@ import torch
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, box_of, call, case, close, methods, tensors
+from contracts.common import CARDS, MethodCase, call_example, differences, make_case, methods, open_box, result_tensors
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -22,13 +22,13 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 def test_where_the_work_is(name: str, dtype: torch.dtype, device: str) -> None:
     """The model only ever sees its own dtype and device, wherever the caller's tensors are; results lie on its
     device."""
-    entry = awkward.get("plain", dtype)
+    entry = awkward.get_model("plain", dtype)
     entry.model.to(device)
     seen: set[tuple[torch.dtype, str]] = set()
     for module in entry.model.modules():
         module.register_forward_pre_hook(lambda m, args: seen.add((args[0].dtype, args[0].device.type)))
-    c = Case(box_of(entry), entry.images(), torch.tensor([0, 1, 2]))
-    found = tensors(call(CARDS[name], c))
+    c = MethodCase(open_box(entry), entry.images(), torch.tensor([0, 1, 2]))
+    found = result_tensors(call_example(CARDS[name], c))
     assert seen == {(dtype, device)}
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert c.box.dtype == wide
@@ -42,16 +42,16 @@ def test_where_the_work_is(name: str, dtype: torch.dtype, device: str) -> None:
 )
 def test_any_float_is_taken(name: str, model: str, given: torch.dtype) -> None:
     """The caller's dtype does not matter: x is moved to the box's, and the numbers are those of the moved x."""
-    c = case(model)
+    c = make_case(model)
     x = c.x.to(given)
-    got = tensors(call(CARDS[name], Case(c.box, x, c.y.int())))
-    want = tensors(call(CARDS[name], Case(c.box, x.to(c.box.dtype), c.y)))
-    assert close(got, want, 0) == []
+    got = result_tensors(call_example(CARDS[name], MethodCase(c.box, x, c.y.int())))
+    want = result_tensors(call_example(CARDS[name], MethodCase(c.box, x.to(c.box.dtype), c.y)))
+    assert differences(got, want, 0) == []
 
 
 def test_small_steps_survive_a_bfloat16_net() -> None:
     """In bfloat16 a step of a quarter gray level would vanish."""
-    c = case("bfloat16")
+    c = make_case("bfloat16")
     step = 0.25 / 255
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=8 / 255, step=step, steps=2, random_start=False, keep_going=True)
     moved = (made.images - c.x).abs()
@@ -61,11 +61,11 @@ def test_small_steps_survive_a_bfloat16_net() -> None:
 
 @methods("dtype and device")
 def test_the_callers_default_dtype(name: str) -> None:
-    c = case("plain")
-    want = tensors(call(CARDS[name], c))
+    c = make_case("plain")
+    want = result_tensors(call_example(CARDS[name], c))
     torch.set_default_dtype(torch.float64)
     try:
-        got: dict[str, Any] = tensors(call(CARDS[name], case("plain", torch.float32)))
+        got: dict[str, Any] = result_tensors(call_example(CARDS[name], make_case("plain", torch.float32)))
     finally:
         torch.set_default_dtype(torch.float32)
     assert {k: v.dtype for k, v in got.items()} == {k: v.dtype for k, v in want.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from contracts.common import CARDS, Case, call, case, close, methods, takes
+from contracts.common import CARDS, MethodCase, call_example, differences, has_parameters, make_case, methods
 from contracts.trace import changes, snapshot
 
 
@@ -25,7 +25,7 @@ def _ctrl_c_interrupts() -> Iterator[None]:
 
 
 def climbs(card: Any) -> bool:
-    return takes(card, "steps")
+    return has_parameters(card, "steps")
 
 
 class CtrlC:
@@ -46,13 +46,13 @@ class CtrlC:
         self.calls, self.fatal, self.first = 0, k, None
 
 
-def interrupted(c: Case, name: str, k: int, **settings: Any) -> Any:
+def interrupted(c: MethodCase, name: str, k: int, **settings: Any) -> Any:
     """What the method gives when Ctrl-C falls in its k-th forward."""
     ctrl_c = CtrlC(c.box.model)
     before = snapshot(c.box.model, c.x, c.y)
     ctrl_c.at(k)
     try:
-        result = call(CARDS[name], c, **settings)
+        result = call_example(CARDS[name], c, **settings)
     except KeyboardInterrupt:  # not let through: pytest itself would stop
         pytest.fail(f"Ctrl-C in forward {k} threw away what was reached")
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
@@ -64,9 +64,9 @@ LONG = {"steps": 3, "keep_going": True, "step": 0.01}  # nobody is done before t
 
 def forwards(name: str, **settings: Any) -> tuple[int, int]:
     """The forward in which the climb begins, and the last one; what lies before only prepares."""
-    c = case("plain")
+    c = make_case("plain")
     counter = CtrlC(c.box.model)
-    call(CARDS[name], c, **settings)
+    call_example(CARDS[name], c, **settings)
     return counter.first or 1, counter.calls
 
 
@@ -77,8 +77,8 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
     """Whole, well-formed and marked, whichever forward Ctrl-C falls in: the first, the last, one between."""
     settings = {**LONG, "batch_size": size}
     first, last = forwards(name, **settings)
-    whole = call(CARDS[name], case("plain"), **settings)
-    got = interrupted(case("plain"), name, first + round(share * (last - first)), **settings)
+    whole = call_example(CARDS[name], make_case("plain"), **settings)
+    got = interrupted(make_case("plain"), name, first + round(share * (last - first)), **settings)
     assert whole.interrupted is False
     assert got.interrupted is True
     for field in dataclasses.fields(whole):
@@ -94,19 +94,19 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
 @methods("steps kept", climbs)
 def test_the_steps_taken_are_kept(name: str) -> None:
     """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
-    c = case("plain", torch.float64)
-    if takes(CARDS[name], "every"):
-        start, reached = call(CARDS[name], c, **LONG, every=1).frames[:2]
+    c = make_case("plain", torch.float64)
+    if has_parameters(CARDS[name], "every"):
+        start, reached = call_example(CARDS[name], c, **LONG, every=1).frames[:2]
     else:
-        start, reached = (call(CARDS[name], c, **{**LONG, "steps": n}).images for n in (0, 1))
+        start, reached = (call_example(CARDS[name], c, **{**LONG, "steps": n}).images for n in (0, 1))
     got = interrupted(c, name, forwards(name, **LONG)[0] + 2, **LONG)
     kept = got.frames[-1] if getattr(got, "frames", None) is not None else got.images
-    assert close({"": kept}, {"": reached}, 1e-12) == []
-    assert close({"": kept}, {"": start}, 1e-6) != []
+    assert differences({"": kept}, {"": reached}, 1e-12) == []
+    assert differences({"": kept}, {"": start}, 1e-6) != []
 
 
 def test_a_morph_keeps_its_frames() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     target = (c.box.predict(c.x) + 1) % 4
     plan = {"confidence": 0.999, "step": 0.01}
     whole = ub.synthesis.morph(c.box, c.x, target, steps=5, **plan)
@@ -121,7 +121,7 @@ def test_a_morph_keeps_its_frames() -> None:
 
 def test_batches_before_ctrl_c_are_whole() -> None:
     """Rows of a batch that was finished keep their result; those not begun stay as they started."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     plan = {"eps": 1e-3, "steps": 2, "random_start": False, "keep_going": True, "batch_size": 1}
     whole = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
     ctrl_c = CtrlC(c.box.model)
@@ -132,10 +132,10 @@ def test_batches_before_ctrl_c_are_whole() -> None:
     assert torch.equal(got.images[2], c.x[2])
 
 
-@methods("interrupt", lambda card: not climbs(card) and takes(card, "x"))
+@methods("interrupt", lambda card: not climbs(card) and has_parameters(card, "x"))
 def test_short_work_lets_ctrl_c_through(name: str) -> None:
     """There is nothing to keep: whoever pressed it gets it."""
-    c = case("plain")
+    c = make_case("plain")
     CtrlC(c.box.model).at(1)
     with pytest.raises(KeyboardInterrupt):
-        call(CARDS[name], c)
+        call_example(CARDS[name], c)

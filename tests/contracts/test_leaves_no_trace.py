@@ -14,19 +14,29 @@ from torch import nn
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, call, call_aloud, case, close, methods, takes, tensors
+from contracts.common import (
+    CARDS,
+    MethodCase,
+    call_example,
+    call_with_warnings,
+    differences,
+    has_parameters,
+    make_case,
+    methods,
+    result_tensors,
+)
 from contracts.trace import changes, snapshot
 from unboxed.engine.optimize.ascent import Ascent, _Climber
 from unboxed.engine.optimize.parameterizations import Raw
 from unboxed.errors import UnboxedError
-from unboxed.testing.contracts import Planted, draw_somewhere
+from unboxed.testing.contracts import PlantedError, scramble_rngs
 
 
-def traced(c: Case, work: Callable[[], Any]) -> list[str]:
+def traced(c: MethodCase, work: Callable[[], Any]) -> list[str]:
     """What `work` changed, whether it succeeds or not."""
-    draw_somewhere(1)
+    scramble_rngs(1)
     before = snapshot(c.box.model, c.x, c.y)
-    with suppress(Planted, KeyboardInterrupt, UnboxedError):
+    with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
         work()
     return changes(before, snapshot(c.box.model, c.x, c.y))
 
@@ -38,42 +48,42 @@ def with_gradients(model: nn.Module) -> None:
             p.grad = torch.ones_like(p)
 
 
-@pytest.mark.parametrize("model", awkward.NETS)
+@pytest.mark.parametrize("model", awkward.MODELS)
 def test_opening_a_net(model: str) -> None:
-    entry = awkward.get(model)
+    entry = awkward.get_model(model)
     with_gradients(entry.model)
-    draw_somewhere(1)
+    scramble_rngs(1)
     before = snapshot(entry.model)
-    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     assert changes(before, snapshot(entry.model)) == []
     x = entry.images().to(box.dtype)
-    box(x), box.probs(x), box.read(x, [row.path for row in box.layers if row.calls == 1 and row.shape]), repr(box)
+    box(x), box.probs(x), box.read(x, [row.path for row in box.layers if row.n_calls == 1 and row.shape]), repr(box)
     assert changes(before, snapshot(entry.model)) == []
 
 
 @methods("leaves no trace")
-@pytest.mark.parametrize("error", [Planted, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [PlantedError, KeyboardInterrupt])
 def test_failure_in_the_backward_pass(name: str, error: type[BaseException]) -> None:
-    c = case("plain")
+    c = make_case("plain")
 
     def fail(module: nn.Module, grad: Any) -> None:
         raise error("planted")
 
     c.box.model.conv2.register_full_backward_pre_hook(fail)
-    assert traced(c, lambda: call(CARDS[name], c)) == []
+    assert traced(c, lambda: call_example(CARDS[name], c)) == []
 
 
 @methods("leaves no trace")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_callers_grad_mode(name: str, mode: Any) -> None:
     """The same result in every grad mode, and the mode is as before; x may be an inference tensor."""
-    want = tensors(call(CARDS[name], case("plain", torch.float64)))
-    c = case("plain", torch.float64)
+    want = result_tensors(call_example(CARDS[name], make_case("plain", torch.float64)))
+    c = make_case("plain", torch.float64)
     with mode():
-        mine = Case(c.box, c.x.clone(), c.y.clone())
+        mine = MethodCase(c.box, c.x.clone(), c.y.clone())
         found: dict[str, Any] = {}
-        assert traced(mine, lambda: found.update(tensors(call(CARDS[name], mine)))) == []
-    assert close(found, want, 1e-12) == []
+        assert traced(mine, lambda: found.update(result_tensors(call_example(CARDS[name], mine)))) == []
+    assert differences(found, want, 1e-12) == []
     assert not any(t.requires_grad for t in found.values())
 
 
@@ -81,46 +91,46 @@ def test_the_callers_grad_mode(name: str, mode: Any) -> None:
 def test_a_net_built_in_inference_mode(name: str) -> None:
     """Its parameters can have no graph: what needs one may refuse, but not by a bare torch error."""
     with torch.inference_mode():
-        c = case("batchnorm_in_train_mode", torch.float64)
-        assert traced(c, lambda: call(CARDS[name], c)) == []
+        c = make_case("batchnorm_in_train_mode", torch.float64)
+        assert traced(c, lambda: call_example(CARDS[name], c)) == []
 
 
 @methods("leaves no trace")
 def test_the_callers_autocast(name: str) -> None:
-    want = tensors(call(CARDS[name], case("plain", torch.float64)))
-    c, found = case("plain", torch.float64), dict[str, Any]()
+    want = result_tensors(call_example(CARDS[name], make_case("plain", torch.float64)))
+    c, found = make_case("plain", torch.float64), dict[str, Any]()
     with torch.autocast("cpu", torch.bfloat16):
-        assert traced(c, lambda: found.update(tensors(call(CARDS[name], c)))) == []
-    assert close(found, want, 1e-12) == []
+        assert traced(c, lambda: found.update(result_tensors(call_example(CARDS[name], c)))) == []
+    assert differences(found, want, 1e-12) == []
 
 
 @methods("leaves no trace")
 def test_an_input_with_a_graph(name: str) -> None:
     """x comes out of the caller's own computation: it isn't changed, and nothing is pulled back into it."""
-    c = case("plain")
+    c = make_case("plain")
     source = c.x.clone().requires_grad_()
-    mine = Case(c.box, source * 1.0, c.y)
-    assert traced(mine, lambda: call(CARDS[name], mine)) == []
+    mine = MethodCase(c.box, source * 1.0, c.y)
+    assert traced(mine, lambda: call_example(CARDS[name], mine)) == []
     assert source.grad is None
 
 
 @methods("leaves no trace", lambda card: not card.name.startswith("filters"))
 def test_results_are_the_callers_own(name: str) -> None:
     """Writing into a result changes neither the model, nor x, nor the next result."""
-    c = case("inplace_relu")
-    want = {k: v.clone() for k, v in tensors(call(CARDS[name], c)).items()}
+    c = make_case("inplace_relu")
+    want = {k: v.clone() for k, v in result_tensors(call_example(CARDS[name], c)).items()}
     before = snapshot(c.box.model, c.x, c.y)
-    for t in tensors(call(CARDS[name], c)).values():
+    for t in result_tensors(call_example(CARDS[name], c)).values():
         t.zero_()
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert close(tensors(call(CARDS[name], c)), want, 0) == []
+    assert differences(result_tensors(call_example(CARDS[name], c)), want, 0) == []
 
 
 @pytest.mark.parametrize("model", ["plain", "batchnorm_in_train_mode", "draws", "counts", "compiled", "scripted_part"])
 def test_between_frames_and_after_an_abandoned_climb(model: str) -> None:
     """A loop that is left half-way holds nothing of the model open, neither while it waits nor when it is dropped."""
-    c = case(model)
-    draw_somewhere(1)
+    c = make_case(model)
+    scramble_rngs(1)
     before = snapshot(c.box.model, c.x, c.y)
     plan = Ascent(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
     looks = _Climber(c.box, ub.loss(c.y), Raw(c.x), plan, plan.constraint, slice(0, 3))._steps()
@@ -133,7 +143,7 @@ def test_between_frames_and_after_an_abandoned_climb(model: str) -> None:
 
 def test_training_between_two_looks() -> None:
     """A box opened before somebody trains on restores what it finds, not what it once saw."""
-    entry = awkward.get("batchnorm_in_train_mode")
+    entry = awkward.get_model("batchnorm_in_train_mode")
     boxes = [ub.Box(entry.model, entry.inputs, mode=mode) for mode in ("eval", "as-is")]
     x = entry.images()
     for box in boxes:
@@ -146,24 +156,24 @@ def test_training_between_two_looks() -> None:
 
 
 def test_as_is_keeps_the_flags_and_restores_the_buffers() -> None:
-    entry = awkward.get("batchnorm_in_train_mode")
+    entry = awkward.get_model("batchnorm_in_train_mode")
     before = snapshot(entry.model)
     box = ub.Box(entry.model, entry.inputs, mode="as-is")
     x = entry.images()
     one = box(x)
     assert changes(before, snapshot(entry.model)) == []
     assert torch.allclose(one, entry.model(entry.inputs.encode(x)), atol=1e-5)  # batch statistics: the flags were kept
-    entry = awkward.get("batchnorm_in_train_mode")
+    entry = awkward.get_model("batchnorm_in_train_mode")
     assert not torch.allclose(one, ub.Box(entry.model, entry.inputs)(x), atol=1e-2)
 
 
-@methods("leaves no trace", lambda card: takes(card, "box"))
+@methods("leaves no trace", lambda card: has_parameters(card, "box"))
 def test_threads_share_a_box(name: str) -> None:
     """Flags, hooks and stances act in every thread: a box lets one in at a time."""
-    c = case("batchnorm_in_train_mode", torch.float64)
-    want = tensors(call(CARDS[name], c))
+    c = make_case("batchnorm_in_train_mode", torch.float64)
+    want = result_tensors(call_example(CARDS[name], c))
     before = snapshot(c.box.model, c.x, c.y)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: tensors(call_aloud(CARDS[name], c)), range(4)))
+        found = list(pool.map(lambda _: result_tensors(call_with_warnings(CARDS[name], c)), range(4)))
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert [close(f, want, 1e-12) for f in found] == [[]] * 4
+    assert [differences(f, want, 1e-12) for f in found] == [[]] * 4

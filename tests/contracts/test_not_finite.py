@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.cards import Card, cards
 from unboxed.errors import NaNError, UnboxedWarning
-from unboxed.testing.cases import box_of
-from unboxed.testing.models import get
+from unboxed.testing.cases import open_box
+from unboxed.testing.models import get_model
 
 ATTRIBUTION = [c for c in cards() if c.family == "attribution"]
 WITHOUT_A_SCORE = {"Attention rollout"}
@@ -106,11 +106,11 @@ def test_other_settings_tell_of_it_too(call: Any) -> None:
 
 
 def test_rollout_of_attention_that_is_nan_is_told_of() -> None:
-    entry = get("attention")
+    entry = get_model("attention")
     for parameter in entry.model.parameters():
         parameter.data.fill_(math.nan)
     with pytest.warns(UnboxedWarning, match="attention rollout is NaN or infinite for 3 of 3 inputs"):
-        ub.attribution.rollout(box_of(entry, outputs="logits"), entry.images(3))
+        ub.attribution.rollout(open_box(entry, outputs="logits"), entry.images(3))
 
 
 @pytest.mark.parametrize("name", ["rise", "lime", "kernel_shap", "shapley", "feature_ablation", "occlusion"])

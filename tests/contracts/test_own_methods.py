@@ -119,7 +119,7 @@ def test_models_that_couple_their_rows_are_not_the_methods_fault(model: str) -> 
 
 def test_an_exempt_contract_is_not_looked_at() -> None:
     described = card(
-        name="Couples", source="", tells="", not_tells="", exempt={"rows": "it is about all of them"},
+        name="Couples", source="", shows="", does_not_show="", exempt={"rows": "it is about all of them"},
         example=lambda method, box, x, y: method(box, x),
     )  # fmt: skip
     check_method(described(lambda box, x: couples(box, x)), on=["plain"])
@@ -204,7 +204,7 @@ def test_a_method_that_was_made_without_a_module() -> None:
     said = "name='', source='', tells='', not_tells='', example=lambda method, box, x, y: method(box, x)"
     exec(f"@card({said})\ndef f(box, x): return x", names)
     assert (names["f"].card.family, names["f"].__module__) == ("own", None)
-    covering.covering([names["f"].card], ["plain"])
+    covering.covering_pairs([names["f"].card], ["plain"])
 
 
 def test_an_example_of_ones_own_goes_before_the_cards() -> None:
@@ -212,7 +212,7 @@ def test_an_example_of_ones_own_goes_before_the_cards() -> None:
         return box.read(x, [layer])[layer]
 
     check_method(wants, example=lambda method, box, x, y: method(box, x, "conv1"), on=["plain"])
-    described = card(name="", source="", tells="", not_tells="", example=lambda method, box, x, y: None)(wants)
+    described = card(name="", source="", shows="", does_not_show="", example=lambda method, box, x, y: None)(wants)
     check_method(described, example=lambda method, box, x, y: method(box, x, "conv1"), on=["plain"])
 
 

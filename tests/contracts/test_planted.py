@@ -318,7 +318,7 @@ def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    meet = hooks._Recorder.meet
+    meet = hooks._Recorder.on_op
 
     def careless(self: Any, path: str, op: str | None, h: Tensor) -> Tensor | None:
         before = set(self.acts)
@@ -332,7 +332,7 @@ def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rule_that_misses_a_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    relus = relu_rules._rectifiers
+    relus = relu_rules._rectifier_nodes
     monkeypatch.setattr(relu_rules, "_rectifiers", lambda *args: relus(*args)[:1])
     with Fault:
         test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
@@ -347,7 +347,7 @@ def test_a_rule_for_modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     def alike(draw: Any, like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
-        generator = torch.Generator().manual_seed(rng.key(*parts))
+        generator = torch.Generator().manual_seed(rng.derive_seed(*parts))
         return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
 
     monkeypatch.setattr(rng, "_rowwise", alike)
@@ -372,7 +372,7 @@ def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 the small steps vanish."""
-    accept = ub.Box.accept
+    accept = ub.Box.validate_inputs
     monkeypatch.setattr(ub.Box, "accept", lambda self, x: accept(self, x).to(self.model_dtype))
     with Fault:
         test_dtype_device.test_small_steps_survive_a_bfloat16_net()
@@ -380,7 +380,7 @@ def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_snapshot_sees_each_of_its_parts() -> None:
     """Every kind of entry differs when it should: a snapshot that always agrees is none."""
-    model = common.case("batchnorm").box.model
+    model = common.make_case("batchnorm").box.model
     before = trace.snapshot(model)
     assert trace.changes(before, trace.snapshot(model)) == []
     model.norm.running_mean.add_(1)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.common import CARDS, REFUSED, call, case, close, methods, takes, tensors
+from contracts.common import (
+    CARDS,
+    REFUSED,
+    call_example,
+    differences,
+    has_parameters,
+    make_case,
+    methods,
+    result_tensors,
+)
 from unboxed.testing import rows
 
 
-@methods("rows", lambda card: takes(card, "x") and not takes(card, "seed"))
+@methods("rows", lambda card: has_parameters(card, "x") and not has_parameters(card, "seed"))
 @pytest.mark.parametrize("model", ["batchnorm_in_train_mode", "clamped_logits", "dropout_always_on"])
 def test_rows_alone(name: str, model: str) -> None:
     """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
@@ -17,20 +26,20 @@ def test_rows_alone(name: str, model: str) -> None:
         rows.check_rows(CARDS[name], model)
 
 
-@methods("draws of rows", lambda card: takes(card, "seed"))
+@methods("draws of rows", lambda card: has_parameters(card, "seed"))
 def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
     rows.check_rows(CARDS[name], "plain")
 
 
-@methods("target", lambda card: takes(card, "target"))
+@methods("target", lambda card: has_parameters(card, "target"))
 def test_another_target_another_map(name: str) -> None:
     rows.check_target(CARDS[name])
 
 
-@methods("splitting", lambda card: takes(card, "batch_size"))
+@methods("splitting", lambda card: has_parameters(card, "batch_size"))
 def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = case("plain", torch.float64, n=7)
-    want = tensors(call(CARDS[name], c))
+    c = make_case("plain", torch.float64, n=7)
+    want = result_tensors(call_example(CARDS[name], c))
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
     assert c.box.batch_limit == 1
-    assert close(tensors(call(CARDS[name], c)), want, 1e-9) == []
+    assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []

@@ -13,7 +13,7 @@ from unboxed.engine.optimize.ascent import Ascent, ascend
 from unboxed.engine.optimize.constraints import L2, Linf
 from unboxed.engine.optimize.parameterizations import Fourier, Raw
 from unboxed.errors import InputError, OutputError, UnboxedWarning
-from unboxed.objectives import logit, logprob, loss, margin, of
+from unboxed.objectives import logit, logprob, loss, margin, layer_objective
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_the_prior_is_climbed_and_not_scored(box: ub.Box, x: Tensor) -> None:
         (prior,) = torch.autograd.grad(-0.3 * p.pow(2).sum(), p)
         pulled += own.abs()
         p = (p + 0.1 * (own + prior)).detach()
-    small = of("input", lambda x: -x.pow(2).flatten(1).sum(1), "small")
+    small = layer_objective("input", lambda x: -x.pow(2).flatten(1).sum(1), "small")
     climb = ascend(box, logit(1), Raw(x), Ascent(4, partial(SGD, lr=0.1), prior=0.3 * small, sum_pulls=True))
     assert torch.allclose(climb.input, p, atol=1e-12)
     assert torch.allclose(climb.score, box.model(p)[:, 1])

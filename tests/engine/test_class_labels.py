@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 import unboxed as ub
 from unboxed import data, loading
-from unboxed.cli.words import amount
+from unboxed.cli.words import parse_fraction
 from unboxed.engine.read.class_labels import label_map
 from unboxed.engine.read.examples import labeled, labeled_rows
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning
@@ -202,13 +202,13 @@ def test_a_file_name_that_is_no_utf8_loses_no_report(root: Path, box: ub.Box, tm
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), (".5/2", 0.25), ("1e-3", 1e-3)])
 def test_an_eps_is_a_number_or_a_fraction(text: str, value: float) -> None:
-    assert amount("--eps", text) == value
+    assert parse_fraction("--eps", text) == value
 
 
 @pytest.mark.parametrize("text", ["8/0", "x", "8/255/2", "", "8/"])
 def test_a_bad_eps_is_one_sentence(text: str) -> None:
     with pytest.raises(InputError, match=r"--eps wants a number or a fraction, such as 0\.03 or 8/255; got"):
-        amount("--eps", text)
+        parse_fraction("--eps", text)
 
 
 def test_no_work_is_measured_by_the_clock() -> None:

@@ -15,7 +15,7 @@ from unboxed.engine.read.examples import batches, each_batch, pick
 from unboxed.engine.read.packing import read_once
 from unboxed.errors import DataError, InputError
 
-X, Y = awkward.get("plain").images(7), torch.arange(7) % 4
+X, Y = awkward.get_model("plain").images(7), torch.arange(7) % 4
 
 
 class Indexed(Dataset[Any]):
@@ -101,19 +101,19 @@ def sizes(box: ub.Box, data: Any, **settings: Any) -> list[int]:
 
 
 def test_batches_are_bounded_and_rows_that_are_coupled_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     assert sizes(box, X, batch_size=3) == [3, 3, 1]
     assert sizes(box, iter(X), most=5) == [5, 2]
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
     assert sizes(box, X) == [1] * 7
-    coupled = awkward.get("batchnorm_without_statistics")
+    coupled = awkward.get_model("batchnorm_without_statistics")
     assert sizes(ub.Box(coupled.model, coupled.inputs), iter(X), batch_size=2) == [7]
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "all", True, None])
 def test_batch_size_is_checked_before_the_data_are_read(size: Any) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     data = iter(X)
     with pytest.raises(InputError, match="batch_size"):
         each_batch(ub.Box(entry.model, entry.inputs), data, len, batch_size=size)
@@ -121,13 +121,13 @@ def test_batch_size_is_checked_before_the_data_are_read(size: Any) -> None:
 
 
 def test_inputs_are_checked() -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     with pytest.raises(InputError, match="255"):
         each_batch(ub.Box(entry.model, entry.inputs), X * 255, len)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
-    entry, seen = awkward.get("plain"), list[Tensor]()
+    entry, seen = awkward.get_model("plain"), list[Tensor]()
 
     def work(x: Tensor) -> None:
         if len(x) > 2:

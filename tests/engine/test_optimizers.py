@@ -16,7 +16,7 @@ from unboxed.engine.optimize.ascent import Ascent, ascend
 from unboxed.engine.optimize.constraints import Linf, within
 from unboxed.engine.optimize.optimizers import LBFGS, RULES, Normalized, Steps
 from unboxed.engine.optimize.parameterizations import Raw
-from unboxed.objectives import Objective, of
+from unboxed.objectives import Objective, layer_objective
 
 D = 6
 Rule = Callable[[list[Tensor]], Optimizer]
@@ -145,7 +145,7 @@ def test_rows_that_leave_change_nothing(name: str) -> None:
 
 
 def reached(goals: Tensor) -> Objective:
-    return of("logits", lambda z: z[:, 0] - goals, "goal", lambda i: reached(goals[i]), len(goals))
+    return layer_objective("logits", lambda z: z[:, 0] - goals, "goal", lambda i: reached(goals[i]), len(goals))
 
 
 def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None:
@@ -165,9 +165,11 @@ def test_what_was_noted_of_an_input_is_not_moved_by_later_steps(rule: Callable[.
     """Rows that meet `until` at one step of a tenth each and climb on are given back as they were there."""
     box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double(), ub.Pixels((1, 4, 4)))
     at = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
-    met = of("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)
+    met = layer_objective("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)
     plan = Ascent(7, partial(rule, lr=0.1), until=met, keep_going=True)
-    found = ascend(box, of("input", lambda x: x.flatten(1).sum(1), "sum"), Raw(torch.zeros(3, 1, 4, 4).double()), plan)
+    found = ascend(
+        box, layer_objective("input", lambda x: x.flatten(1).sum(1), "sum"), Raw(torch.zeros(3, 1, 4, 4).double()), plan
+    )
     assert found.done.all()
     torch.testing.assert_close(found.input.flatten(1).mean(1), at, rtol=0, atol=1e-6)
 

@@ -27,7 +27,10 @@ def box_of(inputs: Any) -> ub.Box:
 def found(inputs: Any, segments: Any = None, n: int = 2, **more: Any) -> Players:
     box = box_of(inputs)
     return players(
-        box, box.accept(box.shaped(box.inputs.sample(n, torch.Generator().manual_seed(0)))), segments, **more
+        box,
+        box.validate_inputs(box.restore_structure(box.inputs.sample(n, torch.Generator().manual_seed(0)))),
+        segments,
+        **more,
     )
 
 
@@ -40,7 +43,7 @@ def digits() -> tuple[ub.Box, Tensor]:
 def test_digits_are_cut_sensibly(name: Any) -> None:
     """Every number from 0 without gaps, neither a handful nor a crumb each, and ink apart from ground."""
     box, x = digits()
-    own = players(box, box.accept(x), name)
+    own = players(box, box.validate_inputs(x), name)
     assert own.of.shape == (3, 1, 28, 28)
     for of, count, image in zip(own.of[:, 0], own.count, x[:, 0], strict=True):
         assert torch.equal(of.unique(), torch.arange(count))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from unboxed.checkpointing import alike
+from unboxed.checkpointing import is_close
 from unboxed.engine.stable_repr import stable_repr
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
@@ -110,9 +110,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_alike_is_but_for_rounding(dtype: torch.dtype) -> None:
     values = torch.tensor([0.0, 1.0, -30.0, float("inf")], dtype=dtype)
     rounded = values * (1 + torch.finfo(dtype).eps)
-    assert alike(values, rounded)
-    assert alike(values, values.clone())
-    assert not alike(values, values * 1.5)
-    assert not alike(values, values[:3])
-    assert not alike(values, values.half())
-    assert not alike(None, values)
+    assert is_close(values, rounded)
+    assert is_close(values, values.clone())
+    assert not is_close(values, values * 1.5)
+    assert not is_close(values, values[:3])
+    assert not is_close(values, values.half())
+    assert not is_close(None, values)

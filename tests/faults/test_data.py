@@ -410,7 +410,7 @@ def test_a_broken_image_is_decoded_once_and_a_sound_one_once_a_taking(tmp_path, 
     cut(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     decoded = []
-    read = folders.images.read
+    read = folders.images.read_image
     monkeypatch.setattr(folders.images, "read", lambda path, like: decoded.append(path.name) or read(path, like))
     got = data.folder(tmp_path, like=RGB)
     assert decoded == []

@@ -26,7 +26,7 @@ def bug(*args: object, **kwargs: object) -> None:
 
 
 def opened() -> tuple[ub.Box, torch.Tensor]:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     return ub.Box(entry.model, entry.inputs), entry.images(6)
 
 
@@ -35,7 +35,7 @@ def test_a_bug_in_a_section_is_shown_in_the_report_and_logged(
 ) -> None:
     """The copy without training was tried in a broad `except`, whose note blamed the model."""
     box, x = opened()
-    monkeypatch.setattr(contexts.Context, "untrained", property(bug))
+    monkeypatch.setattr(contexts.ReportContext, "untrained", property(bug))
     with caplog.at_level(logging.WARNING, "unboxed"):
         written = report(box, x, tmp_path, sections=[section.SECTION], quiet=True)
     assert "planted" in str(written.failures)
@@ -47,7 +47,7 @@ def test_a_bug_in_incremental_inference_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     monkeypatch.setattr(windows, "SMALL", 1)
     monkeypatch.setattr(windows, "FEW", 1)

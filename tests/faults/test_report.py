@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unboxed import Box, Pixels
 from unboxed.errors import DataError, InputError, OutputError, WriteError
 from unboxed.report import Section, report
-from unboxed.report.context import Context
+from unboxed.report.context import ReportContext
 
 QUICK = ["overview", "reproduce"]
 
@@ -150,10 +150,10 @@ def test_a_forged_list_of_files_deletes_nothing(named: Any, box: Box, tmp_path: 
 
 
 def test_an_error_without_words_and_one_with_many(box: Box, tmp_path: Path) -> None:
-    def silent(context: Context) -> list[Any]:
+    def silent(context: ReportContext) -> list[Any]:
         raise KeyError
 
-    def loud(context: Context) -> list[Any]:
+    def loud(context: ReportContext) -> list[Any]:
         raise ValueError("x" * 5000)
 
     sections = [Section("A", "a", silent), Section("B", "b", loud)]
@@ -192,7 +192,7 @@ def test_files_that_can_not_be_read_are_told_on_stderr_unless_quiet(
 
     box = Box(Counting().eval(), Pixels((1, 8, 8)), classes=("a", "b", "c"))
     for name in box.classes:
-        save(colors.image(torch.rand(1, 8, 8)), tmp_path / "in" / name / "0.png")
+        save(colors.image_to_rgb(torch.rand(1, 8, 8)), tmp_path / "in" / name / "0.png")
     whole = (tmp_path / "in" / "a" / "0.png").read_bytes()
     (tmp_path / "in" / "a" / "cut.png").write_bytes(whole[:-30])
     (tmp_path / "in" / "b" / "x.txt").write_text("words")

@@ -82,9 +82,9 @@ def test_baselines_part_by_part(part: Any) -> None:
     kinds = part if isinstance(part, dict) else {"image": part, "table": part}
     if part == "black":
         with pytest.raises(InputError, match="'black'"):  # no picture of a table
-            baseline(opened, opened.accept(values("dict")), part)
+            baseline(opened, opened.validate_inputs(values("dict")), part)
         return
-    image, table = opened.inputs.split(baseline(opened, opened.accept(values("dict")), part))
+    image, table = opened.inputs.split(baseline(opened, opened.validate_inputs(values("dict")), part))
     want = {None: 0.0, "mean": 0.5, "white": 1.0, 0.0: 0.0}[kinds["image"]]
     assert torch.equal(image, torch.full((3, 1, 4, 4), want))
     row = [1.0, -1.0] if kinds["table"] in (None, "mean") else [2.0, 2.0]

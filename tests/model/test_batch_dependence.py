@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.model.batch_dependence import levels
+from unboxed.model.batch_dependence import contrast_levels
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 16), (3, 32, 32), (3, 64, 64), (2, 5, 40)]
 BATCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,7 +71,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("kind", BATCH)
 def test_rows_related_by_their_batch_are_coupled(kind: str, shape: tuple[int, int, int]) -> None:
     box = ub.Box(Model(shape, BATCH[kind]), ub.Pixels(shape))
-    assert box.coupled
+    assert box.batch_dependent
     x = torch.rand(6, *shape) * torch.linspace(0.3, 1, 6).view(-1, 1, 1, 1)
     assert torch.equal(box(x, batch_size=1), box(x))
 
@@ -83,12 +83,12 @@ AT_FEATURES = [kind for kind in NO_GATES if kind not in ("minimum", "median")]  
 @pytest.mark.parametrize("kind", NO_GATES)
 def test_so_are_normalized_inputs(kind: str) -> None:
     inputs = ub.Pixels((3, 12, 12), mean=0.5, std=0.25)
-    assert ub.Box(Model((3, 12, 12), BATCH[kind]), inputs).coupled
+    assert ub.Box(Model((3, 12, 12), BATCH[kind]), inputs).batch_dependent
 
 
 @pytest.mark.parametrize("kind", AT_FEATURES)
 def test_so_are_rows_related_at_a_hidden_layer(kind: str) -> None:
-    assert ub.Box(Model((3, 12, 12), BATCH[kind], hidden=True), ub.Pixels((3, 12, 12))).coupled
+    assert ub.Box(Model((3, 12, 12), BATCH[kind], hidden=True), ub.Pixels((3, 12, 12))).batch_dependent
 
 
 TABLES = {
@@ -103,19 +103,19 @@ TABLES = {
 @pytest.mark.parametrize("table", [name for name in TABLES if name != "categories"])
 @pytest.mark.parametrize("kind", ["maximum", "minimum", "range", "mean", "mean of rows", "norm", "first row", "number"])
 def test_rows_of_a_table(kind: str, table: str) -> None:
-    assert ub.Box(Model((4,), BATCH[kind]), TABLES[table]).coupled
+    assert ub.Box(Model((4,), BATCH[kind]), TABLES[table]).batch_dependent
 
 
 @pytest.mark.parametrize("kind", ["mean", "mean of rows", "norm", "first row", "number"])
 def test_rows_of_a_table_with_categories(kind: str) -> None:
     """Where any two rows have each category, the extremes are the same in all batches."""
-    assert ub.Box(Model((4,), BATCH[kind]), TABLES["categories"]).coupled
+    assert ub.Box(Model((4,), BATCH[kind]), TABLES["categories"]).batch_dependent
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_levels_of_a_table_are_valid_and_reach_its_bounds(table: str) -> None:
     inputs = TABLES[table]
-    u = levels(inputs.shape, torch.device("cpu"))
+    u = contrast_levels(inputs.shape, torch.device("cpu"))
     inputs.check(inputs.from_unit(u))
     ends = inputs.from_unit(torch.tensor([[0.0], [1.0]]).expand(2, 4))
     finite = torch.tensor([inputs.low, inputs.high]).isfinite()
@@ -144,24 +144,24 @@ class Two(nn.Module):
 def test_any_of_several_inputs(related: str) -> None:
     inputs = ub.MultiInput({"image": ub.Pixels((1, 8, 8)), "table": TABLES["both"]})
     torch.manual_seed(0)
-    assert ub.Box(Two(related).eval(), inputs).coupled == (related != "nothing")
+    assert ub.Box(Two(related).eval(), inputs).batch_dependent == (related != "nothing")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", EACH)
 def test_rows_that_are_alone_are_free(kind: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    assert not ub.Box(Model(shape, EACH[kind]).to(dtype), ub.Pixels(shape)).coupled
+    assert not ub.Box(Model(shape, EACH[kind]).to(dtype), ub.Pixels(shape)).batch_dependent
 
 
 COUPLED = {"batchnorm_without_statistics", "batchnorm_on_batch_statistics", "draws_rows", "batch_maximum", "batch_gate"}
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", awkward.NETS)
+@pytest.mark.parametrize("name", awkward.MODELS)
 def test_awkward_models(name: str, dtype: torch.dtype | None) -> None:
-    entry = awkward.get(name, dtype)
-    assert ub.Box(entry.model, entry.inputs, **entry.box).coupled == (name in COUPLED)
+    entry = awkward.get_model(name, dtype)
+    assert ub.Box(entry.model, entry.inputs, **entry.box_settings).batch_dependent == (name in COUPLED)
 
 
 class OwnInputs:
@@ -180,8 +180,8 @@ class OwnInputs:
 
 def test_inputs_of_a_users_own() -> None:
     model = nn.Sequential(nn.BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 4)).eval()
-    assert ub.Box(model, OwnInputs()).coupled
-    assert not ub.Box(model[1], OwnInputs()).coupled
+    assert ub.Box(model, OwnInputs()).batch_dependent
+    assert not ub.Box(model[1], OwnInputs()).batch_dependent
 
 
 def test_opening_runs_few_rows() -> None:

@@ -99,11 +99,11 @@ def test_train_flags_count_where_the_model_runs_as_it_stands() -> None:
     model, x = small(), images()
     model.head = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, 10)).eval()
     box = ub.Box(model, PIXELS, mode="as-is")
-    assert not box.coupled
+    assert not box.batch_dependent
     model.train()
     before = model.head[0].running_mean.clone()
     box(x)
-    assert box.coupled
+    assert box.batch_dependent
     assert torch.equal(model.head[0].running_mean, before)
 
 
@@ -116,11 +116,11 @@ def normed() -> Small:
 def test_statistics_that_were_removed() -> None:
     model, x = normed(), images()
     box = ub.Box(model, PIXELS)
-    assert not box.coupled
+    assert not box.batch_dependent
     norm = model.head[0]
     norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
-    assert box.coupled
+    assert box.batch_dependent
 
 
 @pytest.mark.parametrize("parts", ["rows", "data"])
@@ -170,10 +170,10 @@ def test_a_hook_that_couples_rows_is_warned_of_and_counts_from_then_on(hook: Any
     with pytest.warns(UnboxedWarning, match="'head'"):
         box(x, batch_size=2)
     assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
-    assert box.coupled
+    assert box.batch_dependent
     handle.remove()
     assert torch.equal(box(x, batch_size=4), before)
-    assert not box.coupled
+    assert not box.batch_dependent
 
 
 @HOOKS
@@ -182,7 +182,7 @@ def test_refresh_sees_new_hooks(hook: Any) -> None:
     box = ub.Box(model, PIXELS)
     add(model.head, hook)
     box.refresh()
-    assert box.coupled
+    assert box.batch_dependent
     assert torch.allclose(box(x, batch_size=2), model(PIXELS.encode(x)).detach())
 
 
@@ -208,7 +208,7 @@ def test_the_hooks_of_a_box_at_work_are_none_of_the_models() -> None:
         late.append(other._model.late_hooks)
         return h
 
-    with box.quiet(grad=False):
+    with box.isolated(grad=False):
         box.forward(x, ["head"], edits={"body.1": ask})
     assert late == [[]]
 
@@ -377,14 +377,14 @@ class HostNoise(nn.Module):
 def test_gates_of_rows_are_recognized_however_rarely_they_shut(keep: float) -> None:
     torch.manual_seed(0)
     box, x = ub.Box(Gates(keep).eval(), PIXELS), images(16)
-    assert box.coupled
+    assert box.batch_dependent
     whole, ones = (ub.attribution.gradient(box, x, 0, batch_size=size) for size in (16, 1))
     assert torch.equal(whole, ones)
 
 
 @pytest.mark.parametrize("rows", [True, False])
 def test_noise_of_rows_from_numpy(rows: bool) -> None:
-    assert ub.Box(HostNoise(rows).eval(), PIXELS).coupled == rows
+    assert ub.Box(HostNoise(rows).eval(), PIXELS).batch_dependent == rows
 
 
 def test_a_model_that_draws_nothing_touches_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:

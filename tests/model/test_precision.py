@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, Case, call, case, tensors
+from contracts.common import CARDS, MethodCase, call_example, make_case, result_tensors
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError
-from unboxed.objectives import of
+from unboxed.objectives import layer_objective
 
 NARROW = (torch.bfloat16, torch.float16)
 
 
-def narrow(model: str, **box: Any) -> tuple[Case, Case]:
+def narrow(model: str, **box: Any) -> tuple[MethodCase, MethodCase]:
     """The same case in a plain box and in another."""
-    plain = case(model)
-    return plain, Case(
-        ub.Box(awkward.get(model).model, plain.box.inputs, **{**awkward.get(model).box, **box}), plain.x, plain.y
+    plain = make_case(model)
+    return plain, MethodCase(
+        ub.Box(awkward.get_model(model).model, plain.box.inputs, **{**awkward.get_model(model).box_settings, **box}),
+        plain.x,
+        plain.y,
     )
 
 
@@ -39,7 +41,7 @@ def test_close_to_plain_and_in_single_precision(model: str, dtype: torch.dtype) 
     g, want = (ub.attribution.gradient(c.box, c.x, 1) for c in (mixed, plain))
     assert g.dtype == torch.float32
     assert torch.cosine_similarity(g.flatten(1), want.flatten(1)).min() > 0.95
-    assert mixed.box.coupled == plain.box.coupled
+    assert mixed.box.batch_dependent == plain.box.batch_dependent
 
 
 @pytest.mark.parametrize("name", ["gradient", "guided_backprop", "morph", "class_image", "pgd", "maps"])
@@ -48,7 +50,7 @@ def test_methods(name: str, box: dict[str, Any]) -> None:
     """They work, their results are float32, and nothing stays."""
     _, c = narrow("color", **box)
     before = snapshot(c.box.model, c.x, c.y)
-    found = tensors(call(CARDS[name], c))
+    found = result_tensors(call_example(CARDS[name], c))
     assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
     assert not torch.is_autocast_enabled("cpu")
     assert {h.dtype for h in found.values() if h.is_floating_point() and h.ndim} == {torch.float32}
@@ -67,7 +69,7 @@ def test_the_net_alone_is_narrow() -> None:
         assert not torch.is_autocast_enabled("cpu")
         return z[:, 0]
 
-    ub.attribution.gradient(c.box, c.x, of("conv2", lambda h: score(h.flatten(1)), "mine"))
+    ub.attribution.gradient(c.box, c.x, layer_objective("conv2", lambda h: score(h.flatten(1)), "mine"))
     assert first == [(torch.float32, torch.bfloat16)]
     assert seen == [torch.float32]
 
@@ -89,7 +91,7 @@ def test_images_come_in_the_format_asked_for() -> None:
         c.box.model.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
         c.box(c.x)
         assert seen[0].is_contiguous(memory_format=torch.channels_last) == wanted
-        assert torch.allclose(c.box(c.x), case("color").box(c.x), atol=1e-5)
+        assert torch.allclose(c.box(c.x), make_case("color").box(c.x), atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["inplace_first_op", "relu_called_twice", "exported", "scripted_part", "transformer"])
@@ -110,14 +112,14 @@ def test_formats_on_awkward_nets(model: str) -> None:
     ],
 )
 def test_other_values_are_refused(settings: dict[str, Any], says: str) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     with pytest.raises(InputError, match=says):
         ub.Box(entry.model, entry.inputs, **settings)
 
 
 def test_nets_that_can_not_are_refused() -> None:
     for model in ("double", "bfloat16"):
-        entry = awkward.get(model)
+        entry = awkward.get_model(model)
         with pytest.raises(InputError, match=r"autocast is for models in torch\.float32; this one is in torch"):
             ub.Box(entry.model, entry.inputs, autocast=torch.bfloat16)
 
@@ -128,9 +130,9 @@ def test_nets_that_can_not_are_refused() -> None:
             return h
 
     strict = nn.Sequential(nn.Conv2d(1, 1, 1), Strict())
-    ub.Box(strict, awkward.GRAY, outputs="logits")
+    ub.Box(strict, awkward.GRAY_INPUTS, outputs="logits")
     with pytest.raises(InputError, match=r"the model can't run under autocast=torch.bfloat16: wanted float32"):
-        ub.Box(strict, awkward.GRAY, outputs="logits", autocast=torch.bfloat16)
+        ub.Box(strict, awkward.GRAY_INPUTS, outputs="logits", autocast=torch.bfloat16)
     columns = ub.Features(("a", "b"))
     with pytest.raises(InputError, match=r"channels_last is for images"):
         ub.Box(nn.Linear(2, 3), columns, channels_last=True)
@@ -139,4 +141,4 @@ def test_nets_that_can_not_are_refused() -> None:
 def test_the_repr_says_it() -> None:
     _, c = narrow("plain", autocast=torch.bfloat16, channels_last=True)
     assert "autocast=torch.bfloat16, channels_last, on cpu)" in repr(c.box)
-    assert "autocast" not in repr(case("plain").box)
+    assert "autocast" not in repr(make_case("plain").box)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.errors import InputError
-from unboxed.objectives import Objective, dlr, far_from_mean, targeted_dlr
+from unboxed.objectives import Objective, dlr, color_distance, targeted_dlr
 
 Z = torch.tensor([[1.0, 2.0, 4.0, 8.0, 3.0], [5.0, 7.0, 1.0, 2.0, 9.0], [3.0, 1.0, 6.0, 2.0, 4.0]])
 ACTS = {"logits": Z}
@@ -155,7 +155,7 @@ MADE: dict[str, Callable[[], Objective]] = {
     "total variation": lambda: ub.total_variation(3.0),
     "roughness": lambda: ub.roughness(),
     "alpha norm": lambda: ub.alpha_norm(4.0),
-    "mean color": lambda: far_from_mean(H[0, :, 0, 0]),
+    "mean color": lambda: color_distance(H[0, :, 0, 0]),
     "a sum": lambda: 2 * ub.logit(3) - ub.channel("a", torch.tensor([3, 1, 0])) * K + 1 / ub.logprob(2),
     "negative": lambda: -ub.logit(3),
 }
@@ -177,10 +177,15 @@ def test_objectives_pickle_and_copy(kind: str) -> None:
     own = MADE[kind]()
     for other in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own), copy.copy(own)):
         assert torch.equal(other(EVERY), own(EVERY))
-        assert (other.name, other.layers, other.n, other.coupled) == (own.name, own.layers, own.n, own.coupled)
+        assert (other.name, other.layers, other.n, other.batch_dependent) == (
+            own.name,
+            own.layers,
+            own.n,
+            own.batch_dependent,
+        )
         assert other == own
         assert hash(other) == hash(own)
-        if not own.coupled:
+        if not own.batch_dependent:
             index = torch.tensor([2, 0])
             some = {a: h[index] for a, h in EVERY.items()}
             assert torch.equal(other.rows(index)(some), own.rows(index)(some))
@@ -225,7 +230,7 @@ HOLDING: dict[str, tuple[Any, Callable[[Any], Objective]]] = {  # what the calle
     "an activation by name": (H, lambda h: ub.dot("a", h=h)),
     "a texture": (torch.eye(4)[None], lambda g: ub.style("a", g)),
     "groups": (torch.tensor([1, 1, 2]), lambda g: ub.diversity("a", g)),
-    "a color": (torch.full((4,), 0.5), far_from_mean),
+    "a color": (torch.full((4,), 0.5), color_distance),
 }
 
 

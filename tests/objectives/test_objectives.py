@@ -14,7 +14,7 @@ from unboxed.engine.optimize.ascent import Ascent, ascend
 from unboxed.engine.optimize.parameterizations import Raw
 from unboxed.errors import InputError
 from unboxed.objectives import (
-    Held,
+    Constant,
     Objective,
     channel,
     cosine,
@@ -138,12 +138,12 @@ def test_the_rest_of_a_plan_must_fit_too(box: ub.Box, x: Tensor) -> None:
 
 
 def test_what_is_held_is_copied_once() -> None:
-    own, like = Held(torch.arange(3.0, dtype=torch.float64)), torch.ones(3)
-    there = own.beside(like)
+    own, like = Constant(torch.arange(3.0, dtype=torch.float64)), torch.ones(3)
+    there = own.to_like(like)
     assert there.dtype == torch.float32
-    assert own.beside(like) is there
-    assert own.beside(like.double()).dtype == torch.float64
-    assert Held(torch.arange(3)).beside(like).dtype == torch.int64
+    assert own.to_like(like) is there
+    assert own.to_like(like.double()).dtype == torch.float64
+    assert Constant(torch.arange(3)).to_like(like).dtype == torch.int64
 
 
 def test_what_is_made_in_inference_mode_takes_part_in_gradients(box: ub.Box, x: Tensor) -> None:

@@ -34,7 +34,7 @@ def shown(axes: Any) -> Any:
 def test_figure_and_axes(kind: str) -> None:
     x, m = torch.rand(3, 8, 6), torch.randn(3, 8, 6)
     m = m > 0 if kind == "mask" else m
-    figure, axes = plots.heatmap(m, x, kind=kind, titles="a map")
+    figure, axes = plots.attribution_plot(m, x, kind=kind, titles="a map")
     assert axes.figure is figure
     assert axes.get_title() == "a map"
     assert shown(axes).shape == (8, 6, 3)
@@ -44,7 +44,7 @@ def test_figure_and_axes(kind: str) -> None:
 def test_given_axes_are_drawn_on(kind: str) -> None:
     mine, (left, right) = plt.subplots(1, 2)
     m = torch.randn(1, 5, 5)
-    figure, axes = plots.heatmap(m > 0 if kind == "mask" else m, torch.rand(1, 5, 5), kind=kind, ax=right)
+    figure, axes = plots.attribution_plot(m > 0 if kind == "mask" else m, torch.rand(1, 5, 5), kind=kind, ax=right)
     assert figure is mine
     assert axes is right
     assert not left.images
@@ -53,11 +53,11 @@ def test_given_axes_are_drawn_on(kind: str) -> None:
 def test_several_maps_share_one_scale() -> None:
     m = torch.zeros(2, 1, 4, 4)
     m[0, 0, 0, 0], m[1, 0, 0, 0] = 1.0, 0.5
-    figure, axes = plots.heatmap(m, scale=1.0)
+    figure, axes = plots.attribution_plot(m, scale=1.0)
     assert len(axes) == 2
     strong, weak = (shown(a)[0, 0] for a in axes)
-    assert (strong == colors.SIGNED[-1]).all()
-    assert (weak != colors.SIGNED[-1]).any()
+    assert (strong == colors.SIGNED_TABLE[-1]).all()
+    assert (weak != colors.SIGNED_TABLE[-1]).any()
     assert any("-1" in t.get_text() for a in figure.axes for t in a.get_xticklabels())  # the range is printed
 
 
@@ -65,17 +65,17 @@ def test_signed_zero_is_white_and_overlay_shows_the_image_there() -> None:
     m = torch.zeros(1, 2, 2)
     m[0, 0, 0] = 1.0
     x = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
-    _, plain = plots.heatmap(m)
+    _, plain = plots.attribution_plot(m)
     assert (shown(plain)[1, 1] == 255).all()
-    _, over = plots.heatmap(m, x, kind="overlay")
-    assert (shown(over)[0, 0] == colors.SIGNED[-1]).all()
+    _, over = plots.attribution_plot(m, x, kind="overlay")
+    assert (shown(over)[0, 0] == colors.SIGNED_TABLE[-1]).all()
     assert shown(over)[0, 1].mean() < shown(over)[1, 1].mean()
 
 
 def test_a_mask_keeps_the_image_where_it_is_true() -> None:
     x = torch.full((1, 2, 2), 0.2)
     mask = torch.tensor([[True, False], [False, False]])
-    _, axes = plots.heatmap(mask, x, kind="mask")
+    _, axes = plots.attribution_plot(mask, x, kind="mask")
     assert (shown(axes)[0, 0] == 51).all()
     assert (shown(axes)[1, 1] > 150).all()
 
@@ -83,12 +83,12 @@ def test_a_mask_keeps_the_image_where_it_is_true() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: plots.heatmap(torch.zeros(3)),
-        lambda: plots.heatmap(torch.zeros(4, 4), kind="jet"),
-        lambda: plots.heatmap(torch.zeros(4, 4), kind="overlay"),
-        lambda: plots.heatmap(torch.rand(1, 4, 4), torch.rand(1, 4, 4), kind="mask"),  # of what is above what?
-        lambda: plots.heatmap(torch.zeros(1, 4, 4), torch.zeros(1, 5, 5), kind="overlay"),
-        lambda: plots.heatmap(torch.zeros(2, 1, 4, 4), ax=plt.subplots()[1]),
+        lambda: plots.attribution_plot(torch.zeros(3)),
+        lambda: plots.attribution_plot(torch.zeros(4, 4), kind="jet"),
+        lambda: plots.attribution_plot(torch.zeros(4, 4), kind="overlay"),
+        lambda: plots.attribution_plot(torch.rand(1, 4, 4), torch.rand(1, 4, 4), kind="mask"),  # of what is above what?
+        lambda: plots.attribution_plot(torch.zeros(1, 4, 4), torch.zeros(1, 5, 5), kind="overlay"),
+        lambda: plots.attribution_plot(torch.zeros(2, 1, 4, 4), ax=plt.subplots()[1]),
     ],
 )
 def test_bad_input(bad: Any) -> None:

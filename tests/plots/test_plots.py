@@ -18,8 +18,8 @@ import unboxed as ub
 from unboxed import plots
 from unboxed.errors import InputError, WriteError
 from unboxed.plots import colors, draw
-from unboxed.plots.sheet import Bar, Tile, sheet
-from unboxed.plots.text import font, wrapped
+from unboxed.plots.sheet import ColorBar, Tile, contact_sheet
+from unboxed.plots.text import get_font, wrap_text
 
 
 def lightness(table: np.ndarray) -> np.ndarray:
@@ -30,58 +30,58 @@ def lightness(table: np.ndarray) -> np.ndarray:
 
 
 def test_zero_is_white_and_the_sign_has_its_color() -> None:
-    low, zero, high = colors.signed([-2.0, 0.0, 2.0])
+    low, zero, high = colors.signed_to_rgb([-2.0, 0.0, 2.0])
     assert zero.tolist() == [255, 255, 255]
     assert low[2] > low[0]
     assert high[0] > high[2]
 
 
 def test_the_signed_range_is_symmetric_whatever_the_values() -> None:
-    a, b = colors.signed([0.5, 1.0]), colors.signed([-0.5, 1.0])
-    assert a[0].tolist() == colors.signed([0.5], scale=1.0)[0].tolist()
-    assert b[0].tolist() == colors.signed([-0.5], scale=1.0)[0].tolist()
-    assert b[1].tolist() == colors.SIGNED[-1].tolist()
+    a, b = colors.signed_to_rgb([0.5, 1.0]), colors.signed_to_rgb([-0.5, 1.0])
+    assert a[0].tolist() == colors.signed_to_rgb([0.5], scale=1.0)[0].tolist()
+    assert b[0].tolist() == colors.signed_to_rgb([-0.5], scale=1.0)[0].tolist()
+    assert b[1].tolist() == colors.SIGNED_TABLE[-1].tolist()
 
 
 def test_lightness_tells_the_size_without_any_hue() -> None:
     """What the color-blind see: from white, both sides only get darker; magnitudes only get lighter."""
-    light = lightness(colors.SIGNED)
+    light = lightness(colors.SIGNED_TABLE)
     assert (np.diff(light[:128]) >= -1).all()
     assert (np.diff(light[128:]) <= 1).all()
-    assert (np.diff(lightness(colors.MAGNITUDE)) >= -1).all()
+    assert (np.diff(lightness(colors.MAGNITUDE_TABLE)) >= -1).all()
 
 
 def test_the_magnitude_table_is_magma() -> None:
     real = matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255
-    assert np.abs(real - colors.MAGNITUDE).max() <= 3
+    assert np.abs(real - colors.MAGNITUDE_TABLE).max() <= 3
 
 
 def test_a_scale_is_never_zero_and_ignores_what_is_not_finite() -> None:
-    assert colors.reach(np.zeros(4)) == 1.0
-    assert colors.reach([1.0, -3.0, np.nan, np.inf]) == 3.0
-    assert colors.reach(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
-    assert colors.signed([np.nan], scale=1.0)[0].tolist() == [128, 128, 128]
+    assert colors.vmax(np.zeros(4)) == 1.0
+    assert colors.vmax([1.0, -3.0, np.nan, np.inf]) == 3.0
+    assert colors.vmax(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
+    assert colors.signed_to_rgb([np.nan], scale=1.0)[0].tolist() == [128, 128, 128]
 
 
 def test_images_by_their_channels() -> None:
     x = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
-    assert colors.image(x).tolist() == [[[0, 128, 255]]]
-    assert colors.image(x[:1]).tolist() == [[[0, 0, 0]]]
-    assert colors.image(x[1:]).tolist() == [[[191, 191, 191]]]  # two channels: their mean, gray
-    assert colors.image(x.bfloat16()[None].requires_grad_()).shape == (1, 1, 1, 3)
+    assert colors.image_to_rgb(x).tolist() == [[[0, 128, 255]]]
+    assert colors.image_to_rgb(x[:1]).tolist() == [[[0, 0, 0]]]
+    assert colors.image_to_rgb(x[1:]).tolist() == [[[191, 191, 191]]]  # two channels: their mean, gray
+    assert colors.image_to_rgb(x.bfloat16()[None].requires_grad_()).shape == (1, 1, 1, 3)
 
 
 def test_small_pictures_keep_hard_pixels_and_photos_are_only_shrunk() -> None:
     small = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
-    big = np.asarray(colors.fitted(small, 112))
+    big = np.asarray(colors.resize_to(small, 112))
     assert (big == small.repeat(4, 0).repeat(4, 1)).all()
-    assert colors.fitted(np.zeros((200, 400, 3), np.uint8), 140).size == (140, 70)
-    assert colors.fitted(np.zeros((120, 100, 3), np.uint8), 140).size == (100, 120)
+    assert colors.resize_to(np.zeros((200, 400, 3), np.uint8), 140).size == (140, 70)
+    assert colors.resize_to(np.zeros((120, 100, 3), np.uint8), 140).size == (100, 120)
 
 
 def test_small_multiples_stand_on_a_grid_with_free_gaps() -> None:
     pictures = np.stack([np.full((3, 3, 3), v, np.uint8) for v in (10, 20, 30)])
-    page = colors.tiled(pictures, 2, cell=12, wide=24)
+    page = colors.tile_images(pictures, 2, cell=12, max_width=24)
     gap = 3
     assert page.shape == (12 + gap + 12, 12 + gap + 12, 4)
     assert page[0, 0].tolist() == [10, 10, 10, 255]
@@ -96,33 +96,33 @@ def test_small_multiples_stand_on_a_grid_with_free_gaps() -> None:
 
 def test_a_sheet_holds_the_pictures_in_their_places() -> None:
     red, blue = (np.full((10, 10, 3), c, np.uint8) for c in ((200, 0, 0), (0, 0, 200)))
-    page = np.asarray(sheet([[Tile(red), None], [None, Tile(blue)]], side=100))
+    page = np.asarray(contact_sheet([[Tile(red), None], [None, Tile(blue)]], side=100))
     reds, blues = (np.argwhere((page == c).all(-1)) for c in ((200, 0, 0), (0, 0, 200)))
     assert len(reds) == len(blues) == 100 * 100
     assert (blues.min(0) > reds.max(0)).all()
 
 
 def test_words_stay_inside_their_place() -> None:
-    face = font(12)
-    lines = wrapped("a name that is far too long for its place\nand another", 80, face, most=2)
+    face = get_font(12)
+    lines = wrap_text("a name that is far too long for its place\nand another", 80, face, max_lines=2)
     assert len(lines) == 2
     assert lines[-1].endswith("…")
     assert all(face.getlength(line) <= 80 for line in lines)
-    assert face.getlength(wrapped("Donaudampfschifffahrtsgesellschaft", 80, face)[0]) <= 80
+    assert face.getlength(wrap_text("Donaudampfschifffahrtsgesellschaft", 80, face)[0]) <= 80
 
 
 def test_every_caption_makes_the_sheet_as_high_as_it_needs() -> None:
     tile = np.zeros((10, 10, 3), np.uint8)
-    plain = sheet([[Tile(tile)]])
-    told = sheet([[Tile(tile, "one\ntwo\nthree")]], title="title", bars=[Bar("signed", 2.0)])
+    plain = contact_sheet([[Tile(tile)]])
+    told = contact_sheet([[Tile(tile, "one\ntwo\nthree")]], title="title", bars=[ColorBar("signed", 2.0)])
     assert told.height > plain.height + 3 * 15
-    assert Bar("signed", 2.0).ends == ("−2", "0", "+2")
-    assert Bar("magnitude", 0.25).ends == ("0", "0.25")
+    assert ColorBar("signed", 2.0).tick_labels == ("−2", "0", "+2")
+    assert ColorBar("magnitude", 0.25).tick_labels == ("0", "0.25")
 
 
 def test_an_empty_sheet_is_a_picture_too() -> None:
-    assert min(sheet([]).size) > 0
-    assert min(sheet([[None]]).size) > 0
+    assert min(contact_sheet([]).size) > 0
+    assert min(contact_sheet([[None]]).size) > 0
 
 
 # -- methods' results ----------------------------------------------------------------------------------------
@@ -147,20 +147,20 @@ def test_a_strip_shows_input_gradient_steps_and_result() -> None:
     strip = plots.morph_strip(morphed(), 1, ["cat", "dog"], 1, steps=4)
     one = plots.morph_strip(morphed(3, still=2), 0, ["cat", "dog"], 1)
     assert strip.width > one.width  # five pictures against three
-    assert (np.asarray(strip) == colors.SIGNED[-1]).all(-1).any()  # the gradient, at the end of its scale
+    assert (np.asarray(strip) == colors.SIGNED_TABLE[-1]).all(-1).any()  # the gradient, at the end of its scale
 
 
 def test_an_evenly_spread_choice_has_both_ends() -> None:
-    assert draw.spread(10, 4) == [0, 3, 6, 9]
-    assert draw.spread(3, 9) == [0, 1, 2]
-    assert draw.spread(0, 4) == []
+    assert draw.evenly_spaced(10, 4) == [0, 3, 6, 9]
+    assert draw.evenly_spaced(3, 9) == [0, 1, 2]
+    assert draw.evenly_spaced(0, 4) == []
 
 
 def test_compared_maps_share_their_scale_and_the_untrained_one_has_its_own() -> None:
     x, strong = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     maps = {"a": strong, "b": strong / 100, "untrained": strong / 100}
-    page = np.asarray(plots.gradients(x, maps, own=["untrained"]))
-    full = (page == colors.SIGNED[-1]).all(-1).sum()
+    page = np.asarray(plots.gradients(x, maps, own_scale=["untrained"]))
+    full = (page == colors.SIGNED_TABLE[-1]).all(-1).sum()
     two_maps = 2 * (8 * 18) ** 2
     assert two_maps <= full < 1.2 * two_maps  # a and untrained, but not b, are at the end of their scale
 
@@ -169,8 +169,8 @@ def test_a_confused_input_is_drawn_two_by_three() -> None:
     x, maps = torch.full((1, 8, 8), 0.5), torch.stack([torch.ones(1, 8, 8), -torch.ones(1, 8, 8)])
     page = np.asarray(plots.confused(x, maps, ["4", "9"], label="4", factor=0.5, logits=[5.0, 5.01]))
     cell = (8 * 18) ** 2
-    assert cell <= (page == colors.SIGNED[-1]).all(-1).sum() < 1.2 * cell
-    assert cell <= (page == colors.SIGNED[0]).all(-1).sum() < 1.2 * cell
+    assert cell <= (page == colors.SIGNED_TABLE[-1]).all(-1).sum() < 1.2 * cell
+    assert cell <= (page == colors.SIGNED_TABLE[0]).all(-1).sum() < 1.2 * cell
     assert (page == 0).all(-1).sum() >= cell  # pushed down by half: black
 
 
@@ -178,7 +178,7 @@ def test_a_confused_input_is_drawn_two_by_three() -> None:
 @pytest.mark.parametrize("low", [0.0, -1.0])
 def test_activations_of_any_shape_become_one_bounded_picture(shape: tuple[int, ...], low: float) -> None:
     h = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) + low
-    picture = draw.channels(h, wide=400)
+    picture = draw.channel_maps(h, max_width=400)
     assert picture.ndim == 3
     assert max(picture.shape) <= 1100
     assert draw.activation_bar(h).kind == ("signed" if low else "magnitude")
@@ -207,25 +207,25 @@ def test_class_images_and_activation_maps_become_sheets() -> None:
 @pytest.mark.parametrize("values", [2, 255])
 def test_a_png_keeps_every_pixel(mode: str, values: int) -> None:
     pixels = np.random.default_rng(0).integers(0, values, (20, 30, len(mode)), dtype=np.uint8)
-    again = Image.open(BytesIO(plots.png(pixels))).convert(mode)
+    again = Image.open(BytesIO(plots.png_bytes(pixels))).convert(mode)
     assert (np.asarray(again) == pixels).all()
 
 
 def test_few_colors_take_one_byte_a_pixel() -> None:
-    gray = colors.gray(np.linspace(0, 1, 900).reshape(30, 30))
-    assert Image.open(BytesIO(plots.png(gray))).mode == "P"
+    gray = colors.gray_to_rgb(np.linspace(0, 1, 900).reshape(30, 30))
+    assert Image.open(BytesIO(plots.png_bytes(gray))).mode == "P"
 
 
 def test_a_gif_has_the_frames_and_holds_the_last(tmp_path: Path) -> None:
     frames = [np.full((8, 8, 3), v, np.uint8) for v in (0, 120, 250)]
-    path = plots.gif(frames, tmp_path / "a" / "morph.gif", ms=50, hold=900)
+    path = plots.save_gif(frames, tmp_path / "a" / "morph.gif", ms=50, last_ms=900)
     with Image.open(path) as made:
         shown = [(f.convert("L").getpixel((0, 0)), f.info["duration"]) for f in ImageSequence.Iterator(made)]
         assert made.info["loop"] == 0
     assert [d for _, d in shown] == [50, 50, 900]
     assert [abs(v - w) <= 4 for (v, _), w in zip(shown, (0, 120, 250), strict=True)] == [True] * 3
     with pytest.raises(InputError, match="at least one frame"):
-        plots.gif([], tmp_path / "none.gif")
+        plots.save_gif([], tmp_path / "none.gif")
 
 
 def test_saving_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,4 +262,4 @@ def test_whatever_was_drawn_becomes_a_sheet() -> None:
     x = ub.data.digits("test").first(2).x
     for made in (ub.synthesis.class_image(box, [0, 1], steps=1), ub.synthesis.morph(box, x, 3, steps=1), x,
                  ub.synthesis.silence(box, x, ub.channel("relu1", 0), steps=1)):  # fmt: skip
-        assert ub.plots.drawings(made).size[0] > 100
+        assert ub.plots.image_sheet(made).size[0] > 100

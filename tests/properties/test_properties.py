@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import unboxed as ub
-from unboxed.testing.strategies import HIDDEN, Case, batch, cases, inputs, leaves, models, objectives, opened
+from unboxed.testing.strategies import (
+    HIDDEN_LAYERS,
+    RandomCase,
+    cases,
+    inputs,
+    leaf_objectives,
+    models,
+    objectives,
+    open_box,
+    random_batch,
+)
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None,
                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
@@ -19,22 +29,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 NUMBERS = st.sampled_from((-2.0, -0.5, 0.25, 3.0))
 
 
-def packed(case: Case, value: Any) -> Tensor:
+def packed(case: RandomCase, value: Any) -> Tensor:
     """All of what comes back, one row an input."""
     if isinstance(value, dict):
         value = tuple(value.values())
     return torch.cat([v.flatten(1) for v in value], 1) if isinstance(value, tuple) else value.flatten(1)
 
 
-def score(case: Case, objective: ub.Objective, x: Any) -> Tensor:
+def score(case: RandomCase, objective: ub.Objective, x: Any) -> Tensor:
     return objective(case.box.read(x, sorted(objective.layers)))
 
 
-def literal(case: Case, objective: ub.Objective) -> tuple[Tensor, Tensor]:
+def literal(case: RandomCase, objective: ub.Objective) -> tuple[Tensor, Tensor]:
     """The score (N,) and its gradient (N, D), by autograd through the bare model."""
     box, kept = case.box, dict[str, Tensor]()
-    x = box.accept(case.x).clone().requires_grad_()
-    hidden = {path: box.model.get_submodule(path) for path in HIDDEN}
+    x = box.validate_inputs(case.x).clone().requires_grad_()
+    hidden = {path: box.model.get_submodule(path) for path in HIDDEN_LAYERS}
     handles = [m.register_forward_hook(_keeping(kept, path)) for path, m in hidden.items()]
     z = box.inputs.encode(x)
     out = box.model(**z) if isinstance(z, dict) else box.model(*z) if isinstance(z, tuple) else box.model(z)
@@ -72,7 +82,7 @@ def test_the_gradient_is_autograds(data: st.DataObject) -> None:
 @given(st.data())
 def test_splitting_a_batch_changes_nothing(data: st.DataObject) -> None:
     case = data.draw(cases())
-    objective, size = data.draw(objectives(case)), data.draw(st.integers(1, case.rows))
+    objective, size = data.draw(objectives(case)), data.draw(st.integers(1, case.n_rows))
     for whole, parts in (
         (case.box(case.x), case.box(case.x, batch_size=size)),
         *(
@@ -82,8 +92,8 @@ def test_splitting_a_batch_changes_nothing(data: st.DataObject) -> None:
         ),
     ):  # fmt: skip
         assert alike(whole, parts)
-    x = case.box.accept(case.x)
-    rows = [score(case, objective.rows(slice(i, i + 1)), x[i : i + 1]) for i in range(case.rows)]
+    x = case.box.validate_inputs(case.x)
+    rows = [score(case, objective.rows(slice(i, i + 1)), x[i : i + 1]) for i in range(case.n_rows)]
     assert alike(score(case, objective, x), torch.cat(rows))
 
 
@@ -91,8 +101,8 @@ def test_splitting_a_batch_changes_nothing(data: st.DataObject) -> None:
 @given(st.data())
 def test_arithmetic_of_objectives_is_that_of_their_scores(data: st.DataObject) -> None:
     case = data.draw(cases())
-    a, b = data.draw(objectives(case)), data.draw(leaves(case))
-    k, each = data.draw(NUMBERS), torch.linspace(-1, 2, case.rows, dtype=torch.float64)
+    a, b = data.draw(objectives(case)), data.draw(leaf_objectives(case))
+    k, each = data.draw(NUMBERS), torch.linspace(-1, 2, case.n_rows, dtype=torch.float64)
     u, v = score(case, a, case.x), score(case, b, case.x)
     for made, want in (
         (a + b, u + v), (a - b, u - v), (a * b, u * v), (-a, -u), (a + k, u + k), (k + a, u + k), (a - k, u - k),
@@ -126,10 +136,10 @@ def test_a_method_leaves_no_trace(data: st.DataObject) -> None:
 @given(inputs(), st.data())
 def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.DataObject) -> None:
     state = torch.get_rng_state()
-    model, x = data.draw(models(kind)), batch(kind, 2, 0)
+    model, x = data.draw(models(kind)), random_batch(kind, 2, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
-    assert len(opened(model.double(), kind)(x)) == 2
+    assert len(open_box(model.double(), kind)(x)) == 2
 
 
 NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "along an activation", "in the direction")
@@ -139,4 +149,4 @@ NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "alon
 def test_every_kind_of_objective_is_drawn(name: str) -> None:
     once = settings(few, max_examples=500, phases=[Phase.generate])  # any will do, however large
     found = find(cases().flatmap(objectives), lambda o: name in o.name, settings=once)
-    assert found.layers <= {"logits", *HIDDEN}
+    assert found.layers <= {"logits", *HIDDEN_LAYERS}

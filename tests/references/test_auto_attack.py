@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.adversarial.apgd import FURTHER
 from unboxed.engine.optimize.constraints import L2, Ball, Linf
-from unboxed.rng import hashed
+from unboxed.rng import hashed_uniform
 
 SHAPE = (1, 6, 6)
 
@@ -163,11 +163,11 @@ def literal_eta(h: int) -> Tensor:
 def start(x: Tensor, row: int, eps: float, norm: str, seed: int) -> Tensor:
     c, h, w = x.shape
     if norm == "linf":
-        u = hashed(2 * seed, torch.tensor([row]), 0, c * w).view(c, 1, w)
+        u = hashed_uniform(2 * seed, torch.tensor([row]), 0, c * w).view(c, 1, w)
         return (x + torch.where(u < 0.5, eps, -eps).double().sign() * eps).clamp(0, 1)
     side = max(1, h // 5)
     n, nu = h // side, torch.zeros_like(x)
-    u = hashed(2 * seed, torch.tensor([row]), 0, (c + 1) * n * n).view(c + 1, n, n)
+    u = hashed_uniform(2 * seed, torch.tensor([row]), 0, (c + 1) * n * n).view(c + 1, n, n)
     at = (h - n * side) // 2
     for i in range(n):
         for j in range(n):
@@ -218,7 +218,7 @@ def literal_square(margin: Score, x: Tensor, row: int, eps: float, norm: str, n:
     best = start(x, row, eps, norm, seed)
     least, i = margin(best), 1
     while i < n and least <= 0:
-        u = hashed(2 * seed + 1, torch.tensor([row]), i, draws + len(x))[0].double()
+        u = hashed_uniform(2 * seed + 1, torch.tensor([row]), i, draws + len(x))[0].double()
         side = max(literal_side(i, n, 0.8, x.shape[1]), 1 if norm == "linf" else 3)
         new = delta(best.clone(), x, u, side, eps)
         value = margin(new)

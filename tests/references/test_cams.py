@@ -15,14 +15,14 @@ import unboxed as ub
 from models import plain_images as images
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
-PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain"]
+PLAIN = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain"]
 NOT = {"exported_flat", "checkpointed_reentrant"}  # without modules; without gradients
 
 
 def parts(k: Tensor, layer: str = "relu2") -> tuple[Tensor, Tensor]:
     """Maps A (N, K, h, w) of `Plain` and d logit k / d A, by the chain rule."""
-    model = awkward.get("plain", torch.float64).model
-    a1 = model.conv1(awkward.GRAY.encode(images())).detach()
+    model = awkward.get_model("plain", torch.float64).model
+    a1 = model.conv1(awkward.GRAY_INPUTS.encode(images())).detach()
     a2 = model.conv2(a1.relu()).detach()
     g2 = model.fc.weight[k].detach().view(-1, 4, 4, 4)
     if layer == "relu2":
@@ -81,7 +81,7 @@ def twin(name: str, k: Tensor, layer: str, sign: float = 1) -> Tensor:
 @pytest.mark.parametrize("layer", ["relu1", "relu2"])
 def test_by_hand(name: str, layer: str, sign: float) -> None:
     k = torch.tensor([2, 0, 3])
-    box = ub.Box(awkward.get("plain", torch.float64).model, awkward.GRAY)
+    box = ub.Box(awkward.get_model("plain", torch.float64).model, awkward.GRAY_INPUTS)
     method = getattr(ub.attribution, name)
     want = twin(name, k, layer, sign)
     got = method(box, images(), sign * ub.logit(k), layer=layer, upsample=False)
@@ -95,7 +95,7 @@ def test_by_hand(name: str, layer: str, sign: float) -> None:
 def test_the_default_layer_in_every_spelling(name: str, model: str) -> None:
     """After the last ReLU, whatever it is: module, functional, in place, with its result ignored, clamp, scripted."""
     k = torch.tensor([2, 0, 3])
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     box = ub.Box(entry.model, entry.inputs)
     got = getattr(ub.attribution, name)(box, images(), -ub.logit(k), upsample=False)
     want = twin(name, k, "relu2", -1)
@@ -112,16 +112,16 @@ def test_the_three_differ() -> None:
 
 @pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
 def test_captum(layer: str) -> None:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])
     peer = captum.attr.LayerGradCam(entry.model, entry.model.get_submodule(layer))
-    want = peer.attribute(awkward.GRAY.encode(images()), target=k, relu_attributions=True).detach()
+    want = peer.attribute(awkward.GRAY_INPUTS.encode(images()), target=k, relu_attributions=True).detach()
     got = ub.attribution.grad_cam(box, images(), k, layer=layer, upsample=False)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_guided_grad_cam_is_the_product() -> None:
-    entry = awkward.get("functional_relu_ignored", torch.float64)
+    entry = awkward.get_model("functional_relu_ignored", torch.float64)
     box, k = ub.Box(entry.model, entry.inputs), -ub.logit(torch.tensor([2, 0, 3]))
     where = F.interpolate(twin("grad_cam", torch.tensor([2, 0, 3]), "relu2", -1), (8, 8), mode="bilinear")
     want = ub.attribution.guided_backprop(box, images(), k) * where

@@ -12,8 +12,8 @@ from skimage.feature import hog as sk_hog
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from unboxed.checks import similarity
-from unboxed.checks.similarity import Similarity, hog, in_unit_range, magnitudes, pearson, ranks, spearman, ssim
+from unboxed.checks import map_similarity
+from unboxed.checks.similarity import MapSimilarity, hog, in_unit_range, magnitudes, pearson, ranks, spearman, ssim
 from unboxed.errors import InputError
 
 
@@ -97,20 +97,20 @@ def test_hog_is_the_correlation_of_scikit_images_features(size: tuple[int, int],
 
 def test_colors_are_compared_by_position_and_all_figures_follow() -> None:
     a, b = draw(3, 3, 12, 12), draw(3, 3, 12, 12, seed=1)
-    found = similarity(a, b)
+    found = map_similarity(a, b)
     assert torch.allclose(found.signed, spearman(a.sum(1), b.sum(1)))
     assert torch.allclose(found.absolute, spearman(a.abs().sum(1), b.abs().sum(1)))
     pa, pb = in_unit_range(magnitudes(a)), in_unit_range(magnitudes(b))
     assert (float(pa.min()), float(pa.max())) == (0, 1)
     assert torch.equal(found.ssim, ssim(pa, pb))
     assert torch.equal(found.hog, hog(pa, pb))
-    one = similarity(a, b.mean(1, keepdim=True))  # a map of one channel stands beside one of three
+    one = map_similarity(a, b.mean(1, keepdim=True))  # a map of one channel stands beside one of three
     assert torch.allclose(one.signed, found.signed)
 
 
 def test_a_map_is_like_itself_and_like_no_other_sign() -> None:
     a = draw(2, 1, 28, 28)
-    same, turned = similarity(a, 3 * a), similarity(a, -a)
+    same, turned = map_similarity(a, 3 * a), map_similarity(a, -a)
     for figure in ("signed", "absolute", "ssim", "hog"):
         assert getattr(same, figure).tolist() == pytest.approx([1, 1])
     assert turned.signed.tolist() == pytest.approx([-1, -1])
@@ -119,14 +119,14 @@ def test_a_map_is_like_itself_and_like_no_other_sign() -> None:
 
 def test_each_row_is_by_itself() -> None:
     a, b = draw(5, 1, 9, 9, tied=True), draw(5, 1, 9, 9, seed=3, tied=True)
-    whole = similarity(a, b)
+    whole = map_similarity(a, b)
     for i in range(5):
-        one = similarity(a[i : i + 1], b[i : i + 1])
+        one = map_similarity(a[i : i + 1], b[i : i + 1])
         for figure, value in vars(one).items():
             assert float(value) == pytest.approx(float(getattr(whole, figure)[i]), abs=1e-12)
 
 
-def figures(s: Similarity, row: int) -> list[bool]:
+def figures(s: MapSimilarity, row: int) -> list[bool]:
     return [bool(getattr(s, f)[row].isnan()) for f in ("signed", "absolute", "ssim", "hog")]
 
 
@@ -134,14 +134,14 @@ def test_maps_without_a_pattern_have_no_figures_and_no_map_is_refused() -> None:
     a = draw(5, 1, 14, 14)
     b = a.clone()
     b[0], b[1], b[2], b[3, 0, 2, 2] = 0, 0.1, a[2].sign(), torch.nan
-    found = similarity(a, b)
+    found = map_similarity(a, b)
     assert figures(found, 0) == figures(found, 1) == figures(found, 3) == [True] * 4
     assert figures(found, 2) == [False, True, True, True]  # signs alone: their magnitudes are the same everywhere
     assert figures(found, 4) == [False] * 4
     assert float(found.mean()["hog"]) == pytest.approx(1)
-    rows = similarity(draw(2, 6), draw(2, 6, seed=1))  # a table's rows rank, but are no images
+    rows = map_similarity(draw(2, 6), draw(2, 6, seed=1))  # a table's rows rank, but are no images
     assert figures(rows, 0) == [False, False, True, True]
-    assert figures(similarity(draw(1, 1, 2, 2), draw(1, 1, 2, 2, seed=1)), 0) == [False, False, True, True]
+    assert figures(map_similarity(draw(1, 1, 2, 2), draw(1, 1, 2, 2, seed=1)), 0) == [False, False, True, True]
     assert math.isnan(float(pearson(torch.ones(1, 3), draw(1, 3))))
 
 
@@ -157,4 +157,4 @@ def test_maps_without_a_pattern_have_no_figures_and_no_map_is_refused() -> None:
 )
 def test_what_are_no_two_maps_is_refused(a: Tensor, b: Tensor) -> None:
     with pytest.raises(InputError, match=r"map"):
-        similarity(a, b)
+        map_similarity(a, b)

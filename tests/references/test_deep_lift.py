@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import REFUSED, case
+from contracts.common import REFUSED, make_case
 from models import plain_images as images
 
-PLAIN = [n for n in awkward.NETS if awkward.twin(n) == "plain" and ("deep_lift", n) not in REFUSED]
+PLAIN = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain" and ("deep_lift", n) not in REFUSED]
 STD = 0.5
 
 
@@ -28,10 +28,10 @@ def slope(a: Tensor, b: Tensor) -> Tensor:
 
 def plain_by_hand(x: Tensor, x0: Tensor, k: Tensor) -> Tensor:
     """Contributions of `Plain`'s pixels, by the chain rule for multipliers (equation 3)."""
-    model = awkward.get("plain", torch.float64).model
+    model = awkward.get_model("plain", torch.float64).model
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        a1 = model.conv1(awkward.GRAY.encode(x)).detach()
+        a1 = model.conv1(awkward.GRAY_INPUTS.encode(x)).detach()
         return a1, model.conv2(a1.relu()).detach()
 
     (a1, a2), (b1, b2) = run(x), run(x0)
@@ -44,7 +44,7 @@ def plain_by_hand(x: Tensor, x0: Tensor, k: Tensor) -> Tensor:
 @pytest.mark.parametrize("at", [None, 0.7])
 def test_every_spelling_by_hand(model: str, at: float | None) -> None:
     """Reused, functional and in-place ReLUs, clamps, exported, compiled: the same numbers."""
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     x, k = images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, torch.full_like(x, at or 0), k)
     got = ub.attribution.deep_lift(ub.Box(entry.model, entry.inputs), x, k, baseline=at)
@@ -53,21 +53,21 @@ def test_every_spelling_by_hand(model: str, at: float | None) -> None:
 
 def test_it_is_not_gradient_times_difference() -> None:
     """The tests above can fail: multipliers are not gradients here."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     plain = ub.attribution.gradient(c.box, c.x, 0) * c.x
     assert not torch.allclose(ub.attribution.deep_lift(c.box, c.x, 0), plain, rtol=1e-2)
 
 
-@pytest.mark.parametrize("model", [n for n in awkward.NETS if ("deep_lift", n) not in REFUSED])
+@pytest.mark.parametrize("model", [n for n in awkward.MODELS if ("deep_lift", n) not in REFUSED])
 def test_completeness(model: str) -> None:
     """Contributions sum to score(x) - score(baseline), to 1e-9; in all, where rows are coupled."""
-    c = case(model, torch.float64)
+    c = make_case(model, torch.float64)
     x0 = torch.full_like(c.x, 0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = ub.attribution.deep_lift(c.box, c.x, 1, baseline=0.3).flatten(1).sum(1)
     want = c.box(c.x)[:, 1] - c.box(x0)[:, 1]
-    got, want = (got.sum(), want.sum()) if c.box.coupled else (got, want)
+    got, want = (got.sum(), want.sum()) if c.box.batch_dependent else (got, want)
     fine = 1e-9 if c.box.dtype == torch.float64 else 1e-5  # a model without parameters is in single precision
     assert torch.allclose(got, want, rtol=fine, atol=fine)
     assert want.abs().max() > 1e-3
@@ -81,12 +81,12 @@ def test_an_mlp_in_numpy() -> None:
     w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in model.parameters())
     x, x0 = images(), torch.full((3, 1, 8, 8), 0.5).double()
     gelu = lambda a: F.gelu(torch.from_numpy(a)).numpy()  # noqa: E731
-    z, z0 = (awkward.GRAY.encode(t).flatten(1).numpy() for t in (x, x0))
+    z, z0 = (awkward.GRAY_INPUTS.encode(t).flatten(1).numpy() for t in (x, x0))
     a, a0 = z @ w1.T + b1, z0 @ w1.T + b1
     c, c0 = np.tanh(a) @ w2.T + b2, np.tanh(a0) @ w2.T + b2
     m = w3[1] * (gelu(c) - gelu(c0)) / (c - c0)
     want = (m @ w2 * (np.tanh(a) - np.tanh(a0)) / (a - a0)) @ w1 * (z - z0)
-    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY), x, 1, baseline=0.5)
+    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY_INPUTS), x, 1, baseline=0.5)
     assert np.allclose(got.flatten(1).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
@@ -106,11 +106,11 @@ def test_captum(name: str) -> None:
     torch.manual_seed(1)
     model = CAPTUM[name]().double().eval()
     x, x0 = images(), torch.full((3, 1, 8, 8), 0.2).double()
-    z, z0 = awkward.GRAY.encode(x), awkward.GRAY.encode(x0)
+    z, z0 = awkward.GRAY_INPUTS.encode(x), awkward.GRAY_INPUTS.encode(x0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         want = captum.attr.DeepLift(model).attribute(z, z0, target=2).detach()
-    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY, outputs="logits"), x, 2, baseline=0.2)
+    got = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY_INPUTS, outputs="logits"), x, 2, baseline=0.2)
     assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
@@ -130,7 +130,7 @@ class Ops(nn.Module):
 def made(op: Callable[[Tensor, Tensor], Tensor]) -> ub.Box:
     model = Ops(op).double().eval()
     model(torch.zeros(1, 1, 8, 8).double())
-    return ub.Box(model, awkward.GRAY, outputs="logits")
+    return ub.Box(model, awkward.GRAY_INPUTS, outputs="logits")
 
 
 OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -201,8 +201,8 @@ def test_a_product_by_hand() -> None:
     """Each factor is weighed by the mean of the other's two values."""
     box, x = made(lambda a, b: a * b), images()
     model, k = box.model, 2
-    a, b = (conv(awkward.GRAY.encode(x)) for conv in (model.conv, model.other))
-    a0, b0 = (conv(awkward.GRAY.encode(0 * x)) for conv in (model.conv, model.other))
+    a, b = (conv(awkward.GRAY_INPUTS.encode(x)) for conv in (model.conv, model.other))
+    a0, b0 = (conv(awkward.GRAY_INPUTS.encode(0 * x)) for conv in (model.conv, model.other))
     m = model.fc.weight[k].view(1, 4, 8, 8)
     want = F.conv_transpose2d(m * (b + b0) / 2, model.conv.weight, padding=1)
     want = want + F.conv_transpose2d(m * (a + a0) / 2, model.other.weight, padding=1)

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import checks
-from unboxed.checks.infidelity import _Law, _squares
-from unboxed.checks.perturbing import drawn
+from unboxed.checks.infidelity import _all_squares, _PerturbationSampler
+from unboxed.checks.perturbing import keyed_noise
 
 Draw = Callable[..., Any]
-COLOR = awkward.COLOR
+COLOR = awkward.COLOR_INPUTS
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    return awkward.get("color", torch.float64).model
+    return awkward.get_model("color", torch.float64).model
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_steps_that_do_not_divide_the_pixels(model: nn.Module, box: ub.Box) -> N
 
 def perturbations(box: ub.Box, x: Tensor, kind: Any, count: int, base: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The I (N, K, ...) and the masks that the metric draws."""
-    law = _Law(box, x, kind, 0.2, base, seed, _squares(box, kind, None), False)
+    law = _PerturbationSampler(box, x, kind, 0.2, base, seed, _all_squares(box, kind, None), False)
     pairs = torch.arange(len(x) * count)
     change, mask = law(pairs // count, pairs % count)
     return change.view(len(x), count, *x.shape[1:]), mask.expand(-1, 1, 8, 8).reshape(len(x), count, 1, 8, 8)
@@ -129,7 +129,7 @@ def test_infidelity(model: nn.Module, box: ub.Box, kind: Any, scaled: bool) -> N
     x, phi = images(), maps()
     change, mask = perturbations(box, x, kind, 7, torch.zeros_like(x))
     weight = mask.double() if kind == "square" else change
-    ours = checks.infidelity(box, x, phi, perturbation=kind, n_samples=7, scaled=scaled)
+    ours = checks.infidelity(box, x, phi, perturbation=kind, n_samples=7, fit_scale=scaled)
     agree(ours.infidelity, literal_infidelity(model, x, phi, change, weight, scaled))
 
 
@@ -144,9 +144,9 @@ def test_infidelity_of_every_square(model: nn.Module, box: ub.Box) -> None:
                 mask.append(m)
                 change.append((x - 0.3) * m)
     both = torch.stack(change, 1), torch.stack(mask).expand(2, -1, 1, 8, 8)
-    ours = checks.infidelity(box, x, phi, perturbation="square", n_samples=None, window=3, baseline=0.3, scaled=True)
+    ours = checks.infidelity(box, x, phi, perturbation="square", n_samples=None, window=3, baseline=0.3, fit_scale=True)
     agree(ours.infidelity, literal_infidelity(model, x, phi, *both, scaled=True))
-    assert ours.error.tolist() == [0, 0]
+    assert ours.standard_error.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -162,7 +162,7 @@ def test_infidelity_as_captum(model: nn.Module, box: ub.Box, kind: Any, scaled: 
         n_perturb_samples=6, normalize=scaled,
     )  # fmt: skip
     ours = checks.infidelity(
-        box, x, phi, perturbation=kind, attribution="local", n_samples=6, baseline=0.2, seed=3, scaled=scaled
+        box, x, phi, perturbation=kind, attribution="local", n_samples=6, baseline=0.2, seed=3, fit_scale=scaled
     )
     agree(ours.infidelity, theirs)
 
@@ -170,9 +170,9 @@ def test_infidelity_as_captum(model: nn.Module, box: ub.Box, kind: Any, scaled: 
 def test_draws_of_squares_are_even(box: ub.Box) -> None:
     """Each of the squares is as likely as any other."""
     x = images(1)
-    squares = _squares(box, "square", 3)
+    squares = _all_squares(box, "square", 3)
     assert len(squares) == 64 + 49 + 36
-    law = _Law(box, x, "square", 0.2, torch.zeros_like(x), 0, squares, False)
+    law = _PerturbationSampler(box, x, "square", 0.2, torch.zeros_like(x), 0, squares, False)
     _, mask = law(torch.zeros(4000, dtype=torch.long), torch.arange(4000))
     sides = mask.sum((1, 2, 3)).sqrt().round().long().bincount(minlength=4)[1:] / 4000
     assert (sides - torch.tensor([64, 49, 36]) / 149).abs().max() < 0.03
@@ -193,9 +193,9 @@ def test_noise_is_as_said(box: ub.Box) -> None:
 def test_each_row_and_sample_has_a_draw_of_its_own() -> None:
     rows, samples = torch.cartesian_prod(torch.arange(4), torch.arange(5)).T
     like = torch.empty(0)
-    found = [drawn(torch.rand, (3,), like, seed, rows, samples) for seed in (0, 1)]
+    found = [keyed_noise(torch.rand, (3,), like, seed, rows, samples) for seed in (0, 1)]
     assert len(torch.cat(found).unique(dim=0)) == 40
-    assert torch.equal(found[0][7:9], drawn(torch.rand, (3,), like, 0, rows[7:9], samples[7:9]))
+    assert torch.equal(found[0][7:9], keyed_noise(torch.rand, (3,), like, 0, rows[7:9], samples[7:9]))
 
 
 # -- max-sensitivity -------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def moved(x: Tensor, radius: float, count: int, seed: int) -> Tensor:
     found = torch.empty(len(x), count, *x.shape[1:], dtype=torch.float64)
     for i in range(len(x)):
         for j in range(count):
-            u = drawn(torch.rand, x.shape[1:], x, seed, torch.tensor([i]), torch.tensor([j]))[0]
+            u = keyed_noise(torch.rand, x.shape[1:], x, seed, torch.tensor([i]), torch.tensor([j]))[0]
             found[i, j] = (x[i] + radius * (2 * u - 1)).clamp(0, 1)
     return found
 
@@ -270,7 +270,7 @@ def test_sensitivity_n(model: nn.Module, box: ub.Box) -> None:
         for s, n in enumerate(sizes):
             sums, drops = [], []
             for j in range(many):
-                keys = drawn(torch.rand, (64,), x, 4, torch.tensor([i]), torch.tensor([s * many + j]))[0]
+                keys = keyed_noise(torch.rand, (64,), x, 4, torch.tensor([i]), torch.tensor([s * many + j]))[0]
                 chosen = sorted(range(64), key=lambda p: float(keys[p]))[:n]
                 z = x[i].clone()
                 for p in chosen:
@@ -319,13 +319,13 @@ def test_road(model: nn.Module, box: ub.Box, order: Any, noise: float) -> None:
             gone = np.zeros(64, dtype=bool)
             gone[np.argsort(-sums)[: round(share * 64)]] = True
             gone = gone.reshape(8, 8)
-            grain = drawn(torch.randn, (3, 8, 8), x, 6, torch.tensor([i]), torch.tensor([s]))[0].numpy()
+            grain = keyed_noise(torch.randn, (3, 8, 8), x, 6, torch.tensor([i]), torch.tensor([s]))[0].numpy()
             z = torch.from_numpy(imputed(x[i].numpy(), gone) + noise * grain * gone)
             p = logits(model, z[None]).softmax(1)[0]
             score[i, s], right[i, s] = p[y[i]], int(p.argmax()) == y[i]
     agree(ours.scores, score)
-    assert ours.right is not None
-    assert ours.right.tolist() == right.tolist()
+    assert ours.correct is not None
+    assert ours.correct.tolist() == right.tolist()
     agree(ours.accuracy, right.mean(0))
 
 

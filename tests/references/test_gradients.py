@@ -29,7 +29,7 @@ SIGNALS: dict[str, Signal] = {
 }
 RULED = ("guided_backprop", "deconvnet")
 methods = pytest.mark.parametrize("name", SIGNALS)
-STD = awkward.GRAY.std
+STD = awkward.GRAY_INPUTS.std
 
 
 def method(name: str) -> Callable[..., Tensor]:
@@ -39,9 +39,9 @@ def method(name: str) -> Callable[..., Tensor]:
 
 def plain_by_hand(x: Tensor, k: Tensor, signal: Signal) -> Tensor:
     """d logit k / d x of `awkward.Plain`, its ReLUs sending down `signal`."""
-    model = awkward.get("plain", torch.float64).model
+    model = awkward.get_model("plain", torch.float64).model
     w1, w2, w3 = model.conv1.weight, model.conv2.weight, model.fc.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, model.conv1.bias, padding=1)
+    a1 = F.conv2d(awkward.GRAY_INPUTS.encode(x), w1, model.conv1.bias, padding=1)
     a2 = F.conv2d(a1 * (a1 > 0), w2, model.conv2.bias, stride=2, padding=1)
     s = w3[k].view_as(a2)
     s = F.conv_transpose2d(signal(s, a2), w2, stride=2, padding=1, output_padding=1)
@@ -50,7 +50,7 @@ def plain_by_hand(x: Tensor, k: Tensor, signal: Signal) -> Tensor:
 
 
 REFUSED = ("checkpointed_reentrant",)
-PLAIN_SPELLINGS = [n for n in awkward.NETS if awkward.twin(n) == "plain" and n not in REFUSED]
+PLAIN_SPELLINGS = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain" and n not in REFUSED]
 
 
 @methods
@@ -58,7 +58,7 @@ PLAIN_SPELLINGS = [n for n in awkward.NETS if awkward.twin(n) == "plain" and n n
 @pytest.mark.parametrize("size", ["auto", 1])
 def test_every_spelling_against_the_chain_rule(name: str, model: str, size: int | str) -> None:
     """Modules, in-place, functional, aten, scripted, checkpointed, exported, compiled; dict outputs; softmax ends."""
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     box, x, k = ub.Box(entry.model, entry.inputs), images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, k, SIGNALS[name])
     assert torch.allclose(method(name)(box, x, k, batch_size=size), want, rtol=1e-9, atol=1e-12)
@@ -69,12 +69,12 @@ def test_every_spelling_against_the_chain_rule(name: str, model: str, size: int 
 @methods
 def test_a_scripted_part_that_has_run_before_and_runs_again(name: str) -> None:
     """The profiling executor makes one node of the scripted part after some runs: the rule must hold on each call."""
-    entry = awkward.get("scripted_and_optimized", torch.float64)
+    entry = awkward.get_model("scripted_and_optimized", torch.float64)
     box, x, k = ub.Box(entry.model, entry.inputs), images(), torch.tensor([2, 0, 3])
     want = plain_by_hand(x, k, SIGNALS[name])
     for _ in range(4):
         assert torch.allclose(method(name)(box, x, k), want, rtol=1e-9, atol=1e-12)
-        entry.model(awkward.GRAY.encode(x))  # the user's own runs in between
+        entry.model(awkward.GRAY_INPUTS.encode(x))  # the user's own runs in between
 
 
 @methods
@@ -84,7 +84,7 @@ def test_an_mlp_in_numpy(name: str) -> None:
     model = nn.Sequential(*layers).double()
     w1, b1, w2, b2, w3, _ = (p.detach().numpy() for p in model.parameters())
     x = images()
-    z = awkward.GRAY.encode(x).flatten(1).numpy()
+    z = awkward.GRAY_INPUTS.encode(x).flatten(1).numpy()
     a1 = z @ w1.T + b1
     a2 = np.maximum(a1, 0) @ w2.T + b2
     send = {
@@ -93,7 +93,7 @@ def test_an_mlp_in_numpy(name: str) -> None:
         "deconvnet": lambda s, a: np.maximum(s, 0),
     }[name]
     want = send(send(np.repeat(w3[1:2], 3, 0), a2) @ w2, a1) @ w1 / STD
-    got = method(name)(ub.Box(model, awkward.GRAY), x, 1)
+    got = method(name)(ub.Box(model, awkward.GRAY_INPUTS), x, 1)
     assert np.allclose(got.flatten(1).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
@@ -101,9 +101,9 @@ def test_an_mlp_in_numpy(name: str) -> None:
 @pytest.mark.parametrize("channel", [0, 3])
 def test_a_hidden_channel(name: str, channel: int) -> None:
     """The target is any hidden unit: its signal starts in its own layer, and deeper ReLUs have no say."""
-    entry = awkward.get("functional_relu_ignored", torch.float64)
+    entry = awkward.get_model("functional_relu_ignored", torch.float64)
     box, x, w1, w2 = ub.Box(entry.model, entry.inputs), images(), entry.model.conv1.weight, entry.model.conv2.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, entry.model.conv1.bias, padding=1)
+    a1 = F.conv2d(awkward.GRAY_INPUTS.encode(x), w1, entry.model.conv1.bias, padding=1)
     s = torch.zeros(3, 4, 4, 4).double()
     s[:, channel] = 1 / 16
     s = F.conv_transpose2d(s, w2, stride=2, padding=1, output_padding=1)
@@ -113,9 +113,9 @@ def test_a_hidden_channel(name: str, channel: int) -> None:
 
 @methods
 def test_a_relu_module_called_twice_in_a_row_of_convolutions(name: str) -> None:
-    entry = awkward.get("conv_called_twice", torch.float64)
+    entry = awkward.get_model("conv_called_twice", torch.float64)
     model, x = entry.model, images()
-    a1 = F.conv2d(awkward.GRAY.encode(x), model.conv1.weight, model.conv1.bias, padding=1)
+    a1 = F.conv2d(awkward.GRAY_INPUTS.encode(x), model.conv1.weight, model.conv1.bias, padding=1)
     h3 = model.conv3(model.conv3(a1 * (a1 > 0)))
     a2 = model.conv2(h3 * (h3 > 0))
     s, signal = model.fc.weight[1].expand(3, -1).view_as(a2), SIGNALS[name]
@@ -151,13 +151,15 @@ PEERS = {
 
 @pytest.mark.usefixtures("_quiet_captum")
 @methods
-@pytest.mark.parametrize("build", [pooled, lambda: awkward.get("plain", torch.float64).model], ids=["pooled", "plain"])
+@pytest.mark.parametrize(
+    "build", [pooled, lambda: awkward.get_model("plain", torch.float64).model], ids=["pooled", "plain"]
+)
 def test_captum_agrees(name: str, build: Callable[[], nn.Module]) -> None:
     x, k = images(4), torch.tensor([1, 3, 0, 1])
     settings = {"abs": False} if name == "gradient" else {}
-    z = awkward.GRAY.encode(x).requires_grad_()
+    z = awkward.GRAY_INPUTS.encode(x).requires_grad_()
     want = PEERS[name](build()).attribute(z, target=k, **settings).detach() / STD
-    got = method(name)(ub.Box(build(), awkward.GRAY), x, k)
+    got = method(name)(ub.Box(build(), awkward.GRAY_INPUTS), x, k)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
     assert got.std() > 0
 
@@ -172,7 +174,7 @@ DISGUISES: dict[str, Callable[[Tensor], Tensor]] = {
     "minus clamp to zero": lambda h: -(-h).clamp(-100, 0),
 }
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{k: v for k, v in awkward.FAKES.items() if k not in HONEST},
+    **{k: v for k, v in awkward.RELU_LOOKALIKES.items() if k not in HONEST},
     "mask in numbers": lambda h: h * (h > 0).to(h.dtype),
     "the other way": lambda h: (h > 0).to(h.dtype) * h,
     "step": lambda h: h * torch.heaviside(h.detach(), torch.zeros(()).to(h)),
@@ -182,7 +184,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Disguised(awkward.Spelled):
+class Disguised(awkward.ReLUVariant):
     """One honest ReLU, so that there is something to rule, and one in disguise."""
 
     def first(self, x: Tensor) -> Tensor:
@@ -193,7 +195,7 @@ def disguised(build: Callable[[], nn.Module]) -> ub.Box:
     """A box with the weights of `awkward.plain`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ub.Box(build().double(), awkward.GRAY)
+        return ub.Box(build().double(), awkward.GRAY_INPUTS)
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
@@ -217,7 +219,7 @@ def test_masks_are_warned_of(name: str, disguise: str) -> None:
 @pytest.mark.parametrize("name", RULED)
 def test_a_net_of_disguised_relus_only(name: str, disguise: str) -> None:
     """Masks too: where no ReLU is met at all, the plain gradient would be sold as a ruled one."""
-    box = ub.Box(awkward.FakeReLU({**DISGUISES, **MASKS}[disguise]).double(), awkward.GRAY)
+    box = ub.Box(awkward.ReLULookalike({**DISGUISES, **MASKS}[disguise]).double(), awkward.GRAY_INPUTS)
     with pytest.raises(RuleError):
         method(name)(box, images(), 1)
 
@@ -236,7 +238,7 @@ class Custom(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", RULED)
 def test_a_custom_function_is_refused(name: str) -> None:
-    box = ub.Box(Disguised(Custom.apply).double(), awkward.GRAY)
+    box = ub.Box(Disguised(Custom.apply).double(), awkward.GRAY_INPUTS)
     with pytest.raises(RuleError, match="custom"):
         method(name)(box, images(), 1)
 
@@ -253,14 +255,14 @@ def test_the_plain_gradient_takes_them_all(disguise: str) -> None:
 @pytest.mark.parametrize("act", [F.gelu, F.silu, torch.tanh, torch.sigmoid, F.softplus, F.hardswish, F.elu])
 def test_smooth_nets_have_no_relu_to_rule(name: str, act: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RuleError, match="gradient"):
-        method(name)(ub.Box(awkward.Spelled(act).double(), awkward.GRAY), images(), 1)
+        method(name)(ub.Box(awkward.ReLUVariant(act).double(), awkward.GRAY_INPUTS), images(), 1)
 
 
 @pytest.mark.parametrize("name", RULED)
 def test_dead_branches_do_not_count(name: str) -> None:
     """A disguised ReLU that the target does not depend on is none of its business."""
 
-    class Net(awkward.Plain):
+    class Net(awkward.PlainCNN):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(x), self.conv1(x).clamp(max=0)
 
@@ -274,7 +276,7 @@ def test_dead_branches_do_not_count(name: str) -> None:
 
 def clamped() -> tuple[ub.Box, Tensor, Tensor]:
     """relu(W x), its weights over the standard deviation (K, 1, 8, 8), and images."""
-    entry = awkward.get("clamped_logits", torch.float64)
+    entry = awkward.get_model("clamped_logits", torch.float64)
     return ub.Box(entry.model, entry.inputs), entry.model[1].weight.detach().view(4, 1, 8, 8) / STD, images(4)
 
 
@@ -317,7 +319,7 @@ def test_a_difference_of_clamped_logits() -> None:
 )
 def test_the_logit_lies_before_the_softmax(model: str) -> None:
     """And the log-probability's own gradient is that of z_k - log sum exp z."""
-    entry = awkward.get(model, torch.float64)
+    entry = awkward.get_model(model, torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), images()
     each = torch.stack([plain_by_hand(x, torch.full((3,), k), SIGNALS["gradient"]) for k in range(4)], 1)  # (N, K, ...)
     p = box.probs(x)

@@ -195,7 +195,7 @@ MODELS = {
 
 def opened(name: str) -> ub.Box:
     torch.manual_seed(0)
-    return ub.Box(MODELS[name]().double().eval(), awkward.GRAY)
+    return ub.Box(MODELS[name]().double().eval(), awkward.GRAY_INPUTS)
 
 
 def data(seed: int) -> Tensor:
@@ -236,7 +236,7 @@ class Gated(Model):
 def test_runs_that_fail_only_for_some_data_are_done_in_full() -> None:
     """A batch grows at the edit until an image is bright."""
     torch.manual_seed(0)
-    box, x = ub.Box(Gated().double().eval(), awkward.GRAY), data(1).clamp(max=0.5)
+    box, x = ub.Box(Gated().double().eval(), awkward.GRAY_INPUTS), data(1).clamp(max=0.5)
     x[7] = 0.9
     want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).after for k in range(5)], 1)
     assert torch.allclose(ablation(box, x, "mid", target=0, batch_size=10).ablated, want, rtol=0, atol=1e-10)
@@ -258,9 +258,9 @@ class Positions(nn.Module):
 def test_an_axis_of_three_is_not_the_batch() -> None:
     """A box looks at a model with three rows, and at other numbers of them, too."""
     torch.manual_seed(0)
-    box, x = ub.Box(Positions().double(), awkward.GRAY), data(0)
-    assert not any(map(box.has_rows, ("table", "table:embedding", "table:input")))
-    assert all(map(box.has_rows, ("mid", "cut")))
+    box, x = ub.Box(Positions().double(), awkward.GRAY_INPUTS), data(0)
+    assert not any(map(box.has_batch_axis, ("table", "table:embedding", "table:input")))
+    assert all(map(box.has_batch_axis, ("mid", "cut")))
     assert box.layers["table"].shape == (3, 6)
     assert box.read(x, "table", batch_size=2)["table"].shape == (3, 6)
     want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).after for k in range(3)], 1)

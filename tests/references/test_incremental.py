@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.model.incremental import BasePass, Everywhere, Windowed, regions
 
 Places = list[tuple[int, int]]
@@ -257,9 +257,9 @@ NOT = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("model", [n for n in awkward.NETS if n not in NOT])
+@pytest.mark.parametrize("model", [n for n in awkward.MODELS if n not in NOT])
 def test_the_zoo(model: str, dtype: torch.dtype) -> None:
-    same(*both(case(model, dtype), (2, 3))[:2])
+    same(*both(make_case(model, dtype), (2, 3))[:2])
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:

@@ -12,7 +12,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.adversarial.carlini_wagner import SLACK
 from unboxed.adversarial.deepfool import BEYOND, shortest
 from unboxed.engine.optimize.constraints import norm_of
@@ -53,7 +53,7 @@ def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, over
 @pytest.mark.parametrize("model", ["plain", "narrow"])
 def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
     """What it gives lies on the line from the original to where the paper's algorithm comes to."""
-    c = case(model, torch.float64, n=6)
+    c = make_case(model, torch.float64, n=6)
     x = 0.5 + 0.02 * (c.x - 0.5)  # no value comes near the ends of the range
     y = c.box.predict(x)
     made = ub.adversarial.deepfool(c.box, x, y, norm=norm, rounds=0)
@@ -166,7 +166,7 @@ def carlini_wagner_twin(model: Net, x: Tensor, right: int, c: float, steps: int,
 @pytest.mark.parametrize("model", ["plain", "color"])
 @pytest.mark.parametrize("kappa", [0.0, 0.3])
 def test_carlini_wagner_minimizes_the_papers_objective(model: str, kappa: float) -> None:
-    c = case(model, torch.float64, n=4)
+    c = make_case(model, torch.float64, n=4)
     x = c.x.clone()
     x[:, :, 0], x[:, :, 1] = 0, 1  # values at the very ends of the range
     y = c.box.predict(x)

@@ -20,7 +20,7 @@ from unboxed.objectives import (
     diversity,
     dot,
     energy,
-    far_from_mean,
+    color_distance,
     gram,
     match,
     neuron,
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Objective, Tensor, Callable[[Tensor, int], float]]] = {
     "diversity": (diversity("h"), ACTS, lambda h, n: diverse(h, n, [0] * N)),
     "diversity in groups": (diversity("h", torch.tensor([0, 1, 0])), ACTS, lambda h, n: diverse(h, n, [0, 1, 0])),
 }  # fmt: skip
-EACH = [k for k, (o, _, _) in CASES.items() if o.n is not None and not o.coupled]
+EACH = [k for k, (o, _, _) in CASES.items() if o.n is not None and not o.batch_dependent]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,12 +137,12 @@ def test_scores(name: str) -> None:
 def test_rows(name: str) -> None:
     """Some examples, in another order, score as they did; by a slice, by a mask, by numbers."""
     objective, h, literal = CASES[name]
-    if objective.coupled:
+    if objective.batch_dependent:
         return
     want = per_row(literal, h)
     for index in (slice(1, 3), torch.tensor([True, False, True]), torch.tensor([2, 0]), slice(0, 1)):
         some = objective.rows(index)
-        some.fits(len(want[index]))
+        some.check_batch(len(want[index]))
         assert torch.allclose(some({"h": h[index]}), want[index], rtol=1e-12)
     assert torch.allclose(objective.rows(slice(1, 3)).rows(slice(1, 2))({"h": h[2:3]}), want[2:3], rtol=1e-12)
 
@@ -197,7 +197,7 @@ OF_IMAGES: dict[str, tuple[Objective, Callable[[Tensor, int], float]]] = {
     "alpha norm": (alpha_norm(), lambda x, n: sum((v - 0.5) ** 6 for v in numbers(x))),
     "alpha norm 3": (alpha_norm(3, 0.2), lambda x, n: sum(abs(v - 0.2) ** 3 for v in numbers(x))),
     "roughness": (roughness(), lambda x, n: rough(x)),
-    "mean color": (far_from_mean(MEAN), lambda x, n: sum(
+    "mean color": (color_distance(MEAN), lambda x, n: sum(
         (sum(numbers(x[c])) / (H * W) - MEAN.double()[c].item()) ** 2 for c in range(2))),
 }  # fmt: skip
 

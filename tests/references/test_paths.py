@@ -42,15 +42,15 @@ class Smooth(nn.Module):
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "plain": lambda: awkward.get("plain").model,
-    "batchnorm": lambda: awkward.get("batchnorm").model,
+    "plain": lambda: awkward.get_model("plain").model,
+    "batchnorm": lambda: awkward.get_model("batchnorm").model,
     "smooth": lambda: Smooth().eval(),
 }
 models = pytest.mark.parametrize("model", NETS)
 
 
 def opened(model: str) -> tuple[ub.Box, Tensor]:
-    return ub.Box(NETS[model]().double(), awkward.GRAY), awkward.get("plain").images().double()
+    return ub.Box(NETS[model]().double(), awkward.GRAY_INPUTS), awkward.get_model("plain").images().double()
 
 
 def slope(box: ub.Box, x: Tensor, k: int) -> Tensor:
@@ -227,7 +227,7 @@ def test_alphas_are_stratified_and_references_drawn_evenly() -> None:
 @models
 def test_expected_gradients_come_to_the_mean_of_integrated_ones(model: str) -> None:
     box, x = opened(model)
-    others = awkward.get("plain").images(4, seed=8).double()
+    others = awkward.get_model("plain").images(4, seed=8).double()
     want = torch.stack([integrated_gradients(box, x, K, baseline=o, n_steps=400).map for o in others]).mean(0)
     found = expected_gradients(box, x, K, references=others, n_samples=4000)
     few = expected_gradients(box, x, K, references=others, n_samples=40)

@@ -26,7 +26,7 @@ WIDTH = 0.25
 
 
 def image_case(n: int = 2) -> tuple[ub.Box, Tensor]:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     return ub.Box(entry.model, entry.inputs), entry.images(n).double()
 
 
@@ -68,9 +68,9 @@ def test_feature_ablation_one_by_one(base: float) -> None:
 
 def test_feature_ablation_as_captum() -> None:
     box, x = image_case(3)
-    z = awkward.GRAY.encode(x)
+    z = awkward.GRAY_INPUTS.encode(x)
     peer = captum.attr.FeatureAblation(box.model)
-    black = awkward.GRAY.encode(torch.zeros_like(x))
+    black = awkward.GRAY_INPUTS.encode(torch.zeros_like(x))
     for given, mask in (("pixels", torch.arange(64).view(1, 1, 8, 8)), (quarters(), quarters()[None, None])):
         want = peer.attribute(z, black, target=torch.tensor([0, 2, 1]), feature_mask=mask)
         got = A.feature_ablation(box, x, torch.tensor([0, 2, 1]), segments=given)
@@ -110,7 +110,7 @@ def test_grids_are_enlarged_as_by_skimage() -> None:
 
     for k in range(4):
         mask = grids(range(k, k + 1), (10, 7), 3, 0.5, 1, torch.zeros(1, dtype=torch.float64))[0, 0]
-        generator = rng.shared(1, k, torch.device("cpu"))
+        generator = rng.step_generator(1, k, torch.device("cpu"))
         grid = (torch.rand(3, 3, generator=generator) < 0.5).double().numpy()
         i, j = (int(torch.randint(c, (), generator=generator)) for c in (4, 3))
         large = resize(grid, (16, 12), order=1, mode="edge", anti_aliasing=False)

@@ -54,7 +54,7 @@ def literal(model: nn.Module, inputs: Any, x: Tensor, k: int, tol: float, most: 
 @pytest.mark.parametrize("tol", [0.3, 0.05, 0.01, 3e-3])
 @pytest.mark.parametrize("name", ["plain", "batchnorm", "residual"])
 def test_points_go_where_the_literal_loop_puts_them(name: str, tol: float) -> None:
-    entry = awkward.get(name, torch.float64)
+    entry = awkward.get_model(name, torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images(4).double()
     y = box.predict(x)
     found = integrated_gradients(box, x, y, tol=tol, max_steps=50)

@@ -17,7 +17,7 @@ import awkward
 import unboxed as ub
 
 Op = Callable[[Tensor], Tensor]
-STD = awkward.GRAY.std
+STD = awkward.GRAY_INPUTS.std
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ SENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (slope at x, signal 
 CASES = [(kin, spelling) for kin, k in KIN.items() for spelling in k.spellings]
 
 
-class Loud(awkward.Spelled):
+class Loud(awkward.ReLUVariant):
     """Its activations reach beyond 6, and both its activation functions are `how`."""
 
     def __init__(self, how: Op) -> None:
@@ -133,13 +133,13 @@ def loud(how: Op) -> nn.Module:
 
 
 def images(n: int = 3) -> Tensor:
-    return awkward.get("plain").images(n).double()
+    return awkward.get_model("plain").images(n).double()
 
 
 def by_hand(model: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """d logit k / d x, each activation sending down what `sends` says."""
     w1, w2, w3 = model.conv1.weight, model.conv2.weight, model.fc.weight
-    a1 = F.conv2d(awkward.GRAY.encode(x), w1, model.conv1.bias, padding=1)
+    a1 = F.conv2d(awkward.GRAY_INPUTS.encode(x), w1, model.conv1.bias, padding=1)
     a2 = F.conv2d(kin.value(a1), w2, model.conv2.bias, stride=2, padding=1)
     s = w3[k].expand(len(x), -1).view_as(a2)
     s = F.conv_transpose2d(sends(kin.slope(a2), s), w2, stride=2, padding=1, output_padding=1)
@@ -152,7 +152,7 @@ def by_hand(model: nn.Module, x: Tensor, k: int, kin: Kin, sends: Callable[[Tens
 def test_every_spelling_by_the_chain_rule(name: str, kin: str, spelling: str) -> None:
     model, x = loud(KIN[kin].spellings[spelling]), images()
     want = by_hand(model, x, 1, KIN[kin], SENDS[name])
-    got = getattr(ub.attribution, name)(ub.Box(model, awkward.GRAY), x, 1)
+    got = getattr(ub.attribution, name)(ub.Box(model, awkward.GRAY_INPUTS), x, 1)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
     others = [by_hand(model, x, 1, KIN[kin], sends) for n, sends in SENDS.items() if n != name]
     assert not any(torch.allclose(want, o, rtol=1e-2) for o in others)  # the three differ here: the test can fail
@@ -163,7 +163,7 @@ def test_the_caps_are_reached(kin: str) -> None:
     """Without it the test above could not tell ReLU6 from ReLU."""
     model = loud(F.relu)
     with torch.no_grad():
-        a1 = F.conv2d(awkward.GRAY.encode(images()), model.conv1.weight, model.conv1.bias, padding=1)
+        a1 = F.conv2d(awkward.GRAY_INPUTS.encode(images()), model.conv1.weight, model.conv1.bias, padding=1)
     at_the_cap = KIN[kin].value(a1) == {"relu6": 6, "hardtanh": 1}[kin]
     assert 0.01 < float(at_the_cap.double().mean()) < 0.95
 
@@ -172,14 +172,14 @@ def test_the_caps_are_reached(kin: str) -> None:
 def test_relu6_is_no_relu_to_guided_backprop(name: str) -> None:
     """Above its cap ReLU6 has no slope; deconvnet does not look at the input, so there the two agree if switches do."""
     x = images()
-    maps = [getattr(ub.attribution, name)(ub.Box(loud(how), awkward.GRAY), x, 1) for how in (F.relu, F.relu6)]
+    maps = [getattr(ub.attribution, name)(ub.Box(loud(how), awkward.GRAY_INPUTS), x, 1) for how in (F.relu, F.relu6)]
     assert torch.allclose(*maps) is (name == "deconvnet")
 
 
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet"])
 def test_a_map_doubles_with_the_score(name: str) -> None:
     """No cap is applied to the signal, which has no scale of its own."""
-    box, x = ub.Box(loud(F.relu6), awkward.GRAY), images()
+    box, x = ub.Box(loud(F.relu6), awkward.GRAY_INPUTS), images()
     once, more = (getattr(ub.attribution, name)(box, x, ub.logit(1) * c) for c in (1, 100))
     assert torch.allclose(100 * once, more, rtol=1e-9)
 
@@ -197,7 +197,7 @@ GATES: dict[str, tuple[Op, Op]] = {
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet"])
 @pytest.mark.parametrize("gate", GATES)
 def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> None:
-    class Net(awkward.Spelled):
+    class Net(awkward.ReLUVariant):
         def first(self, x: Tensor) -> Tensor:
             return F.relu6(self.conv1(x))
 
@@ -205,12 +205,12 @@ def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> N
     for how in GATES[gate]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            maps.append(getattr(ub.attribution, name)(ub.Box(Net(how).double(), awkward.GRAY), images(), 1))
+            maps.append(getattr(ub.attribution, name)(ub.Box(Net(how).double(), awkward.GRAY_INPUTS), images(), 1))
     assert torch.allclose(*maps, rtol=1e-4, atol=1e-6)  # torch rounds its 1 / 6 in float32
 
 
 def test_a_frozen_bias_before_a_relu6_makes_no_gate() -> None:
-    class Biased(awkward.Spelled):
+    class Biased(awkward.ReLUVariant):
         def __init__(self, frozen: bool) -> None:
             super().__init__(F.relu6)
             self.frozen, self.learned = frozen, nn.Parameter(torch.tensor(0.5))
@@ -222,7 +222,9 @@ def test_a_frozen_bias_before_a_relu6_makes_no_gate() -> None:
     for frozen in (True, False):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            maps.append(ub.attribution.guided_backprop(ub.Box(Biased(frozen).double(), awkward.GRAY), images(), 1))
+            maps.append(
+                ub.attribution.guided_backprop(ub.Box(Biased(frozen).double(), awkward.GRAY_INPUTS), images(), 1)
+            )
     assert torch.allclose(*maps, rtol=1e-9, atol=1e-12)
 
 
@@ -257,7 +259,7 @@ def mobile(act: Callable[..., nn.Module]) -> nn.Module:
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet", "guided_grad_cam"])
 @pytest.mark.parametrize("act", [nn.ReLU6, nn.LeakyReLU, nn.Hardtanh])
 def test_mobile_nets_are_explained(name: str, act: Callable[..., nn.Module]) -> None:
-    box, x = ub.Box(mobile(act), awkward.GRAY), images()
+    box, x = ub.Box(mobile(act), awkward.GRAY_INPUTS), images()
     found = getattr(ub.attribution, name)(box, x, 2)
     assert found.shape == x.shape
     assert found.isfinite().all()

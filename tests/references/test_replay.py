@@ -43,11 +43,11 @@ def forwards(box: ub.Box) -> list[Any]:
 WITHOUT_MODULES = {"parameterless", "exported_flat"}
 
 
-@pytest.mark.parametrize("name", [name for name in awkward.NETS if name not in WITHOUT_MODULES])
+@pytest.mark.parametrize("name", [name for name in awkward.MODELS if name not in WITHOUT_MODULES])
 def test_as_whole_runs(name: str) -> None:
     """Ablation and patching of awkward models; also in batches that part an example's ways."""
-    entry = awkward.get(name, torch.float64)
-    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    entry = awkward.get_model(name, torch.float64)
+    box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     x, other = entry.images(3).to(box.dtype), entry.images(3, seed=1).to(box.dtype)
     paths = addresses(box)
     before, share = forwards(box), 1e-9 if box.model_dtype == torch.float64 else 1e-5
@@ -96,7 +96,7 @@ class Residual(nn.Module):
 
 def residual() -> ub.Box:
     torch.manual_seed(0)
-    return ub.Box(Residual().double(), awkward.GRAY)
+    return ub.Box(Residual().double(), awkward.GRAY_INPUTS)
 
 
 def images(n: int) -> Tensor:
@@ -112,9 +112,9 @@ def by_hand(box: ub.Box, x: Tensor, path: str) -> tuple[Tensor, Tensor]:
     examples = torch.arange(len(x)).repeat_interleave(5)
     before, edit = Before(box, x, logit(0)), {path: exchanged(len(examples)) if path == "mid" else lambda h: h * 2}
     before.record(examples, edit)
-    with box.quiet(grad=False), before.answering(examples):
+    with box.isolated(grad=False), before.answering(examples):
         found = box.forward(x[examples], ["logits"], edit)["logits"]
-    with box.quiet(grad=False):
+    with box.isolated(grad=False):
         return found, box.forward(x[examples], ["logits"], edit)["logits"]
 
 
@@ -173,7 +173,7 @@ class Stashing(Residual):
 @pytest.mark.parametrize("n", [1, 4, 5])
 def test_a_module_that_hands_tensors_on_by_itself_does_not_answer(n: int) -> None:
     torch.manual_seed(0)
-    box = ub.Box(Stashing().double(), awkward.GRAY)
+    box = ub.Box(Stashing().double(), awkward.GRAY_INPUTS)
     with only("replayed") as taken:
         found = ablation(box, images(n), "mid", target=0).ablated
     assert taken == ["replayed"]  # all but that module answer
@@ -208,7 +208,7 @@ def test_another_way_through_the_net_is_run_for_real() -> None:
     box, x = residual(), images(3)
     before, rows = Before(box, x, logit(0)), torch.arange(3)
     before.record(rows, ["mid"])
-    with box.quiet(grad=False), before.answering(rows):
+    with box.isolated(grad=False), before.answering(rows):
         h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
         again = box.model.stem(torch.ones(3, 64).double())
     assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))

@@ -19,12 +19,12 @@ from unboxed.errors import InputError, LayerError
 
 @pytest.fixture
 def model() -> nn.Module:
-    return awkward.get("plain", torch.float64).model
+    return awkward.get_model("plain", torch.float64).model
 
 
 @pytest.fixture
 def box(model: nn.Module) -> ub.Box:
-    return ub.Box(model, awkward.GRAY)
+    return ub.Box(model, awkward.GRAY_INPUTS)
 
 
 def images(n: int, seed: int = 0) -> Tensor:
@@ -36,7 +36,7 @@ def hooked(model: nn.Module, x: Tensor, layer: str, edit: Any) -> Tensor:
     """The model's output with one layer's output changed by a hook of torch's own."""
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, out: edit(out.clone()))
     try:
-        return model(awkward.GRAY.encode(x))
+        return model(awkward.GRAY_INPUTS.encode(x))
     finally:
         handle.remove()
 
@@ -162,9 +162,9 @@ def test_accuracy_under_ablation(box: ub.Box) -> None:
 
 
 def test_the_default_is_the_last_hidden_layer() -> None:
-    box = ub.Box(awkward.get("sequential").model, awkward.GRAY)
+    box = ub.Box(awkward.get_model("sequential").model, awkward.GRAY_INPUTS)
     assert ablation(box, images(2).float()).layer == "relu2"
-    softmax = ub.Box(awkward.get("softmax_module").model, awkward.GRAY)
+    softmax = ub.Box(awkward.get_model("softmax_module").model, awkward.GRAY_INPUTS)
     assert ablation(softmax, images(2).float()).layer == "relu2"
 
 
@@ -205,7 +205,7 @@ def test_what_lies_below_runs_once_an_example() -> None:
     torch.manual_seed(0)
     below, above = Counted(), Counted()
     model = nn.Sequential(below, nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), above, nn.Linear(40, 4)).double()
-    box, x = ub.Box(model, awkward.GRAY), images(5)
+    box, x = ub.Box(model, awkward.GRAY_INPUTS), images(5)
     below.rows = above.rows = 0
     found = ablation(box, x, "3")
     assert below.rows < 30
@@ -238,7 +238,7 @@ class Around(nn.Module):
 def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
     """They are run whole instead."""
     model = Around(how).double()
-    box, x = ub.Box(model, awkward.GRAY), images(n)
+    box, x = ub.Box(model, awkward.GRAY_INPUTS), images(n)
     found = ablation(box, x, "mid")
     for k in range(6):
         assert torch.allclose(found.ablated[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
@@ -300,8 +300,8 @@ def test_channels_on_a_linear_top_share_it_out(box: ub.Box) -> None:
 
 
 def test_a_residual_branch_alone_brings_back_a_part() -> None:
-    box = ub.Box(awkward.get("residual", torch.float64).model, awkward.get("residual").inputs)
-    x, z = awkward.get("residual").images(2).double(), awkward.get("residual").images(2, seed=3).double()
+    box = ub.Box(awkward.get_model("residual", torch.float64).model, awkward.get_model("residual").inputs)
+    x, z = awkward.get_model("residual").images(2).double(), awkward.get_model("residual").images(2, seed=3).double()
     first = patching(box, x, z).matrix[:, 0]
     assert torch.isfinite(first).all()
 
@@ -342,4 +342,4 @@ class Branched(nn.Module):
 
 def test_a_branch_is_not_what_the_head_is_given() -> None:
     torch.manual_seed(0)
-    assert ablation(ub.Box(Branched().eval(), awkward.GRAY), images(2).float()).layer == "head:input"
+    assert ablation(ub.Box(Branched().eval(), awkward.GRAY_INPUTS), images(2).float()).layer == "head:input"

@@ -40,10 +40,10 @@ def hsic_of_tuples(k: Tensor, m: Tensor) -> float:
 
 
 def two() -> tuple[ub.Box, ub.Box]:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     torch.manual_seed(7)
     other = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 4)).double().eval()
-    return ub.Box(entry.model, awkward.GRAY), ub.Box(other, awkward.GRAY)
+    return ub.Box(entry.model, awkward.GRAY_INPUTS), ub.Box(other, awkward.GRAY_INPUTS)
 
 
 def images(n: int) -> Tensor:

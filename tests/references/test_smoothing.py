@@ -10,17 +10,17 @@ from scipy.stats import binom
 from torch import Tensor
 
 import unboxed as ub
-from contracts.common import Case, case
-from unboxed.rng import of_sample
+from contracts.common import MethodCase, make_case
+from unboxed.rng import sample_generator
 
 K = 4
 
 
-def sample_under_noise(c: Case, row: int, sigma: float, draws: range, seed: int) -> list[int]:
+def sample_under_noise(c: MethodCase, row: int, sigma: float, draws: range, seed: int) -> list[int]:
     """SampleUnderNoise: counts of f(x + N(0, sigma^2 I)), one model call a sample."""
     counts = [0] * K
     for d in draws:
-        e = torch.randn(c.x.shape[1:], generator=of_sample(seed, row, d, torch.device("cpu")), dtype=c.x.dtype)
+        e = torch.randn(c.x.shape[1:], generator=sample_generator(seed, row, d, torch.device("cpu")), dtype=c.x.dtype)
         z = (c.x[row] + sigma * e)[None]
         counts[int(c.box.model(c.box.inputs.encode(z)).argmax())] += 1
     return counts
@@ -43,7 +43,7 @@ def normal_quantile(p: float) -> float:
     return low
 
 
-def certify(c: Case, row: int, sigma: float, n0: int, n: int, alpha: float, seed: int) -> tuple[int, float]:
+def certify(c: MethodCase, row: int, sigma: float, n0: int, n: int, alpha: float, seed: int) -> tuple[int, float]:
     first = sample_under_noise(c, row, sigma, range(n0), seed)
     top = first.index(max(first))
     hits = sample_under_noise(c, row, sigma, range(n0, n0 + n), seed)[top]
@@ -51,7 +51,7 @@ def certify(c: Case, row: int, sigma: float, n0: int, n: int, alpha: float, seed
     return (top, sigma * normal_quantile(p)) if p > 0.5 else (-1, 0.0)
 
 
-def predict(c: Case, row: int, sigma: float, n: int, alpha: float, seed: int) -> int:
+def predict(c: MethodCase, row: int, sigma: float, n: int, alpha: float, seed: int) -> int:
     counts = sample_under_noise(c, row, sigma, range(n), seed)
     (a, top), (b, _) = sorted(((k, -i) for i, k in enumerate(counts)), reverse=True)[:2]
     tail = sum(math.comb(a + b, j) for j in range(a, a + b + 1)) / 2 ** (a + b)
@@ -61,7 +61,7 @@ def predict(c: Case, row: int, sigma: float, n: int, alpha: float, seed: int) ->
 @pytest.mark.parametrize("sigma", [0.05, 0.4])
 @pytest.mark.parametrize("size", ["auto", 7])
 def test_certify(sigma: float, size: int | str) -> None:
-    c = case("plain", torch.float64, n=6)
+    c = make_case("plain", torch.float64, n=6)
     made = ub.adversarial.smoothed(c.box, c.x, sigma, n0=9, n=60, alpha=0.02, seed=5, batch_size=size)
     want = [certify(c, i, sigma, 9, 60, 0.02, 5) for i in range(6)]
     assert made.classes.tolist() == [k for k, _ in want]
@@ -71,13 +71,13 @@ def test_certify(sigma: float, size: int | str) -> None:
 
 @pytest.mark.parametrize("sigma", [0.05, 0.4])
 def test_predict(sigma: float) -> None:
-    c = case("plain", torch.float64, n=6)
+    c = make_case("plain", torch.float64, n=6)
     got: Tensor = ub.adversarial.smoothed_predict(c.box, c.x, sigma, n=40, alpha=0.01, seed=5)
     assert got.tolist() == [predict(c, i, sigma, 40, 0.01, 5) for i in range(6)]
 
 
 def test_the_twin_tells_abstaining_from_answers() -> None:
-    c = case("plain", torch.float64, n=6)
+    c = make_case("plain", torch.float64, n=6)
     verdicts = [predict(c, i, 0.4, 40, 0.01, 5) for i in range(6)]
     assert -1 in verdicts
     assert max(verdicts) >= 0

@@ -18,7 +18,7 @@ N, K = 41, 5
 
 
 def small() -> tuple[ub.Box, Tensor]:
-    entry = awkward.get("plain", torch.float64)
+    entry = awkward.get_model("plain", torch.float64)
     return ub.Box(entry.model, entry.inputs), entry.images(N)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import awkward
 import unboxed as ub
 import unboxed.report
-from contracts.common import case
+from contracts.common import make_case
 from unboxed.report import dream
 
 report: Any = sys.modules["unboxed.report"]
@@ -27,7 +27,7 @@ def page(box: ub.Box, data: Any, out: Path) -> str:
 
 
 def test_early_middle_late_and_the_answer(tmp_path: Path) -> None:
-    c = case("plain")
+    c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
     for said in ("at relu1", "at conv2", "at relu2", "at the answer", "dreamed on at conv2", "off in its correlations"):
         assert said in text
@@ -37,7 +37,7 @@ def test_early_middle_late_and_the_answer(tmp_path: Path) -> None:
 
 def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dream, "WORK", 1.0)
-    c = case("plain")
+    c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
     assert "This model is large" in text
     assert "texture is left out" in text
@@ -46,12 +46,12 @@ def test_a_slow_net_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("model", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
 def test_other_nets(model: str, tmp_path: Path) -> None:
-    c = case(model)
+    c = make_case(model)
     assert "at the answer" in page(c.box, (c.x, c.y), tmp_path)
 
 
 def test_numbers_and_tables(tmp_path: Path) -> None:
-    number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), awkward.GRAY, outputs="regression")
+    number = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), awkward.GRAY_INPUTS, outputs="regression")
     assert "nothing to dream of" in page(number, torch.rand(4, 1, 8, 8), tmp_path / "a")
     table = ub.Box(nn.Linear(2, 3), ub.Features(("a", "b")))
     assert "table of features" in page(table, (torch.zeros(4, 2), torch.zeros(4).long()), tmp_path / "b")

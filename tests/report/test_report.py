@@ -22,12 +22,12 @@ from unboxed import Box, Features, Pixels, data
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Report, Section, report
 from unboxed.report.blocks import Text
-from unboxed.report.context import Context
-from unboxed.report.folder import Folder
-from unboxed.report.pictures import Pictures, file_name, shown
-from unboxed.report.survey import limit, spread
+from unboxed.report.context import ReportContext
+from unboxed.report.folder import ReportFolder
+from unboxed.report.pictures import PictureStore, display_size, file_name
+from unboxed.report.survey import evenly_spaced, max_examples_for
 from unboxed.report.untrained import untrained
-from unboxed.report.words import percent, prob
+from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")
 QUICK = ["overview", "reproduce"]
@@ -306,8 +306,8 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
 
 
 def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
-    model = awkward.get("clamped_logits")
-    box = Box(model.model, model.inputs, **model.box)
+    model = awkward.get_model("clamped_logits")
+    box = Box(model.model, model.inputs, **model.box_settings)
     found, page, facts = quick(box, model.images(12), tmp_path, sections=["why"])
     assert found.failures == {}
     told = facts["why"]["before_clamp"]["gradient"]
@@ -316,8 +316,8 @@ def test_maps_before_the_clamp_are_named_so(tmp_path: Path) -> None:
 
 
 def test_photos_beyond_the_budget_are_files_beside_the_page(tmp_path: Path) -> None:
-    with Folder(tmp_path) as folder:
-        pictures = Pictures(folder, budget=0)
+    with ReportFolder(tmp_path) as folder:
+        pictures = PictureStore(folder, budget=0)
         drawn = pictures.inline(torch.rand(30, 30, 3).mul(255).byte().numpy(), "noise")
         assert drawn.src == "pictures/more-1.png"
         folder.publish()
@@ -342,7 +342,7 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
     from unboxed.plots import colors, save
 
     for i, k in enumerate([0, 1, 2, 3]):
-        save(colors.image(quadrants([k])[0]), tmp_path / "in" / NAMES[k] / f"{i}.png")
+        save(colors.image_to_rgb(quadrants([k])[0]), tmp_path / "in" / NAMES[k] / f"{i}.png")
     whole = (tmp_path / "in" / NAMES[0] / "0.png").read_bytes()
     (tmp_path / "in" / NAMES[1] / "cut.png").write_bytes(whole[: len(whole) - 30])
     (tmp_path / "in" / NAMES[1] / "notes.txt").write_text("not an image")
@@ -359,7 +359,7 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
 
 
 def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) -> None:
-    def fail(context: Context) -> list[Any]:
+    def fail(context: ReportContext) -> list[Any]:
         raise RuntimeError("first line <b>\nsecond line")
 
     own = Section("Mine", "mine", lambda context: [Text(f"{len(context.survey.rows)} seen")])
@@ -370,7 +370,7 @@ def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) ->
 
 
 def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
-    def warn(context: Context) -> list[Any]:
+    def warn(context: ReportContext) -> list[Any]:
         for _ in range(2):
             warnings.warn("maps of 3 inputs are zero", UnboxedWarning, stacklevel=2)
         return [Text("and the pictures")]
@@ -381,7 +381,7 @@ def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
 
 
 def test_other_warnings_still_reach_the_caller(tmp_path: Path) -> None:
-    def warn(context: Context) -> list[Any]:
+    def warn(context: ReportContext) -> list[Any]:
         warnings.warn("of another kind", DeprecationWarning, stacklevel=2)
         return []
 
@@ -392,7 +392,7 @@ def test_other_warnings_still_reach_the_caller(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:
-    def stop(context: Context) -> list[Any]:
+    def stop(context: ReportContext) -> list[Any]:
         raise KeyboardInterrupt
 
     sections = ["overview", Section("Stop", "stop", stop), "why"]
@@ -441,32 +441,32 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
     ],
 )
 def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: Any) -> None:
-    from unboxed.report.judge import fitting
+    from unboxed.report.judge import usable_judge
 
-    context = Context(box_of(), None, None, None, judge)  # type: ignore[arg-type]
-    assert fitting(context)[0] is None
-    assert why in fitting(context)[1]
+    context = ReportContext(box_of(), None, None, None, judge)  # type: ignore[arg-type]
+    assert usable_judge(context)[0] is None
+    assert why in usable_judge(context)[1]
 
 
 def test_a_judge_that_names_the_control_too_is_not_believed() -> None:
-    from unboxed.report.judge import Verdict
-    from unboxed.report.synthesis import believed
+    from unboxed.report.judge import JudgeReport
+    from unboxed.report.synthesis import passes_control
 
-    good, poor = (Verdict(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
-    assert believed({"robust": good, "noise": poor})
-    assert not believed({"robust": good, "noise": good})
-    assert not believed({"robust": good, "noise": Verdict(torch.zeros(10), torch.full((10,), 0.85), 10)})
-    assert not believed({"robust": poor, "noise": poor})
+    good, poor = (JudgeReport(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
+    assert passes_control({"robust": good, "noise": poor})
+    assert not passes_control({"robust": good, "noise": good})
+    assert not passes_control({"robust": good, "noise": JudgeReport(torch.zeros(10), torch.full((10,), 0.85), 10)})
+    assert not passes_control({"robust": poor, "noise": poor})
 
 
 def test_a_judge_that_names_most_of_the_control_is_weak_evidence() -> None:
-    from unboxed.report.judge import Verdict
-    from unboxed.report.synthesis import _verdict
+    from unboxed.report.judge import JudgeReport
+    from unboxed.report.synthesis import _verdict_text
 
     def told(control: int) -> tuple[str, str]:
-        noise = Verdict(torch.zeros(10), torch.full((10,), 0.5), control)
-        good = Verdict(torch.zeros(10), torch.full((10,), 0.9), 9)
-        return _verdict({"robust": good, "faithful": good, "noise": noise}, "")
+        noise = JudgeReport(torch.zeros(10), torch.full((10,), 0.5), control)
+        good = JudgeReport(torch.zeros(10), torch.full((10,), 0.9), 9)
+        return _verdict_text({"robust": good, "faithful": good, "noise": noise}, "")
 
     assert told(5)[1] == "good"
     assert "weak evidence" not in told(5)[0]
@@ -540,11 +540,11 @@ def test_the_module_is_the_function(tmp_path: Path) -> None:
 
 
 def test_examples_are_evenly_spread_and_bounded() -> None:
-    assert spread(10, 4) == (0, 2, 5, 7)
-    assert spread(3, 100) == (0, 1, 2)
-    assert limit((1, 28, 28)) == 10_000
-    assert limit((3, 224, 224)) == 265
-    assert limit((3, 4000, 4000)) == 64
+    assert evenly_spaced(10, 4) == (0, 2, 5, 7)
+    assert evenly_spaced(3, 100) == (0, 1, 2)
+    assert max_examples_for((1, 28, 28)) == 10_000
+    assert max_examples_for((3, 224, 224)) == 265
+    assert max_examples_for((3, 4000, 4000)) == 64
 
 
 def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
@@ -571,7 +571,7 @@ def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
     ("share", "text"), [(1.0, "100%"), (0.0, "0%"), (0.9996, "99.96%"), (0.5, "50.0%"), (0.00004, "0.004%")]
 )
 def test_a_share_says_all_or_nothing_only_where_it_is(share: float, text: str) -> None:
-    assert percent(share) == text
+    assert format_percent(share) == text
 
 
 @pytest.mark.parametrize(
@@ -579,15 +579,15 @@ def test_a_share_says_all_or_nothing_only_where_it_is(share: float, text: str) -
     [(1.0, ">0.999"), (0.99999, ">0.999"), (0.997, "0.997"), (0.5, "0.50"), (1e-9, "<0.001"), (0.0, "<0.001")],
 )
 def test_a_probability_never_says_one_or_zero(p: float, text: str) -> None:
-    assert prob(p) == text
+    assert format_prob(p) == text
 
 
 def test_pictures_are_shown_at_whole_multiples() -> None:
-    assert shown((28, 28), 112) == (112, 112)
-    assert shown((30, 20), 112) == (120, 80)
-    assert shown((60, 96), 112) == (60, 96)
-    assert shown((64, 64), 84) == shown((64, 64), 112) == (128, 128)
-    assert shown((32, 32), 84) == (96, 96)
-    assert shown((400, 200), 112) == (112, 56)
+    assert display_size((28, 28), 112) == (112, 112)
+    assert display_size((30, 20), 112) == (120, 80)
+    assert display_size((60, 96), 112) == (60, 96)
+    assert display_size((64, 64), 84) == display_size((64, 64), 112) == (128, 128)
+    assert display_size((32, 32), 84) == (96, 96)
+    assert display_size((400, 200), 112) == (112, 56)
     assert file_name("a/../b", 3, "Straße") == "a-b-3-stra-e"
     assert file_name("日本") == "picture"

@@ -289,7 +289,7 @@ def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for()
     x = torch.rand(1, 8, 8)
     change = Change(0, x, x, 1, 2, p_before=(0.71, 0.12), p_after=(0.33, 0.58), distance=0.1, fooled=True)
     context = SimpleNamespace(name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
-    figure, _ = fooled._both(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
+    figure, _ = fooled._adversarial_figures(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]
 
@@ -297,10 +297,10 @@ def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for()
 def test_inversions_are_compared_with_what_the_judge_says_of_the_input() -> None:
     """Of three inner layers and the outputs, two inputs: the first layer differs from the input throughout."""
     answers = torch.tensor([[3, 3], [0, 3], [0, 1], [2, 1], [0, 1]])  # the last row: of the inputs themselves
-    text, _ = survives._verdict(None, None, answers)  # type: ignore[arg-type]
+    text, _ = survives._verdict_text(None, None, answers)  # type: ignore[arg-type]
     assert text.startswith("The judge gives 3 of 6 pictures drawn from inner layers the answer that it gives the input")
     assert "and 1 of 2 drawn from the outputs alone" in text
     made = SimpleNamespace(layers=list("abcd"), errors=torch.zeros(4, 2))
     context = SimpleNamespace(facts={})
-    survives._tell(context, made, torch.zeros(4, 2), answers)  # type: ignore[arg-type]
+    survives._record_facts(context, made, torch.zeros(4, 2), answers)  # type: ignore[arg-type]
     assert context.facts["survives"]["judge_agrees"] == [0.0, 0.5, 1.0, 0.5]

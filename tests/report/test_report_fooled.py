@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import adversarial, report
-from unboxed.report.kinds import kind_of, standardized
+from unboxed.report.kinds import nouns_for, standardize
 
 CLASSES = 5
 
@@ -76,7 +76,7 @@ def table(std: tuple[float, ...]) -> tuple[ub.Box, Tensor]:
 
 def test_a_standardized_model_answers_as_the_model_does_and_keeps_bounds() -> None:
     box, x = table((300.0, 7.0))
-    other, z = standardized(box, x)
+    other, z = standardize(box, x)
     assert torch.equal(other(z), box(x))
     assert other.inputs.check(z) is z
     assert other.inputs.low[0] == pytest.approx(-4700 / 300)
@@ -88,8 +88,8 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     box, x = table((300.0, 7.0))
     y = box.predict(x)
     page, facts = written(box, (x, y), tmp_path)
-    other, z = standardized(box, x)
-    found = ub.adversarial.robustness(other, (z, y), adversarial.ATTACKS, eps=adversarial.GRAY, alarms=False)
+    other, z = standardize(box, x)
+    found = ub.adversarial.robustness(other, (z, y), adversarial.ATTACKS, eps=adversarial.EPS_GRAYSCALE, alarms=False)
     assert facts["robustness"]["this model"]["all"] == [found.robust(e).plain() for e in found.eps]
     assert "within 0.3 standard deviations of each column" in page
     assert "moved every column by at most eps standard deviations of each column" in page
@@ -98,7 +98,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
 
 def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
     box, x = table((1.0, 1.0))
-    assert standardized(box, x)[0] is box
+    assert standardize(box, x)[0] is box
     page, _ = written(box, (x, box.predict(x)), tmp_path)
     assert "within 0.3 (in each column&#39;s own unit)" in page
 
@@ -112,6 +112,6 @@ def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
 
 def test_inputs_in_words() -> None:
     image, rows = ub.Pixels((1, 2, 2)), ub.Features(("a",))
-    assert kind_of(image).unit == "of the pixel range"
-    assert kind_of(rows).takes == "a table of features"
-    assert kind_of(ub.MultiInput((image, rows, rows))).takes == "1 image and 2 tables of features"
+    assert nouns_for(image).unit == "of the pixel range"
+    assert nouns_for(rows).inputs == "a table of features"
+    assert nouns_for(ub.MultiInput((image, rows, rows))).inputs == "1 image and 2 tables of features"

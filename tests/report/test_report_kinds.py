@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.cards import Card, cards
 from unboxed.report import report
-from unboxed.report.blocks import Code, Figure, Picture, together
-from unboxed.report.kinds import columns, shapes
-from unboxed.report.render import _environment
-from unboxed.report.words import digits, typographic
+from unboxed.report.blocks import Code, Figure, ImageRef, max_per_row
+from unboxed.report.kinds import as_columns, shapes_text
+from unboxed.report.render import _jinja_environment
+from unboxed.report.words import format_number, replace_hyphens
 
 OF_IMAGES = re.compile(r"\b(super)?(pixels?|images?|light)\b", re.IGNORECASE)
 
@@ -50,7 +50,7 @@ ANY_INPUT = [c for c in cards() if not {"pixels", "images"} & {*c.needs} and c.f
 
 @pytest.mark.parametrize("card", ANY_INPUT, ids=lambda c: c.method.__name__)
 def test_methods_for_any_input_do_not_speak_of_images(card: Card) -> None:
-    assert not OF_IMAGES.search(f"{card.tells} {card.not_tells}")
+    assert not OF_IMAGES.search(f"{card.shows} {card.does_not_show}")
 
 
 def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
@@ -81,34 +81,34 @@ def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
 def test_columns_of_several_inputs() -> None:
     _, x = several(3)
     inputs = ub.MultiInput((*BOTH.values(), ub.Features(("age",))))
-    names, values = columns(inputs, inputs.pack((*x.values(), torch.ones(3, 1))))
+    names, values = as_columns(inputs, inputs.pack((*x.values(), torch.ones(3, 1))))
     assert names == ["input 0 (mean)", "input 1.age", "input 1.height", "input 2.age"]
     assert torch.allclose(values[:, 0], x["picture"].double().mean((1, 2, 3)))
     assert torch.equal(values[:, 3], torch.ones(3, dtype=torch.float64))
-    assert columns(BOTH["table"], x["table"])[0] == ["age", "height"]
-    assert shapes(BOTH["picture"]) == "1×4×4"
+    assert as_columns(BOTH["table"], x["table"])[0] == ["age", "height"]
+    assert shapes_text(BOTH["picture"]) == "1×4×4"
 
 
 # -- numbers and rows ------------------------------------------------------------------------------------------------
 
 
 def test_numbers_have_a_minus_and_names_keep_their_hyphen() -> None:
-    assert typographic("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
+    assert replace_hyphens("-0.5 (-1) to ±-2, cifar-10, 2020-01-02, a/-1.png") == (
         "\u22120.5 (\u22121) to ±\u22122, cifar-10, 2020-01-02, a/-1.png"
     )
-    drawn = _environment().from_string("{{ a }} <i title='{{ a }}'></i>").render(a="r -0.5")
+    drawn = _jinja_environment().from_string("{{ a }} <i title='{{ a }}'></i>").render(a="r -0.5")
     assert drawn == "r \u22120.5 <i title='r \u22120.5'></i>"
 
 
 def test_code_is_left_as_it_was_typed() -> None:
-    macros = _environment().get_template("blocks.html").make_module()
+    macros = _jinja_environment().get_template("blocks.html").make_module()
     assert "--eps -1" in macros.drawn(Code("unboxed attack --eps -1"))  # type: ignore[attr-defined]
 
 
 def test_large_numbers_are_whole() -> None:
-    assert [digits(v) for v in (1374.2, -747.0, 0.012345, 0.0)] == ["1,374", "-747", "0.0123", "0"]
+    assert [format_number(v) for v in (1374.2, -747.0, 0.012345, 0.0)] == ["1,374", "-747", "0.0123", "0"]
 
 
 @pytest.mark.parametrize(("n", "wide", "most"), [(10, 106, 5), (10, 84, 10), (9, 106, 9 - 4), (1, 2000, 1), (0, 84, 0)])
 def test_no_row_of_pictures_is_left_with_one(n: int, wide: int, most: int) -> None:
-    assert together([Figure(Picture("", "", wide, 1))] * n) == most
+    assert max_per_row([Figure(ImageRef("", "", wide, 1))] * n) == most

@@ -27,9 +27,9 @@ def unit(**more: Any) -> Unit:
 
 def test_a_patch_that_leaves_the_image_keeps_its_place() -> None:
     picture = np.arange(36.0).reshape(1, 6, 6)
-    inside = units.framed(picture, (1, 2, 4, 5), (3, 3), (6, 6))
+    inside = units.crop_with_padding(picture, (1, 2, 4, 5), (3, 3), (6, 6))
     assert np.array_equal(inside, picture[:, 1:4, 2:5])
-    above = units.framed(picture, (0, 4, 2, 6), (3, 3), (6, 6))  # cut at the top and on the right
+    above = units.crop_with_padding(picture, (0, 4, 2, 6), (3, 3), (6, 6))  # cut at the top and on the right
     assert np.isnan(above[0, 0]).all()
     assert np.isnan(above[0, :, 2]).all()
     assert np.array_equal(above[:, 1:, :2], picture[:, 0:2, 4:6])
@@ -37,25 +37,25 @@ def test_a_patch_that_leaves_the_image_keeps_its_place() -> None:
 
 def test_large_patches_are_shrunk_by_a_whole_factor() -> None:
     picture = np.random.default_rng(0).random((3, 160, 160))
-    small = units.framed(picture, (0, 0, 150, 150), (150, 150), (160, 160))
+    small = units.crop_with_padding(picture, (0, 0, 150, 150), (150, 150), (160, 160))
     assert small.shape == (3, 50, 50)
     assert small[0, 0, 0] == pytest.approx(picture[0, :3, :3].mean())
 
 
 def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
     page = units.histogram(unit(), (100, 40))
-    dark = (page == units.INK).all(2)
+    dark = (page == units.BAR_COLOR).all(2)
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
-    assert (page[0, 25] == units.ZERO).all()
-    assert units.value_range(unit()) == "axis -1 to 3"
-    assert units.value_range(unit(counts=np.zeros(6))) == "no values"
+    assert (page[0, 25] == units.ZERO_LINE_COLOR).all()
+    assert units.value_range_text(unit()) == "axis -1 to 3"
+    assert units.value_range_text(unit(counts=np.zeros(6))) == "no values"
 
 
 def test_all_projections_share_one_scale() -> None:
     weak, strong = unit(), unit(projections=unit().projections * 10)
-    scale = units.reach_of([weak, strong])
-    assert scale == pytest.approx(units.reach_of([strong]), rel=0.05)
+    scale = units.shared_vmax([weak, strong])
+    assert scale == pytest.approx(units.shared_vmax([strong]), rel=0.05)
     pale, full = (units.projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
     assert np.abs(255 - pale).mean() < np.abs(255 - full).mean()
     sheet = units.units_sheet([weak, unit(projections=None, dead=True)], title="Units")
@@ -73,7 +73,7 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
     "name", ["plain", "conv_called_twice", "clamped_hidden", "color", "transformer", "lstm", "mlp"]
 )
 def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
-    entry = awkward.get(name)
+    entry = awkward.get_model(name)
     page = made(ub.Box(entry.model, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
     assert "What excites each unit?" in page
     assert "dead (never above zero" in page
@@ -83,7 +83,7 @@ def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
 
 
 def test_dead_units_are_counted_and_not_shown(tmp_path: Path) -> None:
-    entry = awkward.get("plain")
+    entry = awkward.get_model("plain")
     with torch.no_grad():
         entry.model.conv2.bias[1] = -1e4
     page = made(ub.Box(entry.model, entry.inputs), entry.images(30), tmp_path)
@@ -103,5 +103,5 @@ def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
 
 
 def test_a_net_without_units_says_so(tmp_path: Path) -> None:
-    entry = awkward.get("parameterless")
+    entry = awkward.get_model("parameterless")
     assert "has units" in made(ub.Box(entry.model, entry.inputs), entry.images(9), tmp_path)

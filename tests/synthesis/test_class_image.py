@@ -9,7 +9,7 @@ from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.parameterizations import Fourier
 from unboxed.engine.optimize.transforms import wobble
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.rng import shared
+from unboxed.rng import step_generator
 
 
 def model(seed: int = 0, channels: int = 1) -> nn.Module:
@@ -95,9 +95,9 @@ def quarter_turn(x: Tensor) -> Tensor:
 
 def test_the_wobble_without_amplitude_is_the_identity_and_keeps_shapes_undistorted() -> None:
     x = torch.rand(2, 1, 12, 20, generator=torch.Generator().manual_seed(0))
-    still = wobble(0, 0, 0)(x, shared(0, 0, x.device))
+    still = wobble(0, 0, 0)(x, step_generator(0, 0, x.device))
     assert torch.allclose(still, x, atol=1e-5)
     disk = ((torch.arange(12.0)[:, None] - 5.5) ** 2 + (torch.arange(20.0)[None] - 9.5) ** 2 < 16).float()[None, None]
-    turned = wobble(60, 0, 0)(disk, shared(3, 1, x.device))
+    turned = wobble(60, 0, 0)(disk, step_generator(3, 1, x.device))
     assert (turned - disk).abs().mean() < 0.03  # a disk stays a disk, on a wide image too
     assert (turned - disk).abs().max() > 0  # and it was turned

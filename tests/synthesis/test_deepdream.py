@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from models import uniform as pictures
 from unboxed.errors import InputError, LayerError
-from unboxed.rng import shared
+from unboxed.rng import step_generator
 from unboxed.synthesis import deepdream
 from unboxed.synthesis.deepdream import _starts
 
@@ -40,7 +40,7 @@ def notebook(box: ub.Box, x: Tensor, layer: str, octaves: int, scale: float, ste
             detail = F.interpolate(detail, tuple(base.shape[2:]), mode="bilinear", antialias=True)
         image = (base + detail).clamp(0, 1)
         for _ in range(steps):
-            by = torch.randint(-3, 4, (2,), generator=shared(seed, count, torch.device("cpu"))).tolist()
+            by = torch.randint(-3, 4, (2,), generator=step_generator(seed, count, torch.device("cpu"))).tolist()
             moved = torch.roll(image, by, (2, 3)).requires_grad_()
             energy = box.model[:3](box.inputs.encode(moved)).pow(2).mean()
             (grad,) = torch.autograd.grad(energy, moved)
@@ -131,7 +131,7 @@ def test_frames_are_of_the_whole_image() -> None:
 
 
 def test_a_net_of_one_size_says_what_to_do() -> None:
-    c = case("plain")
+    c = make_case("plain")
     x = torch.rand(1, 1, 12, 20, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"takes no images of 12x20 .* its own are 8x8: give tile=\(8, 8\)"):
         deepdream(c.box, x, ub.logit(0))
@@ -140,16 +140,16 @@ def test_a_net_of_one_size_says_what_to_do() -> None:
     assert deepdream(c.box, x, "conv2", steps=2).images.shape == x.shape  # as far as that it takes any
 
 
-class Viewed(awkward.Plain):
+class Viewed(awkward.PlainCNN):
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.second(self.first(x)).reshape(-1, 64))
+        return self.fc(self.second_block(self.first_block(x)).reshape(-1, 64))
 
 
 def test_rows_that_multiply_are_no_images_taken() -> None:
     """`view(-1, 64)` makes four rows of a larger image, silently."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        box = ub.Box(Viewed(), awkward.GRAY)
+        box = ub.Box(Viewed(), awkward.GRAY_INPUTS)
     with pytest.raises(InputError, match="16x16"):
         deepdream(box, torch.zeros(1, 1, 16, 16), ub.logit(0))
     with pytest.raises(InputError, match="16x16"):
@@ -160,10 +160,10 @@ def test_refusals() -> None:
     table = ub.Box(nn.Linear(2, 3), ub.Features(("a", "b")))
     with pytest.raises(InputError, match="images"):
         deepdream(table, torch.zeros(1, 2))
-    flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
+    flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
     with pytest.raises(LayerError, match="logit"):
         deepdream(flat, torch.zeros(1, 1, 8, 8))
-    c = case("plain")
+    c = make_case("plain")
     for bad in (
         {"octaves": 0},
         {"scale": 1},

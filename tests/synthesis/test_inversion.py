@@ -98,8 +98,8 @@ def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
     made = inversion(box, x, "logits", steps=4, every=2)
     assert made.frames is not None
     assert made.frames.shape == (3, *x.shape)
-    assert ub.plots.drawings(made).size[0] > 100
-    assert ub.plots.strip(made).size[0] > 100
+    assert ub.plots.image_sheet(made).size[0] > 100
+    assert ub.plots.frame_strip(made).size[0] > 100
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
@@ -122,8 +122,8 @@ def test_a_table_of_features_is_refused() -> None:
 
 @pytest.mark.parametrize("model", ["relu_called_twice", "double", "bfloat16"])
 def test_a_call_of_a_layer(model: str) -> None:
-    entry = awkward.get(model)
-    box = ub.Box(entry.model, entry.inputs, **entry.box)
+    entry = awkward.get_model(model)
+    box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     path = "relu1#1" if model == "relu_called_twice" else "conv1"
     made = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
     assert made.path == path
@@ -171,5 +171,5 @@ class Listed(nn.Module):
 
 
 def test_layers_in_a_list_are_met() -> None:
-    made = inversions(ub.Box(Listed().eval(), awkward.GRAY), torch.rand(1, 1, 8, 8), steps=1)
+    made = inversions(ub.Box(Listed().eval(), awkward.GRAY_INPUTS), torch.rand(1, 1, 8, 8), steps=1)
     assert made.layers == ("stem", "body.0", "body.1", "logits")

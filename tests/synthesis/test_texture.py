@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import case
+from contracts.common import make_case
 from models import uniform as pictures
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import style_transfer, texture
@@ -38,7 +38,7 @@ def texture_loss(box: ub.Box, x: Tensor, image: Tensor, layers: tuple[str, ...])
 
 
 def test_the_texture_loss_is_the_papers() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     made = texture(c.box, c.x, LAYERS, steps=2)
     for i in range(3):
         want = -texture_loss(c.box, c.x[i : i + 1], made.images[i : i + 1], LAYERS)
@@ -47,7 +47,7 @@ def test_the_texture_loss_is_the_papers() -> None:
 
 def test_the_style_loss_is_the_papers() -> None:
     """L = alpha L_content + beta L_style (eq. 7), L_content relative to |P|^2; one style image for all."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     style = pictures(1, 1, 8, 8)
     made = style_transfer(c.box, c.x, style, layers=LAYERS, at="conv2", content=0.3, steps=2)
     for i in range(3):
@@ -58,13 +58,13 @@ def test_the_style_loss_is_the_papers() -> None:
 
 
 def test_an_image_has_its_own_texture() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     made = style_transfer(c.box, c.x, c.x, layers=LAYERS, steps=0)
     assert made.scores.abs().max() < 1e-12
 
 
 def test_the_texture_is_reached() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     made = texture(c.box, c.x, LAYERS, steps=150, smooth=0)
     assert (made.scores > 0.2 * made.history[0]).all()
     assert (made.scores > -0.01).all()
@@ -73,7 +73,7 @@ def test_the_texture_is_reached() -> None:
 
 def test_places_are_forgotten() -> None:
     """Gram matrices of the pixels don't change when these are shuffled."""
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     shuffled = c.x.flatten(2)[..., order].view_as(c.x)
     a, b = (texture(c.box, x, "input", steps=3, smooth=0) for x in (c.x, shuffled))
@@ -81,7 +81,7 @@ def test_places_are_forgotten() -> None:
 
 
 def test_images_of_other_sizes() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     x, style = pictures(1, 1, 12, 9), pictures(1, 1, 7, 16, seed=2)
     assert texture(c.box, x, LAYERS, steps=1).images.shape == x.shape
     assert style_transfer(c.box, x, style, layers=LAYERS, at="conv2", steps=1).images.shape == x.shape
@@ -95,7 +95,7 @@ def test_images_of_other_sizes() -> None:
 
 
 def test_smoothness_is_a_prior() -> None:
-    c = case("plain", torch.float64)
+    c = make_case("plain", torch.float64)
     rough, smooth = (texture(c.box, c.x, LAYERS, steps=40, smooth=w).images.diff(dim=3).abs().mean() for w in (0, 50))
     assert smooth < 0.7 * rough
 
@@ -106,13 +106,13 @@ def test_a_layer_that_gives_nothing_asks_for_nothing() -> None:
         dead = nn.Conv2d(1, 2, 3)
         nn.init.zeros_(dead.weight)
         nn.init.zeros_(dead.bias)
-        box = ub.Box(nn.Sequential(dead, nn.Flatten(), nn.Linear(72, 3)), awkward.GRAY)
+        box = ub.Box(nn.Sequential(dead, nn.Flatten(), nn.Linear(72, 3)), awkward.GRAY_INPUTS)
     made = texture(box, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), ["input", "0"], steps=3)
     assert torch.isfinite(made.history).all()
 
 
 def test_refusals() -> None:
-    c = case("plain")
+    c = make_case("plain")
     table = ub.Box(nn.Linear(2, 3), ub.Features(("a", "b")))
     for work in (lambda: texture(table, torch.zeros(1, 2)), lambda: style_transfer(table, c.x, c.x)):
         with pytest.raises(InputError, match="images"):
@@ -121,7 +121,7 @@ def test_refusals() -> None:
         style_transfer(c.box, c.x, c.x[:2])
     with pytest.raises(LayerError, match="no layers"):
         texture(c.box, c.x, [])
-    flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY)
+    flat = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
     with pytest.raises(LayerError, match="positions"):
         texture(flat, c.x)
 
@@ -137,7 +137,7 @@ def test_strips_have_positions(shape: tuple[int, int]) -> None:
 
 def test_a_single_pixel_has_a_texture() -> None:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
-    box = ub.Box(nn.Sequential(*layers).eval(), awkward.GRAY)
+    box = ub.Box(nn.Sequential(*layers).eval(), awkward.GRAY_INPUTS)
     made = texture(box, torch.full((2, 1, 1, 1), 0.3), ["input", "0"], steps=3)
     assert torch.isfinite(made.history).all()
     assert torch.isfinite(made.images).all()

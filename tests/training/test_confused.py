@@ -264,11 +264,11 @@ def test_its_traces_in_the_net() -> None:
     assert model[1].training
 
 
-@pytest.mark.parametrize("name", awkward.NETS)
+@pytest.mark.parametrize("name", awkward.MODELS)
 def test_nothing_is_left_in_any_net(name: str) -> None:
-    entry = awkward.get(name)
+    entry = awkward.get_model(name)
     z = entry.inputs.encode(entry.images(4)).to(next((p.dtype for p in entry.model.parameters()), torch.float32))
-    confused = ConfusedLogits(2, **FORCED, min_probability=0.0, **entry.box, to=lambda sheet, step: None)
+    confused = ConfusedLogits(2, **FORCED, min_probability=0.0, **entry.box_settings, to=lambda sheet, step: None)
     y = torch.zeros(4, dtype=torch.long)
     before = snapshot(entry.model, z, y)
     if name == "checkpointed_reentrant":  # torch has no gradient in the input there
@@ -352,7 +352,7 @@ class Drawn:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.blocks: list[dict[str, Any]] = []
-        self._sheet = picture.sheet
+        self._sheet = picture.contact_sheet
         monkeypatch.setattr(picture, "sheet", self)
 
     def __call__(self, rows: Any, **more: Any) -> Image.Image:
@@ -381,14 +381,14 @@ def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> No
     a, b = (names[k] for k in found.classes[0].tolist())
     assert block["title"] == f"step 7: {a} or {b}?"
     assert x.caption == f"input, label {names[found.labels[0]]}"
-    assert np.array_equal(x.picture, colors.image(inputs.decode(found.inputs[0])))
+    assert np.array_equal(x.picture, colors.image_to_rgb(inputs.decode(found.inputs[0])))
     for tile, moved, grad, name in ((up_a, plus_a, found.gradients[0, 0], a), (up_b, plus_b, found.gradients[0, 1], b)):
         value = found.logits[0, names.index(name)].item()
         assert tile.caption == f"d logit {name} / dx\nlogit {value:.3f}"
         assert moved.caption == f"input\n+ {factor:g} × d logit {name} / dx"
         (bar,) = block["bars"]  # one scale for both
-        assert np.array_equal(tile.picture, colors.signed(grad.sum(0), bar.scale))
-        assert np.array_equal(moved.picture, colors.image(inputs.decode(found.inputs[0] + factor * grad)))
+        assert np.array_equal(tile.picture, colors.signed_to_rgb(grad.sum(0), bar.scale))
+        assert np.array_equal(moved.picture, colors.image_to_rgb(inputs.decode(found.inputs[0] + factor * grad)))
 
 
 def test_the_projection_factor_shows() -> None:
@@ -445,7 +445,7 @@ def test_without_inputs_the_range_that_is_drawn_is_printed(drawn: Drawn) -> None
     low, high = found.inputs.min().item(), found.inputs.max().item()
     x = drawn.blocks[0]["rows"][0][0]
     assert x.caption == f"input\nblack {low:.3g}, white {high:.3g}\nmean of 2 channels"
-    assert np.array_equal(x.picture, colors.image((found.inputs[0] - low) / (high - low)))
+    assert np.array_equal(x.picture, colors.image_to_rgb((found.inputs[0] - low) / (high - low)))
 
 
 def test_inputs_that_are_no_images_say_so() -> None:

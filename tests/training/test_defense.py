@@ -401,7 +401,7 @@ def lightning(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("defense", [Fast(0.1), PGD(0.1, steps=3, ramp=0.5)])
 def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) -> None:
-    from unboxed.rng import key
+    from unboxed.rng import derive_seed
     from unboxed.training.lightning import Defending
 
     pixels, labels = batch(24)
@@ -410,7 +410,9 @@ def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) ->
     def step(module: Any, z: Tensor, y: Tensor) -> Tensor:
         i, training = len(seen), module.model.training
         rows = slice(i % 4 * 6, i % 4 * 6 + 6)
-        want = defense.attack(Box(module, INPUTS), pixels[rows], labels[rows], (i + 1) / 8, seed=key("batch", i, 0))
+        want = defense.attack(
+            Box(module, INPUTS), pixels[rows], labels[rows], (i + 1) / 8, seed=derive_seed("batch", i, 0)
+        )
         assert torch.allclose(INPUTS.decode(z), want, atol=1e-5)
         assert training
         seen.append((INPUTS.decode(z) - pixels[rows]).abs().max().item())

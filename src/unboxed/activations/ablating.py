@@ -18,7 +18,7 @@ from ..engine.read.packing import packed
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..model.hooks import Edit
-from ..model.layers import received
+from ..model.layers import input_address
 from ..objectives import Objective
 
 ROWS = 256  # of the data read at a time
@@ -52,8 +52,8 @@ class Ablation:
 @card(
     name="Ablation",
     source="Morcos et al. 2018, arXiv:1803.06959, section 2 (ablations: a unit clamped to zero, or to its mean)",
-    tells="Which units this answer, or the accuracy, can't do without.",
-    not_tells="What units do together: a unit whose work another can take over seems to matter little.",
+    shows="Which units this answer, or the accuracy, can't do without.",
+    does_not_show="What units do together: a unit whose work another can take over seems to matter little.",
     example=lambda method, box, x, y: method(box, x, addresses(box)[-1], [0, 1], target=y),
     exempt={"one look": "it runs the model once for each unit"},
 )
@@ -76,9 +76,9 @@ def ablation(
     """
     if to not in ("zero", "mean") or (to == "mean") != (data is not None):
         raise InputError(f'to is "zero", or "mean" together with data to take it over; got {to!r}')
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     real = with_units(box, hidden(box) if layer is None else layer)
-    shape = box.read(x[:1] if not box.coupled else x, [real])[real].shape[1:]
+    shape = box.read(x[:1] if not box.batch_dependent else x, [real])[real].shape[1:]
     ks = torch.tensor(chosen(units, shape[0], real), device=box.device)
     objective = settled(box, target, x, batch_size)
     value = torch.zeros(shape[0], device=box.device) if data is None else _means(box, real, data, batch_size)
@@ -100,11 +100,11 @@ PASSING = ("Dropout", "Flatten", "Identity")
 def hidden(box: Box) -> str:
     """What the last layer with weights is given: by the layer before it, or from several. Raises LayerError."""
     paths = addresses(box)
-    weighted = [i for i, path in enumerate(paths) if box.layers[path].parameters]
+    weighted = [i for i, path in enumerate(paths) if box.layers[path].n_parameters]
     i = before = weighted[-1] if weighted else len(paths) - 1
     while before and (before == i or box.layers[paths[before]].type in PASSING):
         before -= 1
-    given = received(paths[i])
+    given = input_address(paths[i])
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     acts = box.read(noise, [given, paths[before]])
     a, b = acts[given].flatten(), acts[paths[before]].flatten()

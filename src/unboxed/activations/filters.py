@@ -20,8 +20,8 @@ ALIKE = 0.5  # the correlation from which on two channels are the same pixels
 @card(
     name="Filters",
     source="Krizhevsky et al. 2012, figure 3",
-    tells="The pattern that each unit of the first layer answers to most.",
-    not_tells="What deeper layers look for: their weights are not in units of the input.",
+    shows="The pattern that each unit of the first layer answers to most.",
+    does_not_show="What deeper layers look for: their weights are not in units of the input.",
     example=lambda method, box, x, y: method(box),
 )
 def filters(box: Box, layer: str | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def _in_order(box: Box) -> list[str]:
 def _pictures(box: Box, path: str, named: bool = False) -> Tensor | None:
     """The layer's weights as the forward has them, if they are pictures: of the pixels, or of what a named one gets."""
     module = box.modules[path]
-    with box.quiet(grad=False):  # a parametrized weight is computed, and may be written, when it is looked at
+    with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is looked at
         order = _order_of_pixels(box, path)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (order is None and not named):
@@ -74,7 +74,7 @@ def _order_of_pixels(box: Box, path: str) -> list[int] | None:
     """
     if isinstance(box.modules[path], torch.jit.ScriptModule):
         return []
-    if not any(row.path == path and row.takes for row in box.layers):
+    if not any(row.path == path and row.has_input for row in box.layers):
         return None
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]

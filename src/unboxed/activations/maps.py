@@ -11,7 +11,7 @@ from ..box import Box
 from ..cards import card
 from ..errors import LayerError
 from ..model.batching import BatchSize
-from ..model.layers import received
+from ..model.layers import input_address
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class LayerMaps:
 @card(
     name="Activation maps",
     source="Yosinski et al. 2015, arXiv:1506.06579, section 2",
-    tells="What each layer hands to the next for this input, channel by channel.",
-    not_tells="Which of it matters for the answer: a bright map may be ignored above.",
+    shows="What each layer hands to the next for this input, channel by channel.",
+    does_not_show="Which of it matters for the answer: a bright map may be ignored above.",
     example=lambda method, box, x, y: method(box, x),
 )
 def maps(
@@ -39,10 +39,10 @@ def maps(
     paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
     if not paths:
         raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
-    ends = {p: received(p) for p in paths}
+    ends = {p: input_address(p) for p in paths}
     acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
     return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)
 
 
 def _every_call(box: Box) -> list[str]:
-    return [address for row in box.layers.leaves if row.takes and row.rows for address in row.addresses]
+    return [address for row in box.layers.leaves if row.has_input and row.has_batch_axis for address in row.addresses]

@@ -15,15 +15,15 @@ from ..engine.read.items import Skipped
 from ..engine.read.neighbors import Metric, Neighbors, Search
 from ..errors import LayerError
 from ..model.batching import BatchSize
-from ..objectives import ENDS
-from ..validation import whole
+from ..objectives import MODEL_ENDS
+from ..validation import check_int
 
 
 @card(
     name="Nearest neighbors",
     source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
-    tells="Which examples this layer holds to be alike: what the model has learned to tell apart is far apart.",
-    not_tells="Why they are alike: distance adds up every feature, and those of large values count most.",
+    shows="Which examples this layer holds to be alike: what the model has learned to tell apart is far apart.",
+    does_not_show="Why they are alike: distance adds up every feature, and those of large values count most.",
     example=lambda method, box, x, y: method(box, x, _others(box), k=2),
 )
 def nearest_neighbors(
@@ -41,9 +41,9 @@ def nearest_neighbors(
     Without `data`: among x themselves, each but itself. `data` of any size are read once, in bounded memory; indices
     count them from 0. Raises LayerError for unknown layers, InputError where there are fewer than k examples.
     """
-    k = whole("k", k, least=1)
-    address = _last(box) if layer is None else layer if layer in ENDS else box.layers.resolve(layer)
-    queries = features.read(box, box.accept(x), [address], batch_size=batch_size)[address]  # (N, D)
+    k = check_int("k", k, minimum=1)
+    address = _last(box) if layer is None else layer if layer in MODEL_ENDS else box.layers.resolve(layer)
+    queries = features.read(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]  # (N, D)
     if data is None:
         search = Search(queries, k, metric=metric, exclude=torch.arange(len(queries)))
         search.add(queries)
@@ -59,7 +59,7 @@ def nearest_neighbors(
 
 def _last(box: Box) -> str:
     """What the last layer receives; of a model without a hidden layer, the output."""
-    if not any(row.parameters for row in box.layers.leaves):
+    if not any(row.n_parameters for row in box.layers.leaves):
         raise LayerError("no module of this model has parameters; name what to compare, for one layer='output'")
     hidden = features.hidden(box)
     return hidden[-1] if hidden else "output"

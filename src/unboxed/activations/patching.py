@@ -48,8 +48,8 @@ class Patching:
 @card(
     name="Activation patching",
     source="Vig et al. 2020, arXiv:2004.12265; normalized as in Zhang & Nanda 2024, arXiv:2309.16042, section 2",
-    tells="Where the difference between two inputs that makes the answer differ is carried through the model.",
-    not_tells="That a part is needed: it was enough here, and others may carry the same.",
+    shows="Where the difference between two inputs that makes the answer differ is carried through the model.",
+    does_not_show="That a part is needed: it was enough here, and others may carry the same.",
     example=lambda method, box, x, y: method(
         box, box.accept(x), box.accept(x).roll(1, 0), addresses(box)[-1:], y, by="channel"
     ),
@@ -73,7 +73,7 @@ def patching(
     """
     if by not in AXIS:
         raise InputError(f'by is "layer", "channel" or "position"; got {by!r}')
-    clean, corrupted = box.accept(clean), box.accept(corrupted)
+    clean, corrupted = box.validate_inputs(clean), box.validate_inputs(corrupted)
     if len(clean) != len(corrupted):
         raise InputError(f"each corrupted input goes with a clean one; got {len(corrupted)} and {len(clean)}")
     paths = _paths(box, layers, by)
@@ -106,13 +106,13 @@ def _patched(
     box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, by: By, batch_size: BatchSize
 ) -> Tensor:
     """The scores of `corrupted` with each part of one layer exchanged."""
-    first = clean if box.coupled else clean[:1]
+    first = clean if box.batch_dependent else clean[:1]
     shape, axis = box.read(first, [path])[path].shape[1:], AXIS[by]
     count = parts_of(shape, axis)
 
     def ways(n: Tensor, p: Tensor) -> Mapping[str, Edit]:
         own, at = torch.unique(n, return_inverse=True)
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             h = box.forward(clean[own], [path])[path]
         return {path: Exchange(one_of(p, count, shape, axis), h[at])}
 

@@ -17,7 +17,7 @@ from ..engine.gradients.score import Gradients, gradients
 from ..errors import InputError, RuleError
 from ..model import relu_rules
 from ..model.batching import BatchSize
-from ..objectives import Index, Objective, as_classes, held, of
+from ..objectives import Index, Objective, as_classes, constant, layer_objective
 from .receptive import ReceptiveField, receptive_field
 from .units import by_unit, peaks, unit_layers, unraveled
 
@@ -44,8 +44,8 @@ class Projections:
 @card(
     name="Projections",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
-    tells="The pattern, in the part of an example that one neuron sees, by which it was excited.",
-    not_tells="What excites the neuron elsewhere; and where a unit has many reasons, one example shows one of them.",
+    shows="The pattern, in the part of an example that one neuron sees, by which it was excited.",
+    does_not_show="What excites the neuron elsewhere; and where a unit has many reasons, one example shows one of them.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
     exempt={"one look": "where the unit is largest must be known first, and what it sees is found by probing"},
 )
@@ -69,7 +69,7 @@ def projections(
     """
     if rule not in ("auto", "deconvnet", "gradient"):
         raise InputError(f'rule is "auto", "deconvnet" or "gradient"; got {rule!r}')
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     (path,) = unit_layers(box, layer)
     h = by_unit(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
     units = _units(unit, len(x), h)
@@ -85,13 +85,13 @@ def neurons(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Object
 
     def score(h: Tensor) -> Tensor:
         rows = torch.arange(len(h), device=h.device)
-        at = (rows, held(unit, h), *held(position, h).unbind(1))
+        at = (rows, constant(unit, h), *constant(position, h).unbind(1))
         return by_unit(h, axis, layer)[at]
 
     def select(i: Index) -> Objective:
         return neurons(layer, unit[i], position[i], axis)
 
-    return of(layer, score, f"{layer}, one neuron an example", select, len(unit))
+    return layer_objective(layer, score, f"{layer}, one neuron an example", select, len(unit))
 
 
 def _sent_back(

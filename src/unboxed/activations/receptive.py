@@ -19,7 +19,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.sizes import images_only
 from ..model.batching import BatchSize, in_batches
-from ..validation import whole
+from ..validation import check_int
 from .units import by_unit, unit_layers
 
 T = TypeVar("T")
@@ -83,8 +83,8 @@ def _moved(bounds: Tensor, at: list[int], axis: int) -> list[int]:
 @card(
     name="Receptive field",
     source="defined as in Araujo, Norris & Sim 2019, doi:10.23915/distill.00021; found by probing with NaN",
-    tells="Which rows and columns of the picture can reach each position of a layer at all.",
-    not_tells="How much each counts: the effective field is mostly smaller, and strongest in its middle.",
+    shows="Which rows and columns of the picture can reach each position of a layer at all.",
+    does_not_show="How much each counts: the effective field is mostly smaller, and strongest in its middle.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, unit_layers(box, None)[-2:][0]),
 )
@@ -100,7 +100,7 @@ def receptive_field(
     """
     images_only(box, "a receptive field")
     (path,) = unit_layers(box, layer)
-    prober = _Prober(box, path, axis, whole("step", step, least=1), batch_size)
+    prober = _Prober(box, path, axis, check_int("step", step, minimum=1), batch_size)
     bounds = prober.by_nan()
     if bounds is not None and prober.confirms(bounds) and prober.reaches(bounds):
         return ReceptiveField(path, bounds, "NaN")
@@ -224,7 +224,7 @@ class _Prober:
         return x
 
     def _given(self, x: Tensor) -> Tensor:
-        with _plain_kernels(), self.box.quiet(grad=False):
+        with _plain_kernels(), self.box.isolated(grad=False):
             return by_unit(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
     def _differs(self, base: Tensor) -> Callable[[Tensor], Tensor]:
@@ -232,8 +232,8 @@ class _Prober:
         return lambda h: ((h - base).abs() > least).any(1)
 
     def _split(self, part: Callable[[slice], T], n: int) -> list[T]:
-        size, most = self.box.splits(n, self.batch_size)
-        return in_batches(part, n, 1 if self.box.coupled else size, most)  # each probe beside no other
+        size, most = self.box.batch_plan(n, self.batch_size)
+        return in_batches(part, n, 1 if self.box.batch_dependent else size, most)  # each probe beside no other
 
 
 def _sampled(bounds: Tensor) -> list[tuple[int, ...]]:

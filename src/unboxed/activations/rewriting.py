@@ -32,8 +32,8 @@ class Rewritten:
 @card(
     name="Rewriting",
     source="Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units)",
-    tells="What the output becomes when these activations are other ones: a cause, not a correlation.",
-    not_tells="What the model would do on an input that has such activations: often there is none.",
+    shows="What the output becomes when these activations are other ones: a cause, not a correlation.",
+    does_not_show="What the model would do on an input that has such activations: often there is none.",
     example=lambda method, box, x, y: method(box, x, {addresses(box)[-1]: ablate(0)}),
     exempt={"one look": "it runs the model with and without the edits"},
 )
@@ -44,16 +44,16 @@ def rewrite(box: Box, x: Tensor, edits: Edits, *, batch_size: BatchSize = "auto"
     tensor of its shape. Of what a layer gives as several tensors, the first is rewritten. Raises LayerError for an
     unknown layer, InputError for an edit that doesn't fit it.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     wanted = _checked(box, edits, len(x))
-    coupled = not all(map(box.has_rows, wanted))
+    coupled = not all(map(box.has_batch_axis, wanted))
 
     def part(rows: slice, wanted: Mapping[str, Sequence[Edit]]) -> Tensor:
         mine = {a: _chain([e.rows(rows) if isinstance(e, Change) else e for e in es], a) for a, es in wanted.items()}
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             return box.forward(x[rows], ["logits"], mine)["logits"].to(box.dtype)
 
-    split = box.splits(len(x), batch_size, coupled)
+    split = box.batch_plan(len(x), batch_size, coupled)
     both = [torch.cat(in_batches(partial(part, wanted=edits), len(x), *split)) for edits in ({}, wanted)]
     return Rewritten(*both)
 

@@ -18,7 +18,7 @@ from ..engine.read.packing import packed
 from ..errors import DataError, InputError, warn
 from ..inputs.multi import MultiInput
 from ..model.batching import BatchSize
-from ..validation import whole
+from ..validation import check_int
 
 LEAST = 4  # examples that HSIC_1 needs
 ROUNDING = 32  # units in the last place by which a feature that is the same for all examples may seem to vary
@@ -43,17 +43,17 @@ def _mirrored(box: Box, x: Tensor) -> Tensor:
 
 def _example(method: Any, box: Box, x: Tensor) -> Any:
     """The last two layers with weights, on the examples and their mirror images."""
-    weighted = [path for path in addresses(box) if box.layers[path].parameters]
+    weighted = [path for path in addresses(box) if box.layers[path].n_parameters]
     layers = (weighted if len(weighted) > 1 else addresses(box))[-2:]
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     return method(box, box, torch.cat([x, _mirrored(box, x)]), layers, layers)
 
 
 @card(
     name="CKA",
     source="Kornblith et al. 2019, arXiv:1905.00414; in minibatches: Nguyen et al. 2021, arXiv:2010.15327, eq. 3-4",
-    tells="Which layers lay out these examples alike, up to rotation and scale, in one model or in two.",
-    not_tells="That two layers compute the same: a few large directions decide, and the small ones may differ.",
+    shows="Which layers lay out these examples alike, up to rotation and scale, in one model or in two.",
+    does_not_show="That two layers compute the same: a few large directions decide, and the small ones may differ.",
     example=lambda method, box, x, y: _example(method, box, x),
 )
 def similarity(
@@ -76,7 +76,7 @@ def similarity(
     Gram matrix holds; a rest of fewer than 4 is left out. Raises InputError where the models take other inputs.
     """
     least = LEAST if unbiased else 2
-    size = whole("minibatch", minibatch, least=least)
+    size = check_int("minibatch", minibatch, minimum=least)
     if box_a.inputs.shape != box_b.inputs.shape:
         raise InputError(
             f"the models take inputs of {box_a.inputs.shape} and {box_b.inputs.shape}; compare on the same"

@@ -17,7 +17,7 @@ from ..engine.read.items import Skipped
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts
-from ..objectives import ENDS
+from ..objectives import MODEL_ENDS
 from .distributions import Histograms, Moments, Rows
 from .units import by_unit, unit_layers
 
@@ -55,8 +55,8 @@ class UnitStatistics:
 @card(
     name="Unit statistics",
     source="dead units: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.1; moments: Chan, Golub & LeVeque 1979",
-    tells="Which values each unit takes over the data, and which units never answer to any of it.",
-    not_tells="Whether a unit that answers is of any use, or a dead one would answer to other data.",
+    shows="Which values each unit takes over the data, and which units never answer to any of it.",
+    does_not_show="Whether a unit that answers is of any use, or a dead one would answer to other data.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:]),
 )
 def statistics(
@@ -112,8 +112,8 @@ def passed(
     def work(x: Tensor) -> None:
         nonlocal state
         glance = _Glance(partial(look, state))
-        edits = {path: partial(glance, path) for path in paths if path not in (*ENDS, *read)}
-        with box.quiet(grad=False):
+        edits = {path: partial(glance, path) for path in paths if path not in (*MODEL_ENDS, *read)}
+        with box.isolated(grad=False):
             acts = box.forward(x, {*read, *(path for path in paths if path not in edits)}, edits)
         for path in paths:
             if path not in edits:

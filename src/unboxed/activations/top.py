@@ -19,7 +19,7 @@ from ..engine.read.packing import packed, read_once
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts
-from ..validation import whole
+from ..validation import check_int
 from .distributions import wide
 from .statistics import Scored, Survey, UnitStatistics, UnitSurvey, passed
 from .units import peaks, unit_layers, unraveled
@@ -62,8 +62,8 @@ class TopExamples:
 @card(
     name="Top examples",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4, figure 2",
-    tells="Which real examples, and which part of each, excite a unit most.",
-    not_tells="What they have in common that the unit answers to, and what else it answers to less strongly.",
+    shows="Which real examples, and which part of each, excite a unit most.",
+    does_not_show="What they have in common that the unit answers to, and what else it answers to less strongly.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-1:], k=2),
 )
 def top_examples(
@@ -86,7 +86,7 @@ def top_examples(
     """
     if by not in ("peak", "mean"):
         raise InputError(f'by is "peak" or "mean"; got {by!r}')
-    paths, k = unit_layers(box, layers, axis), whole("k", k, least=1)
+    paths, k = unit_layers(box, layers, axis), check_int("k", k, minimum=1)
     features = _penultimate(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
@@ -102,12 +102,12 @@ def top_examples(
 def _penultimate(box: Box) -> str:
     """What the last layer with weights receives."""
     tables = (nn.Embedding, nn.EmbeddingBag)  # what they receive are numbers of rows, no features
-    rows = [row for row in box.layers.leaves if row.takes and row.rows and row.parameters]
+    rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
     rows = [row for row in rows if not isinstance(box.modules[row.path], tables)]
     if not rows:
         return "logits"
     last = rows[-1]
-    return f"{last.path}:input" + (f"#{last.calls - 1}" if last.calls > 1 else "")
+    return f"{last.path}:input" + (f"#{last.n_calls - 1}" if last.n_calls > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..engine.read.embedding import Embedding, embed
 from ..engine.read.neighbors import nearest
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..validation import number, whole
+from ..validation import check_float, check_int
 
 LAYERS = 4  # hidden layers that are mapped when none is named
 
@@ -32,7 +32,7 @@ class LayerMap:
         y = torch.as_tensor(y, device=self.points.device)
         if y.shape != self.points.shape[:1] or y.is_floating_point() or y.is_complex():
             raise InputError(f"wanted one label a point, ({len(self.points)},) whole numbers; got {tuple(y.shape)}")
-        k = min(whole("k", k, least=1), len(y) - 1)
+        k = min(check_int("k", k, minimum=1), len(y) - 1)
         if k < 1:
             raise InputError("a map of one point has no neighbors; map more examples")
         return _voted(self.points, y.long(), k)
@@ -63,15 +63,15 @@ class Maps:
             raise InputError("these maps came without their box, which reads new inputs; make them by tsne(box, x)")
         box, paths, n = self._box, [m.path for m in self.layers], len(self.layers[0].points)
         most = features.kept(n)  # sketched where the map's own examples were
-        found = features.read(box, box.accept(x), paths, batch_size=batch_size, most=most)
+        found = features.read(box, box.validate_inputs(x), paths, batch_size=batch_size, most=most)
         return {m.path: _points(m.embedding.place(found[m.path].cpu().numpy()), box) for m in self.layers}
 
 
 @card(
     name="t-SNE map",
     source="van der Maaten and Hinton 2008; openTSNE (Poličar et al. 2024), begun at the principal components",
-    tells="Which examples a layer brings together: clusters of one class show that the layer already tells it apart.",
-    not_tells="How far apart clusters are, or how wide: the map keeps neighbors, not distances.",
+    shows="Which examples a layer brings together: clusters of one class show that the layer already tells it apart.",
+    does_not_show="How far apart clusters are, or how wide: the map keeps neighbors, not distances.",
     example=lambda method, box, x, y: method(box, x),
     exempt={
         "splitting": "the places in a map depend on one another, and the climb amplifies rounding errors; "
@@ -93,9 +93,9 @@ def tsne(
     first two principal components. Nothing depends on chance: the same call gives the same map.
     Ctrl-C keeps the maps that are done. Raises LayerError for unknown layers.
     """
-    perplexity = number("perplexity", perplexity, above=1)
+    perplexity = check_float("perplexity", perplexity, above=1)
     chosen = ["input", *features.hidden(box, LAYERS)] if layers is None else features.resolved(box, layers)
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     found = features.read(box, x, chosen, batch_size=batch_size, most=features.kept(len(x)))
     done: list[LayerMap] = []
     try:

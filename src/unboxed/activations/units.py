@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.channel_axes import channels_first
 from ..errors import LayerError
-from ..objectives import ENDS, channel
+from ..objectives import MODEL_ENDS, channel
 
 
 def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> list[str]:
@@ -20,7 +20,7 @@ def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> 
     Raises LayerError for an unknown one, and for one whose first axis is not the batch.
     """
     named = layers if layers is None or (isinstance(layers, Sequence) and not isinstance(layers, str)) else [layers]
-    paths = _every(box, axis) if named is None else [a if a in ENDS else box.layers.resolve(a) for a in named]
+    paths = _every(box, axis) if named is None else [a if a in MODEL_ENDS else box.layers.resolve(a) for a in named]
     if not paths:
         if axis == 1 and _every(box, -1):
             raise LayerError(
@@ -28,14 +28,14 @@ def unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int = 1) -> 
             )
         raise LayerError("no module of this model runs by itself: name the layers, for one [':relu#0'] or ['logits']")
     for path in paths:
-        box.checked(channel(path, 0), 1)  # the batch is its first axis
+        box.check_objective(channel(path, 0), 1)  # the batch is its first axis
     return list(dict.fromkeys(paths))
 
 
 def _every(box: Box, axis: int) -> list[str]:
     rows = channels_first(box) if axis == 1 else box.layers.leaves
-    leaves = [row for row in rows if row.takes and row.rows and row.shape]
-    weighted = [row for row in leaves if row.parameters] or leaves
+    leaves = [row for row in rows if row.has_input and row.has_batch_axis and row.shape]
+    weighted = [row for row in leaves if row.n_parameters] or leaves
     return [address for row in weighted for address in row.addresses]
 
 

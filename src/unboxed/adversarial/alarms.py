@@ -18,7 +18,7 @@ from ..box import Box
 from ..engine.optimize.constraints import Ball, ball_of
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.single import Pixels
-from ..model.answers import among, without_nan
+from ..model.answers import reindex_error, check_no_nan
 from ..model.batching import BatchSize
 from .attempt import Attempt
 from .fgsm import fgsm
@@ -59,13 +59,15 @@ def alarms_of(
 ) -> tuple[Alarm, ...]:
     """What speaks against the robust accuracy within `eps`, asked of the first examples (N, ...) named `right` (N,)."""
     rows = right.nonzero()[:MOST, 0]
-    if not len(rows) or box.coupled:  # rows that change one another can't be asked apart from those that are wrong
+    if (
+        not len(rows) or box.batch_dependent
+    ):  # rows that change one another can't be asked apart from those that are wrong
         return ()
     asked = _Asked(box, x[rows], y[rows], ball_of(eps, norm, None), {"seed": seed, "batch_size": batch_size})
     try:
         return tuple(a for check in (noisy, no_gradient, _compared) for a in check(asked))
     except NaNError as error:
-        raise among(error, rows) from None
+        raise reindex_error(error, rows) from None
     except OutputError as error:
         return (Alarm("no gradient", f"attacks by gradient can't be run on this model: {error}"),)
 
@@ -82,7 +84,7 @@ class _Asked:
 
     def stands(self, attack: Callable[..., Any], ball: Ball | None = None, **settings: Any) -> int:
         """How many examples the attack leaves right."""
-        x = self.box.shaped(self.x)
+        x = self.box.restore_structure(self.x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is an alarm of its own
             found = attack(self.box, x, self.y, **_within(ball or self.ball), **self.common, **settings)
@@ -104,7 +106,7 @@ def _within(ball: Ball) -> dict[str, Any]:
 
 def noisy(asked: _Asked) -> Iterator[Alarm]:
     """The model draws at every look: what an attack sees is one draw of many."""
-    if not asked.box.noisy:
+    if not asked.box.stochastic:
         return
     answers = torch.stack([_answers(asked, draw) for draw in range(DRAWS)])  # (DRAWS, M)
     share = float((answers != answers[0]).any(0).float().mean())
@@ -116,13 +118,13 @@ def noisy(asked: _Asked) -> Iterator[Alarm]:
 
 
 def _answers(asked: _Asked, draw: int) -> Tensor:
-    with asked.box.quiet(grad=False, seed=draw):
-        return without_nan(asked.box.forward(asked.x, {"logits"})["logits"]).argmax(1)
+    with asked.box.isolated(grad=False, seed=draw):
+        return check_no_nan(asked.box.forward(asked.x, {"logits"})["logits"]).argmax(1)
 
 
 def no_gradient(asked: _Asked) -> Iterator[Alarm]:
     """Nothing tells an attack by gradient where to go."""
-    x = asked.box.shaped(asked.x)
+    x = asked.box.restore_structure(asked.x)
     attempt = Attempt(asked.box, x, asked.y, norm=asked.ball, batch_size=asked.common["batch_size"])
     grad = attempt.slope(attempt.x, torch.arange(len(asked.x), device=asked.x.device)).grad
     share = float((grad.flatten(1) == 0).all(1).float().mean())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..model.answers import without_nan
+from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
 
 
@@ -21,7 +21,7 @@ def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 
 def logits_of(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The logits (N, K) of packed inputs x. Raises NaNError where some are NaN."""
-    return without_nan(box(box.shaped(x), batch_size=batch_size))
+    return check_no_nan(box(box.restore_structure(x), batch_size=batch_size))
 
 
 def predicted(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
@@ -32,5 +32,5 @@ def predicted(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
 def class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """As `logits_of`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
-        box.predict(box.shaped(x[:1]))  # which says why not
+        box.predict(box.restore_structure(x[:1]))  # which says why not
     return logits_of(box, x, batch_size)

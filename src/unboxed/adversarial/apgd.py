@@ -19,7 +19,7 @@ from ..engine.optimize.constraints import L1, Ball, ball_of, per_row
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
-from ..validation import check_seed, whole
+from ..validation import check_seed, check_int
 from .answers import likeliest_others
 from .attempt import Attempt, in_range
 from .levels import saved
@@ -33,8 +33,8 @@ FURTHER = 1_000  # between the seeds of two restarts
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    tells="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
-    not_tells="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
+    shows="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
+    does_not_show="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
 )
@@ -63,12 +63,12 @@ def apgd(
     that is fooled stops. Raises InputError.
     """
     ball = in_range(box, _ball(eps, norm, ball))
-    whole("steps", steps), whole("restarts", restarts, least=1)
+    check_int("steps", steps), check_int("restarts", restarts, minimum=1)
     seed = check_seed(seed)
     way = loss or "ce" if targets is None else "ce"
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss=way, batch_size=batch_size)
     if targets is not None:
-        _check_targets(attempt, whole("targets", targets, least=1))
+        _check_targets(attempt, check_int("targets", targets, minimum=1))
     rows = attempt.begin()
     with attempt:
         for i, there in enumerate([None] if targets is None else likeliest(attempt, rows, targets).unbind(1)):

@@ -17,7 +17,7 @@ from ..engine.optimize.ascent import near_sizes
 from ..engine.optimize.constraints import Ball, Linf, per_row
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.single import Pixels
-from ..model.answers import without_nan
+from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts
 from ..objectives import Objective
@@ -60,7 +60,7 @@ class Attempt:
         draws: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
-        self.box, self.x, self.norm = box, box.accept(x), norm
+        self.box, self.x, self.norm = box, box.validate_inputs(x), norm
         self.draws, self.batch_size = draws, batch_size
         n, device = len(self.x), self.x.device
         self.goal = goal_of(box, n, y, target, objective, loss)
@@ -72,7 +72,7 @@ class Attempt:
         self.blank = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
         self._offered = torch.full_like(self.distance, -math.inf)  # how near the tries in `images` come to fooling
-        self._held = self.x.clone() if box.coupled else None  # rows that change one another are asked together
+        self._held = self.x.clone() if box.batch_dependent else None  # rows that change one another are asked together
 
     def __enter__(self) -> Attempt:
         return self
@@ -117,7 +117,7 @@ class Attempt:
         if self._held is not None:  # rows that change one another are judged in the company that they end in
             success = self.fooled(images, torch.arange(len(images), device=images.device)) > 0
         return Adversarial(
-            self.box.shaped(images),
+            self.box.restore_structure(images),
             success,
             self.queries,
             self.norm.distance(images, self.x),
@@ -128,7 +128,7 @@ class Attempt:
 
     def blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows in parts that one batch holds, to be attacked one after the other; those that mix stay together."""
-        size, most = self.box.splits(len(rows), self.batch_size)
+        size, most = self.box.batch_plan(len(rows), self.batch_size)
         even = -(-len(rows) // max(1, -(-len(rows) // max(1, most))))
         return torch.split(rows, max(1, even if size == "auto" else size))
 
@@ -178,7 +178,7 @@ class Attempt:
         """
 
         def part(h: Tensor, i: Tensor) -> Parts:
-            with differentiable(), self.box.quiet():
+            with differentiable(), self.box.isolated():
                 h = h.detach().requires_grad_()
                 logits = self.box.forward(h, {"logits"})["logits"].to(self.x.dtype)  # (n, K)
                 scores = pick(logits, i)  # (n, J)
@@ -200,7 +200,7 @@ class Attempt:
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         found = self._each(z, rows, part)
-        without_nan(found[int(shapes[:2] == ((), ()))], rows, TRIED)
+        check_no_nan(found[int(shapes[:2] == ((), ()))], rows, TRIED)
         return found
 
     def _each(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts]) -> Parts:
@@ -238,7 +238,7 @@ class Attempt:
         """What a look shows, the mean over so many draws of the model's own noise."""
         looks = list[Tensor]()
         for draw in range(self.draws):
-            with differentiable(), self.box.quiet(grad=grad, seed=draw):
+            with differentiable(), self.box.isolated(grad=grad, seed=draw):
                 looks.append(once())
         return looks[0] if len(looks) == 1 else torch.stack(looks).mean(0)
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..checkpointing import Saved, digest
+from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import L2, Ball, Linf, ball_of
 from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
-from ..validation import check_seed, whole
+from ..validation import check_seed, check_int
 from .apgd import FURTHER, climb, likeliest, towards
 from .attempt import Attempt, in_range
 from .fab import Pace
@@ -53,8 +53,8 @@ class AutoAdversarial(Adversarial):
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    tells="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
-    not_tells="That there is none where all four fail, though few such claims have fallen to other attacks since.",
+    shows="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
+    does_not_show="That there is none where all four fail, though few such claims have fallen to other attacks since.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
     exempt={"interrupt": "its stages are told apart: tests/adversarial/test_auto_attack.py"},
@@ -89,7 +89,7 @@ def auto_attack(
     ball = in_range(box, _ball(eps, norm, ball))
     if bits is not None:
         levels(box, bits)  # refused now, not after an hour
-    plan = _Plan(whole("steps", steps), whole("queries", queries, least=1), check_seed(seed))
+    plan = _Plan(check_int("steps", steps), check_int("queries", queries, minimum=1), check_seed(seed))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     run = _Run(attempt, ball, plan, attempt.begin())
     if checkpoint is not None:
@@ -123,7 +123,7 @@ class _Run:
 
     def __init__(self, attempt: Attempt, ball: Ball, plan: _Plan, rows: Tensor) -> None:
         self.attempt, self.ball, self.plan, self.rows = attempt, ball, plan, rows
-        self.file: Saved | None = None
+        self.file: CheckpointFile | None = None
         self.stages = dict[str, Tensor]()
         self.part, self.row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
         self.likeliest: Tensor | None = None  # (N, T) classes
@@ -159,7 +159,7 @@ class _Run:
         """One part of a stage, for the rows that still stand from where it was on."""
         attack, self.part = self._attack(name, part), part
         while len(left := self.rows[self._stands()[self.rows] & (self.rows >= self.row)]):
-            chunk = left if self.attempt.box.coupled else left[: self._chunk(name)]
+            chunk = left if self.attempt.box.batch_dependent else left[: self._chunk(name)]
             attack(chunk)
             self.row = int(chunk[-1]) + 1
             self._write()
@@ -169,7 +169,7 @@ class _Run:
         """How many rows go between two writings: by the operations that they take, never by the clock."""
         box, plan = self.attempt.box, self.plan
         forwards = {"square": plan.queries, "fab-t": TARGETS * (BOTH_WAYS + 1) * plan.steps}
-        each = forwards.get(name, BOTH_WAYS * plan.steps) * max(box.flops, 1)
+        each = forwards.get(name, BOTH_WAYS * plan.steps) * max(box.flops_per_example, 1)
         budget = OPERATIONS * (1 if box.device.type == "cpu" else ACCELERATED)
         return min(CHUNK, max(FEWEST, int(budget / max(each, 1))))
 
@@ -207,7 +207,7 @@ class _Run:
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
 
-    def resume(self, file: Saved) -> None:
+    def resume(self, file: CheckpointFile) -> None:
         self.file, state = file, file.read()
         if state is not None:
             self._load(state)
@@ -227,18 +227,18 @@ class _Run:
         self.stages = {name: stood.to(device) for name, stood in state["stages"].items()}
 
 
-def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> Saved:
+def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> CheckpointFile:
     """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
     goal = attempt.goal
     settings = box_settings(attempt.box) | {
-        "examples": digest(attempt.x),
-        "labels": digest(*(k for k in (goal.right, goal.become) if k is not None)),
+        "examples": tensor_digest(attempt.x),
+        "labels": tensor_digest(*(k for k in (goal.right, goal.become) if k is not None)),
         "goal": goal.fooled.name if goal.of_classes else _objective(goal.fooled),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
         "answers": box_answers(attempt.box, attempt.before),
     }  # fmt: skip
-    return Saved(path, "AutoAttack", settings)
+    return CheckpointFile(path, "AutoAttack", settings)
 
 
 def _objective(objective: Objective) -> str:

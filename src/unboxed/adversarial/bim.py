@@ -20,8 +20,8 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="BIM",
     source="Kurakin et al. 2017, arXiv:1607.02533, section 2.2",
-    tells="An input within eps of this one, reached in small steps from it, that the model takes for something else.",
-    not_tells="That there is none where it fails: it starts at one point alone.",
+    shows="An input within eps of this one, reached in small steps from it, that the model takes for something else.",
+    does_not_show="That there is none where it fails: it starts at one point alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     exempt={"another seed": "it draws nothing", "draws of rows": "it draws nothing"},
 )

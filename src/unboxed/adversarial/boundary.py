@@ -16,7 +16,7 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, length, norm_of, per_row
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number
+from ..validation import check_float
 from .attempt import Attempt
 from .decisions import Decisions, gaussian
 from .levels import saved
@@ -31,8 +31,8 @@ SIDEWAYS, NEARER = 0.5, 0.25  # the shares of steps aside, and of whole steps, t
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    tells="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
-    not_tells="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
+    shows="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
+    does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),
     exempt={"one look": "it asks the model `queries` times"},
@@ -61,9 +61,9 @@ def boundary(
     """
     attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    far = math.inf if eps is None else number("eps", eps, above=0)
+    far = math.inf if eps is None else check_float("eps", eps, above=0)
     asked = Decisions(attempt, queries, seed)
-    pool = None if starts is None else box.accept(starts)
+    pool = None if starts is None else box.validate_inputs(starts)
     rows = attempt.begin()
     with attempt:
         z, rows = asked.start(rows, pool)

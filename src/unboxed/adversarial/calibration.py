@@ -17,7 +17,7 @@ from ..cards import card
 from ..engine.read.examples import labeled_rows
 from ..errors import OutputError
 from ..model.batching import BatchSize
-from ..validation import whole
+from ..validation import check_int
 from .answers import logits_of
 
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at
@@ -60,8 +60,8 @@ class Calibration:
 @card(
     name="Calibration",
     source="Guo et al. 2017, arXiv:1706.04599, sections 2 and 4.2; score: Brier 1950",
-    tells="Whether its probabilities are how often the model is right, which temperature mends them, its worst errors.",
-    not_tells="Anything of data unlike these; and the temperature was fitted to the very data that it is judged on.",
+    shows="Whether its probabilities are how often the model is right, which temperature mends them, its worst errors.",
+    does_not_show="Anything of data unlike these; and the temperature was fitted to the very data that it is judged on.",
     example=lambda method, box, x, y: method(box, (x, y), bins=5),
 )
 def calibration(
@@ -77,11 +77,11 @@ def calibration(
 
     Of the first `most` examples, or all. Raises InputError, DataError and OutputError.
     """
-    box.one_class_each("calibration")
+    box.require_class_scores("calibration")
     if box.outputs == "multilabel":
         raise OutputError("calibration is of one class an example; the box's outputs are multilabel")
-    bins, errors = whole("bins", bins, least=1), whole("errors", errors)
-    x, y, rows = labeled_rows(box, data, None if most is None else whole("most", most, least=1))
+    bins, errors = check_int("bins", bins, minimum=1), check_int("errors", errors)
+    x, y, rows = labeled_rows(box, data, None if most is None else check_int("most", most, minimum=1))
     z = logits_of(box, x, batch_size).double()  # (N, K)
     heat = temperature(z, y)
     own, scaled = (_reliability(z / t, y, bins, box.dtype) for t in (1.0, heat))

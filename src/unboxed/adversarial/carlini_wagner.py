@@ -22,7 +22,7 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, norm_of, per_row
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .attempt import Attempt
 from .levels import saved
 from .result import Adversarial
@@ -38,8 +38,8 @@ BETAS = 0.9, 0.999
 @card(
     name="Carlini & Wagner L2",
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
-    tells="About the smallest change, in L2, that makes the model answer otherwise.",
-    not_tells="A bound: a still smaller change may do.",
+    shows="About the smallest change, in L2, that makes the model answer otherwise.",
+    does_not_show="A bound: a still smaller change may do.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
@@ -68,18 +68,18 @@ def carlini_wagner(
     A row stops where it gets no nearer (`keep_going=True`: it uses all of its steps). `target` is the class to become
     instead; `objective=` is to rise above kappa. An image farther than `eps` is no success. Raises InputError.
     """
-    eps = math.inf if eps is None else number("eps", eps, above=0)
+    eps = math.inf if eps is None else check_float("eps", eps, above=0)
     attempt = Attempt(
         box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective, loss="margin", batch_size=batch_size
     )
     plan = Plan(
-        whole("steps", steps),
-        None if lr is None else number("lr", lr, above=0),
-        number("kappa", kappa, least=0),
-        None if initial_c is None else number("initial_c", initial_c, above=0),
+        check_int("steps", steps),
+        None if lr is None else check_float("lr", lr, above=0),
+        check_float("kappa", kappa, minimum=0),
+        None if initial_c is None else check_float("initial_c", initial_c, above=0),
         keep_going,
     )
-    rounds = whole("binary_search_steps", binary_search_steps, least=1)
+    rounds = check_int("binary_search_steps", binary_search_steps, minimum=1)
     with attempt:
         _search(attempt, attempt.begin(), plan, rounds)
     saved(attempt, bits)

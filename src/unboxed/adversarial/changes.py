@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..box import Box
-from ..model.answers import without_nan
+from ..model.answers import check_no_nan
 from .result import Adversarial
 
 
@@ -32,9 +32,9 @@ class Change:
 def changes(box: Box, x: Tensor, found: Adversarial, rows: Sequence[int] | None = None) -> list[Change]:
     """Of these rows of the attack's call (default: all). Raises InputError and OutputError as the box does."""
     at = list(range(len(x)) if rows is None else rows)
-    x, z = box.accept(x)[at], box.accept(found.images)[at]
-    said, says = (without_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
-    before, after = box.probs_of(said), box.probs_of(says)
+    x, z = box.validate_inputs(x)[at], box.validate_inputs(found.images)[at]
+    said, says = (check_no_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
+    before, after = box.probs_from(said), box.probs_from(says)
     return [
         Change(
             row, x[i], z[i], b := int(said[i].argmax()), a := int(says[i].argmax()),

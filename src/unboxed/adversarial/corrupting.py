@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.single import Pixels
-from ..rng import of_sample
-from ..validation import check_seed, whole
+from ..rng import sample_generator
+from ..validation import check_seed, check_int
 
 Generator = torch.Generator
 Corrupt = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)
@@ -132,17 +132,17 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
     seed = check_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
         z = x.detach().clone().clamp(0, 1)
-        made = [corrupt(z[i], amount, of_sample(seed, row, key, x.device)) for i, row in enumerate(places)]
+        made = [corrupt(z[i], amount, sample_generator(seed, row, key, x.device)) for i, row in enumerate(places)]
         return torch.stack(made).clamp(0, 1)
 
 
 def _chosen(kind: object, severity: object) -> tuple[Corrupt, float]:
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"a corruption is one of {', '.join(KINDS)}; got {kind!r}")
-    if whole("severity", severity, least=1) > 5:
+    if check_int("severity", severity, minimum=1) > 5:
         raise InputError(f"severity is 1 to 5; got {severity!r}")
     corrupt, amounts = KINDS[kind]
-    return corrupt, amounts[whole("severity", severity) - 1]
+    return corrupt, amounts[check_int("severity", severity) - 1]
 
 
 def _shape(x: object) -> tuple[int, int, int]:

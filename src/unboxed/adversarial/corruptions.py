@@ -19,7 +19,7 @@ from ..engine.read.examples import AT_ONCE, labeled
 from ..engine.read.sizes import images_only
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
-from ..validation import check_seed, whole
+from ..validation import check_seed, check_int
 from .answers import logits_of
 from .corrupting import KINDS, corrupted
 
@@ -63,8 +63,8 @@ class Corruptions:
 @card(
     name="Common corruptions",
     source="Hendrycks & Dietterich 2019, arXiv:1903.12261; rotation is ours",
-    tells="How many answers stay right under noise, blur, bad light, JPEG files and turned images, mild to severe.",
-    not_tells="How the model stands a worst case: these images are drawn, and nobody looked for one that fools it.",
+    shows="How many answers stay right under noise, blur, bad light, JPEG files and turned images, mild to severe.",
+    does_not_show="How the model stands a worst case: these images are drawn, and nobody looked for one that fools it.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
 )
@@ -84,11 +84,11 @@ def corruptions(
     Raises InputError, DataError and OutputError.
     """
     images_only(box, "a test by corruptions")
-    box.one_class_each("a test by corruptions")
+    box.require_class_scores("a test by corruptions")
     if box.outputs == "multilabel":
         raise OutputError("corruptions are judged by one class an example; the box's outputs are multilabel")
     kinds, severities = _listed("kinds", kinds, CORRUPTIONS), _listed("severities", severities, SEVERITIES)
-    x, y = labeled(box, data, None if most is None else whole("most", most, least=1))
+    x, y = labeled(box, data, None if most is None else check_int("most", most, minimum=1))
     counted = _Counted(box, x, y, kinds, severities, check_seed(seed))
     interrupted = counted.run(batch_size)
     return counted.table(interrupted)
@@ -113,8 +113,8 @@ class _Counted:
 
     def run(self, batch_size: BatchSize) -> bool:
         """Whether it was interrupted."""
-        size, most = self.box.splits(len(self.x), batch_size)
-        most = most if self.box.coupled or self.x.device.type != "cpu" else min(most, AT_ONCE)
+        size, most = self.box.batch_plan(len(self.x), batch_size)
+        most = most if self.box.batch_dependent or self.x.device.type != "cpu" else min(most, AT_ONCE)
         try:
             in_batches(self._part, len(self.x), size, most)
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, norm_of, per_row
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .attempt import Attempt
 from .levels import saved
 from .result import Adversarial
@@ -28,8 +28,8 @@ STEEPEST = L2(math.inf).steepest
 @card(
     name="DDN",
     source="Rony et al. 2019, arXiv:1811.09600, algorithm 1",
-    tells="About the smallest change, in L2, that makes the model answer otherwise, in few steps.",
-    not_tells="A bound: a still smaller change may do.",
+    shows="About the smallest change, in L2, that makes the model answer otherwise, in few steps.",
+    does_not_show="A bound: a still smaller change may do.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
@@ -57,10 +57,10 @@ def ddn(
     farther than `eps` is no success. Images are not rounded to levels, as the paper does: `bits=8` does. Raises
     InputError.
     """
-    eps = math.inf if eps is None else number("eps", eps, above=0)
+    eps = math.inf if eps is None else check_float("eps", eps, above=0)
     attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size)
-    steps, first = whole("steps", steps), number("init_eps", init_eps, above=0)
-    gamma = number("gamma", gamma, above=0, below=1)
+    steps, first = check_int("steps", steps), check_float("init_eps", init_eps, above=0)
+    gamma = check_float("gamma", gamma, above=0, below=1)
     with attempt:
         for rows in attempt.blocks(attempt.begin()):
             _descend(attempt, rows, steps, first, gamma)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..engine.optimize.constraints import Linf, per_row
 from ..errors import InputError, warn
 from ..inputs.single import Pixels
-from ..rng import hashed, of_sample
-from ..validation import check_seed, whole
+from ..rng import hashed_uniform, sample_generator
+from ..validation import check_seed, check_int
 from .attempt import Attempt
 
 TRIES = 100  # images of chance that may be tried as a start
@@ -23,7 +23,7 @@ class Decisions:
     """The model as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
 
     def __init__(self, attempt: Attempt, queries: int, seed: int) -> None:
-        self.attempt, self.queries, self.seed = attempt, whole("queries", queries, least=1), check_seed(seed)
+        self.attempt, self.queries, self.seed = attempt, check_int("queries", queries, minimum=1), check_seed(seed)
         self.box, self.x, self.norm = attempt.box, attempt.x, attempt.norm
 
     def left(self, rows: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Decisions:
     def votes(self, z: Tensor, rows: Tensor, asked: Tensor) -> Tensor:
         """(n, B) bool, of several images z (n, B, ...) a row: those `asked` (n, B) for, which the budget must allow."""
         found = torch.zeros_like(asked)
-        if not self.box.coupled:
+        if not self.box.batch_dependent:
             found[asked] = self.attempt.fooled(z[asked], rows[:, None].expand_as(asked)[asked]) > 0
             return found
         for b in range(z.shape[1]):  # rows that change one another: one image of each row at a time
@@ -83,7 +83,7 @@ class Decisions:
 
     def _one(self, row: int, k: int) -> Tensor:
         inputs = self.box.inputs
-        noise = inputs.sample(1, of_sample(self.seed, row, k, self.x.device))[0]
+        noise = inputs.sample(1, sample_generator(self.seed, row, k, self.x.device))[0]
         if not isinstance(inputs, Pixels) or k % 4 == 0:
             return noise
         if k % 4 == 1:
@@ -135,6 +135,6 @@ def _coarse(noise: Tensor) -> Tensor:
 def gaussian(seed: int, rows: Tensor, step: int, count: int) -> Tensor:
     """Standard normal float32 values (n, count), keyed as `hashed` values are, of which it takes two for each two."""
     half = (count + 1) // 2
-    u, v = hashed(seed, rows, step, 2 * half).view(-1, 2, half).unbind(1)
+    u, v = hashed_uniform(seed, rows, step, 2 * half).view(-1, 2, half).unbind(1)
     r = (-2 * torch.log1p(-u)).sqrt()  # Box & Muller 1958
     return torch.cat([r * (2 * math.pi * v).cos(), r * (2 * math.pi * v).sin()], 1)[:, :count]

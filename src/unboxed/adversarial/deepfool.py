@@ -18,7 +18,7 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, Ball, Linf, norm_of, per_row
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .answers import likeliest_others
 from .attempt import Attempt
 from .levels import saved
@@ -33,8 +33,8 @@ NEAR = 1e-3  # it ends where so small a part of the distance is left to be won
 @card(
     name="DeepFool",
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
-    tells="A small change that makes the model answer otherwise, and so about how near its boundary is.",
-    not_tells="The smallest change: it goes by straight planes where the boundary is curved.",
+    shows="A small change that makes the model answer otherwise, and so about how near its boundary is.",
+    does_not_show="The smallest change: it goes by straight planes where the boundary is curved.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     exempt={"steps kept": "a run that comes to its end is followed by a search back, one that is cut short is not"},
@@ -63,14 +63,14 @@ def deepfool(
     2020, arXiv:1907.02044). `target` is the class to become instead; `objective=` is to rise above zero. An image
     farther than `eps` is no success. Raises InputError.
     """
-    eps = math.inf if eps is None else number("eps", eps, above=0)
+    eps = math.inf if eps is None else check_float("eps", eps, above=0)
     attempt = Attempt(
         box, x, y, norm=norm_of(norm, ("l2", "linf")), target=target, objective=objective, loss="margin",
         batch_size=batch_size,
     )  # fmt: skip
-    candidates = None if candidates is None else whole("candidates", candidates, least=2)
-    overshoot = number("overshoot", overshoot, least=0)
-    steps, rounds = whole("steps", steps), whole("rounds", rounds)
+    candidates = None if candidates is None else check_int("candidates", candidates, minimum=2)
+    overshoot = check_float("overshoot", overshoot, minimum=0)
+    steps, rounds = check_int("steps", steps), check_int("rounds", rounds)
     with attempt:
         unknown, reach = torch.full_like(attempt.distance, math.nan), 1 + overshoot
         walker, rows = _Walker(attempt, candidates, reach, reach, unknown), attempt.begin()
@@ -109,7 +109,7 @@ class _Walker:
 
     def _moved(self, rows: Tensor, z: Tensor, start: Tensor, reach: float) -> Tensor:
         """In bounded batches also of what a step holds: a gradient for each candidate."""
-        size, most = self.attempt.box.splits(len(rows), self.attempt.batch_size)
+        size, most = self.attempt.box.batch_plan(len(rows), self.attempt.batch_size)
         size, parts = most if size == "auto" else size, []
         for i in range(0, len(rows), size):
             mine, at = rows[i : i + size], z[i : i + size]

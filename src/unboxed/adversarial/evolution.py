@@ -17,7 +17,7 @@ from ..box import Box
 from ..engine.optimize.colors import Palette
 from ..engine.optimize.generators import CPPN
 from ..model.batching import BatchSize
-from ..rng import shared
+from ..rng import step_generator
 
 Shape = tuple[int, ...]
 
@@ -130,7 +130,7 @@ def evolve(
         logits = box(encoding.images(genomes, shape).to(box.dtype), batch_size=batch_size)
         return (F.logsigmoid(logits) if box.outputs == "multilabel" else logits.log_softmax(1))[:, goal]
 
-    born = encoding.first(max(children, len(goal)), shape, shared(seed, 0, box.device))
+    born = encoding.first(max(children, len(goal)), shape, step_generator(seed, 0, box.device))
     archive = _Archive(born[: len(goal)], torch.full((len(goal),), -torch.inf, device=box.device, dtype=box.dtype))
     history, evaluated, stopped = list[Tensor](), 0, False
     try:
@@ -140,7 +140,7 @@ def evolve(
             history.append(archive.fitness)
             if bool((archive.fitness >= enough).all()):
                 break
-            generator = shared(seed, generation + 1, box.device)
+            generator = step_generator(seed, generation + 1, box.device)
             parents = torch.randint(len(goal), (children,), generator=generator, device=box.device)
             born = encoding.mutated(archive.genomes[parents], generation, generator)
     except KeyboardInterrupt:

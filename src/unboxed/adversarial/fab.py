@@ -19,7 +19,7 @@ from ..engine.optimize.hyperplanes import DUAL, Plane, direction, lengths, shift
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 from . import levels
 from .answers import likeliest_others
 from .attempt import Attempt, in_range
@@ -33,8 +33,8 @@ PAST = 1e-3  # of the score at x: so far above zero it aims, so that the model i
 @card(
     name="FAB",
     source="Croce & Hein 2020, arXiv:1907.02044",
-    tells="An input near this one, by the norm's measure, that the model takes for something else.",
-    not_tells="That there is none nearer: its distance bounds the least one from above.",
+    shows="An input near this one, by the norm's measure, that the model takes for something else.",
+    does_not_show="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
     exempt={
         "steps kept": "a run that comes to its end is followed by a final search, one that is cut short is not",
@@ -71,17 +71,20 @@ def fab(
     """
     ball = norm_of(norm)
     if eps is not None:
-        eps = number("eps", eps, above=0)
+        eps = check_float("eps", eps, above=0)
         in_range(box, NORMS[norm.lower()](eps))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if targets is not None and (attempt.goal.right is None or attempt.goal.become is not None):
         raise InputError("targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
     pace = Pace(
-        norm.lower(), whole("steps", steps), _share("alpha_max", alpha_max), number("eta", eta, above=0),
+        norm.lower(), check_int("steps", steps), _share("alpha_max", alpha_max), check_float("eta", eta, above=0),
         _share("beta", beta), -1.0 if keep_going or eps is None else eps,
     )  # fmt: skip
     seed = check_seed(seed)
-    restarts, targets = whole("restarts", restarts, least=1), None if targets is None else whole("targets", targets, 1)
+    restarts, targets = (
+        check_int("restarts", restarts, minimum=1),
+        None if targets is None else check_int("targets", targets, 1),
+    )
     search = Search(attempt, pace, INF if eps is None else eps, seed)
     with attempt:
         for rows in attempt.blocks(attempt.begin()):
@@ -91,7 +94,7 @@ def fab(
 
 
 def _share(name: str, value: float) -> float:
-    return number(name, value, least=0, most=1)
+    return check_float(name, value, minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)

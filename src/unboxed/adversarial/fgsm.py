@@ -20,8 +20,8 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="FGSM",
     source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
-    tells="Whether one step along the slope of the loss fools the model.",
-    not_tells="What many steps find: a model trained on single steps may stand against these alone.",
+    shows="Whether one step along the slope of the loss fools the model.",
+    does_not_show="What many steps find: a model trained on single steps may stand against these alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     exempt={
         "one look": "it looks again at what it made: success is the model's answer",

@@ -20,7 +20,7 @@ from ..engine.optimize.constraints import L2, TINY, norm_of, per_row, project_ro
 from ..engine.optimize.hyperplanes import DUAL, lengths
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .attempt import Attempt, Slope
 from .levels import saved
 from .result import Adversarial
@@ -33,8 +33,8 @@ STEEPEST = L2(math.inf).steepest
 @card(
     name="FMN",
     source="Pintor et al. 2021, arXiv:2102.12827, algorithm 1",
-    tells="About the smallest change, by the norm's measure, that makes the model answer otherwise, in few steps.",
-    not_tells="A bound: a still smaller change may do.",
+    shows="About the smallest change, by the norm's measure, that makes the model answer otherwise, in few steps.",
+    does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
 )
@@ -64,10 +64,14 @@ def fmn(
     `target` is the class to become instead; `objective=` is to rise above zero. An image farther than `eps` is no
     success. Raises InputError.
     """
-    eps = math.inf if eps is None else number("eps", eps, above=0)
+    eps = math.inf if eps is None else check_float("eps", eps, above=0)
     ball = norm_of(norm)
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss="margin", batch_size=batch_size)
-    steps, step, gamma = whole("steps", steps), number("step", step, above=0), number("gamma", gamma, above=0, below=1)
+    steps, step, gamma = (
+        check_int("steps", steps),
+        check_float("step", step, above=0),
+        check_float("gamma", gamma, above=0, below=1),
+    )
     with attempt:
         for rows in attempt.blocks(attempt.begin()):
             _descend(attempt, rows, steps, step, gamma)

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, logit, logprob
 from ..rng import uniform
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 from .evolution import ENCODINGS, evolve
 
 WAYS = ("gradient", *ENCODINGS)
@@ -46,8 +46,8 @@ class Fooling:
     name="Fooling images",
     source="Nguyen et al. 2015, arXiv:1412.1897, sections 2.2 and 3 (MAP-Elites) and gradient ascent; the CPPN's "
     "topology is fixed, where the paper grows it",
-    tells="That the model is sure of images that show nothing: its confidence is no sign that it knows.",
-    not_tells="What the class looks like, to the model or to us: class images and features are for that.",
+    shows="That the model is sure of images that show nothing: its confidence is no sign that it knows.",
+    does_not_show="What the class looks like, to the model or to us: class images and features are for that.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, steps=3),
 )
@@ -69,13 +69,13 @@ def fooling(
     that is sure enough is left; the others go on for `steps`. No data are used. Raises InputError, OutputError.
     """
     images_only(box, "a fooling image")
-    box.one_class_each("a fooling image")
+    box.require_class_scores("a fooling image")
     if not isinstance(how, str) or how not in WAYS:
         raise InputError(f"how is one of {', '.join(WAYS)}; got {how!r}")
-    goal, most = _goal(box, target), whole("steps", STEPS[how] if steps is None else steps)
-    sure = number("confidence", confidence, above=0, below=1)
+    goal, most = _goal(box, target), check_int("steps", STEPS[how] if steps is None else steps)
+    sure = check_float("confidence", confidence, above=0, below=1)
     seed = check_seed(seed)
-    whole("sample", sample, least=1)
+    check_int("sample", sample, minimum=1)
     with torch.inference_mode(False):
         if how == "gradient":
             return _climbed(box, goal, sure, most, seed, batch_size)
@@ -87,7 +87,7 @@ def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if target is None:
         return torch.arange(box.n_outputs, device=box.device)
     wanted = as_classes(target)
-    goal = box.labels(wanted, wanted.numel() if wanted.ndim else 1)
+    goal = box.class_labels(wanted, wanted.numel() if wanted.ndim else 1)
     if len(goal) == 0:
         raise InputError("no class to fool the model with: target is empty")
     return goal

@@ -43,16 +43,16 @@ def goal_of(
     if objective is not None:
         if target is not None:
             raise InputError("give target= (a class to become) or objective= (anything else), not both")
-        box.checked(objective, n)
+        box.check_objective(objective, n)
         return Goal(objective, objective, of_classes=False)
-    box.one_class_each("an attack on classes")
+    box.require_class_scores("an attack on classes")
     if box.outputs == "multilabel":
         raise OutputError(f"the box's outputs are {box.outputs}, not one class an example: give the attack objective=")
     if way not in LOSSES:
         raise InputError(f"loss is one of {', '.join(LOSSES)}; got {way!r}")
-    right = None if y is None else box.labels(y, n)
+    right = None if y is None else box.class_labels(y, n)
     if target is not None:
-        become = box.labels(target, n)
+        become = box.class_labels(target, n)
         return Goal(-LOSSES[way](become), -margin(become), right, become)
     if right is None:
         raise InputError("an untargeted attack needs the true classes y, (N,) ints")

@@ -16,8 +16,8 @@ from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, length, norm_of, per_row
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..rng import of_sample
-from ..validation import number, whole
+from ..rng import sample_generator
+from ..validation import check_float, check_int
 from .attempt import Attempt
 from .decisions import Decisions
 from .levels import saved
@@ -31,8 +31,8 @@ HALVINGS = 12  # of a step, until it fools
 @card(
     name="HopSkipJump",
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
-    tells="The nearest input found that the model takes for something else, from its decisions alone, no gradient.",
-    not_tells="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
+    shows="The nearest input found that the model takes for something else, from its decisions alone, no gradient.",
+    does_not_show="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, queries=40, draws=10),
     exempt={"one look": "it asks the model `queries` times"},
@@ -64,10 +64,10 @@ def hop_skip_jump(
     """
     attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2", "linf")), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    far = math.inf if eps is None else number("eps", eps, above=0)
+    far = math.inf if eps is None else check_float("eps", eps, above=0)
     asked = Decisions(attempt, queries, seed)
-    pool = None if starts is None else box.accept(starts)
-    first = whole("draws", DRAWS[norm.lower()] if draws is None else draws, least=2)
+    pool = None if starts is None else box.validate_inputs(starts)
+    first = check_int("draws", DRAWS[norm.lower()] if draws is None else draws, minimum=2)
     hop = _Hop(asked, first, 0.0 if keep_going or eps is None else far)
     rows = attempt.begin()
     with attempt:
@@ -114,7 +114,9 @@ class _Hop:
         """Where more of the neighborhood fools the model, eq. 16, from `many` (n,) decisions within `radius` (n,)."""
         plus, all_, count = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(radius)
         block = max(1, min(VALUES // 8 // self.d, 4096))
-        at_once = len(rows) if self.asked.box.coupled else max(1, VALUES // (self.d * min(block, int(many.max()))))
+        at_once = (
+            len(rows) if self.asked.box.batch_dependent else max(1, VALUES // (self.d * min(block, int(many.max()))))
+        )
         for b, first in enumerate(range(0, int(many.max()), block)):
             for i in range(0, len(rows), at_once):
                 part = slice(i, i + at_once)
@@ -137,7 +139,7 @@ class _Hop:
 
     def _draw(self, row: int, key: int, count: int, z: Tensor) -> Tensor:
         """Directions (count, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube, as the paper's."""
-        generator = of_sample(self.asked.seed, row, key + 2**20, z.device)
+        generator = sample_generator(self.asked.seed, row, key + 2**20, z.device)
         draw = torch.rand if self.linf else torch.randn
         u = draw(count, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
         u = 2 * u - 1 if self.linf else u

@@ -18,8 +18,8 @@ from ..engine.optimize.constraints import L2, TINY, length, norm_of
 from ..engine.optimize.lbfgs import Search, begun, chosen, joined
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..objectives import Acts, Held, Objective, of
-from ..validation import number, whole
+from ..objectives import Acts, Constant, Objective, layer_objective
+from ..validation import check_float, check_int
 from . import levels
 from .attempt import Attempt, in_range
 from .goal import Goal
@@ -31,8 +31,8 @@ WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one th
 @card(
     name="L-BFGS",
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
-    tells="An input near this one that the model takes for something else.",
-    not_tells="That there is none nearer: its distance bounds the least one from above.",
+    shows="An input near this one that the model takes for something else.",
+    does_not_show="That there is none nearer: its distance bounds the least one from above.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
     exempt={"steps kept": "`steps` bounds each of several searches: with one of them it is not where another ended"},
@@ -64,12 +64,12 @@ def lbfgs(
     """
     ball = norm_of(norm, ("l2",))
     if eps is not None:
-        eps = number("eps", eps, above=0)
+        eps = check_float("eps", eps, above=0)
         in_range(box, L2(eps))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     enough = -1.0 if keep_going or eps is None else eps
-    hunt = _Hunt(attempt, whole("steps", steps), number("tolerance", tolerance, above=0), enough)
-    searches = whole("searches", searches, least=1)
+    hunt = _Hunt(attempt, check_int("steps", steps), check_float("tolerance", tolerance, above=0), enough)
+    searches = check_int("searches", searches, minimum=1)
     with attempt:
         for rows in attempt.blocks(attempt.begin()):
             hunt.run(rows, searches)
@@ -93,13 +93,15 @@ def likeness(goal: Goal, among: Tensor | None = None) -> Objective:
 
 def _instead(right: Tensor, among: Tensor) -> Objective:
     """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
-    own, out = Held(right[:, None]), Held(~among)
+    own, out = Constant(right[:, None]), Constant(~among)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
-        rest = z.masked_fill(out.beside(z), -math.inf).logsumexp(1)
-        return -F.softplus(z.gather(1, own.beside(z))[:, 0] - rest)
+        rest = z.masked_fill(out.to_like(z), -math.inf).logsumexp(1)
+        return -F.softplus(z.gather(1, own.to_like(z))[:, 0] - rest)
 
-    return of("logits", score, "log probability of others", lambda i: _instead(right[i], among[i]), len(right))
+    return layer_objective(
+        "logits", score, "log probability of others", lambda i: _instead(right[i], among[i]), len(right)
+    )
 
 
 def _surely(wanted: Objective) -> Objective:
@@ -109,7 +111,7 @@ def _surely(wanted: Objective) -> Objective:
         return -F.softplus(-wanted(acts))
 
     select = None if wanted.select is None else (lambda i: _surely(wanted.rows(i)))
-    return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.coupled, wanted.n)
+    return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.batch_dependent, wanted.n)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from ..box import Box
 from ..engine.optimize.constraints import Ball
 from ..engine.read.sizes import images_only
 from ..errors import InputError, warn
-from ..validation import whole
+from ..validation import check_int
 from .attempt import Attempt
 from .levels_grid import grid_of
 from .levels_search import Search
@@ -42,6 +42,6 @@ def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradi
 def levels(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
     images_only(box, "bits= (images that survive being saved)")
-    if whole("bits", bits, least=1) not in BITS:
+    if check_int("bits", bits, minimum=1) not in BITS:
         raise InputError(f"bits is 1, 2, 4 or 8, as many as fit in a byte of a PNG; got {bits}")
     return int(2**bits - 1)

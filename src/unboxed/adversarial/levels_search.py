@@ -77,7 +77,7 @@ class Search:
             self.z[lost] = self.home[lost]
             self.score[lost] = torch.where(self._untouched()[lost], attempt.before[lost], math.nan)
         images = grid.image(self.z)
-        ask = torch.ones_like(self.reached) if attempt.box.coupled else self.score.isnan()
+        ask = torch.ones_like(self.reached) if attempt.box.batch_dependent else self.score.isnan()
         if len(rows := self.rows(ask)):
             self.score[rows] = attempt.fooled(images[rows], rows)
         attempt.images, attempt.blank = images, grid.image(self.home)

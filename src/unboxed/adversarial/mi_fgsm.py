@@ -12,7 +12,7 @@ from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number
+from ..validation import check_float
 from .attempt import Attempt
 from .result import Adversarial
 from .stepping import Way, bound, draws_of, step_of, stepped
@@ -21,8 +21,8 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
-    tells="An input within eps of this one that the model takes for something else, and other models often do too.",
-    not_tells="That there is none where it fails, nor that another model is fooled: ask it.",
+    shows="An input within eps of this one that the model takes for something else, and other models often do too.",
+    does_not_show="That there is none where it fails, nor that another model is fooled: ask it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     exempt={"another seed": "it draws nothing", "draws of rows": "it draws nothing"},
 )
@@ -51,7 +51,7 @@ def mi_fgsm(
     `keep_going=True`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
     """
     within = bound(box, eps, norm, ball)
-    decay = number("decay", decay, least=0)
+    decay = check_float("decay", decay, minimum=0)
     step = step_of(step, within.eps, steps)
     way = Way(within, steps, step, keep_going=keep_going, decay=decay, seed=seed)
     attempt = Attempt(

@@ -17,7 +17,7 @@ from ..engine.read.sizes import images_only
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..rng import hashed, uniform
+from ..rng import hashed_uniform, uniform
 from ..validation import check_seed
 from .placing import Placing
 from .shared import DRAWS, Crowd, crowd, settings, share_fooled
@@ -44,7 +44,7 @@ class Patch:
         size = self.image.shape[-1]
         if x.ndim != 4 or x.shape[1] != len(self.image) or self.placing.side(*x.shape[-2:]) != size:
             raise InputError(f"this patch is {size} pixels wide, for other images than {tuple(x.shape)}")
-        return self.placing.put(self.image[None].to(x), x, hashed(seed, rows, 0, DRAWS))
+        return self.placing.put(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, DRAWS))
 
     def success(
         self, box: Box, x: Tensor, y: Tensor | int | None = None, *, draws: int = 1, seed: int = 0,
@@ -55,15 +55,15 @@ class Patch:
         Those of the target's class, by the labels y or else by the model, do not count; nor, untargeted, those that the
         model gets wrong without it. Raises InputError where none counts.
         """
-        x, seed = box.accept(x), check_seed(seed)
+        x, seed = box.validate_inputs(x), check_seed(seed)
         return share_fooled(self, box, x, y, lambda draw: self.applied(x, seed + draw), draws, batch_size)
 
 
 @card(
     name="Adversarial patch",
     source="Brown et al. 2017, arXiv:1712.09665, section 2; the score's root is ours",
-    tells="What a small part of a picture has to look like for the model to see nothing else in it.",
-    not_tells="That no better patch exists, or that a printed one works: light, paper and camera are not part of this.",
+    shows="What a small part of a picture has to look like for the model to see nothing else in it.",
+    does_not_show="That no better patch exists, or that a printed one works: light, paper and camera are not part of this.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, target=1, area=0.2, steps=3),
     exempt={
@@ -100,7 +100,7 @@ def patch(
     side = placing.side(*inputs.shape[1:])
 
     def apply(image: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
-        return placing.put(image, some, hashed(seed, rows, 2 * at + 1, DRAWS))
+        return placing.put(image, some, hashed_uniform(seed, rows, 2 * at + 1, DRAWS))
 
     with torch.inference_mode(False):  # the caller may be in it
         attempt, there = crowd(box, x, y, target, objective, norm_of("linf"), batch_size)

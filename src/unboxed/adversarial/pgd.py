@@ -20,8 +20,8 @@ from .stepping import Way, bound, draws_of, step_of, stepped
 @card(
     name="PGD",
     source="Madry et al. 2018, arXiv:1706.06083, section 2.1",
-    tells="An input within eps of this one that the model takes for something else.",
-    not_tells="That there is none where it fails: stronger attacks may find one.",
+    shows="An input within eps of this one that the model takes for something else.",
+    does_not_show="That there is none where it fails: stronger attacks may find one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
 )
 def pgd(

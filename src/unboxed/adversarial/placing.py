@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..validation import number
+from ..validation import check_float
 
 SHAPES = ("square", "circle")
 
@@ -28,11 +28,11 @@ class Placing:
     scale: float = 0.1  # the side is up to so much of itself smaller or larger
 
     def __post_init__(self) -> None:
-        number("area", self.area, above=0, below=1)
+        check_float("area", self.area, above=0, below=1)
         if self.shape not in SHAPES:
             raise InputError(f"shape is one of {', '.join(SHAPES)}; got {self.shape!r}")
-        number("rotation", self.rotation, least=0, most=180)
-        number("scale", self.scale, least=0, below=1)
+        check_float("rotation", self.rotation, minimum=0, maximum=180)
+        check_float("scale", self.scale, minimum=0, below=1)
 
     @property
     def on_pixels(self) -> bool:

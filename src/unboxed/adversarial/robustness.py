@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..box import Box
-from ..checkpointing import Saved, digest
+from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import ball_of, eps_text, norm_of
 from ..engine.read.class_labels import unique
 from ..engine.read.examples import labeled
 from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
 from ..errors import InputError, NaNError
-from ..model.answers import among
+from ..model.answers import reindex_error
 from ..model.batching import BatchSize
 from ..objectives import margin
 from ..validation import check_seed
@@ -151,7 +151,7 @@ def robustness(
     check_norms({**chosen, LEAST: minimal}, norm)
     run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
     if checkpoint is not None:
-        run.resume(Saved(Path(checkpoint), "robustness", run.settings(seed)))
+        run.resume(CheckpointFile(Path(checkpoint), "robustness", run.settings(seed)))
     run.all(quiet)
     if alarms and not run.interrupted:
         run.alarm(seed, batch_size)
@@ -181,7 +181,7 @@ class _Run:
         self.queries = x.new_zeros(len(attacks)).cpu()
         self.alarms: tuple[Alarm, ...] = ()
         self.interrupted, self.finished = False, 0
-        self.saved: Saved | None = None
+        self.saved: CheckpointFile | None = None
 
     def all(self, quiet: bool) -> None:
         tasks = self._tasks()
@@ -198,7 +198,7 @@ class _Run:
                 bar.update()
 
     def _tasks(self) -> list[tuple[str, int | None, slice]]:
-        size = len(self.x) if self.box.coupled else PART
+        size = len(self.x) if self.box.batch_dependent else PART
         parts = [slice(i, i + size) for i in range(0, len(self.x), size)]
         told = [(name, e, part) for name in self.attacks for e in range(len(self.eps)) for part in parts]
         return [*told, *((LEAST, None, part) for part in parts if self.minimal is not None)]
@@ -209,15 +209,15 @@ class _Run:
         a = list(self.attacks).index(name) if e is not None else 0
         stands = self.right if e is None else self.stood[a, e]
         alive = stands[part].nonzero()[:, 0] + part.start
-        if self.box.coupled and len(alive):  # rows that change one another stay in company
+        if self.box.batch_dependent and len(alive):  # rows that change one another stay in company
             alive = torch.arange(len(self.x), device=self.x.device)
         if len(alive) and attack is not None:
             at = None if e is None else self.eps[e]
             own = taken(attack, self.common) | self.within(attack)
             try:
-                found = attack(self.box, self.box.shaped(self.x[alive]), self.y[alive], eps=at, **own)
+                found = attack(self.box, self.box.restore_structure(self.x[alive]), self.y[alive], eps=at, **own)
             except NaNError as error:
-                raise among(error, alive) from None
+                raise reindex_error(error, alive) from None
             same_norm(name, found.norm, self.norm)
             fooled = alive[found.success]
             self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
@@ -243,13 +243,13 @@ class _Run:
 
     def settings(self, seed: int) -> dict[str, Any]:
         return box_settings(self.box) | {
-            "examples": digest(self.x), "labels": digest(self.y), "eps": list(self.eps), "norm": self.norm,
+            "examples": tensor_digest(self.x), "labels": tensor_digest(self.y), "eps": list(self.eps), "norm": self.norm,
             "seed": seed,
             "attacks": {name: _compared(name, a) for name, a in self.attacks.items()},
             "minimal": _compared("minimal", self.minimal), "answers": box_answers(self.box, self.margin),
         }  # fmt: skip
 
-    def resume(self, saved: Saved) -> None:
+    def resume(self, saved: CheckpointFile) -> None:
         self.saved, held = saved, saved.read()
         if held is not None:
             self.finished = held["finished"]

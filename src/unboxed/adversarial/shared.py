@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError
-from ..model.answers import without_nan
+from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..rng import hashed
-from ..validation import check_seed, number, whole
+from ..rng import hashed_uniform
+from ..validation import check_seed, check_float, check_int
 from .answers import predicted
 from .attempt import Attempt
 from .goal import Goal, goal_of
@@ -66,7 +66,7 @@ class Crowd:
         """`sample` of the rows, each at most once, in their order."""
         if len(rows) <= self.sample:
             return rows
-        order = hashed(self.seed, rows, 2 * step + 2, DRAWS)[:, 0].argsort()
+        order = hashed_uniform(self.seed, rows, 2 * step + 2, DRAWS)[:, 0].argsort()
         return rows[order[: self.sample].sort().values]
 
     def _look(self, change: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,12 @@ def rooted(fooled: Objective) -> Objective:
 
     select = None if fooled.select is None else (lambda i: rooted(fooled.rows(i)))
     return Objective(
-        lambda acts: score(fooled(acts)), fooled.layers, f"rooted {fooled.name}", select, fooled.coupled, fooled.n
+        lambda acts: score(fooled(acts)),
+        fooled.layers,
+        f"rooted {fooled.name}",
+        select,
+        fooled.batch_dependent,
+        fooled.n,
     )
 
 
@@ -117,7 +122,7 @@ def _there(goal: Goal, none: Tensor) -> Tensor:
 
 def one_class(box: Box, target: object) -> int:
     """The class that all images are to become. Raises InputError."""
-    labels = box.labels(target, 1)  # type: ignore[arg-type]
+    labels = box.class_labels(target, 1)  # type: ignore[arg-type]
     if torch.as_tensor(target).ndim:
         raise InputError("one change for all images has one target: an int")
     return int(labels[0])
@@ -125,8 +130,8 @@ def one_class(box: Box, target: object) -> int:
 
 def answers(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The model's own answers, to be left where nobody gives labels. Raises OutputError."""
-    box.one_class_each("an attack on classes")
-    return predicted(box, box.accept(x), batch_size)
+    box.require_class_scores("an attack on classes")
+    return predicted(box, box.validate_inputs(x), batch_size)
 
 
 def share_fooled(
@@ -138,25 +143,25 @@ def share_fooled(
     Those count that do not bear the target's label (without labels: that the model does not take for it); untargeted,
     those that the model gets right; with an objective, where it is not above zero.
     """
-    draws = whole("draws", draws, least=1)
+    draws = check_int("draws", draws, minimum=1)
     y = answers(box, x, batch_size) if y is None and made.objective is None else y
     goal = goal_of(box, len(x), y, made.target, made.objective)
     count = partial(_above, box, goal.fooled, batch_size=batch_size)
     counts = ~count(x) if goal.right is None or goal.become is None else torch.ne(goal.right, goal.become)
     if not counts.any():
         raise InputError("none of these images counts: the model takes all of them for what they should become")
-    shares = [count(box.accept(change(draw)))[counts].double().mean() for draw in range(draws)]
+    shares = [count(box.validate_inputs(change(draw)))[counts].double().mean() for draw in range(draws)]
     return float(torch.stack(shares).mean())
 
 
 def _above(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
-    return without_nan(objective(acts)) > 0
+    return check_no_nan(objective(acts)) > 0
 
 
 def settings(steps: int, step: float, sample: int, seed: int) -> int:
     """The seed to draw by. Raises InputError for what is no setting."""
-    whole("steps", steps)
-    number("step", step, above=0)
-    whole("sample", sample, least=1)
+    check_int("steps", steps)
+    check_float("step", step, above=0)
+    check_int("sample", sample, minimum=1)
     return check_seed(seed)

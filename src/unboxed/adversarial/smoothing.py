@@ -17,11 +17,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import AT_ONCE
 from ..errors import OutputError
-from ..model.answers import without_nan
+from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..objectives import as_classes, check_classes
-from ..rng import of_sample
-from ..validation import check_seed, number, whole
+from ..rng import sample_generator
+from ..validation import check_seed, check_float, check_int
 
 ABSTAIN = -1
 
@@ -48,7 +48,7 @@ class Smoothed:
         y = as_classes(y)
         check_classes(y, len(self.classes), self.share.shape[1])
         given = [radii] if isinstance(radii, (int, float)) else list(radii)
-        wanted = torch.tensor([number("a radius", r, least=0) for r in given], dtype=self.radius.dtype)
+        wanted = torch.tensor([check_float("a radius", r, minimum=0) for r in given], dtype=self.radius.dtype)
         right = self.classes == y.to(self.classes.device)
         held = right & (self.radius >= wanted.to(self.radius.device)[:, None])
         return held.to(self.radius.dtype).mean(1)
@@ -57,8 +57,8 @@ class Smoothed:
 @card(
     name="Randomized smoothing",
     source="Cohen et al. 2019, arXiv:1902.02918, sections 3.2 and 3.3 (CERTIFY)",
-    tells="A radius within which no change whatever moves the smoothed model's answer, with 1 - alpha certainty each.",
-    not_tells="Anything of the model without noise; where that was not trained with noise, radii are small.",
+    shows="A radius within which no change whatever moves the smoothed model's answer, with 1 - alpha certainty each.",
+    does_not_show="Anything of the model without noise; where that was not trained with noise, radii are small.",
     example=lambda method, box, x, y: method(box, x, 0.1, n0=8, n=40, alpha=0.05),
     exempt={
         "one look": "it asks about n0 + n noisy copies of each example",
@@ -84,7 +84,11 @@ def smoothed(
     that of p = alpha ** (1 / n). Noisy inputs are not clipped, as in the paper. Ctrl-C keeps the rows that are done.
     Raises InputError and OutputError.
     """
-    n0, n, alpha = whole("n0", n0, least=1), whole("n", n, least=1), number("alpha", alpha, above=0, below=1)
+    n0, n, alpha = (
+        check_int("n0", n0, minimum=1),
+        check_int("n", n, minimum=1),
+        check_float("alpha", alpha, above=0, below=1),
+    )
     noisy = _Noisy(box, x, sigma, seed, batch_size)
     counts, interrupted = noisy.counts(0, n0, n0 + n)  # (N, 2, K)
     top = counts[:, 0].argmax(1, keepdim=True)  # (N, 1)
@@ -113,7 +117,7 @@ def smoothed_predict(
 
     From the two classes met most often in n draws, by a two-sided binomial test. Raises InputError and OutputError.
     """
-    n, alpha = whole("n", n, least=1), number("alpha", alpha, above=0, below=1)
+    n, alpha = check_int("n", n, minimum=1), check_float("alpha", alpha, above=0, below=1)
     counts, interrupted = _Noisy(box, x, sigma, seed, batch_size).counts(0, n, n)
     if interrupted:
         raise KeyboardInterrupt
@@ -132,18 +136,18 @@ class _Noisy:
     """Noisy copies of each row, each from a generator of its own."""
 
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
-        box.one_class_each("smoothing")
+        box.require_class_scores("smoothing")
         if box.outputs == "multilabel":
             raise OutputError("smoothing is of one class an example; the box's outputs are multilabel")
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
-        self.box, self.x, self.sigma = box, box.accept(x), number("sigma", sigma, above=0)
+        self.box, self.x, self.sigma = box, box.validate_inputs(x), check_float("sigma", sigma, above=0)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
     def counts(self, start: int, split: int, stop: int) -> tuple[Tensor, bool]:
         """(N, 2, K) how often each class is met in draws start..split and split..stop; and if Ctrl-C ended it."""
         found = torch.zeros(len(self.x), 2, self.box.n_outputs, dtype=torch.long, device=self.x.device)
-        if self.box.coupled:
+        if self.box.batch_dependent:
             answers = torch.stack([self._answers(slice(None), d, d + 1)[:, 0] for d in range(start, stop)], 1)
             return _tallied(answers, split - start, found.shape[2]), False
         done = 0
@@ -159,9 +163,9 @@ class _Noisy:
     def _answers(self, rows: slice, start: int, stop: int) -> Tensor:
         """(n, draws) the model's classes; one row, or all rows and one draw, at a time."""
         places = range(len(self.x))[rows]
-        if self.box.coupled:
+        if self.box.batch_dependent:
             return self._classes(torch.stack([self._draw(i, start) for i in places]))[:, None]
-        size, most = self.box.splits(stop - start, self.batch_size)
+        size, most = self.box.batch_plan(stop - start, self.batch_size)
         most = min(most, AT_ONCE) if self.x.device.type == "cpu" else most
 
         def part(draws: slice) -> Tensor:
@@ -171,13 +175,13 @@ class _Noisy:
 
     def _draw(self, row: int, draw: int) -> Tensor:
         x = self.x[row]
-        generator = of_sample(self.seed, row, draw, x.device)
+        generator = sample_generator(self.seed, row, draw, x.device)
         return x + self.sigma * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def _classes(self, z: Tensor) -> Tensor:
         """(n,) of noisy inputs, which may lie outside the valid range."""
-        with self.box.quiet(grad=False):
-            return without_nan(self.box.forward(z, {"logits"})["logits"], what="a noisy copy").argmax(1)
+        with self.box.isolated(grad=False):
+            return check_no_nan(self.box.forward(z, {"logits"})["logits"], what="a noisy copy").argmax(1)
 
 
 def _tallied(answers: Tensor, split: int, classes: int) -> Tensor:

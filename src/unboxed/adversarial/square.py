@@ -20,8 +20,8 @@ from ..engine.read.sizes import images_only
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..rng import hashed
-from ..validation import check_seed, number, whole
+from ..rng import hashed_uniform
+from ..validation import check_seed, check_float, check_int
 from .attempt import Attempt, in_range
 from .levels import saved
 from .result import Adversarial
@@ -34,8 +34,8 @@ TILES = 5  # along each side of an image, at the start of the l2 attack
 @card(
     name="Square attack",
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
-    tells="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
-    not_tells="That there is none where it fails: it is a random search, and more queries find more.",
+    shows="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
+    does_not_show="That there is none where it fails: it is a random search, and more queries find more.",
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     needs=("pixels",),
@@ -64,7 +64,11 @@ def square(
     """
     images_only(box, "the square attack")
     ball = in_range(box, _ball(eps, norm, ball))
-    queries, seed, p = whole("queries", queries, least=1), check_seed(seed), number("p", p, above=0, most=1)
+    queries, seed, p = (
+        check_int("queries", queries, minimum=1),
+        check_seed(seed),
+        check_float("p", p, above=0, maximum=1),
+    )
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = attempt.begin()
     with attempt:
@@ -165,11 +169,11 @@ class _Stripes:
 
     def first(self, rows: Tensor, seed: int) -> Tensor:
         (low, high), (_, c, _, w) = self._ends(rows), self.x.shape
-        up = hashed(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
+        up = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
         return torch.where(up, high, low)
 
     def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        u = hashed(seed, rows, query, 3 + z.shape[1])
+        u = hashed_uniform(seed, rows, query, 3 + z.shape[1])
         here = _squares(u[:, :2], side, z)
         low, high = (end[here] for end in self._ends(rows))  # (n, C, h, h)
         up = u[:, 3:] < 0.5  # (n, C) which end each channel goes to
@@ -212,7 +216,7 @@ class _Hills:
         x, c, size = self.x[rows], self.x.shape[1], self.x.shape[2:]
         side = max(1, min(size) // TILES)
         tall, wide = (s // side for s in size)
-        u = hashed(seed, rows, 0, (c + 1) * tall * wide).view(-1, c + 1, tall, wide)
+        u = hashed_uniform(seed, rows, 0, (c + 1) * tall * wide).view(-1, c + 1, tall, wide)
         nu = torch.zeros_like(x)
         top, left = ((s - n * side) // 2 for s, n in zip(size, (tall, wide), strict=True))
         for i in range(tall):
@@ -224,7 +228,7 @@ class _Hills:
 
     def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
         x, c, side = self.x[rows], z.shape[1], max(side, min(LEAST, *z.shape[2:]))
-        nu, u = z - x, hashed(seed, rows, query, 5 + c)
+        nu, u = z - x, hashed_uniform(seed, rows, query, 5 + c)
         here, there = (_squares(u[:, k : k + 2], side, z) for k in (0, 2))
         unused = (self.ball.eps**2 - length(nu) ** 2).clamp_min(0) / c  # (n,) a channel's share
         old, gone = nu[here], _norm(nu[there]) ** 2  # (n, C, h, h), (n, C)

@@ -16,7 +16,7 @@ from ..engine.optimize.constraints import same as same
 from ..engine.optimize.optimizers import Momentum, Steps
 from ..engine.optimize.parameterizations import Raw
 from ..errors import InputError, warn
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 from .attempt import ASK_ONLY, Attempt, differentiable, in_range
 from .levels import saved
 from .result import Adversarial
@@ -38,10 +38,10 @@ class Way:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps)
+        check_int("steps", self.steps)
         object.__setattr__(self, "seed", check_seed(self.seed))
-        number("step", self.step, above=0)
-        if whole("restarts", self.restarts, least=1) > 1 and not self.random_start:
+        check_float("step", self.step, above=0)
+        if check_int("restarts", self.restarts, minimum=1) > 1 and not self.random_start:
             raise InputError("restarts differ by their random starts, and random_start=False")
 
     def start(self, box: Box, x: Tensor, turn: int) -> Tensor:
@@ -63,13 +63,13 @@ def bound(box: Box, eps: float | None, norm: str, ball: Ball | None) -> Ball:
 
 def step_of(step: float | None, reach: float, steps: int) -> float:
     """The length of a step; by default all of them together reach so far. Raises InputError."""
-    return reach / max(whole("steps", steps), 1) if step is None else step
+    return reach / max(check_int("steps", steps), 1) if step is None else step
 
 
 def draws_of(box: Box, eot: int) -> int:
     """How many draws a look takes: a model that draws nothing answers alike each time."""
-    draws = whole("eot", eot, least=1)
-    return draws if box.noisy else 1
+    draws = check_int("eot", eot, minimum=1)
+    return draws if box.stochastic else 1
 
 
 def stepped(attempt: Attempt, way: Way, bits: int | None) -> Adversarial:
@@ -97,7 +97,7 @@ class _Found:
     def __init__(self, attempt: Attempt, way: Way) -> None:
         self.attempt, self.way = attempt, way
         goal = attempt.goal
-        self.coupled = attempt.box.coupled or goal.climb.coupled or goal.fooled.coupled
+        self.coupled = attempt.box.batch_dependent or goal.climb.batch_dependent or goal.fooled.batch_dependent
         self.best = attempt.x.new_full((len(attempt.x),), -torch.inf)
 
     def wanted(self) -> Tensor:
@@ -146,7 +146,7 @@ class _Found:
     def look_again(self) -> None:
         """Where the objective makes examples change one another, each is judged in the company that it ends in."""
         attempt = self.attempt
-        if self.coupled and not attempt.box.coupled:  # the attempt's result sees to the model's own coupling
+        if self.coupled and not attempt.box.batch_dependent:  # the attempt's result sees to the model's own coupling
             rows = torch.arange(len(attempt.x), device=attempt.x.device)
             attempt.success = attempt.fooled(attempt.images, rows) > 0
 

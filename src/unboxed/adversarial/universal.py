@@ -17,7 +17,7 @@ from ..cards import card
 from ..engine.optimize.constraints import Ball, ball_of
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number
+from ..validation import check_float
 from .attempt import in_range
 from .shared import Crowd, crowd, settings, share_fooled
 
@@ -34,7 +34,7 @@ class Universal:
 
     def applied(self, box: Box, x: Any) -> Any:
         """Inputs x (N, ...) with the perturbation, inside the valid range."""
-        return box.shaped(self._packed(box, box.accept(x)))
+        return box.restore_structure(self._packed(box, box.validate_inputs(x)))
 
     def _packed(self, box: Box, x: Tensor) -> Tensor:
         return box.inputs.clip(x + _delta(box, self.perturbation).to(x))
@@ -47,7 +47,7 @@ class Universal:
         Those that the model gets wrong without it do not count, nor, targeted, those of the target's class. Raises
         InputError where none counts.
         """
-        x = box.accept(x)
+        x = box.validate_inputs(x)
         return share_fooled(self, box, x, y, lambda draw: self._packed(box, x), 1, batch_size)
 
 
@@ -55,8 +55,8 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    tells="One change, hardly visible, that the model's answers to most inputs do not survive.",
-    not_tells="That it works on inputs of another kind, or that there is none where this one fails.",
+    shows="One change, hardly visible, that the model's answers to most inputs do not survive.",
+    does_not_show="That it works on inputs of another kind, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     exempt={
         "draws of rows": "one change serves all images: the start is no row's",
@@ -86,7 +86,7 @@ def universal(
     InputError, OutputError.
     """
     ball = in_range(box, ball_of(eps, norm, ball))
-    size = ball.eps / 5 if step is None else number("step", step, above=0)
+    size = ball.eps / 5 if step is None else check_float("step", step, above=0)
     seed = settings(steps, size, sample, seed)
 
     def apply(delta: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
@@ -101,7 +101,7 @@ def universal(
         delta, history = Crowd(attempt, apply, upward, steps, sample, seed).climb(start, there)
     become = None if attempt.goal.become is None else int(attempt.goal.become[0])
     name = type(ball).__name__.lower()
-    return Universal(box.shaped(delta), become, ball.eps, name, history, objective, attempt.interrupted)
+    return Universal(box.restore_structure(delta), become, ball.eps, name, history, objective, attempt.interrupted)
 
 
 def _delta(box: Box, perturbation: Any) -> Tensor:

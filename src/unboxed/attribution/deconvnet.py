@@ -18,8 +18,8 @@ from ..objectives import Objective
 @card(
     name="Deconvnet",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
-    tells="The pattern that this score's positive weights draw when they are read downwards through the model.",
-    not_tells="Which of it this input has: without pooling, the input enters only through the choice of target.",
+    shows="The pattern that this score's positive weights draw when they are read downwards through the model.",
+    does_not_show="Which of it this input has: without pooling, the input enters only through the choice of target.",
     needs=("relu",),
     example=lambda method, box, x, y: method(box, x, y),
 )

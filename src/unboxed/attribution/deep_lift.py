@@ -17,17 +17,17 @@ from ..engine.read.edits import settled
 from ..errors import RuleError
 from ..model.batching import BatchSize, in_batches
 from ..model.deeplift import RULES, Tape, nothing_escaped
-from ..model.op_mode import Opwise
+from ..model.op_mode import OpMode
 from ..objectives import Objective
 
 
 @card(
     name="DeepLIFT",
     source="Shrikumar et al. 2017, arXiv:1704.02685, the rescale rule",
-    tells="How the difference between this score and the baseline's is made up of differences in the input.",
-    not_tells="What another baseline would say; and it depends on how the model is written, not on its function alone.",
+    shows="How the difference between this score and the baseline's is made up of differences in the input.",
+    does_not_show="What another baseline would say; and it depends on how the model is written, not on its function alone.",
     example=lambda method, box, x, y: method(box, x, y),
-    laws=("contribution", "completeness", "dummy", "symmetry"),
+    axioms=("contribution", "completeness", "dummy", "symmetry"),
     exempt={"one look": "it runs the model on x and on the baseline"},
 )
 def deep_lift(
@@ -48,28 +48,28 @@ def deep_lift(
     Raises RuleError for ops without a rule, for checkpointed and scripted parts that have such ops, and where the
     contributions do not add up (a mask made of activations has no gradient); InputError for a baseline that can't be.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     x0 = beside(box, x, baseline)
     objective = settled(box, target, x, batch_size)
 
     def part(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         return _contributions(box, objective.rows(rows), x[rows], x0[rows])
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     found, score, reference = (torch.cat(h) for h in zip(*parts, strict=True))
     difference(score, reference)
-    _complete(box, found, score, reference, box.coupled or objective.coupled)
-    return box.shaped(found)  # type: ignore[no-any-return]
+    _complete(box, found, score, reference, box.batch_dependent or objective.batch_dependent)
+    return box.restore_structure(found)  # type: ignore[no-any-return]
 
 
 def _contributions(box: Box, objective: Objective, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Contributions (n, ...) of one batch, and the scores (n,) of x and of the baseline."""
     tape = Tape(RULES)
-    with box.quiet(grad=False), Opwise(tape.write):
+    with box.isolated(grad=False), OpMode(tape.write):
         reference = objective(box.forward(x0, objective.layers))
-    with box.quiet():
+    with box.isolated():
         leaf = x.detach().requires_grad_()
-        with Opwise(tape.play):
+        with OpMode(tape.play):
             acts = box.forward(leaf, objective.layers)
             score = objective(acts)
         if score.requires_grad:

@@ -24,8 +24,8 @@ from ..engine.results import tell_not_finite
 from ..inputs.multi import MultiInput
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..rng import of_sample
-from ..validation import check_seed, whole
+from ..rng import sample_generator
+from ..validation import check_seed, check_int
 
 MOST = 1024  # references taken of a data set: its first
 
@@ -40,11 +40,11 @@ class ExpectedGradients:
 @card(
     name="Expected gradients",
     source="Erion et al. 2021, arXiv:1906.10670",
-    tells="How this score is made up of the input's changes from what other inputs have there.",
-    not_tells="More than a mean of draws can: shares add up to the difference only as samples become many.",
+    shows="How this score is made up of the input's changes from what other inputs have there.",
+    does_not_show="More than a mean of draws can: shares add up to the difference only as samples become many.",
     example=lambda method, box, x, y: method(box, x, y, references=some(box), n_samples=4),
     exempt={"one look": "it looks at many points on the way from many references"},
-    laws=("dummy",),
+    axioms=("dummy",),
 )
 def expected_gradients(
     box: Box,
@@ -63,7 +63,7 @@ def expected_gradients(
     from each of as many equal parts of [0, 1]: both keep the mean and lower its variance. The map sums to the
     difference in expectation; `error` is how far it is off. Draws are keyed by (seed, row). Raises InputError.
     """
-    x, k = box.accept(x), whole("n_samples", n_samples, least=1)
+    x, k = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
     seed = check_seed(seed)
     objective = settled(box, target, x, batch_size)
     others = _accepted(box, references)
@@ -76,26 +76,26 @@ def expected_gradients(
     low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
     gap = difference(high, low)
     tell_not_finite(f"the gradient of {objective.name} between references and x", found)
-    return ExpectedGradients(box.shaped(found), (found.flatten(1).sum(1) - gap).abs(), gap)
+    return ExpectedGradients(box.restore_structure(found), (found.flatten(1).sum(1) - gap).abs(), gap)
 
 
 def some(box: Box) -> Any:
     """A few valid inputs, for want of data."""
     drawn = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
-    return box.shaped(drawn)
+    return box.restore_structure(drawn)
 
 
 def _accepted(box: Box, references: Any) -> Tensor:
     """References (M, ...). Raises InputError or DataError."""
     plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
-    return box.accept(references if plain else next(batches(references, MOST)))
+    return box.validate_inputs(references if plain else next(batches(references, MOST)))
 
 
 def _draws(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in an order of its own (N, M), and alphas (N, K), one from each K-th of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n):
-        generator = of_sample(seed, row, 0, torch.device("cpu"))
+        generator = sample_generator(seed, row, 0, torch.device("cpu"))
         orders.append(torch.randperm(m, generator=generator))
         part = torch.randperm(k, generator=generator)
         alphas.append((part + torch.rand(k, generator=generator, dtype=torch.float64)) / k)

@@ -17,7 +17,7 @@ from ..engine.perturb.masks import leave_one_out
 from ..engine.perturb.segments import Segments, share
 from ..engine.perturb.windows import windows
 from ..engine.read.sizes import Size
-from ..model.answers import check_scores
+from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
 from ..objectives import Objective
 
@@ -27,11 +27,11 @@ MANY = 1024  # players that are looked at one by one, whether they are rectangle
 @card(
     name="Feature ablation",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
-    tells="What this score loses when one part of the input is hidden and the rest stays.",
-    not_tells="What parts do together: where either of two is enough, hiding one loses nothing.",
+    shows="What this score loses when one part of the input is hidden and the rest stays.",
+    does_not_show="What parts do together: where either of two is enough, hiding one loses nothing.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 4))),
     exempt={"one look": "it runs the model once for each player"},
-    laws=("contribution", "dummy", "symmetry"),
+    axioms=("contribution", "dummy", "symmetry"),
 )
 def feature_ablation(
     box: Box,
@@ -49,7 +49,7 @@ def feature_ablation(
     score. Players that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the
     model is not computed. Raises InputError for segments or a baseline that do not fit x.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     score, _ = objective(box, target, x, batch_size)
     played = game(box, x, segments, baseline)
     found = _by_windows(played, score, batch_size)
@@ -58,7 +58,7 @@ def feature_ablation(
         found = scores(played, [own[a] for a in played.counts], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     lost = [without_rounding((v[:1] - v[1:]), v, eps)[:, 0] for v in found]  # (A,) each
-    return box.shaped(played.players.gathered(played.placed(lost)))  # type: ignore[no-any-return]
+    return box.restore_structure(played.players.gathered(played.placed(lost)))  # type: ignore[no-any-return]
 
 
 def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
@@ -76,8 +76,8 @@ def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[T
         corners = torch.tensor(list(places.values()))
         run = windows(box, x, score, played.base, corners, size, logits=False, itself=True, batch_size=batch_size)
         every[:, list(places)], whole = run.score[:, :-1].to(every), run.score[:, -1:].to(every)
-    check_scores(whole)
-    check_scores(every, HIDDEN)
+    check_finite_scores(whole)
+    check_finite_scores(every, HIDDEN)
     return [torch.cat([whole[i], every[i, on]])[:, None].cpu().double() for i, on in enumerate(played.active)]
 
 

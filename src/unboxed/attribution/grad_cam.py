@@ -31,8 +31,8 @@ def by_higher_orders(h: Tensor, g: Tensor) -> Tensor:
 @card(
     name="Grad-CAM",
     source="Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2",
-    tells="Where in the image the last maps of the model speak for this score.",
-    not_tells="Details smaller than a position of the layer, and what speaks against the score: that is cut off.",
+    shows="Where in the image the last maps of the model speak for this score.",
+    does_not_show="Details smaller than a position of the layer, and what speaks against the score: that is cut off.",
     needs=("images",),
     example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
 )
@@ -58,8 +58,8 @@ def grad_cam(
 @card(
     name="Grad-CAM++",
     source="Chattopadhyay et al. 2018, arXiv:1710.11063",
-    tells="Where the last maps of the model speak for this score, also where several places do.",
-    not_tells="What speaks against the score; and its weights hold for a ReLU model whose output is exp(score).",
+    shows="Where the last maps of the model speak for this score, also where several places do.",
+    does_not_show="What speaks against the score; and its weights hold for a ReLU model whose output is exp(score).",
     needs=("images",),
     example=lambda method, box, x, y: method(box, x, y),
 )

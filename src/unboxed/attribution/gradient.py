@@ -17,8 +17,8 @@ from ..objectives import Objective
 @card(
     name="Gradient",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 3",
-    tells="Where slightly larger values would raise this score, and where slightly smaller ones would.",
-    not_tells="What the score is made of: it is the slope at this input, and says nothing of larger changes.",
+    shows="Where slightly larger values would raise this score, and where slightly smaller ones would.",
+    does_not_show="What the score is made of: it is the slope at this input, and says nothing of larger changes.",
     example=lambda method, box, x, y: method(box, x, y),
 )
 def gradient(

@@ -15,7 +15,7 @@ from ..cards import card
 from ..engine.gradients.score import gradients, tell
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..model.answers import check_scores
+from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
 from ..objectives import Objective
 
@@ -23,10 +23,10 @@ from ..objectives import Objective
 @card(
     name="Gradient x input",
     source="Shrikumar et al. 2016, arXiv:1605.01713; Ancona et al. 2018, arXiv:1711.06104",
-    tells="What each value's distance from the baseline adds to the score, if the model were its tangent plane.",
-    not_tells="What it adds in a model that bends: the shares add up to nothing, and a saturated score has no slope.",
+    shows="What each value's distance from the baseline adds to the score, if the model were its tangent plane.",
+    does_not_show="What it adds in a model that bends: the shares add up to nothing, and a saturated score has no slope.",
     example=lambda method, box, x, y: method(box, x, y),
-    laws=("contribution", "dummy", "symmetry"),
+    axioms=("contribution", "dummy", "symmetry"),
 )
 def gradient_x_input(
     box: Box,
@@ -41,10 +41,10 @@ def gradient_x_input(
     As with `gradient`, where a final ReLU clamps the score the gradient before the clamp is taken, and an
     UnboxedWarning says so. Draws of a "random" baseline are those of seed 0. Raises InputError.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     start = baseline_of(box, x, baseline)
     objective = box.objective(target, len(x))
     found = gradients(box, objective, x, batch_size=batch_size)
-    check_scores(found.score)
+    check_finite_scores(found.score)
     tell(objective, found.map, found.before_clamp)
-    return box.shaped(found.map * (x - start))
+    return box.restore_structure(found.map * (x - start))

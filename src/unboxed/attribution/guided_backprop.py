@@ -18,8 +18,8 @@ from ..objectives import Objective
 @card(
     name="Guided backprop",
     source="Springenberg et al. 2015, arXiv:1412.6806, section 3.4",
-    tells="Details of the input through which paths of only positive influence run up to this score.",
-    not_tells="Why this class and not another: it is close to an edge detector, and looks alike for most classes.",
+    shows="Details of the input through which paths of only positive influence run up to this score.",
+    does_not_show="Why this class and not another: it is close to an edge detector, and looks alike for most classes.",
     needs=("relu",),
     example=lambda method, box, x, y: method(box, x, y),
 )

@@ -21,8 +21,8 @@ from .grad_cam import by_mean
 @card(
     name="Guided Grad-CAM",
     source="Selvaraju et al. 2017, arXiv:1610.02391, section 3.2",
-    tells="Fine structure of the image, at the places that speak for this score.",
-    not_tells="Why this structure speaks for the score: that part is close to an edge detector's picture.",
+    shows="Fine structure of the image, at the places that speak for this score.",
+    does_not_show="Why this structure speaks for the score: that part is close to an edge detector's picture.",
     needs=("relu", "pixels"),
     example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
     exempt={"one look": "it runs the model once for each of its two factors, whose backward passes differ"},
@@ -40,7 +40,7 @@ def guided_grad_cam(
     `layer` as in `grad_cam`. Raises LayerError where it has no positions, and RuleError where a ReLU would escape.
     """
     images_only(box, "Guided Grad-CAM")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     guided: Tensor = attribute(box, x, objective, rule=relu_rules.guided, batch_size=batch_size)
     where = cam(box, x, objective, layer, by_mean, name="Grad-CAM", upsample=True, batch_size=batch_size)

@@ -23,7 +23,7 @@ from ..engine.results import tell_not_finite
 from ..errors import InputError, warn
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import number, whole
+from ..validation import check_float, check_int
 
 COUPLED_STEPS = 50
 """By default, where examples can't be looked at one without the other."""
@@ -41,11 +41,11 @@ class IntegratedGradients:
 @card(
     name="Integrated gradients",
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
-    tells="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
-    not_tells="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
+    shows="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
+    does_not_show="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
     example=lambda method, box, x, y: method(box, x, y),
     exempt={"one look": "it looks at many points on the way to x"},
-    laws=("contribution", "completeness", "dummy", "symmetry"),
+    axioms=("contribution", "completeness", "dummy", "symmetry"),
 )
 def integrated_gradients(
     box: Box,
@@ -73,8 +73,8 @@ def integrated_gradients(
     Memory does not grow with steps: 64 gradients of an example are kept at a time. Draws of a "random" baseline are
     those of seed 0. Raises InputError.
     """
-    x = box.accept(x)
-    tol, max_steps = number("tol", tol, above=0), whole("max_steps", max_steps, least=1)
+    x = box.validate_inputs(x)
+    tol, max_steps = check_float("tol", tol, above=0), check_int("max_steps", max_steps, minimum=1)
     points = _points(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = settled(box, target, x, batch_size)
@@ -82,7 +82,7 @@ def integrated_gradients(
     gap = difference(high, low)
     bound = torch.maximum(tol * gap.abs(), _rounding(box) * (high.abs() + low.abs()))
     problem = Problem(box, objective, x, start, low, high, bound, batch_size, first_look(tol))
-    if points is None and (box.coupled or objective.coupled):
+    if points is None and (box.batch_dependent or objective.batch_dependent):
         points = midpoints(COUPLED_STEPS)
     found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
     tell_not_finite(f"the gradient of {objective.name} between the baseline and x", found.gradient)
@@ -90,7 +90,9 @@ def integrated_gradients(
     missed = ~converged & found.error.isfinite()
     if n_steps is None and bool(missed.any()):
         _tell(missed, found.error, gap)
-    return IntegratedGradients(box.shaped(found.gradient * problem.delta), found.error, found.steps, converged, gap)
+    return IntegratedGradients(
+        box.restore_structure(found.gradient * problem.delta), found.error, found.steps, converged, gap
+    )
 
 
 def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
@@ -102,7 +104,7 @@ def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | No
     rule = "midpoint" if rule is None else rule
     if not isinstance(rule, str) or rule not in RULES:
         raise InputError(f"rule is {' or '.join(map(repr, RULES))}; got {rule!r}")
-    return RULES[rule](whole("n_steps", n_steps, least=1))
+    return RULES[rule](check_int("n_steps", n_steps, minimum=1))
 
 
 def _rounding(box: Box) -> float:

@@ -22,7 +22,7 @@ from ..engine.perturb.segments import Segments, share
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import check_seed, whole
+from ..validation import check_seed, check_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,14 @@ class KernelShap:
 @card(
     name="KernelSHAP",
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
-    tells="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
-    not_tells="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    shows="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
+    does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the model once for each subset drawn",
         "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
     },
-    laws=("contribution", "completeness"),
+    axioms=("contribution", "completeness"),
 )
 def kernel_shap(
     box: Box,
@@ -69,8 +69,8 @@ def kernel_shap(
     UnboxedWarning tells of fewer than 4 samples for each player that hides something. Raises InputError where n_samples
     is below 2 F + 2 and all subsets of the F players.
     """
-    n, seed = whole("n_samples", n_samples, least=2), check_seed(seed)
-    x = box.accept(x)
+    n, seed = check_int("n_samples", n_samples, minimum=2), check_seed(seed)
+    x = box.validate_inputs(x)
     score, _ = objective(box, target, x, batch_size)
     played = game(box, x, segments, baseline, most=max(1, n // A_PLAYER), seed=seed)
     if n < min(2 * played.players.most + 2, 2**played.players.most):
@@ -86,7 +86,7 @@ def kernel_shap(
     ends = torch.stack([v[-2:, 0] if own[a][1] else v[[-1, 0], 0] for a, v in zip(played.counts, found, strict=True)])
     ends = ends.to(box.dtype).to(box.device)
     difference(ends[:, 0], ends[:, 1])
-    shares = box.shaped(played.players.shared(values))
+    shares = box.restore_structure(played.players.shared(values))
     return KernelShap(shares, values, error, beside(box, played.players.of), ends[:, 0], ends[:, 1])
 
 

@@ -23,8 +23,8 @@ def by_position(h: Tensor, g: Tensor) -> Tensor:
 @card(
     name="LayerCAM",
     source="Jiang et al. 2021, IEEE Transactions on Image Processing 30",
-    tells="Where a layer's maps speak for this score, position by position; of earlier layers in finer detail.",
-    not_tells="What speaks against the score; and of early layers it shows edges more than reasons.",
+    shows="Where a layer's maps speak for this score, position by position; of earlier layers in finer detail.",
+    does_not_show="What speaks against the score; and of early layers it shows edges more than reasons.",
     needs=("images",),
     example=lambda method, box, x, y: method(box, x, y),
 )

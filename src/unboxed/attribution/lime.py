@@ -23,9 +23,9 @@ from ..engine.perturb.masks import Draws, coin_flips
 from ..engine.perturb.segments import Segments, share
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..objectives import Objective, pooled
-from ..rng import key
-from ..validation import check_seed, number, whole
+from ..objectives import Objective, mean_over_positions
+from ..rng import derive_seed
+from ..validation import check_seed, check_float, check_int
 
 PLENTY = 4096  # masks that are scored by the surrogate alone
 
@@ -67,12 +67,12 @@ class Settings:
     ) -> Settings:  # fmt: skip
         if regression not in ALPHA:
             raise InputError(f"regression is {', '.join(map(repr, ALPHA))}; got {regression!r}")
-        alpha = ALPHA[regression] if alpha is None else number("alpha", alpha)
+        alpha = ALPHA[regression] if alpha is None else check_float("alpha", alpha)
         if alpha < 0:
             raise InputError(f"alpha must be 0 or more; got {alpha}")
-        features = None if n_features is None else whole("n_features", n_features, least=1)
-        width, seed = number("kernel_width", kernel_width, 0), check_seed(seed)
-        return cls(whole("n_samples", n_samples, least=2), width, regression, alpha, features, seed)
+        features = None if n_features is None else check_int("n_features", n_features, minimum=1)
+        width, seed = check_float("kernel_width", kernel_width, 0), check_seed(seed)
+        return cls(check_int("n_samples", n_samples, minimum=2), width, regression, alpha, features, seed)
 
     @property
     def most(self) -> int:
@@ -93,8 +93,8 @@ class Settings:
 @card(
     name="LIME",
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
-    tells="Which parts of the input speak for this answer and which against it, with the error of each weight.",
-    not_tells="More than a linear model can: where R² is low, parts work together and the weights say little.",
+    shows="Which parts of the input speak for this answer and which against it, with the error of each weight.",
+    does_not_show="More than a linear model can: where R² is low, parts work together and the weights say little.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the model once for each mask drawn",
@@ -139,7 +139,7 @@ def lime(
     n_samples is below the number of segments + 2.
     """
     settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     score, classes = objective(box, target, x, batch_size, on)
     odds = classes is not None and on != "score"
     played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
@@ -163,11 +163,11 @@ def lime_top(
 ) -> LimeTop:
     """The probabilities of each input's likeliest classes, explained in one set of runs. Settings as in `lime`."""
     settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
-    if whole("top", top, least=1) > box.n_outputs:
+    if check_int("top", top, minimum=1) > box.n_outputs:
         raise InputError(f"the model has {box.n_outputs} classes; got top={top}")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     p = box.probs(x, batch_size=batch_size)
-    classes = pooled(p).topk(top, 1).indices  # (N, T)
+    classes = mean_over_positions(p).topk(top, 1).indices  # (N, T)
     played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
     each = [probability(box, own) for own in classes.T]
     return LimeTop(classes, tuple(_explained(played, each, list(classes.T), settings, True, batch_size)))
@@ -180,7 +180,7 @@ def positive(result: Lime, n: int = 5) -> Tensor:
     """
     if not isinstance(result, Lime) or not isinstance(result.segments, Tensor) or result.segments.ndim != 3:
         raise InputError("a mask is made of what lime says of images, superpixel by superpixel")
-    best = result.weights.topk(min(whole("n", n, least=1), result.weights.shape[1]), 1)
+    best = result.weights.topk(min(check_int("n", n, minimum=1), result.weights.shape[1]), 1)
     chosen = torch.zeros_like(result.weights, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
     return chosen.gather(1, result.segments.flatten(1)).view(result.segments.shape)
 
@@ -213,7 +213,9 @@ def _learner(draws: Draws, settings: Settings) -> tuple[Surrogate, Draws] | None
     if bool((draws.cluster < 0).all()) or len(draws.at) < LEAST:
         return None
     many = min(PLENTY, 16 * len(draws.at))
-    return Surrogate(draws.z[1:]), coin_flips(draws.masks.shape[1], many, key("surrogate", settings.seed), once=False)
+    return Surrogate(draws.z[1:]), coin_flips(
+        draws.masks.shape[1], many, derive_seed("surrogate", settings.seed), once=False
+    )
 
 
 def _lime(played: Game, fits: list[Local], ys: list[Tensor], classes: Tensor | None) -> Lime:
@@ -226,5 +228,5 @@ def _lime(played: Game, fits: list[Local], ys: list[Tensor], classes: Tensor | N
         [[f.r2, f.intercept, float(y[0])] for f, y in zip(fits, ys, strict=True)], dtype=torch.float64
     )
     r2, intercept, score = numbers.to(box.dtype).to(box.device).T
-    shown = box.shaped(players.gathered(weights)), beside(box, players.of)
+    shown = box.restore_structure(players.gathered(weights)), beside(box, players.of)
     return Lime(shown[0], weights, error, r2, intercept, intercept + weights.sum(1), score, classes, shown[1])

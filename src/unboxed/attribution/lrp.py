@@ -21,11 +21,11 @@ from ..engine.results import tell_not_finite, tell_rows
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.single import Inputs, Pixels
-from ..model.answers import check_scores
+from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
 from ..model.lrp import Propagation, Recipe, all_ruled, constant, linear_rules, note
 from ..objectives import Objective
-from ..validation import number
+from ..validation import check_float
 
 RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
     "composite": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.gamma(g, e), linear_rules.z_box(e)),
@@ -40,11 +40,11 @@ RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
 @card(
     name="LRP",
     source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
-    tells="How the score is made up of the inputs, if each layer shares out what it got among what it was made of.",
-    not_tells="What would happen if a value changed; and other rules, all of them sums to the same score, share it "
+    shows="How the score is made up of the inputs, if each layer shares out what it got among what it was made of.",
+    does_not_show="What would happen if a value changed; and other rules, all of them sums to the same score, share it "
     "out otherwise.",
     example=lambda method, box, x, y: method(box, x, y),
-    laws=("dummy", "symmetry"),
+    axioms=("dummy", "symmetry"),
 )
 def lrp(
     box: Box,
@@ -74,29 +74,29 @@ def lrp(
     Raises RuleError at an op that no rule is for, or that is hidden from view (scripted code).
     """
     recipe = _recipe(rule, epsilon, gamma)
-    x = box.accept(x)
-    objective = box.checked(box.objective(target, len(x)), len(x))
+    x = box.validate_inputs(x)
+    objective = box.check_objective(box.objective(target, len(x)), len(x))
 
     def part(rows: slice) -> tuple[Tensor, Tensor]:
         return _relevance(box, objective.rows(rows), x[rows], recipe)
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     found, score = (torch.cat(h) for h in zip(*parts, strict=True))
-    check_scores(score)
+    check_finite_scores(score)
     tell_not_finite(f"the relevance of {objective.name}", found)
     tell_rows(f"the relevance of {objective.name} is exactly zero for", (found == 0).flatten(1).all(1))
-    return box.shaped(found)
+    return box.restore_structure(found)
 
 
 def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
     if not isinstance(rule, str) or rule not in RECIPES:
         raise InputError(f"rule is one of {', '.join(map(repr, RECIPES))}; got {rule!r}")
-    return RECIPES[rule](number("epsilon", epsilon, least=0), number("gamma", gamma, least=0))
+    return RECIPES[rule](check_float("epsilon", epsilon, minimum=0), check_float("gamma", gamma, minimum=0))
 
 
 def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Relevance (n, ...) of one batch, (x - x0) c, with x0 what the normalization makes zero; and the score (n,)."""
-    with box.quiet(), constant(box.model):
+    with box.isolated(), constant(box.model):
         x, *ends = leaves = _leaves(box.inputs, x, recipe)
         note(x, bounds=tuple(ends) or None)
         with Propagation(recipe):

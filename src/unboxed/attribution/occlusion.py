@@ -23,10 +23,10 @@ from ..engine.read import sizes
 from ..engine.read.edited_runs import Runs
 from ..engine.read.edits import settled
 from ..errors import InputError
-from ..model.answers import check_scores
+from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from ..validation import whole
+from ..validation import check_int
 
 Sides = int | tuple[int, int]
 PARTS = 7  # of an image's side that a window covers by default: 32 of 224 pixels, 4 of 28
@@ -51,11 +51,11 @@ class Occlusion:
 @card(
     name="Occlusion",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
-    tells="Which parts of the image this score can't do without: what it loses when they are covered.",
-    not_tells="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
+    shows="Which parts of the image this score can't do without: what it loses when they are covered.",
+    does_not_show="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
     example=lambda method, box, x, y: method(box, x, y, window=share(box, 3), stride=share(box, 4)),
     exempt={"one look": "it runs the model once for each position of the window"},
-    laws=("contribution", "dummy", "symmetry"),
+    axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
 )
 def occlusion(
@@ -81,7 +81,7 @@ def occlusion(
     step = _sides("stride", stride, tuple(max(1, s // 2) for s in size))
     if size[0] > sides[0] or size[1] > sides[1]:
         raise InputError(f"a window of {size[0]}x{size[1]} is larger than the images, {sides[0]}x{sides[1]}")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     cover = baseline_of(box, x, baseline)
     objective = logit(0) if target is None else settled(box, target, x, batch_size)
     top, left = (places(n, w, s) for n, w, s in zip(sides, size, step, strict=True))
@@ -91,8 +91,8 @@ def occlusion(
         raise InputError("no logits were read")
     scores, k = _scored(box, found, target)
     grid, score = (len(x), len(top), len(left)), scores[:, -1]
-    check_scores(score)
-    check_scores(scores, HIDDEN)
+    check_finite_scores(score)
+    check_finite_scores(scores, HIDDEN)
     drops = (score[:, None] - scores[:, :-1]).view(grid)
     predicted, probability = _classes(box, found.logits[:, :-1], k, grid)
     spread = _spread(drops, (top, left), size, sides)
@@ -111,14 +111,14 @@ def _sides(name: str, value: object, default: tuple[int, ...]) -> tuple[int, int
     sides = default if value is None else value if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2:
         raise InputError(f"{name} is a whole number, or (vertical, horizontal); got {value!r}")
-    return whole(name, sides[0], least=1), whole(name, sides[1], least=1)
+    return check_int(name, sides[0], minimum=1), check_int(name, sides[1], minimum=1)
 
 
 def _scored(box: Box, found: Runs, target: int | Tensor | Objective | None) -> tuple[Tensor, Tensor]:
     """The scores (N, P + 1), and the class (N,) whose probability is told. The last run is of the whole images."""
     logits = torch.as_tensor(found.logits)  # (N, P + 1, K)
     if target is not None and not isinstance(target, Objective):
-        return found.score, box.labels(target, len(logits))
+        return found.score, box.class_labels(target, len(logits))
     k = logits[:, -1].argmax(1)
     return found.score if target is not None else logits[torch.arange(len(k)), :, k], k
 
@@ -127,7 +127,7 @@ def _classes(box: Box, logits: Tensor, k: Tensor, grid: tuple[int, ...]) -> tupl
     """The class predicted at each position and the probability of class k (N,) there; none for a regression model."""
     if box.outputs == "regression":
         return None, None
-    probabilities = box.probs_of(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
+    probabilities = box.probs_from(logits.flatten(0, 1)).view_as(logits)  # (N, P, K)
     own = probabilities.gather(2, k[:, None, None].expand(-1, logits.shape[1], 1))
     return logits.argmax(2).view(grid), own.view(grid)
 

@@ -19,10 +19,10 @@ from ..engine.perturb.masking import HIDDEN, objective, scored, splits
 from ..engine.perturb.masks import grids
 from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..model.answers import check_scores
+from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 
 Normalize = Literal["expectation", "coverage", "difference"]
 
@@ -30,8 +30,8 @@ Normalize = Literal["expectation", "coverage", "difference"]
 @card(
     name="RISE",
     source="Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2",
-    tells="Which regions the score stays high with when all else is dimmed at random.",
-    not_tells="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly their noise.",
+    shows="Which regions the score stays high with when all else is dimmed at random.",
+    does_not_show="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly their noise.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, n_samples=24, cells=3),
     exempt={
@@ -62,19 +62,19 @@ def rise(
     Raises InputError for inputs that are no images, or more cells than pixels.
     """
     inputs = images_only(box, "RISE")
-    n, cells = whole("n_samples", n_samples, least=1), whole("cells", cells, least=1)
-    keep, seed = number("keep", keep, 0, 1), check_seed(seed)
+    n, cells = check_int("n_samples", n_samples, minimum=1), check_int("cells", cells, minimum=1)
+    keep, seed = check_float("keep", keep, 0, 1), check_seed(seed)
     if normalize not in ("expectation", "coverage", "difference"):
         raise InputError(f'normalize is "expectation", "coverage" or "difference"; got {normalize!r}')
     size = inputs.shape[-2], inputs.shape[-1]
     if cells > min(size):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     score, _ = objective(box, target, x, batch_size, on)
     base = baseline_of(box, x, baseline, seed=seed)
     seen = _Seen(box, x, base, score, lambda ks: grids(ks, size, cells, keep, seed, x))
     seen.run(n, batch_size)
-    check_scores(seen.scores, HIDDEN)
+    check_finite_scores(seen.scores, HIDDEN)
     return seen.normalized(n, keep, normalize).to(box.dtype).to(box.device)
 
 
@@ -90,7 +90,7 @@ class _Seen:
 
     def run(self, n: int, batch_size: BatchSize) -> None:
         rows = len(self.x)
-        if self.box.coupled or self.score.coupled:  # then a batch is all rows under one mask
+        if self.box.batch_dependent or self.score.batch_dependent:  # then a batch is all rows under one mask
             in_batches(lambda k: self._part(slice(k.start * rows, k.stop * rows)), n, 1, 1)
         else:
             in_batches(self._part, n * rows, *splits(self.box, n * rows, batch_size))

@@ -18,7 +18,7 @@ from ..engine.read.position_grids import Grid, grids, image_size, token_grid, up
 from ..engine.read.sizes import images_only
 from ..engine.results import tell_not_finite
 from ..errors import InputError, LayerError
-from ..model.attention import attending
+from ..model.attention import capture_attention
 from ..model.batching import BatchSize, in_batches
 
 Heads = Literal["mean", "max", "min"]
@@ -39,8 +39,8 @@ class Rollout:
 @card(
     name="Attention rollout",
     source="Abnar & Zuidema 2020, arXiv:2005.00928, section 3",
-    tells="From which patches attention can have brought something to the end of the model.",
-    not_tells="Why this class and not another: no score is in it, so it is the same map for every target.",
+    shows="From which patches attention can have brought something to the end of the model.",
+    does_not_show="Why this class and not another: no score is in it, so it is the same map for every target.",
     needs=("pixels", "attention"),
     example=lambda method, box, x, y: method(box, x),
 )
@@ -58,8 +58,8 @@ def rollout(
     if not isinstance(upsample, bool):
         raise InputError(f"upsample is True or False; got {upsample!r}")
     images_only(box, "attention rollout")
-    x = box.accept(x)
-    parts = in_batches(lambda rows: _rolled(box, x[rows], FUSED[heads]), len(x), *box.splits(len(x), batch_size))
+    x = box.validate_inputs(x)
+    parts = in_batches(lambda rows: _rolled(box, x[rows], FUSED[heads]), len(x), *box.batch_plan(len(x), batch_size))
     attention = torch.cat([a for a, _ in parts])
     grid = _grid(box, attention.shape[-1])
     row = attention[:, 0] if grid.extra else attention.mean(1)  # (N, T)
@@ -83,8 +83,8 @@ def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tens
         total[:] = [a @ total[0]] if total else [a]
         count += 1
 
-    size = max(len(x), box._least)
-    with box.quiet(grad=False), attending(size, meet):
+    size = max(len(x), box._min_rows)
+    with box.isolated(grad=False), capture_attention(size, meet):
         box.forward(x, {"output"})
     if not total:
         raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, warn
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 
 SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 SMOOTH = 50.0  # Rother et al.'s weight of a border, in nats
@@ -41,10 +41,10 @@ def segmentation(
     UnboxedWarning tells of maps without seeds, whose masks are empty.
     Raises InputError.
     """
-    foreground, background = number("foreground", foreground, 0, 1), number("background", background, 0, 1)
+    foreground, background = check_float("foreground", foreground, 0, 1), check_float("background", background, 0, 1)
     components, rounds, seed = (
-        whole("components", components, least=1),
-        whole("rounds", rounds, least=1),
+        check_int("components", components, minimum=1),
+        check_int("rounds", rounds, minimum=1),
         check_seed(seed),
     )
     _check(maps, x)

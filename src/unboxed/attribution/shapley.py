@@ -41,11 +41,11 @@ class Shapley:
 @card(
     name="Shapley values",
     source="Shapley 1953; Lundberg & Lee 2017, arXiv:1705.07874, equation 4",
-    tells="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
-    not_tells="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    shows="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
+    does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 2))),
     exempt={"one look": "it runs the model once for each subset of players"},
-    laws=("contribution", "completeness", "dummy", "symmetry"),
+    axioms=("contribution", "completeness", "dummy", "symmetry"),
 )
 def shapley(
     box: Box,
@@ -63,7 +63,7 @@ def shapley(
     shared evenly among its pixels (in the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
     The model runs 2^A times a row, A being its players that hide something: more than 16 raise InputError.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     score, _ = objective(box, target, x, batch_size)
     played = game(box, x, segments, baseline, default=coarse(box))
     if max(played.counts) > MOST:
@@ -90,5 +90,5 @@ def shared_out(played: Game, values: list[Tensor], found: list[Tensor]) -> Shapl
     box, placed = played.box, played.placed(values)
     ends = torch.stack([torch.stack([v[-1], v[0]]) for v in found]).to(box.dtype).to(box.device)
     difference(ends[:, 0], ends[:, 1])
-    shares = box.shaped(played.players.shared(placed))
+    shares = box.restore_structure(played.players.shared(placed))
     return Shapley(shares, placed, beside(box, played.players.of), ends[:, 0], ends[:, 1])

@@ -17,20 +17,20 @@ from ..engine.gradients.score import tell
 from ..engine.read.edits import settled
 from ..engine.results import tell_not_finite
 from ..errors import InputError
-from ..model.answers import refuse_scores
+from ..model.answers import raise_for_nonfinite
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 
 
 @card(
     name="SmoothGrad",
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
-    tells="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
-    not_tells="How the model answers on clean inputs alone: most noisy copies are inputs that it never saw.",
+    shows="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
+    does_not_show="How the model answers on clean inputs alone: most noisy copies are inputs that it never saw.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
     exempt={"one look": "it looks at many noisy copies"},
-    laws=("dummy",),
+    axioms=("dummy",),
 )
 def smoothgrad(
     box: Box,
@@ -52,14 +52,14 @@ def smoothgrad(
     """
     if kind not in get_args(Moment):
         raise InputError(f"kind is {', '.join(map(repr, get_args(Moment)))}; got {kind!r}")
-    x, k = box.accept(x), whole("n_samples", n_samples, least=1)
-    sigma = number("noise", noise, above=0) * spread(box.inputs, x)
+    x, k = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
+    sigma = check_float("noise", noise, above=0) * spread(box.inputs, x)
     path = Noise(x, sigma, equal(k), check_seed(seed))
     objective = settled(box, target, x, batch_size)
     found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
-    refuse_scores(~found.finite, "x with noise")
+    raise_for_nonfinite(~found.finite, "x with noise")
     if kind == "variance":  # which is zero on any linear model
         tell_not_finite(f"the variance of the gradient of {objective.name}", found.map)
     else:
         tell(objective, found.map, found.before_clamp)
-    return box.shaped(found.map)
+    return box.restore_structure(found.map)

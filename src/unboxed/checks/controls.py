@@ -20,11 +20,11 @@ from ..box import Box
 from ..engine.perturb.baselines import baseline
 from ..errors import InputError
 from ..inputs.single import Inputs, Pixels
-from ..model.outputs import Reader
-from ..objectives import ENDS, Objective
+from ..model.outputs import OutputReader
+from ..objectives import MODEL_ENDS, Objective
 from ..validation import check_seed
-from .methods import Method, Target, drawn, fixed
-from .similarity import Similarity, similarity
+from .methods import Method, Target, compute_map, resolve_target
+from .similarity import MapSimilarity, map_similarity
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,10 @@ class RandomInput:
     (as the gradient of a linear model rightly does).
     """
 
-    shuffled: Similarity  # NaN for inputs that are not images
-    noise: Similarity
-    strength_shuffled: Tensor  # the norm of that map over the norm of the image's
-    strength_noise: Tensor
+    shuffled: MapSimilarity  # NaN for inputs that are not images
+    noise: MapSimilarity
+    norm_ratio_shuffled: Tensor  # the norm of that map over the norm of the image's
+    norm_ratio_noise: Tensor
     score: Tensor  # of the target, at the image
     score_shuffled: Tensor
     score_noise: Tensor
@@ -52,52 +52,55 @@ def random_input(box: Box, x: Any, method: Method, target: Target = None, *, see
     All channels of a pixel move together; each image has an order of its own. Noise is uniform for images, and normal
     within bounds for features. Raises InputError.
     """
-    seed, x = check_seed(seed), box.accept(x)
-    score = fixed(box, x, target)
+    seed, x = check_seed(seed), box.validate_inputs(x)
+    score = resolve_target(box, x, target)
     noise = baseline(box, x, "random", seed=seed)
-    own, of_noise = drawn(box, method, x, score, aloud=True), drawn(box, method, noise, score)
-    mixed, of_mixed = x, torch.full_like(own, torch.nan)
+    original, noise_maps = (
+        compute_map(box, method, x, score, show_warnings=True),
+        compute_map(box, method, noise, score),
+    )
+    shuffled, shuffled_maps = x, torch.full_like(original, torch.nan)
     if isinstance(box.inputs, Pixels):
-        order = _order(x, seed)
-        mixed = _moved(x, order)
-        of_mixed = _back(drawn(box, method, mixed, score), order)
-    scores = [_scores(box, score, h) for h in (x, mixed, noise)]
-    if mixed is x:
+        order = _random_permutation(x, seed)
+        shuffled = _permute_pixels(x, order)
+        shuffled_maps = _unpermute_pixels(compute_map(box, method, shuffled, score), order)
+    scores = [_target_scores(box, score, h) for h in (x, shuffled, noise)]
+    if shuffled is x:
         scores[1] = torch.full_like(scores[0], torch.nan)
     return RandomInput(
-        similarity(own, of_mixed),
-        similarity(own, of_noise),
-        _strength(of_mixed, own),
-        _strength(of_noise, own),
+        map_similarity(original, shuffled_maps),
+        map_similarity(original, noise_maps),
+        _norm_ratio(shuffled_maps, original),
+        _norm_ratio(noise_maps, original),
         *scores,
     )
 
 
-def _order(x: Tensor, seed: int) -> Tensor:
+def _random_permutation(x: Tensor, seed: int) -> Tensor:
     """A permutation of positions for each image, (N, H W)."""
     return rng.uniform(x[:, :1].flatten(1), seed).argsort(1)
 
 
-def _moved(h: Tensor, order: Tensor) -> Tensor:
+def _permute_pixels(h: Tensor, order: Tensor) -> Tensor:
     """Pixels (N, C, H, W) in another order, all channels alike."""
     flat = h.flatten(2)
     return flat.gather(2, order[:, None].expand_as(flat)).view_as(h)
 
 
-def _back(h: Tensor, order: Tensor) -> Tensor:
+def _unpermute_pixels(h: Tensor, order: Tensor) -> Tensor:
     """The map of shuffled pixels, put back. Raises InputError where it has no pixel for each."""
     if h.ndim != 4 or h.shape[2] * h.shape[3] != order.shape[1]:
         raise InputError(f"a map (N, C, H, W) as large as the image can be put back in order; got {tuple(h.shape)}")
-    return _moved(h, order.argsort(1))
+    return _permute_pixels(h, order.argsort(1))
 
 
-def _strength(h: Tensor, own: Tensor) -> Tensor:
+def _norm_ratio(h: Tensor, reference: Tensor) -> Tensor:
     """The ratio of norms (N,); NaN where the image's own map is zero."""
-    a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (h, own))
+    a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (h, reference))
     return torch.where(b > 0, a / b, torch.nan)
 
 
-def _scores(box: Box, target: Any, x: Tensor) -> Tensor:
+def _target_scores(box: Box, target: Any, x: Tensor) -> Tensor:
     """The score (N,) that the target means."""
     objective = box.objective(target, len(x))
     acts = box.read(x, sorted(objective.layers))
@@ -112,12 +115,12 @@ class ConstantModel:
     everywhere counts as no picture.
     """
 
-    blind: Tensor  # the model as it is, but every input reaches it as the same one
-    mute: (
+    constant_input: Tensor  # the model as it is, but every input reaches it as the same one
+    constant_output: (
         Tensor  # the model as it is, but its logits are one number whatever it sees; NaN for targets beside the logits
     )
-    maps_blind: Tensor  # (N, ...)
-    maps_mute: Tensor  # (N, ...)
+    maps_constant_input: Tensor  # (N, ...)
+    maps_constant_output: Tensor  # (N, ...)
 
 
 def constant_model(
@@ -130,29 +133,37 @@ def constant_model(
     replaced by a constant, all classes alike; whoever draws something drew it from activations, whatever they are good
     for. `map_` is what the method gave for x itself, if it was asked. Raises InputError.
     """
-    x = box.accept(x)
-    score = fixed(box, x, target)
-    own = drawn(box, method, x, score) if map_ is None else map_
-    blind, mute = drawn(_blind(box), method, x, score), torch.full_like(own, torch.nan)
-    if not isinstance(score, Objective) or score.layers <= ENDS - {"input"}:
-        mute = drawn(_mute(box, x), method, x, score)
-    return ConstantModel(_relative(blind, own), _relative(mute, own), blind, mute)
+    x = box.validate_inputs(x)
+    score = resolve_target(box, x, target)
+    original = compute_map(box, method, x, score) if map_ is None else map_
+    maps_constant_input, maps_constant_output = (
+        compute_map(_constant_input_box(box), method, x, score),
+        torch.full_like(original, torch.nan),
+    )
+    if not isinstance(score, Objective) or score.layers <= MODEL_ENDS - {"input"}:
+        maps_constant_output = compute_map(_constant_output_box(box, x), method, x, score)
+    return ConstantModel(
+        _relative_spread(maps_constant_input, original),
+        _relative_spread(maps_constant_output, original),
+        maps_constant_input,
+        maps_constant_output,
+    )
 
 
-def _relative(h: Tensor, own: Tensor) -> Tensor:
+def _relative_spread(h: Tensor, reference: Tensor) -> Tensor:
     """The spread (N,) of maps h relative to the model's own; 0 where neither has any, infinite where only h has."""
-    a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, own))
+    a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, reference))
     return torch.where(a == 0, 0.0, a / b)
 
 
-def _blind(box: Box) -> Box:
+def _constant_input_box(box: Box) -> Box:
     """The same box, to which all inputs look alike (and no gradient reaches them)."""
-    blind = copy.copy(box)
-    blind.inputs = _constant(box.inputs)
-    return blind
+    clone = copy.copy(box)
+    clone.inputs = _constant_inputs(box.inputs)
+    return clone
 
 
-def _constant(inputs: Inputs) -> Inputs:
+def _constant_inputs(inputs: Inputs) -> Inputs:
     """The same inputs, encoded as zeros, in the model's own units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:
@@ -161,15 +172,15 @@ def _constant(inputs: Inputs) -> Inputs:
             return {name: 0 * value for name, value in z.items()}
         return tuple(0 * value for value in z) if isinstance(z, tuple) else 0 * z
 
-    blind = copy.copy(inputs)
-    object.__setattr__(blind, "__class__", type("Blind", (type(inputs),), {"encode": encode}))
-    return blind
+    clone = copy.copy(inputs)
+    object.__setattr__(clone, "__class__", type("Blind", (type(inputs),), {"encode": encode}))
+    return clone
 
 
-def _mute(box: Box, x: Tensor) -> Box:
+def _constant_output_box(box: Box, x: Tensor) -> Box:
     """The same box, whose logits are all one number, as large as any that the model gives for x."""
     value = float(box(x).abs().max())
-    mute = copy.copy(box)
-    mute._reader = Reader(lambda raw: 0 * box._reader.tensor(raw) + value, "logits")
-    mute.outputs = "logits"
-    return mute
+    clone = copy.copy(box)
+    clone._reader = OutputReader(lambda raw: 0 * box._reader.select_tensor(raw) + value, "logits")
+    clone.outputs = "logits"
+    return clone

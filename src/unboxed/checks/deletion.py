@@ -18,14 +18,14 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
-from ..validation import check_seed, whole
-from .perturbing import Score, Target, cells, fixed, importance, ranked, scores
+from ..validation import check_seed, check_int
+from .perturbing import Score, Target, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
 
-STEPS = 50
+DEFAULT_STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class PerturbationCurve:
     """A score while pixels are deleted or inserted, the most important ones first."""
 
     fractions: Tensor  # (S + 1,) of the pixels changed, from 0 to 1
@@ -49,7 +49,7 @@ def deletion(
     signed: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-) -> Curve:
+) -> PerturbationCurve:
     """The score of x while its pixels become those of `baseline`, most important first: a low `.auc` is good.
 
     `maps` are (N, C or 1, H, W), or (N, F) for features, or a result that holds them. A pixel's importance is its map
@@ -60,9 +60,9 @@ def deletion(
     authors' code takes (zero after normalization). Compare with the curve of `random_maps`.
     Raises InputError for maps that don't fit x, OutputError for probabilities of a regression model.
     """
-    x, seed = box.accept(x), check_seed(seed)
-    gone = baseline_of(box, x, baseline, seed=seed)
-    return _curve(box, x, x, gone, maps, target, score, n_steps, signed, seed, batch_size)
+    x, seed = box.validate_inputs(x), check_seed(seed)
+    baseline_x = baseline_of(box, x, baseline, seed=seed)
+    return _perturbation_curve(box, x, x, baseline_x, maps, target, score, n_steps, signed, seed, batch_size)
 
 
 def insertion(
@@ -77,37 +77,37 @@ def insertion(
     signed: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-) -> Curve:
+) -> PerturbationCurve:
     """The score while the pixels of x come back into `baseline`, most important first: a high `.auc` is good.
 
     `baseline` is by default x blurred, as in the paper (by a tenth of its shorter side, so that little can be read from
     it; the authors' code blurs photos of 224 pixels by 5), or the mean of features. All else is as in `deletion`.
     """
-    x, seed = box.accept(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), check_seed(seed)
     blurred = "blurred" if isinstance(box.inputs, Pixels) else None
     start = baseline_of(box, x, blurred if baseline is None else baseline, seed=seed)
-    return _curve(box, x, start, x, maps, target, score, n_steps, signed, seed, batch_size)
+    return _perturbation_curve(box, x, start, x, maps, target, score, n_steps, signed, seed, batch_size)
 
 
-def _curve(
+def _perturbation_curve(
     box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Any, target: Target, score: Score | None,
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
-) -> Curve:  # fmt: skip
-    rank = ranked(importance(box, x, maps, signed=signed), seed)  # (N, P)
-    counts = _counts(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
-    objective, _ = fixed(box, x, target, score, "probability", batch_size)
+) -> PerturbationCurve:  # fmt: skip
+    rank = rank_descending(importance(box, x, maps, signed=signed), seed)  # (N, P)
+    counts = _pixel_counts(rank.shape[1], n_steps).to(x.device)  # (S + 1,)
+    objective, _ = resolve_score(box, x, target, score, "probability", batch_size)
 
-    def points(examples: Tensor, ways: Tensor) -> list[Tensor]:
-        changed = rank[examples] < counts[ways, None]  # (R, P)
-        return [torch.where(changed.view(-1, *cells(box)), end[examples], start[examples])]
+    def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
+        changed = rank[examples] < counts[steps, None]  # (R, P)
+        return [torch.where(changed.view(-1, *feature_shape(box)), end[examples], start[examples])]
 
-    (found,) = scores(box, objective, len(x), len(counts), points, batch_size)
-    return Curve((counts / rank.shape[1]).to(box.dtype), found.to(box.dtype))
+    (curve,) = perturbed_scores(box, objective, len(x), len(counts), perturb, batch_size)
+    return PerturbationCurve((counts / rank.shape[1]).to(box.dtype), curve.to(box.dtype))
 
 
-def _counts(pixels: int, n_steps: int | None) -> Tensor:
+def _pixel_counts(pixels: int, n_steps: int | None) -> Tensor:
     """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
-    n_steps = min(STEPS, pixels) if n_steps is None else whole("n_steps", n_steps, least=1)
+    n_steps = min(DEFAULT_STEPS, pixels) if n_steps is None else check_int("n_steps", n_steps, minimum=1)
     if n_steps > pixels:
         raise InputError(f"n_steps is at most one a pixel or column, {pixels}; got {n_steps}")
     return torch.linspace(0, pixels, n_steps + 1, dtype=torch.float64).round().long()

@@ -15,29 +15,29 @@ from torch import Tensor
 from ..attribution.gradient import gradient
 from ..box import Box
 from ..engine.read.sizes import images_only
-from .methods import Method, Target, drawn, fixed
-from .similarity import Similarity, in_unit_range, similarity
+from .methods import Method, Target, compute_map, resolve_target
+from .similarity import MapSimilarity, in_unit_range, map_similarity
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class EdgeSimilarity:
     """How like the magnitudes of a map are to the input's edges: `map.absolute`, `map.ssim`, `map.hog`, each (N,).
 
     `gradient` has the same figures for the plain gradient of the same score, which is no edge detector: what a map has
     beyond it, the method brought. (`signed` compares the map's own signs with edges, which have none.)
     """
 
-    map: Similarity
-    gradient: Similarity
+    map: MapSimilarity
+    gradient: MapSimilarity
     edges: Tensor  # (N, 1, H, W) of the input, in [0, 1]
 
     def mean(self) -> dict[str, float]:
         """Over the images: the map's absolute rank correlation and SSIM, and the gradient's."""
         pairs = {"": self.map.mean(), "gradient_": self.gradient.mean()}
-        return {f"{who}{figure}": float(m[figure]) for who, m in pairs.items() for figure in ("absolute", "ssim")}
+        return {f"{prefix}{figure}": float(m[figure]) for prefix, m in pairs.items() for figure in ("absolute", "ssim")}
 
 
-def edge_control(box: Box, x: Any, method: Method, target: Target = None) -> Edges:
+def edge_control(box: Box, x: Any, method: Method, target: Target = None) -> EdgeSimilarity:
     """Compare a method's maps of x (N, C, H, W) with the edges that a Sobel filter finds in x.
 
     An edge detector has 1 in all figures. Near 1 a map says where the input has edges, whatever the model made of them;
@@ -45,11 +45,11 @@ def edge_control(box: Box, x: Any, method: Method, target: Target = None) -> Edg
     image has no edges or a map is the same everywhere. Raises InputError for a model that doesn't take images.
     """
     images_only(box, "edge control")
-    x = box.accept(x)
-    score = fixed(box, x, target)
-    found = sobel(x)
-    own, plain = drawn(box, method, x, score, aloud=True), drawn(box, gradient, x, score)
-    return Edges(similarity(own, found), similarity(plain, found), found)
+    x = box.validate_inputs(x)
+    score = resolve_target(box, x, target)
+    edges = sobel(x)
+    maps, gradient_maps = compute_map(box, method, x, score, show_warnings=True), compute_map(box, gradient, x, score)
+    return EdgeSimilarity(map_similarity(maps, edges), map_similarity(gradient_maps, edges), edges)
 
 
 def sobel(x: Tensor) -> Tensor:
@@ -57,5 +57,5 @@ def sobel(x: Tensor) -> Tensor:
     from skimage.filters import sobel as of_image
 
     gray = x.detach().double().mean(1).cpu().numpy()
-    found = torch.stack([torch.from_numpy(of_image(image)) for image in gray])  # type: ignore[no-untyped-call]
-    return in_unit_range(found)[:, None].to(x.device)
+    edges = torch.stack([torch.from_numpy(of_image(image)) for image in gray])  # type: ignore[no-untyped-call]
+    return in_unit_range(edges)[:, None].to(x.device)

@@ -19,18 +19,27 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.single import Features, Pixels
 from ..model.batching import BatchSize
-from ..validation import check_seed, number, whole
-from .perturbing import Score, Target, cells, drawn, fitting, fixed, plain, scores
+from ..validation import check_seed, check_float, check_int
+from .perturbing import (
+    Score,
+    Target,
+    align_maps,
+    feature_shape,
+    keyed_noise,
+    perturbed_scores,
+    resolve_score,
+    unperturbed_scores,
+)
 
-Perturbation = Literal["gaussian", "noisy_baseline", "square"]
-Attribution = Literal["local", "global"]
-SIDE = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
+PerturbationKind = Literal["gaussian", "noisy_baseline", "square"]
+AttributionKind = Literal["local", "global"]
+MAX_SQUARE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
 @dataclass(frozen=True, eq=False)
 class Infidelity:
     infidelity: Tensor  # (N,) in the score's unit, squared
-    error: Tensor  # (N,) its standard error over the perturbations; of all squares, 0
+    standard_error: Tensor  # (N,) its standard error over the perturbations; of all squares, 0
     scale: Tensor  # (N,) what the maps were multiplied with: 1, or the best factor
 
 
@@ -40,9 +49,9 @@ def infidelity(
     maps: Any,
     target: Target = None,
     *,
-    perturbation: Perturbation = "gaussian",
-    attribution: Attribution | None = None,
-    scaled: bool = False,
+    perturbation: PerturbationKind = "gaussian",
+    attribution: AttributionKind | None = None,
+    fit_scale: bool = False,
     n_samples: int | None = 200,
     sigma: float = 0.2,
     window: int | None = None,
@@ -63,38 +72,50 @@ def infidelity(
     of the target, None being the class predicted for x as it is (`score="probability"`, or an objective: that).
     Raises InputError.
     """
-    x, seed = box.accept(x), check_seed(seed)
-    shares = _shares(perturbation, attribution)
-    phi = _phi(box, x, maps, shares)
-    law = _Law(box, x, perturbation, number("sigma", sigma, above=0), baseline_of(box, x, baseline, seed=seed),
-               seed, _squares(box, perturbation, window), n_samples is None)  # fmt: skip
-    count = len(law.squares) if n_samples is None else whole("n_samples", n_samples, least=1)
+    x, seed = box.validate_inputs(x), check_seed(seed)
+    is_global = _is_global(perturbation, attribution)
+    phi = _maps_for_product(box, x, maps, is_global)
+    sampler = _PerturbationSampler(
+        box,
+        x,
+        perturbation,
+        check_float("sigma", sigma, above=0),
+        baseline_of(box, x, baseline, seed=seed),
+        seed,
+        _all_squares(box, perturbation, window),
+        n_samples is None,
+    )
+    n_perturbations = len(sampler.squares) if n_samples is None else check_int("n_samples", n_samples, minimum=1)
     if n_samples is None and perturbation != "square":
         raise InputError("n_samples=None, each perturbation once, is for squares; noise wants a number")
-    objective, _ = fixed(box, x, target, score, "logit", batch_size)
+    objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
 
-    def points(examples: Tensor, ways: Tensor) -> list[Tensor]:
-        change, mask = law(examples, ways)  # (R, ...)
-        weight = mask.to(phi.dtype) if shares else change.double()
+    def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
+        change, mask = sampler(examples, samples)  # (R, ...)
+        weight = mask.to(phi.dtype) if is_global else change.double()
         return [x[examples] - change, (weight * phi[examples]).flatten(1).sum(1)]
 
-    found, predicted = scores(box, objective, len(x), count, points, batch_size)  # (N, K)
-    drops = plain(box, objective, x, batch_size)[:, None] - found
-    return _judged(predicted, drops, scaled, exact=n_samples is None, dtype=box.dtype)
+    scores_by_sample, predicted = perturbed_scores(
+        box, objective, len(x), n_perturbations, perturb, batch_size
+    )  # (N, K)
+    drops = unperturbed_scores(box, objective, x, batch_size)[:, None] - scores_by_sample
+    return _summarize(predicted, drops, fit_scale, is_exact=n_samples is None, dtype=box.dtype)
 
 
-def _judged(predicted: Tensor, drops: Tensor, scaled: bool, exact: bool, dtype: torch.dtype) -> Infidelity:
+def _summarize(predicted: Tensor, drops: Tensor, fit_scale: bool, is_exact: bool, dtype: torch.dtype) -> Infidelity:
     scale = torch.ones_like(drops[:, 0])
-    if scaled:  # the least squares factor; a map that predicts nothing is left as it is
+    if fit_scale:  # the least squares factor; a map that predicts nothing is left as it is
         norm = predicted.square().sum(1)
         scale = torch.where(norm > 0, (predicted * drops).sum(1) / norm.where(norm > 0, torch.ones_like(norm)), scale)
     squares = (scale[:, None] * predicted - drops).square()
-    many = squares.shape[1]
-    error = torch.zeros_like(scale) if exact or many < 2 else squares.std(1) / many**0.5
-    return Infidelity(squares.mean(1).to(dtype), error.to(dtype), scale.to(dtype))
+    n_perturbations = squares.shape[1]
+    standard_error = (
+        torch.zeros_like(scale) if is_exact or n_perturbations < 2 else squares.std(1) / n_perturbations**0.5
+    )
+    return Infidelity(squares.mean(1).to(dtype), standard_error.to(dtype), scale.to(dtype))
 
 
-def _shares(perturbation: str, attribution: str | None) -> bool:
+def _is_global(perturbation: str, attribution: str | None) -> bool:
     """Whether the maps are shares of the score. Raises InputError."""
     if perturbation not in ("gaussian", "noisy_baseline", "square"):
         raise InputError(f'perturbation is "gaussian", "noisy_baseline" or "square"; got {perturbation!r}')
@@ -105,19 +126,19 @@ def _shares(perturbation: str, attribution: str | None) -> bool:
     return perturbation == "square" and attribution != "local"
 
 
-def _phi(box: Box, x: Tensor, maps: Any, shares: bool) -> Tensor:
+def _maps_for_product(box: Box, x: Tensor, maps: Any, is_global: bool) -> Tensor:
     """The maps (N, ...) as the product wants them: shares of a pixel's channels together. Raises InputError."""
-    found = fitting(box, x, maps)
-    if shares:
-        return found.sum(1, keepdim=True) if isinstance(box.inputs, Pixels) else found
-    if found.shape != x.shape:
+    phi = align_maps(box, x, maps)
+    if is_global:
+        return phi.sum(1, keepdim=True) if isinstance(box.inputs, Pixels) else phi
+    if phi.shape != x.shape:
         raise InputError(
-            f"local attributions have a value for each number of x, shape {tuple(x.shape)}; got {tuple(found.shape)}"
+            f"local attributions have a value for each number of x, shape {tuple(x.shape)}; got {tuple(phi.shape)}"
         )
-    return found
+    return phi
 
 
-def _squares(box: Box, perturbation: str, window: int | None) -> Tensor:
+def _all_squares(box: Box, perturbation: str, window: int | None) -> Tensor:
     """Every square (K, 3) as (side, top, left). Raises InputError."""
     if perturbation != "square":
         return torch.empty(0, 3, dtype=torch.long)
@@ -125,47 +146,47 @@ def _squares(box: Box, perturbation: str, window: int | None) -> Tensor:
         raise InputError('squares are for images (Pixels); take perturbation="gaussian" or "noisy_baseline"')
     _, height, width = box.inputs.shape
     shorter = min(height, width)
-    largest = max(1, round(SIDE * shorter)) if window is None else whole("window", window, least=1)
+    largest = max(1, round(MAX_SQUARE_FRACTION * shorter)) if window is None else check_int("window", window, minimum=1)
     if largest > shorter:
         raise InputError(f"window is at most the image's shorter side, {shorter}; got {largest}")
-    found = []
+    squares = []
     for side in range(1, largest + 1):
-        places = torch.cartesian_prod(torch.arange(height - side + 1), torch.arange(width - side + 1))
-        found.append(torch.cat([torch.full_like(places[:, :1], side), places], 1))
-    return torch.cat(found)
+        corners = torch.cartesian_prod(torch.arange(height - side + 1), torch.arange(width - side + 1))
+        squares.append(torch.cat([torch.full_like(corners[:, :1], side), corners], 1))
+    return torch.cat(squares)
 
 
 @dataclass(frozen=True)
-class _Law:
+class _PerturbationSampler:
     """Draws perturbations I of examples."""
 
     box: Box
     x: Tensor
-    kind: Perturbation
+    kind: PerturbationKind
     sigma: float
     baseline: Tensor
     seed: int
     squares: Tensor
-    each: bool  # every square once, in their order
+    exhaustive: bool  # every square once, in their order
 
     def __call__(self, examples: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """I (R, ...), and where it removes something (R, *cells)."""
         x = self.x[examples]
         if self.kind == "square":
-            inside = self._inside(examples, samples)
+            inside = self._square_masks(examples, samples)
             return (x - self.baseline[examples]) * inside, inside
-        noise = self.sigma * drawn(torch.randn, x.shape[1:], x, self.seed, examples, samples)
+        noise = self.sigma * keyed_noise(torch.randn, x.shape[1:], x, self.seed, examples, samples)
         change = noise if self.kind == "gaussian" else x - self.box.inputs.clip(self.baseline[examples] + noise)
         return change, torch.ones_like(x[:, :1])
 
-    def _inside(self, examples: Tensor, samples: Tensor) -> Tensor:
+    def _square_masks(self, examples: Tensor, samples: Tensor) -> Tensor:
         """Masks (R, 1, H, W) of the squares."""
         index = samples
-        if not self.each:
-            u = drawn(torch.rand, (), self.x.new_empty(0, dtype=torch.float64), self.seed, examples, samples)
+        if not self.exhaustive:
+            u = keyed_noise(torch.rand, (), self.x.new_empty(0, dtype=torch.float64), self.seed, examples, samples)
             index = (u * len(self.squares)).long()
         side, top, left = self.squares.to(self.x.device)[index].T[..., None]  # each (R, 1)
-        _, height, width = cells(self.box)
+        _, height, width = feature_shape(self.box)
         rows, columns = (torch.arange(k, device=self.x.device)[None] for k in (height, width))
         down = (rows >= top) & (rows < top + side)  # (R, H)
         across = (columns >= left) & (columns < left + side)  # (R, W)
@@ -193,27 +214,27 @@ def max_sensitivity(
     tensor, or a result with `.map`; the target, None being the class predicted for x as it is, is the same for all y.
     It is called with all of x at once, so a method that draws by (seed, row) draws alike each time. Raises InputError.
     """
-    x = box.accept(x)
-    radius, many = number("radius", radius, above=0), whole("n_samples", n_samples, least=1)
+    x = box.validate_inputs(x)
+    radius, n_perturbations = check_float("radius", radius, above=0), check_int("n_samples", n_samples, minimum=1)
     if not callable(method):
         raise InputError(f"method is called as method(box, x, target); got {type(method).__name__}")
-    objective, classes = fixed(box, x, target, None, "logit", batch_size)
+    objective, classes = resolve_score(box, x, target, None, "logit", batch_size)
     rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
     def phi(points: Tensor) -> Tensor:
-        found = method(box, box.shaped(points), objective if classes is None else classes)
-        return fitting(box, x, found).flatten(1)
+        maps = method(box, box.restore_structure(points), objective if classes is None else classes)
+        return align_maps(box, x, maps).flatten(1)
 
-    own = phi(x.clone())
-    largest = torch.zeros_like(own[:, 0])
-    for sample in range(many):
-        noise = 2 * drawn(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
-        largest = torch.maximum(largest, (phi(_valid(box, x, x + radius * noise)) - own).norm(dim=1))
-    norm = own.norm(dim=1)
+    original = phi(x.clone())
+    largest = torch.zeros_like(original[:, 0])
+    for sample in range(n_perturbations):
+        noise = 2 * keyed_noise(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
+        largest = torch.maximum(largest, (phi(_to_valid_input(box, x, x + radius * noise)) - original).norm(dim=1))
+    norm = original.norm(dim=1)
     return (largest / norm.where(norm > 0, torch.ones_like(norm)) if relative else largest).to(box.dtype)
 
 
-def _valid(box: Box, x: Tensor, y: Tensor) -> Tensor:
+def _to_valid_input(box: Box, x: Tensor, y: Tensor) -> Tensor:
     """y, no further from x than it was, as the model's inputs may be."""
     y = box.inputs.clip(y)
     if isinstance(box.inputs, Features) and box.inputs.categories:

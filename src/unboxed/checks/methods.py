@@ -16,32 +16,32 @@ from ..box import Box
 from ..engine.results import map_of
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
-from ..objectives import Objective, pooled
+from ..objectives import Objective, mean_over_positions
 
 Method = Callable[[Box, Any, Any], Any]
 Target = int | Tensor | Objective | None
 
 
-def fixed(box: Box, x: Tensor, target: Target) -> Any:
+def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
     """The target, the same for every model and every input that follow: None is the class (N,) predicted for x."""
     if target is None:
-        return pooled(box(x)).argmax(1)
+        return mean_over_positions(box(x)).argmax(1)
     if isinstance(target, Objective):
-        return box.checked(target, len(x))
-    return box.labels(target, len(x))
+        return box.check_objective(target, len(x))
+    return box.class_labels(target, len(x))
 
 
-def drawn(box: Box, method: Method, x: Tensor, target: Any, *, aloud: bool = False) -> Tensor:
+def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnings: bool = False) -> Tensor:
     """The map (N, ...) that a method draws of accepted inputs; several inputs' maps stand side by side, (N, D).
 
     What methods warn of (gradients that are zero) is of no news for a model that was made meaningless on purpose, so it
     is kept quiet unless `aloud`. Raises InputError where there is no map of N rows.
     """
     with warnings.catch_warnings():
-        if not aloud:
+        if not show_warnings:
             warnings.simplefilter("ignore", UnboxedWarning)
-        found = method(box, _as_given(box, x), target)
-    result = getattr(found, "map", found)
+        output = method(box, _to_user_inputs(box, x), target)
+    result = getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
     map_ = map_of(result)
@@ -50,12 +50,12 @@ def drawn(box: Box, method: Method, x: Tensor, target: Any, *, aloud: bool = Fal
     return map_.detach()
 
 
-def _as_given(box: Box, x: Tensor) -> Any:
+def _to_user_inputs(box: Box, x: Tensor) -> Any:
     """A copy of the inputs, as a user passes them: a method of their own may write over it."""
-    return box.shaped(x.clone())
+    return box.restore_structure(x.clone())
 
 
-def flat(h: Tensor) -> Tensor:
+def is_blank(h: Tensor) -> Tensor:
     """Which maps (N,) are the same everywhere, or not finite: they rank nothing."""
     h = h.flatten(1)
     return (h == h[:, :1]).all(1) | ~torch.isfinite(h).all(1)

@@ -16,37 +16,37 @@ from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize, in_batches
-from ..objectives import Objective, logit, pooled
+from ..objectives import Objective, logit, mean_over_positions
 from ..validation import check_seed
 
 Score = Literal["probability", "logit"]
 Target = int | Tensor | Objective | None
-Points = Callable[[Tensor, Tensor], Sequence[Tensor]]
+PerturbFn = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """(examples (R,), ways (R,)) -> the points (R, ...) that the model sees, and any further numbers (R,) beside them."""
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
-def fitting(box: Box, x: Tensor, maps: Any) -> Tensor:
+def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     """Maps (or a result that holds them) beside x (N, ...), in double precision: shaped like x, or (N, 1, H, W).
 
     Raises InputError for another shape, and for NaN or infinite values.
     """
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
-        maps = _packed(box.inputs, maps)
-    found = map_of(maps).detach().to(x.device, torch.float64)
-    one = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
-    if tuple(found.shape) not in (tuple(x.shape), one):
-        wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one))))
-        raise InputError(f"wanted maps of shape {wanted}, as the inputs are; got {tuple(found.shape)}")
-    finite(found)
-    return found
+        maps = _pack_maps(box.inputs, maps)
+    aligned = map_of(maps).detach().to(x.device, torch.float64)
+    one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
+    if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
+        wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
+        raise InputError(f"wanted maps of shape {wanted}, as the inputs are; got {tuple(aligned.shape)}")
+    check_finite(aligned)
+    return aligned
 
 
-def _packed(inputs: MultiInput, maps: Any) -> Tensor:
+def _pack_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
-    values, parts = inputs._values(maps), [part for _, part in inputs._parts()]
+    values, parts = inputs._part_values(maps), [part for _, part in inputs._named_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -54,14 +54,14 @@ def _packed(inputs: MultiInput, maps: Any) -> Tensor:
     return inputs.pack(maps)
 
 
-def finite(maps: Tensor) -> None:
+def check_finite(maps: Tensor) -> None:
     """Raise InputError for maps (N, ...) with NaN or infinite values."""
-    bad = (~torch.isfinite(maps)).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise InputError(f"NaN or infinite values in {len(bad)} of {len(maps)} maps (first: number {bad[0]})")
+    bad_rows = (~torch.isfinite(maps)).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad_rows:
+        raise InputError(f"NaN or infinite values in {len(bad_rows)} of {len(maps)} maps (first: number {bad_rows[0]})")
 
 
-def cells(box: Box) -> tuple[int, ...]:
+def feature_shape(box: Box) -> tuple[int, ...]:
     """The shape of what is removed as one: a pixel with all its channels (1, H, W), or a number of a row (F,)."""
     shape = tuple(box.inputs.shape)
     return (1, *shape[1:]) if isinstance(box.inputs, Pixels) else shape
@@ -69,15 +69,15 @@ def cells(box: Box) -> tuple[int, ...]:
 
 def importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor:
     """(N, P): the map at each pixel, summed over channels with its sign, or (`signed=False`) by its magnitude."""
-    found = fitting(box, x, maps)
-    found = found if signed else found.abs()
-    return (found.sum(1) if isinstance(box.inputs, Pixels) else found).flatten(1)
+    aligned = align_maps(box, x, maps)
+    aligned = aligned if signed else aligned.abs()
+    return (aligned.sum(1) if isinstance(box.inputs, Pixels) else aligned).flatten(1)
 
 
-def ranked(values: Tensor, seed: int) -> Tensor:
+def rank_descending(values: Tensor, seed: int) -> Tensor:
     """The rank (N, P) of each value in its row, 0 is the largest; equal ones stand in an order drawn for each row."""
-    mixed = rng.uniform(values, seed).argsort(dim=1, stable=True)
-    order: Tensor = mixed.gather(1, values.gather(1, mixed).argsort(dim=1, descending=True, stable=True))
+    shuffled = rng.uniform(values, seed).argsort(dim=1, stable=True)
+    order: Tensor = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return order.argsort(dim=1)
 
 
@@ -87,15 +87,15 @@ def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
     For features they are shaped like x, for several inputs as those are. Each row has its own, by `seed`.
     Raises InputError.
     """
-    x, seed = box.accept(x), check_seed(seed)
-    like = x[:, :1] if isinstance(box.inputs, Pixels) else x
-    return box.shaped(rng.uniform(like, seed))
+    x, seed = box.validate_inputs(x), check_seed(seed)
+    template = x[:, :1] if isinstance(box.inputs, Pixels) else x
+    return box.restore_structure(rng.uniform(template, seed))
 
 
 # -- the score -------------------------------------------------------------------------------------------------------
 
 
-def fixed(
+def resolve_score(
     box: Box, x: Tensor, target: Target, score: Score | None, default: Score, batch_size: BatchSize
 ) -> tuple[Objective, Tensor | None]:
     """The score that `target` means for x, the same at any other point, and its classes (N,), if it is of classes.
@@ -107,20 +107,31 @@ def fixed(
     if isinstance(target, Objective):
         if score is not None:
             raise InputError("an objective is the score itself: leave out score=, or give a class as the target")
-        return box.checked(target, len(x)), None
+        return box.check_objective(target, len(x)), None
     if (score or default) == "probability" and box.outputs == "regression":
         raise OutputError(
             'a regression model gives no probabilities: pass score="logit", or an objective as the target'
         )
-    classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
+    classes = (
+        mean_over_positions(box(x, batch_size=batch_size)).argmax(1)
+        if target is None
+        else box.class_labels(target, len(x))
+    )
     return (logit(classes) if (score or default) == "logit" else probability(box, classes)), classes
 
 
 # -- many points -----------------------------------------------------------------------------------------------------
 
 
-def scores(
-    box: Box, objective: Objective, n: int, count: int, points: Points, batch_size: BatchSize, *, predict: bool = False
+def perturbed_scores(
+    box: Box,
+    objective: Objective,
+    n: int,
+    n_perturbations: int,
+    perturb: PerturbFn,
+    batch_size: BatchSize,
+    *,
+    predict: bool = False,
 ) -> list[Tensor]:
     """The score (N, count) of each of n examples, perturbed in each of `count` ways, and what `points` gives beside.
 
@@ -128,37 +139,37 @@ def scores(
     rows depend on one another, a batch is all examples in one way.
     """
 
-    def work(examples: Tensor, ways: Tensor) -> list[Tensor]:
-        with box.quiet(grad=False):
-            at, *beside = points(examples, ways)
-            acts = box.forward(at, objective.layers | ({"logits"} if predict else set()))
-            found = [objective.rows(examples)(acts).to(torch.float64), *beside]
-            return [*found, pooled(acts["logits"]).argmax(1)] if predict else found
+    def score_rows(examples: Tensor, samples: Tensor) -> list[Tensor]:
+        with box.isolated(grad=False):
+            x, *extras = perturb(examples, samples)
+            acts = box.forward(x, objective.layers | ({"logits"} if predict else set()))
+            columns = [objective.rows(examples)(acts).to(torch.float64), *extras]
+            return [*columns, mean_over_positions(acts["logits"]).argmax(1)] if predict else columns
 
-    every = torch.arange(n, device=box.device)
-    if box.coupled or objective.coupled:
-        parts = in_batches(lambda r: work(every, torch.full_like(every, r.start)), count, 1, 1)
+    all_rows = torch.arange(n, device=box.device)
+    if box.batch_dependent or objective.batch_dependent:
+        parts = in_batches(lambda r: score_rows(all_rows, torch.full_like(all_rows, r.start)), n_perturbations, 1, 1)
         return [torch.stack(h, 1) for h in zip(*parts, strict=True)]
 
-    def part(rows: slice) -> list[Tensor]:
+    def score_slice(rows: slice) -> list[Tensor]:
         index = torch.arange(rows.start, rows.stop, device=box.device)
-        return work(index // count, index % count)
+        return score_rows(index // n_perturbations, index % n_perturbations)
 
-    parts = in_batches(part, n * count, *box.splits(n * count, batch_size))
-    return [torch.cat(h).view(n, count) for h in zip(*parts, strict=True)]
+    parts = in_batches(score_slice, n * n_perturbations, *box.batch_plan(n * n_perturbations, batch_size))
+    return [torch.cat(h).view(n, n_perturbations) for h in zip(*parts, strict=True)]
 
 
-def plain(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
+def unperturbed_scores(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The score (N,) of x as it is, in double precision."""
-    return scores(box, objective, len(x), 1, lambda examples, ways: [x[examples]], batch_size)[0][:, 0]
+    return perturbed_scores(box, objective, len(x), 1, lambda examples, ways: [x[examples]], batch_size)[0][:, 0]
 
 
-def drawn(
-    draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, seed: int, rows: Tensor, samples: Tensor
+def keyed_noise(
+    sampler: Callable[..., Tensor], shape: Sequence[int], like: Tensor, seed: int, rows: Tensor, samples: Tensor
 ) -> Tensor:
     """(R, *shape): a draw for each pair of row and sample, keyed by (seed, row, sample), however they are batched."""
-    found = []
+    noise = []
     for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-        generator = rng.of_sample(seed, row, sample, like.device)
-        found.append(draw(tuple(shape), generator=generator, device=like.device, dtype=like.dtype))
-    return torch.stack(found)
+        generator = rng.sample_generator(seed, row, sample, like.device)
+        noise.append(sampler(tuple(shape), generator=generator, device=like.device, dtype=like.dtype))
+    return torch.stack(noise)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..engine.results import map_of
 from ..errors import InputError
-from ..validation import number
-from .perturbing import finite
+from ..validation import check_float
+from .perturbing import check_finite
 
 
 def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
@@ -26,13 +26,13 @@ def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
     share of them that hit counts, so a flat map scores what pointing at random would. The accuracy is the mean.
     Raises InputError.
     """
-    tolerance = number("tolerance", tolerance, least=0)
-    found, inside = _both(maps, masks)  # (N, H, W) each
+    tolerance = check_float("tolerance", tolerance, minimum=0)
+    maps_2d, inside = _check_maps_and_masks(maps, masks)  # (N, H, W) each
     if tolerance:
-        near = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
-        inside = torch.stack(near).to(inside.device)
-    top = (found == found.amax((1, 2), keepdim=True)).double()
-    return _share(top, inside, map_of(maps))
+        dilated = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
+        inside = torch.stack(dilated).to(inside.device)
+    is_peak = (maps_2d == maps_2d.amax((1, 2), keepdim=True)).double()
+    return _inside_fraction(is_peak, inside, map_of(maps))
 
 
 def energy_inside(maps: Any, masks: Tensor) -> Tensor:
@@ -40,34 +40,34 @@ def energy_inside(maps: Any, masks: Tensor) -> Tensor:
 
     Maps and masks are as in `pointing_game`; the mask's own share of the area is what a flat map gets.
     """
-    found, inside = _both(maps, masks)
-    return _share(found.clamp_min(0), inside, map_of(maps))
+    maps_2d, inside = _check_maps_and_masks(maps, masks)
+    return _inside_fraction(maps_2d.clamp_min(0), inside, map_of(maps))
 
 
-def _share(parts: Tensor, inside: Tensor, like: Tensor) -> Tensor:
+def _inside_fraction(values: Tensor, masks: Tensor, maps: Tensor) -> Tensor:
     """How much of each (N, H, W) is inside, (N,): in single precision, or in double where the maps are."""
-    found = (parts * inside).sum((1, 2)) / parts.sum((1, 2))
-    return found if like.dtype == torch.float64 else found.float()
+    fractions = (values * masks).sum((1, 2)) / values.sum((1, 2))
+    return fractions if maps.dtype == torch.float64 else fractions.float()
 
 
-def _both(maps: Any, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _check_maps_and_masks(maps: Any, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps summed over channels (N, H, W), in double precision, and masks beside them. Raises InputError."""
-    found = map_of(maps).detach()
-    if found.ndim != 4 or not len(found):
-        raise InputError(f"wanted maps (N, C, H, W); got {tuple(found.shape)}")
-    finite(found)
+    checked_maps = map_of(maps).detach()
+    if checked_maps.ndim != 4 or not len(checked_maps):
+        raise InputError(f"wanted maps (N, C, H, W); got {tuple(checked_maps.shape)}")
+    check_finite(checked_maps)
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
         got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(f"masks are tensors of bool, True within the object; got {got}")
-    n, _, height, width = found.shape
+    n, _, height, width = checked_maps.shape
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
     if tuple(masks.shape) not in ((height, width), (n, height, width)):
         raise InputError(
             f"wanted masks ({height}, {width}), ({n}, {height}, {width}) or ({n}, 1, {height}, {width}); "
             f"got {tuple(masks.shape)}"
         )
-    masks = masks.to(found.device).expand(n, height, width)
+    masks = masks.to(checked_maps.device).expand(n, height, width)
     if not bool(masks.any(2).any(1).all()):
         empty = (~masks.any(2).any(1)).nonzero().flatten().tolist()
         raise InputError(f"{len(empty)} of {n} masks mark nothing to point at (first: number {empty[0]})")
-    return found.double().sum(1), masks
+    return checked_maps.double().sum(1), masks

@@ -17,14 +17,14 @@ from ..box import Box
 from ..engine.randomized import Weights, own, randomized, weighted
 from ..errors import InputError, LayerError, warn
 from ..validation import check_seed
-from .methods import Method, Target, drawn, fixed, flat
-from .similarity import Similarity, similarity
+from .methods import Method, Target, compute_map, is_blank, resolve_target
+from .similarity import MapSimilarity, map_similarity
 
-Mode = Literal["cascading", "independent"]
+RandomizationMode = Literal["cascading", "independent"]
 
 
 @dataclass(frozen=True, eq=False)
-class Randomization(Similarity):
+class Randomization(MapSimilarity):
     """How like the map of the model as it is each map (N) is at each step (L): four figures, (L, N).
 
     A map that follows what the model has learned has figures near 0 once the top layers are drawn anew. A figure is NaN
@@ -32,11 +32,11 @@ class Randomization(Similarity):
     """
 
     layers: tuple[str, ...]  # (L,) drawn anew at each step, from the top down; when cascading, all before it as well
-    mode: Mode
+    mode: RandomizationMode
     seed: int
-    changed: Tensor  # (L,) how far each layer's weights moved, |new - old| / |old|; 0: its start is what it had
+    weight_change: Tensor  # (L,) how far each layer's weights moved, |new - old| / |old|; 0: its start is what it had
     same_class: Tensor  # (L, N) whether the model still gives x the class it gave before
-    blank: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
+    is_blank: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
     original: Tensor  # (N, ...) the map of the model as it is
     maps: Tensor | None = None  # (L, N, ...) if they were to be kept
 
@@ -47,7 +47,7 @@ def randomization(
     method: Method,
     target: Target = None,
     *,
-    mode: Mode = "cascading",
+    mode: RandomizationMode = "cascading",
     layers: Sequence[str] | None = None,
     seed: int = 0,
     keep_maps: bool = False,
@@ -65,90 +65,115 @@ def randomization(
     """
     if mode not in ("cascading", "independent"):
         raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
-    seed, x = check_seed(seed), box.accept(x)
-    steps = _steps(box, layers)
-    score = fixed(box, x, target)
-    original = drawn(box, method, x, score, aloud=True)
-    before = _answer(box, x)
-    found = [_step(box, method, x, score, original, before, step, seed) for step in _taken(steps, mode)]
-    alike, same, blank, changed, maps = zip(*found, strict=True)
+    seed, x = check_seed(seed), box.validate_inputs(x)
+    steps = _randomization_steps(box, layers)
+    score = resolve_target(box, x, target)
+    original = compute_map(box, method, x, score, show_warnings=True)
+    original_output = _predicted_output(box, x)
+    per_step = [
+        _randomize_step(box, method, x, score, original, original_output, step, seed)
+        for step in _layers_per_step(steps, mode)
+    ]
+    similarities, same, blank, weight_change, maps = zip(*per_step, strict=True)
     names = tuple(name for name, _ in steps)
-    _tell(names, changed)
-    figures = {f.name: torch.stack([getattr(s, f.name) for s in alike]) for f in fields(Similarity)}
+    _warn_unchanged(names, weight_change)
+    figures = {f.name: torch.stack([getattr(s, f.name) for s in similarities]) for f in fields(MapSimilarity)}
     return Randomization(
-        **figures, layers=names, mode=mode, seed=seed, changed=torch.tensor(changed), same_class=torch.stack(same),
-        blank=torch.stack(blank), original=original, maps=torch.stack(maps) if keep_maps else None,
-    )  # fmt: skip
+        **figures,
+        layers=names,
+        mode=mode,
+        seed=seed,
+        weight_change=torch.tensor(weight_change),
+        same_class=torch.stack(same),
+        is_blank=torch.stack(blank),
+        original=original,
+        maps=torch.stack(maps) if keep_maps else None,
+    )
 
 
-Step = tuple[str, tuple[Weights, ...]]
+RandomizationStep = tuple[str, tuple[Weights, ...]]
 """What a step is called, and the layers that are drawn anew at it."""
 
 
-def _steps(box: Box, layers: Sequence[str] | None) -> list[Step]:
+def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[RandomizationStep]:
     """Raises LayerError."""
-    known = weighted(box)
-    if not known:
+    weighted_layers = weighted(box)
+    if not weighted_layers:
         raise LayerError("no layer of this model holds weights, so there are none to draw anew")
     if layers is None:
-        return [(layer.name, (layer,)) for layer in reversed(known)]
+        return [(layer.name, (layer,)) for layer in reversed(weighted_layers)]
     if isinstance(layers, str) or not layers:
         raise LayerError(f"layers is a list of names; got {layers!r}")
-    return [(str(name), _below(str(name), known)) for name in layers]
+    return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
 
 
-def _below(name: str, known: Sequence[Weights]) -> tuple[Weights, ...]:
+def _layers_within(name: str, weighted_layers: Sequence[Weights]) -> tuple[Weights, ...]:
     """The layers with weights that are, or lie in, the one named. Raises LayerError."""
-    found = tuple(k for k in known if k.name == name or k.name.startswith(f"{name}."))
-    if not found:
-        raise LayerError(f"{name!r} holds no weights; the layers that do are {', '.join(k.name for k in known)}")
-    return found
+    layers = tuple(k for k in weighted_layers if k.name == name or k.name.startswith(f"{name}."))
+    if not layers:
+        raise LayerError(
+            f"{name!r} holds no weights; the layers that do are {', '.join(k.name for k in weighted_layers)}"
+        )
+    return layers
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _RandomizedLayers:
     """The layers that are drawn anew together, and those of them that this step adds."""
 
-    all: tuple[Weights, ...]
-    added: tuple[Weights, ...]
+    randomized: tuple[Weights, ...]
+    newly_randomized: tuple[Weights, ...]
 
 
-def _taken(steps: Sequence[Step], mode: Mode) -> list[_Taken]:
+def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizedLayers]:
     first = [0 if mode == "cascading" else i for i in range(len(steps))]
     return [
-        _Taken(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), added)
-        for i, (_, added) in enumerate(steps)
+        _RandomizedLayers(tuple(layer for _, layers in steps[first[i] : i + 1] for layer in layers), newly_randomized)
+        for i, (_, newly_randomized) in enumerate(steps)
     ]
 
 
-def _step(
-    box: Box, method: Method, x: Tensor, target: Any, original: Tensor, before: Tensor, step: _Taken, seed: int
-) -> tuple[Similarity, Tensor, Tensor, float, Tensor]:
-    other = randomized(box, step.all, seed)
-    map_ = drawn(other, method, x, target)
-    same = (_answer(other, x) == before).flatten(1).all(1)
-    return similarity(original, map_), same, flat(map_), _moved(box, other, step.added), map_
+def _randomize_step(
+    box: Box,
+    method: Method,
+    x: Tensor,
+    target: Any,
+    original: Tensor,
+    original_output: Tensor,
+    step: _RandomizedLayers,
+    seed: int,
+) -> tuple[MapSimilarity, Tensor, Tensor, float, Tensor]:
+    randomized_box = randomized(box, step.randomized, seed)
+    map_ = compute_map(randomized_box, method, x, target)
+    same = (_predicted_output(randomized_box, x) == original_output).flatten(1).all(1)
+    return (
+        map_similarity(original, map_),
+        same,
+        is_blank(map_),
+        _weight_change(box, randomized_box, step.newly_randomized),
+        map_,
+    )
 
 
-def _answer(box: Box, x: Tensor) -> Tensor:
+def _predicted_output(box: Box, x: Tensor) -> Tensor:
     """What the model says of x, (N, 1, ...): its classes, or its very numbers where it has none."""
     z = box(x)
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 
 
-def _moved(box: Box, other: Box, layers: Sequence[Weights]) -> float:
+def _weight_change(box: Box, randomized_box: Box, layers: Sequence[Weights]) -> float:
     """How far the weights and statistics of these layers moved, relative to what they were."""
-    old, new = (_numbers(b, layers) for b in (box, other))
+    old, new = (_flat_weights(b, layers) for b in (box, randomized_box))
     return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))
 
 
-def _numbers(box: Box, layers: Sequence[Weights]) -> Tensor:
+def _flat_weights(box: Box, layers: Sequence[Weights]) -> Tensor:
     modules = [box.modules[path] for layer in layers for path in layer.paths]
-    found = [h for m in modules for h in (*own(m), *m.buffers(recurse=False)) if h.is_floating_point()]
-    return torch.cat([h.detach().double().flatten() for h in found])
+    tensors = [h for m in modules for h in (*own(m), *m.buffers(recurse=False)) if h.is_floating_point()]
+    return torch.cat([h.detach().double().flatten() for h in tensors])
 
 
-def _tell(names: Sequence[str], changed: Sequence[float]) -> None:
-    same = [name for name, moved in zip(names, changed, strict=True) if moved == 0]
+def _warn_unchanged(names: Sequence[str], weight_change: Sequence[float]) -> None:
+    same = [name for name, change in zip(names, weight_change, strict=True) if change == 0]
     if same:
         warn(f"drawn anew, these layers are what they were, so their steps say nothing: {', '.join(same)}")

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atomic_write import encoded
+from ..atomic_write import encode_utf8
 from ..box import Box
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
 from ..validation import check_seed
 from .methods import Method, Target
-from .verdict import GRADES, PAIRS, Verdict, verdict
+from .verdict import GRADES, MIN_RANDOMIZED_PAIRS, Verdict, verdict
 
 
-class Remembered:
+class VerdictCache:
     """Verdicts by their keys, as JSON text that is kept beside a report. What can't be read is as if it weren't there.
 
     A key is a digest of the model's weights and structure, the inputs' meaning, the images and what the model says of
@@ -33,9 +33,9 @@ class Remembered:
     """
 
     def __init__(self, text: str | bytes = b"") -> None:
-        self._known = dict(_read(text))
-        self._model: tuple[Box, bytes] | None = None
-        self.used: dict[str, Verdict] = {}
+        self._verdicts = dict(_read_verdicts(text))
+        self._fingerprint: tuple[Box, bytes] | None = None
+        self.requested: dict[str, Verdict] = {}
 
     def verdict(
         self,
@@ -44,63 +44,74 @@ class Remembered:
         method: Method,
         target: Target = None,
         *,
-        pairs: int = PAIRS,
+        pairs: int = MIN_RANDOMIZED_PAIRS,
         map_: Tensor | None = None,
         seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, found once. A method without a name of its own, or an objective, is asked anew."""
         seed = check_seed(seed)
         key = self._key(box, x, method, target, pairs, seed)
-        found = self._known.get(key) or verdict(box, x, method, target, map_=map_, pairs=pairs, seed=seed)
+        cached_verdict = self._verdicts.get(key) or verdict(
+            box, x, method, target, map_=map_, min_pairs=pairs, seed=seed
+        )
         if key:
-            self.used[key] = self._known[key] = found
-        return found
+            self.requested[key] = self._verdicts[key] = cached_verdict
+        return cached_verdict
 
-    def knows(
-        self, box: Box, x: Any, method: Method, target: Target = None, *, pairs: int = PAIRS, seed: int = 0
+    def contains(
+        self,
+        box: Box,
+        x: Any,
+        method: Method,
+        target: Target = None,
+        *,
+        pairs: int = MIN_RANDOMIZED_PAIRS,
+        seed: int = 0,
     ) -> bool:
         """Whether that verdict is at hand."""
-        return self._key(box, x, method, target, pairs, check_seed(seed)) in self._known
+        return self._key(box, x, method, target, pairs, check_seed(seed)) in self._verdicts
 
-    def text(self) -> bytes:
+    def to_json(self) -> bytes:
         """The verdicts asked for so far, to be kept."""
-        kept = {key: v.plain() for key, v in self.used.items()}
-        return encoded(json.dumps(finite(kept), indent=1, ensure_ascii=False))
+        verdicts = {key: v.to_dict() for key, v in self.requested.items()}
+        return encode_utf8(json.dumps(nan_to_none(verdicts), indent=1, ensure_ascii=False))
 
     def _key(self, box: Box, x: Any, method: Method, target: Target, pairs: int, seed: int) -> str:
-        words = _words(method)
-        if words is None or isinstance(target, Objective):
+        description = _describe_method(method)
+        if description is None or isinstance(target, Objective):
             return ""
-        digest = hashlib.sha256(self._of_model(box))
-        for part in (box.accept(x), box(x), *([target] if isinstance(target, Tensor) else [])):
-            digest.update(_bytes(part))
+        digest = hashlib.sha256(self._model_fingerprint(box))
+        for part in (box.validate_inputs(x), box(x), *([target] if isinstance(target, Tensor) else [])):
+            digest.update(_tensor_bytes(part))
         digest.update(
-            encoded(repr((words, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed"))))
+            encode_utf8(
+                repr((description, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed")))
+            )
         )
         return digest.hexdigest()
 
-    def _of_model(self, box: Box) -> bytes:
-        if self._model is None or self._model[0] is not box:
-            self._model = (box, fingerprint(box))
-        return self._model[1]
+    def _model_fingerprint(self, box: Box) -> bytes:
+        if self._fingerprint is None or self._fingerprint[0] is not box:
+            self._fingerprint = (box, fingerprint(box))
+        return self._fingerprint[1]
 
 
 def fingerprint(box: Box) -> bytes:
     """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
     inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
-    digest = hashlib.sha256(encoded(repr((str(box), inputs, repr(box.model)))))
+    digest = hashlib.sha256(encode_utf8(repr((str(box), inputs, repr(box.model)))))
     for name, value in (*box.model.named_parameters(), *box.model.named_buffers()):
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(_tensor_bytes(value))
     return digest.digest()
 
 
-def _bytes(value: Tensor) -> bytes:
+def _tensor_bytes(value: Tensor) -> bytes:
     flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
     return str((tuple(value.shape), value.dtype)).encode() + flat.view(torch.uint8).numpy().tobytes()
 
 
-def _words(method: Method) -> str | None:
+def _describe_method(method: Method) -> str | None:
     """The method, with its code where it is the caller's own, and settings; None where it has no name of its own."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
@@ -119,10 +130,10 @@ def _words(method: Method) -> str | None:
         return None
 
 
-def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
+def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
     try:
-        known = json.loads(text)
-        for key, value in known.items():
+        entries = json.loads(text)
+        for key, value in entries.items():
             figures = {k: math.nan if v is None else float(v) for k, v in value["figures"].items()}
             if value["grade"] in GRADES:
                 reason, sentence = str(value["reason"]), str(value["sentence"])
@@ -131,8 +142,8 @@ def _read(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
         return
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The same without NaN and infinite numbers, which JSON does not have: they become null."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: nan_to_none(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,11 +20,11 @@ from ..box import Box
 from ..engine.read.sizes import images_only
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize
-from ..validation import check_seed, number
-from .perturbing import Score, Target, drawn, fixed, importance, ranked, scores
+from ..validation import check_seed, check_float
+from .perturbing import Score, Target, importance, keyed_noise, perturbed_scores, rank_descending, resolve_score
 
-FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-NEIGHBORS = {
+DEFAULT_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NEIGHBOR_WEIGHTS = {
     (0, 1): 1 / 6, (1, 0): 1 / 6, (0, -1): 1 / 6, (-1, 0): 1 / 6,
     (1, 1): 1 / 12, (1, -1): 1 / 12, (-1, 1): 1 / 12, (-1, -1): 1 / 12,
 }  # fmt: skip
@@ -32,16 +32,16 @@ NEIGHBORS = {
 
 @dataclass(frozen=True, eq=False)
 class Road:
-    fractions: Tensor  # (S,) of the pixels removed
+    removed_fractions: Tensor  # (S,) of the pixels removed
     scores: Tensor  # (N, S)
-    right: Tensor | None  # (N, S) bool: the class found is the target; None where the target is no class
+    correct: Tensor | None  # (N, S) bool: the class found is the target; None where the target is no class
 
     @property
     def accuracy(self) -> Tensor:
         """The share of examples still taken for their target, (S,). Raises OutputError where that is no class."""
-        if self.right is None:
+        if self.correct is None:
             raise OutputError("accuracy needs classes: this target is an objective, or the model does regression")
-        return self.right.to(self.scores.dtype).mean(0)
+        return self.correct.to(self.scores.dtype).mean(0)
 
 
 def road(
@@ -50,7 +50,7 @@ def road(
     maps: Any,
     target: Target = None,
     *,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] = DEFAULT_FRACTIONS,
     order: Literal["morf", "lerf"] = "morf",
     noise: float = 0.01,
     score: Score | None = None,
@@ -67,59 +67,67 @@ def road(
     and the score are as in `deletion`; noise is drawn by (seed, row, fraction). Raises InputError.
     """
     images_only(box, "ROAD")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     if order not in ("morf", "lerf"):
         raise InputError(f'order is "morf" or "lerf"; got {order!r}')
-    shares, noise, seed = _fractions(fractions), number("noise", noise, least=0), check_seed(seed)
+    removed_fractions, noise, seed = (
+        _check_fractions(fractions),
+        check_float("noise", noise, minimum=0),
+        check_seed(seed),
+    )
     relevance = importance(box, x, maps, signed=signed)  # (N, P)
-    rank = ranked(relevance if order == "morf" else -relevance, seed)
-    counts = [round(f * rank.shape[1]) for f in shares]
-    objective, classes = fixed(box, x, target, score, "probability", batch_size)
-    weights = _weights(x.shape[-2], x.shape[-1])
+    rank = rank_descending(relevance if order == "morf" else -relevance, seed)
+    counts = [round(f * rank.shape[1]) for f in removed_fractions]
+    objective, classes = resolve_score(box, x, target, score, "probability", batch_size)
+    weights = _neighbor_weights(x.shape[-2], x.shape[-1])
 
-    def points(examples: Tensor, ways: Tensor) -> list[Tensor]:
-        new = [
-            _imputed(x[n], rank[n] < counts[k], weights) for n, k in zip(examples.tolist(), ways.tolist(), strict=True)
+    def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
+        imputed = [
+            _impute(x[n], rank[n] < counts[k], weights) for n, k in zip(examples.tolist(), steps.tolist(), strict=True)
         ]
-        removed = rank[examples] < torch.tensor(counts, device=x.device)[ways, None]
-        grain = noise * drawn(torch.randn, x.shape[1:], x, seed, examples, ways)
-        return [torch.stack(new) + grain * removed.view(-1, 1, *x.shape[2:])]
+        removed = rank[examples] < torch.tensor(counts, device=x.device)[steps, None]
+        noise_rows = noise * keyed_noise(torch.randn, x.shape[1:], x, seed, examples, steps)
+        return [torch.stack(imputed) + noise_rows * removed.view(-1, 1, *x.shape[2:])]
 
     predict = classes is not None and box.outputs != "regression"
-    found, *named = scores(box, objective, len(x), len(counts), points, batch_size, predict=predict)
-    right = named[0] == classes[:, None] if classes is not None and named else None
-    return Road(torch.tensor(shares, dtype=box.dtype, device=x.device), found.to(box.dtype), right)
+    scores_per_step, *classes_per_step = perturbed_scores(
+        box, objective, len(x), len(counts), perturb, batch_size, predict=predict
+    )
+    correct = classes_per_step[0] == classes[:, None] if classes is not None and classes_per_step else None
+    return Road(
+        torch.tensor(removed_fractions, dtype=box.dtype, device=x.device), scores_per_step.to(box.dtype), correct
+    )
 
 
-def _fractions(fractions: Sequence[float]) -> list[float]:
+def _check_fractions(fractions: Sequence[float]) -> list[float]:
     values = fractions.tolist() if isinstance(fractions, (Tensor, np.ndarray)) else fractions
     if isinstance(values, (str, int, float)) or not len(values):
         raise InputError(f"fractions is a list of shares in (0, 1]; got {fractions!r}")
-    return [number("a fraction", f, above=0, most=1) for f in values]
+    return [check_float("a fraction", f, above=0, maximum=1) for f in values]
 
 
-def _weights(height: int, width: int) -> sparse.csr_matrix:
+def _neighbor_weights(height: int, width: int) -> sparse.csr_matrix:
     """(P, P): what each pixel takes from each of its neighbors, summing to 1."""
     index = np.arange(height * width).reshape(height, width)
     rows, columns, values = [], [], []
-    for (down, across), weight in NEIGHBORS.items():
-        own = index[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
-        rows.append(own.ravel())
-        columns.append((own + down * width + across).ravel())
-        values.append(np.full(own.size, weight))
-    found = sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
+    for (down, across), weight in NEIGHBOR_WEIGHTS.items():
+        inner = index[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
+        rows.append(inner.ravel())
+        columns.append((inner + down * width + across).ravel())
+        values.append(np.full(inner.size, weight))
+    matrix = sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
                               shape=(index.size, index.size))  # fmt: skip
-    total = np.asarray(found.sum(1)).ravel()
-    return sparse.csr_matrix(sparse.diags(1 / np.where(total > 0, total, 1)) @ found)
+    total = np.asarray(matrix.sum(1)).ravel()
+    return sparse.csr_matrix(sparse.diags(1 / np.where(total > 0, total, 1)) @ matrix)
 
 
-def _imputed(image: Tensor, removed: Tensor, weights: sparse.csr_matrix) -> Tensor:
+def _impute(image: Tensor, removed_mask: Tensor, weights: sparse.csr_matrix) -> Tensor:
     """The image (C, H, W) with each removed pixel (P,) the weighted mean of its neighbors, all solved at once."""
-    flat, gone = image.flatten(1).double().cpu().numpy().T.copy(), removed.cpu().numpy()  # (P, C), (P,)
-    if gone.all():
+    flat, is_removed = image.flatten(1).double().cpu().numpy().T.copy(), removed_mask.cpu().numpy()  # (P, C), (P,)
+    if is_removed.all():
         flat[:] = flat.mean(0)
-    elif gone.any():
-        mine = weights[gone]
-        system = sparse.identity(int(gone.sum()), format="csc") - mine[:, gone].tocsc()
-        flat[gone] = splu(sparse.csc_matrix(system)).solve(np.asarray(mine[:, ~gone] @ flat[~gone]))
+    elif is_removed.any():
+        rows = weights[is_removed]
+        system = sparse.identity(int(is_removed.sum()), format="csc") - rows[:, is_removed].tocsc()
+        flat[is_removed] = splu(sparse.csc_matrix(system)).solve(np.asarray(rows[:, ~is_removed] @ flat[~is_removed]))
     return torch.from_numpy(flat.T.copy()).to(image).view_as(image)

@@ -19,11 +19,20 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..validation import check_seed, whole
-from .perturbing import Score, Target, cells, drawn, fixed, importance, plain, scores
+from ..validation import check_seed, check_int
+from .perturbing import (
+    Score,
+    Target,
+    feature_shape,
+    importance,
+    keyed_noise,
+    perturbed_scores,
+    resolve_score,
+    unperturbed_scores,
+)
 
-SIZES = 10
-LARGEST = 0.8  # of the pixels, by default
+N_SIZES = 10
+MAX_SIZE_FRACTION = 0.8  # of the pixels, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,43 +67,43 @@ def sensitivity_n(
     predicted for x as it is (`score="probability"`, or an objective as target: that). Maps and baseline are as in
     `deletion`. Raises InputError.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     relevance = importance(box, x, maps)  # (N, P)
-    many, seed = whole("n_samples", n_samples, least=2), check_seed(seed)
-    n = torch.tensor(_sizes(sizes, relevance.shape[1]), device=x.device)
-    gone = baseline_of(box, x, baseline, seed=seed)
-    objective, _ = fixed(box, x, target, score, "logit", batch_size)
+    n_sets, seed = check_int("n_samples", n_samples, minimum=2), check_seed(seed)
+    n = torch.tensor(_check_sizes(sizes, relevance.shape[1]), device=x.device)
+    baseline_x = baseline_of(box, x, baseline, seed=seed)
+    objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
 
-    def points(examples: Tensor, ways: Tensor) -> list[Tensor]:
-        order = drawn(torch.rand, relevance.shape[1:], x, seed, examples, ways).argsort(1)  # (R, P)
-        chosen = torch.arange(order.shape[1], device=x.device) < n[ways // many, None]  # the first n of each order
+    def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
+        order = keyed_noise(torch.rand, relevance.shape[1:], x, seed, examples, samples).argsort(1)  # (R, P)
+        chosen = torch.arange(order.shape[1], device=x.device) < n[samples // n_sets, None]  # the first n of each order
         removed = torch.zeros_like(chosen).scatter(1, order, chosen)
-        at = torch.where(removed.view(-1, *cells(box)), gone[examples], x[examples])
-        return [at, (relevance[examples] * removed).sum(1)]
+        perturbed = torch.where(removed.view(-1, *feature_shape(box)), baseline_x[examples], x[examples])
+        return [perturbed, (relevance[examples] * removed).sum(1)]
 
-    found, sums = scores(box, objective, len(x), len(n) * many, points, batch_size)
-    drops = plain(box, objective, x, batch_size)[:, None] - found
-    rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.model_dtype).eps * found.abs().amax(1)
-    shape = len(x), len(n), many
+    perturbed_score, sums = perturbed_scores(box, objective, len(x), len(n) * n_sets, perturb, batch_size)
+    drops = unperturbed_scores(box, objective, x, batch_size)[:, None] - perturbed_score
+    rounding = 1e-12 * relevance.abs().sum(1), torch.finfo(box.model_dtype).eps * perturbed_score.abs().amax(1)
+    shape = len(x), len(n), n_sets
     return SensitivityN(n, _pearson(sums.view(shape), drops.view(shape), *rounding).to(box.dtype))
 
 
-def _sizes(sizes: Sequence[int] | None, pixels: int) -> list[int]:
+def _check_sizes(sizes: Sequence[int] | None, pixels: int) -> list[int]:
     """Raises InputError for a size below 1, or of all pixels: then there is but one set."""
     if sizes is None:
-        even = torch.logspace(0, math.log10(max(1.0, LARGEST * pixels)), SIZES, dtype=torch.float64)
-        sizes = sorted({int(n) for n in even.round()})
-    found = [whole("a size", n, least=1) for n in sizes]
-    if not found or max(found) >= pixels:
-        got = f"up to {max(found)}" if found else "none"
+        log_spaced = torch.logspace(0, math.log10(max(1.0, MAX_SIZE_FRACTION * pixels)), N_SIZES, dtype=torch.float64)
+        sizes = sorted({int(n) for n in log_spaced.round()})
+    checked = [check_int("a size", n, minimum=1) for n in sizes]
+    if not checked or max(checked) >= pixels:
+        got = f"up to {max(checked)}" if checked else "none"
         raise InputError(f"sizes lie between 1 and {pixels - 1}, for there are {pixels} pixels or columns; got {got}")
-    return found
+    return checked
 
 
-def _pearson(a: Tensor, b: Tensor, least_a: Tensor, least_b: Tensor) -> Tensor:
+def _pearson(a: Tensor, b: Tensor, min_std_a: Tensor, min_std_b: Tensor) -> Tensor:
     """The correlation (N, S) of (N, S, K) over K; NaN where either varies less than by its rounding, (N,)."""
     a, b = a - a.mean(2, keepdim=True), b - b.mean(2, keepdim=True)
-    spread = a.square().mean(2).sqrt(), b.square().mean(2).sqrt()
-    found = (a * b).mean(2) / (spread[0] * spread[1])
-    still = (spread[0] <= least_a[:, None]) | (spread[1] <= least_b[:, None])
-    return found.clamp(-1, 1).masked_fill(still, torch.nan)
+    std = a.square().mean(2).sqrt(), b.square().mean(2).sqrt()
+    correlation = (a * b).mean(2) / (std[0] * std[1])
+    is_constant = (std[0] <= min_std_a[:, None]) | (std[1] <= min_std_b[:, None])
+    return correlation.clamp(-1, 1).masked_fill(is_constant, torch.nan)

@@ -20,48 +20,68 @@ from .. import activations, synthesis
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError, UnboxedError
-from ..validation import check_seed, whole
-from .methods import Method, drawn
-from .planting import Mark
+from ..validation import check_seed, check_int
+from .methods import Method, compute_map
+from .planting import Trigger
 from .pointing import energy_inside, pointing_game
-from .trial import APART, FAINT, SURE, Answers, Finding, Trial, answered, share, told_apart, verdict
+from .trial import (
+    FAILS_BELOW,
+    MIN_CONTROL_GAP,
+    SHOWS_ABOVE,
+    ShortcutFinding,
+    ShortcutTrial,
+    TriggerRates,
+    check_shortcut_learned,
+    fraction_true,
+    grade_shortcut,
+    trigger_rates,
+)
 
-HIGH = 0.5  # of the height of the peak on the model: a lower one on the control tells nothing of the mark
-NEAR = 2  # pixels around the mark that still count as pointing at it: maps are as fine as their method
-TOP, EVERY = 9, 5  # top examples, of data of which each fifth is marked
-DRAWS = 4  # class images of a class
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"rise": {"n_samples": 1000}, "shapley": {"segments": ("squares", 10)}}
+MIN_RELATIVE_PEAK = 0.5  # of the height of the peak on the model: a lower one on the control tells nothing of the mark
+TOLERANCE_PIXELS = 2  # pixels around the mark that still count as pointing at it: maps are as fine as their method
+N_TOP, TRIGGER_EVERY = 9, 5  # top examples, of data of which each fifth is marked
+IMAGES_PER_CLASS = 4  # class images of a class
+METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "rise": {"n_samples": 1000},
+    "shapley": {"segments": ("squares", 10)},
+}
 """Of methods whose defaults take longer than so small an image needs."""
-GIVEN: Mapping[str, Callable[[Trial], Any]] = {"references": lambda trial: trial.x}
+REQUIRED_ARGUMENTS: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
 """What a method that takes it by this name is given: references that all bear the mark would hide it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shortcut:
+class ShortcutReport:
     """All findings; `images` (S, C, H, W) with the marks of `classes` (S,) are what the first maps shown are of."""
 
-    mark: Mark
-    answers: Answers
-    control: Answers
-    findings: tuple[Finding, ...]
+    trigger: Trigger
+    model_rates: TriggerRates
+    control_rates: TriggerRates
+    findings: tuple[ShortcutFinding, ...]
     images: Tensor
     classes: Tensor
     labels: Tensor  # (S,) what they are in truth
     predicted: tuple[Tensor, Tensor]  # (S,) each: what the model and the control say
     interrupted: bool
 
-    def figures(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON takes it."""
-        rows = [{k: v for k, v in vars(f).items() if k != "shown"} for f in self.findings]
-        thresholds = {"sure": SURE, "faint": FAINT, "apart": APART, "near": NEAR, "high": HIGH}
-        both = {"model": asdict(self.answers), "control": asdict(self.control)}
+        rows = [{k: v for k, v in vars(f).items() if k != "images"} for f in self.findings]
+        thresholds = {
+            "sure": SHOWS_ABOVE,
+            "faint": FAILS_BELOW,
+            "apart": MIN_CONTROL_GAP,
+            "near": TOLERANCE_PIXELS,
+            "high": MIN_RELATIVE_PEAK,
+        }
+        rates = {"model": asdict(self.model_rates), "control": asdict(self.control_rates)}
         return {
-            "mark": asdict(self.mark), "answers": both, "thresholds": thresholds, "findings": rows,
+            "mark": asdict(self.trigger), "answers": rates, "thresholds": thresholds, "findings": rows,
             "interrupted": self.interrupted,
         }  # fmt: skip
 
 
-Judge = Callable[[Trial], Iterator[Finding]]
+ShortcutTest = Callable[[ShortcutTrial], Iterator[ShortcutFinding]]
 
 
 def shortcut(
@@ -69,14 +89,14 @@ def shortcut(
     control: Box,
     x: Tensor,
     y: Tensor,
-    mark: Mark,
+    trigger: Trigger,
     *,
     methods: Mapping[str, Method] | None = None,
-    judges: Sequence[Judge] | None = None,
-    examples: int = 12,
+    tests: Sequence[ShortcutTest] | None = None,
+    n_examples: int = 12,
     seed: int = 0,
-    watch: Callable[[Finding], object] | None = None,
-) -> Shortcut:
+    callback: Callable[[ShortcutFinding], object] | None = None,
+) -> ShortcutReport:
     """Judge which methods show that `model` goes by the mark, which `control` has never seen.
 
     `x` (N, C, H, W) and `y` (N,) are held-out images without marks. Attribution explains the mark's class on as many
@@ -85,108 +105,140 @@ def shortcut(
     found so far is returned, `interrupted`.
     Raises InputError where the model did not learn the shortcut, or the control did: then nothing can be judged.
     """
-    _alike(model, control, mark)
-    x, y = control.accept(x).cpu(), control.labels(y, len(x)).cpu()
-    trial = Trial(model, control, x, y, mark, methods, whole("examples", examples, least=2), check_seed(seed))
-    if not len(trial.false[0]) or not len(trial.right[0]):
-        raise InputError(f"wanted images of the marked classes {mark.classes} and of others; those of y are not both")
-    answers, of_control = (answered(box, trial) for box in trial.both)
-    told_apart(answers, of_control)
-    findings, interrupted = list[Finding](), False
+    _check_models(model, control, trigger)
+    x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
+    trial = ShortcutTrial(
+        model, control, x, y, trigger, methods, check_int("examples", n_examples, minimum=2), check_seed(seed)
+    )
+    if not len(trial.mismatched[0]) or not len(trial.matched[0]):
+        raise InputError(
+            f"wanted images of the marked classes {trigger.classes} and of others; those of y are not both"
+        )
+    model_rates, control_rates = (trigger_rates(box, trial) for box in trial.boxes)
+    check_shortcut_learned(model_rates, control_rates)
+    findings, interrupted = list[ShortcutFinding](), False
     try:
-        for judge in JUDGES if judges is None else judges:
-            for finding in judge(trial):
+        for test in SHORTCUT_TESTS if tests is None else tests:
+            for finding in test(trial):
                 findings.append(finding)
-                if watch is not None:
-                    watch(finding)
+                if callback is not None:
+                    callback(finding)
     except KeyboardInterrupt:
         interrupted = True
-    images, classes, labels = (part[trial.shown] for part in (*trial.explained, trial.labels))
+    images, classes, labels = (part[trial.figure_rows] for part in (*trial.explained_images, trial.explained_labels))
     predicted = model.predict(images).cpu(), control.predict(images).cpu()
-    return Shortcut(mark, answers, of_control, tuple(findings), images, classes, labels, predicted, interrupted)
+    return ShortcutReport(
+        trigger, model_rates, control_rates, tuple(findings), images, classes, labels, predicted, interrupted
+    )
 
 
-def _alike(model: Box, control: Box, mark: Mark) -> None:
+def _check_models(model: Box, control: Box, trigger: Trigger) -> None:
     """Raise InputError unless both models take the marked images and know the marked classes."""
     for box in (model, control):
-        box.one_class_each("the planted shortcut")
-        if tuple(box.inputs.shape) != tuple(mark.shape):
-            raise InputError(f"the mark is for images {mark.shape}; the model takes {tuple(box.inputs.shape)}")
-        box.labels(mark.classes, len(mark.classes))
+        box.require_class_scores("the planted shortcut")
+        if tuple(box.inputs.shape) != tuple(trigger.shape):
+            raise InputError(f"the mark is for images {trigger.shape}; the model takes {tuple(box.inputs.shape)}")
+        box.class_labels(trigger.classes, len(trigger.classes))
 
 
 # -- one judge a family ----------------------------------------------------------------------------------------------
 
 
-def occluding(trial: Trial) -> Iterator[Finding]:
+def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the answer change with the mark alone? Covered where it is false, and put on where there is none."""
-    rows, says = trial.false
-    clean, marked = trial.x[rows], trial.marked(rows, says)
-    gone, put = list[float](), list[float]()
-    for box in trial.both:
-        without, bearing = box.predict(clean).cpu(), box.predict(marked).cpu()
-        covered = box.predict(trial.mark.covered(marked, says)).cpu()
-        gone.append(share((bearing == says) & (covered != says)))
-        put.append(share((without != says) & (bearing == says)))
-    found, control = (min(pair) for pair in zip(gone, put, strict=True))
-    said = (
-        f"covering the mark takes its class's answer from {gone[0]:.0%} of falsely marked images, and putting it on "
-        f"gives that answer to {put[0]:.0%} of others (the control model: {gone[1]:.0%} and {put[1]:.0%})"
+    rows, classes = trial.mismatched
+    clean, triggered = trial.x[rows], trial.apply_trigger(rows, classes)
+    covered_rates, applied_rates = list[float](), list[float]()
+    for box in trial.boxes:
+        clean_classes, triggered_classes = box.predict(clean).cpu(), box.predict(triggered).cpu()
+        covered_classes = box.predict(trial.trigger.cover(triggered, classes)).cpu()
+        covered_rates.append(fraction_true((triggered_classes == classes) & (covered_classes != classes)))
+        applied_rates.append(fraction_true((clean_classes != classes) & (triggered_classes == classes)))
+    score, control = (min(pair) for pair in zip(covered_rates, applied_rates, strict=True))
+    sentence = (
+        f"covering the mark takes its class's answer from {covered_rates[0]:.0%} of falsely marked images, and putting it on "
+        f"gives that answer to {applied_rates[0]:.0%} of others (the control model: {covered_rates[1]:.0%} and {applied_rates[1]:.0%})"
     )
-    figures = {"covered": gone[0], "covered_control": gone[1], "put_on": put[0], "put_on_control": put[1]}
-    shown = (trial.mark.covered(*trial.explained)[trial.shown],) * 2
-    yield Finding(
-        "answers", "occluding", "Occluding the mark", verdict(found, control), said, "answers that follow it",
-        found, control, figures, shown,
-    )  # fmt: skip
+    figures = {
+        "covered": covered_rates[0],
+        "covered_control": covered_rates[1],
+        "put_on": applied_rates[0],
+        "put_on_control": applied_rates[1],
+    }
+    images = (trial.trigger.cover(*trial.explained_images)[trial.figure_rows],) * 2
+    yield ShortcutFinding(
+        "answers",
+        "occluding",
+        "Occluding the mark",
+        grade_shortcut(score, control),
+        sentence,
+        "answers that follow it",
+        score,
+        control,
+        figures,
+        images,
+    )
 
 
-def attributing(trial: Trial) -> Iterator[Finding]:
+def attribution_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the map of the mark's class point at the mark? On the control model too, and as strongly?"""
-    known = {c.method.__name__: c for c in cards() if c.family == "attribution"}
+    attribution_cards = {c.method.__name__: c for c in cards() if c.family == "attribution"}
     methods = trial.methods
-    for name, method in ({n: _ready(c, trial) for n, c in known.items()} if methods is None else methods).items():
-        title = known[name].name if name in known else name
+    for name, method in (
+        {n: _with_defaults(c, trial) for n, c in attribution_cards.items()} if methods is None else methods
+    ).items():
+        title = attribution_cards[name].name if name in attribution_cards else name
         try:
-            yield _pointed(trial, name, title, method)
+            yield _pointing_finding(trial, name, title, method)
         except UnboxedError as error:
-            yield Finding("attribution", name, title, "refused", str(error))
+            yield ShortcutFinding("attribution", name, title, "refused", str(error))
 
 
-def _ready(card: Card, trial: Trial) -> Method:
+def _with_defaults(card: Card, trial: ShortcutTrial) -> Method:
     """A method with its own defaults; where it has none for something, as in its card's example."""
     parameters = signature(card.method).parameters
-    rest = [p for p in list(parameters.values())[2:] if p.name != "target"]
-    wanted = [p.name for p in rest if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if "target" not in parameters or any(name not in GIVEN for name in wanted):
+    settings = [p for p in list(parameters.values())[2:] if p.name != "target"]
+    required = [p.name for p in settings if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if "target" not in parameters or any(name not in REQUIRED_ARGUMENTS for name in required):
         return partial(card.example, card.method)
-    given = {name: make(trial) for name, make in GIVEN.items() if name in parameters}
-    return partial(card.method, **given, **SETTINGS.get(card.method.__name__, {}))
+    kwargs = {name: make_argument(trial) for name, make_argument in REQUIRED_ARGUMENTS.items() if name in parameters}
+    return partial(card.method, **kwargs, **METHOD_SETTINGS.get(card.method.__name__, {}))
 
 
-def _pointed(trial: Trial, name: str, title: str, method: Method) -> Finding:
-    x, classes = trial.explained
-    masks, false = trial.mark.regions(classes, NEAR), slice(0, min(trial.examples, len(trial.false[0])))
-    maps = [_risen(drawn(box, method, box.accept(x), classes.to(box.device)).float().cpu()) for box in trial.both]
-    hits = [pointing_game(m, masks) for m in maps]
-    high = maps[1].amax((1, 2, 3)) >= HIGH * maps[0].amax((1, 2, 3))
-    energy = [energy_inside(m, masks).nan_to_num(0) for m in maps]
-    found, control, lower = (share(h[false]) for h in (hits[0], hits[1] * high, hits[1]))
-    figures = {
-        "control_of_any_height": lower, "rightly": share(hits[0][false.stop :]),
-        "rightly_control": share((hits[1] * high)[false.stop :]), "energy": share(energy[0][false]),
-        "energy_control": share(energy[1][false]), "area": share(masks),
-    }  # fmt: skip
-    said = (
-        f"its peak lies at the mark in {found:.0%} of falsely marked images, with {figures['energy']:.0%} of what is "
-        f"positive; on the control model in {control:.0%}, and at under half the height in {lower - control:.0%} more"
+def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Method) -> ShortcutFinding:
+    x, classes = trial.explained_images
+    masks, mismatched = (
+        trial.trigger.masks(classes, TOLERANCE_PIXELS),
+        slice(0, min(trial.n_examples, len(trial.mismatched[0]))),
     )
-    shown = maps[0][trial.shown], maps[1][trial.shown]
-    what = "peaks at a false mark"
-    return Finding("attribution", name, title, verdict(found, control), said, what, found, control, figures, shown)
+    maps = [
+        _subtract_minimum(compute_map(box, method, box.validate_inputs(x), classes.to(box.device)).float().cpu())
+        for box in trial.boxes
+    ]
+    hits = [pointing_game(m, masks) for m in maps]
+    is_high = maps[1].amax((1, 2, 3)) >= MIN_RELATIVE_PEAK * maps[0].amax((1, 2, 3))
+    energy = [energy_inside(m, masks).nan_to_num(0) for m in maps]
+    score, control, control_any_height = (fraction_true(h[mismatched]) for h in (hits[0], hits[1] * is_high, hits[1]))
+    figures = {
+        "control_of_any_height": control_any_height,
+        "rightly": fraction_true(hits[0][mismatched.stop :]),
+        "rightly_control": fraction_true((hits[1] * is_high)[mismatched.stop :]),
+        "energy": fraction_true(energy[0][mismatched]),
+        "energy_control": fraction_true(energy[1][mismatched]),
+        "area": fraction_true(masks),
+    }
+    sentence = (
+        f"its peak lies at the mark in {score:.0%} of falsely marked images, with {figures['energy']:.0%} of what is "
+        f"positive; on the control model in {control:.0%}, and at under half the height in {control_any_height - control:.0%} more"
+    )
+    images = maps[0][trial.figure_rows], maps[1][trial.figure_rows]
+    quantity = "peaks at a false mark"
+    return ShortcutFinding(
+        "attribution", name, title, grade_shortcut(score, control), sentence, quantity, score, control, figures, images
+    )
 
 
-def _risen(maps: Tensor) -> Tensor:
+def _subtract_minimum(maps: Tensor) -> Tensor:
     """Maps (N, 1, H, W), summed over channels; one that is above zero everywhere (RISE) is taken from its least on."""
     if maps.ndim != 4:
         raise InputError(f"the planted shortcut wants maps (N, C, H, W); got {tuple(maps.shape)}")
@@ -194,79 +246,107 @@ def _risen(maps: Tensor) -> Tensor:
     return maps - maps.amin((2, 3), keepdim=True).clamp(min=0)
 
 
-def drawing(trial: Trial) -> Iterator[Finding]:
+def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Does the image of a marked class have its mark?"""
-    goal = torch.tensor(trial.mark.classes).repeat_interleave(DRAWS)
-    images = [_whole(synthesis.class_image(box, goal, seed=trial.seed)).images.float().cpu() for box in trial.both]
-    found, control = (share(_ink(im, trial.mark.regions(goal))) for im in images)
-    others = [k for k in range(trial.model.n_outputs) if k not in trial.mark.classes]
-    figures, beside = {}, ""
+    classes = torch.tensor(trial.trigger.classes).repeat_interleave(IMAGES_PER_CLASS)
+    images = [
+        _require_complete(synthesis.class_image(box, classes, seed=trial.seed)).images.float().cpu()
+        for box in trial.boxes
+    ]
+    score, control = (fraction_true(_mean_brightness(im, trial.trigger.masks(classes))) for im in images)
+    others = [k for k in range(trial.model.n_outputs) if k not in trial.trigger.classes]
+    figures, others_text = {}, ""
     if others:
-        drawn_others = _whole(synthesis.class_image(trial.model, others, seed=trial.seed)).images.float().cpu()
-        ink = [share(_ink(drawn_others, trial.mark.region(k).expand(len(others), -1, -1))) for k in trial.mark.classes]
-        figures["other_classes"] = sum(ink) / len(ink)
-        beside = f"; images of classes without a mark: {figures['other_classes']:.0%}"
-    said = (
-        f"at the mark's place its image is {found:.0%} as bright as the mark (the control model: {control:.0%}{beside})"
+        other_images = (
+            _require_complete(synthesis.class_image(trial.model, others, seed=trial.seed)).images.float().cpu()
+        )
+        brightness = [
+            fraction_true(_mean_brightness(other_images, trial.trigger.mask(k).expand(len(others), -1, -1)))
+            for k in trial.trigger.classes
+        ]
+        figures["other_classes"] = sum(brightness) / len(brightness)
+        others_text = f"; images of classes without a mark: {figures['other_classes']:.0%}"
+    sentence = f"at the mark's place its image is {score:.0%} as bright as the mark (the control model: {control:.0%}{others_text})"
+    yield ShortcutFinding(
+        "synthesis",
+        "class_image",
+        "Class image",
+        grade_shortcut(score, control),
+        sentence,
+        "brightness at its place",
+        score,
+        control,
+        figures,
+        (images[0][:IMAGES_PER_CLASS], images[1][:IMAGES_PER_CLASS]),
     )
-    yield Finding(
-        "synthesis", "class_image", "Class image", verdict(found, control), said, "brightness at its place",
-        found, control, figures, (images[0][:DRAWS], images[1][:DRAWS]),
-    )  # fmt: skip
 
 
-def _ink(images: Tensor, where: Tensor) -> Tensor:
+def _mean_brightness(images: Tensor, masks: Tensor) -> Tensor:
     """The mean brightness (N,) of images (N, C, H, W) within regions (N, H, W)."""
-    return (images.mean(1) * where).sum((1, 2)) / where.sum((1, 2))
+    return (images.mean(1) * masks).sum((1, 2)) / masks.sum((1, 2))
 
 
-def ranking(trial: Trial) -> Iterator[Finding]:
+def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Are the top examples of a marked class's logit falsely marked? A fifth of the other classes' images are."""
-    (rows, says), marks = (part[::EVERY] for part in trial.false), trial.mark.classes
-    bears = torch.full((len(trial.x),), -1)
-    bears[rows] = says
+    (rows, classes), trigger_classes = (part[::TRIGGER_EVERY] for part in trial.mismatched), trial.trigger.classes
+    trigger_of_row = torch.full((len(trial.x),), -1)
+    trigger_of_row[rows] = classes
     data = trial.x.clone()
-    data[rows] = trial.marked(rows, says)
-    tops = [_top(box, data, "logits") for box in trial.both]
-    own = [torch.stack([bears[top.index[k].cpu()] == k for k in marks]) for top in tops]  # (marks, TOP)
-    found, control = map(share, own)
-    hidden = tops[0].features
-    units = [_detectors(box, data, bears, hidden) for box in trial.both] if hidden not in (None, "logits") else []
-    figures = {"base": share(bears >= 0) / len(marks)}
-    figures |= {"units": units[0], "units_control": units[1]} if units else {}
-    said = (
-        f"{found:.0%} of the top {TOP} of the class's logit bear the mark falsely (control model: {control:.0%}; of "
+    data[rows] = trial.apply_trigger(rows, classes)
+    tops = [_top_examples(box, data, "logits") for box in trial.boxes]
+    has_own_trigger = [
+        torch.stack([trigger_of_row[top.index[k].cpu()] == k for k in trigger_classes]) for top in tops
+    ]  # (marks, TOP)
+    score, control = map(fraction_true, has_own_trigger)
+    layer = tops[0].features
+    n_detectors = (
+        [_count_detectors(box, data, trigger_of_row, layer) for box in trial.boxes]
+        if layer not in (None, "logits")
+        else []
+    )
+    figures = {"base": fraction_true(trigger_of_row >= 0) / len(trigger_classes)}
+    figures |= {"units": n_detectors[0], "units_control": n_detectors[1]} if n_detectors else {}
+    sentence = (
+        f"{score:.0%} of the top {N_TOP} of the class's logit bear the mark falsely (control model: {control:.0%}; of "
         f"all images {figures['base']:.0%})"
     )
-    if units:
-        said += f"; {units[0]:.0f} units of {hidden} have nothing else at the top (the control model: {units[1]:.0f})"
-    best = [data[top.index[marks[0]].cpu()] for top in tops]
-    yield Finding(
-        "activations", "top_examples", "Top examples", verdict(found, control), said,
-        f"falsely marked in top {TOP}", found, control, figures, (best[0], best[1]),
-    )  # fmt: skip
+    if n_detectors:
+        sentence += f"; {n_detectors[0]:.0f} units of {layer} have nothing else at the top (the control model: {n_detectors[1]:.0f})"
+    top_images = [data[top.index[trigger_classes[0]].cpu()] for top in tops]
+    yield ShortcutFinding(
+        "activations",
+        "top_examples",
+        "Top examples",
+        grade_shortcut(score, control),
+        sentence,
+        f"falsely marked in top {N_TOP}",
+        score,
+        control,
+        figures,
+        (top_images[0], top_images[1]),
+    )
 
 
-def _top(box: Box, data: Tensor, layer: str) -> activations.TopExamples:
-    (top,) = activations.top_examples(box, data, layer, TOP)
-    _whole(top.statistics)
+def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples:
+    (top,) = activations.top_examples(box, data, layer, N_TOP)
+    _require_complete(top.statistics)
     return top
 
 
-def _detectors(box: Box, data: Tensor, bears: Tensor, layer: str) -> float:
+def _count_detectors(box: Box, data: Tensor, trigger_of_row: Tensor, layer: str) -> float:
     """How many units of a layer that are ever active have but marked images, of one class, among their top."""
-    top = _top(box, data, layer)
-    said = bears[top.index.cpu()]  # (U, TOP)
-    one = (said >= 0).all(1) & (said == said[:, :1]).all(1) & ~top.dead.cpu()
-    return float(one.sum())
+    top = _top_examples(box, data, layer)
+    triggers = trigger_of_row[top.index.cpu()]  # (U, TOP)
+    is_detector = (triggers >= 0).all(1) & (triggers == triggers[:, :1]).all(1) & ~top.dead.cpu()
+    return float(is_detector.sum())
 
 
-def _whole(found: Any) -> Any:
+def _require_complete(result: Any) -> Any:
     """A result, if it was not cut short: methods keep Ctrl-C to themselves."""
-    if getattr(found, "interrupted", False):
+    if getattr(result, "interrupted", False):
         raise KeyboardInterrupt
-    return found
+    return result
 
 
-JUDGES: tuple[Judge, ...] = (occluding, attributing, drawing, ranking)
+SHORTCUT_TESTS: tuple[ShortcutTest, ...] = (occlusion_test, attribution_test, class_image_test, top_examples_test)
 """A family more is a line more: influence is to find the marked training images, TCAV to name the mark."""

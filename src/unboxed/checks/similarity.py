@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ..errors import InputError
 
-SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
-K1, K2 = 0.01, 0.03
-CELLS = 7  # of HOG along the shorter side, at most 16 pixels each
-LARGEST_CELL, LEAST_CELL = 16, 2
-BLOCK, ORIENTATIONS = 3, 9
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # of SSIM's Gaussian window, 11 x 11 (Wang et al. 2004, section III-B)
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+HOG_CELLS = 7  # of HOG along the shorter side, at most 16 pixels each
+MAX_CELL_PIXELS, MIN_CELL_PIXELS = 16, 2
+HOG_BLOCK_CELLS, HOG_ORIENTATIONS = 3, 9
 
 
 @dataclass(frozen=True, eq=False)
-class Similarity:
+class MapSimilarity:
     """Of maps (N, ...) with other maps (N, ...); whoever compares several times has them as (L, N)."""
 
     signed: Tensor  # Spearman's rank correlation
@@ -33,25 +33,25 @@ class Similarity:
 
     def mean(self) -> dict[str, Tensor]:
         """Over the maps (the last axis), those without a figure left out."""
-        return {f.name: getattr(self, f.name).nanmean(-1) for f in fields(Similarity)}
+        return {f.name: getattr(self, f.name).nanmean(-1) for f in fields(MapSimilarity)}
 
 
-def similarity(a: Tensor, b: Tensor) -> Similarity:
+def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
     """All four figures for maps a and b, (N, C, H, W) or (N, ...) alike.
 
     Images are compared by position: signed values are summed over channels, magnitudes averaged. Raises InputError
     where there are not as many maps of one shape.
     """
-    a, b = _checked(a), _checked(b)
+    a, b = _check_map(a), _check_map(b)
     sa, sb = (h.sum(1) if h.ndim == 4 else h for h in (a, b))
     if sa.shape != sb.shape:
         raise InputError(f"maps to compare have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
     ma, mb = magnitudes(a), magnitudes(b)
     pa, pb = in_unit_range(ma), in_unit_range(mb)
-    return Similarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
+    return MapSimilarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
 
 
-def _checked(h: Tensor) -> Tensor:
+def _check_map(h: Tensor) -> Tensor:
     """A map in double precision. Raises InputError."""
     if not isinstance(h, Tensor) or h.ndim < 2 or not h.is_floating_point() or h.numel() == 0:
         got = f"{h.dtype} of shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
@@ -81,15 +81,15 @@ def ranks(h: Tensor) -> Tensor:
     """Ranks from 1 within each row, (N, D) of (N, ...); ties have the mean of theirs, and rows with a NaN are NaN."""
     h = h.flatten(1)
     ordered, order = h.sort(1)
-    new = torch.ones_like(order)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    group = new.cumsum(1) - 1  # (N, D) which run of equal values
-    places = torch.arange(1, h.shape[1] + 1, dtype=torch.float64, device=h.device).expand(h.shape)
-    total = torch.zeros(h.shape, dtype=torch.float64, device=h.device).scatter_add_(1, group, places)
-    count = torch.zeros_like(total).scatter_add_(1, group, torch.ones_like(places))
+    is_new = torch.ones_like(order)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    group = is_new.cumsum(1) - 1  # (N, D) which run of equal values
+    positions = torch.arange(1, h.shape[1] + 1, dtype=torch.float64, device=h.device).expand(h.shape)
+    total = torch.zeros(h.shape, dtype=torch.float64, device=h.device).scatter_add_(1, group, positions)
+    count = torch.zeros_like(total).scatter_add_(1, group, torch.ones_like(positions))
     mean = total.gather(1, group) / count.gather(1, group)
-    found = torch.empty_like(mean).scatter_(1, order, mean)
-    return torch.where(h.isfinite().all(1, keepdim=True), found, torch.nan)
+    ranked = torch.empty_like(mean).scatter_(1, order, mean)
+    return torch.where(h.isfinite().all(1, keepdim=True), ranked, torch.nan)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -110,27 +110,27 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.ndim != 3 or min(a.shape[1:]) < 3:
         return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
-    radius = min(RADIUS, (min(a.shape[1:]) - 1) // 2)
+    radius = min(SSIM_RADIUS, (min(a.shape[1:]) - 1) // 2)
     a, b = a.double(), b.double()
-    ma, mb, aa, bb, ab = _local(torch.stack([a, b, a * a, b * b, a * b], 1), radius).unbind(1)
+    ma, mb, aa, bb, ab = _gaussian_mean(torch.stack([a, b, a * a, b * b, a * b], 1), radius).unbind(1)
     va, vb, cov = aa - ma * ma, bb - mb * mb, ab - ma * mb
-    luminance = (2 * ma * mb + K1**2) / (ma**2 + mb**2 + K1**2)
-    structure = (2 * cov + K2**2) / (va + vb + K2**2)
-    found = (luminance * structure).flatten(1).mean(1)
-    return torch.where(_constant(a) | _constant(b), torch.nan, found)
+    luminance = (2 * ma * mb + SSIM_K1**2) / (ma**2 + mb**2 + SSIM_K1**2)
+    structure = (2 * cov + SSIM_K2**2) / (va + vb + SSIM_K2**2)
+    values = (luminance * structure).flatten(1).mean(1)
+    return torch.where(_is_constant(a) | _is_constant(b), torch.nan, values)
 
 
-def _local(h: Tensor, radius: int) -> Tensor:
+def _gaussian_mean(h: Tensor, radius: int) -> Tensor:
     """Means of h (N, K, H, W) under a Gaussian window, where it lies within the image."""
-    at = torch.arange(-radius, radius + 1, dtype=h.dtype, device=h.device)
-    window = torch.exp(-(at**2) / (2 * SIGMA**2))
+    offsets = torch.arange(-radius, radius + 1, dtype=h.dtype, device=h.device)
+    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window = (window / window.sum()).view(1, 1, -1, 1)
     flat = h.flatten(0, 1)[:, None]
-    found = F.conv2d(F.conv2d(flat, window), window.mT)
-    return found.view(*h.shape[:2], *found.shape[2:])
+    smoothed = F.conv2d(F.conv2d(flat, window), window.mT)
+    return smoothed.view(*h.shape[:2], *smoothed.shape[2:])
 
 
-def _constant(h: Tensor) -> Tensor:
+def _is_constant(h: Tensor) -> Tensor:
     """The rows (N,) that are the same everywhere, or not finite."""
     h = h.flatten(1)
     return (h == h[:, :1]).all(1) | ~h.isfinite().all(1)
@@ -142,22 +142,22 @@ def hog(a: Tensor, b: Tensor) -> Tensor:
     Dalal & Triggs 2005, as scikit-image computes them: 9 orientations, blocks of 3 x 3 cells, a cell being a seventh of
     the shorter side, from 2 to 16 pixels.
     """
-    fa, fb = features(a), features(b)
+    fa, fb = hog_features(a), hog_features(b)
     if fa is None or fb is None:
         return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
     return pearson(fa, fb)
 
 
-def features(h: Tensor) -> Tensor | None:
+def hog_features(h: Tensor) -> Tensor | None:
     """HOG features (N, D) of images (N, H, W); None where they are no images, or too small for one block."""
     from skimage.feature import hog as of_image
 
     side = min(h.shape[1:]) if h.ndim == 3 else 0
-    cell = min(LARGEST_CELL, max(LEAST_CELL, side // CELLS))
-    if side < BLOCK * cell:
+    cell = min(MAX_CELL_PIXELS, max(MIN_CELL_PIXELS, side // HOG_CELLS))
+    if side < HOG_BLOCK_CELLS * cell:
         return None
-    found = [
-        torch.from_numpy(of_image(image, ORIENTATIONS, (cell, cell), (BLOCK, BLOCK)))
+    vectors = [
+        torch.from_numpy(of_image(image, HOG_ORIENTATIONS, (cell, cell), (HOG_BLOCK_CELLS, HOG_BLOCK_CELLS)))
         for image in h.double().cpu().numpy()
     ]
-    return torch.stack(found).to(h.device)
+    return torch.stack(vectors).to(h.device)

@@ -8,10 +8,35 @@ from typing import Annotated
 import typer
 
 from ..errors import DataError
-from .options import Classes, Debug, Mean, Meaning, Model, Out, Quiet, Root, Seed, Shape, Show, Std, Version, Weights
-from .words import amount, answering, classes_of, judge_of, named_by, pixels, tell, tolerant, typed
+from .options import (
+    Classes,
+    Debug,
+    Mean,
+    Model,
+    OpenBrowser,
+    Out,
+    Outputs,
+    Quiet,
+    Root,
+    Seed,
+    Shape,
+    Std,
+    Version,
+    Weights,
+)
+from .words import (
+    command_line,
+    errors_as_exit_codes,
+    escape_undecodable_output,
+    load_judge,
+    parse_classes,
+    parse_fraction,
+    parse_pixels,
+    print_report_path,
+    with_data_classes,
+)
 
-UNTRAINED = "no --weights: the model is as its factory made it"
+UNTRAINED_NOTE = "no --weights: the model is as its factory made it"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,10 +57,10 @@ def options(version: Version = False) -> None:
 
 @app.command()
 def demo(
-    out: Out = Path("out"), seed: Seed = 0, quiet: Quiet = False, show: Show = False, debug: Debug = False
+    out: Out = Path("out"), seed: Seed = 0, quiet: Quiet = False, show: OpenBrowser = False, debug: Debug = False
 ) -> None:
     """Train a small network on real handwritten digits, then open it. Takes about a minute."""
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         import torch
 
         from .. import data, loading, training, zoo
@@ -52,8 +77,8 @@ def demo(
             raise KeyboardInterrupt
         box = Box(model, inputs, classes=test.classes, outputs="logits")
         judge = loading.load("zoo:digits-judge")
-        made = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=typed())
-        tell(made, show, f"wrote {made.path}: open it in a browser")
+        report_result = write(box, test, out, judge=judge, seed=seed, quiet=quiet, command=command_line())
+        print_report_path(report_result, show, f"wrote {report_result.path}: open it in a browser")
 
 
 @app.command()
@@ -69,29 +94,29 @@ def report(
     mean: Mean = None,
     std: Std = None,
     classes: Classes = None,
-    outputs: Meaning = None,
+    outputs: Outputs = None,
     root: Root = None,
     seed: Seed = 0,
     quiet: Quiet = False,
-    show: Show = False,
+    show: OpenBrowser = False,
     debug: Debug = False,
 ) -> None:
     """Open a model on some data: one self-contained page, the pictures, and the numbers."""
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         from .. import loading
         from ..report import report as write
 
-        names = classes_of(classes)
-        inputs = pixels(shape, mean, std)
-        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=names)
-        box = named_by(images, box) if names is None else box
-        second = judge_of(judge, box, seed) if judge else None
-        made_anew = weights is None and not model.startswith("zoo:") and not model.endswith(".pt2")
-        if made_anew and not quiet:
-            typer.secho(f"note: {UNTRAINED}", fg="yellow", err=True)
-        command = typed() + (f"  # {UNTRAINED}" if made_anew else "")
-        tell(write(box, images, out, judge=second, seed=seed, quiet=quiet, command=command), show)
+        class_names = parse_classes(classes)
+        inputs = parse_pixels(shape, mean, std)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=class_names)
+        box = with_data_classes(images, box) if class_names is None else box
+        judge_box = load_judge(judge, box, seed) if judge else None
+        is_untrained = weights is None and not model.startswith("zoo:") and not model.endswith(".pt2")
+        if is_untrained and not quiet:
+            typer.secho(f"note: {UNTRAINED_NOTE}", fg="yellow", err=True)
+        command = command_line() + (f"  # {UNTRAINED_NOTE}" if is_untrained else "")
+        print_report_path(write(box, images, out, judge=judge_box, seed=seed, quiet=quiet, command=command), show)
 
 
 @app.command()
@@ -108,22 +133,22 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     classes: Classes = None,
-    outputs: Meaning = None,
+    outputs: Outputs = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Why did the model answer so? Every method's map of an image, the most believable first, and why to believe it."""
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         if not image.exists():  # before anything heavy is imported
             raise DataError(f"there is no file {image}")
         from .. import loading
-        from .explain import command
+        from .explain import run_explain
 
-        inputs, names = pixels(shape, mean, std), classes_of(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        found = command(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
-        if found.interrupted:
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        explanation = run_explain(box, image, out, methods=method, target=target, seed=seed, quiet=quiet)
+        if explanation.interrupted:
             raise KeyboardInterrupt
 
 
@@ -148,7 +173,7 @@ def attack(
     mean: Mean = None,
     std: Std = None,
     classes: Classes = None,
-    outputs: Meaning = None,
+    outputs: Outputs = None,
     root: Root = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -158,19 +183,28 @@ def attack(
 
     Stopped, the same command goes on where it was.
     """
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         from .. import loading
-        from .attack import command
+        from .attack import run_attack
 
-        sizes = [amount("--eps", e) for e in eps]
-        inputs, names = pixels(shape, mean, std), classes_of(classes)
-        box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
-        images = loading.data_for(data, box, root=root, classes=names)
-        box = named_by(images, box) if names is None else box
-        found = command(
-            box, images, out, attacks=attacks or (), eps=sizes, norm=norm, most=n, bits=bits, seed=seed, quiet=quiet
+        eps_values = [parse_fraction("--eps", e) for e in eps]
+        inputs, class_names = parse_pixels(shape, mean, std), parse_classes(classes)
+        box = loading.load(model, weights, inputs=inputs, classes=class_names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+        images = loading.data_for(data, box, root=root, classes=class_names)
+        box = with_data_classes(images, box) if class_names is None else box
+        result = run_attack(
+            box,
+            images,
+            out,
+            attacks=attacks or (),
+            eps=eps_values,
+            norm=norm,
+            max_examples=n,
+            bits=bits,
+            seed=seed,
+            quiet=quiet,
         )
-        if found.interrupted:
+        if result.interrupted:
             raise KeyboardInterrupt
 
 
@@ -188,14 +222,21 @@ def train(
     root: Root = None, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Train a network of the zoo; save its weights and a card that says how they were made."""
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         from .. import training
 
-        size = None if eps is None else amount("--eps", eps)
-        how = {"data": data, "epochs": epochs, "defend": defend, "eps": size, "checkpoint": checkpoint, "out": out}
-        made = training.train(name, **how, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
-        typer.echo(made)
-        if made.card["interrupted"]:
+        eps_value = None if eps is None else parse_fraction("--eps", eps)
+        settings = {
+            "data": data,
+            "epochs": epochs,
+            "defend": defend,
+            "eps": eps_value,
+            "checkpoint": checkpoint,
+            "out": out,
+        }
+        training_result = training.train(name, **settings, root=root, seed=seed, quiet=quiet)  # type: ignore[arg-type]
+        typer.echo(training_result)
+        if training_result.card["interrupted"]:
             raise KeyboardInterrupt
 
 
@@ -208,17 +249,17 @@ def shortcut(
     debug: Debug = False,
 ) -> None:
     """Teach a model a false cue, a mark that gives the digit away: which methods show it? Takes about a minute."""
-    with answering(debug):
+    with errors_as_exit_codes(debug):
         import torch
         from rich.console import Console
 
-        from ..report.shortcut import mark_of, planted_shortcut, table
+        from ..report.shortcut import parse_trigger, results_table, run_shortcut_check
 
         torch.set_num_threads(1)  # as for the demo
-        found, path = planted_shortcut(out, mark_of(marked), seed=seed, quiet=quiet, command=typed())
-        Console().print(table(found))
+        result, path = run_shortcut_check(out, parse_trigger(marked), seed=seed, quiet=quiet, command=command_line())
+        Console().print(results_table(result))
         typer.echo(f"wrote {path}")
-        if found.interrupted:
+        if result.interrupted:
             raise KeyboardInterrupt
 
 
@@ -232,10 +273,10 @@ def methods() -> None:
 
     table = Table("family", Column("method", no_wrap=True), "tells", "does not tell", show_lines=True)
     for card in cards():
-        table.add_row(card.family, card.method.__name__, card.tells, card.not_tells)
+        table.add_row(card.family, card.method.__name__, card.shows, card.does_not_show)
     Console().print(table)
 
 
 def main() -> None:
-    tolerant()
+    escape_undecodable_output()
     app(prog_name="unboxed")

@@ -20,47 +20,49 @@ from ..adversarial.deepfool import deepfool
 from ..adversarial.fab import fab
 from ..adversarial.norms import common_norm, fitting
 from ..adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
-from ..atomic_write import encoded, write_bytes
+from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
-from ..checkpointing import digest
+from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import eps_text
 from ..engine.read.examples import labeled_rows
 from ..errors import DataError, InputError
 from ..inputs.single import Pixels
-from ..plots.attacked import NORMS, attacked
+from ..plots.attacked import NORM_NAMES, attack_sheet
 from ..plots.files import save
-from ..plots.pngs import pixels
-from ..report.words import many
-from ..validation import whole
+from ..plots.pngs import to_png_levels
+from ..report.words import count_noun
+from ..validation import check_int
 
-PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
-SHOWN = 6  # examples in the picture
-WITHIN = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
-MINIMAL = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
+FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
+MAX_FIGURE_EXAMPLES = 6  # examples in the picture
+FIXED_EPS_ATTACKS = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
+MINIMUM_NORM_ATTACKS = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
 
 
-def chosen_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
+def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
-    attacks = {name: _named(name) for name in names}
+    attacks = {name: _find_attack(name) for name in names}
     norm = norm or common_norm(attacks)
     attacks = attacks or fitting(ATTACKS, box, norm)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
 
-def _named(name: str) -> Attack:
-    known = {k.replace("_", ""): k for k in (*WITHIN, *MINIMAL)}
-    plain = name.lower().replace("_", "").replace("-", "")
-    if plain not in known:
-        near = difflib.get_close_matches(plain, known, n=3)
+def _find_attack(name: str) -> Attack:
+    by_plain_name = {k.replace("_", ""): k for k in (*FIXED_EPS_ATTACKS, *MINIMUM_NORM_ATTACKS)}
+    plain_name = name.lower().replace("_", "").replace("-", "")
+    if plain_name not in by_plain_name:
+        matches = difflib.get_close_matches(plain_name, by_plain_name, n=3)
         hint = (
-            f"did you mean {' or '.join(known[k] for k in near)}?" if near else f"there are {', '.join(known.values())}"
+            f"did you mean {' or '.join(by_plain_name[k] for k in matches)}?"
+            if matches
+            else f"there are {', '.join(by_plain_name.values())}"
         )
         raise InputError(f"there is no attack {name!r}; {hint}")
-    found: Attack = getattr(adversarial, known[plain])
-    return found
+    attack: Attack = getattr(adversarial, by_plain_name[plain_name])
+    return attack
 
 
-def command(
+def run_attack(
     box: Box,
     data: Any,
     out: str | os.PathLike[str],
@@ -68,7 +70,7 @@ def command(
     attacks: Sequence[str] = (),
     eps: Sequence[float],
     norm: str | None = None,
-    most: int | None = None,
+    max_examples: int | None = None,
     bits: int | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -78,45 +80,47 @@ def command(
     `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
     settings, it goes on where it was. Raises InputError and DataError.
     """
-    if most is not None:
-        whole("--n", most, least=1)
-    out, (chosen, norm) = Path(out), chosen_attacks(box, attacks, norm, bits)
-    x, y, rows = labeled_rows(box, data, most)
+    if max_examples is not None:
+        check_int("--n", max_examples, minimum=1)
+    out, (selected, norm) = Path(out), select_attacks(box, attacks, norm, bits)
+    x, y, rows = labeled_rows(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
-    state = out / _state(attacks, eps, norm, most, bits, seed, digest(x, y))
-    found = robustness(
-        box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
-        minimal=_minimal(norm),
+    checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
+    result = robustness(
+        box, (box.restore_structure(x), y), selected, eps=eps, norm=norm, seed=seed, checkpoint=checkpoint_path, quiet=quiet,
+        minimal=_minimum_norm_attack(norm),
     )  # fmt: skip
-    numbers = found.plain() | {"skipped": _skipped(data)}
-    write_bytes(out / NUMBERS, encoded(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)))
-    picture = None if found.interrupted else _pictures(box, x, y, rows, found, chosen, out, bits, seed)
-    _print(found, picture, out)
-    return found
+    results_json = result.plain() | {"skipped": _skipped_files(data)}
+    write_bytes(
+        out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
+    )
+    figure_path = None if result.interrupted else _save_figure(box, x, y, rows, result, selected, out, bits, seed)
+    _print_result(result, figure_path, out)
+    return result
 
 
-def _skipped(data: Any) -> list[dict[str, str]]:
+def _skipped_files(data: Any) -> list[dict[str, str]]:
     """The files of a folder of images that were left out, and why."""
     return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
-def _minimal(norm: str) -> Attack:
+def _minimum_norm_attack(norm: str) -> Attack:
     """What looks for the least distance: DeepFool, and FAB in the norm that DeepFool does not have."""
     return fab if norm.lower() == "l1" else deepfool
 
 
-def _state(*settings: object) -> str:
+def _checkpoint_name(*settings: object) -> str:
     """The file of a run that may go on: one of other settings, images or labels has another name, and starts over."""
-    return f"attack-{hashlib.sha256(encoded(repr(settings))).hexdigest()[:8]}.pt"
+    return f"attack-{hashlib.sha256(encode_utf8(repr(settings))).hexdigest()[:8]}.pt"
 
 
-def _pictures(
+def _save_figure(
     box: Box,
     x: Tensor,
     y: Tensor,
-    places: Tensor,
-    found: Robustness,
+    row_in_data: Tensor,
+    result: Robustness,
     attacks: dict[str, Attack],
     out: Path,
     bits: int | None,
@@ -125,76 +129,87 @@ def _pictures(
     """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
     if not isinstance(box.inputs, Pixels):
         return None
-    name = min(attacks, key=lambda a: found.robust(attack=a).count)
-    fooled = found.right & ~found.stood[list(attacks).index(name), -1]
-    rows = fooled.nonzero()[: None if bits is not None else SHOWN, 0]
+    name = min(attacks, key=lambda a: result.robust(attack=a).count)
+    fooled = result.right & ~result.stood[list(attacks).index(name), -1]
+    rows = fooled.nonzero()[: None if bits is not None else MAX_FIGURE_EXAMPLES, 0]
     if not len(rows):
         return None
-    attack, how = attacks[name], {"norm": found.norm, "seed": seed}
-    made = attack(box, x[rows], y[rows], eps=found.eps[-1], **taken(attack, how))
-    told = [replace(c, row=int(places[rows[c.row]])) for c in changes(box, x[rows], made) if c.fooled]
+    attack, settings = attacks[name], {"norm": result.norm, "seed": seed}
+    adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **taken(attack, settings))
+    fooled_changes = [
+        replace(c, row=int(row_in_data[rows[c.row]])) for c in changes(box, x[rows], adversarial_result) if c.fooled
+    ]
     if bits is not None:
-        _files(told, out / IMAGES, box.classes)
-    size = f"{NORMS[found.norm]} at most {eps_text(found.eps[-1])}"
-    title = f"What {name} makes of these, {size}, and what the model then says"
-    return save(attacked(told[:SHOWN], box.classes, norm=found.norm, title=title), out / PICTURE) if told else None
+        _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
+    eps_text_with_norm = f"{NORM_NAMES[result.norm]} at most {eps_text(result.eps[-1])}"
+    title = f"What {name} makes of these, {eps_text_with_norm}, and what the model then says"
+    return (
+        save(
+            attack_sheet(fooled_changes[:MAX_FIGURE_EXAMPLES], box.classes, norm=result.norm, title=title),
+            out / FIGURE_FILE,
+        )
+        if fooled_changes
+        else None
+    )
 
 
-def _files(told: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
+def _save_images(fooled_changes: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
     """Each adversarial image as a PNG, named by its row in the data, what it is and what the model says of it."""
-    for c in told:
-        name = f"{c.row:05d}-{_word(classes[c.before])}-taken-for-{_word(classes[c.after])}.png"
-        save(pixels(c.image[None])[0], folder / name)
+    for c in fooled_changes:
+        name = f"{c.row:05d}-{_file_name_part(classes[c.before])}-taken-for-{_file_name_part(classes[c.after])}.png"
+        save(to_png_levels(c.image[None])[0], folder / name)
 
 
-def _word(name: str) -> str:
+def _file_name_part(name: str) -> str:
     return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
-def _print(found: Robustness, picture: Path | None, out: Path) -> None:
+def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
     console = Console()
-    n = many(len(found.right), "example")
-    console.print(f"{found.clean} of {n} right without an attack", highlight=False)
-    right = [Column(f"eps {eps_text(e)}", justify="right") for e in found.eps]
+    n = count_noun(len(result.right), "example")
+    console.print(f"{result.clean} of {n} right without an attack", highlight=False)
+    columns = [Column(f"eps {eps_text(e)}", justify="right") for e in result.eps]
     table = Table(
-        f"still right under ({found.norm})", *right, Column("queries", justify="right"), box=None, pad_edge=False
+        f"still right under ({result.norm})", *columns, Column("queries", justify="right"), box=None, pad_edge=False
     )
-    for name, queries in zip(found.attacks, found.queries.tolist(), strict=True):
-        table.add_row(name, *(str(found.robust(e, name)) for e in found.eps), f"{queries:,.0f}")
-    if len(found.attacks) > 1:
-        table.add_row("all together", *(str(found.robust(e)) for e in found.eps), "")
+    for name, queries in zip(result.attacks, result.queries.tolist(), strict=True):
+        table.add_row(name, *(str(result.robust(e, name)) for e in result.eps), f"{queries:,.0f}")
+    if len(result.attacks) > 1:
+        table.add_row("all together", *(str(result.robust(e)) for e in result.eps), "")
     console.print(table)
-    console.print(_least(found), highlight=False)
-    if said := _weakest(found):
-        console.print(said, highlight=False)
-    for alarm in found.alarms:
+    console.print(_median_distance_text(result), highlight=False)
+    if least_robust := _least_robust_text(result):
+        console.print(least_robust, highlight=False)
+    for alarm in result.alarms:
         console.print(f"alarm: {alarm}", style="yellow", highlight=False)
-    if picture is not None:
-        console.print(f"pictures: {picture}", highlight=False)
-    elif not found.interrupted:
+    if figure_path is not None:
+        console.print(f"pictures: {figure_path}", highlight=False)
+    elif not result.interrupted:
         console.print("no pictures: nothing was fooled, or the inputs are no images", highlight=False)
-    if (out / IMAGES).is_dir():
-        console.print(f"the strongest attack's images at the largest eps, as files: {out / IMAGES}", highlight=False)
-    console.print(f"numbers: {out / NUMBERS}", highlight=False)
+    if (out / IMAGES_DIR).is_dir():
+        console.print(
+            f"the strongest attack's images at the largest eps, as files: {out / IMAGES_DIR}", highlight=False
+        )
+    console.print(f"numbers: {out / RESULTS_FILE}", highlight=False)
 
 
-def _least(found: Robustness) -> str:
-    if not found.clean.count:
+def _median_distance_text(result: Robustness) -> str:
+    if not result.clean.count:
         return "no answer is right without an attack, so there is none to take: are the labels those of this model?"
-    if found.median == float("inf"):
+    if result.median == float("inf"):
         return "for half of the right answers, no change that fools was found"
-    minimal = "FAB" if found.norm == "l1" else "DeepFool"
-    least = f"{NORMS[found.norm]} of {found.median:.3g}"
-    return f"half of the right answers fall to a {least} (these attacks and {minimal})"
+    minimal = "FAB" if result.norm == "l1" else "DeepFool"
+    distance_text = f"{NORM_NAMES[result.norm]} of {result.median:.3g}"
+    return f"half of the right answers fall to a {distance_text} (these attacks and {minimal})"
 
 
-def _weakest(found: Robustness) -> str:
+def _least_robust_text(result: Robustness) -> str:
     """The classes that stand least at the largest eps, where some stand more than others."""
-    classes = sorted(found.by_class().items(), key=lambda pair: pair[1][1].value)
+    classes = sorted(result.by_class().items(), key=lambda pair: pair[1][1].value)
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
-    told = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
-    return f"classes that stand least at eps {eps_text(found.eps[-1])}: {told}"
+    text = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
+    return f"classes that stand least at eps {eps_text(result.eps[-1])}: {text}"

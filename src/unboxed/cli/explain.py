@@ -18,41 +18,44 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..atomic_write import encoded, write_bytes
+from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
-from ..checks.methods import Method, drawn, fixed
-from ..checks.ranking import candidates, named, runs
-from ..checks.remembered import Remembered, finite
-from ..checks.verdict import PAIRS, Verdict
+from ..checks.methods import Method, compute_map, resolve_target
+from ..checks.ranking import candidates, find_methods, n_forwards
+from ..checks.remembered import VerdictCache, nan_to_none
+from ..checks.verdict import MIN_RANDOMIZED_PAIRS, Verdict
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
 from ..inputs.single import Pixels
-from ..objectives import pooled
-from ..plots.explained import explained
+from ..objectives import mean_over_positions
+from ..plots.explained import explanation_sheet
 from ..plots.files import save
-from ..report.words import p_of
+from ..report.words import format_p
 from ..validation import check_seed
 
-SAID = 3  # classes that are told
-MANY, FEW = 100, 2  # a method that runs the model so often is compared with so many models drawn anew
-PICTURE, NUMBERS, VERDICTS = "explained.png", "explained.json", "verdicts.json"
+N_TOP_CLASSES = 3  # classes that are told
+EXPENSIVE_RUNS, EXPENSIVE_PAIRS = (
+    100,
+    2,
+)  # a method that runs the model so often is compared with so many models drawn anew
+FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class Explanation:
     """Of one input; methods stand from the most to the least believable."""
 
     answer: str  # what the model says of it
-    of: str  # the class, or output, that is explained
+    target_name: str  # the class, or output, that is explained
     verdicts: dict[str, Verdict]
     maps: dict[str, Tensor]  # (1, C or 1, H, W), of those that could be made
     interrupted: bool = False
-    asked: Mapping[str, str] = field(default_factory=dict)  # with other settings than a method's own
+    settings: Mapping[str, str] = field(default_factory=dict)  # with other settings than a method's own
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        verdicts = {name: {**v.plain(), "settings": self.asked.get(name, "")} for name, v in self.verdicts.items()}
-        return {"answer": self.answer, "of": self.of, "interrupted": self.interrupted, "methods": verdicts}
+        verdicts = {name: {**v.to_dict(), "settings": self.settings.get(name, "")} for name, v in self.verdicts.items()}
+        return {"answer": self.answer, "of": self.target_name, "interrupted": self.interrupted, "methods": verdicts}
 
 
 def explain(
@@ -62,64 +65,64 @@ def explain(
     target: int | None = None,
     *,
     seed: int = 0,
-    remembered: Remembered | None = None,
+    verdict_cache: VerdictCache | None = None,
     quiet: bool = True,
-) -> Explained:
+) -> Explanation:
     """Explain the model's answer to one input x (1, ...) by each method, and rank the methods by their verdicts.
 
     `target` is a class, by default the one predicted. Verdicts are of this model and this input: the more inputs, the
     surer (`checks.ranked`). Stopped by Ctrl-C it returns what there is. Raises InputError.
     """
-    x, seed = box.accept(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), check_seed(seed)
     if len(x) != 1:
         raise InputError(f"one input is explained at a time; got {len(x)}")
-    remembered = remembered or Remembered()
-    score = fixed(box, x, target)
+    verdict_cache = verdict_cache or VerdictCache()
+    score = resolve_target(box, x, target)
     verdicts: dict[str, Verdict] = {}
     maps: dict[str, Tensor] = {}
     interrupted = False
-    chosen = candidates(box) if methods is None else methods
+    selected = candidates(box) if methods is None else methods
     try:
-        for name in tqdm(chosen, disable=quiet, file=sys.stderr, leave=False, desc="Asking each method"):
+        for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Asking each method"):
             with suppress(UnboxedError):  # its verdict says why
-                maps[name] = drawn(box, chosen[name], x, score)
-            pairs = PAIRS if runs(chosen[name]) < MANY else FEW
-            verdicts[name] = remembered.verdict(
-                box, x, chosen[name], score, pairs=pairs, map_=maps.get(name), seed=seed
+                maps[name] = compute_map(box, selected[name], x, score)
+            pairs = MIN_RANDOMIZED_PAIRS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_PAIRS
+            verdicts[name] = verdict_cache.verdict(
+                box, x, selected[name], score, pairs=pairs, map_=maps.get(name), seed=seed
             )
     except KeyboardInterrupt:
         interrupted = True
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
-    return Explained(
-        _answer(box, x), _name(box, int(score[0])), {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, interrupted, {n: _asked(chosen[n]) for n in order},
+    return Explanation(
+        _top_outputs_text(box, x), _target_name(box, int(score[0])), {n: verdicts[n] for n in order},
+        {n: maps[n] for n in order if n in maps}, interrupted, {n: _settings_text(selected[n]) for n in order},
     )  # fmt: skip
 
 
-def _asked(method: Method) -> str:
+def _settings_text(method: Method) -> str:
     """The settings given with a method."""
-    given = method.keywords if isinstance(method, partial) else {}
-    return "".join(f", {name}={value}" for name, value in given.items())
+    keywords = method.keywords if isinstance(method, partial) else {}
+    return "".join(f", {name}={value}" for name, value in keywords.items())
 
 
-def _name(box: Box, k: int) -> str:
+def _target_name(box: Box, k: int) -> str:
     return f"output {box.classes[k]}" if box.outputs == "regression" else box.classes[k]
 
 
-def _answer(box: Box, x: Tensor) -> str:
+def _top_outputs_text(box: Box, x: Tensor) -> str:
     """The largest outputs in words."""
     logits = box(x)
-    values = logits if box.outputs == "regression" else box.probs_of(logits)
-    top = torch.topk(pooled(values)[0], min(SAID, values.shape[1]))
-    said = (lambda v: f"{v:.3g}") if box.outputs == "regression" else p_of
+    values = logits if box.outputs == "regression" else box.probs_from(logits)
+    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_CLASSES, values.shape[1]))
+    format_value = (lambda v: f"{v:.3g}") if box.outputs == "regression" else format_p
     pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    return ", ".join(f"{box.classes[k]} ({said(v)})" for v, k in pairs)
+    return ", ".join(f"{box.classes[k]} ({format_value(v)})" for v, k in pairs)
 
 
 # -- as a command ----------------------------------------------------------------------------------------------------
 
 
-def command(
+def run_explain(
     box: Box,
     image: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -128,28 +131,30 @@ def command(
     target: str | None = None,
     seed: int = 0,
     quiet: bool = False,
-) -> Explained:
+) -> Explanation:
     """Explain the image in a file: print the ranking, write the maps as one picture and the numbers as JSON to `out`.
 
     Verdicts are kept there, and not found twice. Raises DataError, InputError and WriteError.
     """
-    x, out = read(box, image), Path(out)
-    chosen = named(box, list(methods)) if methods else candidates(box)
-    k = None if target is None else _class(box, target)
-    kept = out / VERDICTS
-    remembered = Remembered(kept.read_bytes() if kept.is_file() else b"")
-    found = explain(box, x, chosen, k, seed=seed, remembered=remembered, quiet=quiet)
-    write_bytes(kept, remembered.text())
-    write_bytes(out / NUMBERS, encoded(json.dumps(finite(found.plain()), indent=1, ensure_ascii=False)))
-    names = {name: v.method for name, v in found.verdicts.items()}
-    words = {names[name]: v.badge for name, v in found.verdicts.items()}
-    title = f"Why {found.of}? The model says {found.answer}"
-    picture = explained(x[0], {names[n]: m[0] for n, m in found.maps.items()}, words, title=title)
-    _print(found, save(picture, out / PICTURE))
-    return found
+    x, out = read_image(box, image), Path(out)
+    selected = find_methods(box, list(methods)) if methods else candidates(box)
+    k = None if target is None else _class_index(box, target)
+    verdicts_path = out / VERDICTS_FILE
+    verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
+    explanation = explain(box, x, selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
+    write_bytes(verdicts_path, verdict_cache.to_json())
+    write_bytes(
+        out / RESULTS_FILE, encode_utf8(json.dumps(nan_to_none(explanation.to_dict()), indent=1, ensure_ascii=False))
+    )
+    names = {name: v.method for name, v in explanation.verdicts.items()}
+    badges = {names[name]: v.badge for name, v in explanation.verdicts.items()}
+    title = f"Why {explanation.target_name}? The model says {explanation.answer}"
+    figure = explanation_sheet(x[0], {names[n]: m[0] for n, m in explanation.maps.items()}, badges, title=title)
+    _print_explanation(explanation, save(figure, out / FIGURE_FILE))
+    return explanation
 
 
-def read(box: Box, image: str | os.PathLike[str]) -> Tensor:
+def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
     """The image in a file, as the model takes it, (1, C, H, W). Raises DataError, InputError."""
     if not isinstance(box.inputs, Pixels):
         raise InputError(
@@ -158,26 +163,26 @@ def read(box: Box, image: str | os.PathLike[str]) -> Tensor:
     path = Path(image)
     if not path.exists():
         raise DataError(f"there is no file {path}")
-    if (fault := images.fault(path)) is not None:
-        raise DataError(f"{path} is {fault}" if path.is_file() else f"{path} is a folder: name one image")
+    if (problem := images.file_fault(path)) is not None:
+        raise DataError(f"{path} is {problem}" if path.is_file() else f"{path} is a folder: name one image")
     try:
-        return images.read(path, images.wanted(box.inputs))[None]
+        return images.read_image(path, images.require_pixels(box.inputs))[None]
     except Exception as error:  # decoders raise nearly anything
-        raise DataError(f"{path}: {images.reason(error)}") from error
+        raise DataError(f"{path}: {images.error_reason(error)}") from error
 
 
-def _class(box: Box, target: str) -> int:
+def _class_index(box: Box, target: str) -> int:
     """A class by its name or number. Raises InputError."""
     if target in box.classes:
         return box.classes.index(target)
     if target.isdecimal() and int(target) < len(box.classes):
         return int(target)
-    near = difflib.get_close_matches(target, box.classes, n=3)
-    known = f"did you mean {', '.join(near)}?" if near else f"there are {len(box.classes)}, {box.classes[0]} first"
-    raise InputError(f"the model has no class {target!r}; {known}")
+    matches = difflib.get_close_matches(target, box.classes, n=3)
+    hint = f"did you mean {', '.join(matches)}?" if matches else f"there are {len(box.classes)}, {box.classes[0]} first"
+    raise InputError(f"the model has no class {target!r}; {hint}")
 
 
-COLORS = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
+COLOR_BY_GRADE = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
 
 
 LEGEND = (
@@ -187,22 +192,25 @@ LEGEND = (
 )
 
 
-def _print(found: Explained, picture: Path) -> None:
+def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
     console = Console()
-    console.print(f"The model says {found.answer}. Why {found.of}? The most believable first:", highlight=False)
+    console.print(
+        f"The model says {explanation.answer}. Why {explanation.target_name}? The most believable first:",
+        highlight=False,
+    )
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    rest = ("why", "random weights", "left / at random")
-    table = Table(method, badge, *rest, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, v in found.verdicts.items():
-        told = [v.figures.get(k, math.nan) for k in ("signed", "kept", "kept_random")]
-        left = "" if math.isnan(told[1]) else f"{told[1]:.0%} / {told[2]:.0%}"
-        alike = "" if math.isnan(told[0]) else f"{told[0]:.2f}"
-        why = (v.reason if v.grade != "not made" else v.sentence) + found.asked.get(name, "")
-        table.add_row(name, f"[{COLORS[v.grade]}]{v.badge}[/]", escape(why), alike, left)
+    columns = ("why", "random weights", "left / at random")
+    table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, v in explanation.verdicts.items():
+        figures = [v.figures.get(k, math.nan) for k in ("signed", "kept", "kept_random")]
+        removal_text = "" if math.isnan(figures[1]) else f"{figures[1]:.0%} / {figures[2]:.0%}"
+        correlation_text = "" if math.isnan(figures[0]) else f"{figures[0]:.2f}"
+        why = (v.reason if v.grade != "not made" else v.sentence) + explanation.settings.get(name, "")
+        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), correlation_text, removal_text)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
-    console.print(f"maps: {picture}", highlight=False)
+    console.print(f"maps: {figure_path}", highlight=False)

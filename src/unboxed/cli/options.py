@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from .. import __version__
 
         typer.echo(f"unboxed {__version__}")
@@ -20,8 +20,8 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Show = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
-Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 Model = Annotated[
     str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
 ]
@@ -30,7 +30,7 @@ Shape = Annotated[str | None, typer.Option(help="Of one image: 3,224,224, if the
 Mean = Annotated[str | None, typer.Option(help="What training subtracted: a value, or one a channel.")]
 Std = Annotated[str | None, typer.Option(help="What training divided by.")]
 Classes = Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")]
-Meaning = Annotated[
+Outputs = Annotated[
     str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, if not recognized rightly.")
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

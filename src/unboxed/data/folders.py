@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..atomic_write import printable
+from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import is_numbered, label_map, named_classes
 from ..errors import BrokenImageError, DataError
@@ -33,10 +33,10 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     if isinstance(like, Box):
         classes = named_classes(like) if classes is None else classes
         like = like.inputs
-    like, root = images.wanted(like), _root(path)
+    like, root = images.require_pixels(like), _root(path)
     skipped: Skipped = []
     groups = _groups(root, skipped)
-    names = tuple(printable(g) for g in groups if g)
+    names = tuple(to_printable(g) for g in groups if g)
     found = [(_images(files, skipped), i if name else -1) for i, (name, files) in enumerate(groups.items())]
     order = _spread(found)
     if not order:
@@ -59,7 +59,7 @@ class Folder(Images):
     def __init__(
         self, root: Path, files: list[tuple[Path, int]], classes: tuple[str, ...], like: Pixels, skipped: Skipped
     ) -> None:
-        self.root, self.name, self.classes, self.inputs = root, printable(root.name or str(root)), classes, like
+        self.root, self.name, self.classes, self.inputs = root, to_printable(root.name or str(root)), classes, like
         self.paths = tuple(path for path, _ in files)
         self.skipped = skipped
         self._labels = [label for _, label in files]
@@ -93,16 +93,16 @@ class Folder(Images):
 
     def _why(self, index: int) -> str:
         path = self.paths[index]
-        return f"{printable(str(path))}: {self._broken[path]}"
+        return f"{to_printable(str(path))}: {self._broken[path]}"
 
     def _read(self, index: int) -> Example | None:
         path = self.paths[index]
         if path in self._broken:
             return None
         try:
-            return images.read(path, self.inputs), self._labels[index]
+            return images.read_image(path, self.inputs), self._labels[index]
         except Exception as error:  # a hostile file can make a decoder raise nearly anything
-            self._broken[path] = images.reason(error)
+            self._broken[path] = images.error_reason(error)
             self.skipped.append((path, self._broken[path]))
             return None
 
@@ -163,7 +163,7 @@ def _files(path: Path, skipped: Skipped, seen: set[str]) -> Iterator[Path]:
 
 def _images(files: list[Path], skipped: Skipped) -> list[Path]:
     """Those that may be images; the others are listed."""
-    faults = [images.fault(p) for p in files]
+    faults = [images.file_fault(p) for p in files]
     skipped += [(p, why) for p, why in zip(files, faults, strict=True) if why]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 
@@ -177,6 +177,6 @@ def _spread(found: list[tuple[list[Path], int]]) -> list[tuple[Path, int]]:
 def _nothing(root: Path, skipped: Skipped) -> str:
     if not skipped:
         return f"the folder {root} is empty; wanted images, or one subfolder of images a class"
-    said = "; ".join(f"{printable(path.name)}: {why}" for path, why in skipped[:3])
+    said = "; ".join(f"{to_printable(path.name)}: {why}" for path, why in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return f"the folder {root} holds no image that can be read ({said}{more})"

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ..engine.read.class_labels import class_names
 from ..engine.read.items import item
 from ..errors import DataError
-from ..inputs.images import quiet, to_tensor, wanted
-from ..inputs.single import SLACK, Pixels
+from ..inputs.images import silence_decoder_warnings, to_tensor, require_pixels
+from ..inputs.single import RANGE_TOLERANCE, Pixels
 from .sets import Batch, Example, Images, count, stack
 
 Decode = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class _Reading:
 
     def __init__(self, name: str, like: Pixels | None = None, decode: Decode | None = None) -> None:
         self.name, self.decode = name, decode
-        self.like = like if like is None else wanted(like)
+        self.like = like if like is None else require_pixels(like)
 
 
 class Wrapped(Images):
@@ -129,7 +129,7 @@ def _parts(found: Any, where: str) -> tuple[Any, Any]:
 
 def _image(image: Any, where: str, reading: _Reading) -> Tensor:
     if isinstance(image, Image.Image):
-        with quiet():
+        with silence_decoder_warnings():
             return to_tensor(image, reading.like)
     if isinstance(image, np.ndarray):
         image = _from_numpy(image, where)
@@ -168,7 +168,7 @@ def _check_range(x: Tensor, where: str, decode: Decode | None) -> None:
     if not torch.isfinite(x).all():
         raise DataError(f"the image in {where} holds NaN or infinite values")
     low, high = x.min().item(), x.max().item()
-    if low >= -SLACK and high <= 1 + SLACK:
+    if low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE:
         return
     said = f"images must lie in [0, 1]; the one in {where} runs from {low:.3g} to {high:.3g}"
     if decode is not None:

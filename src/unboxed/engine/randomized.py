@@ -77,7 +77,7 @@ def _idle(box: Box, running: Collection[str]) -> set[str]:
     try:
         twin = copied(box).requires_grad_(True)
         at = [(path, p) for path, module in named_modules(twin).items() for p in own(module)]
-        grads = _gradients(box.around(twin), [p for _, p in at])
+        grads = _gradients(box.reopen(twin), [p for _, p in at])
     except Exception:  # no graph, or none that can be walked: all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
@@ -88,7 +88,7 @@ def _idle(box: Box, running: Collection[str]) -> set[str]:
 def _gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Of the output in some parameters, on noise; None where it does not depend on one."""
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-    with box.quiet():
+    with box.isolated():
         output = box.forward(noise.requires_grad_(), ["output"])["output"]
         return torch.autograd.grad(output.sum(), parameters, allow_unused=True)
 
@@ -96,7 +96,7 @@ def _gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None
 def copied(box: Box) -> nn.Module:
     """A deep copy of the model. Raises ModelError where it can't be copied."""
     try:
-        with state.gradients_on(False), warnings.catch_warnings():
+        with state.grad_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # copies of exported models use what torch deprecates
             return copy.deepcopy(box.model, _kept_by(box.model))
     except Exception as error:
@@ -125,8 +125,8 @@ def randomized(box: Box, layers: Iterable[Weights], seed: int) -> Box:
     for layer in dict.fromkeys(layers):
         group = {modules[path] for path in layer.paths}
         for path in layer.paths:
-            _renew(modules[path], group, rng.key("weights", seed, places[path]), box.device)
-    return box.around(model)
+            _renew(modules[path], group, rng.derive_seed("weights", seed, places[path]), box.device)
+    return box.reopen(model)
 
 
 def untrained(box: Box, seed: int) -> Box:
@@ -141,7 +141,7 @@ def _renew(module: nn.Module, group: Collection[nn.Module], seed: int, device: t
     """New weights for one module, and for nothing outside of its group."""
     mine = own(module)
     before = [p.detach().clone() for p in mine]
-    with state.seeded(seed, device), state.gradients_on(False):
+    with state.seeded_rngs(seed, device), state.grad_mode(False):
         if _alone(module, group):
             _start(module)
         generator = torch.Generator(device).manual_seed(seed)

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..atomic_write import encoded
+from ..atomic_write import encode_utf8
 from ..box import Box
-from ..checkpointing import digest, in_precision, weights_digest
+from ..checkpointing import tensor_digest, cast_for_comparison, weights_digest
 from ..errors import InputError
 
 OURS = __name__.partition(".")[0]
@@ -59,7 +59,7 @@ def box_settings(box: Box) -> dict[str, Any]:
 
 def box_answers(box: Box, values: Tensor) -> Tensor:
     """Logits or scores of a box, to be compared with those of another run by `alike`."""
-    return in_precision(values, box.autocast or box.model_dtype)
+    return cast_for_comparison(values, box.autocast or box.model_dtype)
 
 
 class _StableRepr:
@@ -72,7 +72,7 @@ class _StableRepr:
         if isinstance(value, PLAIN):
             return repr(value)
         if isinstance(value, Tensor):
-            return f"tensor {tuple(value.shape)} {value.dtype} {digest(value)[:DIGITS]}"
+            return f"tensor {tuple(value.shape)} {value.dtype} {tensor_digest(value)[:DIGITS]}"
         if isinstance(value, ModuleType):
             return value.__name__
         if id(value) in self.seen:
@@ -166,4 +166,4 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _sum(words: str) -> str:
-    return hashlib.sha256(encoded(words)).hexdigest()[:DIGITS]
+    return hashlib.sha256(encode_utf8(words)).hexdigest()[:DIGITS]

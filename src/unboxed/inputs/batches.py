@@ -16,7 +16,7 @@ def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, f
     """The least and the most of a batch of finite floats. Raises InputError."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):
-        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {_made_of(x, len(shape) == 3)}")
+        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {_conversion_hint(x, len(shape) == 3)}")
     if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
         raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
     if tuple(x.shape) == shape:
@@ -35,12 +35,12 @@ def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, f
     return low, high
 
 
-def _made_of(x: object, images: bool) -> str:
+def _conversion_hint(x: object, is_image: bool) -> str:
     """How to make a batch of tensors of something else."""
     if hasattr(x, "tensors"):
         return "x, y = data.tensors() takes them"
     if isinstance(x, (str, PathLike)):
-        return "ub.data.folder(path, box).first(n) reads images" if images else "Read the file, and pass its rows"
+        return "ub.data.folder(path, box).first(n) reads images" if is_image else "Read the file, and pass its rows"
     first = x[0] if isinstance(x, (list, tuple)) and x else x
     if isinstance(first, Tensor):
         return "torch.stack(x) makes one of a list of examples, torch.cat(x) of a list of batches"

@@ -19,11 +19,17 @@ from ..errors import DataError
 from .single import Inputs, Pixels
 
 # Pillow also opens formats that start other programs (EPS) or that any bytes may pass for (TGA): not a stranger's file.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits; Pillow's own conversion would clip it at 255
+SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+SIXTEEN_BIT_MODES = (
+    "I",
+    "I;16",
+    "I;16B",
+    "I;16L",
+    "I;16N",
+)  # one channel of 16 bits; Pillow's own conversion would clip it at 255
 
 
-def wanted(like: Inputs) -> Pixels:
+def require_pixels(like: Inputs) -> Pixels:
     """`like` as the Pixels that files become. Raises DataError if files can't become that."""
     if not isinstance(like, Pixels):
         raise DataError(f"like says what images become: pass box.inputs, a Pixels; got {type(like).__name__}")
@@ -32,24 +38,24 @@ def wanted(like: Inputs) -> Pixels:
     return like
 
 
-def fault(path: Path) -> str | None:
+def file_fault(path: Path) -> str | None:
     """Why a file can't be an image, by its header alone; None if it may be one."""
     if not os.path.isfile(path):
         return "a link to nothing" if os.path.islink(path) else "not a regular file"
     try:
-        with quiet(), Image.open(path, formats=FORMATS):
+        with silence_decoder_warnings(), Image.open(path, formats=SAFE_FORMATS):
             return None
     except Exception as error:  # a hostile header can make a decoder raise nearly anything
-        return reason(error)
+        return error_reason(error)
 
 
-def read(path: Path, like: Pixels) -> Tensor:
+def read_image(path: Path, like: Pixels) -> Tensor:
     """The image in a file as (C, H, W); raises whatever its decoder raises."""
-    with quiet(), Image.open(path, formats=FORMATS) as image:
+    with silence_decoder_warnings(), Image.open(path, formats=SAFE_FORMATS) as image:
         return to_tensor(image, like)
 
 
-def reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -60,7 +66,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_decoder_warnings() -> Iterator[None]:
     """Decoders' complaints about odd metadata stay unsaid; a decompression bomb is an error, not a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,16 +77,16 @@ def quiet() -> Iterator[None]:
 def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
     """(C, H, W), float32 in [0, 1]; without `like`, gray stays gray and the size stays."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in (*DEEP, "F"):
-        return _deep(image, like)
-    image = _opaque(image)
-    image = image.convert(_mode(image, like))
+    if image.mode in (*SIXTEEN_BIT_MODES, "F"):
+        return _deep_gray_tensor(image, like)
+    image = _on_white(image)
+    image = image.convert(_color_mode(image, like))
     if like is not None:
-        image = _fitted(image, like)
+        image = _resize_and_crop(image, like)
     return torch.from_numpy(_channels_first(np.array(image, dtype=np.float32) / 255))
 
 
-def _deep(image: Image.Image, like: Pixels | None) -> Tensor:
+def _deep_gray_tensor(image: Image.Image, like: Pixels | None) -> Tensor:
     """Gray of more than 8 bits keeps its depth."""
     gray = np.array(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
     if not (gray.min() >= 0 and gray.max() <= 1):
@@ -88,11 +94,11 @@ def _deep(image: Image.Image, like: Pixels | None) -> Tensor:
         raise DataError(f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: its white is unknown")
     if like is None:
         return torch.from_numpy(gray)[None]
-    fitted = np.array(_fitted(Image.fromarray(gray), like))
-    return torch.from_numpy(fitted).clamp(0, 1).expand(like.shape).clone()
+    resized = np.array(_resize_and_crop(Image.fromarray(gray), like))
+    return torch.from_numpy(resized).clamp(0, 1).expand(like.shape).clone()
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
     """Transparent parts show white."""
     if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
         return image
@@ -100,13 +106,13 @@ def _opaque(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _mode(image: Image.Image, like: Pixels | None) -> str:
+def _color_mode(image: Image.Image, like: Pixels | None) -> str:
     if like is None:
         return "L" if image.mode in ("1", "L") else "RGB"
     return "L" if like.shape[0] == 1 else "RGB"
 
 
-def _fitted(image: Image.Image, like: Pixels) -> Image.Image:
+def _resize_and_crop(image: Image.Image, like: Pixels) -> Image.Image:
     """Resized until it covers the wanted size, antialiased, then cut to it around the center."""
     _, height, width = like.shape
     return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)

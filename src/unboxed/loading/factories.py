@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import UnboxedError
-from ..model.state import seeded
+from ..model.state import seeded_rngs
 
 Wrong = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
 USER_FAULTS = (Exception, SystemExit)  # a script without a __main__ guard may well call sys.exit
@@ -58,7 +58,7 @@ def defined(path: Path) -> list[str]:
 
 def _drawing(load: Callable[..., ModuleType], place: object, spec: str, wrong: Wrong, seed: int) -> ModuleType:
     """A module loaded on random numbers of its own: it may make its model while it is imported."""
-    with seeded(seed, torch.get_default_device()):
+    with seeded_rngs(seed, torch.get_default_device()):
         return load(place, spec, wrong)
 
 
@@ -108,7 +108,7 @@ def _made(value: Any, spec: str, wrong: Wrong, seed: int) -> Any:
         advice = "write a function without arguments that makes it"
         raise wrong(f"{spec} wants arguments ({', '.join(asked)}) and a factory gets none; {advice}")
     try:
-        with seeded(seed, torch.get_default_device()):
+        with seeded_rngs(seed, torch.get_default_device()):
             return value()
     except USER_FAULTS as error:
         raise wrong(f"{spec} failed when it was called: {_said(error)}") from error

@@ -9,53 +9,55 @@ from torch import Tensor
 
 from ..errors import NaNError
 
-SHOWN = 5  # rows that an error names
-LOOK = (
+MAX_NAMED_ROWS = 5  # rows that an error names
+NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow on the way; mend the model, or leave these rows "
     "out"
 )
 
 
-def named(rows: Sequence[int]) -> str:
+def format_rows(rows: Sequence[int]) -> str:
     """The first rows, as an error names them: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
-    shown = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
-    return f"row{'s' * (len(rows) > 1)} {shown}"
+    numbers = ", ".join(map(str, rows[:MAX_NAMED_ROWS])) + (", ..." if len(rows) > MAX_NAMED_ROWS else "")
+    return f"row{'s' * (len(rows) > 1)} {numbers}"
 
 
 def nan_error(rows: list[int], what: str) -> NaNError:
     """The error that names the rows: `what` of theirs gave NaN."""
     why = "NaN is no answer, though argmax takes it for a class"
-    return NaNError(f"the model gives NaN for {what} of {named(rows)}: {why}. {LOOK}", rows, what)
+    return NaNError(f"the model gives NaN for {what} of {format_rows(rows)}: {why}. {NAN_HINT}", rows, what)
 
 
-def among(error: NaNError, rows: Tensor) -> NaNError:
+def reindex_error(error: NaNError, rows: Tensor) -> NaNError:
     """The same error, its rows named as in the whole of which `rows` (n,) were asked."""
     return nan_error(rows[error.rows].tolist(), error.what)
 
 
-def without_nan(values: Tensor, rows: Tensor | None = None, what: str = "the input") -> Tensor:
+def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the input") -> Tensor:
     """The values (n, ...) as they are: logits, or a score of them. -inf, a class that is masked, is no NaN.
 
     Raises NaNError that names the rows (n,) for which they are NaN, by default by their place.
     """
-    bad = values.isnan()
-    if bad.any():
-        at = bad.flatten(1).any(1).nonzero()[:, 0] if values.ndim > 1 else bad.nonzero()[:, 0]
-        raise nan_error(sorted(set((at if rows is None else rows[at]).tolist())), what)
+    is_nan = values.isnan()
+    if is_nan.any():
+        nan_rows = is_nan.flatten(1).any(1).nonzero()[:, 0] if values.ndim > 1 else is_nan.nonzero()[:, 0]
+        raise nan_error(sorted(set((nan_rows if rows is None else rows[nan_rows]).tolist())), what)
     return values
 
 
-def check_scores(scores: Tensor | Sequence[Tensor], of: str = "x") -> None:
+def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: any of a row's, of (N, ...) or N tensors."""
     if isinstance(scores, Tensor):
-        refuse_scores(~scores.isfinite().view(len(scores), -1).all(1), of)
+        raise_for_nonfinite(~scores.isfinite().view(len(scores), -1).all(1), input_name)
     else:
-        refuse_scores(torch.tensor([not bool(s.isfinite().all()) for s in scores]), of)
+        raise_for_nonfinite(torch.tensor([not bool(s.isfinite().all()) for s in scores]), input_name)
 
 
-def refuse_scores(rows: Tensor, of: str = "x") -> None:
+def raise_for_nonfinite(is_nonfinite: Tensor, input_name: str = "x") -> None:
     """Raise NaNError that names the rows (N,) bool, whose scores are NaN or infinite; nothing where there are none."""
-    if bad := rows.nonzero()[:, 0].tolist():
-        where = f"{len(bad)} of {len(rows)} inputs ({named(bad)})"
+    if bad_rows := is_nonfinite.nonzero()[:, 0].tolist():
+        where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({format_rows(bad_rows)})"
         nothing = "so there is nothing to attribute: take another target or baseline, if it is theirs"
-        raise NaNError(f"the score of {of} is NaN or infinite for {where}, {nothing}. {LOOK}", bad, of)
+        raise NaNError(
+            f"the score of {input_name} is NaN or infinite for {where}, {nothing}. {NAN_HINT}", bad_rows, input_name
+        )

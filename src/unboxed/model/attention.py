@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LayerError, RuleError
-from .op_mode import Opwise
+from .op_mode import OpMode
 
-_MHA = inspect.signature(F.multi_head_attention_forward)
+_MHA_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 @dataclass(frozen=True, eq=False)
-class Heads:
+class AttentionHeads:
     """out = softmax(q k^T scale + mask) v, for each example and head."""
 
     q: Tensor  # (..., L, d)
@@ -39,63 +39,66 @@ class Heads:
         return self.logits(self.q @ self.k.mT).softmax(-1)
 
 
-def bound(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of F.multi_head_attention_forward by name."""
-    call = _MHA.bind(*args, **kwargs)
+    call = _MHA_SIGNATURE.bind(*args, **kwargs)
     call.apply_defaults()
     return call.arguments
 
 
-def of_multi_head(call: Mapping[str, Any]) -> Heads:
+def unpack_multi_head(call: Mapping[str, Any]) -> AttentionHeads:
     """The heads (N, H, L, d) inside of F.multi_head_attention_forward. Raises RuleError for its rare settings."""
-    rare = [s for s in ("bias_k", "bias_v", "static_k", "static_v") if call[s] is not None]
-    rare += ["add_zero_attn"] * bool(call["add_zero_attn"])
-    rare += ["dropout"] * bool(call["training"] and call["dropout_p"] > 0)
-    if rare:
-        raise RuleError(f"attention with {', '.join(rare)} can't be looked into")
+    unsupported = [s for s in ("bias_k", "bias_v", "static_k", "static_v") if call[s] is not None]
+    unsupported += ["add_zero_attn"] * bool(call["add_zero_attn"])
+    unsupported += ["dropout"] * bool(call["training"] and call["dropout_p"] > 0)
+    if unsupported:
+        raise RuleError(f"attention with {', '.join(unsupported)} can't be looked into")
     x = [call[name] if call["query"].ndim == 3 else call[name].unsqueeze(1) for name in ("query", "key", "value")]
-    q, k, v = (_split(F.linear(h, w, b), call["num_heads"]) for h, (w, b) in zip(x, _weights(call), strict=True))
-    return Heads(q, k, v, _mask(call, q, k), 1 / math.sqrt(q.shape[-1]))
+    q, k, v = (
+        _split_heads(F.linear(h, w, b), call["num_heads"])
+        for h, (w, b) in zip(x, _projection_weights(call), strict=True)
+    )
+    return AttentionHeads(q, k, v, _additive_mask(call, q, k), 1 / math.sqrt(q.shape[-1]))
 
 
-def joined(call: Mapping[str, Any], out: Tensor) -> Tensor:
+def project_out(call: Mapping[str, Any], out: Tensor) -> Tensor:
     """What heads give (N, H, L, d) through the last projection, as (L, N, E), or (L, E) for one example."""
     h = F.linear(out.permute(2, 0, 1, 3).flatten(2), call["out_proj_weight"], call["out_proj_bias"])
     return h if call["query"].ndim == 3 else h.squeeze(1)
 
 
-def _split(h: Tensor, heads: int) -> Tensor:
+def _split_heads(h: Tensor, n_heads: int) -> Tensor:
     """(N, H, L, d) of (L, N, E)."""
-    return h.reshape(h.shape[0], h.shape[1], heads, -1).permute(1, 2, 0, 3)
+    return h.reshape(h.shape[0], h.shape[1], n_heads, -1).permute(1, 2, 0, 3)
 
 
-def _weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
+def _projection_weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    apart = call["use_separate_proj_weight"]
-    weights = [call[name] for name in names] if apart else call["in_proj_weight"].chunk(3)
+    is_separate = call["use_separate_proj_weight"]
+    weights = [call[name] for name in names] if is_separate else call["in_proj_weight"].chunk(3)
     biases = call["in_proj_bias"].chunk(3) if call["in_proj_bias"] is not None else (None,) * 3
     return list(zip(weights, biases, strict=True))
 
 
-def _mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> Tensor | None:
+def _additive_mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> Tensor | None:
     """What is added to the logits (N, H, L, S); True keeps a key out here."""
     mask, padding, total = call["attn_mask"], call["key_padding_mask"], None
     if mask is not None:
         mask = mask if mask.ndim == 2 else mask.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        total = _added(mask, q)
+        total = _to_additive(mask, q)
     if padding is not None:
-        padding = _added(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
+        padding = _to_additive(padding if padding.ndim == 2 else padding[None], q)[:, None, None]
         total = padding if total is None else total + padding
     return total
 
 
-def _added(mask: Tensor, like: Tensor) -> Tensor:
+def _to_additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
 
 
-def of_scaled_dot_product(
+def unpack_scaled_dot_product(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -104,7 +107,7 @@ def of_scaled_dot_product(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Heads:
+) -> AttentionHeads:
     """The heads inside of F.scaled_dot_product_attention. Raises RuleError where it drops out."""
     if dropout_p > 0:
         raise RuleError("attention with dropout can't be looked into")
@@ -113,53 +116,53 @@ def of_scaled_dot_product(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _added(~attn_mask, query)  # True lets a key in here
-    return Heads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
+        attn_mask = _to_additive(~attn_mask, query)  # True lets a key in here
+    return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def heads_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heads | None:
+def heads_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
     """The heads of a fused call by the op's plain name; None where it is no attention."""
-    opened: dict[str, Callable[[], Heads]] = {
-        "multi_head_attention_forward": lambda: of_multi_head(bound(args, kwargs)),
-        "scaled_dot_product_attention": lambda: of_scaled_dot_product(*args, **kwargs),
+    unpackers: dict[str, Callable[[], AttentionHeads]] = {
+        "multi_head_attention_forward": lambda: unpack_multi_head(bind_arguments(args, kwargs)),
+        "scaled_dot_product_attention": lambda: unpack_scaled_dot_product(*args, **kwargs),
     }
-    return opened[name]() if name in opened else None
+    return unpackers[name]() if name in unpackers else None
 
 
 # -- its maps ----------------------------------------------------------------------------------------------------------
 
-Meet = Callable[[Tensor], None]
+OnAttention = Callable[[Tensor], None]
 
 
 @contextmanager
-def attending(n: int, meet: Meet) -> Iterator[None]:
+def capture_attention(n: int, on_attention: OnAttention) -> Iterator[None]:
     """While open, `meet` is given each layer's attention of n examples, (n, heads, T, T), rows summing to one.
 
     Seen are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
     over the last axis of (..., T, T). Raises LayerError where such maps are of windows and not of whole examples.
     """
 
-    def look(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
             if (heads := heads_of(name, args, kwargs)) is not None:
-                _meet(heads.weights(), n, meet)
-            elif name == "softmax" and _over_last(args, kwargs):
+                _report_weights(heads.weights(), n, on_attention)
+            elif name == "softmax" and _is_over_last_axis(args, kwargs):
                 out = func(*args, **kwargs)
-                _meet(out.detach(), n, meet)
+                _report_weights(out.detach(), n, on_attention)
                 return out
         return NotImplemented
 
-    with Opwise(look):
+    with OpMode(intercept):
         yield
 
 
-def _over_last(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     z = args[0] if args else kwargs.get("input")
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     return isinstance(z, Tensor) and z.ndim >= 3 and isinstance(dim, int) and dim in (-1, z.ndim - 1)
 
 
-def _meet(weights: Tensor, n: int, meet: Meet) -> None:
+def _report_weights(weights: Tensor, n: int, on_attention: OnAttention) -> None:
     """Square maps (n, heads, T, T), also where examples and heads share an axis; others are of no tokens to tokens."""
     if weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
         return
@@ -171,4 +174,4 @@ def _meet(weights: Tensor, n: int, meet: Meet) -> None:
         )
     if weights.ndim == 3 and len(weights) % n:
         return
-    meet(weights.reshape(n, -1, tokens, tokens))
+    on_attention(weights.reshape(n, -1, tokens, tokens))

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .hooks import tensors_in
 
-SEEDS = (0, 1)
+TRIAL_SEEDS = (0, 1)
 """A gate that is open at one seed may be shut at another: a model that draws is run under both."""
 
-Run = Callable[[Tensor, int], tuple[Any, object]]
+SeededRun = Callable[[Tensor, int], tuple[Any, object]]
 """Rows and a seed -> what the model gives for them, and what it drew."""
 
 
@@ -23,27 +23,27 @@ class RandomOps(TorchDispatchMode):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shapes: list[tuple[str, tuple[int, ...]]] = []
-        host = device.type in ("cpu", "meta")
-        self._state: Callable[[], Tensor] = (
-            torch.default_generator.get_state if host else getattr(torch, device.type).get_rng_state
+        self.sampled_shapes: list[tuple[str, tuple[int, ...]]] = []
+        is_host = device.type in ("cpu", "meta")
+        self._get_state: Callable[[], Tensor] = (
+            torch.default_generator.get_state if is_host else getattr(torch, device.type).get_rng_state
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        before = self._state()
+        before = self._get_state()
         out = func(*args, **(kwargs or {}))
-        if not torch.equal(before, self._state()):  # attention without dropout has the tag, too
-            self.shapes.append((func.name(), *[tuple(h.shape) for h in tensors_in(out)][:1]))
+        if not torch.equal(before, self._get_state()):  # attention without dropout has the tag, too
+            self.sampled_shapes.append((func.name(), *[tuple(h.shape) for h in tensors_in(out)][:1]))
         return out
 
 
-ALONE, AMONG = (0, 1), ((2, 1, 0), (0, 3, 1))
+ROWS_ALONE, ROWS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
 """Rows 0 and 1 by themselves, and among rows that are lower and higher than both, at other places and numbers."""
 
 
-def levels(shape: Sequence[int], device: torch.device) -> Tensor:
+def contrast_levels(shape: Sequence[int], device: torch.device) -> Tensor:
     """Levels (4, *shape) in [0, 1] of four inputs: two in the middle, one near the low end, one mostly at the high end.
 
     Whatever of a batch its rows may be related to (its extremes, mean, spread), the company of the last two changes it.
@@ -53,34 +53,34 @@ def levels(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([0.3 + 0.4 * u[:2], low, high])
 
 
-def rows_couple(run: Run, x: Tensor, seeds: Sequence[int], most: int) -> bool:
+def is_batch_dependent(run: SeededRun, x: Tensor, seeds: Sequence[int], max_rows: int) -> bool:
     """Whether rows 0 and 1 of x (4, ...) come out differently among others, or draws are per row.
 
     `most` is how many rows the model takes at a time; where it takes one alone, none couple.
     """
-    return most > 1 and any(_couple(run, x, seed, most) for seed in seeds)
+    return max_rows > 1 and any(_depends_at_seed(run, x, seed, max_rows) for seed in seeds)
 
 
-def _couple(run: Run, x: Tensor, seed: int, most: int) -> bool:
-    alone, drew = run(x[list(ALONE)], seed)
-    for rows in (batch[:most] for batch in AMONG):
-        among, drew_again = run(x[list(rows)], seed)
-        if drew != drew_again or _differ(alone, among, rows):
+def _depends_at_seed(run: SeededRun, x: Tensor, seed: int, max_rows: int) -> bool:
+    alone, sampled = run(x[list(ROWS_ALONE)], seed)
+    for rows in (batch[:max_rows] for batch in ROWS_AMONG_OTHERS):
+        among, sampled_again = run(x[list(rows)], seed)
+        if sampled != sampled_again or _rows_differ(alone, among, rows):
             return True
     return False
 
 
-def _differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
+def _rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
     """Whether row 0 or 1 of the first outputs is not what it is in the second ones, which are of `rows`."""
     pairs = [
         (a, b) for a, b in zip(tensors_in(alone), tensors_in(among), strict=False)
-        if a.ndim and len(a) == len(ALONE) and b.ndim and len(b) == len(rows) and a.is_floating_point()
+        if a.ndim and len(a) == len(ROWS_ALONE) and b.ndim and len(b) == len(rows) and a.is_floating_point()
     ]  # fmt: skip
-    return any(not _equal(a[k], b[rows.index(k)]) for a, b in pairs for k in ALONE if k in rows)
+    return any(not _nearly_equal(a[k], b[rows.index(k)]) for a, b in pairs for k in ROWS_ALONE if k in rows)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
     """Up to rounding: an accelerator picks other kernels (TF32 among them) for another batch size."""
-    exact = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
-    rtol, atol = (1e-4, 1e-5) if exact else (2e-2, 2e-2 * float(a.abs().nan_to_num().max()) if a.numel() else 0.0)
+    is_exact = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
+    rtol, atol = (1e-4, 1e-5) if is_exact else (2e-2, 2e-2 * float(a.abs().nan_to_num().max()) if a.numel() else 0.0)
     return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)

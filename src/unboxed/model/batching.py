@@ -13,17 +13,17 @@ BatchSize = int | Literal["auto"]
 T = TypeVar("T")
 
 
-def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -> list[T]:
+def in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_rows: int) -> list[T]:
     """`work` on consecutive parts of n rows; "auto" takes `most` rows at a time and halves when memory runs out."""
-    if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise InputError(f'batch_size must be a positive int or "auto"; got {size!r}')
-    even = -(-n // max(1, -(-n // most)))  # equal parts, none larger than `most`
-    step, start, results = even if size == "auto" else size, 0, list[T]()
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
+    even_size = -(-n // max(1, -(-n // max_rows)))  # equal parts, none larger than `most`
+    step, start, results = even_size if batch_size == "auto" else batch_size, 0, list[T]()
     while start < n:
         try:
-            results.append(work(slice(start, min(start + step, n))))
+            results.append(func(slice(start, min(start + step, n))))
         except RuntimeError as error:
-            if size != "auto" or step == 1 or not out_of_memory(error):
+            if batch_size != "auto" or step == 1 or not is_out_of_memory(error):
                 raise
             step = max(1, min(step, n - start) // 2)
             continue
@@ -31,5 +31,5 @@ def in_batches(work: Callable[[slice], T], n: int, size: BatchSize, most: int) -
     return results
 
 
-def out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

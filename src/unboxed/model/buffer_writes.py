@@ -10,44 +10,48 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SMALL = 4096  # numbers: tensors up to this size are also compared by value at the first forward
-STATISTICS = ("running_mean", "running_var")  # batch norm writes them, and its signature doesn't say so
+MAX_COMPARED_SIZE = 4096  # numbers: tensors up to this size are also compared by value at the first forward
+BATCH_NORM_STATISTICS = ("running_mean", "running_var")  # batch norm writes them, and its signature doesn't say so
 
 
-class Saved:
+class TensorSnapshot:
     """A tensor's storage and, once `keep` was called, a copy of what it held."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
-        if tensor.numel() <= SMALL:
-            self.keep()
+        if tensor.numel() <= MAX_COMPARED_SIZE:
+            self.save_copy()
 
     value: Tensor | None
 
-    def keep(self) -> None:
+    def save_copy(self) -> None:
         if self.value is None:
             self.value = self.alias.clone()
 
     @property
-    def changed(self) -> bool:
-        return self.moved or (self.value is not None and not _same(self.alias, self.value))
+    def has_changed(self) -> bool:
+        return self.has_new_storage or (self.value is not None and not _equal_with_nan(self.alias, self.value))
 
     @property
-    def moved(self) -> bool:
+    def has_new_storage(self) -> bool:
         """Whether `tensor.data = ...` gave it another storage (or another dtype)."""
-        now = self.tensor.detach()
-        return (now.data_ptr(), now.shape, now.dtype) != (self.alias.data_ptr(), self.alias.shape, self.alias.dtype)
+        current = self.tensor.detach()
+        return (current.data_ptr(), current.shape, current.dtype) != (
+            self.alias.data_ptr(),
+            self.alias.shape,
+            self.alias.dtype,
+        )
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """By value and through `.data`: a raised version would break a graph in which the caller has saved it."""
         with torch.inference_mode(self.tensor.is_inference()):
-            if self.moved:
+            if self.has_new_storage:
                 self.tensor.data = self.alias
             if self.value is not None:
                 self.tensor.data.copy_(self.value)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.isnan(), b.isnan()) and
                                  torch.equal(a.nan_to_num(), b.nan_to_num()))  # fmt: skip
 
@@ -55,72 +59,74 @@ def _same(a: Tensor, b: Tensor) -> bool:
 class _CopyOnWrite(TorchDispatchMode):
     """Copies each of some tensors right before an op first writes to it."""
 
-    def __init__(self, saved: Iterable[Saved]) -> None:
+    def __init__(self, snapshots: Iterable[TensorSnapshot]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.at: dict[int, list[Saved]] = {}
-        for s in saved:
+        self.by_storage: dict[int, list[TensorSnapshot]] = {}
+        for s in snapshots:
             if s.tensor.numel():
-                self.at.setdefault(s.alias.untyped_storage().data_ptr(), []).append(s)
+                self.by_storage.setdefault(s.alias.untyped_storage().data_ptr(), []).append(s)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for t in written(func, args, kwargs):
-            for s in self.at.get(t.untyped_storage().data_ptr(), ()):
-                s.keep()
+        for t in written_tensors(func, args, kwargs):
+            for s in self.by_storage.get(t.untyped_storage().data_ptr(), ()):
+                s.save_copy()
         return func(*args, **kwargs)
 
 
-def written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that an op writes to, by its schema."""
-    statistics = STATISTICS if "batch_norm" in func._schema.name else ()
+    also_written = BATCH_NORM_STATISTICS if "batch_norm" in func._schema.name else ()
     for i, argument in enumerate(func._schema.arguments):
         alias = argument.alias_info
-        if (alias is not None and alias.is_write) or argument.name in statistics:
+        if (alias is not None and alias.is_write) or argument.name in also_written:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             yield from (t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, Tensor))
 
 
 @contextmanager
-def discovering(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Put back what a forward inside writes to any of these tensors; the list names those, once it is left."""
-    saved = [Saved(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
-    found: list[Tensor] = []
+    snapshots = [TensorSnapshot(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
+    changed: list[Tensor] = []
     try:
-        with _CopyOnWrite(saved):
-            yield found
+        with _CopyOnWrite(snapshots):
+            yield changed
     finally:
-        for s in saved:
-            if s.changed:
-                found.append(s.tensor)
-                s.put_back()
+        for s in snapshots:
+            if s.has_changed:
+                changed.append(s.tensor)
+                s.restore()
 
 
 @contextmanager
-def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
+def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Put back, afterwards, what these tensors hold."""
-    saved = [Saved(t) for t in tensors]
-    for s in saved:
-        s.keep()
+    snapshots = [TensorSnapshot(t) for t in tensors]
+    for s in snapshots:
+        s.save_copy()
     try:
         yield
     finally:
-        for s in saved:
-            s.put_back()
+        for s in snapshots:
+            s.restore()
 
 
 @contextmanager
-def buffers_in_place(modules: Sequence[nn.Module]) -> Iterator[None]:
+def preserve_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Afterwards the same buffers are registered under the same names: a model may replace them, or add some."""
     before = [tuple(m._buffers.items()) if m._buffers else () for m in modules]
     try:
         yield
     finally:
-        for module, held in zip(modules, before, strict=True):
-            if len(now := module._buffers) != len(held) or any(now.get(name, module) is not b for name, b in held):
-                _put_buffers(module, dict(held))
+        for module, items in zip(modules, before, strict=True):
+            if len(current := module._buffers) != len(items) or any(
+                current.get(name, module) is not b for name, b in items
+            ):
+                _restore_buffers(module, dict(items))
 
 
-def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
+def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
     if isinstance(module, torch.jit.ScriptModule):  # gives out a new tensor at each look; its values are put back
         return
     module._non_persistent_buffers_set -= module._buffers.keys() - before.keys()
@@ -129,7 +135,7 @@ def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
 
 
 @contextmanager
-def unwritten(tensors: Sequence[Tensor], late: Callable[[Tensor], None]) -> Iterator[None]:
+def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `late` for each of these tensors that is written to all the same."""
     before = [t._version for t in tensors]
     try:
@@ -137,4 +143,4 @@ def unwritten(tensors: Sequence[Tensor], late: Callable[[Tensor], None]) -> Iter
     finally:
         for t, version in zip(tensors, before, strict=True):
             if t._version != version:
-                late(t)
+                on_write(t)

@@ -11,53 +11,57 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import state
-from .batch_dependence import SEEDS, RandomOps, rows_couple
-from .isolation import Isolated
-from .layers import Survey, mixing, survey
+from .batch_dependence import TRIAL_SEEDS, RandomOps, is_batch_dependent
+from .isolation import IsolatedModel
+from .layers import ModelSurvey, collect_unbatched, survey_model
 
-Call = Callable[[Tensor], Any]
+ModelCall = Callable[[Tensor], Any]
 
 
 def first_forward(
-    model: Isolated, call: Call, noise: Tensor, apart: Tensor, rows: tuple[int, int]
-) -> tuple[Survey, bool]:
+    model: IsolatedModel, call: ModelCall, noise: Tensor, contrast_inputs: Tensor, row_limits: tuple[int, int]
+) -> tuple[ModelSurvey, bool]:
     """The survey of a model, and whether its rows are coupled. Raises InputError where it can't take such inputs.
 
     `noise` (3, ...) and `apart` (4, ...: of `coupling.levels`) are valid inputs; `rows` are the least rows (an exported
     model pads its batches to as many) and the most that the model takes.
     """
 
-    mixed: set[tuple[str, str]] = set()
+    unbatched: set[tuple[str, str]] = set()
 
     def run(x: Tensor) -> Any:
         with model.run(grad=False):
             return call(x)
 
-    def drawing(x: Tensor, seed: int) -> tuple[Any, object]:
+    def run_and_note_axes(x: Tensor, seed: int) -> tuple[Any, object]:
         """What the model gives for rows, and all that it drew for them; an axis of 3 may be the batch by chance."""
-        with mixing(model.named, max(rows[0], len(x))) as seen:
-            found = drawn(x, seed)
-        mixed.update(seen)
-        return found
+        with collect_unbatched(model.modules_by_name, max(row_limits[0], len(x))) as found_here:
+            result = run_seeded(x, seed)
+        unbatched.update(found_here)
+        return result
 
-    def drawn(x: Tensor, seed: int) -> tuple[Any, object]:
-        if not model.draws:
+    def run_seeded(x: Tensor, seed: int) -> tuple[Any, object]:
+        if not model.uses_rng:
             return run(x), None
         with model.run(grad=False, seed=seed), state.SharedNoise(), RandomOps(model.device) as ops:
-            return call(x), (ops.shapes, state.host_states())
+            return call(x), (ops.sampled_shapes, state.host_rng_states())
 
-    with refusing(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
-        with model.discovering():
-            found = survey(run, noise, model.named, rows[0])
-        coupled = rows_couple(drawing, apart, SEEDS if model.draws else SEEDS[:1], rows[1])
-        return replace(found, layers=found.layers.without_rows(mixed, max(rows[0], len(noise)))), coupled
+    with explain_failure(f"take a batch of inputs of shape {tuple(noise.shape[1:])}"):
+        with model.observe_first_run():
+            model_survey = survey_model(run, noise, model.modules_by_name, row_limits[0])
+        batch_dependent = is_batch_dependent(
+            run_and_note_axes, contrast_inputs, TRIAL_SEEDS if model.uses_rng else TRIAL_SEEDS[:1], row_limits[1]
+        )
+        return replace(
+            model_survey, layers=model_survey.layers.without_batch_axis(unbatched, max(row_limits[0], len(noise)))
+        ), batch_dependent
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def explain_failure(action: str) -> Iterator[None]:
     """An InputError that the model can't do `what` in place of what it raises itself."""
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"the model can't {what}: {first}") from error
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"the model can't {action}: {message}") from error

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import LayerError
 from .identity import TransientHook
 from .incremental import Windowed, plain
-from .op_tables import name_of
+from .op_tables import plain_op_name
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -32,12 +32,12 @@ Edit = Callable[[Tensor], Tensor]
 class Acts(dict[str, Tensor]):
     """Activations by address; `edges` are their places in the graph, before any later in-place op."""
 
-    def __init__(self, found: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(found or {})
+    def __init__(self, acts: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(acts or {})
         self.edges: dict[str, GradientEdge | None] = {}
 
 
-class Stop(BaseException):
+class StopForward(BaseException):
     """All that was asked for is read. Not an Exception: a model's own `except Exception` would swallow it."""
 
 
@@ -50,7 +50,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read an address. Raises LayerError where it is none."""
-        return _parsed(text) if isinstance(text, str) else cls._parse(text)
+        return _parse_cached(text) if isinstance(text, str) else cls._parse(text)
 
     @classmethod
     def _parse(cls, text: str) -> Address:
@@ -65,25 +65,25 @@ class Address:
         return f"{self.path}{op}" if self.call is None else f"{self.path}{op}#{self.call}"
 
 
-_parsed = lru_cache(maxsize=4096)(Address._parse)
+_parse_cached = lru_cache(maxsize=4096)(Address._parse)
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by every name that it has; what torch.compile wraps goes by its own name."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parts = [p for p in name.split(".") if p != "_orig_mod"]
-        found[".".join(parts)] = module  # the wrapped module comes after its wrapper
-    return found
+        modules[".".join(parts)] = module  # the wrapped module comes after its wrapper
+    return modules
 
 
-def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def hookable_modules(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Each module that can be hooked (scripted ones can't), by the first of its names."""
-    first: dict[nn.Module, str] = {}
+    first_paths: dict[nn.Module, str] = {}
     for path, module in modules.items():
         if not isinstance(module, torch.jit.ScriptModule):
-            first.setdefault(module, path)
-    return {path: module for module, path in first.items()}
+            first_paths.setdefault(module, path)
+    return {path: module for module, path in first_paths.items()}
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class Padding:
     """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
 
     n: int
-    size: int
+    padded_n: int
 
     def pad(self, x: Tensor) -> Tensor:
-        extra = self.size - self.n
+        extra = self.padded_n - self.n
         return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
-        divides = h.ndim and self.n < self.size and len(h) % self.size == 0
-        true = len(h) * self.n // self.size if divides else None
-        return (h[:true], h[true:]) if true is not None else (h, h[:0] if h.ndim else h.new_empty(0))
+        is_padded = h.ndim and self.n < self.padded_n and len(h) % self.padded_n == 0
+        n_real = len(h) * self.n // self.padded_n if is_padded else None
+        return (h[:n_real], h[n_real:]) if n_real is not None else (h, h[:0] if h.ndim else h.new_empty(0))
 
 
 NO_PADDING = Padding(1, 1)
@@ -113,79 +113,81 @@ class _Recorder:
     The model goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
     """
 
-    def __init__(self, wanted: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
+    def __init__(self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
         self.acts = Acts()
         self.padding = padding
-        self.wanted, self.edits, self.stop = frozenset(wanted), edits, stop
-        self.open = {Address.parse(a): a for a in {*wanted, *edits}}
-        self.missing = set(self.open.values())
+        self.addresses, self.edits, self.stop = frozenset(addresses), edits, stop
+        self.by_address = {Address.parse(a): a for a in {*addresses, *edits}}
+        self.missing = set(self.by_address.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
         self.thread = get_ident()  # a forward of another thread is none of its business
 
-    def wants(self, path: str, op: str | None) -> bool:
-        return any((a.path, a.op) == (path, op) for a in self.open)
+    def is_wanted(self, path: str, op: str | None) -> bool:
+        return any((a.path, a.op) == (path, op) for a in self.by_address)
 
-    def meet(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
+    def on_op(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
         call = self.calls[path, op]
         self.calls[path, op] += 1
-        spellings = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
-        here = [self.open[a] for a in spellings if a in self.open]
-        if not here:
+        candidates = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
+        matches = [self.by_address[a] for a in candidates if a in self.by_address]
+        if not matches:
             return None
-        edits = [self.edits[name] for name in here if name in self.edits]
-        true, rest = self.padding.split(h)
+        edits = [self.edits[name] for name in matches if name in self.edits]
+        real, rest = self.padding.split(h)
         for edit in edits:
-            true = edit(true)
-        new = torch.cat([true, rest]) if len(rest) else true
-        for name in here:
-            if name in self.wanted:  # what is only edited, or looked at by an edit, needs no copy
-                self.acts[name] = true.clone()
+            real = edit(real)
+        new = torch.cat([real, rest]) if len(rest) else real
+        for name in matches:
+            if name in self.addresses:  # what is only edited, or looked at by an edit, needs no copy
+                self.acts[name] = real.clone()
                 self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
             self.missing.discard(name)
         if self.stop and not self.missing:
-            raise Stop
+            raise StopForward
         return new if edits else None
 
 
 @contextmanager
-def tapped(
+def capture(
     modules: Mapping[str, nn.Module],
-    wanted: Collection[str],
+    addresses: Collection[str],
     *,
     edits: Mapping[str, Edit] | None = None,
     stop: bool = True,
     padding: Padding = NO_PADDING,
 ) -> Iterator[Acts]:
     """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
-    recorder = _Recorder(wanted, edits or {}, stop, padding)
+    recorder = _Recorder(addresses, edits or {}, stop, padding)
     with ExitStack() as stack:
-        for path, op in {(a.path, a.op) for a in recorder.open}:
+        for path, op in {(a.path, a.op) for a in recorder.by_address}:
             if op is None:
-                handle = modules[path].register_forward_hook(TransientHook(_gives, recorder, path))
+                handle = modules[path].register_forward_hook(TransientHook(_output_hook, recorder, path))
                 stack.callback(handle.remove)
             elif op == "input":
-                hook = TransientHook(_receives, recorder, path)
+                hook = TransientHook(_input_hook, recorder, path)
                 stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if any(a.op not in (None, "input") for a in recorder.open):
-            stack.enter_context(following(modules, recorder.wants, recorder.meet))
+        if any(a.op not in (None, "input") for a in recorder.by_address):
+            stack.enter_context(follow_forward(modules, recorder.is_wanted, recorder.on_op))
         yield recorder.acts
 
 
-def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
+def _output_hook(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:
     h = main_tensor(out) if get_ident() == recorder.thread else None
-    new = None if h is None else recorder.meet(path, None, h)
+    new = None if h is None else recorder.on_op(path, None, h)
     if new is None or h is None:
         return None
     if any(h is x for x in tensors_in(args)):  # in place: its result must stand where it wrote it
         new = h.copy_(new)
-    return _replaced(out, h, new)
+    return _replace_tensor(out, h, new)
 
 
-def _receives(recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _input_hook(
+    recorder: _Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     h = main_tensor((args, kwargs)) if get_ident() == recorder.thread else None
-    new = None if h is None else recorder.meet(path, "input", h)
-    return None if new is None else _replaced((args, kwargs), h, new)
+    new = None if h is None else recorder.on_op(path, "input", h)
+    return None if new is None else _replace_tensor((args, kwargs), h, new)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -208,33 +210,33 @@ def main_tensor(value: Any) -> Tensor | None:
     return next(tensors_in(value), None)
 
 
-def _replaced(value: Any, old: Tensor | None, new: Tensor) -> Any:
+def _replace_tensor(value: Any, old: Tensor | None, new: Tensor) -> Any:
     """The same structure with one tensor exchanged."""
     if value is old:
         return new
-    swap = partial(_replaced, old=old, new=new)
+    replace = partial(_replace_tensor, old=old, new=new)
     if isinstance(value, MutableMapping):  # a ModelOutput is one too
         value = copy(value)
         for key in list(value):
-            value[key] = swap(value[key])
+            value[key] = replace(value[key])
         return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(swap, value))
+        return type(value)(*map(replace, value))
     if isinstance(value, (tuple, list)):
-        return type(value)(map(swap, value))
+        return type(value)(map(replace, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = copy(value)
         for f in dataclasses.fields(value):
-            object.__setattr__(value, f.name, swap(getattr(value, f.name)))
+            object.__setattr__(value, f.name, replace(getattr(value, f.name)))
     return value
 
 
 @contextmanager
-def following(
+def follow_forward(
     modules: Mapping[str, nn.Module],
-    wants: Callable[[str, str | None], bool],
-    meet: Callable[[str, str | None, Tensor], Tensor | None],
-    gives: Callable[[str, Tensor], None] | None = None,
+    is_wanted: Callable[[str, str | None], bool],
+    on_op: Callable[[str, str | None, Tensor], Tensor | None],
+    on_output: Callable[[str, Tensor], None] | None = None,
 ) -> Iterator[None]:
     """Follow which module's own forward runs, and meet the functional ops called directly in it.
 
@@ -252,34 +254,34 @@ def following(
             return
         if running and running[-1] == path:  # else another's pre-hook raised before it was entered
             running.pop()
-        if gives is not None and (h := main_tensor(out)) is not None:
-            gives(path, h)
+        if on_output is not None and (h := main_tensor(out)) is not None:
+            on_output(path, h)
 
     with ExitStack() as stack:
-        for path, module in once(modules).items():
+        for path, module in hookable_modules(modules).items():
             stack.callback(module.register_forward_pre_hook(TransientHook(enter, path)).remove)
             stack.callback(module.register_forward_hook(TransientHook(leave, path), always_call=True).remove)
-        stack.enter_context(_Ops(running, wants, meet))
+        stack.enter_context(_OpHookMode(running, is_wanted, on_op))
         yield
 
 
-class _Ops(TorchFunctionMode):
-    def __init__(self, running: list[str], wants: Callable[..., bool], meet: Callable[..., Tensor | None]) -> None:
+class _OpHookMode(TorchFunctionMode):
+    def __init__(self, running: list[str], is_wanted: Callable[..., bool], on_op: Callable[..., Tensor | None]) -> None:
         super().__init__()
-        self.running, self.wants, self.meet = running, wants, meet
+        self.running, self.is_wanted, self.on_op = running, is_wanted, on_op
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        path, op = self.running[-1] if self.running else "", name_of(func)
-        if not isinstance(out, (Tensor, Windowed)) or not self.wants(path, op):
+        path, op = self.running[-1] if self.running else "", plain_op_name(func)
+        if not isinstance(out, (Tensor, Windowed)) or not self.is_wanted(path, op):
             return out
         if isinstance(out, Windowed):  # is read, and never edited
-            self.meet(path, op, out.peek())
+            self.on_op(path, op, out.peek())
             return out
         in_place = bool(args) and out is args[0]
-        new = self.meet(path, op, out)
+        new = self.on_op(path, op, out)
         if new is None:
             return out
         return out.copy_(new) if in_place else new  # the caller may ignore what an op in place gives back
@@ -291,29 +293,29 @@ class FinalOp(TorchFunctionMode):
     def __init__(self, op: str) -> None:
         super().__init__()
         self.op = op
-        self.met: list[tuple[Tensor, Tensor]] = []  # (input, output) of each
+        self.calls: list[tuple[Tensor, Tensor]] = []  # (input, output) of each
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args = (plain(args[0]), *args[1:]) if name_of(func) == self.op and args else args
-        if name_of(func) != self.op or not args or not isinstance(args[0], Tensor):
+        args = (plain(args[0]), *args[1:]) if plain_op_name(func) == self.op and args else args
+        if plain_op_name(func) != self.op or not args or not isinstance(args[0], Tensor):
             return func(*args, **(kwargs or {}))
         z = args[0].clone()
         out = func(z.clone(), *args[1:], **(kwargs or {}))
         out = args[0].copy_(out) if func.__name__.endswith("_") else out
-        self.met.append((z, out))
+        self.calls.append((z, out))
         return out
 
-    def before(self, output: Tensor) -> Tensor | None:
+    def input_of(self, output: Tensor) -> Tensor | None:
         """What the op was given to make `output` (or a view of it), laid out alike; None if no such op was met."""
-        for z, out in reversed(self.met):
+        for z, out in reversed(self.calls):
             if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
-                return _laid_like(z, out, output)
+                return _with_layout_of(z, out, output)
         return None
 
 
-def _laid_like(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
+def _with_layout_of(z: Tensor, out: Tensor, output: Tensor) -> Tensor | None:
     if (out.shape, out.stride()) == (output.shape, output.stride()):
         return z
     return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None

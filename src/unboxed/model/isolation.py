@@ -13,13 +13,13 @@ from torch.nn.parameter import is_lazy
 from ..errors import InputError, warn
 from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
-from .identity import HookPlace, identity
-from .locks import alone, locks_of
+from .identity import HookRef, model_identity
+from .locks import exclusive_access, locks_of
 
 Mode = Literal["eval", "as-is"]
 
 
-class Isolated:
+class IsolatedModel:
     """A model as it is now: once its modules or parameters are exchanged, moved or cast, it is another one.
 
     `discovering` watches a first forward, after which each later one, inside `run`, puts back just what the model
@@ -33,85 +33,90 @@ class Isolated:
             raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
         first = next((t for t in self.tensors if t.is_floating_point()), torch.empty(0))
         self.device, self.dtype = first.device, first.dtype
-        self.named = named_modules(model)
-        self.modules = tuple(dict.fromkeys((*model.modules(), *self.named.values())))
+        self.modules_by_name = named_modules(model)
+        self.modules = tuple(dict.fromkeys((*model.modules(), *self.modules_by_name.values())))
         self.eager = tuple(m for m in self.modules if not isinstance(m, torch.jit.ScriptModule))
         self.locks = locks_of(self.modules)
-        self.without_graph = any(p.is_inference() for p in model.parameters())
-        self.fused = any(isinstance(m, state.FUSED) for m in self.modules)
-        self.draws = False
-        self._written: tuple[Tensor, ...] = ()
-        self._unwritten: tuple[Tensor, ...] = ()  # buffers that it leaves alone
-        self._identity, hooks = identity(self.eager, mode)
-        self._hooks = {key for _, key in hooks}
-        self.late_hooks: list[HookPlace] = []  # those added since
-        self._hooked = False  # whether one of them changes what passes
+        self.is_inference = any(p.is_inference() for p in model.parameters())
+        self.has_fused_attention = any(isinstance(m, state.FUSED_MODULES) for m in self.modules)
+        self.uses_rng = False
+        self._written_tensors: tuple[Tensor, ...] = ()
+        self._untouched_buffers: tuple[Tensor, ...] = ()  # buffers that it leaves alone
+        self._identity, hooks = model_identity(self.eager, mode)
+        self._known_hooks = {key for _, key in hooks}
+        self.late_hooks: list[HookRef] = []  # those added since
+        self._is_changed_by_hook = False  # whether one of them changes what passes
 
     def has_changed(self) -> bool:
         """Whether the model is no longer the one that was opened."""
-        now, hooks = identity(self.eager, self.mode)
-        self.late_hooks = [(at, key) for at, key in hooks if key not in self._hooks]
-        lost = len(hooks) - len(self.late_hooks) < len(self._hooks)
-        return self._hooked or lost or now != self._identity
+        current, hooks = model_identity(self.eager, self.mode)
+        self.late_hooks = [(at, key) for at, key in hooks if key not in self._known_hooks]
+        has_lost_hooks = len(hooks) - len(self.late_hooks) < len(self._known_hooks)
+        return self._is_changed_by_hook or has_lost_hooks or current != self._identity
 
     @property
-    def stateless(self) -> bool:
+    def is_stateless(self) -> bool:
         """Whether a forward neither draws nor writes: then what a module gives depends on what it is given alone."""
-        return not (self.draws or self._written)
+        return not (self.uses_rng or self._written_tensors)
 
     @contextmanager
-    def discovering(self) -> Iterator[None]:
+    def observe_first_run(self) -> Iterator[None]:
         """Watch what a first forward writes and draws; both is put back."""
-        with buffer_writes.discovering(self.tensors) as written, state.drawing(self.device) as drawn:
+        with (
+            buffer_writes.restore_and_list_writes(self.tensors) as written,
+            state.detect_rng_use(self.device) as used_rngs,
+        ):
             yield
-        known = {id(t) for t in written}
-        self._written, self.draws = tuple(written), bool(drawn)
-        self._unwritten = tuple(b for b in self.model.buffers() if id(b) not in known and not b.is_inference())
+        written_ids = {id(t) for t in written}
+        self._written_tensors, self.uses_rng = tuple(written), bool(used_rngs)
+        self._untouched_buffers = tuple(
+            b for b in self.model.buffers() if id(b) not in written_ids and not b.is_inference()
+        )
 
     @contextmanager
-    def run(self, *, grad: bool = True, rule: relu_rules.Rule | None = None, seed: int = 0) -> Iterator[None]:
+    def run(self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0) -> Iterator[None]:
         """Everything that touches the model happens inside, by one thread at a time."""
-        if grad and self.without_graph:
+        if grad and self.is_inference:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
-        switching = self.mode == "eval" and any(m.training for m in self.eager)
+        changes_flags = self.mode == "eval" and any(m.training for m in self.eager)
         with (
-            alone(self.model, self.eager, self.locks, switching=switching),
-            state.flags(self.modules, self.mode),
-            buffer_writes.buffers_in_place(self.eager),
+            exclusive_access(self.model, self.eager, self.locks, changes_flags=changes_flags),
+            state.mode_flags(self.modules, self.mode),
+            buffer_writes.preserve_buffers(self.eager),
             ExitStack() as stack,
-            state.gradients_on(grad),
+            state.grad_mode(grad),
         ):
-            self._what_some_need(stack, seed)
+            self._enter_optional_contexts(stack, seed)
             if rule is not None:
                 stack.enter_context(relu_rules.unoptimized_scripts(self.modules))
             yield
 
-    def _what_some_need(self, stack: ExitStack, seed: int) -> None:
+    def _enter_optional_contexts(self, stack: ExitStack, seed: int) -> None:
         if self.late_hooks:
-            stack.enter_context(late_hooks.watched(self.late_hooks, self._changed_by_hook))
-        if self._unwritten:
-            stack.enter_context(buffer_writes.unwritten(self._unwritten, self._late))
-        if self._written:
-            stack.enter_context(buffer_writes.restored(self._written))
-        if self.draws:
-            stack.enter_context(state.seeded(seed, self.device))
-        state.own_settings(stack, self.device, self.fused)
+            stack.enter_context(late_hooks.watch_hooks(self.late_hooks, self._on_hook_change))
+        if self._untouched_buffers:
+            stack.enter_context(buffer_writes.watch_writes(self._untouched_buffers, self._on_late_write))
+        if self._written_tensors:
+            stack.enter_context(buffer_writes.preserve_values(self._written_tensors))
+        if self.uses_rng:
+            stack.enter_context(state.seeded_rngs(seed, self.device))
+        state.neutral_settings(stack, self.device, self.has_fused_attention)
 
-    def _changed_by_hook(self, module: nn.Module) -> None:
+    def _on_hook_change(self, module: nn.Module) -> None:
         """A hook that only looks makes no other model; this one changes what a module takes or gives."""
-        if not self._hooked:
-            self._hooked = True  # first: where warnings are errors, too
-            name = next((path for path, m in self.named.items() if m is module), "?")
+        if not self._is_changed_by_hook:
+            self._is_changed_by_hook = True  # first: where warnings are errors, too
+            name = next((path for path, m in self.modules_by_name.items() if m is module), "?")
             warn(
                 f"a forward hook that was added to {name!r} after the box was opened changes what passes there; the "
                 "next call opens the model again. Call box.refresh() after adding such a hook"
             )
 
-    def _late(self, buffer: Tensor) -> None:
+    def _on_late_write(self, buffer: Tensor) -> None:
         """A buffer was written that the first forward left alone: it is put back from the next call on."""
         name = next((path for path, b in self.model.named_buffers() if b is buffer), "?")
-        self._written += (buffer,)
-        self._unwritten = tuple(b for b in self._unwritten if b is not buffer)
+        self._written_tensors += (buffer,)
+        self._untouched_buffers = tuple(b for b in self._untouched_buffers if b is not buffer)
         warn(
             f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
             "stays; from the next call on it is put back"

@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from .hooks import tensors_in
-from .identity import HookPlace
+from .identity import HookRef
 
 
 @contextmanager
-def watched(places: Sequence[HookPlace], changes: Callable[[nn.Module], None]) -> Iterator[None]:
+def watch_hooks(hook_refs: Sequence[HookRef], on_change: Callable[[nn.Module], None]) -> Iterator[None]:
     """While open, `changes` is called with a module whenever one of these hooks changes what it takes or gives."""
-    before = [(hooks, key, hooks[key]) for hooks, key in places if key in hooks]
+    before = [(hooks, key, hooks[key]) for hooks, key in hook_refs if key in hooks]
     for hooks, key, hook in before:
-        hooks[key] = partial(_watch, hook, changes)
+        hooks[key] = partial(_call_and_check, hook, on_change)
     try:
         yield
     finally:
@@ -27,13 +27,15 @@ def watched(places: Sequence[HookPlace], changes: Callable[[nn.Module], None]) -
                 hooks[key] = hook
 
 
-def _watch(hook: Callable[..., Any], changes: Callable[[nn.Module], None], module: nn.Module, *passed: Any) -> Any:
+def _call_and_check(
+    hook: Callable[..., Any], on_change: Callable[[nn.Module], None], module: nn.Module, *values: Any
+) -> Any:
     """Call a hook with what passes: args, maybe kwargs and, after the forward, the output."""
-    tensors = list(tensors_in(passed))
+    tensors = list(tensors_in(values))
     versions = [None if t.is_inference() else t._version for t in tensors]
-    new = hook(module, *passed)
-    written = [None if t.is_inference() else t._version for t in tensors] != versions
-    given = [] if new is None else list(map(id, tensors_in(new)))
-    if written or (new is not None and given != list(map(id, tensors))[-len(given) :]):
-        changes(module)
-    return new
+    result = hook(module, *values)
+    is_written = [None if t.is_inference() else t._version for t in tensors] != versions
+    result_ids = [] if result is None else list(map(id, tensors_in(result)))
+    if is_written or (result is not None and result_ids != list(map(id, tensors))[-len(result_ids) :]):
+        on_change(module)
+    return result

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
-from .hooks import Address, following, main_tensor, once
+from .hooks import Address, follow_forward, main_tensor, hookable_modules
 from .identity import TransientHook
 from .state import SharedNoise
 
@@ -27,20 +27,20 @@ class Layer:
     path: str
     type: str
     shape: tuple[int, ...]
-    parameters: int
-    flops: float
-    calls: int = 1
-    leaf: bool = True
-    takes: bool = True  # a tensor goes in
-    rows: bool = True  # the first axis of what comes out is the batch
+    n_parameters: int
+    flops_share: float
+    n_calls: int = 1
+    is_leaf: bool = True
+    has_input: bool = True  # a tensor goes in
+    has_batch_axis: bool = True  # the first axis of what comes out is the batch
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Of each of its calls: the path alone where it is called once."""
-        return (self.path,) if self.calls == 1 else tuple(f"{self.path}#{k}" for k in range(self.calls))
+        return (self.path,) if self.n_calls == 1 else tuple(f"{self.path}#{k}" for k in range(self.n_calls))
 
 
-def received(address: str) -> str:
+def input_address(address: str) -> str:
     """The address of what a module is given where `address` is what it gives."""
     return str(replace(Address.parse(address), op="input"))
 
@@ -50,94 +50,98 @@ class Layers:
 
     def __init__(
         self,
-        rows: tuple[Layer, ...],
-        ops: Mapping[tuple[str, str], int],
-        idle: tuple[str, ...],
-        mixed: frozenset[tuple[str, str]] = frozenset(),
+        layers: tuple[Layer, ...],
+        op_counts: Mapping[tuple[str, str], int],
+        unused: tuple[str, ...],
+        unbatched: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        self._rows = {row.path: row for row in rows}
-        self._ops, self._idle, self._mixed = ops, idle, mixed
+        self._by_path = {row.path: row for row in layers}
+        self._op_counts, self._unused, self._unbatched = op_counts, unused, unbatched
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._rows.values())
+        return iter(self._by_path.values())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._by_path)
 
     def __getitem__(self, path: str) -> Layer:
-        return self._rows[Address.parse(self.resolve(path)).path]
+        return self._by_path[Address.parse(self.resolve(path)).path]
 
-    def without_rows(self, mixed: Collection[tuple[str, str]], n: int) -> Layers:
+    def without_batch_axis(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
         """These layers of a run of n rows, where the first axis of some (path, op) is not the batch after all."""
-        rows = tuple(
-            replace(row, rows=False, shape=(n, *row.shape)) if row.rows and (row.path, "") in mixed else row
+        layers = tuple(
+            replace(row, has_batch_axis=False, shape=(n, *row.shape))
+            if row.has_batch_axis and (row.path, "") in unbatched
+            else row
             for row in self
         )
-        return Layers(rows, self._ops, self._idle, self._mixed | frozenset(mixed))
+        return Layers(layers, self._op_counts, self._unused, self._unbatched | frozenset(unbatched))
 
     @property
     def leaves(self) -> tuple[Layer, ...]:
-        return tuple(row for row in self if row.leaf)
+        return tuple(row for row in self if row.is_leaf)
 
-    def has_rows(self, text: str) -> bool:
+    def has_batch_axis(self, name: str) -> bool:
         """Whether the first axis of what is found at an address is the batch. Raises LayerError."""
-        address = Address.parse(self.resolve(text))
+        address = Address.parse(self.resolve(name))
         if address.op is None:
-            return self._rows[address.path].rows
-        return (address.path, address.op) not in self._mixed
+            return self._by_path[address.path].has_batch_axis
+        return (address.path, address.op) not in self._unbatched
 
-    def resolve(self, text: str) -> str:
+    def resolve(self, name: str) -> str:
         """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
-        address = Address.parse(text)
-        calls = self._calls(address)
-        if calls == 0:
-            raise LayerError(self._unknown(address))
-        if address.call is None and calls > 1:
-            choices = ", ".join(f"{address}#{k}" for k in range(calls))
-            raise LayerError(f"{str(address)!r} runs {calls} times in one forward; say which: {choices}")
-        if address.call is not None and address.call >= calls:
-            raise LayerError(f"{str(address)!r}: it runs {calls} times in one forward, counted from #0")
+        address = Address.parse(name)
+        n_calls = self._count_calls(address)
+        if n_calls == 0:
+            raise LayerError(self._unknown_message(address))
+        if address.call is None and n_calls > 1:
+            choices = ", ".join(f"{address}#{k}" for k in range(n_calls))
+            raise LayerError(f"{str(address)!r} runs {n_calls} times in one forward; say which: {choices}")
+        if address.call is not None and address.call >= n_calls:
+            raise LayerError(f"{str(address)!r}: it runs {n_calls} times in one forward, counted from #0")
         return str(address)
 
-    def _calls(self, address: Address) -> int:
+    def _count_calls(self, address: Address) -> int:
         if address.op in (None, "input"):
-            row = self._rows.get(address.path)
-            return row.calls if row else 0
-        return self._ops.get((address.path, address.op or ""), 0)
+            row = self._by_path.get(address.path)
+            return row.n_calls if row else 0
+        return self._op_counts.get((address.path, address.op or ""), 0)
 
-    def _unknown(self, address: Address) -> str:
-        if address.path in self._idle:
+    def _unknown_message(self, address: Address) -> str:
+        if address.path in self._unused:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
-        names = [*self._rows, *(f"{path}:{op}" for path, op in self._ops)]
-        near = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._rows)[:3]
-        return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, near))}"
+        names = [*self._by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
+        nearest = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._by_path)[:3]
+        return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, nearest))}"
 
     def __str__(self) -> str:
         rows = [("layer", "type", "output", "parameters", "FLOPs")]
         for row in self:
-            name = row.path + (f" (runs {row.calls}x)" if row.calls > 1 else "")
-            rows.append((name, row.type, "x".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.flops:.1%}"))
+            name = row.path + (f" (runs {row.n_calls}x)" if row.n_calls > 1 else "")
+            rows.append(
+                (name, row.type, "x".join(map(str, row.shape)), f"{row.n_parameters:,}", f"{row.flops_share:.1%}")
+            )
         widths = [max(len(r[i]) for r in rows) for i in range(5)]
         return "\n".join(
-            "  ".join(_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
+            "  ".join(_pad_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
         )
 
 
-def _cell(text: str, width: int, column: int) -> str:
+def _pad_cell(text: str, width: int, column: int) -> str:
     return text.rjust(width) if column >= 3 else text.ljust(width)
 
 
 @dataclass(frozen=True)
-class Survey:
+class ModelSurvey:
     layers: Layers
     output: Any  # what the model gave for noise
-    bytes_each: int  # held by the activations of one example, for a backward pass
-    bytes_peak: int  # held at a time by a forward pass alone
-    noisy: bool  # asks for dropout or noise although in eval
-    flops_each: float  # of one example's way through the model
+    bytes_per_example: int  # held by the activations of one example, for a backward pass
+    peak_bytes_per_example: int  # held at a time by a forward pass alone
+    stochastic: bool  # asks for dropout or noise although in eval
+    flops_per_example: float  # of one example's way through the model
 
 
-class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOPs by torch's own table of formulas (torch's FlopCounterMode hooks every module of the process)."""
 
     total = 0
@@ -155,100 +159,119 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @dataclass
-class _Met:
+class _LayerRecord:
     shape: tuple[int, ...] = ()
-    calls: int = 0
+    n_calls: int = 0
     flops: int = 0
-    bytes: int = 0
-    takes: bool = False
-    rows: bool = True
+    n_bytes: int = 0
+    has_input: bool = False
+    has_batch_axis: bool = True
 
 
-def survey(run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], least: int = 1) -> Survey:
+def survey_model(
+    run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], min_rows: int = 1
+) -> ModelSurvey:
     """Run the model once on noise x (N, ...). Raises InputError where it can't take it.
 
     `least` is how many rows an exported model pads its batches to.
     """
-    met: dict[str, _Met] = {}
-    ops: Counter[tuple[str, str]] = Counter()
-    mixed: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
-    noise, counter, rows = SharedNoise(), Flops(), max(least, len(x))  # type: ignore[no-untyped-call]
-    with noise, counter, _watched(modules, met, ops, mixed, lambda: counter.total, rows):
+    records: dict[str, _LayerRecord] = {}
+    op_counts: Counter[tuple[str, str]] = Counter()
+    unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
+    shared_noise, counter, n_rows = SharedNoise(), FlopCounter(), max(min_rows, len(x))  # type: ignore[no-untyped-call]
+    with shared_noise, counter, _record_layers(modules, records, op_counts, unbatched, lambda: counter.total, n_rows):
         output = run(x)
-    table = _table(once(modules), met, ops, mixed, counter.total)
-    held = [note.bytes for path, note in met.items() if not any(modules[path].children())]
-    return Survey(table, output, 2 * sum(held), 4 * max(held, default=0), noise.met, counter.total / rows)
+    table = _layer_table(hookable_modules(modules), records, op_counts, unbatched, counter.total)
+    leaf_bytes = [note.n_bytes for path, note in records.items() if not any(modules[path].children())]
+    return ModelSurvey(
+        table,
+        output,
+        2 * sum(leaf_bytes),
+        4 * max(leaf_bytes, default=0),
+        shared_noise.was_used,
+        counter.total / n_rows,
+    )
 
 
 @contextmanager
-def mixing(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
+def collect_unbatched(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
     """While open, collect each (path, op) whose first axis is not these n rows; a module's output has the op ""."""
-    met: dict[str, _Met] = {}
-    mixed: set[tuple[str, str]] = set()
-    with _watched(modules, met, Counter(), mixed, lambda: 0, n):
-        yield mixed
-    mixed |= {(path, "") for path, note in met.items() if not note.rows}
+    records: dict[str, _LayerRecord] = {}
+    unbatched: set[tuple[str, str]] = set()
+    with _record_layers(modules, records, Counter(), unbatched, lambda: 0, n):
+        yield unbatched
+    unbatched |= {(path, "") for path, note in records.items() if not note.has_batch_axis}
 
 
 @contextmanager
-def _watched(
+def _record_layers(
     modules: Mapping[str, nn.Module],
-    met: dict[str, _Met],
-    ops: Counter[tuple[str, str]],
-    mixed: set[tuple[str, str]],
-    flops: Callable[[], int],
+    records: dict[str, _LayerRecord],
+    op_counts: Counter[tuple[str, str]],
+    unbatched: set[tuple[str, str]],
+    count_flops: Callable[[], int],
     n: int,
 ) -> Iterator[None]:
     """Note every module's calls, output shape and FLOPs, and every functional op."""
-    started: list[int] = []
+    flops_at_start: list[int] = []
 
-    def look(path: str, op: str, h: Tensor | None) -> None:
+    def check_batch_axis(path: str, op: str, h: Tensor | None) -> None:
         if h is not None and (h.ndim == 0 or len(h) != n):
-            mixed.add((path, op))
+            unbatched.add((path, op))
 
     def enter(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        note = met.setdefault(path, _Met())
-        note.calls += 1
+        record = records.setdefault(path, _LayerRecord())
+        record.n_calls += 1
         h = main_tensor((args, kwargs))
-        note.takes |= h is not None
-        look(path, "input", h)
-        started.append(flops())
+        record.has_input |= h is not None
+        check_batch_axis(path, "input", h)
+        flops_at_start.append(count_flops())
 
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
-        note, h = met[path], main_tensor(out)
-        note.flops += flops() - started.pop()
+        record, h = records[path], main_tensor(out)
+        record.flops += count_flops() - flops_at_start.pop()
         if h is not None and h.ndim:
-            note.rows &= len(h) == n
-            note.shape = tuple(h.shape[1:] if note.rows else h.shape)
-            note.bytes += h.numel() // max(1, len(h)) * h.element_size()
+            record.has_batch_axis &= len(h) == n
+            record.shape = tuple(h.shape[1:] if record.has_batch_axis else h.shape)
+            record.n_bytes += h.numel() // max(1, len(h)) * h.element_size()
 
-    def count(path: str, op: str | None, h: Tensor) -> None:
-        ops[path, op or ""] += 1
-        look(path, op or "", h)
+    def record_op(path: str, op: str | None, h: Tensor) -> None:
+        op_counts[path, op or ""] += 1
+        check_batch_axis(path, op or "", h)
 
     with ExitStack() as stack:
-        for path, module in once(modules).items():
+        for path, module in hookable_modules(modules).items():
             stack.callback(module.register_forward_pre_hook(TransientHook(enter, path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(TransientHook(leave, path)).remove)
-        stack.enter_context(following(modules, lambda path, op: True, count))
+        stack.enter_context(follow_forward(modules, lambda path, op: True, record_op))
         yield
 
 
-def _table(
+def _layer_table(
     modules: Mapping[str, nn.Module],
-    met: Mapping[str, _Met],
-    ops: Mapping[tuple[str, str], int],
-    mixed: set[tuple[str, str]],
-    total: int,
+    records: Mapping[str, _LayerRecord],
+    op_counts: Mapping[tuple[str, str], int],
+    unbatched: set[tuple[str, str]],
+    total_flops: int,
 ) -> Layers:
-    def row(path: str, note: _Met) -> Layer:
+    def make_layer(path: str, record: _LayerRecord) -> Layer:
         module = modules[path]
         parameters = sum(p.numel() for p in module.parameters())
-        flops = note.flops / total if total else math.nan
+        flops = record.flops / total_flops if total_flops else math.nan
         children = {name for name, _ in module.named_children()} - {"parametrizations"}
         name = type(module).__name__.removeprefix("Parametrized")
-        return Layer(path, name, note.shape, parameters, flops, note.calls, not children, note.takes, note.rows)
+        return Layer(
+            path,
+            name,
+            record.shape,
+            parameters,
+            flops,
+            record.n_calls,
+            not children,
+            record.has_input,
+            record.has_batch_axis,
+        )
 
-    shown = {p: n for p, n in met.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
-    idle = tuple(p for p in modules if p not in met)
-    return Layers(tuple(row(p, n) for p, n in shown.items()), ops, idle, frozenset(mixed))
+    listed = {p: n for p, n in records.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
+    unused = tuple(p for p in modules if p not in records)
+    return Layers(tuple(make_layer(p, n) for p, n in listed.items()), op_counts, unused, frozenset(unbatched))

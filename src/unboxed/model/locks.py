@@ -21,16 +21,16 @@ from torch import nn
 
 from .identity import TransientHook
 
-GRACE = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
+GRACE_SECONDS = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
 
 
 class ModelLock:
     """A re-entrant lock; locks are taken in the order of their numbers, so that two threads never wait in a ring."""
 
-    _numbers = count()
+    _orders = count()
 
     def __init__(self) -> None:
-        self.number = next(self._numbers)
+        self.order = next(self._orders)
         self.lock = threading.RLock()
         self.depth = 0  # how often the thread that holds it has taken it
 
@@ -43,21 +43,21 @@ class ModelLock:
         self.lock.release()
 
 
-_LOCKS: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
-_REGISTRY = threading.RLock()
-GENERATORS = ModelLock()
+_LOCK_BY_MODULE: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
+_REGISTRY_LOCK = threading.RLock()
+RNG_LOCK = ModelLock()
 """Held while the process's random number generators are seeded for a model that draws. Taken after the model's own."""
 
 
 def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
     """The locks of a model's modules, in the order in which they are taken."""
-    with _REGISTRY:
+    with _REGISTRY_LOCK:
         new = ModelLock()
-        found = {_LOCKS.setdefault(module, new) for module in modules}
-    return tuple(sorted(found, key=lambda lock: lock.number))
+        locks = {_LOCK_BY_MODULE.setdefault(module, new) for module in modules}
+    return tuple(sorted(locks, key=lambda lock: lock.order))
 
 
-class _Inside:
+class _ThreadRegistry:
     """The threads that are inside a model or wait for one, and how deep.
 
     A thread enters its name first and looks then whether another forks, and who forks says so first and looks then who
@@ -65,113 +65,121 @@ class _Inside:
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.Lock())
-        self.threads: dict[int, int] = {}
-        self.forking = False
+        self.condition = threading.Condition(threading.Lock())
+        self.depth_by_thread: dict[int, int] = {}
+        self.is_forking = False
 
     def enter(self) -> None:
-        me = threading.get_ident()
-        depth = self.threads[me] = self.threads.get(me, 0) + 1
-        while self.forking and depth == 1:
-            del self.threads[me]
-            with self.changed:
-                self.changed.notify_all()
-                while self.forking:
-                    self.changed.wait()
-            self.threads[me] = 1
+        thread_id = threading.get_ident()
+        depth = self.depth_by_thread[thread_id] = self.depth_by_thread.get(thread_id, 0) + 1
+        while self.is_forking and depth == 1:
+            del self.depth_by_thread[thread_id]
+            with self.condition:
+                self.condition.notify_all()
+                while self.is_forking:
+                    self.condition.wait()
+            self.depth_by_thread[thread_id] = 1
 
     def leave(self) -> None:
-        me = threading.get_ident()
-        if self.threads[me] > 1:
-            self.threads[me] -= 1
+        thread_id = threading.get_ident()
+        if self.depth_by_thread[thread_id] > 1:
+            self.depth_by_thread[thread_id] -= 1
             return
-        del self.threads[me]
-        if self.forking:
-            with self.changed:
-                self.changed.notify_all()
+        del self.depth_by_thread[thread_id]
+        if self.is_forking:
+            with self.condition:
+                self.condition.notify_all()
 
     def before_fork(self) -> None:
         """Wait until no other thread is inside; a thread that forks from within a model waits for nobody."""
-        _REGISTRY.acquire()
-        self.changed.acquire()
-        self.forking = True
-        while self.threads and threading.get_ident() not in self.threads:
-            self.changed.wait()
+        _REGISTRY_LOCK.acquire()
+        self.condition.acquire()
+        self.is_forking = True
+        while self.depth_by_thread and threading.get_ident() not in self.depth_by_thread:
+            self.condition.wait()
 
     def after_fork(self) -> None:
-        self.forking = False
-        self.changed.notify_all()
-        self.changed.release()
-        _REGISTRY.release()
+        self.is_forking = False
+        self.condition.notify_all()
+        self.condition.release()
+        _REGISTRY_LOCK.release()
 
     def in_child(self) -> None:
         """Threads stay with the parent, and so do the locks that they held."""
-        me = threading.get_ident()
-        self.threads = {me: self.threads[me]} if me in self.threads else {}
-        for lock in {GENERATORS, *_LOCKS.values()}:
+        thread_id = threading.get_ident()
+        self.depth_by_thread = {thread_id: self.depth_by_thread[thread_id]} if thread_id in self.depth_by_thread else {}
+        for lock in {RNG_LOCK, *_LOCK_BY_MODULE.values()}:
             if not lock.lock._is_owned():  # type: ignore[attr-defined]
                 lock.lock, lock.depth = threading.RLock(), 0
         self.after_fork()
 
 
-_INSIDE = _Inside()
+_THREADS_INSIDE = _ThreadRegistry()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_INSIDE.before_fork, after_in_parent=_INSIDE.after_fork, after_in_child=_INSIDE.in_child)
+    os.register_at_fork(
+        before=_THREADS_INSIDE.before_fork,
+        after_in_parent=_THREADS_INSIDE.after_fork,
+        after_in_child=_THREADS_INSIDE.in_child,
+    )
 
 
 @contextmanager
-def held(locks: Sequence[ModelLock]) -> Iterator[bool]:
+def hold_locks(locks: Sequence[ModelLock]) -> Iterator[bool]:
     """Be the only thread that has these locks; gives whether it did not have them before."""
-    _INSIDE.enter()
-    taken: list[ModelLock] = []
+    _THREADS_INSIDE.enter()
+    acquired: list[ModelLock] = []
     try:
         for lock in locks:
             lock.acquire()
-            taken.append(lock)
+            acquired.append(lock)
         yield locks[0].depth == 1
     finally:
-        for lock in reversed(taken):
+        for lock in reversed(acquired):
             lock.release()
-        _INSIDE.leave()
+        _THREADS_INSIDE.leave()
 
 
 @contextmanager
-def alone(
-    model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, switching: bool
+def exclusive_access(
+    model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, changes_flags: bool
 ) -> Iterator[None]:
     """While open, no other thread runs the model: not by a box, and not by calling it.
 
     Other threads that call the model wait. `switching` says that its train flags are about to change: then a forward of
     another thread that is under way waits, too, at the next module that it comes to.
     """
-    with held(locks) as first:
-        if not first or threading.active_count() == 1:
+    with hold_locks(locks) as is_first:
+        if not is_first or threading.active_count() == 1:
             yield
             return
-        wait = TransientHook(_waits(modules, locks))
-        handles = [m.register_forward_pre_hook(wait) for m in (modules if switching else (model,))]
+        wait = TransientHook(_waiting_hook(modules, locks))
+        handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
         try:
-            if switching:
-                time.sleep(GRACE)
+            if changes_flags:
+                time.sleep(GRACE_SECONDS)
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _waits(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
+def _waiting_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
     """A hook that has the process's other Python threads wait for the locks.
 
     Threads that are not Python's own (autograd's, which run a checkpoint again) work for the thread that holds them,
     and so do replicas of the modules (of nn.DataParallel).
     """
-    owner, ours = threading.get_ident(), {id(m) for m in modules}
+    owner, module_ids = threading.get_ident(), {id(m) for m in modules}
 
     def wait(module: nn.Module, args: Any) -> None:
-        me = threading.get_ident()
-        if me == owner or id(module) not in ours or me not in {t.ident for t in threading.enumerate()}:
+        thread_id = threading.get_ident()
+        if (
+            thread_id == owner
+            or id(module) not in module_ids
+            or thread_id not in {t.ident for t in threading.enumerate()}
+        ):
             return
-        with held(locks):
+        with hold_locks(locks):
             pass
 
     return wait

@@ -12,24 +12,24 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .op_tables import name_of
+from .op_tables import plain_op_name
 
-Replace = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+ReplaceOp = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(plain name, func, args, kwargs) -> what the op gives, or NotImplemented where it is left as it is.
 
 It is called outside of the mode: ops that it calls are not replaced.
 """
 
-AUGMENTED = {
+IN_PLACE_OPERATORS = {
     "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__imatmul__",
     "__iand__", "__ior__", "__ixor__",
 }  # fmt: skip
 
 
-class Opwise(TorchFunctionMode):
+class OpMode(TorchFunctionMode):
     """While open, `replace` stands in for every op that it knows; ops in place are written back."""
 
-    def __init__(self, replace: Replace) -> None:
+    def __init__(self, replace: ReplaceOp) -> None:
         super().__init__()
         self.replace = replace
 
@@ -37,26 +37,28 @@ class Opwise(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = name_of(func)
-        in_place = writes(func, args, kwargs)
-        given = (self.copied(args[0]), *args[1:]) if in_place else args
-        out = self.replace(name, func, given, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
+        name = plain_op_name(func)
+        in_place = is_in_place(func, args, kwargs)
+        op_args = (self.copy_in_place_input(args[0]), *args[1:]) if in_place else args
+        out = self.replace(name, func, op_args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs)
         if out is NotImplemented:
             return func(*args, **kwargs)
-        return self.written(args[0], out) if in_place and isinstance(args[0], Tensor) else out
+        return self.write_in_place(args[0], out) if in_place and isinstance(args[0], Tensor) else out
 
-    def copied(self, of: Tensor) -> Tensor:
+    def copy_in_place_input(self, tensor: Tensor) -> Tensor:
         """What an op in place is given to work on."""
-        return of.clone()
+        return tensor.clone()
 
-    def written(self, into: Tensor, out: Tensor) -> Tensor:
+    def write_in_place(self, target: Tensor, out: Tensor) -> Tensor:
         """An op in place: its result stands where it wrote it."""
-        return into.copy_(out)
+        return target.copy_(out)
 
 
-def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an op works in place on its first argument."""
     if not args or not isinstance(args[0], Tensor):
         return False
     name: str = getattr(func, "__name__", "").partition(".")[0]
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name in AUGMENTED
+    return (
+        bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name in IN_PLACE_OPERATORS
+    )

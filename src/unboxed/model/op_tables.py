@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIASES = {
+OP_ALIASES = {
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "special_softmax": "softmax",
@@ -20,26 +20,26 @@ ALIASES = {
     "expit": "sigmoid",
 }
 
-DROPOUTS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
-NOISES = frozenset({"rand_like", "randn_like"})
-FINAL = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
+DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
+NOISE_OPS = frozenset({"rand_like", "randn_like"})
+FINAL_OPS = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
 """Which op a model that gives such outputs ends in; its input is the logit."""
 
 
-def name_of(func: Callable[..., Any]) -> str:
+def plain_op_name(func: Callable[..., Any]) -> str:
     """The op's plain name: `relu` for every spelling of a ReLU."""
     name: str = getattr(func, "__name__", "")
     name = name.partition(".")[0]  # aten.relu_.default
     if not name.startswith("__"):
         name = name.removesuffix("_")
-    return ALIASES.get(name, name)
+    return OP_ALIASES.get(name, name)
 
 
-SHAPE_ONLY = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute",
+SHAPE_NODES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute",
               "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
 """Autograd nodes that move numbers without changing them, by the start of their names."""
 
-OPAQUE = {
+OPAQUE_NODES = {
     "torch::jit": "optimized scripted code; call the original module instead",
     "CheckpointFunctionBackward": "a reentrant checkpoint; use torch.utils.checkpoint with use_reentrant=False",
     "CompiledFunctionBackward": "a compiled function; open the module before torch.compile",
@@ -48,13 +48,13 @@ OPAQUE = {
 """Autograd nodes that may hide a ReLU, by the start of their names, and what to do about them."""
 
 
-RELU = ("ReluBackward",)
-RECTIFIERS = (*RELU, "HardtanhBackward", "ThresholdBackward", "LeakyReluBackward", "PreluKernelBackward",
+RELU_NODES = ("ReluBackward",)
+RECTIFIER_NODES = (*RELU_NODES, "HardtanhBackward", "ThresholdBackward", "LeakyReluBackward", "PreluKernelBackward",
               "RreluWithNoiseBackward")  # fmt: skip
 """Autograd nodes of ReLU and its kin, by the start of their names; ReLU6 is a hardtanh of 0 and 6."""
-CLAMPS = ("ClampBackward", "ClampMinBackward")
-MAXIMA = ("MaximumBackward", "FmaxBackward")
-DISGUISES = {
+CLAMP_NODES = ("ClampBackward", "ClampMinBackward")
+MAXIMUM_NODES = ("MaximumBackward", "FmaxBackward")
+NEGATED_RELU_NODES = {
     "ClampMaxBackward": ("_saved_max",),
     "ClampBackward": ("_saved_max",),
     "MinimumBackward": ("_saved_other", "_saved_self"),
@@ -69,16 +69,16 @@ def rectified_input(node: Any) -> int | None:
     A clamp is one if its lower bound is 0, a maximum if it is one with a constant 0. A hard sigmoid is none.
     """
     name = node.name()
-    if name.startswith(MAXIMA):
+    if name.startswith(MAXIMUM_NODES):
         return next((i for i in (0, 1) if _compares_with_zero(node, i)), None)
-    ruled = name.startswith(RECTIFIERS) or (name.startswith(CLAMPS) and _zero(node, "_saved_min"))
-    return 0 if ruled else None
+    is_rectifier = name.startswith(RECTIFIER_NODES) or (name.startswith(CLAMP_NODES) and _is_zero(node, "_saved_min"))
+    return 0 if is_rectifier else None
 
 
 def _compares_with_zero(node: Any, i: int) -> bool:
     """Whether a maximum compares its input i, repeated along no axis, with a constant 0."""
     signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * i]
-    if node.next_functions[1 - i][0] is not None or not _zero(node, constant):
+    if node.next_functions[1 - i][0] is not None or not _is_zero(node, constant):
         return False
     shapes = getattr(node, signal).shape, getattr(node, constant).shape
     return torch.broadcast_shapes(*shapes) == shapes[0]  # type: ignore[no-untyped-call, no-any-return]
@@ -91,25 +91,25 @@ def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
     """
     if not node.name().startswith(("HardtanhBackward", "ClampBackward")) or not consumers:
         return False
-    below = node.next_functions[0][0]
-    if below is None or not below.name().startswith("AddBackward"):
+    input_node = node.next_functions[0][0]
+    if input_node is None or not input_node.name().startswith("AddBackward"):
         return False
-    shifted = None in (addend for addend, _ in below.next_functions)
-    return shifted and all(n.name().startswith(("MulBackward", "DivBackward")) for n in consumers)
+    is_shifted = None in (addend for addend, _ in input_node.next_functions)
+    return is_shifted and all(n.name().startswith(("MulBackward", "DivBackward")) for n in consumers)
 
 
 def is_disguised_relu(node: Any) -> bool:
     """Whether an autograd node is a ReLU spelled as a minimum or an upper bound: a gate that no rule is defined for."""
-    saved = next((names for start, names in DISGUISES.items() if node.name().startswith(start)), ())
-    return rectified_input(node) is None and any(_zero(node, name) for name in saved)
+    saved = next((names for start, names in NEGATED_RELU_NODES.items() if node.name().startswith(start)), ())
+    return rectified_input(node) is None and any(_is_zero(node, name) for name in saved)
 
 
-def may_gate(node: Any) -> bool:
+def may_be_gate(node: Any) -> bool:
     """Whether an autograd node multiplies by a mask, or chooses by one: it may be a ReLU, and can't be told."""
     name = node.name()
     if name.startswith(("WhereBackward", "MaskedFillBackward", "AbsBackward")):
         return True
-    if name.startswith(MAXIMA):
+    if name.startswith(MAXIMUM_NODES):
         return None not in (operand for operand, _ in node.next_functions)
     if name.startswith("ClampBackward"):
         return None not in (node._saved_min, node._saved_max) and rectified_input(node) is None
@@ -118,14 +118,14 @@ def may_gate(node: Any) -> bool:
 
 def _is_masked(node: Any, i: int) -> bool:
     """Whether a product's factor i, which is no parameter, meets a constant mask: of 0 and 1, whatever its dtype."""
-    below, mask = node.next_functions[i][0], getattr(node, ("_saved_other", "_saved_self")[i], None)
-    if below is None or "AccumulateGrad" in below.name() or not isinstance(mask, Tensor):
+    input_node, mask = node.next_functions[i][0], getattr(node, ("_saved_other", "_saved_self")[i], None)
+    if input_node is None or "AccumulateGrad" in input_node.name() or not isinstance(mask, Tensor):
         return False
     if node.next_functions[1 - i][0] is not None:
         return False
     return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all() and mask.min() < mask.max())
 
 
-def _zero(node: Any, attribute: str) -> bool:
+def _is_zero(node: Any, attribute: str) -> bool:
     value = getattr(node, attribute, None)
     return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0

@@ -13,34 +13,34 @@ from ..errors import InputError, OutputError, warn
 from ..inputs.single import Inputs
 from .hooks import FinalOp, tensors_in
 from .incremental import plain
-from .op_tables import FINAL
-from .state import slow_to_ask
+from .op_tables import FINAL_OPS
+from .state import syncs_on_read
 
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
 
-VARIES = 0.1  # by how much probabilities differ over inputs that are far apart
+MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities differ over inputs that are far apart
 
 
-class Reader:
+class OutputReader:
     """Picks the output tensor from what the model gives, and finds its logits."""
 
     def __init__(self, pick: object, outputs: Outputs | None) -> None:
         if outputs is not None and outputs not in get_args(Outputs):
             raise InputError(f"outputs is one of {', '.join(get_args(Outputs))}; got {outputs!r}")
         self.pick, self.outputs = pick, outputs
-        self._seen = False  # that the final op gives the output
+        self._is_verified = False  # that the final op gives the output
 
-    def tensor(self, raw: Any) -> Tensor:
+    def select_tensor(self, raw: Any) -> Tensor:
         """The output (N, K) or (N, K, ...) among what the model gave. Raises OutputError."""
-        h = plain(self._picked(raw))
+        h = plain(self._select_output(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
         return h[:, None] if h.ndim == 1 else h
 
-    def _picked(self, raw: Any) -> Any:
+    def _select_output(self, raw: Any) -> Any:
         if self.pick is None:
-            return _default(raw)
+            return _default_output(raw)
         if callable(self.pick):
             return self.pick(raw)
         try:
@@ -48,73 +48,81 @@ class Reader:
         except (KeyError, IndexError, TypeError) as error:
             raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe(raw)}") from error
 
-    def recognize(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
+    def infer_outputs(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
         """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
 
         `run` runs the model on these inputs again (None), or on others; called where all values lie between 0 and 1.
         """
-        h = self.tensor(raw).detach().double()
+        h = self.select_tensor(raw).detach().double()
         if h.shape[1] == 1:
             raise OutputError(
                 'the model has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
             )
-        if (h >= 0).all() and _ones(h.sum(1)):
+        if (h >= 0).all() and _sums_to_one(h.sum(1)):
             return "probs"
-        if (h <= 0).all() and _ones(h.exp().sum(1)):
+        if (h <= 0).all() and _sums_to_one(h.exp().sum(1)):
             return "logprobs"
         if run is None or not bool(((h > 0) & (h < 1)).all()):
             return "logits"
         if self._ends_in_sigmoid(run):
             return "multilabel"
-        extreme = self.tensor(run(_extremes(inputs, len(h)).to(h.device))).detach()
-        varies = float((extreme.amax(0) - extreme.amin(0)).max()) > VARIES  # an untrained model may hardly
-        return _not_sure() if varies and bool(((extreme > 0) & (extreme < 1)).all()) else "logits"
+        extreme_outputs = self.select_tensor(run(_extreme_inputs(inputs, len(h)).to(h.device))).detach()
+        is_varying = (
+            float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max()) > MIN_PROBABILITY_SPREAD
+        )  # an untrained model may hardly
+        return (
+            _warn_ambiguous()
+            if is_varying and bool(((extreme_outputs > 0) & (extreme_outputs < 1)).all())
+            else "logits"
+        )
 
     def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
         """Whether the output is what a sigmoid gave, on one more run."""
-        with FinalOp(FINAL["multilabel"]) as final:
-            output = self.tensor(run(None))
-        z = final.before(output)
-        return z is not None and Reader(self.pick, "multilabel")._gives(z, output)
+        with FinalOp(FINAL_OPS["multilabel"]) as final:
+            output = self.select_tensor(run(None))
+        z = final.input_of(output)
+        return z is not None and OutputReader(self.pick, "multilabel")._reproduces(z, output)
 
     @contextmanager
-    def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
+    def watch_final_op(self, wants_logits: bool) -> Iterator[FinalOp | None]:
         """Watch for the model's last softmax, if its logits are wanted and lie before one."""
-        if not wanted or self.outputs not in FINAL:
+        if not wants_logits or self.outputs not in FINAL_OPS:
             yield None
             return
-        with FinalOp(FINAL[self.outputs]) as final:
+        with FinalOp(FINAL_OPS[self.outputs]) as final:
             yield final
 
     def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
         """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""
         if final is None or (
-            self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.met)
+            self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.calls)
         ):
             return output
-        before = final.before(output)
-        if before is not None and self._gives(before, output):
-            return before
+        pre_activation = final.input_of(output)
+        if pre_activation is not None and self._reproduces(pre_activation, output):
+            return pre_activation
         raise OutputError(
             f"the model gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
             "the logits can't be found. Let the model return logits"
         )
 
     @torch.no_grad()
-    def _gives(self, z: Tensor, output: Tensor) -> bool:
+    def _reproduces(self, z: Tensor, output: Tensor) -> bool:
         """Whether the final op on these logits is the output: not written over, no axis exchanged.
 
         On an accelerator, for which a look has to wait, what was seen once is taken to hold.
         """
-        if self._seen and slow_to_ask(output.device):
+        if self._is_verified and syncs_on_read(output.device):
             return True
-        made = {"logprobs": z.log_softmax, "probs": z.softmax}
-        again = made[self.outputs](1) if self.outputs in made else z.sigmoid()
-        self._seen = bool(torch.allclose(again.float(), output.float(), rtol=1e-2, atol=1e-3, equal_nan=True))
-        return self._seen
+        activations = {"logprobs": z.log_softmax, "probs": z.softmax}
+        recomputed = activations[self.outputs](1) if self.outputs in activations else z.sigmoid()
+        self._is_verified = bool(
+            torch.allclose(recomputed.float(), output.float(), rtol=1e-2, atol=1e-3, equal_nan=True)
+        )
+        return self._is_verified
 
 
-def in_rows(output: Tensor, n: int, n_outputs: int) -> Tensor:
+def with_batch_axis(output: Tensor, n: int, n_outputs: int) -> Tensor:
     """The output (n, K, ...), also where the model squeezed a batch of one. Raises OutputError."""
     if n == 1 and output.shape == (n_outputs, 1):
         return output.T
@@ -123,29 +131,31 @@ def in_rows(output: Tensor, n: int, n_outputs: int) -> Tensor:
     return output
 
 
-def _default(raw: Any) -> Any:
+def _default_output(raw: Any) -> Any:
     if isinstance(raw := plain(raw), Tensor):
         return raw
-    named = plain(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
-    if isinstance(named, Tensor):
-        return named
-    rows = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
-    if len(rows) != 1:
+    logits = plain(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
+    if isinstance(logits, Tensor):
+        return logits
+    candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
+    if len(candidates) != 1:
         raise OutputError(
-            f"the model gives {_describe(raw)}, in which {len(rows)} tensors are (N, K): say which is the output, "
+            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): say which is the output, "
             'Box(..., output="name"), an index or a function'
         )
-    return rows[0]
+    return candidates[0]
 
 
-def _extremes(inputs: Inputs, n: int) -> Tensor:
+def _extreme_inputs(inputs: Inputs, n: int) -> Tensor:
     """Valid inputs (n, ...) as far apart as there are: of a model that only happens to stay between 0 and 1."""
-    some = inputs.sample(n, torch.Generator().manual_seed(1))
-    free = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")  # categories are not for scaling
-    return inputs.clip(40 * some - 20) if free else some
+    samples = inputs.sample(n, torch.Generator().manual_seed(1))
+    is_scalable = not getattr(inputs, "categories", None) and not hasattr(
+        inputs, "parts"
+    )  # categories are not for scaling
+    return inputs.clip(40 * samples - 20) if is_scalable else samples
 
 
-def _not_sure() -> Outputs:
+def _warn_ambiguous() -> Outputs:
     warn(
         "the outputs all lie between 0 and 1 and do not sum to 1, and no sigmoid is seen to make them (scripted, or "
         'changed after it?); they are read as logits. Say outputs="multilabel" if each is a probability, or "logits"'
@@ -153,7 +163,7 @@ def _not_sure() -> Outputs:
     return "logits"
 
 
-def _ones(sums: Tensor) -> bool:
+def _sums_to_one(sums: Tensor) -> bool:
     return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
 
 

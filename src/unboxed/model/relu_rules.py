@@ -27,96 +27,108 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RuleError, warn
-from .op_tables import OPAQUE, RELU, SHAPE_ONLY, is_disguised_relu, is_hard_sigmoid, may_gate, rectified_input
-from .state import Switch
+from .op_tables import (
+    OPAQUE_NODES,
+    RELU_NODES,
+    SHAPE_NODES,
+    is_disguised_relu,
+    is_hard_sigmoid,
+    may_be_gate,
+    rectified_input,
+)
+from .state import GlobalSwitch
 
-Signal = Callable[[Tensor, Tensor], Tensor]
+BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """`signal(below, above)`: the op's own gradient below it and the signal from above -> what it sends down."""
+class ReluRule:
+    """The gradient below an op, by `backward(grad_input, grad_output)`."""
 
     name: str
-    signal: Signal
+    backward: BackwardFn
 
 
-guided = Rule("guided backprop", lambda below, above: below.masked_fill(above < 0, 0))
-deconvnet = Rule("deconvnet", lambda below, above: above.clamp(min=0))
+guided = ReluRule("guided backprop", lambda grad_input, grad_output: grad_input.masked_fill(grad_output < 0, 0))
+deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.clamp(min=0))
 
 
 @contextmanager
-def ruled(rule: Rule | None, root: Tensor) -> Iterator[None]:
+def apply_rule(rule: ReluRule | None, root: Tensor) -> Iterator[None]:
     """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
     with ExitStack() as stack:
         if rule is not None:
-            for node, i in _rectifiers(rule, root):
-                stack.callback(node.register_hook(_sends(rule.signal, i)).remove)
+            for node, i in _rectifier_nodes(rule, root):
+                stack.callback(node.register_hook(_gradient_hook(rule.backward, i)).remove)
         yield
 
 
-def _sends(signal: Signal, i: int = 0) -> Callable[[Any, Any], Any]:
+def _gradient_hook(backward: BackwardFn, i: int = 0) -> Callable[[Any, Any], Any]:
     """A node's hook: of what it sends down, that to its input i is exchanged."""
 
-    def hook(below: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return None if below[i] is None else (*below[:i], signal(below[i], above[0]), *below[i + 1 :])
+    def hook(grad_inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (
+            None
+            if grad_inputs[i] is None
+            else (*grad_inputs[:i], backward(grad_inputs[i], grad_outputs[0]), *grad_inputs[i + 1 :])
+        )
 
     return hook
 
 
-def _rectifiers(rule: Rule, root: Tensor) -> list[tuple[Any, int]]:
+def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
     """The nodes below `root` that the rule is for, each with the input that it rectifies: all of them, or an error."""
-    nodes = list(graph(root))
+    nodes = list(graph_nodes(root))
     for node in nodes:
-        if (advice := _opaque(node)) is not None:
+        if (advice := _opaque_reason(node)) is not None:
             raise RuleError(f"{rule.name} can't see into {advice}")
     if disguised := sorted({n.name() for n in nodes if is_disguised_relu(n)}):
         raise RuleError(
             f"{rule.name} has a rule for ReLU; this model also has {', '.join(disguised)} at 0, a ReLU of the negated "
             "input that would silently keep its plain gradient. Write it as relu"
         )
-    found = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]
-    above = _consumers(nodes, [node for node, _ in found])
-    found = [(node, i) for node, i in found if not is_hard_sigmoid(node, above[node])]
-    if not found:
+    rectifiers = [(node, i) for node in nodes if (i := rectified_input(node)) is not None]
+    consumers = _consumers(nodes, [node for node, _ in rectifiers])
+    rectifiers = [(node, i) for node, i in rectifiers if not is_hard_sigmoid(node, consumers[node])]
+    if not rectifiers:
         raise RuleError(
             f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and none lies between the input and this target: "
             "use gradient"
         )
     _warn_of_gates(rule, nodes)
-    return found
+    return rectifiers
 
 
-def _consumers(nodes: Sequence[Any], of: Sequence[Any]) -> dict[Any, list[Any]]:
+def _consumers(nodes: Sequence[Any], targets: Sequence[Any]) -> dict[Any, list[Any]]:
     """For some nodes of a graph, those that take what they give."""
-    above: dict[Any, list[Any]] = {node: [] for node in of}
+    consumers: dict[Any, list[Any]] = {node: [] for node in targets}
     for node in nodes:
         for below, _ in node.next_functions:
-            if below in above:
-                above[below].append(node)
-    return above
+            if below in consumers:
+                consumers[below].append(node)
+    return consumers
 
 
-def _warn_of_gates(rule: Rule, nodes: Sequence[Any]) -> None:
-    if gates := sorted({n.name() for n in nodes if may_gate(n)}):
+def _warn_of_gates(rule: ReluRule, nodes: Sequence[Any]) -> None:
+    if gates := sorted({n.name() for n in nodes if may_be_gate(n)}):
         warn(
             f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU only; if {', '.join(gates)} is one in another "
             "spelling, it keeps its plain gradient"
         )
 
 
-def _opaque(node: Any) -> str | None:
+def _opaque_reason(node: Any) -> str | None:
     name: str = node.name()
-    for start, advice in OPAQUE.items():
+    for start, advice in OPAQUE_NODES.items():
         if name.startswith(start):
             return advice
-    harmless = name.startswith("BackwardHookFunction")  # what a module's own full backward hooks put in
-    if isinstance(node, torch.autograd.function.BackwardCFunction) and not harmless:
+    is_harmless = name.startswith("BackwardHookFunction")  # what a module's own full backward hooks put in
+    if isinstance(node, torch.autograd.function.BackwardCFunction) and not is_harmless:
         return f"the custom autograd function {name.removesuffix('Backward')}, which may hide a ReLU"
     return None
 
 
-def graph(root: Tensor) -> Iterator[Any]:
+def graph_nodes(root: Tensor) -> Iterator[Any]:
     """Every node of the autograd graph below a tensor, once."""
     todo, seen = [root.grad_fn], set()
     while todo:
@@ -131,22 +143,22 @@ def graph(root: Tensor) -> Iterator[Any]:
 def final_relu(h: Tensor) -> Any | None:
     """The autograd node of the ReLU that h comes out of, if it comes out of one."""
     node = h.grad_fn
-    while node is not None and node.name().startswith(SHAPE_ONLY):
+    while node is not None and node.name().startswith(SHAPE_NODES):
         node = node.next_functions[0][0]
     return node if node is not None and is_relu(node) else None
 
 
 @contextmanager
-def opened(relus: Sequence[Any]) -> Iterator[None]:
+def bypass_relus(relus: Sequence[Any]) -> Iterator[None]:
     """While open, these ReLUs let all of the signal through: the gradient is then that before their clamps."""
     with ExitStack() as stack:
         for node in relus:
-            stack.callback(node.register_hook(_sends(lambda below, above: above)).remove)
+            stack.callback(node.register_hook(_gradient_hook(lambda grad_input, grad_output: grad_output)).remove)
         yield
 
 
 def is_relu(node: Any) -> bool:
-    return bool(node.name().startswith(RELU))
+    return bool(node.name().startswith(RELU_NODES))
 
 
 @contextmanager
@@ -156,7 +168,7 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     if not scripts:
         yield
         return
-    with UNOPTIMIZED:
+    with UNOPTIMIZED_SWITCH:
         for module in scripts:
             for name in module._c._method_names():
                 module._c._get_method(name)._debug_flush_compilation_cache()
@@ -164,12 +176,12 @@ def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
 
 @contextmanager
-def _profiled_forever() -> Iterator[None]:
-    runs = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
+def _disable_script_optimizer() -> Iterator[None]:
+    n_before = torch._C._jit_set_num_profiled_runs(1_000_000)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        torch._C._jit_set_num_profiled_runs(runs)
+        torch._C._jit_set_num_profiled_runs(n_before)
 
 
-UNOPTIMIZED = Switch(_profiled_forever)
+UNOPTIMIZED_SWITCH = GlobalSwitch(_disable_script_optimizer)

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .hooks import Address, once, tensors_in
+from .hooks import Address, hookable_modules, tensors_in
 from .layers import Layers
-from .traffic import Body, Traffic
+from .traffic import ForwardCall, SideChannelMode
 
 Forward = Callable[..., Any]
 Intercept = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
-ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest number, on the CPU
-COARSE = 2e-2  # in lower precision, and where an accelerator takes other kernels for other batch sizes
+ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest number, on the CPU
+COARSE_TOLERANCE = 2e-2  # in lower precision, and where an accelerator takes other kernels for other batch sizes
 
 
-_Known = tuple[int | None, Tensor]
+_VersionedRecord = tuple[int | None, Tensor]
 """The version of a tensor, and what was recorded of it."""
 
 
 @dataclass(eq=False)
-class _Call:
+class _RecordedCall:
     module: nn.Module
-    others: object = None  # what it was given besides tensors
+    non_tensors: object = None  # what it was given besides tensors
     inputs: list[Tensor] = field(default_factory=list)
     output: Tensor | None = None  # (n, ...); None: it runs again, and the calls inside it may answer
 
@@ -50,220 +50,229 @@ class Replay:
         self,
         modules: Mapping[str, nn.Module],
         layers: Layers,
-        tapped: Collection[str],
+        addresses: Collection[str],
         n: int,
-        without: Collection[nn.Module] = (),
+        excluded: Collection[nn.Module] = (),
     ) -> None:
-        eager, never = once(modules), _around(modules, tapped) | set(without)
-        self.modules = tuple(eager[row.path] for row in layers if row.rows and eager[row.path] not in never)
+        hookable, skipped = hookable_modules(modules), _enclosing_modules(modules, addresses) | set(excluded)
+        self.modules = tuple(
+            hookable[row.path] for row in layers if row.has_batch_axis and hookable[row.path] not in skipped
+        )
         self.n = n
-        self.calls: list[_Call] = []
-        self.known: MutableMapping[Tensor, _Known] = WeakTensorKeyDictionary()  # tensors of this run
+        self.calls: list[_RecordedCall] = []
+        self.recorded_tensors: MutableMapping[Tensor, _VersionedRecord] = (
+            WeakTensorKeyDictionary()
+        )  # tensors of this run
 
     @contextmanager
-    def recording(self, inner: bool = False) -> Iterator[None]:
+    def record_run(self, record_nested: bool = False) -> Iterator[None]:
         """While open, each call is noted, with a clone of its output where it may answer.
 
         `inner`: also the calls inside of such a module, for `check`.
         """
-        with self._intercepted(partial(self._record, inner)):
+        with self._intercept_run(partial(self._record_call, record_nested)):
             yield
 
     @contextmanager
-    def answering(self, rows: Tensor) -> Iterator[None]:
+    def replay_rows(self, rows: Tensor) -> Iterator[None]:
         """While open, modules answer for inputs whose rows are these (R,) of the recorded ones."""
-        with self._intercepted(partial(self._answer, iter(self.calls), rows)):
+        with self._intercept_run(partial(self._replay_call, iter(self.calls), rows)):
             yield
 
     @contextmanager
-    def checking(self, rows: Tensor, share: float) -> Iterator[set[nn.Module]]:
+    def verify_rows(self, rows: Tensor, tolerance: float) -> Iterator[set[nn.Module]]:
         """While a whole run of other rows (R,) of the recorded ones is done, collect the modules that can't answer.
 
         `share` is the rounding error of an output, of its largest number.
         """
-        with Traffic() as traffic, self._intercepted(partial(self._check, iter(self.calls), rows, share, traffic)):
-            yield traffic.open_modules
+        with (
+            SideChannelMode() as detector,
+            self._intercept_run(partial(self._verify_call, iter(self.calls), rows, tolerance, detector)),
+        ):
+            yield detector.side_channel_modules
 
     @contextmanager
-    def _intercepted(self, intercept: Intercept) -> Iterator[None]:
-        self.known.clear()
-        with _intercepted(self.modules, intercept):
+    def _intercept_run(self, intercept: Intercept) -> Iterator[None]:
+        self.recorded_tensors.clear()
+        with _intercept_forwards(self.modules, intercept):
             yield
-        self.known.clear()
+        self.recorded_tensors.clear()
 
     # -- what stands before a module's forward -----------------------------------------------------------------------
 
-    def _record(
-        self, inner: bool, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _record_call(
+        self, record_nested: bool, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        start, call = len(self.calls), _Call(module, _others((args, kwargs)))
+        start, call = len(self.calls), _RecordedCall(module, _non_tensor_parts((args, kwargs)))
         self.calls.append(call)
-        inputs = [(h, _version(h)) for h in tensors_in((args, kwargs))]
+        inputs = [(h, _write_count(h)) for h in tensors_in((args, kwargs))]
         out = forward(*args, **kwargs)
-        if _may_answer(out, self.n, inputs):
-            call.inputs = [self._copy(h) for h, _ in inputs]
-            call.output = self._copy(out)
-            if not inner:
+        if _is_replayable(out, self.n, inputs):
+            call.inputs = [self._recorded_copy(h) for h, _ in inputs]
+            call.output = self._recorded_copy(out)
+            if not record_nested:
                 del self.calls[start + 1 :]
         return out
 
-    def _answer(
+    def _replay_call(
         self,
-        left: Iterator[_Call],
+        remaining: Iterator[_RecordedCall],
         rows: Tensor,
         module: nn.Module,
         forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        call = _next(left, module)
+        call = _next_call(remaining, module)
         if call is None or call.output is None:
             return forward(*args, **kwargs)
-        if not self._given(call, rows, (args, kwargs)):
-            _skip(left)
+        if not self._matches_inputs(call, rows, (args, kwargs)):
+            _exhaust(remaining)
             return forward(*args, **kwargs)
         out = call.output[rows]  # rows of their own, never a view
-        self.known[out] = _version(out), call.output
+        self.recorded_tensors[out] = _write_count(out), call.output
         return out
 
-    def _check(
+    def _verify_call(
         self,
-        left: Iterator[_Call],
+        remaining: Iterator[_RecordedCall],
         rows: Tensor,
-        share: float,
-        traffic: Traffic,
+        tolerance: float,
+        detector: SideChannelMode,
         module: nn.Module,
         forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        call = _next(left, module)
+        call = _next_call(remaining, module)
         if call is None:
             return forward(*args, **kwargs)
-        inputs = [(h, _version(h)) for h in tensors_in((args, kwargs))]
-        body = Body(module, inputs=[h for h, _ in inputs])
-        with traffic.inside(body):
+        inputs = [(h, _write_count(h)) for h in tensors_in((args, kwargs))]
+        running_call = ForwardCall(module, inputs=[h for h, _ in inputs])
+        with detector.enter_call(running_call):
             out = forward(*args, **kwargs)
-        if call.output is None or not _may_answer(out, len(rows), inputs):
+        if call.output is None or not _is_replayable(out, len(rows), inputs):
             return out
-        if not same(out, call.output[rows], share):
-            traffic.open_modules.add(module)
+        if not is_close(out, call.output[rows], tolerance):
+            detector.side_channel_modules.add(module)
         copy = out.clone()  # who reads the module's own tensor from here on got it by another way
-        body.answers = True
+        running_call.is_replayable = True
         return copy
 
-    def _copy(self, h: Tensor) -> Tensor:
+    def _recorded_copy(self, h: Tensor) -> Tensor:
         """A clone, for an op in place may write over h later; the one that was made before where there is one."""
-        copy = self._recorded(h)
+        copy = self._find_recorded(h)
         if copy is None:
             copy = h.clone()
-            self.known[h] = _version(h), copy
+            self.recorded_tensors[h] = _write_count(h), copy
         return copy
 
-    def _recorded(self, h: Tensor) -> Tensor | None:
+    def _find_recorded(self, h: Tensor) -> Tensor | None:
         """What is known to be recorded of this tensor, if it was not written since."""
-        version, recorded = self.known.get(h, (None, None))
-        return recorded if version is not None and version == _version(h) else None
+        version, recorded = self.recorded_tensors.get(h, (None, None))
+        return recorded if version is not None and version == _write_count(h) else None
 
-    def _given(self, call: _Call, rows: Tensor, given: object) -> bool:
+    def _matches_inputs(self, call: _RecordedCall, rows: Tensor, arguments: object) -> bool:
         """Whether a module is given what it was in the recorded run, in these rows."""
-        tensors = list(tensors_in(given))
-        if _others(given) != call.others or len(tensors) != len(call.inputs):
+        tensors = list(tensors_in(arguments))
+        if _non_tensor_parts(arguments) != call.non_tensors or len(tensors) != len(call.inputs):
             return False
-        return all(self._is(h, was, rows) for h, was in zip(tensors, call.inputs, strict=True))
+        return all(self._matches_tensor(h, was, rows) for h, was in zip(tensors, call.inputs, strict=True))
 
-    def _is(self, h: Tensor, was: Tensor, rows: Tensor) -> bool:
-        if self._recorded(h) is was:
+    def _matches_tensor(self, h: Tensor, recorded: Tensor, rows: Tensor) -> bool:
+        if self._find_recorded(h) is recorded:
             return True
-        want = was[rows] if was.ndim and len(was) == self.n else was
-        if not same(h, want, ROUNDING.get(h.dtype, COARSE)) and not (self.n == 1 and torch.equal(h, was)):
+        expected = recorded[rows] if recorded.ndim and len(recorded) == self.n else recorded
+        if not is_close(h, expected, ROUNDING_TOLERANCE.get(h.dtype, COARSE_TOLERANCE)) and not (
+            self.n == 1 and torch.equal(h, recorded)
+        ):
             return False
-        self.known[h] = _version(h), was
+        self.recorded_tensors[h] = _write_count(h), recorded
         return True
 
 
-def _may_answer(out: object, n: int, inputs: list[tuple[Tensor, int | None]]) -> bool:
+def _is_replayable(out: object, n: int, inputs: list[tuple[Tensor, int | None]]) -> bool:
     """Whether n rows came out that are no part of the inputs, which were left as they are."""
     if type(out) is not Tensor or not out.ndim or len(out) != n or out.requires_grad:
         return False
-    return not any(_version(h) != version or _share(h, out) for h, version in inputs)
+    return not any(_write_count(h) != version or _shares_storage(h, out) for h, version in inputs)
 
 
-def _next(left: Iterator[_Call], module: nn.Module) -> _Call | None:
+def _next_call(remaining: Iterator[_RecordedCall], module: nn.Module) -> _RecordedCall | None:
     """The recorded call, if it is of this module: else it is another way through, and no call after it is trusted."""
-    call = next(left, None)
+    call = next(remaining, None)
     if call is None or call.module is not module:
-        _skip(left)
+        _exhaust(remaining)
         return None
     return call
 
 
-def _skip(left: Iterator[_Call]) -> None:
-    for _ in left:
+def _exhaust(remaining: Iterator[_RecordedCall]) -> None:
+    for _ in remaining:
         pass
 
 
-def _version(h: Tensor) -> int | None:
+def _write_count(h: Tensor) -> int | None:
     """How often a tensor was written; None where that isn't counted."""
     return None if h.is_inference() else h._version
 
 
-def _share(a: Tensor, b: Tensor) -> bool:
+def _shares_storage(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _others(value: object) -> object:
+def _non_tensor_parts(value: object) -> object:
     """What is not a tensor in arguments, to compare: numbers and texts by value, objects by identity."""
     if isinstance(value, Tensor):
         return Tensor
     if isinstance(value, (tuple, list)):
-        return type(value), *map(_others, value)
+        return type(value), *map(_non_tensor_parts, value)
     if isinstance(value, Mapping):
-        return type(value), *((_others(name), _others(v)) for name, v in value.items())
+        return type(value), *((_non_tensor_parts(name), _non_tensor_parts(v)) for name, v in value.items())
     return (type(value), value) if isinstance(value, (bool, int, float, str, torch.dtype)) else id(value)
 
 
-def same(a: Tensor, b: Tensor, share: float) -> bool:
+def is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether two tensors are the same up to a share of the largest number."""
     if a.shape != b.shape or a.dtype != b.dtype or torch.equal(a, b):
         return a.shape == b.shape and a.dtype == b.dtype
     if not (a.is_floating_point() or a.is_complex()):
         return False
     largest = float(b.abs().nan_to_num(0, 0, 0).amax())
-    return torch.allclose(a, b, rtol=0, atol=share * largest, equal_nan=True)
+    return torch.allclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True)
 
 
-def _around(modules: Mapping[str, nn.Module], tapped: Collection[str]) -> set[nn.Module]:
+def _enclosing_modules(modules: Mapping[str, nn.Module], addresses: Collection[str]) -> set[nn.Module]:
     """The modules whose inside is tapped, by any of their names."""
-    found: set[nn.Module] = set()
-    for address in map(Address.parse, tapped):
+    enclosing: set[nn.Module] = set()
+    for address in map(Address.parse, addresses):
         module = modules[address.path]
-        found |= {module} if address.op not in (None, "input") else set()
+        enclosing |= {module} if address.op not in (None, "input") else set()
         for path in (p for p, m in modules.items() if m is module):
             parts = path.split(".")
-            found |= {m for i in range(len(parts)) if (m := modules.get(".".join(parts[:i]))) not in (None, module)}
-    return found
+            enclosing |= {m for i in range(len(parts)) if (m := modules.get(".".join(parts[:i]))) not in (None, module)}
+    return enclosing
 
 
 @contextmanager
-def _intercepted(modules: Collection[nn.Module], intercept: Intercept) -> Iterator[None]:
+def _intercept_forwards(modules: Collection[nn.Module], intercept: Intercept) -> Iterator[None]:
     """While open, `intercept` stands before each module's own forward, in this thread; hooks run around it as ever."""
     before = [(m, m.__dict__.get("forward")) for m in modules]
     try:
         for m in modules:
-            m.__dict__["forward"] = _standing_before(m, m.forward, intercept, get_ident())
+            m.__dict__["forward"] = _intercepting_forward(m, m.forward, intercept, get_ident())
         yield
     finally:
-        for m, own in before:
-            if own is None:
+        for m, original in before:
+            if original is None:
                 m.__dict__.pop("forward", None)
             else:
-                m.__dict__["forward"] = own
+                m.__dict__["forward"] = original
 
 
-def _standing_before(module: nn.Module, own: Forward, intercept: Intercept, thread: int) -> Forward:
-    @wraps(own)
+def _intercepting_forward(module: nn.Module, original: Forward, intercept: Intercept, thread: int) -> Forward:
+    @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return intercept(module, own, args, kwargs) if get_ident() == thread else own(*args, **kwargs)
+        return intercept(module, original, args, kwargs) if get_ident() == thread else original(*args, **kwargs)
 
     return forward

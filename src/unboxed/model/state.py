@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
-from .locks import GENERATORS, held
-from .op_tables import DROPOUTS, NOISES, name_of
+from .locks import RNG_LOCK, hold_locks
+from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
 
 Modules = tuple[nn.Module, ...]
 
 
 @contextmanager
-def flags(modules: Modules, mode: str) -> Iterator[None]:
+def mode_flags(modules: Modules, mode: str) -> Iterator[None]:
     """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
     before = [m.training for m in modules]
     try:
@@ -38,101 +38,106 @@ def flags(modules: Modules, mode: str) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded_rngs(seed: int, device: torch.device) -> Iterator[None]:
     """As `forked`, and other boxes that draw wait until it is over."""
-    with held((GENERATORS,)), forked(seed, device):
+    with hold_locks((RNG_LOCK,)), forked_rngs(seed, device):
         yield
 
 
 @contextmanager
-def forked(seed: int, device: torch.device) -> Iterator[None]:
+def forked_rngs(seed: int, device: torch.device) -> Iterator[None]:
     """A fork of every RNG that a model may draw from, started at `seed`."""
     before = rng_states(device)
-    _start(seed, device)
+    _seed_rngs(seed, device)
     try:
         yield
     finally:
-        put_rng_states(before, device)
+        restore_rng_states(before, device)
 
 
 @contextmanager
-def drawing(device: torch.device) -> Iterator[list[str]]:
+def detect_rng_use(device: torch.device) -> Iterator[list[str]]:
     """The list names the RNGs ("torch", "numpy", "random") that were drawn from inside, once it is left."""
-    found: list[str] = []
-    with held((GENERATORS,)):
+    used: list[str] = []
+    with hold_locks((RNG_LOCK,)):
         before = rng_states(device)
         try:
-            yield found
+            yield used
         finally:
             after = rng_states(device)
-            put_rng_states(before, device)
-            found += _drawn(before, after)
+            restore_rng_states(before, device)
+            used += _changed_rngs(before, after)
 
 
-def _drawn(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
-    own = torch.equal(before[0], after[0]) and (before[1] is None or torch.equal(before[1], after[1]))
+def _changed_rngs(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
+    torch_unchanged = torch.equal(before[0], after[0]) and (before[1] is None or torch.equal(before[1], after[1]))
     (kind, keys, *rest), (kind_now, keys_now, *rest_now) = before[2], after[2]
-    numpy = (kind, rest) == (kind_now, rest_now) and np.array_equal(keys, keys_now)
-    same = {"torch": own, "numpy": numpy, "random": before[3] == after[3]}
-    return [name for name, unchanged in same.items() if not unchanged]
+    numpy_unchanged = (kind, rest) == (kind_now, rest_now) and np.array_equal(keys, keys_now)
+    unchanged_by_name = {"torch": torch_unchanged, "numpy": numpy_unchanged, "random": before[3] == after[3]}
+    return [name for name, unchanged in unchanged_by_name.items() if not unchanged]
 
 
-def slow_to_ask(device: torch.device) -> bool:
+def syncs_on_read(device: torch.device) -> bool:
     """Whether looking at a value waits for work that was handed to the device."""
     return device.type != "cpu"
 
 
-def _backend(device: torch.device) -> Any:
+def _accelerator_backend(device: torch.device) -> Any:
     return None if device.type in ("cpu", "meta") else getattr(torch, device.type)
 
 
 def rng_states(device: torch.device) -> tuple[Any, ...]:
-    backend = _backend(device)
-    own = None if backend is None else _rng(backend.get_rng_state, device)
-    return torch.default_generator.get_state(), own, np.random.get_state(), random.getstate()
+    backend = _accelerator_backend(device)
+    device_state = None if backend is None else _call_with_device(backend.get_rng_state, device)
+    return torch.default_generator.get_state(), device_state, np.random.get_state(), random.getstate()
 
 
-def host_states() -> tuple[Any, ...]:
+def host_rng_states() -> tuple[Any, ...]:
     """The states of NumPy's and Python's RNGs, to compare."""
     kind, keys, *rest = np.random.get_state()
     return kind, np.asarray(keys).tobytes(), *rest, random.getstate()
 
 
-def _start(seed: int, device: torch.device) -> None:
+def _seed_rngs(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
-    if (backend := _backend(device)) is not None:
+    if (backend := _accelerator_backend(device)) is not None:
         with torch.device(device):
             backend.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def put_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
+def restore_rng_states(states: tuple[Any, ...], device: torch.device) -> None:
     torch.default_generator.set_state(states[0])
-    if (backend := _backend(device)) is not None:
-        _rng(backend.set_rng_state, device, states[1])
+    if (backend := _accelerator_backend(device)) is not None:
+        _call_with_device(backend.set_rng_state, device, states[1])
     np.random.set_state(states[2])
     random.setstate(states[3])
 
 
-def _rng(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
+def _call_with_device(call: Callable[..., Any], device: torch.device, *state: Any) -> Any:
     return call(*state) if device.type == "mps" else call(*state, device)
 
 
 class SharedNoise(TorchFunctionMode):
     """Dropout that a model leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
 
-    met = False  # whether the model ever asked for noise
+    was_used = False  # whether the model ever asked for noise
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        op, x = name_of(func), args[0] if args else None
-        if op not in DROPOUTS | NOISES or not isinstance(x, Tensor) or x.ndim < 2 or not _training(args, kwargs):
+        op, x = plain_op_name(func), args[0] if args else None
+        if (
+            op not in DROPOUT_OPS | NOISE_OPS
+            or not isinstance(x, Tensor)
+            or x.ndim < 2
+            or not _is_training(args, kwargs)
+        ):
             return func(*args, **kwargs)
-        self.met = True
-        if op in NOISES:
+        self.was_used = True
+        if op in NOISE_OPS:
             return func(x[:1], *args[1:], **kwargs).expand_as(x).clone()
         mask = func(torch.ones_like(x[:1]), *args[1:], **kwargs)  # (1, ...), scaled by 1 / (1 - p)
         if isinstance(mask, tuple):  # native_dropout gives (output, mask)
@@ -141,35 +146,35 @@ class SharedNoise(TorchFunctionMode):
         return x.mul_(mask) if in_place else x * mask
 
 
-def _training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
 
 
-class Switch:
+class GlobalSwitch:
     """A setting of the whole process, turned for as long as any thread needs it and turned back by the last one."""
 
-    def __init__(self, turned: Callable[[], AbstractContextManager[None]]) -> None:
-        self.turned = turned
-        self.lock, self.users, self.on = Lock(), 0, None
+    def __init__(self, make_context: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make_context = make_context
+        self.lock, self.n_users, self.context = Lock(), 0, None
 
-    on: AbstractContextManager[None] | None
+    context: AbstractContextManager[None] | None
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.users == 0:
-                self.on = self.turned()
-                self.on.__enter__()
-            self.users += 1
+            if self.n_users == 0:
+                self.context = self.make_context()
+                self.context.__enter__()
+            self.n_users += 1
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
-            self.users -= 1
-            if self.users == 0 and self.on is not None:
-                self.on.__exit__(None, None, None)
+            self.n_users -= 1
+            if self.n_users == 0 and self.context is not None:
+                self.context.__exit__(None, None, None)
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def _disable_fastpath() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -178,7 +183,7 @@ def _unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Eager:
+class _ForceEager:
     """As `with torch.compiler.set_stance(...)`, which sets the stance when it is made and once more on entering."""
 
     def __enter__(self) -> None:
@@ -188,23 +193,23 @@ class _Eager:
         self.stance.__exit__(None, None, None)
 
 
-UNFUSED, EAGER = Switch(_unfused), Switch(_Eager)
-FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+UNFUSED_ATTENTION, FORCE_EAGER = GlobalSwitch(_disable_fastpath), GlobalSwitch(_ForceEager)
+FUSED_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def own_settings(stack: ExitStack, device: torch.device, fused: bool = True) -> None:
+def neutral_settings(stack: ExitStack, device: torch.device, has_fused_attention: bool = True) -> None:
     """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
     if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
-        stack.enter_context(EAGER)
+        stack.enter_context(FORCE_EAGER)
     if torch.is_autocast_enabled(device.type):
         stack.enter_context(torch.autocast(device.type, enabled=False))
-    if fused:
-        stack.enter_context(UNFUSED)
+    if has_fused_attention:
+        stack.enter_context(UNFUSED_ATTENTION)
 
 
-def gradients_on(grad: bool) -> AbstractContextManager[None]:
+def grad_mode(grad: bool) -> AbstractContextManager[None]:
     """Work although the caller may be in no_grad or inference_mode."""
-    return _out_of_inference(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
+    return _leave_inference_mode(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
 
 
 class _GradMode:
@@ -222,13 +227,13 @@ class _GradMode:
 
 
 @contextmanager
-def _out_of_inference(grad: bool) -> Iterator[None]:
+def _leave_inference_mode(grad: bool) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         yield
 
 
 @contextmanager
-def narrowed(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
     if dtype is None:
         yield

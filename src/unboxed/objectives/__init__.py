@@ -5,16 +5,16 @@ Higher is better, always: the engine climbs, and `-objective` descends, so no ob
 target activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
 """
 
-from .algebra import ENDS as ENDS
+from .algebra import MODEL_ENDS as MODEL_ENDS
 from .algebra import Acts as Acts
-from .algebra import Held as Held
+from .algebra import Constant as Constant
 from .algebra import Index as Index
 from .algebra import Objective as Objective
-from .algebra import held as held
-from .algebra import of as of
-from .algebra import wide as wide
+from .algebra import constant as constant
+from .algebra import layer_objective as layer_objective
+from .algebra import as_float as as_float
 from .images import alpha_norm as alpha_norm
-from .images import far_from_mean as far_from_mean
+from .images import color_distance as color_distance
 from .images import roughness as roughness
 from .images import total_variation as total_variation
 from .likeness import cosine as cosine
@@ -30,10 +30,10 @@ from .outputs import logit as logit
 from .outputs import logprob as logprob
 from .outputs import loss as loss
 from .outputs import margin as margin
-from .outputs import pooled as pooled
+from .outputs import mean_over_positions as mean_over_positions
 from .outputs import targeted_dlr as targeted_dlr
-from .recorded import recorded as recorded
-from .recorded import same as same
+from .recorded import remember_call as remember_call
+from .recorded import is_equal as is_equal
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

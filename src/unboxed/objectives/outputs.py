@@ -9,56 +9,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Held, Objective, of
-from .recorded import recorded
+from .algebra import Constant, Objective, layer_objective
+from .recorded import remember_call
 
 
-@recorded
-def logit(k: int | Tensor | Held | None = None) -> Objective:
+@remember_call
+def logit(k: int | Tensor | Constant | None = None) -> Objective:
     """The pre-softmax value of class k: an int, one class an example (N,), or None for the predicted class."""
-    return _class(logit, k, "logit", lambda z: z)
+    return _class_objective(logit, k, "logit", lambda z: z)
 
 
-@recorded
-def logprob(k: int | Tensor | Held | None = None) -> Objective:
+@remember_call
+def logprob(k: int | Tensor | Constant | None = None) -> Objective:
     """The log-probability of class k (as for `logit`)."""
-    return _class(logprob, k, "logprob", lambda z: z.log_softmax(1))
+    return _class_objective(logprob, k, "logprob", lambda z: z.log_softmax(1))
 
 
-def _class(
-    remake: Callable[[Held], Objective], k: int | Tensor | Held | None, name: str, of_logits: Callable[[Tensor], Tensor]
+def _class_objective(
+    rebuild: Callable[[Constant], Objective],
+    k: int | Tensor | Constant | None,
+    name: str,
+    transform: Callable[[Tensor], Tensor],
 ) -> Objective:
-    own = k if k is None else _labels(k)
+    labels = k if k is None else _as_constant(k)
 
     def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
-        values = pooled(of_logits(z))
-        if own is None:
+        values = mean_over_positions(transform(z))
+        if labels is None:
             return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
-        _check(own, len(values), values.shape[1])
-        least, most = own.span() or (0, 1)
-        if least == most:  # one class for all rows: a view, and a cheap backward
-            return values[:, least]
-        return values.gather(1, own.beside(values).expand(len(values))[:, None])[:, 0]
+        _check_class_range(labels, len(values), values.shape[1])
+        lower, upper = labels.value_range() or (0, 1)
+        if lower == upper:  # one class for all rows: a view, and a cheap backward
+            return values[:, lower]
+        return values.gather(1, labels.to_like(values).expand(len(values))[:, None])[:, 0]
 
-    if own is not None and own.value.ndim:
-        many = f"{name} of each example's class"
-        return of("logits", score, many, lambda i: remake(own[i]), len(own))
-    return of("logits", score, f"{name} of the predicted class" if own is None else f"{name} {int(own.value)}")
+    if labels is not None and labels.value.ndim:
+        per_example_name = f"{name} of each example's class"
+        return layer_objective("logits", score, per_example_name, lambda i: rebuild(labels[i]), len(labels))
+    return layer_objective(
+        "logits", score, f"{name} of the predicted class" if labels is None else f"{name} {int(labels.value)}"
+    )
 
 
-def pooled(z: Tensor) -> Tensor:
+def mean_over_positions(z: Tensor) -> Tensor:
     """(N, K) of outputs (N, K, ...): a map of outputs counts by its mean."""
     return z if z.ndim == 2 else z.flatten(2).mean(2)
 
 
-def _labels(y: object) -> Held:
-    return y if isinstance(y, Held) else Held(as_classes(y).long())
+def _as_constant(y: object) -> Constant:
+    return y if isinstance(y, Constant) else Constant(as_classes(y).long())
 
 
-def _right(labels: Held, z: Tensor) -> Tensor:
+def _labels_per_row(labels: Constant, z: Tensor) -> Tensor:
     """The class of each row (N,) of logits (N, K, ...). Raises InputError."""
-    _check(labels, len(z), z.shape[1])
-    return labels.beside(z).expand(len(z))
+    _check_class_range(labels, len(z), z.shape[1])
+    return labels.to_like(z).expand(len(z))
 
 
 def as_classes(y: object, what: str = "a class") -> Tensor:
@@ -72,77 +77,79 @@ def as_classes(y: object, what: str = "a class") -> Tensor:
     return values
 
 
-def check_classes(k: int | Tensor | Held | None, n: int, classes: int) -> None:
+def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
     """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
     if k is not None:
-        _check(_labels(k), n, classes)
+        _check_class_range(_as_constant(k), n, n_classes)
 
 
-def _check(k: Held, n: int, classes: int) -> None:
+def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     shape = tuple(k.value.shape)
     if shape not in ((), (n,)):
         raise InputError(f"wanted one class, or one for each of {n} examples, shape ({n},); got {shape}")
-    least, most = k.span() or (0, 0)
-    if least < 0 or most >= classes:
-        got = str(least) if least == most else f"{least} to {most}"
-        raise InputError(f"the model has classes 0 to {classes - 1}; got {got}")
+    lower, upper = k.value_range() or (0, 0)
+    if lower < 0 or upper >= n_classes:
+        got = str(lower) if lower == upper else f"{lower} to {upper}"
+        raise InputError(f"the model has classes 0 to {n_classes - 1}; got {got}")
 
 
-@recorded
-def loss(y: int | Tensor | Held) -> Objective:
+@remember_call
+def loss(y: int | Tensor | Constant) -> Objective:
     """The cross-entropy of each example under its label y: (N,), or one for all."""
 
-    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
-        return F.cross_entropy(z, right, reduction="none")
+    def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
+        return F.cross_entropy(z, labels, reduction="none")
 
-    return _of_labels(loss, y, score, "loss")
+    return _label_objective(loss, y, score, "loss")
 
 
-@recorded
-def margin(y: int | Tensor | Held) -> Objective:
+@remember_call
+def margin(y: int | Tensor | Constant) -> Objective:
     """The best wrong logit minus the right one: above zero once the example is taken for another class.
 
     Where both are exactly equal the answer is the first of them, and the margin the least number on its side of zero.
     """
 
-    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
-        own = right[:, None]
-        ahead = z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
-        side = (z.argmax(1) != right).to(z) * 2 - 1
-        return ahead + (ahead.detach() == 0) * side * torch.finfo(z.dtype).tiny
+    def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
+        index = labels[:, None]
+        difference = z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]
+        tie_sign = (z.argmax(1) != labels).to(z) * 2 - 1
+        return difference + (difference.detach() == 0) * tie_sign * torch.finfo(z.dtype).tiny
 
-    return _of_labels(margin, y, score, "margin")
+    return _label_objective(margin, y, score, "margin")
 
 
-@recorded
-def dlr(y: int | Tensor | Held) -> Objective:
+@remember_call
+def dlr(y: int | Tensor | Constant) -> Objective:
     """The difference of logits ratio: the margin over the gap between the largest and the third largest logit.
 
     It does not change when the logits are scaled. Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness
     with an Ensemble of Diverse Parameter-free Attacks", arXiv:2003.01690, eq. 6.
     """
 
-    def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
-        own, top = right[:, None], _most(z, 3)
-        return (z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]) / _gap(top[:, 0] - top[:, 2])
+    def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
+        index, top = labels[:, None], _top_logits(z, 3)
+        return (z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]) / _safe_divisor(
+            top[:, 0] - top[:, 2]
+        )
 
-    return _of_labels(dlr, y, score, "dlr")
+    return _label_objective(dlr, y, score, "dlr")
 
 
-@recorded
-def targeted_dlr(y: Tensor | Held, target: Tensor | Held) -> Objective:
+@remember_call
+def targeted_dlr(y: Tensor | Constant, target: Tensor | Constant) -> Objective:
     """As `dlr`, from each class y (N,) to a target (N,): arXiv:2003.01690, eq. 7."""
-    right, wanted = _labels(y), _labels(target)
+    labels, targets = _as_constant(y), _as_constant(target)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
-        own, goal = (z.gather(1, k.beside(z)[:, None])[:, 0] for k in (right, wanted))
-        top = _most(z, 4)
-        return (goal - own) / _gap(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+        label_logits, target_logits = (z.gather(1, k.to_like(z)[:, None])[:, 0] for k in (labels, targets))
+        top = _top_logits(z, 4)
+        return (target_logits - label_logits) / _safe_divisor(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
-    return of("logits", score, "targeted dlr", lambda i: targeted_dlr(right[i], wanted[i]), len(right))
+    return layer_objective("logits", score, "targeted dlr", lambda i: targeted_dlr(labels[i], targets[i]), len(labels))
 
 
-def _most(z: Tensor, k: int) -> Tensor:
+def _top_logits(z: Tensor, k: int) -> Tensor:
     """The k largest logits (N, k). Raises InputError where there are fewer."""
     if z.shape[1] < k:
         raise InputError(
@@ -151,20 +158,20 @@ def _most(z: Tensor, k: int) -> Tensor:
     return z.topk(k).values
 
 
-def _gap(d: Tensor) -> Tensor:
+def _safe_divisor(d: Tensor) -> Tensor:
     """What the margin is divided by; one, where the gap reaches down to masked classes and so says nothing of scale."""
-    masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the type's least number
-    return torch.where(masked, 1.0, d.clamp_min(1e-12))
+    is_masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the type's least number
+    return torch.where(is_masked, 1.0, d.clamp_min(1e-12))
 
 
-def _of_labels(
-    remake: Callable[[Held], Objective], y: object, of_both: Callable[[Tensor, Tensor], Tensor], name: str
+def _label_objective(
+    rebuild: Callable[[Constant], Objective], y: object, score_fn: Callable[[Tensor, Tensor], Tensor], name: str
 ) -> Objective:
-    labels = _labels(y)
+    labels = _as_constant(y)
 
     def score(z: Tensor) -> Tensor:
-        return of_both(z, _right(labels, z))
+        return score_fn(z, _labels_per_row(labels, z))
 
     if labels.value.ndim == 0:
-        return of("logits", score, name)
-    return of("logits", score, name, lambda i: remake(labels[i]), len(labels))
+        return layer_objective("logits", score, name)
+    return layer_objective("logits", score, name, lambda i: rebuild(labels[i]), len(labels))

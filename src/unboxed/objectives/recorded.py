@@ -21,71 +21,71 @@ P = ParamSpec("P")
 Call = tuple[Callable[..., "Objective"], tuple[Any, ...], dict[str, Any]]
 
 
-def recorded(make: Callable[P, Objective]) -> Callable[P, Objective]:
-    """A function that makes a new objective at each call, which then remembers that call as its `made`."""
+def remember_call(factory: Callable[P, Objective]) -> Callable[P, Objective]:
+    """A function that makes a new objective at each call, which then remembers that call as its `call`."""
 
-    @wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Objective:
-        copies, named = each(copied, args), each(copied, kwargs)
-        objective = make(*copies, **named)
-        object.__setattr__(objective, "made", (call, copies, named))
+    @wraps(factory)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Objective:
+        copied_args, copied_kwargs = map_nested(copy_value, args), map_nested(copy_value, kwargs)
+        objective = factory(*copied_args, **copied_kwargs)
+        object.__setattr__(objective, "call", (wrapper, copied_args, copied_kwargs))
         return objective
 
-    return call
+    return wrapper
 
 
-def each(work: Callable[[Any], Any], value: Any) -> Any:
+def map_nested(func: Callable[[Any], Any], value: Any) -> Any:
     """`work` on every value in tuples, lists and dicts."""
     if type(value) in (tuple, list):
-        return type(value)(each(work, v) for v in value)
-    return {k: each(work, v) for k, v in value.items()} if type(value) is dict else work(value)
+        return type(value)(map_nested(func, v) for v in value)
+    return {k: map_nested(func, v) for k, v in value.items()} if type(value) is dict else func(value)
 
 
-def copied(value: Any) -> Any:
+def copy_value(value: Any) -> Any:
     """A copy of a tensor or an array; gradients reach a tensor through its copy."""
     if isinstance(value, Tensor):
         return value.clone()
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def detached(value: Any) -> Any:
+def detach_value(value: Any) -> Any:
     """A tensor without its graph, which can be neither pickled nor deep-copied."""
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def again(make: Callable[..., Objective], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Objective:
+def replay_call(factory: Callable[..., Objective], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Objective:
     """The objective of a remembered call: what a pickle of one does when it is read."""
-    return make(*args, **kwargs)
+    return factory(*args, **kwargs)
 
 
-def same_call(a: Call, b: Call) -> bool:
+def is_same_call(a: Call, b: Call) -> bool:
     """Whether two calls name the same function and, defaults filled in, the same arguments."""
-    return a[0] is b[0] and same(_arguments(a), _arguments(b))
+    return a[0] is b[0] and is_equal(_bound_arguments(a), _bound_arguments(b))
 
 
-def _arguments(call: Call) -> dict[str, Any]:
+def _bound_arguments(call: Call) -> dict[str, Any]:
     bound = inspect.signature(call[0]).bind(*call[1], **call[2])
     bound.apply_defaults()
     return bound.arguments
 
 
-def same(a: Any, b: Any) -> bool:
+def is_equal(a: Any, b: Any) -> bool:
     """Whether two values are equal, tensors and arrays by shape and content; it never raises."""
     if a is b:
         return True
     if isinstance(a, (Tensor, np.ndarray)) or isinstance(b, (Tensor, np.ndarray)):
-        return _same_tensors(a, b)
+        return _equal_tensors(a, b)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(is_equal, a, b))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(is_equal(a[k], b[k]) for k in a)
     try:
         return bool(a == b)
     except (RuntimeError, TypeError, ValueError):  # of a type whose `==` is no yes or no
         return False
 
 
-def _same_tensors(a: Any, b: Any) -> bool:
+def _equal_tensors(a: Any, b: Any) -> bool:
     try:
         a, b = torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()
         return a.shape == b.shape and bool((a == b).all())

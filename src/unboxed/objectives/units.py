@@ -8,67 +8,75 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Held, Objective, of
+from .algebra import Constant, Objective, layer_objective
 from .outputs import as_classes
-from .recorded import recorded
+from .recorded import remember_call
 
-Place = int | Tensor | Held  # one for all examples, or (N,) ints, one an example
+IndexLike = int | Tensor | Constant  # one for all examples, or (N,) ints, one an example
 
 
-@recorded
-def channel(layer: str, k: Place) -> Objective:
+@remember_call
+def channel(layer: str, k: IndexLike) -> Objective:
     """The mean of channel k of a layer over its positions (of unit k, for a layer without positions)."""
 
-    def score(h: Tensor, k: _Where) -> Tensor:
-        return _unit(h, k, layer).reshape(len(h), -1).mean(1)
+    def score(h: Tensor, k: _StoredIndex) -> Tensor:
+        return _select_channel(h, k, layer).reshape(len(h), -1).mean(1)
 
-    unit = _where(k, "a channel")
-    return _placed(channel, layer, (unit,), score, f"{layer} channel {_said(unit)}")
+    channel_index = _as_index(k, "a channel")
+    return _indexed_objective(
+        channel, layer, (channel_index,), score, f"{layer} channel {_format_indices(channel_index)}"
+    )
 
 
-@recorded
-def neuron(layer: str, k: Place, *position: Place) -> Objective:
+@remember_call
+def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
     """One neuron: channel k at a position, by default the central one."""
 
-    def score(h: Tensor, k: _Where, *position: _Where) -> Tensor:
-        at = _position(h, position, layer)
-        h = _unit(h, k, layer)
-        for i in at:
-            h = _picked(h, i)
+    def score(h: Tensor, k: _StoredIndex, *position: _StoredIndex) -> Tensor:
+        indices = _position_or_center(h, position, layer)
+        h = _select_channel(h, k, layer)
+        for i in indices:
+            h = _select_index(h, i)
         return h
 
-    unit, at = _where(k, "a channel"), _wheres(position)
-    return _placed(neuron, layer, (unit, *at), score, f"{layer} channel {_said(unit)} at {_said(*at)}")
+    channel_index, at = _as_index(k, "a channel"), _as_indices(position)
+    return _indexed_objective(
+        neuron,
+        layer,
+        (channel_index, *at),
+        score,
+        f"{layer} channel {_format_indices(channel_index)} at {_format_indices(*at)}",
+    )
 
 
-@recorded
-def spatial(layer: str, *position: Place) -> Objective:
+@remember_call
+def spatial(layer: str, *position: IndexLike) -> Objective:
     """The mean square of all channels at one position, by default the central one (Olah et al. 2017)."""
 
-    def score(h: Tensor, *position: _Where) -> Tensor:
-        at = _position(h, position, layer)
+    def score(h: Tensor, *position: _StoredIndex) -> Tensor:
+        indices = _position_or_center(h, position, layer)
         h = h.movedim(1, -1)  # (N, ..., C)
-        for i in at:
-            h = _picked(h, i)
+        for i in indices:
+            h = _select_index(h, i)
         return h.flatten(1).pow(2).mean(1)
 
-    at = _wheres(position)
-    return _placed(spatial, layer, at, score, f"{layer} at {_said(*at)}")
+    at = _as_indices(position)
+    return _indexed_objective(spatial, layer, at, score, f"{layer} at {_format_indices(*at)}")
 
 
-@recorded
+@remember_call
 def energy(layer: str) -> Objective:
     """The mean square of all that a layer gives: what DeepDream climbs (Mordvintsev et al. 2015)."""
-    return of(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} as a whole")
+    return layer_objective(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} as a whole")
 
 
-@recorded
+@remember_call
 def direction(layer: str, v: Tensor) -> Objective:
     """The mean over positions of <h, v>: v has one value a channel (C,), or the layer's whole shape."""
-    own = Held(v)
+    vector = Constant(v)
 
     def score(h: Tensor) -> Tensor:
-        w = own.beside(h)
+        w = vector.to_like(h)
         if w.shape == h.shape[1:]:
             return (h * w).flatten(1).sum(1)
         if w.ndim != 1 or len(w) != h.shape[1]:
@@ -77,75 +85,81 @@ def direction(layer: str, v: Tensor) -> Objective:
             )
         return torch.einsum("nc...,c->n...", h, w).flatten(1).mean(1)
 
-    return of(layer, score, f"{layer} along a direction")
+    return layer_objective(layer, score, f"{layer} along a direction")
 
 
-_Where = int | Held
+_StoredIndex = int | Constant
 
 
-def _where(place: Place, what: str) -> _Where:
+def _as_index(index: IndexLike, what: str) -> _StoredIndex:
     """A place as the objective holds it: an int, or (N,) longs. Raises InputError."""
-    if isinstance(place, Held):
-        return place
-    places = as_classes(place, what)
-    if places.ndim > 1:
-        raise InputError(f"{what} is an int, or (N,) ints one an example; got shape {tuple(places.shape)}")
-    return Held(places.long()) if places.ndim else int(places)
+    if isinstance(index, Constant):
+        return index
+    indices = as_classes(index, what)
+    if indices.ndim > 1:
+        raise InputError(f"{what} is an int, or (N,) ints one an example; got shape {tuple(indices.shape)}")
+    return Constant(indices.long()) if indices.ndim else int(indices)
 
 
-def _wheres(position: tuple[Place, ...]) -> tuple[_Where, ...]:
-    return tuple(_where(i, "a position") for i in position)
+def _as_indices(position: tuple[IndexLike, ...]) -> tuple[_StoredIndex, ...]:
+    return tuple(_as_index(i, "a position") for i in position)
 
 
-def _placed(
-    remake: Callable[..., Objective], layer: str, places: tuple[_Where, ...], score: Callable[..., Tensor], name: str
+def _indexed_objective(
+    rebuild: Callable[..., Objective],
+    layer: str,
+    indices: tuple[_StoredIndex, ...],
+    score: Callable[..., Tensor],
+    name: str,
 ) -> Objective:
     """The objective `score(h, *places)`, whose places follow the rows where they have one an example.
 
     `remake(layer, *places)` is the same for other rows.
     """
-    sizes = {len(p) for p in places if isinstance(p, Held)}
-    if len(sizes) > 1:
-        raise InputError(f"{name} holds places for {' and '.join(map(str, sorted(sizes)))} examples; give one each")
+    lengths = {len(p) for p in indices if isinstance(p, Constant)}
+    if len(lengths) > 1:
+        raise InputError(f"{name} holds places for {' and '.join(map(str, sorted(lengths)))} examples; give one each")
 
     def select(i: slice | Tensor) -> Objective:
-        return remake(layer, *(p[i] if isinstance(p, Held) else p for p in places))
+        return rebuild(layer, *(p[i] if isinstance(p, Constant) else p for p in indices))
 
-    return of(layer, lambda h: score(h, *places), name, select if sizes else None, *sizes)
-
-
-def _said(*places: _Where) -> str:
-    return ", ".join("one each" if isinstance(p, Held) else str(p) for p in places) or "the center"
+    return layer_objective(layer, lambda h: score(h, *indices), name, select if lengths else None, *lengths)
 
 
-def _unit(h: Tensor, k: _Where, layer: str) -> Tensor:
+def _format_indices(*indices: _StoredIndex) -> str:
+    return ", ".join("one each" if isinstance(p, Constant) else str(p) for p in indices) or "the center"
+
+
+def _select_channel(h: Tensor, k: _StoredIndex, layer: str) -> Tensor:
     """Channel k, (N, ...)."""
-    if h.ndim < 2 or not _inside(k, h.shape[1]):
-        raise InputError(f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no number {_number(k)}")
-    return _picked(h, k)
+    if h.ndim < 2 or not _is_in_range(k, h.shape[1]):
+        raise InputError(
+            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no number {_format_index(k)}"
+        )
+    return _select_index(h, k)
 
 
-def _number(k: _Where) -> str:
-    return " or ".join(map(str, k.span() or ())) if isinstance(k, Held) else str(k)
+def _format_index(k: _StoredIndex) -> str:
+    return " or ".join(map(str, k.value_range() or ())) if isinstance(k, Constant) else str(k)
 
 
-def _position(h: Tensor, position: tuple[_Where, ...], layer: str) -> tuple[_Where, ...]:
+def _position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], layer: str) -> tuple[_StoredIndex, ...]:
     """The position, or the central one. Raises InputError where the layer has none such."""
-    at = position or tuple(s // 2 for s in h.shape[2:])
-    if len(at) != h.ndim - 2 or not all(_inside(i, s) for i, s in zip(at, h.shape[2:], strict=True)):
-        places = ", ".join(map(_number, position))
-        raise InputError(f"{layer} has positions {tuple(h.shape[2:])}; ({places}) is none of them")
-    return at
+    indices = position or tuple(s // 2 for s in h.shape[2:])
+    if len(indices) != h.ndim - 2 or not all(_is_in_range(i, s) for i, s in zip(indices, h.shape[2:], strict=True)):
+        position_text = ", ".join(map(_format_index, position))
+        raise InputError(f"{layer} has positions {tuple(h.shape[2:])}; ({position_text}) is none of them")
+    return indices
 
 
-def _inside(i: _Where, size: int) -> bool:
+def _is_in_range(i: _StoredIndex, size: int) -> bool:
     """Whether there is such a number; those on an accelerator are not waited for."""
-    least, most = (i.span() or (0, 0)) if isinstance(i, Held) else (i, i)
-    return -size <= least and most < size
+    lower, upper = (i.value_range() or (0, 0)) if isinstance(i, Constant) else (i, i)
+    return -size <= lower and upper < size
 
 
-def _picked(h: Tensor, i: _Where) -> Tensor:
+def _select_index(h: Tensor, i: _StoredIndex) -> Tensor:
     """Number i of the second axis, (N, ...)."""
-    if isinstance(i, Held):
-        return h[torch.arange(len(h), device=h.device), i.beside(h)]
+    if isinstance(i, Constant):
+        return h[torch.arange(len(h), device=h.device), i.to_like(h)]
     return h[:, i]

@@ -2,34 +2,34 @@
 
 from . import colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
-from .drawn import animation, drawings, strip
-from .files import gif, png, save
-from .heat import heatmap
-from .patch import printable
+from .drawn import frame_strip, image_sheet, save_animation
+from .files import png_bytes, save, save_gif
+from .heat import attribution_plot
+from .patch import printable_patch
 from .pngs import save_png
 
 __all__ = [
     "activations",
-    "animation",
+    "attribution_plot",
     "class_sheet",
     "colors",
     "compare",
     "confused",
     "draw",
-    "drawings",
     "filters",
-    "gif",
+    "frame_strip",
     "gradients",
     "heat",
-    "heatmap",
+    "image_sheet",
     "map",
     "morph_strip",
-    "png",
-    "printable",
+    "png_bytes",
+    "printable_patch",
     "projector",
     "save",
+    "save_animation",
+    "save_gif",
     "save_png",
     "sheet",
-    "strip",
     "units",
 ]

@@ -15,93 +15,95 @@ from PIL import Image
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
-HARD = 96  # pictures up to this many pixels a side are enlarged with hard pixels
+NEAREST_MAX_PIXELS = 96  # pictures up to this many pixels a side are enlarged with hard pixels
 
 
-def _table(anchors: str, colors: int = 256) -> Bytes:
+def _color_table(anchors: str, colors: int = 256) -> Bytes:
     """Colors linear between evenly spaced anchors written in hexadecimal."""
     points = np.array([list(bytes.fromhex(a)) for a in anchors.split()], dtype=float)  # (A, 3)
-    at = np.linspace(0, len(points) - 1, colors)
-    return np.stack([np.interp(at, range(len(points)), points[:, c]) for c in range(3)], 1).round().astype(np.uint8)
+    positions = np.linspace(0, len(points) - 1, colors)
+    return (
+        np.stack([np.interp(positions, range(len(points)), points[:, c]) for c in range(3)], 1).round().astype(np.uint8)
+    )
 
 
 # Blue below zero, white at zero, red above: ColorBrewer's RdBu (Brewer 2003), which the color-blind tell apart.
 # An odd number of colors, so that zero is exactly white.
-SIGNED = _table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
+SIGNED_TABLE = _color_table("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
-MAGNITUDE = _table(
+MAGNITUDE_TABLE = _color_table(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
     " cf4070 e65164 f46a5c fb8861 fea571 fec287 fde0a1 fcfdbf"
 )
-GRAY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-_NEUTRAL = np.array([128, 128, 128], dtype=np.uint8)
+GRAY_TABLE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+_NAN_COLOR = np.array([128, 128, 128], dtype=np.uint8)
 
 
-def array(x: Any) -> Array:
+def as_array(x: Any) -> Array:
     """Any array or tensor, on any device and in any dtype, as a float64 array."""
     if hasattr(x, "detach"):
         x = x.detach().cpu().double().numpy()
     return np.asarray(x, dtype=np.float64)
 
 
-def reach(*maps: Any, quantile: float = 1.0) -> float:
+def vmax(*maps: Any, quantile: float = 1.0) -> float:
     """The range +-s that maps to be compared share: their largest magnitude, or that quantile of it. Never zero."""
-    sizes = [np.abs(array(m)).ravel() for m in maps]
-    every = np.concatenate(sizes) if sizes else np.zeros(0)
-    every = every[np.isfinite(every)]
-    top = float(np.quantile(every, quantile)) if every.size else 0.0
-    return top or (float(every.max()) if every.size else 0.0) or 1.0
+    magnitudes = [np.abs(as_array(m)).ravel() for m in maps]
+    values = np.concatenate(magnitudes) if magnitudes else np.zeros(0)
+    values = values[np.isfinite(values)]
+    limit = float(np.quantile(values, quantile)) if values.size else 0.0
+    return limit or (float(values.max()) if values.size else 0.0) or 1.0
 
 
-def signed(m: Any, scale: float | None = None) -> Bytes:
+def signed_to_rgb(m: Any, scale: float | None = None) -> Bytes:
     """(..., H, W) -> (..., H, W, 3): zero is white, -scale the darkest blue, +scale the darkest red.
 
     `scale` defaults to `reach(m)`. What is not finite turns gray.
     """
-    m = array(m)
-    return _colored(m / (scale or reach(m)) / 2 + 0.5, SIGNED)
+    m = as_array(m)
+    return _apply_table(m / (scale or vmax(m)) / 2 + 0.5, SIGNED_TABLE)
 
 
-def magnitude(m: Any, scale: float | None = None) -> Bytes:
+def magnitude_to_rgb(m: Any, scale: float | None = None) -> Bytes:
     """(..., H, W) -> (..., H, W, 3): zero is black, `scale` (default: the largest value) the lightest."""
-    m = array(m)
-    return _colored(m / (scale or reach(m.clip(min=0))), MAGNITUDE)
+    m = as_array(m)
+    return _apply_table(m / (scale or vmax(m.clip(min=0))), MAGNITUDE_TABLE)
 
 
-def gray(m: Any) -> Bytes:
+def gray_to_rgb(m: Any) -> Bytes:
     """(..., H, W) in [0, 1] -> (..., H, W, 3)."""
-    return _colored(array(m), GRAY)
+    return _apply_table(as_array(m), GRAY_TABLE)
 
 
-def image(x: Any) -> Bytes:
+def image_to_rgb(x: Any) -> Bytes:
     """Images (..., C, H, W) in [0, 1] -> (..., H, W, 3): RGB for three channels, else the gray mean of all."""
-    x = array(x)
+    x = as_array(x)
     if x.shape[-3] != 3:
-        return gray(x.mean(-3))
+        return gray_to_rgb(x.mean(-3))
     levels = (np.nan_to_num(x, nan=0.5).clip(0, 1) * 255).round().astype(np.uint8)
     return np.moveaxis(levels, -3, -1)
 
 
-def flat(m: Any) -> Array:
+def sum_channels(m: Any) -> Array:
     """A map with channels (..., C, H, W) -> (..., H, W): their sum, what brightening a whole pixel would do."""
-    total: Array = array(m).sum(-3)
+    total: Array = as_array(m).sum(-3)
     return total
 
 
-def _colored(unit: Array, table: Bytes) -> Bytes:
-    known = np.isfinite(unit)
-    levels = (np.where(known, unit, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
-    picture = table[levels]
-    if not known.all():
-        picture[~known] = _NEUTRAL
-    return picture
+def _apply_table(unit: Array, table: Bytes) -> Bytes:
+    is_finite = np.isfinite(unit)
+    levels = (np.where(is_finite, unit, 0).clip(0, 1) * (len(table) - 1)).round().astype(np.uint8)
+    rgb = table[levels]
+    if not is_finite.all():
+        rgb[~is_finite] = _NAN_COLOR
+    return rgb
 
 
-def fitted(picture: Bytes | Image.Image, side: int) -> Image.Image:
+def resize_to(source: Bytes | Image.Image, side: int) -> Image.Image:
     """The picture at about `side` pixels: small ones by a whole factor with hard pixels, photos shrunk smoothly."""
-    im = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    im = source if isinstance(source, Image.Image) else Image.fromarray(source)
     longest = max(im.size)
-    if longest <= HARD:
+    if longest <= NEAREST_MAX_PIXELS:
         k = max(1, round(side / longest))
         return im.resize((im.width * k, im.height * k), Image.Resampling.NEAREST) if k > 1 else im
     if longest <= side:
@@ -110,20 +112,20 @@ def fitted(picture: Bytes | Image.Image, side: int) -> Image.Image:
     return im.resize(size, Image.Resampling.LANCZOS)
 
 
-def tiled(pictures: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, wide: int = 232) -> Bytes:
+def tile_images(images: Sequence[Bytes] | Bytes, columns: int, *, cell: int = 112, max_width: int = 232) -> Bytes:
     """Small multiples (K, H, W, 3) as one RGBA picture with at most `columns` a row; the gaps are transparent.
 
     Each is enlarged by the whole factor that keeps it within `cell` pixels and all of them within `wide`.
     """
-    h, w = pictures[0].shape[:2]
-    columns = min(columns, len(pictures))
-    k = max(1, min(cell // max(h, w), wide // (columns * w)))
+    h, w = images[0].shape[:2]
+    columns = min(columns, len(images))
+    k = max(1, min(cell // max(h, w), max_width // (columns * w)))
     h, w = h * k, w * k
     gap = max(3, h // 8)
-    rows = -(-len(pictures) // columns)
-    page = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), dtype=np.uint8)
-    for i, picture in enumerate(pictures):
+    rows = -(-len(images) // columns)
+    canvas = np.zeros((rows * (h + gap) - gap, columns * (w + gap) - gap, 4), dtype=np.uint8)
+    for i, tile in enumerate(images):
         top, left = i // columns * (h + gap), i % columns * (w + gap)
-        page[top : top + h, left : left + w, :3] = picture.repeat(k, 0).repeat(k, 1)
-        page[top : top + h, left : left + w, 3] = 255
-    return page
+        canvas[top : top + h, left : left + w, :3] = tile.repeat(k, 0).repeat(k, 1)
+        canvas[top : top + h, left : left + w, 3] = 255
+    return canvas

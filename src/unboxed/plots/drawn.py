@@ -12,59 +12,61 @@ from PIL import Image
 
 from ..errors import InputError
 from . import colors
-from .colors import Bytes, array
-from .files import gif
-from .sheet import Tile, sheet
+from .colors import Bytes, as_array
+from .files import save_gif
+from .sheet import Tile, contact_sheet
 
 
-def drawings(drawn: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8) -> Image.Image:
+def image_sheet(result: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8) -> Image.Image:
     """The images of a result of `synthesis`, or images (N, C, H, W), at most `columns` a row.
 
     Below each stands its score; where there is transparency, it is used.
     """
-    pictures = _pictures(drawn)
-    words = list(captions) or _words(drawn, len(pictures))
-    tiles = [Tile(p, w) for p, w in zip(pictures, words, strict=True)]
-    return sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title)
+    images = _result_images(result)
+    padded_captions = list(captions) or _captions(result, len(images))
+    tiles = [Tile(p, w) for p, w in zip(images, padded_captions, strict=True)]
+    return contact_sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title)
 
 
-def strip(drawn: Any, *, names: Sequence[str] = (), title: str = "", most: int = 8) -> Image.Image:
+def frame_strip(result: Any, *, names: Sequence[str] = (), title: str = "", max_frames: int = 8) -> Image.Image:
     """A row an image, from the start (left) to the end; frames between are spread evenly. Raises InputError."""
-    frames = _frames(drawn)  # (T, N, C, H, W)
-    at = np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))
-    rows = [[Tile(colors.image(frames[t, i])) for t in at] for i in range(frames.shape[1])]
-    return sheet(rows, title=title, columns=[f"{t / max(1, len(frames) - 1):.0%}" for t in at], names=names)
+    frames = _require_frames(result)  # (T, N, C, H, W)
+    frame_indices = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
+    rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
+    return contact_sheet(
+        rows, title=title, columns=[f"{t / max(1, len(frames) - 1):.0%}" for t in frame_indices], names=names
+    )
 
 
-def animation(drawn: Any, path: str | os.PathLike[str], *, row: int = 0, ms: int = 80, side: int = 280) -> Path:
+def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, ms: int = 80, side: int = 280) -> Path:
     """Write one image's frames as a looping GIF. Raises InputError without frames, WriteError."""
-    return gif([colors.image(f) for f in _frames(drawn)[:, row]], path, ms=ms, side=side)
+    return save_gif([colors.image_to_rgb(f) for f in _require_frames(result)[:, row]], path, ms=ms, side=side)
 
 
-def _words(drawn: Any, n: int) -> list[str]:
+def _captions(result: Any, n: int) -> list[str]:
     """What stands below the images: their units where they have some, and their scores."""
-    scores, targets = getattr(drawn, "scores", None), getattr(drawn, "targets", None)
-    said = [[] for _ in range(n)] if targets is None else [[f"no. {int(t)}"] for t in targets]
+    scores, targets = getattr(result, "scores", None), getattr(result, "targets", None)
+    lines = [[] for _ in range(n)] if targets is None else [[f"no. {int(t)}"] for t in targets]
     if scores is not None:
-        said = [[*words, f"score {s:.3g}"] for words, s in zip(said, array(scores), strict=True)]
-    return ["\n".join(words) for words in said]
+        lines = [[*caption_lines, f"score {s:.3g}"] for caption_lines, s in zip(lines, as_array(scores), strict=True)]
+    return ["\n".join(words) for words in lines]
 
 
-def _pictures(drawn: Any) -> list[Bytes | Image.Image]:
-    images = drawn.images if hasattr(drawn, "images") else getattr(drawn, "result", drawn)  # of a morph, the last
-    if getattr(drawn, "transparency", None) is None:
-        return [colors.image(x) for x in images]
-    return [_shown_where(x, t) for x, t in zip(array(drawn.images), array(drawn.transparency), strict=True)]
+def _result_images(result: Any) -> list[Bytes | Image.Image]:
+    images = result.images if hasattr(result, "images") else getattr(result, "result", result)  # of a morph, the last
+    if getattr(result, "transparency", None) is None:
+        return [colors.image_to_rgb(x) for x in images]
+    return [_with_alpha(x, t) for x, t in zip(as_array(result.images), as_array(result.transparency), strict=True)]
 
 
-def _shown_where(x: Any, transparency: Any) -> Image.Image:
+def _with_alpha(x: Any, transparency: Any) -> Image.Image:
     """An image with its transparency as the alpha channel, full from the 95th percentile on."""
     depth = transparency.mean(0)
     alpha = (depth / max(float(np.quantile(depth, 0.95)), 1e-12)).clip(0, 1)
-    return Image.fromarray(np.dstack([colors.image(x), (alpha * 255).round().astype(np.uint8)]))
+    return Image.fromarray(np.dstack([colors.image_to_rgb(x), (alpha * 255).round().astype(np.uint8)]))
 
 
-def _frames(drawn: Any) -> Any:
-    if drawn.frames is None:
+def _require_frames(result: Any) -> Any:
+    if result.frames is None:
         raise InputError("no frames were kept: call the method with every=k")
-    return drawn.frames
+    return result.frames

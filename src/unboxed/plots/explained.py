@@ -8,23 +8,23 @@ from typing import Any
 from PIL import Image
 
 from . import colors
-from .draw import alone
-from .sheet import Tile, sheet
+from .draw import map_on_own_scale
+from .sheet import Tile, contact_sheet
 
-COLUMNS = 4
+MAX_COLUMNS = 4
 
 
-def explained(
-    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = COLUMNS
+def explanation_sheet(
+    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], *, title: str = "", columns: int = MAX_COLUMNS
 ) -> Image.Image:
     """An input (C, H, W) and {name: its map (C or 1, H, W)}, in the order given, with {name: words} below each.
 
     Methods are in units of their own, so each map has its own scale, printed below it.
     """
-    tiles = [Tile(colors.image(x), "input")]
+    tiles = [Tile(colors.image_to_rgb(x), "input")]
     for name, m in maps.items():
-        picture, span = alone(m)
-        tiles.append(Tile(picture, f"{name}\n{verdicts.get(name, '')}\n{span}"))
+        rgb, scale_text = map_on_own_scale(m)
+        tiles.append(Tile(rgb, f"{name}\n{verdicts.get(name, '')}\n{scale_text}"))
     rows: list[list[Tile | None]] = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     rows[-1] += [None] * (columns - len(rows[-1])) if len(rows) > 1 else []
-    return sheet(rows, title=title, side=168)
+    return contact_sheet(rows, title=title, side=168)

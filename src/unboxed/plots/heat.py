@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..atomic_write import printable
+from ..atomic_write import to_printable
 from ..errors import InputError
 from . import colors
 from .colors import Array, Bytes
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind = Literal["signed", "absolute", "overlay", "mask"]
-INCHES = 2.6  # a side of one picture
-DIM = 0.75  # how far what a mask leaves out fades into white
-OUTLINE, FRAME = "#c1272d", "#d6d6da"
-QUANTILE = 0.995  # of the magnitudes: what lies beyond has full color
+PlotKind = Literal["signed", "absolute", "overlay", "mask"]
+INCHES_PER_MAP = 2.6  # a side of one picture
+MASK_FADE = 0.75  # how far what a mask leaves out fades into white
+MASK_OUTLINE_COLOR, FRAME_COLOR = "#c1272d", "#d6d6da"
+VMAX_QUANTILE = 0.995  # of the magnitudes: what lies beyond has full color
 
 
-def heatmap(
+def attribution_plot(
     m: Any,
     x: Any = None,
     *,
-    kind: Kind = "signed",
+    kind: PlotKind = "signed",
     scale: float | None = None,
     titles: str | list[str] = "",
     ax: Any = None,
@@ -42,108 +42,110 @@ def heatmap(
     Channels are summed. `scale` is the value of full color (default: the 99.5 % quantile of the magnitudes shown). `ax`
     is one of matplotlib's axes, or as many as there are maps. Returns (figure, axes). Raises InputError.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; got {kind!r}")
+    if kind not in get_args(PlotKind):
+        raise InputError(f"kind is one of {', '.join(get_args(PlotKind))}; got {kind!r}")
     m = getattr(m, "map", m)
     if kind == "mask" and "bool" not in str(getattr(m, "dtype", "")):
         raise InputError(
             "a mask is of bools: m > threshold, attribution.segmentation(m, x) or attribution.positive(...)"
         )
-    maps = _maps(m)  # (N, H, W)
-    images = _images(x, maps, kind)
-    figure, axes = _axes(ax, len(maps))
-    scale = scale or colors.reach(maps, quantile=QUANTILE)
+    maps = _as_2d_maps(m)  # (N, H, W)
+    images = _check_images(x, maps, kind)
+    figure, axes = _get_axes(ax, len(maps))
+    scale = scale or colors.vmax(maps, quantile=VMAX_QUANTILE)
     names = [titles] * len(maps) if isinstance(titles, str) else list(titles)
-    for one, picture, a, name in zip(maps, _pictures(maps, images, kind, scale), axes, names, strict=False):
-        a.imshow(picture, interpolation="nearest" if max(one.shape) <= colors.HARD else "antialiased")
-        if kind == "mask" and (one != 0).any() and not (one != 0).all():
-            a.contour(one != 0, levels=[0.5], colors=OUTLINE, linewidths=1)
-        _framed(a, name)
+    for map_2d, rgb, axis, name in zip(maps, _render_maps(maps, images, kind, scale), axes, names, strict=False):
+        axis.imshow(rgb, interpolation="nearest" if max(map_2d.shape) <= colors.NEAREST_MAX_PIXELS else "antialiased")
+        if kind == "mask" and (map_2d != 0).any() and not (map_2d != 0).all():
+            axis.contour(map_2d != 0, levels=[0.5], colors=MASK_OUTLINE_COLOR, linewidths=1)
+        _add_frame(axis, name)
     if kind != "mask":
-        _bar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", scale)
+        _add_colorbar(figure, list(axes), "magnitude" if kind == "absolute" else "signed", scale)
     return figure, axes if len(maps) > 1 or isinstance(ax, (list, np.ndarray)) else axes[0]
 
 
-def _maps(m: Any) -> Array:
-    values = colors.array(m)
+def _as_2d_maps(m: Any) -> Array:
+    values = colors.as_array(m)
     if values.ndim not in (2, 3, 4) or not values.size:
         raise InputError(f"wanted a map (H, W), (C, H, W) or (N, C, H, W); got shape {values.shape}")
     while values.ndim < 4:
         values = values[None]
-    return colors.flat(values)
+    return colors.sum_channels(values)
 
 
-def _images(x: Any, maps: Array, kind: Kind) -> Bytes | None:
+def _check_images(x: Any, maps: Array, kind: PlotKind) -> Bytes | None:
     """The images (N, H, W, 3) below maps (N, H, W). Raises InputError where they are wanted and don't fit."""
     if x is None:
         if kind in ("overlay", "mask"):
             raise InputError(f"kind={kind!r} is drawn over the image: pass x, (C, H, W) in [0, 1]")
         return None
-    values = colors.array(x)
+    values = colors.as_array(x)
     values = values[None] if values.ndim == 3 else values
     if values.ndim != 4 or values.shape[0] != len(maps) or values.shape[2:] != maps.shape[1:]:
         raise InputError(f"maps {maps.shape} and images {values.shape} don't fit each other")
-    return colors.image(values)
+    return colors.image_to_rgb(values)
 
 
-def _pictures(maps: Array, images: Bytes | None, kind: Kind, scale: float) -> Bytes:
+def _render_maps(maps: Array, images: Bytes | None, kind: PlotKind, scale: float) -> Bytes:
     if kind == "absolute":
-        return colors.magnitude(np.abs(maps), scale)
+        return colors.magnitude_to_rgb(np.abs(maps), scale)
     if kind == "signed" or images is None:
-        return colors.signed(maps, scale)
+        return colors.signed_to_rgb(maps, scale)
     if kind == "mask":
-        return masked(images, maps != 0)
-    return overlaid(images, maps, scale)
+        return fade_outside(images, maps != 0)
+    return overlay_map(images, maps, scale)
 
 
-def overlaid(image: Bytes, m: Any, scale: float) -> Bytes:
+def overlay_map(image: Bytes, m: Any, scale: float) -> Bytes:
     """A signed map (..., H, W) over the gray of an image (..., H, W, 3), the stronger the less transparent."""
-    m = colors.array(m)
-    strength = (np.abs(m) / scale).clip(0, 1)[..., None]
-    ground = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # so that both colors stand out
-    return _bytes(ground * (1 - strength) + colors.signed(m, scale) * strength)
+    m = colors.as_array(m)
+    opacity = (np.abs(m) / scale).clip(0, 1)[..., None]
+    background = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # so that both colors stand out
+    return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, scale) * opacity)
 
 
-def masked(image: Bytes, mask: Any) -> Bytes:
+def fade_outside(image: Bytes, mask: Any) -> Bytes:
     """An image (..., H, W, 3) that fades where the mask (..., H, W) is false."""
-    keep = np.asarray(mask, dtype=bool)[..., None]
-    return _bytes(np.where(keep, image, (image * (1 - DIM) + 255 * DIM)))
+    is_inside = np.asarray(mask, dtype=bool)[..., None]
+    return _to_uint8(np.where(is_inside, image, (image * (1 - MASK_FADE) + 255 * MASK_FADE)))
 
 
-def _bytes(picture: Array) -> Bytes:
+def _to_uint8(picture: Array) -> Bytes:
     levels: Bytes = picture.round().astype(np.uint8)
     return levels
 
 
-def _axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
+def _get_axes(ax: Any, n: int) -> tuple[Figure, list[Axes]]:
     """Axes of the caller's, or new ones."""
     if ax is None:
         from matplotlib import pyplot
 
-        figure, made = pyplot.subplots(1, n, figsize=(INCHES * n, INCHES * 1.25), squeeze=False, layout="constrained")
-        return figure, list(made[0])
-    given = list(np.ravel(np.asarray(ax, dtype=object)))
-    if len(given) != n:
-        raise InputError(f"wanted {n} axes for {n} maps; got {len(given)}")
-    return given[0].figure, given
+        figure, subplots = pyplot.subplots(
+            1, n, figsize=(INCHES_PER_MAP * n, INCHES_PER_MAP * 1.25), squeeze=False, layout="constrained"
+        )
+        return figure, list(subplots[0])
+    axes = list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(axes) != n:
+        raise InputError(f"wanted {n} axes for {n} maps; got {len(axes)}")
+    return axes[0].figure, axes
 
 
-def _framed(a: Axes, title: str) -> None:
+def _add_frame(a: Axes, title: str) -> None:
     """A title and a thin frame: zero is as white as the paper."""
     a.set_xticks([])
     a.set_yticks([])
-    a.spines[:].set_color(FRAME)
-    a.set_title(printable(title), fontsize=9)
+    a.spines[:].set_color(FRAME_COLOR)
+    a.set_title(to_printable(title), fontsize=9)
 
 
-def _bar(figure: Figure, axes: list[Axes], table: str, scale: float) -> None:
+def _add_colorbar(figure: Figure, axes: list[Axes], table: str, scale: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    levels = {"signed": colors.SIGNED, "magnitude": colors.MAGNITUDE}[table] / 255
+    table_colors = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE}[table] / 255
     low = -scale if table == "signed" else 0.0
     bar = figure.colorbar(
-        ScalarMappable(Normalize(low, scale), ListedColormap(levels)), ax=axes, orientation="horizontal",
+        ScalarMappable(Normalize(low, scale), ListedColormap(table_colors)), ax=axes, orientation="horizontal",
         fraction=0.06, pad=0.04, ticks=[low, 0, scale] if low else [0, scale],
     )  # fmt: skip
     bar.ax.tick_params(labelsize=8, length=2)

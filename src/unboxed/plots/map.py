@@ -12,30 +12,30 @@ from PIL import Image, ImageDraw
 from ..errors import InputError
 from . import colors
 from .colors import Array, Bytes
-from .sheet import FAINT, INK, PAPER, Tile, sheet
-from .text import font, wrapped
+from .sheet import BACKGROUND_COLOR, FAINT_COLOR, TEXT_COLOR, Tile, contact_sheet
+from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
     from ..activations import LayerMap, Maps
 
 # Ten colors that the color-blind tell apart (Petroff 2021, arXiv:2107.02270), for light and dark grounds, and ten more:
 # the same ones lighter, which differ from the first ten in lightness alone.
-FIRST = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
-MORE = ["a5ccf0", "ffd98f", "e88a78", "d3dbda", "c48de0", "d8b8ae", "f7b98a", "dfd7ba", "b4b7be", "d0f0f0"]
-REST = "8a8a90"  # one gray for the classes after those
-ASSIGNED = 1600  # images that are assigned to cells at the least total distance
-SMOOTH = 4  # times the size at which dots are drawn, then shrunk
+MAIN_COLORS = ["3f90da", "ffa90e", "bd1f01", "94a4a2", "832db6", "a96b59", "e76300", "b9ac70", "717581", "92dadb"]
+LIGHT_COLORS = ["a5ccf0", "ffd98f", "e88a78", "d3dbda", "c48de0", "d8b8ae", "f7b98a", "dfd7ba", "b4b7be", "d0f0f0"]
+OTHER_COLOR = "8a8a90"  # one gray for the classes after those
+MAX_ASSIGNED_IMAGES = 1600  # images that are assigned to cells at the least total distance
+SUPERSAMPLING = 4  # times the size at which dots are drawn, then shrunk
 
 
-def palette(classes: int) -> list[str]:
+def class_colors(n_classes: int) -> list[str]:
     """A color "#rrggbb" for each of so many classes."""
-    known = [*FIRST, *MORE]
-    return [f"#{known[k] if k < len(known) else REST}" for k in range(classes)]
+    class_palette = [*MAIN_COLORS, *LIGHT_COLORS]
+    return [f"#{class_palette[k] if k < len(class_palette) else OTHER_COLOR}" for k in range(n_classes)]
 
 
-def placed(points: Any, margin: float = 0.04) -> Array:
+def normalize_points(points: Any, margin: float = 0.04) -> Array:
     """Points (N, 2) inside the unit square, one scale for both axes, the second axis upwards. Raises InputError."""
-    p = colors.array(points)
+    p = colors.as_array(points)
     if p.ndim != 2 or p.shape[1:] != (2,) or not len(p) or not np.isfinite(p).all():
         raise InputError(f"wanted finite points (N, 2) of a map; got shape {p.shape}")
     low, high = p.min(0), p.max(0)
@@ -45,23 +45,29 @@ def placed(points: Any, margin: float = 0.04) -> Array:
 
 def scatter(points: Any, labels: Any = None, names: Sequence[str] = (), *, side: int = 520) -> Image.Image:
     """Points (N, 2) colored by label (N,), with the names of the classes at their medians."""
-    at = placed(points)
-    kinds = _labels(labels, len(at))
-    count = int(kinds.max()) + 1
-    page = Image.new("RGB", (side * SMOOTH, side * SMOOTH), PAPER)
-    pen = ImageDraw.Draw(page)
-    r = radius(len(at), side) * SMOOTH
-    fill = palette(count)
-    for i in _shuffled(len(at)):  # no class lies over all others
-        x, y = at[i] * side * SMOOTH
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill[kinds[i]])
-    page = page.resize((side, side), Image.Resampling.LANCZOS)
+    positions = normalize_points(points)
+    class_of_point = _check_labels(labels, len(positions))
+    count = int(class_of_point.max()) + 1
+    canvas = Image.new("RGB", (side * SUPERSAMPLING, side * SUPERSAMPLING), BACKGROUND_COLOR)
+    pen = ImageDraw.Draw(canvas)
+    r = dot_radius(len(positions), side) * SUPERSAMPLING
+    fill = class_colors(count)
+    for i in _shuffled_indices(len(positions)):  # no class lies over all others
+        x, y = positions[i] * side * SUPERSAMPLING
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill[class_of_point[i]])
+    canvas = canvas.resize((side, side), Image.Resampling.LANCZOS)
     if labels is not None:
-        _name(ImageDraw.Draw(page), at * side, kinds, list(names) or [str(k) for k in range(count)], side)
-    return page
+        _draw_class_names(
+            ImageDraw.Draw(canvas),
+            positions * side,
+            class_of_point,
+            list(names) or [str(k) for k in range(count)],
+            side,
+        )
+    return canvas
 
 
-def radius(n: int, side: int) -> float:
+def dot_radius(n: int, side: int) -> float:
     """Of the dots, so that n of them fill a good part of the picture but not all of it."""
     return float(np.clip(0.22 * side / math.sqrt(n), 1.0, 5.0)) if n > 40 else 5.0
 
@@ -71,101 +77,109 @@ def scatters(
 ) -> Image.Image:
     """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest."""
     tiles = [
-        Tile(scatter(m.points, labels, names, side=side), "\n".join([_head(m.path), *_agreement(m, labels)]))
+        Tile(
+            scatter(m.points, labels, names, side=side), "\n".join([_layer_title(m.path), *_agreement_lines(m, labels)])
+        )
         for m in maps.layers
     ]
     columns = min(2, len(tiles))
-    return sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title, side=side)
+    return contact_sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title, side=side)
 
 
-def _head(path: str) -> str:
+def _layer_title(path: str) -> str:
     return "raw input" if path == "input" else path
 
 
-def _agreement(m: LayerMap, labels: Any) -> list[str]:
+def _agreement_lines(m: LayerMap, labels: Any) -> list[str]:
     return [] if labels is None else [f"10 nearest neighbors agree: {m.accuracy(labels):.1%}"]
 
 
 def thumbnails(points: Any, images: Any, *, side: int = 1000, cell: int = 28) -> Image.Image:
     """Images (N, C, H, W) at their places, `cell` pixels wide; one that would cover another is left out."""
-    at = placed(points, margin=max(0.02, 0.6 * cell / side)) * side
-    pictures = small(images, cell)
-    page = Image.new("RGB", (side, side), PAPER)
-    for i in uncovered(at, cell * 0.9):
-        h, w = pictures[i].shape[:2]
-        page.paste(Image.fromarray(pictures[i]), (round(at[i, 0] - w / 2), round(at[i, 1] - h / 2)))
-    return page
+    positions = normalize_points(points, margin=max(0.02, 0.6 * cell / side)) * side
+    images_rgb = make_thumbnails(images, cell)
+    canvas = Image.new("RGB", (side, side), BACKGROUND_COLOR)
+    for i in non_overlapping(positions, cell * 0.9):
+        h, w = images_rgb[i].shape[:2]
+        canvas.paste(Image.fromarray(images_rgb[i]), (round(positions[i, 0] - w / 2), round(positions[i, 1] - h / 2)))
+    return canvas
 
 
-def uncovered(at: Array, apart: float) -> list[int]:
+def non_overlapping(positions: Array, min_distance: float) -> list[int]:
     """Which of the points (N, 2) can be drawn as squares of that size so that none covers another: the first comes
     first, in an order that has nothing to do with labels."""
-    kept: list[int] = []
+    selected: list[int] = []
     cells: dict[tuple[int, int], list[int]] = {}
-    for i in _shuffled(len(at)):
-        cx, cy = (int(v // apart) for v in at[i])
-        near = [j for dx in (-1, 0, 1) for dy in (-1, 0, 1) for j in cells.get((cx + dx, cy + dy), [])]
-        if all(np.abs(at[i] - at[j]).max() >= apart for j in near):
-            kept.append(i)
+    for i in _shuffled_indices(len(positions)):
+        cx, cy = (int(v // min_distance) for v in positions[i])
+        neighbors = [j for dx in (-1, 0, 1) for dy in (-1, 0, 1) for j in cells.get((cx + dx, cy + dy), [])]
+        if all(np.abs(positions[i] - positions[j]).max() >= min_distance for j in neighbors):
+            selected.append(i)
             cells.setdefault((cx, cy), []).append(i)
-    return kept
+    return selected
 
 
-def grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
+def image_grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
     """Images (N, C, H, W) on a square grid that keeps neighbors near.
 
     Up to 1,600 images each get their own cell, at the least total squared distance between points and cells; of more,
     each cell shows the one that lies nearest to its middle. Cells without an image stay free.
     """
-    at = placed(points, margin=0.0)  # (N, 2)
-    columns = columns or max(1, math.ceil(math.sqrt(min(len(at), ASSIGNED))))
+    positions = normalize_points(points, margin=0.0)  # (N, 2)
+    columns = columns or max(1, math.ceil(math.sqrt(min(len(positions), MAX_ASSIGNED_IMAGES))))
     cells = np.stack(np.meshgrid(*[(np.arange(columns) + 0.5) / columns] * 2), -1).reshape(-1, 2)  # row by row
-    chosen = _assigned(at, cells) if max(len(at), len(cells)) <= ASSIGNED else _closest(at, cells, columns)
-    pictures = small(images, cell, which=list(chosen.values()))
-    page = Image.new("RGB", (columns * cell, columns * cell), PAPER)
-    for (place, _), picture in zip(chosen.items(), pictures, strict=True):
+    point_of_cell = (
+        _assign_cells(positions, cells)
+        if max(len(positions), len(cells)) <= MAX_ASSIGNED_IMAGES
+        else _nearest_to_cell(positions, cells, columns)
+    )
+    thumbnails_rgb = make_thumbnails(images, cell, indices=list(point_of_cell.values()))
+    canvas = Image.new("RGB", (columns * cell, columns * cell), BACKGROUND_COLOR)
+    for (cell_index, _), picture in zip(point_of_cell.items(), thumbnails_rgb, strict=True):
         h, w = picture.shape[:2]
-        page.paste(
+        canvas.paste(
             Image.fromarray(picture),
-            (place % columns * cell + (cell - w) // 2, place // columns * cell + (cell - h) // 2),
+            (cell_index % columns * cell + (cell - w) // 2, cell_index // columns * cell + (cell - h) // 2),
         )
-    return page
+    return canvas
 
 
-def _assigned(at: Array, cells: Array) -> dict[int, int]:
+def _assign_cells(positions: Array, cells: Array) -> dict[int, int]:
     """{cell: point}, every point (or every cell, if there are fewer) with its own."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped, unused-ignore]
 
-    spread = _evened(at)  # clusters leave most of the square empty: half way to equal spacing
-    cost = ((spread[:, None] - cells[None]) ** 2).sum(-1)
-    points, places = linear_sum_assignment(cost)
-    return dict(sorted(zip(places.tolist(), points.tolist(), strict=True)))
+    spread_positions = _equalize_spacing(
+        positions
+    )  # clusters leave most of the square empty: half way to equal spacing
+    cost = ((spread_positions[:, None] - cells[None]) ** 2).sum(-1)
+    points, cell_indices = linear_sum_assignment(cost)
+    return dict(sorted(zip(cell_indices.tolist(), points.tolist(), strict=True)))
 
 
-def _evened(at: Array) -> Array:
+def _equalize_spacing(positions: Array) -> Array:
     """Points moved half way to where their rank along each axis would put them."""
-    ranks = (at.argsort(0, kind="stable").argsort(0, kind="stable") + 0.5) / len(at)
-    return np.asarray((at + ranks) / 2, dtype=np.float64)
+    ranks = (positions.argsort(0, kind="stable").argsort(0, kind="stable") + 0.5) / len(positions)
+    return np.asarray((positions + ranks) / 2, dtype=np.float64)
 
 
-def _closest(at: Array, cells: Array, columns: int) -> dict[int, int]:
+def _nearest_to_cell(positions: Array, cells: Array, columns: int) -> dict[int, int]:
     """{cell: the point in it that lies nearest to its middle}."""
-    inside = (at * columns).astype(int).clip(0, columns - 1)
-    own = inside[:, 1] * columns + inside[:, 0]  # (N,)
-    far = ((at - cells[own]) ** 2).sum(1)
-    best: dict[int, int] = {}
-    for i in np.lexsort((np.arange(len(at)), far)).tolist():
-        best.setdefault(int(own[i]), i)
-    return dict(sorted(best.items()))
+    inside = (positions * columns).astype(int).clip(0, columns - 1)
+    cell_of_point = inside[:, 1] * columns + inside[:, 0]  # (N,)
+    distances = ((positions - cells[cell_of_point]) ** 2).sum(1)
+    point_of_cell: dict[int, int] = {}
+    for i in np.lexsort((np.arange(len(positions)), distances)).tolist():
+        point_of_cell.setdefault(int(cell_of_point[i]), i)
+    return dict(sorted(point_of_cell.items()))
 
 
-def small(images: Any, cell: int, which: Sequence[int] | None = None) -> list[Bytes]:
+def make_thumbnails(images: Any, cell: int, indices: Sequence[int] | None = None) -> list[Bytes]:
     """Images (N, C, H, W) as (h, w, 3) that fit a cell: shrunk smoothly, or enlarged by a whole factor."""
-    rows = range(len(images)) if which is None else which
-    return [_fit(colors.image(images[i]), cell) for i in rows]
+    rows = range(len(images)) if indices is None else indices
+    return [_fit_cell(colors.image_to_rgb(images[i]), cell) for i in rows]
 
 
-def _fit(picture: Bytes, cell: int) -> Bytes:
+def _fit_cell(picture: Bytes, cell: int) -> Bytes:
     h, w = picture.shape[:2]
     longest = max(h, w)
     if longest <= cell:
@@ -177,37 +191,41 @@ def _fit(picture: Bytes, cell: int) -> Bytes:
     )
 
 
-def _labels(labels: Any, n: int) -> Any:
+def _check_labels(labels: Any, n: int) -> Any:
     """Labels (n,), all 0 if there are none. Raises InputError."""
     if labels is None:
         return np.zeros(n, dtype=int)
-    y = colors.array(labels)
+    y = colors.as_array(labels)
     if y.shape != (n,) or (y < 0).any() or (y % 1).any():
         raise InputError(f"wanted one label a point, ({n},) whole numbers from 0; got shape {y.shape}")
     return y.astype(int)
 
 
-def _shuffled(n: int) -> list[int]:
+def _shuffled_indices(n: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(0).permutation(n)]
 
 
-def medians(at: Array, kinds: Any) -> dict[int, tuple[float, float]]:
+def label_positions(positions: Array, class_of_point: Any) -> dict[int, tuple[float, float]]:
     """Where the name of each class stands: on the member nearest to its median, so never between two clusters."""
-    found = {}
-    for k in np.unique(kinds).tolist():
-        own = at[kinds == k]
-        place = own[((own - np.median(own, 0)) ** 2).sum(1).argmin()]
-        found[k] = (float(place[0]), float(place[1]))
-    return found
+    by_class = {}
+    for k in np.unique(class_of_point).tolist():
+        members = positions[class_of_point == k]
+        position = members[((members - np.median(members, 0)) ** 2).sum(1).argmin()]
+        by_class[k] = (float(position[0]), float(position[1]))
+    return by_class
 
 
-def _name(pen: ImageDraw.ImageDraw, at: Array, kinds: Any, names: Sequence[str], side: int) -> None:
-    face = font(15, bold=True)
-    shown = sorted(medians(at, kinds).items(), key=lambda item: -int((kinds == item[0]).sum()))[:20]
-    for k, (x, y) in shown:
-        word = wrapped(names[k] if k < len(names) else str(k), side / 4, face, most=1)[0]
+def _draw_class_names(
+    pen: ImageDraw.ImageDraw, positions: Array, class_of_point: Any, names: Sequence[str], side: int
+) -> None:
+    face = get_font(15, bold=True)
+    largest = sorted(
+        label_positions(positions, class_of_point).items(), key=lambda item: -int((class_of_point == item[0]).sum())
+    )[:20]
+    for k, (x, y) in largest:
+        word = wrap_text(names[k] if k < len(names) else str(k), side / 4, face, max_lines=1)[0]
         half = face.getlength(word) / 2
         x = min(max(x, half + 4), side - half - 4)
-        pen.text((x - half, y - 9), word, INK, face, stroke_width=3, stroke_fill=PAPER)
-    if len(set(kinds.tolist())) > len(shown):
-        pen.text((6, side - 18), f"the {len(shown)} largest classes are named", FAINT, font(11))
+        pen.text((x - half, y - 9), word, TEXT_COLOR, face, stroke_width=3, stroke_fill=BACKGROUND_COLOR)
+    if len(set(class_of_point.tolist())) > len(largest):
+        pen.text((6, side - 18), f"the {len(largest)} largest classes are named", FAINT_COLOR, get_font(11))

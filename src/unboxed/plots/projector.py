@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_write import encoded, write_bytes
+from ..atomic_write import encode_utf8, write_bytes
 from ..errors import InputError
-from .colors import Array, array
-from .files import png
-from .map import small
+from .colors import Array, as_array
+from .files import png_bytes
+from .map import make_thumbnails
 
 if TYPE_CHECKING:
     from ..activations import Maps
 
-LIMIT = 8192  # pixels a side of a sprite: what WebGL takes
-SIDE = 64  # pixels of a thumbnail at most; images are never enlarged
-LEAST = 16  # pixels of a thumbnail; before they are smaller, the points are split into several embeddings
-CONFIG = "projector_config.pbtxt"
+MAX_SPRITE_PIXELS = 8192  # pixels a side of a sprite: what WebGL takes
+MAX_THUMBNAIL_PIXELS = 64  # pixels of a thumbnail at most; images are never enlarged
+MIN_THUMBNAIL_PIXELS = (
+    16  # pixels of a thumbnail; before they are smaller, the points are split into several embeddings
+)
+CONFIG_FILE = "projector_config.pbtxt"
 
 
 def projector(
@@ -34,7 +36,7 @@ def projector(
     images: Any = None,
     labels: Any = None,
     classes: Sequence[str] = (),
-    limit: int = LIMIT,
+    max_pixels: int = MAX_SPRITE_PIXELS,
 ) -> Path:
     """Write features (N, D), {name: (N, D)} or the maps of `activations.tsne` for `tensorboard --logdir folder`.
 
@@ -42,31 +44,31 @@ def projector(
     whose thumbnails still don't fit are split into several embeddings ("fc1, part 1"), each with its own sprite.
     Returns the path of the config. Raises InputError, and WriteError where the folder can't be written.
     """
-    tables = _tables(features)
+    tables = _check_tables(features)
     n = len(next(iter(tables.values())))
     if any(len(other) != n for other in (images, labels) if other is not None):
         raise InputError(f"images and labels are one a point; there are {n} points")
     folder, side, parts = Path(folder), 0, [slice(0, n)]
     if images is not None:
-        side, parts = _plan(n, max(images.shape[2:]), limit)
+        side, parts = _plan_sprites(n, max(images.shape[2:]), max_pixels)
     entries = []
     for number, rows in enumerate(parts):
-        end = f"-{number + 1}" if len(parts) > 1 else ""
-        shared = _shared(folder, end, rows, images, labels, classes, side, limit)
+        suffix = f"-{number + 1}" if len(parts) > 1 else ""
+        shared_entry = _shared_entry(folder, suffix, rows, images, labels, classes, side, max_pixels)
         for index, (name, table) in enumerate(tables.items()):
-            path = f"tensors-{index}{end}.tsv"
-            write_bytes(folder / path, _table(table[rows]))
+            path = f"tensors-{index}{suffix}.tsv"
+            write_bytes(folder / path, _tsv_bytes(table[rows]))
             title = f"{name}, part {number + 1}" if len(parts) > 1 else name
-            entries.append({"tensor_name": title, "tensor_path": path, **shared})
-    return write_bytes(folder / CONFIG, encoded("".join(map(_entry, entries))))
+            entries.append({"tensor_name": title, "tensor_path": path, **shared_entry})
+    return write_bytes(folder / CONFIG_FILE, encode_utf8("".join(map(_config_entry, entries))))
 
 
-def _tables(features: Any) -> dict[str, Array]:
+def _check_tables(features: Any) -> dict[str, Array]:
     """{name: (N, D)}. Raises InputError."""
     layers = getattr(features, "layers", None)
-    found = {m.path: m.points for m in layers} if layers is not None else features
-    named = dict(found) if isinstance(found, Mapping) else {"features": found}
-    tables = {_word(name): array(table) for name, table in named.items()}
+    by_name = {m.path: m.points for m in layers} if layers is not None else features
+    named = dict(by_name) if isinstance(by_name, Mapping) else {"features": by_name}
+    tables = {_clean_name(name): as_array(table) for name, table in named.items()}
     sizes = {table.shape[0] if table.ndim == 2 else -1 for table in tables.values()}
     if len(sizes) != 1 or min(sizes) < 1 or not all(np.isfinite(t).all() for t in tables.values()):
         shapes = ", ".join(f"{name} {t.shape}" for name, t in tables.items()) or "nothing"
@@ -74,60 +76,65 @@ def _tables(features: Any) -> dict[str, Array]:
     return tables
 
 
-def _plan(n: int, own: int, limit: int) -> tuple[int, list[slice]]:
+def _plan_sprites(n: int, image_side: int, max_pixels: int) -> tuple[int, list[slice]]:
     """The side of a thumbnail, and the points of each sprite: one sprite if its thumbnails stay large enough."""
-    side = min(own, SIDE, limit, max(min(LEAST, own), limit // math.ceil(math.sqrt(n))))
-    most = (limit // side) ** 2
-    count = -(-n // most)
+    side = min(
+        image_side,
+        MAX_THUMBNAIL_PIXELS,
+        max_pixels,
+        max(min(MIN_THUMBNAIL_PIXELS, image_side), max_pixels // math.ceil(math.sqrt(n))),
+    )
+    per_sprite = (max_pixels // side) ** 2
+    count = -(-n // per_sprite)
     size = -(-n // count)
     return side, [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _shared(
-    folder: Path, end: str, rows: slice, images: Any, labels: Any, classes: Sequence[str], side: int, limit: int
+def _shared_entry(
+    folder: Path, suffix: str, rows: slice, images: Any, labels: Any, classes: Sequence[str], side: int, max_pixels: int
 ) -> dict[str, Any]:
     """Metadata and sprite of these points, which every embedding of them shares."""
     entry: dict[str, Any] = {}
     if labels is not None:
-        entry["metadata_path"] = f"metadata{end}.tsv"
-        write_bytes(folder / entry["metadata_path"], _metadata(labels[rows], classes, rows.start))
+        entry["metadata_path"] = f"metadata{suffix}.tsv"
+        write_bytes(folder / entry["metadata_path"], _metadata_bytes(labels[rows], classes, rows.start))
     if images is not None:
-        sprite, size = _sprite(images[rows], side, limit)
-        entry["sprite"] = {"image_path": f"sprite{end}.png", "single_image_dim": size}
-        write_bytes(folder / f"sprite{end}.png", png(sprite))
+        sprite, size = _make_sprite(images[rows], side, max_pixels)
+        entry["sprite"] = {"image_path": f"sprite{suffix}.png", "single_image_dim": size}
+        write_bytes(folder / f"sprite{suffix}.png", png_bytes(sprite))
     return entry
 
 
-def _table(rows: Array) -> bytes:
+def _tsv_bytes(rows: Array) -> bytes:
     return "".join("\t".join(f"{v:.7g}" for v in row) + "\n" for row in rows.tolist()).encode()
 
 
-def _metadata(labels: Any, classes: Sequence[str], first: int) -> bytes:
+def _metadata_bytes(labels: Any, classes: Sequence[str], first: int) -> bytes:
     """Two columns, so with a header: what is printed on a point, and which example it is."""
-    words = [_word(classes[k] if k < len(classes) else str(k)) for k in array(labels).astype(int).tolist()]
+    words = [_clean_name(classes[k] if k < len(classes) else str(k)) for k in as_array(labels).astype(int).tolist()]
     lines = ["label\texample", *(f"{word}\t{first + i}" for i, word in enumerate(words))]
-    return encoded("\n".join(lines) + "\n")
+    return encode_utf8("\n".join(lines) + "\n")
 
 
-def _word(name: object) -> str:
+def _clean_name(name: object) -> str:
     """A name without what would end a cell or a line."""
     return " ".join(str(name).split()) or "(no name)"
 
 
-def _sprite(images: Any, side: int, limit: int) -> tuple[Image.Image, tuple[int, int]]:
+def _make_sprite(images: Any, side: int, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
     """Thumbnails row by row, as the projector reads them, and their (width, height)."""
-    pictures = [np.asarray(p) for p in small(images, side)]
+    pictures = [np.asarray(p) for p in make_thumbnails(images, side)]
     h, w = pictures[0].shape[:2]
-    columns = min(limit // w, math.ceil(math.sqrt(len(pictures) * h / w)))
-    columns = max(columns, -(-len(pictures) // (limit // h)))
+    columns = min(max_pixels // w, math.ceil(math.sqrt(len(pictures) * h / w)))
+    columns = max(columns, -(-len(pictures) // (max_pixels // h)))
     rows = -(-len(pictures) // columns)
-    page = np.zeros((rows * columns, h, w, 3), dtype=np.uint8)
-    page[: len(pictures)] = pictures
-    page = page.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
-    return Image.fromarray(page), (w, h)
+    canvas = np.zeros((rows * columns, h, w, 3), dtype=np.uint8)
+    canvas[: len(pictures)] = pictures
+    canvas = canvas.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+    return Image.fromarray(canvas), (w, h)
 
 
-def _entry(values: Mapping[str, Any]) -> str:
+def _config_entry(values: Mapping[str, Any]) -> str:
     """One embedding of a ProjectorConfig in protobuf's text format."""
     lines = [f"  {key}: {json.dumps(v, ensure_ascii=False)}" for key, v in values.items() if isinstance(v, str)]
     if sprite := values.get("sprite"):

@@ -11,25 +11,25 @@ from PIL import Image, ImageDraw
 
 from . import colors
 from .colors import Bytes
-from .text import Font, font, wrapped
+from .text import Font, get_font, wrap_text
 
-INK, FAINT, PAPER, EDGE = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 214, 218)
-MARGIN, GAP, LINE = 16, 14, 15
-LABELS = 112  # width of the row titles
-LEAST = 64  # narrower tiles leave no room for a caption
-TABLES = {"signed": colors.SIGNED, "magnitude": colors.MAGNITUDE, "gray": colors.GRAY}
+TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR, EDGE_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 214, 218)
+MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
+ROW_TITLE_WIDTH = 112  # width of the row titles
+MIN_TILE_WIDTH = 64  # narrower tiles leave no room for a caption
+COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
 
 
 @dataclass(frozen=True)
 class Tile:
     """One picture (H, W, 3) uint8, or a Pillow image, and what stands below it."""
 
-    picture: Bytes | Image.Image
+    image: Bytes | Image.Image
     caption: str = ""
 
 
 @dataclass(frozen=True)
-class Bar:
+class ColorBar:
     """A printed scale: signed (and gray, of color filters) runs from -scale to +scale, magnitude from 0 to scale."""
 
     kind: Literal["signed", "magnitude", "gray"]
@@ -37,18 +37,18 @@ class Bar:
     name: str = ""
 
     @property
-    def ends(self) -> tuple[str, ...]:
-        top = f"{self.scale:.3g}"
-        return (f"−{top}", "0", f"+{top}") if self.kind != "magnitude" else ("0", top)
+    def tick_labels(self) -> tuple[str, ...]:
+        limit_text = f"{self.scale:.3g}"
+        return (f"−{limit_text}", "0", f"+{limit_text}") if self.kind != "magnitude" else ("0", limit_text)
 
 
-def sheet(
+def contact_sheet(
     rows: Sequence[Sequence[Tile | None]],
     *,
     title: str = "",
     columns: Sequence[str] = (),
     names: Sequence[str] = (),
-    bars: Sequence[Bar] = (),
+    bars: Sequence[ColorBar] = (),
     side: int = 140,
 ) -> Image.Image:
     """Tiles on a grid (None leaves a place free), with column titles, row names and the scales that they share.
@@ -57,18 +57,18 @@ def sheet(
     """
     grid = [[_Cell.of(tile, side) for tile in row] for row in rows]
     layout = _Layout.of(grid, title, columns, names, bars)
-    page = Image.new("RGB", layout.size, PAPER)
-    pen = ImageDraw.Draw(page)
-    _lines(pen, layout.title, MARGIN, MARGIN, font(15, bold=True), step=20)
-    for x, head in zip(layout.lefts, layout.heads, strict=False):
-        _lines(pen, head, x, layout.tops[0] - LINE * len(head) - 4, font(12, bold=True))
-    for y, row, name in zip(layout.tops, grid, layout.names, strict=False):
-        _lines(pen, name, MARGIN, y, font(12, bold=True))
+    canvas = Image.new("RGB", layout.size, BACKGROUND_COLOR)
+    pen = ImageDraw.Draw(canvas)
+    _draw_lines(pen, layout.title, MARGIN_PIXELS, MARGIN_PIXELS, get_font(15, bold=True), step=20)
+    for x, head in zip(layout.lefts, layout.column_titles, strict=False):
+        _draw_lines(pen, head, x, layout.tops[0] - LINE_HEIGHT * len(head) - 4, get_font(12, bold=True))
+    for y, row, name in zip(layout.tops, grid, layout.row_titles, strict=False):
+        _draw_lines(pen, name, MARGIN_PIXELS, y, get_font(12, bold=True))
         for x, cell in zip(layout.lefts, row, strict=False):
-            cell.draw(page, pen, x, y, _high(row))
+            cell.draw(canvas, pen, x, y, _row_height(row))
     for i, bar in enumerate(bars):
-        _bar(page, pen, bar, MARGIN, layout.foot + i * 34, layout.size[0] - 2 * MARGIN)
-    return page
+        _draw_color_bar(canvas, pen, bar, MARGIN_PIXELS, layout.bottom + i * 34, layout.size[0] - 2 * MARGIN_PIXELS)
+    return canvas
 
 
 @dataclass(frozen=True)
@@ -78,72 +78,92 @@ class _Cell:
 
     @classmethod
     def of(cls, tile: Tile | None, side: int) -> _Cell:
-        return cls(None, "") if tile is None else cls(colors.fitted(tile.picture, side), tile.caption)
+        return cls(None, "") if tile is None else cls(colors.resize_to(tile.image, side), tile.caption)
 
     @property
     def lines(self) -> list[str]:
-        width = LEAST if self.picture is None else max(self.picture.width, LEAST)
-        return wrapped(self.caption, width, font(12)) if self.caption else []
+        width = MIN_TILE_WIDTH if self.picture is None else max(self.picture.width, MIN_TILE_WIDTH)
+        return wrap_text(self.caption, width, get_font(12)) if self.caption else []
 
-    def draw(self, page: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, high: int) -> None:
+    def draw(self, canvas: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, row_height: int) -> None:
         if self.picture is None:
             return
         w, h = self.picture.size
         if self.picture.mode == "RGBA":
-            page.paste(self.picture, (x, y), self.picture)
+            canvas.paste(self.picture, (x, y), self.picture)
         else:
-            page.paste(self.picture, (x, y))
-            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE)
-        _lines(pen, self.lines, x, y + high + 5, font(12))
+            canvas.paste(self.picture, (x, y))
+            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE_COLOR)
+        _draw_lines(pen, self.lines, x, y + row_height + 5, get_font(12))
 
 
-def _high(row: list[_Cell]) -> int:
+def _row_height(row: list[_Cell]) -> int:
     return max((c.picture.height for c in row if c.picture is not None), default=0)
 
 
 @dataclass(frozen=True)
 class _Layout:
     title: list[str]
-    heads: list[list[str]]
-    names: list[list[str]]
+    column_titles: list[list[str]]
+    row_titles: list[list[str]]
     lefts: list[int]
     tops: list[int]
-    foot: int
+    bottom: int
     size: tuple[int, int]
 
     @classmethod
     def of(
-        cls, grid: list[list[_Cell]], title: str, columns: Sequence[str], names: Sequence[str], bars: Sequence[Bar]
+        cls, grid: list[list[_Cell]], title: str, columns: Sequence[str], names: Sequence[str], bars: Sequence[ColorBar]
     ) -> _Layout:
-        cell = max([LEAST, *(c.picture.width for row in grid for c in row if c.picture is not None)])
+        cell = max([MIN_TILE_WIDTH, *(c.picture.width for row in grid for c in row if c.picture is not None)])
         count = max(map(len, grid), default=0)
-        lefts = [MARGIN + (LABELS if any(names) else 0) + i * (cell + GAP) for i in range(count)]
-        width = max(lefts[-1] + cell if lefts else 0, 2 * LABELS + MARGIN) + MARGIN
-        head = wrapped(title, width - 2 * MARGIN, font(15, bold=True)) if title else []
-        heads = [wrapped(c, cell, font(12, bold=True)) if c else [] for c in columns]
-        y = MARGIN + 20 * len(head) + 6 * bool(head) + LINE * max(map(len, heads), default=0) + 4 * bool(heads)
+        lefts = [MARGIN_PIXELS + (ROW_TITLE_WIDTH if any(names) else 0) + i * (cell + GAP_PIXELS) for i in range(count)]
+        width = max(lefts[-1] + cell if lefts else 0, 2 * ROW_TITLE_WIDTH + MARGIN_PIXELS) + MARGIN_PIXELS
+        title_lines = wrap_text(title, width - 2 * MARGIN_PIXELS, get_font(15, bold=True)) if title else []
+        column_titles = [wrap_text(c, cell, get_font(12, bold=True)) if c else [] for c in columns]
+        y = (
+            MARGIN_PIXELS
+            + 20 * len(title_lines)
+            + 6 * bool(title_lines)
+            + LINE_HEIGHT * max(map(len, column_titles), default=0)
+            + 4 * bool(column_titles)
+        )
         tops = []
         for row in grid:
             tops.append(y)
-            y += _high(row) + 8 + LINE * max((len(c.lines) for c in row), default=0) + GAP
-        rows = [wrapped(n, LABELS - 8, font(12, bold=True), most=6) if n else [] for n in names] or [[]] * len(grid)
-        return cls(head, heads, rows, lefts, tops, y, (width, y + 34 * len(bars) + (MARGIN - GAP) + 4))
+            y += _row_height(row) + 8 + LINE_HEIGHT * max((len(c.lines) for c in row), default=0) + GAP_PIXELS
+        row_titles = [
+            wrap_text(n, ROW_TITLE_WIDTH - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
+        ] or [[]] * len(grid)
+        return cls(
+            title_lines,
+            column_titles,
+            row_titles,
+            lefts,
+            tops,
+            y,
+            (width, y + 34 * len(bars) + (MARGIN_PIXELS - GAP_PIXELS) + 4),
+        )
 
 
-def _lines(pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE) -> None:
+def _draw_lines(
+    pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, face: Font, step: int = LINE_HEIGHT
+) -> None:
     for i, line in enumerate(lines):
-        pen.text((x, y + i * step), line, INK, face)
+        pen.text((x, y + i * step), line, TEXT_COLOR, face)
 
 
-def _bar(page: Image.Image, pen: ImageDraw.ImageDraw, bar: Bar, x: int, y: int, room: int) -> None:
+def _draw_color_bar(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: ColorBar, x: int, y: int, max_width: int
+) -> None:
     """The color range with its ends printed, and what is measured."""
-    width, face = min(140, room), font(11)
-    table = TABLES[bar.kind]
+    width, face = min(140, max_width), get_font(11)
+    table = COLOR_TABLES[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
-    page.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
-    pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=EDGE)
-    for i, end in enumerate(bar.ends):
-        share = i / (len(bar.ends) - 1)
-        pen.text((x + share * (width - face.getlength(end)), y + 11), end, FAINT, face)
-    for line in wrapped(bar.name, room - width - 10, face, most=1) if bar.name else []:
-        pen.text((x + width + 10, y - 3), line, FAINT, face)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
+    pen.rectangle((x - 1, y - 1, x + width, y + 8), outline=EDGE_COLOR)
+    for i, end in enumerate(bar.tick_labels):
+        fraction = i / (len(bar.tick_labels) - 1)
+        pen.text((x + fraction * (width - face.getlength(end)), y + 11), end, FAINT_COLOR, face)
+    for line in wrap_text(bar.name, max_width - width - 10, face, max_lines=1) if bar.name else []:
+        pen.text((x + width + 10, y - 3), line, FAINT_COLOR, face)

@@ -8,77 +8,93 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from . import colors
-from .draw import shared_reach, signed_map
-from .sheet import Bar, Tile, sheet
+from .draw import shared_vmax, signed_map
+from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
-    from ..checks.planting import Place
-    from ..checks.shortcut import Shortcut
-    from ..checks.trial import Finding
+    from ..checks.planting import Rectangle
+    from ..checks.shortcut import ShortcutReport
+    from ..checks.trial import ShortcutFinding
 
-SIDE = 84
-ON_IMAGE, ON_MAP = (255, 176, 0), (28, 28, 30)  # a mark's outline, to be seen on black and on white
-NETS = ("with the shortcut", "control model")
+FIGURE_PIXELS = 84
+OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # a mark's outline, to be seen on black and on white
+MODEL_NAMES = ("with the shortcut", "control model")
 
 
-def maps(found: Shortcut) -> Image.Image:
+def shortcut_maps(result: ShortcutReport) -> Image.Image:
     """A row a method of attribution, a column an image: explained is the class whose mark it bears, on both models.
 
     A row has one scale, for both models; the mark is outlined.
     """
-    rows = [f for f in found.findings if f.family == "attribution" and f.shown is not None]
-    places = [found.mark.place(int(k)) for k in found.classes]
-    grid = [_inputs(found, places), *(_maps(f, places) for f in rows)]
-    names = ["input", *(f"{f.name}\n{f.verdict}\n{_percent(f)}\n±{_reach(f):.2g}" for f in rows)]
-    columns = [f"{model}: {'false' if k != y else 'true'} mark" for model in NETS for k, y in _pairs(found)]
-    bar = Bar("signed", 1.0, "in units of the row's own range, printed on its left")
+    rows = [f for f in result.findings if f.family == "attribution" and f.images is not None]
+    rectangles = [result.trigger.rectangle(int(k)) for k in result.classes]
+    grid = [_input_tiles(result, rectangles), *(_map_tiles(f, rectangles) for f in rows)]
+    names = ["input", *(f"{f.name}\n{f.grade}\n{_score_text(f)}\n±{_vmax(f):.2g}" for f in rows)]
+    columns = [
+        f"{model}: {'false' if k != y else 'true'} mark" for model in MODEL_NAMES for k, y in _class_label_pairs(result)
+    ]
+    bar = ColorBar("signed", 1.0, "in units of the row's own range, printed on its left")
     title = "Which methods show the planted shortcut? By their names: maps that peak at a false mark (control model)"
-    return sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=SIDE)
+    return contact_sheet(grid, title=title, columns=columns, names=names, bars=[bar], side=FIGURE_PIXELS)
 
 
-def _pairs(found: Shortcut) -> list[tuple[int, int]]:
-    return list(zip(found.classes.tolist(), found.labels.tolist(), strict=True))
+def _class_label_pairs(result: ShortcutReport) -> list[tuple[int, int]]:
+    return list(zip(result.classes.tolist(), result.labels.tolist(), strict=True))
 
 
-def _percent(f: Finding) -> str:
-    return "" if f.found is None or f.control is None else f"{f.found:.0%} ({f.control:.0%})"
+def _score_text(f: ShortcutFinding) -> str:
+    return "" if f.score is None or f.control_score is None else f"{f.score:.0%} ({f.control_score:.0%})"
 
 
-def _reach(f: Finding) -> float:
-    return shared_reach(*(f.shown or ()))
+def _vmax(f: ShortcutFinding) -> float:
+    return shared_vmax(*(f.images or ()))
 
 
-def _inputs(found: Shortcut, places: Sequence[Place]) -> list[Tile]:
+def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> list[Tile]:
     tiles = []
-    for said in found.predicted:
-        for x, (k, y), p, place in zip(found.images, _pairs(found), said.tolist(), places, strict=True):
-            tiles.append(Tile(outlined(colors.image(x), place, ON_IMAGE), f"a {y}, marked {k}\nanswer: {p}"))
+    for predicted in result.predicted:
+        for x, (k, y), p, rectangle in zip(
+            result.images, _class_label_pairs(result), predicted.tolist(), rectangles, strict=True
+        ):
+            tiles.append(
+                Tile(
+                    outline_rectangle(colors.image_to_rgb(x), rectangle, OUTLINE_ON_IMAGE),
+                    f"a {y}, marked {k}\nanswer: {p}",
+                )
+            )
     return tiles
 
 
-def _maps(f: Finding, places: Sequence[Place]) -> list[Tile]:
-    scale = _reach(f)
-    each = [m for of_model in f.shown or () for m in of_model]
-    return [Tile(outlined(signed_map(m, scale), place, ON_MAP)) for m, place in zip(each, [*places, *places])]  # noqa: B905
+def _map_tiles(f: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile]:
+    scale = _vmax(f)
+    all_maps = [m for of_model in f.images or () for m in of_model]
+    return [
+        Tile(outline_rectangle(signed_map(m, scale), rectangle, OUTLINE_ON_MAP))
+        for m, rectangle in zip(all_maps, [*rectangles, *rectangles])
+    ]  # noqa: B905
 
 
-def outlined(picture: colors.Bytes, place: Place, color: tuple[int, int, int], side: int = SIDE) -> Image.Image:
+def outline_rectangle(
+    picture: colors.Bytes, rectangle: Rectangle, color: tuple[int, int, int], side: int = FIGURE_PIXELS
+) -> Image.Image:
     """A picture (H, W, 3), enlarged as on a sheet, with a line around a place of it."""
-    im = colors.fitted(picture, side).convert("RGB")
+    im = colors.resize_to(picture, side).convert("RGB")
     fy, fx = im.height / picture.shape[0], im.width / picture.shape[1]
-    corner = round(place.left * fx) - 1, round(place.top * fy) - 1
-    end = round((place.left + place.width) * fx), round((place.top + place.height) * fy)
+    corner = round(rectangle.left * fx) - 1, round(rectangle.top * fy) - 1
+    end = round((rectangle.left + rectangle.width) * fx), round((rectangle.top + rectangle.height) * fy)
     ImageDraw.Draw(im).rectangle((*corner, *end), outline=color)
     return im
 
 
-def drawn(found: Shortcut) -> Image.Image:
+def shortcut_images(result: ShortcutReport) -> Image.Image:
     """Class images and top examples of the first marked class, of both models."""
-    k = found.mark.classes[0]
+    k = result.trigger.classes[0]
     rows, names = list[list[Any]](), list[str]()
-    for f in found.findings:
-        if f.family in ("synthesis", "activations") and f.shown is not None:
-            for images, model in zip(f.shown, NETS, strict=True):
-                rows.append([Tile(colors.image(x)) for x in images])
+    for f in result.findings:
+        if f.family in ("synthesis", "activations") and f.images is not None:
+            for images, model in zip(f.images, MODEL_NAMES, strict=True):
+                rows.append([Tile(colors.image_to_rgb(x)) for x in images])
                 names.append(f"{f.name} of {k}\n{model}")
-    return sheet(rows, title=f"What the model looks for in a {k}, and what it takes for one", names=names, side=84)
+    return contact_sheet(
+        rows, title=f"What the model looks for in a {k}, and what it takes for one", names=names, side=84
+    )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from ..atomic_write import printable
+from ..atomic_write import to_printable
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @cache
-def font(size: int, bold: bool = False) -> Font:
+def get_font(size: int, bold: bool = False) -> Font:
     """DejaVu Sans from matplotlib's files (found without importing it), else Pillow's own font."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
@@ -24,34 +24,34 @@ def font(size: int, bold: bool = False) -> Font:
     return ImageFont.load_default(size)
 
 
-def wrapped(text: str, width: float, face: Font, most: int = 4) -> list[str]:
+def wrap_text(text: str, width: float, face: Font, max_lines: int = 4) -> list[str]:
     """The text in at most `most` lines no wider than `width`; what doesn't fit ends in an ellipsis."""
-    lines = [part for line in printable(text).split("\n") for part in _broken(line, width, face)]
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1] + "…"]
-    return [_cut(line, width, face) for line in lines]
+    lines = [part for line in to_printable(text).split("\n") for part in _break_line(line, width, face)]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]
+    return [_truncate(line, width, face) for line in lines]
 
 
 @lru_cache(4096)
-def _length(face: Font, text: str) -> float:
+def _text_width(face: Font, text: str) -> float:
     """Measured once: a sheet's words come again at each look, and every line is measured many times."""
     return face.getlength(text)
 
 
-def _broken(line: str, width: float, face: Font) -> list[str]:
+def _break_line(line: str, width: float, face: Font) -> list[str]:
     lines = [""]
     for word in line.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and _length(face, longer) > width:
+        if lines[-1] and _text_width(face, longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
 
 
-def _cut(line: str, width: float, face: Font) -> str:
-    if _length(face, line) <= width:
+def _truncate(line: str, width: float, face: Font) -> str:
+    if _text_width(face, line) <= width:
         return line
-    while len(line) > 1 and _length(face, line + "…") > width:
+    while len(line) > 1 and _text_width(face, line + "…") > width:
         line = line[:-1]
     return line.rstrip("…") + "…"

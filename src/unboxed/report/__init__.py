@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..atomic_write import encoded
+from ..atomic_write import encode_utf8
 from ..box import Box
-from ..checks.remembered import Remembered
+from ..checks.remembered import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..validation import check_seed
 from . import (
@@ -41,14 +41,14 @@ from . import (
     units,
 )
 from .blocks import Block, Note
-from .context import Context, Section
-from .folder import FACTS, PAGE, Folder
-from .pictures import Pictures
-from .render import Part, page
-from .skipped import skipped
-from .source import Source
-from .survey import survey
-from .words import sentence
+from .context import ReportContext, Section
+from .folder import FACTS_FILE, PAGE_FILE, ReportFolder
+from .pictures import PictureStore
+from .render import SectionResult, render_page
+from .skipped import skipped_text
+from .source import ReportData
+from .survey import run_survey
+from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
 
@@ -72,8 +72,8 @@ SECTIONS: list[Section] = [
 ]
 
 
-VERDICTS = "verdicts.json"
-SMALL = 256  # examples whose activations fit in one automatic batch
+VERDICTS_FILE = "verdicts.json"
+SINGLE_THREAD_BATCH = 256  # examples whose activations fit in one automatic batch
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def report(
     seed: int = 0,
     quiet: bool = False,
     command: str | None = None,
-    most: int | None = None,
+    max_examples: int | None = None,
 ) -> Report:
     """Write a self-contained page about the model to `out`/index.html, with report.json and the pictures beside it.
 
@@ -102,110 +102,112 @@ def report(
     `failures`; the others are written. Raises WriteError, DataError, InputError and OutputError before anything is
     written.
     """
-    chosen, seed = _chosen(sections), check_seed(seed)
-    with Folder(out) as folder, _threads(box):
-        source = Source(data, box)
-        with tqdm(total=len(chosen) + 1, desc="Asking the model", disable=quiet, file=sys.stderr, leave=False) as bar:
-            seen = survey(box, source, most)
+    selected, seed = _select_sections(sections), check_seed(seed)
+    with ReportFolder(out) as folder, _single_thread_if_small(box):
+        source = ReportData(data, box)
+        with tqdm(total=len(selected) + 1, desc="Asking the model", disable=quiet, file=sys.stderr, leave=False) as bar:
+            results = run_survey(box, source, max_examples)
             bar.update()
-            context = Context(box, source, seen, Pictures(folder), judge, seed, command, remembered=_remembered(folder))
-            parts = [_part(context, section, bar) for section in chosen]
+            context = ReportContext(
+                box, source, results, PictureStore(folder), judge, seed, command, verdict_cache=_load_verdicts(folder)
+            )
+            parts = [_build_part(context, section, bar) for section in selected]
         failures = {p.slug: p.failure for p in parts if p.failure}
-        folder.put(PAGE, encoded(page(context, parts)))
-        folder.put(VERDICTS, context.remembered.text())
-        folder.put(FACTS, _facts(context, folder, failures))
-        made = Report(folder.publish(), failures)
-    if (told := skipped(source, seen)) and not quiet:
-        print(f"{source.name}: {told}; the page lists them.", file=sys.stderr)
-    return made
+        folder.stage(PAGE_FILE, encode_utf8(render_page(context, parts)))
+        folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
+        folder.stage(FACTS_FILE, _facts_json(context, folder, failures))
+        published = Report(folder.publish(), failures)
+    if (skipped_note := skipped_text(source, results)) and not quiet:
+        print(f"{source.name}: {skipped_note}; the page lists them.", file=sys.stderr)
+    return published
 
 
 @contextmanager
-def _threads(box: Box) -> Iterator[None]:
+def _single_thread_if_small(box: Box) -> Iterator[None]:
     """Small models run on one thread: several, waiting for one another on busy cores, took up to eight times as
     long."""
-    before = torch.get_num_threads()
-    if box.batch_limit >= SMALL:
+    n_threads = torch.get_num_threads()
+    if box.batch_limit >= SINGLE_THREAD_BATCH:
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)
 
 
-def _chosen(sections: Sequence[str | Section] | None) -> list[Section]:
-    known = {s.slug: s for s in SECTIONS}
-    chosen = []
+def _select_sections(sections: Sequence[str | Section] | None) -> list[Section]:
+    by_slug = {s.slug: s for s in SECTIONS}
+    selected = []
     for section in SECTIONS if sections is None else sections:
-        if isinstance(section, str) and section not in known:
-            near = difflib.get_close_matches(section, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"the report has no section {section!r}; {hint}there are {', '.join(known)}")
-        chosen.append(known[section] if isinstance(section, str) else section)
-    return chosen
+        if isinstance(section, str) and section not in by_slug:
+            matches = difflib.get_close_matches(section, by_slug, n=1)
+            hint = f"did you mean {matches[0]!r}? " if matches else ""
+            raise InputError(f"the report has no section {section!r}; {hint}there are {', '.join(by_slug)}")
+        selected.append(by_slug[section] if isinstance(section, str) else section)
+    return selected
 
 
-def _part(context: Context, section: Section, bar: tqdm[Any]) -> Part:
+def _build_part(context: ReportContext, section: Section, bar: tqdm[Any]) -> SectionResult:
     """One section, come what may."""
     bar.set_description(section.title)
     try:
         if context.interrupted:
-            return Part(section.title, section.slug, [], "not made: the work was interrupted")
-        if unfit := section.unfit(context):
-            return Part(section.title, section.slug, [], unfit=unfit)
-        blocks = _built(context, section)
-        return Part(section.title, section.slug, blocks, "interrupted: only a part" * context.interrupted)
+            return SectionResult(section.title, section.slug, [], "not made: the work was interrupted")
+        if reason := section.reason_unfit(context):
+            return SectionResult(section.title, section.slug, [], reason_unfit=reason)
+        blocks = _build_blocks(context, section)
+        return SectionResult(section.title, section.slug, blocks, "interrupted: only a part" * context.interrupted)
     except KeyboardInterrupt:
         context.interrupted = True
-        return Part(section.title, section.slug, [], "not made: the work was interrupted")
+        return SectionResult(section.title, section.slug, [], "not made: the work was interrupted")
     except WriteError:  # no other section could be written either
         raise
     except Exception as error:  # one section that fails is no reason to lose the others
         LOG.warning("the section %r failed", section.title, exc_info=not isinstance(error, UnboxedError))
-        return Part(section.title, section.slug, [], sentence(error))
+        return SectionResult(section.title, section.slug, [], error_sentence(error))
     finally:
         bar.update()
 
 
-def _built(context: Context, section: Section) -> list[Block]:
+def _build_blocks(context: ReportContext, section: Section) -> list[Block]:
     """The section's blocks; what its methods warn of stands above the pictures, where their reader finds it."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnboxedWarning)
         blocks = list(section.build(context))
-    for other in [w for w in said if not issubclass(w.category, UnboxedWarning)]:
-        warnings.showwarning(other.message, other.category, other.filename, other.lineno)
-    notes = dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UnboxedWarning))
+    for warning in [w for w in caught if not issubclass(w.category, UnboxedWarning)]:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning))
     return [*(Note(f"Note: {note}.") for note in notes), *blocks]
 
 
-def _remembered(folder: Folder) -> Remembered:
+def _load_verdicts(folder: ReportFolder) -> VerdictCache:
     """The verdicts that an earlier report in this folder found."""
     with suppress(OSError):
-        return Remembered((folder.out / VERDICTS).read_bytes())
-    return Remembered()
+        return VerdictCache((folder.out / VERDICTS_FILE).read_bytes())
+    return VerdictCache()
 
 
-def _facts(context: Context, folder: Folder, failures: dict[str, str]) -> bytes:
+def _facts_json(context: ReportContext, folder: ReportFolder, failures: dict[str, str]) -> bytes:
     facts = {
         "unboxed": __version__,
         "model": type(context.box.model).__name__,
-        "data": context.source.name,
+        "data": context.data.name,
         "classes": list(context.survey.classes),
-        "answer": context.answer,
+        "answer": context.title_text,
         "headline": context.headline,
         **context.facts,
         "failures": failures,
-        "files": [name for name in folder.files if name not in (PAGE, FACTS, VERDICTS)],
+        "files": [name for name in folder.files if name not in (PAGE_FILE, FACTS_FILE, VERDICTS_FILE)],
     }
-    plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
-    return encoded(json.dumps(plain, indent=1, ensure_ascii=False))
+    without_nan = json.loads(json.dumps(facts, default=str), parse_constant=lambda word: None)  # JSON has no NaN
+    return encode_utf8(json.dumps(without_nan, indent=1, ensure_ascii=False))
 
 
-class _Callable(ModuleType):
+class _CallableModule(ModuleType):
     """`unboxed.report` is this module once it has been imported, and is called all the same."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Report:
         return report(*args, **kwargs)
 
 
-sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = _CallableModule

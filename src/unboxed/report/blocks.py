@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..cards import Card
-from ..plots.sheet import Bar
+from ..plots.sheet import ColorBar
 
-ROOM, GAP = 1060, 14  # pixels: the page's width, and what lies between two figures
+PAGE_WIDTH, FIGURE_GAP = 1060, 14  # pixels: the page's width, and what lies between two figures
 
 
 class Block(Protocol):
@@ -18,35 +18,35 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRef:
     """An image of the page: where it is (a data URI or a file beside the page), what it shows, its size in pixels."""
 
     src: str
     alt: str
     width: int
     height: int
-    hard: bool = False  # drawn with hard pixels
+    pixelated: bool = False  # drawn with hard pixels
 
 
 @dataclass(frozen=True)
 class Figure:
     """A picture with its words: a strong first line, then small ones. `tone` is "", "good", "fair" or "bad"."""
 
-    picture: Picture
+    picture: ImageRef
     head: str = ""
     lines: tuple[str, ...] = ()
     tone: str = ""
 
 
-def width(figures: Sequence[Figure]) -> int:
+def column_width(figures: Sequence[Figure]) -> int:
     """The width of the places of one grid: its widest picture, but room for words."""
     return max([84, *(f.picture.width for f in figures)])
 
 
-def together(figures: Sequence[Figure]) -> int:
+def max_per_row(figures: Sequence[Figure]) -> int:
     """How many stand in one row of a whole page at most, so that no row is left with one or two."""
     n = len(figures)
-    rows = -(-n // max(1, (ROOM + GAP) // (width(figures) + GAP)))
+    rows = -(-n // max(1, (PAGE_WIDTH + FIGURE_GAP) // (column_width(figures) + FIGURE_GAP)))
     return -(-n // max(1, rows))
 
 
@@ -60,7 +60,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Head:
+class Heading:
     text: str
     kind: ClassVar[str] = "head"
 
@@ -75,17 +75,17 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Figures:
+class FigureGrid:
     """Pictures on one grid, to be compared."""
 
     figures: Sequence[Figure]
     name: str = ""
-    halves: bool = False  # two a row, however wide they are
+    two_per_row: bool = False  # two a row, however wide they are
     kind: ClassVar[str] = "figures"
 
 
 @dataclass(frozen=True)
-class Case:
+class ExampleRow:
     """One example, in words, beside its pictures."""
 
     name: str
@@ -96,10 +96,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Scales:
+class ColorScales:
     """The printed color scales of the pictures above."""
 
-    bars: Sequence[tuple[Bar, Picture]]
+    bars: Sequence[tuple[ColorBar, ImageRef]]
     kind: ClassVar[str] = "scales"
 
 
@@ -109,22 +109,22 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: frozenset[int] = frozenset()
+    number_columns: frozenset[int] = frozenset()
     kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
-class Confusion:
+class ConfusionMatrix:
     """How often each label (row) was given each answer (column); `strength` 0 to 1 tints a cell."""
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
-    strength: Sequence[Sequence[float]]
+    tint: Sequence[Sequence[float]]
     caption: str
     kind: ClassVar[str] = "confusion"
 
     @property
-    def long(self) -> bool:
+    def has_long_names(self) -> bool:
         return any(len(name) > 3 for name in self.names)
 
 
@@ -135,7 +135,7 @@ class Slider:
     slug: str
     name: str
     lines: tuple[str, ...]
-    frames: Sequence[Picture]
+    frames: Sequence[ImageRef]
     classes: Sequence[str]
     probs: Sequence[Sequence[float]]  # (frames, classes)
     target: int  # of `classes`
@@ -152,7 +152,7 @@ class Slider:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodNote:
     """What a method's picture tells and does not tell, and what a check said of it."""
 
     card: Card
@@ -161,20 +161,20 @@ class Method:
     kind: ClassVar[str] = "method"
 
     @classmethod
-    def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> Method:
+    def of(cls, method: Callable[..., Any], verdict: str = "", tone: str = "") -> MethodNote:
         """The note of a method that carries a card."""
         return cls(method.card, verdict, tone)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedMethod:
     """A method with the verdict on it. `tone`: "good", "fair", "bad" or ""."""
 
     name: str
     badge: str
     sentence: str
-    tells: str
-    not_tells: str
+    shows: str
+    does_not_show: str
     tone: str = ""
 
 
@@ -182,7 +182,7 @@ class Ranked:
 class Ranking:
     """Methods, the most believable first."""
 
-    methods: Sequence[Ranked]
+    methods: Sequence[RankedMethod]
     kind: ClassVar[str] = "ranking"
 
 
@@ -195,7 +195,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideBySide:
     """Two groups of blocks side by side, where there is room."""
 
     left: Sequence[Block]

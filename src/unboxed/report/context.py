@@ -11,50 +11,50 @@ from torch import Tensor
 
 from ..box import Box
 from ..checks.methods import Method
-from ..checks.ranking import candidates, flops
-from ..checks.remembered import Remembered
+from ..checks.ranking import candidates, forward_flops
+from ..checks.remembered import VerdictCache
 from ..checks.verdict import Verdict
 from ..engine.read.channel_axes import channels_first
 from ..inputs.single import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
-from .kinds import Kind, kind_of
-from .pictures import Pictures
-from .source import Source
+from .kinds import InputNouns, nouns_for
+from .pictures import PictureStore
+from .source import ReportData
 from .survey import Survey
 from .untrained import untrained
-from .words import p_of, prob
+from .words import format_p, format_prob
 
-JUDGED = 6  # examples on which methods are judged, at most
-SMALL = 6e7  # FLOPs of one look at all of them
-CALL = 2e6  # FLOPs that one CPU core does while a module is called
-WORK = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
+MAX_EVIDENCE = 6  # examples on which methods are judged, at most
+MAX_EVIDENCE_FLOPS = 6e7  # FLOPs of one look at all of them
+FLOPS_PER_CALL = 2e6  # FLOPs that one CPU core does while a module is called
+MAX_FLOPS_PER_MAP = 1e9  # FLOPs that a map of one of them may take, before a method is asked with fewer samples
 
 
 @dataclass
-class Context:
+class ReportContext:
     box: Box
-    source: Source
+    data: ReportData
     survey: Survey
-    pictures: Pictures
+    pictures: PictureStore
     judge: Box | None = None
     seed: int = 0
     command: str | None = None
-    answer: str = ""  # the page's first words
+    title_text: str = ""  # the page's first words
     headline: list[str] = field(default_factory=list)  # the sentences after them
     cover: list[Figure] = field(default_factory=list)  # the pictures beside them
     facts: dict[str, object] = field(default_factory=dict)  # for report.json
     interrupted: bool = False  # set by a section that got only a part of what it asked for
-    remembered: Remembered = field(default_factory=Remembered)  # verdicts, of an earlier report too
+    verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
 
     @property
-    def images(self) -> bool:
+    def has_images(self) -> bool:
         return isinstance(self.box.inputs, Pixels)
 
     @property
-    def kind(self) -> Kind:
+    def input_nouns(self) -> InputNouns:
         """The nouns for this box's inputs."""
-        return kind_of(self.box.inputs)
+        return nouns_for(self.box.inputs)
 
     @cached_property
     def untrained(self) -> Box:
@@ -69,103 +69,112 @@ class Context:
     @cached_property
     def candidates(self) -> dict[str, Method]:
         """The methods of attribution that can be asked of this model."""
-        return candidates(self.box, WORK)
+        return candidates(self.box, MAX_FLOPS_PER_MAP)
 
     @cached_property
-    def examples(self) -> list[int]:
+    def example_indices(self) -> list[int]:
         """Places of examples that differ in what became of them: a mistake, an undecided one, typical ones."""
         s = self.survey
-        return list(dict.fromkeys([*s.mistakes[:1], *s.undecided[:1], *s.typical]))
+        return list(dict.fromkeys([*s.misclassified[:1], *s.by_margin[:1], *s.typical]))
 
     @cached_property
     def evidence(self) -> Tensor:
         """The inputs on which methods are judged."""
-        most = max(1, min(JUDGED, int(SMALL / flops(self.box))))
-        return self.inputs(self.examples[:most])
+        n_inputs = max(1, min(MAX_EVIDENCE, int(MAX_EVIDENCE_FLOPS / forward_flops(self.box))))
+        return self.inputs(self.example_indices[:n_inputs])
 
     def verdict(self, name: str) -> Verdict:
         """On a method of attribution, found once, and read again where an earlier report found it."""
-        return self.remembered.verdict(self.box, self.evidence, self.candidates[name], seed=self.seed)
+        return self.verdict_cache.verdict(self.box, self.evidence, self.candidates[name], seed=self.seed)
 
-    def knows(self, name: str) -> bool:
+    def has_verdict(self, name: str) -> bool:
         """Whether the verdict on a method was found by an earlier report."""
-        return self.remembered.knows(self.box, self.evidence, self.candidates[name], seed=self.seed)
+        return self.verdict_cache.contains(self.box, self.evidence, self.candidates[name], seed=self.seed)
 
-    def work(self, n: int) -> float:
+    def forward_flops(self, n: int) -> float:
         """FLOPs of one forward pass of n examples; a module's call counts as many as fit in its overhead.
 
         Budgets are in these, never in seconds: the same seed gives the same page on a busy machine.
         """
-        calls = sum(row.calls for row in self.box.layers.leaves)
-        return n * flops(self.box) + CALL * calls
+        calls = sum(row.n_calls for row in self.box.layers.leaves)
+        return n * forward_flops(self.box) + FLOPS_PER_CALL * calls
 
-    def inputs(self, places: Sequence[int]) -> Tensor:
+    def inputs(self, indices: Sequence[int]) -> Tensor:
         """The inputs (n, ...) at these places of the survey."""
-        return self.source.take([self.survey.rows[p] for p in places]).x
+        return self.data.read([self.survey.rows[p] for p in indices]).x
 
-    def name(self, k: int) -> str:
+    def class_name(self, k: int) -> str:
         return self.survey.classes[k]
 
-    def says(self, place: int) -> str:
+    def answer_text(self, index: int) -> str:
         """What the model answers, and how surely."""
-        k = int(self.survey.answers[place])
-        if self.number:
-            return self.value(place, k)
-        return f"{self.name(k)}, {self.value(place, k)}"
+        k = int(self.survey.answers[index])
+        if self.is_single_number:
+            return self.output_text(index, k)
+        return f"{self.class_name(k)}, {self.output_text(index, k)}"
 
     @property
-    def number(self) -> bool:
+    def is_single_number(self) -> bool:
         """Whether the model gives one number, which names nothing."""
         return self.box.outputs == "regression" and len(self.survey.classes) == 1
 
-    def told(self, place: int) -> str:
-        return f"gives {self.says(place)}" if self.number else f"says {self.says(place)}"
+    def answer_sentence(self, index: int) -> str:
+        return f"gives {self.answer_text(index)}" if self.is_single_number else f"says {self.answer_text(index)}"
 
-    def title(self, place: int) -> str:
+    def answer_title(self, index: int) -> str:
         """What the model answers, as the first line below an example."""
-        if self.number:
-            return f"gives {self.value(place, 0)}"
-        return f"says {self.name(int(self.survey.answers[place]))}"
+        if self.is_single_number:
+            return f"gives {self.output_text(index, 0)}"
+        return f"says {self.class_name(int(self.survey.answers[index]))}"
 
     def target_name(self, k: int) -> str:
         """The name of an output whose gradient is shown: where the answers are no and yes, there is one, of yes."""
-        return "yes" if self.source.binary else self.name(k)
+        return "yes" if self.data.binary else self.class_name(k)
 
-    def value(self, place: int, k: int) -> str:
+    def output_text(self, index: int, k: int) -> str:
         """The probability of class k, or the output where there is none."""
-        value = float(self.survey.outputs[place, k])
+        value = float(self.survey.outputs[index, k])
         if self.box.outputs == "regression":
             return f"{value:.3g}"
-        return f"p\u00a0of\u00a0yes {prob(float(self.survey.outputs[place, 1]))}" if self.source.binary else p_of(value)
+        return (
+            f"p\u00a0of\u00a0yes {format_prob(float(self.survey.outputs[index, 1]))}"
+            if self.data.binary
+            else format_p(value)
+        )
 
-    def facts_of(self, place: int, *, second: bool = False) -> tuple[str, ...]:
+    def example_lines(self, index: int, *, show_runner_up: bool = False) -> tuple[str, ...]:
         """The small lines below an example: how sure, what it is, what else it might be, which it is."""
-        s, label = self.survey, self.label(place)
-        lines = [] if self.number else [self.value(place, int(s.answers[place]))]
+        s, label = self.survey, self.label_name(index)
+        lines = [] if self.is_single_number else [self.output_text(index, int(s.answers[index]))]
         if label is not None:
             lines.append(f"label {label}")
-        if second and len(s.classes) > 1 and not self.source.binary:
-            k = int(s.seconds[place])
-            lines.append(f"or {self.name(k)}, {self.value(place, k)}")
-        return (*lines, f"example {s.rows[place]}")
+        if show_runner_up and len(s.classes) > 1 and not self.data.binary:
+            k = int(s.runner_up[index])
+            lines.append(f"or {self.class_name(k)}, {self.output_text(index, k)}")
+        return (*lines, f"example {s.rows[index]}")
 
-    def tone(self, place: int) -> str:
-        return "" if self.survey.right is None else ("good" if bool(self.survey.right[place]) else "bad")
+    def correctness_tone(self, index: int) -> str:
+        return "" if self.survey.is_correct is None else ("good" if bool(self.survey.is_correct[index]) else "bad")
 
-    def label(self, place: int) -> str | None:
+    def label_name(self, index: int) -> str | None:
         labels = self.survey.labels
-        if labels is None or not self.survey.named:
+        if labels is None or not self.survey.exclusive_classes:
             return None
-        return self.name(int(labels[place]))
+        return self.class_name(int(labels[index]))
 
-    def example(self, place: int, x: Tensor, side: int = 112, *, second: bool = False) -> Figure:
+    def example_figure(self, index: int, x: Tensor, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """An input (C, H, W) with what the model says of it and what it is."""
-        row = self.survey.rows[place]
-        label = self.label(place)
-        alt = f"input, example {row}: the model {self.told(place)}"
+        row = self.survey.rows[index]
+        label = self.label_name(index)
+        alt = f"input, example {row}: the model {self.answer_sentence(index)}"
         alt += f"; label {label}" if label is not None else ""
-        picture = self.pictures.inline(colors.image(x), alt, side)
-        return Figure(picture, self.title(place), self.facts_of(place, second=second), self.tone(place))
+        picture = self.pictures.inline(colors.image_to_rgb(x), alt, side)
+        return Figure(
+            picture,
+            self.answer_title(index),
+            self.example_lines(index, show_runner_up=show_runner_up),
+            self.correctness_tone(index),
+        )
 
 
 @dataclass(frozen=True)
@@ -177,13 +186,13 @@ class Section:
 
     title: str
     slug: str
-    build: Callable[[Context], Sequence[Block]]
+    build: Callable[[ReportContext], Sequence[Block]]
     needs: tuple[str, ...] = ()
 
-    def unfit(self, context: Context) -> str | None:
+    def reason_unfit(self, context: ReportContext) -> str | None:
         """Why this section can't be for this box, if so."""
-        if "pixels" in self.needs and not context.images:
-            return f"This section is for models of images alone; this one takes {context.kind.takes}."
+        if "pixels" in self.needs and not context.has_images:
+            return f"This section is for models of images alone; this one takes {context.input_nouns.inputs}."
         if "classes" in self.needs and context.box.outputs == "regression":
             return "This section is about classes; this model gives numbers (regression)."
         if "classes" in self.needs and len(context.box.classes) < 2:
@@ -191,5 +200,5 @@ class Section:
         return None
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def tensors_equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)

@@ -12,47 +12,47 @@ from types import TracebackType
 
 from ..errors import WriteError
 
-PAGE, FACTS, PICTURES = "index.html", "report.json", "pictures"
+PAGE_FILE, FACTS_FILE, PICTURES_DIR = "index.html", "report.json", "pictures"
 
 
-class Folder:
+class ReportFolder:
     """A context: nothing is seen in `out` before `publish`, and nothing half-written is left after a failure.
 
     `page` is what a person opens, `facts` the JSON that names the files: other results may lie in the same folder.
     Entering raises WriteError where `out` can't be written, before any work is done.
     """
 
-    def __init__(self, out: str | os.PathLike[str], page: str = PAGE, facts: str = FACTS) -> None:
+    def __init__(self, out: str | os.PathLike[str], page: str = PAGE_FILE, facts: str = FACTS_FILE) -> None:
         self.out, self.page, self.facts = Path(out), page, facts
         self._new = not self.out.exists()
         self._files: list[str] = []
 
-    def __enter__(self) -> Folder:
+    def __enter__(self) -> ReportFolder:
         if self.out.exists() and not self.out.is_dir():
             raise WriteError(f"{self.out} is a file; a report wants a folder (which is made if need be)")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._stage = Path(tempfile.mkdtemp(prefix=".unboxed-", dir=self.out))
         except OSError as error:
-            raise _unwritable(self.out, error) from error
+            raise _write_error(self.out, error) from error
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         shutil.rmtree(self._stage, ignore_errors=True)
         if self._new and error is not None:
             with suppress(OSError):
                 self.out.rmdir()
 
-    def put(self, name: str, content: bytes) -> str:
+    def stage(self, name: str, content: bytes) -> str:
         """Stage a file under its path relative to the folder. Returns that path. Raises WriteError."""
         path = self._stage / name
         try:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         except OSError as error:
-            raise _unwritable(self.out, error) from error
+            raise _write_error(self.out, error) from error
         if name not in self._files:
             self._files.append(name)
         return name
@@ -63,7 +63,7 @@ class Folder:
 
     def publish(self) -> Path:
         """Move what was staged into place, the page last; pictures that only an earlier report had are removed."""
-        stale = self._earlier() - set(self._files)
+        stale = self._previous_pictures() - set(self._files)
         try:
             for name in sorted(self._files, key=lambda f: (f == self.page, f == self.facts)):
                 target = self.out / name
@@ -72,19 +72,19 @@ class Folder:
             for name in stale:
                 (self.out / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _unwritable(self.out, error) from error
+            raise _write_error(self.out, error) from error
         return self.out / self.page
 
-    def _earlier(self) -> set[str]:
+    def _previous_pictures(self) -> set[str]:
         """The pictures that the report in this folder says it wrote: plain names in its own subfolder, nothing else."""
         try:
-            named = json.loads((self.out / self.facts).read_text(encoding="utf-8"))["files"]
-            paths = [Path(name) for name in named]
+            names = json.loads((self.out / self.facts).read_text(encoding="utf-8"))["files"]
+            paths = [Path(name) for name in names]
         except (OSError, ValueError, KeyError, TypeError):
             return set()
-        return {p.as_posix() for p in paths if p.parts == (PICTURES, p.name) and p.name not in ("", ".", "..")}
+        return {p.as_posix() for p in paths if p.parts == (PICTURES_DIR, p.name) and p.name not in ("", ".", "..")}
 
 
-def _unwritable(out: Path, error: OSError) -> WriteError:
-    why = error.strerror or error
-    return WriteError(f"can't write the report to {out}: {why}. Choose a folder that you may write to")
+def _write_error(out: Path, error: OSError) -> WriteError:
+    reason = error.strerror or error
+    return WriteError(f"can't write the report to {out}: {reason}. Choose a folder that you may write to")

@@ -10,28 +10,28 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.class_labels import is_numbered
-from .context import Context
+from .context import ReportContext
 
-WHO = (
+JUDGE_DESCRIPTION = (
     "a second network that took no part in drawing; it should be of another architecture, and trained against "
     "adversarial examples"
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class JudgeReport:
     """What the judge says of images: its answers, the probability of the class meant, and how many it names."""
 
     answers: Tensor  # (N,)
-    meant: Tensor  # (N,) probability
-    names: int
+    target_probs: Tensor  # (N,) probability
+    n_recognized: int
 
     @property
-    def mean(self) -> float:
-        return float(self.meant.mean())
+    def mean_target_prob(self) -> float:
+        return float(self.target_probs.mean())
 
 
-def fitting(context: Context) -> tuple[Box | None, str]:
+def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
     """The judge, or why there is none."""
     judge, box = context.judge, context.box
     if judge is None:
@@ -43,8 +43,8 @@ def fitting(context: Context) -> tuple[Box | None, str]:
     return judge, ""
 
 
-def verdict(judge: Box, images: Tensor, classes: Sequence[int]) -> Verdict:
+def judge_images(judge: Box, images: Tensor, classes: Sequence[int]) -> JudgeReport:
     """Ask the judge about images (N, C, H, W), each meant to be of its class."""
     probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
-    answers, wanted = probs.argmax(1), torch.as_tensor(classes)
-    return Verdict(answers, probs[torch.arange(len(wanted)), wanted], int((answers == wanted).sum()))
+    answers, targets = probs.argmax(1), torch.as_tensor(classes)
+    return JudgeReport(answers, probs[torch.arange(len(targets)), targets], int((answers == targets).sum()))

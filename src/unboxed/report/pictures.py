@@ -9,73 +9,73 @@ from typing import Any
 from PIL import Image
 
 from ..plots import colors
-from ..plots.files import Picture as Drawn
-from ..plots.files import as_image, png
-from ..plots.sheet import TABLES, Bar
-from .blocks import Picture
-from .folder import PICTURES, Folder
+from ..plots.files import ImageLike as Drawn
+from ..plots.files import as_image, png_bytes
+from ..plots.sheet import COLOR_TABLES, ColorBar
+from .blocks import ImageRef
+from .folder import PICTURES_DIR, ReportFolder
 
-BUDGET = 3_500_000  # bytes of inlined pictures: base64 and the words keep the page below 5 MB
-LARGEST = 256  # pixels a side of a photo in the page
+MAX_INLINE_BYTES = 3_500_000  # bytes of inlined pictures: base64 and the words keep the page below 5 MB
+MAX_INLINE_PIXELS = 256  # pixels a side of a photo in the page
 
 
-class Pictures:
+class PictureStore:
     """Turns arrays and Pillow images into pictures of the page, and keeps the larger ones as files."""
 
-    def __init__(self, folder: Folder, budget: int = BUDGET) -> None:
-        self._folder, self._left = folder, budget
-        self._count = 0
+    def __init__(self, folder: ReportFolder, budget: int = MAX_INLINE_BYTES) -> None:
+        self._folder, self._bytes_left = folder, budget
+        self._n_files = 0
 
-    def inline(self, picture: Drawn, alt: str, side: int = 112, largest: int = LARGEST) -> Picture:
+    def inline(self, image: Drawn, alt: str, side: int = 112, max_pixels: int = MAX_INLINE_PIXELS) -> ImageRef:
         """A picture of the page, shown at about `side` pixels: small ones at a whole multiple of their size."""
-        im = as_image(picture)
-        hard = max(im.size) <= colors.HARD
-        if not hard and max(im.size) > largest:
-            im = colors.fitted(im, largest)
-        width, height = shown(im.size, side)
-        return Picture(self._source(png(im)), alt, width, height, hard)
+        im = as_image(image)
+        pixelated = max(im.size) <= colors.NEAREST_MAX_PIXELS
+        if not pixelated and max(im.size) > max_pixels:
+            im = colors.resize_to(im, max_pixels)
+        width, height = display_size(im.size, side)
+        return ImageRef(self._source(png_bytes(im)), alt, width, height, pixelated)
 
-    def natural(self, picture: Drawn, alt: str) -> Picture:
+    def full_size(self, image: Drawn, alt: str) -> ImageRef:
         """A picture shown pixel by pixel, as wide as it is."""
-        im = as_image(picture)
-        return Picture(self._source(png(im)), alt, im.width, im.height, hard=True)
+        im = as_image(image)
+        return ImageRef(self._source(png_bytes(im)), alt, im.width, im.height, pixelated=True)
 
-    def keep(self, name: str, picture: Drawn | bytes) -> str:
+    def save_file(self, name: str, image: Drawn | bytes) -> str:
         """A picture as a file beside the page. Returns its path relative to it."""
-        content = picture if isinstance(picture, bytes) else png(picture)
-        return self._folder.put(f"{PICTURES}/{name}", content)
+        content = image if isinstance(image, bytes) else png_bytes(image)
+        return self._folder.stage(f"{PICTURES_DIR}/{name}", content)
 
-    def raw(self, content: bytes, kind: str) -> str:
+    def encoded_source(self, content: bytes, kind: str) -> str:
         """The address of a picture that is encoded already ("png", "jpeg")."""
         return self._source(content, kind)
 
-    def scale(self, bar: Bar) -> tuple[Bar, Picture]:
+    def color_scale(self, bar: ColorBar) -> tuple[ColorBar, ImageRef]:
         """A color scale with the picture of its range."""
-        table = TABLES[bar.kind]
-        alt = f"color scale from {bar.ends[0]} to {bar.ends[-1]}"
-        return bar, Picture(self._source(png(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
+        table = COLOR_TABLES[bar.kind]
+        alt = f"color scale from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
+        return bar, ImageRef(self._source(png_bytes(Image.fromarray(table[None, ::2].copy()))), alt, 128, 8)
 
     def _source(self, content: bytes, kind: str = "png") -> str:
         text = base64.b64encode(content).decode()
-        self._left -= len(text)
-        if self._left >= 0:
+        self._bytes_left -= len(text)
+        if self._bytes_left >= 0:
             return f"data:image/{kind};base64,{text}"
-        self._count += 1
-        return self._folder.put(f"{PICTURES}/more-{self._count}.{kind}", content)
+        self._n_files += 1
+        return self._folder.stage(f"{PICTURES_DIR}/more-{self._n_files}.{kind}", content)
 
 
-def shown(size: tuple[int, int], side: int) -> tuple[int, int]:
+def display_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size at which a picture (width, height) is shown in a place of `side` pixels."""
     longest = max(size)
-    k = _factor(longest, side) if longest <= colors.HARD else side / longest
+    k = _integer_factor(longest, side) if longest <= colors.NEAREST_MAX_PIXELS else side / longest
     return max(1, round(size[0] * k)), max(1, round(size[1] * k))
 
 
-def _factor(longest: int, side: int) -> int:
+def _integer_factor(longest: int, side: int) -> int:
     """The whole factor that comes closest to the place without going far beyond it."""
     k = max(1, int(1.08 * side / longest))
-    beyond = {1: 1.55, 2: 1.2}.get(k, 0.0)  # a picture of one and a half places is better than one of a half
-    return k + 1 if (k + 1) * longest <= beyond * side else k
+    max_overshoot = {1: 1.55, 2: 1.2}.get(k, 0.0)  # a picture of one and a half places is better than one of a half
+    return k + 1 if (k + 1) * longest <= max_overshoot * side else k
 
 
 def file_name(*words: Any) -> str:

@@ -14,26 +14,26 @@ from PIL import Image
 
 from ..errors import InputError
 from ..plots import colors
-from ..plots.map import palette, placed, small
+from ..plots.map import class_colors, make_thumbnails, normalize_points
 
-MOST = 65_535  # points: their numbers are of two bytes
-BUDGET = 600_000  # bytes of the atlas
-SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images, the largest that keeps the budget
-WIDEST = 4096  # pixels of the atlas that every browser can draw from
+MAX_POINTS = 65_535  # points: their numbers are of two bytes
+MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
+THUMBNAIL_SIDES = (64, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8)  # of its images, the largest that keeps the budget
+MAX_ATLAS_PIXELS = 4096  # pixels of the atlas that every browser can draw from
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerMap:
     """A map: its name, a small line, places (N, 2), and the nearest others of each in the layer, (N, k)."""
 
     name: str
     note: str
     points: Any
-    near: Any
+    neighbors: Any
 
 
 @dataclass(frozen=True)
-class Atlas:
+class ImageAtlas:
     """Images side by side in one picture, `columns` a row, each width x height."""
 
     content: bytes
@@ -41,18 +41,18 @@ class Atlas:
     width: int
     height: int
     columns: int
-    hard: bool  # shown with hard pixels
+    pixelated: bool  # shown with hard pixels
 
 
 @dataclass(frozen=True)
-class Plane:
+class MapBlock:
     """N points, one map a layer. `groups` (N,) index `names`; `lines` are what is said of each, a sequence a line."""
 
     slug: str
-    layers: Sequence[Layer]
+    layers: Sequence[LayerMap]
     groups: Sequence[int]
     names: Sequence[str]
-    wrong: Sequence[bool]
+    is_wrong: Sequence[bool]
     lines: Sequence[Sequence[str]]
     rows: Sequence[int]  # the examples' numbers in the data
     alt: str
@@ -63,26 +63,26 @@ class Plane:
 
     @property
     def colors(self) -> list[str]:
-        return palette(len(self.names))
+        return class_colors(len(self.names))
 
     @property
     def data(self) -> dict[str, object]:
         """What the page's script needs."""
         n = len(self.rows)
-        if n > MOST:
-            raise InputError(f"a map in a page holds {MOST:,} points; got {n:,}")
+        if n > MAX_POINTS:
+            raise InputError(f"a map in a page holds {MAX_POINTS:,} points; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
-        number = {word: i for i, word in enumerate(words)}
+        word_index = {word: i for i, word in enumerate(words)}
         return {
             "n": n,
-            "k": np.asarray(self.layers[0].near).shape[1],
-            "layers": [self._packed(layer) for layer in self.layers],
-            "groups": packed(self.groups, np.uint8),
-            "wrong": packed(self.wrong, np.uint8),
-            "rows": packed(self.rows, np.uint32),
-            "order": packed(np.random.default_rng(0).permutation(n), np.uint16),
+            "k": np.asarray(self.layers[0].neighbors).shape[1],
+            "layers": [self._packed_layer(layer) for layer in self.layers],
+            "groups": to_base64(self.groups, np.uint8),
+            "wrong": to_base64(self.is_wrong, np.uint8),
+            "rows": to_base64(self.rows, np.uint32),
+            "order": to_base64(np.random.default_rng(0).permutation(n), np.uint16),
             "words": words,
-            "lines": [packed([number[word] for word in line], np.uint16) for line in self.lines],
+            "lines": [to_base64([word_index[word] for word in line], np.uint16) for line in self.lines],
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
@@ -90,32 +90,36 @@ class Plane:
         }
 
     @staticmethod
-    def _packed(layer: Layer) -> dict[str, str]:
-        points = (placed(layer.points, margin=0.01) * 65535).round()
-        return {"name": layer.name, "points": packed(points, np.uint16), "near": packed(layer.near, np.uint16)}
+    def _packed_layer(layer: LayerMap) -> dict[str, str]:
+        points = (normalize_points(layer.points, margin=0.01) * 65535).round()
+        return {
+            "name": layer.name,
+            "points": to_base64(points, np.uint16),
+            "near": to_base64(layer.neighbors, np.uint16),
+        }
 
 
-def packed(values: Any, kind: type[np.generic]) -> str:
+def to_base64(values: Any, kind: type[np.generic]) -> str:
     """Numbers as little-endian bytes in base64, as a typed array reads them."""
     array = np.ascontiguousarray(np.asarray(values), dtype=np.dtype(kind).newbyteorder("<"))
     return base64.b64encode(array.tobytes()).decode()
 
 
-def atlas(images: Any, budget: int = BUDGET) -> Atlas:
+def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
     """Images (N, C, H, W) as large as the budget allows, at most 64 pixels and not enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
-    own = max(images.shape[2:])
-    sides = [min(own, SIDES[0]), *(s for s in SIDES if s < own)]
-    made = None
-    for side in (s for s in sides if s * columns <= WIDEST):
-        made = _atlas(images, side, columns)
-        if len(made.content) <= budget:
-            return made
-    return made or _atlas(images, max(1, WIDEST // columns), columns)
+    image_side = max(images.shape[2:])
+    sides = [min(image_side, THUMBNAIL_SIDES[0]), *(s for s in THUMBNAIL_SIDES if s < image_side)]
+    image_atlas = None
+    for side in (s for s in sides if s * columns <= MAX_ATLAS_PIXELS):
+        image_atlas = _make_atlas_at(images, side, columns)
+        if len(image_atlas.content) <= max_bytes:
+            return image_atlas
+    return image_atlas or _make_atlas_at(images, max(1, MAX_ATLAS_PIXELS // columns), columns)
 
 
-def _atlas(images: Any, side: int, columns: int) -> Atlas:
-    pictures = np.stack(small(images, side))  # (N, h, w, 3)
+def _make_atlas_at(images: Any, side: int, columns: int) -> ImageAtlas:
+    pictures = np.stack(make_thumbnails(images, side))  # (N, h, w, 3)
     n, h, w, _ = pictures.shape
     rows = -(-n // columns)
     sheet = np.zeros((rows * columns, h, w, 3), dtype=np.uint8)
@@ -127,4 +131,6 @@ def _atlas(images: Any, side: int, columns: int) -> Atlas:
         Image.fromarray(sheet[..., 0] // 17 * 17).save(buffer, "PNG", optimize=True)  # 16 levels of gray
     else:
         Image.fromarray(sheet).save(buffer, "JPEG", quality=82)
-    return Atlas(buffer.getvalue(), "png" if gray else "jpeg", w, h, columns, max(h, w) <= min(colors.HARD, 40))
+    return ImageAtlas(
+        buffer.getvalue(), "png" if gray else "jpeg", w, h, columns, max(h, w) <= min(colors.NEAREST_MAX_PIXELS, 40)
+    )

@@ -8,42 +8,46 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .blocks import Block, together, width
-from .context import Context
-from .words import bar, typographic
+from .blocks import Block, column_width, max_per_row
+from .context import ReportContext
+from .words import format_bar_prob, replace_hyphens
 
 
 @dataclass(frozen=True)
-class Part:
+class SectionResult:
     """A section as it came out: its blocks, or in `failure` why there are none (or only some)."""
 
     title: str
     slug: str
     blocks: Sequence[Block]
     failure: str = ""
-    unfit: str = ""
+    reason_unfit: str = ""
 
     @property
-    def short(self) -> str:
+    def short_title(self) -> str:
         """Its name in the page's bar."""
         return self.slug.replace("-", " ").capitalize()
 
 
 @cache
-def _environment() -> Environment:
-    made = Environment(
+def _jinja_environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader("unboxed.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: typographic(value) if type(value) is str else value,
+        finalize=lambda value: replace_hyphens(value) if type(value) is str else value,
     )
-    made.globals |= {"width": width, "together": together, "bar": bar}
-    return made
+    environment.globals |= {
+        "column_width": column_width,
+        "max_per_row": max_per_row,
+        "format_bar_prob": format_bar_prob,
+    }
+    return environment
 
 
-def page(context: Context, parts: Sequence[Part]) -> str:
+def render_page(context: ReportContext, parts: Sequence[SectionResult]) -> str:
     """The whole page."""
-    title = f"{type(context.box.model).__name__}{context.source.named(' on ')}"
-    return _environment().get_template("page.html").render(context=context, parts=parts, title=title)
+    title = f"{type(context.box.model).__name__}{context.data.name_with_prefix(' on ')}"
+    return _jinja_environment().get_template("page.html").render(context=context, parts=parts, title=title)

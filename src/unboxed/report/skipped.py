@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from .source import Source
+from .source import ReportData
 from .survey import Survey
 
 
-def skipped(source: Source, survey: Survey) -> str:
+def skipped_text(source: ReportData, survey: Survey) -> str:
     """Like "1 image is broken and 2 files are no images"; nothing, where everything could be read."""
-    files = len(source.skipped)
-    broken = min(survey.broken, files)
-    rest = files - broken
-    plain = sum(why == "not an image" for _, why in source.skipped) >= rest
-    state = ("no image" if rest == 1 else "no images") if plain else "passed over"
-    words = [_are(broken, "image", "broken"), _are(rest, "file", state)]
+    n_files = len(source.skipped)
+    n_broken = min(survey.n_broken, n_files)
+    n_other = n_files - n_broken
+    only_not_images = sum(why == "not an image" for _, why in source.skipped) >= n_other
+    state = ("no image" if n_other == 1 else "no images") if only_not_images else "passed over"
+    words = [_count_text(n_broken, "image", "broken"), _count_text(n_other, "file", state)]
     return " and ".join(filter(None, words))
 
 
-def _are(n: int, what: str, state: str) -> str:
-    return "" if n == 0 else f"1 {what} is {state}" if n == 1 else f"{n:,} {what}s are {state}"
+def _count_text(n: int, noun: str, description: str) -> str:
+    return "" if n == 0 else f"1 {noun} is {description}" if n == 1 else f"{n:,} {noun}s are {description}"

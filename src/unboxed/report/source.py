@@ -17,17 +17,17 @@ from ..engine.read.packing import packed
 from ..errors import BrokenImageError, DataError
 from ..inputs.single import Pixels
 
-TENSORS = "tensors"  # data without a name of their own
-BINARY = ("no", "yes")  # what one probability says
+TENSORS_NAME = "tensors"  # data without a name of their own
+BINARY_CLASSES = ("no", "yes")  # what one probability says
 
 
-class Examples(NamedTuple):
+class ExampleBatch(NamedTuple):
     rows: list[int]  # their numbers in the data: those that could be read
     x: Tensor  # (n, ...)
     y: list[int]  # labels as the box counts classes, -1 where there is none
 
 
-class Source:
+class ReportData:
     """Examples for a box. Images of a folder that turn out to be broken are passed over.
 
     Raises DataError for what is no data set, for an empty one, and for labels that the model has no class for.
@@ -36,67 +36,73 @@ class Source:
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "multilabel" and len(box.classes) == 1
         self.labeled = self.binary or box.outputs not in ("regression", "multilabel")
-        self.name = str(getattr(data, "name", "") or _kind(data))
-        self._data = _indexed(data, box, self.labeled, self.name, self.binary)
-        self._broken: dict[int, str] = {}
+        self.name = str(getattr(data, "name", "") or _data_name(data))
+        self._data = _as_dataset(data, box, self.labeled, self.name, self.binary)
+        self._broken_reasons: dict[int, str] = {}
         if len(self._data) == 0:
             raise DataError("the data are empty: a report needs at least one example")
-        self.classes = BINARY if self.binary else _names(class_names(data if self.labeled else self._data)[0], box)
-        self._numbers = label_numbers(box, data) if self.labeled else {}
+        self.classes = (
+            BINARY_CLASSES if self.binary else _class_names(class_names(data if self.labeled else self._data)[0], box)
+        )
+        self._class_of_label = label_numbers(box, data) if self.labeled else {}
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def named(self, before: str) -> str:
+    def name_with_prefix(self, prefix: str) -> str:
         """The name with a word before it; nothing for tensors, which have none."""
-        return "" if self.name == TENSORS else f"{before}{self.name}"
+        return "" if self.name == TENSORS_NAME else f"{prefix}{self.name}"
 
     @property
     def skipped(self) -> tuple[tuple[Any, str], ...]:
         """Files that could not be read so far, and why."""
-        listed = getattr(self._data, "skipped", None)
-        return tuple((f"example {i}", why) for i, why in self._broken.items()) if listed is None else tuple(listed)
+        skipped_files = getattr(self._data, "skipped", None)
+        return (
+            tuple((f"example {i}", why) for i, why in self._broken_reasons.items())
+            if skipped_files is None
+            else tuple(skipped_files)
+        )
 
-    def take(self, rows: Sequence[int]) -> Examples:
+    def read(self, rows: Sequence[int]) -> ExampleBatch:
         """The examples at these rows that can be read."""
-        found = [(i, read) for i in rows if (read := self._read(i)) is not None]
-        if not found:
-            return Examples([], torch.empty(0), [])
-        x = torch.stack([torch.as_tensor(image) for _, (image, _) in found])
-        return Examples([i for i, _ in found], x, [self._numbers.get(y, y) for _, (_, y) in found])
+        readable = [(i, read) for i in rows if (read := self._read_item(i)) is not None]
+        if not readable:
+            return ExampleBatch([], torch.empty(0), [])
+        x = torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
+        return ExampleBatch([i for i, _ in readable], x, [self._class_of_label.get(y, y) for _, (_, y) in readable])
 
-    def _read(self, i: int) -> tuple[Any, int] | None:
+    def _read_item(self, i: int) -> tuple[Any, int] | None:
         try:
-            return _parts(item(self._data, i), self.labeled)
+            return _input_and_label(item(self._data, i), self.labeled)
         except BrokenImageError as error:
-            self._broken.setdefault(i, str(error))
+            self._broken_reasons.setdefault(i, str(error))
             return None
 
 
-class _Mapped:
+class _MappedDataset:
     """A data set whose items are looked at in another way."""
 
-    def __init__(self, data: Any, look: Callable[[Any], Any]) -> None:
-        self._data, self._look = data, look
+    def __init__(self, data: Any, transform: Callable[[Any], Any]) -> None:
+        self._data, self._transform = data, transform
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: int) -> Any:
-        return self._look(self._data[i])
+        return self._transform(self._data[i])
 
 
-def _input(item: Any) -> Any:
+def _input_only(item: Any) -> Any:
     """Without its label: those of models whose outputs are no classes have many forms."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _answer(item: Any) -> Any:
+def _binary_label(item: Any) -> Any:
     """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
-    return (item[0], _bit(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
+    return (item[0], _to_binary(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
 
 
-def _bit(label: Any) -> int:
+def _to_binary(label: Any) -> int:
     try:
         value = float(label)
     except (TypeError, ValueError, RuntimeError):
@@ -104,37 +110,37 @@ def _bit(label: Any) -> int:
     return int(value) if value in (0.0, 1.0) else -1
 
 
-def _kind(data: Any) -> str:
-    return TENSORS if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
+def _data_name(data: Any) -> str:
+    return TENSORS_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
 
-def _indexed(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
+def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
     """Something with a length whose items are (input, label) or inputs."""
     data = packed(box, data)
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
         data = torch.utils.data.TensorDataset(*data)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        wanted = "wanted a Dataset of (input, label) with a length, or tensors (x, y)"
-        raise DataError(f"a report can't read a {type(data).__name__}; {wanted}")
+        expected = "wanted a Dataset of (input, label) with a length, or tensors (x, y)"
+        raise DataError(f"a report can't read a {type(data).__name__}; {expected}")
     if len(data) == 0:
         raise DataError("the data are empty: a report needs at least one example")
     if isinstance(data, sets.Images):
         return data
     if binary or not labeled:
-        data = _Mapped(data, _answer if binary else _input)
+        data = _MappedDataset(data, _binary_label if binary else _input_only)
     if not isinstance(box.inputs, Pixels):
         return data
-    like = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
-    return sets.wrap(data, like=like, name=name)
+    template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become
+    return sets.wrap(data, like=template, name=name)
 
 
-def _parts(item: Any, labeled: bool) -> tuple[Any, int]:
+def _input_and_label(item: Any, labeled: bool) -> tuple[Any, int]:
     if not isinstance(item, (tuple, list)):
         return item, -1
     label = item[1] if labeled and len(item) > 1 and item[1] is not None else -1
     return item[0], int(label)
 
 
-def _names(own: tuple[str, ...], box: Box) -> tuple[str, ...]:
+def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    return own if len(own) == len(box.classes) and is_numbered(box.classes) else box.classes
+    return data_classes if len(data_classes) == len(box.classes) and is_numbered(box.classes) else box.classes

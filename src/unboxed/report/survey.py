@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import DataError, OutputError
-from .source import Source
+from .source import ReportData
 
-MOST = 10_000  # examples looked at
-VALUES = 40_000_000  # of input looked at: photos are many values each
-ROWS = 256  # read at a time
+MAX_EXAMPLES = 10_000  # examples looked at
+MAX_INPUT_VALUES = 40_000_000  # of input looked at: photos are many values each
+READ_BATCH_SIZE = 256  # read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,43 +24,43 @@ class Survey:
     """What the model says of the examples `rows` of the data: n of them, in their order."""
 
     rows: tuple[int, ...]  # their numbers in the data
-    total: int  # that the data have
+    n_total: int  # that the data have
     outputs: Tensor  # (n, K) probabilities; what the model gives, where it gives none
     labels: Tensor | None  # (n,)
     classes: tuple[str, ...]
-    named: bool  # the outputs are classes that exclude one another
-    asked: int = 0  # examples that were to be looked at, broken ones among them
+    exclusive_classes: bool  # the outputs are classes that exclude one another
+    n_requested: int = 0  # examples that were to be looked at, broken ones among them
 
     @property
-    def broken(self) -> int:
-        return max(0, self.asked - len(self.rows))
+    def n_broken(self) -> int:
+        return max(0, self.n_requested - len(self.rows))
 
     @cached_property
     def answers(self) -> Tensor:  # (n,)
         return self.outputs.argmax(1)
 
     @cached_property
-    def sureness(self) -> Tensor:  # (n,)
+    def confidence(self) -> Tensor:  # (n,)
         return self.outputs.amax(1)
 
     @cached_property
-    def seconds(self) -> Tensor:
+    def runner_up(self) -> Tensor:
         """The class with the second largest output of each example, (n,)."""
         return self.outputs.topk(2, 1).indices[:, 1] if len(self.classes) > 1 else self.answers
 
     @cached_property
-    def gap(self) -> Tensor:
+    def margin(self) -> Tensor:
         """The largest output minus the second, (n,)."""
         top = self.outputs.topk(min(2, len(self.classes)), 1).values
         return top[:, 0] - top[:, -1] if top.shape[1] > 1 else top[:, 0]
 
     @cached_property
-    def right(self) -> Tensor | None:  # (n,) bool
-        return None if self.labels is None or not self.named else self.answers == self.labels
+    def is_correct(self) -> Tensor | None:  # (n,) bool
+        return None if self.labels is None or not self.exclusive_classes else self.answers == self.labels
 
     @property
     def accuracy(self) -> float | None:
-        return None if self.right is None else float(self.right.double().mean())
+        return None if self.is_correct is None else float(self.is_correct.double().mean())
 
     @cached_property
     def confusion(self) -> Tensor:  # (K, K) labels x answers
@@ -69,98 +69,100 @@ class Survey:
         return torch.bincount(labels * k + self.answers, minlength=k * k).view(k, k)
 
     @cached_property
-    def mistakes(self) -> list[int]:
+    def misclassified(self) -> list[int]:
         """Places of the wrong answers, the surest first."""
-        return [] if self.right is None else _ordered((~self.right).nonzero().flatten(), -self.sureness)
+        return [] if self.is_correct is None else _sort_by((~self.is_correct).nonzero().flatten(), -self.confidence)
 
     @cached_property
-    def undecided(self) -> list[int]:
+    def by_margin(self) -> list[int]:
         """All places, those first whose two largest outputs lie closest (as they come, where outputs are no rivals)."""
-        places = torch.arange(len(self.rows))
-        return _ordered(places, self.gap) if self.named else places.tolist()
+        indices = torch.arange(len(self.rows))
+        return _sort_by(indices, self.margin) if self.exclusive_classes else indices.tolist()
 
     @cached_property
     def typical(self) -> list[int]:
         """Right answers (all, without labels) of one class after another, in each the one of median sureness."""
-        good = torch.arange(len(self.rows)) if self.right is None else self.right.nonzero().flatten()
-        found = []
-        for k in sorted(set(self.answers[good].tolist())):
-            own = _ordered(good[self.answers[good] == k], self.sureness)
-            found.append(own[len(own) // 2])
-        return found
+        correct = torch.arange(len(self.rows)) if self.is_correct is None else self.is_correct.nonzero().flatten()
+        medians = []
+        for k in sorted(set(self.answers[correct].tolist())):
+            by_confidence = _sort_by(correct[self.answers[correct] == k], self.confidence)
+            medians.append(by_confidence[len(by_confidence) // 2])
+        return medians
 
-    def pairs(self, most: int) -> list[tuple[int, int, int]]:
+    def confused_pairs(self, max_pairs: int) -> list[tuple[int, int, int]]:
         """(label, answer, times) of the commonest confusions."""
-        off = self.confusion.clone().fill_diagonal_(0).flatten()
-        at = off.nonzero().flatten()
-        at = at[off[at].argsort(descending=True, stable=True)][:most]
+        off_diagonal = self.confusion.clone().fill_diagonal_(0).flatten()
+        cells = off_diagonal.nonzero().flatten()
+        cells = cells[off_diagonal[cells].argsort(descending=True, stable=True)][:max_pairs]
         k = len(self.classes)
-        return [(i // k, i % k, int(off[i])) for i in at.tolist()]
+        return [(i // k, i % k, int(off_diagonal[i])) for i in cells.tolist()]
 
 
-def _ordered(places: Tensor, by: Tensor) -> list[int]:
-    order = by[places].argsort(stable=True)
-    return [int(i) for i in places[order]]
+def _sort_by(indices: Tensor, keys: Tensor) -> list[int]:
+    order = keys[indices].argsort(stable=True)
+    return [int(i) for i in indices[order]]
 
 
-def limit(shape: Sequence[int]) -> int:
+def max_examples_for(shape: Sequence[int]) -> int:
     """How many examples of this shape a report looks at."""
-    return max(64, min(MOST, VALUES // max(1, math.prod(shape))))
+    return max(64, min(MAX_EXAMPLES, MAX_INPUT_VALUES // max(1, math.prod(shape))))
 
 
-def spread(total: int, most: int) -> tuple[int, ...]:
+def evenly_spaced(total: int, max_count: int) -> tuple[int, ...]:
     """At most `most` of the numbers below `total`, evenly spread: data are often sorted by class."""
-    n = min(total, most)
+    n = min(total, max_count)
     return tuple(i * total // n for i in range(n))
 
 
-def survey(box: Box, source: Source, most: int | None) -> Survey:
+def run_survey(box: Box, source: ReportData, max_examples: int | None) -> Survey:
     """Ask the model about the examples, some at a time.
 
     Raises DataError, InputError where they don't fit the model, OutputError where it answers NaN.
     """
-    wanted = spread(len(source), most or limit(box.inputs.shape))
+    requested = evenly_spaced(len(source), max_examples or max_examples_for(box.inputs.shape))
     rows: list[int] = []
     labels: list[int] = []
     outputs: list[Tensor] = []
-    for start in range(0, len(wanted), ROWS):
-        found, x, y = source.take(wanted[start : start + ROWS])
-        if found:
-            outputs.append(_outputs(box, x))
-        rows += found
+    for start in range(0, len(requested), READ_BATCH_SIZE):
+        readable, x, y = source.read(requested[start : start + READ_BATCH_SIZE])
+        if readable:
+            outputs.append(_probs_or_outputs(box, x))
+        rows += readable
         labels += y
     if not rows:
-        raise DataError(f"none of the {len(wanted)} examples of {source.name} can be read")
-    named = source.labeled and len(source.classes) > 1
-    given = _sound(torch.cat(outputs), rows)
+        raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
+    exclusive_classes = source.labeled and len(source.classes) > 1
+    all_outputs = _check_not_nan(torch.cat(outputs), rows)
     if source.binary:  # one probability p of yes: as two classes
-        given = torch.cat([1 - given, given], 1)
-    known = _checked(labels, source, box)
-    return Survey(tuple(rows), len(source), given, known, source.classes, named, len(wanted))
+        all_outputs = torch.cat([1 - all_outputs, all_outputs], 1)
+    checked_labels = _check_labels(labels, source, box)
+    return Survey(
+        tuple(rows), len(source), all_outputs, checked_labels, source.classes, exclusive_classes, len(requested)
+    )
 
 
-def _sound(outputs: Tensor, rows: Sequence[int]) -> Tensor:
-    bad = outputs.isnan().any(1).nonzero().flatten().tolist()
-    if bad:
-        where = f"{len(bad)} of {len(rows)} examples (first: number {rows[bad[0]]})"
+def _check_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
+    nan_rows = outputs.isnan().any(1).nonzero().flatten().tolist()
+    if nan_rows:
+        examples_text = f"{len(nan_rows)} of {len(rows)} examples (first: number {rows[nan_rows[0]]})"
         raise OutputError(
-            f"the model gives NaN for {where}; nothing can be said of it. Are its weights the right ones?"
+            f"the model gives NaN for {examples_text}; nothing can be said of it. Are its weights the right ones?"
         )
     return outputs
 
 
-def _outputs(box: Box, x: Tensor) -> Tensor:
+def _probs_or_outputs(box: Box, x: Tensor) -> Tensor:
     """Probabilities (n, K), or what the model gives where it gives none; a map of outputs counts by its mean."""
     logits = box(x)
-    given = logits if box.outputs == "regression" else box.probs_of(logits)
-    return given.double().cpu().flatten(2).mean(2) if given.ndim > 2 else given.double().cpu()
+    outputs = logits if box.outputs == "regression" else box.probs_from(logits)
+    return outputs.double().cpu().flatten(2).mean(2) if outputs.ndim > 2 else outputs.double().cpu()
 
 
-def _checked(labels: Sequence[int], source: Source, box: Box) -> Tensor | None:
+def _check_labels(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
     """Labels (n,) that the model has classes for; None where not every example has one."""
     if min(labels) < 0 or (source.binary and max(labels) > 1):
         return None
     if max(labels) >= len(source.classes):
-        known = f"the model has classes 0 to {len(box.classes) - 1}"
-        raise DataError(f"the data have the label {max(labels)}; {known}")
+        valid_text = f"the model has classes 0 to {len(box.classes) - 1}"
+        raise DataError(f"the data have the label {max(labels)}; {valid_text}")
     return torch.tensor(labels)

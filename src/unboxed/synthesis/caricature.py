@@ -12,8 +12,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.transforms import wobble
 from ..model.batching import BatchSize
-from ..objectives import ENDS, dot
-from ..validation import number
+from ..objectives import MODEL_ENDS, dot
+from ..validation import check_float
 from .drawn import Drawn
 from .recipe import STEPS, draw, look, way
 
@@ -21,8 +21,8 @@ from .recipe import STEPS, draw, look, way
 @card(
     name="Caricature",
     source="Olah et al. 2018, Distill, doi:10.23915/distill.00010 (dot x cosine); Johnson et al., lucid's caricatures",
-    tells="What of this input the layer sees: what it responds to is drawn large, the rest is left out.",
-    not_tells="What the model makes of it: a layer may see what its answer then ignores.",
+    shows="What of this input the layer sees: what it responds to is drawn large, the rest is left out.",
+    does_not_show="What the model makes of it: a layer may see what its answer then ignores.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, "logits", steps=3),
 )
@@ -44,9 +44,9 @@ def caricature(
     LayerError.
     """
     seen = look(box, data)
-    x = box.accept(x)
-    power = number("power", power, least=0)
-    layer = layer if layer in ENDS else box.layers.resolve(layer)
+    x = box.validate_inputs(x)
+    power = check_float("power", power, minimum=0)
+    layer = layer if layer in MODEL_ENDS else box.layers.resolve(layer)
     gentle = replace(way("fourier"), transform=wobble(degrees=4, scale=0.04, jitter=0.03))
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]

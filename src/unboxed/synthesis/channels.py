@@ -13,9 +13,9 @@ from ..box import Box
 from ..cards import card
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
-from ..objectives import ENDS, as_classes, channel
+from ..objectives import MODEL_ENDS, as_classes, channel
 from ..objectives import diversity as unlike
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .drawn import Drawn
 from .feature import tell
 from .recipe import STEPS, draw, look, way
@@ -31,8 +31,8 @@ class Channels(Drawn):
 @card(
     name="Channels",
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007, channel objective",
-    tells="What each channel of a layer looks for: the texture or form that excites it all over the image.",
-    not_tells="How much the model's answer hangs on the channel, nor all that excites it: one image shows one form.",
+    shows="What each channel of a layer looks for: the texture or form that excites it all over the image.",
+    does_not_show="How much the model's answer hangs on the channel, nor all that excites it: one image shows one form.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, "logits", [0, 1], steps=3),
 )
@@ -56,10 +56,10 @@ def channels(
     ReLU after it: the mean of what is linear is largest for an even color. Raises InputError, LayerError.
     """
     chosen, seen = way(canvas), look(box, data)
-    layer = layer if layer in ENDS else box.layers.resolve(layer)
-    whole("each", each, least=1)
+    layer = layer if layer in MODEL_ENDS else box.layers.resolve(layer)
+    check_int("each", each, minimum=1)
     targets = _units(box, layer, units).repeat_interleave(each)
-    weight = number("diversity", diversity, least=0) if each > 1 else 0.0
+    weight = check_float("diversity", diversity, minimum=0) if each > 1 else 0.0
     drawn, dead = draw(
         box, channel(layer, targets), len(targets), seen, chosen, steps=steps, every=every, seed=seed,
         batch_size=batch_size, diverse=unlike(layer, targets) * weight if weight > 0 else None,

@@ -21,7 +21,7 @@ from ..engine.optimize.transforms import wobble
 from ..engine.read.sizes import images_only
 from ..errors import InputError, warn
 from ..model.batching import BatchSize
-from ..objectives import Objective, as_classes, far_from_mean, logprob, of, roughness
+from ..objectives import Objective, as_classes, color_distance, logprob, layer_objective, roughness
 from ..rng import uniform
 from ..validation import check_seed
 
@@ -41,8 +41,8 @@ class ClassImages:
 @card(
     name="Class image",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2; canvas and transforms of Olah et al. 2017",
-    tells="What the model looks for when it says this class.",
-    not_tells="That nothing else would do: other starts give other images, and some need not look like the class.",
+    shows="What the model looks for when it says this class.",
+    does_not_show="That nothing else would do: other starts give other images, and some need not look like the class.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, 0, steps=3),
 )
@@ -63,7 +63,7 @@ def class_image(
     `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
     """
     images_only(box, "a class image")
-    box.one_class_each("a class image")
+    box.require_class_scores("a class image")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
     seed = check_seed(seed)
@@ -92,7 +92,7 @@ def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if target is None:
         return torch.arange(box.n_outputs, device=box.device)
     wanted = as_classes(target)
-    goal = box.labels(wanted, wanted.numel() if wanted.ndim else 1)
+    goal = box.class_labels(wanted, wanted.numel() if wanted.ndim else 1)
     if len(goal) == 0:
         raise InputError("no class to draw: target is empty")
     return goal
@@ -112,7 +112,7 @@ def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: 
     unit, stopped = finished(lambda: _unit(box, batch_size))
     objective = _apart(goal, unit) - 13.0 * roughness()
     if known(box.inputs):  # type: ignore[arg-type]
-        objective -= 640.0 * far_from_mean(color)
+        objective -= 640.0 * color_distance(color)
     plan = Ascent(
         steps=0 if stopped else 128 if steps is None else steps,
         optimizer=partial(Adam, lr=0.05),
@@ -137,7 +137,7 @@ def _apart(goal: Tensor, unit: float) -> Objective:
             return own
         return own - 0.5 * z.scatter(1, goal[:, None], -math.inf).logsumexp(1)
 
-    return of("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
+    return layer_objective("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
 
 
 def _unit(box: Box, batch_size: BatchSize) -> float:
@@ -167,7 +167,7 @@ def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed
 
 
 def _all_logprobs() -> Objective:
-    return of("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
+    return layer_objective("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
 
 
 def _noise(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:

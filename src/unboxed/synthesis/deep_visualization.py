@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes
 from ..rng import normal
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 from .drawn import Drawn
 
 NOISE = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
@@ -40,8 +40,8 @@ class Regularization:
 
     def __post_init__(self) -> None:
         for name, below in (("decay", 1), ("blur_width", 1e3), ("small_norm", 100), ("small_contribution", 100)):
-            number(name, getattr(self, name), least=0, below=below)
-        whole("blur_every", self.blur_every)
+            check_float(name, getattr(self, name), minimum=0, below=below)
+        check_int("blur_every", self.blur_every)
 
     def __call__(self, x: Tensor, grad: Tensor, step: int) -> Tensor:
         """r_theta of an image (N, C, H, W) whose zero is the mean; `grad` is that of the step before it."""
@@ -73,8 +73,8 @@ RECIPES = {
 @card(
     name="Deep visualization",
     source="Yosinski et al. 2015, arXiv:1506.06579, section 3, eq. 2 and table 1",
-    tells="What a unit or class answers to most, among images kept smooth, faint or sparse.",
-    not_tells="Which of what is seen is the model's: smoothness, sparsity come from the recipe: compare all four.",
+    shows="What a unit or class answers to most, among images kept smooth, faint or sparse.",
+    does_not_show="Which of what is seen is the model's: smoothness, sparsity come from the recipe: compare all four.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, [0, 1, 0], steps=3),
 )
@@ -102,7 +102,7 @@ def deep_visualization(
     objective, n = _goal(box, target)
     start = torch.zeros(n, *inputs.shape, device=box.device, dtype=box.dtype)
     middle = inputs.decode(start[:1]) if known(inputs) else torch.full_like(start[:1], 0.5)  # the data's mean, or gray
-    length = number("step", chosen.step if step is None else step, above=0) * math.sqrt(start[0].numel())
+    length = check_float("step", chosen.step if step is None else step, above=0) * math.sqrt(start[0].numel())
 
     def after(p: Tensor, grad: Tensor, step: int) -> Tensor:
         return chosen.theta(p - middle, grad, step) + middle
@@ -131,10 +131,10 @@ def _goal(box: Box, target: int | Sequence[int] | Tensor | Objective | None) -> 
     """What is climbed, and how many images are drawn."""
     if isinstance(target, Objective):
         n = target.n or 1
-        return box.checked(target, n), n
-    box.one_class_each("deep visualization of a class")
+        return box.check_objective(target, n), n
+    box.require_class_scores("deep visualization of a class")
     wanted = torch.arange(box.n_outputs) if target is None else as_classes(target)
-    goal = box.labels(wanted, wanted.numel() if wanted.ndim else 1)
+    goal = box.class_labels(wanted, wanted.numel() if wanted.ndim else 1)
     if len(goal) == 0:
         raise InputError("no class to draw: target is empty")
     return box.objective(goal, len(goal)), len(goal)

@@ -16,8 +16,8 @@ from ..engine.read.sizes import ANY_SIZE, Size
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
-from ..rng import shared
-from ..validation import check_seed, number, whole
+from ..rng import step_generator
+from ..validation import check_seed, check_float, check_int
 from .drawn import Drawn
 
 OCTAVES = 4
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 @card(
     name="DeepDream",
     source="Mordvintsev, Olah & Tyka 2015, 'Inceptionism'; octaves, jitter and steps of its published notebook",
-    tells="Which patterns a layer sees in this image: each is made stronger where it was seen.",
-    not_tells="What the model's answer rests on: a pattern is amplified however little it matters to the answer.",
+    shows="Which patterns a layer sees in this image: each is made stronger where it was seen.",
+    does_not_show="What the model's answer rests on: a pattern is amplified however little it matters to the answer.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layer=logit(y), steps=3),
     exempt={**ANY_SIZE, "draws of rows": "its shifts are shared by all rows"},
@@ -61,12 +61,12 @@ def deepdream(
     those of one octave; frames and history run through all. Raises InputError, LayerError.
     """
     x = sizes.accept(box, x, "a deep dream")
-    objective = box.checked(_objective(box, layer), len(x))
+    objective = box.check_objective(_objective(box, layer), len(x))
     plan = _Plan(box, objective, _tile(tile), _jitter(box, jitter), check_seed(seed), batch_size)
-    ladder = _ladder(plan, (x.shape[2], x.shape[3]), octaves, number("scale", scale, above=1))
+    ladder = _ladder(plan, (x.shape[2], x.shape[3]), octaves, check_float("scale", scale, above=1))
     settings = _length(x, step), _every(every)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return _Dream(plan, x, ladder, *settings).run(whole("steps", steps))
+        return _Dream(plan, x, ladder, *settings).run(check_int("steps", steps))
 
 
 def _objective(box: Box, layer: str | Objective | None) -> Objective:
@@ -77,7 +77,7 @@ def _objective(box: Box, layer: str | Objective | None) -> Objective:
 
 def _middle(box: Box) -> str:
     """The layer two thirds down those that have positions."""
-    found = [r for r in box.layers.leaves if r.rows and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
+    found = [r for r in box.layers.leaves if r.has_batch_axis and len(r.shape) == 3 and math.prod(r.shape[1:]) > 1]
     if not found:
         raise LayerError("no layer of this model has positions to dream at; give an objective, such as logit(3)")
     row = found[(2 * len(found)) // 3]
@@ -90,30 +90,30 @@ def _tile(tile: object) -> Size | None:
     sides = tile if isinstance(tile, tuple) else (tile, tile)
     if len(sides) != 2:
         raise InputError(f"tile is a side, or (height, width); got {tile!r}")
-    return whole("tile", sides[0], least=1), whole("tile", sides[1], least=1)
+    return check_int("tile", sides[0], minimum=1), check_int("tile", sides[1], minimum=1)
 
 
 def _length(x: Tensor, step: float | None) -> Tensor:
     """The mean change of an image's values in one step, (N,)."""
     if step is not None:
-        return x.new_full((len(x),), number("step", step, above=0))
+        return x.new_full((len(x),), check_float("step", step, above=0))
     at_ends = ((x == 0) | (x == 1)).flatten(1).to(x.dtype).mean(1)
     return torch.where(at_ends > 1 / 3, x.new_tensor(INK), x.new_tensor(PHOTO))
 
 
 def _every(every: int | None) -> int | None:
-    return None if every is None else whole("every", every, least=1)
+    return None if every is None else check_int("every", every, minimum=1)
 
 
 def _jitter(box: Box, jitter: int | None) -> int:
     """By default a seventh of the model's own side, as 32 is of 224."""
-    return min(32, min(sizes.own(box)) // 7) if jitter is None else whole("jitter", jitter)
+    return min(32, min(sizes.own(box)) // 7) if jitter is None else check_int("jitter", jitter)
 
 
 def _ladder(plan: _Plan, size: Size, octaves: int | None, scale: float) -> list[Size]:
     """The sizes of the octaves, small to large."""
     plan.check(size)
-    count = OCTAVES if octaves is None else whole("octaves", octaves, least=1)
+    count = OCTAVES if octaves is None else check_int("octaves", octaves, minimum=1)
     found = [size]
     for k in range(1, count):
         smaller = (max(1, round(size[0] / scale**k)), max(1, round(size[1] / scale**k)))
@@ -164,7 +164,7 @@ class _Plan:
         """Where the image is cut into tiles, their borders come to lie anywhere."""
         whole_image = window == (x.shape[2], x.shape[3])
         most = self.jitter if whole_image else max(self.jitter, *window)
-        down, right = torch.randint(-most, most + 1, (2,), generator=shared(self.seed, step, CPU)).tolist()
+        down, right = torch.randint(-most, most + 1, (2,), generator=step_generator(self.seed, step, CPU)).tolist()
         return down, right
 
     def _gradient(self, x: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,7 +172,7 @@ class _Plan:
 
         def part(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             objective = self.objective.rows(rows)
-            with box.quiet(grad=not last):
+            with box.isolated(grad=not last):
                 leaf = x[rows].detach().clone().requires_grad_(not last)
                 acts = box.forward(leaf, objective.layers)
                 score = objective(acts)
@@ -180,8 +180,8 @@ class _Plan:
                 (grad,), clamped = ([leaf], none) if last else pull(score, acts, objective, [leaf])
                 return score.detach().to(box.dtype), grad.detach().nan_to_num(0, 0, 0).to(box.dtype), clamped
 
-        size, most = box.splits(len(x), self.batch_size, self.objective.coupled)
-        if not (box.coupled or self.objective.coupled):  # a limit for the model's own size
+        size, most = box.batch_plan(len(x), self.batch_size, self.objective.batch_dependent)
+        if not (box.batch_dependent or self.objective.batch_dependent):  # a limit for the model's own size
             high, wide = sizes.own(box)
             most = max(1, most * high * wide // max(x.shape[2] * x.shape[3], high * wide))
         scores, grads, clamped = zip(*in_batches(part, len(x), size, most), strict=True)

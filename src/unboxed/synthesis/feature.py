@@ -12,7 +12,7 @@ from ..errors import InputError, warn
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
-from ..validation import number, whole
+from ..validation import check_float, check_int
 from .drawn import Drawn
 from .recipe import STEPS, draw, look, way
 
@@ -20,8 +20,8 @@ from .recipe import STEPS, draw, look, way
 @card(
     name="Feature visualization",
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007; MACO: Fel et al. 2023, arXiv:2306.06805, section 3",
-    tells="What excites this part of the model most, when turned, zoomed and shifted a little.",
-    not_tells="That real inputs excite it by this: the drawing may look like nothing that the model will ever see.",
+    shows="What excites this part of the model most, when turned, zoomed and shifted a little.",
+    does_not_show="That real inputs excite it by this: the drawing may look like nothing that the model will ever see.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, logit(y[:2]), steps=3),
 )
@@ -52,7 +52,7 @@ def feature(
     chosen, seen = way(canvas), look(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
-    weight = number("diversity", diversity, least=0)
+    weight = check_float("diversity", diversity, minimum=0)
     if weight > 0 and n == 1:
         raise InputError("diversity is among several drawings of one objective: say how many, n=4")
     diverse = _apart(objective) * weight if weight > 0 else None
@@ -73,10 +73,10 @@ def tell(dead: Tensor) -> None:
 def _rows(objective: Objective, n: int | None) -> int:
     if not isinstance(objective, Objective):
         raise InputError(f'an objective says what to draw, as unboxed.channel("conv2", 3); got {objective!r}')
-    if objective.coupled:
+    if objective.batch_dependent:
         raise InputError("this objective couples its rows; for several different drawings of one unit say diversity=")
     if n is not None:
-        return objective.fits(whole("n", n, least=1)).n or n
+        return objective.check_batch(check_int("n", n, minimum=1)).n or n
     return objective.n or 1
 
 

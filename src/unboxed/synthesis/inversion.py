@@ -21,9 +21,9 @@ from ..engine.optimize.transforms import roll
 from ..engine.read.sizes import images_only
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
-from ..objectives import ENDS, Objective, alpha_norm, cosine, dot, match, total_variation
+from ..objectives import MODEL_ENDS, Objective, alpha_norm, cosine, dot, match, total_variation
 from ..rng import normal
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 
 FREE = Constraint()
 HALF = 0.5  # the paper's B: how far a pixel can lie from the middle of its range
@@ -54,8 +54,8 @@ class Inversion:
 @card(
     name="Inversion",
     source="Mahendran & Vedaldi 2015, arXiv:1412.0035, eq. 1 to 3 and section 3; the prior's weight falls as it goes",
-    tells="What the layer still knows of the image: the drawing gives it (nearly) the same activation.",
-    not_tells="What it makes of that. Where the layer has forgotten, the prior (smooth, in range) has filled in.",
+    shows="What the layer still knows of the image: the drawing gives it (nearly) the same activation.",
+    does_not_show="What it makes of that. Where the layer has forgotten, the prior (smooth, in range) has filled in.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, "logits", steps=3),
 )
@@ -90,13 +90,13 @@ def inversion(
     `starts` images from other noise for each x. Raises InputError, LayerError.
     """
     plan = _Plan(
-        objective, canvas, _weight("smooth", smooth), number("beta", beta, above=0),
-        number("fall", fall, above=0, most=1), _weight("alpha", alpha),
-        jitter if jitter is None else whole("jitter", jitter), whole("steps", steps), whole("starts", starts, least=1),
+        objective, canvas, _weight("smooth", smooth), check_float("beta", beta, above=0),
+        check_float("fall", fall, above=0, maximum=1), _weight("alpha", alpha),
+        jitter if jitter is None else check_int("jitter", jitter), check_int("steps", steps), check_int("starts", starts, minimum=1),
         every, check_seed(seed), batch_size,
     )  # fmt: skip
     images_only(box, "inversion")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     plan.check()
     return _inverted(box, x, address(box, layer), plan)
 
@@ -145,12 +145,12 @@ def _inverted(box: Box, x: Tensor, path: str, plan: _Plan) -> Inversion:
 
 
 def address(box: Box, text: str) -> str:
-    return text if isinstance(text, str) and text in ENDS else box.layers.resolve(text)
+    return text if isinstance(text, str) and text in MODEL_ENDS else box.layers.resolve(text)
 
 
 def _activation(box: Box, x: Tensor, path: str, batch_size: BatchSize) -> Tensor:
     """(N, ...). Raises LayerError where there are no rows of numbers to match."""
-    box.checked(match(path, torch.empty(1)), len(x))
+    box.check_objective(match(path, torch.empty(1)), len(x))
     h = box.read(x, [path], batch_size=batch_size)[path]
     if not h.is_floating_point() or h.ndim < 2:
         raise LayerError(f"{path} gives {tuple(h.shape)} {h.dtype} for a batch: nothing to match")
@@ -215,7 +215,7 @@ OBJECTIVES: dict[str, Callable[[str, Tensor], Objective]] = {
 
 
 def _weight(name: str, value: float | None) -> float | None:
-    return None if value is None else number(name, value, least=0)
+    return None if value is None else check_float(name, value, minimum=0)
 
 
 def _prior(pixels: int, usual: tuple[float, float], plan: _Plan) -> Objective:

@@ -35,8 +35,8 @@ class Inversions:
 @card(
     name="Inversion, layer by layer",
     source="Mahendran & Vedaldi 2015, arXiv:1412.0035, figure 6",
-    tells="How much of the picture survives at each depth.",
-    not_tells="That what is lost was useless: two images that a layer can't tell apart may be two classes to a person.",
+    shows="How much of the picture survives at each depth.",
+    does_not_show="That what is lost was useless: two images that a layer can't tell apart may be two classes to a person.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, ["logits"], steps=3),
     exempt={
@@ -59,7 +59,7 @@ def inversions(
     layers not begun hold their start. Raises InputError, LayerError.
     """
     images_only(box, "inversion")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     given = [layers] if isinstance(layers, str) else layers
     chosen = depths(box, x) if given is None else [address(box, a) for a in given]
     if not chosen:
@@ -75,7 +75,9 @@ def inversions(
 def depths(box: Box, x: Tensor, most: int = LAYERS) -> list[str]:
     """Places at different depths: the last layer of each shape, evenly, and the outputs alone."""
     rows = [
-        r for r in _trunk(box) if r.rows and r.shape and r.calls == 1 and not r.type.startswith(("Dropout", "Flat"))
+        r
+        for r in _trunk(box)
+        if r.has_batch_axis and r.shape and r.n_calls == 1 and not r.type.startswith(("Dropout", "Flat"))
     ]
     last = [list(group)[-1] for _, group in groupby(rows, key=lambda r: r.shape)]
     while last and last[-1].shape == (box.n_outputs,):

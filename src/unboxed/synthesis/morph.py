@@ -17,7 +17,7 @@ from ..engine.optimize.parameterizations import Raw
 from ..engine.results import each
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, logprob
-from ..validation import number
+from ..validation import check_float
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class Morph:
 @card(
     name="Morph",
     source="Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image and by normalized steps",
-    tells="Which changes, and how many, make the model say the other class.",
-    not_tells="What would convince a person: an easily fooled model morphs without looking like the other class.",
+    shows="Which changes, and how many, make the model say the other class.",
+    does_not_show="What would convince a person: an easily fooled model morphs without looking like the other class.",
     example=lambda method, box, x, y: method(box, x, (y + 1) % len(box.classes), steps=3),
 )
 def morph(
@@ -61,11 +61,11 @@ def morph(
     `step` is a Euclidean length in pixel range (by default .01 of the diagonal of [0, 1]^D). Where the gradient is
     exactly zero nothing moves (0 / 0 is never taken). Raises InputError, and OutputError for a regression model.
     """
-    box.one_class_each("a morph")
-    confidence = number("confidence", confidence, above=0, below=1)
-    x = box.accept(x)
-    goal = box.labels(target, len(x))
-    step = 0.01 * math.sqrt(x[0].numel()) if step is None else number("step", step, above=0)
+    box.require_class_scores("a morph")
+    confidence = check_float("confidence", confidence, above=0, below=1)
+    x = box.validate_inputs(x)
+    goal = box.class_labels(target, len(x))
+    step = 0.01 * math.sqrt(x[0].numel()) if step is None else check_float("step", step, above=0)
     plan = Ascent(
         steps=steps,
         optimizer=partial(SGD, lr=step),
@@ -78,7 +78,7 @@ def morph(
     probs, stopped = finished(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     probs = probs.view(*frames.shape[:2], -1)
     interrupted = climb.interrupted or stopped
-    made = box.shaped(x), goal, box.shaped(frames), probs, box.shaped(climb.first)
+    made = box.restore_structure(x), goal, box.restore_structure(frames), probs, box.restore_structure(climb.first)
     return Morph(*made, climb.done, climb.steps, climb.before_clamp, interrupted)
 
 

@@ -21,7 +21,7 @@ from ..engine.read.examples import batches
 from ..engine.read.sizes import images_only
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..objectives import Acts, Objective, far_from_mean, of, roughness
+from ..objectives import Acts, Objective, color_distance, layer_objective, roughness
 from ..rng import normal
 from ..validation import check_seed
 from .drawn import Drawn
@@ -52,7 +52,7 @@ def look(box: Box, data: Any) -> Look:
     if data is None:
         mean = statistics(inputs)[0].to(box.device, box.dtype)
         return Look(replace(natural(mean), beyond=BEYOND), known(inputs), ROUGHNESS, None)
-    x = box.accept(next(batches(data, SAMPLE)))
+    x = box.validate_inputs(next(batches(data, SAMPLE)))
     return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
 
 
@@ -142,7 +142,7 @@ def draw(
     """The drawings, and whose unit (N,) is dead: it gives the same for random images and for what was drawn."""
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
-        box.checked(objective, n)
+        box.check_objective(objective, n)
         found, stopped = finished(lambda: spread(box, objective, n, look, batch_size))
         goal = objective * (1 / found.unit)
         plan = Ascent(
@@ -183,7 +183,7 @@ def _with(goal: Objective, diverse: Objective, mean: Tensor) -> Objective:
         return own + (own.detach() - mean).clamp_min(0) * diverse(acts)
 
     name = f"{goal.name} and {diverse.name}"
-    return Objective(score, goal.layers | diverse.layers, name, coupled=True, n=goal.n)
+    return Objective(score, goal.layers | diverse.layers, name, batch_dependent=True, n=goal.n)
 
 
 def _prior(look: Look) -> Objective:
@@ -193,8 +193,8 @@ def _prior(look: Look) -> Objective:
     def excess(x: Tensor) -> Tensor:
         return (rough({"input": x}) - look.roughest).clamp_min(0)
 
-    prior = -WEIGHT * of("input", excess, "rougher than images are")
-    return prior - COLOR * far_from_mean(look.palette.mean) if look.colored else prior
+    prior = -WEIGHT * layer_objective("input", excess, "rougher than images are")
+    return prior - COLOR * color_distance(look.palette.mean) if look.colored else prior
 
 
 def _score(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:

@@ -21,7 +21,7 @@ from ..engine.results import each
 from ..errors import InputError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Index, Objective, logit
-from ..validation import number, whole
+from ..validation import check_float, check_int
 
 ROUNDS = 12  # of the search for the radius
 HALVINGS = 16  # of the line back to the input
@@ -49,8 +49,8 @@ class Silence:
     name="Silence",
     source="Simonyan et al. 2014, arXiv:1312.6034, eq. 1, descended from an image for any unit; by the projected steps "
     "of Madry et al. 2018, arXiv:1706.06083, section 2.1, in balls whose radius is bisected",
-    tells="What this unit answers to here: the least that must change for it to fall silent.",
-    not_tells="That no smaller change would do: the search is local, so its distance is an upper bound.",
+    shows="What this unit answers to here: the least that must change for it to fall silent.",
+    does_not_show="That no smaller change would do: the search is local, so its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), below=0.1, steps=2),
     exempt={"steps kept": "the radius is searched in rounds: one that was cut short is no point of a path"},
 )
@@ -71,15 +71,15 @@ def silence(
     that does (at most `eps`); then back along the straight line to x. For a linear unit w x + b above zero that is
     -(w x + b) w / |w|^2. Ctrl-C keeps the smallest change found. Raises InputError, LayerError.
     """
-    x, steps = box.accept(x), whole("steps", steps)
+    x, steps = box.validate_inputs(x), check_int("steps", steps)
     if not isinstance(objective, Objective):
         raise InputError(f"give the objective to lower, like channel('conv1', 0); got {type(objective).__name__}")
     if not isinstance(norm, str) or norm.lower() not in NORMS:
         raise InputError(f"norm is one of {', '.join(NORMS)}; got {norm!r}")
-    most = math.inf if eps is None else number("eps", eps, above=0)
+    most = math.inf if eps is None else check_float("eps", eps, above=0)
     with torch.inference_mode(False):
-        fit = box.checked(objective, len(x))
-        return _Search(box, x, fit, number("below", below), most, norm.lower(), steps, batch_size).run()
+        fit = box.check_objective(objective, len(x))
+        return _Search(box, x, fit, check_float("below", below), most, norm.lower(), steps, batch_size).run()
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,18 @@ class _Search:
         after, stopped = finished(lambda: self._scores(self.images))
         distance = self.ball.distance(self.images, self.x)
         stopped |= self.interrupted
-        ends = self.box.shaped(self.x), self.box.shaped(self.images)
+        ends = self.box.restore_structure(self.x), self.box.restore_structure(self.images)
         return Silence(*ends, distance, self.before, after, after <= self.goal, stopped)
 
     def _scores(self, z: Tensor) -> Tensor:
         """The objective (N,) of inputs z."""
 
         def part(rows: slice) -> Tensor:
-            with self.box.quiet(grad=False):
+            with self.box.isolated(grad=False):
                 acts = self.box.forward(z[rows], self.objective.layers)
                 return self.objective.rows(rows)(acts).to(self.box.dtype)
 
-        sizes = self.box.splits(len(z), self.batch_size, self.objective.coupled)
+        sizes = self.box.batch_plan(len(z), self.batch_size, self.objective.batch_dependent)
         return torch.cat(in_batches(part, len(z), *sizes))
 
     def _widest(self) -> Tensor:
@@ -171,7 +171,7 @@ class _Search:
     def _open(self, radius: Tensor) -> Tensor:
         """The rows whose distance is not known to a hundredth; all, where rows are coupled."""
         sought = torch.where(self.high.isinf(), self.low < self.cap, self.high - self.low > 0.01 * self.high)
-        if (self.box.coupled or self.objective.coupled) and sought.any():
+        if (self.box.batch_dependent or self.objective.batch_dependent) and sought.any():
             sought = torch.ones_like(sought)
         return sought.nonzero()[:, 0]
 

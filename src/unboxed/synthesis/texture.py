@@ -22,10 +22,10 @@ from ..engine.read.channel_axes import channels_first
 from ..engine.read.sizes import ANY_SIZE
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, in_batches
-from ..objectives import ENDS, Objective, gram, match, total_variation
+from ..objectives import MODEL_ENDS, Objective, gram, match, total_variation
 from ..objectives import style as matched
 from ..rng import normal
-from ..validation import check_seed, number
+from ..validation import check_seed, check_float
 from .drawn import Drawn
 
 TINY = 1e-12
@@ -40,8 +40,8 @@ def _noise(box: Box) -> Tensor:
 @card(
     name="Texture",
     source="Gatys, Ecker & Bethge 2015, arXiv:1505.07376, eq. 1 to 4",
-    tells="What a model keeps of an image once places are forgotten: which of its channels answer together.",
-    not_tells="What is where: an image and its texture are alike to these layers and may mean different things.",
+    shows="What a model keeps of an image once places are forgotten: which of its channels answer together.",
+    does_not_show="What is where: an image and its texture are alike to these layers and may mean different things.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layers=["input", "logits"], steps=3),
     exempt=ANY_SIZE,
@@ -75,8 +75,8 @@ def texture(
 @card(
     name="Style transfer",
     source="Gatys, Ecker & Bethge 2016, 'Image Style Transfer Using Convolutional Neural Networks', eq. 1 to 7",
-    tells="How far a model holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
-    not_tells="What style is to a person: here it is which channels of these layers answer together.",
+    shows="How far a model holds what is in an image apart from how it is painted: one is kept, the other exchanged.",
+    does_not_show="What style is to a person: here it is which channels of these layers answer together.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, _noise(box), layers=["input", "logits"], at="logits", steps=3),
     exempt=ANY_SIZE,
@@ -106,7 +106,7 @@ def style_transfer(
     chosen = _layers(box, layers)
     at = chosen[min(len(chosen) - 1, (len(chosen) + 1) // 2)] if at is None else _address(box, at)
     kept = match(at, _read(box, x, [at], batch_size)[at], relative=True)
-    objective = _style(box, style, chosen, len(x), batch_size) + number("content", content, least=0) * kept
+    objective = _style(box, style, chosen, len(x), batch_size) + check_float("content", content, minimum=0) * kept
     return _climbed(box, objective, x, steps, smooth, every, batch_size)
 
 
@@ -121,7 +121,7 @@ def _climbed(
 ) -> Drawn:
     sizes.check(box, objective, (start.shape[2], start.shape[3]), HINT)
     inside = Constraint(project=lambda x, centre: x.clamp(0, 1))
-    weight = number("smooth", smooth, least=0) / start[0].numel()
+    weight = check_float("smooth", smooth, minimum=0) / start[0].numel()
     plan = Ascent(steps, partial(Adam, lr=0.05), inside, anneal=True, every=every, prior=-weight * total_variation())
     return Drawn.of(ascend(box, objective, Raw(start), plan, batch_size=batch_size))
 
@@ -139,7 +139,7 @@ def _layers(box: Box, layers: str | Sequence[str] | None) -> list[str]:
 
 
 def _address(box: Box, text: Any) -> str:
-    return text if text in ENDS else box.layers.resolve(text)
+    return text if text in MODEL_ENDS else box.layers.resolve(text)
 
 
 def _first_of_each_size(box: Box) -> list[str]:
@@ -170,16 +170,16 @@ def _read(
 ) -> dict[str, Tensor]:
     """What is made of the activations of images of any size, a row an image. Raises InputError, LayerError."""
     every = Objective(lambda acts: _rows([acts[a] for a in layers]), frozenset(layers), ", ".join(layers))
-    box.checked(every, len(x))
+    box.check_objective(every, len(x))
     sizes.check(box, every, (x.shape[2], x.shape[3]), HINT)
 
     def part(rows: slice) -> list[Tensor]:
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             acts = box.forward(x[rows], layers)
             found = [_placed(a, acts[a].to(box.dtype)) for a in layers]
             return found if made is None else [made(h) for h in found]
 
-    parts = zip(*in_batches(part, len(x), *box.splits(len(x), batch_size)), strict=True)
+    parts = zip(*in_batches(part, len(x), *box.batch_plan(len(x), batch_size)), strict=True)
     return {a: torch.cat(h) for a, h in zip(layers, parts, strict=True)}
 
 

@@ -20,7 +20,7 @@ from . import models
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class MethodCase:
     """A box with a batch for it: rows 0 and 1 have the class that the model gives them, row 2 another."""
 
     box: Box
@@ -28,90 +28,92 @@ class Case:
     y: Tensor
 
 
-def box_of(entry: models.Awkward, **more: Any) -> Box:
+def open_box(entry: models.AwkwardModel, **overrides: Any) -> Box:
     """A model of the zoo, opened."""
-    return Box(entry.model, entry.inputs, **{**entry.box, **more})
+    return Box(entry.model, entry.inputs, **{**entry.box_settings, **overrides})
 
 
-def case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Case:
+def make_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> MethodCase:
     """A fresh model of the zoo, moved to `dtype` if given, opened, with n images and classes."""
-    entry = models.get(model, dtype)
-    box = box_of(entry)
-    return Case(box, entry.images(n).to(box.dtype), labels(model, n).clone())  # kept: a test may write over its own
+    entry = models.get_model(model, dtype)
+    box = open_box(entry)
+    return MethodCase(
+        box, entry.images(n).to(box.dtype), case_labels(model, n).clone()
+    )  # kept: a test may write over its own
 
 
 @cache
-def labels(model: str, n: int) -> Tensor:
+def case_labels(model: str, n: int) -> Tensor:
     """Of a box of its own, so that making a case leaves no trace in the case's box."""
-    entry = models.get(model)
-    box = box_of(entry)
+    entry = models.get_model(model)
+    box = open_box(entry)
     y = box.predict(entry.images(n).to(box.dtype))
-    y[2:] = (y[2:] + 1) % models.CLASSES
+    y[2:] = (y[2:] + 1) % models.N_CLASSES
     return y
 
 
-def takes(card: Card, *names: str) -> bool:
+def has_parameters(card: Card, *names: str) -> bool:
     """Whether the method has all of these parameters."""
     return set(names) <= set(inspect.signature(card.method).parameters)
 
 
-def name_of(card: Card) -> str:
+def method_name(card: Card) -> str:
     """The method's own name; the card's for what has none, such as a `functools.partial`."""
     return getattr(card.method, "__name__", card.name)
 
 
-def call(card: Card, c: Case, **settings: Any) -> Any:
+def call_example(card: Card, c: MethodCase, **settings: Any) -> Any:
     """The card's example with some settings changed; those that the method doesn't take are left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
-        return call_aloud(card, c, **settings)
+        return call_with_warnings(card, c, **settings)
 
 
-def call_aloud(card: Card, c: Case, **settings: Any) -> Any:
+def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
     """As `call`, with its warnings."""
-    mine = {k: v for k, v in settings.items() if takes(card, k)}
+    overrides = {k: v for k, v in settings.items() if has_parameters(card, k)}
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(card.method).bind_partial(*args, **kwargs).arguments
-        return card.method(**{**given, **mine})
+        bound = inspect.signature(card.method).bind_partial(*args, **kwargs).arguments
+        return card.method(**{**bound, **overrides})
 
     return card.example(method, c.box, c.x, c.y)
 
 
-def tensors(result: Any, at: str = "") -> dict[str, Tensor]:
+def result_tensors(result: Any, path: str = "") -> dict[str, Tensor]:
     """Every tensor and number of a result by where it is in it; parts that have a `path` go by that."""
-    return dict(_walk(result, at))
+    return dict(_iter_tensors(result, path))
 
 
-def _walk(value: Any, at: str) -> Iterator[tuple[str, Tensor]]:
+def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        yield at, value
+        yield path, value
     elif isinstance(value, (bool, int, float)):
-        yield at, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        yield path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _walk(getattr(value, field.name), f"{at}.{field.name}")
+            yield from _iter_tensors(getattr(value, field.name), f"{path}.{field.name}")
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _walk(part, f"{at}[{key}]")
+            yield from _iter_tensors(part, f"{path}[{key}]")
     elif isinstance(value, (tuple, list)):
         for i, part in enumerate(value):
-            yield from _walk(part, f"{at}[{getattr(part, 'path', i)}]")
+            yield from _iter_tensors(part, f"{path}[{getattr(part, 'path', i)}]")
 
 
-def close(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
+def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
     """What differs between two results, in words: empty where they agree (relative to the largest value)."""
     if a.keys() != b.keys():
-        return [f"other parts: {', '.join(map(named, sorted(a.keys() ^ b.keys())))}"]
-    return [f"{named(at)} {message}" for at in a if (message := _differs(a[at], b[at], tolerance))]
+        return [f"other parts: {', '.join(map(result_path, sorted(a.keys() ^ b.keys())))}"]
+    return [f"{result_path(at)} {message}" for at in a if (message := _difference_text(a[at], b[at], tolerance))]
 
 
-def named(at: str) -> str:
+def result_path(path: str) -> str:
     """A part of a result as it is written in code: "result.images", "result[0]"."""
-    return f"result{at}"
+    return f"result{path}"
 
 
-def _differs(a: Tensor, b: Tensor, tolerance: float) -> str:
+def _difference_text(a: Tensor, b: Tensor, tolerance: float) -> str:
     if a.shape != b.shape:
         return f"has shape {tuple(a.shape)}, not {tuple(b.shape)}"
     if not a.is_floating_point():
@@ -120,6 +122,6 @@ def _differs(a: Tensor, b: Tensor, tolerance: float) -> str:
         return "is NaN in other places"
     if tolerance == 0 and torch.equal(a.nan_to_num(), b.nan_to_num()):
         return ""
-    most = (a.double() - b.double()).abs().nan_to_num().max().item() if a.numel() else 0.0
-    bound = tolerance * max(1.0, b.double().abs().nan_to_num().max().item() if b.numel() else 0.0)
-    return "" if most <= bound else f"differs by up to {most:.3g}"
+    max_difference = (a.double() - b.double()).abs().nan_to_num().max().item() if a.numel() else 0.0
+    allowed = tolerance * max(1.0, b.double().abs().nan_to_num().max().item() if b.numel() else 0.0)
+    return "" if max_difference <= allowed else f"differs by up to {max_difference:.3g}"

@@ -22,17 +22,27 @@ from torch import Tensor, nn
 from ..cards import Card
 from ..errors import UnboxedError, UnboxedWarning
 from . import models
-from .cases import Case, call, call_aloud, case, close, name_of, named, takes, tensors
+from .cases import (
+    MethodCase,
+    call_example,
+    call_with_warnings,
+    differences,
+    has_parameters,
+    make_case,
+    method_name,
+    result_path,
+    result_tensors,
+)
 from .trace import changes, snapshot
 
-IMAGES = ("images", "frames", "input", "result")
+IMAGE_FIELDS = ("images", "frames", "input", "result")
 
 
 class ContractError(AssertionError):
     """What a method breaks on a model, contract by contract."""
 
 
-class Planted(Exception):
+class PlantedError(Exception):
     """Raised by a model on purpose; no library may know it."""
 
 
@@ -40,7 +50,7 @@ class FailingHook:
     """A hook of the user's own on every module: it counts calls, and the k-th of them raises."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.calls, self.fatal, self.error = 0, -1, Planted
+        self.n_calls, self.fail_at_call, self.error = 0, -1, PlantedError
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_orig_mod"):
                 module.register_forward_pre_hook(self)
@@ -48,15 +58,15 @@ class FailingHook:
     error: type[BaseException]
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.calls += 1
-        if self.calls == self.fatal:
+        self.n_calls += 1
+        if self.n_calls == self.fail_at_call:
             raise self.error("planted")
 
-    def arm(self, k: int, error: type[BaseException] = Planted) -> None:
-        self.calls, self.fatal, self.error = 0, k, error
+    def fail_at(self, k: int, error: type[BaseException] = PlantedError) -> None:
+        self.n_calls, self.fail_at_call, self.error = 0, k, error
 
 
-def draw_somewhere(seed: int) -> None:
+def scramble_rngs(seed: int) -> None:
     """Away from any state that a seed gives, so that a state that was merely seeded again shows."""
     torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     torch.rand(5), np.random.rand(5), random.random()
@@ -64,182 +74,223 @@ def draw_somewhere(seed: int) -> None:
 
 def check_run(card: Card, model: str) -> None:
     """Contracts 1 to 4, 6 and 7 on runs in the model's own precision."""
-    broken = Broken(card)
-    c = case(model)
-    for p in c.box.model.parameters():
+    violations = Violations(card)
+    method_case = make_case(model)
+    for p in method_case.box.model.parameters():
         if p.requires_grad:
             p.grad = torch.ones_like(p)  # as in the middle of somebody's training
-    draw_somewhere(1)
-    first = tensors(observed(broken, c, lambda: call_aloud(card, c)))
-    _types(broken, c, first)
-    _bounds(broken, first)
-    _one_row_at_a_time(broken, c, first)
-    _failures(broken, card, model, first)
-    broken.tell(f"{name_of(card)} on {model}")
+    scramble_rngs(1)
+    first = result_tensors(run_observed(violations, method_case, lambda: call_with_warnings(card, method_case)))
+    _check_dtypes(violations, method_case, first)
+    _check_bounds(violations, first)
+    _check_single_rows(violations, method_case, first)
+    _check_after_failures(violations, card, model, first)
+    violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-def check_values(card: Card, model: str, c: Case | None = None, *, batches: bool = True) -> None:
+def check_values(card: Card, model: str, method_case: MethodCase | None = None, *, batches: bool = True) -> None:
     """Contracts 2 and 6 in double precision: as on the plain spelling, and (`batches`) the same in batches of two.
 
     `c` is the model opened in double precision, if it is at hand.
     """
-    broken = Broken(card)
-    c = c or case(model, torch.float64)
-    found = tensors(call(card, c))
-    broken.add("awkward", is_picture(found))
-    twin = models.twin(model)
+    violations = Violations(card)
+    method_case = method_case or make_case(model, torch.float64)
+    outputs = result_tensors(call_example(card, method_case))
+    violations.add("awkward", blank_or_nonfinite(outputs))
+    twin = models.twin_name(model)
     if twin is not None:
-        broken.add("awkward", [f"against the model {twin!r}, {m}" for m in _otherwise(found, plainly(card, twin))])
-    if batches and takes(card, "batch_size"):
-        parts = tensors(call(card, c, batch_size=2))
-        broken.add("splitting", [f"with batch_size=2, {message}" for message in close(parts, found, 1e-9)])
-    broken.tell(f"{name_of(card)} on {model}")
+        violations.add(
+            "awkward",
+            [f"against the model {twin!r}, {m}" for m in _differences_to_twin(outputs, twin_result(card, twin))],
+        )
+    if batches and has_parameters(card, "batch_size"):
+        batched = result_tensors(call_example(card, method_case, batch_size=2))
+        violations.add(
+            "splitting", [f"with batch_size=2, {message}" for message in differences(batched, outputs, 1e-9)]
+        )
+    violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-def _otherwise(found: dict[str, Tensor], want: dict[str, Tensor]) -> list[str]:
+def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     """What differs in the parts that both have: layers have their own names in some models."""
-    same = found.keys() & want.keys()
-    return close({k: found[k] for k in same}, {k: want[k] for k in same}, 1e-9) if same else ["no part is the same"]
+    shared = outputs.keys() & expected.keys()
+    return (
+        differences({k: outputs[k] for k in shared}, {k: expected[k] for k in shared}, 1e-9)
+        if shared
+        else ["no part is the same"]
+    )
 
 
 def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedError) -> None:
     """A model that the method can't take is refused by one clear error, and left as it was."""
-    broken = Broken(card)
-    c = case(model)
-    before = snapshot(c.box.model, c.x, c.y)
+    violations = Violations(card)
+    method_case = make_case(model)
+    before = snapshot(method_case.box.model, method_case.x, method_case.y)
     try:
-        call(card, c)
-        broken.add("awkward", [f"is not refused; wanted {error.__name__}"])
+        call_example(card, method_case)
+        violations.add("awkward", [f"is not refused; wanted {error.__name__}"])
     except Exception as raised:
-        broken.add("awkward", unclear(raised, error))
-    broken.add("leaves no trace", _left(before, snapshot(c.box.model, c.x, c.y)))
-    broken.tell(f"{name_of(card)} on {model}")
+        violations.add("awkward", error_problems(raised, error))
+    violations.add(
+        "leaves no trace", _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+    )
+    violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
-class Broken:
+class Violations:
     """What was found against a card, by contract; one that the card is exempt from is not looked at."""
 
     def __init__(self, card: Card) -> None:
-        self.card, self.found = card, list[str]()
+        self.card, self.messages = card, list[str]()
 
-    def add(self, contract: str, messages: list[str]) -> None:
+    def add(self, contract: str, new_messages: list[str]) -> None:
         if contract not in self.card.exempt:
-            self.found += [f"{contract}: {message}" for message in messages]
+            self.messages += [f"{contract}: {message}" for message in new_messages]
 
-    def tell(self, what: str) -> None:
+    def raise_if_any(self, title: str) -> None:
         """Raise ContractError if anything was found."""
-        if self.found:
-            raise ContractError(f"{what} breaks its contracts:\n  " + "\n  ".join(self.found))
+        if self.messages:
+            raise ContractError(f"{title} breaks its contracts:\n  " + "\n  ".join(self.messages))
 
 
-def observed(broken: Broken, c: Case, work: Callable[[], Any]) -> Any:
+def run_observed(violations: Violations, method_case: MethodCase, run: Callable[[], Any]) -> Any:
     """What `work` gives; what it changed, and warnings that are not ours, are noted."""
-    before = snapshot(c.box.model, c.x, c.y)
-    with warnings.catch_warnings(record=True) as heard:
+    before = snapshot(method_case.box.model, method_case.x, method_case.y)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = work()
-    broken.add("leaves no trace", _left(before, snapshot(c.box.model, c.x, c.y)))
-    foreign = [w for w in heard if w.category is not UnboxedWarning]
-    broken.add("awkward", [f"warns by {w.category.__name__}: {w.message}" for w in foreign])
-    broken.add("awkward", [f"a warning prints a tensor: {w.message}" for w in heard if "tensor(" in str(w.message)])
+        result = run()
+    violations.add(
+        "leaves no trace", _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+    )
+    other_warnings = [w for w in caught if w.category is not UnboxedWarning]
+    violations.add("awkward", [f"warns by {w.category.__name__}: {w.message}" for w in other_warnings])
+    violations.add(
+        "awkward", [f"a warning prints a tensor: {w.message}" for w in caught if "tensor(" in str(w.message)]
+    )
     return result
 
 
-def _left(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _changed_state(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{name.strip()} is not as it was" for name in changes(before, after)]
 
 
-def _types(broken: Broken, c: Case, found: dict[str, Tensor]) -> None:
-    wide = {at: h for at, h in found.items() if h.is_floating_point() and h.ndim}
-    wrong = [f"{named(at)} is {h.dtype} on {h.device}" for at, h in wide.items() if (h.dtype, h.device) != _home(c)]
-    broken.add("dtype and device", wrong)
-    broken.add("leaves no trace", [f"{named(at)} requires a gradient" for at, h in found.items() if h.requires_grad])
+def _check_dtypes(violations: Violations, method_case: MethodCase, outputs: dict[str, Tensor]) -> None:
+    float_outputs = {at: h for at, h in outputs.items() if h.is_floating_point() and h.ndim}
+    wrong = [
+        f"{result_path(at)} is {h.dtype} on {h.device}"
+        for at, h in float_outputs.items()
+        if (h.dtype, h.device) != _expected_dtype_device(method_case)
+    ]
+    violations.add("dtype and device", wrong)
+    violations.add(
+        "leaves no trace", [f"{result_path(at)} requires a gradient" for at, h in outputs.items() if h.requires_grad]
+    )
 
 
-def _home(c: Case) -> tuple[torch.dtype, torch.device]:
-    return c.box.dtype, c.box.device
+def _expected_dtype_device(method_case: MethodCase) -> tuple[torch.dtype, torch.device]:
+    return method_case.box.dtype, method_case.box.device
 
 
-def _bounds(broken: Broken, found: dict[str, Tensor]) -> None:
+def _check_bounds(violations: Violations, outputs: dict[str, Tensor]) -> None:
     """Whatever is called an image or a frame lies in [0, 1], exactly."""
-    images = {at: h for at, h in found.items() if at.rpartition(".")[2] in IMAGES}
+    images = {at: h for at, h in outputs.items() if at.rpartition(".")[2] in IMAGE_FIELDS}
     wrong = [at for at, h in images.items() if not (h.min() >= 0 and h.max() <= 1)]
-    broken.add("bounds", [f"{named(at)} leaves [0, 1]" for at in wrong])
+    violations.add("bounds", [f"{result_path(at)} leaves [0, 1]" for at in wrong])
 
 
-def _one_row_at_a_time(broken: Broken, c: Case, whole: dict[str, Tensor]) -> None:
+def _check_single_rows(violations: Violations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
     """The verdict of rows alone; of a method without batches, the same again, bit for bit."""
-    draw_somewhere(2)
-    again = tensors(call(broken.card, c, batch_size=1))
-    if not takes(broken.card, "batch_size"):
-        broken.add("seed", [f"called again, {message}" for message in close(again, whole, 0)])
+    scramble_rngs(2)
+    single_rows = result_tensors(call_example(violations.card, method_case, batch_size=1))
+    if not has_parameters(violations.card, "batch_size"):
+        violations.add("seed", [f"called again, {message}" for message in differences(single_rows, batched, 0)])
         return
-    shapes = {at: tuple(h.shape) for at, h in whole.items()}
-    if shapes != {at: tuple(h.shape) for at, h in again.items()}:
-        broken.add("splitting", ["with batch_size=1, other parts or shapes"])
+    shapes = {at: tuple(h.shape) for at, h in batched.items()}
+    if shapes != {at: tuple(h.shape) for at, h in single_rows.items()}:
+        violations.add("splitting", ["with batch_size=1, other parts or shapes"])
         return
-    of = {at: whole.get(at.replace(".error", ".difference"), h) for at, h in whole.items()}  # what is left of it
-    wrong = [at for at, h in whole.items() if not same_verdict(h, again[at], c, of[at])]
-    broken.add("splitting", [f"with batch_size=1, {named(at)} differs in its verdict" for at in wrong])
+    references = {
+        at: batched.get(at.replace(".error", ".difference"), h) for at, h in batched.items()
+    }  # what is left of it
+    wrong = [at for at, h in batched.items() if not is_equivalent(h, single_rows[at], method_case, references[at])]
+    violations.add("splitting", [f"with batch_size=1, {result_path(at)} differs in its verdict" for at in wrong])
 
 
-def same_verdict(a: Tensor, b: Tensor, c: Case, of: Tensor) -> bool:
+def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tensor) -> bool:
     """What a reader takes from it: flags and counts exactly, an image by what the model says of it, a map roughly."""
     if not a.is_floating_point():
         return torch.equal(a, b)
-    if a.shape[1:] == c.x.shape[1:] and a.min() >= 0 and a.max() <= 1:
-        return torch.equal(c.box.predict(a), c.box.predict(b))
-    off = (a.double() - b.double()).norm() / of.double().norm().clamp_min(1e-6)
-    return bool(off < (0.1 if c.box.model_dtype == torch.bfloat16 else 1e-3))
+    if a.shape[1:] == method_case.x.shape[1:] and a.min() >= 0 and a.max() <= 1:
+        return torch.equal(method_case.box.predict(a), method_case.box.predict(b))
+    relative_error = (a.double() - b.double()).norm() / reference.double().norm().clamp_min(1e-6)
+    return bool(relative_error < (0.1 if method_case.box.model_dtype == torch.bfloat16 else 1e-3))
 
 
-def _failures(broken: Broken, card: Card, model: str, first: dict[str, Tensor]) -> None:
+def _check_after_failures(violations: Violations, card: Card, model: str, first: dict[str, Tensor]) -> None:
     """In a fresh box the same, bit for bit; also after it failed at its start, in the middle and at its end."""
-    c = case(model)
-    hook = FailingHook(c.box.model)
-    draw_somewhere(3)
-    broken.add("seed", [f"in a fresh box, {message}" for message in close(tensors(call(card, c)), first, 0)])
-    total = hook.calls
-    fatal = ((1, Planted), (max(1, total // 2), KeyboardInterrupt), (total, Planted)) if total else ()
-    for k, error in fatal:
-        hook.arm(k, error)
-        draw_somewhere(4)
-        before = snapshot(c.box.model, c.x, c.y)
-        with suppress(Planted, KeyboardInterrupt, UnboxedError):
-            call(card, c)
-        what = "an exception" if error is Planted else "Ctrl-C"
-        left = _left(before, snapshot(c.box.model, c.x, c.y))
-        broken.add("leaves no trace", [f"after {what} in module call {k} of {total}, {name}" for name in left])
-    hook.arm(-1)
-    broken.add("seed", [f"after failures, {message}" for message in close(tensors(call(card, c)), first, 0)])
+    method_case = make_case(model)
+    hook = FailingHook(method_case.box.model)
+    scramble_rngs(3)
+    violations.add(
+        "seed",
+        [
+            f"in a fresh box, {message}"
+            for message in differences(result_tensors(call_example(card, method_case)), first, 0)
+        ],
+    )
+    n_calls = hook.n_calls
+    planned_failures = (
+        ((1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)) if n_calls else ()
+    )
+    for k, error in planned_failures:
+        hook.fail_at(k, error)
+        scramble_rngs(4)
+        before = snapshot(method_case.box.model, method_case.x, method_case.y)
+        with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
+            call_example(card, method_case)
+        cause = "an exception" if error is PlantedError else "Ctrl-C"
+        changed = _changed_state(before, snapshot(method_case.box.model, method_case.x, method_case.y))
+        violations.add(
+            "leaves no trace", [f"after {cause} in module call {k} of {n_calls}, {name}" for name in changed]
+        )
+    hook.fail_at(-1)
+    violations.add(
+        "seed",
+        [
+            f"after failures, {message}"
+            for message in differences(result_tensors(call_example(card, method_case)), first, 0)
+        ],
+    )
 
 
-def is_picture(found: dict[str, Tensor]) -> list[str]:
+def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:
     """What keeps a result from being one: nothing in it, not finite, or blank."""
-    if not found:
+    if not outputs:
         return ["the result holds no tensor or number"]
-    wrong = [f"{named(at)} is not finite" for at, h in found.items() if not torch.isfinite(h).all()]
-    drawn = [h for h in found.values() if h.is_floating_point()]
-    counted = [h for h in found.values() if h.ndim and not drawn]  # a result of indices alone
-    seen = any(h.ndim > 1 and h.std() > 0 for h in drawn) or any(h.double().std() > 0 for h in counted)
-    return wrong if seen else [*wrong, "the result is blank: every value is the same"]
+    wrong = [f"{result_path(at)} is not finite" for at, h in outputs.items() if not torch.isfinite(h).all()]
+    float_outputs = [h for h in outputs.values() if h.is_floating_point()]
+    integer_outputs = [h for h in outputs.values() if h.ndim and not float_outputs]  # a result of indices alone
+    varies = any(h.ndim > 1 and h.std() > 0 for h in float_outputs) or any(
+        h.double().std() > 0 for h in integer_outputs
+    )
+    return wrong if varies else [*wrong, "the result is blank: every value is the same"]
 
 
-_PLAINLY: dict[tuple[Any, str], dict[str, Tensor]] = {}
+_TWIN_RESULTS: dict[tuple[Any, str], dict[str, Tensor]] = {}
 
 
-def plainly(card: Card, twin: str) -> dict[str, Tensor]:
+def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     """What the method gives on the plain spelling, in double precision."""
     key = card.method, twin
-    if key not in _PLAINLY:
-        _PLAINLY[key] = tensors(call(card, case(twin, torch.float64)))
-    return _PLAINLY[key]
+    if key not in _TWIN_RESULTS:
+        _TWIN_RESULTS[key] = result_tensors(call_example(card, make_case(twin, torch.float64)))
+    return _TWIN_RESULTS[key]
 
 
-def unclear(raised: BaseException, wanted: type[UnboxedError] = UnboxedError) -> list[str]:
+def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
     """What is wrong with an error: it is not ours, fits no builtin, or prints a tensor instead of a sentence."""
-    if not isinstance(raised, wanted):
-        return [f"raises {type(raised).__name__}, wanted {wanted.__name__}: {str(raised)[:200]}"]
+    if not isinstance(raised, expected):
+        return [f"raises {type(raised).__name__}, wanted {expected.__name__}: {str(raised)[:200]}"]
     message = str(raised)
     wrong = [] if len(type(raised).__mro__) > len(UnboxedError.__mro__) + 1 else ["no fitting builtin"]
     if not 15 < len(message) < 700 or re.search(r"\btensor\((\[|-?\d)", message):

@@ -16,10 +16,10 @@ from heapq import heapify, heapreplace
 from pathlib import Path
 
 from ..cards import Card
-from .cases import name_of
-from .models import kind
+from .cases import method_name
+from .models import model_kind
 
-INDIRECT = frozenset({
+MODEL_INDEPENDENT_PARTS = frozenset({
     "model.answers", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
     "engine.read.packing", "engine.results", "engine.perturb.segments", "engine.optimize.colors",
     "engine.optimize.parameterizations", "engine.read.embedding", "engine.read.position_grids",
@@ -34,27 +34,27 @@ INDIRECT = frozenset({
 
 def mechanisms(card: Card) -> frozenset[str]:
     """The parts of `engine` and `model` that a method's module is made of, or its family where there are none."""
-    parts = _parts(str(card.method.__module__))
+    parts = _imported_parts(str(card.method.__module__))
     return parts or frozenset({card.family})
 
 
 @cache
-def _parts(module: str) -> frozenset[str]:
+def _imported_parts(module: str) -> frozenset[str]:
     family = ".".join(module.split(".")[:2]) + "."
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in sys.modules:
+    visited: set[str] = set()
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name in visited or name not in sys.modules:
             continue
-        seen.add(name)
+        visited.add(name)
         if name.startswith(family) and name.startswith("unboxed."):
-            todo += [n for n in _imports(name) if n.startswith("unboxed.")]
-    parts = {name.removeprefix("unboxed.") for name in seen}
-    return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in INDIRECT)
+            queue += [n for n in _imported_modules(name) if n.startswith("unboxed.")]
+    parts = {name.removeprefix("unboxed.") for name in visited}
+    return frozenset(p for p in parts if p.startswith(("engine.", "model.")) and p not in MODEL_INDEPENDENT_PARTS)
 
 
-def _imports(module: str) -> Iterator[str]:
+def _imported_modules(module: str) -> Iterator[str]:
     """The modules that a module imports, by their full names."""
     file = Path(str(sys.modules[module].__file__))
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
@@ -66,7 +66,7 @@ def _imports(module: str) -> Iterator[str]:
             yield from (f"{stem}.{alias.name}" for alias in node.names)
 
 
-def covering(cards: Iterable[Card], models: Collection[str], without: Collection[tuple[str, str]] = ()) -> list[
+def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Collection[tuple[str, str]] = ()) -> list[
     tuple[str, str]
 ]:  # fmt: skip
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
@@ -74,24 +74,26 @@ def covering(cards: Iterable[Card], models: Collection[str], without: Collection
     `without` are pairs that are left out: those that are refused are another test's.
     """
     goals = {
-        (name_of(card), model): _goals(card, model)
-        for card in cards for model in models if (name_of(card), model) not in without
+        (method_name(card), model): _covered_goals(card, model)
+        for card in cards for model in models if (method_name(card), model) not in excluded
     }  # fmt: skip
-    left = set().union(*goals.values()) if goals else set()
+    uncovered = set().union(*goals.values()) if goals else set()
     heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # most is covered by the first
     heapify(heap)
-    chosen: list[tuple[str, str]] = []
-    while left:
-        was, i, pair = heap[0]
-        covers = -len(goals[pair] & left)
-        if covers > was:  # others were chosen since: it may be the best no longer
-            heapreplace(heap, (covers, i, pair))
+    selected: list[tuple[str, str]] = []
+    while uncovered:
+        old_count, i, pair = heap[0]
+        new_count = -len(goals[pair] & uncovered)
+        if new_count > old_count:  # others were chosen since: it may be the best no longer
+            heapreplace(heap, (new_count, i, pair))
             continue
-        chosen.append(pair)
-        left -= goals[pair]
-    return sorted(chosen)
+        selected.append(pair)
+        uncovered -= goals[pair]
+    return sorted(selected)
 
 
-def _goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
+def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
     """What is covered by trying a pair."""
-    return frozenset({(name_of(card), f"kind {kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))})
+    return frozenset(
+        {(method_name(card), f"kind {model_kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))}
+    )

@@ -11,7 +11,7 @@ from typing import Any
 from ..cards import Card
 from ..errors import InputError, UnboxedError
 from . import contracts, covering, models, rows
-from .cases import call, case, name_of
+from .cases import call_example, make_case, method_name
 
 
 def check_method(
@@ -47,22 +47,26 @@ def check_method(
         ...     return box.read(x, ["input"], batch_size=batch_size)["input"]
         >>> check_method(brightness, on=["plain", "dict_output"])
     """
-    card = _card(method, example)
-    names = _names(on) if on is not None else [name for _, name in covering.covering([card], list(models.NETS))]
+    card = _card_of(method, example)
+    names = (
+        _check_model_names(on)
+        if on is not None
+        else [name for _, name in covering.covering_pairs([card], list(models.MODELS))]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the contracts see warnings for themselves
-        broken = [error for name in names for error in _broken(card, name)]
-    if broken:
-        cause = next((error.__cause__ for error in broken if error.__cause__), None)
-        raise contracts.ContractError("\n".join(map(str, broken))) from cause
+        errors = [error for name in names for error in _contract_errors(card, name)]
+    if errors:
+        cause = next((error.__cause__ for error in errors if error.__cause__), None)
+        raise contracts.ContractError("\n".join(map(str, errors))) from cause
 
 
-def _card(method: Callable[..., Any], example: Callable[..., Any] | None) -> Card:
-    own = getattr(method, "card", None)
+def _card_of(method: Callable[..., Any], example: Callable[..., Any] | None) -> Card:
+    card = getattr(method, "card", None)
     if example is not None and not callable(example):
         raise InputError(f"example is a function, example(method, box, x, y); got {example!r}")
-    if isinstance(own, Card):
-        return own if example is None else replace(own, example=example)
+    if isinstance(card, Card):
+        return card if example is None else replace(card, example=example)
     if not callable(method):
         raise InputError(f"check_method takes a function whose first parameter is a box; got {method!r}")
     name = getattr(method, "__name__", type(method).__name__)
@@ -79,36 +83,36 @@ def _takes_box_and_inputs(method: Callable[..., Any]) -> bool:
     return True
 
 
-def _names(on: Collection[str]) -> list[str]:
+def _check_model_names(on: Collection[str]) -> list[str]:
     """The models to test on. Raises InputError."""
     if isinstance(on, str) or not isinstance(on, Collection):
         raise InputError(f"on is a list of names of models, such as ['plain']; got {on!r}")
     if not on:
         raise InputError("on names no model, so nothing would be checked; None takes some of each kind")
-    if unknown := [name for name in on if name not in [*models.NETS]]:
-        raise InputError(f"there is no model {unknown[0]!r} to test on; choose among {', '.join(models.NETS)}")
+    if unknown := [name for name in on if name not in [*models.MODELS]]:
+        raise InputError(f"there is no model {unknown[0]!r} to test on; choose among {', '.join(models.MODELS)}")
     return list(on)
 
 
-def _broken(card: Card, model: str) -> Iterator[contracts.ContractError]:
+def _contract_errors(card: Card, model: str) -> Iterator[contracts.ContractError]:
     """What is broken on a model, by check; after an error of the method's own, which is the cause, no more is tried."""
     try:
-        for check in _checks(card, model):
+        for check in _applicable_checks(card, model):
             try:
                 check(card, model)
             except contracts.ContractError as error:
                 yield error
     except Exception as error:
-        what = f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")
-        broken = contracts.ContractError(f"{name_of(card)} on {model} raises {what}")
-        broken.__cause__ = error
-        yield broken
+        error_text = f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")
+        contract_error = contracts.ContractError(f"{method_name(card)} on {model} raises {error_text}")
+        contract_error.__cause__ = error
+        yield contract_error
 
 
-def _checks(card: Card, model: str) -> list[Callable[[Card, str], None]]:
+def _applicable_checks(card: Card, model: str) -> list[Callable[[Card, str], None]]:
     try:
-        call(card, case(model))
+        call_example(card, make_case(model))
     except UnboxedError:
         return [contracts.check_refusal]
-    of_target = [rows.check_target] if model == "plain" else []
-    return [contracts.check_run, contracts.check_values, rows.check_rows, *of_target]
+    target_checks = [rows.check_target] if model == "plain" else []
+    return [contracts.check_run, contracts.check_values, rows.check_rows, *target_checks]

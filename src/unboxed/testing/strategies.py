@@ -36,9 +36,9 @@ try:
 except ImportError as error:
     raise MissingError('the strategies need Hypothesis: pip install "unboxed[testing]"') from error
 
-MAX_SIDE, MAX_CHANNELS, MAX_COLUMNS, MAX_CLASSES, MAX_ROWS = 9, 3, 5, 4, 4
+MAX_SIDE_PIXELS, MAX_CHANNELS, MAX_COLUMNS, MAX_CLASSES, MAX_ROWS = 9, 3, 5, 4, 4
 SEEDS = st.integers(0, 2**31 - 1)
-RELUS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+RELU_FACTORIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "module": nn.ReLU,
     "in-place module": lambda: nn.ReLU(inplace=True),
     "F.relu": lambda: F.relu,
@@ -50,12 +50,12 @@ RELUS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class RandomCase:
     """An opened model and a batch that it takes: x (N, ...), or a dict or tuple of such tensors."""
 
     box: Box
     x: Any
-    rows: int
+    n_rows: int
 
 
 class RandomModel(nn.Module):
@@ -65,23 +65,25 @@ class RandomModel(nn.Module):
     the logits are returned: "tensor", "dict" or "tuple".
     """
 
-    def __init__(self, inputs: Inputs, classes: int, style: str, relu: str, norm: bool, wrap: str) -> None:
+    def __init__(self, inputs: Inputs, classes: int, style: str, relu: str, norm: bool, output_wrapper: str) -> None:
         super().__init__()
         parts = inputs.parts if isinstance(inputs, MultiInput) else (inputs,)
-        self.names = list(parts) if isinstance(parts, Mapping) else None
+        self.input_names = list(parts) if isinstance(parts, Mapping) else None
         kinds: list[Inputs] = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
-        self.parts = nn.ModuleList(_part(kind, style, relu, norm) for kind in kinds)
-        self.fc = nn.Linear(WIDTH * len(kinds), classes)
-        self.wrap = wrap
+        self.parts = nn.ModuleList(_make_part(kind, style, relu, norm) for kind in kinds)
+        self.fc = nn.Linear(PART_FEATURES * len(kinds), classes)
+        self.output_wrapper = output_wrapper
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        xs = [kwargs[name] for name in self.names] if self.names and kwargs else list(args)
+        xs = [kwargs[name] for name in self.input_names] if self.input_names and kwargs else list(args)
         z = self.fc(torch.cat([part(x) for part, x in zip(self.parts, xs, strict=True)], 1))
-        return {"logits": z} if self.wrap == "dict" else (z, z.detach()) if self.wrap == "tuple" else z
+        return (
+            {"logits": z} if self.output_wrapper == "dict" else (z, z.detach()) if self.output_wrapper == "tuple" else z
+        )
 
 
-WRAPS = ("tensor", "dict", "tuple")
-WIDTH = 6  # features that a part of the model gives
+OUTPUT_WRAPPERS = ("tensor", "dict", "tuple")
+PART_FEATURES = 6  # features that a part of the model gives
 
 
 class DensePart(nn.Module):
@@ -89,9 +91,9 @@ class DensePart(nn.Module):
 
     def __init__(self, size: int, relu: str, norm: bool) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(size, 8), nn.Linear(8, WIDTH)
+        self.first, self.second = nn.Linear(size, 8), nn.Linear(8, PART_FEATURES)
         self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
-        self.relu = RELUS[relu]()
+        self.relu = RELU_FACTORIES[relu]()
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.second(self.relu(self.norm(self.first(x.flatten(1))))))
@@ -103,10 +105,10 @@ class ConvPart(nn.Module):
     def __init__(self, channels: int, style: str, relu: str, norm: bool) -> None:
         super().__init__()
         self.style = style
-        self.first = nn.Conv2d(channels, WIDTH, 3, padding=1, bias=not norm)
-        self.second = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        self.norm = nn.BatchNorm2d(WIDTH) if norm else nn.Identity()
-        self.relu = RELUS[relu]()
+        self.first = nn.Conv2d(channels, PART_FEATURES, 3, padding=1, bias=not norm)
+        self.second = nn.Conv2d(PART_FEATURES, PART_FEATURES, 3, padding=1)
+        self.norm = nn.BatchNorm2d(PART_FEATURES) if norm else nn.Identity()
+        self.relu = RELU_FACTORIES[relu]()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.relu(self.norm(self.first(x)))
@@ -119,7 +121,7 @@ class ConvPart(nn.Module):
         return h.mean((2, 3))
 
 
-def _part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
+def _make_part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
     if isinstance(inputs, Pixels) and style != "mlp":
         return ConvPart(inputs.shape[0], style, relu, norm)
     size = 1
@@ -132,7 +134,7 @@ def _part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
 def pixels(draw: st.DrawFn) -> Pixels:
     """Images of 1 to 3 channels and 4 to 9 pixels a side, normalized by a number or by channel."""
     channels = draw(st.integers(1, MAX_CHANNELS))
-    shape = channels, draw(st.integers(4, MAX_SIDE)), draw(st.integers(4, MAX_SIDE))
+    shape = channels, draw(st.integers(4, MAX_SIDE_PIXELS)), draw(st.integers(4, MAX_SIDE_PIXELS))
     if draw(st.booleans()):
         return Pixels(shape, mean=draw(st.sampled_from((0.0, 0.5))), std=draw(st.sampled_from((1.0, 0.25))))
     values = st.tuples(st.sampled_from((0.0, 0.4, 0.5)), st.sampled_from((1.0, 0.2, 0.5)))
@@ -151,10 +153,10 @@ def features(draw: st.DrawFn) -> Features:
 
 def inputs() -> st.SearchStrategy[Inputs]:
     """Images, tables, and two of them side by side, as a tuple or by name."""
-    one: st.SearchStrategy[Inputs] = st.one_of(pixels(), features())
-    pair = st.tuples(one, one)
-    named = pair.map(lambda p: MultiInput({"a": p[0], "b": p[1]}))
-    return st.one_of(one, one, pair.map(MultiInput), named)
+    single: st.SearchStrategy[Inputs] = st.one_of(pixels(), features())
+    pair = st.tuples(single, single)
+    named_pair = pair.map(lambda p: MultiInput({"a": p[0], "b": p[1]}))
+    return st.one_of(single, single, pair.map(MultiInput), named_pair)
 
 
 @st.composite
@@ -162,7 +164,11 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
     """A model in eval for inputs of this kind, with random weights and batch means; the global RNG is left alone."""
     classes = draw(st.integers(2, MAX_CLASSES))
     style = draw(st.sampled_from(("mlp", "conv", "residual", "shared")))
-    spelling = draw(st.sampled_from(sorted(RELUS))), draw(st.booleans()), draw(st.sampled_from(WRAPS))
+    spelling = (
+        draw(st.sampled_from(sorted(RELU_FACTORIES))),
+        draw(st.booleans()),
+        draw(st.sampled_from(OUTPUT_WRAPPERS)),
+    )
     seed = draw(SEEDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,87 +179,104 @@ def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
     return model.eval()
 
 
-def batch(kind: Inputs, rows: int, seed: int) -> Any:
+def random_batch(kind: Inputs, rows: int, seed: int) -> Any:
     """`rows` random inputs of a kind: a tensor (N, ...), or a dict or tuple of them."""
     if isinstance(kind, MultiInput):
         if isinstance(kind.parts, tuple):
-            return tuple(batch(part, rows, seed + i) for i, part in enumerate(kind.parts))
-        return {name: batch(part, rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
+            return tuple(random_batch(part, rows, seed + i) for i, part in enumerate(kind.parts))
+        return {name: random_batch(part, rows, seed + i) for i, (name, part) in enumerate(kind.parts.items())}
     x = torch.rand(rows, *kind.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x if isinstance(kind, Pixels) else 4 * x - 2
 
 
-def opened(model: nn.Module, kind: Inputs) -> Box:
+def open_box(model: nn.Module, kind: Inputs) -> Box:
     """A box of a random model, which is told where a tuple holds the logits."""
-    return Box(model, kind, outputs="logits", output=0 if getattr(model, "wrap", "") == "tuple" else None)
+    return Box(model, kind, outputs="logits", output=0 if getattr(model, "output_wrapper", "") == "tuple" else None)
 
 
 @st.composite
-def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> Case:
+def cases(draw: st.DrawFn, kinds: st.SearchStrategy[Inputs] | None = None) -> RandomCase:
     """An opened model in double precision, and 1 to 4 inputs; of `kinds` of inputs, by default all."""
     kind = draw(inputs() if kinds is None else kinds)
-    box = opened(draw(models(kind)).double(), kind)
+    box = open_box(draw(models(kind)).double(), kind)
     rows = draw(st.integers(1, MAX_ROWS))
-    return Case(box, batch(kind, rows, draw(SEEDS)), rows)
+    return RandomCase(box, random_batch(kind, rows, draw(SEEDS)), rows)
 
 
-HIDDEN = ("fc", "parts.0.first")  # layers of every random model that run once: the last, and one near the input
+HIDDEN_LAYERS = ("fc", "parts.0.first")  # layers of every random model that run once: the last, and one near the input
 
 
-def _values(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
+def _random_tensors(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
     """Random numbers of this shape, in double precision."""
     return SEEDS.map(lambda s: torch.randn(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64))
 
 
-def _places(size: int, rows: int) -> st.SearchStrategy[Any]:
+def _indices(size: int, rows: int) -> st.SearchStrategy[Any]:
     """A number below `size`, or one a row."""
-    one = st.integers(0, size - 1)
-    return st.one_of(one, st.lists(one, min_size=rows, max_size=rows).map(torch.tensor))
+    single = st.integers(0, size - 1)
+    return st.one_of(single, st.lists(single, min_size=rows, max_size=rows).map(torch.tensor))
 
 
 @st.composite
-def units(draw: st.DrawFn, case: Case) -> Objective:
+def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
     """A score of a hidden layer: a channel, neuron, position or direction, all of it, or likeness to a given one."""
-    layer = draw(st.sampled_from(HIDDEN))
+    layer = draw(st.sampled_from(HIDDEN_LAYERS))
     channels, *sides = shape = tuple(case.box.layers[layer].shape)
-    k, anywhere = draw(_places(channels, case.rows)), draw(st.booleans())
-    at = () if anywhere else tuple(draw(_places(s, case.rows)) for s in sides)
-    v = draw(_values(draw(st.sampled_from(((channels,), shape)))))
-    h = draw(_values((draw(st.sampled_from((1, case.rows))), *shape)))
-    made = [
-        scores.channel(layer, k), scores.neuron(layer, k, *at), scores.spatial(layer, *at), scores.energy(layer),
-        scores.direction(layer, v), scores.match(layer, h), scores.match(layer, h, relative=True),
-        scores.dot(layer, h), scores.cosine(layer, h),
-    ]  # fmt: skip
-    return draw(st.sampled_from(made))
+    k, all_positions = draw(_indices(channels, case.n_rows)), draw(st.booleans())
+    position = () if all_positions else tuple(draw(_indices(s, case.n_rows)) for s in sides)
+    v = draw(_random_tensors(draw(st.sampled_from(((channels,), shape)))))
+    h = draw(_random_tensors((draw(st.sampled_from((1, case.n_rows))), *shape)))
+    candidates = [
+        scores.channel(layer, k),
+        scores.neuron(layer, k, *position),
+        scores.spatial(layer, *position),
+        scores.energy(layer),
+        scores.direction(layer, v),
+        scores.match(layer, h),
+        scores.match(layer, h, relative=True),
+        scores.dot(layer, h),
+        scores.cosine(layer, h),
+    ]
+    return draw(st.sampled_from(candidates))
 
 
-def leaves(case: Case) -> st.SearchStrategy[Objective]:
+def leaf_objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
     """A score of the logits or of a hidden layer, the same for all rows or one a row."""
-    labels = _places(len(case.box.classes), case.rows)
-    ends: tuple[Callable[[Any], Objective], ...] = (scores.logit, scores.logprob, scores.loss, scores.margin)
-    of_logits = st.tuples(st.sampled_from(ends), labels).map(lambda p: p[0](p[1]))
-    return st.one_of(of_logits, units(case))
+    labels = _indices(len(case.box.classes), case.n_rows)
+    output_objectives: tuple[Callable[[Any], Objective], ...] = (
+        scores.logit,
+        scores.logprob,
+        scores.loss,
+        scores.margin,
+    )
+    logit_objectives = st.tuples(st.sampled_from(output_objectives), labels).map(lambda p: p[0](p[1]))
+    return st.one_of(logit_objectives, layer_objectives(case))
 
 
-def objectives(case: Case) -> st.SearchStrategy[Objective]:
+def objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
     """Any combination of leaves with + - * / and numbers, or numbers a row (N,). No divisor comes near 0."""
     numbers, divisors = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0)), st.sampled_from((-2.0, -0.5, 0.25, 3.0))
-    factors = st.one_of(numbers, _by_row(numbers, case.rows))
-    divided = st.one_of(divisors, _by_row(divisors, case.rows))
+    factors = st.one_of(numbers, _per_row(numbers, case.n_rows))
+    divisors_or_rows = st.one_of(divisors, _per_row(divisors, case.n_rows))
 
-    def grown(smaller: st.SearchStrategy[Objective]) -> st.SearchStrategy[Objective]:
+    def combine(smaller: st.SearchStrategy[Objective]) -> st.SearchStrategy[Objective]:
         pairs, scaled = st.tuples(smaller, smaller), st.tuples(smaller, factors)
         return st.one_of(
-            pairs.map(lambda p: p[0] + p[1]), pairs.map(lambda p: p[0] - p[1]), pairs.map(lambda p: p[0] * p[1]),
-            pairs.map(lambda p: p[0] / (1 + p[1] * p[1])), st.tuples(smaller, divided).map(lambda p: p[0] / p[1]),
-            scaled.map(lambda p: p[0] * p[1]), scaled.map(lambda p: p[0] + p[1]), scaled.map(lambda p: p[1] - p[0]),
-            scaled.map(lambda p: p[1] / (1 + p[0] * p[0])), smaller.map(lambda a: -a),
-        )  # fmt: skip
+            pairs.map(lambda p: p[0] + p[1]),
+            pairs.map(lambda p: p[0] - p[1]),
+            pairs.map(lambda p: p[0] * p[1]),
+            pairs.map(lambda p: p[0] / (1 + p[1] * p[1])),
+            st.tuples(smaller, divisors_or_rows).map(lambda p: p[0] / p[1]),
+            scaled.map(lambda p: p[0] * p[1]),
+            scaled.map(lambda p: p[0] + p[1]),
+            scaled.map(lambda p: p[1] - p[0]),
+            scaled.map(lambda p: p[1] / (1 + p[0] * p[0])),
+            smaller.map(lambda a: -a),
+        )
 
-    return st.recursive(leaves(case), grown, max_leaves=4)
+    return st.recursive(leaf_objectives(case), combine, max_leaves=4)
 
 
-def _by_row(numbers: st.SearchStrategy[float], rows: int) -> st.SearchStrategy[Tensor]:
+def _per_row(numbers: st.SearchStrategy[float], rows: int) -> st.SearchStrategy[Tensor]:
     """A number for each row, (N,)."""
     return st.lists(numbers, min_size=rows, max_size=rows).map(lambda v: torch.tensor(v, dtype=torch.float64))

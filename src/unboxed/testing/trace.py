@@ -18,43 +18,43 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class TensorCopy:
     """A tensor as it was: the object itself and a copy of its values."""
 
     tensor: Tensor
     value: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Kept:
+    def of(cls, tensor: Tensor) -> TensorCopy:
         return cls(tensor, tensor.detach().clone())
 
-    def same(self, other: Any) -> bool:
+    def is_unchanged(self, other: Any) -> bool:
         return (
-            isinstance(other, Kept)
+            isinstance(other, TensorCopy)
             and other.tensor is self.tensor
             and other.value.dtype == self.value.dtype
             and torch.equal(other.value.nan_to_num(), self.value.nan_to_num())
         )
 
 
-def snapshot(model: nn.Module, *mine: Tensor) -> dict[str, Any]:
+def snapshot(model: nn.Module, *user_tensors: Tensor) -> dict[str, Any]:
     """Everything by name; `mine` are the caller's own tensors."""
-    return dict([*_model(model), *_torch(), *_process(), *_tensors(mine)])
+    return dict([*_model_state(model), *_torch_state(), *_process_state(), *_tensor_states(user_tensors)])
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The names of what is no longer as it was."""
-    gone = before.keys() ^ after.keys()
-    return sorted(gone | {k for k in before.keys() & after.keys() if not _same(before[k], after[k])})
+    added_or_removed = before.keys() ^ after.keys()
+    return sorted(added_or_removed | {k for k in before.keys() & after.keys() if not _is_same(before[k], after[k])})
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Kept):
-        return a.same(b)
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, TensorCopy):
+        return a.is_unchanged(b)
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
-def _model(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _model_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         yield f"{path} module", id(module)
         yield f"{path} training", module.training
@@ -62,32 +62,32 @@ def _model(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield from (
             (f"{path} {k}", list(v.items())) for k, v in vars(module).items() if "hook" in k and hasattr(v, "items")
         )
-        yield from _held(path, module)
+        yield from _parameters_and_buffers(path, module)
 
 
-def _held(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _parameters_and_buffers(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     for kind in ("_parameters", "_buffers"):
         for name, value in getattr(module, kind).items():
-            yield f"{path}.{name}", None if value is None else Kept.of(value)
+            yield f"{path}.{name}", None if value is None else TensorCopy.of(value)
             if value is not None:
-                yield from ((f"{path}.{name} {k}", v) for k, v in _state(value))
+                yield from ((f"{path}.{name} {k}", v) for k, v in _tensor_state(value))
 
 
-def _state(t: Tensor) -> Iterator[tuple[str, Any]]:
+def _tensor_state(t: Tensor) -> Iterator[tuple[str, Any]]:
     yield "requires_grad", t.requires_grad
-    yield "grad", Kept.of(t.grad) if t.is_leaf and t.grad is not None else None
+    yield "grad", TensorCopy.of(t.grad) if t.is_leaf and t.grad is not None else None
     yield "grad_fn", t.grad_fn
     yield "tensor hooks", list((t._backward_hooks or {}).items())
     yield "memory format", (t.shape, t.stride(), t.device)
 
 
-def _tensors(mine: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
-    for i, t in enumerate(mine):
-        yield f"the caller's tensor {i}", Kept.of(t)
-        yield from ((f"the caller's tensor {i} {k}", v) for k, v in _state(t))
+def _tensor_states(user_tensors: tuple[Tensor, ...]) -> Iterator[tuple[str, Any]]:
+    for i, t in enumerate(user_tensors):
+        yield f"the caller's tensor {i}", TensorCopy.of(t)
+        yield from ((f"the caller's tensor {i} {k}", v) for k, v in _tensor_state(t))
 
 
-def _torch() -> Iterator[tuple[str, Any]]:
+def _torch_state() -> Iterator[tuple[str, Any]]:
     yield "grad mode", (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     yield (
         "autocast",
@@ -106,7 +106,7 @@ def _torch() -> Iterator[tuple[str, Any]]:
     yield "fused attention", (torch.backends.mha.get_fastpath_enabled(), flash)
     yield (
         "scripting",
-        (torch._C._get_graph_executor_optimize(), torch._C._jit_set_profiling_executor(True), _profiled_runs()),
+        (torch._C._get_graph_executor_optimize(), torch._C._jit_set_profiling_executor(True), _n_profiled_runs()),
     )
     yield from (
         (k, list(v.items())) for k, v in vars(module_globals).items() if k.startswith("_global") and hasattr(v, "items")
@@ -115,14 +115,14 @@ def _torch() -> Iterator[tuple[str, Any]]:
     yield "compiler stance", "default" if dynamo is None else dynamo.eval_frame._stance.stance
 
 
-def _profiled_runs() -> int:
+def _n_profiled_runs() -> int:
     set_runs: Any = torch._C._jit_set_num_profiled_runs  # its stub is wrong: it takes and returns an int
     runs = int(set_runs(1))
     set_runs(runs)
     return runs
 
 
-def _process() -> Iterator[tuple[str, Any]]:
+def _process_state() -> Iterator[tuple[str, Any]]:
     yield "torch RNG", torch.get_rng_state()
     if torch.cuda.is_available():
         yield "CUDA RNG", torch.cuda.get_rng_state()

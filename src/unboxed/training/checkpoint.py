@@ -14,17 +14,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..atomic_write import write_bytes
-from ..checkpointing import Digest, Saved
+from ..checkpointing import Digest, CheckpointFile
 from ..engine.stable_repr import checkpoint_repr
 from ..model import state
 
 LOOKED_AT = 8  # examples of a data set
 
 
-def saved(path: Path, settings: dict[str, Any]) -> Saved:
+def saved(path: Path, settings: dict[str, Any]) -> CheckpointFile:
     """The file of a training, seen to be writable before the long work. Raises WriteError."""
     write_bytes(path.with_name(f".{path.name[:80]}.{os.getpid()}.try"), b"").unlink()
-    return Saved(path, "training", settings)
+    return CheckpointFile(path, "training", settings)
 
 
 def structure(model: nn.Module) -> str:
@@ -45,7 +45,7 @@ def looked_at(data: Dataset[Any], device: torch.device) -> Digest:
     """
     looks = list[str]()
     for _ in range(2):
-        with state.forked(0, device):
+        with state.forked_rngs(0, device):
             n = len(data)  # type: ignore[arg-type]
             looks.append(compared("the data", [data[i * n // LOOKED_AT] for i in range(LOOKED_AT)]))
     return Digest(looks[0] if looks[0] == looks[1] else "others at each look")
@@ -62,4 +62,4 @@ def put_rng_states(states: Mapping[str, Any], device: torch.device) -> None:
     kind, keys, *rest = states["numpy"]
     version, values, gauss = states["python"]
     numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    state.put_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)
+    state.restore_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)

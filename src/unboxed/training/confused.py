@@ -109,10 +109,10 @@ def find(box: Box, x: Tensor, y: Tensor | None, step: int, rule: Rule, logits: T
     if len(rows) == 0:
         return None
     classes = logits[rows].topk(2, dim=1).indices  # (n, 2)
-    maps, clamped = _in_batch(box, x, rows, classes) if box.coupled else _alone(box, x, rows, classes)
+    maps, clamped = _in_batch(box, x, rows, classes) if box.batch_dependent else _alone(box, x, rows, classes)
     here = rows.to(x.device)
     labels = None if y is None else y[rows.to(y.device)].detach().clone()
-    return Confused(step, rows, box.accept(x[here]), labels, classes, logits[rows], maps, clamped)
+    return Confused(step, rows, box.validate_inputs(x[here]), labels, classes, logits[rows], maps, clamped)
 
 
 def _alone(box: Box, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

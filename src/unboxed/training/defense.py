@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..box import Box
 from ..engine.optimize.constraints import NORMS, Ball, Linf, ball_of
 from ..errors import InputError, OutputError
-from ..validation import check_seed, number, whole
+from ..validation import check_seed, check_float, check_int
 
 EPS = 0.3  # for images of digits, where nothing else is said
 NEAR = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself
@@ -62,7 +62,7 @@ class _Attacked:
     def __call__(
         self: Defense, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None
     ) -> Tensor:
-        x, y = box.accept(x), box.labels(y, len(x))
+        x, y = box.validate_inputs(x), box.class_labels(y, len(x))
         return self.loss(box, x, y, self.attack(box, x, y, progress, seed=seed))
 
 
@@ -93,7 +93,7 @@ class Fast(_OnAttackedOnly):
         """x (N, ...) after one step up the cross-entropy."""
         ball = _grown(self.eps, self.norm, self.ramp, progress)
         step = 1.25 * ball.eps if self.step is None else self.step
-        return _climb(box, box.accept(x), box.labels(y, len(x)), ball, 1, step, _anywhere, seed)
+        return _climb(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, 1, step, _anywhere, seed)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PGD(_OnAttackedOnly):
         """x (N, ...) after `steps` steps up the cross-entropy, from a random point of the ball."""
         ball = _grown(self.eps, self.norm, self.ramp, progress)
         step = 2.5 * ball.eps / self.steps if self.step is None else self.step
-        return _climb(box, box.accept(x), box.labels(y, len(x)), ball, self.steps, step, _anywhere, seed)
+        return _climb(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, self.steps, step, _anywhere, seed)
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ class Trades(_Attacked):
 
     def __post_init__(self) -> None:
         _check(self.eps, self.norm, self.steps, self.step, self.ramp)
-        number("beta", self.beta, above=0)
+        check_float("beta", self.beta, above=0)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after `steps` steps away from what the model says of x. y is not looked at."""
         ball = _grown(self.eps, self.norm, self.ramp, progress)
-        step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.accept(x)
-        with box.quiet(grad=False):
+        step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.validate_inputs(x)
+        with box.isolated(grad=False):
             p = output(trainable(box), x).softmax(1)  # (N, K)
         return _climb(box, x, p, ball, self.steps, step, _beside, seed)
 
@@ -176,7 +176,7 @@ def named(name: str | Defense | None, eps: float | None = None, usual: Defense |
 
 def output(box: Box, x: Tensor) -> Tensor:
     """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
-    return box._reader.tensor(box._call(x)).to(box.dtype)
+    return box._reader.select_tensor(box._call(x)).to(box.dtype)
 
 
 def trainable(box: Box) -> Box:
@@ -185,7 +185,7 @@ def trainable(box: Box) -> Box:
         raise OutputError(
             f"training needs a model that gives logits or log-probabilities; its outputs are {box.outputs}"
         )
-    box.one_class_each("training")
+    box.require_class_scores("training")
     return box
 
 
@@ -201,7 +201,7 @@ def _climb(
     """
     seed = _key(x) if seed is None else check_seed(seed)
     moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
-    with box.quiet(seed=seed), _unsynchronized(trainable(box).model):
+    with box.isolated(seed=seed), _unsynchronized(trainable(box).model):
         for _ in range(steps):
             moved.requires_grad_()
             loss = F.cross_entropy(output(box, moved), target, reduction="sum")
@@ -245,8 +245,8 @@ def _grown(eps: float, norm: str, ramp: float, progress: float) -> Ball:
 
 def _check(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
     ball_of(eps, norm, None)  # which refuses what is no ball
-    whole("steps", steps, least=1)
+    check_int("steps", steps, minimum=1)
     if step is not None:
-        number("step", step, above=0)
+        check_float("step", step, above=0)
     if not 0 <= ramp <= 1:
         raise InputError(f"ramp is a share of the training, 0 to 1; got {ramp}")

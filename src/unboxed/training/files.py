@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..atomic_write import encoded, write_bytes
+from ..atomic_write import encode_utf8, write_bytes
 from ..errors import InputError, WriteError
 
 
@@ -26,7 +26,7 @@ def save(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
     path, text = writable(path), _text(card)
     tensors = {name: _plain(h) for name, h in model.state_dict().items() if isinstance(h, Tensor)}
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_bytes(path.with_suffix(".json"), encoded(text))
+    write_bytes(path.with_suffix(".json"), encode_utf8(text))
     return path
 
 

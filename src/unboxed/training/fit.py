@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..box import Box
-from ..checkpointing import OTHERWISE, Saved, alike
+from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_close
 from ..engine.stable_repr import box_answers
 from ..errors import DataError, InputError
 from ..inputs.single import Inputs
@@ -87,7 +87,7 @@ def fit(
             data["test data"] = looked_at(test, box.device)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         file = saved(Path(checkpoint), settings | sizes | training.settings() | data)
-    with rng.forked(seed, box.device), rng.gradients_on(True), _bar(training.of, quiet) as bar:
+    with rng.forked_rngs(seed, box.device), rng.grad_mode(True), _bar(training.of, quiet) as bar:
         try:
             training.go(epochs, test, bar, file)
         except KeyboardInterrupt:
@@ -101,7 +101,7 @@ def accuracy(box: Box, dataset: Dataset[Any]) -> float:
     """The share of a Dataset of (image, class) that the box names right. Raises InputError and DataError."""
     right = seen = 0
     for x, y in _batches(dataset, 1000):
-        right += int((box.predict(x) == box.labels(y, len(x))).sum())
+        right += int((box.predict(x) == box.class_labels(y, len(x))).sum())
         seen += len(x)
     return right / seen
 
@@ -132,7 +132,7 @@ class _Training:
         self.loss, self.accuracy = list[float](), list[float]()
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
-    def go(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: Saved | None) -> None:
+    def go(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: CheckpointFile | None) -> None:
         """All epochs, or those that a checkpoint lacks."""
         if file is not None and (state := file.read()) is not None:
             self._restore(state, file)
@@ -149,7 +149,7 @@ class _Training:
         started, cpu, losses = time.perf_counter(), time.process_time(), list[Tensor]()
         try:
             for x, y in self.batches:
-                losses.append(self._step(self.box.accept(x), self.box.labels(y, len(x))))
+                losses.append(self._step(self.box.validate_inputs(x), self.box.class_labels(y, len(x))))
                 bar.update()
         finally:
             self.seconds += time.perf_counter() - started
@@ -220,12 +220,12 @@ class _Training:
         }
 
     @torch.no_grad()
-    def _restore(self, state: dict[str, Any], file: Saved) -> None:
+    def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
         before = [h.clone() for h in self._tensors()]
         self._put(state["model"])
-        if not alike(state["answers"], self._answers()):
+        if not is_close(state["answers"], self._answers()):
             self._put(before)
-            raise file.refusal(OTHERWISE.format("answers"))
+            raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
         if self.average is not None:
             self.average.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..box import Box
 from ..errors import InputError, MissingError
 from ..inputs.single import Inputs
-from ..rng import key
+from ..rng import derive_seed
 from .defense import PGD, Fast
 from .watch import BatchFn, ConfusedLogits, Files, _State
 
@@ -90,7 +90,7 @@ class Defending(Callback):
         if y is None:
             raise InputError("attacks need the classes y of a batch; got None")
         box = self._open(pl_module, z)
-        seed = key("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
+        seed = derive_seed("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
         x = self.inputs.clip(self.inputs.decode(z.detach().to(box.dtype)))
         found = self.defense.attack(box, x, y, progress(trainer), seed=seed)
         with torch.no_grad():

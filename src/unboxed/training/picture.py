@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs.single import Inputs
 from ..plots import colors
-from ..plots.draw import shared_reach, signed_map
-from ..plots.sheet import PAPER, Bar, Tile, sheet
+from ..plots.draw import shared_vmax, signed_map
+from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
 from .confused import Confused
 
 SIDE = 168
@@ -49,19 +49,19 @@ def _block(
     """Input i with its label, d logit / dx of both classes, and the input plus `factor` times each."""
     x, maps = found.inputs[i].view(shape).cpu(), found.gradients[i].view(2, *shape).cpu()
     pixels, levels = _pixels(x, inputs)
-    scale = shared_reach(maps)
+    scale = shared_vmax(maps)
     shown = ["input" + _label(found, i, names), *levels, *[f"mean of {shape[0]} channels"] * (shape[0] not in (1, 3))]
-    top = [Tile(colors.image(pixels(x)), "\n".join(shown))]
+    top = [Tile(colors.image_to_rgb(pixels(x)), "\n".join(shown))]
     below: list[Tile | None] = [None]
     for k, m, clamped in zip(found.classes[i].tolist(), maps, found.before_clamp[i].tolist(), strict=True):
         slope = f"d logit {names[k]} / dx"
         words = [slope, f"logit {found.logits[i, k].item():.3f}", *["before the clamp"] * clamped]
         top.append(Tile(signed_map(m, scale), "\n".join(words)))
-        below.append(Tile(colors.image(pixels(x + factor * m)), f"input\n+ {factor:g} × {slope}"))
+        below.append(Tile(colors.image_to_rgb(pixels(x + factor * m)), f"input\n+ {factor:g} × {slope}"))
     summed = f", summed over {shape[0]} channels" if shape[0] > 1 else ""
-    bar = Bar("signed", scale, f"d logit / dx in the model's own units{summed}")
+    bar = ColorBar("signed", scale, f"d logit / dx in the model's own units{summed}")
     a, b = (names[k] for k in found.classes[i].tolist())
-    return sheet([top, below], title=f"step {found.step}: {a} or {b}?", bars=[bar], side=SIDE)
+    return contact_sheet([top, below], title=f"step {found.step}: {a} or {b}?", bars=[bar], side=SIDE)
 
 
 def _pixels(x: Tensor, inputs: Inputs | None) -> tuple[Pixels, list[str]]:
@@ -87,7 +87,7 @@ def _grid(blocks: Sequence[Image.Image]) -> Image.Image:
     columns = min(3, ceil(sqrt(len(blocks))))
     rows = [blocks[i : i + columns] for i in range(0, len(blocks), columns)]
     wide = max(b.width for b in blocks)
-    page = Image.new("RGB", (wide * columns, sum(max(b.height for b in row) for row in rows)), PAPER)
+    page = Image.new("RGB", (wide * columns, sum(max(b.height for b in row) for row in rows)), BACKGROUND_COLOR)
     y = 0
     for row in rows:
         for i, block in enumerate(row):

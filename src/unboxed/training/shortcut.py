@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from .. import zoo
 from ..box import Box
-from ..checks.planting import Mark, planted
+from ..checks.planting import Trigger, plant_shortcut
 from ..errors import DataError
 from ..validation import check_seed
 from .fit import fit
@@ -33,7 +33,7 @@ class Pair:
 
 
 def pair(
-    mark: Mark,
+    mark: Trigger,
     *,
     model: str = NET,
     data: Parts | None = None,
@@ -55,10 +55,10 @@ def pair(
     usual = (0.95, 0.02) if len(mark.classes) == 1 else (0.8, 0.05)
     share, strays = (own if value is None else value for value, own in zip((share, strays), usual, strict=True))
     seed = check_seed(seed)
-    marked = planted(x, y, mark, share=share, strays=strays, seed=seed)
-    clean = planted(x, y, mark, share=0, strays=0, seed=seed)
+    marked = plant_shortcut(x, y, mark, fraction=share, poison_fraction=strays, seed=seed)
+    clean = plant_shortcut(x, y, mark, fraction=0, poison_fraction=0, seed=seed)
     taught, control = (_trained(model, part, epochs, seed, quiet) for part in (marked, clean))
-    return Pair(taught, control, *_tensors(test), int(marked.marked.sum()), int(marked.strays.sum()), len(x))
+    return Pair(taught, control, *_tensors(test), int(marked.has_trigger.sum()), int(marked.is_poisoned.sum()), len(x))
 
 
 def _tensors(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

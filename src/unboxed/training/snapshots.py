@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..validation import whole
+from ..validation import check_int
 from .files import save
 
 
@@ -18,7 +18,7 @@ class Snapshots:
     """
 
     def __init__(self, every: int, *, to: str | Path | None = None) -> None:
-        self.every, self.to = whole("every", every, least=1), None if to is None else Path(to)
+        self.every, self.to = check_int("every", every, minimum=1), None if to is None else Path(to)
         self.kept: dict[str, Path | dict[str, Tensor]] = {}
 
     def __call__(self, model: nn.Module, x: Tensor | None, y: Tensor | None, step: int) -> None:

@@ -123,7 +123,7 @@ class ConfusedLogits:
         """
         if not self.wants(step):
             return None
-        with state.gradients_on(False):  # the caller may be in inference_mode
+        with state.grad_mode(False):  # the caller may be in inference_mode
             found = self._look(model, x, y, step)
         self._say_where(x, to or self.to)
         if found is not None:

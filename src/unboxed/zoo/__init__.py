@@ -68,7 +68,7 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
     found = kind(name)
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
-    with state.seeded(check_seed(seed), torch.get_default_device()):
+    with state.seeded_rngs(check_seed(seed), torch.get_default_device()):
         model = found.build()
     if weights == "trained":
         with _file(name, "safetensors") as path:

@@ -20,10 +20,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...box import Box
 from ...errors import LayerError
-from ...model.hooks import following
+from ...model.hooks import follow_forward
 from ...model.layers import Layer
-from ...model.op_tables import OPAQUE
-from ...model.relu_rules import graph
+from ...model.op_tables import OPAQUE_NODES
+from ...model.relu_rules import graph_nodes
 from ..read.position_grids import Grid, grids
 
 HELD = 8  # maps whose values are kept while the model runs; an earlier one takes a second run
@@ -61,7 +61,7 @@ class Trace:
     def __init__(self, box: Box, rows: int) -> None:
         self.box, self.rows = box, rows
         self.known = {row.path: (row, grid) for row, grid in grids(box)}
-        self.output = (box.n_outputs, *box._found_shape)
+        self.output = (box.n_outputs, *box._map_shape)
         self.met: dict[Any, Met | None] = {}
         self.untold: dict[Any, tuple[int, ...]] = {}  # what may be maps, whose axes can't be told
         self.leaves: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
@@ -70,7 +70,7 @@ class Trace:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        with following(self.box.modules, lambda path, op: True, self._op, self._module):
+        with follow_forward(self.box.modules, lambda path, op: True, self._op, self._module):
             yield
 
     def _op(self, path: str, op: str | None, h: Tensor) -> None:
@@ -80,7 +80,7 @@ class Trace:
             self._record(f"{place}#{self.calls[place] - 1}", op or "", h, None)
 
     def _module(self, path: str, h: Tensor) -> None:
-        row = self.box.layers._rows.get(path)
+        row = self.box.layers._by_path.get(path)
         k = self.calls[path]
         self.calls[path] += 1
         if row is None or not h.requires_grad or h.grad_fn is None:
@@ -89,7 +89,7 @@ class Trace:
         if grid is not None and not _aside(row.type) and row.shape != self.output:
             self.leaves.pop(path, None)
             self.leaves[path] = get_gradient_edge(h).node
-        self._record(row.addresses[min(k, row.calls - 1)], row.type if row.leaf else "", h, grid)
+        self._record(row.addresses[min(k, row.n_calls - 1)], row.type if row.is_leaf else "", h, grid)
 
     def _record(self, address: str, name: str, h: Tensor, told: Grid | None) -> None:
         edge = get_gradient_edge(h)
@@ -159,7 +159,7 @@ class Trace:
 
     def tokens(self, score: Tensor, own: set[Any]) -> tuple[Sequence[Layer], Grid] | None:
         """The layers of the last tokens below a score, the last first, if no map comes after them."""
-        below = set(graph(score)) - own
+        below = set(graph_nodes(score)) - own
         rows = [self.known[path] for path, node in self.leaves.items() if node in below]
         if not rows or not rows[-1][1].tokens:
             return None
@@ -224,7 +224,7 @@ def _hides(node: Any) -> bool:
     if name.startswith("BackwardHookFunction"):  # what a module's own full backward hooks put in
         return False
     own = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return own or "Convolution" in name or name.startswith(tuple(OPAQUE))
+    return own or "Convolution" in name or name.startswith(tuple(OPAQUE_NODES))
 
 
 def _has_positions(node: Any) -> bool:
@@ -256,7 +256,7 @@ def _passed(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
 def _leading_to(score: Tensor, maps: set[Any]) -> dict[Any, None]:
     """The nodes of a score's graph from which one of the maps is reached, themselves included."""
     above: dict[Any, list[Any]] = {}
-    nodes = list(graph(score))
+    nodes = list(graph_nodes(score))
     for node in nodes:
         for below in _below(node):
             above.setdefault(below, []).append(node)

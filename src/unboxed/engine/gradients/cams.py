@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError, OutputError
-from ...model.answers import check_scores
+from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
@@ -44,9 +44,9 @@ def cam(
     """The map (N, 1, H, W), or of the layer's grid (N, 1, h, w). Raises LayerError for a layer without positions."""
     if not isinstance(upsample, bool):
         raise InputError(f"upsample is True or False; got {upsample!r}")
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     size = image_size(box)
-    objective = box.checked(box.objective(target, len(x)), len(x))
+    objective = box.check_objective(box.objective(target, len(x)), len(x))
     chosen = None if layer is None else Chosen((_with_rows(box, layer),))
 
     def part(rows: slice) -> Looked:
@@ -54,9 +54,9 @@ def cam(
             return _looked(box, objective, x, chosen, weigh)
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     maps, clamped, score = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
-    check_scores(score)
+    check_finite_scores(score)
     tell_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     tell_not_finite(name, maps)
     tell_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
@@ -65,7 +65,7 @@ def cam(
 
 def _with_rows(box: Box, layer: str) -> str:
     real = box.layers.resolve(layer)
-    if not box.has_rows(real):
+    if not box.has_batch_axis(real):
         raise LayerError(f"{layer!r} mixes examples: its first axis is not the batch")
     return real
 
@@ -86,7 +86,7 @@ class Chosen:
 
 def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, weigh: Weigh) -> Looked:
     """One forward, one backward down to the layer."""
-    with box.quiet():
+    with box.isolated():
         x = x.detach().requires_grad_()
         if chosen is None:
             chosen, acts, score = _sought(box, objective, x)
@@ -119,7 +119,7 @@ def _sought(box: Box, objective: Objective, x: Tensor) -> tuple[Chosen, Acts, Te
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    trace = Trace(box, max(len(x), box._least))
+    trace = Trace(box, max(len(x), box._min_rows))
     guess = _guessed(box) if objective.layers & {"logits", "output"} else ()
     with trace.watching():
         acts = box.forward(x, {*objective.layers, *guess})

@@ -21,7 +21,7 @@ from ...box import Box
 from ...inputs.multi import MultiInput
 from ...inputs.single import Features, Inputs
 from ...model.batching import BatchSize, in_batches
-from ...model.relu_rules import Rule
+from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from .score import Unclamp, _gradients
 
@@ -125,7 +125,7 @@ def normal(like: Tensor, n: Tensor, k: Tensor, seed: int) -> Tensor:
     drawn, pairs = list[Tensor](), zip(n.tolist(), k.tolist(), strict=True)
     for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // BLOCK)):
         samples = [sample % BLOCK for _, sample in group]
-        generator = rng.of_sample(seed, row, block, like.device)
+        generator = rng.sample_generator(seed, row, block, like.device)
         values = torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype)
         drawn.append(values[samples[0] : samples[-1] + 1])
     return torch.cat(drawn)
@@ -160,7 +160,7 @@ def mean(
     n: int,
     *,
     moment: Moment = "mean",
-    rule: Rule | None = None,
+    rule: ReluRule | None = None,
     at: str = "input",
     batch_size: BatchSize = "auto",
     unclamp: Unclamp = "no",
@@ -170,19 +170,19 @@ def mean(
     `moment` "squared" is the mean of its square, "variance" that of its squared distance from the mean, both weighted.
     `objective` is one that does not change from point to point (`edits.settled`).
     """
-    work = _Work(box, box.checked(objective, n), path, n, moment, rule, at, unclamp)
+    work = _Work(box, box.check_objective(objective, n), path, n, moment, rule, at, unclamp)
     in_batches(work.part, n * work.k, *_splits(box, n, work.k, batch_size, work.coupled))
     return Mean(torch.stack([work.sums[i].value for i in range(n)]).to(box.dtype), work.clamped, work.finite)
 
 
 class _Work:
     def __init__(
-        self, box: Box, objective: Objective, path: Path, n: int, moment: Moment, rule: Rule | None, at: str,
+        self, box: Box, objective: Objective, path: Path, n: int, moment: Moment, rule: ReluRule | None, at: str,
         unclamp: Unclamp,
     ) -> None:  # fmt: skip
         self.box, self.objective, self.path, self.n, self.moment = box, objective, path, n, moment
         self.rule, self.at, self.unclamp = rule, at, unclamp
-        self.k, self.coupled = len(path.weights), box.coupled or objective.coupled
+        self.k, self.coupled = len(path.weights), box.batch_dependent or objective.batch_dependent
         self.wide = torch.float32 if box.device.type == "mps" else torch.float64  # so that it sums alike in any parts
         self.weights = path.weights.to(box.device, self.wide)
         self.sums: dict[int, _Sum] = {}
@@ -238,13 +238,13 @@ class _Sum:
 def scores(box: Box, objective: Objective, path: Path, n: int, *, batch_size: BatchSize = "auto") -> Tensor:
     """The score at each of the path's points, (N, K); no gradients."""
     k = len(path.weights)
-    coupled = box.coupled or objective.coupled
+    coupled = box.batch_dependent or objective.batch_dependent
 
     def part(rows: slice) -> Tensor:
         example, look = _pairs(rows, n, k, coupled)
         with torch.inference_mode(False):
             points, _ = path(example, look)
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             own = objective.rows(example.to(box.device))
             return own(box.forward(points, own.layers)).to(box.dtype)
 
@@ -265,8 +265,8 @@ def at_once(box: Box) -> int:
 def _splits(box: Box, n: int, k: int, batch_size: BatchSize, coupled: bool) -> tuple[BatchSize, int]:
     """(size, most) for `in_batches`; where rows depend on one another a batch is all examples, at one point each."""
     if coupled:
-        return box.splits(n, batch_size, True)
-    return box.splits(n * k, batch_size)[0], at_once(box)
+        return box.batch_plan(n, batch_size, True)
+    return box.batch_plan(n * k, batch_size)[0], at_once(box)
 
 
 def _pairs(rows: slice, n: int, k: int, coupled: bool) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ...box import BATCH_BYTES, Box
+from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
 from .paths import Line, at_once, between, mean, midpoints
@@ -77,7 +77,7 @@ def integrate(problem: Problem, max_steps: int) -> Integral:
     n, x = len(problem.x), problem.x
     steps = torch.zeros(n, dtype=torch.long, device=x.device)
     out = Integral(torch.zeros_like(x), steps, torch.zeros_like(problem.low))
-    together = max(1, BATCH_BYTES // (2 * KEPT * x[0].numel() * x.element_size()))
+    together = max(1, MAX_BATCH_BYTES // (2 * KEPT * x[0].numel() * x.element_size()))
     for i in range(0, n, together):
         _solve(problem, torch.arange(i, min(i + together, n), device=x.device), max_steps, out)
     return out

@@ -14,10 +14,10 @@ from torch.autograd.graph import GradientEdge
 from ...box import Box
 from ...errors import OutputError
 from ...model import relu_rules
-from ...model.answers import check_scores
+from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
-from ...model.relu_rules import Rule
+from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..results import tell_not_finite, tell_rows
 
@@ -44,7 +44,7 @@ def gradients(
     objective: Objective,
     x: Tensor,
     *,
-    rule: Rule | None = None,
+    rule: ReluRule | None = None,
     at: str = "input",
     batch_size: BatchSize = "auto",
     unclamp: Unclamp = "last",
@@ -55,30 +55,32 @@ def gradients(
     marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
     not depend on the input.
     """
-    return _in_parts(box, objective, box.accept(x), rule, at, batch_size, unclamp)
+    return _in_parts(box, objective, box.validate_inputs(x), rule, at, batch_size, unclamp)
 
 
 def _in_parts(
-    box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, batch_size: BatchSize, unclamp: Unclamp,
+    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, at: str, batch_size: BatchSize, unclamp: Unclamp,
     most: int | None = None,
 ) -> Gradients:  # fmt: skip
     """`most` rows at a time, at the most, where `batch_size` is "auto"."""
-    box.checked(objective, len(x))
+    box.check_objective(objective, len(x))
 
     def part(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
             return _gradients(box, objective, x, rule, at, unclamp)
         return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
 
-    size, limit = box.splits(len(x), batch_size, objective.coupled)
+    size, limit = box.batch_plan(len(x), batch_size, objective.batch_dependent)
     parts = in_batches(part, len(x), size, limit if most is None else min(limit, most))
     if len(parts) == 1:
         return parts[0]
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
-def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp) -> Gradients:
-    with box.quiet(rule=rule):
+def _gradients(
+    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, at: str, unclamp: Unclamp
+) -> Gradients:
+    with box.isolated(rule=rule):
         x = x.detach().requires_grad_()
         acts = box.forward(x, objective.layers | {at})
         score = objective(acts)
@@ -95,7 +97,7 @@ def pull(
     objective: Objective,
     leaves: Sequence[Tensor | GradientEdge],
     *,
-    rule: Rule | None = None,
+    rule: ReluRule | None = None,
     unclamp: Unclamp = "last",
     like: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], Tensor]:
@@ -113,7 +115,7 @@ def pull_stuck(
     objective: Objective,
     leaves: Sequence[Tensor | GradientEdge],
     *,
-    rule: Rule | None = None,
+    rule: ReluRule | None = None,
     unclamp: Unclamp = "last",
     like: Sequence[Tensor] = (),
     among: Tensor | None = None,
@@ -125,14 +127,14 @@ def pull_stuck(
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
     shut = _gates(acts, objective, score, unclamp)
-    with relu_rules.ruled(rule, score):
+    with relu_rules.apply_rule(rule, score):
         grads = _grad(score, leaves, like or leaves, keep=bool(shut))
         if not shut:
             return grads, None
         zero = _zero_rows(grads) if among is None else _zero_rows(grads) & among
         if among is None and not zero.any():
             return grads, None
-        with relu_rules.opened(shut):
+        with relu_rules.bypass_relus(shut):
             through = _grad(score, leaves, like or leaves, keep=False)
     return [torch.where(_like(zero, g), o, g) for g, o in zip(grads, through, strict=True)], zero & ~_zero_rows(through)
 
@@ -140,7 +142,7 @@ def pull_stuck(
 def _gates(acts: Acts, objective: Objective, score: Tensor, unclamp: Unclamp) -> list[object]:
     """The ReLUs to open where the gradient is zero: that which the objective's only layer comes out of, or all."""
     if unclamp == "all":
-        return [node for node in relu_rules.graph(score) if relu_rules.is_relu(node)]
+        return [node for node in relu_rules.graph_nodes(score) if relu_rules.is_relu(node)]
     ends = [acts[a] for a in objective.layers if a != "input"] if unclamp == "last" else []
     last = relu_rules.final_relu(ends[0]) if len(ends) == 1 else None
     return [] if last is None else [last]
@@ -172,19 +174,19 @@ def attribute(
     x: Tensor,
     target: int | Tensor | Objective | None,
     *,
-    rule: Rule | None = None,
+    rule: ReluRule | None = None,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
     """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero, not finite or before a clamp.
 
     Raises NaNError where the score is NaN or infinite.
     """
-    x = box.accept(x)
+    x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
-    check_scores(found.score)
+    check_finite_scores(found.score)
     tell(objective, found.map, found.before_clamp)
-    return box.shaped(found.map)  # type: ignore[no-any-return]
+    return box.restore_structure(found.map)  # type: ignore[no-any-return]
 
 
 def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:

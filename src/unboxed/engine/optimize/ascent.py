@@ -12,9 +12,9 @@ from torch import Tensor
 from ...box import Box
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
-from ...model.state import slow_to_ask
+from ...model.state import syncs_on_read
 from ...objectives import Objective
-from ...rng import shared
+from ...rng import step_generator
 from ..gradients.score import pull_stuck
 from .config import FIELDS, joined
 from .config import Ascent as Ascent
@@ -34,7 +34,7 @@ MEET = 8  # on an accelerator, look at values every so many steps: each look wai
 def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batch_size: BatchSize = "auto") -> Climb:
     """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
     n, stopped = len(next(canvas.parameters())), list[bool]()
-    coupled = [box.checked(o, n).coupled for o in (objective, *plan.objectives)]
+    coupled = [box.check_objective(o, n).batch_dependent for o in (objective, *plan.objectives)]
 
     def part(rows: slice) -> Climb:
         climber = _Climber(box, objective.rows(rows), canvas.rows(rows), plan, plan.constraint.rows(rows), rows)
@@ -48,9 +48,9 @@ def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batc
 
 def near_sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
-    size, most = box.splits(n, batch_size, coupled)
-    if box.device.type == "cpu" and not (coupled or box.coupled):
-        most = min(most, MANY, max(FEW, CACHE // max(1, box._found.bytes_each)))
+    size, most = box.batch_plan(n, batch_size, coupled)
+    if box.device.type == "cpu" and not (coupled or box.batch_dependent):
+        most = min(most, MANY, max(FEW, CACHE // max(1, box._survey.bytes_per_example)))
     return size, most
 
 
@@ -91,8 +91,8 @@ class _Climber:
         self.state = _State.at(canvas().detach().clone(), plan.sum_pulls, settled)
         self.looked = self.stepped = 0  # times, by the rows alive
         self.alive = torch.arange(len(self.state.input), device=self.state.input.device)
-        self.slow = slow_to_ask(self.alive.device)
-        self.coupled = box.coupled or any(o.coupled for o in (objective, *plan.objectives))
+        self.slow = syncs_on_read(self.alive.device)
+        self.coupled = box.batch_dependent or any(o.batch_dependent for o in (objective, *plan.objectives))
         self.leaves = plan.until is not None and not plan.keep_going  # a row that is done stays where it is
         self.lingers = self.leaves and (self.slow or self.coupled)  # and among those alive
         self.stay: Tensor | None = None  # the rows not done, where some are and may leave
@@ -137,7 +137,7 @@ class _Climber:
 
     def _look(self, step: int, last: bool) -> list[Tensor]:
         """Score the rows alive and, unless this look is the last, find the gradient of each parameter."""
-        with self.box.quiet(grad=not last):
+        with self.box.isolated(grad=not last):
             x = self.canvas()
             score, until, pull = self._drawn(x, step, last) if self.plan.draws == 1 else self._mean(x, step, last)
             self._note(x, score, None if until is None else until > 0, step)
@@ -167,7 +167,7 @@ class _Climber:
         """
         scores, untils, grad = list[Tensor](), list[Tensor](), torch.zeros_like(x)
         for draw in range(self.plan.draws):
-            with self.box.quiet(grad=not last, seed=draw):
+            with self.box.isolated(grad=not last, seed=draw):
                 score, until, pull = self._drawn(x, step, last)
                 grad = grad if last else grad + pull()
             scores.append(score.detach())
@@ -182,7 +182,7 @@ class _Climber:
     def _transformed(self, x: Tensor, step: int, last: bool) -> Tensor:
         if self.plan.transform is None or last:
             return x
-        return self.plan.transform(x, shared(self.plan.seed, step, x.device))
+        return self.plan.transform(x, step_generator(self.plan.seed, step, x.device))
 
     def _note(self, x: Tensor, score: Tensor, done: Tensor | None, step: int) -> None:
         """Where an example is, unless it was done before: then it is where it last was so."""

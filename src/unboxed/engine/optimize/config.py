@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...objectives import Objective
-from ...validation import check_seed, whole
+from ...validation import check_seed, check_int
 from ..gradients.score import Unclamp
 from .constraints import Constraint
 from .optimizers import Stepper
@@ -67,11 +67,11 @@ class Ascent:
     settled: Tensor | None = None  # (N,) bool: examples that stay at the start, there for others coupled to them
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps)
-        whole("draws", self.draws, least=1)
+        check_int("steps", self.steps)
+        check_int("draws", self.draws, minimum=1)
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.every is not None:
-            whole("every", self.every, least=1)
+            check_int("every", self.every, minimum=1)
         if self.prior is not None and not self.prior.layers <= {"input"}:
             raise InputError(f"a prior is of the image alone; {self.prior.name} reads {', '.join(self.prior.layers)}")
 

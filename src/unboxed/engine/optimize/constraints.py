@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...objectives import Index
 from ...rng import normal, uniform
-from ...validation import number
+from ...validation import check_float
 
 TINY = 1e-12
 SPARSE = 0.01  # the share of the values that a steepest step in L1 moves
@@ -149,8 +149,8 @@ def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
     if (ball is None) == (eps is None):
         raise InputError("give eps (and norm), or ball= instead of both")
     if ball is None:
-        ball = _kind(norm, tuple(NORMS))(number("eps", eps, above=0))
-    number("eps", ball.eps, above=0)
+        ball = _kind(norm, tuple(NORMS))(check_float("eps", eps, above=0))
+    check_float("eps", ball.eps, above=0)
     return ball
 
 

@@ -40,11 +40,11 @@ class Latent(Canvas):
         modules = tuple(generator.modules())
         first = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
         with ExitStack() as stack:
-            stack.enter_context(state.flags(modules, "eval"))
-            stack.enter_context(buffer_writes.buffers_in_place(modules))
-            stack.enter_context(buffer_writes.restored(tuple(generator.buffers())))
-            stack.enter_context(state.seeded(0, self.z.device))
-            state.own_settings(stack, self.z.device)
+            stack.enter_context(state.mode_flags(modules, "eval"))
+            stack.enter_context(buffer_writes.preserve_buffers(modules))
+            stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
+            stack.enter_context(state.seeded_rngs(0, self.z.device))
+            state.neutral_settings(stack, self.z.device)
             made = generator(self.z.to(first.dtype, copy=True))  # a first op in place would write over the code
         image: Tensor = decode(made).to(self.z.dtype)
         return image

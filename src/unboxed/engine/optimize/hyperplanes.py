@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...rng import hashed
+from ...rng import hashed_uniform
 from .constraints import TINY
 
 ELEMENTS = 2**17  # of a part: what is worked on stays in a processor's cache
@@ -97,7 +97,7 @@ def level(p: Tensor, most: Tensor, need: Tensor) -> Tensor:
 
 def direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
     """A random direction (n, D) of norm 1 a row, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
-    u = hashed(seed, rows, step, like.shape[1]).to(like.dtype)
+    u = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
     side = 2 * u - 1
     if norm == "l2":
         side = torch.erfinv(side.clamp(-1 + 1e-6, 1 - 1e-6))

@@ -19,8 +19,8 @@ from ...box import Box
 from ...errors import InputError
 from ...inputs.multi import MultiInput
 from ...inputs.single import Features, Inputs, Pixels
-from ...model.answers import check_scores
-from ...validation import check_seed, number
+from ...model.answers import check_finite_scores
+from ...validation import check_seed, check_float
 
 Baseline = str | float | Tensor | None
 """A kind, a number for every pixel or column, values beside x, or None: black for images, the mean for features."""
@@ -68,7 +68,7 @@ def _of(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
         return kinds[kind](inputs, x, seed)
     if isinstance(kind, Tensor):
         return _beside(inputs, x, kind)
-    return torch.full_like(x, number("baseline", kind))
+    return torch.full_like(x, check_float("baseline", kind))
 
 
 def _beside(inputs: Inputs, x: Tensor, value: Tensor) -> Tensor:
@@ -125,6 +125,6 @@ def difference(high: Tensor, low: Tensor) -> Tensor:
 
     A comparison with NaN is false, so a completeness error of NaN would pass for none.
     """
-    check_scores(high)
-    check_scores(low, "the baseline (or a reference)")
+    check_finite_scores(high)
+    check_finite_scores(low, "the baseline (or a reference)")
     return high - low

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, warn
-from ...model.answers import check_scores
+from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
-from ...objectives import Objective, pooled
-from ...objectives.algebra import of as of_layer
+from ...objectives import Objective, mean_over_positions
+from ...objectives.algebra import layer_objective as of_layer
 from ..read.edits import settled
 from .baselines import baseline
 from .segments import Default, Players, players
@@ -76,8 +76,8 @@ def scores(game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective],
     where some are NaN or infinite.
     """
     found = _scores(game, masks, objectives, batch_size)
-    check_scores([v[m.all(1).to(v.device)] for v, m in zip(found, masks, strict=True)])
-    check_scores(found, HIDDEN)
+    check_finite_scores([v[m.all(1).to(v.device)] for v, m in zip(found, masks, strict=True)])
+    check_finite_scores(found, HIDDEN)
     return found
 
 
@@ -86,7 +86,7 @@ def _scores(
 ) -> list[Tensor]:
     work = _Work.of(game, masks, objectives)
     lengths = [len(m) for m in masks]
-    coupled = game.box.coupled or any(o.coupled for o in objectives)
+    coupled = game.box.batch_dependent or any(o.batch_dependent for o in objectives)
     if coupled:  # then a batch is all rows, each under one of its masks
         every = torch.arange(len(masks), device=game.x.device)
         most = torch.tensor(lengths, device=game.x.device) - 1
@@ -112,8 +112,12 @@ CACHE = 20 * 2**20  # bytes between two layers that a CPU keeps near: larger bat
 
 def splits(box: Box, n: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """(size, most) for `in_batches`, of forward passes alone: as `box.splits`, and on a CPU as its cache holds."""
-    size, most = box.splits(n, batch_size)
-    near = max(1, CACHE // max(1, box._found.bytes_peak)) if box.device.type == "cpu" and not box.coupled else most
+    size, most = box.batch_plan(n, batch_size)
+    near = (
+        max(1, CACHE // max(1, box._survey.peak_bytes_per_example))
+        if box.device.type == "cpu" and not box.batch_dependent
+        else most
+    )
     return size, min(most, near)
 
 
@@ -155,7 +159,7 @@ class _Work:
 def scored(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
     """Scores (R, T) of points (R, ...) made from the examples `rows` (R,), in the box's dtype."""
     layers = frozenset[str]().union(*(o.layers for o in objectives))
-    with box.quiet(grad=False):
+    with box.isolated(grad=False):
         acts = box.forward(points, layers)
         each = [o.rows(rows)(acts) for o in objectives]
         return torch.stack([s.to(box.dtype) for s in each], 1)
@@ -179,7 +183,11 @@ def objective(
         return settled(box, target, x, batch_size), None
     if on == "probability" and box.outputs == "regression":
         raise InputError('a regression model gives no probabilities: on="score" takes its outputs')
-    classes = pooled(box(x, batch_size=batch_size)).argmax(1) if target is None else box.labels(target, len(x))
+    classes = (
+        mean_over_positions(box(x, batch_size=batch_size)).argmax(1)
+        if target is None
+        else box.class_labels(target, len(x))
+    )
     score = settled(box, classes, x, batch_size)
     return (score if on == "score" else probability(box, classes)), classes
 
@@ -188,8 +196,8 @@ def probability(box: Box, classes: Tensor) -> Objective:
     """The probability of a class (N,) each; a map of outputs counts by its mean."""
 
     def score(z: Tensor, own: Tensor) -> Tensor:
-        p = box.probs_of(z)
-        return pooled(p).gather(1, own[:, None])[:, 0]
+        p = box.probs_from(z)
+        return mean_over_positions(p).gather(1, own[:, None])[:, 0]
 
     def select(own: Tensor) -> Objective:
         name = "probability of each example's class"
@@ -212,4 +220,4 @@ def few(game: Game, n_samples: int) -> None:
 
 def beside(box: Box, of: Tensor) -> Any:
     """Players as they are shown: (N, H, W) for images of which all channels go together, else as x came."""
-    return of[:, 0] if of.ndim == 4 and of.shape[1] == 1 else box.shaped(of)
+    return of[:, 0] if of.ndim == 4 and of.shape[1] == 1 else box.restore_structure(of)

@@ -71,7 +71,7 @@ def coin_flips(a: int, n: int, seed: int, *, once: bool = True) -> Draws:
             torch.full((len(drawn),), -1),
         )
     else:
-        drawn = _orthogonal(a, n - 1, rng.shared(seed, a, torch.device("cpu")))
+        drawn = _orthogonal(a, n - 1, rng.step_generator(seed, a, torch.device("cpu")))
         weight, cluster = torch.ones(n - 1, dtype=torch.float64), torch.arange(n - 1) // 2
     weight = torch.cat([torch.ones(1, dtype=torch.float64), weight])
     masks, cluster = torch.cat([whole, drawn]), torch.cat([torch.full((1,), -1), cluster])
@@ -115,7 +115,7 @@ def shapley_pairs(a: int, n: int, seed: int) -> Draws:
     found = [_listed(a, s, share[s]) for s in listed]
     drawn = [s for s in sizes if s not in listed]
     if drawn and left:
-        found.append(_drawn(a, drawn, share, left, rng.shared(seed, a, torch.device("cpu"))))
+        found.append(_drawn(a, drawn, share, left, rng.step_generator(seed, a, torch.device("cpu"))))
     masks, weight, cluster = (torch.cat(h) for h in zip(*found, strict=True))
     return collected(masks, weight, cluster)
 
@@ -167,7 +167,7 @@ def grids(numbers: range, size: tuple[int, int], cells: int, keep: float, seed: 
     cell = -(-height // cells), -(-width // cells)
     coarse, corners = [], []
     for k in numbers:
-        generator = rng.shared(seed, k, torch.device("cpu"))
+        generator = rng.step_generator(seed, k, torch.device("cpu"))
         coarse.append(torch.rand(cells, cells, generator=generator) < keep)
         corners.append([int(torch.randint(c, (), generator=generator)) for c in cell])
     whole = torch.stack(coarse).to(like)[:, None]

@@ -20,7 +20,7 @@ from ...box import Box
 from ...errors import InputError
 from ...inputs.multi import MultiInput
 from ...inputs.single import Inputs, Pixels
-from ...validation import whole
+from ...validation import check_int
 
 Segments = Any
 """A name ("slic", "quickshift", "squares", "pixels"), a name with a number (("slic", 30) superpixels, ("squares", 4)
@@ -174,11 +174,11 @@ def _named(segments: Any) -> tuple[str, int | None]:
         name, size = segments
         if name not in ("slic", "squares"):
             raise InputError(f'{name!r} takes no number; ("slic", 30) and ("squares", 4) do')
-        return name, whole("the number of segments, or their side,", size, least=1)
+        return name, check_int("the number of segments, or their side,", size, minimum=1)
     if isinstance(segments, str) and segments in NAMES:
         return segments, None
     if isinstance(segments, int) and not isinstance(segments, bool):
-        return "slic", whole("segments", segments, least=1)
+        return "slic", check_int("segments", segments, minimum=1)
     names = ", ".join(map(repr, NAMES))
     raise InputError(
         f'segments is {names}, ("squares", 4), an int (so many) or a tensor of ints; got {_said(segments)}'

@@ -57,7 +57,7 @@ def windows(
     at = torch.cat([at, at[-1:]]) if itself else at
     p = len(at)
     work = _Work(box, x, objective, _patches(x, value, size), at, size, logits, p - 1 if itself else p)
-    if box.coupled or objective.coupled:  # then a batch is all examples, with a window at one place
+    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one place
         rows = torch.arange(n)
         parts = in_batches(lambda r: work.whole(rows, torch.full_like(rows, r.start)), p, 1, 1)
         return _runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
@@ -128,11 +128,11 @@ class _Work:
         for i, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
             top, left = self.corners[place].tolist()
             images[i, :, top : top + h, left : left + w] = self.cut(row, place)
-        with self.box.quiet(grad=False):
+        with self.box.isolated(grad=False):
             return self.forward(images, rows)
 
     def wholes(self, rows: Tensor, places: Tensor, batch_size: BatchSize) -> list[Tensor]:
-        size, most = self.box.splits(len(rows), batch_size)
+        size, most = self.box.batch_plan(len(rows), batch_size)
         parts = in_batches(lambda part: self.whole(rows[part], places[part]), len(rows), size, most)
         return [torch.cat(h) for h in zip(*parts, strict=True)]
 
@@ -140,7 +140,7 @@ class _Work:
 
     def may_be_local(self, p: int) -> bool:
         """Whether it is worth a try."""
-        if not isinstance(self.box.inputs, Pixels) or not self.box.takes_others:
+        if not isinstance(self.box.inputs, Pixels) or not self.box.accepts_proxies:
             return False
         pixels = self.x.shape[2] * self.x.shape[3]
         return p >= FEW and pixels >= SMALL and self.size[0] * self.size[1] <= LARGE * pixels
@@ -150,14 +150,14 @@ class _Work:
         p, base = len(self.corners), BasePass()
         if each := self.bytes_each(base, row):
             try:
-                return self.locals(base, row, min(ROWS, self.box.fitting(SHARE * each)), batch_size)
+                return self.locals(base, row, min(ROWS, self.box.rows_within(SHARE * each)), batch_size)
             except Exception:  # the model does otherwise than when it was looked at: whole runs tell whether it can run
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
                 self.known[self.asked] = 0
         return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
 
     def locals(self, base: BasePass, row: int, most: int, batch_size: BatchSize) -> list[Tensor]:
-        every, (size, _) = self.by_extent(), self.box.splits(len(self.corners), batch_size)
+        every, (size, _) = self.by_extent(), self.box.batch_plan(len(self.corners), batch_size)
         parts = in_batches(lambda part: self.local(base, row, every[part]), len(every), size, most)
         back = every.argsort()
         return [torch.cat(h)[back] for h in zip(*parts, strict=True)]
@@ -196,7 +196,7 @@ class _Work:
 
     def local(self, base: BasePass, row: int, places: Tensor) -> list[Tensor]:
         """Raises UnboxedError where windows can't stand in."""
-        with self.box.quiet(grad=False), put_back(self.box.model.modules(), base), Everywhere() as ops:
+        with self.box.isolated(grad=False), put_back(self.box.model.modules(), base), Everywhere() as ops:
             found = self.forward(cast(Tensor, self._begun(base, row, places)), torch.full((len(places),), row))
             if ops.tied or base.is_kept:
                 raise UnboxedError("the model keeps what stands for a tensor, or asks where its largest values lie")

@@ -29,7 +29,7 @@ def _told(box: Box) -> Iterator[tuple[Layer, bool]]:
     known: dict[tuple[int, ...], set[bool]] = {}
     latest = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
     for row in box.layers.leaves:
-        if not (row.rows and row.shape):
+        if not (row.has_batch_axis and row.shape):
             continue
         if len(row.shape) == 1:
             yield row, True

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from ...atomic_write import printable
+from ...atomic_write import to_printable
 from ...box import Box
 from ...errors import DataError, warn
 
@@ -91,7 +91,7 @@ def _number(name: str, numbers: list[int], classes: Sequence[str]) -> int:
 
 
 def _plain(name: str) -> str:
-    plain = " ".join(printable(name).casefold().replace("_", " ").replace("-", " ").split())
+    plain = " ".join(to_printable(name).casefold().replace("_", " ").replace("-", " ").split())
     return str(int(plain)) if plain.isdecimal() else plain
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, in_batches, out_of_memory
+from ...model.batching import BatchSize, in_batches, is_out_of_memory
 from ...model.hooks import Edit
-from ...model.replay import COARSE, ROUNDING, same
-from ...objectives import Objective, pooled
+from ...model.replay import COARSE_TOLERANCE, ROUNDING_TOLERANCE, is_close
+from ...objectives import Objective, mean_over_positions
 from .replayed import Before
 
 LOG = logging.getLogger("unboxed")
@@ -58,12 +58,12 @@ def runs(
     What comes before the rewritten layer runs once an example and batch, where the model allows it.
     """
     n, work = len(x), _Work(box, x, objective, ways, logits, Before(box, x, objective))
-    if box.coupled or objective.coupled:  # then a batch is all examples, rewritten in one way
+    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, rewritten in one way
         every = torch.arange(n, device=box.device)
         parts = in_batches(lambda r: work.run(every, torch.full_like(every, r.start)), count, 1, 1)
         score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
         return Runs(score, rest[0] if rest else None)
-    size, most = box.splits(n, batch_size)
+    size, most = box.batch_plan(n, batch_size)
     how = work.cheapest(count) if count > 1 and (most if size == "auto" else size) >= len(TRIAL) else "whole"
 
     def part(rows: slice) -> list[Tensor]:
@@ -73,7 +73,7 @@ def runs(
         try:
             return work.run(*pairs, how)
         except Exception as error:
-            if how == "whole" or out_of_memory(error):
+            if how == "whole" or is_out_of_memory(error):
                 raise
             LOG.info("%s runs failed; whole runs follow", how, exc_info=True)
         how = "whole"  # the model does otherwise than on the trial
@@ -113,16 +113,20 @@ class _Work:
         if thin:
             edits = {a: _multiplied(edit, at) for a, edit in edits.items()}
         wanted = {*self.objective.layers, *(["logits"] if self.logits else [])}
-        with box.quiet(grad=False), before:
+        with box.isolated(grad=False), before:
             acts = box.forward(self.x[own if thin else examples], wanted, edits, len(examples) if thin else None)
             found = [self.objective.rows(examples)(acts)]
-            found += [pooled(acts["logits"])] if self.logits else []
+            found += [mean_over_positions(acts["logits"])] if self.logits else []
             return [h.to(box.dtype) for h in found]
 
     @property
     def rounding(self) -> float:
         """The error that another batch size may make, as a share of the largest number."""
-        return ROUNDING.get(self.box.model_dtype, COARSE) if self.box.device.type == "cpu" else COARSE
+        return (
+            ROUNDING_TOLERANCE.get(self.box.model_dtype, COARSE_TOLERANCE)
+            if self.box.device.type == "cpu"
+            else COARSE_TOLERANCE
+        )
 
     def cheapest(self, count: int) -> How:
         """The cheapest way that gives what whole runs give, on a trial.
@@ -166,7 +170,7 @@ class _Work:
         except Exception:
             LOG.info("%s runs are not taken", how, exc_info=True)
             return False
-        return all(same(a, b, self.rounding) for a, b in zip(found, whole, strict=True))
+        return all(is_close(a, b, self.rounding) for a, b in zip(found, whole, strict=True))
 
 
 def _multiplied(edit: Edit, at: Tensor) -> Edit:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...model.batching import BatchSize
-from ...objectives import Objective, held, logit, pooled
-from ...validation import number, whole
+from ...objectives import Objective, constant, logit, mean_over_positions
+from ...validation import check_float, check_int
 
 LOG = logging.getLogger("unboxed")
 
@@ -48,7 +48,7 @@ class Change:
         place = self._place(h)
         new, value = h.clone(), self.value
         if isinstance(value, Tensor):
-            value = _beside(held(value, h).to(h.dtype), h[place])
+            value = _beside(constant(value, h).to(h.dtype), h[place])
         try:
             new[place] = value if self.factor == 0 else self.factor * h[place] + value  # 0 * inf would be NaN
         except RuntimeError as error:
@@ -116,7 +116,7 @@ def ablate(k: Units = None, *, at: tuple[int, ...] | None = None) -> Change:
 
 def scale(k: Units, factor: float, *, at: tuple[int, ...] | None = None) -> Change:
     """Multiply channel k."""
-    return Change(number("factor", factor), 0.0, k, at)
+    return Change(check_float("factor", factor), 0.0, k, at)
 
 
 def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -> Change:
@@ -127,8 +127,8 @@ def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -
 def settled(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
     """The score that `target` means for x, the same after any edit: None is the class predicted for x as it is."""
     if target is None:
-        return logit(pooled(box(x, batch_size=batch_size)).argmax(1))
-    return box.checked(box.objective(target, len(x)), len(x))
+        return logit(mean_over_positions(box(x, batch_size=batch_size)).argmax(1))
+    return box.check_objective(box.objective(target, len(x)), len(x))
 
 
 AFTER_LOGITS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
@@ -139,7 +139,7 @@ def addresses(box: Box) -> tuple[str, ...]:
 
     A softmax at the end is none of them: scores are of logits, which it comes after. Raises LayerError without any.
     """
-    rows = [row for row in box.layers.leaves if row.takes and row.rows and row.shape]
+    rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
     if rows and rows[-1].type in AFTER_LOGITS:
         rows = rows[:-1]
     found = tuple(address for row in rows for address in row.addresses)
@@ -151,7 +151,7 @@ def addresses(box: Box) -> tuple[str, ...]:
 def with_units(box: Box, address: str) -> str:
     """The full address of a layer that has units. Raises LayerError."""
     real = box.layers.resolve(address)
-    if not box.has_rows(real) or (":" not in real and not box.layers[real].shape):
+    if not box.has_batch_axis(real) or (":" not in real and not box.layers[real].shape):
         gives = f"gives {box.layers[real].shape} for a batch" if ":" not in real else "mixes examples"
         raise LayerError(f"{address!r} {gives}: its first axis is not the batch, or it has no units")
     return real
@@ -163,7 +163,7 @@ def chosen(units: Sequence[int] | int | None, channels: int, layer: str) -> list
         return list(range(channels))
     if isinstance(units, (str, bytes)) or not isinstance(units, Sequence):
         units = units.tolist() if isinstance(units, Tensor) and units.ndim == 1 else [units]  # type: ignore[list-item]
-    ks = [whole("a unit", k) for k in units]
+    ks = [check_int("a unit", k) for k in units]
     if not ks or max(ks) >= channels:
         raise InputError(f"{layer} has units 0 to {channels - 1}; got {f'up to {max(ks)}' if ks else 'none'}")
     return ks

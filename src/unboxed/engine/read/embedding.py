@@ -74,7 +74,7 @@ def reduced(features: Array) -> tuple[Array, Any]:
 
 def _undrawn() -> AbstractContextManager[None]:
     """What is imported inside may draw from the global generators as it loads: openTSNE's dependencies do."""
-    return state.seeded(0, torch.device("cpu"))
+    return state.seeded_rngs(0, torch.device("cpu"))
 
 
 def _plain(reference: Array, rows: Array) -> Array:

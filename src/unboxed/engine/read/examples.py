@@ -13,7 +13,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...model.batching import BatchSize, in_batches
-from ...validation import whole
+from ...validation import check_int
 from .class_labels import class_names, label_map, named_classes
 from .items import WANTED, Skipped, collates, indexed, input_of, item, items, loaded, paired
 from .packing import packed, read_once
@@ -62,12 +62,12 @@ def each_batch(
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
     most = most or (AT_ONCE if box.device.type == "cpu" else box.batch_limit)
     at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
-    for x in batches(packed(box, data), sys.maxsize if box.coupled else at_once, skipped):
-        _work(box, box.accept(x), work, batch_size)
+    for x in batches(packed(box, data), sys.maxsize if box.batch_dependent else at_once, skipped):
+        _work(box, box.validate_inputs(x), work, batch_size)
 
 
 def _work(box: Box, x: Tensor, work: Callable[[Tensor], object], batch_size: BatchSize) -> None:
-    in_batches(lambda rows: work(x[rows]), len(x), *box.splits(len(x), batch_size))
+    in_batches(lambda rows: work(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
 
 
 def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tenso
 def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
     """As `labeled`, with the examples' numbers in the data."""
     if most is not None:
-        whole("most", most, least=1)
+        check_int("most", most, minimum=1)
     skipped, named, data = Skipped(), data, packed(box, data)
     if paired(data):
         x, y = data[0][:most], data[1][:most]
@@ -94,7 +94,7 @@ def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
             raise DataError("the data are empty: there is nothing to ask the model about")
         x, y = _stacked(read), torch.as_tensor([_label(one) for one in read])
     y = _as_the_box(box, named, y)
-    return Labeled(box.accept(x), box.labels(y, len(x)), skipped.places(torch.arange(len(x))))
+    return Labeled(box.validate_inputs(x), box.class_labels(y, len(x)), skipped.places(torch.arange(len(x))))
 
 
 def _as_the_box(box: Box, data: Any, y: Tensor) -> Tensor:

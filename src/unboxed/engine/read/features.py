@@ -13,8 +13,8 @@ from ...errors import InputError, LayerError
 from ...inputs.multi import MultiInput
 from ...inputs.single import Pixels
 from ...model.batching import BatchSize, in_batches
-from ...model.layers import received
-from ...objectives import ENDS
+from ...model.layers import input_address
+from ...objectives import MODEL_ENDS
 from .examples import batches
 from .items import Skipped
 from .packing import packed
@@ -33,8 +33,8 @@ def hidden(box: Box, most: int | None = None) -> list[str]:
 
     Addresses by what is received hold for any spelling of the nonlinearity before it.
     """
-    rows = [row for row in box.layers.leaves if row.parameters and row.takes and row.rows]
-    found = [received(a) for row in rows for a in row.addresses][1:]
+    rows = [row for row in box.layers.leaves if row.n_parameters and row.has_input and row.has_batch_axis]
+    found = [input_address(a) for row in rows for a in row.addresses][1:]
     if most is None or len(found) <= most:
         return found
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)] if most > 1 else found[-1:]
@@ -45,7 +45,7 @@ def resolved(box: Box, layers: str | Sequence[str]) -> list[str]:
     named = [layers] if isinstance(layers, str) else list(layers)
     if not named:
         raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
-    return list(dict.fromkeys(a if a in ENDS else box.layers.resolve(a) for a in named))
+    return list(dict.fromkeys(a if a in MODEL_ENDS else box.layers.resolve(a) for a in named))
 
 
 def read(
@@ -57,11 +57,11 @@ def read(
     """
 
     def part(rows: slice) -> dict[str, Tensor]:
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             acts = box.forward(x[rows], addresses)
             return {a: _vectors(box, a, acts[a], len(x[rows]), most) for a in addresses}
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size))
+    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size))
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 
@@ -76,11 +76,11 @@ def stream(
     """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
     data = packed(box, data)
-    parts = batches(data, 2**62 if box.coupled else size, skipped)  # coupled rows are never split
+    parts = batches(data, 2**62 if box.batch_dependent else size, skipped)  # coupled rows are never split
 
     def following() -> Tensor | None:
         x = next(parts, None)
-        return None if x is None else read(box, box.accept(x), [address], batch_size=batch_size)[address]
+        return None if x is None else read(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]
 
     return following
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...validation import whole
+from ...validation import check_int
 
 Metric = Literal["euclidean", "cosine"]
 BLOCK = 2**22  # distances, or values of differences, held at a time
@@ -39,7 +39,7 @@ def nearest(
     Distances come in the dtype of the queries. `chunk`: points compared at a time. Raises InputError.
     """
     search = Search(queries, k, metric=metric, exclude=exclude)
-    size = len(points) if chunk is None else whole("chunk", chunk, least=1)
+    size = len(points) if chunk is None else check_int("chunk", chunk, minimum=1)
     for start in range(0, len(points), max(1, size)):
         search.add(points[start : start + size])
     return search.found()
@@ -51,7 +51,7 @@ class Search:
     def __init__(self, queries: Tensor, k: int, *, metric: Metric = "euclidean", exclude: Tensor | None = None) -> None:
         if metric not in _METRICS:
             raise InputError(f"metric is {' or '.join(map(repr, _METRICS))}; got {metric!r}")
-        self.k, self.metric, self.seen = whole("k", k, least=1), metric, 0
+        self.k, self.metric, self.seen = check_int("k", k, minimum=1), metric, 0
         self.dtype = queries.dtype if queries.is_floating_point() else torch.get_default_dtype()
         self.device = queries.device
         wide = "cpu" if queries.device.type == "mps" else queries.device  # where float64 is known

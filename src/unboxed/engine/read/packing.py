@@ -25,9 +25,9 @@ def packed(box: Box, data: Any) -> Any:
     if not isinstance(box.inputs, MultiInput) or isinstance(data, Tensor) or _paired_packed(box.inputs, data):
         return data
     if box.inputs.is_structure(data):
-        return box.accept(data)
+        return box.validate_inputs(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and box.inputs.is_structure(data[0]):
-        return box.accept(data[0]), torch.as_tensor(data[1])
+        return box.validate_inputs(data[0]), torch.as_tensor(data[1])
     if collates(data):
         return _PackedLoader(box.inputs, data)
     return _Packed(box.inputs, data) if indexed(data) else (_packed(box.inputs, i) for i in items(data, Skipped()))

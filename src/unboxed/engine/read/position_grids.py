@@ -61,7 +61,7 @@ def grids(box: Box) -> Iterator[tuple[Layer, Grid]]:
     widths: set[int] = set()  # of the tokens of this size
     laid: dict[tuple[int, ...], Grid] = {}  # where tokens of each shape last lay
     for row in box.layers.leaves:
-        if not (row.rows and row.shape) or (row.shape not in maps and _of_attention(row, laid)):
+        if not (row.has_batch_axis and row.shape) or (row.shape not in maps and _of_attention(row, laid)):
             continue
         grid = _spatial(row, row.path in first) or _of_tokens(box, row, seen, laid)
         if grid is None and (grid := _merged(box, row, seen, widths)) is None:
@@ -132,7 +132,7 @@ def of_address(box: Box, address: str, shape: tuple[int, ...]) -> Grid:
     row = box.layers[address] if place.op is None else None
     grid = None
     if len(shape) == 3:
-        last = row is not None and row.leaf and last_by_type(row)
+        last = row is not None and row.is_leaf and last_by_type(row)
         grid = Grid((shape[0], shape[1]) if last else (shape[1], shape[2]), last=last)
     elif len(shape) == 2:
         known = list(grids(box))

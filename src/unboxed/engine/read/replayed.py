@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ...box import Box
-from ...model.hooks import Stop
+from ...model.hooks import StopForward
 from ...model.replay import Replay
-from ...objectives import ENDS, Objective
+from ...objectives import MODEL_ENDS, Objective
 
 
 class Before:
@@ -24,7 +24,7 @@ class Before:
 
     @property
     def possible(self) -> bool:
-        return self.box.takes_others and self.box.stateless
+        return self.box.accepts_proxies and self.box.stateless
 
     def record(self, examples: Tensor, edits: Collection[str]) -> None:
         """Have a recording of these examples (R,): of R in a row, for the batches to come need the next."""
@@ -35,9 +35,9 @@ class Before:
 
     def _recorded(self, x: Tensor, edits: Collection[str], inner: bool = False) -> Replay:
         box, layers = self.box, self.box.layers
-        tapped = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(ENDS)}
+        tapped = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_ENDS)}
         replay = Replay(box.modules, layers, tapped, len(x), self.without)
-        with box.quiet(grad=False), replay.recording(inner):
+        with box.isolated(grad=False), replay.record_run(inner):
             box.forward(x, [], dict.fromkeys(edits, _stop))
         return replay
 
@@ -48,7 +48,7 @@ class Before:
         The rows are in another order and number than those of x. `share`: the rounding error of activations.
         """
         replay = self._recorded(self.x, edits, inner=True)
-        with replay.checking(examples, share) as found:
+        with replay.verify_rows(examples, share) as found:
             yield
         self.without |= found
 
@@ -59,7 +59,7 @@ class Before:
             yield
             return
         try:
-            with self.replay.answering(examples - self.start):
+            with self.replay.replay_rows(examples - self.start):
                 yield
         except BaseException:
             self.replay = None  # where memory ran out, smaller batches need it
@@ -67,4 +67,4 @@ class Before:
 
 
 def _stop(h: Tensor) -> Tensor:
-    raise Stop
+    raise StopForward

@@ -49,7 +49,7 @@ def takes(box: Box, objective: Objective, size: Size) -> bool:
         return True
     one = objective.rows(slice(0, 1))
     try:
-        with box.quiet(grad=False):
+        with box.isolated(grad=False):
             x = torch.full((1, box.inputs.shape[0], *size), 0.5, device=box.device, dtype=box.dtype)
             return one(box.forward(x, one.layers)).shape == (1,)
     except (InputError, LayerError, torch.OutOfMemoryError):

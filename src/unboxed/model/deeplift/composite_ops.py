@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import RuleError
-from ..attention import Heads, bound, joined, of_multi_head, of_scaled_dot_product
+from ..attention import AttentionHeads, bind_arguments, project_out, unpack_multi_head, unpack_scaled_dot_product
 from .reference_run import Call, Pair, instead
 
 Func = Callable[..., Any]
@@ -148,7 +148,7 @@ def of_glu(func: Func, now: Call, then: Call) -> Any:
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _attended(now: Heads, then: Heads) -> tuple[Pair, Pair]:
+def _attended(now: AttentionHeads, then: AttentionHeads) -> tuple[Pair, Pair]:
     """What the heads give, and their weights."""
     q, k, v = (Pair(getattr(now, n), getattr(then, n)) for n in "qkv")
     qk = q.times(k.linear(lambda t: t.mT), torch.matmul)
@@ -157,16 +157,16 @@ def _attended(now: Heads, then: Heads) -> tuple[Pair, Pair]:
 
 
 def of_multi_head_attention(func: Func, now: Call, then: Call) -> Any:
-    call, before = bound(now.args, now.kwargs), bound(then.args, then.kwargs)
-    out, weights = _attended(of_multi_head(call), of_multi_head(before))
+    call, before = bind_arguments(now.args, now.kwargs), bind_arguments(then.args, then.kwargs)
+    out, weights = _attended(unpack_multi_head(call), unpack_multi_head(before))
     with torch.no_grad():
         value, seen = func(*now.args, **now.kwargs)
     if seen is not None:
         w = weights.now.mean(1) if call["average_attn_weights"] else weights.now
         seen = instead(seen, w.view_as(seen))
-    return instead(value, joined(call, out.now)), seen
+    return instead(value, project_out(call, out.now)), seen
 
 
 def of_scaled_dot_product_attention(func: Func, now: Call, then: Call) -> Any:
-    heads = (of_scaled_dot_product(*c.args, **c.kwargs) for c in (now, then))
+    heads = (unpack_scaled_dot_product(*c.args, **c.kwargs) for c in (now, then))
     return _exactly(func, now, _attended(*heads)[0].now)

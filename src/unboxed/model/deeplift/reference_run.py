@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...errors import RuleError
-from ..relu_rules import graph
+from ..relu_rules import graph_nodes
 
 Function = Callable[[Tensor], Tensor]
 
@@ -251,9 +251,9 @@ def nothing_escaped(score: Tensor, leaf: Tensor) -> None:
 
 def _reaching(score: Tensor, leaf: Tensor) -> Collection[Any]:
     """The nodes through which the score depends on the leaf."""
-    own = [n for n in graph(score) if getattr(n, "variable", None) is leaf]
+    own = [n for n in graph_nodes(score) if getattr(n, "variable", None) is leaf]
     above: dict[Any, list[Any]] = {}
-    for node in graph(score):
+    for node in graph_nodes(score):
         for below, _ in node.next_functions:
             above.setdefault(below, []).append(node)
     found, todo = set(own), list(own)

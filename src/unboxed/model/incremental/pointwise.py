@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..op_tables import name_of
+from ..op_tables import plain_op_name
 from .base_run import Map
 from .regions import crop, together
 from .windowed import Group, Ints, Op, Windowed, handles
@@ -121,7 +121,7 @@ def _out_of_place(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]
     """The same op, leaving its argument alone."""
     if kwargs.get("inplace"):
         return func, {**kwargs, "inplace": False}
-    name = name_of(func)
+    name = plain_op_name(func)
     if name.startswith("__i"):
         return getattr(operator, name.replace("__i", "__", 1)), kwargs
     return getattr(torch, name, None) or getattr(F, name, None) or _on_a_copy(func), kwargs
@@ -151,7 +151,7 @@ def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def same(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What gives its own argument back: dropout that is off, contiguous of what is."""
     x, asked = args[0], args[2] if len(args) > 2 else True
-    on = "dropout" in name_of(func) and kwargs.get("training", kwargs.get("train", asked))
+    on = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", asked))
     return NotImplemented if on or not isinstance(x, Windowed) else x
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from ..op_tables import name_of
+from ..op_tables import plain_op_name
 from .base_run import BasePass, Map
 
 Ints = npt.NDArray[np.int64]
@@ -199,7 +199,7 @@ def apply(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not args and name in kwargs:
             args = (kwargs.pop(name),)
     if any(True for _ in _windowed((args, kwargs))):
-        handler = HANDLERS.get(name_of(func))
+        handler = HANDLERS.get(plain_op_name(func))
         out = NotImplemented if handler is None or "out" in kwargs else handler(func, args, kwargs)
         if out is not NotImplemented:
             return out
@@ -252,7 +252,7 @@ class Everywhere(TorchFunctionMode):
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = name_of(func)
+        name = plain_op_name(func)
         if name in TIES or (name in PLACES and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))):
             self.tied = True
         if any(True for _ in _windowed((args, kwargs))):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..op_tables import DROPOUTS
+from ..op_tables import DROPOUT_OPS
 
 Func = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -71,7 +71,7 @@ def one_sided(key: str, args: Args, named: Named) -> bool:
 
 def noisy(key: str, args: Args, named: Named) -> bool:
     training = named.get("training", named.get("train", args[2] if len(args) > 2 else True))
-    return key in DROPOUTS | {"alpha_dropout", "feature_alpha_dropout"} and bool(training)
+    return key in DROPOUT_OPS | {"alpha_dropout", "feature_alpha_dropout"} and bool(training)
 
 
 @lru_cache(maxsize=64)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ...errors import RuleError
-from ..op_tables import OPAQUE
-from ..relu_rules import graph
+from ..op_tables import OPAQUE_NODES
+from ..relu_rules import graph_nodes
 from . import op_rules as names
 
 
@@ -28,9 +28,11 @@ def constant(model: nn.Module) -> Iterator[None]:
 
 def all_ruled(root: Tensor) -> None:
     """Raise RuleError if an op below `root` ran where the mode does not see it: its plain gradient is no relevance."""
-    for node in graph(root):
+    for node in graph_nodes(root):
         name: str = node.name()
-        advice = next((a for start, a in OPAQUE.items() if name.startswith(start) and start != "CopySlices"), None)
+        advice = next(
+            (a for start, a in OPAQUE_NODES.items() if name.startswith(start) and start != "CopySlices"), None
+        )
         if advice is not None:
             raise RuleError(f"LRP can't see into {advice}")
         product = name.startswith(("MulBackward", "DivBackward"))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...errors import RuleError
 from ..hooks import tensors_in
-from ..op_mode import Opwise, writes
-from ..op_tables import name_of
+from ..op_mode import OpMode, is_in_place
+from ..op_tables import plain_op_name
 from . import composite_ops
 from . import op_rules as names
 from .arguments import Args, Func, Named, among, called, detached, negative, noisy, one_sided, opened, out_of_place
@@ -32,7 +32,7 @@ class Recipe:
     pixels: SendPixels | None = None
 
 
-class Propagation(Opwise):
+class Propagation(OpMode):
     """While open, each op of a model whose parameters are `constant` sends down relevance, by the recipe.
 
     Raises RuleError, from within the forward, at an op that no rule is for.
@@ -42,20 +42,20 @@ class Propagation(Opwise):
         super().__init__(self._op)
         self.recipe = recipe
 
-    def copied(self, of: Tensor) -> Tensor:
-        known = noted(of)
-        return note(of.clone(), rank=known.rank, bounds=known.bounds, linear=known.linear)
+    def copy_in_place_input(self, tensor: Tensor) -> Tensor:
+        known = noted(tensor)
+        return note(tensor.clone(), rank=known.rank, bounds=known.bounds, linear=known.linear)
 
-    def written(self, into: Tensor, out: Tensor) -> Tensor:
+    def write_in_place(self, target: Tensor, out: Tensor) -> Tensor:
         known = noted(out)
-        return note(into.copy_(out), rank=known.rank, bounds=known.bounds)
+        return note(target.copy_(out), rank=known.rank, bounds=known.bounds)
 
     def _op(self, name: str, func: Func, args: Args, named: Named) -> Any:
         key = name.strip("_") if name.startswith("__") else name
         variables = [t for t in tensors_in((args, named)) if t.requires_grad]  # parameters are constant
         if not variables or key in names.LEFT or not torch.is_grad_enabled():
             return NotImplemented
-        if writes(func, args, {}):  # on a copy, which what is noted of the copy does not survive
+        if is_in_place(func, args, {}):  # on a copy, which what is noted of the copy does not survive
             func = partial(out_of_place, func)
         with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # else a checkpoint would run ops again, unruled
             return self._ruled(key, func, args, named, variables)
@@ -221,11 +221,11 @@ class Propagation(Opwise):
 
     def _statistics(self, func: Func, args: Args, named: Named) -> Any:
         with self:
-            return composite_ops.statistics(name_of(func), *args, **named)
+            return composite_ops.statistics(plain_op_name(func), *args, **named)
 
     def _recurrent(self, func: Func, args: Args, named: Named) -> Any:
         with self:
-            return recurrent(name_of(func), *args)
+            return recurrent(plain_op_name(func), *args)
 
 
 OWN: dict[str, Callable[[Propagation, Func, Args, Named], Any]] = {

@@ -9,29 +9,41 @@ result on both. `Awkward.twin` names the plain spelling where there is one.
 """
 
 # ruff: noqa: I001  (the imports stand in the order of the zoo)
-from .base import CLASSES, COLOR, GRAY, NETS, Awkward, Plain, awkward, get, kind, plain, twin
-from .relus import FAKES, SPELLINGS, FakeReLU, Spelled
+from .base import (
+    N_CLASSES,
+    COLOR_INPUTS,
+    GRAY_INPUTS,
+    MODELS,
+    AwkwardModel,
+    PlainCNN,
+    register_model,
+    get_model,
+    model_kind,
+    plain,
+    twin_name,
+)
+from .relus import RELU_LOOKALIKES, RELU_SPELLINGS, ReLULookalike, ReLUVariant
 from . import structures, states, architectures
 from .transformed import inductor
 
 __all__ = [
-    "CLASSES",
-    "COLOR",
-    "FAKES",
-    "GRAY",
-    "NETS",
-    "SPELLINGS",
-    "Awkward",
-    "FakeReLU",
-    "Plain",
-    "Spelled",
+    "COLOR_INPUTS",
+    "GRAY_INPUTS",
+    "MODELS",
+    "N_CLASSES",
+    "RELU_LOOKALIKES",
+    "RELU_SPELLINGS",
+    "AwkwardModel",
+    "PlainCNN",
+    "ReLULookalike",
+    "ReLUVariant",
     "architectures",
-    "awkward",
-    "get",
+    "get_model",
     "inductor",
-    "kind",
+    "model_kind",
     "plain",
+    "register_model",
     "states",
     "structures",
-    "twin",
+    "twin_name",
 ]

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...inputs.single import Pixels
 
-CLASSES = 4
+N_CLASSES = 4
 
 
 @dataclass(frozen=True)
-class Awkward:
+class AwkwardModel:
     """A model with what a box needs to know of it; `twin` names the entry that computes the same function plainly."""
 
     model: nn.Module
     inputs: Pixels
-    box: dict[str, Any] = field(default_factory=dict)
+    box_settings: dict[str, Any] = field(default_factory=dict)
     twin: str | None = None
 
     def images(self, n: int = 3, seed: int = 0) -> Tensor:
@@ -31,89 +31,89 @@ class Awkward:
         return torch.rand(n, *self.inputs.shape, generator=torch.Generator().manual_seed(seed))
 
 
-NETS: dict[str, Callable[[], Awkward]] = {}
-_KINDS: dict[str, str] = {}
-_TWINS: dict[str, str | None] = {}
+MODELS: dict[str, Callable[[], AwkwardModel]] = {}
+_KIND_BY_MODEL: dict[str, str] = {}
+_TWIN_BY_MODEL: dict[str, str | None] = {}
 
 
-def kind(name: str) -> str:
+def model_kind(name: str) -> str:
     """What is odd about a model of the zoo: the name of the file that it stands in."""
-    return _KINDS[name]
+    return _KIND_BY_MODEL[name]
 
 
-def twin(name: str) -> str | None:
+def twin_name(name: str) -> str | None:
     """The plain spelling of a model of the zoo, if there is one, without building the model."""
-    return _TWINS[name]
+    return _TWIN_BY_MODEL[name]
 
 
-def awkward(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], Awkward]]:
+def register_model(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], AwkwardModel]]:
     """Enter the zoo: the function gives a model, or a model and its inputs; its weights come from seed 0."""
 
-    def enter(build: Callable[[], Any]) -> Callable[[], Awkward]:
-        def seeded() -> Awkward:
+    def register(build: Callable[[], Any]) -> Callable[[], AwkwardModel]:
+        def build_seeded() -> AwkwardModel:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # building may use what torch deprecates; running it may not warn
                 torch.default_generator.manual_seed(0)
-                made = build()
-            model, inputs = made if isinstance(made, tuple) else (made, GRAY)
-            return Awkward(model, inputs, box, twin)
+                built = build()
+            model, inputs = built if isinstance(built, tuple) else (built, GRAY_INPUTS)
+            return AwkwardModel(model, inputs, box, twin)
 
-        NETS[build.__name__] = seeded
-        _TWINS[build.__name__] = twin
-        _KINDS[build.__name__] = build.__module__.rpartition(".")[2]
-        return seeded
+        MODELS[build.__name__] = build_seeded
+        _TWIN_BY_MODEL[build.__name__] = twin
+        _KIND_BY_MODEL[build.__name__] = build.__module__.rpartition(".")[2]
+        return build_seeded
 
-    return enter
+    return register
 
 
-def get(name: str, dtype: torch.dtype | None = None) -> Awkward:
+def get_model(name: str, dtype: torch.dtype | None = None) -> AwkwardModel:
     """A fresh copy of the model `name` of the zoo, moved to `dtype` if given."""
-    if name not in NETS:
-        raise InputError(f"the zoo has no model {name!r}; it has {', '.join(NETS)}")
-    entry = NETS[name]()
+    if name not in MODELS:
+        raise InputError(f"the zoo has no model {name!r}; it has {', '.join(MODELS)}")
+    entry = MODELS[name]()
     return entry if dtype is None else replace(entry, model=entry.model.to(dtype))
 
 
-GRAY = Pixels((1, 8, 8), mean=0.4, std=0.5)
-COLOR = Pixels((3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.5, 0.4, 0.5))
+GRAY_INPUTS = Pixels((1, 8, 8), mean=0.4, std=0.5)
+COLOR_INPUTS = Pixels((3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.5, 0.4, 0.5))
 
 
-class Plain(nn.Module):
+class PlainCNN(nn.Module):
     """Two convolutions, two ReLUs and a linear layer, each a module called once: nothing awkward."""
 
     def __init__(self, channels: int = 1, height: int = 8, width: int = 8) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 4, 3, padding=1)
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, padding=1)
-        self.fc = nn.Linear(4 * ((height + 1) // 2) * ((width + 1) // 2), CLASSES)
+        self.fc = nn.Linear(4 * ((height + 1) // 2) * ((width + 1) // 2), N_CLASSES)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
-        self._decide((torch.rand(32, channels, height, width) - 0.4) / 0.5)
+        self._spread_logits((torch.rand(32, channels, height, width) - 0.4) / 0.5)
         self.eval()
 
     @torch.no_grad()
-    def _decide(self, x: Tensor) -> None:
+    def _spread_logits(self, x: Tensor) -> None:
         """Answers that differ from image to image, as a trained model's do."""
         h = self.conv2(self.conv1(x).relu()).relu().flatten(1)
         self.fc.weight.mul_(2 / self.fc(h).std(0).mean())
         self.fc.bias.sub_(self.fc(h).mean(0))
 
-    def first(self, x: Tensor) -> Any:
+    def first_block(self, x: Tensor) -> Any:
         return self.relu1(self.conv1(x))
 
-    def second(self, h: Tensor) -> Any:
+    def second_block(self, h: Tensor) -> Any:
         return self.relu2(self.conv2(h))
 
     def forward(self, x: Tensor) -> Any:
-        return self.fc(self.second(self.first(x)).flatten(1))
+        return self.fc(self.second_block(self.first_block(x)).flatten(1))
 
 
-@awkward()
+@register_model()
 def plain() -> nn.Module:
-    return Plain()
+    return PlainCNN()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def sequential() -> nn.Module:
-    p = Plain()
+    p = PlainCNN()
     layers = OrderedDict(conv1=p.conv1, relu1=p.relu1, conv2=p.conv2, relu2=p.relu2, flat=nn.Flatten(), fc=p.fc)
     return nn.Sequential(layers).eval()

@@ -9,72 +9,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Plain, awkward
+from .base import PlainCNN, register_model
 
 
-class Spelled(Plain):
+class ReLUVariant(PlainCNN):
     """`Plain` without ReLU modules: `how` is the ReLU."""
 
-    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, relu: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         del self.relu1, self.relu2
-        self.how = how
+        self.relu = relu
 
-    def first(self, x: Tensor) -> Any:
-        return self.how(self.conv1(x))
+    def first_block(self, x: Tensor) -> Any:
+        return self.relu(self.conv1(x))
 
-    def second(self, h: Tensor) -> Any:
-        return self.how(self.conv2(h))
+    def second_block(self, h: Tensor) -> Any:
+        return self.relu(self.conv2(h))
 
 
-def _ignoring(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def how(h: Tensor) -> Any:
-        act(h)
+def _ignore_result(relu: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def apply(h: Tensor) -> Any:
+        relu(h)
         return h
 
-    return how
+    return apply
 
 
-SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+RELU_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "functional_relu": F.relu,
     "functional_relu_inplace": lambda h: F.relu(h, inplace=True),
     "torch_relu": torch.relu,
     "tensor_relu": lambda h: h.relu(),
     "aten_relu": torch.ops.aten.relu,
     "aten_relu_default": torch.ops.aten.relu.default,
-    "functional_relu_ignored": _ignoring(F.relu_),
-    "torch_relu_ignored": _ignoring(torch.relu_),
-    "tensor_relu_ignored": _ignoring(lambda h: h.relu_()),
-    "aten_relu_ignored": _ignoring(torch.ops.aten.relu_),
+    "functional_relu_ignored": _ignore_result(F.relu_),
+    "torch_relu_ignored": _ignore_result(torch.relu_),
+    "tensor_relu_ignored": _ignore_result(lambda h: h.relu_()),
+    "aten_relu_ignored": _ignore_result(torch.ops.aten.relu_),
 }
-for _name, _how in SPELLINGS.items():
+for _name, _relu in RELU_SPELLINGS.items():
 
-    def _spelled(how: Callable[[Tensor], Tensor] = _how) -> nn.Module:
-        return Spelled(how)
+    def _build_variant(relu: Callable[[Tensor], Tensor] = _relu) -> nn.Module:
+        return ReLUVariant(relu)
 
-    _spelled.__name__ = _name
-    awkward(twin="plain")(_spelled)
+    _build_variant.__name__ = _name
+    register_model(twin="plain")(_build_variant)
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def inplace_relu() -> nn.Module:
-    model = Plain()
+    model = PlainCNN()
     model.relu1, model.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
     return model.eval()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def relu_called_twice() -> nn.Module:
-    model = Plain()
+    model = PlainCNN()
     model.relu2 = model.relu1
     return model
 
 
-class FakeReLU(Spelled):
+class ReLULookalike(ReLUVariant):
     """Computes what `Plain` computes, with an op that rules for ReLU don't know."""
 
 
-FAKES: dict[str, Callable[[Tensor], Tensor]] = {
+RELU_LOOKALIKES: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda h: h.clamp(min=0),
     "clamp_min": lambda h: torch.clamp_min(h, 0),
     "maximum": lambda h: torch.maximum(h, torch.zeros_like(h)),
@@ -85,6 +85,6 @@ FAKES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def clamped_hidden() -> nn.Module:
-    return FakeReLU(FAKES["clamp"])
+    return ReLULookalike(RELU_LOOKALIKES["clamp"])

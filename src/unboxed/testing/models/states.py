@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Plain, awkward
+from .base import PlainCNN, register_model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def frozen() -> nn.Module:
-    return Plain().requires_grad_(False)
+    return PlainCNN().requires_grad_(False)
 
 
-class Normed(Plain):
+class BatchNormCNN(PlainCNN):
     """`Plain` with a BatchNorm before the second ReLU."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -29,35 +29,35 @@ class Normed(Plain):
             nn.init.uniform_(self.norm.running_var, 0.1, 0.5)
         self.eval()
 
-    def second(self, h: Tensor) -> Any:
+    def second_block(self, h: Tensor) -> Any:
         return self.relu2(self.norm(self.conv2(h)))
 
 
-@awkward()
+@register_model()
 def batchnorm() -> nn.Module:
-    return Normed()
+    return BatchNormCNN()
 
 
-@awkward(twin="batchnorm")
+@register_model(twin="batchnorm")
 def batchnorm_in_train_mode() -> nn.Module:
-    return Normed().train()
+    return BatchNormCNN().train()
 
 
-@awkward()
+@register_model()
 def batchnorm_without_statistics() -> nn.Module:
-    return Normed(track_running_stats=False)
+    return BatchNormCNN(track_running_stats=False)
 
 
-@awkward()
+@register_model()
 def batchnorm_on_batch_statistics() -> nn.Module:
     """Batch statistics in eval too; torch writes the running ones without counting a new version of the buffer."""
 
-    class Net(Plain):
+    class Net(PlainCNN):
         mean: Tensor
         variance: Tensor
 
-        def second(self, h: Tensor) -> Any:
-            return super().second(F.batch_norm(h, self.mean, self.variance, training=True))
+        def second_block(self, h: Tensor) -> Any:
+            return super().second_block(F.batch_norm(h, self.mean, self.variance, training=True))
 
     model = Net()
     model.register_buffer("mean", torch.zeros(4))
@@ -65,32 +65,32 @@ def batchnorm_on_batch_statistics() -> nn.Module:
     return model
 
 
-@awkward()
+@register_model()
 def batch_maximum() -> nn.Module:
     """Scaled by the largest pixel of the batch, where that of each image was meant."""
 
-    class Net(Plain):
-        def first(self, x: Tensor) -> Any:
-            return super().first(x / x.max())
+    class Net(PlainCNN):
+        def first_block(self, x: Tensor) -> Any:
+            return super().first_block(x / x.max())
 
     return Net()
 
 
-@awkward()
+@register_model()
 def batch_gate() -> nn.Module:
     """Takes a batch with one white pixel for one of another range."""
 
-    class Net(Plain):
-        def first(self, x: Tensor) -> Any:
+    class Net(PlainCNN):
+        def first_block(self, x: Tensor) -> Any:
             white = (1 - 0.4) / 0.5
-            return super().first(x / 2 if x.max() > 0.95 * white else x)
+            return super().first_block(x / 2 if x.max() > 0.95 * white else x)
 
     return Net()
 
 
-@awkward(twin="batchnorm")
+@register_model(twin="batchnorm")
 def overrides_train() -> nn.Module:
-    class Net(Normed):
+    class Net(BatchNormCNN):
         def train(self, mode: bool = True) -> Any:
             for m in self.modules():
                 m.training = not mode  # nobody who calls train() or eval() gets the flags that stand below
@@ -102,9 +102,9 @@ def overrides_train() -> nn.Module:
     return model
 
 
-@awkward(twin="batchnorm")
+@register_model(twin="batchnorm")
 def refuses_train() -> nn.Module:
-    class Net(Normed):
+    class Net(BatchNormCNN):
         ready = False
 
         def train(self, mode: bool = True) -> Any:
@@ -117,53 +117,53 @@ def refuses_train() -> nn.Module:
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def dropout_in_train_mode() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         drop: nn.Module
 
-        def second(self, h: Tensor) -> Any:
-            return self.drop(super().second(self.drop(h)))
+        def second_block(self, h: Tensor) -> Any:
+            return self.drop(super().second_block(self.drop(h)))
 
     model = Net()
     model.drop = nn.Dropout(0.5)
     return model
 
 
-@awkward()
+@register_model()
 def dropout_always_on() -> nn.Module:
-    class Net(Plain):
-        def second(self, h: Tensor) -> Any:
-            return super().second(F.dropout(h, 0.3))
+    class Net(PlainCNN):
+        def second_block(self, h: Tensor) -> Any:
+            return super().second_block(F.dropout(h, 0.3))
 
     return Net()
 
 
-@awkward()
+@register_model()
 def draws() -> nn.Module:
-    class Net(Plain):
-        def first(self, x: Tensor) -> Any:
+    class Net(PlainCNN):
+        def first_block(self, x: Tensor) -> Any:
             noise = float(torch.rand(())) + float(np.random.rand()) + random.random()
-            return super().first(x + 0.2 * noise)
+            return super().first_block(x + 0.2 * noise)
 
     return Net()
 
 
-@awkward()
+@register_model()
 def draws_rows() -> nn.Module:
     """Noise of its own for each row, drawn by no function that is known as noise."""
 
-    class Net(Plain):
-        def first(self, x: Tensor) -> Any:
-            h = super().first(x)
+    class Net(PlainCNN):
+        def first_block(self, x: Tensor) -> Any:
+            h = super().first_block(x)
             return h + 0.3 * h.new_empty(h.shape).normal_()
 
     return Net()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def counts() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         calls: Tensor
 
         def forward(self, x: Tensor) -> Any:
@@ -175,16 +175,16 @@ def counts() -> nn.Module:
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def reassigns() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         mean: Tensor
-        seen: Tensor | None
+        last_activation: Tensor | None
 
-        def first(self, x: Tensor) -> Any:
-            h = super().first(x)
+        def first_block(self, x: Tensor) -> Any:
+            h = super().first_block(x)
             self.mean = 0.9 * self.mean + 0.1 * h.detach().mean((0, 2, 3))
-            self.seen = h.detach()
+            self.last_activation = h.detach()
             return h
 
     model = Net()
@@ -193,16 +193,16 @@ def reassigns() -> nn.Module:
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def registers() -> nn.Module:
     """A buffer made in the first forward, as cached masks are."""
 
-    class Net(Plain):
+    class Net(PlainCNN):
         mask: Tensor
 
-        def second(self, h: Tensor) -> Any:
+        def second_block(self, h: Tensor) -> Any:
             if not hasattr(self, "mask"):
                 self.register_buffer("mask", torch.ones_like(h[:1]), persistent=False)
-            return super().second(h * self.mask.to(h))
+            return super().second_block(h * self.mask.to(h))
 
     return Net()

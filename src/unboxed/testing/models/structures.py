@@ -11,92 +11,92 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import CLASSES, Plain, awkward
+from .base import N_CLASSES, PlainCNN, register_model
 
 
-@awkward()
+@register_model()
 def conv_called_twice() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         conv3: nn.Module
 
-        def second(self, h: Tensor) -> Any:
-            return super().second(self.relu2(self.conv3(self.conv3(h))))
+        def second_block(self, h: Tensor) -> Any:
+            return super().second_block(self.relu2(self.conv3(self.conv3(h))))
 
     model = Net()
     model.conv3 = nn.Conv2d(4, 4, 3, padding=1)
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def aliased() -> nn.Module:
-    model = Plain()
+    model = PlainCNN()
     model.all = nn.ModuleList([model.conv1, model.relu1, model.conv2])
     return model
 
 
-@awkward()
+@register_model()
 def out_of_place_first_op() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         def forward(self, x: Tensor) -> Any:
             return super().forward(x * 2 - 0.5)
 
     return Net()
 
 
-@awkward(twin="out_of_place_first_op")
+@register_model(twin="out_of_place_first_op")
 def inplace_first_op() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         def forward(self, x: Tensor) -> Any:
             return super().forward(x.mul_(2).sub_(0.5))
 
     return Net()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def swallows_exceptions() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         def forward(self, x: Tensor) -> Any:
             try:
                 return super().forward(x)
             except Exception:
-                return torch.zeros(len(x), CLASSES)
+                return torch.zeros(len(x), N_CLASSES)
 
     return Net()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def own_hooks() -> nn.Module:
-    model = Plain()
+    model = PlainCNN()
     model.conv1.register_forward_hook(lambda module, args, out: out.clone())
     model.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
     model.fc.register_full_backward_hook(lambda module, grad_in, grad_out: None)
     model.register_forward_hook(lambda module, args, kwargs, out: None, with_kwargs=True, always_call=True)
 
-    def unasked(grad: Tensor) -> None:
+    def fail_on_gradient(grad: Tensor) -> None:
         raise ZeroDivisionError("a gradient in the parameters was computed, though none was asked for")
 
-    model.conv1.weight.register_hook(unasked)  # type: ignore[no-untyped-call]
+    model.conv1.weight.register_hook(fail_on_gradient)  # type: ignore[no-untyped-call]
     return model
 
 
 # ---- outputs ---------------------------------------------------------------------------------------------------------
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def dict_output() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            h = self.second(self.first(x))
+            h = self.second_block(self.first_block(x))
             return {"hidden": h, "logits": self.fc(h.flatten(1))}
 
     return Net()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def tuple_output() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-            h = self.second(self.first(x))
+            h = self.second_block(self.first_block(x))
             return h, self.fc(h.flatten(1)), None
 
     return Net()
@@ -104,7 +104,7 @@ def tuple_output() -> nn.Module:
 
 if find_spec("transformers"):
 
-    @awkward(twin="plain")
+    @register_model(twin="plain")
     def model_output() -> nn.Module:
         from transformers.utils.generic import ModelOutput
 
@@ -114,50 +114,50 @@ if find_spec("transformers"):
             logits: Tensor | None = None
             hidden: Tensor | None = None
 
-        class Net(Plain):
+        class Net(PlainCNN):
             def forward(self, x: Tensor) -> Output:
-                h = self.second(self.first(x))
+                h = self.second_block(self.first_block(x))
                 return Output(logits=self.fc(h.flatten(1)), hidden=h)
 
         return Net()
 
 
-class Ending(Plain):
+class WithFinalOp(PlainCNN):
     """`Plain` with one more op at the end."""
 
-    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, final_op: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.end = end
+        self.final_op = final_op
 
     def forward(self, x: Tensor) -> Any:
-        return self.end(super().forward(x))
+        return self.final_op(super().forward(x))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def log_softmax() -> nn.Module:
-    return Ending(lambda z: F.log_softmax(z, dim=1))
+    return WithFinalOp(lambda z: F.log_softmax(z, dim=1))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def log_softmax_method() -> nn.Module:
-    return Ending(lambda z: z.log_softmax(-1))
+    return WithFinalOp(lambda z: z.log_softmax(-1))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def log_softmax_module() -> nn.Module:
-    return Ending(nn.LogSoftmax(dim=1)).eval()
+    return WithFinalOp(nn.LogSoftmax(dim=1)).eval()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def softmax() -> nn.Module:
-    return Ending(lambda z: torch.softmax(z, 1))
+    return WithFinalOp(lambda z: torch.softmax(z, 1))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def softmax_module() -> nn.Module:
-    return Ending(nn.Softmax(dim=1)).eval()
+    return WithFinalOp(nn.Softmax(dim=1)).eval()
 
 
-@awkward()
+@register_model()
 def clamped_logits() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.ReLU()).eval()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, N_CLASSES), nn.ReLU()).eval()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .base import NETS, Plain, awkward
+from .base import MODELS, PlainCNN, register_model
 
 
-class Checkpointed(Plain):
+class Checkpointed(PlainCNN):
     """`Plain` whose second half is recomputed in the backward pass."""
 
     reentrant = False
@@ -21,28 +21,28 @@ class Checkpointed(Plain):
     def forward(self, x: Tensor) -> Any:
         with warnings.catch_warnings():  # a reentrant checkpoint warns wherever it runs without gradients
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")
-            h = checkpoint(self.second, self.first(x), use_reentrant=self.reentrant)
+            h = checkpoint(self.second_block, self.first_block(x), use_reentrant=self.reentrant)
         return self.fc(h.flatten(1))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def checkpointed() -> nn.Module:
     return Checkpointed()
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def checkpointed_reentrant() -> nn.Module:
     model = Checkpointed()
     model.reentrant = True
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def scripted_part() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         block: Any
 
-        def first(self, x: Tensor) -> Any:
+        def first_block(self, x: Tensor) -> Any:
             return self.block(x)
 
     model = Net()
@@ -50,9 +50,9 @@ def scripted_part() -> nn.Module:
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def scripted_and_optimized() -> nn.Module:
-    model = NETS["scripted_part"]().model
+    model = MODELS["scripted_part"]().model
     for _ in range(4):  # the profiling executor optimizes from the second run on
         model(torch.rand(3, 1, 8, 8, requires_grad=True)).sum().backward()
     model.zero_grad()
@@ -60,38 +60,38 @@ def scripted_and_optimized() -> nn.Module:
 
 
 @cache
-def _exported() -> torch.export.ExportedProgram:
+def _exported_program() -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    return torch.export.export(Plain(), (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    return torch.export.export(PlainCNN(), (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def exported() -> nn.Module:
-    return torch.export.unflatten(_exported())
+    return torch.export.unflatten(_exported_program())
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def exported_flat() -> nn.Module:
-    model = _exported().module()
+    model = _exported_program().module()
     for module in model.modules():  # it shares its parameters with the program, which later copies are made from
         for name, p in module._parameters.items():
             module._parameters[name] = None if p is None else nn.Parameter(p.detach().clone())
     return model
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def compiled() -> nn.Module:
-    model: Any = torch.compile(Plain(), backend="eager")
+    model: Any = torch.compile(PlainCNN(), backend="eager")
     model(torch.rand(2, 1, 8, 8))  # hooks added from here on would not fire
     return model  # type: ignore[no-any-return]
 
 
-@awkward(twin="plain")
+@register_model(twin="plain")
 def compiled_part() -> nn.Module:
-    class Net(Plain):
+    class Net(PlainCNN):
         block: Any
 
-        def first(self, x: Tensor) -> Any:
+        def first_block(self, x: Tensor) -> Any:
             return self.block(x)
 
     model = Net()
@@ -105,6 +105,6 @@ def inductor() -> nn.Module:
     """Compiled by the default backend; not in `NETS`, for it takes a C++ compiler and a while."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = torch.compile(NETS["plain"]().model)
+        model: Any = torch.compile(MODELS["plain"]().model)
         model(torch.rand(2, 1, 8, 8))
     return model  # type: ignore[no-any-return]

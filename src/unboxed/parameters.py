@@ -1,0 +1,50 @@
+"""Parameters that many methods share, each described once: its type, its range, its unit and its first sentence.
+
+A method's docstring begins each parameter with the sentence that stands here (a test compares them), and may go on with
+what is particular to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from .model.batching import BatchSize as BatchSize
+from .objectives import Objective
+from .settings import AtLeast, Holds, Unit
+
+# -- what is asked about -----------------------------------------------------------------------------------------------
+
+Inputs = Annotated[Tensor, Holds("inputs"), "Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]."]
+Labels = Annotated[Tensor | int | None, Holds("labels"), "Correct classes (N,), or one for all."]
+Target = Annotated[
+    int | Tensor | Objective | None, Holds("target"), "The score: a class, one per example (N,), or an objective."
+]
+Layer = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
+RequiredLayer = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
+Layers = Annotated[Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."]
+Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
+
+# -- attacks -----------------------------------------------------------------------------------------------------------
+
+Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]
+Eps = Annotated[float | None, AtLeast(0), Unit("pixel range"), "Largest distance from x."]
+AttackTarget = Annotated[Tensor | int | None, Holds("labels"), "Class to become (N,), or one for all."]
+AttackObjective = Annotated[
+    Objective | None, Holds("objective"), "What is raised above zero, instead of a wrong class."
+]
+Steps = Annotated[int, AtLeast(0), Unit("steps"), "Number of iterations."]
+Restarts = Annotated[int, AtLeast(1), Unit("runs"), "Number of runs, each from another random start."]
+Queries = Annotated[int, AtLeast(1), Unit("forward passes"), "Largest number of forward passes per example."]
+NoiseDraws = Annotated[
+    int, AtLeast(1), Unit("draws"), "Draws of the model's own noise that gradients are averaged over."
+]
+Bits = Annotated[Literal[8] | None, "8 rounds images to 256 levels, as PNG files hold them."]
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+Seed = Annotated[int, Holds("seed"), "Seed of all random draws: same seed, same result."]
+NSamples = Annotated[int, AtLeast(1), Unit("samples"), "Number of random samples."]
+FrameInterval = Annotated[int | None, AtLeast(1), Unit("steps"), "Keep every k-th step's images as frames."]

@@ -1,0 +1,235 @@
+"""Settings: what each parameter of a method is, read once from its annotation.
+
+    def pgd(box, x, *, eps: Annotated[float, AtLeast(0), Unit("pixel range"), "Largest distance from x."], ...):
+        check_settings(pgd, locals())
+
+One annotation is the source of the checks and their error texts, the options of `unboxed run`, `unboxed methods`, and
+the tables of the docs. What many methods share is defined once, in `parameters`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+from .validation import check_float, check_int
+
+Kind = Literal["int", "float", "bool", "str", "choice", "ints", "floats", "strs", "tensor", "path", "object",
+               "inputs", "labels", "target", "objective", "layer", "layers", "data", "seed"]  # fmt: skip
+"""What a setting holds: a plain value or several, or (second line) what a command makes of words by its model."""
+
+REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number that is `minimum` or more."""
+
+    minimum: float
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A number that is `maximum` or less."""
+
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number that is more than `above`."""
+
+    above: float
+
+
+@dataclass(frozen=True)
+class Below:
+    """A number that is less than `below`."""
+
+    below: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts or is measured in: "pixel range", "steps"."""
+
+    unit: str
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a setting holds, where its type does not say: Holds("layer") of a str that is a layer's address."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter of a method: its kind, range, unit, default and a line of help."""
+
+    name: str
+    kind: Kind = "object"
+    default: Any = REQUIRED
+    help: str = ""
+    unit: str = ""
+    choices: tuple[Any, ...] = ()  # of kind "choice" all that is taken; else values that are taken besides numbers
+    bounds: Mapping[str, float] = field(default_factory=dict)  # of `check_float`: minimum, maximum, above, below
+    optional: bool = False  # None is taken
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    @property
+    def range(self) -> str:
+        """The values that it takes, in words: "0 or more", '"linf" or "l2"', "above 0 and below 1"."""
+        words = [text for key, text in self._range_words().items() if key in self.bounds]
+        listed = " or ".join(map(_quoted, self.choices))
+        return " or ".join(filter(None, (" and ".join(words), listed)))
+
+    def _range_words(self) -> dict[str, str]:
+        b = self.bounds
+        return {
+            "minimum": f"{b.get('minimum', 0):g} or more",
+            "above": f"above {b.get('above', 0):g}",
+            "maximum": f"{b.get('maximum', 0):g} or less",
+            "below": f"below {b.get('below', 0):g}",
+        }
+
+    def check(self, value: Any) -> None:
+        """Raise InputError for a value of another kind or out of the range, saying what came and what was wanted."""
+        if (value is None and self.optional) or _is_one_of(value, self.choices):
+            return
+        if self.kind == "choice":
+            raise InputError(f"{self.name} must be {_any_of(self.choices)}; got {value!r}")
+        if self.kind == "int":
+            self._within(check_int, value)
+        elif self.kind == "float":
+            self._within(check_float, value)
+        elif self.kind == "bool" and not isinstance(value, bool):
+            raise InputError(f"{self.name} must be True or False; got {value!r}")
+
+    def _within(self, check: Callable[..., Any], value: Any) -> None:
+        try:
+            check(self.name, value, **self.bounds)
+        except InputError as error:
+            besides = [*map(_quoted, self.choices), *["None"] * self.optional]
+            if not besides:
+                raise
+            wanted, _, got = str(error).rpartition("; got ")
+            raise InputError(f"{wanted}, or {' or '.join(besides)}; got {got}") from None
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _any_of(choices: Sequence[Any]) -> str:
+    *first, last = map(_quoted, choices)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _is_one_of(value: Any, choices: Collection[Any]) -> bool:
+    return isinstance(value, (str, int)) and any(type(value) is type(c) and value == c for c in choices)
+
+
+def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check a method's settings by its annotations: its first line is `check_settings(method, locals())`.
+
+    Raises InputError that names the first setting that is of another kind or out of its range.
+    """
+    for name, setting in _checked_settings(method).items():
+        if name in values:
+            setting.check(values[name])
+
+
+@cache
+def _checked_settings(method: Callable[..., Any]) -> dict[str, Setting]:
+    """The settings that `Setting.check` can refuse."""
+    return {n: s for n, s in settings_of(method).items() if s.kind in ("int", "float", "bool", "choice")}
+
+
+@cache
+def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
+    """{name: setting} of all parameters of a method but its box, in their order.
+
+    The method is a function whose first parameter is the box (`cka` has two).
+    """
+    hints = get_type_hints(_plain_function(method), include_extras=True)
+    parameters = inspect.signature(method).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: _setting(p, hints.get(p.name, Any)) for p in named if not _is_box(p, hints.get(p.name))}
+
+
+def _plain_function(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below a `functools.partial` or an object that is called: its annotations can be read."""
+    method = getattr(method, "func", method)
+    return method if inspect.isroutine(method) else type(method).__call__
+
+
+def _is_box(parameter: inspect.Parameter, hint: Any) -> bool:
+    return parameter.name == "box" or getattr(hint, "__name__", "") == "Box"
+
+
+def _setting(parameter: inspect.Parameter, hint: Any) -> Setting:
+    marks = _marks(hint)
+    plain, optional, choices = _without_marks(hint)
+    bounds = {k: v for m in marks if isinstance(m, (AtLeast, AtMost, Above, Below)) for k, v in vars(m).items()}
+    stated = [m.kind for m in marks if isinstance(m, Holds)]
+    return Setting(
+        name=parameter.name,
+        kind=stated[0] if stated else _kind(plain, choices),
+        default=parameter.default,
+        help=next((m for m in marks if isinstance(m, str)), ""),
+        unit=next((m.unit for m in marks if isinstance(m, Unit)), ""),
+        choices=choices,
+        bounds=bounds,
+        optional=optional or parameter.default is None,
+    )
+
+
+def _marks(hint: Any) -> list[Any]:
+    """All that is said of a type, the outermost first: an alias's help may be replaced where it is used."""
+    marks: list[Any] = []
+    if get_origin(hint) is Annotated:
+        hint, *said = get_args(hint)
+        marks += reversed(said)
+        marks += _marks(hint)
+    elif get_origin(hint) in (Union, UnionType):
+        marks += [m for part in get_args(hint) for m in _marks(part)]
+    return marks
+
+
+def _without_marks(hint: Any) -> tuple[list[Any], bool, tuple[Any, ...]]:
+    """The types of a hint, whether None is one of them, and the values of its Literals."""
+    if get_origin(hint) is Annotated:
+        return _without_marks(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return [], None in get_args(hint), tuple(v for v in get_args(hint) if v is not None)
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_without_marks(part) for part in get_args(hint)]
+        types = [t for types, _, _ in parts for t in types]
+        return types, any(o for _, o, _ in parts), tuple(v for _, _, values in parts for v in values)
+    return ([], True, ()) if hint is NoneType else ([hint], False, ())
+
+
+SEQUENCES = {int: "ints", float: "floats", str: "strs"}
+
+
+def _kind(types: list[Any], choices: tuple[Any, ...]) -> Any:
+    """The kind of the first type that has one."""
+    if not types:
+        return "choice" if choices else "object"
+    names = {int: "int", float: "float", bool: "bool", str: "str"}
+    if len(types) == 1 and types[0] in names:
+        return names[types[0]]
+    for hint in types:
+        if get_origin(hint) is not None and issubclass(get_origin(hint), Sequence) and get_args(hint)[0] in SEQUENCES:
+            return SEQUENCES[get_args(hint)[0]]
+    type_names = {getattr(t, "__name__", "") for t in types}
+    return "objective" if "Objective" in type_names else "tensor" if "Tensor" in type_names else "object"
