@@ -48,7 +48,7 @@ def compared(box: ub.Box, x: Tensor, layer: str) -> dict[str, float]:
     """Seconds of CPU and forwards of both; exits where their logits differ."""
 
     def ours() -> Tensor:
-        return ub.activations.ablation(box, x, layer, target=0).ablated
+        return ub.activations.ablation(box, x, layer, target=0).ablated_logits
 
     def whole() -> Tensor:
         with in_full():

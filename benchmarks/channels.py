@@ -31,9 +31,9 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import write
 from models import ROOT, cifar, resnet20, squeezenet1_0
-from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import Constraint
-from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import gram
 from unboxed.rng import uniform
 
@@ -87,9 +87,11 @@ def moved(x: Tensor, seed: int = 12345) -> Tensor:
 
 def raw(box: ub.Box, layer: str, units: Tensor) -> Tensor:
     """The control: Adam on pixels from noise, kept in [0, 1]."""
-    plan = Ascent(256, partial(Adam, lr=0.05), Constraint(project=lambda x, _: x.clamp(0, 1)), unclamp="all")
+    plan = OptimizationConfig(
+        256, partial(Adam, lr=0.05), Constraint(project=lambda x, _: x.clamp(0, 1)), relu_bypass="all"
+    )
     start = uniform(torch.zeros(len(units), *box.inputs.shape), 0)
-    return ascend(box, ub.channel(layer, units), Raw(start), plan).input
+    return optimize(box, ub.channel(layer, units), RawCanvas(start), plan).input
 
 
 def nearer(subject: Subject, drawn: Tensor, top: Tensor) -> tuple[float, float]:
@@ -155,7 +157,7 @@ def second(subject: Subject, most: int = 16) -> dict[str, float | int]:
     units = list(range(0, count, max(1, count // most)))[:most]
     alike, high = [], []
     for weight in (0.9, 0.0):
-        made = ub.synthesis.channels(box, layer, units, each=EACH, diversity=weight, data=subject.data)
+        made = ub.synthesis.channels(box, layer, units, images_per_channel=EACH, diversity=weight, data=subject.data)
         flat = F.normalize(gram(box.read(made.images, [layer])[layer]).flatten(1), dim=1).view(len(units), EACH, -1)
         pairs = (flat @ flat.mT)[:, ~torch.eye(EACH, dtype=torch.bool)]
         alike.append(pairs.mean(1))

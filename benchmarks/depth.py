@@ -16,26 +16,28 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import compare, write
 from models import vgg16
-from unboxed.engine.optimize.ascent import Ascent, ascend
-from unboxed.engine.optimize.parameterizations import Fourier, Raw
-from unboxed.engine.optimize.transforms import wobble
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
+from unboxed.engine.optimize.transforms import random_affine
 from unboxed.objectives import Objective, roughness
 
 AT, CHANNELS = 4, 16  # the weight layer that is climbed, and how many channels in one run
 
 
-def plan(steps: int) -> Ascent:
+def plan(steps: int) -> OptimizationConfig:
     """As feature visualization climbs: through transforms, beside a prior, with annealed steps."""
-    turned = wobble(noise=0.1)
-    return Ascent(steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal=True, unclamp="all")
+    turned = random_affine(noise=0.1)
+    return OptimizationConfig(
+        steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal_lr=True, relu_bypass="all"
+    )
 
 
 def draw(box: ub.Box, goal: Objective, rows: int, steps: int, bare: bool = False) -> Tensor:
     """`bare`: plain ascent on pixels, so that a step is the model's work and the loop's alone."""
     blank = torch.zeros(rows, *box.inputs.shape)
     if bare:
-        return ascend(box, goal, Raw(blank + 0.5), Ascent(steps, partial(Adam, lr=0.05))).input
-    return ascend(box, goal, Fourier.noise(blank, 0), plan(steps)).input
+        return optimize(box, goal, RawCanvas(blank + 0.5), OptimizationConfig(steps, partial(Adam, lr=0.05))).input
+    return optimize(box, goal, FourierCanvas.noise(blank, 0), plan(steps)).input
 
 
 def depth(pairs: int, steps: int, channels_last: bool, bare: bool) -> dict[str, object]:
@@ -94,11 +96,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     depths = {
-        f"{'loop' if bare else 'recipe'}{'_channels_last' * last}": depth(given.pairs, given.steps, last, bare)
+        f"{'loop' if bare else 'recipe'}{'_channels_last' * last}": depth(given.confused_pairs, given.steps, last, bare)
         for bare in (True, False)
         for last in (False, True)
     }
-    write("depth", {**depths, "width": width(given.pairs, 8 * given.steps)})
+    write("depth", {**depths, "width": width(given.confused_pairs, 8 * given.steps)})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import unboxed as ub
 from harness import write
 from unboxed import checks
 from unboxed.cards import Card
-from unboxed.engine.results import map_of
+from unboxed.engine.results import attribution_map
 from unboxed.errors import UnboxedError, UnboxedWarning
 
 FEWER: dict[str, dict[str, Any]] = {"rise": {"n_samples": 200}, "lime": {"n_samples": 200},
@@ -66,7 +66,7 @@ def row(box: ub.Box, x: Tensor, y: Tensor, card: Card) -> dict[str, float] | str
     method = settled(card)
     try:
         start = time.perf_counter()
-        maps = map_of(method(box, x, y))
+        maps = attribution_map(method(box, x, y))
         seconds = time.perf_counter() - start
         found = figures(box, x, y, maps, card.method.__name__ in LOCAL)
     except (UnboxedError, TypeError) as error:

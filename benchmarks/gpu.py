@@ -19,9 +19,9 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import seconds, write
 from models import resnet20, vgg16
-from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
-from unboxed.engine.optimize.parameterizations import Fourier
-from unboxed.engine.optimize.transforms import wobble
+from unboxed.engine.optimize.ascent import SYNC_EVERY, OptimizationConfig, optimize
+from unboxed.engine.optimize.parameterizations import FourierCanvas
+from unboxed.engine.optimize.transforms import random_affine
 from unboxed.model.layers import FlopCounter
 from unboxed.objectives import roughness
 
@@ -35,9 +35,9 @@ def climb(box: ub.Box, rows: int, steps: int) -> None:
     """One logit for each row, as feature visualization climbs."""
     blank = torch.zeros(rows, *box.inputs.shape, device=box.device)
     goal = ub.logit(torch.arange(rows, device=box.device) % box.n_outputs)
-    turned = wobble(noise=0.1)
-    plan = Ascent(steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal=True)
-    ascend(box, goal, Fourier.noise(blank, 0), plan, batch_size=rows)
+    turned = random_affine(noise=0.1)
+    plan = OptimizationConfig(steps, partial(Adam, lr=0.05), transform=turned, prior=-roughness(), anneal_lr=True)
+    optimize(box, goal, FourierCanvas.noise(blank, 0), plan, batch_size=rows)
 
 
 def flops(box: ub.Box, rows: int) -> int:
@@ -63,7 +63,7 @@ def measured(name: str, device: str, given: argparse.Namespace) -> list[dict[str
     found = []
     for autocast, channels_last in product((None, torch.bfloat16), (False, True)):
         box = ub.Box(model, inputs, autocast=autocast, channels_last=channels_last)
-        climb(box, given.rows, given.steps), bare(box, given.rows, MEET)
+        climb(box, given.rows, given.steps), bare(box, given.rows, SYNC_EVERY)
         took = statistics.median(
             seconds(lambda box=box: climb(box, given.rows, given.steps)) for _ in range(given.runs)
         )

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import models
 import unboxed as ub
 from harness import compare, write
-from unboxed.engine.perturb.masking import game
-from unboxed.engine.perturb.segments import players
+from unboxed.engine.perturb.masking import make_masking
+from unboxed.engine.perturb.segments import feature_groups
 
 IMAGES, N = 10, 1000
 STEADY = 0.9
@@ -140,9 +140,9 @@ def cases(box: ub.Box, images: Tensor, segments: str) -> list[Any]:
     """(image, segments, class, those that hide something, the ten that weigh most in the long run)."""
     found = []
     for x in images.split(1):
-        of = players(box, x, segments).of[0, 0]
+        of = feature_groups(box, x, segments).ids[0, 0]
         k = int(box.predict(x))
-        hides = game(box, x, of, None).active[0].numpy()
+        hides = make_masking(box, x, of, None).active[0].numpy()
         mean = np.mean([ours(box)(x, of, k, 4096, seed) for seed in (101, 102)], 0)
         top = np.isin(np.arange(len(hides)), np.argsort(-np.abs(mean * hides))[:10])
         found.append((x, of, k, hides, top & hides))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import unboxed as ub
 from harness import write
-from unboxed.engine.read.neighbors import nearest
+from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Section, report
 from unboxed.report.context import ReportContext
 from unboxed.report.plane import LayerMap, MapBlock, make_atlas
@@ -77,7 +77,7 @@ def plane(context: ReportContext, x: Tensor, y: Tensor) -> MapBlock:
     layers = []
     for spread in (1.5, 1.0, 0.6, 0.3):
         points = torch.randn(10, 2, generator=draw)[y] * 2 + spread * torch.randn(n, 2, generator=draw)
-        layers.append(LayerMap(f"spread {spread}", "", points, nearest(points, points, 6).indices))
+        layers.append(LayerMap(f"spread {spread}", "", points, nearest_points(points, points, 6).indices))
     made = make_atlas(x)
     source = {
         "src": context.pictures.encoded_source(made.content, made.kind),

@@ -80,12 +80,12 @@ def main() -> None:
         "--models", nargs="+", default=NETS, choices=NETS, help="with fewer models or images nothing is written"
     )
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.depth_by_thread)
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).first(given.images)
     found: dict[str, object] = {}
     for name in given.models:
         try:
-            found[name] = figures(name, x, y, given.pairs)
+            found[name] = figures(name, x, y, given.confused_pairs)
         except ModelError as error:  # no weights yet
             print(f"{name}: {error}")
     what = f"PGD-{STEPS} within Linf {EPS} on {given.images} MNIST test images, against foolbox's LinfPGD"

@@ -20,14 +20,14 @@ from torch import Tensor
 import unboxed as ub
 from harness import compare, seconds, write
 from unboxed.engine.read import features
-from unboxed.engine.read.embedding import embed, reduced, tsne
+from unboxed.engine.read.embedding import fit_tsne, reduce_dimensions, make_tsne
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 LAYERS = ("input", "fc2:input")
 
 
 def peer(x: npt.NDArray[Any]) -> Any:
-    return tsne(len(x), 30.0, 0).fit(x)
+    return make_tsne(len(x), 30.0, 0).fit(x)
 
 
 def figures(points: int, pairs: int) -> dict[str, Any]:
@@ -35,13 +35,13 @@ def figures(points: int, pairs: int) -> dict[str, Any]:
     x, y = ub.data.mnist(Path(MNIST) if MNIST else None, train=False).tensors()
     x, y = x[:points], y[:points]
     read: dict[str, Tensor] = {}
-    reading = seconds(lambda: read.update(features.read(box, x, LAYERS)))
+    reading = seconds(lambda: read.update(features.read_features(box, x, LAYERS)))
     h = read["fc2:input"]
-    maps: dict[str, Any] = {"input": embed(read["input"].numpy())}
-    work = lambda: maps.update({"fc2:input": embed(h.numpy())})  # noqa: E731
-    components, _ = reduced(h.numpy())
+    maps: dict[str, Any] = {"input": fit_tsne(read["input"].numpy())}
+    work = lambda: maps.update({"fc2:input": fit_tsne(h.numpy())})  # noqa: E731
+    components, _ = reduce_dimensions(h.numpy())
     times = compare(work, lambda: peer(components), pairs=pairs, warmup=0)
-    found = {a: ub.activations.LayerMap(a, torch.as_tensor(m.points), m).accuracy(y) for a, m in maps.items()}
+    found = {a: ub.activations.TsneMap(a, torch.as_tensor(m.points), m).accuracy(y) for a, m in maps.items()}
     return {
         "what": f"t-SNE of {len(h):,} MNIST test images: ours on the last hidden layer against openTSNE's fit of it",
         **times,
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--pairs", type=int, default=2)
     chosen = parser.parse_args()
-    made = figures(chosen.points, chosen.pairs)
+    made = figures(chosen.points, chosen.confused_pairs)
     write("tsne" if chosen.points == 10_000 else "tsne_small", made, packages=("openTSNE",))
 
 

@@ -19,14 +19,14 @@ class Net(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(4 * 8 * 6, 5)
-        self.end = end
+        self.final_op = end
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.relu(self.conv2(self.relu(self.conv1(x))))
         h = F.relu(h - 0.1)
         h.relu_()
         z = self.fc(h.flatten(1))
-        return {"logits": z, "logprobs": F.log_softmax(z, 1), "probs": torch.softmax(z, -1)}.get(self.end, z)
+        return {"logits": z, "logprobs": F.log_softmax(z, 1), "probs": torch.softmax(z, -1)}.get(self.final_op, z)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def boxed(model: nn.Module, **kw: object) -> ub.Box:
 @pytest.mark.parametrize("end", ["logits", "logprobs", "probs"])
 def test_outputs_are_recognized_and_logits_found(model: Net, x: Tensor, end: str) -> None:
     want = model(x)
-    model.end = end
+    model.final_op = end
     box = boxed(model)
     assert box.outputs == end
     assert torch.equal(box(x), want)

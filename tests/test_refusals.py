@@ -49,7 +49,7 @@ def images(n: int = 2) -> Tensor:
     [
         lambda b: feature(b, channel("q", 0), steps=2),
         lambda b: channels(b, "q", [0], steps=2),
-        lambda b: channels(b, "q", [0], each=2, steps=2),
+        lambda b: channels(b, "q", [0], images_per_channel=2, steps=2),
         lambda b: silence(b, images(), channel("q", 0), steps=2),
         lambda b: deepdream(b, images(), "q", steps=2),
         lambda b: caricature(b, images(), "q", steps=2),
@@ -76,8 +76,8 @@ def test_objectives_want_real_numbers(dtype: torch.dtype) -> None:
         (lambda: ablate(1.5), "a channel is a whole number; got 1.5"),  # type: ignore[arg-type]
         (lambda: ablate([0, "a"]), "a channel is a whole number; got 'a'"),  # type: ignore[list-item]
         (lambda: ablate(True), "a channel is a whole number; got True"),
-        (lambda: ablate(0, at=3), r"at is a position, such as \(3,\) or \(2, 5\); got 3"),  # type: ignore[arg-type]
-        (lambda: ablate(0, at=(1.5, 0)), "a position is a whole number; got 1.5"),  # type: ignore[arg-type]
+        (lambda: ablate(0, position=3), r"at is a position, such as \(3,\) or \(2, 5\); got 3"),  # type: ignore[arg-type]
+        (lambda: ablate(0, position=(1.5, 0)), "a position is a whole number; got 1.5"),  # type: ignore[arg-type]
         (lambda: scale(0, "x"), "factor must be a number; got 'x'"),  # type: ignore[arg-type]
         (lambda: put(0, "a"), "a value is a number or a tensor; got 'a'"),  # type: ignore[arg-type]
     ],
@@ -90,16 +90,16 @@ def test_edits(work: Callable[[], object], says: str) -> None:
 def test_channels_of_edits_may_be_a_tensor() -> None:
     h = torch.ones(1, 3, 2, 2)
     assert ablate(torch.tensor([0, -1]))(h).sum((2, 3)).tolist() == [[0, 4, 0]]  # type: ignore[arg-type]
-    assert ablate((0, 1), at=[0, 0])(h).sum((2, 3)).tolist() == [[3, 3, 4]]  # type: ignore[arg-type]
+    assert ablate((0, 1), position=[0, 0])(h).sum((2, 3)).tolist() == [[3, 3, 4]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("units", [[99], 99, [-1], ["a"], []])
 def test_units_that_are_not_there(units: Any) -> None:
     entry = awkward.get_model("plain")
     (top,) = top_examples(ub.Box(entry.model, entry.inputs), entry.images(5), "conv1", 2)
-    assert top.fetch(entry.images(5), [3]).shape == (1, 2, 1, 8, 8)
+    assert top.fetch_examples(entry.images(5), [3]).shape == (1, 2, 1, 8, 8)
     with pytest.raises(InputError, match="unit"):
-        top.fetch(entry.images(5), units)
+        top.fetch_examples(entry.images(5), units)
 
 
 def test_no_channel_is_counted_from_the_end(box: ub.Box) -> None:

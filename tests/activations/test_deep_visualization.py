@@ -14,7 +14,7 @@ from contracts.common import make_case
 from unboxed.errors import InputError, LayerError, OutputError
 from unboxed.rng import normal
 from unboxed.synthesis import Regularization, deep_visualization
-from unboxed.synthesis.deep_visualization import RECIPES, blurred
+from unboxed.synthesis.deep_visualization import RECIPE_BY_NAME, gaussian_blur
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +26,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 def test_the_blur_is_scipys(width: float, size: tuple[int, int]) -> None:
     x = images(2, 3, *size)
     want = np.stack([[gaussian_filter(c, width) for c in row] for row in x.numpy()])
-    assert np.allclose(blurred(x, width).numpy(), want, rtol=0, atol=1e-12)
+    assert np.allclose(gaussian_blur(x, width).numpy(), want, rtol=0, atol=1e-12)
 
 
 def literal(x: np.ndarray, grad: np.ndarray, theta: Regularization, step: int) -> np.ndarray:
@@ -46,13 +46,13 @@ def literal(x: np.ndarray, grad: np.ndarray, theta: Regularization, step: int) -
 ALL = Regularization(0.1, 0.7, 2, 30, 40)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, ALL], ids=[*RECIPES, "all"])
+@pytest.mark.parametrize("recipe", [*RECIPE_BY_NAME, ALL], ids=[*RECIPE_BY_NAME, "all"])
 def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
     """x <- r_theta(x + eta da/dx) around the mean, clipped to the range of pixels, an image at a time."""
     entry = awkward.get_model("color" if "color" in awkward.MODELS else "plain", torch.float64)
     box = ub.Box(entry.model, entry.inputs)
-    theta = recipe if isinstance(recipe, Regularization) else RECIPES[recipe].theta
-    made = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, every=1)
+    theta = recipe if isinstance(recipe, Regularization) else RECIPE_BY_NAME[recipe].regularization
+    made = deep_visualization(box, [0, 2], recipe=recipe, steps=6, step=0.05, frame_every=1)
     mean = np.broadcast_to(np.asarray(entry.inputs.mean), entry.inputs.shape[0]).reshape(-1, 1, 1)
     start = 10 / 255 * normal(torch.zeros(2, *entry.inputs.shape, dtype=torch.float64), 0).numpy()
     for i, k in enumerate((0, 2)):
@@ -67,7 +67,7 @@ def test_the_loop_is_the_papers(recipe: str | Regularization) -> None:
 
 
 def test_the_settings_are_those_of_table_1() -> None:
-    table = {name: tuple(vars(r.theta).values()) for name, r in RECIPES.items()}
+    table = {name: tuple(vars(r.regularization).values()) for name, r in RECIPE_BY_NAME.items()}
     assert table == {
         "sparse": (0, 0.5, 4, 50, 0),
         "decay": (0.3, 0, 0, 20, 0),

@@ -74,7 +74,7 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
 
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "ASSIGNED", 16)
+    monkeypatch.setattr(drawn, "MAX_ASSIGNED_IMAGES", 16)
     picture = drawn.image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
     assert picture.size == (16, 16)
 

@@ -13,7 +13,7 @@ import unboxed as ub
 from contracts.common import make_case
 from unboxed.activations import nearest_neighbors
 from unboxed.engine.read import features
-from unboxed.engine.read.neighbors import nearest
+from unboxed.engine.read.neighbors import nearest_points
 from unboxed.errors import DataError, InputError, LayerError
 
 
@@ -42,7 +42,7 @@ def test_any_kind_of_data_and_any_batch() -> None:
     c = make_case("plain", torch.float64)
     others = torch.rand(23, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     h, g = (c.box.read(x, ["fc:input"])["fc:input"].flatten(1) for x in (c.x, others))
-    want = nearest(h, g, 4)
+    want = nearest_points(h, g, 4)
     for size in ("auto", 1, 5):
         for kind, data in data_of(others).items():
             got = nearest_neighbors(c.box, c.x, data, k=4, batch_size=size)
@@ -70,8 +70,10 @@ def test_a_net_that_couples_rows_sees_its_data_whole() -> None:
     box = ub.Box(entry.box.model, entry.box.inputs, mode="as-is")
     assert box.batch_dependent
     data = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    address = features.hidden(box)[-1]
-    want = nearest(box.read(entry.x, [address])[address].flatten(1), box.read(data, [address])[address].flatten(1), 3)
+    address = features.hidden_layer_inputs(box)[-1]
+    want = nearest_points(
+        box.read(entry.x, [address])[address].flatten(1), box.read(data, [address])[address].flatten(1), 3
+    )
     got = nearest_neighbors(box, entry.x, Examples(data), k=3, batch_size=2)
     assert torch.equal(got.indices, want.indices)
 
@@ -98,14 +100,14 @@ def test_a_layer_that_gives_nan_is_refused() -> None:
 def test_no_vectors() -> None:
     for bad in (torch.zeros(3), torch.zeros(3, 0), torch.zeros(3, 2, dtype=torch.complex64)):
         with pytest.raises(InputError):
-            nearest(bad, bad, 1)
+            nearest_points(bad, bad, 1)
     with pytest.raises(InputError, match="as many features"):
-        nearest(torch.zeros(3, 2), torch.zeros(3, 3), 1)
+        nearest_points(torch.zeros(3, 2), torch.zeros(3, 3), 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu() -> None:
     x = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0))
-    got, want = nearest(x.cuda(), x.cuda(), 5), nearest(x, x, 5)
+    got, want = nearest_points(x.cuda(), x.cuda(), 5), nearest_points(x, x, 5)
     assert got.indices.device.type == "cuda"
     assert torch.equal(got.indices.cpu(), want.indices)

@@ -69,7 +69,7 @@ def test_the_central_size_and_stride() -> None:
     field = receptive_field(opened(*(m for m, _ in STACKS["pooled"])), "5")
     assert field.size == (12, 12)
     assert field.stride == (4, 4)
-    top, left, bottom, right = field.of(torch.tensor([1, 2])).tolist()
+    top, left, bottom, right = field.bounds_at(torch.tensor([1, 2])).tolist()
     x = torch.rand(3, 1, 24, 18)
     assert torch.equal(field.patch(x, (1, 2)), x[:, :, top:bottom, left:right])
 

@@ -32,7 +32,7 @@ def test_of_equal_examples_the_earlier_ones(size: int) -> None:
     box = linear([[1.0, 0.0], [0.0, 1.0]])
     x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [2.0, 5.0], [0.0, 5.0], [2.0, 5.0]])
     (top,) = top_examples(box, x, "0", 3, batch_size=size)
-    assert top.index.tolist() == [[1, 2, 4], [0, 1, 2]]
+    assert top.example_index.tolist() == [[1, 2, 4], [0, 1, 2]]
     assert top.dead.tolist() == [False, True]  # the same everywhere
 
 
@@ -47,20 +47,20 @@ def test_nan_comes_last_and_out_of_the_statistics(size: int) -> None:
     box = ub.Box(model, ub.Features(("a", "b"), low=(-9, -9), high=(9, 9)), outputs="regression")
     x = torch.tensor([[-1.0, 0.0], [1.0, 2.0], [3.0, -1.0], [-1.0, 4.0], [2.0, 0.0]])
     (top,) = top_examples(box, x, "0", 9, features=None, batch_size=size)
-    assert top.index.tolist() == [[2, 4, 1, 0, 3], [3, 1, 0, 2, 4]]
+    assert top.example_index.tolist() == [[2, 4, 1, 0, 3], [3, 1, 0, 2, 4]]
     assert top.value.isnan().tolist() == [[False] * 3 + [True] * 2, [False] * 3 + [True, False]]
     s = top.statistics
-    assert s.known.tolist() == [3, 2]
+    assert s.n_finite.tolist() == [3, 2]
     torch.testing.assert_close(s.mean.exp(), torch.tensor([6.0 ** (1 / 3), 8.0**0.5]))  # of 3, 2, 1 and of 4, 2
     assert s.counts.sum(1).tolist() == [3, 2]
-    assert top.spread.isnan().all()
+    assert top.mean_distance.isnan().all()
 
 
 def test_a_unit_that_is_nan_everywhere() -> None:
     box = linear([[1.0, 0.0], [float("nan"), 0.0]])
     (top,) = top_examples(box, torch.rand(4, 2), "0", 2)
-    assert top.index[1].tolist() == [0, 1]
-    assert top.statistics.known.tolist() == [4, 0]
+    assert top.example_index[1].tolist() == [0, 1]
+    assert top.statistics.n_finite.tolist() == [4, 0]
     assert top.statistics.mean.isnan().tolist() == [False, True]
     assert top.dead.tolist() == [False, False]  # nothing is known of it
 
@@ -68,9 +68,9 @@ def test_a_unit_that_is_nan_everywhere() -> None:
 def test_fewer_examples_than_asked_for() -> None:
     box, x = box_of("plain")
     (top,) = top_examples(box, x[:3], "conv1", 9)
-    assert top.index.shape == (4, 3)
+    assert top.example_index.shape == (4, 3)
     assert top.position.shape == (4, 3, 2)
-    assert top_examples(box, x[:1], "conv1", 9)[0].spread.isnan().all()
+    assert top_examples(box, x[:1], "conv1", 9)[0].mean_distance.isnan().all()
 
 
 def test_dead_and_mixed_units() -> None:
@@ -83,8 +83,8 @@ def test_dead_and_mixed_units() -> None:
     (top,) = top_examples(box, x, "0", 9, features="input")
     assert top.dead.tolist() == [False, False, True]
     assert top.features == "input"
-    assert float(top.spread[0]) < 0.01
-    assert 0 < top.usual < 1
+    assert float(top.mean_distance[0]) < 0.01
+    assert 0 < top.baseline_distance < 1
 
 
 def test_several_layers_in_one_pass() -> None:
@@ -102,12 +102,12 @@ def test_several_layers_in_one_pass() -> None:
 def test_tokens_have_their_units_where_one_says() -> None:
     box, x = box_of("transformer")
     (tokens,) = top_examples(box, x, "mix.layers.0.linear1", 3)
-    assert tokens.index.shape == (4, 3)  # four tokens
+    assert tokens.example_index.shape == (4, 3)  # four tokens
     (features,) = top_examples(box, x, "mix.layers.0.linear1", 3, axis=-1)
-    assert features.index.shape == (16, 3)
+    assert features.example_index.shape == (16, 3)
     assert features.position.shape == (16, 3, 1)
     h = box.read(x, "mix.layers.0.linear1")["mix.layers.0.linear1"]  # (N, T, C)
-    assert torch.equal(features.index[:, 0], h.amax(1).argmax(0))
+    assert torch.equal(features.example_index[:, 0], h.amax(1).argmax(0))
     field = receptive_field(box, "embed")
     assert field.bounds.shape == (2, 2, 4)
 
@@ -127,11 +127,11 @@ def test_the_examples_themselves(form: str) -> None:
     box, x = box_of("plain")
     data = FORMS[form](x)
     (top,) = top_examples(box, data, "conv2", 4, batch_size=3)
-    assert torch.equal(top.index, top_examples(box, x, "conv2", 4)[0].index)
-    assert torch.equal(top.fetch(data), x[top.index])
-    assert torch.equal(top.fetch(data, 2), x[top.index[2:3]])
+    assert torch.equal(top.example_index, top_examples(box, x, "conv2", 4)[0].example_index)
+    assert torch.equal(top.fetch_examples(data), x[top.example_index])
+    assert torch.equal(top.fetch_examples(data, 2), x[top.example_index[2:3]])
     once = form in ("an iterator", "a generator")
-    assert set(top.inputs) == (set(top.index.flatten().tolist()) if once else set())
+    assert set(top.inputs) == (set(top.example_index.flatten().tolist()) if once else set())
 
 
 def test_ctrl_c_keeps_what_was_seen() -> None:
@@ -148,8 +148,8 @@ def test_ctrl_c_keeps_what_was_seen() -> None:
     got = top_examples(box, x, "conv1", 3, batch_size=4)[0]
     handle.remove()
     assert got.statistics.interrupted
-    assert got.statistics.examples == 8
-    assert torch.equal(got.index, want.index)
+    assert got.statistics.n_examples == 8
+    assert torch.equal(got.example_index, want.example_index)
     torch.testing.assert_close(got.statistics.mean, want.statistics.mean)
     calls[:] = [1, 1]
     box.model.register_forward_pre_hook(stop)
@@ -178,7 +178,7 @@ def test_bad_data(method: Any) -> None:
         with pytest.raises(error):
             method(box, data, "conv1")
     with pytest.raises(InputError, match="of is"):
-        statistics(box, x, "conv1", of="sum")
+        statistics(box, x, "conv1", histogram_of="sum")
 
 
 # ---- projections -----------------------------------------------------------------------------------------------------
@@ -188,10 +188,10 @@ def test_a_projection_of_one_layer_is_its_filter() -> None:
     """The gradient of a neuron of the first layer is its weights, where the neuron sees."""
     box, x = box_of("plain", torch.float64)
     (top,) = top_examples(box, x, "conv1", 3)
-    x = top.fetch(x, 1)[0]
+    x = top.fetch_examples(x, 1)[0]
     found = projections(box, x, "conv1", 1, top.position[1])
     assert found.rule == "gradient"
-    assert "no" in found.why or "none" in found.why
+    assert "no" in found.fallback_reason or "none" in found.fallback_reason
     torch.testing.assert_close(found.value, top.value[1])
     padded = torch.nn.functional.pad(box.model.conv1.weight[1, 0], (7, 7, 7, 7)) / 0.5
     for i in range(3):
@@ -220,7 +220,7 @@ def test_a_net_without_relu_is_told() -> None:
     box, x = box_of("lstm")
     found = projections(box, x[:2], "fc", 0)
     assert (found.rule, found.position.shape) == ("gradient", (2, 0))
-    assert "relu" in found.why.lower()
+    assert "relu" in found.fallback_reason.lower()
 
 
 def test_rows_of_features_have_no_patch() -> None:
@@ -266,8 +266,8 @@ def test_what_an_embedding_receives_is_no_feature() -> None:
     box, x = _embedded()
     (top,) = top_examples(box, x, "fc", k=3)
     (same,) = top_examples(box, x, "fc", k=3, features="fc:input")
-    assert torch.equal(top.spread, same.spread)
-    assert top.spread.isfinite().all()
+    assert torch.equal(top.mean_distance, same.mean_distance)
+    assert top.mean_distance.isfinite().all()
 
 
 def test_top_examples_of_an_embedding() -> None:
@@ -276,4 +276,4 @@ def test_top_examples_of_an_embedding() -> None:
     h = model.table(model.fc(x).argmax(1)).detach()  # (N, 4)
     (top,) = top_examples(box, x, "table", k=3)
     assert torch.equal(top.value, h.topk(3, 0).values.T)
-    assert torch.equal(h.gather(0, top.index.T).T, top.value)
+    assert torch.equal(h.gather(0, top.example_index.T).T, top.value)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.activations import Maps, tsne
-from unboxed.activations.tsne import LayerMap
+from unboxed.activations import TsneMaps, tsne
+from unboxed.activations.tsne import TsneMap
 from unboxed.engine.read import embedding, features
 from unboxed.errors import InputError, LayerError
 
@@ -27,7 +27,7 @@ def clustered(n: int = 90, classes: int = 3) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[ub.Box, Tensor, Tensor, Maps]:
+def made() -> tuple[ub.Box, Tensor, Tensor, TsneMaps]:
     box, (x, y) = make_case("plain").box, clustered()
     return box, x, y, tsne(box, x)
 
@@ -69,7 +69,7 @@ def test_nothing_depends_on_the_number_of_threads() -> None:
     h = torch.randn(300, 20, generator=torch.Generator().manual_seed(0)).numpy()
     found = []
     for jobs in (1, 2):
-        work = embedding.tsne(300, 30.0, 0)
+        work = embedding.make_tsne(300, 30.0, 0)
         work.n_jobs, work.early_exaggeration_iter, work.n_iter = jobs, 3, 3
         found.append(np.array(work.fit(h)))
     assert np.array_equal(*found)
@@ -81,7 +81,7 @@ def test_features_are_the_same_for_any_split(size: int) -> None:
     box, (x, _) = make_case("plain", torch.float64).box, clustered(9)
     x = box.validate_inputs(x)
     paths = ["input", "conv2:input", "logits"]
-    whole, part = (features.read(box, x, paths, batch_size=s, most=100) for s in (9, size))
+    whole, part = (features.read_features(box, x, paths, batch_size=s, max_features=100) for s in (9, size))
     for path in paths:
         assert torch.allclose(whole[path], part[path], rtol=0, atol=1e-12)
 
@@ -91,7 +91,7 @@ def test_few_points(n: int) -> None:
     c = make_case("plain", n=n)
     maps = tsne(c.box, c.x)
     assert all(m.points.shape == (n, 2) and m.points.isfinite().all() for m in maps.layers)
-    assert maps.place(c.x[:1])["input"].shape == (1, 2)
+    assert maps.transform(c.x[:1])["input"].shape == (1, 2)
     if n > 1:
         assert 0 <= maps.layers[0].accuracy(torch.zeros(n, dtype=torch.long)) <= 1
 
@@ -102,7 +102,7 @@ def test_few_points_lie_at_their_principal_components() -> None:
     points = tsne(c.box, c.x, "input").layers[0].points
     u, s, _ = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     assert torch.allclose(points.abs(), (u * s)[:, :2].abs())
-    assert torch.allclose(tsne(c.box, c.x, "input").place(c.x)["input"], points)
+    assert torch.allclose(tsne(c.box, c.x, "input").transform(c.x)["input"], points)
 
 
 def test_equal_examples_lie_at_one_place() -> None:
@@ -126,8 +126,8 @@ def test_named_layers() -> None:
 def test_deep_nets_are_sampled_over_their_depth() -> None:
     model = nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4) for _ in range(12)], nn.Linear(4, 2)).eval()
     box = ub.Box(model, ub.Pixels((1, 2, 2)))
-    assert features.hidden(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
-    assert features.hidden(box, 1) == ["13:input"]
+    assert features.hidden_layer_inputs(box, 4) == ["2:input", "6:input", "9:input", "13:input"]
+    assert features.hidden_layer_inputs(box, 1) == ["13:input"]
 
 
 def test_columns_of_a_table_count_alike() -> None:
@@ -135,15 +135,15 @@ def test_columns_of_a_table_count_alike() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     box = ub.Box(model, ub.Features(("grams", "meters"), mean=(5e4, 0.0), std=(1e4, 1.0)))
     x = torch.tensor([[5e4, 1.0], [6e4, 1.0], [5e4, 0.0]])
-    assert features.read(box, x, ["input"])["input"].tolist() == [[0, 1], [1, 1], [0, 0]]
+    assert features.read_features(box, x, ["input"])["input"].tolist() == [[0, 1], [1, 1], [0, 0]]
 
 
 def test_a_sketch_keeps_distances() -> None:
     h = torch.randn(30, 20_000, generator=torch.Generator().manual_seed(0))
-    far, sketched = torch.pdist(h), torch.pdist(features.sketched(h))
+    far, sketched = torch.pdist(h), torch.pdist(features.count_sketch(h))
     assert ((sketched / far - 1).abs() < 0.1).all()
     assert (sketched != far).all()
-    assert torch.equal(features.sketched(h[3:5]), features.sketched(h)[3:5])
+    assert torch.equal(features.count_sketch(h[3:5]), features.count_sketch(h)[3:5])
 
 
 def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.Monke
     maps = tsne(box, x)
     assert maps.layers[1].embedding.components.shape[1] <= 32
     assert maps["fc:input"].accuracy(y) == 1
-    assert maps.place(x[:3])["conv2:input"].shape == (3, 2)
+    assert maps.transform(x[:3])["conv2:input"].shape == (3, 2)
 
 
 def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) ->
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return embedding.embed(*args, **kwargs)
+        return embedding.fit_tsne(*args, **kwargs)
 
     monkeypatch.setattr(sys.modules["unboxed.activations.tsne"], "embed", embed)  # the method has its file's name
     got = tsne(c.box, c.x)
@@ -176,8 +176,8 @@ def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) ->
         tsne(c.box, c.x)
 
 
-def map_of(points: Tensor) -> LayerMap:
-    return LayerMap("planned", points, None)  # type: ignore[arg-type]
+def map_of(points: Tensor) -> TsneMap:
+    return TsneMap("planned", points, None)  # type: ignore[arg-type]
 
 
 def test_a_point_is_not_its_own_neighbor() -> None:
@@ -209,4 +209,4 @@ def test_labels_and_names_are_checked(made: Any) -> None:
     with pytest.raises(InputError, match="fc:input"):
         maps["fc"]
     with pytest.raises(InputError, match="box"):
-        Maps(maps.layers).place(torch.rand(1, 1, 8, 8))
+        TsneMaps(maps.layers).transform(torch.rand(1, 1, 8, 8))

@@ -41,7 +41,7 @@ def test_tapping_does_not_part_a_tensor_from_its_aliases(x: Tensor) -> None:
     for address in ("conv1", "relu:input", "relu", "relu:relu"):
         assert torch.equal(box.read(x, [address, "logits"])["logits"], want)
     assert torch.equal(box.read(x, "conv1")["conv1"], model.conv1(PIXELS.encode(x)))  # as it was before the ReLU
-    assert torch.equal({m.path: m for m in ub.activations.maps(box, x)}["fc"].given, want)
+    assert torch.equal({m.path: m for m in ub.activations.maps(box, x)}["fc"].outputs, want)
     with box.isolated(grad=False):
         zeroed = box.forward(x, {"logits"}, edits={"relu": torch.zeros_like})["logits"]
     h = torch.zeros(4, 4, 8, 8)
@@ -192,7 +192,7 @@ def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
         ub.attribution.gradient(box, black, 1)
     morph = ub.synthesis.morph(box, black, 1, steps=3)
     assert torch.equal(morph.result, black)
-    assert not morph.reached.any()
+    assert not morph.confidence_reached.any()
 
 
 def test_masks_beside_a_relu_are_told_of(x: Tensor) -> None:

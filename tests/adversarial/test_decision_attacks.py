@@ -18,7 +18,7 @@ from unboxed import data, zoo
 from unboxed.adversarial.attempt import Attempt
 from unboxed.adversarial.decisions import Decisions, gaussian
 from unboxed.adversarial.hop_skip_jump import _Hop
-from unboxed.engine.optimize.constraints import norm_of
+from unboxed.engine.optimize.constraints import unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
 
 with warnings.catch_warnings():
@@ -135,7 +135,7 @@ def test_a_target_needs_starts(attack: Any) -> None:
 def test_the_nearest_start_that_fools_is_taken() -> None:
     c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    attempt = Attempt(c.box, c.x[:2], c.y[:2], norm=norm_of("l2"))
+    attempt = Attempt(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
     z, rows = Decisions(attempt, 100, 0).start(attempt.begin(), pool)
     for image, row in zip(z, rows.tolist(), strict=True):
         good = pool[c.box.predict(pool) != c.y[row]]
@@ -205,7 +205,7 @@ def test_features_and_objectives(attack: Any) -> None:
 def test_the_direction_is_that_of_equation_16(norm: str) -> None:
     c, _ = halves(2)
     z, radius, many = 1 - c.x, torch.tensor([0.5, 0.8]).double(), torch.tensor([9, 14])
-    attempt = Attempt(c.box, c.x, c.y, norm=norm_of(norm))
+    attempt = Attempt(c.box, c.x, c.y, norm=unbounded_ball(norm))
     hopping = _Hop(Decisions(attempt, 1000, seed=4), 10, 0.0)
     got = hopping.direction(z, torch.arange(2), radius, many, 3)
     for i in range(2):

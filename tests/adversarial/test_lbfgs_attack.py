@@ -15,7 +15,7 @@ from torch import Tensor
 import unboxed as ub
 from models import curved, near_a_boundary
 from unboxed.adversarial import distortion, lbfgs
-from unboxed.engine.optimize.lbfgs import Search, begun, chosen
+from unboxed.engine.optimize.lbfgs import LBFGSState, initial_state, select_states
 from unboxed.errors import InputError
 
 N, D = 4, 24
@@ -46,12 +46,12 @@ def looked(f: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
 
-def ours(f: Problem, z: Tensor, looks: int) -> Search:
-    search = begun(z, *looked(f, z), torch.ones(N).double(), LOW, HIGH)
+def ours(f: Problem, z: Tensor, looks: int) -> LBFGSState:
+    search = initial_state(z, *looked(f, z), torch.ones(N).double(), LOW, HIGH)
     for _ in range(looks):
         trial = search.trial(LOW, HIGH)
         assert ((trial >= 0) & (trial <= 1)).all()
-        search = chosen(search.done, search, search.told(trial, *looked(f, trial), LOW, HIGH, 1e-14))
+        search = select_states(search.finished, search, search.update(trial, *looked(f, trial), LOW, HIGH, 1e-14))
     return search
 
 
@@ -77,7 +77,7 @@ def test_another_weight_is_known_without_a_look() -> None:
     g: Problem = lambda z: f(z) + 0.3 * ((z - FAR) ** 2).sum(1)  # noqa: E731
     search = ours(f, torch.full((N, D), 0.5).double(), 5)
     r = search.z - FAR
-    known = search.towards(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
+    known = search.restart_with(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
     value, grad = looked(g, search.z)
     assert torch.allclose(known.value, value)
     assert torch.allclose(known.grad, grad)

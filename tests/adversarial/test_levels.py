@@ -16,7 +16,7 @@ from unboxed.adversarial.attempt import Attempt
 from unboxed.adversarial.levels import saved
 from unboxed.adversarial.levels_grid import grid_of, least
 from unboxed.adversarial.result import Adversarial
-from unboxed.engine.optimize.constraints import L1, L2, Ball, Linf, norm_of
+from unboxed.engine.optimize.constraints import L1, L2, NormBall, Linf, unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.inputs.images import read_image
 from unboxed.plots.pngs import save_png
@@ -48,7 +48,7 @@ def files(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
 
 def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> Attempt:
     """What a perfect minimal attack on a linear model finds: the closed form, by the dual norm."""
-    attempt = Attempt(box, x, 0, norm=norm_of(norm))
+    attempt = Attempt(box, x, 0, norm=unbounded_ball(norm))
     rows = attempt.begin()
     w = box.model.w.detach()
     need = (-(x.flatten(1) @ w + box.model.b.detach()) * (1 + beyond))[:, None]  # (N, 1)
@@ -60,7 +60,7 @@ def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> 
     return attempt
 
 
-def result(attempt: Attempt, ball: Ball | None = None, gradients: bool = True) -> Adversarial:
+def result(attempt: Attempt, ball: NormBall | None = None, gradients: bool = True) -> Adversarial:
     saved(attempt, 8, ball, gradients=gradients)
     made = attempt.result()
     loaded = decoded(made.images)
@@ -176,7 +176,7 @@ def test_what_was_not_found_is_not_looked_for() -> None:
     """A minimal attack that failed gives the original back; within a ball the search may find what it did not."""
     x = files(6)
     box = ub.Box(Linear(0, far=0.05), ub.Pixels(SHAPE))
-    lost = Attempt(box, x, 0, norm=norm_of("l2"))
+    lost = Attempt(box, x, 0, norm=unbounded_ball("l2"))
     lost.begin()
     made = result(lost)
     assert torch.equal(made.success, made.already)
@@ -212,7 +212,7 @@ def test_targets_and_objectives() -> None:
 
 
 @pytest.mark.parametrize("ball", [Linf(0.7 / 255), Linf(3.2 / 255), L2(0.02), L2(0.5), L1(0.4)])
-def test_placed_points_are_inside(ball: Ball) -> None:
+def test_placed_points_are_inside(ball: NormBall) -> None:
     x = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(3))
     x[:10] = (x[:10] * 255).round() / 255
     grid = grid_of(x, 255, ball)

@@ -24,7 +24,7 @@ from unboxed.adversarial.changes import changes
 from unboxed.adversarial.robustness import Robustness, robustness
 from unboxed.adversarial.shares import Share
 from unboxed.cli.attack import run_attack
-from unboxed.engine.read.class_labels import unique
+from unboxed.engine.read.class_labels import unique_names
 from unboxed.errors import DataError, InputError, ModelError
 from unboxed.plots import attacked, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
@@ -108,7 +108,7 @@ def test_classes_of_one_name_are_kept_apart() -> None:
     assert {name: clean.n for name, (clean, _) in found.by_class().items()} == {
         f"a ({k})": int((y == k).sum()) for k in (0, 1)
     }
-    assert unique(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
+    assert unique_names(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
 
 
 def test_a_data_set_does_as_well_as_tensors() -> None:

@@ -269,7 +269,7 @@ def test_tokens_are_laid_on_their_grid(class_token: bool, by_conv: bool) -> None
     assert got.shape == (2, 1, 4, 2)
     assert got.abs().max() > 0
     assert torch.equal(got, cam(box, x, layer=where))
-    h, g = box.read(x, where)[where], gradients(box, ub.logit(0), x, at=where).map
+    h, g = box.read(x, where)[where], gradients(box, ub.logit(0), x, wrt=where).map
     h, g = (t[:, -8:].mT.reshape(2, 8, 4, 2) for t in (h, g))
     assert torch.allclose(got, (g.clamp(min=0) * h).sum(1, keepdim=True).clamp(min=0))
 
@@ -278,10 +278,10 @@ def test_grids_of_tokens() -> None:
     """Told by square patches, with a class token or without, or by the map that was cut; else not told."""
     box = ub.Box(seeded(Residual), COLOR)
     found = {t: token_grid(box, t) for t in (8, 9, 32, 33, 7, 128)}
-    assert {t: (g.size, g.extra) if g else None for t, g in found.items()} == {
+    assert {t: (g.size, g.n_extra_tokens) if g else None for t, g in found.items()} == {
         8: ((4, 2), 0), 9: ((4, 2), 1), 32: ((8, 4), 0), 33: ((8, 4), 1), 7: None, 128: None,
     }  # fmt: skip
     cut = token_grid(box, 13, (4, 2))
     assert cut is not None
-    assert (cut.size, cut.extra) == ((4, 2), 5)
+    assert (cut.size, cut.n_extra_tokens) == ((4, 2), 5)
     assert token_grid(box, 7, (4, 2)) is None

@@ -50,7 +50,7 @@ def test_exact_on_quadratics() -> None:
         assert torch.allclose(integrated_gradients(box, x, 0, n_steps=n).map, want, rtol=1e-12)
     found = integrated_gradients(box, x, 0, tol=1e-12)
     assert torch.allclose(found.map, want, rtol=1e-12)
-    assert found.steps.tolist() == [quadrature.START] * 3
+    assert found.n_steps.tolist() == [quadrature.MAX_INITIAL_POINTS] * 3
 
 
 @pytest.mark.parametrize(("tol", "first"), [(1.0, 4), (0.1, 4), (0.05, 5), (0.03, 9), (0.015, 16), (1e-3, 16)])
@@ -58,7 +58,7 @@ def test_a_loose_tolerance_starts_from_fewer_points(tol: float, first: int) -> N
     """Exact on quadratics from any start, so no point is added to the first look."""
     box, x = opened(lambda z: (z**2 @ W.to(z))[:, None])
     found = integrated_gradients(box, x, 0, tol=tol)
-    assert found.steps.tolist() == [first] * 3
+    assert found.n_steps.tolist() == [first] * 3
     assert torch.allclose(found.map, x**2 * W.view(1, 1, 8, 8), rtol=1e-12)
 
 
@@ -79,9 +79,9 @@ def test_the_tolerance_is_kept(model: str, tol: float) -> None:
     sums = found.map.flatten(1).sum(1)
     k = box.predict(x)
     difference = (box(x) - box(torch.zeros_like(x)))[torch.arange(4), k]
-    assert torch.allclose(found.difference, difference, rtol=1e-9)
-    assert torch.allclose(found.error, (sums - difference).abs(), rtol=1e-6, atol=1e-12)
-    assert torch.equal(found.converged, found.error <= tol * difference.abs())
+    assert torch.allclose(found.score_difference, difference, rtol=1e-9)
+    assert torch.allclose(found.completeness_error, (sums - difference).abs(), rtol=1e-6, atol=1e-12)
+    assert torch.equal(found.converged, found.completeness_error <= tol * difference.abs())
     assert bool(found.converged.all())
 
 
@@ -90,9 +90,9 @@ def test_examples_stop_one_by_one() -> None:
     box, x = opened(lambda z: (z @ W.to(z)).abs()[:, None] + 40 * (z.sum(1, keepdim=True) - 29.1).relu())
     x[0] = W.view(1, 8, 8).clamp(min=0) / 2
     found = integrated_gradients(box, x, 0, tol=1e-6)
-    steps = found.steps.tolist()
-    assert steps[0] == quadrature.START
-    assert max(steps) > quadrature.START
+    steps = found.n_steps.tolist()
+    assert steps[0] == quadrature.MAX_INITIAL_POINTS
+    assert max(steps) > quadrature.MAX_INITIAL_POINTS
     assert sum(box.model.rows) == sum(steps) + 2 * 3  # and the score at both ends
     limit = integrated_gradients(box, x, 0, n_steps=20_000).map
     assert torch.allclose(found.map, limit, atol=1e-3 * float(limit.abs().max()))
@@ -103,7 +103,7 @@ def test_a_kink_is_found() -> None:
     box, x = opened(lambda z: 5 * (z.sum(1, keepdim=True) - 20.123).relu() + z @ W.to(z)[:, None])
     found = integrated_gradients(box, x, 0, tol=1e-6)
     assert bool(found.converged.all())
-    assert int(found.steps.max()) <= 40  # and none where nothing bends
+    assert int(found.n_steps.max()) <= 40  # and none where nothing bends
 
 
 @pytest.mark.parametrize("kept", [16, 24])
@@ -112,7 +112,7 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     most = 0
-    total = quadrature._Looks.total
+    total = quadrature._Evaluations.mean_gradient
 
     def watched(self: Any, weights: Tensor) -> Tensor:
         nonlocal most
@@ -120,13 +120,13 @@ def test_memory_is_bounded(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.allclose(weights.sum(1), torch.ones(len(weights)).double())
         return total(self, weights)
 
-    monkeypatch.setattr(quadrature._Looks, "total", watched)
-    monkeypatch.setattr(quadrature, "KEPT", kept)
+    monkeypatch.setattr(quadrature._Evaluations, "mean_gradient", watched)
+    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         found = integrated_gradients(box, x, 1, baseline="white", tol=1e-4)
     assert most <= kept
-    assert int(found.steps.max()) > kept
+    assert int(found.n_steps.max()) > kept
     limit = integrated_gradients(box, x, 1, baseline="white", n_steps=2000).map
     assert float((found.map - limit).abs().sum() / limit.abs().sum()) < 0.05
     box_, straight = opened(lambda z: z @ W.to(z)[:, None])
@@ -137,26 +137,26 @@ def test_the_calmest_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients beside kinks stay: with half as many kept, the tolerance is still reached, in no more steps."""
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
-    monkeypatch.setattr(quadrature, "KEPT", 40)
+    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", 40)
     found = integrated_gradients(box, x, 1, baseline="white", tol=1e-3)
     assert bool(found.converged.all())
-    assert 40 < int(found.steps.max()) <= 90
+    assert 40 < int(found.n_steps.max()) <= 90
 
 
 def test_what_is_weighed_for_good_is_weighed_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map is the sum over all points of their last weights times their gradients, kept or not."""
-    monkeypatch.setattr(quadrature, "KEPT", 16)
+    monkeypatch.setattr(quadrature, "MAX_STORED_GRADIENTS", 16)
     entry = awkward.get_model("plain", torch.float64)
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     made = list[Any]()
-    look = quadrature._look
-    monkeypatch.setattr(quadrature, "_look", lambda p, t: made.append(look(p, t)) or made[-1])
+    look = quadrature._evaluate
+    monkeypatch.setattr(quadrature, "_evaluate", lambda p, t: made.append(look(p, t)) or made[-1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         found = integrated_gradients(box, x[:1], 1, baseline="white", tol=1e-9, max_steps=60)
     t = torch.cat([h.t for h in made], 1)[0]
     g = torch.cat([h.gradient for h in made], 1)[0]
-    assert len(t) == int(found.steps[0]) > 16
+    assert len(t) == int(found.n_steps[0]) > 16
     ends = torch.cat([torch.zeros(1), t.sort().values, torch.ones(1)]).double()
     h = ends.diff()
     half = torch.cat([h[:1], h[1:-1] / 2, h[-1:]])
@@ -171,7 +171,7 @@ def test_a_budget_that_runs_out_is_told() -> None:
     with pytest.warns(UnboxedWarning, match="did not reach the tolerance for [123] of 3"):
         found = integrated_gradients(box, x, 1, baseline="white", tol=1e-12, max_steps=20)
     assert not bool(found.converged.all())
-    assert int(found.steps.max()) == 20
+    assert int(found.n_steps.max()) == 20
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         integrated_gradients(box, x, 1, baseline="white", n_steps=2)  # who asks for two gets two
@@ -183,7 +183,7 @@ def test_never_more_than_the_budget(max_steps: int) -> None:
     box, x = ub.Box(entry.model, entry.inputs), entry.images().double()
     with pytest.warns(UnboxedWarning):
         found = integrated_gradients(box, x, 1, tol=1e-12, max_steps=max_steps)
-    assert found.steps.tolist() == [max_steps] * 3
+    assert found.n_steps.tolist() == [max_steps] * 3
 
 
 def test_a_score_without_difference() -> None:
@@ -193,7 +193,7 @@ def test_a_score_without_difference() -> None:
     found = integrated_gradients(box, torch.zeros(2, 1, 8, 8))
     assert torch.equal(found.map, torch.zeros(2, 1, 8, 8))
     assert bool(found.converged.all())
-    assert found.steps.tolist() == [quadrature.START] * 2
+    assert found.n_steps.tolist() == [quadrature.MAX_INITIAL_POINTS] * 2
 
 
 def test_rounding_is_not_chased() -> None:
@@ -203,7 +203,7 @@ def test_rounding_is_not_chased() -> None:
     score = ub.logit(1) + 1e6
     found = integrated_gradients(box, x, score, tol=1e-9)
     assert bool(found.converged.all())
-    assert int(found.steps.max()) == quadrature.START
+    assert int(found.n_steps.max()) == quadrature.MAX_INITIAL_POINTS
 
 
 def test_a_gradient_that_is_nan_stops_its_own_row() -> None:
@@ -213,9 +213,9 @@ def test_a_gradient_that_is_nan_stops_its_own_row() -> None:
     x[2] = 0.4
     with pytest.warns(UnboxedWarning):
         found = integrated_gradients(box, x, 0, tol=0.5)
-    assert not bool(found.error[0].isfinite())
+    assert not bool(found.completeness_error[0].isfinite())
     assert found.converged.tolist()[0] is False
-    assert int(found.steps[0]) == quadrature.LEAST
+    assert int(found.n_steps[0]) == quadrature.MIN_INITIAL_POINTS
     assert bool(found.map[1].isfinite().all())
 
 
@@ -235,7 +235,7 @@ def test_where_examples_depend_on_one_another(model: str) -> None:
     assert box.batch_dependent
     with pytest.warns(UnboxedWarning, match="did not reach"):
         found = integrated_gradients(box, x, 1)
-    assert found.steps.tolist() == [50] * 3
+    assert found.n_steps.tolist() == [50] * 3
     want = torch.zeros_like(x)
     for k in range(50):
         h = ((k + 0.5) / 50 * x).requires_grad_()
@@ -251,7 +251,7 @@ def test_a_hidden_unit_stops_the_net_there() -> None:
     assert bool(found.converged.all())
     h, h0 = (box.read(v, "conv2")["conv2"] for v in (x, torch.zeros_like(x)))
     at = tuple(s // 2 for s in h.shape[2:])
-    assert torch.allclose(found.difference, (h - h0)[:, 1, at[0], at[1]], rtol=1e-9)
+    assert torch.allclose(found.score_difference, (h - h0)[:, 1, at[0], at[1]], rtol=1e-9)
 
 
 BAD: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.control_variate import LEAST, Surrogate
-from unboxed.engine.perturb.estimators import Design, local_model
-from unboxed.engine.perturb.masks import Draws, coin_flips, every_subset
+from unboxed.engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
+from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.masks import SampledMasks, bernoulli_masks, all_subsets
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
@@ -28,18 +28,26 @@ def score(z: Tensor) -> Tensor:
 
 def limit() -> Tensor:
     """The weights of the regression on all subsets: what every draw estimates."""
-    z = torch.cat([torch.ones(1, 12), every_subset(12)]).bool()
+    z = torch.cat([torch.ones(1, 12), all_subsets(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), 399 / 2**12)]).double()
-    draws = Draws(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
-    return local_model(Design.of(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0).weights
+    draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
+    return fit_local_model(
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0
+    ).weights
 
 
 @cache
 def drawn(seed: int, control: bool, n: int = 400) -> tuple[Tensor, Tensor]:
-    draws = coin_flips(12, n, seed)
-    known = (Surrogate(draws.z[1:]), coin_flips(12, 8000, seed + 1)) if control else None
-    found = local_model(Design.of(draws, 12, WIDTH, known), score(draws.z), regression="ridge", alpha=1.0, odds=True)
-    return found.weights, found.error
+    draws = bernoulli_masks(12, n, seed)
+    known = (Surrogate(draws.z[1:]), bernoulli_masks(12, 8000, seed + 1)) if control else None
+    found = fit_local_model(
+        RegressionDesign.from_masks(draws, 12, WIDTH, known),
+        score(draws.z),
+        regression="ridge",
+        alpha=1.0,
+        use_log_odds=True,
+    )
+    return found.weights, found.standard_error
 
 
 @cache
@@ -47,8 +55,10 @@ def independent(seed: int, n: int = 400) -> Tensor:
     """As the lime package draws."""
     z = torch.rand(n, 12, generator=torch.Generator().manual_seed(seed)) < 0.5
     z[0] = True
-    draws = Draws(z, torch.arange(n), torch.ones(n).double(), torch.arange(n))
-    return local_model(Design.of(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0).weights
+    draws = SampledMasks(z, torch.arange(n), torch.ones(n).double(), torch.arange(n))
+    return fit_local_model(
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), score(draws.z), regression="ridge", alpha=1.0
+    ).weights
 
 
 def test_the_target_is_the_packages() -> None:
@@ -95,10 +105,12 @@ def bent(z: Tensor) -> Tensor:
 
 def on_all_subsets(n: int, regression: Any) -> Tensor:
     """What n draws estimate."""
-    z = torch.cat([torch.ones(1, 12), every_subset(12)]).bool()
+    z = torch.cat([torch.ones(1, 12), all_subsets(12)]).bool()
     weight = torch.cat([torch.ones(1), torch.full((2**12,), (n - 1) / 2**12)]).double()
-    draws = Draws(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
-    return local_model(Design.of(draws, 12, WIDTH, None), bent(draws.z), regression=regression, alpha=1.0).weights
+    draws = SampledMasks(z, torch.arange(len(z)), weight, torch.full((len(z),), -1))
+    return fit_local_model(
+        RegressionDesign.from_masks(draws, 12, WIDTH, None), bent(draws.z), regression=regression, alpha=1.0
+    ).weights
 
 
 @pytest.mark.parametrize("regression", ["ridge", "ols"])
@@ -107,13 +119,20 @@ def test_intervals_cover(n: int, regression: Any) -> None:
     """1.96 standard errors hold what is estimated nine times in ten or more, with few draws too; nor are they vast."""
     want, off, said = on_all_subsets(n, regression), [], []
     for seed in range(25 if n < 600 else 12):
-        draws = coin_flips(12, n, seed)
-        known = (Surrogate(draws.z[1:]), coin_flips(12, min(4096, 16 * n), seed + 1)) if n >= LEAST else None
-        found = local_model(
-            Design.of(draws, 12, WIDTH, known), bent(draws.z), regression=regression, alpha=float(regression == "ridge")
+        draws = bernoulli_masks(12, n, seed)
+        known = (
+            (Surrogate(draws.z[1:]), bernoulli_masks(12, min(4096, 16 * n), seed + 1))
+            if n >= MIN_TRAINING_MASKS
+            else None
+        )
+        found = fit_local_model(
+            RegressionDesign.from_masks(draws, 12, WIDTH, known),
+            bent(draws.z),
+            regression=regression,
+            alpha=float(regression == "ridge"),
         )
         off.append(found.weights - want)
-        said.append(found.error)
+        said.append(found.standard_error)
     away, error = torch.stack(off), torch.stack(said)
     assert float((away.abs() <= 1.96 * error).double().mean()) >= 0.9
     assert float(error.square().mean().sqrt()) < (1.7 if n >= 48 else 5) * float(away.square().mean().sqrt())
@@ -130,11 +149,11 @@ def test_few_samples_are_told_of() -> None:
 
 def test_masks_are_an_orthogonal_array() -> None:
     """In a whole block every three players are kept in all eight ways equally often; each mask is a fair draw."""
-    z = coin_flips(12, 1 + 2 * 16 * 3, 0).z[1:]
+    z = bernoulli_masks(12, 1 + 2 * 16 * 3, 0).z[1:]
     for i, j, k in [(0, 1, 2), (3, 7, 11), (5, 6, 10)]:
         ways = (4 * z[:, i] + 2 * z[:, j] + z[:, k]).long()
         assert torch.bincount(ways).tolist() == [12] * 8
-    first = torch.stack([coin_flips(12, 40, seed).z[1] for seed in range(400)])
+    first = torch.stack([bernoulli_masks(12, 40, seed).z[1] for seed in range(400)])
     assert float((first.mean(0) - 0.5).abs().max()) < 0.1
     assert float((torch.corrcoef(first.T) - torch.eye(12)).abs().max()) < 0.2
 
@@ -189,7 +208,7 @@ def test_the_model_is_what_it_says() -> None:
     assert torch.allclose(found.score, box.probs(x).gather(1, found.classes[:, None])[:, 0], atol=1e-5)
     assert bool((found.r2 > 0).all())
     assert bool((found.r2 < 1).all())
-    assert bool((found.error > 0)[:, :20].all())
+    assert bool((found.standard_error > 0)[:, :20].all())
 
 
 def test_few_features() -> None:
@@ -198,7 +217,7 @@ def test_few_features() -> None:
     assert int((few.weights != 0).sum()) == 4
     sparse = A.lime(box, x, 7, segments="slic", n_samples=200, regression="lasso", alpha=0.005)
     assert 0 < int((sparse.weights != 0).sum()) < 12
-    assert torch.equal(sparse.weights != 0, sparse.error > 0)
+    assert torch.equal(sparse.weights != 0, sparse.standard_error > 0)
 
 
 @pytest.mark.parametrize("target", [None, ub.channel("conv2", 1), ub.logit(2)])
@@ -222,7 +241,7 @@ def test_a_linear_score_is_found_exactly() -> None:
     want = torch.stack([(w * x)[:, 0][:, found.segments[0] == k].sum(1) for k in range(16)], 1)
     assert torch.allclose(found.weights, want, atol=1e-9)
     assert torch.allclose(found.r2, torch.ones(3).double())
-    assert float(found.error.abs().max()) < 1e-9
+    assert float(found.standard_error.abs().max()) < 1e-9
 
 
 def test_a_regression_net() -> None:

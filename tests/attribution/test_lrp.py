@@ -116,11 +116,16 @@ def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, attend: Attend) -> None:
         super().__init__()
-        self.qkv, self.out, self.heads, self.attend = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), heads, attend
+        self.qkv, self.out, self.column_titles, self.attend = (
+            nn.Linear(dim, 3 * dim),
+            nn.Linear(dim, dim),
+            heads,
+            attend,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
-        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.column_titles, d // self.column_titles).permute(2, 0, 3, 1, 4)
         return self.out(self.attend(q, k, v).transpose(1, 2).reshape(n, t, d))
 
 
@@ -130,7 +135,7 @@ class Multihead(nn.Module):
     def __init__(self, own: Attention, need_weights: bool) -> None:
         super().__init__()
         dim = own.out.in_features
-        self.attention, self.need = nn.MultiheadAttention(dim, own.heads, batch_first=True), need_weights
+        self.attention, self.need = nn.MultiheadAttention(dim, own.column_titles, batch_first=True), need_weights
         state = {"in_proj_weight": own.qkv.weight, "in_proj_bias": own.qkv.bias}
         self.attention.load_state_dict({**state, "out_proj.weight": own.out.weight, "out_proj.bias": own.out.bias})
 
@@ -570,7 +575,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     from unboxed.model.lrp import autograd_functions, composite_ops, mode, op_rules
 
     if fault == "no gate":
-        monkeypatch.setattr(op_rules, "GATES", frozenset())
+        monkeypatch.setattr(op_rules, "GATE_OPS", frozenset())
         with pytest.raises(AssertionError):
             test_spellings_agree("silu", "composite")
     if fault == "scale bears":
@@ -580,7 +585,7 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises((AssertionError, RuleError)):
             test_what_ops_pass_on_adds_up("layer norm")
     if fault == "unmerged":
-        monkeypatch.setattr(mode, "noted", lambda h: autograd_functions.Note(0))
+        monkeypatch.setattr(mode, "noted", lambda h: autograd_functions.Annotation(0))
         with pytest.raises(AssertionError):
             test_batch_norm_is_one_with_the_layer_before_it("gamma")
     if fault == "no copies":

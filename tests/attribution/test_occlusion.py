@@ -16,7 +16,7 @@ import unboxed as ub
 from contracts.common import make_case
 from contracts.test_computes_less import Rows
 from unboxed.attribution import occlusion
-from unboxed.attribution.occlusion import places
+from unboxed.attribution.occlusion import window_starts
 from unboxed.engine.perturb import windows as engine
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
@@ -50,7 +50,7 @@ def images(n: int = 2) -> Tensor:
 def twin(box: ub.Box, x: Tensor, k: Tensor, size: tuple[int, int], step: tuple[int, int], cover: Tensor) -> Any:
     """The definition: one image a window, one after another."""
     h, w = size
-    tops, lefts = (places(n, a, s).tolist() for n, a, s in zip(x.shape[2:], size, step, strict=True))
+    tops, lefts = (window_starts(n, a, s).tolist() for n, a, s in zip(x.shape[2:], size, step, strict=True))
     drops = torch.zeros(len(x), len(tops), len(lefts), dtype=x.dtype)
     logits = torch.zeros(*drops.shape, box.n_outputs, dtype=x.dtype)
     total, count = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
@@ -71,11 +71,11 @@ def twin(box: ub.Box, x: Tensor, k: Tensor, size: tuple[int, int], step: tuple[i
 @pytest.mark.parametrize("local", [True, False])
 def test_its_definition(at: Any, local: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not local:
-        monkeypatch.setattr(engine, "SMALL", 10**9)
+        monkeypatch.setattr(engine, "MIN_PIXELS", 10**9)
     box, x, k = opened(), images(), torch.tensor([1, 3])
     found = occlusion(box, x, k, window=(7, 5), stride=(4, 6), baseline=at)
     want_map, drops, logits = twin(box, x, k, (7, 5), (4, 6), baseline(box, x, at))
-    assert torch.allclose(found.drops, drops, rtol=0, atol=1e-9)
+    assert torch.allclose(found.score_drops, drops, rtol=0, atol=1e-9)
     assert torch.allclose(found.map, want_map, rtol=0, atol=1e-9)
     assert torch.equal(found.predicted, logits.argmax(3))
     own = logits.softmax(3).gather(3, k[:, None, None, None].expand(*drops.shape, 1))[..., 0]
@@ -108,7 +108,7 @@ def test_defaults() -> None:
         model = nn.Sequential(nn.AvgPool2d(side // 4), nn.Flatten(), nn.Linear(16, 3))
         found = occlusion(ub.Box(model, ub.Pixels((1, side, side))), torch.rand(1, 1, side, side), 0)
         assert found.window == (window, window)
-        assert found.drops.shape == (1, count, count)
+        assert found.score_drops.shape == (1, count, count)
         assert int(found.top[-1]) == side - window
 
 
@@ -118,10 +118,10 @@ def test_windows_and_whole_runs_agree(target: Any, monkeypatch: pytest.MonkeyPat
     box, x = opened(), images()
 
     def run(**more: Any) -> Tensor:
-        return occlusion(box, x, target, window=6, stride=(16, 24), **more).drops
+        return occlusion(box, x, target, window=6, stride=(16, 24), **more).score_drops
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "SMALL", 10**9)
+        patch.setattr(engine, "MIN_PIXELS", 10**9)
         want = run()
     assert float(want.abs().max()) > 0
     for more in ({}, {"batch_size": 1}, {"batch_size": 7}):
@@ -160,19 +160,19 @@ class Typed(Small):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how = how
+        self.relu = how
 
     def forward(self, x: Any) -> Any:
-        if self.how == "raises" and not isinstance(x, Tensor):
+        if self.relu == "raises" and not isinstance(x, Tensor):
             raise TypeError("wanted a tensor")
-        if self.how == "differs" and not isinstance(x, Tensor):
+        if self.relu == "differs" and not isinstance(x, Tensor):
             return super().forward(x) + 0.1
-        if self.how == "swallows":
+        if self.relu == "swallows":
             try:
                 assert isinstance(x, Tensor)
             except AssertionError:
                 return torch.zeros(len(x), 4, dtype=x.dtype)
-        if self.how == "counts":
+        if self.relu == "counts":
             x = x + (0.0 if type(x) is Tensor else 0.2)
         return super().forward(x)
 
@@ -182,7 +182,7 @@ def test_nets_that_tell_windows_from_tensors(how: str) -> None:
     x = images()
     want = occlusion(opened(), x, 1, window=6, stride=5)
     got = occlusion(opened(Typed(how)), x, 1, window=6, stride=5)
-    assert torch.allclose(got.drops, want.drops, rtol=0, atol=1e-9)
+    assert torch.allclose(got.score_drops, want.score_drops, rtol=0, atol=1e-9)
 
 
 class Keeping(Small):
@@ -215,7 +215,9 @@ def test_nets_that_keep_maps_keep_tensors() -> None:
     settings: dict[str, Any] = {"window": 6, "stride": (12, 16)}
     got = occlusion(box, x, 1, **settings)
     assert all(torch.is_tensor(h) for h in kept(model))
-    assert torch.allclose(got.drops, occlusion(box, x, 1, **settings, batch_size=1).drops, rtol=0, atol=1e-9)
+    assert torch.allclose(
+        got.score_drops, occlusion(box, x, 1, **settings, batch_size=1).score_drops, rtol=0, atol=1e-9
+    )
 
 
 def test_nets_that_fail_keep_no_windows() -> None:
@@ -266,7 +268,9 @@ def test_a_corner_is_compared_too() -> None:
     x = images() * 0.5
     settings: dict[str, Any] = {"window": 6, "stride": 5, "baseline": "white"}
     want = occlusion(opened(), x, 1, **settings)
-    assert torch.allclose(occlusion(opened(AtCorners()), x, 1, **settings).drops, want.drops, rtol=0, atol=1e-9)
+    assert torch.allclose(
+        occlusion(opened(AtCorners()), x, 1, **settings).score_drops, want.score_drops, rtol=0, atol=1e-9
+    )
 
 
 def test_a_net_that_was_rebuilt_is_looked_at_again() -> None:
@@ -284,8 +288,8 @@ def test_a_net_that_turns_windows_down_later_is_run_whole() -> None:
     model, x = Typed("no"), images()
     box = opened(model)
     want = occlusion(box, x, 1, window=6, stride=5)
-    model.how = "raises"
-    assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).drops, want.drops, rtol=0, atol=1e-9)
+    model.relu = "raises"
+    assert torch.allclose(occlusion(box, x, 1, window=6, stride=5).score_drops, want.score_drops, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("model", awkward.MODELS)
@@ -293,10 +297,12 @@ def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None
     """Small images are run whole; here they are not."""
     c = make_case(model, torch.float64 if model != "bfloat16" else None)
     want = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
-    monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(engine, "MIN_PIXELS", 0)
     got = occlusion(c.box, c.x, 1, window=(2, 3), stride=2)
     close = 1e-9 if model != "bfloat16" else 2e-2
-    assert torch.allclose(got.drops, want.drops, rtol=0, atol=close * max(1.0, float(want.score.abs().max())))
+    assert torch.allclose(
+        got.score_drops, want.score_drops, rtol=0, atol=close * max(1.0, float(want.score.abs().max()))
+    )
 
 
 def test_regression_has_no_classes() -> None:
@@ -340,13 +346,13 @@ def test_windows_put_in_what_they_are_given() -> None:
     box, x = opened(), images()
     patch = torch.rand(3, 4, 5).double()
     corners = torch.tensor([[0, 0], [26, 33], [7, 9], [11, 2]])
-    got = engine.windows(box, x, ub.logit(1), patch, corners, (4, 5))
+    got = engine.window_scores(box, x, ub.logit(1), patch, corners, (4, 5))
     for p, (top, left) in enumerate(corners.tolist()):
         image = x.clone()
         image[:, :, top : top + 4, left : left + 5] = patch
         assert torch.allclose(got.score[:, p], box(image)[:, 1], rtol=0, atol=1e-9)
     for wrong in (torch.tensor([[27, 0]]), torch.tensor([[0, -1]]), torch.zeros(3), torch.zeros(0, 2)):
         with pytest.raises(InputError):
-            engine.windows(box, x, ub.logit(1), patch, wrong, (4, 5))
+            engine.window_scores(box, x, ub.logit(1), patch, wrong, (4, 5))
     with pytest.raises(InputError):
-        engine.windows(box, x, ub.logit(1), patch, corners, (4, 6))
+        engine.window_scores(box, x, ub.logit(1), patch, corners, (4, 6))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.masks import grids
+from unboxed.engine.perturb.masks import rise_masks
 from unboxed.errors import InputError
 
 A = ub.attribution
@@ -18,17 +18,17 @@ A = ub.attribution
 
 def test_masks_are_keyed_by_their_number() -> None:
     like = torch.zeros(1)
-    every = grids(range(6), (9, 12), 3, 0.5, 1, like)
-    assert torch.equal(torch.cat([grids(range(k, k + 2), (9, 12), 3, 0.5, 1, like) for k in (0, 2, 4)]), every)
+    every = rise_masks(range(6), (9, 12), 3, 0.5, 1, like)
+    assert torch.equal(torch.cat([rise_masks(range(k, k + 2), (9, 12), 3, 0.5, 1, like) for k in (0, 2, 4)]), every)
     assert every.shape == (6, 1, 9, 12)
     assert float(every.min()) >= 0
     assert float(every.max()) <= 1
-    assert not torch.equal(grids(range(6), (9, 12), 3, 0.5, 2, like), every)
+    assert not torch.equal(rise_masks(range(6), (9, 12), 3, 0.5, 2, like), every)
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.8])
 def test_every_pixel_is_kept_as_often(keep: float) -> None:
-    mean = grids(range(3000), (8, 8), 3, keep, 0, torch.zeros(1)).mean(0)[0]
+    mean = rise_masks(range(3000), (8, 8), 3, keep, 0, torch.zeros(1)).mean(0)[0]
     assert float((mean - keep).abs().max()) < 0.05
 
 

@@ -26,28 +26,28 @@ class Block(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.mha, self.softmax = how, nn.MultiheadAttention(8, 2, batch_first=True), nn.Softmax(dim=-1)
+        self.relu, self.mha, self.softmax = how, nn.MultiheadAttention(8, 2, batch_first=True), nn.Softmax(dim=-1)
         self.seen = torch.empty(0)
 
     def forward(self, h: Tensor) -> Tensor:
         n, t, _ = h.shape
         q, k, v = F.linear(h, self.mha.in_proj_weight, self.mha.in_proj_bias).view(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
         mask = torch.zeros(t, t).bool()
-        if self.how == "causal":
+        if self.relu == "causal":
             mask = torch.ones(t, t).bool().triu(1)
-        if self.how == "masked":
+        if self.relu == "masked":
             mask[:, 2] = True
         z = (q @ k.mT / 2).masked_fill(mask, -torch.inf)
         self.seen = torch.exp(z - z.logsumexp(-1, keepdim=True)).detach()
-        if self.how == "by hand":
+        if self.relu == "by hand":
             a = z.softmax(-1) @ v
-        elif self.how == "softmax module":
+        elif self.relu == "softmax module":
             a = (self.softmax(z.flatten(0, 1)) @ v.flatten(0, 1)).unflatten(0, (n, 2))
-        elif self.how in ("fused", "causal"):
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=self.how == "causal")
+        elif self.relu in ("fused", "causal"):
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=self.relu == "causal")
         else:
-            given = {"attn_mask": mask} if self.how == "masked" else {}
-            return h + self.mha(h, h, h, need_weights=self.how == "with weights", **given)[0]
+            given = {"attn_mask": mask} if self.relu == "masked" else {}
+            return h + self.mha(h, h, h, need_weights=self.relu == "with weights", **given)[0]
         return h + self.mha.out_proj(a.transpose(1, 2).flatten(2))
 
 
@@ -87,7 +87,7 @@ def test_in_every_spelling(how: str, class_token: bool) -> None:
     with torch.no_grad():
         box.model(box.inputs.encode(x))
     want = by_hand([block.seen for block in box.model.blocks])
-    assert made.layers == 3
+    assert made.n_layers == 3
     assert torch.allclose(made.attention, want, rtol=1e-9, atol=1e-12)
     row = want[:, 0, 1:] if class_token else want.mean(1)
     grid = row.view(3, 1, 4, 2)
@@ -158,7 +158,7 @@ def test_hugging_face(how: str) -> None:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         want = by_hand(list(model(x, output_attentions=True).attentions))
-    assert made.layers == 2
+    assert made.n_layers == 2
     assert torch.allclose(made.attention, want, rtol=1e-6)  # its softmax is in single precision
     assert made.map.shape == (2, 1, 16, 16)
     assert ub.attribution.layer_cam(box, x, 0).shape == (2, 1, 16, 16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed.cards import cards
-from unboxed.engine.perturb.masks import shapley_pairs
+from unboxed.engine.perturb.masks import shapley_mask_pairs
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
@@ -29,9 +29,9 @@ def table(columns: int = 12, seed: int = 2) -> tuple[ub.Box, Tensor]:
 def test_values_sum_exactly(n: int) -> None:
     box, x = table()
     found = A.kernel_shap(box, x, 1, n_samples=n)
-    assert torch.allclose(found.values.sum(1), found.score - found.base, atol=1e-10)
+    assert torch.allclose(found.values.sum(1), found.score - found.baseline_score, atol=1e-10)
     assert torch.allclose(found.score, box(x)[:, 1])
-    assert torch.allclose(found.base, box(torch.zeros_like(x))[:, 1])
+    assert torch.allclose(found.baseline_score, box(torch.zeros_like(x))[:, 1])
 
 
 def test_more_draws_are_nearer() -> None:
@@ -46,7 +46,7 @@ def test_standard_errors_are_true() -> None:
     box, x = table()
     each = [A.kernel_shap(box, x[:1], 1, n_samples=200, seed=seed) for seed in range(60)]
     found = torch.stack([e.values[0] for e in each]).std(0)
-    said = torch.stack([e.error[0] for e in each]).square().mean(0).sqrt()
+    said = torch.stack([e.standard_error[0] for e in each]).square().mean(0).sqrt()
     assert 0.65 < float((said / found).median()) < 1.6
     exact = A.shapley(box, x[:1], 1).values[0]
     off = torch.stack([e.values[0] for e in each]).mean(0) - exact
@@ -61,7 +61,7 @@ def test_intervals_cover(n: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         each = [A.kernel_shap(box, x[:1], 1, n_samples=n, seed=seed) for seed in range(25)]
-    off, error = torch.cat([e.values for e in each]) - want, torch.cat([e.error for e in each])
+    off, error = torch.cat([e.values for e in each]) - want, torch.cat([e.standard_error for e in each])
     assert float((off.abs() <= 1.96 * error).double().mean()) >= 0.9
     assert float(error.square().mean().sqrt()) < (2 if n >= 48 else 6) * float(off.square().mean().sqrt())
 
@@ -99,7 +99,7 @@ def test_an_image_beside_a_table() -> None:
         x = {"image": torch.rand(1, 1, 16, 16), "row": torch.rand(1, columns) + 0.1}
         found = A.shapley(box, x, 0)
         assert found.values.shape == (1, count)
-        assert torch.allclose(found.values.sum(1), found.score - found.base, atol=1e-4)
+        assert torch.allclose(found.values.sum(1), found.score - found.baseline_score, atol=1e-4)
         assert set(found.map) == {"image", "row"}
         for method in (A.lime, A.kernel_shap):
             assert set(method(box, x, 0, n_samples=200).map) == {"image", "row"}
@@ -119,13 +119,13 @@ def test_pairs_cancel_what_two_players_do_together() -> None:
     x = torch.rand(2, 8) + 0.5
     found = A.kernel_shap(box, x, 0, n_samples=40)
     assert torch.allclose(found.values, A.shapley(box, x, 0).values, atol=1e-4)
-    assert float(found.error.max()) < 1e-4
+    assert float(found.standard_error.max()) < 1e-4
 
 
 @pytest.mark.parametrize(("a", "n"), [(5, 20), (8, 50), (12, 100), (12, 400), (30, 200), (60, 300), (7, 126)])
 def test_masks_come_in_pairs_within_the_budget(a: int, n: int) -> None:
-    draws = shapley_pairs(a, n, seed=1)
-    assert len(draws.masks) <= len(draws.at) <= n
+    draws = shapley_mask_pairs(a, n, seed=1)
+    assert len(draws.masks) <= len(draws.mask_index) <= n
     rows = {tuple(row.tolist()) for row in draws.masks}
     assert all(tuple(not v for v in row) in rows for row in rows)
     assert int(draws.masks.sum(1).min()) > 0
@@ -140,7 +140,7 @@ def test_columns_that_are_the_baseline_get_zero() -> None:
     found = A.kernel_shap(box, x, 1, n_samples=2**8)  # the others' subsets are all run
     assert torch.equal(found.values[:, :12], torch.zeros(3, 12).double())
     assert torch.allclose(found.values, A.shapley(box, x, 1).values)
-    assert float(found.error.max()) == 0
+    assert float(found.standard_error.max()) == 0
 
 
 def test_too_many_players() -> None:
@@ -157,7 +157,7 @@ def test_every_number_is_the_baseline() -> None:
     box, x = table(6)
     for found in (A.shapley(box, torch.zeros_like(x), 1), A.kernel_shap(box, torch.zeros_like(x), 1)):
         assert torch.equal(found.values, torch.zeros(3, 6).double())
-        assert torch.equal(found.score, found.base)
+        assert torch.equal(found.score, found.baseline_score)
 
 
 @pytest.mark.parametrize("bad", [{"n_samples": 1}, {"n_samples": 30.0}, {"seed": 1.5}, {"seed": "x"}], ids=str)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unboxed import Box, Pixels
-from unboxed.engine.read.neighbors import nearest
+from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Section, report
 from unboxed.report.context import ReportContext
 from unboxed.report.plane import LayerMap, MapBlock, make_atlas
@@ -44,7 +44,9 @@ def build(context: ReportContext) -> Sequence[Any]:
         "columns": made.columns,
         "hard": made.pixelated,
     }
-    near = nearest(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(N // 200, 1)
+    near = nearest_points(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(
+        N // 200, 1
+    )
     layers = [LayerMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
               LayerMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"says {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
@@ -72,7 +74,7 @@ class Map:
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else self.faults.append(r.url))
         page.goto(url)
         self.canvas = page.locator(".map-stage canvas")
-        self.panel, self.said = page.locator(".map-panel"), page.locator(".map-said")
+        self.panel, self.sentence = page.locator(".map-panel"), page.locator(".map-said")
         self.canvas.evaluate("(c) => c.scrollIntoView({ block: 'center' })")
         page.wait_for_timeout(100)
 
@@ -149,7 +151,7 @@ def test_a_click_shows_the_neighbors_and_they_lead_on(desktop: Map) -> None:
     assert desktop.view["chosen"] == 0
     near = desktop.panel.locator(".map-near button")
     assert near.count() == 6
-    assert "example 5, says cat" in (desktop.said.text_content() or "").lower()
+    assert "example 5, says cat" in (desktop.sentence.text_content() or "").lower()
     first = near.first.get_attribute("aria-label") or ""
     near.first.click()
     assert desktop.view["chosen"] > 0
@@ -223,7 +225,7 @@ def test_layers_are_switched(desktop: Map) -> None:
     assert desktop.view["layer"] == 0
     assert desktop.place(0) != before
     assert [b.get_attribute("aria-pressed") for b in buttons.all()] == ["true", "false"]
-    assert "Raw pixels" in (desktop.said.text_content() or "")
+    assert "Raw pixels" in (desktop.sentence.text_content() or "")
     desktop.page.mouse.move(*desktop.place(2))
     assert desktop.view["hover"] == 2  # the index of places is that of the new layer
 

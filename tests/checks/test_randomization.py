@@ -17,7 +17,13 @@ from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
 from unboxed.engine import randomized as engine
-from unboxed.engine.randomized import WHOLE, Weights, randomized, untrained, weighted
+from unboxed.engine.randomized import (
+    MODEL_ITSELF,
+    WeightedLayer,
+    randomize_layers,
+    randomize_all_layers,
+    layers_with_weights,
+)
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 
 FIGURES = ("signed", "absolute", "ssim", "hog")
@@ -29,7 +35,7 @@ def picture(box: Box, x: Tensor, target: Any) -> Tensor:
 
 
 def names(box: Box) -> list[str]:
-    return [layer.name for layer in weighted(box)]
+    return [layer.name for layer in layers_with_weights(box)]
 
 
 # ---- Adebayo et al.'s result, small ----------------------------------------------------------------------------------
@@ -106,14 +112,17 @@ def test_cascading_adds_up_and_independent_takes_one_layer_at_a_time() -> None:
     assert down.layers == each.layers == ("fc", "conv2", "conv1")
     assert down.maps is not None
     assert each.maps is not None
-    known = {layer.name: layer for layer in weighted(box)}
+    known = {layer.name: layer for layer in layers_with_weights(box)}
     for i, name in enumerate(down.layers):
-        both = randomized(box, [known[n] for n in down.layers[: i + 1]], 3), randomized(box, [known[name]], 3)
+        both = (
+            randomize_layers(box, [known[n] for n in down.layers[: i + 1]], 3),
+            randomize_layers(box, [known[name]], 3),
+        )
         for found, other in zip((down, each), both, strict=True):
             assert torch.equal(found.maps[i], attribution.gradient(other, x, y))
         mine, its = box.model.state_dict(), both[1].model.state_dict()
         assert {k for k in mine if not torch.equal(mine[k], its[k])} == {f"{name}.weight", f"{name}.bias"}
-    assert torch.equal(down.maps[2], attribution.gradient(untrained(box, 3), x, y))
+    assert torch.equal(down.maps[2], attribution.gradient(randomize_all_layers(box, 3), x, y))
     assert torch.equal(down.signed, torch.stack([checks.map_similarity(down.original, m).signed for m in down.maps]))
     assert not torch.equal(down.signed, randomization(box, x, attribution.gradient, seed=4).signed)
 
@@ -165,8 +174,8 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
         ("bfloat16", ["fc", "conv2", "conv1"]),
         ("double", ["fc", "conv2", "conv1"]),
         ("lstm", ["fc", "lstm"]),
-        ("attention", ["fc", "mix", "embed", WHOLE]),
-        ("scripted_part", ["fc", "conv2", WHOLE]),
+        ("attention", ["fc", "mix", "embed", MODEL_ITSELF]),
+        ("scripted_part", ["fc", "conv2", MODEL_ITSELF]),
         ("compiled", ["fc", "conv2", "conv1"]),
         ("dict_output", ["fc", "conv2", "conv1"]),
     ],
@@ -191,7 +200,7 @@ def test_nets_that_people_have(name: str, layers: list[str]) -> None:
 
 def test_batch_statistics_start_anew() -> None:
     box, _ = boxed("batchnorm")
-    norm = untrained(box, 0).model.norm
+    norm = randomize_all_layers(box, 0).model.norm
     assert norm.running_mean.tolist() == [0] * 4
     assert norm.running_var.tolist() == [1] * 4
     norm = nn.BatchNorm2d(2, affine=False)
@@ -201,11 +210,11 @@ def test_batch_statistics_start_anew() -> None:
 
 def test_normalized_weights_are_new_and_of_the_old_size() -> None:
     box, _ = boxed("weight_normed")
-    old, new = (b.model.conv1.weight.detach().flatten() for b in (box, untrained(box, 0)))
+    old, new = (b.model.conv1.weight.detach().flatten() for b in (box, randomize_all_layers(box, 0)))
     assert abs(float(torch.dot(old, new) / (old.norm() * new.norm()))) < 0.6
     assert 0.5 < float(new.norm() / old.norm()) < 2
     box, _ = boxed("spectral_normed")
-    other = untrained(box, 0)
+    other = randomize_all_layers(box, 0)
     other.model.eval()
     assert float(torch.linalg.matrix_norm(other.model.conv2.weight.detach().flatten(1), 2)) == pytest.approx(
         1, abs=0.02
@@ -219,23 +228,27 @@ class Odd(nn.Module):
         super().__init__()
         self.conv, self.fc, self.head = nn.Conv2d(1, 4, 3), nn.Linear(144, 4), nn.Linear(144, 4)
         self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 144))
-        self.tied = nn.Linear(4, 4)
+        self.depends_on_ties = nn.Linear(4, 4)
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def reset_parameters(self) -> None:
-        for module in (self.conv, self.fc, self.tied):
+        for module in (self.conv, self.fc, self.depends_on_ties):
             module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x).relu().flatten(1) * self.gain
-        return nn.functional.linear(self.fc(h), self.tied.weight) * self.scale
+        return nn.functional.linear(self.fc(h), self.depends_on_ties.weight) * self.scale
 
 
 def test_a_layer_draws_its_own_weights_and_no_others() -> None:
     torch.manual_seed(0)
     box = Box(Odd().eval(), awkward.GRAY_INPUTS)
-    assert weighted(box) == (Weights(WHOLE, ("", "tied")), Weights("conv", ("conv",)), Weights("fc", ("fc",)))
-    whole = randomized(box, weighted(box)[:1], 0).model.state_dict()
+    assert layers_with_weights(box) == (
+        WeightedLayer(MODEL_ITSELF, ("", "tied")),
+        WeightedLayer("conv", ("conv",)),
+        WeightedLayer("fc", ("fc",)),
+    )
+    whole = randomize_layers(box, layers_with_weights(box)[:1], 0).model.state_dict()
     old = box.model.state_dict()
     assert {k for k in old if not torch.equal(old[k], whole[k])} == {"gain", "tied.weight", "tied.bias"}
     assert abs(float(whole["gain"].mean()) - 1) < 0.1
@@ -248,7 +261,7 @@ def test_a_layer_is_not_drawn_as_it_was_built() -> None:
     for seed in range(6):
         torch.manual_seed(seed)
         box = Box(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), awkward.GRAY_INPUTS)
-        for other in (untrained(box, seed), untrained(box, 0)):
+        for other in (randomize_all_layers(box, seed), randomize_all_layers(box, 0)):
             assert not torch.equal(other.model[0].weight, box.model[0].weight)
 
 

@@ -110,8 +110,8 @@ class Planned:
         self.orders.append(parts)
         chance = self.random[kwargs["baseline"]]
         area = chance if signed is None else self.signed if signed else self.magnitude
-        middle = 2 * area - (self.start + self.end) / 2  # trapezoids over 0, 1/2, 1
-        curve = torch.tensor([[self.start, middle, self.end]], dtype=torch.float64).expand(len(x), 3)
+        middle = 2 * area - (self.start + self.final_op) / 2  # trapezoids over 0, 1/2, 1
+        curve = torch.tensor([[self.start, middle, self.final_op]], dtype=torch.float64).expand(len(x), 3)
         return PerturbationCurve(torch.tensor([0, 0.5, 1], dtype=torch.float64), curve)
 
     @property

@@ -19,7 +19,7 @@ import unboxed as ub
 from contracts.common import CARDS, MethodCase, call_example, call_with_warnings, case_labels, has_parameters, make_case
 from unboxed.cards import AXIOMS
 from unboxed.engine.perturb.baselines import baseline
-from unboxed.engine.results import map_of
+from unboxed.engine.results import attribution_map
 
 PLAYERS: dict[str, dict[str, Any]] = {"segments": {"segments": "pixels"}, "window": {"window": 1, "stride": 1}}
 """Settings by which each pixel plays for itself, for methods that have such a setting."""
@@ -43,7 +43,7 @@ def alone(name: str, **more: Any) -> dict[str, Any]:
 
 def explained(name: str, box: ub.Box, x: Tensor, target: Any, **more: Any) -> Tensor:
     settings = {k: v for k, v in alone(name, **more).items() if has_parameters(CARDS[name], k)}
-    return map_of(call_example(CARDS[name], MethodCase(box, x, box.predict(x)), **settings, target=target))
+    return attribution_map(call_example(CARDS[name], MethodCase(box, x, box.predict(x)), **settings, target=target))
 
 
 def linear(inputs: ub.Pixels | ub.Features, k: int = 3) -> ub.Box:
@@ -107,7 +107,7 @@ def test_completeness(name: str, model: str, at: Any) -> None:
     y = case_labels(model, 3)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        got = map_of(call_with_warnings(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
+        got = attribution_map(call_with_warnings(card, c, target=y, baseline=at, **settings)).flatten(1).sum(1)
     missed = name in LOOSE and any("did not reach the tolerance" in str(w.message) for w in heard)  # and says so
     rows = torch.arange(3)
     want = c.box(c.x)[rows, y] - c.box(baseline(c.box, c.x, at))[rows, y]
@@ -175,10 +175,10 @@ class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.image, self.table, self.end = nn.Linear(8, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+        self.image, self.table, self.final_op = nn.Linear(8, 6), nn.Linear(5, 6), nn.Linear(6, 3)
 
     def forward(self, image: Tensor, table: Tensor) -> Tensor:
-        return self.end((self.image(image.flatten(1)) + self.table(table)).relu())
+        return self.final_op((self.image(image.flatten(1)) + self.table(table)).relu())
 
 
 PARTS = {"image": SMALL, "table": COLUMNS}
@@ -239,10 +239,10 @@ def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
     layer = {"regression": "0.conv2", "multilabel": "conv2", "segmentation": "second"}[output]  # with a ReLU below
     objective = ub.channel(layer, 1) if target == "unit" else target
     c = MethodCase(box, x, torch.zeros(3, dtype=torch.long))
-    got = map_of(call_example(CARDS[name], c, target=objective))
+    got = attribution_map(call_example(CARDS[name], c, target=objective))
     assert got.shape[0] == 3
     assert got.isfinite().all()
     if name in RECTIFIED and not got.any():
         opposite = -(objective if target == "unit" else ub.logit(objective))
-        got = map_of(call_example(CARDS[name], c, target=opposite))
+        got = attribution_map(call_example(CARDS[name], c, target=opposite))
     assert float(got.abs().max()) > 0

@@ -24,13 +24,13 @@ from contracts.common import (
     methods,
     result_tensors,
 )
-from unboxed.engine.gradients.score import Unclamp, gradients
-from unboxed.engine.optimize.ascent import MEET, Ascent, ascend
+from unboxed.engine.gradients.score import ReluBypass, gradients
+from unboxed.engine.optimize.ascent import SYNC_EVERY, OptimizationConfig, optimize
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
-from unboxed.engine.optimize.optimizers import LBFGS, Normalized
-from unboxed.engine.optimize.parameterizations import Canvas, Fourier, Raw
-from unboxed.engine.optimize.transforms import roll, wobble
+from unboxed.engine.optimize.optimizers import RowLBFGS, NormalizedGradient
+from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
+from unboxed.engine.optimize.transforms import random_roll, random_affine
 from unboxed.objectives import Constant, color_distance, logprob, match, roughness
 
 DEPTH = 8
@@ -234,24 +234,24 @@ class Looks(TorchDispatchMode):
         return {step for step, _ in self.seen}
 
 
-def looks(c: MethodCase, plan: Ascent, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
+def looks(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
     """How often a climb looks at values if its device is slow to ask."""
     monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
-    monkeypatch.setattr(Constant, "span", lambda self: None)  # as it is for what lies on an accelerator
+    monkeypatch.setattr(Constant, "value_range", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
     with Looks(lambda: len(rows.seen)) as found:
-        climb = ascend(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
+        climb = optimize(c.box, logprob(c.y) + 0.1 * ub.logit(0), canvas, plan)
     assert len(rows.seen) > 8
     assert climb.history.isfinite().all()
     return found
 
 
-def climbing(c: MethodCase, unclamp: Unclamp = "last", keep_going: bool = False, **more: Any) -> Ascent:
+def climbing(c: MethodCase, unclamp: ReluBypass = "last", keep_going: bool = False, **more: Any) -> OptimizationConfig:
     """Towards each row's class, until one is surer than half; rows are there at different steps, one never."""
     until = logprob(c.y) - torch.tensor([-0.05, -1e-9, -0.6])
     settings: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.02), **more}
-    return Ascent(STEPS, until=until, unclamp=unclamp, keep_going=keep_going, **settings)
+    return OptimizationConfig(STEPS, stop_when=until, relu_bypass=unclamp, continue_finished=keep_going, **settings)
 
 
 def dead() -> MethodCase:
@@ -270,34 +270,34 @@ def dead() -> MethodCase:
 @pytest.mark.parametrize("keep_going", [False, True])
 @pytest.mark.parametrize("unclamp", ["no", "last", "all"])
 def test_a_slow_device_is_met_every_eighth_step(
-    model: str, keep_going: bool, unclamp: Unclamp, monkeypatch: pytest.MonkeyPatch
+    model: str, keep_going: bool, unclamp: ReluBypass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c = dead() if model == "dead" else make_case(model)
-    found = looks(c, climbing(c, unclamp, keep_going), Raw(c.x), monkeypatch)
-    assert len(found.meetings) <= STEPS // MEET, found.seen
-    assert len(found.seen) <= 2 * (STEPS // MEET), found.seen
+    found = looks(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
+    assert len(found.meetings) <= STEPS // SYNC_EVERY, found.seen
+    assert len(found.seen) <= 2 * (STEPS // SYNC_EVERY), found.seen
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
-    return roll(2)(wobble(noise=0.1)(x, generator), generator)
+    return random_roll(2)(random_affine(noise=0.1)(x, generator), generator)
 
 
-@pytest.mark.parametrize("kind", [Fourier.noise, CPPN.noise])
-@pytest.mark.parametrize("rule", [Normalized, LBFGS])
+@pytest.mark.parametrize("kind", [FourierCanvas.noise, CPPN.noise])
+@pytest.mark.parametrize("rule", [NormalizedGradient, RowLBFGS])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("color")
     plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
-    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // MEET
+    assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_EVERY
 
 
 def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
     c = make_case("plain")
     monkeypatch.setattr("unboxed.engine.optimize.ascent.MEET", 1)
-    assert len(looks(c, climbing(c), Raw(c.x), monkeypatch).meetings) > STEPS // 2
+    assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
     plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
-    assert len(looks(c, plan, Raw(c.x), monkeypatch).meetings) >= STEPS
+    assert len(looks(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
 
 
 def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
@@ -313,10 +313,10 @@ def test_what_a_climb_holds_is_copied_to_the_device_once() -> None:
 
     there = c.box.read(c.x, "conv1")["conv1"].double()
     goal = 0.1 * match("conv1", there) + logprob(c.y.int()) * torch.ones(3).double()
-    canvas = Fourier.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
+    canvas = FourierCanvas.noise(c.x, 0, Palette(torch.full((3,), 0.4).double(), torch.eye(3).double()))
     rows = Rows(c.box.model)
-    plan = Ascent(4, partial(torch.optim.SGD, lr=0.1), prior=-color_distance(torch.zeros(3).double()))
+    plan = OptimizationConfig(4, partial(torch.optim.SGD, lr=0.1), prior=-color_distance(torch.zeros(3).double()))
     with Made():
-        ascend(c.box, goal, canvas, plan)
+        optimize(c.box, goal, canvas, plan)
     assert made
     assert max(made) <= 1

@@ -37,13 +37,13 @@ class CtrlC:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self.calls += 1
-        if self.calls == self.fatal:
+        if self.calls == self.fail_at_call:
             raise KeyboardInterrupt
         if self.first is None and torch.is_grad_enabled():
             self.first = self.calls
 
     def at(self, k: int) -> None:
-        self.calls, self.fatal, self.first = 0, k, None
+        self.calls, self.fail_at_call, self.first = 0, k, None
 
 
 def interrupted(c: MethodCase, name: str, k: int, **settings: Any) -> Any:

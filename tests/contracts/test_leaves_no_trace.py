@@ -26,8 +26,8 @@ from contracts.common import (
     result_tensors,
 )
 from contracts.trace import changes, snapshot
-from unboxed.engine.optimize.ascent import Ascent, _Climber
-from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.engine.optimize.ascent import OptimizationConfig, _BatchOptimizer
+from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import UnboxedError
 from unboxed.testing.contracts import PlantedError, scramble_rngs
 
@@ -132,8 +132,8 @@ def test_between_frames_and_after_an_abandoned_climb(model: str) -> None:
     c = make_case(model)
     scramble_rngs(1)
     before = snapshot(c.box.model, c.x, c.y)
-    plan = Ascent(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
-    looks = _Climber(c.box, ub.loss(c.y), Raw(c.x), plan, plan.constraint, slice(0, 3))._steps()
+    plan = OptimizationConfig(steps=5, optimizer=partial(torch.optim.SGD, lr=0.1))
+    looks = _BatchOptimizer(c.box, ub.loss(c.y), RawCanvas(c.x), plan, plan.constraint, slice(0, 3))._iterate()
     for _ in range(3):
         next(looks)
         assert changes(before, snapshot(c.box.model, c.x, c.y)) == []

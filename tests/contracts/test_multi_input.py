@@ -135,7 +135,7 @@ def test_one_answer_however_the_data_come(kind: str) -> None:
     items = [structure(kind, i, r) for i, r in zip(image, row, strict=True)]
     forms = [x, (x, y), items, list(zip(items, y.tolist(), strict=True))]
     top = [ub.activations.top_examples(box, data, ["conv"], k=2)[0] for data in forms]
-    assert all(torch.equal(t.index, top[0].index) and torch.equal(t.value, top[0].value) for t in top)
+    assert all(torch.equal(t.example_index, top[0].example_index) and torch.equal(t.value, top[0].value) for t in top)
     seen = [ub.activations.statistics(box, data, ["conv"])[0] for data in (*forms, iter(items))]
     assert all(torch.allclose(s.mean, seen[0].mean) for s in seen)
     h = box.read(x, "conv")["conv"]
@@ -155,7 +155,7 @@ def test_a_map_of_the_inputs_is_in_normalized_units(kind: str) -> None:
     box, x = opened(kind), values(kind, 8)
     made = ub.activations.tsne(box, x, "input")
     assert made["input"].points.shape == (8, 2)
-    assert made.place(values(kind, 2))["input"].shape == (2, 2)
+    assert made.transform(values(kind, 2))["input"].shape == (2, 2)
 
 
 @each_kind

@@ -264,7 +264,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             m.training = False
         yield
 
-    monkeypatch.setattr(state, "flags", flags)
+    monkeypatch.setattr(state, "mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("batchnorm_in_train_mode")
 
@@ -279,7 +279,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         modules[0].train(training)
 
-    monkeypatch.setattr(state, "flags", flags)
+    monkeypatch.setattr(state, "mode_flags", flags)
     with Fault:
         test_leaves_no_trace.test_opening_a_net("overrides_train")
 
@@ -297,7 +297,7 @@ def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: s
 
 
 def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "seeded", nothing)
+    monkeypatch.setattr(state, "seeded_rngs", nothing)
     with Fault:
         covered(check_run, "draws")
 
@@ -326,21 +326,21 @@ def test_a_tap_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
         self.acts.update(dict.fromkeys(set(self.acts) - before, h))
         return new
 
-    monkeypatch.setattr(hooks._Recorder, "meet", careless)
+    monkeypatch.setattr(hooks._Recorder, "on_op", careless)
     with Fault:
         test_awkward.test_layers_read_as_they_were_given("inplace_relu")
 
 
 def test_a_rule_that_misses_a_relu(monkeypatch: pytest.MonkeyPatch) -> None:
     relus = relu_rules._rectifier_nodes
-    monkeypatch.setattr(relu_rules, "_rectifiers", lambda *args: relus(*args)[:1])
+    monkeypatch.setattr(relu_rules, "_rectifier_nodes", lambda *args: relus(*args)[:1])
     with Fault:
         test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
 
 
 def test_a_rule_for_modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer's guided backprop with F.relu: silently the plain gradient."""
-    monkeypatch.setattr(relu_rules, "_rectifiers", lambda *args: [])
+    monkeypatch.setattr(relu_rules, "_rectifier_nodes", lambda *args: [])
     with Fault:
         test_gradients.test_every_spelling_against_the_chain_rule("guided_backprop", "functional_relu", "auto")
 
@@ -350,14 +350,14 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         generator = torch.Generator().manual_seed(rng.derive_seed(*parts))
         return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
 
-    monkeypatch.setattr(rng, "_rowwise", alike)
+    monkeypatch.setattr(rng, "_sample_rows", alike)
     with Fault:
         test_seed.test_rows_draw_for_themselves("pgd")
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5), ("l1", 0.3)])
 def test_a_ball_that_holds_nothing(norm: str, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for ball in constraints.NORMS.values():
+    for ball in constraints.BALL_BY_NORM.values():
         monkeypatch.setattr(ball, "project", lambda self, x, centre: x)
     monkeypatch.setattr(constraints.Constraint, "inside", lambda self, x: x)
     with Fault:
@@ -373,7 +373,7 @@ def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_work_in_the_nets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 the small steps vanish."""
     accept = ub.Box.validate_inputs
-    monkeypatch.setattr(ub.Box, "accept", lambda self, x: accept(self, x).to(self.model_dtype))
+    monkeypatch.setattr(ub.Box, "validate_inputs", lambda self, x: accept(self, x).to(self.model_dtype))
     with Fault:
         test_dtype_device.test_small_steps_survive_a_bfloat16_net()
 

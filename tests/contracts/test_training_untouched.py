@@ -222,13 +222,13 @@ def test_lightning(tmp_path: Path, frozen: bool, every: int, precision: str) -> 
 
 class Named(Dataset[dict[str, Any]]):
     def __init__(self) -> None:
-        self.pairs = examples()
+        self.confused_pairs = examples()
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.confused_pairs)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        x, y = self.pairs[i]
+        x, y = self.confused_pairs[i]
         return {"pixel_values": x, "labels": y}
 
 

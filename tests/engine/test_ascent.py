@@ -9,9 +9,9 @@ from torch.optim import SGD, Adam
 
 import unboxed as ub
 from unboxed.engine.gradients.score import gradients
-from unboxed.engine.optimize.ascent import Ascent, ascend
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import L2, Linf
-from unboxed.engine.optimize.parameterizations import Fourier, Raw
+from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 from unboxed.objectives import logit, logprob, loss, margin, layer_objective
 
@@ -34,14 +34,14 @@ def x() -> Tensor:
 def test_rows_that_leave_change_nothing_for_those_that_stay(box: ub.Box, x: Tensor) -> None:
     """With Adam, whose state must follow its rows: each row ends where it ends alone."""
     goal = torch.tensor([0, 1, 2, 3, 0])
-    plan = Ascent(60, partial(Adam, lr=0.01), until=logprob(goal) + 0.5, every=1)
-    together = ascend(box, logit(goal), Raw(x), plan)
-    assert together.done.all()
+    plan = OptimizationConfig(60, partial(Adam, lr=0.01), stop_when=logprob(goal) + 0.5, frame_every=1)
+    together = optimize(box, logit(goal), RawCanvas(x), plan)
+    assert together.finished.all()
     assert len(together.steps.unique()) > 1
     for i in range(5):
         own = slice(i, i + 1)
-        plan = Ascent(60, partial(Adam, lr=0.01), until=logprob(goal[own]) + 0.5)
-        alone = ascend(box, logit(goal[own]), Raw(x[own]), plan)
+        plan = OptimizationConfig(60, partial(Adam, lr=0.01), stop_when=logprob(goal[own]) + 0.5)
+        alone = optimize(box, logit(goal[own]), RawCanvas(x[own]), plan)
         assert torch.allclose(alone.input[0], together.input[i], atol=1e-9)
         assert alone.steps[0] == together.steps[i]
 
@@ -54,12 +54,14 @@ def test_the_step_rule_is_torchs_own(box: ub.Box, x: Tensor) -> None:
         adam.zero_grad()
         (-box.model(p)[:, 2].sum()).backward()
         adam.step()
-    climb = ascend(box, logit(2), Raw(x), Ascent(7, partial(Adam, lr=0.02)))
+    climb = optimize(box, logit(2), RawCanvas(x), OptimizationConfig(7, partial(Adam, lr=0.02)))
     assert torch.allclose(climb.input, p.detach(), atol=1e-12)
 
 
 def test_the_fourier_canvas_starts_gray_and_climbs(box: ub.Box, x: Tensor) -> None:
-    climb = ascend(box, logit(1), Fourier.noise(x, seed=0), Ascent(30, partial(Adam, lr=0.05), every=10))
+    climb = optimize(
+        box, logit(1), FourierCanvas.noise(x, seed=0), OptimizationConfig(30, partial(Adam, lr=0.05), frame_every=10)
+    )
     assert climb.frames is not None
     assert climb.frames.shape == (4, 5, 1, 8, 8)
     assert climb.frames[0].std() < 0.1
@@ -78,7 +80,7 @@ def test_balls(ball: Linf | L2, x: Tensor) -> None:
     start = ball.sample(x, seed=0)
     assert (ball.distance(start, x) <= ball.eps * (1 + 1e-12)).all()
     assert torch.equal(start[3:], torch.cat([ball.sample(x[:4], 0), ball.sample(x, 0)[4:]])[3:])
-    assert (ball.steepest(torch.zeros_like(x)) == 0).all()
+    assert (ball.steepest_direction(torch.zeros_like(x)) == 0).all()
 
 
 def test_pgd_against_a_literal_twin(box: ub.Box, x: Tensor) -> None:
@@ -131,7 +133,7 @@ def test_objectives_are_algebra_and_follow_rows(box: ub.Box, x: Tensor) -> None:
 def test_morph_reaches_the_class_and_stops_there(box: ub.Box, x: Tensor) -> None:
     goal = (box.predict(x) + 1) % 4
     m = ub.synthesis.morph(box, x, goal, confidence=0.6)
-    assert m.reached.all()
+    assert m.confidence_reached.all()
     assert torch.equal(m.frames[0], x)
     p = box.probs(m.result).gather(1, goal[:, None])[:, 0]
     assert (p > 0.6).all()
@@ -150,10 +152,10 @@ def test_morph_on_a_clamped_net_never_divides_zero_by_zero() -> None:
     m = ub.synthesis.morph(box, x, 1, steps=5)
     assert m.before_clamp.all()
     assert m.frames.isfinite().all()
-    assert torch.allclose(m.gradient, model[1].weight[1].view(1, 1, 8, 8).expand_as(x))
+    assert torch.allclose(m.initial_gradient, model[1].weight[1].view(1, 1, 8, 8).expand_as(x))
     with pytest.warns(UnboxedWarning, match="clamped at 0 by a final ReLU for 4 of 4"):
         g = ub.attribution.gradient(box, x, 1)
-    assert torch.allclose(g, m.gradient)
+    assert torch.allclose(g, m.initial_gradient)
 
 
 def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
@@ -215,13 +217,15 @@ def test_rows_end_where_they_do_on_a_quick_one(
 ) -> None:
     """They leave later, and are not moved meanwhile."""
     goal = torch.tensor([0, 1, 2, 3, 0])
-    plan = Ascent(60, partial(Adam, lr=0.01), until=logprob(goal) + 0.5, every=1, keep_going=keep_going)
-    quick = ascend(box, logit(goal), Raw(x), plan)
+    plan = OptimizationConfig(
+        60, partial(Adam, lr=0.01), stop_when=logprob(goal) + 0.5, frame_every=1, continue_finished=keep_going
+    )
+    quick = optimize(box, logit(goal), RawCanvas(x), plan)
     monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
-    slow = ascend(box, logit(goal), Raw(x), plan)
+    slow = optimize(box, logit(goal), RawCanvas(x), plan)
     assert torch.equal(slow.input, quick.input)
     assert torch.equal(slow.steps, quick.steps)
-    assert torch.equal(slow.done, quick.done)
+    assert torch.equal(slow.finished, quick.finished)
     assert torch.allclose(slow.history[: len(quick.history)], quick.history, atol=1e-12)
 
 
@@ -238,12 +242,14 @@ def gated() -> tuple[ub.Box, Tensor]:
 def test_stuck_rows_are_opened_between_meetings_and_nobody_else(slow: None) -> None:
     """Whether a row is taken before its clamp depends on no other row of the batch."""
     box, x = gated()
-    plan = Ascent(6, partial(SGD, lr=0.05))
-    both = ascend(box, logit(0), Raw(x), plan)
+    plan = OptimizationConfig(6, partial(SGD, lr=0.05))
+    both = optimize(box, logit(0), RawCanvas(x), plan)
     assert both.before_clamp.tolist() == [True, False]
     assert (both.input[0] > x[0] + 0.2).all()  # it was opened at each step, not at the meeting alone
-    falls = ascend(box, -logit(0), Raw(x), Ascent(6, partial(SGD, lr=0.3)))  # row 1 falls shut after the meeting
-    alone = ascend(box, -logit(0), Raw(x[1:]), Ascent(6, partial(SGD, lr=0.3)))
+    falls = optimize(
+        box, -logit(0), RawCanvas(x), OptimizationConfig(6, partial(SGD, lr=0.3))
+    )  # row 1 falls shut after the meeting
+    alone = optimize(box, -logit(0), RawCanvas(x[1:]), OptimizationConfig(6, partial(SGD, lr=0.3)))
     assert falls.score[1] == 0
     assert torch.equal(falls.input[1], alone.input[0])
     assert not falls.before_clamp[1]
@@ -259,16 +265,18 @@ def test_the_prior_is_climbed_and_not_scored(box: ub.Box, x: Tensor) -> None:
         pulled += own.abs()
         p = (p + 0.1 * (own + prior)).detach()
     small = layer_objective("input", lambda x: -x.pow(2).flatten(1).sum(1), "small")
-    climb = ascend(box, logit(1), Raw(x), Ascent(4, partial(SGD, lr=0.1), prior=0.3 * small, sum_pulls=True))
+    climb = optimize(
+        box, logit(1), RawCanvas(x), OptimizationConfig(4, partial(SGD, lr=0.1), prior=0.3 * small, sum_abs_grads=True)
+    )
     assert torch.allclose(climb.input, p, atol=1e-12)
     assert torch.allclose(climb.score, box.model(p)[:, 1])
-    assert climb.pulled is not None
-    assert torch.allclose(climb.pulled, pulled)
+    assert climb.abs_grad_sum is not None
+    assert torch.allclose(climb.abs_grad_sum, pulled)
 
 
 def test_the_first_gradient_is_the_images_own(box: ub.Box, x: Tensor) -> None:
     """On whatever canvas, shaped like the image."""
-    canvas = Fourier.noise(x, 0)
-    climb = ascend(box, logit(1), canvas, Ascent(2, partial(Adam, lr=0.05)))
-    want = gradients(box, logit(1), canvas().detach(), unclamp="no").map
-    assert torch.allclose(climb.first, want)
+    canvas = FourierCanvas.noise(x, 0)
+    climb = optimize(box, logit(1), canvas, OptimizationConfig(2, partial(Adam, lr=0.05)))
+    want = gradients(box, logit(1), canvas().detach(), relu_bypass="no").map
+    assert torch.allclose(climb.initial_grad, want)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.activations import statistics
-from unboxed.engine.read.channel_axes import channels_first
+from unboxed.engine.read.channel_axes import channels_first_layers
 from unboxed.errors import LayerError
 from unboxed.report import report
 from unboxed.report.channels import SECTION as CHANNELS
@@ -75,19 +75,19 @@ def same_weights() -> None:
 
 
 def test_channels_last_layers_and_what_follows_them_are_left_out() -> None:
-    assert [r.path for r in channels_first(box(ConvNeXt(6)))] == ["stem", "norm", "block.0", "drop", "fc"]
+    assert [r.path for r in channels_first_layers(box(ConvNeXt(6)))] == ["stem", "norm", "block.0", "drop", "fc"]
     alike = [
-        r.path for r in channels_first(box(ConvNeXt(8, 1)))
+        r.path for r in channels_first_layers(box(ConvNeXt(8, 1)))
     ]  # as many channels as rows: what follows can't be told
     assert alike == ["stem", "norm", "block.0", "fc"]
-    assert [r.path for r in channels_first(box(Recurrent()))] == ["fc"]
+    assert [r.path for r in channels_first_layers(box(Recurrent()))] == ["fc"]
 
 
 def test_a_plain_net_is_left_whole() -> None:
     torch.manual_seed(0)
     layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
     found = box(nn.Sequential(*layers))
-    assert tuple(channels_first(found)) == found.layers.leaves
+    assert tuple(channels_first_layers(found)) == found.layers.leaves
 
 
 def test_the_default_layers_have_their_units_on_the_axis_asked_for() -> None:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Subset
 import unboxed as ub
 from unboxed import data, loading
 from unboxed.cli.words import parse_fraction
-from unboxed.engine.read.class_labels import label_map
-from unboxed.engine.read.examples import labeled, labeled_rows
+from unboxed.engine.read.class_labels import match_labels
+from unboxed.engine.read.examples import labeled_examples, indexed_labeled_examples
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning
 from unboxed.report import report
 
@@ -69,7 +69,7 @@ DOORS: dict[str, Any] = {
 @pytest.mark.parametrize("door", DOORS)
 def test_a_model_that_is_never_wrong_is_right_at_every_door(door: str, root: Path, box: ub.Box) -> None:
     images = DOORS[door](root, box)
-    x, y = labeled(box, images)
+    x, y = labeled_examples(box, images)
     assert len(x) == 9
     assert torch.equal(y, box.predict(x))
     assert ub.adversarial.calibration(box, images).accuracy == 1.0
@@ -96,7 +96,7 @@ def test_subfolders_that_are_no_classes_are_refused_at_every_door(root: Path, bo
     os.rename(root / "ant", root / "zebra")
     for door in ("folder of inputs", "loader", "first"):
         with pytest.raises(DataError, match=r"1 of the 3 subfolders of .*\(zebra\) are not among the model's 3"):
-            labeled(box, DOORS[door](root, box))
+            labeled_examples(box, DOORS[door](root, box))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_subfolders_that_are_no_classes_are_refused_at_every_door(root: Path, bo
 )
 @pytest.mark.filterwarnings("ignore:class names that are numbers")
 def test_labels_follow_names(names: Any, classes: Any, folders: bool, numbers: list[int]) -> None:
-    assert list(label_map(names, classes, made_from_names=folders, where="x").values()) == numbers
+    assert list(match_labels(names, classes, made_from_names=folders, names_source="x").values()) == numbers
 
 
 @pytest.mark.parametrize(("names", "classes"), [(("car", "airplane"), ("plane", "car")), (("a", "b"), ("c", "d", "e"))])
 def test_labels_that_names_contradict_are_refused(names: Any, classes: Any) -> None:
     with pytest.raises(DataError, match="not"):
-        label_map(names, classes, made_from_names=False, where="classes of x")
+        match_labels(names, classes, made_from_names=False, names_source="classes of x")
 
 
 def test_folders_named_by_numbers_count_as_numbers_at_every_door(tmp_path: Path) -> None:
@@ -141,16 +141,16 @@ def test_a_broken_image_stops_nothing_and_rows_are_those_of_the_data(root: Path,
     images = data.folder(root, box)
     (bad,) = [i for i, p in enumerate(images.paths) if p == root / "cat" / "0.png"]
     good = [i for i in range(9) if i != bad]
-    x, y, rows = labeled_rows(box, images)
+    x, y, rows = indexed_labeled_examples(box, images)
     assert rows.tolist() == good
     assert torch.equal(y, box.predict(x))
     (top,) = ub.activations.top_examples(box, images, ["logits"], k=8)
-    assert sorted(top.index[0].tolist()) == good
-    assert top.fetch(images, 0).shape == (1, 8, 1, 8, 8)
+    assert sorted(top.example_index[0].tolist()) == good
+    assert top.fetch_examples(images, 0).shape == (1, 8, 1, 8, 8)
     near = ub.activations.nearest_neighbors(box, x[-1:], images, "input", k=8)
     assert sorted(near.indices[0].tolist()) == good
     assert rows[-1] in near.indices[0, :3]
-    assert ub.activations.statistics(box, images, ["logits"])[0].examples == 8
+    assert ub.activations.statistics(box, images, ["logits"])[0].n_examples == 8
     wrong = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), box.inputs, classes=NAMES)
     errors = ub.adversarial.calibration(wrong, images, errors=9).errors
     assert set(errors.tolist()) <= set(good)
@@ -160,14 +160,14 @@ def test_a_broken_image_stops_nothing_and_rows_are_those_of_the_data(root: Path,
 def test_a_pass_says_what_it_left_out(root: Path, box: ub.Box) -> None:
     cut(root / "cat" / "0.png")
     with pytest.warns(UnboxedWarning, match=r"1 example can't be read and is left out: .*0\.png: broken image"):
-        labeled(box, data.folder(root, box))
+        labeled_examples(box, data.folder(root, box))
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_loader_leaves_it_out(size: int, root: Path, box: ub.Box) -> None:
     cut(root / "cat" / "0.png")
     loader = DataLoader(data.folder(root, box), batch_size=size)
-    assert len(labeled(box, loader)[0]) == 8
+    assert len(labeled_examples(box, loader)[0]) == 8
     if size == 1:
         with pytest.raises(BrokenImageError, match="take larger batches"):
             list(loader)
@@ -185,7 +185,7 @@ def test_a_data_set_that_raises_is_named_with_its_example() -> None:
 
     box = ub.Box(Grays().eval(), ub.Pixels((1, 8, 8)), outputs="logits")
     with pytest.raises(DataError, match="example 3 of Failing can't be read: OSError: disk"):
-        labeled(box, Failing())
+        labeled_examples(box, Failing())
     with pytest.raises(DataError, match="example 3 of Failing can't be read"):
         report(box, Failing(), "unused", sections=["overview"], quiet=True)
 

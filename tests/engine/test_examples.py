@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import awkward
 import unboxed as ub
-from unboxed.engine.read.examples import batches, each_batch, pick
-from unboxed.engine.read.packing import read_once
+from unboxed.engine.read.examples import input_batches, for_each_batch, fetch_inputs
+from unboxed.engine.read.packing import is_single_pass
 from unboxed.errors import DataError, InputError
 
 X, Y = awkward.get_model("plain").images(7), torch.arange(7) % 4
@@ -51,7 +51,7 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_every_form_gives_the_same_batches(form: str, size: int) -> None:
-    found = list(batches(FORMS[form](), size))
+    found = list(input_batches(FORMS[form](), size))
     assert [len(x) for x in found] == [len(x) for x in X.split(size)]
     assert torch.equal(torch.cat(found), X)
 
@@ -60,15 +60,15 @@ def test_every_form_gives_the_same_batches(form: str, size: int) -> None:
 @pytest.mark.parametrize("index", [[2], [6, 0, 6], torch.tensor([[1, 5], [0, 1]])])
 def test_picked_examples_are_those_that_batches_count(form: str, index: Any) -> None:
     data = FORMS[form]()
-    assert not read_once(data)
-    assert torch.equal(pick(data, index), X[torch.as_tensor(index).flatten()])
+    assert not is_single_pass(data)
+    assert torch.equal(fetch_inputs(data, index), X[torch.as_tensor(index).flatten()])
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f != "an iterator"])
 @pytest.mark.parametrize("index", [[7], [0, -1]])
 def test_there_is_no_such_example(form: str, index: Any) -> None:
     with pytest.raises(DataError, match="no example number"):
-        pick(FORMS[form](), index)
+        fetch_inputs(FORMS[form](), index)
 
 
 @pytest.mark.parametrize(
@@ -77,26 +77,26 @@ def test_there_is_no_such_example(form: str, index: Any) -> None:
     ids=["an iterator", "a generator", "a shuffling loader"],
 )
 def test_what_can_be_read_only_once_is_not_read_again(data: Any) -> None:
-    assert read_once(data)
+    assert is_single_pass(data)
     with pytest.raises(DataError, match="only once"):
-        pick(data, [0])
+        fetch_inputs(data, [0])
 
 
 @pytest.mark.parametrize("data", [7, "images", None, {"x": X}, [X[0], X[0, :, :2], X[0]], [None], ["a", "b", "c"]])
 def test_what_holds_no_inputs(data: Any) -> None:
     with pytest.raises(DataError, match="wanted"):
-        list(batches(data, 2))
+        list(input_batches(data, 2))
 
 
 @pytest.mark.parametrize("data", [X[:0], (X[:0], Y[:0]), [], iter([]), torch.tensor(1.0)])
 def test_no_examples(data: Any) -> None:
     with pytest.raises(DataError, match="empty"):
-        list(batches(data, 2))
+        list(input_batches(data, 2))
 
 
 def sizes(box: ub.Box, data: Any, **settings: Any) -> list[int]:
     found: list[int] = []
-    each_batch(box, data, lambda x: found.append(len(x)), **settings)
+    for_each_batch(box, data, lambda x: found.append(len(x)), **settings)
     return found
 
 
@@ -116,14 +116,14 @@ def test_batch_size_is_checked_before_the_data_are_read(size: Any) -> None:
     entry = awkward.get_model("plain")
     data = iter(X)
     with pytest.raises(InputError, match="batch_size"):
-        each_batch(ub.Box(entry.model, entry.inputs), data, len, batch_size=size)
+        for_each_batch(ub.Box(entry.model, entry.inputs), data, len, batch_size=size)
     assert torch.equal(next(data), X[0])
 
 
 def test_inputs_are_checked() -> None:
     entry = awkward.get_model("plain")
     with pytest.raises(InputError, match="255"):
-        each_batch(ub.Box(entry.model, entry.inputs), X * 255, len)
+        for_each_batch(ub.Box(entry.model, entry.inputs), X * 255, len)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
@@ -134,5 +134,5 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
             raise torch.OutOfMemoryError("no room")
         seen.append(x)
 
-    each_batch(ub.Box(entry.model, entry.inputs), X, work)
+    for_each_batch(ub.Box(entry.model, entry.inputs), X, work)
     assert torch.equal(torch.cat(seen), X)

@@ -12,10 +12,10 @@ from torch.optim import SGD, Adam, Optimizer
 
 import unboxed as ub
 from models import normal as drawn
-from unboxed.engine.optimize.ascent import Ascent, ascend
-from unboxed.engine.optimize.constraints import Linf, within
-from unboxed.engine.optimize.optimizers import LBFGS, RULES, Normalized, Steps
-from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.constraints import Linf, ball_constraint
+from unboxed.engine.optimize.optimizers import RowLBFGS, OPTIMIZER_BY_NAME, NormalizedGradient, PlainAscent
+from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import Objective, layer_objective
 
 D = 6
@@ -46,19 +46,19 @@ def quadratic(a: Tensor, m: Tensor) -> Callable[[Tensor], Tensor]:
 def test_normalized_is_its_formula() -> None:
     x, g = drawn(3, 2, 4), drawn(3, 2, 4, seed=1)
     g[1] = 0
-    way = descend(partial(Normalized, lr=0.3), x, lambda x: g, 1)
+    way = descend(partial(NormalizedGradient, lr=0.3), x, lambda x: g, 1)
     want = [x[n] - 0.3 * g[n] / g[n].pow(2).sum().sqrt() for n in (0, 2)]
     assert torch.allclose(way[1][[0, 2]], torch.stack(want))
     assert torch.equal(way[1][1], x[1])
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OPTIMIZER_BY_NAME)
 def test_rows_never_mix(name: str) -> None:
     """Each row goes the way it goes alone, however large the others' gradients are."""
     a, m = bowls(3)
     a = a * torch.tensor([1.0, 100.0, 0.01])[:, None, None]
     x = drawn(3, D, seed=2)
-    rule = partial(RULES[name], lr=0.01)
+    rule = partial(OPTIMIZER_BY_NAME[name], lr=0.01)
     together = descend(rule, x, quadratic(a, m), 25)
     for n in range(3):
         alone = descend(rule, x[n : n + 1], quadratic(a[n : n + 1], m[n : n + 1]), 25)
@@ -68,7 +68,7 @@ def test_rows_never_mix(name: str) -> None:
 def test_lbfgs_solves_quadratics() -> None:
     a, m = bowls(4)
     x = m + 0.5 * drawn(4, D, seed=2)
-    way = descend(LBFGS, x, quadratic(a, m), 40)
+    way = descend(RowLBFGS, x, quadratic(a, m), 40)
     error = (way - m).norm(dim=2)
     assert (error[-1] < 1e-8).all()
     assert (descend(partial(Adam, lr=0.1), x, quadratic(a, m), 40)[-1] - m).norm(dim=1).min() > 1e-3
@@ -81,7 +81,7 @@ def test_lbfgs_goes_the_way_of_torchs_own() -> None:
     slope = quadratic(a, m)
     first = float(slope(x).norm())
     assert slope(x).abs().sum() < 1
-    ours = descend(partial(LBFGS, history=4, first=first), x, slope, 9)
+    ours = descend(partial(RowLBFGS, history=4, first_step_length=first), x, slope, 9)
     p = x.clone().requires_grad_()
     torchs = torch.optim.LBFGS([p], lr=1, max_iter=9, history_size=4, tolerance_grad=0, tolerance_change=0)
     met: list[Tensor] = []
@@ -100,17 +100,17 @@ def test_lbfgs_goes_the_way_of_torchs_own() -> None:
 def test_lbfgs_where_there_is_no_slope() -> None:
     a, m = bowls(2)
     x = torch.stack([m[0], m[1] + 0.3])
-    way = descend(LBFGS, x, quadratic(a, m), 30)
+    way = descend(RowLBFGS, x, quadratic(a, m), 30)
     assert torch.equal(way[:, 0], m[0].expand(31, D))
     assert (way[-1, 1] - m[1]).norm() < 1e-6
-    flat = descend(LBFGS, x, torch.zeros_like, 3)
+    flat = descend(RowLBFGS, x, torch.zeros_like, 3)
     assert torch.equal(flat[-1], x)
 
 
 def test_lbfgs_where_the_curvature_is_negative() -> None:
     """From beside a maximum of sum cos(x) down to minima: finite, no step longer than told, and there."""
     x = 0.05 * drawn(5, D, seed=3)
-    way = descend(LBFGS, x, lambda x: -x.sin(), 120)
+    way = descend(RowLBFGS, x, lambda x: -x.sin(), 120)
     assert way.isfinite().all()
     assert (way.diff(dim=0).norm(dim=2) <= 1 + 1e-9).all()
     assert (way[-1].cos() < -1 + 1e-6).all()
@@ -118,12 +118,12 @@ def test_lbfgs_where_the_curvature_is_negative() -> None:
 
 def test_lbfgs_across_a_kink() -> None:
     """|x| has no curvature but at its kink: the steps stay bounded."""
-    way = descend(LBFGS, drawn(3, D), torch.sign, 60)
+    way = descend(RowLBFGS, drawn(3, D), torch.sign, 60)
     assert way.isfinite().all()
     assert way[-1].abs().sum(1).max() < way[0].abs().sum(1).min()
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OPTIMIZER_BY_NAME)
 def test_rows_that_leave_change_nothing(name: str) -> None:
     """The state of a rule follows its rows: each ends where it ends alone."""
     model = torch.nn.Sequential(
@@ -135,12 +135,14 @@ def test_rows_that_leave_change_nothing(name: str) -> None:
     box = ub.Box(model, ub.Pixels((1, 4, 4)))
     x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     goals = box(x)[:, 0] + torch.tensor([0.05, 0.4, 0.1, 9.0])
-    plan = Ascent(12, partial(RULES[name], lr={"sgd": 0.1, "lbfgs": 1.0}.get(name, 0.05)), until=reached(goals))
-    whole = ascend(box, ub.logit(0), Raw(x), plan)
+    plan = OptimizationConfig(
+        12, partial(OPTIMIZER_BY_NAME[name], lr={"sgd": 0.1, "lbfgs": 1.0}.get(name, 0.05)), stop_when=reached(goals)
+    )
+    whole = optimize(box, ub.logit(0), RawCanvas(x), plan)
     assert len(whole.steps.unique()) > 1
     for n in range(4):
-        alone = Ascent(plan.steps, plan.optimizer, until=reached(goals[n : n + 1]))
-        one = ascend(box, ub.logit(0), Raw(x[n : n + 1]), alone)
+        alone = OptimizationConfig(plan.steps, plan.optimizer, stop_when=reached(goals[n : n + 1]))
+        one = optimize(box, ub.logit(0), RawCanvas(x[n : n + 1]), alone)
         assert torch.allclose(one.input[0], whole.input[n], atol=1e-9)
 
 
@@ -153,24 +155,27 @@ def test_plain_steps_are_sgd_uphill_and_leave_the_old_memory_as_it_was() -> None
     ours, peer = x.clone(), x.clone()
     old, held = ours.detach(), x.clone()
     ours.grad, peer.grad = g, -g
-    Steps([ours], lr=0.1).step()
+    PlainAscent([ours], lr=0.1).step()
     SGD([peer], lr=0.1).step()
     assert torch.equal(ours, peer)
     assert torch.equal(old, held)
     assert torch.equal(ours.grad, g)
 
 
-@pytest.mark.parametrize("rule", [Steps, SGD, Adam])
+@pytest.mark.parametrize("rule", [PlainAscent, SGD, Adam])
 def test_what_was_noted_of_an_input_is_not_moved_by_later_steps(rule: Callable[..., Optimizer]) -> None:
     """Rows that meet `until` at one step of a tenth each and climb on are given back as they were there."""
     box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).double(), ub.Pixels((1, 4, 4)))
     at = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
     met = layer_objective("input", lambda x: 0.05 - (x.flatten(1).mean(1) - at).abs(), "met", n=3)
-    plan = Ascent(7, partial(rule, lr=0.1), until=met, keep_going=True)
-    found = ascend(
-        box, layer_objective("input", lambda x: x.flatten(1).sum(1), "sum"), Raw(torch.zeros(3, 1, 4, 4).double()), plan
+    plan = OptimizationConfig(7, partial(rule, lr=0.1), stop_when=met, continue_finished=True)
+    found = optimize(
+        box,
+        layer_objective("input", lambda x: x.flatten(1).sum(1), "sum"),
+        RawCanvas(torch.zeros(3, 1, 4, 4).double()),
+        plan,
     )
-    assert found.done.all()
+    assert found.finished.all()
     torch.testing.assert_close(found.input.flatten(1).mean(1), at, rtol=0, atol=1e-6)
 
 
@@ -178,8 +183,8 @@ def test_in_linf_the_bounds_are_ball_and_range() -> None:
     """Also of some of the rows."""
     x = torch.rand(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     far, ball = x + drawn(5, D), Linf(0.2)
-    inside = within(ball, x, lambda v: v.clamp(0, 1))
+    inside = ball_constraint(ball, x, lambda v: v.clamp(0, 1))
     wanted = ball.project(far, x).clamp(0, 1)
     some = torch.tensor([3, 1])
-    assert torch.equal(inside.inside(far), wanted)
-    assert torch.equal(inside.rows(some).inside(far[some]), wanted[some])
+    assert torch.equal(inside.apply(far), wanted)
+    assert torch.equal(inside.rows(some).apply(far[some]), wanted[some])

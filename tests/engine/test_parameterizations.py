@@ -14,11 +14,18 @@ from torch.optim import Adam
 import unboxed as ub
 from contracts.trace import changes, snapshot
 from real_data import ROOT, _needs
-from unboxed.engine.optimize.ascent import Ascent, ascend
-from unboxed.engine.optimize.colors import Palette, learned
-from unboxed.engine.optimize.generators import CPPN, SHELL, Latent, places
-from unboxed.engine.optimize.parameterizations import Canvas, Fourier, Phase, Raw, frequencies, spectrum
-from unboxed.engine.optimize.transforms import wobble
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.colors import Palette, palette_from_images
+from unboxed.engine.optimize.generators import CPPN, LATENT_SHELL, LatentCanvas, pixel_coordinates
+from unboxed.engine.optimize.parameterizations import (
+    Canvas,
+    FourierCanvas,
+    PhaseCanvas,
+    RawCanvas,
+    spectrum_frequencies,
+    mean_spectrum,
+)
+from unboxed.engine.optimize.transforms import random_affine
 from unboxed.objectives import logit
 from unboxed.rng import uniform
 
@@ -33,19 +40,19 @@ def generator() -> nn.Module:
         return nn.Sequential(*layers, nn.Unflatten(1, (2, 5, 7))).double().train()
 
 
-def latent(like: Tensor = LIKE, seed: int = 0) -> Latent:
-    return Latent.noise(generator(), like.new_empty(len(like), 4), seed, lambda made: (made + 1) / 2)
+def latent(like: Tensor = LIKE, seed: int = 0) -> LatentCanvas:
+    return LatentCanvas.noise(generator(), like.new_empty(len(like), 4), seed, lambda made: (made + 1) / 2)
 
 
-def phase(like: Tensor = LIKE, seed: int = 0) -> Phase:
+def phase(like: Tensor = LIKE, seed: int = 0) -> PhaseCanvas:
     x = torch.rand(8, *like.shape[1:], generator=torch.Generator().manual_seed(1), dtype=like.dtype)
-    palette = learned(x)
-    return Phase.noise(like, seed, palette, spectrum(x, palette))
+    palette = palette_from_images(x)
+    return PhaseCanvas.noise(like, seed, palette, mean_spectrum(x, palette))
 
 
 CANVASES: dict[str, Callable[..., Canvas]] = {
-    "raw": lambda like=LIKE, seed=0: Raw(uniform(like, seed)),
-    "fourier": lambda like=LIKE, seed=0: Fourier.noise(like, seed),
+    "raw": lambda like=LIKE, seed=0: RawCanvas(uniform(like, seed)),
+    "fourier": lambda like=LIKE, seed=0: FourierCanvas.noise(like, seed),
     "phase": phase,
     "latent": latent,
     "cppn": lambda like=LIKE, seed=0: CPPN.noise(like, seed),
@@ -89,7 +96,7 @@ def test_a_start_is_drawn_by_seed_and_row(name: str) -> None:
 
 
 def test_fourier_is_its_sum_of_waves() -> None:
-    canvas = Fourier.noise(LIKE, 0, Palette(torch.tensor([0.3, 0.6])), sd=1.0, power=1.5)
+    canvas = FourierCanvas.noise(LIKE, 0, Palette(torch.tensor([0.3, 0.6])), sd=1.0, frequency_power=1.5)
     z = canvas.z.detach()
     n, c, h, w = LIKE.shape
     whole = torch.fft.irfft2(torch.view_as_complex(z), s=(h, w))  # only to have the redundant half of the spectrum
@@ -108,7 +115,7 @@ def test_fourier_is_its_sum_of_waves() -> None:
 
 def test_a_phase_canvas_keeps_its_magnitudes() -> None:
     canvas = phase()
-    plain = canvas.palette.plain(canvas().detach())
+    plain = canvas.palette.from_colors(canvas().detach())
     found = torch.fft.rfft2(plain).abs()
     inside = slice(1, 3)  # a column that is its own mirror image holds real waves alone
     assert torch.allclose(found[..., inside], canvas.magnitude[..., inside].expand(3, -1, -1, -1), rtol=1e-6)
@@ -117,13 +124,13 @@ def test_a_phase_canvas_keeps_its_magnitudes() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_learned_palette_paints_what_it_read(channels: int) -> None:
     x = torch.rand(6, channels, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9 + 0.05
-    palette = learned(x)
-    assert torch.allclose(palette.paint(palette.plain(x)), x, atol=1e-9)
-    assert torch.allclose(palette.paint(torch.zeros_like(x)), x.mean((0, 2, 3), keepdim=True).expand_as(x))
+    palette = palette_from_images(x)
+    assert torch.allclose(palette.to_colors(palette.from_colors(x)), x, atol=1e-9)
+    assert torch.allclose(palette.to_colors(torch.zeros_like(x)), x.mean((0, 2, 3), keepdim=True).expand_as(x))
 
 
 def test_frequencies() -> None:
-    f = frequencies(LIKE)
+    f = spectrum_frequencies(LIKE)
     assert f.shape == (5, 4)
     assert f[0, 0] == pytest.approx(1 / 7)
     assert f[1, 2] == pytest.approx(math.hypot(1 / 5, 2 / 7))
@@ -136,13 +143,13 @@ def test_frequencies() -> None:
 def test_a_generator_is_left_as_it_was_and_is_no_part_of_the_canvas() -> None:
     model = generator()
     before = snapshot(model)
-    canvas = Latent.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
+    canvas = LatentCanvas.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
     assert [name for name, _ in canvas.named_parameters()] == ["z"]
     images = canvas()
     assert torch.equal(images, canvas())  # in eval: no dropout, no batch statistics
     torch.autograd.grad(images.sum(), canvas.z)
     assert changes(before, snapshot(model)) == []
-    ascend(box_of_latents(), logit(1), canvas, Ascent(3, partial(Adam, lr=0.1)))
+    optimize(box_of_latents(), logit(1), canvas, OptimizationConfig(3, partial(Adam, lr=0.1)))
     assert changes(before, snapshot(model)) == []
 
 
@@ -154,23 +161,23 @@ def box_of_latents() -> ub.Box:
 
 def test_a_climb_in_codes_against_literal_lines() -> None:
     model, box = generator().eval(), box_of_latents()
-    canvas = Latent.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
+    canvas = LatentCanvas.noise(model, torch.empty(3, 4, dtype=torch.float64), 0, lambda made: (made + 1) / 2)
     z = canvas.z.detach().clone().requires_grad_()
     adam = Adam([z], lr=0.1)
     for _ in range(5):
         adam.zero_grad()
         (-box.model((model(z) + 1) / 2)[:, 1].sum()).backward()
         adam.step()
-    climb = ascend(box, logit(1), canvas, Ascent(5, partial(Adam, lr=0.1)), batch_size=2)
+    climb = optimize(box, logit(1), canvas, OptimizationConfig(5, partial(Adam, lr=0.1)), batch_size=2)
     assert torch.allclose(climb.input, (model(z) + 1) / 2, atol=1e-12)
 
 
 def test_codes_on_the_shell() -> None:
     canvas = latent()
-    ascend(box_of_latents(), logit(1), canvas, Ascent(3, partial(Adam, lr=0.1), SHELL))
+    optimize(box_of_latents(), logit(1), canvas, OptimizationConfig(3, partial(Adam, lr=0.1), LATENT_SHELL))
     z = 3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(SHELL.project(z, None).norm(dim=1), torch.tensor(2.0))
-    assert torch.equal(SHELL.project(0 * z, None), 0 * z)
+    assert torch.allclose(LATENT_SHELL.project(z, None).norm(dim=1), torch.tensor(2.0))
+    assert torch.equal(LATENT_SHELL.project(0 * z, None), 0 * z)
 
 
 class DCGAN(nn.Module):
@@ -198,8 +205,13 @@ def test_digits_of_a_class_from_a_generators_codes() -> None:
     model.load_state_dict(torch.load(ROOT / "gan" / "dcgan_mnist_generator.pth", weights_only=True))
     box, judge = (ub.Box(*ub.zoo.load(name)) for name in ("mnist-cnn", "mnist-judge"))
     goal = torch.arange(10)
-    canvas = Latent.noise(model, torch.empty(10, 64, 1, 1), 0, lambda made: (made + 1) / 2)
-    climb = ascend(box, logit(goal), canvas, Ascent(64, partial(Adam, lr=0.05), SHELL, transform=wobble()))
+    canvas = LatentCanvas.noise(model, torch.empty(10, 64, 1, 1), 0, lambda made: (made + 1) / 2)
+    climb = optimize(
+        box,
+        logit(goal),
+        canvas,
+        OptimizationConfig(64, partial(Adam, lr=0.05), LATENT_SHELL, transform=random_affine()),
+    )
     assert (box.predict(climb.input) == goal).sum() >= 9
     assert (judge.predict(climb.input) == goal).sum() >= 8
 
@@ -226,17 +238,17 @@ def test_a_cppn_has_any_size() -> None:
     canvas = CPPN.noise(LIKE, 0)
     with torch.no_grad():
         canvas.weights[-1].normal_(generator=torch.Generator().manual_seed(0))
-    large = canvas.sized(15, 21)()
+    large = canvas.resized(15, 21)()
     assert large.shape == (3, 2, 15, 21)
     assert torch.allclose(large[..., 1::3, 1::3], canvas(), atol=1e-12)  # the middle one of each nine
-    assert places((1, 1), LIKE).tolist() == [[0, 0]]
+    assert pixel_coordinates((1, 1), LIKE).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("name", ["fourier", "latent", "cppn"])
 def test_climbing_and_splitting(name: str) -> None:
     box = box_of_latents()
-    plan = Ascent(8, partial(Adam, lr=0.02))
-    whole = ascend(box, logit(torch.tensor([0, 1, 2])), CANVASES[name](), plan)
-    parts = ascend(box, logit(torch.tensor([0, 1, 2])), CANVASES[name](), plan, batch_size=1)
+    plan = OptimizationConfig(8, partial(Adam, lr=0.02))
+    whole = optimize(box, logit(torch.tensor([0, 1, 2])), CANVASES[name](), plan)
+    parts = optimize(box, logit(torch.tensor([0, 1, 2])), CANVASES[name](), plan, batch_size=1)
     assert (whole.history[-1] > whole.history[0]).all()
     assert torch.allclose(whole.input, parts.input, atol=1e-9)

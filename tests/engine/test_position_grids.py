@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.read.position_grids import grids
+from unboxed.engine.read.position_grids import layers_with_grids
 
 SIDE, PATCH = (32, 16), 2
 
@@ -88,7 +88,7 @@ def images(n: int = 3) -> Tensor:
 def test_the_last_grid_by_brute_force(stages: int, first: bool, convolution: bool) -> None:
     model, x = Stages(stages, first, convolution).eval(), images()
     box = ub.Box(model, ub.Pixels((1, *SIDE)))
-    assert list(grids(box))[-1][1].size == size(stages)
+    assert list(layers_with_grids(box))[-1][1].size == size(stages)
     for k in range(3):
         got = ub.attribution.grad_cam(box, x, k, upsample=False)
         assert torch.allclose(got, literal(model, x, k, stages), atol=1e-6)
@@ -105,8 +105,8 @@ def test_a_map_peaks_where_the_only_informative_patch_is(stages: int, place: tup
     x[:, :, rows, columns] = torch.rand(cell, cell, generator=torch.Generator().manual_seed(1)) * 3
     x = x.clamp(max=1)
     h = box.read(x, "norm")["norm"]  # (1, L, C): all tokens but one are alike
-    grid = next(g for r, g in reversed(list(grids(box))) if r.path == "norm")
-    apart = grid.maps(h - h.mode(1, keepdim=True).values).abs().sum(1)[0]  # (h, w)
+    grid = next(g for r, g in reversed(list(layers_with_grids(box))) if r.path == "norm")
+    apart = grid.to_maps(h - h.mode(1, keepdim=True).values).abs().sum(1)[0]  # (h, w)
     assert divmod(int(apart.argmax()), size(stages)[1]) == place
     assert int((apart > 1e-4).sum()) == 1
 
@@ -124,7 +124,7 @@ def test_a_fourth_of_the_tokens_may_be_queries() -> None:
             return self.fc(self.mix((self.q @ h.mT).softmax(-1) @ h).mean(1))
 
     box = ub.Box(Queries().eval(), ub.Pixels((1, *SIDE)))
-    assert {g.size for _, g in grids(box)} == {size(1)}
+    assert {g.size for _, g in layers_with_grids(box)} == {size(1)}
 
 
 FAMILIES = ("vit", "deit", "swin", "swinv2")
@@ -186,7 +186,7 @@ FEWER = re.compile(r"sequence_reduction|spatial_reduction|self\.layer_norm|self\
 def test_each_stage_of_a_pyramid_has_its_grid(kind: str, side: tuple[int, int]) -> None:
     """And what has none, the weights of attention, is no map."""
     box, found = pyramid(kind, side), dict[str, tuple[int, int]]()
-    for row, grid in grids(box):
+    for row, grid in layers_with_grids(box):
         stage = re.search(STAGE[kind], row.path)
         assert not (row.type == "Dropout" and len(row.shape) == 3), f"{row.path} {row.shape}"
         if stage and not FEWER.search(row.path):

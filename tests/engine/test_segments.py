@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.perturb.masking import game
-from unboxed.engine.perturb.segments import Players, players
+from unboxed.engine.perturb.masking import make_masking
+from unboxed.engine.perturb.segments import FeatureGroups, feature_groups
 from unboxed.errors import InputError
 
 GRAY, COLOR, TABLE = ub.Pixels((1, 12, 9)), ub.Pixels((3, 12, 9)), ub.Features(tuple("abcde"))
@@ -24,9 +24,9 @@ def box_of(inputs: Any) -> ub.Box:
     return ub.Box(Net(), inputs, outputs="logits")
 
 
-def found(inputs: Any, segments: Any = None, n: int = 2, **more: Any) -> Players:
+def found(inputs: Any, segments: Any = None, n: int = 2, **more: Any) -> FeatureGroups:
     box = box_of(inputs)
-    return players(
+    return feature_groups(
         box,
         box.validate_inputs(box.restore_structure(box.inputs.sample(n, torch.Generator().manual_seed(0)))),
         segments,
@@ -43,9 +43,9 @@ def digits() -> tuple[ub.Box, Tensor]:
 def test_digits_are_cut_sensibly(name: Any) -> None:
     """Every number from 0 without gaps, neither a handful nor a crumb each, and ink apart from ground."""
     box, x = digits()
-    own = players(box, box.validate_inputs(x), name)
-    assert own.of.shape == (3, 1, 28, 28)
-    for of, count, image in zip(own.of[:, 0], own.count, x[:, 0], strict=True):
+    own = feature_groups(box, box.validate_inputs(x), name)
+    assert own.ids.shape == (3, 1, 28, 28)
+    for of, count, image in zip(own.ids[:, 0], own.counts, x[:, 0], strict=True):
         assert torch.equal(of.unique(), torch.arange(count))
         assert 12 <= count <= 80
         if name != ("squares", 4) and name != "squares":
@@ -57,22 +57,22 @@ def test_digits_are_cut_sensibly(name: Any) -> None:
 @pytest.mark.parametrize("inputs", [GRAY, COLOR, ub.Pixels((2, 12, 9)), ub.Pixels((3, 100, 120))])
 def test_images_of_any_kind(name: str, inputs: ub.Pixels) -> None:
     own = found(inputs, name)
-    assert own.of.shape == (2, 1, *inputs.shape[1:])
-    assert min(own.count) > 1
+    assert own.ids.shape == (2, 1, *inputs.shape[1:])
+    assert min(own.counts) > 1
 
 
 @pytest.mark.parametrize("name", ["slic", "quickshift"])
 def test_an_even_image_is_cut_into_squares(name: str) -> None:
     box = box_of(GRAY)
-    own = players(box, torch.zeros(1, 1, 12, 9), name)
-    assert own.count[0] > 3
+    own = feature_groups(box, torch.zeros(1, 1, 12, 9), name)
+    assert own.counts[0] > 3
 
 
 def test_squares() -> None:
-    of = found(GRAY, ("squares", 4)).of[0, 0]
+    of = found(GRAY, ("squares", 4)).ids[0, 0]
     assert of[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2]
     assert of[:, 0].tolist() == [0] * 4 + [3] * 4 + [6] * 4
-    assert found(GRAY, "pixels").of[1, 0].flatten().tolist() == list(range(108))
+    assert found(GRAY, "pixels").ids[1, 0].flatten().tolist() == list(range(108))
 
 
 def test_given_segments_are_relabeled() -> None:
@@ -80,13 +80,13 @@ def test_given_segments_are_relabeled() -> None:
     whole[3:], whole[6:] = 7, 40
     for given in (whole, whole[None], whole[None, None], whole.expand(2, 12, 9), whole.int(), whole.byte()):
         own = found(GRAY, given)
-        assert own.count == (3, 3)
-        assert own.of[1, 0, :, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 6
+        assert own.counts == (3, 3)
+        assert own.ids[1, 0, :, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 6
     each = torch.stack([whole, torch.zeros_like(whole)])
-    assert found(GRAY, each).count == (3, 1)
+    assert found(GRAY, each).counts == (3, 1)
     channels = torch.arange(3).view(3, 1, 1).expand(3, 12, 9)
-    assert found(COLOR, channels).of.shape == (2, 3, 12, 9)
-    assert found(TABLE, torch.tensor([0, 0, 1, 2, 2])).of[1].tolist() == [0, 0, 1, 2, 2]
+    assert found(COLOR, channels).ids.shape == (2, 3, 12, 9)
+    assert found(TABLE, torch.tensor([0, 0, 1, 2, 2])).ids[1].tolist() == [0, 0, 1, 2, 2]
 
 
 BAD = {
@@ -145,19 +145,19 @@ def test_one_an_image_or_one_a_channel() -> None:
     of = torch.zeros(3, 12, 9, dtype=torch.long)
     with pytest.raises(InputError, match="one an image, or one a channel"):
         found(COLOR, of, n=3)
-    assert found(COLOR, of[:, None], n=3).of.shape == (3, 1, 12, 9)
-    assert found(COLOR, of[None], n=3).of.shape == (3, 3, 12, 9)
+    assert found(COLOR, of[:, None], n=3).ids.shape == (3, 1, 12, 9)
+    assert found(COLOR, of[None], n=3).ids.shape == (3, 3, 12, 9)
 
 
 def test_several_inputs() -> None:
     """Players of all parts are counted on; groups may be given part by part."""
     both = ub.MultiInput({"image": GRAY, "table": TABLE})
     own = found(both, ("squares", 4))
-    assert own.count == (14, 14)
-    assert own.of[0, -5:].tolist() == [9, 10, 11, 12, 13]
+    assert own.counts == (14, 14)
+    assert own.ids[0, -5:].tolist() == [9, 10, 11, 12, 13]
     own = found(both, {"image": torch.zeros(12, 9, dtype=torch.long), "table": torch.tensor([0, 0, 0, 1, 1])})
-    assert own.of[0].tolist() == [0] * 108 + [1] * 3 + [2] * 2
-    assert found(ub.MultiInput((GRAY, TABLE)), ("pixels", None)[0]).count == (113, 113)
+    assert own.ids[0].tolist() == [0] * 108 + [1] * 3 + [2] * 2
+    assert found(ub.MultiInput((GRAY, TABLE)), ("pixels", None)[0]).counts == (113, 113)
     with pytest.raises(InputError, match="one each"):
         found(both, torch.zeros(113, dtype=torch.long))
 
@@ -166,17 +166,17 @@ def test_what_hides_nothing_is_not_played_with() -> None:
     box = box_of(GRAY)
     x = torch.rand(2, 1, 12, 9, generator=torch.Generator().manual_seed(0))
     x[0, :, :4] = 0
-    played = game(box, x, ("squares", 4), None)
-    assert played.counts == [6, 9]
+    played = make_masking(box, x, ("squares", 4), None)
+    assert played.n_active == [6, 9]
     assert played.active[0].tolist() == [False] * 3 + [True] * 6
-    assert played.slots[0, 0, ::4, 0].tolist() == [9, 0, 3]
-    assert bool(game(box, x, ("squares", 4), 0.5).active.all())
-    mean = game(box, x, ("squares", 4), "segment", means=True).base
+    assert played.active_index[0, 0, ::4, 0].tolist() == [9, 0, 3]
+    assert bool(make_masking(box, x, ("squares", 4), 0.5).active.all())
+    mean = make_masking(box, x, ("squares", 4), "segment", allow_segment_mean=True).baseline_values
     assert torch.allclose(mean[1, 0, :4, :4], x[1, 0, :4, :4].mean())
 
 
 def test_shares_sum_to_the_values() -> None:
     own = found(GRAY, ("squares", 4))
     values = torch.arange(18.0).view(2, 9)
-    assert torch.allclose(own.shared(values).flatten(1).sum(1), values.sum(1))
-    assert torch.equal(own.gathered(values)[1, 0, 0], values[1][own.of[1, 0, 0]])
+    assert torch.allclose(own.distribute(values).flatten(1).sum(1), values.sum(1))
+    assert torch.equal(own.broadcast(values)[1, 0, 0], values[1][own.ids[1, 0, 0]])

@@ -411,7 +411,7 @@ def test_a_broken_image_is_decoded_once_and_a_sound_one_once_a_taking(tmp_path, 
     picture(tmp_path / "b.png")
     decoded = []
     read = folders.images.read_image
-    monkeypatch.setattr(folders.images, "read", lambda path, like: decoded.append(path.name) or read(path, like))
+    monkeypatch.setattr(folders.images, "read_image", lambda path, like: decoded.append(path.name) or read(path, like))
     got = data.folder(tmp_path, like=RGB)
     assert decoded == []
     got.first(1), got.first(1)

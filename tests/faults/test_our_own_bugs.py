@@ -49,9 +49,9 @@ def test_a_bug_in_incremental_inference_is_logged(
     """Whole runs answer in its place, as they do for models that it does not fit; nobody would see it."""
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
-    monkeypatch.setattr(windows, "SMALL", 1)
-    monkeypatch.setattr(windows, "FEW", 1)
-    monkeypatch.setattr(windows.Windowed, "begin", bug)
+    monkeypatch.setattr(windows, "MIN_PIXELS", 1)
+    monkeypatch.setattr(windows, "MIN_WINDOWS", 1)
+    monkeypatch.setattr(windows.WindowedTensor, "from_windows", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
         ub.attribution.occlusion(box, entry.images(1), 1, window=1, stride=1)
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
@@ -63,7 +63,7 @@ def test_a_bug_in_the_search_for_unused_modules_is_logged(
     box, _ = opened()
     monkeypatch.setattr(randomized, "_gradients", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
-        assert randomized._idle(box, []) == set()
+        assert randomized._unused_modules(box, []) == set()
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
 
 

@@ -159,7 +159,7 @@ def test_data_sets_and_loaders_give_what_tensors_give(kind: str, labeled: bool, 
     best = ub.activations.top_examples(opened, values(kind, 10), ["image"], k=3)[0]
     assert torch.allclose(most.value, best.value, atol=1e-6)
     if form != "a shuffling loader":
-        assert torch.equal(most.index, best.index)
+        assert torch.equal(most.example_index, best.example_index)
 
 
 @both

@@ -61,7 +61,7 @@ def test_a_box_keeps_the_batch_size_of_an_exported_net(tmp_path: Path, batch: in
     for address in ("logits", "conv", "norm:input", ":relu"):
         torch.testing.assert_close(box.read(x, [address]), plain.read(x, [address]))
     for objective, at in ((ub.logit(3), "input"), (ub.logit(3), "conv"), (ub.channel("norm", 2), "input")):
-        given, wanted = (gradients(b, objective, x, at=at).map for b in (box, plain))
+        given, wanted = (gradients(b, objective, x, wrt=at).map for b in (box, plain))
         torch.testing.assert_close(given, wanted)
     torch.testing.assert_close(ub.attribution.guided_backprop(box, x, 3), ub.attribution.guided_backprop(plain, x, 3))
 

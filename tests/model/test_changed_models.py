@@ -248,27 +248,27 @@ class Writes(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.fc, self.norm = how, nn.Linear(64, 4), nn.BatchNorm1d(64)
+        self.relu, self.fc, self.norm = how, nn.Linear(64, 4), nn.BatchNorm1d(64)
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("table", torch.ones(5000))  # too large to be compared by value
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
-        if self.how == "in place":
+        if self.relu == "in place":
             with torch.no_grad():
                 self.fc.weight.mul_(0.9)
-        elif self.how == "through .data":
+        elif self.relu == "through .data":
             self.fc.weight.data.div_(self.fc.weight.data.norm())
-        elif self.how == "another .data":
+        elif self.relu == "another .data":
             self.fc.weight.data = 0.5 * self.fc.weight.data
-        elif self.how == "buffers":
+        elif self.relu == "buffers":
             self.calls += 1
             self.table[3] += 1
-        elif self.how == "statistics":
+        elif self.relu == "statistics":
             x = nn.functional.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True)
-        elif self.how == "numpy":
+        elif self.relu == "numpy":
             self.calls.numpy()[...] += 1
-        elif self.how == "foreach":
+        elif self.relu == "foreach":
             torch._foreach_add_([self.calls, self.table], 1)
         out: Tensor = self.fc(x)
         return out

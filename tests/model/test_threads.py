@@ -23,7 +23,7 @@ class Watched(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.norm, self.end = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)
+        self.fc, self.norm, self.final_op = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)
         self.modes: dict[int, set[bool]] = {}
         self.inside: set[int] = set()
         self.together = 0
@@ -34,7 +34,7 @@ class Watched(nn.Module):
         self.together += len(self.inside) > 1
         for _ in range(3):
             self.modes.setdefault(me, set()).update({self.norm.training, self.training})
-        out: Tensor = self.end(self.norm(self.fc(x.flatten(1))).relu())
+        out: Tensor = self.final_op(self.norm(self.fc(x.flatten(1))).relu())
         self.inside.discard(me)
         return out
 

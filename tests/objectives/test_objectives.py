@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import unboxed as ub
-from unboxed.engine.optimize.ascent import Ascent, ascend
-from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError
 from unboxed.objectives import (
     Constant,
@@ -68,9 +68,9 @@ MANY: dict[str, Objective] = {
 
 @pytest.mark.parametrize("name", MANY)
 def test_splitting_changes_nothing(box: ub.Box, x: Tensor, name: str) -> None:
-    plan = Ascent(3, partial(SGD, lr=0.1), prior=-1e-4 * total_variation(), until=MANY[name] - 1e6)
-    whole = ascend(box, MANY[name], Raw(x), plan)
-    parts = ascend(box, MANY[name], Raw(x), plan, batch_size=1)
+    plan = OptimizationConfig(3, partial(SGD, lr=0.1), prior=-1e-4 * total_variation(), stop_when=MANY[name] - 1e6)
+    whole = optimize(box, MANY[name], RawCanvas(x), plan)
+    parts = optimize(box, MANY[name], RawCanvas(x), plan, batch_size=1)
     assert torch.allclose(whole.input, parts.input, atol=1e-12)
     assert torch.allclose(whole.history, parts.history, atol=1e-9)
     assert (whole.history[-1] > whole.history[0]).all()
@@ -84,12 +84,14 @@ def test_coupled_rows_are_never_split_and_never_leave(box: ub.Box, x: Tensor, wh
     together = diversity("input", torch.tensor([0, 0, 0]))
     goal = channel("1", 0) + (0.1 * together if where == "objective" else 0.0)
     until = channel("1", 0) - torch.inf + 0 * together if where == "until" else channel("1", 0) - ub_median(box, x)
-    plan = Ascent(6, partial(SGD, lr=0.5), until=until, prior=0.1 * together if where == "prior" else None)
-    climb = ascend(box, goal, Raw(x), plan, batch_size=1)
+    plan = OptimizationConfig(
+        6, partial(SGD, lr=0.5), stop_when=until, prior=0.1 * together if where == "prior" else None
+    )
+    climb = optimize(box, goal, RawCanvas(x), plan, batch_size=1)
     assert set(seen) == {3}
     if where != "until":
-        assert climb.done.any()
-        assert climb.steps[climb.done].max() < 6
+        assert climb.finished.any()
+        assert climb.steps[climb.finished].max() < 6
 
 
 def ub_median(box: ub.Box, x: Tensor) -> float:
@@ -132,9 +134,9 @@ def test_what_does_not_fit_is_refused(box: ub.Box, x: Tensor, made: object, says
 def test_the_rest_of_a_plan_must_fit_too(box: ub.Box, x: Tensor) -> None:
     rule = partial(SGD, lr=0.1)
     with pytest.raises(InputError, match="holds rows for 2 examples; there are 3"):
-        ascend(box, logit(0), Raw(x), Ascent(1, rule, until=logit(torch.tensor([0, 1]))))
+        optimize(box, logit(0), RawCanvas(x), OptimizationConfig(1, rule, stop_when=logit(torch.tensor([0, 1]))))
     with pytest.raises(InputError, match="a prior is of the image alone"):
-        Ascent(1, rule, prior=logit(0))
+        OptimizationConfig(1, rule, prior=logit(0))
 
 
 def test_what_is_held_is_copied_once() -> None:
@@ -153,4 +155,4 @@ def test_what_is_made_in_inference_mode_takes_part_in_gradients(box: ub.Box, x: 
         for goal in goals:
             goal({"1": H, "logits": H[:, :, 0, 0]})  # a first use that may keep nothing for later
     for goal in goals:
-        assert ascend(box, goal, Raw(x), Ascent(1, partial(SGD, lr=0.1))).input.isfinite().all()
+        assert optimize(box, goal, RawCanvas(x), OptimizationConfig(1, partial(SGD, lr=0.1))).input.isfinite().all()

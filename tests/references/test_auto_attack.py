@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial.apgd import FURTHER
-from unboxed.engine.optimize.constraints import L2, Ball, Linf
+from unboxed.engine.optimize.constraints import L2, NormBall, Linf
 from unboxed.rng import hashed_uniform
 
 SHAPE = (1, 6, 6)
@@ -116,7 +116,7 @@ def test_apgd_is_the_papers_algorithm(norm: str, way: str) -> None:
     for eps in EPS[norm]:
         how = {"targets": 2} if way == "targeted" else {"loss": way, "restarts": 2}
         got = ub.adversarial.apgd(box, x, y, eps=eps, norm=norm, steps=steps, seed=4, **how)
-        ball: Ball = (Linf if norm == "linf" else L2)(eps)
+        ball: NormBall = (Linf if norm == "linf" else L2)(eps)
         starts = [ball.sample(x, 4 + FURTHER * run).clamp(0, 1) for run in range(2)]
         for i in range(len(x)):
             order = box(x[i : i + 1])[0].argsort(descending=True)[1:].tolist()

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.optimize import hyperplanes
-from unboxed.engine.optimize.hyperplanes import Plane, lengths, shift
+from unboxed.engine.optimize.hyperplanes import Hyperplane, vector_norms, projection_step
 
 NORMS = ("linf", "l2", "l1")
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 each_norm = pytest.mark.parametrize("norm", NORMS)
 
 
-def problems(n: int, d: int, seed: int = 0) -> tuple[Tensor, Plane, Tensor, Tensor]:
+def problems(n: int, d: int, seed: int = 0) -> tuple[Tensor, Hyperplane, Tensor, Tensor]:
     """Some points on the box's edge, some weights zero, values of both signs; mostly the plane meets the box."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.rand(n, d, generator=draw, dtype=torch.float64)
@@ -27,7 +27,7 @@ def problems(n: int, d: int, seed: int = 0) -> tuple[Tensor, Plane, Tensor, Tens
     w = torch.randn(n, d, generator=draw, dtype=torch.float64)
     w = w * (torch.rand(n, d, generator=draw) > 0.15)
     goal = torch.rand(n, d, generator=draw, dtype=torch.float64)  # a point of the plane
-    return x, Plane((w * (x - goal)).sum(1), w), torch.zeros(1, d).double(), torch.ones(1, d).double()
+    return x, Hyperplane((w * (x - goal)).sum(1), w), torch.zeros(1, d).double(), torch.ones(1, d).double()
 
 
 def solved(norm: str, x: np.ndarray, v: float, w: np.ndarray) -> float:
@@ -53,11 +53,11 @@ def solved(norm: str, x: np.ndarray, v: float, w: np.ndarray) -> float:
 @each_norm
 def test_the_projection_is_what_solvers_find(norm: str) -> None:
     x, plane, low, high = problems(25, 7)
-    got = shift(norm, x, plane, low, high)
+    got = projection_step(norm, x, plane, low, high)
     assert ((x + got >= -1e-12) & (x + got <= 1 + 1e-12)).all()
     assert torch.allclose((plane.normal * got).sum(1), -plane.value, atol=1e-12)
     want = [solved(norm, *(h.numpy() for h in row)) for row in zip(x, plane.value, plane.normal, strict=True)]
-    assert torch.allclose(lengths(norm, got), torch.tensor(want, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(vector_norms(norm, got), torch.tensor(want, dtype=torch.float64), atol=1e-6)
 
 
 def by_kinks(norm: str, x: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def by_kinks(norm: str, x: Tensor, v: Tensor, w: Tensor) -> Tensor:
 def test_the_projection_is_its_twin(norm: str, scale: float) -> None:
     """With 3, most planes lie beyond the box: then to its corner."""
     x, plane, low, high = problems(12, 150, seed=1)
-    plane = Plane(plane.value * scale * 5, plane.normal)
-    got = shift(norm, x, plane, low, high)
+    plane = Hyperplane(plane.value * scale * 5, plane.normal)
+    got = projection_step(norm, x, plane, low, high)
     reach = (plane.normal.abs() * torch.where(plane.normal * -plane.value.sign()[:, None] > 0, 1 - x, x)).sum(1)
     for i in range(12):
         want = by_kinks(norm, x[i], plane.value[i], plane.normal[i])
@@ -102,10 +102,10 @@ def test_the_projection_is_its_twin(norm: str, scale: float) -> None:
 @each_norm
 def test_a_row_is_projected_alike_in_any_company(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plane, low, high = problems(20, 90, seed=2)
-    whole = shift(norm, x, plane, low, high)
+    whole = projection_step(norm, x, plane, low, high)
     monkeypatch.setattr(hyperplanes, "ELEMENTS", 1)
     monkeypatch.setattr(hyperplanes, "FEW", 3)
-    assert torch.allclose(shift(norm, x, plane, low, high), whole, atol=1e-12)
+    assert torch.allclose(projection_step(norm, x, plane, low, high), whole, atol=1e-12)
 
 
 @each_norm
@@ -113,9 +113,9 @@ def test_without_bounds_and_without_a_normal(norm: str) -> None:
     """Nothing bounds the point: r / |w|, in the dual norm. A plane without a normal is nowhere: nothing moves."""
     w = torch.tensor([[3.0, -4.0, 1.0], [0, 0, 0]]).double()
     far = torch.full((1, 3), torch.inf).double()
-    got = shift(norm, torch.zeros(2, 3).double(), Plane(torch.tensor([2.0, 1.0]).double(), w), -far, far)
+    got = projection_step(norm, torch.zeros(2, 3).double(), Hyperplane(torch.tensor([2.0, 1.0]).double(), w), -far, far)
     dual = {"linf": 8.0, "l2": 26**0.5, "l1": 4.0}[norm]
-    assert lengths(norm, got).tolist() == pytest.approx([2 / dual, 0])
+    assert vector_norms(norm, got).tolist() == pytest.approx([2 / dual, 0])
     assert float(w[0] @ got[0]) == pytest.approx(-2)
 
 

@@ -289,7 +289,7 @@ def test_before_the_clamp(k: int, size: int | str) -> None:
     shut = box(x)[:, k] == 0
     assert torch.equal(found.before_clamp, shut)
     assert torch.allclose(found.map, w[k].expand_as(x))
-    honest = gradients(box, ub.logit(k), x, batch_size=size, unclamp=False)
+    honest = gradients(box, ub.logit(k), x, batch_size=size, relu_bypass=False)
     assert torch.allclose(honest.map, torch.where(shut.view(-1, 1, 1, 1), 0, w[k]))
     assert not honest.before_clamp.any()
 

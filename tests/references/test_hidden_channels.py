@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import awkward
 import unboxed as ub
 from unboxed.activations import ablate, ablation, rewrite
-from unboxed.engine.perturb.windows import windows
+from unboxed.engine.perturb.windows import window_scores
 
 SHARED: list[Any] = []
 
@@ -214,10 +214,10 @@ def test_ablation_is_what_single_examples_give(name: str) -> None:
     for seed in range(3):
         x = data(seed)
         want = torch.stack(
-            [torch.cat([rewrite(box, one, {"mid": ablate(k)}).after for one in x.split(1)]) for k in range(5)], 1
+            [torch.cat([rewrite(box, one, {"mid": ablate(k)}).logits_after for one in x.split(1)]) for k in range(5)], 1
         )
         for size in ("auto", 9, 7) if seed < 2 else ("auto",):
-            found = ablation(box, x, "mid", target=0, batch_size=size).ablated
+            found = ablation(box, x, "mid", target=0, batch_size=size).ablated_logits
             assert torch.allclose(found, want, rtol=0, atol=1e-10), (name, seed, size)
 
 
@@ -238,8 +238,8 @@ def test_runs_that_fail_only_for_some_data_are_done_in_full() -> None:
     torch.manual_seed(0)
     box, x = ub.Box(Gated().double().eval(), awkward.GRAY_INPUTS), data(1).clamp(max=0.5)
     x[7] = 0.9
-    want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).after for k in range(5)], 1)
-    assert torch.allclose(ablation(box, x, "mid", target=0, batch_size=10).ablated, want, rtol=0, atol=1e-10)
+    want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).logits_after for k in range(5)], 1)
+    assert torch.allclose(ablation(box, x, "mid", target=0, batch_size=10).ablated_logits, want, rtol=0, atol=1e-10)
 
 
 class Positions(nn.Module):
@@ -263,9 +263,11 @@ def test_an_axis_of_three_is_not_the_batch() -> None:
     assert all(map(box.has_batch_axis, ("mid", "cut")))
     assert box.layers["table"].shape == (3, 6)
     assert box.read(x, "table", batch_size=2)["table"].shape == (3, 6)
-    want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).after for k in range(3)], 1)
+    want = torch.stack([rewrite(box, x, {"mid": ablate(k)}).logits_after for k in range(3)], 1)
     for size in (4, 6, "auto"):
-        assert torch.allclose(ablation(box, x, "mid", target=0, batch_size=size).ablated, want, rtol=0, atol=1e-10)
+        assert torch.allclose(
+            ablation(box, x, "mid", target=0, batch_size=size).ablated_logits, want, rtol=0, atol=1e-10
+        )
 
 
 class LooksAtTypes(nn.Module):
@@ -286,7 +288,7 @@ def test_windows_are_tried_where_they_change_something() -> None:
     box, x = ub.Box(LooksAtTypes().double(), ub.Pixels((1, 24, 24))), torch.zeros(1, 1, 24, 24).double()
     objective, corners = ub.logit(0), torch.tensor([(i, i) for i in range(0, 20, 2)])
     for images in (x, x + 0.7):
-        found = windows(box, images, objective, torch.zeros_like(x), corners, (4, 4)).score[0]
+        found = window_scores(box, images, objective, torch.zeros_like(x), corners, (4, 4)).score[0]
         hidden = images.repeat(len(corners), 1, 1, 1)
         for row, (top, left) in zip(hidden, corners.tolist(), strict=True):
             row[:, top : top + 4, left : left + 4] = 0

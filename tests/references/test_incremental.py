@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.model.incremental import BasePass, Everywhere, Windowed, regions
+from unboxed.model.incremental import BasePass, WindowedMode, WindowedTensor, regions
 
 Places = list[tuple[int, int]]
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -32,9 +32,9 @@ def put_in(base: Tensor, patches: Tensor, places: Places) -> Tensor:
     return images
 
 
-def begun(base: Tensor, patches: Tensor, places: Places, base_pass: BasePass | None = None) -> Windowed:
+def begun(base: Tensor, patches: Tensor, places: Places, base_pass: BasePass | None = None) -> WindowedTensor:
     top, left = np.array(places).T
-    return Windowed.begin(base_pass or BasePass(), base, patches.clone(), top, left)
+    return WindowedTensor.from_windows(base_pass or BasePass(), base, patches.clone(), top, left)
 
 
 def all_over(height: int, width: int, size: tuple[int, int], step: int = 1) -> Places:
@@ -44,7 +44,7 @@ def all_over(height: int, width: int, size: tuple[int, int], step: int = 1) -> P
 
 
 def same(got: Any, want: Tensor) -> None:
-    got = got.peek() if isinstance(got, Windowed) else got
+    got = got.dense_copy() if isinstance(got, WindowedTensor) else got
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     off = float((got.double() - want.double()).abs().max())
@@ -62,10 +62,10 @@ def check(
     patches = torch.randn(len(places), channels, *size, generator=generator(1), dtype=dtype)
     for part in (slice(0, len(places) // 2), slice(len(places) // 2, None)):
         want = model(put_in(base, patches[part], places[part]))
-        with Everywhere():
+        with WindowedMode():
             got = model(begun(base, patches[part], places[part], base_pass))
         if local is not None:
-            assert (isinstance(got, Windowed) and got.is_local) == local
+            assert (isinstance(got, WindowedTensor) and got.is_local) == local
         same(got, want)
     return base_pass
 
@@ -158,7 +158,7 @@ KERNEL = torch.randn(4, 4, 3, 3, generator=generator(4), dtype=torch.float64)
 
 @pytest.mark.parametrize("model", LOCAL.values(), ids=LOCAL.keys())
 def test_stays_local(model: Callable[[Any], Any]) -> None:
-    assert check(model).dense == 0
+    assert check(model).n_dense_values == 0
 
 
 DENSE: dict[str, Callable[[Any], Any]] = {
@@ -229,7 +229,9 @@ def test_what_is_known_without_values() -> None:
 
 
 def test_a_window_of_most_of_the_map_is_made_dense() -> None:
-    assert check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=4), (21, 18), local=False).dense > 0
+    assert (
+        check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=4), (21, 18), local=False).n_dense_values > 0
+    )
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -240,9 +242,9 @@ def both(c: Any, size: tuple[int, int], step: int = 1, seed: int = 0) -> tuple[T
     x, base_pass = c.x[:1], BasePass()
     places = all_over(*x.shape[2:], size, step)
     patches = torch.rand(len(places), x.shape[1], *size, generator=generator(seed)).to(x)
-    with c.box.quiet(grad=False):
+    with c.box.isolated(grad=False):
         want = c.box.forward(put_in(x, patches, places), ["logits"])["logits"]
-    with c.box.quiet(grad=False), Everywhere():
+    with c.box.isolated(grad=False), WindowedMode():
         got = c.box.forward(begun(x, patches, places, base_pass), ["logits"])["logits"]
     return got, want, base_pass
 
@@ -305,12 +307,14 @@ class Squeezed(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True))
         self.squeeze, self.one, self.three = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 3, padding=1)
-        self.end = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(12, 5, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1))
+        self.final_op = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(12, 5, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.squeeze(self.stem(x)))
         h = torch.cat([F.relu(self.one(h)), F.relu(self.three(h))], 1)
-        return self.end(F.max_pool2d(h, 3, 2, ceil_mode=True)).flatten(1)
+        return self.final_op(F.max_pool2d(h, 3, 2, ceil_mode=True)).flatten(1)
 
 
 def deep() -> nn.Module:
@@ -349,7 +353,7 @@ def test_nets_like_those_people_have(
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
     got, want, base_pass = both(CaseOf(box, x), (9, 6), step=5)
     same(got, want)
-    assert 0 < base_pass.local < elements(box, len(want)) / 3
+    assert 0 < base_pass.n_local_values < elements(box, len(want)) / 3
 
 
 class CaseOf:
@@ -410,12 +414,12 @@ def test_a_net_that_goes_another_way_gets_a_base_of_its_own() -> None:
 
 
 def test_a_halo_that_is_too_small_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unboxed.model.incremental.spatial import Slide
+    from unboxed.model.incremental.spatial import KernelGeometry
 
-    def short(self: Slide, axis: int) -> int:
+    def short(self: KernelGeometry, axis: int) -> int:
         return max(0, (self.kernel[axis] - 1) * self.dilation[axis] - 1)
 
-    monkeypatch.setattr(Slide, "reach", short)
+    monkeypatch.setattr(KernelGeometry, "span", short)
     with pytest.raises((AssertionError, RuntimeError)):
         check(made(nn.Conv2d, {"padding": 1}, in_channels=4, out_channels=8))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.synthesis import inversion, silence
-from unboxed.synthesis.inversion import _Plan, _prior
+from unboxed.synthesis.inversion import _InversionConfig, _image_prior
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def the_prior(z: np.ndarray, alpha: float, smooth: float, beta: float) -> float:
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
     z = draw(3, 2, 6, 7)
-    plan = _Plan("distance", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
-    prior = _prior(z[0].numel(), (9.0, 9.0), plan)
+    plan = _InversionConfig("distance", None, 2.0, beta, 0.01, alpha, 0, 5, 1, None, 0, "auto")
+    prior = _image_prior(z[0].numel(), (9.0, 9.0), plan)
     want = [-the_prior(one.numpy(), alpha, 2.0, beta) for one in z]
     assert np.allclose(prior({"input": z}).numpy(), want, rtol=1e-5)
 
@@ -59,7 +59,7 @@ def test_the_prior_is_the_papers(alpha: float, beta: float) -> None:
 def test_the_climb_is_the_papers_descent(box: ub.Box) -> None:
     """One loop of torch over eq. 1 to 3 with the same start, step rule and falling weight."""
     x, steps = draw(2, 2, 8, 8), 6
-    made = inversion(box, x, "0", canvas="pixels", alpha=0.3, beta=2.0, steps=steps, jitter=0, every=1)
+    made = inversion(box, x, "0", canvas="pixels", alpha=0.3, beta=2.0, steps=steps, jitter=0, frame_every=1)
     assert made.frames is not None
     z = made.frames[0].clone().requires_grad_()
     wanted = box.model[0](x).detach()
@@ -91,8 +91,8 @@ def test_a_linear_unit_is_silenced_by_the_way_to_its_plane(linear: ub.Box, norm:
     want = -(z - below)[:, None] * along
     assert made.silenced.all()
     assert torch.allclose(made.change.flatten(1), want, atol=1e-4 * float(want.abs().max()))
-    assert torch.allclose(made.before, z)
-    assert torch.allclose(made.after, torch.full_like(z, below), atol=1e-4)
+    assert torch.allclose(made.score_before, z)
+    assert torch.allclose(made.score_after, torch.full_like(z, below), atol=1e-4)
 
 
 def test_where_the_range_stands_in_the_way_the_change_is_nearly_the_smallest(linear: ub.Box) -> None:

@@ -15,7 +15,7 @@ import unboxed as ub
 from contracts.common import make_case
 from unboxed.adversarial.carlini_wagner import SLACK
 from unboxed.adversarial.deepfool import BEYOND, shortest
-from unboxed.engine.optimize.constraints import norm_of
+from unboxed.engine.optimize.constraints import unbounded_ball
 
 Net = Callable[[Tensor], Tensor]
 
@@ -102,7 +102,7 @@ def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
     rise = share * (w.abs() * room).sum(2)
     beyond = BEYOND * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
     beyond = beyond if norm == "linf" else BEYOND * (beyond / BEYOND).sqrt()
-    r = shortest(w, rise, room, norm_of(norm))
+    r = shortest(w, rise, room, unbounded_ball(norm))
     assert (r.abs() <= room * (1 + 1e-12)).all()
     assert torch.allclose((w * r).sum(2), rise + beyond, atol=1e-12)
     size = r.abs().amax(2) if norm == "linf" else r.norm(dim=2)
@@ -139,7 +139,9 @@ def test_no_room_is_used_up_and_said() -> None:
     """More is wanted than there is room for: all of it is taken."""
     w, room = torch.tensor([[[1.0, -2.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     for norm in ("l2", "linf"):
-        assert torch.equal(shortest(w, torch.tensor([[9.0]]), room, norm_of(norm)), torch.tensor([[[0.5, -0.25, 0.0]]]))
+        assert torch.equal(
+            shortest(w, torch.tensor([[9.0]]), room, unbounded_ball(norm)), torch.tensor([[[0.5, -0.25, 0.0]]])
+        )
 
 
 # ---- Carlini & Wagner: section VI.A of arXiv:1608.04644 --------------------------------------------------------------

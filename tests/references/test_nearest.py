@@ -8,10 +8,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor
 
-from unboxed.activations import LayerMap
+from unboxed.activations import TsneMap
 from unboxed.engine.read import neighbors
-from unboxed.engine.read.embedding import embed
-from unboxed.engine.read.neighbors import nearest
+from unboxed.engine.read.embedding import fit_tsne
+from unboxed.engine.read.neighbors import nearest_points
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -39,7 +39,7 @@ def test_as_the_twin(metric: str, chunk: int | None, dtype: torch.dtype) -> None
     queries = torch.randn(6, 5, generator=DRAW).to(dtype)
     points = torch.randn(40, 5, generator=DRAW).to(dtype)
     points[3], queries[2] = 0, 0
-    got = nearest(queries, points, 9, metric=metric, chunk=chunk)
+    got = nearest_points(queries, points, 9, metric=metric, chunk_points=chunk)
     indices, distances = twin(queries, points, 9, metric)
     assert torch.equal(got.indices, indices)
     assert got.distances.dtype == dtype
@@ -52,7 +52,7 @@ def test_ties_go_to_the_lower_index(metric: str, chunk: int | None) -> None:
     """On a lattice most distances come several times; each point is left out of its own neighbors."""
     points = torch.randint(1, 3, (60, 4), generator=DRAW).float()
     own = list(range(60))
-    got = nearest(points, points, 12, metric=metric, chunk=chunk, exclude=torch.tensor(own))
+    got = nearest_points(points, points, 12, metric=metric, chunk_points=chunk, exclude=torch.tensor(own))
     indices, distances = twin(points, points, 12, metric, own)
     if metric == "euclidean":
         assert torch.equal(got.indices, indices)
@@ -63,7 +63,7 @@ def test_ties_go_to_the_lower_index(metric: str, chunk: int | None) -> None:
 def test_far_from_zero() -> None:
     """|q|^2 + |p|^2 - 2 q.p cancels there; single-precision distances would be noise."""
     points = (1e6 + torch.randint(0, 9, (80, 6), generator=DRAW)).float()
-    got = nearest(points[:10], points, 6)
+    got = nearest_points(points[:10], points, 6)
     indices, distances = twin(points[:10], points, 6, "euclidean")
     assert torch.equal(got.indices, indices)
     assert torch.allclose(got.distances.double(), distances)
@@ -72,9 +72,9 @@ def test_far_from_zero() -> None:
 @pytest.mark.parametrize("block", [64, 1000])
 def test_in_small_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(700, 8, generator=DRAW)
-    want = nearest(points, points, 5)
+    want = nearest_points(points, points, 5)
     monkeypatch.setattr(neighbors, "BLOCK", block)
-    got = nearest(points, points, 5)
+    got = nearest_points(points, points, 5)
     assert torch.equal(got.indices, want.indices)
     assert torch.allclose(got.distances, want.distances)
 
@@ -84,7 +84,7 @@ def test_as_scikit_learn(metric: str) -> None:
     points, queries = torch.randn(900, 30, generator=DRAW), torch.randn(50, 30, generator=DRAW)
     peer = NearestNeighbors(n_neighbors=7, algorithm="brute", metric=metric).fit(points.double().numpy())
     distances, indices = peer.kneighbors(queries.double().numpy())
-    got = nearest(queries, points, 7, metric=metric)
+    got = nearest_points(queries, points, 7, metric=metric)
     assert np.array_equal(got.indices.numpy(), indices)
     assert np.allclose(got.distances.numpy(), distances, atol=1e-5)
 
@@ -98,5 +98,5 @@ def test_accuracy_as_scikit_learn() -> None:
         others = [j for j in range(80) if j != i]
         peer = KNeighborsClassifier(5).fit(points[others].numpy(), y[others].numpy())
         right += int(peer.predict(points[i : i + 1].numpy())[0] == y[i])
-    made = LayerMap("input", points, embed(points.numpy()[:3]))
+    made = TsneMap("input", points, fit_tsne(points.numpy()[:3]))
     assert made.accuracy(y, k=5) == pytest.approx(right / 80)

@@ -20,8 +20,17 @@ from unboxed.attribution import (
     integrated_gradients,
     smoothgrad,
 )
-from unboxed.attribution.expected_gradients import _draws
-from unboxed.engine.gradients.paths import Line, Noise, equal, gauss_legendre, mean, midpoints, normal, scores
+from unboxed.attribution.expected_gradients import _sample_references
+from unboxed.engine.gradients.paths import (
+    Line,
+    Noise,
+    equal_weights,
+    gauss_legendre,
+    path_mean_gradient,
+    midpoints,
+    normal_noise,
+    path_scores,
+)
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.model import relu_rules
 
@@ -81,8 +90,8 @@ def test_fixed_steps_against_the_papers_sum(model: str, kind: str | None, size: 
     assert not torch.allclose(riemann(box, x, x0, 7, 0), want, rtol=1e-2)  # right-hand ends give another sum
     rows = torch.arange(3)
     difference = (box(x) - box(x0))[rows, K]
-    assert torch.allclose(found.difference, difference, rtol=1e-9)
-    assert torch.allclose(found.error, (want.flatten(1).sum(1) - difference).abs(), rtol=1e-6, atol=1e-12)
+    assert torch.allclose(found.score_difference, difference, rtol=1e-9)
+    assert torch.allclose(found.completeness_error, (want.flatten(1).sum(1) - difference).abs(), rtol=1e-6, atol=1e-12)
 
 
 @models
@@ -109,7 +118,7 @@ def test_steps_by_itself_against_a_sum_of_many(model: str) -> None:
         return (h - limit).abs().flatten(1).sum(1) / limit.abs().flatten(1).sum(1)
 
     assert bool(found.converged.all())
-    assert bool((found.error <= 1e-3 * found.difference.abs()).all())
+    assert bool((found.completeness_error <= 1e-3 * found.score_difference.abs()).all())
     assert bool((off(found.map) <= off(even) + 1e-9).all())
     assert float(off(found.map).max()) < 0.02
 
@@ -137,7 +146,7 @@ def noisy_slopes(box: ub.Box, x: Tensor, samples: int, noise: float, seed: int) 
     found = []
     for i in range(len(x)):
         sigma = noise * (x[i].max() - x[i].min())
-        eps = [normal(x, torch.tensor([i]), torch.tensor([k]), seed)[0] for k in range(samples)]
+        eps = [normal_noise(x, torch.tensor([i]), torch.tensor([k]), seed)[0] for k in range(samples)]
         found.append(torch.stack([slope(box, x[i] + sigma * e, int(K[i])) for e in eps]))
     return torch.stack(found)
 
@@ -164,12 +173,12 @@ def test_smoothgrad_against_the_loop(model: str, kind: Any, size: Any) -> None:
 def test_the_noise_is_normal() -> None:
     like = torch.zeros(4, 1, 8, 8, dtype=torch.float64)
     n, k = torch.arange(4).repeat_interleave(100), torch.arange(100).repeat(4)
-    drawn = normal(like, n, k, 3).flatten(1)  # (400, 64)
+    drawn = normal_noise(like, n, k, 3).flatten(1)  # (400, 64)
     assert abs(float(drawn.mean())) < 4 / drawn.numel() ** 0.5
     assert abs(float(drawn.var()) - 1) < 4 * (2 / drawn.numel()) ** 0.5
     assert float(drawn.view(4, 100, 64)[:, :, 0].flatten().unique().numel()) == 400  # no two alike
     some = torch.tensor([7, 8, 9, 250])
-    assert torch.equal(normal(like, n[some], k[some], 3).flatten(1), drawn[some])
+    assert torch.equal(normal_noise(like, n[some], k[some], 3).flatten(1), drawn[some])
 
 
 @pytest.mark.parametrize("kind", ["mean", "squared"])
@@ -202,7 +211,7 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
     """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
     box, x = opened(model)
     others = torch.rand(m, 1, 8, 8, generator=torch.Generator().manual_seed(9)).double()
-    order, alpha = _draws(3, m, samples, 4)
+    order, alpha = _sample_references(3, m, samples, 4)
     want, low = torch.zeros_like(x), torch.zeros(3).double()
     for i in range(3):
         for s in range(samples):
@@ -212,12 +221,12 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
     found = expected_gradients(box, x, K, references=others, n_samples=samples, seed=4, batch_size=size)
     assert torch.allclose(found.map, want, rtol=1e-9, atol=1e-12)
     difference = box(x)[torch.arange(3), K] - low
-    assert torch.allclose(found.difference, difference, rtol=1e-9)
-    assert torch.allclose(found.error, (want.flatten(1).sum(1) - difference).abs(), rtol=1e-6, atol=1e-12)
+    assert torch.allclose(found.score_difference, difference, rtol=1e-9)
+    assert torch.allclose(found.completeness_error, (want.flatten(1).sum(1) - difference).abs(), rtol=1e-6, atol=1e-12)
 
 
 def test_alphas_are_stratified_and_references_drawn_evenly() -> None:
-    order, alpha = _draws(5, 4, 10, 0)
+    order, alpha = _sample_references(5, 4, 10, 0)
     assert torch.equal((alpha * 10).long().sort(1).values, torch.arange(10).expand(5, -1))
     assert torch.equal(order.sort(1).values, torch.arange(4).expand(5, -1))
     assert len({tuple(row) for row in alpha.tolist()}) == 5
@@ -234,7 +243,7 @@ def test_expected_gradients_come_to_the_mean_of_integrated_ones(model: str) -> N
     off, coarse = ((h.map - want).abs().mean() / want.abs().mean() for h in (found, few))
     assert float(off) < 0.03
     assert float(coarse) > 2 * float(off)
-    assert bool((found.error <= 0.05 * found.difference.abs().clamp_min(1)).all())
+    assert bool((found.completeness_error <= 0.05 * found.score_difference.abs().clamp_min(1)).all())
 
 
 # ---- the loop with other rules and layers ----------------------------------------------------------------------------
@@ -244,20 +253,20 @@ def test_a_rule_along_a_path() -> None:
     """Guided SmoothGrad is the mean of guided backprop's maps over the same noise."""
     box, x = opened("plain")
     x = 0.4 + 0.2 * x  # so that noise leaves it an image
-    path = Noise(x, torch.full_like(x, 0.05), equal(6), seed=2)
-    found = mean(box, ub.logit(K), path, 3, rule=relu_rules.guided).map
+    path = Noise(x, torch.full_like(x, 0.05), equal_weights(6), seed=2)
+    found = path_mean_gradient(box, ub.logit(K), path, 3, rule=relu_rules.guided).map
     want = torch.zeros_like(x)
     for k in range(6):
         points, _ = path(torch.arange(3), torch.full((3,), k))
         want += guided_backprop(box, points.clamp(0, 1), K) / 6
     assert torch.allclose(found, want, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(found, mean(box, ub.logit(K), path, 3).map, rtol=1e-2)
+    assert not torch.allclose(found, path_mean_gradient(box, ub.logit(K), path, 3).map, rtol=1e-2)
 
 
 def test_a_layer_along_a_path() -> None:
     """Internal influence (Leino et al. 2018): the mean gradient at a layer while the input goes from black to x."""
     box, x = opened("plain")
-    found = mean(box, ub.logit(K), Line(x, torch.zeros_like(x), *midpoints(9)), 3, at="conv1").map
+    found = path_mean_gradient(box, ub.logit(K), Line(x, torch.zeros_like(x), *midpoints(9)), 3, wrt="conv1").map
     model = nn.Module()
     model.forward = lambda x: box.model(box.inputs.encode(x))  # type: ignore[method-assign]
     peer = captum.attr.InternalInfluence(model, box.model.conv1)
@@ -271,7 +280,7 @@ def test_scores_along_a_path(size: Any) -> None:
     box, x = opened("plain")
     path = Line(x, torch.zeros_like(x), *midpoints(5))
     want = torch.stack([box(t * x)[torch.arange(3), K] for t in path.t], 1)
-    assert torch.allclose(scores(box, ub.logit(K), path, 3, batch_size=size), want, rtol=1e-9)
+    assert torch.allclose(path_scores(box, ub.logit(K), path, 3, batch_size=size), want, rtol=1e-9)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.estimators import Design, kernel_shapley, local_model
-from unboxed.engine.perturb.masks import coin_flips, every_subset, grids, shapley_pairs
+from unboxed.engine.perturb.estimators import RegressionDesign, kernel_shapley, fit_local_model
+from unboxed.engine.perturb.masks import bernoulli_masks, all_subsets, rise_masks, shapley_mask_pairs
 
 A = ub.attribution
 SQUARES = ub.Features(tuple("abcdef"))
@@ -86,7 +86,7 @@ def test_rise_is_the_papers_sum(size: Any) -> None:
     """Equation 6 by a loop over masks, for each row alone."""
     box, x = image_case()
     n, p = 31, 0.4
-    masks = grids(range(n), (8, 8), 3, p, 5, x)
+    masks = rise_masks(range(n), (8, 8), 3, p, 5, x)
     got = A.rise(box, x, 1, n_samples=n, cells=3, keep=p, seed=5, on="score", batch_size=size)
     cover = A.rise(box, x, 1, n_samples=n, cells=3, keep=p, seed=5, on="score", normalize="coverage", batch_size=size)
     for row in range(2):
@@ -97,7 +97,7 @@ def test_rise_is_the_papers_sum(size: Any) -> None:
 
 def test_rise_scores_probabilities_by_default() -> None:
     box, x = image_case()
-    masks = grids(range(9), (8, 8), 3, 0.5, 0, x)
+    masks = rise_masks(range(9), (8, 8), 3, 0.5, 0, x)
     want = sum(float(box.probs(x[:1] * m)[0, 2]) * m for m in masks) / 4.5
     assert torch.allclose(A.rise(box, x[:1], 2, n_samples=9, cells=3)[0], want, atol=1e-9)
 
@@ -109,7 +109,7 @@ def test_grids_are_enlarged_as_by_skimage() -> None:
     from unboxed import rng
 
     for k in range(4):
-        mask = grids(range(k, k + 1), (10, 7), 3, 0.5, 1, torch.zeros(1, dtype=torch.float64))[0, 0]
+        mask = rise_masks(range(k, k + 1), (10, 7), 3, 0.5, 1, torch.zeros(1, dtype=torch.float64))[0, 0]
         generator = rng.step_generator(1, k, torch.device("cpu"))
         grid = (torch.rand(3, 3, generator=generator) < 0.5).double().numpy()
         i, j = (int(torch.randint(c, (), generator=generator)) for c in (4, 3))
@@ -143,10 +143,12 @@ def literal_lime(z: np.ndarray, y: np.ndarray, regression: str, alpha: float) ->
 def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
     """scikit-learn's weighted regression of the masks that were drawn; no control variate."""
     generator = np.random.default_rng(0)
-    rng = coin_flips(7, 100, seed=3)
+    rng = bernoulli_masks(7, 100, seed=3)
     z = rng.z.numpy()
     y = z @ generator.normal(size=7) + 0.5 * z[:, 0] * z[:, 3] - np.sin(z.sum(1))
-    got = local_model(Design.of(rng, 7, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha)
+    got = fit_local_model(
+        RegressionDesign.from_masks(rng, 7, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
+    )
     want = literal_lime(z, y, regression, alpha)
     assert np.allclose(got.weights.numpy(), want.coef_, atol=1e-7)
     assert np.isclose(got.intercept, want.intercept_, atol=1e-7)
@@ -157,15 +159,17 @@ def test_lime_on_the_same_masks(regression: Any, alpha: float) -> None:
 @pytest.mark.parametrize("n", [40, 101])
 def test_limes_errors_are_the_jackknifes(n: int, regression: Any, alpha: float) -> None:
     """Fitted again without each pair of masks in turn."""
-    rng = coin_flips(9, n, seed=3)
+    rng = bernoulli_masks(9, n, seed=3)
     z = rng.z.numpy()
     y = np.sin(3 * z @ np.linspace(-1, 2, 9)) + z[:, 2]
-    got = local_model(Design.of(rng, 9, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha)
+    got = fit_local_model(
+        RegressionDesign.from_masks(rng, 9, WIDTH, None), torch.from_numpy(y), regression=regression, alpha=alpha
+    )
     pairs = rng.cluster.numpy()
     kept = [pairs != c for c in range(pairs.max() + 1)]
     each = np.stack([literal_lime(z[k], y[k], regression, alpha).coef_ for k in kept])
     want = np.sqrt(((each - each.mean(0)) ** 2).sum(0) * len(kept) / (len(kept) - 1))
-    assert np.allclose(got.error.numpy(), want, rtol=1e-6)
+    assert np.allclose(got.standard_error.numpy(), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("regression", ["ridge", "ols", "lasso"])
@@ -173,7 +177,7 @@ def test_lime_from_the_image_to_the_weights(regression: Any) -> None:
     """All of it by hand on every subset, as the draws of so few segments are: probabilities, black, six segments."""
     box, x = image_case()
     got = A.lime(box, x, 1, segments=quarters(), n_samples=200, regression=regression)
-    z = every_subset(6).double().numpy()
+    z = all_subsets(6).double().numpy()
     z = np.concatenate([np.ones((1, 6)), z])
     for n in range(2):
         y = np.array([float(box.probs(hidden(x[n : n + 1], quarters(), row))[0, 1]) for row in z])
@@ -186,7 +190,7 @@ def test_lime_from_the_image_to_the_weights(regression: Any) -> None:
         assert np.isclose(float(got.r2[n]), want.score(z, y, sample_weight=weight))
         assert np.isclose(float(got.prediction[n]), want.predict(np.ones((1, 6)))[0])
         assert np.isclose(float(got.score[n]), y[0])
-        assert torch.equal(got.error[n], torch.zeros(6).double())
+        assert torch.equal(got.standard_error[n], torch.zeros(6).double())
         for f in range(6):
             assert torch.equal(got.map[n, 0][quarters() == f], got.weights[n, f].expand(int((quarters() == f).sum())))
 
@@ -197,7 +201,7 @@ def test_idle_segments_are_summed_over() -> None:
     of = quarters()
     x[:, :, of == 1], x[:, :, of == 4] = 0, 0
     got = A.lime(box, x, 2, segments=of, n_samples=100, on="score")  # 2^4 subsets of the others
-    z = np.concatenate([np.ones((1, 6)), every_subset(6).double().numpy()])
+    z = np.concatenate([np.ones((1, 6)), all_subsets(6).double().numpy()])
     y = np.array([value(box, x, of, row, 2) for row in z])
     want = Ridge(alpha=1.0).fit(z, y, sample_weight=pi(z) * np.array([1.0] + [99 / 64] * 64))
     assert np.allclose(got.weights[0].numpy(), want.coef_, atol=1e-9)
@@ -230,7 +234,7 @@ def test_shapley_by_permutations() -> None:
         assert np.allclose(got.values[n].numpy(), want, atol=1e-12)
         for f in range(6):
             assert torch.allclose(got.map[n, 0][quarters() == f].sum(), got.values[n, f])
-    assert torch.allclose(got.values.sum(1), got.score - got.base, atol=1e-12)
+    assert torch.allclose(got.values.sum(1), got.score - got.baseline_score, atol=1e-12)
 
 
 def test_shapley_as_captum() -> None:
@@ -247,10 +251,10 @@ def test_kernel_shap_on_all_subsets_is_shapley() -> None:
     box, x = image_case(1)
     v = game(box, x, quarters(), 6, 1)
     want = by_permutations(v, 6)
-    rng = shapley_pairs(6, 62, seed=0)
+    rng = shapley_mask_pairs(6, 62, seed=0)
     assert len(rng.masks) == 62
     assert bool((rng.cluster == -1).all())
-    y = torch.tensor([v[tuple(row.nonzero()[:, 0].tolist())] for row in rng.masks]).double()[rng.at]
+    y = torch.tensor([v[tuple(row.nonzero()[:, 0].tolist())] for row in rng.masks]).double()[rng.mask_index]
     got, error = kernel_shapley(rng, y, v[()], v[tuple(range(6))])
     assert np.allclose(got.numpy(), want, atol=1e-9)
     assert float(error.abs().max()) == 0
@@ -268,8 +272,8 @@ def test_weights_of_the_draws_sum_to_the_kernels(n: int) -> None:
     a = 9
     total = torch.zeros(a)
     for seed in range(60):
-        rng = shapley_pairs(a, n, seed)
-        assert len(rng.at) <= n
+        rng = shapley_mask_pairs(a, n, seed)
+        assert len(rng.mask_index) <= n
         total.index_add_(0, rng.z.sum(1).long(), rng.weight.float() / 60)
     want = torch.tensor([1 / (s * (a - s)) for s in range(1, a)])
     assert torch.allclose(total[1:], want, rtol=0.1)
@@ -290,7 +294,7 @@ def test_kernel_shap_as_captum_in_the_limit() -> None:
     assert torch.allclose(got.values, peer.double(), atol=0.1)
     off = (got.values - exact.values).abs()
     assert float(off.max()) < 0.05
-    assert bool((off <= 5 * got.error + 1e-9).all())
+    assert bool((off <= 5 * got.standard_error + 1e-9).all())
 
 
 @pytest.mark.parametrize("segments", [("squares", 4), ("squares", 5), "pixels"])

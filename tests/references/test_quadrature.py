@@ -60,7 +60,7 @@ def test_points_go_where_the_literal_loop_puts_them(name: str, tol: float) -> No
     found = integrated_gradients(box, x, y, tol=tol, max_steps=50)
     for i in range(4):
         want, steps = literal(entry.model, entry.inputs, x[i], int(y[i]), tol)
-        assert int(found.steps[i]) == steps
+        assert int(found.n_steps[i]) == steps
         assert torch.allclose(found.map[i], want, rtol=1e-9, atol=1e-12)
 
 
@@ -75,7 +75,7 @@ def test_no_more_calls_than_captum_needs_for_the_same_completeness_error() -> No
     for tol in (0.05, 0.01):
         found = integrated_gradients(box, x, y, tol=tol)
         assert bool(found.converged.all())
-        for steps in range(2, math.ceil(float((found.steps + 2).double().mean()))):  # with fewer, captum is not there
+        for steps in range(2, math.ceil(float((found.n_steps + 2).double().mean()))):  # with fewer, captum is not there
             sums = peer.attribute(x, target=y, n_steps=steps).flatten(1).sum(1)
             assert not bool(((sums - difference).abs() <= tol * difference.abs()).all()), (tol, steps)
 

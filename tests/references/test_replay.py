@@ -14,16 +14,16 @@ import awkward
 import unboxed as ub
 from unboxed.activations import ablation, patching
 from unboxed.engine.read import edited_runs
-from unboxed.engine.read.edited_runs import Exchange
-from unboxed.engine.read.edits import addresses
-from unboxed.engine.read.replayed import Before
+from unboxed.engine.read.edited_runs import ReplaceWhere
+from unboxed.engine.read.edits import unit_addresses
+from unboxed.engine.read.replayed import PrefixReplay
 from unboxed.objectives import logit
 
 
 @contextmanager
 def only(*ways: str) -> Iterator[list[str]]:
     """Rewritten runs are tried in these ways alone; the list names those that were found to give what whole runs do."""
-    own, taken = edited_runs._Work.gives, []
+    own, taken = edited_runs._VariantRunner.matches_full_run, []
 
     def gives(self: Any, whole: Any, examples: Tensor, numbers: Tensor, how: Any) -> bool:
         fits = how in (*ways, "checked") and own(self, whole, examples, numbers, how)
@@ -31,7 +31,7 @@ def only(*ways: str) -> Iterator[list[str]]:
         return fits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edited_runs._Work, "gives", gives)
+        patch.setattr(edited_runs._VariantRunner, "gives", gives)
         yield taken
 
 
@@ -49,15 +49,15 @@ def test_as_whole_runs(name: str) -> None:
     entry = awkward.get_model(name, torch.float64)
     box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     x, other = entry.images(3).to(box.dtype), entry.images(3, seed=1).to(box.dtype)
-    paths = addresses(box)
+    paths = unit_addresses(box)
     before, share = forwards(box), 1e-9 if box.model_dtype == torch.float64 else 1e-5
     for path, sizes in {paths[len(paths) // 2]: ("auto", 5), paths[-1]: ("auto",)}.items():
         for size in sizes:
             with only("replayed"):
-                found = ablation(box, x, path, target=0, batch_size=size).ablated
+                found = ablation(box, x, path, target=0, batch_size=size).ablated_logits
                 back = patching(box, x, other, [path], 0, by="channel", batch_size=size).layers[0].score
             with only():
-                want = ablation(box, x, path, target=0, batch_size=size).ablated
+                want = ablation(box, x, path, target=0, batch_size=size).ablated_logits
                 score = patching(box, x, other, [path], 0, by="channel", batch_size=size).layers[0].score
             assert torch.allclose(found, want, rtol=share, atol=share * float(want.abs().max()), equal_nan=True)
             assert torch.allclose(back, score, rtol=share, atol=share * float(score.abs().max()), equal_nan=True)
@@ -80,14 +80,14 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.seen = nn.Linear(64, 6), Seen()
-        self.block, self.shared = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
+        self.block, self.distribute = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
         self.norm, self.relu = nn.LayerNorm(6), nn.ReLU(inplace=True)
         self.mid, self.top = nn.Linear(6, 5), nn.Linear(11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.seen(self.stem(x.flatten(1)))
         h = h + self.block(h)
-        h = self.shared(h) + self.shared(h.cos())
+        h = self.distribute(h) + self.distribute(h.cos())
         z = self.norm(h)
         self.relu(z)  # what it gives back is not looked at
         z += 1
@@ -103,16 +103,19 @@ def images(n: int) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def exchanged(rows: int) -> Exchange:
-    return Exchange(torch.eye(5)[torch.arange(rows) % 5].bool(), torch.zeros(()))
+def exchanged(rows: int) -> ReplaceWhere:
+    return ReplaceWhere(torch.eye(5)[torch.arange(rows) % 5].bool(), torch.zeros(()))
 
 
 def by_hand(box: ub.Box, x: Tensor, path: str) -> tuple[Tensor, Tensor]:
     """Logits of rows edited at `path`, answered and run in full: straight, no probe between."""
     examples = torch.arange(len(x)).repeat_interleave(5)
-    before, edit = Before(box, x, logit(0)), {path: exchanged(len(examples)) if path == "mid" else lambda h: h * 2}
-    before.record(examples, edit)
-    with box.isolated(grad=False), before.answering(examples):
+    before, edit = (
+        PrefixReplay(box, x, logit(0)),
+        {path: exchanged(len(examples)) if path == "mid" else lambda h: h * 2},
+    )
+    before.record_prefix(examples, edit)
+    with box.isolated(grad=False), before.replaying(examples):
         found = box.forward(x[examples], ["logits"], edit)["logits"]
     with box.isolated(grad=False):
         return found, box.forward(x[examples], ["logits"], edit)["logits"]
@@ -137,7 +140,7 @@ def test_what_comes_before_runs_once_an_example() -> None:
         box.model.seen.rows <= 1 + 7 + 7 + 2 * 2 + 2 * 3
     )  # shape, unedited, recorded; trial: recorded twice, whole, checked
     with only():
-        assert torch.allclose(found.ablated, ablation(box, x, "mid", target=0).ablated, atol=1e-12)
+        assert torch.allclose(found.ablated_logits, ablation(box, x, "mid", target=0).ablated_logits, atol=1e-12)
     assert box.model.seen.rows > 7 * 5
 
 
@@ -156,7 +159,7 @@ def test_what_is_read_before_the_edit_is_still_read() -> None:
     with only():
         want = ablation(box, x, "mid", target=target)
     assert taken == ["replayed"]
-    assert torch.allclose(found.scores, want.scores, atol=1e-12)
+    assert torch.allclose(found.ablated_scores, want.ablated_scores, atol=1e-12)
 
 
 class Stashing(Residual):
@@ -175,10 +178,10 @@ def test_a_module_that_hands_tensors_on_by_itself_does_not_answer(n: int) -> Non
     torch.manual_seed(0)
     box = ub.Box(Stashing().double(), awkward.GRAY_INPUTS)
     with only("replayed") as taken:
-        found = ablation(box, images(n), "mid", target=0).ablated
+        found = ablation(box, images(n), "mid", target=0).ablated_logits
     assert taken == ["replayed"]  # all but that module answer
     with only():
-        assert torch.allclose(found, ablation(box, images(n), "mid", target=0).ablated, atol=1e-12)
+        assert torch.allclose(found, ablation(box, images(n), "mid", target=0).ablated_logits, atol=1e-12)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -194,7 +197,7 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
         if calls[0] == calls[1]:
             raise error
 
-    box.model.shared.register_forward_pre_hook(breaks)
+    box.model.distribute.register_forward_pre_hook(breaks)
     for k in range(1, 40):
         calls[:] = [0, k]
         with suppress(error):
@@ -206,10 +209,10 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
 def test_another_way_through_the_net_is_run_for_real() -> None:
     """A later run that calls modules in another order gets no answers of the recorded one."""
     box, x = residual(), images(3)
-    before, rows = Before(box, x, logit(0)), torch.arange(3)
-    before.record(rows, ["mid"])
-    with box.isolated(grad=False), before.answering(rows):
-        h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
+    before, rows = PrefixReplay(box, x, logit(0)), torch.arange(3)
+    before.record_prefix(rows, ["mid"])
+    with box.isolated(grad=False), before.replaying(rows):
+        h = box.model.distribute(torch.ones(3, 6).double())  # the recorded run begins with the stem
         again = box.model.stem(torch.ones(3, 64).double())
-    assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))
+    assert torch.equal(h, box.model.distribute(torch.ones(3, 6).double()))
     assert torch.equal(again, box.model.stem(torch.ones(3, 64).double()))

@@ -13,7 +13,7 @@ import unboxed as ub
 from unboxed import Features
 from unboxed.activations import ablate, ablation, patching, put, rewrite, scale
 from unboxed.activations.patching import restored
-from unboxed.engine.read.edits import Change
+from unboxed.engine.read.edits import UnitEdit
 from unboxed.errors import InputError, LayerError
 
 
@@ -54,11 +54,11 @@ EDITS: dict[str, tuple[Any, Any]] = {
     "ablate": (ablate(1), set_to((slice(None), 1), 0)),
     "ablate two": (ablate([0, 3]), set_to((slice(None), [0, 3]), 0)),
     "ablate all": (ablate(), lambda h: h * 0),
-    "ablate at a position": (ablate(2, at=(1, 3)), set_to((slice(None), 2, 1, 3), 0)),
+    "ablate at a position": (ablate(2, position=(1, 3)), set_to((slice(None), 2, 1, 3), 0)),
     "scale": (scale(2, -3), lambda h: h * torch.tensor([1, 1, -3, 1.0]).view(1, 4, 1, 1)),
     "put a number": (put(1, 0.7), set_to((slice(None), 1), 0.7)),
     "put one map": (put(1, torch.eye(8)[None]), set_to((slice(None), 1), torch.eye(8).double())),
-    "scale and shift": (Change(2.0, 0.5, 1), lambda h: h * torch.tensor([1, 2, 1, 1.0]).view(1, 4, 1, 1) + HALF),
+    "scale and shift": (UnitEdit(2.0, 0.5, 1), lambda h: h * torch.tensor([1, 2, 1, 1.0]).view(1, 4, 1, 1) + HALF),
     "a function": (lambda h: h.tanh(), lambda h: h.tanh()),
     "a function in place": (lambda h: h.tanh_(), lambda h: h.tanh()),
     "several": ([scale(0, 2), ablate(1)], lambda h: h * torch.tensor([2, 0, 1, 1.0]).view(1, 4, 1, 1)),
@@ -71,17 +71,17 @@ def test_rewrite_as_by_hand(model: nn.Module, box: ub.Box, name: str, size: Any)
     ours, by_hand = EDITS[name]
     x = images(5)
     found = rewrite(box, x, {"conv1": ours}, batch_size=size)
-    assert torch.allclose(found.before, box(x), atol=1e-12)
-    assert torch.allclose(found.after, hooked(model, x, "conv1", by_hand), atol=1e-12)
-    assert torch.equal(found.change, found.after - found.before)
-    assert found.change.abs().max() > 1e-3
+    assert torch.allclose(found.logits_before, box(x), atol=1e-12)
+    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", by_hand), atol=1e-12)
+    assert torch.equal(found.logits_change, found.logits_after - found.logits_before)
+    assert found.logits_change.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", ["auto", 2])
 def test_a_value_for_each_example(model: nn.Module, box: ub.Box, size: Any) -> None:
     x, own = images(5), torch.rand(5, 8, 8).double()
     found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=size)
-    assert torch.allclose(found.after, hooked(model, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
+    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", set_to((slice(None), 2), own)), atol=1e-12)
 
 
 def test_edits_of_several_layers(model: nn.Module, box: ub.Box) -> None:
@@ -89,7 +89,7 @@ def test_edits_of_several_layers(model: nn.Module, box: ub.Box) -> None:
     x = images(3)
     found = rewrite(box, x, {"conv1": ablate(0), "fc:input": lambda h: h * 2})
     handle = model.fc.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-    assert torch.allclose(found.after, hooked(model, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
+    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", set_to((slice(None), 0), 0)), atol=1e-12)
     handle.remove()
 
 
@@ -99,8 +99,8 @@ BAD_EDITS: dict[str, tuple[Any, type[Exception]]] = {
     "no function": ({"conv1": 3}, InputError),
     "an unknown layer": ({"conv9": ablate(1)}, LayerError),
     "a channel too far": ({"conv1": ablate(4)}, InputError),
-    "a position outside": ({"conv1": ablate(0, at=(8, 0))}, InputError),
-    "a position of too many places": ({"conv1": ablate(0, at=(1, 1, 1))}, InputError),
+    "a position outside": ({"conv1": ablate(0, position=(8, 0))}, InputError),
+    "a position of too many places": ({"conv1": ablate(0, position=(1, 1, 1))}, InputError),
     "a value that does not fit": ({"conv1": put(0, torch.zeros(1, 7, 7))}, InputError),
     "values for other examples": ({"conv1": put(0, torch.zeros(2, 8, 8))}, InputError),
     "another shape": ({"conv1": lambda h: h[:, :2]}, InputError),
@@ -128,19 +128,19 @@ def test_ablation_as_by_hand(model: nn.Module, box: ub.Box, layer: str, size: An
     assert found.units.tolist() == [0, 1, 2, 3]
     for k in range(4):
         want = hooked(model, x, layer, set_to((slice(None), k), 0))
-        assert torch.allclose(found.ablated[:, k], want, atol=1e-12)
-        assert torch.allclose(found.scores[:, k], want.gather(1, y[:, None])[:, 0], atol=1e-12)
-    assert torch.allclose(found.logits, box(x))
-    assert torch.allclose(found.change, found.scores - found.logits.gather(1, y[:, None]))
+        assert torch.allclose(found.ablated_logits[:, k], want, atol=1e-12)
+        assert torch.allclose(found.ablated_scores[:, k], want.gather(1, y[:, None])[:, 0], atol=1e-12)
+    assert torch.allclose(found.original_logits, box(x))
+    assert torch.allclose(found.score_change, found.ablated_scores - found.original_logits.gather(1, y[:, None]))
 
 
 def test_ablation_to_the_mean(model: nn.Module, box: ub.Box) -> None:
     """Over examples and positions; the data are passed over in parts."""
     x, data = images(3), images(7, seed=1)
-    found = ablation(box, x, "conv1", [2], ub.channel("conv2", 1), to="mean", data=data, batch_size=2)
+    found = ablation(box, x, "conv1", [2], ub.channel("conv2", 1), replacement="mean", data=data, batch_size=2)
     mean = box.read(data, ["conv1"])["conv1"][:, 2].mean()
     want = hooked(model, x, "conv1", set_to((slice(None), 2), mean))
-    assert torch.allclose(found.ablated[:, 0], want, atol=1e-12)
+    assert torch.allclose(found.ablated_logits[:, 0], want, atol=1e-12)
 
 
 def test_a_unit_on_a_linear_top_costs_its_weight_times_its_value(box: ub.Box) -> None:
@@ -149,7 +149,7 @@ def test_a_unit_on_a_linear_top_costs_its_weight_times_its_value(box: ub.Box) ->
     found = ablation(box, x, "relu2", target=2)
     h = box.read(x, ["relu2"])["relu2"]  # (N, 4, 4, 4)
     own = (h.flatten(1) * box.model.fc.weight[2].detach()).view(4, 4, -1).sum(2)
-    assert torch.allclose(found.change, -own, atol=1e-12)
+    assert torch.allclose(found.score_change, -own, atol=1e-12)
 
 
 def test_accuracy_under_ablation(box: ub.Box) -> None:
@@ -176,7 +176,7 @@ def test_ablation_of_features_and_regression() -> None:
     found = ablation(box, x)
     h = model[:2](x).detach()
     assert found.layer == "1"
-    assert torch.allclose(found.change, -h * model[2].weight.detach())
+    assert torch.allclose(found.score_change, -h * model[2].weight.detach())
 
 
 @pytest.mark.parametrize("more", [{"to": "mean"}, {"to": "noise"}, {"data": torch.rand(3, 1, 8, 8)}])
@@ -210,7 +210,7 @@ def test_what_lies_below_runs_once_an_example() -> None:
     found = ablation(box, x, "3")
     assert below.rows < 30
     assert above.rows > 200
-    assert torch.allclose(found.ablated[:, 7], hooked(model, x, "3", set_to((slice(None), 7), 0)))
+    assert torch.allclose(found.ablated_logits[:, 7], hooked(model, x, "3", set_to((slice(None), 7), 0)))
 
 
 class Around(nn.Module):
@@ -219,16 +219,16 @@ class Around(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.how, self.mid, self.top = how, nn.Linear(64, 6), nn.Linear(12 if how == "cat" else 6, 4)
+        self.relu, self.mid, self.top = how, nn.Linear(64, 6), nn.Linear(12 if how == "cat" else 6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x, n = x.flatten(1), len(x)
         h = self.mid(x)
-        if self.how == "add":
+        if self.relu == "add":
             h = h + x[:, :6]
-        if self.how == "cat":
+        if self.relu == "cat":
             h = torch.cat([h, x[:, :6]], 1)
-        if self.how == "mixing":
+        if self.relu == "mixing":
             h = h.view(n, -1, 6).mean(1).repeat_interleave(len(h) // n, 0)
         return self.top(h)
 
@@ -241,7 +241,7 @@ def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
     box, x = ub.Box(model, awkward.GRAY_INPUTS), images(n)
     found = ablation(box, x, "mid")
     for k in range(6):
-        assert torch.allclose(found.ablated[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
+        assert torch.allclose(found.ablated_logits[:, k], hooked(model, x, "mid", set_to((slice(None), k), 0)))
 
 
 # -- patching --------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_patching_as_by_hand(model: nn.Module, box: ub.Box, by: Any, size: Any) 
             place = (slice(None), *((slice(None), *at) if by == "position" else at))
             want = score(hooked(model, corrupted, layer.path, set_to(place, h[place])))
             assert torch.allclose(layer.score[:, *at], want, atol=1e-12)
-            assert torch.allclose(layer.restored[:, *at], (want - b) / (a - b), atol=1e-9)
+            assert torch.allclose(layer.restored_fraction[:, *at], (want - b) / (a - b), atol=1e-9)
     assert torch.allclose(found.clean, a)
     assert torch.allclose(found.corrupted, b)
 
@@ -274,7 +274,7 @@ def test_the_last_layer_brings_all_back(box: ub.Box) -> None:
     """Exactly; and so does any layer that all of the input passes through."""
     found = patching(box, images(3), images(3, seed=5))
     assert [layer.path for layer in found.layers] == ["conv1", "relu1", "conv2", "relu2", "fc"]
-    assert torch.equal(found.layers[-1].restored, torch.ones(3).double())
+    assert torch.equal(found.layers[-1].restored_fraction, torch.ones(3).double())
     assert torch.allclose(found.matrix, torch.ones(3, 5).double(), atol=1e-12)
     received = patching(box, images(3), images(3, seed=5), ["conv1:input"])
     assert torch.allclose(received.matrix, torch.ones(3, 1).double(), atol=1e-12)
@@ -283,7 +283,9 @@ def test_the_last_layer_brings_all_back(box: ub.Box) -> None:
 def test_patching_with_itself_brings_nothing_back(box: ub.Box) -> None:
     for by in ("layer", "channel"):
         found = patching(box, images(3), images(3), by=by)
-        assert all(torch.equal(layer.restored, torch.zeros_like(layer.restored)) for layer in found.layers)
+        assert all(
+            torch.equal(layer.restored_fraction, torch.zeros_like(layer.restored_fraction)) for layer in found.layers
+        )
 
 
 def test_scores_that_differ_by_rounding_are_the_same() -> None:
@@ -296,7 +298,7 @@ def test_scores_that_differ_by_rounding_are_the_same() -> None:
 def test_channels_on_a_linear_top_share_it_out(box: ub.Box) -> None:
     """What the channels bring back adds up to 1 where the score is linear in them."""
     found = patching(box, images(3), images(3, seed=5), ["relu2"], by="channel")
-    assert torch.allclose(found.layers[0].restored.sum(1), torch.ones(3).double(), atol=1e-9)
+    assert torch.allclose(found.layers[0].restored_fraction.sum(1), torch.ones(3).double(), atol=1e-9)
 
 
 def test_a_residual_branch_alone_brings_back_a_part() -> None:
@@ -323,7 +325,7 @@ def test_a_number_for_each_example_of_as_many_as_columns(model: nn.Module, box: 
     x, own = images(8), torch.rand(8).double()
     found = rewrite(box, x, {"conv1": put(2, own)}, batch_size=3)
     want = set_to((slice(None), 2), own.view(-1, 1, 1))
-    assert torch.allclose(found.after, hooked(model, x, "conv1", want), atol=1e-12)
+    assert torch.allclose(found.logits_after, hooked(model, x, "conv1", want), atol=1e-12)
     with pytest.raises(InputError, match="axes"):
         rewrite(box, x, {"conv1": put(2, torch.zeros(8, 8))})
 

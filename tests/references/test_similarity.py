@@ -13,7 +13,7 @@ import awkward
 import unboxed as ub
 from unboxed import Features
 from unboxed.activations import similarity
-from unboxed.activations.similarity import gram, hsic_1
+from unboxed.activations.similarity import gram_matrix, hsic_1
 from unboxed.errors import DataError, InputError, UnboxedWarning
 
 XYZ = Features(("x", "y", "z"))
@@ -65,8 +65,8 @@ def test_biased_and_whole_it_is_the_published_formula() -> None:
 def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
     a, b = two()
     x = images(14)  # 6, 6, and a rest of 2 that is left out
-    found = similarity(a, b, x, ["relu1", "fc"], ["1"], minibatch=6)
-    assert (found.examples, found.minibatches) == (12, 2)
+    found = similarity(a, b, x, ["relu1", "fc"], ["1"], minibatch_size=6)
+    assert (found.n_examples, found.n_minibatches) == (12, 2)
     for i, p in enumerate(("relu1", "fc")):
         sums = torch.zeros(3)
         for part in (x[:6], x[6:12]):
@@ -77,8 +77,8 @@ def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
 
 
 def test_pairs_and_each_with_itself() -> None:
-    k = torch.stack([gram(draws(9, 4, s)) for s in range(3)])
-    assert torch.allclose(hsic_1(k, k).diagonal(), hsic_1(k, k, own=True))
+    k = torch.stack([gram_matrix(draws(9, 4, s)) for s in range(3)])
+    assert torch.allclose(hsic_1(k, k).diagonal(), hsic_1(k, k, paired=True))
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -86,7 +86,7 @@ def test_pairs_and_each_with_itself() -> None:
 def test_a_net_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) -> None:
     """To rounding, for both: numerator and denominator are the same sum. And the matrix is symmetric."""
     a, _ = two()
-    cka = similarity(a, a, images(20), unbiased=unbiased, minibatch=minibatch).cka
+    cka = similarity(a, a, images(20), unbiased=unbiased, minibatch_size=minibatch).cka
     assert torch.allclose(cka.diagonal(), torch.ones(5).double(), atol=1e-12)
     assert torch.allclose(cka, cka.T, atol=1e-12)
 
@@ -107,7 +107,7 @@ def test_rotation_and_scale_change_nothing_but_an_oblique_map_does(unbiased: boo
     x = draws(30, 3)
     plain = ub.Box(nn.Sequential(nn.Identity()), XYZ, outputs="regression")
     boxes = [ub.Box(nn.Sequential(m), XYZ, outputs="regression") for m in (rotated, oblique)]
-    same, other = (float(similarity(plain, b, x, unbiased=unbiased, minibatch=10).cka) for b in boxes)
+    same, other = (float(similarity(plain, b, x, unbiased=unbiased, minibatch_size=10).cka) for b in boxes)
     assert same == pytest.approx(1, abs=1e-6)
     assert other < 0.9
 
@@ -115,7 +115,7 @@ def test_rotation_and_scale_change_nothing_but_an_oblique_map_does(unbiased: boo
 def test_the_unbiased_one_does_not_grow_with_the_width() -> None:
     """Independent wide features of few examples: nothing in common, but the biased one says nearly the same."""
     noise = [draws(10, 400, s) for s in (1, 2)]
-    k = torch.stack([gram(h) for h in noise])
+    k = torch.stack([gram_matrix(h) for h in noise])
     both = hsic_1(k, k)
     assert abs(float(both[0, 1] / (both[0, 0] * both[1, 1]).sqrt())) < 0.3
     assert linear_cka(*noise) > 0.8
@@ -129,7 +129,7 @@ def test_minibatches_agree_with_all_at_once_in_expectation() -> None:
         for s in range(times):
             x = draws(n, 3, seed=1000 + s)
             y = x @ draws(3, 5, seed=9) + draws(n, 5, seed=2000 + s)
-            found.append(float(hsic_1(gram(x)[None], gram(y)[None])))
+            found.append(float(hsic_1(gram_matrix(x)[None], gram_matrix(y)[None])))
         return sum(found) / times
 
     few, many = mean(6, 2000), mean(60, 200)
@@ -140,11 +140,11 @@ def test_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors, pairs, data sets; and layers read in groups where they don't fit at once."""
     a, b = two()
     x = images(12)
-    want = similarity(a, b, x, minibatch=6).cka
+    want = similarity(a, b, x, minibatch_size=6).cka
     for data in ((x, torch.zeros(12)), torch.utils.data.TensorDataset(x, torch.zeros(12)), list(x)):
-        assert torch.equal(similarity(a, b, data, minibatch=6).cka, want)
+        assert torch.equal(similarity(a, b, data, minibatch_size=6).cka, want)
     monkeypatch.setattr(sys.modules["unboxed.activations.similarity"], "BYTES", 1)
-    assert torch.equal(similarity(a, b, x, minibatch=6).cka, want)
+    assert torch.equal(similarity(a, b, x, minibatch_size=6).cka, want)
 
 
 def test_a_layer_that_is_the_same_for_all_has_no_similarity() -> None:
@@ -162,7 +162,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="same"):
         similarity(a, other, images(8))
     with pytest.raises(InputError, match="minibatch"):
-        similarity(a, a, images(8), minibatch=3)
+        similarity(a, a, images(8), minibatch_size=3)
     with pytest.raises(DataError, match="at least 4"):
         similarity(a, a, images(3))
     with pytest.raises(InputError, match="list"):

@@ -42,7 +42,7 @@ def test_the_top_of_the_whole_matrix(by: Any, size: Any, path: str) -> None:
     scores = h.amax(2) if by == "peak" else h.mean(2)
     for c in range(h.shape[1]):
         best = ranked([float(f"{s:.12f}") for s in scores[:, c]])
-        assert top.index[c].tolist() == best
+        assert top.example_index[c].tolist() == best
         torch.testing.assert_close(top.value[c], scores[best, c])
         for i, at in zip(best, top.position[c].tolist(), strict=True):
             flat = at[0] * round(math.sqrt(h.shape[2])) + at[1] if at else 0
@@ -65,9 +65,9 @@ def test_the_spread_pair_by_pair(size: Any) -> None:
     (top,) = top_examples(box, x, ["conv2"], K, batch_size=size)
     f = box.read(x, "fc:input")["fc:input"]
     assert top.features == "fc:input"
-    assert top.usual == pytest.approx(mean_distance(f), abs=1e-12)
+    assert top.baseline_distance == pytest.approx(mean_distance(f), abs=1e-12)
     for c in range(4):
-        assert float(top.spread[c]) == pytest.approx(mean_distance(f[top.index[c]]), abs=1e-12)
+        assert float(top.mean_distance[c]) == pytest.approx(mean_distance(f[top.example_index[c]]), abs=1e-12)
 
 
 @pytest.mark.parametrize("of", ["positions", "peak", "mean"])
@@ -75,14 +75,14 @@ def test_the_spread_pair_by_pair(size: Any) -> None:
 @pytest.mark.parametrize("path", ["conv1", "relu1", "conv2"])
 def test_statistics_of_the_whole_matrix(of: Any, size: Any, path: str) -> None:
     box, x = small()
-    (found,) = statistics(box, x, [path], of=of, batch_size=size)
+    (found,) = statistics(box, x, [path], histogram_of=of, batch_size=size)
     h = matrix(box, x, path)
     values = h.transpose(0, 1).flatten(1)  # (C, N * P)
     torch.testing.assert_close(found.mean, values.mean(1))
     torch.testing.assert_close(found.std, values.std(1, correction=0))
-    assert torch.equal(found.low, values.amin(1))
-    assert torch.equal(found.high, values.amax(1))
-    torch.testing.assert_close(found.active, (h.amax(2) > 0).double().mean(0))
+    assert torch.equal(found.minimum, values.amin(1))
+    assert torch.equal(found.maximum, values.amax(1))
+    torch.testing.assert_close(found.active_share, (h.amax(2) > 0).double().mean(0))
     counted = {"positions": values, "peak": h.amax(2).T, "mean": h.mean(2).T}[of]
     for c in range(len(values)):
         assert found.counts[c].tolist() == by_hand(counted[c].tolist(), found.edges[c].tolist())

@@ -26,7 +26,7 @@ from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import PictureStore, display_size, file_name
 from unboxed.report.survey import evenly_spaced, max_examples_for
-from unboxed.report.untrained import untrained
+from unboxed.report.untrained import randomize_all_layers
 from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")
@@ -82,10 +82,10 @@ class Page(HTMLParser):
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.draw_text: list[str] = []
         self._in: list[str] = []
         self.feed(self.source)
-        self.text = " ".join(" ".join(self.words).split())
+        self.text = " ".join(" ".join(self.draw_text).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -93,7 +93,7 @@ class Page(HTMLParser):
 
     def handle_data(self, text: str) -> None:
         if self._in and self._in[-1] not in ("style", "script"):
-            self.words.append(text)
+            self.draw_text.append(text)
 
     def handle_endtag(self, tag: str) -> None:
         self._in.append("")
@@ -175,7 +175,7 @@ def test_each_method_says_what_its_picture_tells_and_what_not(made: Any) -> None
     from unboxed.synthesis import class_image, morph
 
     for method in (filters, maps, gradient, guided_backprop, class_image, morph):
-        assert made[1].has(method.card.name, method.card.tells, method.card.not_tells)
+        assert made[1].has(method.card.name, method.card.shows, method.card.does_not_show)
     assert made[1].text.count("Verdict") == made[1].text.count("Does not tell") >= 6
 
 
@@ -558,7 +558,7 @@ def test_the_untrained_copy_is_new_and_the_net_is_not_touched() -> None:
     model.own = nn.Parameter(torch.arange(9.0))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     box = Box(model, Pixels((1, 8, 8)))
-    a, b, c = untrained(box, 0), untrained(box, 0), untrained(box, 1)
+    a, b, c = randomize_all_layers(box, 0), randomize_all_layers(box, 0), randomize_all_layers(box, 1)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(a.model[0].weight, b.model[0].weight)
     assert not torch.equal(a.model[0].weight, c.model[0].weight)

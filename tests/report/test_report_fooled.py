@@ -42,8 +42,8 @@ def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
 def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
     most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adversarial, "MOST", most)
-    monkeypatch.setattr(adversarial, "LEAST", 1)
+    monkeypatch.setattr(adversarial, "MAX_ATTACKED", most)
+    monkeypatch.setattr(adversarial, "MIN_ATTACKED", 1)
     x, y = steps(4)
     box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
     for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.optimize.colors import Palette
-from unboxed.engine.optimize.parameterizations import Fourier
-from unboxed.engine.optimize.transforms import wobble
+from unboxed.engine.optimize.parameterizations import FourierCanvas
+from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.rng import step_generator
 
@@ -70,7 +70,7 @@ def test_the_scale_of_the_logits_does_not_matter() -> None:
 
 
 def test_frames_are_kept_when_asked_for() -> None:
-    drawn = ub.synthesis.class_image(box(), 1, steps=10, every=4)
+    drawn = ub.synthesis.class_image(box(), 1, steps=10, frame_every=4)
     assert drawn.frames is not None
     assert drawn.frames.shape == (4, 1, 1, 16, 16)  # steps 0, 4, 8 and the last
     assert torch.equal(drawn.frames[-1], drawn.images)
@@ -84,7 +84,7 @@ def test_tabular_nets_have_no_class_image() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (9, 6)])
 def test_the_fourier_canvas_starts_at_its_color_in_any_size(size: tuple[int, int]) -> None:
     like = torch.zeros(2, 3, *size)
-    x = Fourier.noise(like, 0, Palette(torch.tensor([0.1, 0.5, 0.8])), sd=0.0)()
+    x = FourierCanvas.noise(like, 0, Palette(torch.tensor([0.1, 0.5, 0.8])), sd=0.0)()
     assert x.shape == like.shape
     assert torch.allclose(x, torch.tensor([0.1, 0.5, 0.8]).view(3, 1, 1).expand_as(x), atol=1e-6)
 
@@ -95,9 +95,9 @@ def quarter_turn(x: Tensor) -> Tensor:
 
 def test_the_wobble_without_amplitude_is_the_identity_and_keeps_shapes_undistorted() -> None:
     x = torch.rand(2, 1, 12, 20, generator=torch.Generator().manual_seed(0))
-    still = wobble(0, 0, 0)(x, step_generator(0, 0, x.device))
+    still = random_affine(0, 0, 0)(x, step_generator(0, 0, x.device))
     assert torch.allclose(still, x, atol=1e-5)
     disk = ((torch.arange(12.0)[:, None] - 5.5) ** 2 + (torch.arange(20.0)[None] - 9.5) ** 2 < 16).float()[None, None]
-    turned = wobble(60, 0, 0)(disk, step_generator(3, 1, x.device))
+    turned = random_affine(60, 0, 0)(disk, step_generator(3, 1, x.device))
     assert (turned - disk).abs().mean() < 0.03  # a disk stays a disk, on a wide image too
     assert (turned - disk).abs().max() > 0  # and it was turned

@@ -16,7 +16,7 @@ from models import uniform as pictures
 from unboxed.errors import InputError, LayerError
 from unboxed.rng import step_generator
 from unboxed.synthesis import deepdream
-from unboxed.synthesis.deepdream import _starts
+from unboxed.synthesis.deepdream import _tile_starts
 
 
 def convolutional(channels: int = 1, side: int = 24) -> ub.Box:
@@ -102,7 +102,7 @@ def test_tiles_dream_nearly_as_the_whole_does() -> None:
 
 @pytest.mark.parametrize(("length", "window"), [(10, 4), (8, 4), (5, 5), (9, 8), (7, 1)])
 def test_tiles_cover_the_image(length: int, window: int) -> None:
-    starts = _starts(length, window)
+    starts = _tile_starts(length, window)
     assert {i for s in starts for i in range(s, s + window)} == set(range(length))
 
 
@@ -123,7 +123,7 @@ def test_the_octaves_have_a_least_size() -> None:
 
 def test_frames_are_of_the_whole_image() -> None:
     box, x = convolutional(), pictures(2, 1, 40, 36)
-    made = deepdream(box, x, "2", steps=2, every=1)
+    made = deepdream(box, x, "2", steps=2, frame_every=1)
     assert made.frames is not None
     assert made.frames.shape == (2 * 3 + 1, 2, 1, 40, 36)
     assert torch.allclose(made.frames[0], x, atol=1e-12)

@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import unboxed as ub
-from unboxed.engine.optimize.ascent import Ascent, ascend
-from unboxed.engine.optimize.constraints import L2, within
-from unboxed.engine.optimize.parameterizations import Raw
+from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.constraints import L2, ball_constraint
+from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, roughness
 from unboxed.synthesis import caricature, channels, feature
-from unboxed.synthesis.recipe import ROUGHER, ROUGHNESS, look, one_over_f, spread
+from unboxed.synthesis.recipe import (
+    ROUGHNESS_RATIO,
+    NATURAL_ROUGHNESS,
+    image_statistics,
+    natural_spectrum,
+    noise_scores,
+)
 
 GRAY = ub.Pixels((1, 12, 12), mean=0.3, std=0.3)
 
@@ -37,12 +43,12 @@ class Net(nn.Module):
             self.conv.weight *= scale
             self.conv.bias *= scale
         self.rows: list[int] = []
-        self.ends = 0
+        self.tick_labels = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows.append(len(x))
         h = self.relu(self.conv(x))
-        self.ends += 1
+        self.tick_labels += 1
         return self.fc(h.flatten(1))
 
 
@@ -78,8 +84,8 @@ def test_the_ascent_on_the_unit_ball_ends_at_the_filter() -> None:
     box, weights = linear_unit()
     zero = torch.zeros(5, 2, 4, 4)
     start = 0.1 * torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(2))
-    plan = Ascent(60, partial(SGD, lr=0.2), within(L2(1.0), zero, lambda x: x))
-    climb = ascend(box, neuron("0", torch.arange(5)), Raw(start), plan)
+    plan = OptimizationConfig(60, partial(SGD, lr=0.2), ball_constraint(L2(1.0), zero, lambda x: x))
+    climb = optimize(box, neuron("0", torch.arange(5)), RawCanvas(start), plan)
     assert torch.allclose(F.cosine_similarity(climb.input.flatten(1), weights.flatten(1)), torch.ones(5), atol=1e-4)
 
 
@@ -98,19 +104,19 @@ def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
 def test_a_drawing_is_no_rougher_than_images_are() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     made = channels(box, "relu1", [0, 4, 9], steps=60)
-    assert (roughness()({"input": made.images}) < 1.15 * ROUGHNESS).all()
+    assert (roughness()({"input": made.images}) < 1.15 * NATURAL_ROUGHNESS).all()
     assert (made.scores > box.read(ub.data.digits().tensors()[0], "relu1")["relu1"].flatten(2).mean(2).amax(0)[
         made.targets
     ]).all()  # fmt: skip
 
 
 def test_the_spread_is_that_of_every_row_alone(box: ub.Box) -> None:
-    seen = look(box, None)
+    seen = image_statistics(box, None)
     goal = channel("relu", torch.tensor([0, 1, 3])) * torch.tensor([1.0, 2.0, 3.0])
-    all_at_once = spread(box, goal, 3, seen, "auto")
+    all_at_once = noise_scores(box, goal, 3, seen, "auto")
     for i in range(3):
-        alone = spread(box, channel("relu", [0, 1, 3][i]) * float(i + 1), 1, seen, 1)
-        assert torch.allclose(all_at_once.unit[i], alone.unit[0])
+        alone = noise_scores(box, channel("relu", [0, 1, 3][i]) * float(i + 1), 1, seen, 1)
+        assert torch.allclose(all_at_once.scale[i], alone.scale[0])
         assert torch.allclose(all_at_once.mean[i], alone.mean[0])
 
 
@@ -127,7 +133,11 @@ def test_colors_and_roughness_are_learned_from_data() -> None:
     data = 0.8 + 0.05 * torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(3)).clamp(-3, 3)
     made = feature(box, channel("relu", 0), data=data, steps=1)
     assert (made.images.mean() - 0.8).abs() < 0.05
-    assert math.isclose(look(box, data).roughest, ROUGHER * float(roughness()({"input": data}).mean()), rel_tol=1e-4)
+    assert math.isclose(
+        image_statistics(box, data).max_roughness,
+        ROUGHNESS_RATIO * float(roughness()({"input": data}).mean()),
+        rel_tol=1e-4,
+    )
 
 
 # ---- diversity -------------------------------------------------------------------------------------------------------
@@ -140,15 +150,18 @@ def alike(box: ub.Box, x: Tensor) -> float:
 
 def test_diverse_drawings_differ_more() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
-    plain = feature(box, channel("relu2", 2), n=3, steps=50)
-    apart = feature(box, channel("relu2", 2), n=3, steps=50, diversity=1.0)
+    plain = feature(box, channel("relu2", 2), n_images=3, steps=50)
+    apart = feature(box, channel("relu2", 2), n_images=3, steps=50, diversity=1.0)
     assert 1 - alike(box, apart.images) > 2 * (1 - alike(box, plain.images))
     assert torch.allclose(apart.scores, box.read(apart.images, "relu2")["relu2"][:, 2].mean((1, 2)), rtol=1e-4)
 
 
 def test_only_drawings_of_one_channel_are_kept_apart(box: ub.Box) -> None:
     """Two of channel 0 beside two of channel 1: the same as two of channel 0 alone."""
-    both, one = channels(box, "relu", [0, 1], each=2, steps=5), channels(box, "relu", 0, each=2, steps=5)
+    both, one = (
+        channels(box, "relu", [0, 1], images_per_channel=2, steps=5),
+        channels(box, "relu", 0, images_per_channel=2, steps=5),
+    )
     assert both.targets.tolist() == [0, 0, 1, 1]
     assert torch.allclose(both.images[:2], one.images, atol=1e-5)
 
@@ -159,12 +172,12 @@ def test_only_drawings_of_one_channel_are_kept_apart(box: ub.Box) -> None:
 def test_all_channels_in_one_run_that_stops_at_the_layer(box: ub.Box) -> None:
     model: Any = box.model
     model.rows.clear()
-    before = model.ends
+    before = model.tick_labels
     with pytest.warns(UnboxedWarning, match="1 of 6 units"):
         made = channels(box, "relu", steps=4)
     assert made.images.shape == (6, 1, 12, 12)
     assert model.rows == [1, 16, *[6] * 5]  # how many channels there are, the random images, each look
-    assert model.ends == before
+    assert model.tick_labels == before
 
 
 def test_the_dead_are_told(box: ub.Box) -> None:
@@ -184,9 +197,9 @@ def test_the_units_of_a_layer_without_positions_are_drawn() -> None:
 def test_maco_holds_the_spectrum_and_fills_the_transparency(box: ub.Box) -> None:
     x = images(32)
     made = feature(box, channel("relu", torch.tensor([0, 1])), canvas="maco", data=x, steps=5, seed=1)
-    palette = look(box, x).palette
-    found = torch.fft.rfft2(palette.plain(made.images)).abs()  # (N, C, H, W // 2 + 1)
-    want = torch.fft.rfft2(palette.plain(x)).abs().mean(0)
+    palette = image_statistics(box, x).palette
+    found = torch.fft.rfft2(palette.from_colors(made.images)).abs()  # (N, C, H, W // 2 + 1)
+    want = torch.fft.rfft2(palette.from_colors(x)).abs().mean(0)
     inner = (slice(None), slice(None), slice(1, 6), slice(1, 6))  # apart from what is its own mirror image
     assert torch.allclose(found[inner], want[inner[1:]].expand(2, -1, -1, -1), rtol=1e-2)
     assert made.transparency is not None
@@ -203,15 +216,15 @@ def test_maco_without_data_says_so(box: ub.Box) -> None:
 def test_one_over_f_has_spread_one(size: tuple[int, int]) -> None:
     """Mean over many draws of the phases, as `Phase` paints them."""
     like = torch.zeros(1, 1, *size, dtype=torch.float64)
-    assert one_over_f(like)[0, 0, 0] == 0  # the mean color is the palette's
+    assert natural_spectrum(like)[0, 0, 0] == 0  # the mean color is the palette's
     phase = 2 * math.pi * torch.rand(2000, 1, size[0], size[1] // 2 + 1, dtype=torch.float64)
-    z = torch.fft.irfft2(torch.polar(one_over_f(like).expand_as(phase), phase), s=size)
+    z = torch.fft.irfft2(torch.polar(natural_spectrum(like).expand_as(phase), phase), s=size)
     assert 0.85 < float(z.pow(2).mean().sqrt()) < 1.05
 
 
 @pytest.mark.parametrize("canvas", ["fourier", "pixels"])
 def test_images_stay_in_range(box: ub.Box, canvas: str) -> None:
-    made = feature(box, channel("relu", torch.tensor([0, 1])), canvas=canvas, steps=8, every=4)
+    made = feature(box, channel("relu", torch.tensor([0, 1])), canvas=canvas, steps=8, frame_every=4)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
     assert made.frames is not None
@@ -239,15 +252,15 @@ def test_a_caricature_is_of_its_own_input() -> None:
     [
         (lambda b: feature(b, 3), "an objective says what to draw"),
         (lambda b: feature(b, channel("relu", 0), canvas="oil"), "canvas is one of fourier, pixels, maco"),
-        (lambda b: feature(b, channel("relu", 0) + diversity("relu"), n=2), "say diversity="),
+        (lambda b: feature(b, channel("relu", 0) + diversity("relu"), n_images=2), "say diversity="),
         (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), diversity=1.0), "one objective in one layer"),
-        (lambda b: feature(b, channel("relu", 0) + logit(1), n=2, diversity=1.0), "one objective in one layer"),
-        (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), n=3), "there are 3"),
-        (lambda b: feature(b, channel("relu", 0), n=0), "n must be"),
+        (lambda b: feature(b, channel("relu", 0) + logit(1), n_images=2, diversity=1.0), "one objective in one layer"),
+        (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), n_images=3), "there are 3"),
+        (lambda b: feature(b, channel("relu", 0), n_images=0), "n must be"),
         (lambda b: feature(b, channel("relu", 99)), "no number 99"),
         (lambda b: feature(b, channel("relu", 0), diversity=-1.0), "diversity must be"),
         (lambda b: channels(b, "relu", []), "units is empty"),
-        (lambda b: channels(b, "relu", 0, each=0), "each must be"),
+        (lambda b: channels(b, "relu", 0, images_per_channel=0), "each must be"),
         (lambda b: caricature(b, images(), "relu", power=-1), "power must be"),
         (lambda b: channels(b, "relu", 0, data=torch.rand(2, 3, 12, 12)), "images in"),
     ],
@@ -265,7 +278,7 @@ def test_a_table_of_features_has_no_picture() -> None:
 
 def test_diversity_works_below_zero_too(box: ub.Box) -> None:
     """A log-probability never rises above zero; the term weighs by how far it has risen."""
-    alike, apart = (feature(box, logprob(1), n=2, steps=12, diversity=d).images for d in (0.0, 2.0))
+    alike, apart = (feature(box, logprob(1), n_images=2, steps=12, diversity=d).images for d in (0.0, 2.0))
     assert not torch.allclose(alike, apart, atol=1e-3)
     with pytest.raises(InputError, match="say how many"):
         feature(box, logprob(1), diversity=1.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from models import interrupted
-from unboxed.engine.optimize.colors import statistics
+from unboxed.engine.optimize.colors import pixel_statistics
 from unboxed.errors import InputError, LayerError
 from unboxed.synthesis import inversion, inversions
 
@@ -49,7 +49,7 @@ def test_the_numbers_are_of_the_images(box: ub.Box, x: Tensor) -> None:
 
 def test_starts_stand_beside_their_source_and_differ(box: ub.Box, x: Tensor) -> None:
     made = inversion(box, x, "fc1", steps=3, starts=2)
-    assert made.source.tolist() == [0, 0, 1, 1, 2, 2]
+    assert made.source_rows.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(made.images) == 6
     assert (made.images[0] - made.images[1]).abs().max() > 1e-3
     alone = inversion(box, x[:1], "fc1", steps=3, starts=2)
@@ -70,7 +70,7 @@ def test_every_objective_rises(box: ub.Box, x: Tensor, objective: str, canvas: s
 
 def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
     made = inversion(box, x, "conv2", objective="dot", steps=20)
-    color, spread = statistics(box.inputs)
+    color, spread = pixel_statistics(box.inputs)
     far = (made.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
     assert (far <= spread * 28 * (1 + 1e-5)).all()
     assert (far >= spread * 28 * 0.9).all()
@@ -95,7 +95,7 @@ def test_the_layers_are_spread_over_the_depth(box: ub.Box, x: Tensor) -> None:
 
 
 def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "logits", steps=4, every=2)
+    made = inversion(box, x, "logits", steps=4, frame_every=2)
     assert made.frames is not None
     assert made.frames.shape == (3, *x.shape)
     assert ub.plots.image_sheet(made).size[0] > 100

@@ -28,13 +28,13 @@ def test_a_hidden_unit_falls_silent(box: ub.Box, x: Tensor, norm: str) -> None:
     made = silence(box, x, unit, norm=norm)
     assert made.silenced.all()
     now = box.read(made.images, "fc1")["fc1"][:, 5]
-    assert torch.allclose(now, made.after)
+    assert torch.allclose(now, made.score_after)
     assert (now <= 1e-3).all()
     d = made.change.flatten(1)
     assert torch.allclose(d.norm(dim=1) if norm == "l2" else d.abs().amax(1), made.distance)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
-    started_silent = made.before <= 0
+    started_silent = made.score_before <= 0
     assert (made.distance[started_silent] == 0).all()
     assert (made.distance[~started_silent] > 0).all()
 
@@ -48,7 +48,7 @@ def test_behind_a_relu_too(box: ub.Box, x: Tensor) -> None:
 
 def test_half_the_change_does_not_do(box: ub.Box, x: Tensor) -> None:
     made = silence(box, x, ub.neuron("fc1", 5))
-    loud = made.before > 0
+    loud = made.score_before > 0
     middle = box.read(x + 0.97 * made.change, "fc1")["fc1"][:, 5]
     assert (middle[loud] > 0).all()
 
@@ -56,7 +56,7 @@ def test_half_the_change_does_not_do(box: ub.Box, x: Tensor) -> None:
 def test_smaller_than_a_plain_descent(box: ub.Box, x: Tensor) -> None:
     made = silence(box, x, ub.neuron("fc1", 5))
     grad = ub.attribution.gradient(box, x, ub.neuron("fc1", 5))
-    loud = made.before > 0
+    loud = made.score_before > 0
     step = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     shorter = (x - 0.98 * made.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
     assert (box.read(shorter, "fc1")["fc1"][:, 5][loud] > -1e-3).all()
@@ -66,7 +66,7 @@ def test_a_ball_that_is_too_small_is_said_so(box: ub.Box, x: Tensor) -> None:
     made = silence(box, x, ub.logit(int(box.predict(x)[0])), below=-5.0, eps=0.01)
     assert not made.silenced[0]
     assert (made.distance <= 0.01 * (1 + 1e-5)).all()
-    assert (made.after <= made.before).all()
+    assert (made.score_after <= made.score_before).all()
 
 
 def test_each_row_has_its_own_radius(box: ub.Box, x: Tensor) -> None:
@@ -109,7 +109,7 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
 def test_silence_is_silence_at_any_scale(box: ub.Box, x: Tensor, scale: float) -> None:
     """Down to the threshold itself, and an input that lies above it is not called silent."""
     made = silence(box, x, scale * ub.neuron("relu3", 5))
-    assert (made.before > 0).any()
+    assert (made.score_before > 0).any()
     assert made.silenced.all()
-    assert (made.after <= 0).all()
-    assert (made.distance[made.before > 0] > 0).all()
+    assert (made.score_after <= 0).all()
+    assert (made.distance[made.score_before > 0] > 0).all()

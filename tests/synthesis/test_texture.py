@@ -49,7 +49,7 @@ def test_the_style_loss_is_the_papers() -> None:
     """L = alpha L_content + beta L_style (eq. 7), L_content relative to |P|^2; one style image for all."""
     c = make_case("plain", torch.float64)
     style = pictures(1, 1, 8, 8)
-    made = style_transfer(c.box, c.x, style, layers=LAYERS, at="conv2", content=0.3, steps=2)
+    made = style_transfer(c.box, c.x, style, layers=LAYERS, content_layer="conv2", content_weight=0.3, steps=2)
     for i in range(3):
         f, p = (units(c.box, "conv2", v[i : i + 1]) for v in (made.images, c.x))
         content = ((f - p) ** 2).sum() / (p**2).sum()
@@ -84,10 +84,10 @@ def test_images_of_other_sizes() -> None:
     c = make_case("plain", torch.float64)
     x, style = pictures(1, 1, 12, 9), pictures(1, 1, 7, 16, seed=2)
     assert texture(c.box, x, LAYERS, steps=1).images.shape == x.shape
-    assert style_transfer(c.box, x, style, layers=LAYERS, at="conv2", steps=1).images.shape == x.shape
+    assert style_transfer(c.box, x, style, layers=LAYERS, content_layer="conv2", steps=1).images.shape == x.shape
     for work in (
         lambda: texture(c.box, x, ["logits"]),
-        lambda: style_transfer(c.box, x, style, at="fc"),
+        lambda: style_transfer(c.box, x, style, content_layer="fc"),
         lambda: style_transfer(c.box, c.x, style, layers=["fc"]),
     ):
         with pytest.raises(InputError, match="takes no images of"):

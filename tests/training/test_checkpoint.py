@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from unboxed import cli, training, zoo
 from unboxed.data import digits
-from unboxed.engine.optimize.transforms import wobble
+from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, ModelError, WriteError
 from unboxed.inputs.single import Pixels
 from unboxed.training import PGD, Fast, Trades, Trained, fit, train
 from unboxed.zoo.models import Judge
 
 EVERYTHING = {
-    "epochs": 4, "batch_size": 8, "lr": 0.02, "weight_decay": 0.01, "seed": 3, "augment": wobble(jitter=0.1),
+    "epochs": 4, "batch_size": 8, "lr": 0.02, "weight_decay": 0.01, "seed": 3, "augment": random_affine(jitter=0.1),
     "defend": PGD(0.1, steps=2), "average": 0.9, "quiet": True,
 }  # fmt: skip
 INPUTS = Pixels((1, 6, 6), mean=0.5, std=0.25)
@@ -131,7 +131,7 @@ def test_global_rngs_are_left_alone(tmp_path):
         ({"epochs": 5}, "epochs was 4, and is 5"),
         ({"defend": PGD(0.2, steps=2)}, r"defend was .*PGD\(eps=0\.1.*, and is .*PGD\(eps=0\.2"),
         ({"defend": None}, r"defend was .*, and is None"),
-        ({"augment": wobble(jitter=0.2)}, r"augment was .*0\.1.*, and is .*0\.2"),
+        ({"augment": random_affine(jitter=0.2)}, r"augment was .*0\.1.*, and is .*0\.2"),
         ({"average": None}, r"average was 0\.9, and is None"),
         ({"autocast": torch.bfloat16}, "autocast was None, and is torch.bfloat16"),
     ],

@@ -8,110 +8,118 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FINE = 20  # a histogram's bins are no narrower than 2^-20 of the largest magnitude
-CACHED = 2**19  # values
-CANCELS = 1e-3  # a variance below this share of the squared mean is not computed by their difference
-TINIEST = -100  # nor than 2^-100
+BIN_RESOLUTION_BITS = 20  # a histogram's bins are no narrower than 2^-20 of the largest magnitude
+CPU_CACHE_VALUES = 2**19  # values
+CANCELLATION_RATIO = 1e-3  # a variance below this share of the squared mean is not computed by their difference
+MIN_EXPONENT = -100  # nor than 2^-100
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class BatchMoments:
     """One batch, example by example and unit by unit, each (n, C), over the unit's positions."""
 
     mean: Tensor
-    high: Tensor
-    low: Tensor
-    scatter: Tensor  # the sum of squared differences from the mean
-    positions: int
+    maximum: Tensor
+    minimum: Tensor
+    squared_deviations: Tensor  # the sum of squared differences from the mean
+    n_positions: int
 
     @classmethod
-    def of(cls, h: Tensor) -> Rows:  # (n, C, P)
+    def from_values(cls, h: Tensor) -> BatchMoments:  # (n, C, P)
         """In parts that stay in a processor's cache: each is gone through several times."""
-        n = max(1, CACHED // max(1, h[0].numel())) if h.device.type == "cpu" else len(h)
-        parts = [(p.mean(2), p.amax(2), p.amin(2), _length(p)) for p in torch.split(h, n)]
-        mean, high, low, length = parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
-        return cls(mean, high, low, _scatter(h, mean, length), h.shape[2])
+        chunk_rows = max(1, CPU_CACHE_VALUES // max(1, h[0].numel())) if h.device.type == "cpu" else len(h)
+        parts = [(p.mean(2), p.amax(2), p.amin(2), _norm_over_positions(p)) for p in torch.split(h, chunk_rows)]
+        mean, maximum, minimum, l2_norm = (
+            parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
+        )
+        return cls(mean, maximum, minimum, _squared_deviations(h, mean, l2_norm), h.shape[2])
 
     @classmethod
-    def joined(cls, some: Sequence[Rows]) -> Rows:
+    def concat(cls, parts: Sequence[BatchMoments]) -> BatchMoments:
         names = ("mean", "high", "low", "scatter")
-        mean, high, low, scatter = (torch.cat([getattr(rows, name) for rows in some]) for name in names)
-        return cls(mean, high, low, scatter, some[0].positions)
+        mean, maximum, minimum, squared_deviations = (
+            torch.cat([getattr(rows, name) for rows in parts]) for name in names
+        )
+        return cls(mean, maximum, minimum, squared_deviations, parts[0].n_positions)
 
     @property
-    def known(self) -> Tensor:
+    def is_finite(self) -> Tensor:
         """Where no value is NaN or infinite, (n, C)."""
-        return self.low.isfinite() & self.high.isfinite()
+        return self.minimum.isfinite() & self.maximum.isfinite()
 
 
-def _length(h: Tensor) -> Tensor:  # (n, C)
-    length: Tensor = torch.linalg.vector_norm(h, dim=2)
-    return length
+def _norm_over_positions(h: Tensor) -> Tensor:  # (n, C)
+    norm: Tensor = torch.linalg.vector_norm(h, dim=2)
+    return norm
 
 
-def _scatter(h: Tensor, mean: Tensor, length: Tensor) -> Tensor:
+def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
     """sum (h - mean)^2 of each row and unit, (n, C)."""
     if h.device.type != "cpu":
-        return _length(h - mean[..., None]).square()
-    off = h.shape[2] * mean.square()
-    scatter = length.square() - off  # one pass less; a few digits are lost where the mean is large
-    lost = (scatter < CANCELS * off).any(0).nonzero()[:, 0]
-    if len(lost):
-        scatter[:, lost] = _length(h[:, lost] - mean[:, lost, None]).square()
-    return scatter
+        return _norm_over_positions(h - mean[..., None]).square()
+    mean_part = h.shape[2] * mean.square()
+    deviations = l2_norm.square() - mean_part  # one pass less; a few digits are lost where the mean is large
+    cancelled_units = (deviations < CANCELLATION_RATIO * mean_part).any(0).nonzero()[:, 0]
+    if len(cancelled_units):
+        deviations[:, cancelled_units] = _norm_over_positions(
+            h[:, cancelled_units] - mean[:, cancelled_units, None]
+        ).square()
+    return deviations
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Of all values so far, each (C,). Chan, Golub & LeVeque 1979, "Updating formulae", equation 2.1."""
 
-    n: Tensor  # examples without NaN or infinite values
+    n_examples: Tensor  # examples without NaN or infinite values
     mean: Tensor
-    scatter: Tensor
-    high: Tensor
-    low: Tensor
-    active: Tensor  # examples in which it is above zero somewhere
-    positions: int
+    squared_deviations: Tensor
+    maximum: Tensor
+    minimum: Tensor
+    n_active: Tensor  # examples in which it is above zero somewhere
+    n_positions: int
 
     @classmethod
-    def none(cls, units: int, positions: int, like: Tensor) -> Moments:
-        zero = torch.zeros(units, dtype=wide(like), device=like.device)
-        return cls(zero, zero, zero, zero - torch.inf, zero + torch.inf, zero, positions)
+    def empty(cls, n_units: int, n_positions: int, like: Tensor) -> Moments:
+        zeros = torch.zeros(n_units, dtype=accumulator_dtype(like), device=like.device)
+        return cls(zeros, zeros, zeros, zeros - torch.inf, zeros + torch.inf, zeros, n_positions)
 
-    def updated(self, rows: Rows) -> Moments:
-        known = rows.known
-        n = known.sum(0).to(self.n)
-        mean = _total(rows.mean, known) / n.clamp_min(1)  # (C,) of this batch
-        spread = torch.where(known, rows.mean.to(mean) - mean, 0).square().sum(0)
-        scatter = _total(rows.scatter, known) + rows.positions * spread
-        both = self.n + n
-        off, share = mean - self.mean, n / both.clamp_min(1)
+    def update(self, batch: BatchMoments) -> Moments:
+        is_finite = batch.is_finite
+        n = is_finite.sum(0).to(self.n_examples)
+        mean = _masked_sum(batch.mean, is_finite) / n.clamp_min(1)  # (C,) of this batch
+        mean_deviations = torch.where(is_finite, batch.mean.to(mean) - mean, 0).square().sum(0)
+        squared_deviations = _masked_sum(batch.squared_deviations, is_finite) + batch.n_positions * mean_deviations
+        total_n = self.n_examples + n
+        mean_shift, weight = mean - self.mean, n / total_n.clamp_min(1)
         return Moments(
-            both,
-            self.mean + off * share,
-            self.scatter + scatter + rows.positions * off.square() * self.n * share,
-            torch.maximum(self.high, _masked(rows.high, known, -torch.inf).amax(0)),
-            torch.minimum(self.low, _masked(rows.low, known, torch.inf).amin(0)),
-            self.active + (known & (rows.high > 0)).sum(0),
-            self.positions,
+            total_n,
+            self.mean + mean_shift * weight,
+            self.squared_deviations
+            + squared_deviations
+            + batch.n_positions * mean_shift.square() * self.n_examples * weight,
+            torch.maximum(self.maximum, _mask_fill(batch.maximum, is_finite, -torch.inf).amax(0)),
+            torch.minimum(self.minimum, _mask_fill(batch.minimum, is_finite, torch.inf).amin(0)),
+            self.n_active + (is_finite & (batch.maximum > 0)).sum(0),
+            self.n_positions,
         )
 
     @property
     def std(self) -> Tensor:
-        return (self.scatter / (self.n * self.positions).clamp_min(1)).sqrt()
+        return (self.squared_deviations / (self.n_examples * self.n_positions).clamp_min(1)).sqrt()
 
 
-def wide(like: Tensor) -> torch.dtype:
+def accumulator_dtype(like: Tensor) -> torch.dtype:
     """What sums are kept in: double precision, where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64
 
 
-def _total(v: Tensor, known: Tensor) -> Tensor:
-    return torch.where(known, v, 0).sum(0, dtype=wide(v))
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0).sum(0, dtype=accumulator_dtype(values))
 
 
-def _masked(v: Tensor, known: Tensor, otherwise: float) -> Tensor:
-    return torch.where(known, v, otherwise).to(wide(v))
+def _mask_fill(values: Tensor, mask: Tensor, fill_value: float) -> Tensor:
+    return torch.where(mask, values, fill_value).to(accumulator_dtype(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,62 +132,71 @@ class Histograms:
 
     counts: Tensor
     exponent: Tensor  # (C,)
-    first: Tensor  # (C,)
-    low: Tensor  # (C,)
-    high: Tensor  # (C,)
+    first_bin: Tensor  # (C,)
+    minimum: Tensor  # (C,)
+    maximum: Tensor  # (C,)
 
     @classmethod
-    def none(cls, units: int, bins: int, like: Tensor) -> Histograms:
-        counts = torch.zeros(units, bins, dtype=torch.long, device=like.device)
-        edge = torch.full((units,), torch.inf, dtype=wide(like), device=like.device)
-        return cls(counts, torch.full_like(counts[:, 0], TINIEST), counts[:, 0], edge, -edge)
+    def empty(cls, n_units: int, n_bins: int, like: Tensor) -> Histograms:
+        counts = torch.zeros(n_units, n_bins, dtype=torch.long, device=like.device)
+        infinity = torch.full((n_units,), torch.inf, dtype=accumulator_dtype(like), device=like.device)
+        return cls(counts, torch.full_like(counts[:, 0], MIN_EXPONENT), counts[:, 0], infinity, -infinity)
 
-    def updated(self, v: Tensor, known: Tensor) -> Histograms:  # (C, M) values, and whether they count
-        grown = self._grown(_masked(v, known, torch.inf).amin(1), _masked(v, known, -torch.inf).amax(1))
-        scaled = (v * power_of_2(-grown.exponent[:, None])).floor()
-        place = torch.where(known, scaled.long() - grown.first[:, None], 0).clamp(0, self.counts.shape[1] - 1)
-        return replace(grown, counts=grown.counts.scatter_add(1, place, known.long()))
+    def update(self, values: Tensor, mask: Tensor) -> Histograms:  # (C, M) values, and whether they count
+        extended = self._extend_range(
+            _mask_fill(values, mask, torch.inf).amin(1), _mask_fill(values, mask, -torch.inf).amax(1)
+        )
+        scaled = (values * power_of_2(-extended.exponent[:, None])).floor()
+        bin_index = torch.where(mask, scaled.long() - extended.first_bin[:, None], 0).clamp(0, self.counts.shape[1] - 1)
+        return replace(extended, counts=extended.counts.scatter_add(1, bin_index, mask.long()))
 
-    def _grown(self, low: Tensor, high: Tensor) -> Histograms:
+    def _extend_range(self, minimum: Tensor, maximum: Tensor) -> Histograms:
         """The same counts in the bins that hold these values too."""
-        if low.device.type == "cpu" and self._holds(low, high):
-            return replace(self, low=torch.minimum(self.low, low), high=torch.maximum(self.high, high))
-        low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        empty = low > high
-        exponent = _exponent(low.masked_fill(empty, 0), high.masked_fill(empty, 0), self.counts.shape[1])
-        first = (low.masked_fill(empty, 0) * power_of_2(-exponent)).floor().long()
+        if minimum.device.type == "cpu" and self._range_fits(minimum, maximum):
+            return replace(
+                self, minimum=torch.minimum(self.minimum, minimum), maximum=torch.maximum(self.maximum, maximum)
+            )
+        minimum, maximum = torch.minimum(self.minimum, minimum), torch.maximum(self.maximum, maximum)
+        is_empty = minimum > maximum
+        exponent = _bin_exponent(
+            minimum.masked_fill(is_empty, 0), maximum.masked_fill(is_empty, 0), self.counts.shape[1]
+        )
+        first_bin = (minimum.masked_fill(is_empty, 0) * power_of_2(-exponent)).floor().long()
         shift = (exponent - self.exponent).clamp(0, 62)  # by 62 already, every place is 0 or -1
-        bins = torch.arange(self.counts.shape[1], device=low.device)
-        place = ((self.first[:, None] + bins) >> shift[:, None]) - first[:, None]
-        counts = torch.zeros_like(self.counts).scatter_add(1, place.clamp(0, len(bins) - 1), self.counts)
-        return Histograms(counts, exponent, first, low, high)
+        bins = torch.arange(self.counts.shape[1], device=minimum.device)
+        bin_index = ((self.first_bin[:, None] + bins) >> shift[:, None]) - first_bin[:, None]
+        counts = torch.zeros_like(self.counts).scatter_add(1, bin_index.clamp(0, len(bins) - 1), self.counts)
+        return Histograms(counts, exponent, first_bin, minimum, maximum)
 
-    def _holds(self, low: Tensor, high: Tensor) -> bool:
+    def _range_fits(self, minimum: Tensor, maximum: Tensor) -> bool:
         """Whether all these values lie in the bins as they are."""
-        finer = power_of_2(-self.exponent)
-        ends = (low * finer).floor() >= self.first, (high * finer).floor() < self.first + self.counts.shape[1]
-        fine = self.exponent >= _least(low, high)
-        return bool((ends[0] & ends[1] & fine & (self.low <= self.high)).all())
+        bins_per_unit = power_of_2(-self.exponent)
+        ends_fit = (
+            (minimum * bins_per_unit).floor() >= self.first_bin,
+            (maximum * bins_per_unit).floor() < self.first_bin + self.counts.shape[1],
+        )
+        is_fine_enough = self.exponent >= _min_bin_exponent(minimum, maximum)
+        return bool((ends_fit[0] & ends_fit[1] & is_fine_enough & (self.minimum <= self.maximum)).all())
 
     @property
     def edges(self) -> Tensor:  # (C, B + 1)
         steps = torch.arange(self.counts.shape[1] + 1, device=self.counts.device)
-        return (self.first[:, None] + steps).to(self.low) * power_of_2(self.exponent[:, None])
+        return (self.first_bin[:, None] + steps).to(self.minimum) * power_of_2(self.exponent[:, None])
 
 
-def _exponent(low: Tensor, high: Tensor, bins: int) -> Tensor:
+def _bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: int) -> Tensor:
     """The least exponent (C,) with which `bins` bins hold both ends."""
-    exponent = torch.maximum(_log2((high - low) / bins) - 1, _least(low, high))
+    exponent = torch.maximum(_floor_log2((maximum - minimum) / n_bins) - 1, _min_bin_exponent(minimum, maximum))
     for _ in range(3):  # at most: with bins of twice (high - low) / bins, half of them hold the range
-        finer = power_of_2(-exponent)
-        spanned = (high * finer).floor() - (low * finer).floor()
-        exponent = exponent + (spanned >= bins).long()
+        bins_per_unit = power_of_2(-exponent)
+        bins_spanned = (maximum * bins_per_unit).floor() - (minimum * bins_per_unit).floor()
+        exponent = exponent + (bins_spanned >= n_bins).long()
     return exponent
 
 
-def _least(low: Tensor, high: Tensor) -> Tensor:
+def _min_bin_exponent(minimum: Tensor, maximum: Tensor) -> Tensor:
     """No finer exponent (C,) is used for values of this magnitude."""
-    return (_log2(torch.maximum(low.abs(), high.abs())) - FINE).clamp_min(TINIEST)
+    return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - BIN_RESOLUTION_BITS).clamp_min(MIN_EXPONENT)
 
 
 def power_of_2(exponent: Tensor) -> Tensor:
@@ -187,7 +204,7 @@ def power_of_2(exponent: Tensor) -> Tensor:
     return (exponent.clamp(-126, 127) + 127 << 23).int().view(torch.float32)
 
 
-def _log2(v: Tensor) -> Tensor:
+def _floor_log2(values: Tensor) -> Tensor:
     """floor(log2 v), exactly; very small where v is 0."""
-    mantissa, exponent = torch.frexp(v)
-    return torch.where(mantissa > 0, exponent - 1, 2 * TINIEST).long()
+    mantissa, exponent = torch.frexp(values)
+    return torch.where(mantissa > 0, exponent - 1, 2 * MIN_EXPONENT).long()

@@ -14,7 +14,7 @@ from ..cards import card
 from ..errors import LayerError
 from ..inputs.multi import MultiInput
 
-ALIKE = 0.5  # the correlation from which on two channels are the same pixels
+MIN_CORRELATION = 0.5  # the correlation from which on two channels are the same pixels
 
 
 @card(
@@ -33,41 +33,43 @@ def filters(box: Box, layer: str | None = None) -> Tensor:
     """
     if layer is not None:
         path = box.layers.resolve(layer).partition("#")[0]
-        picture = _pictures(box, path, named=True)
-        if picture is None:
+        image = _weight_images(box, path, is_named=True)
+        if image is None:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights that are pictures of its input")
-        return picture
-    for path in _in_order(box):
-        if (picture := _pictures(box, path)) is not None:
-            return picture
+        return image
+    for path in _paths_in_order(box):
+        if (image := _weight_images(box, path)) is not None:
+            return image
     raise LayerError("no convolution, and no linear layer, works on the pixels themselves")
 
 
-def _in_order(box: Box) -> list[str]:
+def _paths_in_order(box: Box) -> list[str]:
     """As the layers run; where some are scripted, and not seen to run, as they are defined."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]
 
 
-def _pictures(box: Box, path: str, named: bool = False) -> Tensor | None:
+def _weight_images(box: Box, path: str, is_named: bool = False) -> Tensor | None:
     """The layer's weights as the forward has them, if they are pictures: of the pixels, or of what a named one gets."""
     module = box.modules[path]
     with box.isolated(grad=False):  # a parametrized weight is computed, and may be written, when it is looked at
-        order = _order_of_pixels(box, path)
+        channel_order = _channel_order(box, path)
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or (order is None and not named):
+        if not isinstance(weight, Tensor) or (channel_order is None and not is_named):
             return None
-        flat = order is not None and weight.ndim == 2 and weight.shape[1] == prod(box.inputs.shape)
-        if flat and len(box.inputs.shape) == 3:
+        is_flat = channel_order is not None and weight.ndim == 2 and weight.shape[1] == prod(box.inputs.shape)
+        if is_flat and len(box.inputs.shape) == 3:
             return weight.reshape(-1, *box.inputs.shape).to(box.dtype, copy=True)
         if weight.ndim != 4 or isinstance(module, nn.ConvTranspose2d):
             return None
-        turned = weight[:, order] if order and len(order) == weight.shape[1] else weight  # of a group: as it stands
-        return turned.to(box.dtype, copy=True)
+        reordered = (
+            weight[:, channel_order] if channel_order and len(channel_order) == weight.shape[1] else weight
+        )  # of a group: as it stands
+        return reordered.to(box.dtype, copy=True)
 
 
-def _order_of_pixels(box: Box, path: str) -> list[int] | None:
+def _channel_order(box: Box, path: str) -> list[int] | None:
     """Where a layer receives each channel of the input's pixels; None if it doesn't receive them in their order.
 
     Of a flat input, and of a scripted layer, for which it is taken so, the list is empty: as they stand.
@@ -80,35 +82,37 @@ def _order_of_pixels(box: Box, path: str) -> list[int] | None:
     parts = box.inputs.split(noise) if isinstance(box.inputs, MultiInput) else [noise]
     received = box.forward(noise, [f"{path}:input#0"])[f"{path}:input#0"]  # (2, C, H, W), padded, or (2, C * H * W)
     received = received.to(noise)
-    return next((order for part in parts if (order := _order(received, part)) is not None), None)
+    return next((order for part in parts if (order := _match_channel_order(received, part)) is not None), None)
 
 
-def _order(received: Tensor, noise: Tensor) -> list[int] | None:
+def _match_channel_order(received: Tensor, noise: Tensor) -> list[int] | None:
     """Where the channels of the noise (2, C, H, W) are in what a layer receives, or an empty list where it is flat."""
     if received.shape == noise.flatten(1).shape:
-        return [] if float(_alike(received.reshape(1, -1), noise.reshape(1, -1))) > ALIKE else None
+        return [] if float(_abs_correlation(received.reshape(1, -1), noise.reshape(1, -1))) > MIN_CORRELATION else None
     if noise.ndim != 4 or received.ndim != 4 or received.shape[1] != noise.shape[1]:
         return None
-    found = (_channels(part, noise) for part in _windows(received, noise.shape[2], noise.shape[3]))
-    return next((order for order in found if order is not None), None)
+    candidate_orders = (_match_channels(part, noise) for part in _windows(received, noise.shape[2], noise.shape[3]))
+    return next((order for order in candidate_orders if order is not None), None)
 
 
 def _windows(h: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """Each part of maps (N, C, H, W) of a size, the middle ones first: behind a pad the image is one of them."""
     down, right = h.shape[2] - height, h.shape[3] - width
-    places = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
-    for i, j in sorted(places, key=lambda p: abs(2 * p[0] - down) + abs(2 * p[1] - right)):
+    offsets = [(i, j) for i in range(down + 1) for j in range(right + 1)]  # none where the maps are smaller
+    for i, j in sorted(offsets, key=lambda p: abs(2 * p[0] - down) + abs(2 * p[1] - right)):
         yield h[:, :, i : i + height, j : j + width]
 
 
-def _channels(received: Tensor, noise: Tensor) -> list[int] | None:
+def _match_channels(received: Tensor, noise: Tensor) -> list[int] | None:
     """Where each channel of the noise (N, C, H, W) is received: scaled, shifted, clipped or noisy, but in its place."""
-    alike = _alike(received.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > ALIKE  # (C, C)
-    one_each = bool((alike.sum(0) == 1).all() and (alike.sum(1) == 1).all())
-    return alike.long().argmax(0).tolist() if one_each else None
+    is_correlated = (
+        _abs_correlation(received.transpose(0, 1).flatten(1), noise.transpose(0, 1).flatten(1)) > MIN_CORRELATION
+    )  # (C, C)
+    is_one_to_one = bool((is_correlated.sum(0) == 1).all() and (is_correlated.sum(1) == 1).all())
+    return is_correlated.long().argmax(0).tolist() if is_one_to_one else None
 
 
-def _alike(a: Tensor, b: Tensor) -> Tensor:
+def _abs_correlation(a: Tensor, b: Tensor) -> Tensor:
     """How rows (A, M) and (B, M) are correlated, signs aside, (A, B)."""
     a, b = (F.normalize(h - h.mean(1, keepdim=True)) for h in (a, b))
     return (a @ b.mT).abs()

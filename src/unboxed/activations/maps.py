@@ -18,8 +18,8 @@ from ..model.layers import input_address
 class LayerMaps:
     path: str  # its address: with #k where the module runs more than once
     type: str
-    received: Tensor  # (N, ...)
-    given: Tensor  # (N, ...), channels first as the model has them
+    inputs: Tensor  # (N, ...)
+    outputs: Tensor  # (N, ...), channels first as the model has them
 
 
 @card(
@@ -36,13 +36,13 @@ def maps(
 
     Raises LayerError for an unknown layer, with the nearest names.
     """
-    paths = _every_call(box) if layers is None else [box.layers.resolve(p) for p in layers]
+    paths = _all_calls(box) if layers is None else [box.layers.resolve(p) for p in layers]
     if not paths:
         raise LayerError("no module of this model runs by itself; read functional ops with box.read(x, [':relu#0'])")
-    ends = {p: input_address(p) for p in paths}
-    acts = box.read(x, [*paths, *ends.values()], batch_size=batch_size)
-    return tuple(LayerMaps(p, box.layers[p].type, acts[ends[p]], acts[p]) for p in paths)
+    input_by_path = {p: input_address(p) for p in paths}
+    acts = box.read(x, [*paths, *input_by_path.values()], batch_size=batch_size)
+    return tuple(LayerMaps(p, box.layers[p].type, acts[input_by_path[p]], acts[p]) for p in paths)
 
 
-def _every_call(box: Box) -> list[str]:
+def _all_calls(box: Box) -> list[str]:
     return [address for row in box.layers.leaves if row.has_input and row.has_batch_axis for address in row.addresses]

@@ -11,37 +11,37 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edited_runs import Exchange, runs
-from ..engine.read.edits import addresses, one_of, parts_of, settled, with_units
+from ..engine.read.edited_runs import ReplaceWhere, run_variants
+from ..engine.read.edits import unit_addresses, part_masks, count_parts, resolve_target, require_units
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Edit
 from ..objectives import Objective
 
-By = Literal["layer", "channel", "position"]
-AXIS: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
-ROUNDING = 64  # times the precision: scores that lie closer than this are the same
+PatchUnit = Literal["layer", "channel", "position"]
+AXIS_BY_PATCH_UNIT: dict[str, int | None] = {"layer": None, "channel": 1, "position": 2}
+ROUNDING_ULPS = 64  # times the precision: scores that lie closer than this are the same
 
 
 @dataclass(frozen=True, eq=False)
-class Patched:
+class PatchedLayer:
     """One layer's activations, or its parts, exchanged: (N,) by layer, (N, C) by channel, (N, ...) by position."""
 
     path: str
     score: Tensor
-    restored: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
+    restored_fraction: Tensor  # how much of the score came back: 0 as corrupted, 1 as clean
 
 
 @dataclass(frozen=True, eq=False)
 class Patching:
     clean: Tensor  # (N,) score
     corrupted: Tensor  # (N,) score
-    layers: tuple[Patched, ...]
+    layers: tuple[PatchedLayer, ...]
 
     @property
     def matrix(self) -> Tensor:
         """What each whole layer restored, (N, L)."""
-        return torch.stack([layer.restored.flatten(1).mean(1) if layer.restored.ndim > 1 else layer.restored
+        return torch.stack([layer.restored_fraction.flatten(1).mean(1) if layer.restored_fraction.ndim > 1 else layer.restored_fraction
                             for layer in self.layers], 1)  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class Patching:
     shows="Where the difference between two inputs that makes the answer differ is carried through the model.",
     does_not_show="That a part is needed: it was enough here, and others may carry the same.",
     example=lambda method, box, x, y: method(
-        box, box.accept(x), box.accept(x).roll(1, 0), addresses(box)[-1:], y, by="channel"
+        box, box.accept(x), box.accept(x).roll(1, 0), unit_addresses(box)[-1:], y, by="channel"
     ),
     exempt={"rows": "its example takes each input's neighbor for the corrupted one"},
 )
@@ -62,7 +62,7 @@ def patching(
     layers: Sequence[str] | None = None,
     target: int | Tensor | Objective | None = None,
     *,
-    by: By = "layer",
+    by: PatchUnit = "layer",
     batch_size: BatchSize = "auto",
 ) -> Patching:
     """Run `corrupted` with a layer's activation taken from `clean`: (patched - corrupted) / (clean - corrupted) scores.
@@ -71,59 +71,63 @@ def patching(
     channel or one position of it at a time. Where the two inputs score alike, nothing can come back, and 0 is given.
     Raises InputError for inputs that are not as many as one another, LayerError for a layer without such parts.
     """
-    if by not in AXIS:
+    if by not in AXIS_BY_PATCH_UNIT:
         raise InputError(f'by is "layer", "channel" or "position"; got {by!r}')
     clean, corrupted = box.validate_inputs(clean), box.validate_inputs(corrupted)
     if len(clean) != len(corrupted):
         raise InputError(f"each corrupted input goes with a clean one; got {len(corrupted)} and {len(clean)}")
-    paths = _paths(box, layers, by)
-    objective = settled(box, target, clean, batch_size)
-    a, b = (runs(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted))
-    found = [_patched(box, clean, corrupted, path, objective, by, batch_size) for path in paths]
-    told = [Patched(p, s, restored(s, a, b)) for p, s in zip(paths, found, strict=True)]
-    return Patching(a, b, tuple(told))
+    paths = _resolve_paths(box, layers, by)
+    objective = resolve_target(box, target, clean, batch_size)
+    a, b = (
+        run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0] for x in (clean, corrupted)
+    )
+    scores = [_patched_scores(box, clean, corrupted, path, objective, by, batch_size) for path in paths]
+    patched_layers = [PatchedLayer(p, s, restored(s, a, b)) for p, s in zip(paths, scores, strict=True)]
+    return Patching(a, b, tuple(patched_layers))
 
 
-def _paths(box: Box, layers: Sequence[str] | None, by: By) -> list[str]:
+def _resolve_paths(box: Box, layers: Sequence[str] | None, by: PatchUnit) -> list[str]:
     if layers is not None:
         if isinstance(layers, str):
             raise InputError(f"layers is a list of addresses; got the text {layers!r}")
-        return [_with_parts(box, path, by) for path in layers]
-    found = [path for path in addresses(box) if by != "position" or len(box.layers[path].shape) > 1]
-    if not found:
+        return [_require_parts(box, path, by) for path in layers]
+    paths = [path for path in unit_addresses(box) if by != "position" or len(box.layers[path].shape) > 1]
+    if not paths:
         raise LayerError("no layer of this model has positions; patch by channel or by layer")
-    return found
+    return paths
 
 
-def _with_parts(box: Box, path: str, by: By) -> str:
-    real = with_units(box, path)
-    if by == "position" and ":" not in real and len(box.layers[real].shape) < 2:
-        raise LayerError(f"{path!r} has no positions: it gives {box.layers[real].shape}; patch it by channel")
-    return real
+def _require_parts(box: Box, path: str, by: PatchUnit) -> str:
+    resolved = require_units(box, path)
+    if by == "position" and ":" not in resolved and len(box.layers[resolved].shape) < 2:
+        raise LayerError(f"{path!r} has no positions: it gives {box.layers[resolved].shape}; patch it by channel")
+    return resolved
 
 
-def _patched(
-    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, by: By, batch_size: BatchSize
+def _patched_scores(
+    box: Box, clean: Tensor, corrupted: Tensor, path: str, objective: Objective, by: PatchUnit, batch_size: BatchSize
 ) -> Tensor:
     """The scores of `corrupted` with each part of one layer exchanged."""
     first = clean if box.batch_dependent else clean[:1]
-    shape, axis = box.read(first, [path])[path].shape[1:], AXIS[by]
-    count = parts_of(shape, axis)
+    shape, axis = box.read(first, [path])[path].shape[1:], AXIS_BY_PATCH_UNIT[by]
+    n_parts = count_parts(shape, axis)
 
-    def ways(n: Tensor, p: Tensor) -> Mapping[str, Edit]:
-        own, at = torch.unique(n, return_inverse=True)
+    def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
+        unique_examples, inverse = torch.unique(examples, return_inverse=True)
         with box.isolated(grad=False):
-            h = box.forward(clean[own], [path])[path]
-        return {path: Exchange(one_of(p, count, shape, axis), h[at])}
+            h = box.forward(clean[unique_examples], [path])[path]
+        return {path: ReplaceWhere(part_masks(variants, n_parts, shape, axis), h[inverse])}
 
-    score = runs(box, corrupted, objective, ways, count, logits=False, batch_size=batch_size).score
+    score = run_variants(box, corrupted, objective, make_edits, n_parts, logits=False, batch_size=batch_size).score
     return score[:, 0] if axis is None else score if axis == 1 else score.view(-1, *shape[1:])
 
 
 def restored(score: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
     """(score - corrupted) / (clean - corrupted), 0 where both are the same up to rounding."""
-    whole = clean - corrupted
-    least = ROUNDING * torch.finfo(whole.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
-    same, extra = whole.abs() <= least, [1] * (score.ndim - 1)
-    share = (score - corrupted.view(-1, *extra)) / torch.where(same, 1, whole).view(-1, *extra)
-    return torch.where(same.view(-1, *extra), 0, share)
+    difference = clean - corrupted
+    tolerance = ROUNDING_ULPS * torch.finfo(difference.dtype).eps * torch.maximum(clean.abs(), corrupted.abs())
+    is_equal, trailing_axes = difference.abs() <= tolerance, [1] * (score.ndim - 1)
+    fraction = (score - corrupted.view(-1, *trailing_axes)) / torch.where(is_equal, 1, difference).view(
+        -1, *trailing_axes
+    )
+    return torch.where(is_equal.view(-1, *trailing_axes), 0, fraction)

@@ -19,9 +19,9 @@ from ..model import relu_rules
 from ..model.batching import BatchSize
 from ..objectives import Index, Objective, as_classes, constant, layer_objective
 from .receptive import ReceptiveField, receptive_field
-from .units import by_unit, peaks, unit_layers, unraveled
+from .units import units_to_axis_1, peak_positions, unit_layers, unravel_positions
 
-Used = Literal["deconvnet", "gradient"]
+UsedRule = Literal["deconvnet", "gradient"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Projections:
     value: Tensor  # (N,) its activation
     map: Tensor  # (N, ...) signed, shaped like the inputs
     bounds: Tensor  # (N, 4) of the part that the neuron sees; without columns where the inputs are no pictures
-    rule: Used
-    why: str = ""  # deconvnet refused
+    rule: UsedRule
+    fallback_reason: str = ""  # deconvnet refused
 
     def patch(self, i: int, x: Tensor | None = None) -> Tensor:
         """The part (C, h, w) that neuron i sees: of its map, or of a picture (C, H, W)."""
@@ -71,50 +71,56 @@ def projections(
         raise InputError(f'rule is "auto", "deconvnet" or "gradient"; got {rule!r}')
     x = box.validate_inputs(x)
     (path,) = unit_layers(box, layer)
-    h = by_unit(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
-    units = _units(unit, len(x), h)
-    at = unraveled(peaks(h)[torch.arange(len(x)), units], h.shape[2:]) if position is None else _checked(position, h)
-    objective = neurons(path, units, at, axis)
-    found, used, why = _sent_back(box, objective, x, rule, batch_size)
-    bounds = _bounds(box, path, field, at, axis, batch_size)
-    return Projections(path, units, at, found.score, found.map, bounds, used, why)
+    h = units_to_axis_1(box.read(x, [path], batch_size=batch_size)[path], axis, path)  # (N, C, *P)
+    units = _check_units(unit, len(x), h)
+    positions = (
+        unravel_positions(peak_positions(h)[torch.arange(len(x)), units], h.shape[2:])
+        if position is None
+        else _check_positions(position, h)
+    )
+    objective = neuron_per_example(path, units, positions, axis)
+    result, used_rule, fallback_reason = _project_back(box, objective, x, rule, batch_size)
+    bounds = _field_bounds(box, path, field, positions, axis, batch_size)
+    return Projections(path, units, positions, result.score, result.map, bounds, used_rule, fallback_reason)
 
 
-def neurons(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Objective:
+def neuron_per_example(layer: str, unit: Tensor, position: Tensor, axis: int = 1) -> Objective:
     """One neuron an example: unit (N,) at position (N, P)."""
 
     def score(h: Tensor) -> Tensor:
         rows = torch.arange(len(h), device=h.device)
-        at = (rows, constant(unit, h), *constant(position, h).unbind(1))
-        return by_unit(h, axis, layer)[at]
+        index = (rows, constant(unit, h), *constant(position, h).unbind(1))
+        return units_to_axis_1(h, axis, layer)[index]
 
-    def select(i: Index) -> Objective:
-        return neurons(layer, unit[i], position[i], axis)
+    def select_rows(i: Index) -> Objective:
+        return neuron_per_example(layer, unit[i], position[i], axis)
 
-    return layer_objective(layer, score, f"{layer}, one neuron an example", select, len(unit))
+    return layer_objective(layer, score, f"{layer}, one neuron an example", select_rows, len(unit))
 
 
-def _sent_back(
+def _project_back(
     box: Box, objective: Objective, x: Tensor, rule: str, batch_size: BatchSize
-) -> tuple[Gradients, Used, str]:
-    why = ""
+) -> tuple[Gradients, UsedRule, str]:
+    fallback_reason = ""
     if rule != "gradient":
         try:
             return gradients(box, objective, x, rule=relu_rules.deconvnet, batch_size=batch_size), "deconvnet", ""
         except RuleError as error:
             if rule == "deconvnet":
                 raise
-            why = str(error)
-    return gradients(box, objective, x, batch_size=batch_size), "gradient", why
+            fallback_reason = str(error)
+    return gradients(box, objective, x, batch_size=batch_size), "gradient", fallback_reason
 
 
-def _bounds(box: Box, path: str, field: ReceptiveField | None, at: Tensor, axis: int, batch_size: BatchSize) -> Tensor:
+def _field_bounds(
+    box: Box, path: str, field: ReceptiveField | None, positions: Tensor, axis: int, batch_size: BatchSize
+) -> Tensor:
     if len(box.inputs.shape) != 3:
-        return at.new_empty(len(at), 0)
-    return (field or receptive_field(box, path, axis=axis, batch_size=batch_size)).of(at)
+        return positions.new_empty(len(positions), 0)
+    return (field or receptive_field(box, path, axis=axis, batch_size=batch_size)).bounds_at(positions)
 
 
-def _units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
+def _check_units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     units = as_classes(unit).to(h.device, torch.long)
     if units.ndim > 1 or (units.ndim == 1 and len(units) != n):
         raise InputError(f"wanted one unit, or one for each of {n} examples; got shape {tuple(units.shape)}")
@@ -123,9 +129,9 @@ def _units(unit: int | Tensor, n: int, h: Tensor) -> Tensor:
     return units.expand(n)
 
 
-def _checked(position: Tensor, h: Tensor) -> Tensor:
-    at = as_classes(position).to(h.device, torch.long)
+def _check_positions(position: Tensor, h: Tensor) -> Tensor:
+    positions = as_classes(position).to(h.device, torch.long)
     sides = torch.tensor(h.shape[2:], device=h.device)
-    if at.shape != (len(h), len(sides)) or bool(((at < 0) | (at >= sides)).any()):
+    if positions.shape != (len(h), len(sides)) or bool(((positions < 0) | (positions >= sides)).any()):
         raise InputError(f"wanted positions ({len(h)}, {len(sides)}) within {tuple(h.shape[2:])}, one an example")
-    return at
+    return positions

@@ -17,18 +17,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.sizes import images_only
+from ..engine.read.sizes import require_images
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_int
-from .units import by_unit, unit_layers
+from .units import units_to_axis_1, unit_layers
 
 T = TypeVar("T")
 Probe = Literal["NaN", "differences"]
 Band = tuple[int, int]  # a side of the picture, and where the band starts
-DRAWS = 4  # noise images of the probe by differences
-TRIES = 24  # noise images in which the outermost bands of a field may come to matter: maxima pass few of them on
-WIDE = 30.0  # by how much some of them are wider than images
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
+N_NOISE_IMAGES = 4  # noise images of the probe by differences
+MAX_NOISE_IMAGES = (
+    24  # noise images in which the outermost bands of a field may come to matter: maxima pass few of them on
+)
+WIDE_NOISE_SCALE = 30.0  # by how much some of them are wider than images
+TOLERANCE_BY_DTYPE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest activation; a coarser dtype: 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class ReceptiveField:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the central position's field."""
-        top, left, bottom, right = self._center().tolist()
+        top, left, bottom, right = self._center_bounds().tolist()
         return bottom - top, right - left
 
     @property
@@ -54,11 +56,13 @@ class ReceptiveField:
         sides = self.bounds.shape[:-1]
         if len(sides) < 2:
             return 0, 0
-        at = [max(0, min(s // 2, s - 2)) for s in sides]
-        down, right = (_moved(self.bounds, at, len(at) - back) for back in (2, 1))
-        return down[2], right[3]
+        position = [max(0, min(s // 2, s - 2)) for s in sides]
+        vertical_step, horizontal_step = (
+            _bounds_change(self.bounds, position, len(position) - back) for back in (2, 1)
+        )
+        return vertical_step[2], horizontal_step[3]
 
-    def of(self, position: Tensor) -> Tensor:
+    def bounds_at(self, position: Tensor) -> Tensor:
         """The bounds (..., 4) of positions (..., P)."""
         if not position.shape[-1]:  # a layer without positions
             return self.bounds.expand(*position.shape[:-1], 4)
@@ -66,18 +70,18 @@ class ReceptiveField:
 
     def patch(self, x: Tensor, position: Tensor | tuple[int, ...] = ()) -> Tensor:
         """The part (..., h, w) of images (..., H, W) that one position (P,) sees."""
-        top, left, bottom, right = self.of(torch.as_tensor(position, dtype=torch.long)).tolist()
+        top, left, bottom, right = self.bounds_at(torch.as_tensor(position, dtype=torch.long)).tolist()
         return x[..., top:bottom, left:right]
 
-    def _center(self) -> Tensor:
+    def _center_bounds(self) -> Tensor:
         return self.bounds[tuple(s // 2 for s in self.bounds.shape[:-1])]
 
 
-def _moved(bounds: Tensor, at: list[int], axis: int) -> list[int]:
+def _bounds_change(bounds: Tensor, position: list[int], axis: int) -> list[int]:
     """How the bounds change to the next position on an axis."""
-    following = [min(i + (a == axis), s - 1) for a, (i, s) in enumerate(zip(at, bounds.shape, strict=False))]
-    moved: list[int] = (bounds[tuple(following)] - bounds[tuple(at)]).tolist()
-    return moved
+    next_position = [min(i + (a == axis), s - 1) for a, (i, s) in enumerate(zip(position, bounds.shape, strict=False))]
+    change: list[int] = (bounds[tuple(next_position)] - bounds[tuple(position)]).tolist()
+    return change
 
 
 @card(
@@ -98,159 +102,175 @@ def receptive_field(
     0 * NaN is NaN), noise is put there instead (`probe="differences"`): what then never made a difference in a few
     tries is missing. Raises InputError where inputs are no pictures, LayerError.
     """
-    images_only(box, "a receptive field")
+    require_images(box, "a receptive field")
     (path,) = unit_layers(box, layer)
-    prober = _Prober(box, path, axis, check_int("step", step, minimum=1), batch_size)
-    bounds = prober.by_nan()
-    if bounds is not None and prober.confirms(bounds) and prober.reaches(bounds):
+    prober = _FieldProber(box, path, axis, check_int("step", step, minimum=1), batch_size)
+    bounds = prober.probe_by_nan()
+    if bounds is not None and prober.outside_is_irrelevant(bounds) and prober.edges_matter(bounds):
         return ReceptiveField(path, bounds, "NaN")
-    return ReceptiveField(path, prober.by_differences(), "differences")
+    return ReceptiveField(path, prober.probe_by_differences(), "differences")
 
 
-REFUSED = (RuntimeError, ValueError, ArithmeticError, AssertionError, LookupError)  # what a model may say of a probe
+MODEL_ERRORS = (
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+)  # what a model may say of a probe
 
 
-class _Prober:
+class _FieldProber:
     def __init__(self, box: Box, path: str, axis: int, step: int, batch_size: BatchSize) -> None:
         self.box, self.path, self.axis, self.step, self.batch_size = box, path, axis, step, batch_size
-        noise = box.inputs.sample(TRIES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
-        noise[DRAWS + 1 :: 2] = WIDE * (noise[DRAWS + 1 :: 2] - 0.5)  # of both signs, which wakes most units
+        noise = box.inputs.sample(MAX_NOISE_IMAGES + 1, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
+        noise[N_NOISE_IMAGES + 1 :: 2] = WIDE_NOISE_SCALE * (
+            noise[N_NOISE_IMAGES + 1 :: 2] - 0.5
+        )  # of both signs, which wakes most units
         self.noise = noise
         self.bands = [(side, i) for side in (-2, -1) for i in range(0, self.noise.shape[side], step)]
 
-    def by_nan(self) -> Tensor | None:
+    def probe_by_nan(self) -> Tensor | None:
         """Bounds (*P, 4); None where the model raises at a NaN."""
         nan = torch.full_like(self.noise[0], torch.nan)
         try:
-            return self._bounds(self._hit(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan))
+            return self._bounds_from_bands(self._reached(self.bands, lambda h: h.isnan().any(1), self.noise[0], nan))
         except torch.OutOfMemoryError:
             raise
-        except REFUSED:
+        except MODEL_ERRORS:
             return None  # it checks its input
 
-    def by_differences(self) -> Tensor:
+    def probe_by_differences(self) -> Tensor:
         """Bounds (*P, 4) around what moved a position, or had a slope, however small."""
-        return _hull(torch.stack([self._bounds(hit) for hit in self._hits(self.bands, DRAWS)]))
+        return _union_bounds(
+            torch.stack([self._bounds_from_bands(hit) for hit in self._reached_per_sample(self.bands, N_NOISE_IMAGES)])
+        )
 
-    def reaches(self, bounds: Tensor) -> bool:
+    def edges_matter(self, bounds: Tensor) -> bool:
         """Whether the outermost bands of some positions' fields make a difference to them."""
-        at = [p for p in _sampled(bounds) if bounds[p].any()]
-        edges = {p: self._edges(bounds[p].tolist()) for p in at}
-        bands = sorted({band for own in edges.values() for band in own})
+        positions = [p for p in _sample_positions(bounds) if bounds[p].any()]
+        edges = {p: self._edge_bands(bounds[p].tolist()) for p in positions}
+        bands = sorted({band for field_bands in edges.values() for band in field_bands})
         index = {band: i for i, band in enumerate(bands)}
-        open_ = {(index[band], *p) for p, own in edges.items() for band in own}
-        for hit in self._hits(bands, TRIES) if bands else ():
-            open_ = {place for place in open_ if not hit[place]}
-            if not open_:
+        unconfirmed = {(index[band], *p) for p, own in edges.items() for band in own}
+        for reached in self._reached_per_sample(bands, MAX_NOISE_IMAGES) if bands else ():
+            unconfirmed = {location for location in unconfirmed if not reached[location]}
+            if not unconfirmed:
                 return True
-        moves = torch.stack([self._moves(draw) for draw in range(TRIES)]).any(0)  # (*P)
-        return not any(moves[place[1:]] for place in open_)  # of a dead position noise tells nothing
+        responds_to_noise = torch.stack([self._noise_changes(draw) for draw in range(MAX_NOISE_IMAGES)]).any(0)  # (*P)
+        return not any(responds_to_noise[place[1:]] for place in unconfirmed)  # of a dead position noise tells nothing
 
-    def _moves(self, draw: int) -> Tensor:
+    def _noise_changes(self, sample: int) -> Tensor:
         """Which positions differ between two noise images, (*P)."""
-        return self._differs(self._given(self.noise[draw, None]))(self._given(self.noise[draw + 1, None]))[0]
+        return self._differs_from(self._activations(self.noise[sample, None]))(
+            self._activations(self.noise[sample + 1, None])
+        )[0]
 
-    def _edges(self, bounds: list[int]) -> list[Band]:
+    def _edge_bands(self, bounds: list[int]) -> list[Band]:
         """The first and the last band of a field, on both sides."""
         top, left, bottom, right = (i - i % self.step for i in (bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1))
         return [(-2, top), (-2, bottom), (-1, left), (-1, right)]
 
-    def _hits(self, bands: list[Band], draws: int) -> Iterator[Tensor]:
+    def _reached_per_sample(self, bands: list[Band], n_samples: int) -> Iterator[Tensor]:
         """Which bands matter to which positions, (bands, *P): by slopes and by differences, from a few draws."""
-        for draw in range(draws):
-            base, other = self.noise[draw], self.noise[draw + 1]
+        for sample in range(n_samples):
+            base, other = self.noise[sample], self.noise[sample + 1]
             try:
-                yield self._sloped(bands, base, other - base)
+                yield self._nonzero_slopes(bands, base, other - base)
             except torch.OutOfMemoryError:
                 raise
-            except REFUSED:
+            except MODEL_ERRORS:
                 pass  # an op without forward derivatives
-            yield self._hit(bands, self._differs(self._given(base[None])), base, other)
+            yield self._reached(bands, self._differs_from(self._activations(base[None])), base, other)
 
-    def confirms(self, bounds: Tensor) -> bool:
+    def outside_is_irrelevant(self, bounds: Tensor) -> bool:
         """Whether some positions stay as they are when all that lies outside of their fields is drawn anew."""
-        at = _sampled(bounds)
+        positions = _sample_positions(bounds)
         base, other = self.noise[0], self.noise[1]
-        changed = other.expand(len(at), *other.shape).clone()
-        for x, position in zip(changed, at, strict=True):
+        changed = other.expand(len(positions), *other.shape).clone()
+        for x, position in zip(changed, positions, strict=True):
             top, left, bottom, right = bounds[position].tolist()
             x[:, top:bottom, left:right] = base[:, top:bottom, left:right]
-        differs = self._differs(self._given(base[None]))
+        differs_from_base = self._differs_from(self._activations(base[None]))
 
-        def part(rows: slice) -> list[bool]:
-            moved = differs(self._given(changed[rows]))
-            return [bool(m[position]) for m, position in zip(moved, at[rows], strict=True)]
+        def check_rows(rows: slice) -> list[bool]:
+            has_changed = differs_from_base(self._activations(changed[rows]))
+            return [bool(m[position]) for m, position in zip(has_changed, positions[rows], strict=True)]
 
-        return not any(any(p) for p in self._split(part, len(at)))
+        return not any(any(p) for p in self._run_in_batches(check_rows, len(positions)))
 
-    def _hit(self, bands: list[Band], reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor) -> Tensor:
+    def _reached(
+        self, bands: list[Band], is_reached: Callable[[Tensor], Tensor], base: Tensor, other: Tensor
+    ) -> Tensor:
         """`reached` tells of activations (n, C, *P) which positions the change to `other` reached: (bands, *P)."""
 
-        def part(rows: slice) -> Tensor:
-            return reached(self._given(torch.stack([self._banded(base, other, b) for b in bands[rows]])))
+        def probe_rows(rows: slice) -> Tensor:
+            return is_reached(self._activations(torch.stack([self._with_band(base, other, b) for b in bands[rows]])))
 
-        return torch.cat(self._split(part, len(bands)))
+        return torch.cat(self._run_in_batches(probe_rows, len(bands)))
 
-    def _sloped(self, bands: list[Band], base: Tensor, way: Tensor) -> Tensor:
+    def _nonzero_slopes(self, bands: list[Band], base: Tensor, direction: Tensor) -> Tensor:
         """Where the derivative along a band is not zero, (bands, *P). A weight of zero makes it exactly zero."""
 
-        def part(rows: slice) -> Tensor:
-            along = torch.stack([self._banded(torch.zeros_like(way), way, b) for b in bands[rows]])
-            with _slopes():
-                x = base.expand_as(along).clone()
-                h, slope = forward_ad.unpack_dual(self._given(forward_ad.make_dual(x, along.clone())))  # type: ignore[no-untyped-call]
+        def probe_rows(rows: slice) -> Tensor:
+            tangents = torch.stack([self._with_band(torch.zeros_like(direction), direction, b) for b in bands[rows]])
+            with _forward_ad_mode():
+                x = base.expand_as(tangents).clone()
+                h, slope = forward_ad.unpack_dual(self._activations(forward_ad.make_dual(x, tangents.clone())))  # type: ignore[no-untyped-call]
                 return (torch.zeros_like(h) if slope is None else slope.nan_to_num(0)).ne(0).any(1)
 
-        return torch.cat(self._split(part, len(bands)))
+        return torch.cat(self._run_in_batches(probe_rows, len(bands)))
 
-    def _bounds(self, hit: Tensor) -> Tensor:
+    def _bounds_from_bands(self, reached: Tensor) -> Tensor:
         """Bounds (*P, 4) of which of all bands reach a position, (bands, *P)."""
-        down = sum(side == -2 for side, _ in self.bands)
-        (top, bottom), (left, right) = (self._interval(h, side) for h, side in ((hit[:down], -2), (hit[down:], -1)))
+        n_row_bands = sum(side == -2 for side, _ in self.bands)
+        (top, bottom), (left, right) = (
+            self._reached_interval(h, side) for h, side in ((reached[:n_row_bands], -2), (reached[n_row_bands:], -1))
+        )
         return torch.stack([top, left, bottom, right], -1)
 
-    def _interval(self, hit: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    def _reached_interval(self, reached: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """The first band that reaches a position, and the end of the last one, in pixels."""
-        n = len(hit)
-        first, last = hit.int().argmax(0), n - hit.flip(0).int().argmax(0)
-        none = ~hit.any(0)
-        ends = (first * self.step, (last * self.step).clamp(max=self.noise.shape[side]))
-        return ends[0].masked_fill(none, 0), ends[1].masked_fill(none, 0)
+        n = len(reached)
+        first, last = reached.int().argmax(0), n - reached.flip(0).int().argmax(0)
+        is_unreached = ~reached.any(0)
+        ends = (first * self.step, (last * self.step).clamp(max=self.noise.shape[axis]))
+        return ends[0].masked_fill(is_unreached, 0), ends[1].masked_fill(is_unreached, 0)
 
-    def _banded(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
-        side, start = band
-        x, n = base.clone(), min(self.step, base.shape[side] - start)
-        x.narrow(side, start, n).copy_(other.narrow(side, start, n))
+    def _with_band(self, base: Tensor, other: Tensor, band: Band) -> Tensor:
+        axis, start = band
+        x, n = base.clone(), min(self.step, base.shape[axis] - start)
+        x.narrow(axis, start, n).copy_(other.narrow(axis, start, n))
         return x
 
-    def _given(self, x: Tensor) -> Tensor:
-        with _plain_kernels(), self.box.isolated(grad=False):
-            return by_unit(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
+    def _activations(self, x: Tensor) -> Tensor:
+        with _exact_kernels(), self.box.isolated(grad=False):
+            return units_to_axis_1(self.box.forward(x, [self.path])[self.path], self.axis, self.path)
 
-    def _differs(self, base: Tensor) -> Callable[[Tensor], Tensor]:
-        least = TOLERANCE.get(self.box.model_dtype, 1e-2) * float(base.abs().max())
-        return lambda h: ((h - base).abs() > least).any(1)
+    def _differs_from(self, base: Tensor) -> Callable[[Tensor], Tensor]:
+        tolerance = TOLERANCE_BY_DTYPE.get(self.box.model_dtype, 1e-2) * float(base.abs().max())
+        return lambda h: ((h - base).abs() > tolerance).any(1)
 
-    def _split(self, part: Callable[[slice], T], n: int) -> list[T]:
-        size, most = self.box.batch_plan(n, self.batch_size)
-        return in_batches(part, n, 1 if self.box.batch_dependent else size, most)  # each probe beside no other
+    def _run_in_batches(self, run_rows: Callable[[slice], T], n: int) -> list[T]:
+        size, max_rows = self.box.batch_plan(n, self.batch_size)
+        return in_batches(run_rows, n, 1 if self.box.batch_dependent else size, max_rows)  # each probe beside no other
 
 
-def _sampled(bounds: Tensor) -> list[tuple[int, ...]]:
+def _sample_positions(bounds: Tensor) -> list[tuple[int, ...]]:
     """Some positions of bounds (*P, 4): corners, the middle, and between."""
     corners = [sorted({0, s // 2, s - 1}) for s in bounds.shape[:-1]]
     return list(product(*corners)) if len(corners) < 3 else list(zip(*corners, strict=False))
 
 
-def _hull(bounds: Tensor) -> Tensor:
+def _union_bounds(bounds: Tensor) -> Tensor:
     """The smallest bounds (*P, 4) around several, (D, *P, 4)."""
-    empty = (bounds[..., 2:] <= bounds[..., :2]).any(-1, keepdim=True)
-    first = bounds[..., :2].masked_fill(empty, torch.iinfo(bounds.dtype).max).amin(0)
-    return torch.cat([first.masked_fill(empty.all(0), 0), bounds[..., 2:].amax(0)], -1)
+    is_empty = (bounds[..., 2:] <= bounds[..., :2]).any(-1, keepdim=True)
+    first = bounds[..., :2].masked_fill(is_empty, torch.iinfo(bounds.dtype).max).amin(0)
+    return torch.cat([first.masked_fill(is_empty.all(0), 0), bounds[..., 2:].amax(0)], -1)
 
 
 @contextmanager
-def _slopes() -> Iterator[None]:
+def _forward_ad_mode() -> Iterator[None]:
     """Forward derivatives, by kernels that have them."""
     with warnings.catch_warnings():  # what torch loads at first use calls its own deprecated functions
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -260,7 +280,7 @@ def _slopes() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_kernels() -> Iterator[None]:
+def _exact_kernels() -> Iterator[None]:
     """Without fast algorithms (Winograd, FFT), which mix neighbors and cancel them again: NaN does not cancel."""
     with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         yield

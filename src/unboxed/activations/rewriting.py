@@ -11,22 +11,22 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import Change, ablate, addresses, with_units
+from ..engine.read.edits import UnitEdit, ablate, unit_addresses, require_units
 from ..errors import InputError
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Edit
 
-Edits = Mapping[str, Edit | Sequence[Edit]]
+EditsByLayer = Mapping[str, Edit | Sequence[Edit]]
 
 
 @dataclass(frozen=True, eq=False)
-class Rewritten:
-    before: Tensor  # (N, K) logits
-    after: Tensor  # (N, K) logits of the rewritten model
+class RewriteResult:
+    logits_before: Tensor  # (N, K) logits
+    logits_after: Tensor  # (N, K) logits of the rewritten model
 
     @property
-    def change(self) -> Tensor:  # (N, K)
-        return self.after - self.before
+    def logits_change(self) -> Tensor:  # (N, K)
+        return self.logits_after - self.logits_before
 
 
 @card(
@@ -34,10 +34,10 @@ class Rewritten:
     source="Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units)",
     shows="What the output becomes when these activations are other ones: a cause, not a correlation.",
     does_not_show="What the model would do on an input that has such activations: often there is none.",
-    example=lambda method, box, x, y: method(box, x, {addresses(box)[-1]: ablate(0)}),
+    example=lambda method, box, x, y: method(box, x, {unit_addresses(box)[-1]: ablate(0)}),
     exempt={"one look": "it runs the model with and without the edits"},
 )
-def rewrite(box: Box, x: Tensor, edits: Edits, *, batch_size: BatchSize = "auto") -> Rewritten:
+def rewrite(box: Box, x: Tensor, edits: EditsByLayer, *, batch_size: BatchSize = "auto") -> RewriteResult:
     """The logits of x before and after edits {layer address: edit, or several in turn}.
 
     Ready-made: `ablate(k)`, `scale(k, factor)`, `put(k, value)`; or any function from the layer's output (N, ...) to a
@@ -45,43 +45,49 @@ def rewrite(box: Box, x: Tensor, edits: Edits, *, batch_size: BatchSize = "auto"
     unknown layer, InputError for an edit that doesn't fit it.
     """
     x = box.validate_inputs(x)
-    wanted = _checked(box, edits, len(x))
-    coupled = not all(map(box.has_batch_axis, wanted))
+    edits_by_address = _check_edits(box, edits, len(x))
+    batch_dependent = not all(map(box.has_batch_axis, edits_by_address))
 
-    def part(rows: slice, wanted: Mapping[str, Sequence[Edit]]) -> Tensor:
-        mine = {a: _chain([e.rows(rows) if isinstance(e, Change) else e for e in es], a) for a, es in wanted.items()}
+    def logits_of_rows(rows: slice, row_edits: Mapping[str, Sequence[Edit]]) -> Tensor:
+        composed = {
+            a: _compose_edits([e.rows(rows) if isinstance(e, UnitEdit) else e for e in es], a)
+            for a, es in row_edits.items()
+        }
         with box.isolated(grad=False):
-            return box.forward(x[rows], ["logits"], mine)["logits"].to(box.dtype)
+            return box.forward(x[rows], ["logits"], composed)["logits"].to(box.dtype)
 
-    split = box.batch_plan(len(x), batch_size, coupled)
-    both = [torch.cat(in_batches(partial(part, wanted=edits), len(x), *split)) for edits in ({}, wanted)]
-    return Rewritten(*both)
+    batch_plan = box.batch_plan(len(x), batch_size, batch_dependent)
+    before_and_after = [
+        torch.cat(in_batches(partial(logits_of_rows, row_edits=edits), len(x), *batch_plan))
+        for edits in ({}, edits_by_address)
+    ]
+    return RewriteResult(*before_and_after)
 
 
-def _checked(box: Box, edits: Edits, n: int) -> dict[str, tuple[Edit, ...]]:
+def _check_edits(box: Box, edits: EditsByLayer, n: int) -> dict[str, tuple[Edit, ...]]:
     if not isinstance(edits, Mapping) or not edits:
         raise InputError("edits is {layer address: edit}, such as {'conv1': ablate(3)}, with at least one edit")
-    found: dict[str, tuple[Edit, ...]] = {}
-    for address, given in edits.items():
-        several = tuple(given) if isinstance(given, Sequence) else (given,)
-        if not several or not all(map(callable, several)):
+    edits_by_address: dict[str, tuple[Edit, ...]] = {}
+    for address, value in edits.items():
+        edit_list = tuple(value) if isinstance(value, Sequence) else (value,)
+        if not edit_list or not all(map(callable, edit_list)):
             raise InputError(f"an edit of {address!r} is a function of its activation, such as ablate(3)")
-        ready = [e.fits(n) for e in several if isinstance(e, Change)]
-        real = with_units(box, address) if ready else box.layers.resolve(address)
-        found[real] = several
-    return found
+        unit_edits = [e.check_batch(n) for e in edit_list if isinstance(e, UnitEdit)]
+        resolved = require_units(box, address) if unit_edits else box.layers.resolve(address)
+        edits_by_address[resolved] = edit_list
+    return edits_by_address
 
 
-def _chain(edits: Sequence[Edit], address: str) -> Edit:
+def _compose_edits(edits: Sequence[Edit], address: str) -> Edit:
     """The edits in turn. Raises InputError for one that does not keep the shape."""
 
-    def edited(h: Tensor) -> Tensor:
-        new = h
+    def compose(h: Tensor) -> Tensor:
+        edited = h
         for edit in edits:
-            new = edit(new.clone())  # a function may write over what it is given
-        if not isinstance(new, Tensor) or new.shape != h.shape:
-            got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+            edited = edit(edited.clone())  # a function may write over what it is given
+        if not isinstance(edited, Tensor) or edited.shape != h.shape:
+            got = f"shape {tuple(edited.shape)}" if isinstance(edited, Tensor) else type(edited).__name__
             raise InputError(f"an edit of {address!r} must give a tensor of its shape {tuple(h.shape)}; it gave {got}")
-        return new.to(h)
+        return edited.to(h)
 
-    return edited
+    return compose

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import each_batch
-from ..engine.read.items import Skipped
+from ..engine.read.examples import for_each_batch
+from ..engine.read.items import SkippedExamples
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts
 from ..objectives import MODEL_ENDS
-from .distributions import Histograms, Moments, Rows
-from .units import by_unit, unit_layers
+from .distributions import Histograms, Moments, BatchMoments
+from .units import units_to_axis_1, unit_layers
 
 T = TypeVar("T")
 F = TypeVar("F")
-BINS = 64
-WAITING = 2**18  # values
-Scored = Literal["peak", "mean"]
-Counted = Literal["positions", "peak", "mean"]
+DEFAULT_BINS = 64
+MAX_PENDING_VALUES = 2**18  # values
+ScoreKind = Literal["peak", "mean"]
+HistogramKind = Literal["positions", "peak", "mean"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +34,14 @@ class UnitStatistics:
     """Of each unit of one layer, (C,): over all positions of all examples without NaN or infinite values."""
 
     path: str
-    examples: int  # seen
-    known: Tensor  # (C,) of them without NaN or infinite values
+    n_examples: int  # seen
+    n_finite: Tensor  # (C,) of them without NaN or infinite values
     mean: Tensor
     std: Tensor
-    low: Tensor  # NaN, as `high`, where nothing is known
-    high: Tensor
-    active: Tensor  # share of the examples in which it is above zero somewhere
-    of: Counted  # what the histogram counts: every position, or each example's largest or mean value
+    minimum: Tensor  # NaN, as `high`, where nothing is known
+    maximum: Tensor
+    active_share: Tensor  # share of the examples in which it is above zero somewhere
+    histogram_of: HistogramKind  # what the histogram counts: every position, or each example's largest or mean value
     counts: Tensor  # (C, B)
     edges: Tensor  # (C, B + 1) powers of two apart: as narrow as B bins over all values can be
     interrupted: bool
@@ -49,7 +49,7 @@ class UnitStatistics:
     @property
     def dead(self) -> Tensor:
         """(C,) bool: never above zero, or the same everywhere."""
-        return (self.high <= 0) | (self.high == self.low)
+        return (self.maximum <= 0) | (self.maximum == self.minimum)
 
 
 @card(
@@ -64,7 +64,7 @@ def statistics(
     data: Any,
     layers: Sequence[str] | str | None = None,
     *,
-    of: Counted = "positions",
+    histogram_of: HistogramKind = "positions",
     axis: int = 1,
     batch_size: BatchSize = "auto",
 ) -> tuple[UnitStatistics, ...]:
@@ -76,31 +76,33 @@ def statistics(
     everywhere (for tokens (N, T, C) those are the tokens: pass -1 for the features); all others are positions.
     Ctrl-C ends the pass and gives what was seen. Raises DataError, InputError, LayerError.
     """
-    if of not in ("positions", "peak", "mean"):
-        raise InputError(f'of is "positions", "peak" or "mean"; got {of!r}')
+    if histogram_of not in ("positions", "peak", "mean"):
+        raise InputError(f'of is "positions", "peak" or "mean"; got {histogram_of!r}')
     paths = unit_layers(box, layers, axis)
-    surveys = {path: UnitSurvey(path, axis, of) for path in paths}
+    surveys = {path: UnitSurvey(path, axis, histogram_of) for path in paths}
 
-    def look(state: dict[str, Survey] | None, path: str, h: Tensor) -> Survey:
-        return surveys[path].looked(state[path] if state else None, h)[0]
+    def observe(state: dict[str, SurveyState] | None, path: str, h: Tensor) -> SurveyState:
+        return surveys[path].observe(state[path] if state else None, h)[0]
 
-    def noted(state: dict[str, Survey] | None, found: dict[str, Survey], acts: Acts) -> dict[str, Survey]:
-        return found
+    def next_state(
+        state: dict[str, SurveyState] | None, surveys_by_path: dict[str, SurveyState], acts: Acts
+    ) -> dict[str, SurveyState]:
+        return surveys_by_path
 
-    states, interrupted = passed(box, data, paths, look, noted, batch_size=batch_size)
-    return tuple(survey.result(states[path], box.dtype, interrupted) for path, survey in surveys.items())
+    states, interrupted = run_pass(box, data, paths, observe, next_state, batch_size=batch_size)
+    return tuple(survey.to_statistics(states[path], box.dtype, interrupted) for path, survey in surveys.items())
 
 
-def passed(
+def run_pass(
     box: Box,
     data: Any,
     paths: Sequence[str],
-    look: Callable[[T | None, str, Tensor], F],
-    noted: Callable[[T | None, dict[str, F], Acts], T],
-    read: Sequence[str] = (),
+    observe: Callable[[T | None, str, Tensor], F],
+    next_state: Callable[[T | None, dict[str, F], Acts], T],
+    read_layers: Sequence[str] = (),
     *,
     batch_size: BatchSize = "auto",
-    skipped: Skipped | None = None,
+    skipped: SkippedExamples | None = None,
 ) -> tuple[T, bool]:
     """A state that `look`s at each layer's activations while the model runs, batch after batch; and if Ctrl-C ended it.
 
@@ -109,20 +111,20 @@ def passed(
     """
     state: T | None = None
 
-    def work(x: Tensor) -> None:
+    def observe_batch(x: Tensor) -> None:
         nonlocal state
-        glance = _Glance(partial(look, state))
-        edits = {path: partial(glance, path) for path in paths if path not in (*MODEL_ENDS, *read)}
+        observer = _ActivationObserver(partial(observe, state))
+        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_ENDS, *read_layers)}
         with box.isolated(grad=False):
-            acts = box.forward(x, {*read, *(path for path in paths if path not in edits)}, edits)
+            acts = box.forward(x, {*read_layers, *(path for path in paths if path not in edits)}, edits)
         for path in paths:
             if path not in edits:
-                glance(path, acts[path])
-        state = noted(state, glance.given(paths), acts)
+                observer(path, acts[path])
+        state = next_state(state, observer.collected(paths), acts)
 
     interrupted = False
     try:
-        each_batch(box, data, work, batch_size=batch_size, skipped=skipped)
+        for_each_batch(box, data, observe_batch, batch_size=batch_size, skipped=skipped)
     except KeyboardInterrupt:
         interrupted = True
     if state is None:
@@ -130,37 +132,37 @@ def passed(
     return state, interrupted
 
 
-class _Glance(Generic[F]):
+class _ActivationObserver(Generic[F]):
     """Edits that change nothing: no activation is copied. What a look raises waits, for a model may swallow it."""
 
-    def __init__(self, look: Callable[[str, Tensor], F]) -> None:
-        self.look = look
-        self.found: dict[str, F] = {}
+    def __init__(self, observe: Callable[[str, Tensor], F]) -> None:
+        self.observe = observe
+        self.results: dict[str, F] = {}
         self.error: Exception | None = None
 
     def __call__(self, path: str, h: Tensor) -> Tensor:
         try:
-            self.found[path] = self.look(path, h)
+            self.results[path] = self.observe(path, h)
         except Exception as error:
             self.error = self.error or error
         return h
 
-    def given(self, paths: Sequence[str]) -> dict[str, F]:
+    def collected(self, paths: Sequence[str]) -> dict[str, F]:
         if self.error is not None:
             raise self.error
-        if missing := [path for path in paths if path not in self.found]:
+        if missing := [path for path in paths if path not in self.results]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
-        return self.found
+        return self.results
 
 
 @dataclass(frozen=True)
-class Survey:
+class SurveyState:
     """One layer's running statistics. The last rows wait until they are many: counting a few takes as long."""
 
-    examples: int
+    n_examples: int
     moments: Moments
     histograms: Histograms
-    waiting: tuple[Rows, ...] = ()
+    pending: tuple[BatchMoments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,41 +171,49 @@ class UnitSurvey:
 
     path: str
     axis: int
-    of: Counted
-    bins: int = BINS
+    histogram_of: HistogramKind
+    n_bins: int = DEFAULT_BINS
 
-    def looked(self, state: Survey | None, h: Tensor) -> tuple[Survey, Tensor, Rows]:
+    def observe(self, state: SurveyState | None, h: Tensor) -> tuple[SurveyState, Tensor, BatchMoments]:
         """The state with one batch more, the batch's activations (n, C, *P) and what they come to, row by row."""
-        h = by_unit(h, self.axis, self.path)
+        h = units_to_axis_1(h, self.axis, self.path)
         flat = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, P)
-        rows, state = Rows.of(flat), state or self._start(flat)
+        rows, state = BatchMoments.from_values(flat), state or self._empty_state(flat)
         histograms = state.histograms
-        if self.of == "positions":
-            known = rows.known[..., None].expand_as(flat)
-            histograms = histograms.updated(flat.transpose(0, 1).flatten(1), known.transpose(0, 1).flatten(1))
-        state = Survey(state.examples + len(h), state.moments, histograms, (*state.waiting, rows))
-        many = sum(r.mean.numel() for r in state.waiting) >= WAITING
-        return self._counted(state) if many else state, h, rows
+        if self.histogram_of == "positions":
+            is_finite = rows.is_finite[..., None].expand_as(flat)
+            histograms = histograms.update(flat.transpose(0, 1).flatten(1), is_finite.transpose(0, 1).flatten(1))
+        state = SurveyState(state.n_examples + len(h), state.moments, histograms, (*state.pending, rows))
+        is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_VALUES
+        return self._count_pending(state) if is_full else state, h, rows
 
-    def _start(self, flat: Tensor) -> Survey:
+    def _empty_state(self, flat: Tensor) -> SurveyState:
         units, positions = flat.shape[1:]
-        return Survey(0, Moments.none(units, positions, flat), Histograms.none(units, self.bins, flat))
+        return SurveyState(0, Moments.empty(units, positions, flat), Histograms.empty(units, self.n_bins, flat))
 
-    def _counted(self, state: Survey) -> Survey:
+    def _count_pending(self, state: SurveyState) -> SurveyState:
         """The rows that waited are counted."""
-        if not state.waiting:
+        if not state.pending:
             return state
-        rows, histograms = Rows.joined(state.waiting), state.histograms
-        if self.of != "positions":
-            histograms = histograms.updated((rows.high if self.of == "peak" else rows.mean).T, rows.known.T)
-        return Survey(state.examples, state.moments.updated(rows), histograms)
+        rows, histograms = BatchMoments.concat(state.pending), state.histograms
+        if self.histogram_of != "positions":
+            histograms = histograms.update(
+                (rows.maximum if self.histogram_of == "peak" else rows.mean).T, rows.is_finite.T
+            )
+        return SurveyState(state.n_examples, state.moments.update(rows), histograms)
 
-    def result(self, state: Survey, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
-        state = self._counted(state)
-        m, h = state.moments, state.histograms
-        found = {"mean": m.mean, "std": m.std, "low": m.low, "high": m.high, "active": m.active / m.n}
-        rows = {name: v.masked_fill(m.n == 0, torch.nan).to(dtype) for name, v in found.items()}
+    def to_statistics(self, state: SurveyState, dtype: torch.dtype, interrupted: bool) -> UnitStatistics:
+        state = self._count_pending(state)
+        moments, h = state.moments, state.histograms
+        values = {
+            "mean": moments.mean,
+            "std": moments.std,
+            "low": moments.minimum,
+            "high": moments.maximum,
+            "active": moments.n_active / moments.n_examples,
+        }
+        rows = {name: v.masked_fill(moments.n_examples == 0, torch.nan).to(dtype) for name, v in values.items()}
         return UnitStatistics(
-            path=self.path, examples=state.examples, known=m.n.long(), **rows, of=self.of, counts=h.counts,
+            path=self.path, n_examples=state.n_examples, n_finite=moments.n_examples.long(), **rows, histogram_of=self.histogram_of, counts=h.counts,
             edges=h.edges.to(dtype), interrupted=interrupted,
         )  # fmt: skip

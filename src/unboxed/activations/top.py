@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import chosen
-from ..engine.read.examples import pick
-from ..engine.read.items import Skipped
-from ..engine.read.packing import packed, read_once
+from ..engine.read.edits import check_units
+from ..engine.read.examples import fetch_inputs
+from ..engine.read.items import SkippedExamples
+from ..engine.read.packing import pack_data, is_single_pass
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts
 from ..validation import check_int
-from .distributions import wide
-from .statistics import Scored, Survey, UnitStatistics, UnitSurvey, passed
-from .units import peaks, unit_layers, unraveled
+from .distributions import accumulator_dtype
+from .statistics import ScoreKind, SurveyState, UnitStatistics, UnitSurvey, run_pass
+from .units import peak_positions, unit_layers, unravel_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,12 @@ class TopExamples:
     """
 
     path: str
-    by: Scored
-    index: Tensor  # (C, k) places in the data
+    ranked_by: ScoreKind
+    example_index: Tensor  # (C, k) places in the data
     value: Tensor  # (C, k); NaN, where fewer examples have a number
     position: Tensor  # (C, k, P) of the largest value, on the layer's axes beside the units'
-    spread: Tensor  # (C,); NaN for fewer than two examples
-    usual: float
+    mean_distance: Tensor  # (C,); NaN for fewer than two examples
+    baseline_distance: float
     features: str | None  # the layer that the spread is measured in
     statistics: UnitStatistics
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # the top examples, of data that can be read only once
@@ -49,14 +49,18 @@ class TopExamples:
         """(C,) bool: never above zero, or the same everywhere."""
         return self.statistics.dead
 
-    def fetch(self, data: Any, units: Sequence[int] | int | None = None) -> Tensor:
+    def fetch_examples(self, data: Any, units: Sequence[int] | int | None = None) -> Tensor:
         """The top examples (U, k, ...) of some units out of the data passed over. Raises DataError, InputError."""
-        index = self.index[chosen(units, len(self.index), self.path)]
-        places = index.flatten().tolist()
-        once = {i: place for place, i in enumerate(sorted(set(places)))}
-        found = torch.stack([self.inputs[i] for i in once]) if self.inputs else pick(data, list(once))
-        back = torch.tensor([once[i] for i in places], device=found.device).view(index.shape)
-        return found[back]
+        index = self.example_index[check_units(units, len(self.example_index), self.path)]
+        flat_index = index.flatten().tolist()
+        unique_index = {i: position for position, i in enumerate(sorted(set(flat_index)))}
+        examples = (
+            torch.stack([self.inputs[i] for i in unique_index])
+            if self.inputs
+            else fetch_inputs(data, list(unique_index))
+        )
+        inverse = torch.tensor([unique_index[i] for i in flat_index], device=examples.device).view(index.shape)
+        return examples[inverse]
 
 
 @card(
@@ -72,7 +76,7 @@ def top_examples(
     layers: Sequence[str] | str | None = None,
     k: int = 9,
     *,
-    by: Scored = "peak",
+    by: ScoreKind = "peak",
     features: str | None = "auto",
     axis: int = 1,
     batch_size: BatchSize = "auto",
@@ -87,23 +91,29 @@ def top_examples(
     if by not in ("peak", "mean"):
         raise InputError(f'by is "peak" or "mean"; got {by!r}')
     paths, k = unit_layers(box, layers, axis), check_int("k", k, minimum=1)
-    features = _penultimate(box) if features == "auto" else features
+    features = _penultimate_input(box) if features == "auto" else features
     if features is not None:
         (features,) = unit_layers(box, [features])
-    data = packed(box, data)
-    plan = _Plan({path: UnitSurvey(path, axis, by) for path in paths}, k, by, features, read_once(data))
+    data = pack_data(box, data)
+    ranking = _TopRanking({path: UnitSurvey(path, axis, by) for path in paths}, k, by, features, is_single_pass(data))
     read = [features] if features else []
-    skipped = Skipped()
-    seen, interrupted = passed(box, data, paths, plan.look, plan.noted, read, batch_size=batch_size, skipped=skipped)
-    found = plan.results(seen, box.dtype, interrupted)
-    return tuple(replace(top, index=skipped.places(top.index)) for top in found) if skipped.rows else found
+    skipped = SkippedExamples()
+    state, interrupted = run_pass(
+        box, data, paths, ranking.observe, ranking.next_state, read, batch_size=batch_size, skipped=skipped
+    )
+    results = ranking.results(state, box.dtype, interrupted)
+    return (
+        tuple(replace(top, example_index=skipped.dataset_rows(top.example_index)) for top in results)
+        if skipped.rows
+        else results
+    )
 
 
-def _penultimate(box: Box) -> str:
+def _penultimate_input(box: Box) -> str:
     """What the last layer with weights receives."""
-    tables = (nn.Embedding, nn.EmbeddingBag)  # what they receive are numbers of rows, no features
+    embedding_types = (nn.Embedding, nn.EmbeddingBag)  # what they receive are numbers of rows, no features
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
-    rows = [row for row in rows if not isinstance(box.modules[row.path], tables)]
+    rows = [row for row in rows if not isinstance(box.modules[row.path], embedding_types)]
     if not rows:
         return "logits"
     last = rows[-1]
@@ -111,24 +121,24 @@ def _penultimate(box: Box) -> str:
 
 
 @dataclass(frozen=True)
-class _Top:
+class _TopK:
     """The best so far, best first: at most k columns."""
 
     value: Tensor  # (C, w)
     index: Tensor  # (C, w)
-    place: Tensor  # (C, w)
+    flat_position: Tensor  # (C, w)
     feature: Tensor  # (C, w, D) of length 1
 
-    def updated(self, new: _Top, units: Tensor | None, k: int) -> _Top:
+    def merge_batch(self, new: _TopK, units: Tensor | None, k: int) -> _TopK:
         """With the best of one batch more, of some units or of all."""
         if units is None:
-            return self._merged(new, k)
+            return self._merge(new, k)
         if not len(units):
             return self
-        mine = _Top(*(t[units] for t in self._parts))._merged(new, k)
-        return _Top(*(t.index_copy(0, units, n) for t, n in zip(self._parts, mine._parts, strict=True)))
+        merged = _TopK(*(t[units] for t in self._tensors))._merge(new, k)
+        return _TopK(*(t.index_copy(0, units, n) for t, n in zip(self._tensors, merged._tensors, strict=True)))
 
-    def changed(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
+    def improved_units(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
         """The units that have new top examples, and how many at most.
 
         None for all, and on an accelerator, where asking means waiting.
@@ -136,121 +146,138 @@ class _Top:
         if scores.device.type != "cpu" or self.value.shape[1] < k:
             return None, k
         worst = self.value[:, -1]
-        better = (scores > worst).sum(0)
-        better = better.masked_fill(worst.isnan(), k)
-        return better.nonzero()[:, 0], min(k, int(better.max()))
+        n_better = (scores > worst).sum(0)
+        n_better = n_better.masked_fill(worst.isnan(), k)
+        return n_better.nonzero()[:, 0], min(k, int(n_better.max()))
 
-    def _merged(self, new: _Top, k: int) -> _Top:
-        both = [torch.cat(pair, 1) for pair in zip(self._parts, new._parts, strict=True)]
-        order = _best(both[0], k)
+    def _merge(self, new: _TopK, k: int) -> _TopK:
+        joined = [torch.cat(pair, 1) for pair in zip(self._tensors, new._tensors, strict=True)]
+        order = _top_indices(joined[0], k)
         units = torch.arange(len(order), device=order.device)[:, None]
-        return _Top(*(t[units, order] for t in both))
+        return _TopK(*(t[units, order] for t in joined))
 
     @property
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.value, self.index, self.place, self.feature
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.value, self.index, self.flat_position, self.feature
 
-    def spread(self) -> Tensor:
+    def mean_distance(self) -> Tensor:
         """The mean cosine distance between each two, (C,)."""
-        known = ~self.value.isnan()
-        f = self.feature.to(wide(self.value)) * known[..., None]
-        return _distance(f.sum(1), f.square().sum((1, 2)), known.sum(1))
+        is_known = ~self.value.isnan()
+        f = self.feature.to(accumulator_dtype(self.value)) * is_known[..., None]
+        return _mean_pair_distance(f.sum(1), f.square().sum((1, 2)), is_known.sum(1))
 
 
-def _best(scores: Tensor, k: int) -> Tensor:
+def _top_indices(scores: Tensor, k: int) -> Tensor:
     """The places (C, w) of the k largest of each row, NaN last, the earlier of equals first."""
     ranked = torch.where(scores.isnan(), -torch.inf, scores)
     return ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def _distance(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
+def _mean_pair_distance(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
     """One minus the mean of u_i . u_j over all pairs of n unit vectors, from their sum (..., D) and sum of squares."""
-    pairs = n * (n - 1)
-    return 1 - (total.square().sum(-1) - squares) / pairs.to(total).masked_fill(pairs == 0, torch.nan)
+    n_pairs = n * (n - 1)
+    return 1 - (total.square().sum(-1) - squares) / n_pairs.to(total).masked_fill(n_pairs == 0, torch.nan)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PassState:
     """What is kept of the examples so far."""
 
-    n: int
-    layers: dict[str, tuple[Survey, _Top, tuple[int, ...]]]  # statistics, best examples, the shape of the positions
-    total: Tensor  # (D,) the sum of the features
-    squares: Tensor  # () of their squared lengths, which are 1, or 0 where all of one is 0
+    n_examples: int
+    layers: dict[
+        str, tuple[SurveyState, _TopK, tuple[int, ...]]
+    ]  # statistics, best examples, the shape of the positions
+    feature_sum: Tensor  # (D,) the sum of the features
+    squared_norm_sum: Tensor  # () of their squared lengths, which are 1, or 0 where all of one is 0
     inputs: Mapping[int, Tensor]
 
 
 @dataclass(frozen=True)
-class _Best:
+class _BatchTop:
     """What one look at a layer gave: the best of this batch, of all units or of those that have new ones."""
 
-    survey: Survey
+    survey: SurveyState
     units: Tensor | None
     value: Tensor  # (c, w)
-    row: Tensor  # (c, w) of the batch
-    place: Tensor  # (c, w)
+    batch_row: Tensor  # (c, w) of the batch
+    flat_position: Tensor  # (c, w)
     positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _TopRanking:
     surveys: dict[str, UnitSurvey]
     k: int
-    by: Scored
+    ranked_by: ScoreKind
     features: str | None
-    keeps: bool  # the inputs of the top examples
+    keeps_inputs: bool  # the inputs of the top examples
 
-    def look(self, seen: _Seen | None, path: str, h: Tensor) -> _Best:
-        before, top, _ = seen.layers[path] if seen else (None, None, None)
-        survey, h, rows = self.surveys[path].looked(before, h)
-        scores = rows.high if self.by == "peak" else rows.mean  # (n, C)
-        units, most = top.changed(scores, self.k) if top else (None, self.k)
-        which = torch.arange(h.shape[1], device=h.device) if units is None else units
-        mine = scores.T[which]  # (c, n)
-        row = _best(mine, most)
-        place = peaks(h[row, which[:, None]])
-        return _Best(survey, units, mine.gather(1, row), row, place, tuple(h.shape[2:]))
+    def observe(self, state: _PassState | None, path: str, h: Tensor) -> _BatchTop:
+        survey_before, top, _ = state.layers[path] if state else (None, None, None)
+        survey, h, rows = self.surveys[path].observe(survey_before, h)
+        scores = rows.maximum if self.ranked_by == "peak" else rows.mean  # (n, C)
+        units, n_new = top.improved_units(scores, self.k) if top else (None, self.k)
+        unit_index = torch.arange(h.shape[1], device=h.device) if units is None else units
+        unit_scores = scores.T[unit_index]  # (c, n)
+        batch_row = _top_indices(unit_scores, n_new)
+        flat_position = peak_positions(h[batch_row, unit_index[:, None]])
+        return _BatchTop(survey, units, unit_scores.gather(1, batch_row), batch_row, flat_position, tuple(h.shape[2:]))
 
-    def noted(self, seen: _Seen | None, found: dict[str, _Best], acts: Acts) -> _Seen:
+    def next_state(self, state: _PassState | None, batch_tops: dict[str, _BatchTop], acts: Acts) -> _PassState:
         """With one batch more."""
-        x, start = acts["input"], seen.n if seen else 0
-        f = _units(acts[self.features]) if self.features else x.new_empty(len(x), 0)
+        x, start = acts["input"], state.n_examples if state else 0
+        f = _unit_vectors(acts[self.features]) if self.features else x.new_empty(len(x), 0)
         layers = {}
-        for path, best in found.items():
-            top = _Top(best.value, best.row + start, best.place, f[best.row])
-            old = seen.layers[path][1] if seen else None
-            layers[path] = best.survey, old.updated(top, best.units, self.k) if old else top, best.positions
-        total, squares = f.sum(0, dtype=wide(f)), f.square().sum(dtype=wide(f))
-        if seen:
-            total, squares = seen.total + total, seen.squares + squares
-        inputs = _kept(seen, [top for _, top, _ in layers.values()], x) if self.keeps else {}
-        return _Seen(start + len(x), layers, total, squares, inputs)
+        for path, batch_top in batch_tops.items():
+            top = _TopK(batch_top.value, batch_top.batch_row + start, batch_top.flat_position, f[batch_top.batch_row])
+            old_top = state.layers[path][1] if state else None
+            layers[path] = (
+                batch_top.survey,
+                old_top.merge_batch(top, batch_top.units, self.k) if old_top else top,
+                batch_top.positions,
+            )
+        total, squares = f.sum(0, dtype=accumulator_dtype(f)), f.square().sum(dtype=accumulator_dtype(f))
+        if state:
+            total, squares = state.feature_sum + total, state.squared_norm_sum + squares
+        inputs = _top_inputs(state, [top for _, top, _ in layers.values()], x) if self.keeps_inputs else {}
+        return _PassState(start + len(x), layers, total, squares, inputs)
 
-    def results(self, seen: _Seen, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
-        n = torch.tensor(seen.n, device=seen.total.device)
-        usual = float(_distance(seen.total, seen.squares, n)) if self.features else math.nan
-        found = []
-        for path, plan in self.surveys.items():
-            survey, top, positions = seen.layers[path]
-            place, value = unraveled(top.place, positions), top.value.to(dtype)
-            spread = top.spread().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan)
-            done = plan.result(survey, dtype, interrupted)
-            found.append(
+    def results(self, state: _PassState, dtype: torch.dtype, interrupted: bool) -> tuple[TopExamples, ...]:
+        n = torch.tensor(state.n_examples, device=state.feature_sum.device)
+        baseline_distance = (
+            float(_mean_pair_distance(state.feature_sum, state.squared_norm_sum, n)) if self.features else math.nan
+        )
+        tops = []
+        for path, unit_survey in self.surveys.items():
+            survey, top, positions = state.layers[path]
+            position, value = unravel_positions(top.flat_position, positions), top.value.to(dtype)
+            mean_distance = top.mean_distance().to(dtype) if self.features else torch.full_like(value[:, 0], math.nan)
+            statistics = unit_survey.to_statistics(survey, dtype, interrupted)
+            tops.append(
                 TopExamples(
-                    plan.path, self.by, top.index, value, place, spread, usual, self.features, done, seen.inputs
+                    unit_survey.path,
+                    self.ranked_by,
+                    top.index,
+                    value,
+                    position,
+                    mean_distance,
+                    baseline_distance,
+                    self.features,
+                    statistics,
+                    state.inputs,
                 )
             )
-        return tuple(found)
+        return tuple(tops)
 
 
-def _kept(seen: _Seen | None, tops: Sequence[_Top], x: Tensor) -> dict[int, Tensor]:
+def _top_inputs(state: _PassState | None, tops: Sequence[_TopK], x: Tensor) -> dict[int, Tensor]:
     """The inputs of the top examples so far, and no others."""
-    n, old = (seen.n, seen.inputs) if seen else (0, {})
-    live = {i for top in tops for i in top.index.flatten().tolist()}
-    return {i: old[i] if i < n else x[i - n].clone() for i in live}
+    n, old_inputs = (state.n_examples, state.inputs) if state else (0, {})
+    needed = {i for top in tops for i in top.index.flatten().tolist()}
+    return {i: old_inputs[i] if i < n else x[i - n].clone() for i in needed}
 
 
-def _units(f: Tensor) -> Tensor:
+def _unit_vectors(f: Tensor) -> Tensor:
     """Features (n, ...) as vectors of length 1 (n, D), means over positions; of what is not finite or all 0, zeros."""
     f = f.flatten(2).mean(2) if f.ndim == 4 else f.flatten(1) if f.ndim > 1 else f[:, None]
     f = f if f.dtype in (torch.float32, torch.float64) else f.float()

@@ -12,17 +12,17 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read import features
-from ..engine.read.embedding import Embedding, embed
-from ..engine.read.neighbors import nearest
+from ..engine.read.embedding import Embedding, fit_tsne
+from ..engine.read.neighbors import nearest_points
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..validation import check_float, check_int
 
-LAYERS = 4  # hidden layers that are mapped when none is named
+N_DEFAULT_LAYERS = 4  # hidden layers that are mapped when none is named
 
 
 @dataclass(frozen=True, eq=False)
-class LayerMap:
+class TsneMap:
     path: str  # its address; "input" is the example itself
     points: Tensor  # (N, 2)
     embedding: Embedding = field(repr=False)
@@ -35,18 +35,18 @@ class LayerMap:
         k = min(check_int("k", k, minimum=1), len(y) - 1)
         if k < 1:
             raise InputError("a map of one point has no neighbors; map more examples")
-        return _voted(self.points, y.long(), k)
+        return _knn_accuracy(self.points, y.long(), k)
 
 
 @dataclass(frozen=True)
-class Maps:
+class TsneMaps:
     """A map a layer of the same N examples."""
 
-    layers: tuple[LayerMap, ...]
+    layers: tuple[TsneMap, ...]
     interrupted: bool = False
     _box: Box | None = field(default=None, repr=False)
 
-    def __getitem__(self, path: str) -> LayerMap:
+    def __getitem__(self, path: str) -> TsneMap:
         """The map of a layer. Raises InputError where it has none."""
         for layer in self.layers:
             if layer.path == path:
@@ -57,14 +57,18 @@ class Maps:
         """{layer: the share of points whose k nearest in the map mostly bear their label}."""
         return {layer.path: layer.accuracy(y, k) for layer in self.layers}
 
-    def place(self, x: Tensor, *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
+    def transform(self, x: Tensor, *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Where new inputs (M, ...) belong in the finished maps, {layer: (M, 2)}; the maps stay as they are."""
         if self._box is None:
             raise InputError("these maps came without their box, which reads new inputs; make them by tsne(box, x)")
         box, paths, n = self._box, [m.path for m in self.layers], len(self.layers[0].points)
-        most = features.kept(n)  # sketched where the map's own examples were
-        found = features.read(box, box.validate_inputs(x), paths, batch_size=batch_size, most=most)
-        return {m.path: _points(m.embedding.place(found[m.path].cpu().numpy()), box) for m in self.layers}
+        max_features = features.max_unsketched_features(n)  # sketched where the map's own examples were
+        features_by_path = features.read_features(
+            box, box.validate_inputs(x), paths, batch_size=batch_size, max_features=max_features
+        )
+        return {
+            m.path: _to_tensor(m.embedding.transform(features_by_path[m.path].cpu().numpy()), box) for m in self.layers
+        }
 
 
 @card(
@@ -85,7 +89,7 @@ def tsne(
     *,
     perplexity: float = 30.0,
     batch_size: BatchSize = "auto",
-) -> Maps:
+) -> TsneMaps:
     """Maps of the inputs themselves ("input") and of hidden layers: four of them, evenly spread, unless named.
 
     More than 50 features become their 50 principal components; of a layer with too many values to hold, after a sketch
@@ -94,28 +98,36 @@ def tsne(
     Ctrl-C keeps the maps that are done. Raises LayerError for unknown layers.
     """
     perplexity = check_float("perplexity", perplexity, above=1)
-    chosen = ["input", *features.hidden(box, LAYERS)] if layers is None else features.resolved(box, layers)
+    addresses = (
+        ["input", *features.hidden_layer_inputs(box, N_DEFAULT_LAYERS)]
+        if layers is None
+        else features.resolve_layers(box, layers)
+    )
     x = box.validate_inputs(x)
-    found = features.read(box, x, chosen, batch_size=batch_size, most=features.kept(len(x)))
-    done: list[LayerMap] = []
+    features_by_path = features.read_features(
+        box, x, addresses, batch_size=batch_size, max_features=features.max_unsketched_features(len(x))
+    )
+    finished: list[TsneMap] = []
     try:
-        for path in chosen:
-            embedding = embed(found.pop(path).cpu().numpy(), perplexity=perplexity)
-            done.append(LayerMap(path, _points(embedding.points, box), embedding))
+        for path in addresses:
+            embedding = fit_tsne(features_by_path.pop(path).cpu().numpy(), perplexity=perplexity)
+            finished.append(TsneMap(path, _to_tensor(embedding.points, box), embedding))
     except KeyboardInterrupt:
-        if not done:
+        if not finished:
             raise
-        return replace(Maps(tuple(done), _box=box), interrupted=True)
-    return Maps(tuple(done), _box=box)
+        return replace(TsneMaps(tuple(finished), _box=box), interrupted=True)
+    return TsneMaps(tuple(finished), _box=box)
 
 
-def _points(places: object, box: Box) -> Tensor:
-    return torch.as_tensor(places).to(box.device, box.dtype)
+def _to_tensor(coordinates: object, box: Box) -> Tensor:
+    return torch.as_tensor(coordinates).to(box.device, box.dtype)
 
 
-def _voted(points: Tensor, y: Tensor, k: int) -> float:
-    near = nearest(points, points, k, exclude=torch.arange(len(points), device=points.device)).indices  # (N, k)
-    names, own = np.unique(y.cpu().numpy(), return_inverse=True)  # (N,)
-    votes = np.zeros((len(own), len(names)), dtype=np.int64)
-    np.add.at(votes, (np.arange(len(own))[:, None], own[near.cpu().numpy()]), 1)
-    return float((votes.argmax(1) == own).mean())  # of a tie the lowest label
+def _knn_accuracy(points: Tensor, y: Tensor, k: int) -> float:
+    neighbor_index = nearest_points(
+        points, points, k, exclude=torch.arange(len(points), device=points.device)
+    ).indices  # (N, k)
+    classes, class_index = np.unique(y.cpu().numpy(), return_inverse=True)  # (N,)
+    votes = np.zeros((len(class_index), len(classes)), dtype=np.int64)
+    np.add.at(votes, (np.arange(len(class_index))[:, None], class_index[neighbor_index.cpu().numpy()]), 1)
+    return float((votes.argmax(1) == class_index).mean())  # of a tie the lowest label

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.optimize.constraints import Ball, ball_of
+from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.single import Pixels
 from ..model.answers import reindex_error, check_no_nan
@@ -63,7 +63,7 @@ def alarms_of(
         not len(rows) or box.batch_dependent
     ):  # rows that change one another can't be asked apart from those that are wrong
         return ()
-    asked = _Asked(box, x[rows], y[rows], ball_of(eps, norm, None), {"seed": seed, "batch_size": batch_size})
+    asked = _Asked(box, x[rows], y[rows], resolve_ball(eps, norm, None), {"seed": seed, "batch_size": batch_size})
     try:
         return tuple(a for check in (noisy, no_gradient, _compared) for a in check(asked))
     except NaNError as error:
@@ -79,10 +79,10 @@ class _Asked:
     box: Box
     x: Tensor  # (M, ...)
     y: Tensor  # (M,)
-    ball: Ball
+    ball: NormBall
     common: dict[str, Any]
 
-    def stands(self, attack: Callable[..., Any], ball: Ball | None = None, **settings: Any) -> int:
+    def stands(self, attack: Callable[..., Any], ball: NormBall | None = None, **settings: Any) -> int:
         """How many examples the attack leaves right."""
         x = self.box.restore_structure(self.x)
         with warnings.catch_warnings():
@@ -100,7 +100,7 @@ class _Asked:
         return standing / len(self.x)
 
 
-def _within(ball: Ball) -> dict[str, Any]:
+def _within(ball: NormBall) -> dict[str, Any]:
     return {"eps": ball.eps, "norm": type(ball).__name__.lower()}
 
 
@@ -180,7 +180,7 @@ def _unbounded(asked: _Asked) -> Iterator[Alarm]:
         yield Alarm("unbounded eps does not reach 0", said, {"PGD, any change": asked.share(left)})
 
 
-def _everything(asked: _Asked) -> Ball | None:
+def _everything(asked: _Asked) -> NormBall | None:
     """The ball that holds all images; None where inputs have no bounds."""
     if not isinstance(asked.box.inputs, Pixels):
         return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, Ball, ball_of, per_row
+from ..engine.optimize.constraints import L1, NormBall, resolve_ball, broadcast_rows
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
@@ -45,7 +45,7 @@ def apgd(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     loss: str | None = None,
@@ -79,8 +79,8 @@ def apgd(
     return attempt.result()
 
 
-def _ball(eps: float | None, norm: str, ball: Ball | None) -> Ball:
-    ball = ball_of(eps, norm, ball)
+def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+    ball = resolve_ball(eps, norm, ball)
     if isinstance(ball, L1):
         raise InputError('apgd takes norm="linf" or "l2"; for l1 use pgd or fab')
     return ball
@@ -128,7 +128,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def climb(
-    attempt: Attempt, ball: Ball, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
+    attempt: Attempt, ball: NormBall, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
 ) -> None:
     """One run of APGD for those of the rows that are not fooled yet, from a random point of the ball."""
     rows = rows[~attempt.success[rows]]
@@ -166,7 +166,7 @@ class _Walk:
 class _Run:
     """APGD on one block of rows."""
 
-    def __init__(self, attempt: Attempt, ball: Ball, objective: Objective | None, steps: int) -> None:
+    def __init__(self, attempt: Attempt, ball: NormBall, objective: Objective | None, steps: int) -> None:
         self.attempt, self.ball, self.objective, self.steps = attempt, ball, objective, steps
         self.checks = {w: w - last for last, w in pairwise(checkpoints(steps))}  # the step, and how many it judges
 
@@ -206,7 +206,9 @@ class _Run:
         score, fooled, grad = self._asked(new, w.rows, k)
         w.rose = w.rose + (score > w.score)
         better = score > w.best_score
-        w.best, w.best_grad = (torch.where(per_row(better, new), a, b) for a, b in ((new, w.best), (grad, w.best_grad)))
+        w.best, w.best_grad = (
+            torch.where(broadcast_rows(better, new), a, b) for a, b in ((new, w.best), (grad, w.best_grad))
+        )
         w.best_score = torch.where(better, score, w.best_score)
         w.best_fooled = torch.where(better, fooled, w.best_fooled)
         w.before, w.x, w.grad, w.score = w.x, new, grad, score
@@ -215,7 +217,7 @@ class _Run:
 
     def _moved(self, w: _Walk, k: int) -> Tensor:
         """The next point: a projected step z, then three quarters of it and a quarter of the last step's way."""
-        z = self._projected(w.x + per_row(w.eta, w.x) * self.ball.steepest(w.grad), w.centre)
+        z = self._projected(w.x + broadcast_rows(w.eta, w.x) * self.ball.steepest_direction(w.grad), w.centre)
         if k == 1:
             return z
         # x + ALPHA (z - x) + (1 - ALPHA) (x - before)
@@ -233,5 +235,5 @@ class _Run:
         w.eta_then, w.best_then, w.rose = w.eta, w.best_score, torch.zeros_like(w.rose)
         w.eta = torch.where(halve, w.eta / 2, w.eta)
         w.score = torch.where(halve, w.best_score, w.score)
-        w.x, w.grad = (torch.where(per_row(halve, w.x), a, b) for a, b in ((w.best, w.x), (w.best_grad, w.grad)))
+        w.x, w.grad = (torch.where(broadcast_rows(halve, w.x), a, b) for a, b in ((w.best, w.x), (w.best_grad, w.grad)))
         return w

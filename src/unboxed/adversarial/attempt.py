@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.gradients.score import REENTRANT, pull_stuck
-from ..engine.optimize.ascent import near_sizes
-from ..engine.optimize.constraints import Ball, Linf, per_row
+from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
+from ..engine.optimize.ascent import cache_batch_plan
+from ..engine.optimize.constraints import NormBall, Linf, broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.single import Pixels
 from ..model.answers import check_no_nan
@@ -53,7 +53,7 @@ class Attempt:
         x: Tensor,
         y: Tensor | int | None = None,
         *,
-        norm: Ball,
+        norm: NormBall,
         target: Tensor | int | None = None,
         objective: Objective | None = None,
         loss: str = "ce",
@@ -112,7 +112,7 @@ class Attempt:
     def result(self, eps: float = math.inf) -> Adversarial:
         """What was found; beyond `eps`, an image is no success and the original is returned."""
         far = self.distance > eps * (1 + 1e-6)
-        images = torch.where(per_row(far, self.x), self.blank, self.images)
+        images = torch.where(broadcast_rows(far, self.x), self.blank, self.images)
         success = self.success & ~far
         if self._held is not None:  # rows that change one another are judged in the company that they end in
             success = self.fooled(images, torch.arange(len(images), device=images.device)) > 0
@@ -211,7 +211,7 @@ class Attempt:
             found = part(self._held, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in found)
         self.queries.index_add_(0, rows, torch.full_like(rows, self.draws))  # a row may be asked about several images
-        size, most = near_sizes(self.box, len(rows), self.batch_size)
+        size, most = cache_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             z = z.clone() if z.is_inference() else z
             parts = in_batches(lambda s: part(z[s], rows[s]), len(rows), size, most)
@@ -227,7 +227,7 @@ class Attempt:
             h = z.detach().requires_grad_()
             acts = self.box.forward(h, climb.layers | wanted.layers)
             score = climb(acts)
-            (grad,), _ = pull_stuck(score, acts, climb, [h], unclamp="no")
+            (grad,), _ = score_gradients_with_bypass(score, acts, climb, [h], relu_bypass="no")
             looked = torch.stack([score.detach(), wanted(acts).detach()], 1).to(self.x.dtype)
             return torch.cat([looked, grad.to(self.x.dtype).flatten(1)], 1)
 
@@ -256,11 +256,11 @@ def differentiable() -> Iterator[None]:
         if "does not require grad" in str(error):
             raise OutputError(f"the model gives no gradient of its input; {ASK_ONLY}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT}; {ASK_ONLY}") from error
+            raise OutputError(f"{REENTRANT_ERROR}; {ASK_ONLY}") from error
         raise
 
 
-def in_range(box: Box, ball: Ball) -> Ball:
+def in_range(box: Box, ball: NormBall) -> NormBall:
     """The ball, unless its eps is larger than two images can be apart. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
         return ball

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import L2, Ball, Linf, ball_of
-from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
+from ..engine.optimize.constraints import L2, NormBall, Linf, resolve_ball
+from ..engine.stable_repr import comparable_outputs, box_checkpoint_settings, checkpoint_repr
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
@@ -66,7 +66,7 @@ def auto_attack(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     steps: int = 100,
@@ -101,8 +101,8 @@ def auto_attack(
     return AutoAdversarial(**{f.name: getattr(found, f.name) for f in fields(found)}, stages=run.stages)
 
 
-def _ball(eps: float | None, norm: str, ball: Ball | None) -> Ball:
-    ball = ball_of(eps, norm, ball)
+def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+    ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('AutoAttack takes norm="linf" or "l2"')
     return ball
@@ -121,7 +121,7 @@ Attack = Callable[[Tensor], None]  # of some rows (n,)
 class _Run:
     """The attacks in their order, chunk by chunk; where it stands can be written down and read."""
 
-    def __init__(self, attempt: Attempt, ball: Ball, plan: _Plan, rows: Tensor) -> None:
+    def __init__(self, attempt: Attempt, ball: NormBall, plan: _Plan, rows: Tensor) -> None:
         self.attempt, self.ball, self.plan, self.rows = attempt, ball, plan, rows
         self.file: CheckpointFile | None = None
         self.stages = dict[str, Tensor]()
@@ -227,16 +227,16 @@ class _Run:
         self.stages = {name: stood.to(device) for name, stood in state["stages"].items()}
 
 
-def _file(attempt: Attempt, ball: Ball, plan: _Plan, path: Path) -> CheckpointFile:
+def _file(attempt: Attempt, ball: NormBall, plan: _Plan, path: Path) -> CheckpointFile:
     """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
     goal = attempt.goal
-    settings = box_settings(attempt.box) | {
+    settings = box_checkpoint_settings(attempt.box) | {
         "examples": tensor_digest(attempt.x),
         "labels": tensor_digest(*(k for k in (goal.right, goal.become) if k is not None)),
         "goal": goal.fooled.name if goal.of_classes else _objective(goal.fooled),
         "ball": (type(ball).__name__, ball.eps),
         "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
-        "answers": box_answers(attempt.box, attempt.before),
+        "answers": comparable_outputs(attempt.box, attempt.before),
     }  # fmt: skip
     return CheckpointFile(path, "AutoAttack", settings)
 

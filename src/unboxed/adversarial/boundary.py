@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, length, norm_of, per_row
+from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
@@ -59,7 +59,7 @@ def boundary(
     chance. With `eps`, an example leaves once it is within eps (`keep_going=True`: it goes on), and what is farther is
     no success. Raises InputError.
     """
-    attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective,
+    attempt = Attempt(box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
     far = math.inf if eps is None else check_float("eps", eps, above=0)
     asked = Decisions(attempt, queries, seed)
@@ -79,7 +79,7 @@ class _Walk:
         self.asked, self.z, self.rows = asked, z, rows
         self.aside, self.nearer = (torch.full_like(rows, size, dtype=z.dtype) for size in FIRST_STEPS)
         self.x = asked.x[rows]
-        self.far = length(z - self.x)
+        self.far = l2_norm(z - self.x)
 
     def run(self, enough: float) -> None:
         step = 0
@@ -96,12 +96,12 @@ class _Walk:
     def _step(self, step: int) -> None:
         """Aside on the sphere around the original, then nearer to it: kept where that fools."""
         on_sphere = self._beside(step)
-        tried = self.asked.box.inputs.clip(self.x + per_row(1 - self.nearer, self.x) * (on_sphere - self.x))
+        tried = self.asked.box.inputs.clip(self.x + broadcast_rows(1 - self.nearer, self.x) * (on_sphere - self.x))
         good = self.asked.fooled(tried, self.rows)
         self.nearer = (self.nearer * _pace(good, NEARER, 20)).clamp_max(0.5)
-        far = length(tried - self.x)
+        far = l2_norm(tried - self.x)
         good &= far < self.far  # clipping may have turned it
-        self.z, self.far = torch.where(per_row(good, tried), tried, self.z), torch.where(good, far, self.far)
+        self.z, self.far = torch.where(broadcast_rows(good, tried), tried, self.z), torch.where(good, far, self.far)
         self.asked.attempt.keep(self.z, self.rows, good)
         if step % ASIDE == 0:
             self._learn(on_sphere)
@@ -116,9 +116,9 @@ class _Walk:
         """A random point as far from the original as z is, a step aside from z."""
         v = self.z - self.x
         noise = gaussian(self.asked.seed, self.rows, step, v[0].numel()).to(v.dtype).view_as(v)
-        noise = noise - per_row((noise * v).flatten(1).sum(1) / self.far.square(), v) * v
-        moved = v + per_row(self.aside * self.far / length(noise).clamp_min(TINY), v) * noise
-        return self.x + per_row(self.far / length(moved), moved) * moved
+        noise = noise - broadcast_rows((noise * v).flatten(1).sum(1) / self.far.square(), v) * v
+        moved = v + broadcast_rows(self.aside * self.far / l2_norm(noise).clamp_min(TINY), v) * noise
+        return self.x + broadcast_rows(self.far / l2_norm(moved), moved) * moved
 
 
 def _pace(good: Tensor, share: float, memory: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import labeled_rows
+from ..engine.read.examples import indexed_labeled_examples
 from ..errors import OutputError
 from ..model.batching import BatchSize
 from ..validation import check_int
@@ -81,7 +81,7 @@ def calibration(
     if box.outputs == "multilabel":
         raise OutputError("calibration is of one class an example; the box's outputs are multilabel")
     bins, errors = check_int("bins", bins, minimum=1), check_int("errors", errors)
-    x, y, rows = labeled_rows(box, data, None if most is None else check_int("most", most, minimum=1))
+    x, y, rows = indexed_labeled_examples(box, data, None if most is None else check_int("most", most, minimum=1))
     z = logits_of(box, x, batch_size).double()  # (N, K)
     heat = temperature(z, y)
     own, scaled = (_reliability(z / t, y, bins, box.dtype) for t in (1.0, heat))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, norm_of, per_row
+from ..engine.optimize.constraints import TINY, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
@@ -70,7 +70,14 @@ def carlini_wagner(
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
     attempt = Attempt(
-        box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective, loss="margin", batch_size=batch_size
+        box,
+        x,
+        y,
+        norm=unbounded_ball(norm, ("l2",)),
+        target=target,
+        objective=objective,
+        loss="margin",
+        batch_size=batch_size,
     )
     plan = Plan(
         check_int("steps", steps),
@@ -135,7 +142,7 @@ def _search(attempt: Attempt, rows: Tensor, plan: Plan, rounds: int) -> None:
         w, found = _descend(attempt, search, space, plan)
         known, after = attempt.success[search.rows], attempt.distance[search.rows]
         best = space.w_of(attempt.images[search.rows])
-        search = search.learned(torch.where(per_row(known, w), best, w), found)
+        search = search.learned(torch.where(broadcast_rows(known, w), best, w), found)
         if not plan.keep_going:
             search = search.at(~known | (after < before * (1 - WORTH)))
         if not len(search.rows):
@@ -240,7 +247,7 @@ class Descent:
         return replace(
             self,
             lowest=torch.where(lower, loss, self.lowest),
-            best=torch.where(per_row(lower, self.w), self.w, self.best),
+            best=torch.where(broadcast_rows(lower, self.w), self.w, self.best),
             mark=torch.where(gain, loss, self.mark),
             idle=torch.where(gain, 0, self.idle + 1),
         )
@@ -250,13 +257,13 @@ class Descent:
         b1, b2 = BETAS
         mean, square = b1 * self.mean + (1 - b1) * grad, b2 * self.square + (1 - b2) * grad.square()
         count = self.count + 1
-        size = (square / per_row(1 - b2**count, grad)).sqrt() + 1e-8
-        w = self.w - mean * per_row(self.lr / (1 - b1**count), grad) / size
+        size = (square / broadcast_rows(1 - b2**count, grad)).sqrt() + 1e-8
+        w = self.w - mean * broadcast_rows(self.lr / (1 - b1**count), grad) / size
         return replace(self, w=w, mean=mean, square=square, count=count)
 
     def finer(self, tired: Tensor) -> Descent:
         """Those that gain no more go back to their best, and on from there in smaller steps."""
-        wide = per_row(tired, self.w)
+        wide = broadcast_rows(tired, self.w)
         none = {k: torch.where(tired, 0, getattr(self, k)) for k in ("count", "idle")}
         zero = {k: torch.where(wide, 0, getattr(self, k)) for k in ("mean", "square")}
         w = torch.where(wide, self.best, self.w)
@@ -290,5 +297,5 @@ def _look(attempt: Attempt, d: Descent, space: Space, kappa: float) -> tuple[Ten
     good = (slope.fooled > 0) & (slope.score >= kappa)
     nearer = attempt.keep(z, d.rows, good)
     short = (kappa - slope.score).clamp_min(0)
-    grad = 2 * (z - x) - per_row(d.c * (short > 0), z) * slope.grad
+    grad = 2 * (z - x) - broadcast_rows(d.c * (short > 0), z) * slope.grad
     return (z - x).flatten(1).square().sum(1) + d.c * short, grad * dz, nearer

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import AT_ONCE, labeled
-from ..engine.read.sizes import images_only
+from ..engine.read.examples import MAX_CPU_ROWS, labeled_examples
+from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_seed, check_int
@@ -83,12 +83,12 @@ def corruptions(
     Of the first `most` examples, or all. On Ctrl-C the examples seen so far are counted.
     Raises InputError, DataError and OutputError.
     """
-    images_only(box, "a test by corruptions")
+    require_images(box, "a test by corruptions")
     box.require_class_scores("a test by corruptions")
     if box.outputs == "multilabel":
         raise OutputError("corruptions are judged by one class an example; the box's outputs are multilabel")
     kinds, severities = _listed("kinds", kinds, CORRUPTIONS), _listed("severities", severities, SEVERITIES)
-    x, y = labeled(box, data, None if most is None else check_int("most", most, minimum=1))
+    x, y = labeled_examples(box, data, None if most is None else check_int("most", most, minimum=1))
     counted = _Counted(box, x, y, kinds, severities, check_seed(seed))
     interrupted = counted.run(batch_size)
     return counted.table(interrupted)
@@ -114,7 +114,7 @@ class _Counted:
     def run(self, batch_size: BatchSize) -> bool:
         """Whether it was interrupted."""
         size, most = self.box.batch_plan(len(self.x), batch_size)
-        most = most if self.box.batch_dependent or self.x.device.type != "cpu" else min(most, AT_ONCE)
+        most = most if self.box.batch_dependent or self.x.device.type != "cpu" else min(most, MAX_CPU_ROWS)
         try:
             in_batches(self._part, len(self.x), size, most)
         except KeyboardInterrupt:

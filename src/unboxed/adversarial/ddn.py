@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, norm_of, per_row
+from ..engine.optimize.constraints import L2, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
@@ -22,7 +22,7 @@ from .levels import saved
 from .result import Adversarial
 
 LAST = 0.01  # the step that the cosine falls to, from one
-STEEPEST = L2(math.inf).steepest
+STEEPEST = L2(math.inf).steepest_direction
 
 
 @card(
@@ -58,7 +58,9 @@ def ddn(
     InputError.
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
-    attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size)
+    attempt = Attempt(
+        box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size
+    )
     steps, first = check_int("steps", steps), check_float("init_eps", init_eps, above=0)
     gamma = check_float("gamma", gamma, above=0, below=1)
     with attempt:
@@ -79,7 +81,7 @@ def _descend(attempt: Attempt, rows: Tensor, steps: int, first: float, gamma: fl
         radius = torch.where(fooled, (1 - gamma) * radius, (1 + gamma) * radius)
         size = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / steps)) / 2
         delta = delta + size * STEEPEST(slope.grad.nan_to_num(0, 0, 0))
-        z = attempt.box.inputs.clip(x + per_row(radius, x) * STEEPEST(delta))
+        z = attempt.box.inputs.clip(x + broadcast_rows(radius, x) * STEEPEST(delta))
         delta = z - x
     if steps and len(rows):
         attempt.keep(z, rows, attempt.fooled(z, rows) > 0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.optimize.constraints import Linf, per_row
+from ..engine.optimize.constraints import Linf, broadcast_rows
 from ..errors import InputError, warn
 from ..inputs.single import Pixels
 from ..rng import hashed_uniform, sample_generator
@@ -105,9 +105,9 @@ class Decisions:
         """
         x = self.x[rows]
         if isinstance(self.norm, Linf):
-            r = per_row(share * self.norm.distance(z, x), z)
+            r = broadcast_rows(share * self.norm.distance(z, x), z)
             return torch.minimum(torch.maximum(z, x - r), x + r)
-        return self.box.inputs.clip(x + per_row(share, z) * (z - x))
+        return self.box.inputs.clip(x + broadcast_rows(share, z) * (z - x))
 
     def bisect(self, z: Tensor, rows: Tensor, steps: int) -> Tensor:
         """The nearest fooling image on the way to z, which fools, to a share of 2 ** -steps; kept where it is best."""
@@ -119,7 +119,7 @@ class Decisions:
                 break
             good = self.fooled(self.between(z, rows, middle), rows)
             high, low = torch.where(good, middle, high), torch.where(can & ~good, middle, low)
-        near = torch.where(per_row(high < 1, z), self.between(z, rows, high), z)
+        near = torch.where(broadcast_rows(high < 1, z), self.between(z, rows, high), z)
         self.attempt.keep(near, rows, torch.ones_like(rows, dtype=torch.bool))
         return near
 

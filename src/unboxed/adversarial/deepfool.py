@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Ball, Linf, norm_of, per_row
+from ..engine.optimize.constraints import TINY, NormBall, Linf, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
@@ -65,7 +65,7 @@ def deepfool(
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
     attempt = Attempt(
-        box, x, y, norm=norm_of(norm, ("l2", "linf")), target=target, objective=objective, loss="margin",
+        box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective, loss="margin",
         batch_size=batch_size,
     )  # fmt: skip
     candidates = None if candidates is None else check_int("candidates", candidates, minimum=2)
@@ -171,7 +171,7 @@ def _stepped(attempt: Attempt, planes: Planes, start: Tensor, z: Tensor, reach: 
     return clip(start + chosen.view_as(start))
 
 
-def shortest(w: Tensor, rise: Tensor, room: Tensor, norm: Ball) -> Tensor:
+def shortest(w: Tensor, rise: Tensor, room: Tensor, norm: NormBall) -> Tensor:
     """The shortest r (n, J, D) with w . r = rise (n, J) and no |r_i| above its room (n, J, D), in the way w points.
 
     r is t w (or t sign(w), in the norm "linf") with each value cut at its room. What that gives, as a function of t, is
@@ -207,7 +207,7 @@ def draw_back(attempt: Attempt, rows: Tensor, z: Tensor, high: Tensor, low: Tens
         if not len(rows):
             return
         t = far - (far - near) * (share * 0.95 if look % 2 == 0 else 0.5 + 0 * share)
-        tried = attempt.box.inputs.clip(x + per_row(t, x) * (z - x))
+        tried = attempt.box.inputs.clip(x + broadcast_rows(t, x) * (z - x))
         score = attempt.fooled(tried, rows)
         won = score > 0
         attempt.keep(tried, rows, won)

@@ -72,7 +72,7 @@ class Painted(Encoding):
         genes = torch.split_with_sizes(genomes, weights + biases, 1)
         w = [g.view(-1, a, b) for g, (a, b) in zip(genes, sizes, strict=False)]
         b = [g[:, None] for g in genes[len(sizes) :]]
-        palette = Palette(genomes.new_full((shape[0],), 0.5), beyond=0.02)
+        palette = Palette(genomes.new_full((shape[0],), 0.5), overshoot=0.02)
         painted: Tensor = CPPN(w, b, (shape[1], shape[2]), palette)()
         return painted.detach()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NORMS, TINY, norm_of, per_row
-from ..engine.optimize.hyperplanes import DUAL, Plane, direction, lengths, shift
+from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball, broadcast_rows
+from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, random_direction, vector_norms, projection_step
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
@@ -69,10 +69,10 @@ def fab(
     image beyond it is no success, and examples fooled within it stop (`keep_going=True`: they get nearer still).
     `restarts` counts the runs: the first starts at x, others at random. Raises InputError.
     """
-    ball = norm_of(norm)
+    ball = unbounded_ball(norm)
     if eps is not None:
         eps = check_float("eps", eps, above=0)
-        in_range(box, NORMS[norm.lower()](eps))
+        in_range(box, BALL_BY_NORM[norm.lower()](eps))
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if targets is not None and (attempt.goal.right is None or attempt.goal.become is not None):
         raise InputError("targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
@@ -113,7 +113,7 @@ class Pace:
 class Look:
     """The boundary as it seems from some points, and which of them fool the model already."""
 
-    plane: Plane
+    plane: Hyperplane
     fooled: Tensor  # (n,) bool
 
 
@@ -171,7 +171,7 @@ class Search:
 
         def way(z: Tensor, rows: Tensor) -> Look:
             slope = self.attempt.slope(z, rows, score)
-            return Look(Plane(slope.score, slope.grad.flatten(1)), slope.fooled > 0)
+            return Look(Hyperplane(slope.score, slope.grad.flatten(1)), slope.fooled > 0)
 
         return way
 
@@ -179,18 +179,18 @@ class Search:
         """To the nearest boundary of all, as they seem from a point: arXiv:1907.02044, eq. 7."""
         k = torch.arange(self.attempt.box.n_outputs - 1, device=right.device)
         others = k + (k >= right[:, None])  # (N, K - 1)
-        dual, size = DUAL[self.pace.norm], self.low.shape[1]
+        dual, size = DUAL_NORM[self.pace.norm], self.low.shape[1]
 
         def pick(logits: Tensor, i: Tensor) -> Tensor:
             return logits.gather(1, others[i]) - logits.gather(1, right[i, None])
 
         def way(z: Tensor, rows: Tensor) -> Look:
             logits, scores, grads = self.attempt.jacobian(z, rows, pick)
-            far = scores.abs() / lengths(dual, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
+            far = scores.abs() / vector_norms(dual, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
             one = far.argmin(1, keepdim=True)
             normal = grads.flatten(2).gather(1, one[..., None].expand(-1, 1, size))[:, 0]
             fooled = self.attempt.goal.fooled.rows(rows)({"logits": logits})
-            return Look(Plane(scores.gather(1, one)[:, 0], normal), fooled > 0)
+            return Look(Hyperplane(scores.gather(1, one)[:, 0], normal), fooled > 0)
 
         return way
 
@@ -201,8 +201,8 @@ class Search:
         x = self.attempt.x[rows]
         far = self.attempt.distance[rows].clamp_max(self.eps)
         far = torch.where(far.isfinite(), far, self.attempt.norm.distance(last, x))
-        side = direction(self.pace.norm, x.flatten(1), rows, self.seed, run).view_as(x)
-        return self.attempt.box.inputs.clip(x + per_row(far / 2, x) * side)
+        side = random_direction(self.pace.norm, x.flatten(1), rows, self.seed, run).view_as(x)
+        return self.attempt.box.inputs.clip(x + broadcast_rows(far / 2, x) * side)
 
     def descend(self, way: Way, rows: Tensor, z: Tensor) -> Tensor:
         """Steps from z; where they end, for all rows that were given."""
@@ -216,19 +216,21 @@ class Search:
             fooled = self.attempt.fooled(z, rows) > 0
             self.attempt.keep(z, rows, fooled)
             back = self.attempt.x[rows].lerp(z, self.pace.beta)
-            ends[at] = z = torch.where(per_row(fooled, z), back, z)
+            ends[at] = z = torch.where(broadcast_rows(fooled, z), back, z)
             stay = self.attempt.distance[rows] > self.pace.enough
             if not bool(stay.all()):
                 rows, z, at = rows[stay], z[stay], at[stay]
         return ends
 
-    def stepped(self, z: Tensor, rows: Tensor, plane: Plane) -> Tensor:
+    def stepped(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
         """Over the boundary from z and from x, and between both: arXiv:1907.02044, algorithm 1."""
         norm, eta, box = self.pace.norm, self.pace.eta, self.attempt.box
         z, x = z.flatten(1), self.attempt.x[rows].flatten(1)
-        there = Plane(plane.value + torch.linalg.vecdot(plane.normal, x - z), plane.normal)  # the same plane from x
-        from_z, from_x = (shift(norm, a, b, self.low, self.high) for a, b in ((z, plane), (x, there)))
-        near, far = lengths(norm, from_z), lengths(norm, from_x)
+        there = Hyperplane(
+            plane.value + torch.linalg.vecdot(plane.normal, x - z), plane.normal
+        )  # the same plane from x
+        from_z, from_x = (projection_step(norm, a, b, self.low, self.high) for a, b in ((z, plane), (x, there)))
+        near, far = vector_norms(norm, from_z), vector_norms(norm, from_x)
         alpha = (near / (near + far).clamp_min(TINY)).clamp_max(self.pace.alpha_max)
         moved = torch.lerp(z + eta * from_z, x + eta * from_x, alpha[:, None])
         return box.inputs.clip(moved.view(len(rows), *self.attempt.x.shape[1:]))
@@ -242,9 +244,9 @@ class Search:
         aim = PAST * low.abs()
         for _ in range(POLISH):
             share = ((aim - low) / (high - low).clamp_min(TINY)).clamp(0, 1)
-            z = self.attempt.box.inputs.clip(near.lerp(far, per_row(share, near)))
+            z = self.attempt.box.inputs.clip(near.lerp(far, broadcast_rows(share, near)))
             score = self.attempt.fooled(z, rows)
             good = score > aim / 2
             self.attempt.keep(z, rows, good)
-            near, far = torch.where(per_row(good, z), near, z), torch.where(per_row(good, z), z, far)
+            near, far = torch.where(broadcast_rows(good, z), near, z), torch.where(broadcast_rows(good, z), z, far)
             low, high = torch.where(good, low, score), torch.where(good, score, high)

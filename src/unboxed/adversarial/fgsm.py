@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import Ball
+from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from .attempt import Attempt
@@ -37,7 +37,7 @@ def fgsm(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     step: float | None = None,

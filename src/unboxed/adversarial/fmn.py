@@ -16,8 +16,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, norm_of, per_row, project_rows, unheld
-from ..engine.optimize.hyperplanes import DUAL, lengths
+from ..engine.optimize.constraints import (
+    L2,
+    TINY,
+    unbounded_ball,
+    broadcast_rows,
+    project_to_radii,
+    zero_grad_at_bounds,
+)
+from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
@@ -27,7 +34,7 @@ from .result import Adversarial
 
 LAST_STEP, LAST_GAMMA = 0.01, 0.001  # where the cosines end: the first as a share of the step, the second as it is
 PATIENCE = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
-STEEPEST = L2(math.inf).steepest
+STEEPEST = L2(math.inf).steepest_direction
 
 
 @card(
@@ -65,7 +72,7 @@ def fmn(
     success. Raises InputError.
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
-    ball = norm_of(norm)
+    ball = unbounded_ball(norm)
     attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss="margin", batch_size=batch_size)
     steps, step, gamma = (
         check_int("steps", steps),
@@ -90,10 +97,12 @@ def _descend(attempt: Attempt, rows: Tensor, steps: int, step: float, gamma: flo
         if k == PATIENCE:
             stalled = ~attempt.success[rows]
         grad = slope.grad.nan_to_num(0, 0, 0)
-        grad = torch.where(per_row(stalled, x), unheld(grad, z, clip), grad)  # the paper: always the whole gradient
+        grad = torch.where(
+            broadcast_rows(stalled, x), zero_grad_at_bounds(grad, z, clip), grad
+        )  # the paper: always the whole gradient
         radius = _radius(attempt, rows, z, radius, slope, grad, _cosine(gamma, LAST_GAMMA, k, steps), stalled)
         moved = z + _cosine(step, LAST_STEP * step, k, steps) * STEEPEST(grad)
-        z = clip(project_rows(attempt.norm, moved, x, radius))
+        z = clip(project_to_radii(attempt.norm, moved, x, radius))
     if steps and len(rows):
         attempt.keep(z, rows, attempt.fooled(z, rows) > 0)
 
@@ -113,8 +122,8 @@ def _radius(
     stalled: Tensor,
 ) -> Tensor:
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
-    dual = DUAL[type(attempt.norm).__name__.lower()]
-    left = slope.score.abs() / lengths(dual, grad.flatten(1)).clamp_min(TINY)
+    dual = DUAL_NORM[type(attempt.norm).__name__.lower()]
+    left = slope.score.abs() / vector_norms(dual, grad.flatten(1)).clamp_min(TINY)
     linear = attempt.norm.distance(z, attempt.x[rows]) + left
     beyond = torch.where(stalled, linear * (1 + gamma), linear * (1 + LAST_GAMMA))  # the paper: on the boundary itself
     outside = torch.where(attempt.success[rows], radius * (1 + gamma), beyond)

@@ -16,10 +16,10 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import Ascent, ascend, finished
+from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.constraints import Constraint
-from ..engine.optimize.parameterizations import Raw
-from ..engine.read.sizes import images_only
+from ..engine.optimize.parameterizations import RawCanvas
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, logit, logprob
@@ -68,7 +68,7 @@ def fooling(
     model draws) breed `sample` children a generation in one archive of all the classes, and need no gradient. An image
     that is sure enough is left; the others go on for `steps`. No data are used. Raises InputError, OutputError.
     """
-    images_only(box, "a fooling image")
+    require_images(box, "a fooling image")
     box.require_class_scores("a fooling image")
     if not isinstance(how, str) or how not in WAYS:
         raise InputError(f"how is one of {', '.join(WAYS)}; got {how!r}")
@@ -96,16 +96,16 @@ def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
 def _climbed(box: Box, goal: Tensor, sure: float, steps: int, seed: int, batch_size: BatchSize) -> Fooling:
     score, enough = _wanted(box, goal, sure)
     start = uniform(torch.zeros(len(goal), *box.inputs.shape, device=box.device, dtype=box.dtype), seed)
-    plan = Ascent(
+    plan = OptimizationConfig(
         steps=steps,
         optimizer=partial(Adam, lr=PACE),
         constraint=Constraint(project=lambda x, centre: box.inputs.clip(x)),
-        until=enough,
-        unclamp="all",
+        stop_when=enough,
+        relu_bypass="all",
         seed=seed,
     )
-    climb = ascend(box, score, Raw(start), plan, batch_size=batch_size)
-    (probs, stopped) = finished(lambda: box.probs(climb.input, batch_size=batch_size))
+    climb = optimize(box, score, RawCanvas(start), plan, batch_size=batch_size)
+    (probs, stopped) = retry_on_interrupt(lambda: box.probs(climb.input, batch_size=batch_size))
     history = climb.history.sigmoid() if box.outputs == "multilabel" else climb.history.exp()
     evaluated = int(climb.steps.sum()) + len(goal)
     own = probs.gather(1, goal[:, None])[:, 0]

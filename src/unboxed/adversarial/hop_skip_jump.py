@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, length, norm_of, per_row
+from ..engine.optimize.constraints import TINY, Linf, l2_norm, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import sample_generator
@@ -62,7 +62,7 @@ def hop_skip_jump(
     within eps (`keep_going=True`: it goes on), and what is farther is no success.
     Raises InputError.
     """
-    attempt = Attempt(box, x, y, norm=norm_of(norm, ("l2", "linf")), target=target, objective=objective,
+    attempt = Attempt(box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
     far = math.inf if eps is None else check_float("eps", eps, above=0)
     asked = Decisions(attempt, queries, seed)
@@ -126,15 +126,15 @@ class _Hop:
                 all_[part] += u.sum(1)
                 count[part] += good.sum(1)
         v = _difference(plus, all_, count, many)
-        return v.sign() if self.linf else v / per_row(length(v).clamp_min(TINY), v)
+        return v.sign() if self.linf else v / broadcast_rows(l2_norm(v).clamp_min(TINY), v)
 
     def _around(self, z: Tensor, rows: Tensor, radius: Tensor, some: Tensor, key: int) -> tuple[Tensor, Tensor]:
         """Directions u (n, B, ...) to valid points around z (zero beyond `some`), and which of those fool."""
         b = max(1, int(some.max()))
         asked = torch.arange(b, device=z.device) < some[:, None]  # (n, B)
         u = torch.stack([self._draw(int(row), key, b, z) for row in rows])
-        near = self.asked.box.inputs.clip((z[:, None] + per_row(radius, u) * u).flatten(0, 1)).view_as(u)
-        u = (near - z[:, None]) / per_row(radius, u) * per_row2(asked, u)  # clipping turned some of them
+        near = self.asked.box.inputs.clip((z[:, None] + broadcast_rows(radius, u) * u).flatten(0, 1)).view_as(u)
+        u = (near - z[:, None]) / broadcast_rows(radius, u) * per_row2(asked, u)  # clipping turned some of them
         return u, self.asked.votes(near, rows, asked)
 
     def _draw(self, row: int, key: int, count: int, z: Tensor) -> Tensor:
@@ -143,13 +143,13 @@ class _Hop:
         draw = torch.rand if self.linf else torch.randn
         u = draw(count, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
         u = 2 * u - 1 if self.linf else u
-        return u / per_row(length(u).clamp_min(TINY), u)
+        return u / broadcast_rows(l2_norm(u).clamp_min(TINY), u)
 
     def _step(self, z: Tensor, rows: Tensor, v: Tensor, size: Tensor) -> Tensor:
         """The longest step along v, halved from `size` (n,), that still fools; z where none does."""
         moved, todo = z.clone(), torch.arange(len(rows), device=z.device)
         for halvings in range(HALVINGS):
-            tried = self.asked.box.inputs.clip(z[todo] + per_row(size[todo] / 2**halvings, v) * v[todo])
+            tried = self.asked.box.inputs.clip(z[todo] + broadcast_rows(size[todo] / 2**halvings, v) * v[todo])
             good = self.asked.fooled(tried, rows[todo])
             moved[todo[good]] = tried[good]
             todo = todo[~good]
@@ -161,9 +161,9 @@ class _Hop:
 def _difference(plus: Tensor, all_: Tensor, count: Tensor, many: Tensor) -> Tensor:
     """The sum of (phi - mean phi) u, phi being 1 where a direction fools and else -1; of phi u where all are alike."""
     many = many.to(plus.dtype)
-    mixed = 2 * (plus - per_row(count / many, plus) * all_)
-    alike = torch.where(per_row(count > 0, all_), all_, -all_)
-    return torch.where(per_row((count > 0) & (count < many), plus), mixed, alike)
+    mixed = 2 * (plus - broadcast_rows(count / many, plus) * all_)
+    alike = torch.where(broadcast_rows(count > 0, all_), all_, -all_)
+    return torch.where(broadcast_rows((count > 0) & (count < many), plus), mixed, alike)
 
 
 def per_row2(v: Tensor, like: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, length, norm_of
-from ..engine.optimize.lbfgs import Search, begun, chosen, joined
+from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
+from ..engine.optimize.lbfgs import LBFGSState, initial_state, select_states, concat_states
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective
@@ -62,7 +62,7 @@ def lbfgs(
     With `eps`, an image beyond it is no success, and examples fooled within it stop (`keep_going=True`: they get nearer
     still). Raises InputError.
     """
-    ball = norm_of(norm, ("l2",))
+    ball = unbounded_ball(norm, ("l2",))
     if eps is not None:
         eps = check_float("eps", eps, above=0)
         in_range(box, L2(eps))
@@ -81,7 +81,7 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
     """sqrt(sum((x' - x)^2) / n) of each image (N, ...) of n values: arXiv:1312.6199, section 4.2. Raises InputError."""
     if images.shape != x.shape:
         raise InputError(f"a distortion is of images and their originals; got {tuple(images.shape)}, {tuple(x.shape)}")
-    return length(images - x.to(images)) / math.sqrt(x[0].numel())
+    return l2_norm(images - x.to(images)) / math.sqrt(x[0].numel())
 
 
 def likeness(goal: Goal, among: Tensor | None = None) -> Objective:
@@ -159,16 +159,16 @@ class _Hunt:
             return
         z = self.attempt.x[rows].flatten(1)
         loss, slope, _ = self.look(z, rows)
-        away = loss / length(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
-        weights = Weights.near(length(slope) / (4 * away).clamp_min(TINY), WIDER)
-        search, its_c = begun(z, loss, slope, away, self.low, self.high), 0 * away  # where to start; its c
+        away = loss / l2_norm(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
+        weights = Weights.near(l2_norm(slope) / (4 * away).clamp_min(TINY), WIDER)
+        search, its_c = initial_state(z, loss, slope, away, self.low, self.high), 0 * away  # where to start; its c
         for k in range(searches):
             if k and k == searches // 2:
                 search, weights, its_c = self.settled(search, rows, weights, its_c)
             begin = self.reweighted(search, rows, weights.c - its_c)
             end, fooled = self.least(rows, weights.c, begin, weights.fools > 0)
-            longer = replace(search, first=torch.where(weights.fools > 0, 1, 2) * search.first)
-            search, its_c = chosen(fooled, end, longer), torch.where(fooled, weights.c, its_c)
+            longer = replace(search, first=torch.where(weights.fools > 0, 1, 2) * search.first_step_length)
+            search, its_c = select_states(fooled, end, longer), torch.where(fooled, weights.c, its_c)
             weights = weights.next(fooled)
             stay = self.attempt.distance[rows] > self.enough
             rows, weights, search, its_c = rows[stay], weights.rows(stay), search.rows(stay), its_c[stay]
@@ -180,7 +180,9 @@ class _Hunt:
             return None
         return torch.arange(self.attempt.box.n_outputs, device=goal.right.device) != goal.right[:, None]
 
-    def settled(self, search: Search, rows: Tensor, weights: Weights, its_c: Tensor) -> tuple[Search, Weights, Tensor]:
+    def settled(
+        self, search: LBFGSState, rows: Tensor, weights: Weights, its_c: Tensor
+    ) -> tuple[LBFGSState, Weights, Tensor]:
         """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
         at = self.attempt.success[rows].nonzero()[:, 0]
         if self.among is None or self.among.shape[1] == 2 or not len(at):
@@ -191,10 +193,10 @@ class _Hunt:
         self.likeness = likeness(self.attempt.goal, self.among)
         z, far = image.flatten(1), self.attempt.distance[mine]
         loss, slope, _ = self.look(z, mine)
-        weight = Weights.near(length(slope) / (2 * far).clamp_min(TINY), FINER)  # where both pull alike
+        weight = Weights.near(l2_norm(slope) / (2 * far).clamp_min(TINY), FINER)  # where both pull alike
         value, grad = self.weighted(z, mine, weight.c)
-        again = begun(z, loss + value, slope + grad, far / 10, self.low, self.high)
-        return search.put(at, again), weights.put(at, weight), its_c.index_copy(0, at, weight.c)
+        again = initial_state(z, loss + value, slope + grad, far / 10, self.low, self.high)
+        return search.replace_rows(at, again), weights.put(at, weight), its_c.index_copy(0, at, weight.c)
 
     def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient (n, D) and whether the model is fooled (n,); what fools is kept."""
@@ -204,32 +206,32 @@ class _Hunt:
         self.attempt.keep(z, rows, fooled)
         return -slope.score, -slope.grad.flatten(1), fooled
 
-    def least(self, rows: Tensor, c: Tensor, search: Search, fooled: Tensor) -> tuple[Search, Tensor]:
+    def least(self, rows: Tensor, c: Tensor, search: LBFGSState, fooled: Tensor) -> tuple[LBFGSState, Tensor]:
         """The least of c |r|^2 + loss, from where a search stands, and whether the model is fooled there."""
-        fooled, ended = fooled.clone(), list[tuple[Tensor, Search]]()
+        fooled, ended = fooled.clone(), list[tuple[Tensor, LBFGSState]]()
         at = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):
-            if bool(search.done.any()):
-                ended.append((at[search.done], search.rows(search.done)))
-                at, search = at[~search.done], search.rows(~search.done)
+            if bool(search.finished.any()):
+                ended.append((at[search.finished], search.rows(search.finished)))
+                at, search = at[~search.finished], search.rows(~search.finished)
             if not len(at):
                 break
             z = search.trial(self.low, self.high)
             loss, slope, now = self.look(z, rows[at])
             value, grad = self.weighted(z, rows[at], c[at])
-            search = search.told(z, loss + value, slope + grad, self.low, self.high, self.tolerance)
-            fooled[at] = torch.where(search.moved, now, fooled[at])
+            search = search.update(z, loss + value, slope + grad, self.low, self.high, self.tolerance)
+            fooled[at] = torch.where(search.was_accepted, now, fooled[at])
         ended.append((at, search))
         order = torch.cat([i for i, _ in ended]).argsort()
-        return joined([part for _, part in ended]).rows(order), fooled
+        return concat_states([part for _, part in ended]).rows(order), fooled
 
     def weighted(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """c |r|^2 (n,) and its gradient (n, D)."""
         r = z - self.attempt.x[rows].flatten(1)
         return c * (r * r).sum(1), 2 * c[:, None] * r
 
-    def reweighted(self, search: Search, rows: Tensor, more: Tensor) -> Search:
+    def reweighted(self, search: LBFGSState, rows: Tensor, more: Tensor) -> LBFGSState:
         """The same place, the same memory, as with so much more c: what that changes of the curvature is known."""
         value, grad = self.weighted(search.z, rows, more)
-        search = replace(search, y=search.y + 2 * more[:, None, None] * search.s)
-        return search.towards(search.value + value, search.grad + grad, self.low, self.high)
+        search = replace(search, y=search.grad_history + 2 * more[:, None, None] * search.step_history)
+        return search.restart_with(search.value + value, search.grad + grad, self.low, self.high)

@@ -8,8 +8,8 @@ inside the ball are found in whole numbers (`levels_grid`), and a search among t
 from __future__ import annotations
 
 from ..box import Box
-from ..engine.optimize.constraints import Ball
-from ..engine.read.sizes import images_only
+from ..engine.optimize.constraints import NormBall
+from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..validation import check_int
 from .attempt import Attempt
@@ -19,7 +19,7 @@ from .levels_search import Search
 BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
 
 
-def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradients: bool = True) -> None:
+def saved(attempt: Attempt, bits: int | None, ball: NormBall | None = None, *, gradients: bool = True) -> None:
     """Put what an attempt has found on the grid of `bits`-bit levels, where None leaves it as it is.
 
     Inside `ball`, where the attack is bound to one; else as near as can be. `success` is then that of the saved file.
@@ -41,7 +41,7 @@ def saved(attempt: Attempt, bits: int | None, ball: Ball | None = None, *, gradi
 
 def levels(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
-    images_only(box, "bits= (images that survive being saved)")
+    require_images(box, "bits= (images that survive being saved)")
     if check_int("bits", bits, minimum=1) not in BITS:
         raise InputError(f"bits is 1, 2, 4 or 8, as many as fit in a byte of a PNG; got {bits}")
     return int(2**bits - 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import Ball, Linf, per_row
+from ..engine.optimize.constraints import NormBall, Linf, broadcast_rows
 
 HALVINGS = 24
 SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
@@ -23,7 +23,7 @@ class Grid:
     low: Tensor  # (N, ...) or (): the least and
     high: Tensor  # the highest level that a ball allows in each coordinate
     values: Tensor  # (top + 1,) what the levels are when loaded
-    ball: Ball | None
+    ball: NormBall | None
 
     @property
     def top(self) -> int:
@@ -58,8 +58,8 @@ class Grid:
         if not len(out):
             return z
         some, off = self.rows(out), stretch * (v - self.u)[out]
-        t = least(lambda t: some.inside(some.nearest(some.u + per_row(1 - t, off) * off)), v.new_ones(len(out)))
-        z[out] = some.nearest(some.u + per_row(1 - t, off) * off)
+        t = least(lambda t: some.inside(some.nearest(some.u + broadcast_rows(1 - t, off) * off)), v.new_ones(len(out)))
+        z[out] = some.nearest(some.u + broadcast_rows(1 - t, off) * off)
         return z
 
     def hull(self, v: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Grid:
         return (self.ball.project(v / self.top, self.u / self.top) * self.top).clamp(0, self.top)
 
 
-def grid_of(x: Tensor, top: int, ball: Ball | None) -> Grid:
+def grid_of(x: Tensor, top: int, ball: NormBall | None) -> Grid:
     """The levels 0 .. top around originals x (N, ...) in [0, 1]."""
     # Divided on the CPU and in float32, as loaders do: an accelerator may multiply by 1/255, which is not the same.
     values = (torch.arange(top + 1, dtype=torch.float32) / top).to(x.device, x.dtype)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import L1, TINY, Ball, Linf, per_row
+from ..engine.optimize.constraints import L1, TINY, NormBall, Linf, broadcast_rows
 from ..errors import NaNError, OutputError, warn
 from .attempt import Attempt
 from .levels_grid import Grid, least
@@ -139,18 +139,18 @@ class Search:
             rows, z, w, g, score, bad = rows[on], z[on], w[on], g[on], score[on], bad[on]
             grid, short = self.grid.rows(rows), 2 * self.sure[rows] - score
             fails = torch.where(bad, fails[on] + 1, 0)
-            there = w + per_row(short * (1 + (fails - 1).clamp_min(0) / 2), g) * self._forth(g, w - grid.u)
+            there = w + broadcast_rows(short * (1 + (fails - 1).clamp_min(0) / 2), g) * self._forth(g, w - grid.u)
             back = w + PULL * (self._back(grid, z, w, g, short) - w)
-            w = torch.where(per_row(bad, g), there, back).clamp(0, grid.top)
+            w = torch.where(broadcast_rows(bad, g), there, back).clamp(0, grid.top)
 
     def _forth(self, g: Tensor, d: Tensor) -> Tensor:
         """The least step, in the attack's norm, by which the score rises by one."""
         if isinstance(self.attempt.norm, Linf):
-            return g.sign() / per_row(g.flatten(1).abs().sum(1).clamp_min(TINY), g)
+            return g.sign() / broadcast_rows(g.flatten(1).abs().sum(1).clamp_min(TINY), g)
         if isinstance(self.attempt.norm, L1):  # on what has moved, where anything has
             moved = torch.where(d.abs() > 0.5, g, 0)
-            g = torch.where(per_row(moved.flatten(1).any(1), g), moved, g)
-        return g / per_row((g * g).flatten(1).sum(1).clamp_min(TINY), g)
+            g = torch.where(broadcast_rows(moved.flatten(1).any(1), g), moved, g)
+        return g / broadcast_rows((g * g).flatten(1).sum(1).clamp_min(TINY), g)
 
     def _back(self, grid: Grid, z: Tensor, w: Tensor, g: Tensor, short: Tensor) -> Tensor:
         """The nearest point to the originals that, where the model is linear, still fools once rounded."""
@@ -167,14 +167,14 @@ class Search:
         """Points by how far they go, t (n,), and the largest t: of all points of one distance those that gain most."""
         if isinstance(self.attempt.norm, L1):  # the moves that gain most are kept
             gain, most = g * (w - grid.u).sign(), g.flatten(1).abs().amax(1)
-            return lambda t: grid.u + (w - grid.u) * (gain >= per_row((1 - t) * most, g)), 0 * short + 1
+            return lambda t: grid.u + (w - grid.u) * (gain >= broadcast_rows((1 - t) * most, g)), 0 * short + 1
         steepest = g.sign() if isinstance(self.attempt.norm, Linf) else g
         need = (((z - grid.u) * g).flatten(1).sum(1) + short).clamp_min(0)
         gain = (steepest * g).flatten(1).sum(1).clamp_min(TINY)
         most = steepest.flatten(1).abs().amax(1).clamp_min(TINY)
-        return lambda t: grid.u + per_row(t, g) * steepest, 4 * need / gain + 1 / most
+        return lambda t: grid.u + broadcast_rows(t, g) * steepest, 4 * need / gain + 1 / most
 
-    def _inside(self, rows: Tensor, ball: Ball) -> None:
+    def _inside(self, rows: Tensor, ball: NormBall) -> None:
         """Steepest ascent of the margin inside the ball, its gradient taken at whole levels."""
         w = self.grid.rows(rows).hull(self.v[rows])
         for k in range(CLIMB):
@@ -185,7 +185,7 @@ class Search:
             if not len(rows):
                 return
             size = ball.eps * self.grid.top * (1 - k / CLIMB)
-            w = self.grid.rows(rows).hull(w + size * ball.steepest(g))
+            w = self.grid.rows(rows).hull(w + size * ball.steepest_direction(g))
 
     def _scaled(self, rows: Tensor) -> None:
         """The perturbation grown until it fools, and then, without a ball, taken back as far as can be."""
@@ -197,6 +197,6 @@ class Search:
             if not len(on):
                 return
             score = low.new_full(low.shape, math.inf)
-            score[on] = self.look(grid.rows(on).place(grid.u[on] + per_row(t[on], d) * d[on]), rows[on])
+            score[on] = self.look(grid.rows(on).place(grid.u[on] + broadcast_rows(t[on], d) * d[on]), rows[on])
             bad = score <= self.sure[rows]
             low, high = torch.where(bad, t, low), torch.where(bad, high, t)

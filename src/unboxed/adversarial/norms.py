@@ -8,8 +8,8 @@ from typing import Any
 
 from ..box import Box
 from ..cards import Card
-from ..engine.optimize.constraints import NORMS
-from ..engine.read.sizes import images_only
+from ..engine.optimize.constraints import BALL_BY_NORM
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..inputs.single import Pixels
 
@@ -29,7 +29,7 @@ def fitting(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., An
 
 def common_norm(attacks: Attacks) -> str:
     """The first of linf, l2 and l1 that all of the attacks take; linf where there is none."""
-    return next((n for n in NORMS if all(_takes_norm(card_of(a), n) for a in attacks.values())), "linf")
+    return next((n for n in BALL_BY_NORM if all(_takes_norm(card_of(a), n) for a in attacks.values())), "linf")
 
 
 def _takes_inputs(card: Card | None, box: Box) -> bool:
@@ -44,7 +44,7 @@ def check_inputs(attacks: Attacks, box: Box) -> None:
     """Refuse attacks that take images alone, of a box that takes others, before any runs. Raises InputError."""
     for name, attack in attacks.items():
         if not _takes_inputs(card_of(attack), box):
-            images_only(box, f"the attack {name}")
+            require_images(box, f"the attack {name}")
 
 
 def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import norm_of
-from ..engine.read.sizes import images_only
+from ..engine.optimize.constraints import unbounded_ball
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
@@ -95,7 +95,7 @@ def patch(
     of its own. Ctrl-C keeps what was reached. How good it is, other images say: `Patch.success`. Raises InputError,
     OutputError.
     """
-    inputs, placing = images_only(box, "a patch"), Placing(area, shape, rotation, scale)
+    inputs, placing = require_images(box, "a patch"), Placing(area, shape, rotation, scale)
     seed = settings(steps, step, sample, seed)
     side = placing.side(*inputs.shape[1:])
 
@@ -103,7 +103,7 @@ def patch(
         return placing.put(image, some, hashed_uniform(seed, rows, 2 * at + 1, DRAWS))
 
     with torch.inference_mode(False):  # the caller may be in it
-        attempt, there = crowd(box, x, y, target, objective, norm_of("linf"), batch_size)
+        attempt, there = crowd(box, x, y, target, objective, unbounded_ball("linf"), batch_size)
         start = uniform(attempt.x.new_empty(1, inputs.shape[0], side, side), seed)
         image, history = Crowd(attempt, apply, _Adam(start, step), steps, sample, seed).climb(start, there)
     mask = placing.mask(side, box.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import Ball
+from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from .attempt import Attempt
@@ -31,7 +31,7 @@ def pgd(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     loss: str = "ce",

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import ball_of, eps_text, norm_of
-from ..engine.read.class_labels import unique
-from ..engine.read.examples import labeled
-from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
+from ..engine.optimize.constraints import resolve_ball, format_eps, unbounded_ball
+from ..engine.read.class_labels import unique_names
+from ..engine.read.examples import labeled_examples
+from ..engine.stable_repr import comparable_outputs, box_checkpoint_settings, checkpoint_repr
 from ..errors import InputError, NaNError
 from ..model.answers import reindex_error
 from ..model.batching import BatchSize
@@ -68,7 +68,7 @@ class Robustness:
     def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
         """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
-            raise InputError(f"eps is one of {', '.join(map(eps_text, self.eps))}; got {eps!r}")
+            raise InputError(f"eps is one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
         at = -1 if eps is None else self.eps.index(eps)
@@ -79,7 +79,7 @@ class Robustness:
         """Clean and robust accuracy of each class that occurs; classes of one name by their numbers, too: "cat (3)"."""
         at = -1 if eps is None else self.eps.index(eps)
         stood = self.stood[:, at].all(0)
-        rows = {name: self.labels == k for k, name in enumerate(unique(self.classes))}
+        rows = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
         return {
             name: (Share(int(self.right[own].sum()), int(own.sum())), Share(int(stood[own].sum()), int(own.sum())))
             for name, own in rows.items()
@@ -93,7 +93,7 @@ class Robustness:
         return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
 
     def __repr__(self) -> str:
-        curve = ", ".join(f"{self.robust(e).value:.1%} within {eps_text(e)}" for e in self.eps)
+        curve = ", ".join(f"{self.robust(e).value:.1%} within {format_eps(e)}" for e in self.eps)
         told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
         alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
         return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
@@ -142,9 +142,9 @@ def robustness(
     other settings, attacks, weights, answers, examples or labels, or of another order of them.
     """
     seed = check_seed(seed)
-    x, y = labeled(box, data, most)
+    x, y = labeled_examples(box, data, most)
     chosen = fitting(ATTACKS, box, norm) if attacks is None else dict(attacks)
-    sizes = tuple(sorted({in_range(box, ball_of(e, norm, None)).eps for e in _listed(eps)}))
+    sizes = tuple(sorted({in_range(box, resolve_ball(e, norm, None)).eps for e in _listed(eps)}))
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     check_inputs(chosen, box)
@@ -188,7 +188,7 @@ class _Run:
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
             bar.update(self.finished)
             for name, e, part in tasks[self.finished :]:
-                bar.set_description(name if e is None else f"{name}, eps {eps_text(self.eps[e])}")
+                bar.set_description(name if e is None else f"{name}, eps {format_eps(self.eps[e])}")
                 try:
                     self._task(name, e, part)
                 except KeyboardInterrupt:
@@ -242,11 +242,11 @@ class _Run:
     # -- going on after an end that nobody chose -------------------------------------------------------------------
 
     def settings(self, seed: int) -> dict[str, Any]:
-        return box_settings(self.box) | {
+        return box_checkpoint_settings(self.box) | {
             "examples": tensor_digest(self.x), "labels": tensor_digest(self.y), "eps": list(self.eps), "norm": self.norm,
             "seed": seed,
             "attacks": {name: _compared(name, a) for name, a in self.attacks.items()},
-            "minimal": _compared("minimal", self.minimal), "answers": box_answers(self.box, self.margin),
+            "minimal": _compared("minimal", self.minimal), "answers": comparable_outputs(self.box, self.margin),
         }  # fmt: skip
 
     def resume(self, saved: CheckpointFile) -> None:
@@ -272,7 +272,7 @@ class _Run:
 
     def done(self) -> Robustness:
         return Robustness(
-            type(norm_of(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
+            type(unbounded_ball(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
             self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import AT_ONCE
+from ..engine.read.examples import MAX_CPU_ROWS
 from ..errors import OutputError
 from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
@@ -166,7 +166,7 @@ class _Noisy:
         if self.box.batch_dependent:
             return self._classes(torch.stack([self._draw(i, start) for i in places]))[:, None]
         size, most = self.box.batch_plan(stop - start, self.batch_size)
-        most = min(most, AT_ONCE) if self.x.device.type == "cpu" else most
+        most = min(most, MAX_CPU_ROWS) if self.x.device.type == "cpu" else most
 
         def part(draws: slice) -> Tensor:
             return self._classes(torch.stack([self._draw(places[0], start + d) for d in range(stop - start)[draws]]))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, Ball, Linf, ball_of, length, per_row
-from ..engine.read.sizes import images_only
+from ..engine.optimize.constraints import L2, TINY, NormBall, Linf, resolve_ball, l2_norm, broadcast_rows
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
@@ -48,7 +48,7 @@ def square(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     queries: int = 5000,
@@ -62,7 +62,7 @@ def square(
     At most `queries` images a row are tried, beside the original. `p` is the share of the image that the first squares
     cover. Climbs the margin; towards a `target`, the cross-entropy. Raises InputError.
     """
-    images_only(box, "the square attack")
+    require_images(box, "the square attack")
     ball = in_range(box, _ball(eps, norm, ball))
     queries, seed, p = (
         check_int("queries", queries, minimum=1),
@@ -77,14 +77,14 @@ def square(
     return attempt.result()
 
 
-def _ball(eps: float | None, norm: str, ball: Ball | None) -> Ball:
-    ball = ball_of(eps, norm, ball)
+def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+    ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('the square attack takes norm="linf" or "l2"')
     return ball
 
 
-def search(attempt: Attempt, ball: Ball, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
+def search(attempt: Attempt, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
     """The square attack on those of the rows that are not fooled yet."""
     rows = rows[~attempt.success[rows]]
     for block in attempt.blocks(rows) if len(rows) else ():
@@ -197,7 +197,7 @@ def _some(u: Tensor, c: int) -> Tensor:
 class _Hills:
     """A hill beside a hollow in a square, paid for by what another square gives up."""
 
-    def __init__(self, attempt: Attempt, ball: Ball) -> None:
+    def __init__(self, attempt: Attempt, ball: NormBall) -> None:
         self.x, self.ball, self.clip = attempt.x, ball, attempt.box.inputs.clip
         self._bumps: dict[int, Tensor] = {}
 
@@ -224,13 +224,13 @@ class _Hills:
                 sign = torch.where(u[:, :c, i, j, None, None] < 0.5, 1.0, -1.0)
                 tile = nu[..., top + i * side :, left + j * side :][..., :side, :side]
                 tile.copy_(sign * self._bump(side, u[:, c, i, j] < 0.5))
-        return self._at(nu * per_row(self.ball.eps / length(nu).clamp_min(TINY), nu), x)
+        return self._at(nu * broadcast_rows(self.ball.eps / l2_norm(nu).clamp_min(TINY), nu), x)
 
     def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
         x, c, side = self.x[rows], z.shape[1], max(side, min(LEAST, *z.shape[2:]))
         nu, u = z - x, hashed_uniform(seed, rows, query, 5 + c)
         here, there = (_squares(u[:, k : k + 2], side, z) for k in (0, 2))
-        unused = (self.ball.eps**2 - length(nu) ** 2).clamp_min(0) / c  # (n,) a channel's share
+        unused = (self.ball.eps**2 - l2_norm(nu) ** 2).clamp_min(0) / c  # (n,) a channel's share
         old, gone = nu[here], _norm(nu[there]) ** 2  # (n, C, h, h), (n, C)
         sign = torch.where(u[:, 5:] < 0.5, 1.0, -1.0).to(z)[..., None, None]
         new = sign * self._bump(side, u[:, 4] < 0.5) + _unit(old)

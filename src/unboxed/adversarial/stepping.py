@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.optimize.ascent import Ascent, Climb, StepRule, ascend
-from ..engine.optimize.constraints import Ball, Constraint, ball_of, per_row, within
-from ..engine.optimize.constraints import all_free as all_free
-from ..engine.optimize.constraints import same as same
-from ..engine.optimize.optimizers import Momentum, Steps
-from ..engine.optimize.parameterizations import Raw
+from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
+from ..engine.optimize.constraints import NormBall, Constraint, resolve_ball, broadcast_rows, ball_constraint
+from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
+from ..engine.optimize.constraints import identity_grad as identity_grad
+from ..engine.optimize.optimizers import Momentum, PlainAscent
+from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
 from ..validation import check_seed, check_float, check_int
 from .attempt import ASK_ONLY, Attempt, differentiable, in_range
@@ -28,7 +28,7 @@ AGAIN = 7_919  # from the seed of one restart to that of the next
 class Way:
     """What a method of this family chooses. `decay` is that of momentum."""
 
-    ball: Ball
+    ball: NormBall
     steps: int
     step: float
     random_start: bool = False
@@ -48,17 +48,17 @@ class Way:
         """Where turn number `turn` begins: a row draws the same whichever others are still to be fooled."""
         return box.inputs.clip(self.ball.sample(x, self.seed + AGAIN * turn)) if self.random_start else x
 
-    def rule(self, constraint: Constraint) -> tuple[StepRule, Constraint]:
+    def rule(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:
         """How steps are made of gradients, and what is left for the constraint to do."""
         if self.decay is None:
-            return partial(Steps, lr=self.step), constraint
-        rule = partial(Momentum, lr=self.step, decay=self.decay, uphill=constraint.uphill)
-        return rule, replace(constraint, steer=same, free=all_free)
+            return partial(PlainAscent, lr=self.step), constraint
+        rule = partial(Momentum, lr=self.step, decay=self.decay, ascent_direction=constraint.ascent_direction)
+        return rule, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
 
 
-def bound(box: Box, eps: float | None, norm: str, ball: Ball | None) -> Ball:
+def bound(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     """The ball that an attack was given. Raises InputError."""
-    return in_range(box, ball_of(eps, norm, ball))
+    return in_range(box, resolve_ball(eps, norm, ball))
 
 
 def step_of(step: float | None, reach: float, steps: int) -> float:
@@ -107,39 +107,41 @@ class _Found:
             left = torch.ones_like(left)
         return left.nonzero()[:, 0]
 
-    def climb(self, rows: Tensor, turn: int) -> Climb:
+    def climb(self, rows: Tensor, turn: int) -> OptimizationResult:
         box, x, goal = self.attempt.box, self.attempt.x, self.attempt.goal
         start, settled = self.way.start(box, x, turn), None
         if self.coupled and not self.way.keep_going:
             settled = self.attempt.success
-            start = torch.where(per_row(settled, x), self.attempt.images, start)
-        rule, inside = self.way.rule(within(self.way.ball, x[rows], box.inputs.clip))
-        plan = Ascent(
+            start = torch.where(broadcast_rows(settled, x), self.attempt.images, start)
+        rule, inside = self.way.rule(ball_constraint(self.way.ball, x[rows], box.inputs.clip))
+        plan = OptimizationConfig(
             steps=self.way.steps,
             optimizer=rule,
             constraint=inside,
-            until=goal.fooled.rows(rows),
-            keep_going=self.way.keep_going,
-            unclamp="no",
-            draws=self.attempt.draws,
-            settled=settled,
+            stop_when=goal.fooled.rows(rows),
+            continue_finished=self.way.keep_going,
+            relu_bypass="no",
+            n_samples=self.attempt.draws,
+            frozen_rows=settled,
         )
         with differentiable():
-            return ascend(box, goal.climb.rows(rows), Raw(start[rows]), plan, batch_size=self.attempt.batch_size)
+            return optimize(
+                box, goal.climb.rows(rows), RawCanvas(start[rows]), plan, batch_size=self.attempt.batch_size
+            )
 
-    def take(self, climb: Climb, rows: Tensor, turn: int) -> None:
+    def take(self, climb: OptimizationResult, rows: Tensor, turn: int) -> None:
         """Note what a turn came to, where it is better than what was there."""
         attempt, had = self.attempt, self.attempt.success[rows]
         attempt.interrupted |= climb.interrupted
-        attempt.queries[rows] += climb.looks
+        attempt.queries[rows] += climb.n_forwards
         if turn == 0 and not self.way.random_start:  # the first look was at the originals
-            attempt.already[rows] = climb.already
-        if len(unclear := (climb.score.isnan() & ~climb.done).nonzero()[:, 0]):  # NaN, if not of the score alone
+            attempt.already[rows] = climb.initially_finished
+        if len(unclear := (climb.score.isnan() & ~climb.finished).nonzero()[:, 0]):  # NaN, if not of the score alone
             attempt.fooled(climb.input[unclear], rows[unclear])
-        stronger = (climb.done == had) & (climb.score > self.best[rows])
-        better = (climb.done & ~had | stronger) & ((climb.looks > 0) | (turn == 0))
+        stronger = (climb.finished == had) & (climb.score > self.best[rows])
+        better = (climb.finished & ~had | stronger) & ((climb.n_forwards > 0) | (turn == 0))
         at = rows[better]
-        attempt.images[at], attempt.success[at] = climb.input[better], attempt.success[at] | climb.done[better]
+        attempt.images[at], attempt.success[at] = climb.input[better], attempt.success[at] | climb.finished[better]
         attempt.distance[at] = attempt.norm.distance(attempt.images[at], attempt.x[at])
         self.best[at] = climb.score[better]
 
@@ -151,10 +153,10 @@ class _Found:
             attempt.success = attempt.fooled(attempt.images, rows) > 0
 
 
-def _tell_of_flat(climb: Climb, way: Way) -> None:
+def _tell_of_flat(climb: OptimizationResult, way: Way) -> None:
     """Warn of examples that can't be climbed from where they start."""
-    looked = ~climb.already & (climb.looks > 0)
-    flat = looked & ~(climb.first.abs() > 0).flatten(1).any(1)
+    looked = ~climb.initially_finished & (climb.n_forwards > 0)
+    flat = looked & ~(climb.initial_grad.abs() > 0).flatten(1).any(1)
     if way.steps and not climb.interrupted and (n := int(flat.sum())):
         warn(
             f"the first gradient is exactly zero (or NaN) for {n} of {int(looked.sum())} examples, which take no step "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import Ball, ball_of
+from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
@@ -70,7 +70,7 @@ def universal(
     *,
     eps: float | None = None,
     norm: str = "linf",
-    ball: Ball | None = None,
+    ball: NormBall | None = None,
     target: int | None = None,
     objective: Objective | None = None,
     steps: int = 300,
@@ -85,7 +85,7 @@ def universal(
     and falls to zero. Ctrl-C keeps what was reached. How good it is, other images say: `Universal.success`. Raises
     InputError, OutputError.
     """
-    ball = in_range(box, ball_of(eps, norm, ball))
+    ball = in_range(box, resolve_ball(eps, norm, ball))
     size = ball.eps / 5 if step is None else check_float("step", step, above=0)
     seed = settings(steps, size, sample, seed)
 
@@ -93,7 +93,7 @@ def universal(
         return box.inputs.clip(some + delta)
 
     def upward(delta: Tensor, grad: Tensor, pace: float) -> Tensor:
-        return ball.project(delta + pace * size * ball.steepest(grad), torch.zeros_like(delta))
+        return ball.project(delta + pace * size * ball.steepest_direction(grad), torch.zeros_like(delta))
 
     with torch.inference_mode(False):  # the caller may be in it
         attempt, there = crowd(box, x, y, target, objective, ball, batch_size)

@@ -15,26 +15,26 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients.paths import References, equal, mean, scores
-from ..engine.perturb.baselines import difference
-from ..engine.read.edited_runs import runs
-from ..engine.read.edits import settled
-from ..engine.read.examples import batches
-from ..engine.results import tell_not_finite
+from ..engine.gradients.paths import References, equal_weights, path_mean_gradient, path_scores
+from ..engine.perturb.baselines import score_difference
+from ..engine.read.edited_runs import run_variants
+from ..engine.read.edits import resolve_target
+from ..engine.read.examples import input_batches
+from ..engine.results import warn_not_finite
 from ..inputs.multi import MultiInput
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import sample_generator
 from ..validation import check_seed, check_int
 
-MOST = 1024  # references taken of a data set: its first
+MAX_REFERENCES = 1024  # references taken of a data set: its first
 
 
 @dataclass(frozen=True, eq=False)
 class ExpectedGradients:
     map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
-    error: Tensor  # (N,) |sum of the map - difference|
-    difference: Tensor  # (N,) score(x) - the mean score of the references drawn for it
+    completeness_error: Tensor  # (N,) |sum of the map - difference|
+    score_difference: Tensor  # (N,) score(x) - the mean score of the references drawn for it
 
 
 @card(
@@ -42,7 +42,7 @@ class ExpectedGradients:
     source="Erion et al. 2021, arXiv:1906.10670",
     shows="How this score is made up of the input's changes from what other inputs have there.",
     does_not_show="More than a mean of draws can: shares add up to the difference only as samples become many.",
-    example=lambda method, box, x, y: method(box, x, y, references=some(box), n_samples=4),
+    example=lambda method, box, x, y: method(box, x, y, references=example_references(box), n_samples=4),
     exempt={"one look": "it looks at many points on the way from many references"},
     axioms=("dummy",),
 )
@@ -65,33 +65,33 @@ def expected_gradients(
     """
     x, k = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
     seed = check_seed(seed)
-    objective = settled(box, target, x, batch_size)
-    others = _accepted(box, references)
-    order, alpha = _draws(len(x), len(others), k, seed)
-    path = References(x, others, order[:, torch.arange(k) % len(others)], alpha, equal(k))
-    found = mean(box, objective, path, len(x), batch_size=batch_size).map
-    high = runs(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
-    drawn = torch.bincount(torch.arange(k) % len(others)) / k  # (min(M, K),) the share of each
-    ends = References(x, others, order, torch.zeros_like(alpha), drawn)
-    low = scores(box, objective, ends, len(x), batch_size=batch_size) @ drawn.to(x)
-    gap = difference(high, low)
-    tell_not_finite(f"the gradient of {objective.name} between references and x", found)
-    return ExpectedGradients(box.restore_structure(found), (found.flatten(1).sum(1) - gap).abs(), gap)
+    objective = resolve_target(box, target, x, batch_size)
+    reference_inputs = _validate_references(box, references)
+    order, alpha = _sample_references(len(x), len(reference_inputs), k, seed)
+    path = References(x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k))
+    path_mean = path_mean_gradient(box, objective, path, len(x), batch_size=batch_size).map
+    high = run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
+    reference_weights = torch.bincount(torch.arange(k) % len(reference_inputs)) / k  # (min(M, K),) the share of each
+    endpoints = References(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
+    low = path_scores(box, objective, endpoints, len(x), batch_size=batch_size) @ reference_weights.to(x)
+    gap = score_difference(high, low)
+    warn_not_finite(f"the gradient of {objective.name} between references and x", path_mean)
+    return ExpectedGradients(box.restore_structure(path_mean), (path_mean.flatten(1).sum(1) - gap).abs(), gap)
 
 
-def some(box: Box) -> Any:
+def example_references(box: Box) -> Any:
     """A few valid inputs, for want of data."""
-    drawn = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
-    return box.restore_structure(drawn)
+    samples = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
+    return box.restore_structure(samples)
 
 
-def _accepted(box: Box, references: Any) -> Tensor:
+def _validate_references(box: Box, references: Any) -> Tensor:
     """References (M, ...). Raises InputError or DataError."""
-    plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
-    return box.validate_inputs(references if plain else next(batches(references, MOST)))
+    is_plain = isinstance(references, Tensor | Mapping) or isinstance(box.inputs, MultiInput)
+    return box.validate_inputs(references if is_plain else next(input_batches(references, MAX_REFERENCES)))
 
 
-def _draws(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
+def _sample_references(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
     """For each row: the references in an order of its own (N, M), and alphas (N, K), one from each K-th of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n):

@@ -11,17 +11,17 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.estimators import without_rounding
-from ..engine.perturb.masking import HIDDEN, Game, game, objective, scores
+from ..engine.perturb.estimators import zero_rounding_noise
+from ..engine.perturb.masking import MASKED_INPUT, Masking, make_masking, resolve_objective, masked_scores
 from ..engine.perturb.masks import leave_one_out
-from ..engine.perturb.segments import Segments, share
-from ..engine.perturb.windows import windows
+from ..engine.perturb.segments import Segments, square_side
+from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
 from ..objectives import Objective
 
-MANY = 1024  # players that are looked at one by one, whether they are rectangles
+MAX_RECTANGLES = 1024  # players that are looked at one by one, whether they are rectangles
 
 
 @card(
@@ -29,7 +29,7 @@ MANY = 1024  # players that are looked at one by one, whether they are rectangle
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
     shows="What this score loses when one part of the input is hidden and the rest stays.",
     does_not_show="What parts do together: where either of two is enough, hiding one loses nothing.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 4))),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 4))),
     exempt={"one look": "it runs the model once for each player"},
     axioms=("contribution", "dummy", "symmetry"),
 )
@@ -50,48 +50,58 @@ def feature_ablation(
     model is not computed. Raises InputError for segments or a baseline that do not fit x.
     """
     x = box.validate_inputs(x)
-    score, _ = objective(box, target, x, batch_size)
-    played = game(box, x, segments, baseline)
-    found = _by_windows(played, score, batch_size)
-    if found is None:
-        own = {a: leave_one_out(a) for a in set(played.counts)}
-        found = scores(played, [own[a] for a in played.counts], [score], batch_size)
+    score, _ = resolve_objective(box, target, x, batch_size)
+    masking = make_masking(box, x, segments, baseline)
+    row_scores = _rectangle_scores(masking, score, batch_size)
+    if row_scores is None:
+        masks = {a: leave_one_out(a) for a in set(masking.n_active)}
+        row_scores = masked_scores(masking, [masks[a] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
-    lost = [without_rounding((v[:1] - v[1:]), v, eps)[:, 0] for v in found]  # (A,) each
-    return box.restore_structure(played.players.gathered(played.placed(lost)))  # type: ignore[no-any-return]
+    score_drops = [zero_rounding_noise((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each
+    return box.restore_structure(masking.features.broadcast(masking.scatter_active(score_drops)))  # type: ignore[no-any-return]
 
 
-def _by_windows(played: Game, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
+def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
     """The score of each row as it is, and without each of its active players, (1 + A, 1), if all are rectangles.
 
     Then only what a rectangle reaches in the model is computed, as for occlusion.
     """
-    rectangles = _rectangles(played)
+    rectangles = _rectangular_segments(masking)
     if rectangles is None:
         return None
-    box, x = played.box, played.x
-    every = torch.zeros(len(x), played.players.most, dtype=box.dtype, device=x.device)
-    whole = every[:, :1]
-    for size, places in rectangles.items():
-        corners = torch.tensor(list(places.values()))
-        run = windows(box, x, score, played.base, corners, size, logits=False, itself=True, batch_size=batch_size)
-        every[:, list(places)], whole = run.score[:, :-1].to(every), run.score[:, -1:].to(every)
-    check_finite_scores(whole)
-    check_finite_scores(every, HIDDEN)
-    return [torch.cat([whole[i], every[i, on]])[:, None].cpu().double() for i, on in enumerate(played.active)]
+    box, x = masking.box, masking.x
+    ablated = torch.zeros(len(x), masking.features.max_count, dtype=box.dtype, device=x.device)
+    original = ablated[:, :1]
+    for size, corners_by_feature in rectangles.items():
+        corners = torch.tensor(list(corners_by_feature.values()))
+        run = window_scores(
+            box,
+            x,
+            score,
+            masking.baseline_values,
+            corners,
+            size,
+            return_logits=False,
+            include_original=True,
+            batch_size=batch_size,
+        )
+        ablated[:, list(corners_by_feature)], original = run.score[:, :-1].to(ablated), run.score[:, -1:].to(ablated)
+    check_finite_scores(original)
+    check_finite_scores(ablated, MASKED_INPUT)
+    return [torch.cat([original[i], ablated[i, on]])[:, None].cpu().double() for i, on in enumerate(masking.active)]
 
 
-def _rectangles(played: Game) -> dict[Size, dict[int, tuple[int, int]]] | None:
+def _rectangular_segments(masking: Masking) -> dict[Size, dict[int, tuple[int, int]]] | None:
     """{size: {player: its corner}} of the players that hide something, where images are cut alike into rectangles."""
-    of, active = played.players.of, played.active.any(0).nonzero().flatten().tolist()
-    if of.ndim != 4 or of.shape[1] != 1 or not MANY >= len(active) > 0 or not bool((of == of[:1]).all()):
+    ids, active = masking.features.ids, masking.active.any(0).nonzero().flatten().tolist()
+    if ids.ndim != 4 or ids.shape[1] != 1 or not MAX_RECTANGLES >= len(active) > 0 or not bool((ids == ids[:1]).all()):
         return None
-    found: dict[Size, dict[int, tuple[int, int]]] = {}
+    rectangles: dict[Size, dict[int, tuple[int, int]]] = {}
     for k in active:
-        rows, cols = (of[0, 0] == k).nonzero(as_tuple=True)
+        rows, cols = (ids[0, 0] == k).nonzero(as_tuple=True)
         top, left = int(rows.min()), int(cols.min())
         size = int(rows.max()) - top + 1, int(cols.max()) - left + 1
         if size[0] * size[1] != len(rows):
             return None
-        found.setdefault(size, {})[k] = (top, left)
-    return found
+        rectangles.setdefault(size, {})[k] = (top, left)
+    return rectangles

@@ -16,15 +16,15 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 
 
-def by_mean(h: Tensor, g: Tensor) -> Tensor:
+def weigh_by_mean_gradient(h: Tensor, g: Tensor) -> Tensor:
     """sum_k alpha_k A_k, where alpha_k is the mean gradient of map k."""
     return torch.einsum("nkij,nk->nij", h, g.mean((2, 3)))
 
 
-def by_higher_orders(h: Tensor, g: Tensor) -> Tensor:
+def weigh_by_higher_orders(h: Tensor, g: Tensor) -> Tensor:
     """sum_k w_k A_k, w_k = sum_ij alpha_kij relu(g_kij), alpha = g^2 / (2 g^2 + g^3 sum_ab A_kab)."""
-    below = 2 * g**2 + g**3 * h.sum((2, 3), keepdim=True)
-    alpha = torch.where(below != 0, g**2 / torch.where(below != 0, below, 1), 0)
+    denominator = 2 * g**2 + g**3 * h.sum((2, 3), keepdim=True)
+    alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1), 0)
     return torch.einsum("nkij,nk->nij", h, (alpha * g.clamp(min=0)).sum((2, 3)))
 
 
@@ -52,7 +52,7 @@ def grad_cam(
     not. Tokens of a ViT are laid on their grid, the last of them that other tokens than the class's have a say in.
     Raises LayerError where a layer has no positions, and where the last maps can't be told: name one then.
     """
-    return cam(box, x, target, layer, by_mean, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
+    return cam(box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
 
 
 @card(
@@ -79,4 +79,6 @@ def grad_cam_plus_plus(
     exp(score) that is left scales an example's whole map (and overflows): it is left out, so weights are of g itself.
     alpha is 0 where g is. Raises LayerError as `grad_cam` does.
     """
-    return cam(box, x, target, layer, by_higher_orders, name="Grad-CAM++", upsample=upsample, batch_size=batch_size)
+    return cam(
+        box, x, target, layer, weigh_by_higher_orders, name="Grad-CAM++", upsample=upsample, batch_size=batch_size
+    )

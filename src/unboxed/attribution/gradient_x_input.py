@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients.score import gradients, tell
+from ..engine.gradients.score import gradients, warn_gradients
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..model.answers import check_finite_scores
@@ -42,9 +42,9 @@ def gradient_x_input(
     UnboxedWarning says so. Draws of a "random" baseline are those of seed 0. Raises InputError.
     """
     x = box.validate_inputs(x)
-    start = baseline_of(box, x, baseline)
+    baseline_values = baseline_of(box, x, baseline)
     objective = box.objective(target, len(x))
-    found = gradients(box, objective, x, batch_size=batch_size)
-    check_finite_scores(found.score)
-    tell(objective, found.map, found.before_clamp)
-    return box.restore_structure(found.map * (x - start))
+    grads = gradients(box, objective, x, batch_size=batch_size)
+    check_finite_scores(grads.score)
+    warn_gradients(objective, grads.map, grads.before_clamp)
+    return box.restore_structure(grads.map * (x - baseline_values))

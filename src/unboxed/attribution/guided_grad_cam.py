@@ -11,11 +11,11 @@ from ..box import Box
 from ..cards import card
 from ..engine.gradients.cams import cam
 from ..engine.gradients.score import attribute
-from ..engine.read.sizes import images_only
+from ..engine.read.sizes import require_images
 from ..model import relu_rules
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from .grad_cam import by_mean
+from .grad_cam import weigh_by_mean_gradient
 
 
 @card(
@@ -39,9 +39,11 @@ def guided_grad_cam(
 
     `layer` as in `grad_cam`. Raises LayerError where it has no positions, and RuleError where a ReLU would escape.
     """
-    images_only(box, "Guided Grad-CAM")
+    require_images(box, "Guided Grad-CAM")
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     guided: Tensor = attribute(box, x, objective, rule=relu_rules.guided, batch_size=batch_size)
-    where = cam(box, x, objective, layer, by_mean, name="Grad-CAM", upsample=True, batch_size=batch_size)
-    return guided * where
+    cam_map = cam(
+        box, x, objective, layer, weigh_by_mean_gradient, name="Grad-CAM", upsample=True, batch_size=batch_size
+    )
+    return guided * cam_map

@@ -13,29 +13,29 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients.paths import RULES, midpoints
-from ..engine.gradients.quadrature import Problem, first_look, fixed, integrate
-from ..engine.perturb.baselines import Baseline, difference
+from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
+from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate_fixed, integrate
+from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.read.edited_runs import runs
-from ..engine.read.edits import settled
-from ..engine.results import tell_not_finite
+from ..engine.read.edited_runs import run_variants
+from ..engine.read.edits import resolve_target
+from ..engine.results import warn_not_finite
 from ..errors import InputError, warn
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
 
-COUPLED_STEPS = 50
+BATCH_DEPENDENT_STEPS = 50
 """By default, where examples can't be looked at one without the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class IntegratedGradients:
     map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
-    error: Tensor  # (N,) |sum of the map - difference|
-    steps: Tensor  # (N,) gradients taken
+    completeness_error: Tensor  # (N,) |sum of the map - difference|
+    n_steps: Tensor  # (N,) gradients taken
     converged: Tensor  # (N,) bool: the error is within the tolerance
-    difference: Tensor  # (N,) score(x) - score(baseline)
+    score_difference: Tensor  # (N,) score(x) - score(baseline)
 
 
 @card(
@@ -75,44 +75,48 @@ def integrated_gradients(
     """
     x = box.validate_inputs(x)
     tol, max_steps = check_float("tol", tol, above=0), check_int("max_steps", max_steps, minimum=1)
-    points = _points(n_steps, rule)
+    points = _fixed_points(n_steps, rule)
     start = baseline_of(box, x, baseline)
-    objective = settled(box, target, x, batch_size)
-    low, high = (runs(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
-    gap = difference(high, low)
-    bound = torch.maximum(tol * gap.abs(), _rounding(box) * (high.abs() + low.abs()))
-    problem = Problem(box, objective, x, start, low, high, bound, batch_size, first_look(tol))
+    objective = resolve_target(box, target, x, batch_size)
+    low, high = (run_variants(box, h, objective, logits=False, batch_size=batch_size).score[:, 0] for h in (start, x))
+    score_gap = score_difference(high, low)
+    max_error = torch.maximum(tol * score_gap.abs(), _relative_rounding_error(box) * (high.abs() + low.abs()))
+    problem = IntegrationProblem(box, objective, x, start, low, high, max_error, batch_size, initial_points(tol))
     if points is None and (box.batch_dependent or objective.batch_dependent):
-        points = midpoints(COUPLED_STEPS)
-    found = integrate(problem, max_steps) if points is None else fixed(problem, *points)
-    tell_not_finite(f"the gradient of {objective.name} between the baseline and x", found.gradient)
-    converged = found.error <= bound
-    missed = ~converged & found.error.isfinite()
-    if n_steps is None and bool(missed.any()):
-        _tell(missed, found.error, gap)
+        points = midpoints(BATCH_DEPENDENT_STEPS)
+    integral = integrate(problem, max_steps) if points is None else integrate_fixed(problem, *points)
+    warn_not_finite(f"the gradient of {objective.name} between the baseline and x", integral.mean_gradient)
+    converged = integral.completeness_error <= max_error
+    not_converged = ~converged & integral.completeness_error.isfinite()
+    if n_steps is None and bool(not_converged.any()):
+        _warn_not_converged(not_converged, integral.completeness_error, score_gap)
     return IntegratedGradients(
-        box.restore_structure(found.gradient * problem.delta), found.error, found.steps, converged, gap
+        box.restore_structure(integral.mean_gradient * problem.delta),
+        integral.completeness_error,
+        integral.n_points,
+        converged,
+        score_gap,
     )
 
 
-def _points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
+def _fixed_points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
     """Times and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:
             raise InputError("a rule is for a fixed number of steps: give n_steps, or leave the rule out")
         return None
     rule = "midpoint" if rule is None else rule
-    if not isinstance(rule, str) or rule not in RULES:
-        raise InputError(f"rule is {' or '.join(map(repr, RULES))}; got {rule!r}")
-    return RULES[rule](check_int("n_steps", n_steps, minimum=1))
+    if not isinstance(rule, str) or rule not in QUADRATURE_RULES:
+        raise InputError(f"rule is {' or '.join(map(repr, QUADRATURE_RULES))}; got {rule!r}")
+    return QUADRATURE_RULES[rule](check_int("n_steps", n_steps, minimum=1))
 
 
-def _rounding(box: Box) -> float:
+def _relative_rounding_error(box: Box) -> float:
     """How far scores may be off by rounding alone, relative to their size."""
     return 4 * torch.finfo(box.model_dtype if box.autocast is None else box.autocast).eps
 
 
-def _tell(rows: Tensor, error: Tensor, gap: Tensor) -> None:
+def _warn_not_converged(rows: Tensor, error: Tensor, gap: Tensor) -> None:
     worst = int(torch.where(rows, error, -1).argmax())
     warn(
         f"integrated gradients did not reach the tolerance for {int(rows.sum())} of {len(rows)} inputs: the shares are "

@@ -14,11 +14,18 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.perturb.baselines import Baseline, difference
+from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
-from ..engine.perturb.masking import A_PLAYER, beside, few, game, objective, scores
-from ..engine.perturb.masks import Draws, every_subset, shapley_pairs
-from ..engine.perturb.segments import Segments, share
+from ..engine.perturb.masking import (
+    MIN_SAMPLES_PER_FEATURE,
+    restore_segments,
+    warn_few_samples,
+    make_masking,
+    resolve_objective,
+    masked_scores,
+)
+from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
+from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
@@ -29,10 +36,10 @@ from ..validation import check_seed, check_int
 class KernelShap:
     map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
     values: Tensor  # (N, F) of the players; zero beyond a row's own
-    error: Tensor  # (N, F) standard errors of the values, by the draw of subsets; zero where all were run
+    standard_error: Tensor  # (N, F) standard errors of the values, by the draw of subsets; zero where all were run
     segments: Any  # (N, H, W) or as x came: the player of each number
     score: Tensor  # (N,) of x
-    base: Tensor  # (N,) of the baseline: values sum to score - base
+    baseline_score: Tensor  # (N,) of the baseline: values sum to score - base
 
 
 @card(
@@ -40,7 +47,7 @@ class KernelShap:
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
     shows="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
     does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the model once for each subset drawn",
         "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
@@ -71,36 +78,40 @@ def kernel_shap(
     """
     n, seed = check_int("n_samples", n_samples, minimum=2), check_seed(seed)
     x = box.validate_inputs(x)
-    score, _ = objective(box, target, x, batch_size)
-    played = game(box, x, segments, baseline, most=max(1, n // A_PLAYER), seed=seed)
-    if n < min(2 * played.players.most + 2, 2**played.players.most):
-        least = 2 * played.players.most + 2
-        said = f"{played.players.most} players take n_samples of {least} or more; got {n_samples}"
-        raise InputError(f"{said}: take more, or larger segments")
-    few(played, n)
-    own = {a: _subsets(a, n, seed) for a in set(played.counts)}
-    found = scores(played, [own[a][0] for a in played.counts], [score], batch_size)
+    score, _ = resolve_objective(box, target, x, batch_size)
+    masking = make_masking(box, x, segments, baseline, max_features=max(1, n // MIN_SAMPLES_PER_FEATURE), seed=seed)
+    if n < min(2 * masking.features.max_count + 2, 2**masking.features.max_count):
+        min_samples = 2 * masking.features.max_count + 2
+        message = f"{masking.features.max_count} players take n_samples of {min_samples} or more; got {n_samples}"
+        raise InputError(f"{message}: take more, or larger segments")
+    warn_few_samples(masking, n)
+    subsets = {a: _subsets(a, n, seed) for a in set(masking.n_active)}
+    row_scores = masked_scores(masking, [subsets[a][0] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
-    each = [_values(own[a][1], v[:, 0], eps) for a, v in zip(played.counts, found, strict=True)]
-    values, error = (played.placed(h) for h in zip(*each, strict=True))
-    ends = torch.stack([v[-2:, 0] if own[a][1] else v[[-1, 0], 0] for a, v in zip(played.counts, found, strict=True)])
+    row_values = [
+        _shapley_values(subsets[a][1], v[:, 0], eps) for a, v in zip(masking.n_active, row_scores, strict=True)
+    ]
+    values, error = (masking.scatter_active(h) for h in zip(*row_values, strict=True))
+    ends = torch.stack(
+        [v[-2:, 0] if subsets[a][1] else v[[-1, 0], 0] for a, v in zip(masking.n_active, row_scores, strict=True)]
+    )
     ends = ends.to(box.dtype).to(box.device)
-    difference(ends[:, 0], ends[:, 1])
-    shares = box.restore_structure(played.players.shared(values))
-    return KernelShap(shares, values, error, beside(box, played.players.of), ends[:, 0], ends[:, 1])
+    score_difference(ends[:, 0], ends[:, 1])
+    shares = box.restore_structure(masking.features.distribute(values))
+    return KernelShap(shares, values, error, restore_segments(box, masking.features.ids), ends[:, 0], ends[:, 1])
 
 
-def _subsets(a: int, n: int, seed: int) -> tuple[Tensor, Draws | None]:
+def _subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
     """The masks to run: all of them; or some, and after them all players and none."""
-    if 2**a <= n:
-        return every_subset(a), None
-    drawn = shapley_pairs(a, n - 2, seed)
-    ends = torch.tensor([[True], [False]]).expand(2, a)
-    return torch.cat([drawn.masks, ends]), drawn
+    if 2**n_features <= n_samples:
+        return all_subsets(n_features), None
+    sampled = shapley_mask_pairs(n_features, n_samples - 2, seed)
+    ends = torch.tensor([[True], [False]]).expand(2, n_features)
+    return torch.cat([sampled.masks, ends]), sampled
 
 
-def _values(drawn: Draws | None, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    if drawn is None:
+def _shapley_values(sampled: SampledMasks | None, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if sampled is None:
         values = exact_shapley(v, eps)
         return values, torch.zeros_like(values)
-    return kernel_shapley(drawn, v[:-2][drawn.at], none=float(v[-1]), whole=float(v[-2]))
+    return kernel_shapley(sampled, v[:-2][sampled.mask_index], empty_score=float(v[-1]), full_score=float(v[-2]))

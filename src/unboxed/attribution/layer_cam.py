@@ -15,7 +15,7 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 
 
-def by_position(h: Tensor, g: Tensor) -> Tensor:
+def weigh_by_position(h: Tensor, g: Tensor) -> Tensor:
     """sum_k relu(g_kij) A_kij."""
     return (g.clamp(min=0) * h).sum(1)
 
@@ -41,4 +41,4 @@ def layer_cam(
 
     `layer` as in `grad_cam`. Raises LayerError where a layer has no positions.
     """
-    return cam(box, x, target, layer, by_position, name="LayerCAM", upsample=upsample, batch_size=batch_size)
+    return cam(box, x, target, layer, weigh_by_position, name="LayerCAM", upsample=upsample, batch_size=batch_size)

@@ -16,25 +16,34 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import LEAST, Surrogate
-from ..engine.perturb.estimators import ALPHA, Design, Local, Regression, local_model
-from ..engine.perturb.masking import A_PLAYER, Game, beside, few, game, objective, probability, scores
-from ..engine.perturb.masks import Draws, coin_flips
-from ..engine.perturb.segments import Segments, share
+from ..engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
+from ..engine.perturb.estimators import DEFAULT_ALPHA, RegressionDesign, LocalModel, Regression, fit_local_model
+from ..engine.perturb.masking import (
+    MIN_SAMPLES_PER_FEATURE,
+    Masking,
+    restore_segments,
+    warn_few_samples,
+    make_masking,
+    resolve_objective,
+    class_probability,
+    masked_scores,
+)
+from ..engine.perturb.masks import SampledMasks, bernoulli_masks
+from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, mean_over_positions
 from ..rng import derive_seed
 from ..validation import check_seed, check_float, check_int
 
-PLENTY = 4096  # masks that are scored by the surrogate alone
+N_REFERENCE_MASKS = 4096  # masks that are scored by the surrogate alone
 
 
 @dataclass(frozen=True, eq=False)
 class Lime:
     map: Any  # (N, 1 or C, H, W), or as x came: each number bears the weight of its segment
     weights: Tensor  # (N, F) of the segments; zero beyond a row's own
-    error: Tensor  # (N, F) standard errors of the weights, by the draw of masks; zero where all masks were run
+    standard_error: Tensor  # (N, F) standard errors of the weights, by the draw of masks; zero where all masks were run
     r2: Tensor  # (N,) how much of the score's weighted variance the linear model explains
     intercept: Tensor  # (N,)
     prediction: Tensor  # (N,) the linear model's score of x
@@ -50,7 +59,7 @@ class LimeTop:
 
 
 @dataclass(frozen=True)
-class Settings:
+class LimeSettings:
     """Of the regression, checked."""
 
     n_samples: int
@@ -61,13 +70,13 @@ class Settings:
     seed: int
 
     @classmethod
-    def of(
+    def validated(
         cls, n_samples: int, kernel_width: float, regression: Regression, alpha: float | None,
         n_features: int | None, seed: int,
-    ) -> Settings:  # fmt: skip
-        if regression not in ALPHA:
-            raise InputError(f"regression is {', '.join(map(repr, ALPHA))}; got {regression!r}")
-        alpha = ALPHA[regression] if alpha is None else check_float("alpha", alpha)
+    ) -> LimeSettings:  # fmt: skip
+        if regression not in DEFAULT_ALPHA:
+            raise InputError(f"regression is {', '.join(map(repr, DEFAULT_ALPHA))}; got {regression!r}")
+        alpha = DEFAULT_ALPHA[regression] if alpha is None else check_float("alpha", alpha)
         if alpha < 0:
             raise InputError(f"alpha must be 0 or more; got {alpha}")
         features = None if n_features is None else check_int("n_features", n_features, minimum=1)
@@ -75,19 +84,19 @@ class Settings:
         return cls(check_int("n_samples", n_samples, minimum=2), width, regression, alpha, features, seed)
 
     @property
-    def most(self) -> int:
+    def max_segments(self) -> int:
         """Segments by default."""
-        return max(1, self.n_samples // A_PLAYER)
+        return max(1, self.n_samples // MIN_SAMPLES_PER_FEATURE)
 
-    def draws(self, played: Game) -> list[Draws]:
+    def sample_masks(self, masking: Masking) -> list[SampledMasks]:
         """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
-        least = played.players.most + 2
-        if self.n_samples < least:
-            said = f"{least - 2} segments take n_samples of {least} or more; got {self.n_samples}"
-            raise InputError(f"{said}: take more, or larger segments")
-        few(played, self.n_samples)
-        own = {a: coin_flips(a, self.n_samples, self.seed) for a in set(played.counts)}
-        return [own[a] for a in played.counts]
+        min_samples = masking.features.max_count + 2
+        if self.n_samples < min_samples:
+            message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {self.n_samples}"
+            raise InputError(f"{message}: take more, or larger segments")
+        warn_few_samples(masking, self.n_samples)
+        masks = {a: bernoulli_masks(a, self.n_samples, self.seed) for a in set(masking.n_active)}
+        return [masks[a] for a in masking.n_active]
 
 
 @card(
@@ -95,7 +104,7 @@ class Settings:
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
     shows="Which parts of the input speak for this answer and which against it, with the error of each weight.",
     does_not_show="More than a linear model can: where R² is low, parts work together and the weights say little.",
-    example=lambda method, box, x, y: method(box, x, y, segments=("squares", share(box, 3)), n_samples=48),
+    example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
         "one look": "it runs the model once for each mask drawn",
         "draws of rows": "masks are drawn once for all rows with as many segments, so that rows can be compared",
@@ -138,12 +147,21 @@ def lime(
     UnboxedWarning tells of fewer than 4 samples for each segment that hides something. Raises InputError where
     n_samples is below the number of segments + 2.
     """
-    settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
+    settings = LimeSettings.validated(n_samples, kernel_width, regression, alpha, n_features, seed)
     x = box.validate_inputs(x)
-    score, classes = objective(box, target, x, batch_size, on)
-    odds = classes is not None and on != "score"
-    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
-    return _explained(played, [score], [classes], settings, odds, batch_size)[0]
+    score, classes = resolve_objective(box, target, x, batch_size, on)
+    use_log_odds = classes is not None and on != "score"
+    masking = make_masking(
+        box,
+        x,
+        segments,
+        baseline,
+        default="quickshift",
+        max_features=settings.max_segments,
+        seed=settings.seed,
+        allow_segment_mean=True,
+    )
+    return _explain(masking, [score], [classes], settings, use_log_odds, batch_size)[0]
 
 
 def lime_top(
@@ -162,15 +180,24 @@ def lime_top(
     batch_size: BatchSize = "auto",
 ) -> LimeTop:
     """The probabilities of each input's likeliest classes, explained in one set of runs. Settings as in `lime`."""
-    settings = Settings.of(n_samples, kernel_width, regression, alpha, n_features, seed)
+    settings = LimeSettings.validated(n_samples, kernel_width, regression, alpha, n_features, seed)
     if check_int("top", top, minimum=1) > box.n_outputs:
         raise InputError(f"the model has {box.n_outputs} classes; got top={top}")
     x = box.validate_inputs(x)
     p = box.probs(x, batch_size=batch_size)
     classes = mean_over_positions(p).topk(top, 1).indices  # (N, T)
-    played = game(box, x, segments, baseline, default="quickshift", most=settings.most, seed=settings.seed, means=True)
-    each = [probability(box, own) for own in classes.T]
-    return LimeTop(classes, tuple(_explained(played, each, list(classes.T), settings, True, batch_size)))
+    masking = make_masking(
+        box,
+        x,
+        segments,
+        baseline,
+        default="quickshift",
+        max_features=settings.max_segments,
+        seed=settings.seed,
+        allow_segment_mean=True,
+    )
+    objectives = [class_probability(box, labels) for labels in classes.T]
+    return LimeTop(classes, tuple(_explain(masking, objectives, list(classes.T), settings, True, batch_size)))
 
 
 def positive(result: Lime, n: int = 5) -> Tensor:
@@ -185,48 +212,57 @@ def positive(result: Lime, n: int = 5) -> Tensor:
     return chosen.gather(1, result.segments.flatten(1)).view(result.segments.shape)
 
 
-def _explained(
-    played: Game,
-    each: Sequence[Objective],
+def _explain(
+    masking: Masking,
+    objectives: Sequence[Objective],
     classes: Sequence[Tensor | None],
-    settings: Settings,
-    odds: bool,
+    settings: LimeSettings,
+    use_log_odds: bool,
     batch_size: BatchSize,
 ) -> list[Lime]:
-    draws = settings.draws(played)
-    found = scores(played, [d.masks for d in draws], each, batch_size)  # N of (U, T)
-    known = {id(d): _learner(d, settings) for d in draws}
-    counts = zip(draws, played.players.count, strict=True)
-    designs = [Design.of(d, f, settings.kernel_width, known[id(d)]) for d, f in counts]
+    sampled = settings.sample_masks(masking)
+    row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, batch_size)  # N of (U, T)
+    surrogates = {id(d): _make_surrogate(d, settings) for d in sampled}
+    masks_and_counts = zip(sampled, masking.features.counts, strict=True)
+    designs = [RegressionDesign.from_masks(d, f, settings.kernel_width, surrogates[id(d)]) for d, f in masks_and_counts]
     fit = partial(
-        local_model, regression=settings.regression, alpha=settings.alpha, most=settings.n_features, odds=odds
+        fit_local_model,
+        regression=settings.regression,
+        alpha=settings.alpha,
+        max_features=settings.n_features,
+        use_log_odds=use_log_odds,
     )
     limes = []
-    for t, own in enumerate(classes):
-        ys = [v[:, t][d.at] for v, d in zip(found, draws, strict=True)]
-        limes.append(_lime(played, [fit(d, y) for d, y in zip(designs, ys, strict=True)], ys, own))
+    for t, class_labels in enumerate(classes):
+        ys = [v[:, t][d.mask_index] for v, d in zip(row_scores, sampled, strict=True)]
+        limes.append(_lime_result(masking, [fit(d, y) for d, y in zip(designs, ys, strict=True)], ys, class_labels))
     return limes
 
 
-def _learner(draws: Draws, settings: Settings) -> tuple[Surrogate, Draws] | None:
+def _make_surrogate(sampled: SampledMasks, settings: LimeSettings) -> tuple[Surrogate, SampledMasks] | None:
     """What learns the score of masks, and masks to be scored by it alone; None where all masks are run, or too few."""
-    if bool((draws.cluster < 0).all()) or len(draws.at) < LEAST:
+    if bool((sampled.cluster < 0).all()) or len(sampled.mask_index) < MIN_TRAINING_MASKS:
         return None
-    many = min(PLENTY, 16 * len(draws.at))
-    return Surrogate(draws.z[1:]), coin_flips(
-        draws.masks.shape[1], many, derive_seed("surrogate", settings.seed), once=False
+    n_masks = min(N_REFERENCE_MASKS, 16 * len(sampled.mask_index))
+    return Surrogate(sampled.z[1:]), bernoulli_masks(
+        sampled.masks.shape[1], n_masks, derive_seed("surrogate", settings.seed), deduplicate=False
     )
 
 
-def _lime(played: Game, fits: list[Local], ys: list[Tensor], classes: Tensor | None) -> Lime:
-    box, players = played.box, played.players
-    weights, error = played.placed([f.weights for f in fits]), played.placed([f.error for f in fits])
-    exists = torch.arange(players.most, device=box.device) < torch.tensor(players.count, device=box.device)[:, None]
-    idle = torch.tensor([f.idle for f in fits]).to(weights)[:, None]
-    weights = torch.where(exists & ~played.active, idle, weights)
-    numbers = torch.tensor(
+def _lime_result(masking: Masking, fits: list[LocalModel], ys: list[Tensor], classes: Tensor | None) -> Lime:
+    box, features = masking.box, masking.features
+    weights, error = (
+        masking.scatter_active([f.weights for f in fits]),
+        masking.scatter_active([f.standard_error for f in fits]),
+    )
+    exists = (
+        torch.arange(features.max_count, device=box.device) < torch.tensor(features.counts, device=box.device)[:, None]
+    )
+    unchanged = torch.tensor([f.unchanged_weight for f in fits]).to(weights)[:, None]
+    weights = torch.where(exists & ~masking.active, unchanged, weights)
+    statistics = torch.tensor(
         [[f.r2, f.intercept, float(y[0])] for f, y in zip(fits, ys, strict=True)], dtype=torch.float64
     )
-    r2, intercept, score = numbers.to(box.dtype).to(box.device).T
-    shown = box.restore_structure(players.gathered(weights)), beside(box, players.of)
-    return Lime(shown[0], weights, error, r2, intercept, intercept + weights.sum(1), score, classes, shown[1])
+    r2, intercept, score = statistics.to(box.dtype).to(box.device).T
+    restored = box.restore_structure(features.broadcast(weights)), restore_segments(box, features.ids)
+    return Lime(restored[0], weights, error, r2, intercept, intercept + weights.sum(1), score, classes, restored[1])

@@ -17,23 +17,27 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.results import tell_not_finite, tell_rows
+from ..engine.results import warn_not_finite, warn_rows
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.single import Inputs, Pixels
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
-from ..model.lrp import Propagation, Recipe, all_ruled, constant, linear_rules, note
+from ..model.lrp import LRPMode, LayerRules, check_all_ruled, frozen_parameters, linear_rules, annotate
 from ..objectives import Objective
 from ..validation import check_float
 
-RECIPES: Mapping[str, Callable[[float, float], Recipe]] = {
-    "composite": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.gamma(g, e), linear_rules.z_box(e)),
-    "composite-plus": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.z_plus(e), linear_rules.flat()),
-    "epsilon": lambda e, g: Recipe(linear_rules.epsilon(e), linear_rules.epsilon(e)),
-    "gamma": lambda e, g: Recipe(linear_rules.gamma(g, e), linear_rules.gamma(g, e)),
-    "z-plus": lambda e, g: Recipe(linear_rules.z_plus(e), linear_rules.z_plus(e)),
-    "alpha-beta": lambda e, g: Recipe(linear_rules.alpha_beta(2, e), linear_rules.alpha_beta(2, e)),
+LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
+    "composite": lambda e, g: LayerRules(
+        linear_rules.epsilon_rule(e), linear_rules.gamma_rule(g, e), linear_rules.z_box_rule(e)
+    ),
+    "composite-plus": lambda e, g: LayerRules(
+        linear_rules.epsilon_rule(e), linear_rules.z_plus_rule(e), linear_rules.flat_rule()
+    ),
+    "epsilon": lambda e, g: LayerRules(linear_rules.epsilon_rule(e), linear_rules.epsilon_rule(e)),
+    "gamma": lambda e, g: LayerRules(linear_rules.gamma_rule(g, e), linear_rules.gamma_rule(g, e)),
+    "z-plus": lambda e, g: LayerRules(linear_rules.z_plus_rule(e), linear_rules.z_plus_rule(e)),
+    "alpha-beta": lambda e, g: LayerRules(linear_rules.alpha_beta_rule(2, e), linear_rules.alpha_beta_rule(2, e)),
 }
 
 
@@ -73,59 +77,61 @@ def lrp(
 
     Raises RuleError at an op that no rule is for, or that is hidden from view (scripted code).
     """
-    recipe = _recipe(rule, epsilon, gamma)
+    layer_rules = _layer_rules(rule, epsilon, gamma)
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
 
-    def part(rows: slice) -> tuple[Tensor, Tensor]:
-        return _relevance(box, objective.rows(rows), x[rows], recipe)
+    def run_batch(rows: slice) -> tuple[Tensor, Tensor]:
+        return _relevance(box, objective.rows(rows), x[rows], layer_rules)
 
-    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
-    found, score = (torch.cat(h) for h in zip(*parts, strict=True))
+    parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    relevance, score = (torch.cat(h) for h in zip(*parts, strict=True))
     check_finite_scores(score)
-    tell_not_finite(f"the relevance of {objective.name}", found)
-    tell_rows(f"the relevance of {objective.name} is exactly zero for", (found == 0).flatten(1).all(1))
-    return box.restore_structure(found)
+    warn_not_finite(f"the relevance of {objective.name}", relevance)
+    warn_rows(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
+    return box.restore_structure(relevance)
 
 
-def _recipe(rule: str, epsilon: float, gamma: float) -> Recipe:
-    if not isinstance(rule, str) or rule not in RECIPES:
-        raise InputError(f"rule is one of {', '.join(map(repr, RECIPES))}; got {rule!r}")
-    return RECIPES[rule](check_float("epsilon", epsilon, minimum=0), check_float("gamma", gamma, minimum=0))
+def _layer_rules(rule: str, epsilon: float, gamma: float) -> LayerRules:
+    if not isinstance(rule, str) or rule not in LAYER_RULES:
+        raise InputError(f"rule is one of {', '.join(map(repr, LAYER_RULES))}; got {rule!r}")
+    return LAYER_RULES[rule](check_float("epsilon", epsilon, minimum=0), check_float("gamma", gamma, minimum=0))
 
 
-def _relevance(box: Box, objective: Objective, x: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules) -> tuple[Tensor, Tensor]:
     """Relevance (n, ...) of one batch, (x - x0) c, with x0 what the normalization makes zero; and the score (n,)."""
-    with box.isolated(), constant(box.model):
-        x, *ends = leaves = _leaves(box.inputs, x, recipe)
-        note(x, bounds=tuple(ends) or None)
-        with Propagation(recipe):
+    with box.isolated(), frozen_parameters(box.model):
+        x, *bounds = leaves = _leaves(box.inputs, x, layer_rules)
+        annotate(x, bounds=tuple(bounds) or None)
+        with LRPMode(layer_rules):
             acts = box.forward(x, objective.layers | {"input"})
         for a in objective.layers:
-            all_ruled(acts[a])
+            check_all_ruled(acts[a])
         score = objective(acts)
         if not score.requires_grad:
             raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
-        found = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
-        if all(c is None for c in found):
+        grads = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
+        if all(c is None for c in grads):
             raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
-        zero = box.inputs.decode(torch.zeros_like(x))
+        reference = box.inputs.decode(torch.zeros_like(x))
         shares = [
-            torch.where(at.isnan(), 0, (at - zero) * c) for at, c in zip(leaves, found, strict=True) if c is not None
+            torch.where(at.isnan(), 0, (at - reference) * c)
+            for at, c in zip(leaves, grads, strict=True)
+            if c is not None
         ]
         return torch.stack(shares).sum(0).detach().to(box.dtype), score.detach()
 
 
-def _leaves(inputs: Inputs, x: Tensor, recipe: Recipe) -> list[Tensor]:
+def _leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
     """x, and the least and the most that it can be where the recipe asks for them."""
-    ends = (_end(inputs, x, 0.0), _end(inputs, x, 1.0)) if recipe.pixels else ()
-    return [h.detach().clone().requires_grad_() for h in (x, *ends)]
+    bounds = (_input_bound(inputs, x, 0.0), _input_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
+    return [h.detach().clone().requires_grad_() for h in (x, *bounds)]
 
 
-def _end(inputs: Inputs, x: Tensor, value: float) -> Tensor:
+def _input_bound(inputs: Inputs, x: Tensor, value: float) -> Tensor:
     """An end of the range of x: a pixel's is known, a column's is none (NaN)."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        ends = zip(parts, inputs.split(x), strict=True)
-        return torch.cat([_end(part, v, value).flatten(1) for part, v in ends], 1)
+        parts_and_values = zip(parts, inputs.split(x), strict=True)
+        return torch.cat([_input_bound(part, v, value).flatten(1) for part, v in parts_and_values], 1)
     return torch.full_like(x, value if isinstance(inputs, Pixels) else torch.nan)

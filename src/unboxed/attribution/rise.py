@@ -15,9 +15,9 @@ from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import HIDDEN, objective, scored, splits
-from ..engine.perturb.masks import grids
-from ..engine.read.sizes import images_only
+from ..engine.perturb.masking import MASKED_INPUT, resolve_objective, score_points, forward_batch_plan
+from ..engine.perturb.masks import rise_masks
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
@@ -61,7 +61,7 @@ def rise(
     and by default where target means a class; "score" takes what target means by itself.
     Raises InputError for inputs that are no images, or more cells than pixels.
     """
-    inputs = images_only(box, "RISE")
+    inputs = require_images(box, "RISE")
     n, cells = check_int("n_samples", n_samples, minimum=1), check_int("cells", cells, minimum=1)
     keep, seed = check_float("keep", keep, 0, 1), check_seed(seed)
     if normalize not in ("expectation", "coverage", "difference"):
@@ -70,49 +70,55 @@ def rise(
     if cells > min(size):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")
     x = box.validate_inputs(x)
-    score, _ = objective(box, target, x, batch_size, on)
-    base = baseline_of(box, x, baseline, seed=seed)
-    seen = _Seen(box, x, base, score, lambda ks: grids(ks, size, cells, keep, seed, x))
-    seen.run(n, batch_size)
-    check_finite_scores(seen.scores, HIDDEN)
-    return seen.normalized(n, keep, normalize).to(box.dtype).to(box.device)
+    score, _ = resolve_objective(box, target, x, batch_size, on)
+    baseline_values = baseline_of(box, x, baseline, seed=seed)
+    sums = _RiseSums(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
+    sums.run(n, batch_size)
+    check_finite_scores(sums.score_sums, MASKED_INPUT)
+    return sums.normalized_map(n, keep, normalize).to(box.dtype).to(box.device)
 
 
-class _Seen:
+class _RiseSums:
     """Sums over masks so far: they are drawn batch by batch, and none is kept."""
 
-    def __init__(self, box: Box, x: Tensor, base: Tensor, score: Objective, masks: Callable[[range], Tensor]) -> None:
-        self.box, self.x, self.base, self.score, self.masks = box, x, base, score, masks
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        self.weighted = torch.zeros(len(x), x[0, 0].numel(), dtype=wide, device=x.device)  # sums of score * M
-        self.cover = self.weighted.new_zeros(x[0, 0].numel())  # of M
-        self.scores = self.weighted.new_zeros(len(x))
+    def __init__(
+        self, box: Box, x: Tensor, baseline_values: Tensor, score: Objective, masks: Callable[[range], Tensor]
+    ) -> None:
+        self.box, self.x, self.baseline_values, self.score, self.masks = box, x, baseline_values, score, masks
+        sum_dtype = torch.float32 if x.device.type == "mps" else torch.float64
+        self.weighted_masks = torch.zeros(
+            len(x), x[0, 0].numel(), dtype=sum_dtype, device=x.device
+        )  # sums of score * M
+        self.coverage = self.weighted_masks.new_zeros(x[0, 0].numel())  # of M
+        self.score_sums = self.weighted_masks.new_zeros(len(x))
 
     def run(self, n: int, batch_size: BatchSize) -> None:
         rows = len(self.x)
         if self.box.batch_dependent or self.score.batch_dependent:  # then a batch is all rows under one mask
-            in_batches(lambda k: self._part(slice(k.start * rows, k.stop * rows)), n, 1, 1)
+            in_batches(lambda k: self._add_batch(slice(k.start * rows, k.stop * rows)), n, 1, 1)
         else:
-            in_batches(self._part, n * rows, *splits(self.box, n * rows, batch_size))
+            in_batches(self._add_batch, n * rows, *forward_batch_plan(self.box, n * rows, batch_size))
 
-    def _part(self, pairs: slice) -> None:
+    def _add_batch(self, pairs: slice) -> None:
         """Pairs of mask and row, the rows of one mask side by side."""
         rows = len(self.x)
         first, last = pairs.start // rows, -(-pairs.stop // rows)
         masks = self.masks(range(first, last))  # (K, 1, H, W)
         at = torch.arange(pairs.start, pairs.stop, device=self.x.device)
         k, row = at // rows - first, at % rows
-        x, base = self.x[row], self.base[row]
-        found = scored(self.box, base + masks[k] * (x - base), [self.score], row)[:, 0].to(self.weighted)
-        table = self.weighted.new_zeros(len(masks), rows).index_put((k, row), found)
-        flat = masks.flatten(1).to(self.weighted)  # (K, H W)
-        self.weighted += table.T @ flat
-        self.scores += table.sum(0)
-        self.cover += flat[-(-pairs.start // rows) - first :].sum(0)  # a mask counts where its first row is
+        x, baseline_values = self.x[row], self.baseline_values[row]
+        pair_scores = score_points(self.box, baseline_values + masks[k] * (x - baseline_values), [self.score], row)[
+            :, 0
+        ].to(self.weighted_masks)
+        table = self.weighted_masks.new_zeros(len(masks), rows).index_put((k, row), pair_scores)
+        flat = masks.flatten(1).to(self.weighted_masks)  # (K, H W)
+        self.weighted_masks += table.T @ flat
+        self.score_sums += table.sum(0)
+        self.coverage += flat[-(-pairs.start // rows) - first :].sum(0)  # a mask counts where its first row is
 
-    def normalized(self, n: int, keep: float, how: Normalize) -> Tensor:
+    def normalized_map(self, n: int, keep_probability: float, normalize: Normalize) -> Tensor:
         shape = (len(self.x), 1, *self.x.shape[2:])
-        if how == "expectation":
-            return (self.weighted / (n * keep)).view(shape)
-        kept = self.weighted / self.cover.clamp(min=1e-12)
-        return (kept if how == "coverage" else kept - self.scores[:, None] / n).view(shape)
+        if normalize == "expectation":
+            return (self.weighted_masks / (n * keep_probability)).view(shape)
+        coverage_map = self.weighted_masks / self.coverage.clamp(min=1e-12)
+        return (coverage_map if normalize == "coverage" else coverage_map - self.score_sums[:, None] / n).view(shape)

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.position_grids import Grid, grids, image_size, token_grid, upsampled
-from ..engine.read.sizes import images_only
-from ..engine.results import tell_not_finite
+from ..engine.read.position_grids import PositionGrid, layers_with_grids, image_size, token_grid, upsample_bilinear
+from ..engine.read.sizes import require_images
+from ..engine.results import warn_not_finite
 from ..errors import InputError, LayerError
 from ..model.attention import capture_attention
 from ..model.batching import BatchSize, in_batches
 
 Heads = Literal["mean", "max", "min"]
-FUSED: dict[str, Callable[[Tensor], Tensor]] = {
+HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda a: a.mean(1),
     "max": lambda a: a.amax(1),
     "min": lambda a: a.amin(1),
@@ -33,7 +33,7 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 class Rollout:
     map: Tensor  # (N, 1, H, W), or (N, 1, h, w) of the patches; >= 0
     attention: Tensor  # (N, T, T): of each last token to each first one; rows sum to one
-    layers: int  # of attention, that were multiplied
+    n_layers: int  # of attention, that were multiplied
 
 
 @card(
@@ -53,29 +53,31 @@ def rollout(
     enlarged to the image (bilinear). Raises LayerError for a model without attention of all tokens to all, or whose
     tokens lie on no grid that can be told.
     """
-    if heads not in FUSED:
-        raise InputError(f"heads is {', '.join(map(repr, FUSED))}; got {heads!r}")
+    if heads not in HEAD_FUSIONS:
+        raise InputError(f"heads is {', '.join(map(repr, HEAD_FUSIONS))}; got {heads!r}")
     if not isinstance(upsample, bool):
         raise InputError(f"upsample is True or False; got {upsample!r}")
-    images_only(box, "attention rollout")
+    require_images(box, "attention rollout")
     x = box.validate_inputs(x)
-    parts = in_batches(lambda rows: _rolled(box, x[rows], FUSED[heads]), len(x), *box.batch_plan(len(x), batch_size))
+    parts = in_batches(
+        lambda rows: _rollout_of_batch(box, x[rows], HEAD_FUSIONS[heads]), len(x), *box.batch_plan(len(x), batch_size)
+    )
     attention = torch.cat([a for a, _ in parts])
-    grid = _grid(box, attention.shape[-1])
-    row = attention[:, 0] if grid.extra else attention.mean(1)  # (N, T)
-    maps = row[:, grid.extra :].reshape(-1, 1, *grid.size)
-    tell_not_finite("attention rollout", maps)
-    return Rollout(upsampled(maps, image_size(box)) if upsample else maps, attention, parts[0][1])
+    grid = _token_grid(box, attention.shape[-1])
+    patch_attention = attention[:, 0] if grid.n_extra_tokens else attention.mean(1)  # (N, T)
+    maps = patch_attention[:, grid.n_extra_tokens :].reshape(-1, 1, *grid.size)
+    warn_not_finite("attention rollout", maps)
+    return Rollout(upsample_bilinear(maps, image_size(box)) if upsample else maps, attention, parts[0][1])
 
 
-def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
     """The rollout (n, T, T), and of how many layers; one matrix is held at a time."""
     total: list[Tensor] = []
     count = 0
 
-    def meet(weights: Tensor) -> None:  # (n, heads, T, T)
+    def on_attention(weights: Tensor) -> None:  # (n, heads, T, T)
         nonlocal count
-        a = fuse(weights.to(box.dtype))
+        a = fuse_heads(weights.to(box.dtype))
         a = 0.5 * a / a.sum(-1, keepdim=True) + 0.5 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         if total and total[0].shape != a.shape:
             sizes = f"{total[0].shape[-1]} and {a.shape[-1]}"
@@ -84,18 +86,18 @@ def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tens
         count += 1
 
     size = max(len(x), box._min_rows)
-    with box.isolated(grad=False), capture_attention(size, meet):
+    with box.isolated(grad=False), capture_attention(size, on_attention):
         box.forward(x, {"output"})
     if not total:
         raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")
     return total[0][: len(x)], count
 
 
-def _grid(box: Box, tokens: int) -> Grid:
-    maps: list[Any] = [grid.size for _, grid in grids(box) if not grid.tokens]
-    grid = token_grid(box, tokens, maps[-1] if maps else None) or (token_grid(box, tokens) if maps else None)
+def _token_grid(box: Box, n_tokens: int) -> PositionGrid:
+    maps: list[Any] = [grid.size for _, grid in layers_with_grids(box) if not grid.is_tokens]
+    grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
     if grid is None:
         raise LayerError(
-            f"the model attends among {tokens} tokens, which lie on no grid over the image that can be told"
+            f"the model attends among {n_tokens} tokens, which lie on no grid over the image that can be told"
         )
     return grid

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import InputError, warn
 from ..validation import check_seed, check_float, check_int
 
-SIDES = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
-SMOOTH = 50.0  # Rother et al.'s weight of a border, in nats
-UNITS = 1000  # of a capacity in one nat: the cut works on whole numbers
+NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
+BORDER_WEIGHT = 50.0  # Rother et al.'s weight of a border, in nats
+CAPACITY_PER_NAT = 1000  # of a capacity in one nat: the cut works on whole numbers
 Array = NDArray[np.float64]
 
 
@@ -47,26 +47,26 @@ def segmentation(
         check_int("rounds", rounds, minimum=1),
         check_seed(seed),
     )
-    _check(maps, x)
+    _check_maps(maps, x)
     if background >= foreground:
         raise InputError(f"background is a quantile below foreground; got {background:g} and {foreground:g}")
     strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
     colors = x.detach().double().cpu().movedim(1, -1)  # (N, H, W, C)
     masks = [
-        _of_one(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
+        _segment_image(s.numpy(), c.numpy(), foreground, background, components, rounds, seed)
         for s, c in zip(strength, colors, strict=True)
     ]
     empty = [i for i, m in enumerate(masks) if m is None]
     if empty:
-        said = (
+        message = (
             f"{len(empty)} of {len(masks)} maps are the same everywhere: they point at nothing; their masks are empty"
         )
-        warn(said)
-    found = [np.zeros(strength.shape[1:], bool) if m is None else m for m in masks]
-    return torch.from_numpy(np.stack(found)).to(maps.device)
+        warn(message)
+    filled = [np.zeros(strength.shape[1:], bool) if m is None else m for m in masks]
+    return torch.from_numpy(np.stack(filled)).to(maps.device)
 
 
-def _check(maps: object, x: object) -> None:
+def _check_maps(maps: object, x: object) -> None:
     """Raise InputError unless these are maps and images of one size."""
     for what, value in (("maps", maps), ("images", x)):
         if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape or not value.is_floating_point():
@@ -78,36 +78,38 @@ def _check(maps: object, x: object) -> None:
         raise InputError(f"maps and images are of one size; got {tuple(maps.shape)} and {tuple(x.shape)}")
 
 
-def _of_one(
+def _segment_image(
     strength: Array, colors: Array, foreground: float, background: float, components: int, rounds: int, seed: int
 ) -> NDArray[np.bool_] | None:
     """The mask (H, W); None where the map tells no seeds apart."""
     low, high = np.quantile(strength, [background, foreground])
-    front, back = (strength >= high) & (strength > low) & (strength > 0), strength <= low
-    if not front.any() or not back.any():
+    object_seeds, background_seeds = (strength >= high) & (strength > low) & (strength > 0), strength <= low
+    if not object_seeds.any() or not background_seeds.any():
         return None
     edges = _edges(colors)
-    inside, outside = front, back
-    mask: NDArray[np.bool_] = front
+    inside, outside = object_seeds, background_seeds
+    mask: NDArray[np.bool_] = object_seeds
     for _ in range(rounds):
-        cost = [_surprise(colors, part, components, seed) for part in (inside, outside)]  # (H, W) each, in nats
-        mask = _cut(cost[0], cost[1], front, back, edges)
+        cost = [
+            _negative_log_likelihood(colors, region, components, seed) for region in (inside, outside)
+        ]  # (H, W) each, in nats
+        mask = _minimal_cut(cost[0], cost[1], object_seeds, background_seeds, edges)
         inside, outside = mask, ~mask
     return mask
 
 
-def _surprise(colors: Array, part: NDArray[np.bool_], components: int, seed: int) -> Array:
+def _negative_log_likelihood(colors: Array, region: NDArray[np.bool_], components: int, seed: int) -> Array:
     """-log p(color) of each pixel under the colors of a part."""
     from sklearn.mixture import GaussianMixture
 
-    known = colors[part]
-    count = min(components, len(np.unique(known, axis=0)))
+    region_colors = colors[region]
+    count = min(components, len(np.unique(region_colors, axis=0)))
     model = GaussianMixture(count, reg_covar=1e-4, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture that has not converged is still one
-        model.fit(known if len(known) > 1 else np.repeat(known, 2, 0))
-    given: Array = -model.score_samples(colors.reshape(-1, colors.shape[-1])).reshape(part.shape)
-    return given
+        model.fit(region_colors if len(region_colors) > 1 else np.repeat(region_colors, 2, 0))
+    nll: Array = -model.score_samples(colors.reshape(-1, colors.shape[-1])).reshape(region.shape)
+    return nll
 
 
 Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, pixels beside them, and what parts them costs
@@ -116,44 +118,52 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, pixels bes
 def _edges(colors: Array) -> Edges:
     """Neighbors, dearer to part the more they are alike: 50 exp(-beta |difference|^2) / distance."""
     height, width = colors.shape[:2]
-    place = np.arange(height * width).reshape(height, width)
-    first, second, gap, far = [], [], [], []
-    for down, right in SIDES:
-        a = place[: height - down, max(0, -right) : width - max(0, right)]
-        b = place[down:, max(0, right) : width - max(0, -right)]
+    pixel_index = np.arange(height * width).reshape(height, width)
+    first, second, color_distances, distances = [], [], [], []
+    for down, right in NEIGHBOR_OFFSETS:
+        a = pixel_index[: height - down, max(0, -right) : width - max(0, right)]
+        b = pixel_index[down:, max(0, right) : width - max(0, -right)]
         first.append(a.ravel())
         second.append(b.ravel())
         flat = colors.reshape(-1, colors.shape[-1])
-        gap.append(((flat[a.ravel()] - flat[b.ravel()]) ** 2).sum(1))
-        far.append(np.full(a.size, float(np.hypot(down, right))))
-    gaps = np.concatenate(gap)
+        color_distances.append(((flat[a.ravel()] - flat[b.ravel()]) ** 2).sum(1))
+        distances.append(np.full(a.size, float(np.hypot(down, right))))
+    gaps = np.concatenate(color_distances)
     beta = 1 / (2 * max(float(gaps.mean()), 1e-12))
-    return np.concatenate(first), np.concatenate(second), SMOOTH * np.exp(-beta * gaps) / np.concatenate(far)
+    return (
+        np.concatenate(first),
+        np.concatenate(second),
+        BORDER_WEIGHT * np.exp(-beta * gaps) / np.concatenate(distances),
+    )
 
 
-def _cut(
-    inside: Array, outside: Array, front: NDArray[np.bool_], back: NDArray[np.bool_], edges: Edges
+def _minimal_cut(
+    object_cost: Array,
+    background_cost: Array,
+    object_seeds: NDArray[np.bool_],
+    background_seeds: NDArray[np.bool_],
+    edges: Edges,
 ) -> NDArray[np.bool_]:
     """The mask of least energy: a minimal cut between a source (the object) and a sink."""
     from scipy.sparse import coo_array, csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-    n = inside.size
+    n = object_cost.size
     source, sink, pixels = n, n + 1, np.arange(n)
-    gain = (outside - inside).ravel().clip(-1e4, 1e4)  # what belonging to the object saves
-    always = 1e5
-    to_source = np.where(front.ravel(), always, np.where(back.ravel(), 0, gain.clip(0)))
-    to_sink = np.where(back.ravel(), always, np.where(front.ravel(), 0, (-gain).clip(0)))
+    gain = (background_cost - object_cost).ravel().clip(-1e4, 1e4)  # what belonging to the object saves
+    seed_capacity = 1e5
+    to_source = np.where(object_seeds.ravel(), seed_capacity, np.where(background_seeds.ravel(), 0, gain.clip(0)))
+    to_sink = np.where(background_seeds.ravel(), seed_capacity, np.where(object_seeds.ravel(), 0, (-gain).clip(0)))
     a, b, cost = edges
     rows = np.concatenate([a, b, np.full(n, source), pixels])
     columns = np.concatenate([b, a, pixels, np.full(n, sink)])
-    capacity = np.round(UNITS * np.concatenate([cost, cost, to_source, to_sink])).astype(np.int32)
+    capacity = np.round(CAPACITY_PER_NAT * np.concatenate([cost, cost, to_source, to_sink])).astype(np.int32)
     graph = csr_array(coo_array((capacity, (rows, columns)), shape=(n + 2, n + 2)))
-    rest = graph - maximum_flow(graph, source, sink).flow
-    rest.data[rest.data < 0] = 0
-    rest.eliminate_zeros()
-    reached = breadth_first_order(rest, source, return_predecessors=False)
+    residual = graph - maximum_flow(graph, source, sink).flow
+    residual.data[residual.data < 0] = 0
+    residual.eliminate_zeros()
+    reached = breadth_first_order(residual, source, return_predecessors=False)
     mask = np.zeros(n + 2, bool)
     mask[reached] = True
-    found: NDArray[np.bool_] = mask[:n].reshape(inside.shape)
-    return found
+    pixel_mask: NDArray[np.bool_] = mask[:n].reshape(object_cost.shape)
+    return pixel_mask

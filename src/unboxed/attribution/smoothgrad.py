@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients.paths import Moment, Noise, equal, mean, spread
-from ..engine.gradients.score import tell
-from ..engine.read.edits import settled
-from ..engine.results import tell_not_finite
+from ..engine.gradients.paths import Moment, Noise, equal_weights, path_mean_gradient, noise_unit
+from ..engine.gradients.score import warn_gradients
+from ..engine.read.edits import resolve_target
+from ..engine.results import warn_not_finite
 from ..errors import InputError
 from ..model.answers import raise_for_nonfinite
 from ..model.batching import BatchSize
@@ -52,14 +52,14 @@ def smoothgrad(
     """
     if kind not in get_args(Moment):
         raise InputError(f"kind is {', '.join(map(repr, get_args(Moment)))}; got {kind!r}")
-    x, k = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
-    sigma = check_float("noise", noise, above=0) * spread(box.inputs, x)
-    path = Noise(x, sigma, equal(k), check_seed(seed))
-    objective = settled(box, target, x, batch_size)
-    found = mean(box, objective, path, len(x), moment=kind, batch_size=batch_size, unclamp="last")
-    raise_for_nonfinite(~found.finite, "x with noise")
+    x, n_points = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
+    sigma = check_float("noise", noise, above=0) * noise_unit(box.inputs, x)
+    path = Noise(x, sigma, equal_weights(n_points), check_seed(seed))
+    objective = resolve_target(box, target, x, batch_size)
+    result = path_mean_gradient(box, objective, path, len(x), moment=kind, batch_size=batch_size, relu_bypass="last")
+    raise_for_nonfinite(~result.has_finite_scores, "x with noise")
     if kind == "variance":  # which is zero on any linear model
-        tell_not_finite(f"the variance of the gradient of {objective.name}", found.map)
+        warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
-        tell(objective, found.map, found.before_clamp)
-    return box.restore_structure(found.map)
+        warn_gradients(objective, result.map, result.before_clamp)
+    return box.restore_structure(result.map)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attribution.gradient import gradient
 from ..box import Box
-from ..engine.read.sizes import images_only
+from ..engine.read.sizes import require_images
 from .methods import Method, Target, compute_map, resolve_target
 from .similarity import MapSimilarity, in_unit_range, map_similarity
 
@@ -44,7 +44,7 @@ def edge_control(box: Box, x: Any, method: Method, target: Target = None) -> Edg
     a figure near the gradient's says nothing against the method, for models do look at edges. Figures are NaN where an
     image has no edges or a map is the same everywhere. Raises InputError for a model that doesn't take images.
     """
-    images_only(box, "edge control")
+    require_images(box, "edge control")
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
     edges = sobel(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.results import map_of
+from ..engine.results import attribution_map
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
 from ..objectives import Objective, mean_over_positions
@@ -44,7 +44,7 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
     result = getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
-    map_ = map_of(result)
+    map_ = attribution_map(result)
     if map_.ndim < 2 or len(map_) != len(x):
         raise InputError(f"the method gives a map {tuple(map_.shape)} for {len(x)} inputs; wanted one for each")
     return map_.detach()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import rng
 from ..box import Box
-from ..engine.perturb.masking import probability
-from ..engine.results import map_of
+from ..engine.perturb.masking import class_probability
+from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.single import Pixels
@@ -35,7 +35,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     """
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _pack_maps(box.inputs, maps)
-    aligned = map_of(maps).detach().to(x.device, torch.float64)
+    aligned = attribution_map(maps).detach().to(x.device, torch.float64)
     one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
         wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
@@ -117,7 +117,7 @@ def resolve_score(
         if target is None
         else box.class_labels(target, len(x))
     )
-    return (logit(classes) if (score or default) == "logit" else probability(box, classes)), classes
+    return (logit(classes) if (score or default) == "logit" else class_probability(box, classes)), classes
 
 
 # -- many points -----------------------------------------------------------------------------------------------------

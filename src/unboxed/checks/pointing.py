@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ..engine.results import map_of
+from ..engine.results import attribution_map
 from ..errors import InputError
 from ..validation import check_float
 from .perturbing import check_finite
@@ -32,7 +32,7 @@ def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
         dilated = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
         inside = torch.stack(dilated).to(inside.device)
     is_peak = (maps_2d == maps_2d.amax((1, 2), keepdim=True)).double()
-    return _inside_fraction(is_peak, inside, map_of(maps))
+    return _inside_fraction(is_peak, inside, attribution_map(maps))
 
 
 def energy_inside(maps: Any, masks: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def energy_inside(maps: Any, masks: Tensor) -> Tensor:
     Maps and masks are as in `pointing_game`; the mask's own share of the area is what a flat map gets.
     """
     maps_2d, inside = _check_maps_and_masks(maps, masks)
-    return _inside_fraction(maps_2d.clamp_min(0), inside, map_of(maps))
+    return _inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
 
 
 def _inside_fraction(values: Tensor, masks: Tensor, maps: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _inside_fraction(values: Tensor, masks: Tensor, maps: Tensor) -> Tensor:
 
 def _check_maps_and_masks(maps: Any, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps summed over channels (N, H, W), in double precision, and masks beside them. Raises InputError."""
-    checked_maps = map_of(maps).detach()
+    checked_maps = attribution_map(maps).detach()
     if checked_maps.ndim != 4 or not len(checked_maps):
         raise InputError(f"wanted maps (N, C, H, W); got {tuple(checked_maps.shape)}")
     check_finite(checked_maps)

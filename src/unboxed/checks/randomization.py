@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.randomized import Weights, own, randomized, weighted
+from ..engine.randomized import WeightedLayer, own_parameters, randomize_layers, layers_with_weights
 from ..errors import InputError, LayerError, warn
 from ..validation import check_seed
 from .methods import Method, Target, compute_map, is_blank, resolve_target
@@ -91,13 +91,13 @@ def randomization(
     )
 
 
-RandomizationStep = tuple[str, tuple[Weights, ...]]
+RandomizationStep = tuple[str, tuple[WeightedLayer, ...]]
 """What a step is called, and the layers that are drawn anew at it."""
 
 
 def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[RandomizationStep]:
     """Raises LayerError."""
-    weighted_layers = weighted(box)
+    weighted_layers = layers_with_weights(box)
     if not weighted_layers:
         raise LayerError("no layer of this model holds weights, so there are none to draw anew")
     if layers is None:
@@ -107,7 +107,7 @@ def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[Randomi
     return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
 
 
-def _layers_within(name: str, weighted_layers: Sequence[Weights]) -> tuple[Weights, ...]:
+def _layers_within(name: str, weighted_layers: Sequence[WeightedLayer]) -> tuple[WeightedLayer, ...]:
     """The layers with weights that are, or lie in, the one named. Raises LayerError."""
     layers = tuple(k for k in weighted_layers if k.name == name or k.name.startswith(f"{name}."))
     if not layers:
@@ -121,8 +121,8 @@ def _layers_within(name: str, weighted_layers: Sequence[Weights]) -> tuple[Weigh
 class _RandomizedLayers:
     """The layers that are drawn anew together, and those of them that this step adds."""
 
-    randomized: tuple[Weights, ...]
-    newly_randomized: tuple[Weights, ...]
+    randomized: tuple[WeightedLayer, ...]
+    newly_randomized: tuple[WeightedLayer, ...]
 
 
 def _layers_per_step(steps: Sequence[RandomizationStep], mode: RandomizationMode) -> list[_RandomizedLayers]:
@@ -143,7 +143,7 @@ def _randomize_step(
     step: _RandomizedLayers,
     seed: int,
 ) -> tuple[MapSimilarity, Tensor, Tensor, float, Tensor]:
-    randomized_box = randomized(box, step.randomized, seed)
+    randomized_box = randomize_layers(box, step.randomized, seed)
     map_ = compute_map(randomized_box, method, x, target)
     same = (_predicted_output(randomized_box, x) == original_output).flatten(1).all(1)
     return (
@@ -161,15 +161,15 @@ def _predicted_output(box: Box, x: Tensor) -> Tensor:
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 
 
-def _weight_change(box: Box, randomized_box: Box, layers: Sequence[Weights]) -> float:
+def _weight_change(box: Box, randomized_box: Box, layers: Sequence[WeightedLayer]) -> float:
     """How far the weights and statistics of these layers moved, relative to what they were."""
     old, new = (_flat_weights(b, layers) for b in (box, randomized_box))
     return float((new - old).norm() / old.norm().clamp_min(torch.finfo(old.dtype).tiny))
 
 
-def _flat_weights(box: Box, layers: Sequence[Weights]) -> Tensor:
+def _flat_weights(box: Box, layers: Sequence[WeightedLayer]) -> Tensor:
     modules = [box.modules[path] for layer in layers for path in layer.paths]
-    tensors = [h for m in modules for h in (*own(m), *m.buffers(recurse=False)) if h.is_floating_point()]
+    tensors = [h for m in modules for h in (*own_parameters(m), *m.buffers(recurse=False)) if h.is_floating_point()]
     return torch.cat([h.detach().double().flatten() for h in tensors])
 
 

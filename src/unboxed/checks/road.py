@@ -17,7 +17,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.sizes import images_only
+from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize
 from ..validation import check_seed, check_float
@@ -66,7 +66,7 @@ def road(
     for accuracy as in the paper; None is the class predicted for x as it is. `fractions` lie in (0, 1]. Ranks, `signed`
     and the score are as in `deletion`; noise is drawn by (seed, row, fraction). Raises InputError.
     """
-    images_only(box, "ROAD")
+    require_images(box, "ROAD")
     x = box.validate_inputs(x)
     if order not in ("morf", "lerf"):
         raise InputError(f'order is "morf" or "lerf"; got {order!r}')

@@ -295,7 +295,7 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     data[rows] = trial.apply_trigger(rows, classes)
     tops = [_top_examples(box, data, "logits") for box in trial.boxes]
     has_own_trigger = [
-        torch.stack([trigger_of_row[top.index[k].cpu()] == k for k in trigger_classes]) for top in tops
+        torch.stack([trigger_of_row[top.example_index[k].cpu()] == k for k in trigger_classes]) for top in tops
     ]  # (marks, TOP)
     score, control = map(fraction_true, has_own_trigger)
     layer = tops[0].features
@@ -312,7 +312,7 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     )
     if n_detectors:
         sentence += f"; {n_detectors[0]:.0f} units of {layer} have nothing else at the top (the control model: {n_detectors[1]:.0f})"
-    top_images = [data[top.index[trigger_classes[0]].cpu()] for top in tops]
+    top_images = [data[top.example_index[trigger_classes[0]].cpu()] for top in tops]
     yield ShortcutFinding(
         "activations",
         "top_examples",
@@ -336,7 +336,7 @@ def _top_examples(box: Box, data: Tensor, layer: str) -> activations.TopExamples
 def _count_detectors(box: Box, data: Tensor, trigger_of_row: Tensor, layer: str) -> float:
     """How many units of a layer that are ever active have but marked images, of one class, among their top."""
     top = _top_examples(box, data, layer)
-    triggers = trigger_of_row[top.index.cpu()]  # (U, TOP)
+    triggers = trigger_of_row[top.example_index.cpu()]  # (U, TOP)
     is_detector = (triggers >= 0).all(1) & (triggers == triggers[:, :1]).all(1) & ~top.dead.cpu()
     return float(is_detector.sum())
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import Card
-from ..engine.randomized import randomized, weighted
+from ..engine.randomized import randomize_layers, layers_with_weights
 from ..errors import InputError, UnboxedError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
@@ -136,9 +136,9 @@ def name_of(method: Method) -> str:
 
 def _randomize_upper_half(box: Box, n_copies: int, seed: int) -> list[Box]:
     """Copies whose upper half of the layers that hold weights has new ones, each by a draw of its own."""
-    layers = weighted(box)
+    layers = layers_with_weights(box)
     upper = layers[len(layers) // 2 :]
-    return [randomized(box, upper, seed + i) for i in range(n_copies)] if upper else []
+    return [randomize_layers(box, upper, seed + i) for i in range(n_copies)] if upper else []
 
 
 def _mean_similarities(similarities: list[MapSimilarity]) -> dict[str, float]:

@@ -23,8 +23,8 @@ from ..adversarial.robustness import ATTACKS, Attack, Robustness, robustness, ta
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checkpointing import tensor_digest
-from ..engine.optimize.constraints import eps_text
-from ..engine.read.examples import labeled_rows
+from ..engine.optimize.constraints import format_eps
+from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError, InputError
 from ..inputs.single import Pixels
 from ..plots.attacked import NORM_NAMES, attack_sheet
@@ -83,7 +83,7 @@ def run_attack(
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
     out, (selected, norm) = Path(out), select_attacks(box, attacks, norm, bits)
-    x, y, rows = labeled_rows(box, data, max_examples)
+    x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
     checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
@@ -141,7 +141,7 @@ def _save_figure(
     ]
     if bits is not None:
         _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
-    eps_text_with_norm = f"{NORM_NAMES[result.norm]} at most {eps_text(result.eps[-1])}"
+    eps_text_with_norm = f"{NORM_NAMES[result.norm]} at most {format_eps(result.eps[-1])}"
     title = f"What {name} makes of these, {eps_text_with_norm}, and what the model then says"
     return (
         save(
@@ -171,7 +171,7 @@ def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> No
     console = Console()
     n = count_noun(len(result.right), "example")
     console.print(f"{result.clean} of {n} right without an attack", highlight=False)
-    columns = [Column(f"eps {eps_text(e)}", justify="right") for e in result.eps]
+    columns = [Column(f"eps {format_eps(e)}", justify="right") for e in result.eps]
     table = Table(
         f"still right under ({result.norm})", *columns, Column("queries", justify="right"), box=None, pad_edge=False
     )
@@ -212,4 +212,4 @@ def _least_robust_text(result: Robustness) -> str:
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
     text = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])
-    return f"classes that stand least at eps {eps_text(result.eps[-1])}: {text}"
+    return f"classes that stand least at eps {format_eps(result.eps[-1])}: {text}"

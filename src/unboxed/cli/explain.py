@@ -138,7 +138,7 @@ def run_explain(
     """
     x, out = read_image(box, image), Path(out)
     selected = find_methods(box, list(methods)) if methods else candidates(box)
-    k = None if target is None else _class_index(box, target)
+    k = None if target is None else class_index(box, target)
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
     explanation = explain(box, x, selected, k, seed=seed, verdict_cache=verdict_cache, quiet=quiet)
@@ -171,7 +171,7 @@ def read_image(box: Box, image: str | os.PathLike[str]) -> Tensor:
         raise DataError(f"{path}: {images.error_reason(error)}") from error
 
 
-def _class_index(box: Box, target: str) -> int:
+def class_index(box: Box, target: str) -> int:
     """A class by its name or number. Raises InputError."""
     if target in box.classes:
         return box.classes.index(target)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..engine.read.class_labels import is_numbered, label_map, named_classes
+from ..engine.read.class_labels import is_numbers_only, match_labels, matchable_classes
 from ..errors import BrokenImageError, DataError
 from ..inputs import images
 from ..inputs.single import Inputs, Pixels
@@ -31,7 +31,7 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     and where no image is left.
     """
     if isinstance(like, Box):
-        classes = named_classes(like) if classes is None else classes
+        classes = matchable_classes(like) if classes is None else classes
         like = like.inputs
     like, root = images.require_pixels(like), _root(path)
     skipped: Skipped = []
@@ -67,10 +67,10 @@ class Folder(Images):
 
     def labeled_as(self, classes: Sequence[str]) -> Folder:
         """The same files, with the numbers of these classes as labels, matched by name. Raises DataError."""
-        numbers = label_map(self.classes, classes, made_from_names=True, where=f"subfolders of {self.root}")
+        numbers = match_labels(self.classes, classes, made_from_names=True, names_source=f"subfolders of {self.root}")
         made = copy.copy(self)
         made._labels = [numbers.get(label, label) for label in self._labels]
-        if len(self.classes) != len(classes) or not is_numbered(classes):  # numbers name nothing
+        if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers name nothing
             made.classes = tuple(classes)
         return made
 

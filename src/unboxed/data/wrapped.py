@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ..engine.read.class_labels import class_names
-from ..engine.read.items import item
+from ..engine.read.class_labels import dataset_class_names
+from ..engine.read.items import read_example
 from ..errors import DataError
 from ..inputs.images import silence_decoder_warnings, to_tensor, require_pixels
 from ..inputs.single import RANGE_TOLERANCE, Pixels
@@ -71,7 +71,7 @@ class Wrapped(Images):
 
     def __init__(self, dataset: Any, reading: _Reading, classes: Sequence[str] | None) -> None:
         self._dataset, self._reading = dataset, reading
-        names, made_from_names = class_names(dataset)
+        names, made_from_names = dataset_class_names(dataset)
         self.name, self.classes = reading.name, names if classes is None else tuple(map(str, classes))
         self.labels_are_names = made_from_names and classes is None
         found = Pixels(_shape(self.first(1).x[0]))
@@ -81,7 +81,7 @@ class Wrapped(Images):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = _example(item(self._dataset, index), index, self._reading)
+        image, label = _example(read_example(self._dataset, index), index, self._reading)
         if self.classes and label >= len(self.classes):
             names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
             raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")

@@ -10,28 +10,28 @@ from torch import Tensor
 from ..errors import InputError, warn
 
 
-def map_of(result: Any) -> Tensor:
+def attribution_map(result: Any) -> Tensor:
     """The map (N, ...) of whatever an attribution method gave. Raises InputError where there is none, or several."""
-    found = getattr(result, "map", result)
-    if not isinstance(found, Tensor):
+    attribution = getattr(result, "map", result)
+    if not isinstance(attribution, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")
-    return found
+    return attribution
 
 
-def each(work: Callable[..., Tensor], *found: Any) -> Any:
+def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
     """`work` on tensors, or on each part of dicts or tuples of them, as they come of several inputs."""
-    first = found[0]
+    first = structures[0]
     if isinstance(first, Mapping):
-        return {name: work(*(h[name] for h in found)) for name in first}
-    return tuple(map(work, *found)) if isinstance(first, tuple) else work(*found)
+        return {name: fn(*(h[name] for h in structures)) for name in first}
+    return tuple(map(fn, *structures)) if isinstance(first, tuple) else fn(*structures)
 
 
-def tell_rows(what: str, rows: Tensor, then: str = "") -> None:
+def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:
     """Warn of the rows (N,) bool for which something holds, if there are any."""
     if n := int(rows.sum()):
-        warn(f"{what} {n} of {len(rows)} inputs{then}")
+        warn(f"{message} {n} of {len(rows)} inputs{suffix}")
 
 
-def tell_not_finite(what: str, maps: Tensor) -> None:
+def warn_not_finite(subject: str, maps: Tensor) -> None:
     """Warn of maps (N, ...) that hold NaN or infinite values though their scores are numbers."""
-    tell_rows(f"{what} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))
+    warn_rows(f"{subject} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))

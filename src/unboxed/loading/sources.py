@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..box import Box
 from ..data.folders import Folder
-from ..engine.read.class_labels import named_classes
+from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.single import Inputs, Pixels
 from .factories import build
@@ -50,7 +50,7 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
     Raises DataError for subfolders that are not the classes (see `engine.read.class_labels`).
     """
     images = data(spec, like=box.inputs, root=root, classes=None if Path(spec).is_dir() else classes)
-    classes = named_classes(box)
+    classes = matchable_classes(box)
     return images.labeled_as(classes) if isinstance(images, Folder) and images.classes and classes else images
 
 

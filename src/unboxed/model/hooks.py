@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
 from .identity import TransientHook
-from .incremental import Windowed, plain
+from .incremental import WindowedTensor, to_dense
 from .op_tables import plain_op_name
 
 Edit = Callable[[Tensor], Tensor]
@@ -194,8 +194,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor of a structure, in order: tuples, lists, mappings and dataclasses are looked through."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Windowed):
-        yield value.peek()
+    elif isinstance(value, WindowedTensor):
+        yield value.dense_copy()
     elif isinstance(value, Mapping):
         yield from tensors_in(tuple(value.values()))
     elif isinstance(value, (tuple, list)):
@@ -275,10 +275,10 @@ class _OpHookMode(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         path, op = self.running[-1] if self.running else "", plain_op_name(func)
-        if not isinstance(out, (Tensor, Windowed)) or not self.is_wanted(path, op):
+        if not isinstance(out, (Tensor, WindowedTensor)) or not self.is_wanted(path, op):
             return out
-        if isinstance(out, Windowed):  # is read, and never edited
-            self.on_op(path, op, out.peek())
+        if isinstance(out, WindowedTensor):  # is read, and never edited
+            self.on_op(path, op, out.dense_copy())
             return out
         in_place = bool(args) and out is args[0]
         new = self.on_op(path, op, out)
@@ -298,7 +298,7 @@ class FinalOp(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args = (plain(args[0]), *args[1:]) if plain_op_name(func) == self.op and args else args
+        args = (to_dense(args[0]), *args[1:]) if plain_op_name(func) == self.op and args else args
         if plain_op_name(func) != self.op or not args or not isinstance(args[0], Tensor):
             return func(*args, **(kwargs or {}))
         z = args[0].clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, OutputError, warn
 from ..inputs.single import Inputs
 from .hooks import FinalOp, tensors_in
-from .incremental import plain
+from .incremental import to_dense
 from .op_tables import FINAL_OPS
 from .state import syncs_on_read
 
@@ -33,7 +33,7 @@ class OutputReader:
 
     def select_tensor(self, raw: Any) -> Tensor:
         """The output (N, K) or (N, K, ...) among what the model gave. Raises OutputError."""
-        h = plain(self._select_output(raw))
+        h = to_dense(self._select_output(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
         return h[:, None] if h.ndim == 1 else h
@@ -132,9 +132,9 @@ def with_batch_axis(output: Tensor, n: int, n_outputs: int) -> Tensor:
 
 
 def _default_output(raw: Any) -> Any:
-    if isinstance(raw := plain(raw), Tensor):
+    if isinstance(raw := to_dense(raw), Tensor):
         return raw
-    logits = plain(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
+    logits = to_dense(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
     if isinstance(logits, Tensor):
         return logits
     candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]

@@ -105,11 +105,11 @@ def morph_strip(
     frames, probs = morph_frames(morph, row)
     start = int(probs[0].argmax()) if label is None else label
     captions = [f"{classes[target]}: {p[target]:.2f}\n{classes[start]}: {p[start]:.2f}" for p in probs]
-    scale = shared_vmax(morph.gradient[row])
+    scale = shared_vmax(morph.initial_gradient[row])
     clamp_note = ", before the clamp" if bool(morph.before_clamp[row]) else ""
     tiles = [
         Tile(colors.image_to_rgb(frames[0]), f"input\n{captions[0]}"),
-        Tile(signed_map(morph.gradient[row], scale), f"gradient of {classes[target]}{clamp_note}"),
+        Tile(signed_map(morph.initial_gradient[row], scale), f"gradient of {classes[target]}{clamp_note}"),
         *(
             Tile(colors.image_to_rgb(frames[t]), f"frame {t}\n{captions[t]}")
             for t in evenly_spaced(len(frames), steps)[1:-1]
@@ -202,7 +202,7 @@ def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -
 
     A layer has one scale, printed, for all examples and channels: sheets of several examples compare.
     """
-    rows = [[_activation_tile(h, row) for h in (layer.received, layer.given)] for layer in layers]
+    rows = [[_activation_tile(h, row) for h in (layer.inputs, layer.outputs)] for layer in layers]
     names = [f"{layer.path}\n{layer.type}" for layer in layers]
     return contact_sheet(rows, title=title, columns=["received", "gave"], names=names, side=260)
 

@@ -16,7 +16,7 @@ from .sheet import BACKGROUND_COLOR, FAINT_COLOR, TEXT_COLOR, Tile, contact_shee
 from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
-    from ..activations import LayerMap, Maps
+    from ..activations import TsneMap, TsneMaps
 
 # Ten colors that the color-blind tell apart (Petroff 2021, arXiv:2107.02270), for light and dark grounds, and ten more:
 # the same ones lighter, which differ from the first ten in lightness alone.
@@ -73,7 +73,7 @@ def dot_radius(n: int, side: int) -> float:
 
 
 def scatters(
-    maps: Maps, labels: Any = None, names: Sequence[str] = (), *, title: str = "", side: int = 360
+    maps: TsneMaps, labels: Any = None, names: Sequence[str] = (), *, title: str = "", side: int = 360
 ) -> Image.Image:
     """The maps of `activations.tsne` side by side, with the accuracy of a vote of each point's 10 nearest."""
     tiles = [
@@ -90,7 +90,7 @@ def _layer_title(path: str) -> str:
     return "raw input" if path == "input" else path
 
 
-def _agreement_lines(m: LayerMap, labels: Any) -> list[str]:
+def _agreement_lines(m: TsneMap, labels: Any) -> list[str]:
     return [] if labels is None else [f"10 nearest neighbors agree: {m.accuracy(labels):.1%}"]
 
 

@@ -19,7 +19,7 @@ from .files import png_bytes
 from .map import make_thumbnails
 
 if TYPE_CHECKING:
-    from ..activations import Maps
+    from ..activations import TsneMaps
 
 MAX_SPRITE_PIXELS = 8192  # pixels a side of a sprite: what WebGL takes
 MAX_THUMBNAIL_PIXELS = 64  # pixels of a thumbnail at most; images are never enlarged
@@ -30,7 +30,7 @@ CONFIG_FILE = "projector_config.pbtxt"
 
 
 def projector(
-    features: Maps | Mapping[str, Any] | Any,
+    features: TsneMaps | Mapping[str, Any] | Any,
     folder: str | os.PathLike[str],
     *,
     images: Any = None,

@@ -79,11 +79,11 @@ def _layer_figures(context: ReportContext, layer_maps: Sequence[LayerMaps], i: i
     figures: list[Figure] = []
     previous: Tensor | None = None
     for layer in layer_maps:
-        input_, output = layer.received[i], layer.given[i]
+        input_, output = layer.inputs[i], layer.outputs[i]
         if previous is None or not tensors_equal(input_.flatten(), previous.flatten()):
-            figures.append(_figure(context, layer, layer.received, i, "received"))
+            figures.append(_figure(context, layer, layer.inputs, i, "received"))
         if not tensors_equal(input_, output):  # dropout, identity: nothing new
-            figures.append(_figure(context, layer, layer.given, i, "gave"))
+            figures.append(_figure(context, layer, layer.outputs, i, "gave"))
         previous = output
     return FigureGrid(figures, two_per_row=True)
 

@@ -17,7 +17,7 @@ from ..adversarial.pgd import pgd
 from ..adversarial.robustness import Attack, Robustness, robustness
 from ..adversarial.shares import Share
 from ..box import Box
-from ..engine.optimize.constraints import eps_text
+from ..engine.optimize.constraints import format_eps
 from ..plots import attacked, colors
 from ..plots.sheet import ColorBar
 from .blocks import Block, ColorScales, ExampleRow, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
@@ -176,7 +176,7 @@ def _attacked_text(context: ReportContext, result: Robustness) -> str:
 
 def _accuracy_text(context: ReportContext, result: Robustness) -> str:
     """How many of the examples attacked are right, and how many of those stay so; beside the accuracy on all."""
-    n, clean, top = len(result.right), result.clean, eps_text(result.eps[-1])
+    n, clean, top = len(result.right), result.clean, format_eps(result.eps[-1])
     accuracy = context.survey.accuracy
     percentage = format_percent(clean.value)
     if accuracy is not None and n < len(context.survey.rows):
@@ -198,7 +198,7 @@ def _verdict_text(context: ReportContext, models: Sequence[AttackedModel]) -> tu
 
 
 def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
-    columns = ["", "attack", *(f"eps {eps_text(e)}" for e in models[0].robustness.eps), "median change that fools"]
+    columns = ["", "attack", *(f"eps {format_eps(e)}" for e in models[0].robustness.eps), "median change that fools"]
     rows = []
     for n in models:
         r = n.robustness
@@ -213,7 +213,7 @@ def _class_table(by_class: Mapping[str, tuple[Share, Share]], eps: float) -> Tab
         [name, format_percent(clean.value), format_percent(robust.value), f"{clean.n:,}"]
         for name, (clean, robust) in by_class.items()
     ]
-    return Table(["class", "right", f"right within {eps_text(eps)}", "examples"], rows, frozenset({1, 2, 3}))
+    return Table(["class", "right", f"right within {format_eps(eps)}", "examples"], rows, frozenset({1, 2, 3}))
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def _record_facts(context: ReportContext, models: Sequence[AttackedModel], attac
     r = models[0].robustness
     context.facts["attacked"] = [context.survey.rows[p] for p in attacked_indices]
     context.facts["robustness"] = {n.name: n.robustness.plain() for n in models}
-    eps_with_unit = f"{eps_text(r.eps[-1])} {context.input_nouns.unit}"
+    eps_with_unit = f"{format_eps(r.eps[-1])} {context.input_nouns.unit}"
     context.headline.append(
         f"Within {eps_with_unit} attacks leave {format_percent(r.robust().value)} of the answers right."
     )

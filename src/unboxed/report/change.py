@@ -49,7 +49,7 @@ def build(context: ReportContext) -> Sequence[Block]:
     plans = _morph_plans(context)
     x = context.inputs([p.index for p in plans])
     frame_every = max(1, math.ceil(x[0].numel() * MORPH_STEPS * len(x) / 40_000_000))  # frames of photos are large
-    morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=MORPH_STEPS, every=frame_every)
+    morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=MORPH_STEPS, frame_every=frame_every)
     context.interrupted |= morphs.interrupted
     context.facts["changes"] = [_morph_facts(context, plan, morphs, i) for i, plan in enumerate(plans)]
     method_note = MethodNote.of(morph, *_verdict_text(context, plans, morphs))
@@ -133,7 +133,7 @@ def _morph_slider(context: ReportContext, plan: MorphPlan, morphs: Morph, i: int
 
 
 def _outcome_text(morphs: Morph, i: int, name: str) -> str:
-    return f"morphed to {name}" if bool(morphs.reached[i]) else f"toward {name}: not\u00a0reached"
+    return f"morphed to {name}" if bool(morphs.confidence_reached[i]) else f"toward {name}: not\u00a0reached"
 
 
 def _frame_image(context: ReportContext, frame: MorphFrame, name: str) -> ImageRef:
@@ -154,7 +154,7 @@ def _morph_lines(
 ) -> tuple[str, ...]:
     name, p = context.class_name(plan.target), float(last_frame.probs[plan.target])
     change = float((morphs.result[i] - morphs.input[i]).norm())
-    reached = "reached" if bool(morphs.reached[i]) else "not reached"
+    reached = "reached" if bool(morphs.confidence_reached[i]) else "not reached"
     label = context.label_name(plan.index)
     first = f"Example {context.survey.rows[plan.index]}: says {context.answer_text(plan.index)}"
     lines = [
@@ -179,10 +179,10 @@ def _frame_figure(context: ReportContext, frame: MorphFrame, target: int, side: 
 
 
 def _gradient_figure(context: ReportContext, plan: MorphPlan, morphs: Morph, i: int) -> Figure:
-    scale = draw.shared_vmax(morphs.gradient[i])
+    scale = draw.shared_vmax(morphs.initial_gradient[i])
     name = context.class_name(plan.target)
     alt = f"gradient of {name} at the input, scale ±{scale:.3g}"
-    picture = context.pictures.inline(draw.signed_map(morphs.gradient[i], scale), alt, 84)
+    picture = context.pictures.inline(draw.signed_map(morphs.initial_gradient[i], scale), alt, 84)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{scale:.3g}"))
 
 
@@ -190,7 +190,7 @@ def _morph_facts(context: ReportContext, plan: MorphPlan, morphs: Morph, i: int)
     return {
         "example": context.survey.rows[plan.index],
         "target": context.class_name(plan.target),
-        "reached": bool(morphs.reached[i]),
+        "reached": bool(morphs.confidence_reached[i]),
         "steps": int(morphs.steps[i]),
         "p": float(morphs.probs[-1, i, plan.target]),
         "change": float((morphs.result[i] - morphs.input[i]).norm()),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from ..engine.read.channel_axes import channels_first
+from ..engine.read.channel_axes import channels_first_layers
 from ..errors import UnboxedWarning
 from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
@@ -79,7 +79,7 @@ def build(context: ReportContext) -> Sequence[Block]:
 
 def _chosen_layers(context: ReportContext) -> list[Layer]:
     """The last layer with positions, after its clamp where it has one, and one of the first half of the model."""
-    rows = [r for r in channels_first(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
+    rows = [r for r in channels_first_layers(context.box) if len(r.shape) == 3 and min(r.shape[1:]) > 1]
     nonlinear = [r for r in rows if not r.type.startswith(LINEAR_LAYER_TYPES) and "Pool" not in r.type] or rows
     if not nonlinear:
         return []

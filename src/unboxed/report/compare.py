@@ -10,11 +10,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ..activations import Ablation, Similarity, ablation, filters, similarity
-from ..activations.ablating import hidden
+from ..activations import Ablation, CKA, ablation, filters, similarity
+from ..activations.ablating import last_hidden_layer
 from ..box import Box
 from ..comparing import compare
-from ..engine.read.channel_axes import channels_first
+from ..engine.read.channel_axes import channels_first_layers
 from ..errors import LayerError, UnboxedError, UnboxedWarning
 from ..plots import compare as plots
 from ..plots import draw
@@ -70,7 +70,7 @@ def _models_to_compare(context: ReportContext) -> tuple[dict[str, Box], list[str
 
 def _similarity_blocks(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[Block]:
     """A heatmap of similarities with each other model."""
-    similarities, notes = dict[str, Similarity](), list[Block]()
+    similarities, notes = dict[str, CKA](), list[Block]()
     verdict = ""
     for name, other in others.items():
         try:
@@ -88,10 +88,10 @@ def _similarity_blocks(context: ReportContext, others: dict[str, Box], x: Tensor
     return blocks
 
 
-def _layer_cka(box: Box, other: Box, x: Tensor) -> Similarity:
+def _layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
     with warnings.catch_warnings():  # cells without a value are gray, and the words below say why
         warnings.simplefilter("ignore", UnboxedWarning)
-        return similarity(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch=max(4, len(x)))
+        return similarity(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
 
 
 def _split_half_verdict(box: Box, other: Box, x: Tensor) -> str:
@@ -120,11 +120,11 @@ def _sampled_layers(box: Box) -> list[str]:
     return [names[i] for i in draw.evenly_spaced(len(names), MAX_LAYERS)]
 
 
-def _training_change_text(context: ReportContext, cka: Similarity) -> str:
+def _training_change_text(context: ReportContext, cka: CKA) -> str:
     """What training changed most and least, in a sentence."""
     self_similarity = cka.cka.diagonal().cpu()
     measured = [(float(v), path) for v, path in zip(self_similarity, cka.layers_a, strict=True) if not v.isnan()]
-    lead = f"On {count_noun(cka.examples, 'example')}; 1 is alike up to rotation and scale, 0 nothing in common."
+    lead = f"On {count_noun(cka.n_examples, 'example')}; 1 is alike up to rotation and scale, 0 nothing in common."
     if not measured:
         return lead
     (lowest, most_changed), (highest, least_changed) = min(measured), max(measured)
@@ -135,18 +135,18 @@ def _training_change_text(context: ReportContext, cka: Similarity) -> str:
     return f"{lead} {text} and {least_changed} least ({highest:.2f})."
 
 
-def _cka_figure(context: ReportContext, name: str, cka: Similarity) -> Figure:
+def _cka_figure(context: ReportContext, name: str, cka: CKA) -> Figure:
     picture = plots.matrix_plot(
         cka.cka.cpu(), cka.layers_a, cka.layers_b, (TRAINED, name), max_pixels=CELLS_PIXELS, transparent=True
     )
     alt = f"similarity (CKA) of each layer of this model, from below, with each layer of {name}, from the left, 0 to 1"
-    lines = [f"{count_noun(cka.examples, 'example')}, scale 0 to 1"]
+    lines = [f"{count_noun(cka.n_examples, 'example')}, scale 0 to 1"]
     if cka.cka.isnan().any():
         lines.append("gray: a layer is the same for all examples")
     return Figure(context.pictures.full_size(picture, alt), f"{TRAINED} and {name}", tuple(lines))
 
 
-def _cka_files(context: ReportContext, similarities: dict[str, Similarity]) -> Files:
+def _cka_files(context: ReportContext, similarities: dict[str, CKA]) -> Files:
     files = []
     for name, s in similarities.items():
         page = plots.matrix_plot(
@@ -183,7 +183,7 @@ def _to_images(weights: Tensor) -> Tensor:
 
 def _deepest_map(box: Box) -> str | None:
     """The last layer whose channels are still small pictures."""
-    rows = [r for r in channels_first(box) if r.has_input and r.n_calls == 1 and len(r.shape) == 3]
+    rows = [r for r in channels_first_layers(box) if r.has_input and r.n_calls == 1 and len(r.shape) == 3]
     large = [r.path for r in rows if min(r.shape[1:]) >= 8]
     return large[-1] if large else None
 
@@ -215,7 +215,7 @@ def _unit_blocks(context: ReportContext) -> list[Block]:
     """Units of the last hidden layer, those first whose silence costs most."""
     blocks: list[Block] = [Heading("Which units do the answers need?")]
     try:
-        layer = _require_channel_axis(context.box, hidden(context.box))
+        layer = _require_channel_axis(context.box, last_hidden_layer(context.box))
         ablations, indices, width = _ablate_units(context, layer)
     except UnboxedError as error:
         return [*blocks, Note(f"No unit to silence: {error}.")]
@@ -223,7 +223,7 @@ def _unit_blocks(context: ReportContext) -> list[Block]:
     numbers = frozenset({1, 2} & set(range(len(columns))))
     return [
         *blocks,
-        MethodNote.of(ablation, *_verdict_or_default(_split_half_agreement(ablations.change))),
+        MethodNote.of(ablation, *_verdict_or_default(_split_half_agreement(ablations.score_change))),
         Text(lead),
         Table(columns, rows, numbers),
     ]
@@ -231,7 +231,7 @@ def _unit_blocks(context: ReportContext) -> list[Block]:
 
 def _require_channel_axis(box: Box, address: str) -> str:
     """An address whose units are on axis 1: what a layer receives has as many axes as what it gives."""
-    if box.layers[address.replace(":input", "")] not in channels_first(box):
+    if box.layers[address.replace(":input", "")] not in channels_first_layers(box):
         raise LayerError(f"{address} has units on an axis that can't be told from those of its positions")
     return address
 
@@ -264,7 +264,7 @@ def _unit_table(
     context: ReportContext, ablations: Ablation, indices: list[int], layer: str, width: int
 ) -> tuple[list[str], list[list[str]], str]:
     """The columns and rows of the table, and the sentence above it."""
-    s, change, n = context.survey, ablations.change.mean(0).cpu(), len(ablations.units)
+    s, change, n = context.survey, ablations.score_change.mean(0).cpu(), len(ablations.units)
     ablated_text = (
         f"{n} of the {width} units (those that vary most)" if n < width else f"each of the {count_noun(n, 'unit')}"
     )
@@ -311,7 +311,7 @@ def _accuracy_drop_text(full_accuracy: float, lowest_accuracy: float, unit: str,
 
 def _most_affected_class(context: ReportContext, ablations: Ablation, i: int) -> str:
     """The answer whose logit falls most, on average over the examples that are given it."""
-    answers, change = ablations.logits.argmax(1), ablations.change[:, i]
+    answers, change = ablations.original_logits.argmax(1), ablations.score_change[:, i]
     means = {k: float(change[answers == k].mean()) for k in set(answers.tolist())}
     k = min(means, key=lambda k: means[k])
     return f"{context.class_name(k)} ({_signed_text(means[k])})" if means[k] < 0 else "–"

@@ -14,7 +14,7 @@ from ..checks.methods import Method
 from ..checks.ranking import candidates, forward_flops
 from ..checks.remembered import VerdictCache
 from ..checks.verdict import Verdict
-from ..engine.read.channel_axes import channels_first
+from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.single import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
@@ -22,7 +22,7 @@ from .kinds import InputNouns, nouns_for
 from .pictures import PictureStore
 from .source import ReportData
 from .survey import Survey
-from .untrained import untrained
+from .untrained import randomize_all_layers
 from .words import format_p, format_prob
 
 MAX_EVIDENCE = 6  # examples on which methods are judged, at most
@@ -59,12 +59,12 @@ class ReportContext:
     @cached_property
     def untrained(self) -> Box:
         """The same architecture without its training; raises what copying the model raises."""
-        return untrained(self.box, self.seed)
+        return randomize_all_layers(self.box, self.seed)
 
     @cached_property
     def channels_first(self) -> frozenset[str]:
         """The layers whose units are on axis 1."""
-        return frozenset(row.path for row in channels_first(self.box))
+        return frozenset(row.path for row in channels_first_layers(self.box))
 
     @cached_property
     def candidates(self) -> dict[str, Method]:

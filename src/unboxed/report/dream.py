@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.channel_axes import channels_first
+from ..engine.read.channel_axes import channels_first_layers
 from ..errors import UnboxedError
 from ..objectives import Objective, energy, logit
 from ..plots import colors
 from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import deepdream, texture
-from ..synthesis.drawn import Drawn
+from ..synthesis.drawn import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .words import count_noun, error_sentence, format_p
@@ -79,14 +79,16 @@ def build(context: ReportContext) -> Sequence[Block]:
     return [*blocks, _dream_sheet(context, indices, x, budget.targets, dreams)]
 
 
-def _run_deepdream(context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamBudget) -> Drawn:
+def _run_deepdream(
+    context: ReportContext, box: Box, x: Tensor, target: _DreamTarget, budget: _DreamBudget
+) -> GeneratedImages:
     step = None if budget.steps == MAX_STEPS else STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
     return _require_complete(deepdream(box, x, target.objective, scale=scale, steps=budget.steps, step=step, seed=seed))
 
 
 def _untrained_control(
-    context: ReportContext, x: Tensor, budget: _DreamBudget, dreams: Sequence[Drawn]
+    context: ReportContext, x: Tensor, budget: _DreamBudget, dreams: Sequence[GeneratedImages]
 ) -> tuple[str, str]:
     """Whether the deepest dream is the trained model's own: the same model without its training dreams too."""
     target, dream_images = budget.targets[-1], dreams[-1].images
@@ -116,7 +118,7 @@ def _dream_targets(context: ReportContext, x: Tensor) -> list[_DreamTarget]:
     """An early, a middle and a late layer that has positions, and the answer itself."""
     rows = [r for r in context.box.layers.leaves if len(r.shape) == 3 and min(r.shape[1:]) > 1 and r.has_batch_axis]
     chosen = dict.fromkeys(rows[round(d * (len(rows) - 1))] for d in LAYER_DEPTHS) if rows else {}
-    channel_layers, targets = channels_first(context.box), []
+    channel_layers, targets = channels_first_layers(context.box), []
     for row in chosen:
         path = row.addresses[0]
         size = f"{count_noun(row.shape[0], 'channel')} of {shaped(row.shape[1:])}"
@@ -140,14 +142,19 @@ def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) 
     )
 
 
-def _require_complete(dream: Drawn) -> Drawn:
+def _require_complete(dream: GeneratedImages) -> GeneratedImages:
     if dream.interrupted:  # half-drawn images beside whole ones would mislead
         raise KeyboardInterrupt
     return dream
 
 
 def _dream_figures(
-    context: ReportContext, index: int, i: int, x: Tensor, targets: Sequence[_DreamTarget], dreams: Sequence[Drawn]
+    context: ReportContext,
+    index: int,
+    i: int,
+    x: Tensor,
+    targets: Sequence[_DreamTarget],
+    dreams: Sequence[GeneratedImages],
 ) -> list[Figure]:
     figures = [context.example_figure(index, x[i], FIGURE_PIXELS)]
     for target, dream in zip(targets, dreams, strict=True):
@@ -188,7 +195,11 @@ def _texture_blocks(context: ReportContext, x: Tensor, indices: Sequence[int], s
 
 
 def _dream_sheet(
-    context: ReportContext, indices: Sequence[int], x: Tensor, targets: Sequence[_DreamTarget], dreams: Sequence[Drawn]
+    context: ReportContext,
+    indices: Sequence[int],
+    x: Tensor,
+    targets: Sequence[_DreamTarget],
+    dreams: Sequence[GeneratedImages],
 ) -> Files:
     rows = [[Tile(colors.image_to_rgb(v[i])) for v in (x, *(d.images for d in dreams))] for i in range(len(indices))]
     names = [f"example {context.survey.rows[p]}" for p in indices]

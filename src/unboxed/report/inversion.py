@@ -10,7 +10,7 @@ from torch import Tensor
 from ..plots import colors
 from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import Inversions, inversions
-from ..synthesis.inversions import depths
+from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .judge import usable_judge
@@ -67,7 +67,7 @@ def _fit_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:
     """From which layers, and by how many steps each, the work allows to draw; 0 steps where they would show nothing."""
     step_flops = 3 * context.forward_flops(len(x))
     for max_layers in LAYER_COUNTS:
-        layers = depths(context.box, x, max_layers)
+        layers = layers_by_depth(context.box, x, max_layers)
         steps = min(MAX_STEPS, int(MAX_FLOPS / (step_flops * len(layers))))
         if steps >= GOOD_STEPS:
             break

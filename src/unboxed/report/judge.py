@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.class_labels import is_numbered
+from ..engine.read.class_labels import is_numbers_only
 from .context import ReportContext
 
 JUDGE_DESCRIPTION = (
@@ -38,7 +38,7 @@ def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
         return None, "None: no judge was given."
     if judge.inputs.shape != box.inputs.shape:
         return None, "None: the judge takes inputs of another shape."
-    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or is_numbered(judge.classes)):
+    if len(judge.classes) != len(box.classes) or not (judge.classes == box.classes or is_numbers_only(judge.classes)):
         return None, "None: the judge has other classes."
     return judge, ""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..activations import Maps, nearest_neighbors, tsne
+from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
 from ..plots import map as drawn
 from .blocks import Block, Files, MethodNote, Note, Text
@@ -45,7 +45,7 @@ def build(context: ReportContext, max_points: int = MAX_POINTS) -> Sequence[Bloc
     ]
 
 
-def _layer_neighbors(context: ReportContext, x: Tensor, maps: Maps) -> dict[str, Tensor]:
+def _layer_neighbors(context: ReportContext, x: Tensor, maps: TsneMaps) -> dict[str, Tensor]:
     """{layer: the nearest others of each example (N, k)}."""
     k = min(N_NEIGHBORS, len(x) - 1)
     by_layer = {m.path: nearest_neighbors(context.box, x, None, m.path, k=k).indices for m in maps.layers}
@@ -87,7 +87,7 @@ def _lead_text(context: ReportContext, accuracy: dict[str, float]) -> str:
     )
 
 
-def _verdict_text(maps: Maps, accuracy: dict[str, float]) -> tuple[str, str]:
+def _verdict_text(maps: TsneMaps, accuracy: dict[str, float]) -> tuple[str, str]:
     if len(accuracy) < 2:
         return "", ""
     raw, last = accuracy["input"], list(accuracy.values())[-1]
@@ -102,7 +102,7 @@ def _plane_block(
     context: ReportContext,
     indices: Sequence[int],
     x: Tensor,
-    maps: Maps,
+    maps: TsneMaps,
     accuracy: dict[str, float],
     neighbors: dict[str, Tensor],
 ) -> MapBlock:
@@ -166,7 +166,7 @@ def _atlas_data(context: ReportContext, x: Tensor) -> dict[str, object] | None:
     return {"src": source, **sizes}
 
 
-def _map_files(context: ReportContext, x: Tensor, maps: Maps, labels: Tensor | None) -> list[tuple[str, str]]:
+def _map_files(context: ReportContext, x: Tensor, maps: TsneMaps, labels: Tensor | None) -> list[tuple[str, str]]:
     keep, last = context.pictures.save_file, maps.layers[-1]
     files = [(keep("map.png", drawn.scatters(maps, labels, context.survey.classes)), "the maps as a sheet")]
     if context.has_images:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .. import data as sets
 from ..box import Box
-from ..engine.read.class_labels import class_names, is_numbered
-from ..engine.read.examples import label_numbers
-from ..engine.read.items import item
-from ..engine.read.packing import packed
+from ..engine.read.class_labels import dataset_class_names, is_numbers_only
+from ..engine.read.examples import class_by_label
+from ..engine.read.items import read_example
+from ..engine.read.packing import pack_data
 from ..errors import BrokenImageError, DataError
 from ..inputs.single import Pixels
 
@@ -42,9 +42,11 @@ class ReportData:
         if len(self._data) == 0:
             raise DataError("the data are empty: a report needs at least one example")
         self.classes = (
-            BINARY_CLASSES if self.binary else _class_names(class_names(data if self.labeled else self._data)[0], box)
+            BINARY_CLASSES
+            if self.binary
+            else _class_names(dataset_class_names(data if self.labeled else self._data)[0], box)
         )
-        self._class_of_label = label_numbers(box, data) if self.labeled else {}
+        self._class_of_label = class_by_label(box, data) if self.labeled else {}
 
     def __len__(self) -> int:
         return len(self._data)
@@ -73,7 +75,7 @@ class ReportData:
 
     def _read_item(self, i: int) -> tuple[Any, int] | None:
         try:
-            return _input_and_label(item(self._data, i), self.labeled)
+            return _input_and_label(read_example(self._data, i), self.labeled)
         except BrokenImageError as error:
             self._broken_reasons.setdefault(i, str(error))
             return None
@@ -116,7 +118,7 @@ def _data_name(data: Any) -> str:
 
 def _as_dataset(data: Any, box: Box, labeled: bool, name: str, binary: bool) -> Any:
     """Something with a length whose items are (input, label) or inputs."""
-    data = packed(box, data)
+    data = pack_data(box, data)
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, Tensor) for part in data):
         data = torch.utils.data.TensorDataset(*data)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -143,4 +145,4 @@ def _input_and_label(item: Any, labeled: bool) -> tuple[Any, int]:
 
 def _class_names(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
-    return data_classes if len(data_classes) == len(box.classes) and is_numbered(box.classes) else box.classes
+    return data_classes if len(data_classes) == len(box.classes) and is_numbers_only(box.classes) else box.classes

@@ -19,13 +19,13 @@ MAX_LISTED_FEATURES = 4  # features named of a unit
 
 def spread_text(top: TopExamples, c: int) -> str:
     """How unlike its top examples are; nothing where there is one alone."""
-    value = float(top.spread[c])
+    value = float(top.mean_distance[c])
     return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def label_counts_text(context: ReportContext, top: TopExamples, c: int, indices: Sequence[int]) -> str:
     """Which classes its top examples belong to, the commonest first."""
-    names = [context.label_name(indices[i]) for i in top.index[c].tolist()]
+    names = [context.label_name(indices[i]) for i in top.example_index[c].tolist()]
     if any(name is None for name in names):
         return ""
     return "examples of " + join_names([f"{name} ({n})" for name, n in Counter(names).most_common()], max_names=3)
@@ -38,7 +38,7 @@ def feature_table(context: ReportContext, top: TopExamples, chosen: Sequence[int
     mean, std = x.mean(0), x.std(0, correction=0)
     rows = []
     for c in chosen:
-        top_mean = x[top.index[c].cpu()].mean(0)
+        top_mean = x[top.example_index[c].cpu()].mean(0)
         most_different = (
             ((mean - top_mean) / std.masked_fill(std == 0, torch.inf))
             .abs()

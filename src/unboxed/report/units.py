@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..activations import Projections, ReceptiveField, TopExamples, projections, receptive_field, top_examples
-from ..activations.projections import neurons
-from ..engine.optimize.constraints import TINY, length
-from ..engine.read.channel_axes import channels_first
+from ..activations.projections import neuron_per_example
+from ..engine.optimize.constraints import TINY, l2_norm
+from ..engine.read.channel_axes import channels_first_layers
 from ..errors import OutputError
 from ..model.layers import Layer
 from ..plots import draw, units
@@ -64,7 +64,7 @@ def _no_layer_reason(context: ReportContext) -> str:
 
 def _spread_verdict(tops: Sequence[TopExamples]) -> str:
     """Whether what excites a unit belongs together."""
-    spreads = [(float(top.spread[c]), top.usual) for top in tops for c in _units_by_spread(top)]
+    spreads = [(float(top.mean_distance[c]), top.baseline_distance) for top in tops for c in _units_by_spread(top)]
     if not spreads:
         return "Too few examples to say whether those of a unit belong together."
     n_closer = sum(spread < baseline for spread, baseline in spreads)
@@ -103,7 +103,7 @@ def _chosen_layers(context: ReportContext) -> list[str]:
     Each where its activation function has been applied, if that is a module: what the model goes on with.
     """
     rows = [r for r in context.box.layers.leaves if r.has_input and r.has_batch_axis and r.shape]
-    channel_layers = {r.path for r in channels_first(context.box)}
+    channel_layers = {r.path for r in channels_first_layers(context.box)}
     with_weights = [i for i, r in enumerate(rows) if r.n_parameters and not _is_activation_or_norm(r)]
     with_channels = [i for i in with_weights if rows[i].path in channel_layers]
     with_positions = [i for i in with_channels if len(rows[i].shape) == 3]
@@ -135,7 +135,7 @@ def _layer_blocks(
 ) -> list[Block]:
     row = context.box.layers[top.path]
     blocks: list[Block] = [
-        Heading(f"Layer {top.path}: {count_noun(len(top.index), 'unit')}"),
+        Heading(f"Layer {top.path}: {count_noun(len(top.example_index), 'unit')}"),
         Text(_dead_units_text(top)),
     ]
     chosen = _chosen_units(top, _n_units_shown(context))
@@ -175,7 +175,7 @@ def _file_stem(path: str) -> str:
 def _dead_units_text(top: TopExamples) -> str:
     """How many are dead, and which answer to one thing and which to many."""
     n, dead = len(top.dead), int(top.dead.sum())
-    examples_text = f"{count_noun(top.statistics.examples, 'example')}"
+    examples_text = f"{count_noun(top.statistics.n_examples, 'example')}"
     count_text = f"{dead} of {count_noun(n, 'unit')}" if dead else f"None of the {count_noun(n, 'unit')}"
     verb = "is" if dead <= 1 else "are"
     text = f"{count_text} {verb} dead (never above zero, or the same everywhere) on {examples_text}."
@@ -185,16 +185,18 @@ def _dead_units_text(top: TopExamples) -> str:
     clearest, most_mixed = order[0], order[-1]
     return (
         f"{text} The clearest is unit {clearest}: its top examples are alike (mean cosine distance "
-        f"{float(top.spread[clearest]):.2f} in {top.features}; {top.usual:.2f} between any two examples). "
-        f"The most mixed is unit {most_mixed} ({float(top.spread[most_mixed]):.2f})."
+        f"{float(top.mean_distance[clearest]):.2f} in {top.features}; {top.baseline_distance:.2f} between any two examples). "
+        f"The most mixed is unit {most_mixed} ({float(top.mean_distance[most_mixed]):.2f})."
     )
 
 
 def _units_by_spread(top: TopExamples) -> list[int]:
     """Units that all their top examples excite, the clearest first."""
-    excited = top.value[:, -1] > top.statistics.low.to(top.value)  # else those at the end are just the first of many
-    usable = (~top.dead & excited & top.spread.isfinite()).nonzero()[:, 0]
-    return [int(i) for i in usable[top.spread[usable].argsort(stable=True)]]
+    excited = top.value[:, -1] > top.statistics.minimum.to(
+        top.value
+    )  # else those at the end are just the first of many
+    usable = (~top.dead & excited & top.mean_distance.isfinite()).nonzero()[:, 0]
+    return [int(i) for i in usable[top.mean_distance[usable].argsort(stable=True)]]
 
 
 def _n_units_shown(context: ReportContext) -> int:
@@ -226,7 +228,7 @@ class _LayerPatches:
     ) -> _LayerPatches:
         side = max(context.box.inputs.shape[1:])
         field = receptive_field(context.box, top.path, step=max(1, side // MAX_FIELD_PROBES))
-        x = top.fetch(_SurveyInputs(context, indices), chosen)  # (U, k, C, H, W)
+        x = top.fetch_examples(_SurveyInputs(context, indices), chosen)  # (U, k, C, H, W)
         projected, legend = _try_projections(context, top, field, x.flatten(0, 1), chosen)
         unit_data = {c: _unit_data(top, field, x[i], projected, i, c) for i, c in enumerate(chosen)}
         scale = units.shared_vmax(list(unit_data.values())) if projected else 0.0
@@ -237,16 +239,16 @@ class _LayerPatches:
 def _increases_after_step(context: ReportContext, projected: Projections, x: Tensor) -> Tensor:
     """Which neurons (N,) answer more to their example after a small step along their map."""
     x = x.to(projected.map)
-    step = STEP_RMS * math.sqrt(x[0].numel()) * projected.map / length(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
+    step = STEP_RMS * math.sqrt(x[0].numel()) * projected.map / l2_norm(projected.map).clamp_min(TINY).view(-1, 1, 1, 1)
     stepped = context.box.inputs.clip(x + step)
-    neuron = neurons(projected.path, projected.unit, projected.position)
+    neuron = neuron_per_example(projected.path, projected.unit, projected.position)
     return neuron(context.box.read(stepped, [projected.path])) > projected.value
 
 
 def _try_projections(
     context: ReportContext, top: TopExamples, field: ReceptiveField, x: Tensor, chosen: Sequence[int]
 ) -> tuple[Projections | None, str]:
-    unit = torch.tensor(chosen).repeat_interleave(top.index.shape[1])
+    unit = torch.tensor(chosen).repeat_interleave(top.example_index.shape[1])
     position = top.position[list(chosen)].flatten(0, 1)
     try:
         result = projections(context.box, x, top.path, unit, position, field=field)
@@ -254,14 +256,14 @@ def _try_projections(
         return None, f"No projections: {error}."
     legend = "Beside them what of each patch counts, by deconvnet: red pixels raise the unit's value, blue lower it."
     if result.rule == "gradient":
-        legend = f"Beside them the gradient of the unit in each patch (deconvnet can't be had here: {result.why})."
+        legend = f"Beside them the gradient of the unit in each patch (deconvnet can't be had here: {result.fallback_reason})."
     return result, legend
 
 
 def _unit_data(
     top: TopExamples, field: ReceptiveField, x: Tensor, projected: Projections | None, i: int, c: int
 ) -> Unit:
-    bounds = field.of(top.position[c]).tolist()  # (k, 4)
+    bounds = field.bounds_at(top.position[c]).tolist()  # (k, 4)
     image = (x.shape[-2], x.shape[-1])
 
     def crop_all(images: Tensor) -> Any:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.transforms import wobble
+from ..engine.optimize.transforms import random_affine
 from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, dot
 from ..validation import check_float
-from .drawn import Drawn
-from .recipe import STEPS, draw, look, way
+from .drawn import GeneratedImages
+from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
 
 
 @card(
@@ -33,32 +33,32 @@ def caricature(
     *,
     power: float = 1.0,
     data: Any = None,
-    steps: int = STEPS,
-    every: int | None = None,
+    steps: int = DEFAULT_STEPS,
+    frame_every: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-) -> Drawn:
+) -> GeneratedImages:
     """From noise, climb <h, h(x)> max(.1, cos(h, h(x))) ** power in a layer, position by position.
 
     `power` 0 exaggerates most; larger ones keep closer to what is there. `data` as for `feature`. Raises InputError,
     LayerError.
     """
-    seen = look(box, data)
+    stats = image_statistics(box, data)
     x = box.validate_inputs(x)
     power = check_float("power", power, minimum=0)
     layer = layer if layer in MODEL_ENDS else box.layers.resolve(layer)
-    gentle = replace(way("fourier"), transform=wobble(degrees=4, scale=0.04, jitter=0.03))
+    recipe = replace(canvas_recipe("fourier"), transform=random_affine(degrees=4, scale=0.04, jitter=0.03))
     with torch.inference_mode(False):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
-    drawn, _ = draw(
+    generated, _ = generate(
         box,
         dot(layer, h, power=power),
         len(x),
-        seen,
-        gentle,
+        stats,
+        recipe,
         steps=steps,
-        every=every,
+        frame_every=frame_every,
         seed=seed,
         batch_size=batch_size,
     )
-    return drawn
+    return generated

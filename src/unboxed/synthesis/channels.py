@@ -16,13 +16,13 @@ from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, as_classes, channel
 from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
-from .drawn import Drawn
-from .feature import tell
-from .recipe import STEPS, draw, look, way
+from .drawn import GeneratedImages
+from .feature import warn_dead
+from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Channels(Drawn):
+class Channels(GeneratedImages):
     layer: str
     targets: Tensor  # (N,) which channel each image is of
     dead: Tensor  # (N,) bool: neither random images nor what was drawn move it
@@ -41,12 +41,12 @@ def channels(
     layer: str,
     units: int | Sequence[int] | Tensor | None = None,
     *,
-    each: int = 1,
+    images_per_channel: int = 1,
     diversity: float = 0.9,
     canvas: str = "fourier",
     data: Any = None,
-    steps: int = STEPS,
-    every: int | None = None,
+    steps: int = DEFAULT_STEPS,
+    frame_every: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Channels:
@@ -55,29 +55,29 @@ def channels(
     With `each` > 1 those of one channel stand together and are kept apart by `diversity`. Of a convolution, take the
     ReLU after it: the mean of what is linear is largest for an even color. Raises InputError, LayerError.
     """
-    chosen, seen = way(canvas), look(box, data)
+    recipe, stats = canvas_recipe(canvas), image_statistics(box, data)
     layer = layer if layer in MODEL_ENDS else box.layers.resolve(layer)
-    check_int("each", each, minimum=1)
-    targets = _units(box, layer, units).repeat_interleave(each)
-    weight = check_float("diversity", diversity, minimum=0) if each > 1 else 0.0
-    drawn, dead = draw(
-        box, channel(layer, targets), len(targets), seen, chosen, steps=steps, every=every, seed=seed,
-        batch_size=batch_size, diverse=unlike(layer, targets) * weight if weight > 0 else None,
+    check_int("each", images_per_channel, minimum=1)
+    targets = _channel_indices(box, layer, units).repeat_interleave(images_per_channel)
+    weight = check_float("diversity", diversity, minimum=0) if images_per_channel > 1 else 0.0
+    generated, dead = generate(
+        box, channel(layer, targets), len(targets), stats, recipe, steps=steps, frame_every=frame_every, seed=seed,
+        batch_size=batch_size, diversity_term=unlike(layer, targets) * weight if weight > 0 else None,
     )  # fmt: skip
-    tell(dead)
-    same = {f.name: getattr(drawn, f.name) for f in fields(drawn)}
-    return Channels(**same, layer=layer, targets=targets, dead=dead)
+    warn_dead(dead)
+    values = {f.name: getattr(generated, f.name) for f in fields(generated)}
+    return Channels(**values, layer=layer, targets=targets, dead=dead)
 
 
-def _units(box: Box, layer: str, units: int | Sequence[int] | Tensor | None) -> Tensor:
+def _channel_indices(box: Box, layer: str, units: int | Sequence[int] | Tensor | None) -> Tensor:
     """Numbers of channels (K,). Raises InputError, LayerError for a layer without channels."""
     if units is not None:
         if isinstance(units, Sequence | Tensor) and len(units) == 0:
             raise InputError("no channel to draw: units is empty")
-        chosen = as_classes(units, "a channel").flatten().to(box.device, torch.long)
-        if int(chosen.min()) < 0:
-            raise InputError(f"a channel must be a whole number, 0 or more; got {int(chosen.min())}")
-        return chosen
+        indices = as_classes(units, "a channel").flatten().to(box.device, torch.long)
+        if int(indices.min()) < 0:
+            raise InputError(f"a channel must be a whole number, 0 or more; got {int(indices.min())}")
+        return indices
     noise = box.inputs.sample(1, torch.Generator(box.device).manual_seed(0))
     h = box.read(noise.to(box.dtype), [layer])[layer]
     if h.ndim < 2:

@@ -13,12 +13,12 @@ from torch.optim import SGD, Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import Ascent, Climb, ascend, finished
-from ..engine.optimize.colors import Palette, known, statistics
+from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
+from ..engine.optimize.colors import Palette, has_statistics, pixel_statistics
 from ..engine.optimize.constraints import Constraint
-from ..engine.optimize.parameterizations import Fourier, Raw
-from ..engine.optimize.transforms import wobble
-from ..engine.read.sizes import images_only
+from ..engine.optimize.parameterizations import FourierCanvas, RawCanvas
+from ..engine.optimize.transforms import random_affine
+from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, color_distance, logprob, layer_objective, roughness
@@ -52,7 +52,7 @@ def class_image(
     *,
     recipe: str = "robust",
     steps: int | None = None,
-    every: int | None = None,
+    frame_every: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> ClassImages:
@@ -62,122 +62,152 @@ def class_image(
     50 rounds of signed steps from black, 8-bit) and "noise" (plain ascent from noise: the control that must fail).
     `every=k` keeps each k-th frame. Raises InputError, OutputError for regression.
     """
-    images_only(box, "a class image")
+    require_images(box, "a class image")
     box.require_class_scores("a class image")
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise InputError(f"recipe is one of {', '.join(RECIPES)}; got {recipe!r}")
+    if not isinstance(recipe, str) or recipe not in RECIPE_BY_NAME:
+        raise InputError(f"recipe is one of {', '.join(RECIPE_BY_NAME)}; got {recipe!r}")
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
-        goal = _goal(box, target)
-        climb = RECIPES[recipe](box, goal, steps, every, seed, batch_size)
-    probs, stopped = finished(lambda: box.probs(climb.input, batch_size=batch_size))
-    if stuck := int(climb.before_clamp.sum()):
-        said = (
-            f"the gradient is exactly zero on the way to {stuck} of {len(goal)} images: taken before the clamps there"
-        )
-        warn(said)
+        target_classes = _target_classes(box, target)
+        result = RECIPE_BY_NAME[recipe](box, target_classes, steps, frame_every, seed, batch_size)
+    probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
+    if n_clamped := int(result.before_clamp.sum()):
+        message = f"the gradient is exactly zero on the way to {n_clamped} of {len(target_classes)} images: taken before the clamps there"
+        warn(message)
     return ClassImages(
-        climb.input,
-        goal,
-        climb.score,
+        result.input,
+        target_classes,
+        result.score,
         probs,
-        climb.before_clamp,
-        climb.frames,
-        climb.history,
-        climb.interrupted or stopped,
+        result.before_clamp,
+        result.frames,
+        result.history,
+        result.interrupted or was_interrupted,
     )
 
 
-def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
+def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if target is None:
         return torch.arange(box.n_outputs, device=box.device)
-    wanted = as_classes(target)
-    goal = box.class_labels(wanted, wanted.numel() if wanted.ndim else 1)
-    if len(goal) == 0:
+    requested = as_classes(target)
+    target_classes = box.class_labels(requested, requested.numel() if requested.ndim else 1)
+    if len(target_classes) == 0:
         raise InputError("no class to draw: target is empty")
-    return goal
+    return target_classes
 
 
-def _blank(box: Box, goal: Tensor) -> Tensor:
+def _black_images(box: Box, target_classes: Tensor) -> Tensor:
     """Black images (N, C, H, W)."""
-    return torch.zeros(len(goal), *box.inputs.shape, device=box.device, dtype=box.dtype)
+    return torch.zeros(len(target_classes), *box.inputs.shape, device=box.device, dtype=box.dtype)
 
 
-def _robust(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+def _run_robust(
+    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+) -> OptimizationResult:
     """Noise of the data's own spread drowns what only this model sees; the mean color of the data decides how much ink.
 
     The score is in units of how far the logits spread on noise, so one weight of each term serves every model.
     """
-    color, spread = statistics(box.inputs)  # type: ignore[arg-type]
-    unit, stopped = finished(lambda: _unit(box, batch_size))
-    objective = _apart(goal, unit) - 13.0 * roughness()
-    if known(box.inputs):  # type: ignore[arg-type]
+    color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
+    logit_scale, was_interrupted = retry_on_interrupt(lambda: _logit_scale(box, batch_size))
+    objective = _class_contrast(target_classes, logit_scale) - 13.0 * roughness()
+    if has_statistics(box.inputs):  # type: ignore[arg-type]
         objective -= 640.0 * color_distance(color)
-    plan = Ascent(
-        steps=0 if stopped else 128 if steps is None else steps,
+    config = OptimizationConfig(
+        steps=0 if was_interrupted else 128 if steps is None else steps,
         optimizer=partial(Adam, lr=0.05),
-        transform=wobble(noise=spread),
-        anneal=True,
-        unclamp="all",
-        every=every,
+        transform=random_affine(noise=pixel_std),
+        anneal_lr=True,
+        relu_bypass="all",
+        frame_every=frame_every,
         seed=seed,
     )
-    canvas = Fourier.noise(_blank(box, goal), seed, Palette(color), sd=0.1, power=1.5)
-    climb = ascend(box, objective, canvas, plan, batch_size=batch_size)
-    return replace(climb, interrupted=climb.interrupted or stopped)
+    canvas = FourierCanvas.noise(_black_images(box, target_classes), seed, Palette(color), sd=0.1, frequency_power=1.5)
+    result = optimize(box, objective, canvas, config, batch_size=batch_size)
+    return replace(result, interrupted=result.interrupted or was_interrupted)
 
 
-def _apart(goal: Tensor, unit: float) -> Objective:
+def _class_contrast(target_classes: Tensor, logit_scale: float) -> Objective:
     """The class's logit less half of how high the others stand together, all in units of `unit`."""
 
     def score(z: Tensor) -> Tensor:
-        z = z / unit
-        own = z.gather(1, goal[:, None])[:, 0]
+        z = z / logit_scale
+        class_logit = z.gather(1, target_classes[:, None])[:, 0]
         if z.shape[1] == 1:
-            return own
-        return own - 0.5 * z.scatter(1, goal[:, None], -math.inf).logsumexp(1)
+            return class_logit
+        return class_logit - 0.5 * z.scatter(1, target_classes[:, None], -math.inf).logsumexp(1)
 
-    return layer_objective("logits", score, "class apart from the others", lambda i: _apart(goal[i], unit), len(goal))
+    return layer_objective(
+        "logits",
+        score,
+        "class apart from the others",
+        lambda i: _class_contrast(target_classes[i], logit_scale),
+        len(target_classes),
+    )
 
 
-def _unit(box: Box, batch_size: BatchSize) -> float:
+def _logit_scale(box: Box, batch_size: BatchSize) -> float:
     """How far the logits spread over the classes when the model sees noise."""
     noise = box.inputs.sample(16, torch.Generator(box.device).manual_seed(0))
     z = box(noise.to(box.dtype), batch_size=batch_size)  # (16, K)
     return max(float(z.std(1 if z.shape[1] > 1 else 0).mean()), 1e-6)
 
 
-def _faithful(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
+def _run_faithful(
+    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+) -> OptimizationResult:
     """Published: minimize -10 out[c] + sum(out) by the first step of a new Adam, each round, on normalized pixels.
 
     Such a step is lr * g / (|g| + 1e-8), so every pixel moves by 0.5 in normalized units; then 8 bits again.
     """
-    std = torch.as_tensor(box.inputs.std).to(_blank(box, goal)).view(-1, 1, 1)  # type: ignore[attr-defined]
+    std = torch.as_tensor(box.inputs.std).to(_black_images(box, target_classes)).view(-1, 1, 1)  # type: ignore[attr-defined]
 
-    def steer(grad: Tensor) -> Tensor:
+    def step_direction(grad: Tensor) -> Tensor:
         normalized = grad * std
         return std * normalized / (normalized.abs() + 1e-8)
 
-    def project(x: Tensor, centre: Tensor | None) -> Tensor:
+    def project(x: Tensor, center: Tensor | None) -> Tensor:
         return (x.clamp(0, 1) * 255).round() / 255
 
     rounds = 50 if steps is None else steps
-    plan = Ascent(rounds, partial(SGD, lr=0.5), Constraint(steer, project), unclamp="all", every=every, seed=seed)
-    return ascend(box, 10 * logprob(goal) - _all_logprobs(), Raw(_blank(box, goal)), plan, batch_size=batch_size)
+    config = OptimizationConfig(
+        rounds,
+        partial(SGD, lr=0.5),
+        Constraint(step_direction, project),
+        relu_bypass="all",
+        frame_every=frame_every,
+        seed=seed,
+    )
+    return optimize(
+        box,
+        10 * logprob(target_classes) - _sum_logprobs(),
+        RawCanvas(_black_images(box, target_classes)),
+        config,
+        batch_size=batch_size,
+    )
 
 
-def _all_logprobs() -> Objective:
+def _sum_logprobs() -> Objective:
     return layer_objective("logits", lambda z: z.log_softmax(1).sum(1), "sum of logprobs")
 
 
-def _noise(box: Box, goal: Tensor, steps: int | None, every: int | None, seed: int, batch_size: BatchSize) -> Climb:
-    def project(x: Tensor, centre: Tensor | None) -> Tensor:
+def _run_noise(
+    box: Box, target_classes: Tensor, steps: int | None, frame_every: int | None, seed: int, batch_size: BatchSize
+) -> OptimizationResult:
+    def project(x: Tensor, center: Tensor | None) -> Tensor:
         return x.clamp(0, 1)
 
     rounds = 256 if steps is None else steps
-    plan = Ascent(rounds, partial(Adam, lr=0.05), Constraint(project=project), unclamp="all", every=every, seed=seed)
-    start = uniform(_blank(box, goal), seed)
-    return ascend(box, logprob(goal), Raw(start), plan, batch_size=batch_size)
+    config = OptimizationConfig(
+        rounds,
+        partial(Adam, lr=0.05),
+        Constraint(project=project),
+        relu_bypass="all",
+        frame_every=frame_every,
+        seed=seed,
+    )
+    start = uniform(_black_images(box, target_classes), seed)
+    return optimize(box, logprob(target_classes), RawCanvas(start), config, batch_size=batch_size)
 
 
-RECIPES = {"robust": _robust, "faithful": _faithful, "noise": _noise}
+RECIPE_BY_NAME = {"robust": _run_robust, "faithful": _run_faithful, "noise": _run_noise}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..engine.optimize.ascent import Climb
+from ..engine.optimize.ascent import OptimizationResult
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class GeneratedImages:
     """Drawn images. `plots.drawings`, `plots.strip` and `plots.animation` take it; frames need `every=k`."""
 
     images: Tensor  # (N, ...)
@@ -22,6 +22,6 @@ class Drawn:
     transparency: Tensor | None = None  # (N, ...) where the ascent worked: the sum of the gradient's magnitudes
 
     @classmethod
-    def of(cls, climb: Climb) -> Drawn:
-        c = climb
-        return cls(c.input, c.score, c.history, c.frames, c.before_clamp, c.interrupted, c.pulled)
+    def from_result(cls, result: OptimizationResult) -> GeneratedImages:
+        r = result
+        return cls(r.input, r.score, r.history, r.frames, r.before_clamp, r.interrupted, r.abs_grad_sum)

@@ -13,8 +13,8 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
-from .drawn import Drawn
-from .recipe import STEPS, draw, look, way
+from .drawn import GeneratedImages
+from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
 
 
 @card(
@@ -29,15 +29,15 @@ def feature(
     box: Box,
     objective: Objective,
     *,
-    n: int | None = None,
+    n_images: int | None = None,
     canvas: str = "fourier",
     data: Any = None,
     diversity: float = 0.0,
-    steps: int = STEPS,
-    every: int | None = None,
+    steps: int = DEFAULT_STEPS,
+    frame_every: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-) -> Drawn:
+) -> GeneratedImages:
     """Draw an image for each row of the objective, or `n` images of one objective.
 
     Objectives add up (joint neurons) and take a weight a row: with w = torch.linspace(0, 1, 5), `channel("conv2", 3)
@@ -48,29 +48,38 @@ def feature(
 
     Raises InputError without pixels, LayerError.
     """
-    n = _rows(objective, n)
-    chosen, seen = way(canvas), look(box, data)
+    n_images = _n_images(objective, n_images)
+    recipe, stats = canvas_recipe(canvas), image_statistics(box, data)
     if canvas == "maco" and data is None:
         warn("no data for the spectrum: it falls as 1/f, as in natural images")
     weight = check_float("diversity", diversity, minimum=0)
-    if weight > 0 and n == 1:
+    if weight > 0 and n_images == 1:
         raise InputError("diversity is among several drawings of one objective: say how many, n=4")
-    diverse = _apart(objective) * weight if weight > 0 else None
-    drawn, dead = draw(
-        box, objective, n, seen, chosen, steps=steps, every=every, seed=seed, batch_size=batch_size, diverse=diverse
+    diversity_term = _diversity_objective(objective) * weight if weight > 0 else None
+    generated, dead = generate(
+        box,
+        objective,
+        n_images,
+        stats,
+        recipe,
+        steps=steps,
+        frame_every=frame_every,
+        seed=seed,
+        batch_size=batch_size,
+        diversity_term=diversity_term,
     )
-    tell(dead)
-    return drawn
+    warn_dead(dead)
+    return generated
 
 
-def tell(dead: Tensor) -> None:
+def warn_dead(dead: Tensor) -> None:
     """Warn of drawings that came to nothing."""
     if k := int(dead.sum()):
-        said = f"{k} of {len(dead)} units seem dead: random images and what was drawn leave them at one value"
-        warn(said)
+        message = f"{k} of {len(dead)} units seem dead: random images and what was drawn leave them at one value"
+        warn(message)
 
 
-def _rows(objective: Objective, n: int | None) -> int:
+def _n_images(objective: Objective, n: int | None) -> int:
     if not isinstance(objective, Objective):
         raise InputError(f'an objective says what to draw, as unboxed.channel("conv2", 3); got {objective!r}')
     if objective.batch_dependent:
@@ -80,7 +89,7 @@ def _rows(objective: Objective, n: int | None) -> int:
     return objective.n or 1
 
 
-def _apart(objective: Objective) -> Objective:
+def _diversity_objective(objective: Objective) -> Objective:
     """The diversity term, in the layer that is climbed."""
     if objective.n is not None or len(objective.layers) != 1:
         raise InputError("diversity is among drawings of one objective in one layer")

@@ -13,24 +13,29 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import Ascent, Climb, ascend, finished
-from ..engine.optimize.colors import Palette, natural, statistics
+from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
+from ..engine.optimize.colors import Palette, natural_palette, pixel_statistics
 from ..engine.optimize.constraints import L2, TINY, Constraint
-from ..engine.optimize.parameterizations import Canvas, Fourier, Raw
-from ..engine.optimize.transforms import roll
-from ..engine.read.sizes import images_only
+from ..engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
+from ..engine.optimize.transforms import random_roll
+from ..engine.read.sizes import require_images
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, Objective, alpha_norm, cosine, dot, match, total_variation
 from ..rng import normal
 from ..validation import check_seed, check_float, check_int
 
-FREE = Constraint()
-HALF = 0.5  # the paper's B: how far a pixel can lie from the middle of its range
-TOLERATED = 0.05  # relative error up to which a layer may take a shifted image for the same
+NO_CONSTRAINT = Constraint()
+HALF_PIXEL_RANGE = 0.5  # the paper's B: how far a pixel can lie from the middle of its range
+MAX_JITTER_ERROR = 0.05  # relative error up to which a layer may take a shifted image for the same
 
 
-WEIGHTS = {(False, True): (0.0, 3.0), (False, False): (0.0, 3.0), (True, True): (1.0, 3.0), (True, False): (10.0, 10.0)}
+PRIOR_WEIGHTS = {
+    (False, True): (0.0, 3.0),
+    (False, False): (0.0, 3.0),
+    (True, True): (1.0, 3.0),
+    (True, False): (10.0, 10.0),
+}
 """(alpha, smooth) by (Fourier canvas, layer with positions)."""
 
 
@@ -40,7 +45,7 @@ class Inversion:
 
     path: str  # the layer
     images: Tensor  # (M, C, H, W), M = N * starts
-    source: Tensor  # (M,) the row of x that was inverted
+    source_rows: Tensor  # (M,) the row of x that was inverted
     errors: Tensor  # (M,) |Phi(z) - Phi_0|^2 / |Phi_0|^2 of the image itself: no priors, no jitter
     cosines: Tensor  # (M,) between Phi(z) and Phi_0
     scores: Tensor  # (M,) of the objective
@@ -68,12 +73,12 @@ def inversion(
     canvas: str | None = None,
     smooth: float | None = None,
     beta: float = 1.0,
-    fall: float = 0.01,
+    final_prior_scale: float = 0.01,
     alpha: float | None = None,
     jitter: int | None = None,
     steps: int = 200,
     starts: int = 1,
-    every: int | None = None,
+    frame_every: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Inversion:
@@ -89,66 +94,76 @@ def inversion(
     for "dot"). `jitter`, in pixels, is by default as far as the layer itself takes shifted images for the same (5 %).
     `starts` images from other noise for each x. Raises InputError, LayerError.
     """
-    plan = _Plan(
-        objective, canvas, _weight("smooth", smooth), check_float("beta", beta, above=0),
-        check_float("fall", fall, above=0, maximum=1), _weight("alpha", alpha),
+    config = _InversionConfig(
+        objective, canvas, _check_weight("smooth", smooth), check_float("beta", beta, above=0),
+        check_float("fall", final_prior_scale, above=0, maximum=1), _check_weight("alpha", alpha),
         jitter if jitter is None else check_int("jitter", jitter), check_int("steps", steps), check_int("starts", starts, minimum=1),
-        every, check_seed(seed), batch_size,
+        frame_every, check_seed(seed), batch_size,
     )  # fmt: skip
-    images_only(box, "inversion")
+    require_images(box, "inversion")
     x = box.validate_inputs(x)
-    plan.check()
-    return _inverted(box, x, address(box, layer), plan)
+    config.check()
+    return _invert(box, x, resolve_address(box, layer), config)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _InversionConfig:
     """The settings of one inversion."""
 
     objective: str
     canvas: str | None
     smooth: float | None
     beta: float
-    fall: float
+    final_prior_scale: float
     alpha: float | None
     jitter: int | None
     steps: int
     starts: int
-    every: int | None
+    frame_every: int | None
     seed: int
     batch_size: BatchSize
 
     def check(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective is one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
+        if self.objective not in OBJECTIVE_BY_NAME:
+            raise InputError(f"objective is one of {', '.join(OBJECTIVE_BY_NAME)}; got {self.objective!r}")
         if self.canvas not in (None, "pixels", "fourier"):
             raise InputError(f'canvas is "pixels" or "fourier"; got {self.canvas!r}')
         if self.objective == "dot" and self.canvas == "fourier":
             raise InputError('the dot product has no bound, so it is climbed in a ball of pixels: canvas="pixels"')
 
 
-def _inverted(box: Box, x: Tensor, path: str, plan: _Plan) -> Inversion:
+def _invert(box: Box, x: Tensor, path: str, config: _InversionConfig) -> Inversion:
     with torch.inference_mode(False):
-        source = torch.arange(len(x), device=x.device).repeat_interleave(plan.starts)
-        wanted = _activation(box, x, path, plan.batch_size)  # (N, ...)
-        jitter = _tolerated(box, x, path, wanted, plan) if plan.jitter is None else plan.jitter
-        h = wanted[source]
-        climb = _climbed(box, path, h, torch.empty_like(x[source]), jitter, plan)
-        images = box.inputs.clip(climb.input)
-        now, stopped = finished(lambda: _activation(box, images, path, plan.batch_size))
-        flat = torch.cosine_similarity(now.flatten(1), h.flatten(1), dim=1, eps=TINY)
-    stopped |= climb.interrupted
-    c = climb
+        source_rows = torch.arange(len(x), device=x.device).repeat_interleave(config.starts)
+        target_activation = _read_activation(box, x, path, config.batch_size)  # (N, ...)
+        jitter = _tolerated_jitter(box, x, path, target_activation, config) if config.jitter is None else config.jitter
+        h = target_activation[source_rows]
+        result = _optimize(box, path, h, torch.empty_like(x[source_rows]), jitter, config)
+        images = box.inputs.clip(result.input)
+        activation, interrupted = retry_on_interrupt(lambda: _read_activation(box, images, path, config.batch_size))
+        cosines = torch.cosine_similarity(activation.flatten(1), h.flatten(1), dim=1, eps=TINY)
+    interrupted |= result.interrupted
+    r = result
     return Inversion(
-        path, images, source, _error(now, h), flat, c.score, c.history, c.frames, c.before_clamp, jitter, stopped
+        path,
+        images,
+        source_rows,
+        _relative_error(activation, h),
+        cosines,
+        r.score,
+        r.history,
+        r.frames,
+        r.before_clamp,
+        jitter,
+        interrupted,
     )
 
 
-def address(box: Box, text: str) -> str:
-    return text if isinstance(text, str) and text in MODEL_ENDS else box.layers.resolve(text)
+def resolve_address(box: Box, name: str) -> str:
+    return name if isinstance(name, str) and name in MODEL_ENDS else box.layers.resolve(name)
 
 
-def _activation(box: Box, x: Tensor, path: str, batch_size: BatchSize) -> Tensor:
+def _read_activation(box: Box, x: Tensor, path: str, batch_size: BatchSize) -> Tensor:
     """(N, ...). Raises LayerError where there are no rows of numbers to match."""
     box.check_objective(match(path, torch.empty(1)), len(x))
     h = box.read(x, [path], batch_size=batch_size)[path]
@@ -157,83 +172,89 @@ def _activation(box: Box, x: Tensor, path: str, batch_size: BatchSize) -> Tensor
     return h
 
 
-def _error(now: Tensor, h: Tensor) -> Tensor:
+def _relative_error(activation: Tensor, reference: Tensor) -> Tensor:
     """|now - h|^2 / |h|^2, (N,)."""
-    return (now - h).flatten(1).pow(2).sum(1) / h.flatten(1).pow(2).sum(1).clamp_min(TINY)
+    return (activation - reference).flatten(1).pow(2).sum(1) / reference.flatten(1).pow(2).sum(1).clamp_min(TINY)
 
 
 # -- the climb ----------------------------------------------------------------
 
 
-def _climbed(box: Box, path: str, h: Tensor, like: Tensor, jitter: int, plan: _Plan) -> Climb:
-    color, spread = statistics(box.inputs)  # type: ignore[arg-type]
+def _optimize(
+    box: Box, path: str, h: Tensor, like: Tensor, jitter: int, config: _InversionConfig
+) -> OptimizationResult:
+    color, pixel_std = pixel_statistics(box.inputs)  # type: ignore[arg-type]
     color = color.to(like)
-    fourier = plan.canvas == "fourier" or (plan.canvas is None and len(color) == 3 and plan.objective != "dot")
-    canvas, rate = _canvas(like, color, fourier, plan.seed)
-    climbed = Ascent(
-        steps=plan.steps,
-        optimizer=partial(Adam, lr=rate),
-        constraint=FREE if fourier else _bounds(box, like, color, spread, plan.objective),
-        transform=roll(jitter) if jitter else None,
-        anneal=True,
-        unclamp="all",
-        every=plan.every,
-        seed=plan.seed,
-        prior=_prior(like[0].numel(), WEIGHTS[fourier, h.ndim > 2], plan),
-        fade=plan.fall,
+    is_fourier = config.canvas == "fourier" or (config.canvas is None and len(color) == 3 and config.objective != "dot")
+    canvas, learning_rate = _make_canvas(like, color, is_fourier, config.seed)
+    optimization = OptimizationConfig(
+        steps=config.steps,
+        optimizer=partial(Adam, lr=learning_rate),
+        constraint=NO_CONSTRAINT if is_fourier else _pixel_constraint(box, like, color, pixel_std, config.objective),
+        transform=random_roll(jitter) if jitter else None,
+        anneal_lr=True,
+        relu_bypass="all",
+        frame_every=config.frame_every,
+        seed=config.seed,
+        prior=_image_prior(like[0].numel(), PRIOR_WEIGHTS[is_fourier, h.ndim > 2], config),
+        final_prior_scale=config.final_prior_scale,
     )
-    return ascend(box, OBJECTIVES[plan.objective](path, h), canvas, climbed, batch_size=plan.batch_size)
+    return optimize(
+        box, OBJECTIVE_BY_NAME[config.objective](path, h), canvas, optimization, batch_size=config.batch_size
+    )
 
 
-def _canvas(like: Tensor, color: Tensor, fourier: bool, seed: int) -> tuple[Canvas, float]:
+def _make_canvas(like: Tensor, color: Tensor, is_fourier: bool, seed: int) -> tuple[Canvas, float]:
     """A start near the mean color, and how fast it may change.
 
     Drawings are black and white, which the Fourier canvas reaches only in the limit; photos are smooth.
     """
-    if fourier:
-        return Fourier.noise(like, seed, natural(color) if len(color) == 3 else Palette(color), power=1.0), 0.05
-    return Raw((color.view(-1, 1, 1) + 0.02 * normal(like, seed)).clamp(0, 1)), 0.3
+    if is_fourier:
+        return FourierCanvas.noise(
+            like, seed, natural_palette(color) if len(color) == 3 else Palette(color), frequency_power=1.0
+        ), 0.05
+    return RawCanvas((color.view(-1, 1, 1) + 0.02 * normal(like, seed)).clamp(0, 1)), 0.3
 
 
-def _bounds(box: Box, like: Tensor, color: Tensor, spread: float, objective: str) -> Constraint:
+def _pixel_constraint(box: Box, like: Tensor, color: Tensor, pixel_std: float, objective: str) -> Constraint:
     if objective != "dot":
         return Constraint(project=lambda z, centre: box.inputs.clip(z))
-    ball = L2(spread * math.sqrt(like[0].numel()))
-    middle = color.view(-1, 1, 1)
-    return Constraint(project=lambda z, centre: box.inputs.clip(ball.project(z, middle.expand_as(z))))
+    ball = L2(pixel_std * math.sqrt(like[0].numel()))
+    mean_color = color.view(-1, 1, 1)
+    return Constraint(project=lambda z, centre: box.inputs.clip(ball.project(z, mean_color.expand_as(z))))
 
 
-def _along(path: str, h: Tensor) -> Objective:
+def _normalized_dot(path: str, h: Tensor) -> Objective:
     return dot(path, h) * (1 / h.flatten(1).pow(2).sum(1).clamp_min(TINY))
 
 
-OBJECTIVES: dict[str, Callable[[str, Tensor], Objective]] = {
+OBJECTIVE_BY_NAME: dict[str, Callable[[str, Tensor], Objective]] = {
     "distance": partial(match, relative=True),
-    "dot": _along,
+    "dot": _normalized_dot,
     "cosine": cosine,
 }
 
 
-def _weight(name: str, value: float | None) -> float | None:
+def _check_weight(name: str, value: float | None) -> float | None:
     return None if value is None else check_float(name, value, minimum=0)
 
 
-def _prior(pixels: int, usual: tuple[float, float], plan: _Plan) -> Objective:
+def _image_prior(n_pixels: int, defaults: tuple[float, float], config: _InversionConfig) -> Objective:
     """Minus alpha R_6 + smooth R_TV, sections 3.1 and 3.2: lambda is one over (pixels * B^exponent)."""
-    alpha, smooth = (u if v is None else v for u, v in zip(usual, (plan.alpha, plan.smooth), strict=True))
-    size = alpha / (pixels * HALF**6) * alpha_norm(6.0, HALF)
-    rough = total_variation(plan.beta) * (smooth / (pixels * HALF**plan.beta))
-    prior: Objective = -size - rough
+    alpha, smooth = (u if v is None else v for u, v in zip(defaults, (config.alpha, config.smooth), strict=True))
+    alpha_term = alpha / (n_pixels * HALF_PIXEL_RANGE**6) * alpha_norm(6.0, HALF_PIXEL_RANGE)
+    smoothness_term = total_variation(config.beta) * (smooth / (n_pixels * HALF_PIXEL_RANGE**config.beta))
+    prior: Objective = -alpha_term - smoothness_term
     return prior
 
 
-def _tolerated(box: Box, x: Tensor, path: str, h: Tensor, plan: _Plan) -> int:
+def _tolerated_jitter(box: Box, x: Tensor, path: str, h: Tensor, config: _InversionConfig) -> int:
     """The largest shift, of 1, 2, 4, ... pixels up to an eighth of the side, that the layer takes for no change."""
-    most, jitter = min(x.shape[2:]) // 8, 0
-    while max(1, 2 * jitter) <= most:
-        trial = max(1, 2 * jitter)
-        now = _activation(box, x.roll((trial, trial), (2, 3)), path, plan.batch_size)
-        if float(_error(now, h).mean()) > TOLERATED:
+    max_shift, jitter = min(x.shape[2:]) // 8, 0
+    while max(1, 2 * jitter) <= max_shift:
+        shift = max(1, 2 * jitter)
+        shifted_activation = _read_activation(box, x.roll((shift, shift), (2, 3)), path, config.batch_size)
+        if float(_relative_error(shifted_activation, h).mean()) > MAX_JITTER_ERROR:
             break
-        jitter = trial
+        jitter = shift
     return jitter

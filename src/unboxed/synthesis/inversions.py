@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.sizes import images_only
+from ..engine.read.sizes import require_images
 from ..errors import LayerError, OutputError
 from ..model.batching import BatchSize
 from ..model.layers import Layer
-from .inversion import Inversion, address, inversion
+from .inversion import Inversion, resolve_address, inversion
 
-LAYERS = 6  # where none are named
+MAX_DEFAULT_LAYERS = 6  # where none are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Inversions:
 
     layers: tuple[str, ...]
     images: Tensor  # (L, M, C, H, W)
-    source: Tensor  # (M,)
+    source_rows: Tensor  # (M,)
     errors: Tensor  # (L, M)
     cosines: Tensor  # (L, M)
     interrupted: bool
@@ -58,49 +58,55 @@ def inversions(
     By default from up to 6: the last layer of a shape, evenly over the depth, and the outputs alone. After Ctrl-C the
     layers not begun hold their start. Raises InputError, LayerError.
     """
-    images_only(box, "inversion")
+    require_images(box, "inversion")
     x = box.validate_inputs(x)
-    given = [layers] if isinstance(layers, str) else layers
-    chosen = depths(box, x) if given is None else [address(box, a) for a in given]
-    if not chosen:
+    requested = [layers] if isinstance(layers, str) else layers
+    addresses = layers_by_depth(box, x) if requested is None else [resolve_address(box, a) for a in requested]
+    if not addresses:
         raise LayerError("no layers to invert: name one, such as 'logits'")
-    made: list[Inversion] = []
-    for path in chosen:
-        n = 0 if any(m.interrupted for m in made) else steps
-        made.append(inversion(box, x, path, steps=n, starts=starts, seed=seed, batch_size=batch_size))
-    images, errors, cosines = (torch.stack([getattr(m, f) for m in made]) for f in ("images", "errors", "cosines"))
-    return Inversions(tuple(chosen), images, made[0].source, errors, cosines, any(m.interrupted for m in made))
+    results: list[Inversion] = []
+    for path in addresses:
+        n = 0 if any(m.interrupted for m in results) else steps
+        results.append(inversion(box, x, path, steps=n, starts=starts, seed=seed, batch_size=batch_size))
+    images, errors, cosines = (torch.stack([getattr(m, f) for m in results]) for f in ("images", "errors", "cosines"))
+    return Inversions(
+        tuple(addresses), images, results[0].source_rows, errors, cosines, any(m.interrupted for m in results)
+    )
 
 
-def depths(box: Box, x: Tensor, most: int = LAYERS) -> list[str]:
+def layers_by_depth(box: Box, x: Tensor, max_layers: int = MAX_DEFAULT_LAYERS) -> list[str]:
     """Places at different depths: the last layer of each shape, evenly, and the outputs alone."""
     rows = [
         r
-        for r in _trunk(box)
+        for r in _trunk_layers(box)
         if r.has_batch_axis and r.shape and r.n_calls == 1 and not r.type.startswith(("Dropout", "Flat"))
     ]
-    last = [list(group)[-1] for _, group in groupby(rows, key=lambda r: r.shape)]
-    while last and last[-1].shape == (box.n_outputs,):
-        last.pop()
-    n = min(most - 1, len(last))
-    at = [round(i * (len(last) - 1) / (n - 1)) for i in range(n)] if n > 1 else [len(last) // 2][:n]
-    return [*(last[i].path for i in at), _end(box, x)]
+    last_of_shape = [list(group)[-1] for _, group in groupby(rows, key=lambda r: r.shape)]
+    while last_of_shape and last_of_shape[-1].shape == (box.n_outputs,):
+        last_of_shape.pop()
+    n = min(max_layers - 1, len(last_of_shape))
+    indices = (
+        [round(i * (len(last_of_shape) - 1) / (n - 1)) for i in range(n)] if n > 1 else [len(last_of_shape) // 2][:n]
+    )
+    return [*(last_of_shape[i].path for i in indices), _output_address(box, x)]
 
 
-def _trunk(box: Box) -> list[Layer]:
+def _trunk_layers(box: Box) -> list[Layer]:
     """The modules that all the work runs through, not what lies inside blocks; all leaves where that leaves one."""
     sequences = {r.path for r in box.layers if r.type == "Sequential"}
-    ran = {r.path for r in box.layers}  # not a ModuleList, nor another container whose parts are called by its owner
+    run_paths = {
+        r.path for r in box.layers
+    }  # not a ModuleList, nor another container whose parts are called by its owner
 
-    def outside(path: str) -> bool:
+    def is_outside_blocks(path: str) -> bool:
         parent = path.rpartition(".")[0]
-        return not parent or ((parent in sequences or parent not in ran) and outside(parent))
+        return not parent or ((parent in sequences or parent not in run_paths) and is_outside_blocks(parent))
 
-    found = [r for r in box.layers if r.path not in sequences and outside(r.path)]
-    return found if len(found) > 1 else list(box.layers.leaves)
+    trunk = [r for r in box.layers if r.path not in sequences and is_outside_blocks(r.path)]
+    return trunk if len(trunk) > 1 else list(box.layers.leaves)
 
 
-def _end(box: Box, x: Tensor) -> str:
+def _output_address(box: Box, x: Tensor) -> str:
     try:
         box(x[:1])
     except OutputError:

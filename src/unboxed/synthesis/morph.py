@@ -11,10 +11,10 @@ from torch.optim import SGD
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import Ascent, ascend, finished
-from ..engine.optimize.constraints import L2, within
-from ..engine.optimize.parameterizations import Raw
-from ..engine.results import each
+from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
+from ..engine.optimize.constraints import L2, ball_constraint
+from ..engine.optimize.parameterizations import RawCanvas
+from ..engine.results import map_structure
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 from ..validation import check_float
@@ -26,15 +26,15 @@ class Morph:
     target: Tensor  # (N,)
     frames: Tensor  # (T, N, ...): the input first, the result last; a row that is done stays as it is
     probs: Tensor  # (T, N, K) the model's probabilities for each frame
-    gradient: Tensor  # (N, ...) of the target's logit at the input
-    reached: Tensor  # (N,) bool: the confidence was reached
+    initial_gradient: Tensor  # (N, ...) of the target's logit at the input
+    confidence_reached: Tensor  # (N,) bool: the confidence was reached
     steps: Tensor  # (N,) taken
     before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the logit at zero
     interrupted: bool
 
     @property
     def result(self) -> Tensor:  # (N, ...)
-        last: Tensor = each(lambda frames: frames[-1], self.frames)
+        last: Tensor = map_structure(lambda frames: frames[-1], self.frames)
         return last
 
 
@@ -53,7 +53,7 @@ def morph(
     confidence: float = 0.9,
     step: float | None = None,
     steps: int = 200,
-    every: int = 1,
+    frame_every: int = 1,
     batch_size: BatchSize = "auto",
 ) -> Morph:
     """Repeat x <- clip(x + step * g / |g|), g = d logit[target] / d x, until the target's probability is `confidence`.
@@ -64,26 +64,32 @@ def morph(
     box.require_class_scores("a morph")
     confidence = check_float("confidence", confidence, above=0, below=1)
     x = box.validate_inputs(x)
-    goal = box.class_labels(target, len(x))
+    target_classes = box.class_labels(target, len(x))
     step = 0.01 * math.sqrt(x[0].numel()) if step is None else check_float("step", step, above=0)
-    plan = Ascent(
+    config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),
-        constraint=within(L2(math.inf), x, box.inputs.clip),
-        until=_sure(box, goal, confidence),
-        every=every,
+        constraint=ball_constraint(L2(math.inf), x, box.inputs.clip),
+        stop_when=_confidence_margin(box, target_classes, confidence),
+        frame_every=frame_every,
     )
-    climb = ascend(box, logit(goal), Raw(x), plan, batch_size=batch_size)
-    frames = climb.frames if climb.frames is not None else x[None]
-    probs, stopped = finished(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
+    result = optimize(box, logit(target_classes), RawCanvas(x), config, batch_size=batch_size)
+    frames = result.frames if result.frames is not None else x[None]
+    probs, was_interrupted = retry_on_interrupt(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     probs = probs.view(*frames.shape[:2], -1)
-    interrupted = climb.interrupted or stopped
-    made = box.restore_structure(x), goal, box.restore_structure(frames), probs, box.restore_structure(climb.first)
-    return Morph(*made, climb.done, climb.steps, climb.before_clamp, interrupted)
+    interrupted = result.interrupted or was_interrupted
+    structured = (
+        box.restore_structure(x),
+        target_classes,
+        box.restore_structure(frames),
+        probs,
+        box.restore_structure(result.initial_grad),
+    )
+    return Morph(*structured, result.finished, result.steps, result.before_clamp, interrupted)
 
 
-def _sure(box: Box, goal: Tensor, confidence: float) -> Objective:
+def _confidence_margin(box: Box, target_classes: Tensor, confidence: float) -> Objective:
     """Above zero once the target's probability exceeds the confidence."""
     if box.outputs == "multilabel":
-        return logit(goal) - math.log(confidence / (1 - confidence))
-    return logprob(goal) - math.log(confidence)
+        return logit(target_classes) - math.log(confidence / (1 - confidence))
+    return logprob(target_classes) - math.log(confidence)

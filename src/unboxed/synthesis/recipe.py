@@ -12,190 +12,214 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ..box import Box
-from ..engine.optimize.ascent import Ascent, ascend, finished
-from ..engine.optimize.colors import Palette, known, learned, natural, statistics
+from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
+from ..engine.optimize.colors import Palette, has_statistics, palette_from_images, natural_palette, pixel_statistics
 from ..engine.optimize.constraints import Constraint
-from ..engine.optimize.parameterizations import Canvas, Fourier, Phase, Raw, frequencies, spectrum
-from ..engine.optimize.transforms import Transform, crops, wobble
-from ..engine.read.examples import batches
-from ..engine.read.sizes import images_only
+from ..engine.optimize.parameterizations import (
+    Canvas,
+    FourierCanvas,
+    PhaseCanvas,
+    RawCanvas,
+    spectrum_frequencies,
+    mean_spectrum,
+)
+from ..engine.optimize.transforms import Transform, random_crop, random_affine
+from ..engine.read.examples import input_batches
+from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, color_distance, layer_objective, roughness
 from ..rng import normal
 from ..validation import check_seed
-from .drawn import Drawn
+from .drawn import GeneratedImages
 
-SAMPLE = 1024  # images of `data` that colors, spectrum and roughness are learned from
-RANDOM = 16  # random images that say how far a score spreads
-STEPS = 256
-ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
-ROUGHER = 1.82  # times the data's roughness, where there are data
-WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
-BEYOND = 0.02  # of the range, so that units that answer to plain black or white get it
-COLOR = 10.0  # weight of the squared distance from the data's mean color
+MAX_DATA_IMAGES = 1024  # images of `data` that colors, spectrum and roughness are learned from
+N_NOISE_IMAGES = 16  # random images that say how far a score spreads
+DEFAULT_STEPS = 256
+NATURAL_ROUGHNESS = 0.22  # MNIST's and CIFAR's images have .13 and .12, a mean difference between neighbors
+ROUGHNESS_RATIO = 1.82  # times the data's roughness, where there are data
+ROUGHNESS_WEIGHT = 400.0  # of what exceeds it: so large that it is a bound
+PALETTE_OVERSHOOT = 0.02  # of the range, so that units that answer to plain black or white get it
+MEAN_COLOR_WEIGHT = 10.0  # weight of the squared distance from the data's mean color
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ImageStatistics:
     """What the drawings of one model should look like."""
 
     palette: Palette
-    colored: bool  # whether the data's mean color is known
-    roughest: float  # from where on roughness costs
+    has_mean_color: bool  # whether the data's mean color is known
+    max_roughness: float  # from where on roughness costs
     data: Tensor | None  # (M, C, H, W)
 
 
-def look(box: Box, data: Any) -> Look:
+def image_statistics(box: Box, data: Any) -> ImageStatistics:
     """From images of the model's kind where given, else from the normalization. Raises InputError without pixels."""
-    inputs = images_only(box, "a drawing")
+    inputs = require_images(box, "a drawing")
     if data is None:
-        mean = statistics(inputs)[0].to(box.device, box.dtype)
-        return Look(replace(natural(mean), beyond=BEYOND), known(inputs), ROUGHNESS, None)
-    x = box.validate_inputs(next(batches(data, SAMPLE)))
-    return Look(replace(learned(x), beyond=BEYOND), True, ROUGHER * float(roughness()({"input": x}).mean()), x)
+        mean = pixel_statistics(inputs)[0].to(box.device, box.dtype)
+        return ImageStatistics(
+            replace(natural_palette(mean), overshoot=PALETTE_OVERSHOOT), has_statistics(inputs), NATURAL_ROUGHNESS, None
+        )
+    x = box.validate_inputs(next(input_batches(data, MAX_DATA_IMAGES)))
+    return ImageStatistics(
+        replace(palette_from_images(x), overshoot=PALETTE_OVERSHOOT),
+        True,
+        ROUGHNESS_RATIO * float(roughness()({"input": x}).mean()),
+        x,
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class CanvasRecipe:
     """A canvas with what goes with it."""
 
-    start: Callable[[Tensor, int, Look], Canvas]  # (images to be shaped like, seed, look)
+    make_canvas: Callable[[Tensor, int, ImageStatistics], Canvas]  # (images to be shaped like, seed, look)
     optimizer: Callable[..., torch.optim.Optimizer]
     transform: Transform
-    priors: bool = True
+    uses_prior: bool = True
     constraint: Constraint = field(default_factory=Constraint)
-    transparent: bool = False
+    keeps_transparency: bool = False
 
 
-def fourier(like: Tensor, seed: int, look: Look) -> Canvas:
-    return Fourier.noise(like, seed, look.palette, sd=0.1)
+def fourier_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
+    return FourierCanvas.noise(like, seed, stats.palette, sd=0.1)
 
 
-def pixels(like: Tensor, seed: int, look: Look) -> Canvas:
-    mean = look.palette.mean.to(like).view(-1, 1, 1)
-    return Raw((mean + 0.05 * normal(like, seed)).clamp(0, 1))
+def pixel_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
+    mean = stats.palette.mean.to(like).view(-1, 1, 1)
+    return RawCanvas((mean + 0.05 * normal(like, seed)).clamp(0, 1))
 
 
-def maco(like: Tensor, seed: int, look: Look) -> Canvas:
-    magnitude = one_over_f(like) if look.data is None else spectrum(look.data, look.palette)
-    return Phase.noise(like, seed, look.palette, magnitude)
+def maco_canvas(like: Tensor, seed: int, stats: ImageStatistics) -> Canvas:
+    magnitude = natural_spectrum(like) if stats.data is None else mean_spectrum(stats.data, stats.palette)
+    return PhaseCanvas.noise(like, seed, stats.palette, magnitude)
 
 
-def one_over_f(like: Tensor) -> Tensor:
+def natural_spectrum(like: Tensor) -> Tensor:
     """The mean spectrum of natural images, (C, H, W // 2 + 1), for a spread of 1 before the colors."""
     h, w = like.shape[-2:]
-    magnitude = 1 / frequencies(like)
+    magnitude = 1 / spectrum_frequencies(like)
     magnitude[0, 0] = 0  # the mean color is the palette's
-    both = torch.full_like(magnitude, 2.0)  # half a spectrum is stored, but for what is its own mirror image
-    both[:, 0] = 1
+    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored, but for what is its own mirror image
+    multiplicity[:, 0] = 1
     if w % 2 == 0:
-        both[:, -1] = 1
-    size: Tensor = (both * magnitude.pow(2)).sum().sqrt() / (h * w)  # Parseval
-    return (magnitude / size).expand(like.shape[1], -1, -1)
+        multiplicity[:, -1] = 1
+    std: Tensor = (multiplicity * magnitude.pow(2)).sum().sqrt() / (h * w)  # Parseval
+    return (magnitude / std).expand(like.shape[1], -1, -1)
 
 
-WAYS = {
-    "fourier": Way(fourier, partial(Adam, lr=0.2, eps=0.1), wobble()),
-    "pixels": Way(pixels, partial(Adam, lr=0.02), wobble(), constraint=Constraint(project=lambda x, _: x.clamp(0, 1))),
-    "maco": Way(maco, partial(Adam, lr=0.3, eps=0.01), crops(0.8, 1.0), priors=False, transparent=True),
+CANVAS_RECIPES = {
+    "fourier": CanvasRecipe(fourier_canvas, partial(Adam, lr=0.2, eps=0.1), random_affine()),
+    "pixels": CanvasRecipe(
+        pixel_canvas, partial(Adam, lr=0.02), random_affine(), constraint=Constraint(project=lambda x, _: x.clamp(0, 1))
+    ),
+    "maco": CanvasRecipe(
+        maco_canvas, partial(Adam, lr=0.3, eps=0.01), random_crop(0.8, 1.0), uses_prior=False, keeps_transparency=True
+    ),
 }
 """Adam's eps is a part of the score's spread, so what has hardly any gradient hardly moves. MACO's crops are larger
 than the paper's .2 to .5, for drawings are as small as the model's inputs."""
 
 
-def way(canvas: str) -> Way:
-    if not isinstance(canvas, str) or canvas not in WAYS:
-        raise InputError(f"canvas is one of {', '.join(WAYS)}; got {canvas!r}")
-    return WAYS[canvas]
+def canvas_recipe(canvas: str) -> CanvasRecipe:
+    if not isinstance(canvas, str) or canvas not in CANVAS_RECIPES:
+        raise InputError(f"canvas is one of {', '.join(CANVAS_RECIPES)}; got {canvas!r}")
+    return CANVAS_RECIPES[canvas]
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class NoiseScores:
     """How each row's score lies on random images."""
 
-    unit: Tensor  # (N,) about its standard deviation; 1 where they all score the same
+    scale: Tensor  # (N,) about its standard deviation; 1 where they all score the same
     mean: Tensor  # (N,)
-    still: Tensor  # (N,) bool: they all score the same
+    is_constant: Tensor  # (N,) bool: they all score the same
 
 
-def spread(box: Box, objective: Objective, n: int, look: Look, batch_size: BatchSize) -> Spread:
+def noise_scores(box: Box, objective: Objective, n: int, stats: ImageStatistics, batch_size: BatchSize) -> NoiseScores:
     """Of RANDOM images of strong contrast, the same for all rows, so the model runs on them once."""
-    like = torch.zeros(RANDOM, *box.inputs.shape, device=box.device, dtype=box.dtype)
-    images = Fourier.noise(like, -1, look.palette, sd=1.0)().detach()
+    like = torch.zeros(N_NOISE_IMAGES, *box.inputs.shape, device=box.device, dtype=box.dtype)
+    images = FourierCanvas.noise(like, -1, stats.palette, sd=1.0)().detach()
     acts = box.read(images, sorted(objective.layers), batch_size=batch_size)
-    scores = torch.stack([_row(objective, i, acts) for i in range(n)], 1).to(box.dtype)  # (RANDOM, N)
+    scores = torch.stack([_row_score(objective, i, acts) for i in range(n)], 1).to(box.dtype)  # (RANDOM, N)
     mean = scores.mean(0)
-    unit = torch.maximum(scores.std(0), (scores.amax(0) - mean) / 2)  # a unit that noise hardly excites spreads by that
-    return Spread(torch.where(unit > 0, unit, 1.0), mean, unit <= 0)
+    scale = torch.maximum(
+        scores.std(0), (scores.amax(0) - mean) / 2
+    )  # a unit that noise hardly excites spreads by that
+    return NoiseScores(torch.where(scale > 0, scale, 1.0), mean, scale <= 0)
 
 
-def _row(objective: Objective, i: int, acts: Acts) -> Tensor:
-    some = next(iter(acts.values()))
-    return objective.rows(torch.full((RANDOM,), i, device=some.device))(acts)
+def _row_score(objective: Objective, i: int, acts: Acts) -> Tensor:
+    any_activation = next(iter(acts.values()))
+    return objective.rows(torch.full((N_NOISE_IMAGES,), i, device=any_activation.device))(acts)
 
 
-def draw(
-    box: Box, objective: Objective, n: int, look: Look, way: Way, *,
-    steps: int, every: int | None, seed: int, batch_size: BatchSize, diverse: Objective | None = None,
-) -> tuple[Drawn, Tensor]:  # fmt: skip
+def generate(
+    box: Box, objective: Objective, n: int, stats: ImageStatistics, recipe: CanvasRecipe, *,
+    steps: int, frame_every: int | None, seed: int, batch_size: BatchSize, diversity_term: Objective | None = None,
+) -> tuple[GeneratedImages, Tensor]:  # fmt: skip
     """The drawings, and whose unit (N,) is dead: it gives the same for random images and for what was drawn."""
     seed = check_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.check_objective(objective, n)
-        found, stopped = finished(lambda: spread(box, objective, n, look, batch_size))
-        goal = objective * (1 / found.unit)
-        plan = Ascent(
-            steps=0 if stopped else steps,
-            optimizer=way.optimizer,
-            constraint=way.constraint,
-            transform=way.transform,
-            anneal=True,
-            unclamp="all",
-            every=every,
+        baseline, interrupted_early = retry_on_interrupt(lambda: noise_scores(box, objective, n, stats, batch_size))
+        scaled_objective = objective * (1 / baseline.scale)
+        config = OptimizationConfig(
+            steps=0 if interrupted_early else steps,
+            optimizer=recipe.optimizer,
+            constraint=recipe.constraint,
+            transform=recipe.transform,
+            anneal_lr=True,
+            relu_bypass="all",
+            frame_every=frame_every,
             seed=seed,
-            prior=_prior(look) if way.priors else None,
-            sum_pulls=way.transparent,
+            prior=_image_prior(stats) if recipe.uses_prior else None,
+            sum_abs_grads=recipe.keeps_transparency,
         )
         like = torch.zeros(n, *box.inputs.shape, device=box.device, dtype=box.dtype)
-        canvas = way.start(like, seed, look)
-        climb = ascend(
+        canvas = recipe.make_canvas(like, seed, stats)
+        result = optimize(
             box,
-            goal if diverse is None else _with(goal, diverse, found.mean / found.unit),
+            scaled_objective
+            if diversity_term is None
+            else _add_diversity(scaled_objective, diversity_term, baseline.mean / baseline.scale),
             canvas,
-            plan,
+            config,
             batch_size=batch_size,
         )
-    score, history = climb.score * found.unit, climb.history * found.unit
-    if diverse is not None:
-        score, cut = finished(lambda: _score(box, objective, climb.input, batch_size))
-        stopped |= cut
-    interrupted = climb.interrupted or stopped
-    drawn = replace(Drawn.of(climb), scores=score, history=history, interrupted=interrupted)
-    return drawn, found.still & (score <= found.mean)
+    score, history = result.score * baseline.scale, result.history * baseline.scale
+    if diversity_term is not None:
+        score, was_interrupted = retry_on_interrupt(lambda: _objective_score(box, objective, result.input, batch_size))
+        interrupted_early |= was_interrupted
+    interrupted = result.interrupted or interrupted_early
+    generated = replace(GeneratedImages.from_result(result), scores=score, history=history, interrupted=interrupted)
+    return generated, baseline.is_constant & (score <= baseline.mean)
 
 
-def _with(goal: Objective, diverse: Objective, mean: Tensor) -> Objective:
+def _add_diversity(scaled_objective: Objective, diversity_term: Objective, noise_mean: Tensor) -> Objective:
     """A term that weighs as much as the score has risen above random images', so that one weight serves every unit."""
 
     def score(acts: Acts) -> Tensor:
-        own = goal(acts)
-        return own + (own.detach() - mean).clamp_min(0) * diverse(acts)
+        base_score = scaled_objective(acts)
+        return base_score + (base_score.detach() - noise_mean).clamp_min(0) * diversity_term(acts)
 
-    name = f"{goal.name} and {diverse.name}"
-    return Objective(score, goal.layers | diverse.layers, name, batch_dependent=True, n=goal.n)
+    name = f"{scaled_objective.name} and {diversity_term.name}"
+    return Objective(
+        score, scaled_objective.layers | diversity_term.layers, name, batch_dependent=True, n=scaled_objective.n
+    )
 
 
-def _prior(look: Look) -> Objective:
+def _image_prior(stats: ImageStatistics) -> Objective:
     """Smooth as images are, and about as light."""
-    rough = roughness()
+    roughness_score = roughness()
 
-    def excess(x: Tensor) -> Tensor:
-        return (rough({"input": x}) - look.roughest).clamp_min(0)
+    def excess_roughness(x: Tensor) -> Tensor:
+        return (roughness_score({"input": x}) - stats.max_roughness).clamp_min(0)
 
-    prior = -WEIGHT * layer_objective("input", excess, "rougher than images are")
-    return prior - COLOR * color_distance(look.palette.mean) if look.colored else prior
+    prior = -ROUGHNESS_WEIGHT * layer_objective("input", excess_roughness, "rougher than images are")
+    return prior - MEAN_COLOR_WEIGHT * color_distance(stats.palette.mean) if stats.has_mean_color else prior
 
 
-def _score(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
+def _objective_score(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
     return objective(box.read(x, sorted(objective.layers), batch_size=batch_size)).to(box.dtype)

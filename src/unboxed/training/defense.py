@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..box import Box
-from ..engine.optimize.constraints import NORMS, Ball, Linf, ball_of
+from ..engine.optimize.constraints import BALL_BY_NORM, NormBall, Linf, resolve_ball
 from ..errors import InputError, OutputError
 from ..validation import check_seed, check_float, check_int
 
@@ -189,11 +189,11 @@ def trainable(box: Box) -> Box:
     return box
 
 
-Start = Callable[[Tensor, Ball, int], Tensor]
+Start = Callable[[Tensor, NormBall, int], Tensor]
 
 
 def _climb(
-    box: Box, x: Tensor, target: Tensor, ball: Ball, steps: int, step: float, start: Start, seed: int | None
+    box: Box, x: Tensor, target: Tensor, ball: NormBall, steps: int, step: float, start: Start, seed: int | None
 ) -> Tensor:
     """Up the cross-entropy with `target`, classes (N,) or probabilities (N, K), for which its slope is the KL's.
 
@@ -206,7 +206,7 @@ def _climb(
             moved.requires_grad_()
             loss = F.cross_entropy(output(box, moved), target, reduction="sum")
             (uphill,) = torch.autograd.grad(loss, moved)
-            ahead = moved.detach() + step * ball.steepest(uphill)
+            ahead = moved.detach() + step * ball.steepest_direction(uphill)
             moved = box.inputs.clip(ball.project(ahead, x))
     return moved
 
@@ -216,7 +216,7 @@ def _unsynchronized(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def _anywhere(x: Tensor, ball: Ball, seed: int) -> Tensor:
+def _anywhere(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A uniform point of the ball around each row: no batch is ever split here, so one generator draws for all."""
     if not isinstance(ball, Linf):
         return ball.sample(x, seed)
@@ -225,7 +225,7 @@ def _anywhere(x: Tensor, ball: Ball, seed: int) -> Tensor:
     return x + ball.eps * (2 * noise - 1)
 
 
-def _beside(x: Tensor, ball: Ball, seed: int) -> Tensor:
+def _beside(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A point right beside each row."""
     generator = torch.Generator(x.device).manual_seed(seed)
     return x + NEAR * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -236,15 +236,15 @@ def _key(x: Tensor) -> int:
     return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 
 
-def _grown(eps: float, norm: str, ramp: float, progress: float) -> Ball:
+def _grown(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
     """The ball, as large as it is at this point of the training."""
     if not 0 <= progress <= 1:
         raise InputError(f"progress is the share of the training that is behind, 0 to 1; got {progress}")
-    return NORMS[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
+    return BALL_BY_NORM[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
 
 
 def _check(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
-    ball_of(eps, norm, None)  # which refuses what is no ball
+    resolve_ball(eps, norm, None)  # which refuses what is no ball
     check_int("steps", steps, minimum=1)
     if step is not None:
         check_float("step", step, above=0)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_close
-from ..engine.stable_repr import box_answers
+from ..engine.stable_repr import comparable_outputs
 from ..errors import DataError, InputError
 from ..inputs.single import Inputs
 from ..model import state as rng
@@ -239,7 +239,7 @@ class _Training:
     def _answers(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
         noise = self.box.inputs.sample(PROBES, torch.Generator(self.box.device).manual_seed(0))
-        return box_answers(self.box, self.box(noise.to(self.box.dtype)))
+        return comparable_outputs(self.box, self.box(noise.to(self.box.dtype)))
 
     def _put(self, values: Iterable[Tensor]) -> None:
         for h, value in zip(self._tensors(), values, strict=True):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import adversarial, loading, zoo
 from .. import data as sets
 from ..box import Box
-from ..engine.optimize.transforms import wobble
+from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.single import Pixels
 from ..validation import check_seed
@@ -63,7 +63,7 @@ def recipe(name: str) -> dict[str, Any]:
     """The arguments with which `fit` trains that model of the zoo. Raises ModelError for an unknown name."""
     zoo.kind(name)
     chosen = dict(RECIPES[name])
-    return chosen | {"augment": wobble(**chosen["augment"])} if "augment" in chosen else chosen
+    return chosen | {"augment": random_affine(**chosen["augment"])} if "augment" in chosen else chosen
 
 
 def train(

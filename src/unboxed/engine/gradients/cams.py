@@ -16,18 +16,18 @@ from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...objectives import Objective
-from ..read.position_grids import Grid, grids, image_size, of_address, upsampled
-from ..results import tell_not_finite, tell_rows
-from .cam_layers import Trace
-from .score import pull
+from ..read.position_grids import PositionGrid, layers_with_grids, image_size, grid_at, upsample_bilinear
+from ..results import warn_not_finite, warn_rows
+from .cam_layers import MapTrace
+from .score import score_gradients
 
-Weigh = Callable[[Tensor, Tensor], Tensor]
+CombineMaps = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
-Looked = tuple[Tensor, Tensor, Tensor]
+CamResult = tuple[Tensor, Tensor, Tensor]
 """Maps (n, 1, h, w), the rows (n,) taken before a clamp, and scores (n,)."""
 
-LATEST = 6  # token layers among which the last is sought that the patches still have a say in
+MAX_TOKEN_LAYERS = 6  # token layers among which the last is sought that the patches still have a say in
 
 
 def cam(
@@ -35,7 +35,7 @@ def cam(
     x: Tensor,
     target: int | Tensor | Objective | None,
     layer: str | None,
-    weigh: Weigh,
+    combine: CombineMaps,
     *,
     name: str,
     upsample: bool,
@@ -47,105 +47,109 @@ def cam(
     x = box.validate_inputs(x)
     size = image_size(box)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
-    chosen = None if layer is None else Chosen((_with_rows(box, layer),))
+    cam_layers = None if layer is None else CamLayers((_batch_first_address(box, layer),))
 
-    def part(rows: slice) -> Looked:
+    def run_batch(rows: slice) -> CamResult:
         if rows.stop - rows.start == len(x):
-            return _looked(box, objective, x, chosen, weigh)
-        return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
+            return _compute_cam(box, objective, x, cam_layers, combine)
+        return _compute_cam(box, objective.rows(rows), x[rows], cam_layers, combine)
 
-    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
     maps, clamped, score = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
     check_finite_scores(score)
-    tell_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
-    tell_not_finite(name, maps)
-    tell_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
-    return upsampled(maps, size) if upsample else maps
+    warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
+    warn_not_finite(name, maps)
+    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
+    return upsample_bilinear(maps, size) if upsample else maps
 
 
-def _with_rows(box: Box, layer: str) -> str:
-    real = box.layers.resolve(layer)
-    if not box.has_batch_axis(real):
+def _batch_first_address(box: Box, layer: str) -> str:
+    address = box.layers.resolve(layer)
+    if not box.has_batch_axis(address):
         raise LayerError(f"{layer!r} mixes examples: its first axis is not the batch")
-    return real
+    return address
 
 
 @dataclass(frozen=True)
-class Chosen:
+class CamLayers:
     """The layers to look at, the best guess first; of tokens, which of them it is their gradients tell."""
 
     addresses: tuple[str, ...]
-    grid: Grid | None = None  # told beforehand, where no layer was named
+    grid: PositionGrid | None = None  # told beforehand, where no layer was named
 
-    def one(self, grads: Sequence[Tensor]) -> int:
+    def first_with_gradient(self, grads: Sequence[Tensor]) -> int:
         """The first that anything but the class token has a say in: after the last mixing only that has."""
         if self.grid is None or len(self.addresses) == 1:
             return 0
-        return next((i for i, g in enumerate(grads) if self.grid.maps(g).any()), 0)
+        return next((i for i, g in enumerate(grads) if self.grid.to_maps(g).any()), 0)
 
 
-def _looked(box: Box, objective: Objective, x: Tensor, chosen: Chosen | None, weigh: Weigh) -> Looked:
+def _compute_cam(
+    box: Box, objective: Objective, x: Tensor, cam_layers: CamLayers | None, combine: CombineMaps
+) -> CamResult:
     """One forward, one backward down to the layer."""
     with box.isolated():
         x = x.detach().requires_grad_()
-        if chosen is None:
-            chosen, acts, score = _sought(box, objective, x)
+        if cam_layers is None:
+            cam_layers, acts, score = _find_layers(box, objective, x)
         else:
-            acts = box.forward(x, {*objective.layers, *chosen.addresses})
+            acts = box.forward(x, {*objective.layers, *cam_layers.addresses})
             score = objective(acts)
-        if all(a in acts for a in chosen.addresses):
-            return _weighed(box, objective, score, acts, chosen, weigh)
-    return _looked(box, objective, x, chosen, weigh)  # its values were let go of, or written over: once more
+        if all(a in acts for a in cam_layers.addresses):
+            return _combine_at_layers(box, objective, score, acts, cam_layers, combine)
+    return _compute_cam(box, objective, x, cam_layers, combine)  # its values were let go of, or written over: once more
 
 
-def _weighed(box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: Chosen, weigh: Weigh) -> Looked:
-    edges = [acts.edges[a] for a in chosen.addresses]
-    if (cut := edges.index(None) if None in edges else -1) >= 0:
-        raise OutputError(f"nothing has a gradient at {chosen.addresses[cut]!r}")
+def _combine_at_layers(
+    box: Box, objective: Objective, score: Tensor, acts: Acts, cam_layers: CamLayers, combine: CombineMaps
+) -> CamResult:
+    edges = [acts.edges[a] for a in cam_layers.addresses]
+    if (detached_index := edges.index(None) if None in edges else -1) >= 0:
+        raise OutputError(f"nothing has a gradient at {cam_layers.addresses[detached_index]!r}")
     leaves: list[Any] = edges
-    like = [acts[a] for a in chosen.addresses]
-    grid = chosen.grid or of_address(box, chosen.addresses[0], tuple(like[0].shape[1:]))
-    grads, clamped = pull(score, acts, objective, leaves, like=like)
-    i = chosen.one(grads)
-    h, g = (grid.maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
-    return weigh(h, g).clamp(min=0)[:, None], clamped, score.detach()
+    like = [acts[a] for a in cam_layers.addresses]
+    grid = cam_layers.grid or grid_at(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
+    grads, clamped = score_gradients(score, acts, objective, leaves, like=like)
+    i = cam_layers.first_with_gradient(grads)
+    h, g = (grid.to_maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
+    return combine(h, g).clamp(min=0)[:, None], clamped, score.detach()
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------
 
 
-def _sought(box: Box, objective: Objective, x: Tensor) -> tuple[Chosen, Acts, Tensor]:
+def _find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, Acts, Tensor]:
     """The last maps that all of the score passes through, or the last tokens of a ViT; found while the model runs.
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    trace = Trace(box, max(len(x), box._min_rows))
-    guess = _guessed(box) if objective.layers & {"logits", "output"} else ()
-    with trace.watching():
-        acts = box.forward(x, {*objective.layers, *guess})
+    trace = MapTrace(box, max(len(x), box._min_rows))
+    guessed = _guess_token_layers(box) if objective.layers & {"logits", "output"} else ()
+    with trace.recording():
+        acts = box.forward(x, {*objective.layers, *guessed})
     score = objective(acts)
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
-    own = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
-    if (tokens := trace.tokens(score, own)) is not None:
+    objective_nodes = {edge.node for a in objective.layers if (edge := acts.edges.get(a)) is not None}
+    if (tokens := trace.token_layers(score, objective_nodes)) is not None:
         rows, grid = tokens
-        return Chosen(_latest(rows), grid), acts, score
-    met = trace.last(score, own)
-    if met.value._version == met.version and met.value.numel():
-        acts[met.address], acts.edges[met.address] = met.value[: len(x)], met.edge
-    return Chosen((met.address,), met.grid), acts, score
+        return CamLayers(_last_token_layers(rows), grid), acts, score
+    last_map = trace.last_map(score, objective_nodes)
+    if last_map.value._version == last_map.version and last_map.value.numel():
+        acts[last_map.address], acts.edges[last_map.address] = last_map.value[: len(x)], last_map.edge
+    return CamLayers((last_map.address,), last_map.grid), acts, score
 
 
-def _guessed(box: Box) -> tuple[str, ...]:
+def _guess_token_layers(box: Box) -> tuple[str, ...]:
     """The layers of the last tokens, as far as the layers' order tells: read in the run that tells for sure."""
-    found = list(grids(box))
-    if not found or not found[-1][1].tokens:
+    layer_grids = list(layers_with_grids(box))
+    if not layer_grids or not layer_grids[-1][1].is_tokens:
         return ()
-    row, grid = found[-1]
-    return _latest([r for r, g in reversed(found) if g == grid and r.shape == row.shape])
+    row, grid = layer_grids[-1]
+    return _last_token_layers([r for r, g in reversed(layer_grids) if g == grid and r.shape == row.shape])
 
 
-def _latest(rows: Sequence[Layer]) -> tuple[str, ...]:
+def _last_token_layers(rows: Sequence[Layer]) -> tuple[str, ...]:
     """The latest of these layers of tokens, the last first; normalized ones if there are any."""
     normalized = [r for r in rows if "Norm" in r.type] or rows
-    return tuple(r.addresses[-1] for r in normalized[:LATEST])
+    return tuple(r.addresses[-1] for r in normalized[:MAX_TOKEN_LAYERS])

@@ -23,7 +23,7 @@ from ...inputs.single import Features, Inputs
 from ...model.batching import BatchSize, in_batches
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from .score import Unclamp, _gradients
+from .score import ReluBypass, _gradients_of_batch
 
 Moment = Literal["mean", "squared", "variance"]
 
@@ -34,7 +34,7 @@ class Path(Protocol):
     @property
     def weights(self) -> Tensor: ...  # (K,), on the CPU
 
-    def __call__(self, n: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """The k-th points (R,) of the examples n (R,), indices on the CPU: (R, ...), and what their gradients take as
         a factor, if anything."""
 
@@ -51,12 +51,12 @@ class Line:
     t: Tensor  # (K,), in [0, 1]
     weights: Tensor  # (K,)
 
-    def __call__(self, n: Tensor, k: Tensor) -> tuple[Tensor, None]:
-        n = n.to(self.x.device)
-        return between(self.start[n], self.x[n], self.t[k].to(self.x)), None
+    def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, None]:
+        example_ids = example_ids.to(self.x.device)
+        return interpolate(self.start[example_ids], self.x[example_ids], self.t[point_ids].to(self.x)), None
 
 
-def between(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """Points (R, ...) at t (R,) of the way from start to end (R, ...)."""
     return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
 
@@ -70,10 +70,10 @@ class Noise:
     weights: Tensor  # (K,)
     seed: int = 0
 
-    def __call__(self, n: Tensor, k: Tensor) -> tuple[Tensor, None]:
-        drawn = normal(self.x, n, k, self.seed)
-        n = n.to(self.x.device)
-        return self.x[n] + self.sigma.expand_as(self.x)[n] * drawn, None
+    def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, None]:
+        noise = normal_noise(self.x, example_ids, point_ids, self.seed)
+        example_ids = example_ids.to(self.x.device)
+        return self.x[example_ids] + self.sigma.expand_as(self.x)[example_ids] * noise, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,61 +82,66 @@ class References:
 
     x: Tensor  # (N, ...)
     references: Tensor  # (M, ...)
-    pick: Tensor  # (N, K) which reference
+    reference_index: Tensor  # (N, K) which reference
     alpha: Tensor  # (N, K) in [0, 1]: how far from it
     weights: Tensor  # (K,)
 
-    def __call__(self, n: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        start, end = self.references[self.pick[n, k].to(self.x.device)], self.x[n.to(self.x.device)]
-        return between(start, end, self.alpha[n, k].to(self.x)), end - start
+    def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, Tensor]:
+        start, end = (
+            self.references[self.reference_index[example_ids, point_ids].to(self.x.device)],
+            self.x[example_ids.to(self.x.device)],
+        )
+        return interpolate(start, end, self.alpha[example_ids, point_ids].to(self.x)), end - start
 
 
 # -- points and weights on [0, 1] ------------------------------------------------------------------------------------
 
 
-def equal(k: int) -> Tensor:
+def equal_weights(n_points: int) -> Tensor:
     """Weights (K,) of points that count alike."""
-    return torch.full((k,), 1 / k, dtype=torch.float64)
+    return torch.full((n_points,), 1 / n_points, dtype=torch.float64)
 
 
-def midpoints(k: int) -> tuple[Tensor, Tensor]:
+def midpoints(n_points: int) -> tuple[Tensor, Tensor]:
     """(t, weights): the middles of k equal parts; exact where the gradient is linear in t."""
-    return (torch.arange(k, dtype=torch.float64) + 0.5) / k, equal(k)
+    return (torch.arange(n_points, dtype=torch.float64) + 0.5) / n_points, equal_weights(n_points)
 
 
-def gauss_legendre(k: int) -> tuple[Tensor, Tensor]:
+def gauss_legendre(n_points: int) -> tuple[Tensor, Tensor]:
     """(t, weights): exact where the gradient is a polynomial in t of degree 2k - 1; of no help across kinks."""
-    t, weights = np.polynomial.legendre.leggauss(k)
+    t, weights = np.polynomial.legendre.leggauss(n_points)
     return torch.from_numpy((t + 1) / 2), torch.from_numpy(weights / 2)
 
 
-RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+QUADRATURE_RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "midpoint": midpoints,
     "gauss-legendre": gauss_legendre,
 }
 
 # -- draws -----------------------------------------------------------------------------------------------------------
 
-BLOCK = 8  # samples of one row drawn at once: seeding a generator costs as much as drawing a small image
+SAMPLES_PER_BLOCK = 8  # samples of one row drawn at once: seeding a generator costs as much as drawing a small image
 
 
-def normal(like: Tensor, n: Tensor, k: Tensor, seed: int) -> Tensor:
+def normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
     """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in whatever batch it is drawn."""
-    drawn, pairs = list[Tensor](), zip(n.tolist(), k.tolist(), strict=True)
-    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // BLOCK)):
-        samples = [sample % BLOCK for _, sample in group]
+    blocks, pairs = list[Tensor](), zip(example_ids.tolist(), sample_ids.tolist(), strict=True)
+    for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // SAMPLES_PER_BLOCK)):
+        samples = [sample % SAMPLES_PER_BLOCK for _, sample in group]
         generator = rng.sample_generator(seed, row, block, like.device)
-        values = torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype)
-        drawn.append(values[samples[0] : samples[-1] + 1])
-    return torch.cat(drawn)
+        values = torch.randn(
+            SAMPLES_PER_BLOCK, *like.shape[1:], generator=generator, device=like.device, dtype=like.dtype
+        )
+        blocks.append(values[samples[0] : samples[-1] + 1])
+    return torch.cat(blocks)
 
 
-def spread(inputs: Inputs, x: Tensor) -> Tensor:
+def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
     """The unit of noise, broadcast to x (N, ...): max - min of each image; a column's std, as the features give it."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
-        each = [spread(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
-        return torch.cat(each, 1)
+        units = [noise_unit(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
+        return torch.cat(units, 1)
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
     flat = x.flatten(1)
@@ -147,86 +152,98 @@ def spread(inputs: Inputs, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Mean:
+class PathMean:
     map: Tensor  # (N, ...) shaped like the input, or like the layer
     before_clamp: Tensor  # (N,) bool: some gradient was taken before a final ReLU that clamps the score at zero
-    finite: Tensor  # (N,) bool: the score is a finite number at all of its points
+    has_finite_scores: Tensor  # (N,) bool: the score is a finite number at all of its points
 
 
-def mean(
+def path_mean_gradient(
     box: Box,
     objective: Objective,
     path: Path,
-    n: int,
+    n_examples: int,
     *,
     moment: Moment = "mean",
     rule: ReluRule | None = None,
-    at: str = "input",
+    wrt: str = "input",
     batch_size: BatchSize = "auto",
-    unclamp: Unclamp = "no",
-) -> Mean:
+    relu_bypass: ReluBypass = "no",
+) -> PathMean:
     """The weighted mean, over the path's points, of d score / d input (or / d activation, `at` a layer) for n examples.
 
     `moment` "squared" is the mean of its square, "variance" that of its squared distance from the mean, both weighted.
     `objective` is one that does not change from point to point (`edits.settled`).
     """
-    work = _Work(box, box.check_objective(objective, n), path, n, moment, rule, at, unclamp)
-    in_batches(work.part, n * work.k, *_splits(box, n, work.k, batch_size, work.coupled))
-    return Mean(torch.stack([work.sums[i].value for i in range(n)]).to(box.dtype), work.clamped, work.finite)
+    accumulator = _GradientAccumulator(
+        box, box.check_objective(objective, n_examples), path, n_examples, moment, rule, wrt, relu_bypass
+    )
+    in_batches(
+        accumulator.add_batch,
+        n_examples * accumulator.n_points,
+        *_batch_plan(box, n_examples, accumulator.n_points, batch_size, accumulator.batch_dependent),
+    )
+    return PathMean(
+        torch.stack([accumulator.sums[i].value for i in range(n_examples)]).to(box.dtype),
+        accumulator.before_clamp,
+        accumulator.has_finite_scores,
+    )
 
 
-class _Work:
+class _GradientAccumulator:
     def __init__(
-        self, box: Box, objective: Objective, path: Path, n: int, moment: Moment, rule: ReluRule | None, at: str,
-        unclamp: Unclamp,
+        self, box: Box, objective: Objective, path: Path, n_examples: int, moment: Moment, rule: ReluRule | None, wrt: str,
+        relu_bypass: ReluBypass,
     ) -> None:  # fmt: skip
-        self.box, self.objective, self.path, self.n, self.moment = box, objective, path, n, moment
-        self.rule, self.at, self.unclamp = rule, at, unclamp
-        self.k, self.coupled = len(path.weights), box.batch_dependent or objective.batch_dependent
-        self.wide = torch.float32 if box.device.type == "mps" else torch.float64  # so that it sums alike in any parts
-        self.weights = path.weights.to(box.device, self.wide)
-        self.sums: dict[int, _Sum] = {}
-        self.clamped = torch.zeros(n, dtype=torch.bool, device=box.device)
-        self.finite = ~self.clamped
+        self.box, self.objective, self.path, self.n_examples, self.moment = box, objective, path, n_examples, moment
+        self.rule, self.wrt, self.relu_bypass = rule, wrt, relu_bypass
+        self.n_points, self.batch_dependent = len(path.weights), box.batch_dependent or objective.batch_dependent
+        self.sum_dtype = (
+            torch.float32 if box.device.type == "mps" else torch.float64
+        )  # so that it sums alike in any parts
+        self.weights = path.weights.to(box.device, self.sum_dtype)
+        self.sums: dict[int, _RunningSum] = {}
+        self.before_clamp = torch.zeros(n_examples, dtype=torch.bool, device=box.device)
+        self.has_finite_scores = ~self.before_clamp
 
-    def part(self, rows: slice) -> None:
+    def add_batch(self, rows: slice) -> None:
         """The gradients at some pairs of example and point, added to their examples' sums."""
-        n, k = _pairs(rows, self.n, self.k, self.coupled)
+        n, k = _example_point_pairs(rows, self.n_examples, self.n_points, self.batch_dependent)
         with torch.inference_mode(False):
-            points, times = self.path(n, k)
+            points, factors = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
-        found = _gradients(self.box, objective, points, self.rule, self.at, self.unclamp)
-        grads = found.map if times is None else found.map * times
-        own, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
+        result = _gradients_of_batch(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
+        grads = result.map if factors is None else result.map * factors
+        example_ids, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
         weights = torch.split(self.weights[k.to(self.box.device)], counts)
-        each = zip(own, weights, torch.split(grads.to(self.wide), counts), strict=True)
-        sums = [(self.sums.get(i) or _Sum.starting(self.moment, g)).plus(w, g) for i, w, g in each]
-        self.sums.update(zip(own, sums, strict=True))  # last, for a part that ran out of memory runs again
+        groups = zip(example_ids, weights, torch.split(grads.to(self.sum_dtype), counts), strict=True)
+        sums = [(self.sums.get(i) or _RunningSum.zeros(self.moment, g)).add(w, g) for i, w, g in groups]
+        self.sums.update(zip(example_ids, sums, strict=True))  # last, for a part that ran out of memory runs again
         n = n.to(self.box.device)
-        self.clamped[n[found.before_clamp]] = True
-        self.finite[n[~found.score.isfinite()]] = False
+        self.before_clamp[n[result.before_clamp]] = True
+        self.has_finite_scores[n[~result.score.isfinite()]] = False
 
 
 @dataclass(frozen=True)
-class _Sum:
+class _RunningSum:
     """One example's sums so far; a variance is taken around the first gradient, where it loses no digits."""
 
     moment: Moment
-    first: Tensor | float
+    offset: Tensor | float
     total: Tensor
     squares: Tensor | None
 
     @classmethod
-    def starting(cls, moment: Moment, g: Tensor) -> _Sum:
+    def zeros(cls, moment: Moment, g: Tensor) -> _RunningSum:
         zero = torch.zeros_like(g[0])
         return cls(moment, g[0].clone() if moment == "variance" else 0.0, zero, None if moment == "mean" else zero)
 
-    def plus(self, w: Tensor, g: Tensor) -> _Sum:
+    def add(self, weights: Tensor, gradients: Tensor) -> _RunningSum:
         """With gradients g (R, ...) of weights w (R,)."""
-        g = g - self.first if self.moment == "variance" else g
-        w = w.view(-1, *[1] * (g.ndim - 1))
-        squares = None if self.squares is None else self.squares + (w * g**2).sum(0)
-        return _Sum(self.moment, self.first, self.total + (w * g).sum(0), squares)
+        gradients = gradients - self.offset if self.moment == "variance" else gradients
+        weights = weights.view(-1, *[1] * (gradients.ndim - 1))
+        squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
+        return _RunningSum(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
 
     @property
     def value(self) -> Tensor:
@@ -235,41 +252,51 @@ class _Sum:
         return self.squares if self.moment == "squared" else (self.squares - self.total**2).clamp(min=0)
 
 
-def scores(box: Box, objective: Objective, path: Path, n: int, *, batch_size: BatchSize = "auto") -> Tensor:
+def path_scores(
+    box: Box, objective: Objective, path: Path, n_examples: int, *, batch_size: BatchSize = "auto"
+) -> Tensor:
     """The score at each of the path's points, (N, K); no gradients."""
-    k = len(path.weights)
-    coupled = box.batch_dependent or objective.batch_dependent
+    n_points = len(path.weights)
+    batch_dependent = box.batch_dependent or objective.batch_dependent
 
-    def part(rows: slice) -> Tensor:
-        example, look = _pairs(rows, n, k, coupled)
+    def run_batch(rows: slice) -> Tensor:
+        example, point = _example_point_pairs(rows, n_examples, n_points, batch_dependent)
         with torch.inference_mode(False):
-            points, _ = path(example, look)
+            points, _ = path(example, point)
         with box.isolated(grad=False):
-            own = objective.rows(example.to(box.device))
-            return own(box.forward(points, own.layers)).to(box.dtype)
+            batch_objective = objective.rows(example.to(box.device))
+            return batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)
 
-    parts = in_batches(part, n * k, *_splits(box, n, k, batch_size, coupled))
-    found = torch.cat(parts)
-    return found.view(k, n).T if coupled else found.view(n, k)
+    parts = in_batches(
+        run_batch, n_examples * n_points, *_batch_plan(box, n_examples, n_points, batch_size, batch_dependent)
+    )
+    flat_scores = torch.cat(parts)
+    return flat_scores.view(n_points, n_examples).T if batch_dependent else flat_scores.view(n_examples, n_points)
 
 
-AT_ONCE = 96
+MAX_CPU_ROWS = 96
 """Rows on a CPU: gradients of more take longer each, for what they keep leaves the cache."""
 
 
-def at_once(box: Box) -> int:
+def max_rows_at_once(box: Box) -> int:
     """How many rows of an automatic batch are looked at together."""
-    return min(box.batch_limit, AT_ONCE) if box.device.type == "cpu" else box.batch_limit
+    return min(box.batch_limit, MAX_CPU_ROWS) if box.device.type == "cpu" else box.batch_limit
 
 
-def _splits(box: Box, n: int, k: int, batch_size: BatchSize, coupled: bool) -> tuple[BatchSize, int]:
+def _batch_plan(
+    box: Box, n_examples: int, n_points: int, batch_size: BatchSize, batch_dependent: bool
+) -> tuple[BatchSize, int]:
     """(size, most) for `in_batches`; where rows depend on one another a batch is all examples, at one point each."""
-    if coupled:
-        return box.batch_plan(n, batch_size, True)
-    return box.batch_plan(n * k, batch_size)[0], at_once(box)
+    if batch_dependent:
+        return box.batch_plan(n_examples, batch_size, True)
+    return box.batch_plan(n_examples * n_points, batch_size)[0], max_rows_at_once(box)
 
 
-def _pairs(rows: slice, n: int, k: int, coupled: bool) -> tuple[Tensor, Tensor]:
+def _example_point_pairs(rows: slice, n_examples: int, n_points: int, batch_dependent: bool) -> tuple[Tensor, Tensor]:
     """Examples and points of some of n * k pairs: all points of an example, then of the next (coupled: one each)."""
-    p = torch.arange(rows.start, rows.stop)
-    return (p % n, p // n) if coupled else (p // k, p % k)
+    pair_index = torch.arange(rows.start, rows.stop)
+    return (
+        (pair_index % n_examples, pair_index // n_examples)
+        if batch_dependent
+        else (pair_index // n_points, pair_index % n_points)
+    )

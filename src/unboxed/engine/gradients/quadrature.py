@@ -21,206 +21,259 @@ from torch import Tensor
 from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
-from .paths import Line, at_once, between, mean, midpoints
-from .score import _in_parts
+from .paths import Line, max_rows_at_once, interpolate, path_mean_gradient, midpoints
+from .score import _batched_gradients
 
-START = 16  # points of the first look at most: fewer meet a tight tolerance by luck, with maps that are further off
-LEAST = 4  # and at least
-KEPT = 64  # gradients of an example that are kept at a time
-GROWTH = 8  # each look adds a point to this many
+MAX_INITIAL_POINTS = (
+    16  # points of the first look at most: fewer meet a tight tolerance by luck, with maps that are further off
+)
+MIN_INITIAL_POINTS = 4  # and at least
+MAX_STORED_GRADIENTS = 64  # gradients of an example that are kept at a time
+POINTS_PER_NEW_POINT = 8  # each look adds a point to this many
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class IntegrationProblem:
     """Examples with the ends of their lines."""
 
     box: Box
     objective: Objective
     x: Tensor  # (N, ...)
     start: Tensor  # (N, ...)
-    low: Tensor  # (N,) the score at the start
-    high: Tensor  # (N,) at x
-    bound: Tensor  # (N,) the error wanted
+    start_score: Tensor  # (N,) the score at the start
+    end_score: Tensor  # (N,) at x
+    max_error: Tensor  # (N,) the error wanted
     batch_size: BatchSize
-    first: int = START  # points of the first look
+    n_initial_points: int = MAX_INITIAL_POINTS  # points of the first look
 
-    def rows(self, index: Tensor) -> Problem:
-        each = (self.x[index], self.start[index], self.low[index], self.high[index], self.bound[index])
-        return Problem(self.box, self.objective.rows(index), *each, self.batch_size, self.first)
+    def rows(self, index: Tensor) -> IntegrationProblem:
+        row_fields = (
+            self.x[index],
+            self.start[index],
+            self.start_score[index],
+            self.end_score[index],
+            self.max_error[index],
+        )
+        return IntegrationProblem(
+            self.box, self.objective.rows(index), *row_fields, self.batch_size, self.n_initial_points
+        )
 
     @property
     def delta(self) -> Tensor:  # (N, ...)
         return self.x - self.start
 
-    def error(self, gradient: Tensor) -> Tensor:
+    def completeness_error(self, gradient: Tensor) -> Tensor:
         """How far a mean gradient (N, ...) is from completeness, (N,)."""
-        return ((gradient * self.delta).flatten(1).sum(1) - (self.high - self.low)).abs()
+        return ((gradient * self.delta).flatten(1).sum(1) - (self.end_score - self.start_score)).abs()
 
 
 @dataclass(frozen=True, eq=False)
-class Integral:
-    gradient: Tensor  # (N, ...) its mean along the line
-    steps: Tensor  # (N,) points looked at
-    error: Tensor  # (N,)
+class LineIntegral:
+    mean_gradient: Tensor  # (N, ...) its mean along the line
+    n_points: Tensor  # (N,) points looked at
+    completeness_error: Tensor  # (N,)
 
 
-def first_look(tol: float) -> int:
+def initial_points(tol: float) -> int:
     """Points of the first look for a completeness error relative to the difference: no more than the error asks for.
 
     K midpoints leave a map .4 / K off its limit on the MNIST CNN; so 1 / (4 tol) of them leave it about 1.6 tol off.
     """
-    return START if 4 * tol * START <= 1 else max(LEAST, math.ceil(1 / (4 * tol)))
+    return (
+        MAX_INITIAL_POINTS if 4 * tol * MAX_INITIAL_POINTS <= 1 else max(MIN_INITIAL_POINTS, math.ceil(1 / (4 * tol)))
+    )
 
 
-def integrate(problem: Problem, max_steps: int) -> Integral:
+def integrate(problem: IntegrationProblem, max_points: int) -> LineIntegral:
     """The mean gradient along each line: its error is within the bound, or the steps are used up."""
     n, x = len(problem.x), problem.x
-    steps = torch.zeros(n, dtype=torch.long, device=x.device)
-    out = Integral(torch.zeros_like(x), steps, torch.zeros_like(problem.low))
-    together = max(1, MAX_BATCH_BYTES // (2 * KEPT * x[0].numel() * x.element_size()))
-    for i in range(0, n, together):
-        _solve(problem, torch.arange(i, min(i + together, n), device=x.device), max_steps, out)
+    n_points = torch.zeros(n, dtype=torch.long, device=x.device)
+    out = LineIntegral(torch.zeros_like(x), n_points, torch.zeros_like(problem.start_score))
+    rows_at_once = max(1, MAX_BATCH_BYTES // (2 * MAX_STORED_GRADIENTS * x[0].numel() * x.element_size()))
+    for i in range(0, n, rows_at_once):
+        _refine(problem, torch.arange(i, min(i + rows_at_once, n), device=x.device), max_points, out)
     return out
 
 
-def fixed(problem: Problem, t: Tensor, weights: Tensor) -> Integral:
+def integrate_fixed(problem: IntegrationProblem, t: Tensor, weights: Tensor) -> LineIntegral:
     """By the same points (K,) of each line."""
     line = Line(problem.x, problem.start, t, weights)
-    found = mean(problem.box, problem.objective, line, len(problem.x), batch_size=problem.batch_size)
-    steps = torch.full((len(problem.x),), len(t), device=problem.box.device)
-    return Integral(found.map, steps, problem.error(found.map))
+    result = path_mean_gradient(problem.box, problem.objective, line, len(problem.x), batch_size=problem.batch_size)
+    n_points = torch.full((len(problem.x),), len(t), device=problem.box.device)
+    return LineIntegral(result.map, n_points, problem.completeness_error(result.map))
 
 
 # -- where they disagree ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _Evaluations:
     """The points of each example so far, as they were taken: numbers of all K, gradients of L of them."""
 
     t: Tensor  # (n, K)
     score: Tensor  # (n, K)
     slope: Tensor  # (n, K): d score / dt
-    kept: Tensor  # (n, L) which points' gradients these are
+    stored_index: Tensor  # (n, L) which points' gradients these are
     gradient: Tensor  # (n, L, ...)
-    weighed: Tensor  # (n, ...) the sum of the others, weighed for good
+    folded_sum: Tensor  # (n, ...) the sum of the others, weighed for good
 
-    def plus(self, new: _Looks) -> _Looks:
+    def concat(self, new: _Evaluations) -> _Evaluations:
         t, score, slope, gradient = (
             torch.cat([getattr(h, name) for h in (self, new)], 1) for name in ("t", "score", "slope", "gradient")
         )
-        kept = torch.cat([self.kept, new.kept + self.t.shape[1]], 1)
-        return _Looks(t, score, slope, kept, gradient, self.weighed)
+        stored_index = torch.cat([self.stored_index, new.stored_index + self.t.shape[1]], 1)
+        return _Evaluations(t, score, slope, stored_index, gradient, self.folded_sum)
 
-    def rows(self, index: Tensor) -> _Looks:
-        return _Looks(*(getattr(self, h.name)[index] for h in fields(self)))
+    def rows(self, index: Tensor) -> _Evaluations:
+        return _Evaluations(*(getattr(self, h.name)[index] for h in fields(self)))
 
-    def total(self, weights: Tensor) -> Tensor:
+    def mean_gradient(self, weights: Tensor) -> Tensor:
         """The mean gradient (n, ...), by the weights (n, K) of the points."""
-        mine = weights.gather(1, self.kept)
-        return self.weighed + torch.einsum("nl,nld->nd", mine, self.gradient.flatten(2)).view_as(self.weighed)
+        stored_weights = weights.gather(1, self.stored_index)
+        return self.folded_sum + torch.einsum("nl,nld->nd", stored_weights, self.gradient.flatten(2)).view_as(
+            self.folded_sum
+        )
 
 
-def _solve(problem: Problem, rows: Tensor, most: int, out: Integral) -> None:
+def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegral) -> None:
     """Look where gradients and scores disagree, until they agree or `most` points were looked at."""
-    t = midpoints(min(problem.first, most))[0].to(problem.x).expand(len(rows), -1)
-    todo = [(rows, _look(problem.rows(rows), t))]
-    while todo:
-        rows, looks = todo.pop()
-        now, k = problem.rows(rows), looks.t.shape[1]
-        pieces = _Pieces.of(looks, now)
-        gradient = looks.total(pieces.weights)
-        error = now.error(gradient)
-        hopeless = error - pieces.apart.clamp(min=0).sum(1) > now.bound  # what disagrees can't be cut any more
-        done = (error <= now.bound) | hopeless | ~error.isfinite() | (k >= most)
-        there = rows[done]
-        out.gradient[there], out.error[there], out.steps[there] = gradient[done], error[done], k
-        cuts = torch.where(done, 0, pieces.worth(now.bound, most - k))
-        for c in sorted(set(cuts.tolist())):  # examples that take as many new points go on together
-            if c:
-                mine = (cuts == c).nonzero().flatten()
-                todo.append((rows[mine], _closer(problem.rows(rows[mine]), looks.rows(mine), pieces.rows(mine), c)))
+    t = midpoints(min(problem.n_initial_points, max_points))[0].to(problem.x).expand(len(rows), -1)
+    pending = [(rows, _evaluate(problem.rows(rows), t))]
+    while pending:
+        rows, evaluations = pending.pop()
+        subproblem, k = problem.rows(rows), evaluations.t.shape[1]
+        intervals = _Intervals.from_evaluations(evaluations, subproblem)
+        gradient = evaluations.mean_gradient(intervals.weights)
+        error = subproblem.completeness_error(gradient)
+        is_stalled = (
+            error - intervals.disagreement.clamp(min=0).sum(1) > subproblem.max_error
+        )  # what disagrees can't be cut any more
+        is_finished = (error <= subproblem.max_error) | is_stalled | ~error.isfinite() | (k >= max_points)
+        finished_rows = rows[is_finished]
+        out.mean_gradient[finished_rows], out.completeness_error[finished_rows], out.n_points[finished_rows] = (
+            gradient[is_finished],
+            error[is_finished],
+            k,
+        )
+        n_splits = torch.where(is_finished, 0, intervals.n_to_split(subproblem.max_error, max_points - k))
+        for split_count in sorted(set(n_splits.tolist())):  # examples that take as many new points go on together
+            if split_count:
+                group = (n_splits == split_count).nonzero().flatten()
+                pending.append(
+                    (
+                        rows[group],
+                        _add_points(
+                            problem.rows(rows[group]), evaluations.rows(group), intervals.rows(group), split_count
+                        ),
+                    )
+                )
 
 
-def _closer(problem: Problem, looks: _Looks, pieces: _Pieces, k: int) -> _Looks:
+def _add_points(
+    problem: IntegrationProblem, evaluations: _Evaluations, intervals: _Intervals, n_new: int
+) -> _Evaluations:
     """With k more points an example."""
-    if looks.kept.shape[1] > KEPT - KEPT // GROWTH:
-        looks = _settled(looks, pieces)
-        pieces = _Pieces.of(looks, problem)
-    return looks.plus(_look(problem, _next(looks, pieces, k)))
+    if evaluations.stored_index.shape[1] > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // POINTS_PER_NEW_POINT:
+        evaluations = _fold_gradients(evaluations, intervals)
+        intervals = _Intervals.from_evaluations(evaluations, problem)
+    return evaluations.concat(_evaluate(problem, _next_points(evaluations, intervals, n_new)))
 
 
-def _look(problem: Problem, t: Tensor) -> _Looks:
+def _evaluate(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
     """At points t (n, K) of each line."""
     n, k = t.shape
     rows = torch.arange(n, device=t.device).repeat_interleave(k)
     with torch.inference_mode(False):
-        points = between(problem.start[rows], problem.x[rows], t.flatten())
+        points = interpolate(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
-    found = _in_parts(problem.box, objective, points, None, "input", problem.batch_size, "no", at_once(problem.box))
-    gradient = found.map.view(n, k, *problem.x.shape[1:])
+    result = _batched_gradients(
+        problem.box, objective, points, None, "input", problem.batch_size, "no", max_rows_at_once(problem.box)
+    )
+    gradient = result.map.view(n, k, *problem.x.shape[1:])
     slope = (gradient * problem.delta[:, None]).flatten(2).sum(2)
-    kept = torch.arange(k, device=t.device).expand(n, -1)
-    return _Looks(t, found.score.view(n, k), slope, kept, gradient, torch.zeros_like(problem.x))
+    stored_index = torch.arange(k, device=t.device).expand(n, -1)
+    return _Evaluations(t, result.score.view(n, k), slope, stored_index, gradient, torch.zeros_like(problem.x))
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class _Intervals:
     """The line cut at its points."""
 
     order: Tensor  # (n, K): the points as they lie on the line
-    apart: Tensor  # (n, K + 1): how far gradients and scores disagree on each piece; -1 where it can't be cut any more
+    disagreement: (
+        Tensor  # (n, K + 1): how far gradients and scores disagree on each piece; -1 where it can't be cut any more
+    )
     weights: Tensor  # (n, K) of the points as they were taken
 
     @classmethod
-    def of(cls, looks: _Looks, problem: Problem) -> _Pieces:
-        t, order = looks.t.sort(1)
-        score, slope = looks.score.gather(1, order), looks.slope.gather(1, order)
-        score = torch.cat([problem.low[:, None], score, problem.high[:, None]], 1)
+    def from_evaluations(cls, evaluations: _Evaluations, problem: IntegrationProblem) -> _Intervals:
+        t, order = evaluations.t.sort(1)
+        score, slope = evaluations.score.gather(1, order), evaluations.slope.gather(1, order)
+        score = torch.cat([problem.start_score[:, None], score, problem.end_score[:, None]], 1)
         slope = torch.cat([slope[:, :1], slope, slope[:, -1:]], 1)
-        h = _ends(t).diff(dim=1)  # (n, K + 1)
-        apart = ((slope[:, 1:] + slope[:, :-1]) / 2 * h - score.diff(dim=1)).abs()
-        half = torch.cat([h[:, :1], h[:, 1:-1] / 2, h[:, -1:]], 1)  # the first and the last piece belong to one point
-        weights = torch.zeros_like(looks.t).scatter(1, order, half[:, 1:] + half[:, :-1])
-        kept = torch.zeros_like(order, dtype=torch.bool).scatter(1, looks.kept, True).gather(1, order)
-        free = torch.cat([kept[:, :1], kept[:, 1:] & kept[:, :-1], kept[:, -1:]], 1)
-        return cls(order, torch.where(free, apart, -1), weights)
+        h = _with_endpoints(t).diff(dim=1)  # (n, K + 1)
+        disagreement = ((slope[:, 1:] + slope[:, :-1]) / 2 * h - score.diff(dim=1)).abs()
+        point_shares = torch.cat(
+            [h[:, :1], h[:, 1:-1] / 2, h[:, -1:]], 1
+        )  # the first and the last piece belong to one point
+        weights = torch.zeros_like(evaluations.t).scatter(1, order, point_shares[:, 1:] + point_shares[:, :-1])
+        is_stored = (
+            torch.zeros_like(order, dtype=torch.bool).scatter(1, evaluations.stored_index, True).gather(1, order)
+        )
+        can_split = torch.cat([is_stored[:, :1], is_stored[:, 1:] & is_stored[:, :-1], is_stored[:, -1:]], 1)
+        return cls(order, torch.where(can_split, disagreement, -1), weights)
 
-    def worth(self, bound: Tensor, most: int) -> Tensor:
+    def n_to_split(self, max_error: Tensor, max_points: int) -> Tensor:
         """How many pieces of each example to cut now (n,): those so far apart that it matters, 1, 2, 4 or 8 of them."""
         k = self.order.shape[1]
-        matter = (self.apart > bound[:, None] / (4 * k)).sum(1)
-        few = matter.clamp(1, min(max(1, k // GROWTH), max(1, KEPT // GROWTH), most) if most > 0 else 1)
-        return 2 ** few.double().log2().floor().long()
+        n_large = (self.disagreement > max_error[:, None] / (4 * k)).sum(1)
+        n_splits = n_large.clamp(
+            1,
+            min(max(1, k // POINTS_PER_NEW_POINT), max(1, MAX_STORED_GRADIENTS // POINTS_PER_NEW_POINT), max_points)
+            if max_points > 0
+            else 1,
+        )
+        return 2 ** n_splits.double().log2().floor().long()
 
-    def rows(self, index: Tensor) -> _Pieces:
-        return _Pieces(self.order[index], self.apart[index], self.weights[index])
+    def rows(self, index: Tensor) -> _Intervals:
+        return _Intervals(self.order[index], self.disagreement[index], self.weights[index])
 
 
-def _ends(t: Tensor) -> Tensor:
+def _with_endpoints(t: Tensor) -> Tensor:
     """0, the sorted times (n, K), and 1."""
     return torch.cat([torch.zeros_like(t[:, :1]), t, torch.ones_like(t[:, :1])], 1)
 
 
-def _settled(looks: _Looks, pieces: _Pieces) -> _Looks:
+def _fold_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evaluations:
     """With some of the kept gradients weighed for good: those with the least disagreement beside them."""
-    beside = torch.maximum(pieces.apart[:, 1:], pieces.apart[:, :-1])  # (n, K), as the points lie on the line
-    beside = torch.zeros_like(beside).scatter(1, pieces.order, beside).gather(1, looks.kept)  # (n, L)
-    rank = beside.argsort(dim=1, descending=True, stable=True)
-    room = KEPT - KEPT // GROWTH
-    stay, go = rank[:, :room], rank[:, room:]
+    max_disagreement = torch.maximum(
+        intervals.disagreement[:, 1:], intervals.disagreement[:, :-1]
+    )  # (n, K), as the points lie on the line
+    max_disagreement = (
+        torch.zeros_like(max_disagreement)
+        .scatter(1, intervals.order, max_disagreement)
+        .gather(1, evaluations.stored_index)
+    )  # (n, L)
+    rank = max_disagreement.argsort(dim=1, descending=True, stable=True)
+    n_retained = MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // POINTS_PER_NEW_POINT
+    retained, dropped = rank[:, :n_retained], rank[:, n_retained:]
     row = torch.arange(len(rank), device=rank.device)[:, None]
-    gone = replace(looks, kept=looks.kept[row, go], gradient=looks.gradient[row, go])
+    dropped_evaluations = replace(
+        evaluations, stored_index=evaluations.stored_index[row, dropped], gradient=evaluations.gradient[row, dropped]
+    )
     return replace(
-        looks, kept=looks.kept[row, stay], gradient=looks.gradient[row, stay], weighed=gone.total(pieces.weights)
+        evaluations,
+        stored_index=evaluations.stored_index[row, retained],
+        gradient=evaluations.gradient[row, retained],
+        folded_sum=dropped_evaluations.mean_gradient(intervals.weights),
     )
 
 
-def _next(looks: _Looks, pieces: _Pieces, k: int) -> Tensor:
+def _next_points(evaluations: _Evaluations, intervals: _Intervals, n_new: int) -> Tensor:
     """Points (n, k): the middles of the pieces most apart; of an outer piece, a third from the line's end."""
-    t = _ends(looks.t.gather(1, pieces.order))
-    piece = pieces.apart.argsort(dim=1, descending=True, stable=True)[:, :k]
-    low, high = t.gather(1, piece), t.gather(1, piece + 1)
-    share = torch.full_like(low, 1 / 2).masked_fill(piece == 0, 1 / 3)
-    share = share.masked_fill(piece == pieces.apart.shape[1] - 1, 2 / 3)
-    return low + share * (high - low)
+    t = _with_endpoints(evaluations.t.gather(1, intervals.order))
+    interval = intervals.disagreement.argsort(dim=1, descending=True, stable=True)[:, :n_new]
+    low, high = t.gather(1, interval), t.gather(1, interval + 1)
+    fraction = torch.full_like(low, 1 / 2).masked_fill(interval == 0, 1 / 3)
+    fraction = fraction.masked_fill(interval == intervals.disagreement.shape[1] - 1, 2 / 3)
+    return low + fraction * (high - low)

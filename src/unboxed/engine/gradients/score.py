@@ -19,12 +19,12 @@ from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from ..results import tell_not_finite, tell_rows
+from ..results import warn_not_finite, warn_rows
 
-Unclamp = Literal["no", "last", "all"]
+ReluBypass = Literal["no", "last", "all"]
 """Which ReLUs let the signal through for rows whose gradient is exactly zero."""
 
-REENTRANT = (
+REENTRANT_ERROR = (
     "the model runs a reentrant checkpoint, through which torch gives no gradient of the input; "
     "call torch.utils.checkpoint with use_reentrant=False"
 )
@@ -45,9 +45,9 @@ def gradients(
     x: Tensor,
     *,
     rule: ReluRule | None = None,
-    at: str = "input",
+    wrt: str = "input",
     batch_size: BatchSize = "auto",
-    unclamp: Unclamp = "last",
+    relu_bypass: ReluBypass = "last",
 ) -> Gradients:
     """d objective / d input of each example (or / d activation, `at` a layer).
 
@@ -55,70 +55,74 @@ def gradients(
     marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
     not depend on the input.
     """
-    return _in_parts(box, objective, box.validate_inputs(x), rule, at, batch_size, unclamp)
+    return _batched_gradients(box, objective, box.validate_inputs(x), rule, wrt, batch_size, relu_bypass)
 
 
-def _in_parts(
-    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, at: str, batch_size: BatchSize, unclamp: Unclamp,
-    most: int | None = None,
+def _batched_gradients(
+    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, batch_size: BatchSize, relu_bypass: ReluBypass,
+    max_rows: int | None = None,
 ) -> Gradients:  # fmt: skip
     """`most` rows at a time, at the most, where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
 
-    def part(rows: slice) -> Gradients:
+    def run_batch(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
-            return _gradients(box, objective, x, rule, at, unclamp)
-        return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
+            return _gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
+        return _gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
     size, limit = box.batch_plan(len(x), batch_size, objective.batch_dependent)
-    parts = in_batches(part, len(x), size, limit if most is None else min(limit, most))
+    parts = in_batches(run_batch, len(x), size, limit if max_rows is None else min(limit, max_rows))
     if len(parts) == 1:
         return parts[0]
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
-def _gradients(
-    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, at: str, unclamp: Unclamp
+def _gradients_of_batch(
+    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, relu_bypass: ReluBypass
 ) -> Gradients:
     with box.isolated(rule=rule):
         x = x.detach().requires_grad_()
-        acts = box.forward(x, objective.layers | {at})
+        acts = box.forward(x, objective.layers | {wrt})
         score = objective(acts)
-        leaf = acts[at] if at == "input" else acts.edges[at]
+        leaf = acts[wrt] if wrt == "input" else acts.edges[wrt]
         if leaf is None:
-            raise OutputError(f"nothing has a gradient at {at!r}")
-        (grad,), clamped = pull(score, acts, objective, [leaf], rule=rule, unclamp=unclamp, like=[acts[at]])
+            raise OutputError(f"nothing has a gradient at {wrt!r}")
+        (grad,), clamped = score_gradients(
+            score, acts, objective, [leaf], rule=rule, relu_bypass=relu_bypass, like=[acts[wrt]]
+        )
         return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
 
 
-def pull(
+def score_gradients(
     score: Tensor,
     acts: Acts,
     objective: Objective,
     leaves: Sequence[Tensor | GradientEdge],
     *,
     rule: ReluRule | None = None,
-    unclamp: Unclamp = "last",
+    relu_bypass: ReluBypass = "last",
     like: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], Tensor]:
     """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp.
 
     `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
     """
-    grads, clamped = pull_stuck(score, acts, objective, leaves, rule=rule, unclamp=unclamp, like=like)
+    grads, clamped = score_gradients_with_bypass(
+        score, acts, objective, leaves, rule=rule, relu_bypass=relu_bypass, like=like
+    )
     return grads, torch.zeros(len(score), dtype=torch.bool, device=score.device) if clamped is None else clamped
 
 
-def pull_stuck(
+def score_gradients_with_bypass(
     score: Tensor,
     acts: Acts,
     objective: Objective,
     leaves: Sequence[Tensor | GradientEdge],
     *,
     rule: ReluRule | None = None,
-    unclamp: Unclamp = "last",
+    relu_bypass: ReluBypass = "last",
     like: Sequence[Tensor] = (),
-    among: Tensor | None = None,
+    may_bypass: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """As `pull`; None where no row was zero. To see that is to wait for an accelerator.
 
@@ -126,46 +130,48 @@ def pull_stuck(
     """
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
-    shut = _gates(acts, objective, score, unclamp)
+    closed_relus = _relus_to_bypass(acts, objective, score, relu_bypass)
     with relu_rules.apply_rule(rule, score):
-        grads = _grad(score, leaves, like or leaves, keep=bool(shut))
-        if not shut:
+        grads = _autograd_grad(score, leaves, like or leaves, retain_graph=bool(closed_relus))
+        if not closed_relus:
             return grads, None
-        zero = _zero_rows(grads) if among is None else _zero_rows(grads) & among
-        if among is None and not zero.any():
+        zero_rows = _zero_rows(grads) if may_bypass is None else _zero_rows(grads) & may_bypass
+        if may_bypass is None and not zero_rows.any():
             return grads, None
-        with relu_rules.bypass_relus(shut):
-            through = _grad(score, leaves, like or leaves, keep=False)
-    return [torch.where(_like(zero, g), o, g) for g, o in zip(grads, through, strict=True)], zero & ~_zero_rows(through)
+        with relu_rules.bypass_relus(closed_relus):
+            bypassed = _autograd_grad(score, leaves, like or leaves, retain_graph=False)
+    return [
+        torch.where(_expand_like(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
+    ], zero_rows & ~_zero_rows(bypassed)
 
 
-def _gates(acts: Acts, objective: Objective, score: Tensor, unclamp: Unclamp) -> list[object]:
+def _relus_to_bypass(acts: Acts, objective: Objective, score: Tensor, relu_bypass: ReluBypass) -> list[object]:
     """The ReLUs to open where the gradient is zero: that which the objective's only layer comes out of, or all."""
-    if unclamp == "all":
+    if relu_bypass == "all":
         return [node for node in relu_rules.graph_nodes(score) if relu_rules.is_relu(node)]
-    ends = [acts[a] for a in objective.layers if a != "input"] if unclamp == "last" else []
-    last = relu_rules.final_relu(ends[0]) if len(ends) == 1 else None
-    return [] if last is None else [last]
+    end_acts = [acts[a] for a in objective.layers if a != "input"] if relu_bypass == "last" else []
+    last_relu = relu_rules.final_relu(end_acts[0]) if len(end_acts) == 1 else None
+    return [] if last_relu is None else [last_relu]
 
 
 def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
     return torch.stack([(g == 0).flatten(1).all(1) for g in grads]).all(0)
 
 
-def _grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], keep: bool) -> list[Tensor]:
+def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool) -> list[Tensor]:
     try:
-        each = torch.ones_like(score)
-        found = torch.autograd.grad(score, leaves, each, retain_graph=keep, allow_unused=True)
+        ones = torch.ones_like(score)
+        grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
-            raise OutputError(REENTRANT) from error
+            raise OutputError(REENTRANT_ERROR) from error
         raise
-    if all(g is None for g in found):
+    if all(g is None for g in grads):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [torch.zeros_like(t) if g is None else g[: len(t)] for g, t in zip(found, like, strict=True)]
+    return [torch.zeros_like(t) if g is None else g[: len(t)] for g, t in zip(grads, like, strict=True)]
 
 
-def _like(mask: Tensor, g: Tensor) -> Tensor:
+def _expand_like(mask: Tensor, g: Tensor) -> Tensor:
     return mask.view(-1, *[1] * (g.ndim - 1))
 
 
@@ -183,18 +189,18 @@ def attribute(
     """
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
-    found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
-    check_finite_scores(found.score)
-    tell(objective, found.map, found.before_clamp)
-    return box.restore_structure(found.map)  # type: ignore[no-any-return]
+    result = _batched_gradients(box, objective, x, rule, "input", batch_size, "last")
+    check_finite_scores(result.score)
+    warn_gradients(objective, result.map, result.before_clamp)
+    return box.restore_structure(result.map)  # type: ignore[no-any-return]
 
 
-def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
+def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,)."""
     peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
     if all(0 < p < math.inf for p in peak.tolist()) and not any(before_clamp.tolist()):
         return
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
-    tell_rows(clamped, before_clamp, ": maps taken before the clamp")
-    tell_not_finite(f"the gradient of {objective.name}", gradient)
-    tell_rows(f"the gradient of {objective.name} is exactly zero for", peak == 0)
+    warn_rows(clamped, before_clamp, ": maps taken before the clamp")
+    warn_not_finite(f"the gradient of {objective.name}", gradient)
+    warn_rows(f"the gradient of {objective.name} is exactly zero for", peak == 0)

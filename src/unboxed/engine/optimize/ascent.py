@@ -15,285 +15,349 @@ from ...model.hooks import Acts
 from ...model.state import syncs_on_read
 from ...objectives import Objective
 from ...rng import step_generator
-from ..gradients.score import pull_stuck
-from .config import FIELDS, joined
-from .config import Ascent as Ascent
-from .config import Climb as Climb
-from .config import StepRule as StepRule
-from .config import finished as finished
-from .constraints import Constraint, per_row
-from .optimizers import Stepper, Steps
+from ..gradients.score import score_gradients_with_bypass
+from .config import ROW_FIELDS, combine_results
+from .config import OptimizationConfig as OptimizationConfig
+from .config import OptimizationResult as OptimizationResult
+from .config import OptimizerFactory as OptimizerFactory
+from .config import retry_on_interrupt as retry_on_interrupt
+from .constraints import Constraint, broadcast_rows
+from .optimizers import OptimizerLike, PlainAscent
 from .parameterizations import Canvas
 
-Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
-CACHE = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
-FEW, MANY = 16, 192  # rows: fewer read the weights too often, more leave the cache by their own size
-MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
+ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
+CPU_CACHE_BYTES = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
+MIN_BATCH_ROWS, MAX_BATCH_ROWS = (
+    16,
+    192,
+)  # rows: fewer read the weights too often, more leave the cache by their own size
+SYNC_EVERY = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
-def ascend(box: Box, objective: Objective, canvas: Canvas, plan: Ascent, *, batch_size: BatchSize = "auto") -> Climb:
+def optimize(
+    box: Box, objective: Objective, canvas: Canvas, config: OptimizationConfig, *, batch_size: BatchSize = "auto"
+) -> OptimizationResult:
     """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
-    n, stopped = len(next(canvas.parameters())), list[bool]()
-    coupled = [box.check_objective(o, n).batch_dependent for o in (objective, *plan.objectives)]
+    n, interruptions = len(next(canvas.parameters())), list[bool]()
+    batch_dependent = [box.check_objective(o, n).batch_dependent for o in (objective, *config.extra_objectives)]
 
-    def part(rows: slice) -> Climb:
-        climber = _Climber(box, objective.rows(rows), canvas.rows(rows), plan, plan.constraint.rows(rows), rows)
-        climb = climber.start_only() if stopped else climber.run()
-        stopped.extend([True] * climb.interrupted)
-        return climb
+    def optimize_rows(rows: slice) -> OptimizationResult:
+        optimizer = _BatchOptimizer(
+            box, objective.rows(rows), canvas.rows(rows), config, config.constraint.rows(rows), rows
+        )
+        result = optimizer.start_only() if interruptions else optimizer.run()
+        interruptions.extend([True] * result.interrupted)
+        return result
 
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode
-        return joined(in_batches(part, n, *near_sizes(box, n, batch_size, any(coupled))))
+        return combine_results(
+            in_batches(optimize_rows, n, *cache_batch_plan(box, n, batch_size, any(batch_dependent)))
+        )
 
 
-def near_sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
+def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
-    size, most = box.batch_plan(n, batch_size, coupled)
-    if box.device.type == "cpu" and not (coupled or box.batch_dependent):
-        most = min(most, MANY, max(FEW, CACHE // max(1, box._survey.bytes_per_example)))
-    return size, most
+    size, max_rows = box.batch_plan(n, batch_size, batch_dependent)
+    if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
+        max_rows = min(
+            max_rows, MAX_BATCH_ROWS, max(MIN_BATCH_ROWS, CPU_CACHE_BYTES // max(1, box._survey.bytes_per_example))
+        )
+    return size, max_rows
 
 
 @dataclass
-class _State:
+class _BatchState:
     """All rows of one batch, those that are done too."""
 
     input: Tensor
     score: Tensor
-    done: Tensor
-    already: Tensor
+    finished: Tensor
+    initially_finished: Tensor
     steps: Tensor
-    looks: Tensor
+    n_forwards: Tensor
     before_clamp: Tensor
-    first: Tensor
-    pulled: Tensor | None
+    initial_grad: Tensor
+    abs_grad_sum: Tensor | None
 
     @classmethod
-    def at(cls, x: Tensor, sum_pulls: bool, settled: Tensor | None) -> _State:
+    def initial(cls, x: Tensor, sum_abs_grads: bool, frozen_rows: Tensor | None) -> _BatchState:
         """Before the first look at images x."""
-        none = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        no, zero = torch.zeros_like(none, dtype=torch.bool), torch.zeros_like(x)
-        done, pulled = no.clone() if settled is None else settled.clone(), zero.clone() if sum_pulls else None
-        return cls(x, x.new_zeros(len(x)), done, no.clone(), none, none.clone(), no.clone(), zero, pulled)
+        zero_counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        all_false, zero_image = torch.zeros_like(zero_counts, dtype=torch.bool), torch.zeros_like(x)
+        finished, abs_grad_sum = (
+            all_false.clone() if frozen_rows is None else frozen_rows.clone(),
+            zero_image.clone() if sum_abs_grads else None,
+        )
+        return cls(
+            x,
+            x.new_zeros(len(x)),
+            finished,
+            all_false.clone(),
+            zero_counts,
+            zero_counts.clone(),
+            all_false.clone(),
+            zero_image,
+            abs_grad_sum,
+        )
 
 
-class _Climber:
+class _BatchOptimizer:
     """One batch's climb. `alive` are the rows still climbing; objective, canvas and constraint hold just those."""
 
     def __init__(
-        self, box: Box, objective: Objective, canvas: Canvas, plan: Ascent, constraint: Constraint, rows: slice
+        self,
+        box: Box,
+        objective: Objective,
+        canvas: Canvas,
+        config: OptimizationConfig,
+        constraint: Constraint,
+        rows: slice,
     ) -> None:
-        self.box, self.objective, self.canvas, self.plan, self.constraint = box, objective, canvas, plan, constraint
-        self.until, self.prior = (None if o is None else o.rows(rows) for o in (plan.until, plan.prior))
+        self.box, self.objective, self.canvas, self.config, self.constraint = box, objective, canvas, config, constraint
+        self.stop_when, self.prior = (None if o is None else o.rows(rows) for o in (config.stop_when, config.prior))
         self.params: list[Tensor] = list(canvas.parameters())
-        self.optimizer = plan.optimizer(self.params)
-        settled = None if plan.settled is None else plan.settled[rows]
-        self.state = _State.at(canvas().detach().clone(), plan.sum_pulls, settled)
-        self.looked = self.stepped = 0  # times, by the rows alive
-        self.alive = torch.arange(len(self.state.input), device=self.state.input.device)
-        self.slow = syncs_on_read(self.alive.device)
-        self.coupled = box.batch_dependent or any(o.batch_dependent for o in (objective, *plan.objectives))
-        self.leaves = plan.until is not None and not plan.keep_going  # a row that is done stays where it is
-        self.lingers = self.leaves and (self.slow or self.coupled)  # and among those alive
-        self.stay: Tensor | None = None  # the rows not done, where some are and may leave
-        self.stuck: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
+        self.optimizer = config.optimizer(self.params)
+        frozen_rows = None if config.frozen_rows is None else config.frozen_rows[rows]
+        self.state = _BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
+        self.forward_count = self.step_count = 0  # times, by the rows alive
+        self.active = torch.arange(len(self.state.input), device=self.state.input.device)
+        self.sync_is_slow = syncs_on_read(self.active.device)
+        self.batch_dependent = box.batch_dependent or any(
+            o.batch_dependent for o in (objective, *config.extra_objectives)
+        )
+        self.freezes_finished = (
+            config.stop_when is not None and not config.continue_finished
+        )  # a row that is done stays where it is
+        self.keeps_finished_rows = self.freezes_finished and (
+            self.sync_is_slow or self.batch_dependent
+        )  # and among those alive
+        self.unfinished_index: Tensor | None = None  # the rows not done, where some are and may leave
+        self.clamped_rows: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
 
-    def run(self) -> Climb:
+    def run(self) -> OptimizationResult:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
         try:
-            for step in self._steps():
-                if self.plan.every and step % self.plan.every == 0:
+            for step in self._iterate():
+                if self.config.frame_every and step % self.config.frame_every == 0:
                     frames.append(self.state.input.clone())
                 history.append(self.state.score.clone())
         except KeyboardInterrupt:
             interrupted = True
-        return self._climb(frames, history, interrupted)
+        return self._result(frames, history, interrupted)
 
-    def start_only(self) -> Climb:
+    def start_only(self) -> OptimizationResult:
         """After Ctrl-C in an earlier batch: the start as it is."""
-        return self._climb([], [], interrupted=True)
+        return self._result([], [], interrupted=True)
 
-    def _climb(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> Climb:
-        s = self.state
-        self._tally()
-        if not frames or not torch.equal(frames[-1], s.input):
-            frames = [*frames, s.input]
-        kept = torch.stack(frames) if self.plan.every else None
-        scores = torch.stack(history or [s.score])
-        ends = {name: getattr(s, name) for name in FIELDS}
-        return Climb(**ends, frames=kept, history=scores, pulled=s.pulled, interrupted=interrupted)
+    def _result(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> OptimizationResult:
+        state = self.state
+        self._record_counts()
+        if not frames or not torch.equal(frames[-1], state.input):
+            frames = [*frames, state.input]
+        stacked_frames = torch.stack(frames) if self.config.frame_every else None
+        scores = torch.stack(history or [state.score])
+        row_fields = {name: getattr(state, name) for name in ROW_FIELDS}
+        return OptimizationResult(
+            **row_fields,
+            frames=stacked_frames,
+            history=scores,
+            abs_grad_sum=state.abs_grad_sum,
+            interrupted=interrupted,
+        )
 
     # -- a look ------------------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Iterator[int]:
+    def _iterate(self) -> Iterator[int]:
         """Look, then step, until the last look. Nothing of the model is held open at a yield."""
-        for step in range(self.plan.steps + 1):
-            grads = self._look(step, last=step == self.plan.steps)
+        for step in range(self.config.steps + 1):
+            grads = self._evaluate(step, is_last=step == self.config.steps)
             yield step
             if not grads:
                 return
-            self._anneal(step)
-            self._step(self._without_done(grads), step)
+            self._anneal_lr(step)
+            self._update_params(self._drop_finished(grads), step)
 
-    def _look(self, step: int, last: bool) -> list[Tensor]:
+    def _evaluate(self, step: int, is_last: bool) -> list[Tensor]:
         """Score the rows alive and, unless this look is the last, find the gradient of each parameter."""
-        with self.box.isolated(grad=not last):
+        with self.box.isolated(grad=not is_last):
             x = self.canvas()
-            score, until, pull = self._drawn(x, step, last) if self.plan.draws == 1 else self._mean(x, step, last)
-            self._note(x, score, None if until is None else until > 0, step)
-            if last or self._all_done(step):
+            score, stop_value, score_grad = (
+                self._forward(x, step, is_last)
+                if self.config.n_samples == 1
+                else self._mean_over_samples(x, step, is_last)
+            )
+            self._update_state(x, score, None if stop_value is None else stop_value > 0, step)
+            if is_last or self._all_finished(step):
                 return []
-            uphill = self._noted(pull(), step)
+            grad = self._record_grad(score_grad(), step)
             if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
-                faded = self.plan.fade ** (step / max(1, self.plan.steps - 1))
-                uphill = uphill + faded * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
-            own = len(self.params) == 1 and self.params[0] is x
-            return [uphill] if own else list(torch.autograd.grad(x, self.params, uphill))
+                prior_scale = self.config.final_prior_scale ** (step / max(1, self.config.steps - 1))
+                grad = grad + prior_scale * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
+            is_identity = len(self.params) == 1 and self.params[0] is x
+            return [grad] if is_identity else list(torch.autograd.grad(x, self.params, grad))
 
-    def _drawn(self, x: Tensor, step: int, last: bool) -> Drawn:
+    def _forward(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
         """One forward: the score, how far `until` is met, and what gives the gradient of the score in the image."""
-        self.looked += 1
-        layers = frozenset[str]() if self.until is None else self.until.layers
-        acts = self.box.forward(self._transformed(x, step, last), self.objective.layers | layers)
+        self.forward_count += 1
+        layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
+        acts = self.box.forward(self._apply_transform(x, step, is_last), self.objective.layers | layers)
         score = self.objective(acts)
         with torch.no_grad():
-            until = None if self.until is None else self.until(acts).detach()
-        return score, until, lambda: self._pull(score, acts, x, step)
+            stop_value = None if self.stop_when is None else self.stop_when(acts).detach()
+        return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
-    def _mean(self, x: Tensor, step: int, last: bool) -> Drawn:
+    def _mean_over_samples(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
         """The means over draws of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.
         """
-        scores, untils, grad = list[Tensor](), list[Tensor](), torch.zeros_like(x)
-        for draw in range(self.plan.draws):
-            with self.box.isolated(grad=not last, seed=draw):
-                score, until, pull = self._drawn(x, step, last)
-                grad = grad if last else grad + pull()
+        scores, stop_values, grad = list[Tensor](), list[Tensor](), torch.zeros_like(x)
+        for sample in range(self.config.n_samples):
+            with self.box.isolated(grad=not is_last, seed=sample):
+                score, stop_value, score_grad = self._forward(x, step, is_last)
+                grad = grad if is_last else grad + score_grad()
             scores.append(score.detach())
-            untils += [] if until is None else [until]
-        mean = torch.stack(untils).mean(0) if untils else None
-        return torch.stack(scores).mean(0), mean, lambda: grad / self.plan.draws
+            stop_values += [] if stop_value is None else [stop_value]
+        mean_stop_value = torch.stack(stop_values).mean(0) if stop_values else None
+        return torch.stack(scores).mean(0), mean_stop_value, lambda: grad / self.config.n_samples
 
-    def _meets(self, step: int) -> bool:
+    def _syncs_at(self, step: int) -> bool:
         """Whether this is a step at which the host may wait for values."""
-        return not self.slow or step % MEET == 0
+        return not self.sync_is_slow or step % SYNC_EVERY == 0
 
-    def _transformed(self, x: Tensor, step: int, last: bool) -> Tensor:
-        if self.plan.transform is None or last:
+    def _apply_transform(self, x: Tensor, step: int, is_last: bool) -> Tensor:
+        if self.config.transform is None or is_last:
             return x
-        return self.plan.transform(x, step_generator(self.plan.seed, step, x.device))
+        return self.config.transform(x, step_generator(self.config.seed, step, x.device))
 
-    def _note(self, x: Tensor, score: Tensor, done: Tensor | None, step: int) -> None:
+    def _update_state(self, x: Tensor, score: Tensor, finished: Tensor | None, step: int) -> None:
         """Where an example is, unless it was done before: then it is where it last was so."""
-        s, alive = self.state, self.alive
-        x, score = x.detach().to(s.input.dtype), score.detach().to(s.score.dtype)
-        if done is None:
-            s.input, s.score = x, score.clone()  # of an activation, it may be a view that keeps the whole
+        state, active = self.state, self.active
+        x, score = x.detach().to(state.input.dtype), score.detach().to(state.score.dtype)
+        if finished is None:
+            state.input, state.score = x, score.clone()  # of an activation, it may be a view that keeps the whole
             return
-        every = len(alive) == len(s.input)
-        was = s.done if every else s.done[alive]
-        held = was if self.leaves else was & ~done
-        if self.slow or held.any():
-            x, score = torch.where(per_row(held, x), s.input[alive], x), torch.where(held, s.score[alive], score)
-        if every:
-            s.input, s.score, s.done = x, score.clone(), was | done
+        all_active = len(active) == len(state.input)
+        was_finished = state.finished if all_active else state.finished[active]
+        keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
+        if self.sync_is_slow or keep_previous.any():
+            x, score = (
+                torch.where(broadcast_rows(keep_previous, x), state.input[active], x),
+                torch.where(keep_previous, state.score[active], score),
+            )
+        if all_active:
+            state.input, state.score, state.finished = x, score.clone(), was_finished | finished
         else:
-            s.input[alive], s.score[alive], s.done[alive] = x, score, was | done
+            state.input[active], state.score[active], state.finished[active] = x, score, was_finished | finished
         if step == 0:
-            s.already = s.done.clone()
+            state.initially_finished = state.finished.clone()
 
-    def _all_done(self, step: int) -> bool:
+    def _all_finished(self, step: int) -> bool:
         """Whether no row has a step to take; at a meeting, this also finds which stay."""
-        if not self.leaves or not self._meets(step):
+        if not self.freezes_finished or not self._syncs_at(step):
             return False
-        stay = (~self.state.done[self.alive]).nonzero()[:, 0]
-        self.stay = stay if len(stay) < len(self.alive) and not self.coupled else None
-        return len(stay) == 0
+        unfinished_index = (~self.state.finished[self.active]).nonzero()[:, 0]
+        self.unfinished_index = (
+            unfinished_index if len(unfinished_index) < len(self.active) and not self.batch_dependent else None
+        )
+        return len(unfinished_index) == 0
 
-    def _pull(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
+    def _score_grad(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
         """The gradient of the score in the image; between meetings, the rows that were stuck are held to be so."""
-        meets = self._meets(step)
-        unclamp = self.plan.unclamp if meets or self.stuck is not None else "no"
-        among = None if meets else self.stuck
-        (grad,), clamped = pull_stuck(score, acts, self.objective, [x], unclamp=unclamp, among=among)
+        syncs = self._syncs_at(step)
+        relu_bypass = self.config.relu_bypass if syncs or self.clamped_rows is not None else "no"
+        may_bypass = None if syncs else self.clamped_rows
+        (grad,), clamped = score_gradients_with_bypass(
+            score, acts, self.objective, [x], relu_bypass=relu_bypass, may_bypass=may_bypass
+        )
         if clamped is not None:
-            self.state.before_clamp[self.alive] |= clamped
-        if meets and self.slow:
-            self.stuck = clamped
+            self.state.before_clamp[self.active] |= clamped
+        if syncs and self.sync_is_slow:
+            self.clamped_rows = clamped
         return grad
 
-    def _noted(self, grad: Tensor, step: int) -> Tensor:
+    def _record_grad(self, grad: Tensor, step: int) -> Tensor:
         if step == 0:
-            self.state.first = grad.to(self.state.first.dtype, copy=True)
-        if self.state.pulled is not None:
-            self.state.pulled[self.alive] += grad.abs().to(self.state.pulled.dtype)
+            self.state.initial_grad = grad.to(self.state.initial_grad.dtype, copy=True)
+        if self.state.abs_grad_sum is not None:
+            self.state.abs_grad_sum[self.active] += grad.abs().to(self.state.abs_grad_sum.dtype)
         return grad
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def _without_done(self, grads: list[Tensor]) -> list[Tensor]:
+    def _drop_finished(self, grads: list[Tensor]) -> list[Tensor]:
         """Let rows that are done leave, with their gradients; where rows are coupled they stay: they change others."""
-        stay, self.stay = self.stay, None
-        if stay is None:
+        unfinished_index, self.unfinished_index = self.unfinished_index, None
+        if unfinished_index is None:
             return grads
-        self._tally()
-        self.alive = self.alive[stay]
-        self.stuck = None if self.stuck is None else self.stuck[stay]
-        self.objective, self.constraint = self.objective.rows(stay), self.constraint.rows(stay)
-        self.until, self.prior = (None if o is None else o.rows(stay) for o in (self.until, self.prior))
-        canvas = self.canvas.rows(stay)
-        self.optimizer = _kept(self.plan.optimizer, self.optimizer, self.canvas, canvas, stay)
+        self._record_counts()
+        self.active = self.active[unfinished_index]
+        self.clamped_rows = None if self.clamped_rows is None else self.clamped_rows[unfinished_index]
+        self.objective, self.constraint = self.objective.rows(unfinished_index), self.constraint.rows(unfinished_index)
+        self.stop_when, self.prior = (
+            None if o is None else o.rows(unfinished_index) for o in (self.stop_when, self.prior)
+        )
+        canvas = self.canvas.rows(unfinished_index)
+        self.optimizer = _select_optimizer_rows(
+            self.config.optimizer, self.optimizer, self.canvas, canvas, unfinished_index
+        )
         self.canvas, self.params = canvas, list(canvas.parameters())
-        return [g[stay] for g in grads]
+        return [g[unfinished_index] for g in grads]
 
-    def _anneal(self, step: int) -> None:
+    def _anneal_lr(self, step: int) -> None:
         """Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts."""
-        if self.plan.anneal:
+        if self.config.anneal_lr:
             for group in self.optimizer.param_groups:
                 group["initial_lr"] = group.get("initial_lr", group["lr"])
-                group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.plan.steps)) / 2
+                group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.config.steps)) / 2
 
-    def _step(self, grads: Sequence[Tensor], step: int) -> None:
+    def _update_params(self, grads: Sequence[Tensor], step: int) -> None:
         """Parameters get new memory: the old one may be what was noted of them."""
-        params, before = self.params, [p.detach() for p in self.params]
+        params, old_params = self.params, [p.detach() for p in self.params]
         grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a slope, nothing moves
-        for p, old, grad in zip(params, before, grads, strict=True):
-            uphill = self.constraint.uphill(grad, old)
-            own = isinstance(self.optimizer, Steps)
-            p.grad, p.data = (uphill, old) if own else (-uphill, old.clone())
+        for p, old, grad in zip(params, old_params, grads, strict=True):
+            direction = self.constraint.ascent_direction(grad, old)
+            is_plain_ascent = isinstance(self.optimizer, PlainAscent)
+            p.grad, p.data = (direction, old) if is_plain_ascent else (-direction, old.clone())
         self.optimizer.step()
         with torch.no_grad():
             for p, grad in zip(params, grads, strict=True):
-                new = p if self.plan.after is None else self.plan.after(p, grad, step)
-                p.data = self.constraint.inside(new).to(p.dtype)
-            self._count(params, before)
+                new = p if self.config.post_step is None else self.config.post_step(p, grad, step)
+                p.data = self.constraint.apply(new).to(p.dtype)
+            self._count_step(params, old_params)
 
     def _is_finite(self, grad: Tensor) -> bool:
         """Whether that is seen at a glance; an accelerator would wait."""
-        return not self.slow and math.isfinite(grad.sum())
+        return not self.sync_is_slow and math.isfinite(grad.sum())
 
-    def _count(self, params: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    def _count_step(self, params: Sequence[Tensor], old_params: Sequence[Tensor]) -> None:
         """The step is taken, but for rows that are done: they stay where they were."""
-        self.stepped += 1
-        if self.lingers:
-            done = self.state.done[self.alive]
-            for p, old in zip(params, before, strict=True):
-                p.data = torch.where(per_row(done, p), old, p)
-            self.state.steps[self.alive] += (~done).long()
+        self.step_count += 1
+        if self.keeps_finished_rows:
+            finished = self.state.finished[self.active]
+            for p, old in zip(params, old_params, strict=True):
+                p.data = torch.where(broadcast_rows(finished, p), old, p)
+            self.state.steps[self.active] += (~finished).long()
 
-    def _tally(self) -> None:
+    def _record_counts(self) -> None:
         """Before rows leave: what all that are alive have taken."""
-        self.state.looks.index_fill_(0, self.alive, self.looked)  # a number, not a tensor made of one
-        if not self.lingers:
-            self.state.steps.index_fill_(0, self.alive, self.stepped)
+        self.state.n_forwards.index_fill_(0, self.active, self.forward_count)  # a number, not a tensor made of one
+        if not self.keeps_finished_rows:
+            self.state.steps.index_fill_(0, self.active, self.step_count)
 
 
-def _kept(rule: StepRule, old: Stepper, before: Canvas, after: Canvas, stay: Tensor) -> Stepper:
+def _select_optimizer_rows(
+    make_optimizer: OptimizerFactory,
+    old_optimizer: OptimizerLike,
+    old_canvas: Canvas,
+    new_canvas: Canvas,
+    index: Tensor,
+) -> OptimizerLike:
     """The step rule with its state for the rows that stay: what is shaped like a parameter has a row an example."""
-    new = rule(list(after.parameters()))
-    for p, q in zip(before.parameters(), after.parameters(), strict=True):
-        new.state[q] = {
-            k: v[stay] if isinstance(v, Tensor) and v.shape == p.shape else v for k, v in old.state.get(p, {}).items()
+    new_optimizer = make_optimizer(list(new_canvas.parameters()))
+    for p, q in zip(old_canvas.parameters(), new_canvas.parameters(), strict=True):
+        new_optimizer.state[q] = {
+            k: v[index] if isinstance(v, Tensor) and v.shape == p.shape else v
+            for k, v in old_optimizer.state.get(p, {}).items()
         }
-    return new
+    return new_optimizer

@@ -16,18 +16,18 @@ from ...rng import normal, uniform
 from ...validation import check_float
 
 TINY = 1e-12
-SPARSE = 0.01  # the share of the values that a steepest step in L1 moves
-NUDGE = 1e-3
-LEVEL = 1e-4  # as near to a whole gray level, an eps is one: many are given in float32
+L1_STEP_FRACTION = 0.01  # the share of the values that a steepest step in L1 moves
+BOUND_TEST_STEP = 1e-3
+GRAY_LEVEL_TOLERANCE = 1e-4  # as near to a whole gray level, an eps is one: many are given in float32
 
 
-class Ball(Protocol):
+class NormBall(Protocol):
     @property
     def eps(self) -> float: ...
     def sample(self, x: Tensor, seed: int) -> Tensor: ...
-    def steepest(self, grad: Tensor) -> Tensor: ...
-    def project(self, x: Tensor, centre: Tensor) -> Tensor: ...
-    def distance(self, x: Tensor, centre: Tensor) -> Tensor: ...
+    def steepest_direction(self, grad: Tensor) -> Tensor: ...
+    def project(self, x: Tensor, center: Tensor) -> Tensor: ...
+    def distance(self, x: Tensor, center: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Linf:
         """A uniform point of the ball around each row of x."""
         return self.project(x + (2 * uniform(x, seed) - 1) * self.eps, x)
 
-    def steepest(self, grad: Tensor) -> Tensor:
+    def steepest_direction(self, grad: Tensor) -> Tensor:
         return grad.sign()
 
-    def project(self, x: Tensor, centre: Tensor) -> Tensor:
-        return x.clamp(centre - self.eps, centre + self.eps)
+    def project(self, x: Tensor, center: Tensor) -> Tensor:
+        return x.clamp(center - self.eps, center + self.eps)
 
-    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
-        return (x - centre).flatten(1).abs().amax(1)
+    def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
+        return (x - center).flatten(1).abs().amax(1)
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class L2:
     def sample(self, x: Tensor, seed: int) -> Tensor:
         """A uniform point of the ball around each row of x."""
         radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius")[:, 0] ** (1 / x[0].numel())
-        return x + self.eps * per_row(radius, x) * self.steepest(normal(x, seed))
+        return x + self.eps * broadcast_rows(radius, x) * self.steepest_direction(normal(x, seed))
 
-    def steepest(self, grad: Tensor) -> Tensor:
+    def steepest_direction(self, grad: Tensor) -> Tensor:
         """Each row divided by its norm, however small that is; a zero row stays zero."""
         peak = grad.flatten(1).abs().amax(1)
-        grad = grad / per_row(torch.where(peak > 0, peak, 1.0), grad)  # so that no square underflows
-        return grad / per_row(length(grad).clamp_min(TINY), grad)
+        grad = grad / broadcast_rows(torch.where(peak > 0, peak, 1.0), grad)  # so that no square underflows
+        return grad / broadcast_rows(l2_norm(grad).clamp_min(TINY), grad)
 
-    def project(self, x: Tensor, centre: Tensor) -> Tensor:
-        d = x - centre
-        return centre + d * per_row((self.eps / length(d).clamp_min(TINY)).clamp_max(1), d)
+    def project(self, x: Tensor, center: Tensor) -> Tensor:
+        d = x - center
+        return center + d * broadcast_rows((self.eps / l2_norm(d).clamp_min(TINY)).clamp_max(1), d)
 
-    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
-        return length(x - centre)
+    def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
+        return l2_norm(x - center)
 
 
 @dataclass(frozen=True)
@@ -86,90 +86,90 @@ class L1:
         v = (2 * uniform(x, seed) - 1).flatten(1)
         laplace = v.sign() * -torch.log1p(-v.abs().clamp_max(1 - TINY**0.5))  # by the inverse of its distribution
         radius = uniform(x[:, :1].flatten(1)[:, :1], seed, "radius") ** (1 / v.shape[1])  # (N, 1)
-        return self.project(x + (self.eps * radius * _unit_l1(laplace)).view_as(x), x)
+        return self.project(x + (self.eps * radius * _l1_normalize(laplace)).view_as(x), x)
 
-    def steepest(self, grad: Tensor) -> Tensor:
+    def steepest_direction(self, grad: Tensor) -> Tensor:
         """The signs of the hundredth of the values with the largest gradients, over their number; zero stays zero.
 
         The one largest would be steepest, and a step of it long: Tramer & Boneh 2019, "Adversarial Training and
         Robustness for Multiple Perturbations", arXiv:1904.13000 (sparse L1 descent).
         """
         g = grad.flatten(1)
-        most = g.abs().topk(math.ceil(SPARSE * g.shape[1]), dim=1).indices
-        return _unit_l1(torch.zeros_like(g).scatter(1, most, g.gather(1, most).sign())).view_as(grad)
+        largest = g.abs().topk(math.ceil(L1_STEP_FRACTION * g.shape[1]), dim=1).indices
+        return _l1_normalize(torch.zeros_like(g).scatter(1, largest, g.gather(1, largest).sign())).view_as(grad)
 
-    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+    def project(self, x: Tensor, center: Tensor) -> Tensor:
         """The nearest point of the ball: Duchi et al. 2008, "Efficient Projections onto the l1-Ball", figure 1."""
-        d = (x - centre).flatten(1)  # (N, D)
-        far = d.abs().sum(1, keepdim=True) > self.eps
-        shrunk = d.sign() * (d.abs() - _threshold(d.abs(), self.eps)).clamp_min(0)
+        d = (x - center).flatten(1)  # (N, D)
+        is_outside = d.abs().sum(1, keepdim=True) > self.eps
+        shrunk = d.sign() * (d.abs() - _l1_projection_threshold(d.abs(), self.eps)).clamp_min(0)
         shrunk = shrunk * (self.eps / shrunk.abs().sum(1, keepdim=True).clamp_min(TINY)).clamp_max(1)  # rounded sums
-        return torch.where(per_row(far, x), _added(centre, shrunk.view_as(x)), x)
+        return torch.where(broadcast_rows(is_outside, x), _add_rounding_inward(center, shrunk.view_as(x)), x)
 
-    def distance(self, x: Tensor, centre: Tensor) -> Tensor:  # (N,)
-        return (x - centre).flatten(1).abs().sum(1)
+    def distance(self, x: Tensor, center: Tensor) -> Tensor:  # (N,)
+        return (x - center).flatten(1).abs().sum(1)
 
 
-def _unit_l1(v: Tensor) -> Tensor:
+def _l1_normalize(v: Tensor) -> Tensor:
     """Rows (N, D) whose absolute values sum to one; a zero row stays zero."""
     return v / v.abs().sum(1, keepdim=True).clamp_min(TINY)
 
 
-def _threshold(v: Tensor, eps: float) -> Tensor:
+def _l1_projection_threshold(v: Tensor, eps: float) -> Tensor:
     """theta (N, 1), by which all values v (N, D) >= 0 are lowered, down to zero, for the sum to be eps."""
-    fine = v.dtype if v.device.type == "mps" else torch.float64
-    mu, count = v.to(fine).sort(1, descending=True).values, torch.arange(1, v.shape[1] + 1, device=v.device)
-    over = (mu.cumsum(1) - eps) / count
-    rho = (mu > over).sum(1, keepdim=True).clamp_min(1)  # how many stay above zero
-    return over.gather(1, rho - 1).clamp_min(0).to(v.dtype)
+    sum_dtype = v.dtype if v.device.type == "mps" else torch.float64
+    mu, count = v.to(sum_dtype).sort(1, descending=True).values, torch.arange(1, v.shape[1] + 1, device=v.device)
+    thresholds = (mu.cumsum(1) - eps) / count
+    rho = (mu > thresholds).sum(1, keepdim=True).clamp_min(1)  # how many stay above zero
+    return thresholds.gather(1, rho - 1).clamp_min(0).to(v.dtype)
 
 
-def _added(centre: Tensor, d: Tensor) -> Tensor:
+def _add_rounding_inward(center: Tensor, d: Tensor) -> Tensor:
     """centre + d, rounded towards the centre: so many values, all rounded away, would leave the ball."""
-    x = centre + d
-    return torch.where((x - centre).abs() > d.abs(), torch.nextafter(x, centre), x)
+    x = center + d
+    return torch.where((x - center).abs() > d.abs(), torch.nextafter(x, center), x)
 
 
-NORMS: dict[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
+BALL_BY_NORM: dict[str, Callable[[float], NormBall]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 
-def norm_of(norm: str, among: tuple[str, ...] = tuple(NORMS)) -> Ball:
+def unbounded_ball(norm: str, allowed: tuple[str, ...] = tuple(BALL_BY_NORM)) -> NormBall:
     """The norm as a ball without bounds, for what looks for the least distance. Raises InputError."""
-    return _kind(norm, among)(math.inf)
+    return _ball_class(norm, allowed)(math.inf)
 
 
-def _kind(norm: str, among: tuple[str, ...]) -> Callable[[float], Ball]:
-    if not isinstance(norm, str) or norm.lower() not in among:
-        raise InputError(f"norm is one of {', '.join(among)}; got {norm!r}")
-    return NORMS[norm.lower()]
+def _ball_class(norm: str, allowed: tuple[str, ...]) -> Callable[[float], NormBall]:
+    if not isinstance(norm, str) or norm.lower() not in allowed:
+        raise InputError(f"norm is one of {', '.join(allowed)}; got {norm!r}")
+    return BALL_BY_NORM[norm.lower()]
 
 
-def ball_of(eps: float | None, norm: str, ball: Ball | None) -> Ball:
+def resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     """The constraint that an attack was given: eps and norm, or a ball instead of both. Raises InputError."""
     if (ball is None) == (eps is None):
         raise InputError("give eps (and norm), or ball= instead of both")
     if ball is None:
-        ball = _kind(norm, tuple(NORMS))(check_float("eps", eps, above=0))
+        ball = _ball_class(norm, tuple(BALL_BY_NORM))(check_float("eps", eps, above=0))
     check_float("eps", ball.eps, above=0)
     return ball
 
 
-def eps_text(eps: float) -> str:
+def format_eps(eps: float) -> str:
     """An eps as people write it: gray levels of 255 where that is shorter than its digits.
 
     >>> eps_text(2 / 255), eps_text(0.2), eps_text(1.5)
     ('2/255', '0.2', '1.5')
     """
     digits, levels = f"{eps:g}", f"{eps * 255:.0f}/255"
-    whole = 0 < eps < 1 and abs(eps * 255 - round(eps * 255)) < LEVEL
-    return levels if whole and len(levels) < len(digits) else digits
+    is_gray_level = 0 < eps < 1 and abs(eps * 255 - round(eps * 255)) < GRAY_LEVEL_TOLERANCE
+    return levels if is_gray_level and len(levels) < len(digits) else digits
 
 
-def same(grad: Tensor) -> Tensor:
+def identity_grad(grad: Tensor) -> Tensor:
     return grad
 
 
-def all_free(grad: Tensor, x: Tensor) -> Tensor:
+def unconstrained_grad(grad: Tensor, x: Tensor) -> Tensor:
     return grad
 
 
@@ -181,27 +181,27 @@ class Constraint:
     (low and high, a row an example) stand for `project` and `centre`.
     """
 
-    steer: Callable[[Tensor], Tensor] = same
-    project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, centre: x
+    step_direction: Callable[[Tensor], Tensor] = identity_grad
+    project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, center: x
     centre: Tensor | None = None
-    free: Callable[[Tensor, Tensor], Tensor] = all_free
+    feasible_grad: Callable[[Tensor, Tensor], Tensor] = unconstrained_grad
     bounds: tuple[Tensor, Tensor] | None = None
 
-    def uphill(self, grad: Tensor, x: Tensor) -> Tensor:
+    def ascent_direction(self, grad: Tensor, x: Tensor) -> Tensor:
         """Which way a step goes from x."""
-        return self.steer(self.free(grad, x))
+        return self.step_direction(self.feasible_grad(grad, x))
 
-    def inside(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor) -> Tensor:
         """The point where x must stay."""
         return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
 
     def rows(self, index: Index) -> Constraint:
-        centre = None if self.centre is None else self.centre[index]
+        center = None if self.centre is None else self.centre[index]
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
-        return self if centre is None and bounds is None else replace(self, centre=centre, bounds=bounds)
+        return self if center is None and bounds is None else replace(self, centre=center, bounds=bounds)
 
 
-def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
+def ball_constraint(ball: NormBall, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
     """Steepest steps inside a ball around `centre` and inside the valid range.
 
     In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019). In
@@ -210,34 +210,36 @@ def within(ball: Ball, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Cons
     if type(ball) is Linf:
         return Constraint(ball.steepest, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
 
-    def project(x: Tensor, centre: Tensor | None) -> Tensor:
-        return clip(x if centre is None else ball.project(x, centre))
+    def project(x: Tensor, center: Tensor | None) -> Tensor:
+        return clip(x if center is None else ball.project(x, center))
 
-    def free(grad: Tensor, x: Tensor) -> Tensor:
-        return unheld(grad, x, clip)
+    def feasible_grad(grad: Tensor, x: Tensor) -> Tensor:
+        return zero_grad_at_bounds(grad, x, clip)
 
-    return Constraint(ball.steepest, project, centre, free if isinstance(ball, L1) else all_free)
+    return Constraint(
+        ball.steepest_direction, project, centre, feasible_grad if isinstance(ball, L1) else unconstrained_grad
+    )
 
 
-def unheld(grad: Tensor, x: Tensor, clip: Callable[[Tensor], Tensor]) -> Tensor:
+def zero_grad_at_bounds(grad: Tensor, x: Tensor, clip: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient at x, zero where it points out of the valid range at the range's edge."""
-    held = clip(x + NUDGE * (1 + x.abs()) * grad.sign()) == x
-    return torch.where(held, torch.zeros_like(grad), grad)
+    is_at_bound = clip(x + BOUND_TEST_STEP * (1 + x.abs()) * grad.sign()) == x
+    return torch.where(is_at_bound, torch.zeros_like(grad), grad)
 
 
-def project_rows(ball: Ball, x: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+def project_to_radii(ball: NormBall, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
     """Each row of x (N, ...) into a ball of the same norm and of its own radius (N,)."""
     norm = type(ball).__name__.lower()
-    per: dict[str, Any] = {"linf": per_row(radius, x), "l2": radius, "l1": radius[:, None]}
-    return NORMS[norm](per[norm]).project(x, centre)
+    radius_by_norm: dict[str, Any] = {"linf": broadcast_rows(radius, x), "l2": radius, "l1": radius[:, None]}
+    return BALL_BY_NORM[norm](radius_by_norm[norm]).project(x, center)
 
 
-def length(d: Tensor) -> Tensor:
+def l2_norm(d: Tensor) -> Tensor:
     """The Euclidean norm of each row, (N,)."""
     norm: Tensor = torch.linalg.vector_norm(d.flatten(1), dim=1)
     return norm
 
 
-def per_row(v: Tensor, like: Tensor) -> Tensor:
+def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...), to go with a tensor (N, ...)."""
-    return v.view(-1, *[1] * (like.ndim - 1))
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -12,53 +12,53 @@ from ...model import buffer_writes, state
 from ...objectives import Index
 from ...rng import normal
 from .colors import Palette
-from .constraints import TINY, Constraint, length, per_row
+from .constraints import TINY, Constraint, l2_norm, broadcast_rows
 from .parameterizations import Canvas
 
-Decode = Callable[[Tensor], Tensor]
+DecodeFn = Callable[[Tensor], Tensor]
 
 
-class Latent(Canvas):
+class LatentCanvas(Canvas):
     """Images that a generator makes of codes: decode(generator(z)), of which z is optimized.
 
     Nguyen et al. 2016, arXiv:1605.09304, section 2. `decode` brings what the generator gives to valid inputs. The
     generator runs in eval and is left as it was; its parameters are no part of the canvas.
     """
 
-    def __init__(self, generator: nn.Module, z: Tensor, decode: Decode) -> None:
+    def __init__(self, generator: nn.Module, z: Tensor, decode: DecodeFn) -> None:
         super().__init__()
         self.z = nn.Parameter(z.detach().clone())  # (N, ...)
-        self._by = (generator, decode)  # in a tuple, where its parameters are not found
+        self._generator_and_decode = (generator, decode)  # in a tuple, where its parameters are not found
 
     @classmethod
-    def noise(cls, generator: nn.Module, like: Tensor, seed: int, decode: Decode) -> Latent:
+    def noise(cls, generator: nn.Module, like: Tensor, seed: int, decode: DecodeFn) -> LatentCanvas:
         """Standard normal codes, one draw a row, shaped like `like` (N, ...)."""
         return cls(generator, normal(like, seed), decode)
 
     def forward(self) -> Tensor:
-        generator, decode = self._by
+        generator, decode = self._generator_and_decode
         modules = tuple(generator.modules())
-        first = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
+        first_param = next((p for p in generator.parameters() if p.is_floating_point()), self.z)
         with ExitStack() as stack:
             stack.enter_context(state.mode_flags(modules, "eval"))
             stack.enter_context(buffer_writes.preserve_buffers(modules))
             stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
             stack.enter_context(state.seeded_rngs(0, self.z.device))
             state.neutral_settings(stack, self.z.device)
-            made = generator(self.z.to(first.dtype, copy=True))  # a first op in place would write over the code
-        image: Tensor = decode(made).to(self.z.dtype)
+            output = generator(self.z.to(first_param.dtype, copy=True))  # a first op in place would write over the code
+        image: Tensor = decode(output).to(self.z.dtype)
         return image
 
-    def rows(self, index: Index) -> Latent:
-        return Latent(self._by[0], self.z[index], self._by[1])
+    def rows(self, index: Index) -> LatentCanvas:
+        return LatentCanvas(self._generator_and_decode[0], self.z[index], self._generator_and_decode[1])
 
 
-def on_shell(z: Tensor, centre: Tensor | None) -> Tensor:
+def project_to_shell(z: Tensor, center: Tensor | None) -> Tensor:
     """Codes (N, ...) brought to the length that normal draws have, sqrt(D): a generator knows no others."""
-    return z * per_row(z[0].numel() ** 0.5 / length(z).clamp_min(TINY), z)
+    return z * broadcast_rows(z[0].numel() ** 0.5 / l2_norm(z).clamp_min(TINY), z)
 
 
-SHELL = Constraint(project=on_shell)
+LATENT_SHELL = Constraint(project=project_to_shell)
 """Keeps a `Latent` canvas among the codes that its generator was trained on."""
 
 
@@ -73,7 +73,7 @@ class CPPN(Canvas):
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], size: tuple[int, int], palette: Palette
     ) -> None:
         super().__init__()
-        self.size, self.palette = size, palette.beside(weights[0])
+        self.size, self.palette = size, palette.to_like(weights[0])
         self.weights = nn.ParameterList(w.detach().clone() for w in weights)  # (N, in, out) each
         self.biases = nn.ParameterList(b.detach().clone() for b in biases)  # (N, 1, out) each
 
@@ -81,37 +81,37 @@ class CPPN(Canvas):
     def noise(cls, like: Tensor, seed: int, palette: Palette | None = None, *, width: int = 24, depth: int = 8) -> CPPN:
         """A start with `depth` hidden layers of `width` units, one draw a row, for images like `like` (N, C, H, W)."""
         n, c, h, w = like.shape
-        sides = [(2, width), *[(2 * width, width)] * (depth - 1)]
-        counts = [a * b for a, b in sides]
-        drawn = torch.split_with_sizes(normal(like.new_empty(n, sum(counts)), seed), counts, 1)
-        weights = [d.view(n, a, b) / a**0.5 for d, (a, b) in zip(drawn, sides, strict=True)]
+        layer_shapes = [(2, width), *[(2 * width, width)] * (depth - 1)]
+        weight_counts = [a * b for a, b in layer_shapes]
+        flat_weights = torch.split_with_sizes(normal(like.new_empty(n, sum(weight_counts)), seed), weight_counts, 1)
+        weights = [d.view(n, a, b) / a**0.5 for d, (a, b) in zip(flat_weights, layer_shapes, strict=True)]
         weights.append(like.new_zeros(n, 2 * width, c))
         biases = [like.new_zeros(n, 1, v.shape[2]) for v in weights]
         return cls(weights, biases, (h, w), palette or Palette(like.new_full((c,), 0.5)))
 
     def forward(self) -> Tensor:
         *hidden, last = zip(self.weights, self.biases, strict=True)
-        h = places(self.size, self.weights[0]).expand(len(self.weights[0]), -1, -1)  # (N, H * W, 2)
+        h = pixel_coordinates(self.size, self.weights[0]).expand(len(self.weights[0]), -1, -1)  # (N, H * W, 2)
         for w, b in hidden:
-            h = _composite(h @ w + b)
-        return self.palette.paint((h @ last[0] + last[1]).mT.unflatten(2, self.size))
+            h = _odd_even_activation(h @ w + b)
+        return self.palette.to_colors((h @ last[0] + last[1]).mT.unflatten(2, self.size))
 
     def rows(self, index: Index) -> CPPN:
         return CPPN([w[index] for w in self.weights], [b[index] for b in self.biases], self.size, self.palette)
 
-    def sized(self, height: int, width: int) -> CPPN:
+    def resized(self, height: int, width: int) -> CPPN:
         """The same pictures with other numbers of pixels."""
         return CPPN(list(self.weights), list(self.biases), (height, width), self.palette)
 
 
-def places(size: tuple[int, int], like: Tensor) -> Tensor:
+def pixel_coordinates(size: tuple[int, int], like: Tensor) -> Tensor:
     """The (x, y) of each pixel's center, (H * W, 2): of variance 1 along the longer side."""
-    most = max(size)
-    y, x = ((2 * torch.arange(s, device=like.device, dtype=like.dtype) + 1 - s) * (3**0.5 / most) for s in size)
+    longer_side = max(size)
+    y, x = ((2 * torch.arange(s, device=like.device, dtype=like.dtype) + 1 - s) * (3**0.5 / longer_side) for s in size)
     return torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1).flatten(0, 1)
 
 
-def _composite(h: Tensor) -> Tensor:
+def _odd_even_activation(h: Tensor) -> Tensor:
     """Odd and even bends of equal size, (N, P, C) -> (N, P, 2 C)."""
-    bent = h.atan()
-    return torch.cat([bent / 0.67, bent * bent / 0.6], -1)
+    arctan = h.atan()
+    return torch.cat([arctan / 0.67, arctan * arctan / 0.6], -1)

@@ -15,103 +15,103 @@ from torch import Tensor
 from ...rng import hashed_uniform
 from .constraints import TINY
 
-ELEMENTS = 2**17  # of a part: what is worked on stays in a processor's cache
-FEW = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
-SPARE = 8  # steps beyond one for each kink, which rounding may ask for
+CPU_CHUNK_ELEMENTS = 2**17  # of a part: what is worked on stays in a processor's cache
+L1_TOPK = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
+EXTRA_NEWTON_STEPS = 8  # steps beyond one for each kink, which rounding may ask for
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Hyperplane:
     value: Tensor  # (n,) v
     normal: Tensor  # (n, D) w
 
-    def rows(self, index: Tensor | slice) -> Plane:
-        return Plane(self.value[index], self.normal[index])
+    def rows(self, index: Tensor | slice) -> Hyperplane:
+        return Hyperplane(self.value[index], self.normal[index])
 
 
-def shift(norm: str, x: Tensor, plane: Plane, low: Tensor, high: Tensor) -> Tensor:
+def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
     """The smallest change (n, D) that takes x (n, D) onto the plane within low <= z <= high, each (1, D).
 
     Where the plane does not meet the box: to the corner that comes nearest to it. Croce & Hein 2020, arXiv:1907.02044,
     section 2.2; there by sorting, here by Newton steps, which end at the same point after a few of them.
     """
-    size = max(1, ELEMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    chunk_rows = max(1, CPU_CHUNK_ELEMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
     parts = [
-        _shift(norm, x[i : i + size], plane.rows(slice(i, i + size)), low, high) for i in range(0, len(x), size)
+        _chunk_projection_step(norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper) for i in range(0, len(x), chunk_rows)
     ]  # fmt: skip
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.zeros_like(x)
 
 
-def _shift(norm: str, x: Tensor, plane: Plane, low: Tensor, high: Tensor) -> Tensor:
-    way = plane.normal * -plane.value.sign()[:, None]  # (n, D) where to go
-    room = (torch.where(way > 0, high, low) - x).abs()  # (n, D)
-    weight, need = way.abs(), plane.value.abs()
-    return way.sign() * CHANGES[norm](weight, room, need)
+def _chunk_projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
+    toward_plane = plane.normal * -plane.value.sign()[:, None]  # (n, D) where to go
+    max_change = (torch.where(toward_plane > 0, upper, lower) - x).abs()  # (n, D)
+    weight, distance = toward_plane.abs(), plane.value.abs()
+    return toward_plane.sign() * CHANGE_BY_NORM[norm](weight, max_change, distance)
 
 
-def _linf(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    return torch.minimum(level(weight, room, need)[:, None], room)
+def _linf_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
+    return torch.minimum(solve_level(weight, max_change, distance)[:, None], max_change)
 
 
-def _l2(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    most = room / weight.clamp_min(TINY)
-    return weight * torch.minimum(level(weight * weight, most, need)[:, None], most)
+def _l2_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
+    max_level = max_change / weight.clamp_min(TINY)
+    return weight * torch.minimum(solve_level(weight * weight, max_level, distance)[:, None], max_level)
 
 
-def _l1(weight: Tensor, room: Tensor, need: Tensor, few: int = FEW) -> Tensor:
+def _l1_change(weight: Tensor, max_change: Tensor, distance: Tensor, n_largest: int = L1_TOPK) -> Tensor:
     """Up to `few` of the coordinates with the largest weights move; rows for which these do not do take more."""
-    few = min(few, weight.shape[1])
-    largest, at = torch.where(room > 0, weight, 0).topk(few)  # (n, few)
-    most = torch.minimum(room.gather(1, at), need[:, None] / largest.clamp_min(TINY))  # finite
-    total = (largest * most).cumsum(1)
-    before = torch.cat([torch.zeros_like(need)[:, None], total[:, :-1]], 1)
-    moved = ((need[:, None] - before) / largest.clamp_min(TINY)).clamp_min(0)
-    change = torch.zeros_like(weight).scatter_(1, at, torch.minimum(moved, most))
-    short = total[:, -1] < need
-    if few < weight.shape[1] and bool(short.any()):
-        change[short] = _l1(weight[short], room[short], need[short], 8 * few)
+    n_largest = min(n_largest, weight.shape[1])
+    largest, index = torch.where(max_change > 0, weight, 0).topk(n_largest)  # (n, few)
+    largest_change = torch.minimum(max_change.gather(1, index), distance[:, None] / largest.clamp_min(TINY))  # finite
+    total = (largest * largest_change).cumsum(1)
+    total_before = torch.cat([torch.zeros_like(distance)[:, None], total[:, :-1]], 1)
+    wanted_change = ((distance[:, None] - total_before) / largest.clamp_min(TINY)).clamp_min(0)
+    change = torch.zeros_like(weight).scatter_(1, index, torch.minimum(wanted_change, largest_change))
+    is_short = total[:, -1] < distance
+    if n_largest < weight.shape[1] and bool(is_short.any()):
+        change[is_short] = _l1_change(weight[is_short], max_change[is_short], distance[is_short], 8 * n_largest)
     return change
 
 
-CHANGES = {"linf": _linf, "l2": _l2, "l1": _l1}
+CHANGE_BY_NORM = {"linf": _linf_change, "l2": _l2_change, "l1": _l1_change}
 
 
-def level(p: Tensor, most: Tensor, need: Tensor) -> Tensor:
+def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
     """The level s (n,) at which sum_i p_i min(s, most_i) = need; where even the most is too little, one above it.
 
     The sum is concave and piecewise linear in s, so Newton's steps from below never overshoot, and after the last
     kink the next one is exact.
     """
-    s = torch.zeros_like(need)
-    close = 8 * torch.finfo(s.dtype).eps
-    for _ in range(p.shape[1] + SPARE):
-        free = (most > s[:, None]).to(p.dtype)  # (n, D)
-        steep = torch.linalg.vecdot(p, free)
-        missing = need - torch.linalg.vecdot(p, torch.minimum(most, s[:, None]))
-        more = torch.where(steep > 0, missing / steep.clamp_min(TINY), 0).clamp_min(0)
-        s = s + more
-        if not bool((more > close * s).any()):
+    s = torch.zeros_like(distance)
+    tolerance = 8 * torch.finfo(s.dtype).eps
+    for _ in range(weight.shape[1] + EXTRA_NEWTON_STEPS):
+        is_free = (max_level > s[:, None]).to(weight.dtype)  # (n, D)
+        slope = torch.linalg.vecdot(weight, is_free)
+        missing = distance - torch.linalg.vecdot(weight, torch.minimum(max_level, s[:, None]))
+        increase = torch.where(slope > 0, missing / slope.clamp_min(TINY), 0).clamp_min(0)
+        s = s + increase
+        if not bool((increase > tolerance * s).any()):
             break
     return s
 
 
-def direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
+def random_direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
     """A random direction (n, D) of norm 1 a row, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
-    u = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
-    side = 2 * u - 1
+    uniform = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
+    signed = 2 * uniform - 1
     if norm == "l2":
-        side = torch.erfinv(side.clamp(-1 + 1e-6, 1 - 1e-6))
+        signed = torch.erfinv(signed.clamp(-1 + 1e-6, 1 - 1e-6))
     if norm == "l1":
-        side = -side.sign() * torch.log1p(-side.abs().clamp_max(1 - 1e-6))
-    return side / lengths(norm, side).clamp_min(TINY)[:, None]
+        signed = -signed.sign() * torch.log1p(-signed.abs().clamp_max(1 - 1e-6))
+    return signed / vector_norms(norm, signed).clamp_min(TINY)[:, None]
 
 
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
-def lengths(norm: str, d: Tensor) -> Tensor:
+def vector_norms(norm: str, d: Tensor) -> Tensor:
     """The norm of the last axis."""
     if norm == "linf":
         return d.abs().amax(-1)  # several times as quick as vector_norm
-    found: Tensor = torch.linalg.vector_norm(d, 1 if norm == "l1" else 2, dim=-1)
-    return found
+    norms: Tensor = torch.linalg.vector_norm(d, 1 if norm == "l1" else 2, dim=-1)
+    return norms

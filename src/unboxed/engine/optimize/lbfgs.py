@@ -15,132 +15,166 @@ import torch
 from torch import Tensor
 
 from ...objectives import Index
-from .constraints import TINY, length, per_row
+from .constraints import TINY, l2_norm, broadcast_rows
 
-ARMIJO = 1e-4  # the share of the promised decrease that a step must bring
-SHORTEST = 2.0**-20  # of a step; where even that brings nothing, the row is done
+ARMIJO_FRACTION = 1e-4  # the share of the promised decrease that a step must bring
+MIN_STEP_SCALE = 2.0**-20  # of a step; where even that brings nothing, the row is done
 dot = torch.linalg.vecdot
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class LBFGSState:
     """Where each row stands. `trial` is what to look at next: `told(value, grad)` of it gives the next state."""
 
     z: Tensor  # (n, D) the best point so far
     value: Tensor  # (n,)
     grad: Tensor  # (n, D)
-    first: Tensor  # (n,) length of a first step, when nothing is known of the curvature
-    s: Tensor  # (n, H, D) the last steps, each at its own place
-    y: Tensor  # (n, H, D) the changes of the gradient along them
-    count: Tensor  # (n,) steps that were kept
-    way: Tensor  # (n, D) direction
-    size: Tensor  # (n,) share of the direction that is tried
-    moved: Tensor  # (n,) bool: the last trial was taken
-    done: Tensor  # (n,) bool
+    first_step_length: Tensor  # (n,) length of a first step, when nothing is known of the curvature
+    step_history: Tensor  # (n, H, D) the last steps, each at its own place
+    grad_history: Tensor  # (n, H, D) the changes of the gradient along them
+    n_pairs: Tensor  # (n,) steps that were kept
+    direction: Tensor  # (n, D) direction
+    step_scale: Tensor  # (n,) share of the direction that is tried
+    was_accepted: Tensor  # (n,) bool: the last trial was taken
+    finished: Tensor  # (n,) bool
 
-    def rows(self, index: Index) -> Search:
+    def rows(self, index: Index) -> LBFGSState:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def put(self, at: Tensor, other: Search) -> Search:
+    def replace_rows(self, index: Tensor, other: LBFGSState) -> LBFGSState:
         """With another's rows in the place of some, `at` (m,)."""
-        both = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return replace(self, **{name: p.index_copy(0, at, q) for name, (p, q) in both.items()})
+        field_pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return replace(self, **{name: p.index_copy(0, index, q) for name, (p, q) in field_pairs.items()})
 
-    def trial(self, low: Tensor, high: Tensor) -> Tensor:
+    def trial(self, lower: Tensor, upper: Tensor) -> Tensor:
         """(n, D)"""
-        return (self.z + self.size[:, None] * self.way).clamp(low, high)
+        return (self.z + self.step_scale[:, None] * self.direction).clamp(lower, upper)
 
-    def told(self, trial: Tensor, value: Tensor, grad: Tensor, low: Tensor, high: Tensor, tolerance: float) -> Search:
+    def update(
+        self, trial: Tensor, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor, tolerance: float
+    ) -> LBFGSState:
         """After a look at the trial."""
         step = trial - self.z
-        promised = dot(self.grad, step)  # below zero
-        good = (value <= self.value + ARMIJO * promised) & (promised < 0)
-        moved = self._moved(good, trial, value, grad, step)
-        gain = self.value - value
-        settled = good & (gain <= tolerance * value.abs().clamp_min(TINY))
-        way = torch.where(good[:, None], moved._way(low, high), self.way)
-        size = torch.where(good, 1, self.size * self._shorter(value))
-        stuck = ~good & ((size < SHORTEST) | ~self.value.isfinite())
-        flat = good & (-dot(moved.grad, way) <= tolerance * value.abs())  # rounding would decide
-        return replace(moved, way=way, size=size, moved=good, done=self.done | settled | stuck | flat)
-
-    def towards(self, value: Tensor, grad: Tensor, low: Tensor, high: Tensor) -> Search:
-        """From the same point on, with another value and gradient there."""
-        way = replace(self, value=value, grad=grad)._way(low, high)
-        size, done = torch.ones_like(value), ~(way != 0).any(1)
-        return replace(self, value=value, grad=grad, way=way, size=size, moved=done & False, done=done)
-
-    def _shorter(self, value: Tensor) -> Tensor:
-        """Where the parabola through what is known has its least, between a tenth and a half of the step."""
-        slope = self.size * dot(self.grad, self.way)
-        share: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
-        return share.nan_to_num(0.1).clamp(0.1, 0.5)
-
-    def _moved(self, good: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor) -> Search:
-        wide, change = good[:, None], grad - self.grad
-        keep = good & (dot(step, change) > 1e-10 * dot(change, change))  # curvature that makes sense
-        at = torch.where(keep, self.count % self.s.shape[1], -1)
-        here = (torch.arange(self.s.shape[1], device=at.device) == at[:, None])[..., None]  # (n, H, 1)
+        expected_change = dot(self.grad, step)  # below zero
+        is_accepted = (value <= self.value + ARMIJO_FRACTION * expected_change) & (expected_change < 0)
+        accepted_state = self._accept(is_accepted, trial, value, grad, step)
+        decrease = self.value - value
+        converged = is_accepted & (decrease <= tolerance * value.abs().clamp_min(TINY))
+        direction = torch.where(is_accepted[:, None], accepted_state._direction(lower, upper), self.direction)
+        step_scale = torch.where(is_accepted, 1, self.step_scale * self._backtrack_factor(value))
+        stalled = ~is_accepted & ((step_scale < MIN_STEP_SCALE) | ~self.value.isfinite())
+        is_flat = is_accepted & (
+            -dot(accepted_state.grad, direction) <= tolerance * value.abs()
+        )  # rounding would decide
         return replace(
-            self,
-            z=torch.where(wide, trial, self.z),
-            value=torch.where(good, value, self.value),
-            grad=torch.where(wide, grad, self.grad),
-            s=torch.where(here, step[:, None], self.s),
-            y=torch.where(here, change[:, None], self.y),
-            count=self.count + keep,
+            accepted_state,
+            direction=direction,
+            step_scale=step_scale,
+            was_accepted=is_accepted,
+            finished=self.finished | converged | stalled | is_flat,
         )
 
-    def _way(self, low: Tensor, high: Tensor) -> Tensor:
-        """Down, over what is not held by a bound, by the curvature seen there; where that fails, along the gradient."""
-        free = ~(((self.z <= low) & (self.grad > 0)) | ((self.z >= high) & (self.grad < 0)))
-        g = self.grad * free
-        plain = -g * (self.first / length(g).clamp_min(TINY))[:, None]
-        way = self._two_loops(g, free.to(g.dtype))
-        down = dot(way, g) < -1e-10 * length(way) * length(g)
-        return torch.where((down & (self.count > 0))[:, None], way, plain)
+    def restart_with(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
+        """From the same point on, with another value and gradient there."""
+        direction = replace(self, value=value, grad=grad)._direction(lower, upper)
+        step_scale, finished = torch.ones_like(value), ~(direction != 0).any(1)
+        return replace(
+            self,
+            value=value,
+            grad=grad,
+            direction=direction,
+            step_scale=step_scale,
+            was_accepted=finished & False,
+            finished=finished,
+        )
 
-    def _two_loops(self, g: Tensor, free: Tensor) -> Tensor:
+    def _backtrack_factor(self, value: Tensor) -> Tensor:
+        """Where the parabola through what is known has its least, between a tenth and a half of the step."""
+        slope = self.step_scale * dot(self.grad, self.direction)
+        factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
+        return factor.nan_to_num(0.1).clamp(0.1, 0.5)
+
+    def _accept(self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor) -> LBFGSState:
+        accepted_column, change = is_accepted[:, None], grad - self.grad
+        has_curvature = is_accepted & (dot(step, change) > 1e-10 * dot(change, change))  # curvature that makes sense
+        slot = torch.where(has_curvature, self.n_pairs % self.step_history.shape[1], -1)
+        is_slot = (torch.arange(self.step_history.shape[1], device=slot.device) == slot[:, None])[
+            ..., None
+        ]  # (n, H, 1)
+        return replace(
+            self,
+            z=torch.where(accepted_column, trial, self.z),
+            value=torch.where(is_accepted, value, self.value),
+            grad=torch.where(accepted_column, grad, self.grad),
+            step_history=torch.where(is_slot, step[:, None], self.step_history),
+            grad_history=torch.where(is_slot, change[:, None], self.grad_history),
+            n_pairs=self.n_pairs + has_curvature,
+        )
+
+    def _direction(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Down, over what is not held by a bound, by the curvature seen there; where that fails, along the gradient."""
+        is_free = ~(((self.z <= lower) & (self.grad > 0)) | ((self.z >= upper) & (self.grad < 0)))
+        g = self.grad * is_free
+        gradient_step = -g * (self.first_step_length / l2_norm(g).clamp_min(TINY))[:, None]
+        direction = self._two_loops(g, is_free.to(g.dtype))
+        is_descent = dot(direction, g) < -1e-10 * l2_norm(direction) * l2_norm(g)
+        return torch.where((is_descent & (self.n_pairs > 0))[:, None], direction, gradient_step)
+
+    def _two_loops(self, g: Tensor, free_mask: Tensor) -> Tensor:
         """-H g (n, D), with the newest pairs first; a pair without curvature over the free coordinates is left out."""
-        held = self.s.shape[1]
+        history_size = self.step_history.shape[1]
         rows = torch.arange(len(g), device=g.device)
-        pairs, shares = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
+        pairs, alphas = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
         q, gamma = g, torch.zeros_like(self.value)
-        for k in range(min(held, int(self.count.max())) if len(g) else 0):
-            at = (self.count - 1 - k) % held
-            s, y = self.s[rows, at] * free, self.y[rows, at] * free
+        for k in range(min(history_size, int(self.n_pairs.max())) if len(g) else 0):
+            slot = (self.n_pairs - 1 - k) % history_size
+            s, y = self.step_history[rows, slot] * free_mask, self.grad_history[rows, slot] * free_mask
             sy, yy = dot(s, y), dot(y, y)
-            ok = (sy > 1e-10 * yy) & (self.count > k)
-            rho = torch.where(ok, 1 / sy.clamp_min(TINY), 0)
-            gamma = torch.where(ok & (gamma == 0), sy / yy.clamp_min(TINY), gamma)
-            share = rho * dot(s, q)
-            q = q - share[:, None] * y
+            has_curvature = (sy > 1e-10 * yy) & (self.n_pairs > k)
+            rho = torch.where(has_curvature, 1 / sy.clamp_min(TINY), 0)
+            gamma = torch.where(has_curvature & (gamma == 0), sy / yy.clamp_min(TINY), gamma)
+            alpha = rho * dot(s, q)
+            q = q - alpha[:, None] * y
             pairs.append((s, y, rho))
-            shares.append(share)
+            alphas.append(alpha)
         q = q * gamma[:, None]
-        for (s, y, rho), share in zip(reversed(pairs), reversed(shares), strict=True):
-            q = q + (share - rho * dot(y, q))[:, None] * s
+        for (s, y, rho), alpha in zip(reversed(pairs), reversed(alphas), strict=True):
+            q = q + (alpha - rho * dot(y, q))[:, None] * s
         return -q
 
 
-HISTORY = 10  # pairs that are remembered
+MAX_HISTORY_PAIRS = 10  # pairs that are remembered
 
 
-def begun(z: Tensor, value: Tensor, grad: Tensor, first: Tensor, low: Tensor, high: Tensor) -> Search:
+def initial_state(
+    z: Tensor, value: Tensor, grad: Tensor, first_step_length: Tensor, lower: Tensor, upper: Tensor
+) -> LBFGSState:
     """A search from z (n, D), whose value (n,) and gradient (n, D) are known."""
-    memory = z.new_zeros(len(z), HISTORY, z.shape[1])
-    none = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    no = torch.zeros_like(none, dtype=torch.bool)
-    start = Search(z, value, grad, first, memory, memory, none, torch.zeros_like(z), torch.ones_like(value), no, no)
-    return start.towards(value, grad, low, high)
+    memory = z.new_zeros(len(z), MAX_HISTORY_PAIRS, z.shape[1])
+    zero_counts = torch.zeros(len(z), dtype=torch.long, device=z.device)
+    all_false = torch.zeros_like(zero_counts, dtype=torch.bool)
+    start = LBFGSState(
+        z,
+        value,
+        grad,
+        first_step_length,
+        memory,
+        memory,
+        zero_counts,
+        torch.zeros_like(z),
+        torch.ones_like(value),
+        all_false,
+        all_false,
+    )
+    return start.restart_with(value, grad, lower, upper)
 
 
-def joined(parts: Sequence[Search]) -> Search:
+def concat_states(states: Sequence[LBFGSState]) -> LBFGSState:
     """Searches of one kind, one after the other."""
-    return Search(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Search)))
+    return LBFGSState(*(torch.cat([getattr(p, f.name) for p in states]) for f in fields(LBFGSState)))
 
 
-def chosen(mask: Tensor, a: Search, b: Search) -> Search:
+def select_states(mask: Tensor, a: LBFGSState, b: LBFGSState) -> LBFGSState:
     """Rows of a where the mask (n,) is true, else of b."""
-    both = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(Search))
-    return Search(*(torch.where(per_row(mask, p), p, q) for p, q in both))
+    field_pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(LBFGSState))
+    return LBFGSState(*(torch.where(broadcast_rows(mask, p), p, q) for p, q in field_pairs))

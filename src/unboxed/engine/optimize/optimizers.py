@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from .constraints import TINY, length, per_row
+from .constraints import TINY, l2_norm, broadcast_rows
 
 
-class Stepper(Protocol):
+class OptimizerLike(Protocol):
     """What a climb asks of a torch optimizer."""
 
     @property
@@ -22,7 +22,7 @@ class Stepper(Protocol):
     def step(self) -> Any: ...
 
 
-class Steps:
+class PlainAscent:
     """Plain steps uphill: x <- x + lr * g, g being the parameter's `grad`, into new memory: the old x stays as it was.
 
     No torch optimizer: those go downhill, in place, and each of their steps is reported to the profiler.
@@ -39,7 +39,7 @@ class Steps:
                 p.data = torch.add(p, p.grad, alpha=group["lr"])
 
 
-class Normalized(Optimizer):
+class NormalizedGradient(Optimizer):
     """Steps of one length: x <- x - lr * g / |g|, |g| a row's Euclidean norm. Where g is zero, nothing moves."""
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:
@@ -49,7 +49,7 @@ class Normalized(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                p.sub_(group["lr"] * p.grad / per_row(length(p.grad).clamp_min(TINY), p))
+                p.sub_(group["lr"] * p.grad / broadcast_rows(l2_norm(p.grad).clamp_min(TINY), p))
 
 
 class Momentum(Optimizer):
@@ -59,37 +59,41 @@ class Momentum(Optimizer):
     Momentum", arXiv:1710.06081, eq. 6 and 7. `uphill` says which way a step goes along g from x.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, decay: float, uphill: Callable[[Tensor, Tensor], Tensor]):
-        super().__init__(params, {"lr": lr, "decay": decay, "uphill": uphill})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, decay: float, ascent_direction: Callable[[Tensor, Tensor], Tensor]
+    ):
+        super().__init__(params, {"lr": lr, "decay": decay, "uphill": ascent_direction})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                g = p.grad / per_row(p.grad.abs().flatten(1).sum(1).clamp_min(TINY), p)
+                g = p.grad / broadcast_rows(p.grad.abs().flatten(1).sum(1).clamp_min(TINY), p)
                 if "g" in self.state[p]:
                     g = g + group["decay"] * self.state[p]["g"]
                 self.state[p]["g"] = g
                 p.sub_(group["lr"] * group["uphill"](g, p))
 
 
-class LBFGS(Optimizer):
+class RowLBFGS(Optimizer):
     """L-BFGS, a memory a row (Nocedal & Wright 2006, algorithm 7.4), without line search.
 
     Rows never mix, as they would in torch's own. The first step has length `lr * first`; later ones are the two-loop
     recursion's, no longer than `first * 10`; pairs without positive curvature are left out.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1.0, history: int = 10, first: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr, "history": history, "first": first})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1.0, history: int = 10, first_step_length: float = 0.1
+    ) -> None:
+        super().__init__(params, {"lr": lr, "history": history, "first": first_step_length})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
-                self._step(p, group)
+                self._update_param(p, group)
 
-    def _step(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _update_param(self, p: Tensor, group: dict[str, Any]) -> None:
         state, g = self.state[p], p.grad
         if g is None:
             return
@@ -106,40 +110,45 @@ class LBFGS(Optimizer):
         """-H g by the two loops; a row without a good pair goes along -g."""
         count, m = state["count"], group["history"]
         newest = [i % m for i in range(count - 1, max(0, count - m) - 1, -1)]
-        pairs = [_Pair(state[f"s{i}"], state[f"y{i}"]) for i in newest]
+        pairs = [_CurvaturePair(state[f"s{i}"], state[f"y{i}"]) for i in newest]
         q, alphas = g.clone(), []
         for pair in pairs:
-            a = pair.rho * _inner(pair.s, q)
+            a = pair.rho * _row_dot(pair.s, q)
             alphas.append(a)
-            q = q - per_row(a, q) * pair.y
-        q = q * per_row(self._scale(pairs, g, group["first"]), q)
+            q = q - broadcast_rows(a, q) * pair.y
+        q = q * broadcast_rows(self._initial_scale(pairs, g, group["first"]), q)
         for pair, a in zip(reversed(pairs), reversed(alphas), strict=True):
-            q = q + per_row(a - pair.rho * _inner(pair.y, q), q) * pair.s
-        most = (10 * group["first"] / length(q).clamp_min(TINY)).clamp_max(1)
-        return -q * per_row(most, q)
+            q = q + broadcast_rows(a - pair.rho * _row_dot(pair.y, q), q) * pair.s
+        length_limit = (10 * group["first"] / l2_norm(q).clamp_min(TINY)).clamp_max(1)
+        return -q * broadcast_rows(length_limit, q)
 
-    def _scale(self, pairs: list[_Pair], g: Tensor, first: float) -> Tensor:
+    def _initial_scale(self, pairs: list[_CurvaturePair], g: Tensor, first_step_length: float) -> Tensor:
         """gamma (N,), the newest good pair's s.y / y.y, or what makes the first step `first` long."""
-        gamma = first / length(g).clamp_min(TINY)
+        gamma = first_step_length / l2_norm(g).clamp_min(TINY)
         for pair in reversed(pairs):
-            gamma = torch.where(pair.good, pair.gamma, gamma)
+            gamma = torch.where(pair.has_curvature, pair.gamma, gamma)
         return gamma
 
 
-class _Pair:
+class _CurvaturePair:
     """A step s and the change y of the gradient along it; rho (N,) is zero where the curvature is not positive."""
 
     def __init__(self, s: Tensor, y: Tensor) -> None:
         self.s, self.y = s, y
-        sy, yy = _inner(s, y), _inner(y, y)
-        self.good = sy > 1e-10 * yy
-        self.rho = torch.where(self.good, 1 / sy.clamp_min(TINY), 0)
+        sy, yy = _row_dot(s, y), _row_dot(y, y)
+        self.has_curvature = sy > 1e-10 * yy
+        self.rho = torch.where(self.has_curvature, 1 / sy.clamp_min(TINY), 0)
         self.gamma = sy / yy.clamp_min(TINY)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-RULES: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "sgd": SGD, "normalized": Normalized, "lbfgs": LBFGS}
+OPTIMIZER_BY_NAME: dict[str, Callable[..., Optimizer]] = {
+    "adam": Adam,
+    "sgd": SGD,
+    "normalized": NormalizedGradient,
+    "lbfgs": RowLBFGS,
+}
 """Step rules by name."""

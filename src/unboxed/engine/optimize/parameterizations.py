@@ -25,7 +25,7 @@ class Canvas(nn.Module, ABC):
         """The same canvas for some of the examples."""
 
 
-class Raw(Canvas):
+class RawCanvas(Canvas):
     """The input itself."""
 
     def __init__(self, x: Tensor) -> None:
@@ -35,11 +35,11 @@ class Raw(Canvas):
     def forward(self) -> Tensor:
         return self.x
 
-    def rows(self, index: Index) -> Raw:
-        return Raw(self.x[index])
+    def rows(self, index: Index) -> RawCanvas:
+        return RawCanvas(self.x[index])
 
 
-class Fourier(Canvas):
+class FourierCanvas(Canvas):
     """Images as the sigmoid of scaled spectra: equal steps move all frequencies alike, in decorrelated colors.
 
     Olah et al. 2017, "Feature Visualization", "Preconditioning and Parameterization".
@@ -49,33 +49,33 @@ class Fourier(Canvas):
 
     def __init__(self, z: Tensor, size: tuple[int, int], scale: Tensor, palette: Palette) -> None:
         super().__init__()
-        self.size, self.palette = size, palette.beside(z)
+        self.size, self.palette = size, palette.to_like(z)
         self.z = nn.Parameter(z.detach().clone())  # (N, C, H, W // 2 + 1, 2)
         self.register_buffer("scale", scale)  # (H, W // 2 + 1)
 
     @classmethod
     def noise(
-        cls, like: Tensor, seed: int, palette: Palette | None = None, *, sd: float = 0.01, power: float = 1.0
-    ) -> Fourier:
+        cls, like: Tensor, seed: int, palette: Palette | None = None, *, sd: float = 0.01, frequency_power: float = 1.0
+    ) -> FourierCanvas:
         """A start near the palette's mean color (by default gray), one draw a row, shaped like `like` (N, C, H, W).
 
         Steps move a frequency f by f ** -power: 1 as natural images have it, more for smoother ones.
         """
         n, c, h, w = like.shape
         palette = palette or Palette(like.new_full((c,), 0.5))
-        f = frequencies(like)
-        scale = (h * w) ** 0.5 * max(h, w) * (f.min() / f) ** power
+        f = spectrum_frequencies(like)
+        scale = (h * w) ** 0.5 * max(h, w) * (f.min() / f) ** frequency_power
         return cls(sd * normal(like.new_empty(n, c, h, w // 2 + 1, 2), seed), (h, w), scale, palette)
 
     def forward(self) -> Tensor:
         image: Tensor = torch.fft.irfft2(self.scale * torch.view_as_complex(self.z), s=self.size)
-        return self.palette.paint(image)
+        return self.palette.to_colors(image)
 
-    def rows(self, index: Index) -> Fourier:
-        return Fourier(self.z[index], self.size, self.scale, self.palette)
+    def rows(self, index: Index) -> FourierCanvas:
+        return FourierCanvas(self.z[index], self.size, self.scale, self.palette)
 
 
-class Phase(Canvas):
+class PhaseCanvas(Canvas):
     """Images whose spectrum has given magnitudes, only the phases being optimized (MACO).
 
     Fel et al. 2023, "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization",
@@ -86,12 +86,12 @@ class Phase(Canvas):
 
     def __init__(self, phase: Tensor, size: tuple[int, int], magnitude: Tensor, palette: Palette) -> None:
         super().__init__()
-        self.size, self.palette = size, palette.beside(phase)
+        self.size, self.palette = size, palette.to_like(phase)
         self.phase = nn.Parameter(phase.detach().clone())  # (N, C, H, W // 2 + 1)
         self.register_buffer("magnitude", magnitude)  # (C, H, W // 2 + 1)
 
     @classmethod
-    def noise(cls, like: Tensor, seed: int, palette: Palette, magnitude: Tensor) -> Phase:
+    def noise(cls, like: Tensor, seed: int, palette: Palette, magnitude: Tensor) -> PhaseCanvas:
         """Uniform phases, one draw a row, for images shaped like `like` (N, C, H, W)."""
         n, _, h, w = like.shape
         phase = (2 * uniform(like.new_empty(n, *magnitude.shape), seed) - 1) * math.pi
@@ -100,13 +100,13 @@ class Phase(Canvas):
     def forward(self) -> Tensor:
         spectrum = torch.polar(self.magnitude.expand_as(self.phase), self.phase)
         image: Tensor = torch.fft.irfft2(spectrum, s=self.size)
-        return self.palette.paint(image)
+        return self.palette.to_colors(image)
 
-    def rows(self, index: Index) -> Phase:
-        return Phase(self.phase[index], self.size, self.magnitude, self.palette)
+    def rows(self, index: Index) -> PhaseCanvas:
+        return PhaseCanvas(self.phase[index], self.size, self.magnitude, self.palette)
 
 
-def frequencies(like: Tensor) -> Tensor:
+def spectrum_frequencies(like: Tensor) -> Tensor:
     """Of each place of a half spectrum, (H, W // 2 + 1), in cycles a pixel; zero counts as the lowest other one."""
     h, w = like.shape[-2:]
     fy = torch.fft.fftfreq(h, dtype=like.dtype, device=like.device)[:, None]
@@ -115,7 +115,7 @@ def frequencies(like: Tensor) -> Tensor:
     return f.clamp_min(1 / max(h, w))
 
 
-def spectrum(x: Tensor, palette: Palette) -> Tensor:
+def mean_spectrum(x: Tensor, palette: Palette) -> Tensor:
     """The mean magnitudes (C, H, W // 2 + 1) of images x (N, C, H, W), as a `Phase` canvas holds them."""
-    magnitudes: Tensor = torch.fft.rfft2(palette.plain(x)).abs().mean(0)
+    magnitudes: Tensor = torch.fft.rfft2(palette.from_colors(x)).abs().mean(0)
     return magnitudes

@@ -25,7 +25,7 @@ from ...validation import check_seed, check_float
 Baseline = str | float | Tensor | None
 """A kind, a number for every pixel or column, values beside x, or None: black for images, the mean for features."""
 
-BLUR = 0.1  # the blur's standard deviation, in shorter sides of the image
+BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, in shorter sides of the image
 
 
 def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
@@ -37,72 +37,83 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
     """
     seed = check_seed(seed)
     if not isinstance(box.inputs, MultiInput):
-        return _of(box.inputs, x, kind, seed)
-    parts = _parts(box.inputs, kind)
+        return _single_baseline(box.inputs, x, kind, seed)
+    parts = _kind_per_input(box.inputs, kind)
     values = box.inputs.split(x)
-    found = [_of(part, v, k, seed).flatten(1) for part, v, k in zip(_inputs(box.inputs), values, parts, strict=True)]
-    return torch.cat(found, 1)
+    part_values = [
+        _single_baseline(part, v, k, seed).flatten(1)
+        for part, v, k in zip(_input_list(box.inputs), values, parts, strict=True)
+    ]
+    return torch.cat(part_values, 1)
 
 
-def _inputs(several: MultiInput) -> list[Inputs]:
-    return list(several.parts.values() if isinstance(several.parts, Mapping) else several.parts)
+def _input_list(multi: MultiInput) -> list[Inputs]:
+    return list(multi.parts.values() if isinstance(multi.parts, Mapping) else multi.parts)
 
 
-def _parts(several: MultiInput, kind: Any) -> list[Any]:
+def _kind_per_input(multi: MultiInput, kind: Any) -> list[Any]:
     """One kind for each of several inputs."""
-    if isinstance(kind, Mapping) and isinstance(several.parts, Mapping) and set(kind) == set(several.parts):
-        return [kind[name] for name in several.parts]
+    if isinstance(kind, Mapping) and isinstance(multi.parts, Mapping) and set(kind) == set(multi.parts):
+        return [kind[name] for name in multi.parts]
     if isinstance(kind, (Mapping, tuple, list)):
-        if isinstance(kind, Mapping) or len(kind) != len(several.parts):
+        if isinstance(kind, Mapping) or len(kind) != len(multi.parts):
             raise InputError("a baseline of several inputs is one for all, or one each as the inputs come")
         return list(kind)
-    return [kind] * len(several.parts)
+    return [kind] * len(multi.parts)
 
 
-def _of(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
-    kinds = KINDS if isinstance(inputs, Pixels) else OF_FEATURES
+def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
+    kinds = IMAGE_BASELINES if isinstance(inputs, Pixels) else FEATURE_BASELINES
     kind = next(iter(kinds)) if kind is None else kind
     if isinstance(kind, str):
         if kind not in kinds:
             raise InputError(f"baseline is {', '.join(map(repr, kinds))}, a number or a tensor here; got {kind!r}")
         return kinds[kind](inputs, x, seed)
     if isinstance(kind, Tensor):
-        return _beside(inputs, x, kind)
+        return _broadcast_baseline(inputs, x, kind)
     return torch.full_like(x, check_float("baseline", kind))
 
 
-def _beside(inputs: Inputs, x: Tensor, value: Tensor) -> Tensor:
+def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> Tensor:
     """A given baseline, one for all or one each, as x is. Raises InputError."""
-    value = value.detach() if tuple(value.shape) != tuple(inputs.shape) else value.detach()[None]
-    if tuple(value.shape[1:]) != tuple(x.shape[1:]) or len(value) not in (1, len(x)):
-        wanted = f"(1, ...) or ({len(x)}, ...) of {tuple(x.shape[1:])}"
-        raise InputError(f"a baseline beside these inputs has shape {wanted}; got {tuple(value.shape)}")
-    if not value.is_floating_point() or not bool(value.isfinite().all()):
-        raise InputError(f"a baseline is of finite floating point numbers; got {value.dtype}, or NaN or infinite ones")
+    baseline_values = (
+        baseline_values.detach()
+        if tuple(baseline_values.shape) != tuple(inputs.shape)
+        else baseline_values.detach()[None]
+    )
+    if tuple(baseline_values.shape[1:]) != tuple(x.shape[1:]) or len(baseline_values) not in (1, len(x)):
+        expected_shape = f"(1, ...) or ({len(x)}, ...) of {tuple(x.shape[1:])}"
+        raise InputError(
+            f"a baseline beside these inputs has shape {expected_shape}; got {tuple(baseline_values.shape)}"
+        )
+    if not baseline_values.is_floating_point() or not bool(baseline_values.isfinite().all()):
+        raise InputError(
+            f"a baseline is of finite floating point numbers; got {baseline_values.dtype}, or NaN or infinite ones"
+        )
     with torch.inference_mode(False):
-        return value.to(x.device, x.dtype, copy=True).expand_as(x).contiguous()
+        return baseline_values.to(x.device, x.dtype, copy=True).expand_as(x).contiguous()
 
 
-Kind = Callable[[Any, Tensor, int], Tensor]
+BaselineFn = Callable[[Any, Tensor, int], Tensor]
 
 
-def _random(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
+def _random_baseline(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
     """A valid input of each row's own."""
     if isinstance(inputs, Features):
         return inputs.clip(inputs.decode(rng.normal(x, seed)))
     return rng.uniform(x, seed)
 
 
-def _mean(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+def _mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
     """What is zero after normalization."""
     return inputs.decode(torch.zeros_like(x))
 
 
-def blurred(x: Tensor, sigma: float) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, W) under a Gaussian blur; the border is continued."""
     radius = max(1, math.ceil(3 * sigma))
-    at = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
     h = x.flatten(0, 1)[:, None]  # (N C, 1, H, W)
     h = F.conv2d(F.pad(h, (0, 0, radius, radius), mode="replicate"), kernel)
@@ -110,17 +121,17 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     return h.view_as(x)
 
 
-KINDS: Mapping[str, Kind] = {
+IMAGE_BASELINES: Mapping[str, BaselineFn] = {
     "black": lambda inputs, x, seed: torch.zeros_like(x),
     "white": lambda inputs, x, seed: torch.ones_like(x),
-    "mean": _mean,
-    "blurred": lambda inputs, x, seed: blurred(x, BLUR * min(x.shape[-2:])),
-    "random": _random,
+    "mean": _mean_baseline,
+    "blurred": lambda inputs, x, seed: gaussian_blur(x, BLUR_SIGMA_FRACTION * min(x.shape[-2:])),
+    "random": _random_baseline,
 }
-OF_FEATURES: Mapping[str, Kind] = {"mean": _mean, "random": _random}
+FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _mean_baseline, "random": _random_baseline}
 
 
-def difference(high: Tensor, low: Tensor) -> Tensor:
+def score_difference(high: Tensor, low: Tensor) -> Tensor:
     """The scores of x less those of the baseline, (N,), which shares add up to. Raises NaNError where it is none.
 
     A comparison with NaN is false, so a completeness error of NaN would pass for none.

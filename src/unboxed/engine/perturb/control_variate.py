@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-KERNELS = ((1.0, 10.0, 0.0, 0.0), (1.0, 10.0, 10.0, 0.0), (1.0, 10.0, 10.0, 10.0), (1.0, 10.0, 3.0, 1.0))
+INTERACTION_WEIGHTS = ((1.0, 10.0, 0.0, 0.0), (1.0, 10.0, 10.0, 0.0), (1.0, 10.0, 10.0, 10.0), (1.0, 10.0, 3.0, 1.0))
 """How much of the score is expected in 0 to 3 players working together."""
-NOISES = (0.03, 0.3, 1.0, 3.0)  # how much in what is beyond
-LEARN = 512  # masks to learn from: what they cost grows with their cube
-TRY = 192  # masks on which kernel and noise are chosen
-LEAST = 32  # masks without which nothing is learned
-PART = 2048  # masks at a time that are scored by it
-EDGE = 1e-6  # of probabilities
-Orders = tuple[float, float, float, float]
-Remaining = Callable[[Tensor], float]
+NOISE_LEVELS = (0.03, 0.3, 1.0, 3.0)  # how much in what is beyond
+MAX_TRAINING_MASKS = 512  # masks to learn from: what they cost grows with their cube
+N_SELECTION_MASKS = 192  # masks on which kernel and noise are chosen
+MIN_TRAINING_MASKS = 32  # masks without which nothing is learned
+MASKS_PER_BATCH = 2048  # masks at a time that are scored by it
+MIN_PROBABILITY = 1e-6  # of probabilities
+InteractionWeights = tuple[float, float, float, float]
+UnexplainedFn = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,74 +33,91 @@ class Surrogate:
     """
 
     z: Tensor
-    _solved: dict[tuple[Orders, float], Tensor] = field(default_factory=dict)
-    _spectra: dict[Orders, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _inverses: dict[tuple[InteractionWeights, float], Tensor] = field(default_factory=dict)
+    _eigenpairs: dict[InteractionWeights, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def fit(self, y: Tensor, remaining: Remaining, *, odds: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def fit(
+        self, y: Tensor, unexplained: UnexplainedFn, *, use_log_odds: bool
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """g of each mask (K,), learned without it and its pair, and g itself: (M, A) -> (M,).
 
         `odds`: y are probabilities, whose log-odds are learned. `remaining` tells how much of y stays unexplained by
         values g of the first masks (at most TRY): kernel and noise are those that leave the least.
         """
-        p = y.clamp(EDGE, 1 - EDGE)
-        t = (p / (1 - p)).log() if odds else y
-        middle, scale = t[:LEARN].mean(), t[:LEARN].std().clamp(min=1e-12)
-        r = (t - middle) / scale
+        p = y.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        t = (p / (1 - p)).log() if use_log_odds else y
+        center, scale = t[:MAX_TRAINING_MASKS].mean(), t[:MAX_TRAINING_MASKS].std().clamp(min=1e-12)
+        standardized = (t - center) / scale
 
-        def back(h: Tensor) -> Tensor:
-            return (h * scale + middle).sigmoid() if odds else h * scale + middle
+        def unstandardize(h: Tensor) -> Tensor:
+            return (h * scale + center).sigmoid() if use_log_odds else h * scale + center
 
-        orders, noise = self._best(r[:TRY], lambda h: remaining(back(h)))
-        inverse = self._inverse(orders, noise)
-        alpha = inverse @ r[:LEARN]
-        own = r[:LEARN] - _pairs_left_out(alpha, inverse.diagonal(), inverse.diagonal(1))
+        interaction_weights, noise = self._select_kernel(
+            standardized[:N_SELECTION_MASKS], lambda h: unexplained(unstandardize(h))
+        )
+        inverse = self._inverse(interaction_weights, noise)
+        alpha = inverse @ standardized[:MAX_TRAINING_MASKS]
+        held_out = standardized[:MAX_TRAINING_MASKS] - _leave_pair_out_errors(
+            alpha, inverse.diagonal(), inverse.diagonal(1)
+        )
 
-        def g(at: Tensor) -> Tensor:
-            parts = [agreement(part, self.z[:LEARN], orders) @ alpha for part in torch.split(at, PART)]
-            return back(torch.cat(parts))
+        def g(masks: Tensor) -> Tensor:
+            parts = [
+                interaction_kernel(part, self.z[:MAX_TRAINING_MASKS], interaction_weights) @ alpha
+                for part in torch.split(masks, MASKS_PER_BATCH)
+            ]
+            return unstandardize(torch.cat(parts))
 
-        return (torch.cat([back(own), g(self.z[LEARN:])]) if len(self.z) > LEARN else back(own)), g
+        return (
+            torch.cat([unstandardize(held_out), g(self.z[MAX_TRAINING_MASKS:])])
+            if len(self.z) > MAX_TRAINING_MASKS
+            else unstandardize(held_out)
+        ), g
 
-    def _best(self, r: Tensor, remaining: Remaining) -> tuple[Orders, float]:
-        found = {}
-        for orders in KERNELS:
-            values, vectors = self._spectrum(orders)
-            along = vectors.T @ r
-            for noise in NOISES:
+    def _select_kernel(self, r: Tensor, unexplained: UnexplainedFn) -> tuple[InteractionWeights, float]:
+        losses = {}
+        for interaction_weights in INTERACTION_WEIGHTS:
+            values, vectors = self._eigendecomposition(interaction_weights)
+            projections = vectors.T @ r
+            for noise in NOISE_LEVELS:
                 d = 1 / (values.clamp(min=0) + noise)
-                diagonal, beside = (vectors**2) @ d, (vectors[:-1] * vectors[1:]) @ d
-                found[orders, noise] = remaining(r - _pairs_left_out(vectors @ (along * d), diagonal, beside))
-        return min(found, key=lambda k: found[k])
+                diagonal, off_diagonal = (vectors**2) @ d, (vectors[:-1] * vectors[1:]) @ d
+                losses[interaction_weights, noise] = unexplained(
+                    r - _leave_pair_out_errors(vectors @ (projections * d), diagonal, off_diagonal)
+                )
+        return min(losses, key=lambda k: losses[k])
 
-    def _spectrum(self, orders: Orders) -> tuple[Tensor, Tensor]:
-        if orders not in self._spectra:
-            values, vectors = torch.linalg.eigh(agreement(self.z[:TRY], self.z[:TRY], orders))
-            self._spectra[orders] = values, vectors
-        return self._spectra[orders]
+    def _eigendecomposition(self, interaction_weights: InteractionWeights) -> tuple[Tensor, Tensor]:
+        if interaction_weights not in self._eigenpairs:
+            values, vectors = torch.linalg.eigh(
+                interaction_kernel(self.z[:N_SELECTION_MASKS], self.z[:N_SELECTION_MASKS], interaction_weights)
+            )
+            self._eigenpairs[interaction_weights] = values, vectors
+        return self._eigenpairs[interaction_weights]
 
-    def _inverse(self, orders: Orders, noise: float) -> Tensor:
-        if (orders, noise) not in self._solved:
-            kernel = agreement(self.z[:LEARN], self.z[:LEARN], orders)
+    def _inverse(self, interaction_weights: InteractionWeights, noise: float) -> Tensor:
+        if (interaction_weights, noise) not in self._inverses:
+            kernel = interaction_kernel(self.z[:MAX_TRAINING_MASKS], self.z[:MAX_TRAINING_MASKS], interaction_weights)
             kernel.diagonal().add_(noise)
-            self._solved[orders, noise] = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-        return self._solved[orders, noise]
+            self._inverses[interaction_weights, noise] = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+        return self._inverses[interaction_weights, noise]
 
 
-def agreement(a: Tensor, b: Tensor, orders: Orders) -> Tensor:
+def interaction_kernel(a: Tensor, b: Tensor, interaction_weights: InteractionWeights) -> Tensor:
     """The kernel (M, L) of masks (M, A) and (L, A): a polynomial in the mean of their products, as -1 and 1."""
     t = (2 * a - 1) @ (2 * b - 1).T / max(1, a.shape[1])
-    c0, c1, c2, c3 = orders
+    c0, c1, c2, c3 = interaction_weights
     return t.mul(c3).add_(c2).mul_(t).add_(c1).mul_(t).add_(c0)
 
 
-def _pairs_left_out(alpha: Tensor, diagonal: Tensor, beside: Tensor) -> Tensor:
+def _leave_pair_out_errors(alpha: Tensor, diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     """The errors (L,) of kernel ridge regression at each mask, learned without it and the one beside it.
 
     In closed form: the block of the kernel's inverse, solved for the weights alpha (Allen's PRESS, 1974, in pairs).
     """
-    whole = len(alpha) // 2 * 2
-    first, second = alpha[:whole:2], alpha[1:whole:2]
-    a, d, b = diagonal[:whole:2], diagonal[1:whole:2], beside[:whole:2]
+    n_paired = len(alpha) // 2 * 2
+    first, second = alpha[:n_paired:2], alpha[1:n_paired:2]
+    a, d, b = diagonal[:n_paired:2], diagonal[1:n_paired:2], off_diagonal[:n_paired:2]
     det = a * d - b * b
     errors = torch.stack([(d * first - b * second) / det, (a * second - b * first) / det], 1).flatten()
-    return errors if whole == len(alpha) else torch.cat([errors, alpha[-1:] / diagonal[-1:]])
+    return errors if n_paired == len(alpha) else torch.cat([errors, alpha[-1:] / diagonal[-1:]])

@@ -17,158 +17,164 @@ from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
-from ..read.edits import settled
+from ..read.edits import resolve_target
 from .baselines import baseline
-from .segments import Default, Players, players
+from .segments import DefaultSegments, FeatureGroups, feature_groups
 
-SEGMENT = "segment"
+SEGMENT_MEAN = "segment"
 """A baseline of its own: each player's mean over its pixels, as the lime package hides."""
-HIDDEN = "x with parts hidden by the baseline"
+MASKED_INPUT = "x with parts hidden by the baseline"
 """What is scored, as errors call it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Game:
+class Masking:
     """Inputs whose players can be hidden. Those that hide nothing (x is the baseline there) are not played with."""
 
     box: Box
     x: Tensor  # (N, ...)
-    base: Tensor  # (N, ...)
-    players: Players
+    baseline_values: Tensor  # (N, ...)
+    features: FeatureGroups
     active: Tensor  # (N, F) bool: hiding the player changes the input
 
     @property
-    def counts(self) -> list[int]:
+    def n_active(self) -> list[int]:
         """How many active players each row has."""
         return [int(n) for n in self.active.sum(1)]
 
     @property
-    def slots(self) -> Tensor:
+    def active_index(self) -> Tensor:
         """Beside x: the place of each number's player among the active ones; `most` for those that hide nothing."""
-        place = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.counts))
-        return self.players.gathered(place)
+        index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active))
+        return self.features.broadcast(index)
 
-    def placed(self, values: Sequence[Tensor]) -> Tensor:
+    def scatter_active(self, values: Sequence[Tensor]) -> Tensor:
         """Values of the active players of each row, (A,), among all players, (N, F), in the box's dtype; else 0."""
-        found = torch.zeros(self.active.shape, dtype=torch.float64)
-        for row, active, own in zip(found, self.active.cpu(), values, strict=True):
-            row[active] = own
-        return found.to(self.box.dtype).to(self.box.device)
+        scattered = torch.zeros(self.active.shape, dtype=torch.float64)
+        for row, active, row_values in zip(scattered, self.active.cpu(), values, strict=True):
+            row[active] = row_values
+        return scattered.to(self.box.dtype).to(self.box.device)
 
 
-def game(
-    box: Box, x: Tensor, segments: Any, base: Any, *,
-    default: Default = "slic", most: int | None = None, seed: int = 0, means: bool = False,
-) -> Game:  # fmt: skip
+def make_masking(
+    box: Box, x: Tensor, segments: Any, baseline_kind: Any, *,
+    default: DefaultSegments = "slic", max_features: int | None = None, seed: int = 0, allow_segment_mean: bool = False,
+) -> Masking:  # fmt: skip
     """x (N, ...), as accepted by the box, with its players and what they are hidden by. Raises InputError.
 
     `default` and `most` are for where no segments are given (see `players`).
     """
-    own = players(box, x, segments, default=default, most=most)
-    fill = own.mean(x) if means and isinstance(base, str) and base == SEGMENT else baseline(box, x, base, seed=seed)
-    return Game(box, x, fill, own, own.differing(x, fill))
+    features = feature_groups(box, x, segments, default=default, max_features=max_features)
+    baseline_values = (
+        features.fill_means(x)
+        if allow_segment_mean and isinstance(baseline_kind, str) and baseline_kind == SEGMENT_MEAN
+        else baseline(box, x, baseline_kind, seed=seed)
+    )
+    return Masking(box, x, baseline_values, features, features.changed_by(x, baseline_values))
 
 
-def scores(game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize) -> list[Tensor]:
+def masked_scores(
+    masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
+) -> list[Tensor]:
     """Scores (K, T) of each row under its own masks (K, A) bool, which say the active players that are kept.
 
     T objectives are scored in one forward. In double precision, on the CPU, where the estimators work. Raises NaNError
     where some are NaN or infinite.
     """
-    found = _scores(game, masks, objectives, batch_size)
-    check_finite_scores([v[m.all(1).to(v.device)] for v, m in zip(found, masks, strict=True)])
-    check_finite_scores(found, HIDDEN)
-    return found
+    row_scores = _masked_scores(masking, masks, objectives, batch_size)
+    check_finite_scores([v[m.all(1).to(v.device)] for v, m in zip(row_scores, masks, strict=True)])
+    check_finite_scores(row_scores, MASKED_INPUT)
+    return row_scores
 
 
-def _scores(
-    game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
+def _masked_scores(
+    masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
 ) -> list[Tensor]:
-    work = _Work.of(game, masks, objectives)
+    runs = _MaskedRuns.from_masks(masking, masks, objectives)
     lengths = [len(m) for m in masks]
-    coupled = game.box.batch_dependent or any(o.batch_dependent for o in objectives)
-    if coupled:  # then a batch is all rows, each under one of its masks
-        every = torch.arange(len(masks), device=game.x.device)
-        most = torch.tensor(lengths, device=game.x.device) - 1
-        each = in_batches(lambda k: work.run(every, most.clamp(max=k.start)), max(lengths), 1, 1)
-        found = torch.stack(each, 1).cpu().double()  # (N, K, T)
-        return [h[:n] for h, n in zip(found, lengths, strict=True)]
+    batch_dependent = masking.box.batch_dependent or any(o.batch_dependent for o in objectives)
+    if batch_dependent:  # then a batch is all rows, each under one of its masks
+        all_rows = torch.arange(len(masks), device=masking.x.device)
+        last_masks = torch.tensor(lengths, device=masking.x.device) - 1
+        batches = in_batches(lambda k: runs.run(all_rows, last_masks.clamp(max=k.start)), max(lengths), 1, 1)
+        stacked = torch.stack(batches, 1).cpu().double()  # (N, K, T)
+        return [h[:n] for h, n in zip(stacked, lengths, strict=True)]
     ends = list(accumulate(lengths))
-    last = torch.tensor(ends, device=game.x.device)
+    ends_tensor = torch.tensor(ends, device=masking.x.device)
 
-    def part(pairs: slice) -> Tensor:
-        at = torch.arange(pairs.start, pairs.stop, device=game.x.device)
-        rows = torch.bucketize(at, last, right=True)
+    def run_batch(pairs: slice) -> Tensor:
+        pair_index = torch.arange(pairs.start, pairs.stop, device=masking.x.device)
+        rows = torch.bucketize(pair_index, ends_tensor, right=True)
         first = bisect_right(ends, pairs.start)
-        alone = first if pairs.stop <= ends[first] else None
-        return work.run(rows, at - last[rows] + work.lengths[rows], alone)
+        single_row = first if pairs.stop <= ends[first] else None
+        return runs.run(rows, pair_index - ends_tensor[rows] + runs.mask_counts[rows], single_row)
 
-    found = torch.cat(in_batches(part, ends[-1], *splits(game.box, ends[-1], batch_size)))
-    return list(torch.split(found.cpu().double(), lengths))
-
-
-CACHE = 20 * 2**20  # bytes between two layers that a CPU keeps near: larger batches run slower there
+    stacked = torch.cat(in_batches(run_batch, ends[-1], *forward_batch_plan(masking.box, ends[-1], batch_size)))
+    return list(torch.split(stacked.cpu().double(), lengths))
 
 
-def splits(box: Box, n: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
+CPU_CACHE_BYTES = 20 * 2**20  # bytes between two layers that a CPU keeps near: larger batches run slower there
+
+
+def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """(size, most) for `in_batches`, of forward passes alone: as `box.splits`, and on a CPU as its cache holds."""
-    size, most = box.batch_plan(n, batch_size)
-    near = (
-        max(1, CACHE // max(1, box._survey.peak_bytes_per_example))
+    size, max_rows = box.batch_plan(n_rows, batch_size)
+    cache_rows = (
+        max(1, CPU_CACHE_BYTES // max(1, box._survey.peak_bytes_per_example))
         if box.device.type == "cpu" and not box.batch_dependent
-        else most
+        else max_rows
     )
-    return size, min(most, near)
+    return size, min(max_rows, cache_rows)
 
 
 @dataclass(frozen=True)
-class _Work:
-    game: Game
+class _MaskedRuns:
+    masking: Masking
     masks: Tensor  # (G, K, A + 1) bool, of rows that share them once; the last column is always kept
-    group: Tensor  # (N,)
-    lengths: Tensor  # (N,)
-    slots: Tensor
+    mask_group: Tensor  # (N,)
+    mask_counts: Tensor  # (N,)
+    active_index: Tensor
     objectives: Sequence[Objective]
 
     @classmethod
-    def of(cls, game: Game, masks: Sequence[Tensor], objectives: Sequence[Objective]) -> _Work:
-        own = {id(m): m for m in masks}
-        names = list(own)
-        most, width = max(len(m) for m in masks), max(game.counts)
-        table = torch.ones(len(own), most, width + 1, dtype=torch.bool)
-        for row, m in zip(table, own.values(), strict=True):
+    def from_masks(cls, masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective]) -> _MaskedRuns:
+        unique_masks = {id(m): m for m in masks}
+        mask_ids = list(unique_masks)
+        max_masks, width = max(len(m) for m in masks), max(masking.n_active)
+        table = torch.ones(len(unique_masks), max_masks, width + 1, dtype=torch.bool)
+        for row, m in zip(table, unique_masks.values(), strict=True):
             row[: len(m), : m.shape[1]] = m
-        device = game.x.device
-        group = torch.tensor([names.index(id(m)) for m in masks], device=device)
+        device = masking.x.device
+        group = torch.tensor([mask_ids.index(id(m)) for m in masks], device=device)
         lengths = torch.tensor([len(m) for m in masks], device=device)
-        return cls(game, table.to(device), group, lengths, game.slots, objectives)
+        return cls(masking, table.to(device), group, lengths, masking.active_index, objectives)
 
-    def run(self, rows: Tensor, ks: Tensor, alone: int | None = None) -> Tensor:
+    def run(self, rows: Tensor, mask_index: Tensor, single_row: int | None = None) -> Tensor:
         """Scores (R, T) of rows (R,) under their masks number ks (R,); `alone` where they are one row."""
-        game, box = self.game, self.game.box
-        keep, slots = self.masks[self.group[rows], ks], self.slots  # (R, A + 1)
-        if alone is not None:  # nothing of it needs copying
-            kept = keep[:, slots[alone].flatten()].view(len(rows), *slots.shape[1:])
-            points = torch.where(kept, game.x[alone], game.base[alone])
+        masking, box = self.masking, self.masking.box
+        is_kept, active_index = self.masks[self.mask_group[rows], mask_index], self.active_index  # (R, A + 1)
+        if single_row is not None:  # nothing of it needs copying
+            keep_mask = is_kept[:, active_index[single_row].flatten()].view(len(rows), *active_index.shape[1:])
+            points = torch.where(keep_mask, masking.x[single_row], masking.baseline_values[single_row])
         else:
-            kept = keep.gather(1, slots[rows].flatten(1)).view(len(rows), *slots.shape[1:])
-            points = torch.where(kept, game.x[rows], game.base[rows])
-        return scored(box, points, self.objectives, rows)
+            keep_mask = is_kept.gather(1, active_index[rows].flatten(1)).view(len(rows), *active_index.shape[1:])
+            points = torch.where(keep_mask, masking.x[rows], masking.baseline_values[rows])
+        return score_points(box, points, self.objectives, rows)
 
 
-def scored(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
+def score_points(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
     """Scores (R, T) of points (R, ...) made from the examples `rows` (R,), in the box's dtype."""
     layers = frozenset[str]().union(*(o.layers for o in objectives))
     with box.isolated(grad=False):
         acts = box.forward(points, layers)
-        each = [o.rows(rows)(acts) for o in objectives]
-        return torch.stack([s.to(box.dtype) for s in each], 1)
+        point_scores = [o.rows(rows)(acts) for o in objectives]
+        return torch.stack([s.to(box.dtype) for s in point_scores], 1)
 
 
 # -- what is scored ----------------------------------------------------------------------------------------------------
 
 
-def objective(
+def resolve_objective(
     box: Box, target: Any, x: Tensor, batch_size: BatchSize, on: str | None = "score"
 ) -> tuple[Objective, Tensor | None]:
     """The score that `target` means for x as it is, and the classes (N,) where it means any.
@@ -180,7 +186,7 @@ def objective(
     if isinstance(target, Objective) or (on is None and box.outputs == "regression"):
         if on == "probability":
             raise InputError('on="probability" goes with a class; the score of an objective is on="score"')
-        return settled(box, target, x, batch_size), None
+        return resolve_target(box, target, x, batch_size), None
     if on == "probability" and box.outputs == "regression":
         raise InputError('a regression model gives no probabilities: on="score" takes its outputs')
     classes = (
@@ -188,36 +194,40 @@ def objective(
         if target is None
         else box.class_labels(target, len(x))
     )
-    score = settled(box, classes, x, batch_size)
-    return (score if on == "score" else probability(box, classes)), classes
+    score = resolve_target(box, classes, x, batch_size)
+    return (score if on == "score" else class_probability(box, classes)), classes
 
 
-def probability(box: Box, classes: Tensor) -> Objective:
+def class_probability(box: Box, classes: Tensor) -> Objective:
     """The probability of a class (N,) each; a map of outputs counts by its mean."""
 
-    def score(z: Tensor, own: Tensor) -> Tensor:
+    def score(z: Tensor, labels: Tensor) -> Tensor:
         p = box.probs_from(z)
-        return mean_over_positions(p).gather(1, own[:, None])[:, 0]
+        return mean_over_positions(p).gather(1, labels[:, None])[:, 0]
 
-    def select(own: Tensor) -> Objective:
+    def select(labels: Tensor) -> Objective:
         name = "probability of each example's class"
-        return of_layer("logits", lambda z: score(z, own), name, lambda i: select(own[i]), len(own))
+        return of_layer("logits", lambda z: score(z, labels), name, lambda i: select(labels[i]), len(labels))
 
     return select(classes)
 
 
-A_PLAYER = 4  # draws, below which what each adds is mostly noise
+MIN_SAMPLES_PER_FEATURE = 4  # draws, below which what each adds is mostly noise
 
 
-def few(game: Game, n_samples: int) -> None:
+def warn_few_samples(masking: Masking, n_samples: int) -> None:
     """Warns where the players that hide something are drawn too rarely, and not all of their subsets are run."""
-    a = max(game.counts)
-    if n_samples < min(A_PLAYER * a, 2**a):
-        said = f"n_samples={n_samples} are few for {a} segments that hide something: the values are mostly noise, and"
-        more = f"take n_samples of {A_PLAYER * a} or more, or larger segments"
-        warn(f"{said} their errors are rough; {more}")
+    a = max(masking.n_active)
+    if n_samples < min(MIN_SAMPLES_PER_FEATURE * a, 2**a):
+        message = (
+            f"n_samples={n_samples} are few for {a} segments that hide something: the values are mostly noise, and"
+        )
+        advice = f"take n_samples of {MIN_SAMPLES_PER_FEATURE * a} or more, or larger segments"
+        warn(f"{message} their errors are rough; {advice}")
 
 
-def beside(box: Box, of: Tensor) -> Any:
+def restore_segments(box: Box, feature_ids: Tensor) -> Any:
     """Players as they are shown: (N, H, W) for images of which all channels go together, else as x came."""
-    return of[:, 0] if of.ndim == 4 and of.shape[1] == 1 else box.restore_structure(of)
+    return (
+        feature_ids[:, 0] if feature_ids.ndim == 4 and feature_ids.shape[1] == 1 else box.restore_structure(feature_ids)
+    )

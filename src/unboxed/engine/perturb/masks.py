@@ -14,48 +14,48 @@ from torch import Tensor
 
 from ... import rng
 
-MOST = 2**22  # subsets that may be listed
+MAX_SUBSETS = 2**22  # subsets that may be listed
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class SampledMasks:
     """Masks each once (U, A), and how the estimator uses them: number `at` (K,) with a weight, in clusters."""
 
     masks: Tensor  # (U, A) bool
-    at: Tensor  # (K,) which mask each draw is
+    mask_index: Tensor  # (K,) which mask each draw is
     weight: Tensor  # (K,) float64
     cluster: Tensor  # (K,) draws that depend on one another; -1: not drawn but listed, without an error of sampling
 
     @property
     def z(self) -> Tensor:
         """(K, A), float64."""
-        return self.masks[self.at].double()
+        return self.masks[self.mask_index].double()
 
 
-def leave_one_out(a: int) -> Tensor:
+def leave_one_out(n_features: int) -> Tensor:
     """(A + 1, A): all kept, then each hidden alone."""
-    return torch.cat([torch.ones(1, a, dtype=torch.bool), ~torch.eye(a, dtype=torch.bool)])
+    return torch.cat([torch.ones(1, n_features, dtype=torch.bool), ~torch.eye(n_features, dtype=torch.bool)])
 
 
-def every_subset(a: int) -> Tensor:
+def all_subsets(n_features: int) -> Tensor:
     """(2^A, A): mask number b keeps the players whose bit is set in b."""
-    return (torch.arange(2**a)[:, None] >> torch.arange(a)[None]) & 1 > 0
+    return (torch.arange(2**n_features)[:, None] >> torch.arange(n_features)[None]) & 1 > 0
 
 
-def collected(masks: Tensor, weight: Tensor, cluster: Tensor) -> Draws:
+def deduplicate_masks(masks: Tensor, weight: Tensor, cluster: Tensor) -> SampledMasks:
     """Draws of which equal ones are run once."""
-    own, at = (
+    unique_masks, mask_index = (
         torch.unique(masks, dim=0, return_inverse=True)
         if masks.shape[1]
         else (masks[:1], cluster.new_zeros(len(masks)))
     )
-    return Draws(own, at, weight, cluster)
+    return SampledMasks(unique_masks, mask_index, weight, cluster)
 
 
 # -- LIME: every subset equally likely ---------------------------------------------------------------------------------
 
 
-def coin_flips(a: int, n: int, seed: int, *, once: bool = True) -> Draws:
+def bernoulli_masks(n_features: int, n_masks: int, seed: int, *, deduplicate: bool = True) -> SampledMasks:
     """n masks: all kept, then n - 1 each of which keeps every player with probability 1/2, independently.
 
     They are drawn together: the rows of a Hadamard matrix of +-1 (columns drawn without replacement, each turned by a
@@ -63,113 +63,131 @@ def coin_flips(a: int, n: int, seed: int, *, once: bool = True) -> Draws:
     equally often; each row by itself is an independent coin for every player. All subsets, where they are no more.
     `once=False` leaves equal masks as they are, for where running them costs less than finding them.
     """
-    whole = torch.ones(1, a, dtype=torch.bool)
-    if a <= math.log2(n):
-        drawn = every_subset(a)
+    full_mask = torch.ones(1, n_features, dtype=torch.bool)
+    if n_features <= math.log2(n_masks):
+        sampled = all_subsets(n_features)
         weight, cluster = (
-            torch.full((len(drawn),), (n - 1) / len(drawn), dtype=torch.float64),
-            torch.full((len(drawn),), -1),
+            torch.full((len(sampled),), (n_masks - 1) / len(sampled), dtype=torch.float64),
+            torch.full((len(sampled),), -1),
         )
     else:
-        drawn = _orthogonal(a, n - 1, rng.step_generator(seed, a, torch.device("cpu")))
-        weight, cluster = torch.ones(n - 1, dtype=torch.float64), torch.arange(n - 1) // 2
+        sampled = _orthogonal_masks(n_features, n_masks - 1, rng.step_generator(seed, n_features, torch.device("cpu")))
+        weight, cluster = torch.ones(n_masks - 1, dtype=torch.float64), torch.arange(n_masks - 1) // 2
     weight = torch.cat([torch.ones(1, dtype=torch.float64), weight])
-    masks, cluster = torch.cat([whole, drawn]), torch.cat([torch.full((1,), -1), cluster])
-    return collected(masks, weight, cluster) if once else Draws(masks, torch.arange(len(masks)), weight, cluster)
+    masks, cluster = torch.cat([full_mask, sampled]), torch.cat([torch.full((1,), -1), cluster])
+    return (
+        deduplicate_masks(masks, weight, cluster)
+        if deduplicate
+        else SampledMasks(masks, torch.arange(len(masks)), weight, cluster)
+    )
 
 
-def _orthogonal(a: int, n: int, generator: torch.Generator) -> Tensor:
+def _orthogonal_masks(n_features: int, n_masks: int, generator: torch.Generator) -> Tensor:
     signs = torch.ones(1, 1, dtype=torch.bool)
-    while len(signs) <= a:  # Sylvester's Hadamard matrices
+    while len(signs) <= n_features:  # Sylvester's Hadamard matrices
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, ~signs], 1)])
     blocks, m = [], len(signs)
-    for _ in range(-(-n // (2 * m))):
-        columns = 1 + torch.randperm(m - 1, generator=generator)[:a]  # the first is constant
+    for _ in range(-(-n_masks // (2 * m))):
+        columns = 1 + torch.randperm(m - 1, generator=generator)[:n_features]  # the first is constant
         rows = torch.randperm(m, generator=generator)
-        turn = torch.randint(2, (a,), generator=generator).bool()
-        z = signs[rows][:, columns] ^ turn
+        flips = torch.randint(2, (n_features,), generator=generator).bool()
+        z = signs[rows][:, columns] ^ flips
         blocks.append(torch.stack([z, ~z], 1).flatten(0, 1))
-    return torch.cat(blocks)[:n]
+    return torch.cat(blocks)[:n_masks]
 
 
 # -- Shapley's kernel --------------------------------------------------------------------------------------------------
 
 
-def shapley_pairs(a: int, n: int, seed: int) -> Draws:
+def shapley_mask_pairs(n_features: int, n_masks: int, seed: int) -> SampledMasks:
     """At most n masks of 1 to A - 1 players, in pairs, weighted as Shapley's kernel weighs all of them together.
 
     Sizes of which the budget holds all subsets are listed (Lundberg & Lee's own code does so); of the others pairs are
     drawn (Covert & Lee 2021), their sizes by systematic sampling and their players in turn, so that each comes up
     about equally often. Weights sum to the kernel's (1 for each size's share 1 / (s (A - s))).
     """
-    sizes = list(range(1, a // 2 + 1))  # the smaller of a pair
-    share = {s: (1 if 2 * s == a else 2) / (s * (a - s)) for s in sizes}  # of the kernel, a pair of sizes together
-    listed, left = [], n // 2
+    sizes = list(range(1, n_features // 2 + 1))  # the smaller of a pair
+    size_weight = {
+        s: (1 if 2 * s == n_features else 2) / (s * (n_features - s)) for s in sizes
+    }  # of the kernel, a pair of sizes together
+    listed_sizes, n_pairs_left = [], n_masks // 2
     for s in sizes:
-        pairs = math.comb(a, s) // (2 if 2 * s == a else 1)
-        rest = sum(share[r] for r in sizes if r not in listed)
-        if pairs > left * share[s] / rest * (1 + 1e-9):
+        pairs = math.comb(n_features, s) // (2 if 2 * s == n_features else 1)
+        rest = sum(size_weight[r] for r in sizes if r not in listed_sizes)
+        if pairs > n_pairs_left * size_weight[s] / rest * (1 + 1e-9):
             break
-        listed.append(s)
-        left -= pairs
-    found = [_listed(a, s, share[s]) for s in listed]
-    drawn = [s for s in sizes if s not in listed]
-    if drawn and left:
-        found.append(_drawn(a, drawn, share, left, rng.step_generator(seed, a, torch.device("cpu"))))
-    masks, weight, cluster = (torch.cat(h) for h in zip(*found, strict=True))
-    return collected(masks, weight, cluster)
+        listed_sizes.append(s)
+        n_pairs_left -= pairs
+    groups = [_all_subsets_of_size(n_features, s, size_weight[s]) for s in listed_sizes]
+    sampled_sizes = [s for s in sizes if s not in listed_sizes]
+    if sampled_sizes and n_pairs_left:
+        groups.append(
+            _sampled_pairs(
+                n_features,
+                sampled_sizes,
+                size_weight,
+                n_pairs_left,
+                rng.step_generator(seed, n_features, torch.device("cpu")),
+            )
+        )
+    masks, weight, cluster = (torch.cat(h) for h in zip(*groups, strict=True))
+    return deduplicate_masks(masks, weight, cluster)
 
 
-def _listed(a: int, s: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
+def _all_subsets_of_size(n_features: int, size: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """All subsets of s players and their opposites."""
-    some = torch.combinations(torch.arange(a), s) if s else torch.zeros(1, 0, dtype=torch.long)
-    z = torch.zeros(len(some), a, dtype=torch.bool).scatter_(1, some, True)
-    z = z if 2 * s == a else torch.cat([z, ~z])
-    return z, torch.full((len(z),), share / len(z), dtype=torch.float64), torch.full((len(z),), -1)
+    indices = torch.combinations(torch.arange(n_features), size) if size else torch.zeros(1, 0, dtype=torch.long)
+    z = torch.zeros(len(indices), n_features, dtype=torch.bool).scatter_(1, indices, True)
+    z = z if 2 * size == n_features else torch.cat([z, ~z])
+    return z, torch.full((len(z),), weight / len(z), dtype=torch.float64), torch.full((len(z),), -1)
 
 
-def _drawn(
-    a: int, sizes: list[int], share: dict[int, float], pairs: int, generator: torch.Generator
+def _sampled_pairs(
+    n_features: int, sizes: list[int], size_weight: dict[int, float], n_pairs: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mass = torch.tensor([share[s] for s in sizes], dtype=torch.float64)
-    at = (torch.arange(pairs) + torch.rand(1, generator=generator, dtype=torch.float64)) / pairs
-    which = torch.bucketize(at, mass.cumsum(0) / mass.sum(), right=True).clamp(max=len(sizes) - 1)
-    each = [int(c) for c in torch.bincount(which, minlength=len(sizes))]
-    z = torch.cat([_in_turn(a, s, count, generator) for s, count in zip(sizes, each, strict=True)])
+    mass = torch.tensor([size_weight[s] for s in sizes], dtype=torch.float64)
+    positions = (torch.arange(n_pairs) + torch.rand(1, generator=generator, dtype=torch.float64)) / n_pairs
+    size_index = torch.bucketize(positions, mass.cumsum(0) / mass.sum(), right=True).clamp(max=len(sizes) - 1)
+    counts = [int(c) for c in torch.bincount(size_index, minlength=len(sizes))]
+    z = torch.cat([_balanced_subsets(n_features, s, count, generator) for s, count in zip(sizes, counts, strict=True)])
     z = torch.stack([z, ~z], 1).flatten(0, 1)
-    weight = torch.full((2 * pairs,), float(mass.sum()) / (2 * pairs), dtype=torch.float64)
-    return z, weight, torch.arange(2 * pairs) // 2
+    weight = torch.full((2 * n_pairs,), float(mass.sum()) / (2 * n_pairs), dtype=torch.float64)
+    return z, weight, torch.arange(2 * n_pairs) // 2
 
 
-def _in_turn(a: int, s: int, count: int, generator: torch.Generator) -> Tensor:
+def _balanced_subsets(n_features: int, size: int, count: int, generator: torch.Generator) -> Tensor:
     """(count, A): s players each, taken in turn from one shuffling after another; each is a uniform draw by itself."""
-    z, queue = torch.zeros(count, a, dtype=torch.bool), list[int]()
+    z, queue = torch.zeros(count, n_features, dtype=torch.bool), list[int]()
     for row in z:
-        if len(queue) < s:
-            order = torch.randperm(a, generator=generator).tolist()
+        if len(queue) < size:
+            order = torch.randperm(n_features, generator=generator).tolist()
             first = [p for p in order if p not in queue]
             queue += first + [p for p in order if p not in first]
-        row[queue[:s]] = True
-        queue = queue[s:]
+        row[queue[:size]] = True
+        queue = queue[size:]
     return z
 
 
 # -- RISE --------------------------------------------------------------------------------------------------------------
 
 
-def grids(numbers: range, size: tuple[int, int], cells: int, keep: float, seed: int, like: Tensor) -> Tensor:
+def rise_masks(
+    indices: range, size: tuple[int, int], cells: int, keep_probability: float, seed: int, like: Tensor
+) -> Tensor:
     """RISE's masks (K, 1, H, W) in [0, 1]: coarse grids, each cell kept with a probability, enlarged and shifted.
 
     Petsiuk et al. 2018, section 3.2: a grid of cells x cells is enlarged bilinearly to (cells + 1) cells of the image,
     and the image's size cut out of it at a random place. Each mask is keyed by (seed, its number).
     """
     height, width = size
-    cell = -(-height // cells), -(-width // cells)
+    cell_size = -(-height // cells), -(-width // cells)
     coarse, corners = [], []
-    for k in numbers:
+    for k in indices:
         generator = rng.step_generator(seed, k, torch.device("cpu"))
-        coarse.append(torch.rand(cells, cells, generator=generator) < keep)
-        corners.append([int(torch.randint(c, (), generator=generator)) for c in cell])
-    whole = torch.stack(coarse).to(like)[:, None]
-    large = F.interpolate(whole, ((cells + 1) * cell[0], (cells + 1) * cell[1]), mode="bilinear", align_corners=False)
+        coarse.append(torch.rand(cells, cells, generator=generator) < keep_probability)
+        corners.append([int(torch.randint(c, (), generator=generator)) for c in cell_size])
+    coarse_masks = torch.stack(coarse).to(like)[:, None]
+    large = F.interpolate(
+        coarse_masks, ((cells + 1) * cell_size[0], (cells + 1) * cell_size[1]), mode="bilinear", align_corners=False
+    )
     return torch.stack([m[:, i : i + height, j : j + width] for m, (i, j) in zip(large, corners, strict=True)])

@@ -16,34 +16,34 @@ from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.single import Pixels
 from ...model.batching import BatchSize, in_batches
-from ...model.incremental import BasePass, Everywhere, Windowed, crop, plain, put_back
+from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, to_dense, restore_containers
 from ...objectives import Objective
-from ..read.edited_runs import Runs
+from ..read.edited_runs import VariantOutputs
 
 LOG = logging.getLogger("unboxed")
 
 Size = tuple[int, int]  # (h, w)
 
-SMALL = 256  # pixels; below, calls cost more than what they save
-LARGE = 0.5  # of the image: a window of more reaches all of it within a few layers
-FEW = 4  # places that are not worth a base pass
-SHARE = 16  # of what an automatic batch may hold: windows are quickest where they stay in a cache
-ROWS = 290  # of an automatic batch; more are no quicker
-AGREE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
+MIN_PIXELS = 256  # pixels; below, calls cost more than what they save
+MAX_WINDOW_FRACTION = 0.5  # of the image: a window of more reaches all of it within a few layers
+MIN_WINDOWS = 4  # places that are not worth a base pass
+BATCH_MEMORY_DIVISOR = 16  # of what an automatic batch may hold: windows are quickest where they stay in a cache
+MAX_BATCH_ROWS = 290  # of an automatic batch; more are no quicker
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
-def windows(
+def window_scores(
     box: Box,
     x: Tensor,
     objective: Objective,
-    value: Tensor,
+    replacement: Tensor,
     corners: Tensor,
     size: Size,
     *,
-    logits: bool = True,
-    itself: bool = False,
+    return_logits: bool = True,
+    include_original: bool = False,
     batch_size: BatchSize = "auto",
-) -> Runs:
+) -> VariantOutputs:
     """Scores (N, P) and logits (N, P, K) of images x (N, C, H, W) with the rectangle of `size` at each of the corners
     (P, 2), (top, left), taken from `value`; with `itself`, the images as they are come last, (N, P + 1).
 
@@ -53,25 +53,38 @@ def windows(
     disagree, all are whole runs; so they are where the model keeps maps on itself, or asks where in a map the largest
     value lies. Raises InputError for a rectangle that does not lie in the image.
     """
-    at, n = _inside(x, corners, size), len(x)
-    at = torch.cat([at, at[-1:]]) if itself else at
-    p = len(at)
-    work = _Work(box, x, objective, _patches(x, value, size), at, size, logits, p - 1 if itself else p)
+    positions, n = _check_corners(x, corners, size), len(x)
+    positions = torch.cat([positions, positions[-1:]]) if include_original else positions
+    n_positions = len(positions)
+    runs = _WindowRuns(
+        box,
+        x,
+        objective,
+        _broadcast_patches(x, replacement, size),
+        positions,
+        size,
+        return_logits,
+        n_positions - 1 if include_original else n_positions,
+    )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one place
         rows = torch.arange(n)
-        parts = in_batches(lambda r: work.whole(rows, torch.full_like(rows, r.start)), p, 1, 1)
-        return _runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
-    if work.may_be_local(p):
-        return _runs([torch.stack(h) for h in zip(*(work.one(i, batch_size) for i in range(n)), strict=True)])
-    found = work.wholes(torch.arange(n).repeat_interleave(p), torch.arange(p).repeat(n), batch_size)
-    return _runs([h.view(n, p, *h.shape[1:]) for h in found])
+        parts = in_batches(lambda r: runs.run_full(rows, torch.full_like(rows, r.start)), n_positions, 1, 1)
+        return _make_runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
+    if runs.is_worth_incremental(n_positions):
+        return _make_runs(
+            [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
+        )
+    flat_runs = runs.run_full_batched(
+        torch.arange(n).repeat_interleave(n_positions), torch.arange(n_positions).repeat(n), batch_size
+    )
+    return _make_runs([h.view(n, n_positions, *h.shape[1:]) for h in flat_runs])
 
 
-def _runs(found: Sequence[Tensor]) -> Runs:
-    return Runs(found[0], found[1] if len(found) > 1 else None)
+def _make_runs(tensors: Sequence[Tensor]) -> VariantOutputs:
+    return VariantOutputs(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
 
-def _patches(x: Tensor, value: Tensor, size: Size) -> Tensor:
+def _broadcast_patches(x: Tensor, value: Tensor, size: Size) -> Tensor:
     """What is put in: (N, C, H, W), or (N, C, h, w). Raises InputError."""
     value = value[None] if value.ndim == x.ndim - 1 else value
     shapes = (tuple(x.shape[1:]), (x.shape[1], *size))
@@ -80,162 +93,172 @@ def _patches(x: Tensor, value: Tensor, size: Size) -> Tensor:
     return value.to(x).expand(len(x), -1, -1, -1)
 
 
-def _inside(x: Tensor, corners: Tensor, size: Size) -> Tensor:
+def _check_corners(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     """The corners (P, 2) on the host. Raises InputError."""
     corners = torch.as_tensor(corners).cpu().long()
     if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
         raise InputError(f"corners are (P, 2), (top, left) of each place; got shape {tuple(corners.shape)}")
-    most = torch.tensor([x.shape[2] - size[0], x.shape[3] - size[1]])
-    if min(size) < 1 or bool(((corners < 0) | (corners > most)).any()):
+    max_corner = torch.tensor([x.shape[2] - size[0], x.shape[3] - size[1]])
+    if min(size) < 1 or bool(((corners < 0) | (corners > max_corner)).any()):
         raise InputError(f"a window {size[0]}x{size[1]} must lie in images of {x.shape[2]}x{x.shape[3]}")
     return corners
 
 
-_KNOWN: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
+_BYTES_PER_ROW: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
 
 
 @dataclass
-class _Work:
+class _WindowRuns:
     box: Box
     x: Tensor
     objective: Objective
     patches: Tensor
     corners: Tensor  # (P, 2)
     size: Size
-    logits: bool
-    last: int  # the place from which on images stay as they are
+    return_logits: bool
+    n_windows: int  # the place from which on images stay as they are
 
-    def cut(self, row: int, place: int) -> Tensor:
+    def patch_at(self, row: int, position: int) -> Tensor:
         """What is put into an image at a place, (C, h, w)."""
-        (top, left), (h, w) = self.corners[place].tolist(), self.size
-        patch = self.patches[row] if place < self.last else self.x[row]
+        (top, left), (h, w) = self.corners[position].tolist(), self.size
+        patch = self.patches[row] if position < self.n_windows else self.x[row]
         return patch if tuple(patch.shape[1:]) == (h, w) else patch[:, top : top + h, left : left + w]
 
     def forward(self, x: Tensor, rows: Tensor) -> list[Tensor]:
         """Scores (R,) and logits (R, K) of images (R, C, H, W), made of x[rows]. Inside `quiet`."""
-        wanted = {*self.objective.layers, *(["logits"] if self.logits else [])}
-        acts = self.box.forward(x, wanted)
-        if "input" in wanted:
-            acts["input"] = plain(acts["input"])
-        found = [self.objective.rows(rows.to(self.box.device))(acts)]
-        found += [_flat(acts["logits"])] if self.logits else []
-        return [h.to(self.box.dtype) for h in found]
+        layers = {*self.objective.layers, *(["logits"] if self.return_logits else [])}
+        acts = self.box.forward(x, layers)
+        if "input" in layers:
+            acts["input"] = to_dense(acts["input"])
+        outputs = [self.objective.rows(rows.to(self.box.device))(acts)]
+        outputs += [_mean_logits(acts["logits"])] if self.return_logits else []
+        return [h.to(self.box.dtype) for h in outputs]
 
     # -- whole images --------------------------------------------------------------------------------------------------
 
-    def whole(self, rows: Tensor, places: Tensor) -> list[Tensor]:
+    def run_full(self, rows: Tensor, positions: Tensor) -> list[Tensor]:
         images, (h, w) = self.x[rows.to(self.x.device)], self.size  # a copy
-        for i, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
-            top, left = self.corners[place].tolist()
-            images[i, :, top : top + h, left : left + w] = self.cut(row, place)
+        for i, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            top, left = self.corners[position].tolist()
+            images[i, :, top : top + h, left : left + w] = self.patch_at(row, position)
         with self.box.isolated(grad=False):
             return self.forward(images, rows)
 
-    def wholes(self, rows: Tensor, places: Tensor, batch_size: BatchSize) -> list[Tensor]:
-        size, most = self.box.batch_plan(len(rows), batch_size)
-        parts = in_batches(lambda part: self.whole(rows[part], places[part]), len(rows), size, most)
+    def run_full_batched(self, rows: Tensor, positions: Tensor, batch_size: BatchSize) -> list[Tensor]:
+        size, max_rows = self.box.batch_plan(len(rows), batch_size)
+        parts = in_batches(lambda part: self.run_full(rows[part], positions[part]), len(rows), size, max_rows)
         return [torch.cat(h) for h in zip(*parts, strict=True)]
 
     # -- windows alone -------------------------------------------------------------------------------------------------
 
-    def may_be_local(self, p: int) -> bool:
+    def is_worth_incremental(self, n_positions: int) -> bool:
         """Whether it is worth a try."""
         if not isinstance(self.box.inputs, Pixels) or not self.box.accepts_proxies:
             return False
         pixels = self.x.shape[2] * self.x.shape[3]
-        return p >= FEW and pixels >= SMALL and self.size[0] * self.size[1] <= LARGE * pixels
+        return (
+            n_positions >= MIN_WINDOWS
+            and pixels >= MIN_PIXELS
+            and self.size[0] * self.size[1] <= MAX_WINDOW_FRACTION * pixels
+        )
 
-    def one(self, row: int, batch_size: BatchSize) -> list[Tensor]:
+    def run_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
         """All places of one image."""
-        p, base = len(self.corners), BasePass()
-        if each := self.bytes_each(base, row):
+        n_positions, base = len(self.corners), BasePass()
+        if row_bytes := self.bytes_per_row(base, row):
             try:
-                return self.locals(base, row, min(ROWS, self.box.rows_within(SHARE * each)), batch_size)
+                return self.run_incremental_batched(
+                    base, row, min(MAX_BATCH_ROWS, self.box.rows_within(BATCH_MEMORY_DIVISOR * row_bytes)), batch_size
+                )
             except Exception:  # the model does otherwise than when it was looked at: whole runs tell whether it can run
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
-                self.known[self.asked] = 0
-        return self.wholes(torch.full((p,), row), torch.arange(p), batch_size)
+                self.bytes_cache[self.cache_key] = 0
+        return self.run_full_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
 
-    def locals(self, base: BasePass, row: int, most: int, batch_size: BatchSize) -> list[Tensor]:
-        every, (size, _) = self.by_extent(), self.box.batch_plan(len(self.corners), batch_size)
-        parts = in_batches(lambda part: self.local(base, row, every[part]), len(every), size, most)
-        back = every.argsort()
-        return [torch.cat(h)[back] for h in zip(*parts, strict=True)]
+    def run_incremental_batched(self, base: BasePass, row: int, max_rows: int, batch_size: BatchSize) -> list[Tensor]:
+        order, (size, _) = self.batch_order(), self.box.batch_plan(len(self.corners), batch_size)
+        parts = in_batches(lambda part: self.run_incremental(base, row, order[part]), len(order), size, max_rows)
+        inverse_order = order.argsort()
+        return [torch.cat(h)[inverse_order] for h in zip(*parts, strict=True)]
 
-    def by_extent(self) -> Tensor:
+    def batch_order(self) -> Tensor:
         """The places (P,) in an order in which those that are as far from the border share a batch: what windows reach
         is then cut off alike.
         """
-        most = torch.tensor([self.x.shape[2] - self.size[0], self.x.shape[3] - self.size[1]])
-        far = torch.minimum(self.corners, most - self.corners)  # (P, 2)
-        near = far.min(1).values
-        return torch.from_numpy(np.lexsort((far[:, 1].numpy(), far[:, 0].numpy(), near.numpy())))
+        max_corner = torch.tensor([self.x.shape[2] - self.size[0], self.x.shape[3] - self.size[1]])
+        margins = torch.minimum(self.corners, max_corner - self.corners)  # (P, 2)
+        min_margin = margins.min(1).values
+        return torch.from_numpy(np.lexsort((margins[:, 1].numpy(), margins[:, 0].numpy(), min_margin.numpy())))
 
     @property
-    def known(self) -> dict[object, int]:
-        return _KNOWN.setdefault(self.box, {})
+    def bytes_cache(self) -> dict[object, int]:
+        return _BYTES_PER_ROW.setdefault(self.box, {})
 
     @property
-    def asked(self) -> object:
+    def cache_key(self) -> object:
         """What an answer was found for: another one is looked for where the model was rebuilt."""
         parts = tuple((type(m), m.training) for m in self.box.model.modules())
         shapes = tuple((p.shape, p.dtype) for p in self.box.model.parameters())
-        return frozenset(self.objective.layers), self.logits, self.size, parts, shapes
+        return frozenset(self.objective.layers), self.return_logits, self.size, parts, shapes
 
-    def bytes_each(self, base: BasePass, row: int) -> int:
+    def bytes_per_row(self, base: BasePass, row: int) -> int:
         """What a row of windows holds; 0 where they don't give what whole runs give in this model.
 
         As what else a box knows of its model, it is seen once.
         """
-        known, asked = self.known, self.asked
-        if asked not in known:
-            two = torch.tensor([len(self.corners) // 2, 0])
-            agree = self._agrees(base, row, two) and self.of_noise()._agrees(BasePass(), row, two)
-            known[asked] = max(1, base.bytes_each) if agree else 0
-        return known[asked]
+        cache, key = self.bytes_cache, self.cache_key
+        if key not in cache:
+            probes = torch.tensor([len(self.corners) // 2, 0])
+            agree = self._matches_full_run(base, row, probes) and self.on_noise()._matches_full_run(
+                BasePass(), row, probes
+            )
+            cache[key] = max(1, base.bytes_per_row) if agree else 0
+        return cache[key]
 
-    def local(self, base: BasePass, row: int, places: Tensor) -> list[Tensor]:
+    def run_incremental(self, base: BasePass, row: int, positions: Tensor) -> list[Tensor]:
         """Raises UnboxedError where windows can't stand in."""
-        with self.box.isolated(grad=False), put_back(self.box.model.modules(), base), Everywhere() as ops:
-            found = self.forward(cast(Tensor, self._begun(base, row, places)), torch.full((len(places),), row))
-            if ops.tied or base.is_kept:
+        with self.box.isolated(grad=False), restore_containers(self.box.model.modules(), base), WindowedMode() as ops:
+            outputs = self.forward(
+                cast(Tensor, self._windowed_input(base, row, positions)), torch.full((len(positions),), row)
+            )
+            if ops.depends_on_ties or base.has_live_proxies:
                 raise UnboxedError("the model keeps what stands for a tensor, or asks where its largest values lie")
-            return found
+            return outputs
 
-    def _begun(self, base: BasePass, row: int, places: Tensor) -> Windowed:
-        top, left = np.asarray(self.corners[places]).T
+    def _windowed_input(self, base: BasePass, row: int, positions: Tensor) -> WindowedTensor:
+        top, left = np.asarray(self.corners[positions]).T
         patch = self.patches[row : row + 1]
         if tuple(patch.shape[2:]) == self.size:
-            cuts = patch.expand(len(places), -1, -1, -1).clone()
+            cuts = patch.expand(len(positions), -1, -1, -1).clone()
         else:
             cuts = crop(patch, top, left, self.size).permute(0, 3, 1, 2)
-        for i in (places >= self.last).nonzero().flatten().tolist():
-            cuts[i] = self.cut(row, int(places[i]))
-        return Windowed.begin(base, self.x[row : row + 1], cuts, top, left)
+        for i in (positions >= self.n_windows).nonzero().flatten().tolist():
+            cuts[i] = self.patch_at(row, int(positions[i]))
+        return WindowedTensor.from_windows(base, self.x[row : row + 1], cuts, top, left)
 
-    def of_noise(self) -> _Work:
+    def on_noise(self) -> _WindowRuns:
         """This work on an image of noise with another put in: in x, a window may change nothing and so show nothing."""
         image, patch = self.box.noise(2)
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
 
-    def _agrees(self, base: BasePass, row: int, places: Tensor) -> bool:
+    def _matches_full_run(self, base: BasePass, row: int, positions: Tensor) -> bool:
         """Whether windows give what whole runs give: a model may look at its input in ways that only tensors stand."""
-        rows = torch.full_like(places, row)
+        rows = torch.full_like(positions, row)
         try:
-            found = self.local(base, row, places)
+            outputs = self.run_incremental(base, row, positions)
         except Exception:  # out of memory, too: then whole runs find a size that fits
             LOG.info("incremental inference is not taken", exc_info=True)
             return False
-        close = AGREE.get(self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
-        return all(_close(a, b, close) for a, b in zip(found, self.whole(rows, places), strict=True))
+        tolerance = TOLERANCES.get(self.box.model_dtype if self.box.autocast is None else self.box.autocast, 3e-2)
+        return all(_all_close(a, b, tolerance) for a, b in zip(outputs, self.run_full(rows, positions), strict=True))
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def _all_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether all values agree, relative to the largest."""
     scale = float(b.abs().nan_to_num().max())
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=tolerance * scale + 1e-30, equal_nan=True)
 
 
-def _flat(logits: Tensor) -> Tensor:
+def _mean_logits(logits: Tensor) -> Tensor:
     """(N, K) of logits (N, K, ...): a map of outputs counts by its mean."""
     return logits if logits.ndim == 2 else logits.flatten(2).mean(2)

@@ -8,43 +8,62 @@ from ...box import Box
 from ...inputs.single import Pixels
 from ...model.layers import Layer
 
-SECOND = ("2d", "3d", "Conv1d", "ConvTranspose", "Pool", "BatchNorm", "InstanceNorm", "GroupNorm", "LocalResponseNorm",
+CHANNELS_FIRST_TYPES = ("2d", "3d", "Conv1d", "ConvTranspose", "Pool", "BatchNorm", "InstanceNorm", "GroupNorm", "LocalResponseNorm",
           "PixelShuffle", "PixelUnshuffle", "Upsampl")  # fmt: skip
-LAST = ("Linear", "LayerNorm", "RMSNorm", "RmsNorm", "RNN", "LSTM", "GRU", "Attention", "Transformer", "Embedding")
-LAST_EXACTLY = frozenset({"Bilinear", "Conv1D"})  # GPT-2's Conv1D is a linear layer
-TURNS = ("Permute", "Transpose", "Rearrange", "Reshape", "View", "Flatten", "Unfold")  # what comes out can't be told
+CHANNELS_LAST_TYPES = (
+    "Linear",
+    "LayerNorm",
+    "RMSNorm",
+    "RmsNorm",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "Attention",
+    "Transformer",
+    "Embedding",
+)
+CHANNELS_LAST_NAMES = frozenset({"Bilinear", "Conv1D"})  # GPT-2's Conv1D is a linear layer
+AXIS_CHANGING_TYPES = (
+    "Permute",
+    "Transpose",
+    "Rearrange",
+    "Reshape",
+    "View",
+    "Flatten",
+    "Unfold",
+)  # what comes out can't be told
 
 
-def channels_first(box: Box) -> list[Layer]:
+def channels_first_layers(box: Box) -> list[Layer]:
     """The leaves whose units are surely on axis 1, as they first run; rows without positions always are.
 
     A layer's type tells; for what keeps its axes (an activation, dropout) the layers of its shape before it, or else
     the latest of as many axes. What can't be told is left out.
     """
-    return [row for row, first in _told(box) if first]
+    return [row for row, first in _leaves_with_axis(box) if first]
 
 
-def _told(box: Box) -> Iterator[tuple[Layer, bool]]:
+def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
     """Each leaf that gives rows, and whether its units are on axis 1."""
-    known: dict[tuple[int, ...], set[bool]] = {}
-    latest = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
+    axis_by_shape: dict[tuple[int, ...], set[bool]] = {}
+    axis_by_ndim = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
     for row in box.layers.leaves:
         if not (row.has_batch_axis and row.shape):
             continue
         if len(row.shape) == 1:
             yield row, True
-        elif (first := _by_type(row.type)) is not None:
-            known.setdefault(row.shape, set()).add(first)
-            latest[len(row.shape)] = first
-            yield row, first
-        elif any(name in row.type for name in TURNS):
+        elif (is_channels_first := _type_is_channels_first(row.type)) is not None:
+            axis_by_shape.setdefault(row.shape, set()).add(is_channels_first)
+            axis_by_ndim[len(row.shape)] = is_channels_first
+            yield row, is_channels_first
+        elif any(name in row.type for name in AXIS_CHANGING_TYPES):
             yield row, False
         else:
-            yield row, known.get(row.shape, {latest.get(len(row.shape), False)}) == {True}
+            yield row, axis_by_shape.get(row.shape, {axis_by_ndim.get(len(row.shape), False)}) == {True}
 
 
-def _by_type(name: str) -> bool | None:
+def _type_is_channels_first(type_name: str) -> bool | None:
     """Whether a module's units are on axis 1; None where its type doesn't tell."""
-    if any(part in name for part in SECOND):
+    if any(part in type_name for part in CHANNELS_FIRST_TYPES):
         return True
-    return False if name in LAST_EXACTLY or any(part in name for part in LAST) else None
+    return False if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPES) else None

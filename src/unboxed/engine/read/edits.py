@@ -19,12 +19,12 @@ from ...validation import check_float, check_int
 
 LOG = logging.getLogger("unboxed")
 
-Units = int | Sequence[int] | None
+UnitSelection = int | Sequence[int] | None
 """A channel, several of them, or None for all."""
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class UnitEdit:
     """h <- factor * h + value for some channels k, at one position or at all of them.
 
     `value` is a number, or values beside h's own: (1, ...) for all examples, (N, ...) one an example; (N,) is a number
@@ -33,74 +33,82 @@ class Change:
 
     factor: float
     value: float | Tensor = 0.0
-    k: Units = None
-    at: tuple[int, ...] | None = None
+    k: UnitSelection = None
+    position: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.value, Real | Tensor):
             raise InputError(f"a value is a number or a tensor; got {self.value!r}")
         if self.k is not None:
-            object.__setattr__(self, "k", _channels(self.k))
-        if self.at is not None:
-            object.__setattr__(self, "at", _position(self.at))
+            object.__setattr__(self, "k", _check_channels(self.k))
+        if self.position is not None:
+            object.__setattr__(self, "at", _check_position(self.position))
 
     def __call__(self, h: Tensor) -> Tensor:
-        place = self._place(h)
-        new, value = h.clone(), self.value
+        index = self._index(h)
+        edited, value = h.clone(), self.value
         if isinstance(value, Tensor):
-            value = _beside(constant(value, h).to(h.dtype), h[place])
+            value = _broadcast_value(constant(value, h).to(h.dtype), h[index])
         try:
-            new[place] = value if self.factor == 0 else self.factor * h[place] + value  # 0 * inf would be NaN
+            edited[index] = value if self.factor == 0 else self.factor * h[index] + value  # 0 * inf would be NaN
         except RuntimeError as error:
-            given = tuple(value.shape) if isinstance(value, Tensor) else ()
-            raise InputError(f"a value of shape {given} does not fit into {tuple(h[place].shape)}") from error
-        return new
+            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+            raise InputError(f"a value of shape {shape} does not fit into {tuple(h[index].shape)}") from error
+        return edited
 
-    def _place(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
+    def _index(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
         """The index of what is changed. Raises InputError where h has no such channel or position."""
-        ks = [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
-        if h.ndim < 2 or any(not -h.shape[1] <= k < h.shape[1] for k in ks):
-            raise InputError(f"the layer has {h.shape[1] if h.ndim > 1 else 0} channels; an edit names {ks or 'all'}")
-        at = self.at or ()
-        if at and (len(at) != h.ndim - 2 or any(not -s <= i < s for i, s in zip(at, h.shape[2:], strict=True))):
-            raise InputError(f"the layer has positions {tuple(h.shape[2:])}; {at} is none of them")
-        return slice(None), slice(None) if self.k is None else self.k if isinstance(self.k, int) else ks, *at
+        channels = [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
+        if h.ndim < 2 or any(not -h.shape[1] <= k < h.shape[1] for k in channels):
+            raise InputError(
+                f"the layer has {h.shape[1] if h.ndim > 1 else 0} channels; an edit names {channels or 'all'}"
+            )
+        position = self.position or ()
+        if position and (
+            len(position) != h.ndim - 2 or any(not -s <= i < s for i, s in zip(position, h.shape[2:], strict=True))
+        ):
+            raise InputError(f"the layer has positions {tuple(h.shape[2:])}; {position} is none of them")
+        return (
+            slice(None),
+            slice(None) if self.k is None else self.k if isinstance(self.k, int) else channels,
+            *position,
+        )
 
-    def rows(self, index: slice | Tensor) -> Change:
+    def rows(self, index: slice | Tensor) -> UnitEdit:
         """The same edit for some of the examples."""
-        many = isinstance(self.value, Tensor) and self.value.ndim > 0 and len(self.value) > 1
-        return replace(self, value=self.value[index]) if isinstance(self.value, Tensor) and many else self
+        is_per_example = isinstance(self.value, Tensor) and self.value.ndim > 0 and len(self.value) > 1
+        return replace(self, value=self.value[index]) if isinstance(self.value, Tensor) and is_per_example else self
 
-    def fits(self, n: int) -> Change:
+    def check_batch(self, n: int) -> UnitEdit:
         """This edit, if it goes with n examples. Raises InputError."""
         if isinstance(self.value, Tensor) and self.value.ndim and len(self.value) not in (1, n):
             raise InputError(f"an edit holds values for {len(self.value)} examples; there are {n}")
         return self
 
 
-def _channels(k: object) -> int | list[int]:
+def _check_channels(k: object) -> int | list[int]:
     """A channel, or several. Raises InputError."""
     if isinstance(k, Tensor) and k.ndim < 2:
         k = k.tolist()
     if isinstance(k, str) or not isinstance(k, Integral | Iterable):
         raise InputError(f"a channel is a whole number; got {k!r}")
-    return [_whole("a channel", i) for i in k] if isinstance(k, Iterable) else _whole("a channel", k)
+    return [_check_index("a channel", i) for i in k] if isinstance(k, Iterable) else _check_index("a channel", k)
 
 
-def _position(at: object) -> tuple[int, ...]:
-    if isinstance(at, str) or not isinstance(at, Iterable):
-        raise InputError(f"at is a position, such as (3,) or (2, 5); got {at!r}")
-    return tuple(_whole("a position", i) for i in at)
+def _check_position(position: object) -> tuple[int, ...]:
+    if isinstance(position, str) or not isinstance(position, Iterable):
+        raise InputError(f"at is a position, such as (3,) or (2, 5); got {position!r}")
+    return tuple(_check_index("a position", i) for i in position)
 
 
-def _whole(name: str, i: object) -> int:
+def _check_index(name: str, index: object) -> int:
     """A whole number; negative ones count from the end. Raises InputError."""
-    if isinstance(i, bool) or not isinstance(i, Integral):
-        raise InputError(f"{name} is a whole number; got {i!r}")
-    return int(i)
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise InputError(f"{name} is a whole number; got {index!r}")
+    return int(index)
 
 
-def _beside(value: Tensor, h: Tensor) -> Tensor:
+def _broadcast_value(value: Tensor, h: Tensor) -> Tensor:
     """Values with as many axes as h (N, ...). Broadcasting alone would lay (N,) along the last axis."""
     if value.ndim == 1:
         return value.view(-1, *[1] * (h.ndim - 1))
@@ -109,74 +117,76 @@ def _beside(value: Tensor, h: Tensor) -> Tensor:
     return value
 
 
-def ablate(k: Units = None, *, at: tuple[int, ...] | None = None) -> Change:
+def ablate(k: UnitSelection = None, *, position: tuple[int, ...] | None = None) -> UnitEdit:
     """Silence channel k (several; None: all), at one position or all of them."""
-    return Change(0.0, 0.0, k, at)
+    return UnitEdit(0.0, 0.0, k, position)
 
 
-def scale(k: Units, factor: float, *, at: tuple[int, ...] | None = None) -> Change:
+def scale(k: UnitSelection, factor: float, *, position: tuple[int, ...] | None = None) -> UnitEdit:
     """Multiply channel k."""
-    return Change(check_float("factor", factor), 0.0, k, at)
+    return UnitEdit(check_float("factor", factor), 0.0, k, position)
 
 
-def put(k: Units, value: float | Tensor, *, at: tuple[int, ...] | None = None) -> Change:
+def put(k: UnitSelection, value: float | Tensor, *, position: tuple[int, ...] | None = None) -> UnitEdit:
     """Set channel k to a number, (N,) one an example, or values beside h[:, k], (1, ...) for all or (N, ...)."""
-    return Change(0.0, value, k, at)
+    return UnitEdit(0.0, value, k, position)
 
 
-def settled(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
+def resolve_target(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
     """The score that `target` means for x, the same after any edit: None is the class predicted for x as it is."""
     if target is None:
         return logit(mean_over_positions(box(x, batch_size=batch_size)).argmax(1))
     return box.check_objective(box.objective(target, len(x)), len(x))
 
 
-AFTER_LOGITS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
+FINAL_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
 
 
-def addresses(box: Box) -> tuple[str, ...]:
+def unit_addresses(box: Box) -> tuple[str, ...]:
     """Every call of every leaf that a tensor goes into and rows with units come out of, as they first run.
 
     A softmax at the end is none of them: scores are of logits, which it comes after. Raises LayerError without any.
     """
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
-    if rows and rows[-1].type in AFTER_LOGITS:
+    if rows and rows[-1].type in FINAL_ACTIVATIONS:
         rows = rows[:-1]
-    found = tuple(address for row in rows for address in row.addresses)
-    if not found:
+    leaf_addresses = tuple(address for row in rows for address in row.addresses)
+    if not leaf_addresses:
         raise LayerError("no module of this model runs by itself; name functional ops, such as ':relu#0'")
-    return found
+    return leaf_addresses
 
 
-def with_units(box: Box, address: str) -> str:
+def require_units(box: Box, address: str) -> str:
     """The full address of a layer that has units. Raises LayerError."""
-    real = box.layers.resolve(address)
-    if not box.has_batch_axis(real) or (":" not in real and not box.layers[real].shape):
-        gives = f"gives {box.layers[real].shape} for a batch" if ":" not in real else "mixes examples"
-        raise LayerError(f"{address!r} {gives}: its first axis is not the batch, or it has no units")
-    return real
+    resolved = box.layers.resolve(address)
+    if not box.has_batch_axis(resolved) or (":" not in resolved and not box.layers[resolved].shape):
+        problem = f"gives {box.layers[resolved].shape} for a batch" if ":" not in resolved else "mixes examples"
+        raise LayerError(f"{address!r} {problem}: its first axis is not the batch, or it has no units")
+    return resolved
 
 
-def chosen(units: Sequence[int] | int | None, channels: int, layer: str) -> list[int]:
+def check_units(units: Sequence[int] | int | None, n_channels: int, layer: str) -> list[int]:
     """The units meant, each a number below `channels`. Raises InputError."""
     if units is None:
-        return list(range(channels))
+        return list(range(n_channels))
     if isinstance(units, (str, bytes)) or not isinstance(units, Sequence):
         units = units.tolist() if isinstance(units, Tensor) and units.ndim == 1 else [units]  # type: ignore[list-item]
-    ks = [check_int("a unit", k) for k in units]
-    if not ks or max(ks) >= channels:
-        raise InputError(f"{layer} has units 0 to {channels - 1}; got {f'up to {max(ks)}' if ks else 'none'}")
-    return ks
+    indices = [check_int("a unit", k) for k in units]
+    if not indices or max(indices) >= n_channels:
+        raise InputError(
+            f"{layer} has units 0 to {n_channels - 1}; got {f'up to {max(indices)}' if indices else 'none'}"
+        )
+    return indices
 
 
-def one_of(parts: Tensor, count: int, shape: Sequence[int], axis: int | None) -> Tensor:
+def part_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | None) -> Tensor:
     """Masks (R, ...) over activations of `shape` that mark part p of each row: one channel, one position, or all."""
     if axis is None:
         return torch.ones(len(parts), *[1] * len(shape), dtype=torch.bool, device=parts.device)
-    one = torch.nn.functional.one_hot(parts, count).bool()
-    return one.view(-1, count, *[1] * (len(shape) - 1)) if axis == 1 else one.view(-1, 1, *shape[1:])
+    masks = torch.nn.functional.one_hot(parts, n_parts).bool()
+    return masks.view(-1, n_parts, *[1] * (len(shape) - 1)) if axis == 1 else masks.view(-1, 1, *shape[1:])
 
 
-def parts_of(shape: Sequence[int], axis: int | None) -> int:
+def count_parts(shape: Sequence[int], axis: int | None) -> int:
     """How many parts `one_of` knows in activations of this shape (without N)."""
     return 1 if axis is None else shape[0] if axis == 1 else math.prod(shape[1:])

@@ -14,10 +14,12 @@ from ...model import state
 
 Array = npt.NDArray[Any]
 
-LEAST = 6  # points; fewer have a perplexity below 2, and get their first two principal components instead
-PRINCIPAL = 50  # components that are kept of more features
-FEW = 4_000  # points; threads wait for one another at every step, and cost fewer points more than they give
-EXACT = 20_000  # points; the neighbors of more are found by trees, nearly all of them
+MIN_TSNE_POINTS = 6  # points; fewer have a perplexity below 2, and get their first two principal components instead
+MAX_COMPONENTS = 50  # components that are kept of more features
+SINGLE_THREAD_BELOW = (
+    4_000  # points; threads wait for one another at every step, and cost fewer points more than they give
+)
+MAX_EXACT_POINTS = 20_000  # points; the neighbors of more are found by trees, nearly all of them
 
 
 @dataclass(frozen=True)
@@ -26,61 +28,63 @@ class Embedding:
 
     points: Array  # (N, 2)
     components: Array
-    reduction: Any  # a fitted PCA, or None where there were no more than 50 features
-    fitted: Any  # openTSNE's embedding, or None where there were too few points
+    pca: Any  # a fitted PCA, or None where there were no more than 50 features
+    tsne_embedding: Any  # openTSNE's embedding, or None where there were too few points
 
-    def place(self, features: Array) -> Array:
+    def transform(self, features: Array) -> Array:
         """Where new features (M, D) belong in the finished map, (M, 2); the map stays as it is."""
-        components = features if self.reduction is None else self.reduction.transform(features)
-        if self.fitted is None:
-            return _plain(self.components, components)
+        components = features if self.pca is None else self.pca.transform(features)
+        if self.tsne_embedding is None:
+            return _first_two_components(self.components, components)
         perplexity = min(5.0, (len(self.points) - 1) / 3)
-        return np.asarray(self.fitted.transform(components, perplexity=perplexity), dtype=np.float64)
+        return np.asarray(self.tsne_embedding.transform(components, perplexity=perplexity), dtype=np.float64)
 
 
-def embed(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
+def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
     """t-SNE of features (N, D), begun at their principal components; the perplexity is at most (N - 1) / 3."""
-    if len(features) < LEAST or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max():  # few, or all equal
-        return Embedding(_plain(features, features), features, None, None)
-    components, reduction = reduced(features)
-    fitted = tsne(len(features), perplexity, seed).fit(components)
-    return Embedding(np.array(fitted, dtype=np.float64), components, reduction, fitted)
+    if (
+        len(features) < MIN_TSNE_POINTS or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max()
+    ):  # few, or all equal
+        return Embedding(_first_two_components(features, features), features, None, None)
+    components, pca = reduce_dimensions(features)
+    tsne_embedding = make_tsne(len(features), perplexity, seed).fit(components)
+    return Embedding(np.array(tsne_embedding, dtype=np.float64), components, pca, tsne_embedding)
 
 
-def tsne(n: int, perplexity: float, seed: int) -> Any:
+def make_tsne(n: int, perplexity: float, seed: int) -> Any:
     """openTSNE's t-SNE for n points. Exact neighbors keep the map the same on any number of threads."""
-    with _undrawn():
+    with _isolated_rng():
         from openTSNE import TSNE  # type: ignore[import-untyped, unused-ignore]
 
     return TSNE(
         perplexity=min(perplexity, (n - 1) / 3),
         initialization="pca",
-        neighbors="exact" if n <= EXACT else "approx",
-        n_jobs=torch.get_num_threads() if FEW < n <= EXACT else 1,
+        neighbors="exact" if n <= MAX_EXACT_POINTS else "approx",
+        n_jobs=torch.get_num_threads() if SINGLE_THREAD_BELOW < n <= MAX_EXACT_POINTS else 1,
         random_state=seed,
     )
 
 
-def reduced(features: Array) -> tuple[Array, Any]:
+def reduce_dimensions(features: Array) -> tuple[Array, Any]:
     """At most 50 principal components of features (N, D), and the PCA, if there are more features than that."""
-    if features.shape[1] <= PRINCIPAL:
+    if features.shape[1] <= MAX_COMPONENTS:
         return features, None
-    with _undrawn():
+    with _isolated_rng():
         from sklearn.decomposition import PCA
 
-    pca = PCA(min(PRINCIPAL, len(features)), random_state=0)
+    pca = PCA(min(MAX_COMPONENTS, len(features)), random_state=0)
     return pca.fit_transform(features), pca
 
 
-def _undrawn() -> AbstractContextManager[None]:
+def _isolated_rng() -> AbstractContextManager[None]:
     """What is imported inside may draw from the global generators as it loads: openTSNE's dependencies do."""
     return state.seeded_rngs(0, torch.device("cpu"))
 
 
-def _plain(reference: Array, rows: Array) -> Array:
+def _first_two_components(reference: Array, rows: Array) -> Array:
     """The first two principal components of a few points; a single one, or equal ones, lie at zero."""
-    middle = reference.mean(0)
-    axes = np.linalg.svd(reference - middle, full_matrices=False)[2][:2]  # (2, D) or fewer
+    mean = reference.mean(0)
+    axes = np.linalg.svd(reference - mean, full_matrices=False)[2][:2]  # (2, D) or fewer
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
-    placed = (rows - middle) @ (axes * signs[:, None]).T
-    return np.pad(placed, ((0, 0), (0, 2 - placed.shape[1]))).astype(np.float64)
+    projected = (rows - mean) @ (axes * signs[:, None]).T
+    return np.pad(projected, ((0, 0), (0, 2 - projected.shape[1]))).astype(np.float64)

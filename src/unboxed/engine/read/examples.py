@@ -14,45 +14,55 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...model.batching import BatchSize, in_batches
 from ...validation import check_int
-from .class_labels import class_names, label_map, named_classes
-from .items import WANTED, Skipped, collates, indexed, input_of, item, items, loaded, paired
-from .packing import packed, read_once
+from .class_labels import dataset_class_names, match_labels, matchable_classes
+from .items import (
+    ACCEPTED_DATA,
+    SkippedExamples,
+    is_batching_loader,
+    is_indexable,
+    without_label,
+    read_example,
+    iter_examples,
+    iter_loader_batches,
+    is_tensor_pair,
+)
+from .packing import pack_data, is_single_pass
 
-AT_ONCE = 192  # examples on a CPU: larger batches gain nothing and leave its cache
+MAX_CPU_ROWS = 192  # examples on a CPU: larger batches gain nothing and leave its cache
 
 
-class Labeled(NamedTuple):
+class LabeledExamples(NamedTuple):
     """Examples that could be read."""
 
     x: Tensor  # (N, ...)
     y: Tensor  # (N,) classes of the box
-    rows: Tensor  # (N,) their numbers in the data
+    dataset_rows: Tensor  # (N,) their numbers in the data
 
 
-def batches(data: Any, size: int, skipped: Skipped | None = None) -> Iterator[Tensor]:
+def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) -> Iterator[Tensor]:
     """The inputs (at most `size`, ...) of `data`, in their order; labels are left out. A DataLoader gives its own rows.
 
     Image files that can't be read are left out, and noted in `skipped`. Raises DataError for what holds no inputs, and
     where there are none.
     """
-    data, skipped = _unlabeled(data), skipped or Skipped()
-    empty = True
-    for x in _sliced(data, size) if isinstance(data, Tensor) else _collected(data, size, skipped):
-        empty = False
+    data, skipped = _without_labels(data), skipped or SkippedExamples()
+    is_empty = True
+    for x in _slice_batches(data, size) if isinstance(data, Tensor) else _collect_batches(data, size, skipped):
+        is_empty = False
         yield x
     skipped.warn()
-    if empty:
+    if is_empty:
         raise DataError("the data are empty: a pass over them needs at least one example")
 
 
-def each_batch(
+def for_each_batch(
     box: Box,
     data: Any,
-    work: Callable[[Tensor], object],
+    callback: Callable[[Tensor], object],
     *,
     batch_size: BatchSize = "auto",
-    most: int | None = None,
-    skipped: Skipped | None = None,
+    max_rows: int | None = None,
+    skipped: SkippedExamples | None = None,
 ) -> None:
     """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
 
@@ -60,118 +70,124 @@ def each_batch(
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
-    most = most or (AT_ONCE if box.device.type == "cpu" else box.batch_limit)
-    at_once = min(most, box.batch_limit) if batch_size == "auto" else batch_size
-    for x in batches(packed(box, data), sys.maxsize if box.batch_dependent else at_once, skipped):
-        _work(box, box.validate_inputs(x), work, batch_size)
+    max_rows = max_rows or (MAX_CPU_ROWS if box.device.type == "cpu" else box.batch_limit)
+    rows_per_batch = min(max_rows, box.batch_limit) if batch_size == "auto" else batch_size
+    for x in input_batches(pack_data(box, data), sys.maxsize if box.batch_dependent else rows_per_batch, skipped):
+        _call_in_batches(box, box.validate_inputs(x), callback, batch_size)
 
 
-def _work(box: Box, x: Tensor, work: Callable[[Tensor], object], batch_size: BatchSize) -> None:
-    in_batches(lambda rows: work(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
+def _call_in_batches(box: Box, x: Tensor, callback: Callable[[Tensor], object], batch_size: BatchSize) -> None:
+    in_batches(lambda rows: callback(x[rows]), len(x), *box.batch_plan(len(x), batch_size))
 
 
-def labeled(box: Box, data: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
+def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
     """The first `most` inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
 
     Labels are matched to the box's classes by name where the data know the names (see `class_labels`). Image files that
     can't be read are left out. Raises DataError where there are none or they bear no labels, InputError for what
     doesn't fit the box.
     """
-    return labeled_rows(box, data, most)[:2]
+    return indexed_labeled_examples(box, data, max_examples)[:2]
 
 
-def labeled_rows(box: Box, data: Any, most: int | None = None) -> Labeled:
+def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled`, with the examples' numbers in the data."""
-    if most is not None:
-        check_int("most", most, minimum=1)
-    skipped, named, data = Skipped(), data, packed(box, data)
-    if paired(data):
-        x, y = data[0][:most], data[1][:most]
+    if max_examples is not None:
+        check_int("most", max_examples, minimum=1)
+    skipped, original_data, data = SkippedExamples(), data, pack_data(box, data)
+    if is_tensor_pair(data):
+        x, y = data[0][:max_examples], data[1][:max_examples]
     else:
-        read = list(islice(_items_labeled(data, skipped), most))
+        records = list(islice(_iter_labeled(data, skipped), max_examples))
         skipped.warn()
-        if not read:
+        if not records:
             raise DataError("the data are empty: there is nothing to ask the model about")
-        x, y = _stacked(read), torch.as_tensor([_label(one) for one in read])
-    y = _as_the_box(box, named, y)
-    return Labeled(box.validate_inputs(x), box.class_labels(y, len(x)), skipped.places(torch.arange(len(x))))
+        x, y = _stack_inputs(records), torch.as_tensor([_item_label(record) for record in records])
+    y = _to_box_classes(box, original_data, y)
+    return LabeledExamples(
+        box.validate_inputs(x), box.class_labels(y, len(x)), skipped.dataset_rows(torch.arange(len(x)))
+    )
 
 
-def _as_the_box(box: Box, data: Any, y: Tensor) -> Tensor:
+def _to_box_classes(box: Box, data: Any, y: Tensor) -> Tensor:
     """Labels of `data` as the box counts its classes."""
-    numbers = label_numbers(box, data)
-    if all(label == k for label, k in numbers.items()) or y.is_floating_point():
+    class_of = class_by_label(box, data)
+    if all(label == k for label, k in class_of.items()) or y.is_floating_point():
         return y
-    return torch.tensor([numbers.get(label, label) for label in y.tolist()])
+    return torch.tensor([class_of.get(label, label) for label in y.tolist()])
 
 
-def label_numbers(box: Box, data: Any) -> dict[int, int]:
+def class_by_label(box: Box, data: Any) -> dict[int, int]:
     """{label of `data`: class of the box}, by their names; empty where there is nothing to match. Raises DataError."""
-    names, made_from_names = class_names(data)
-    classes = named_classes(box)
+    names, made_from_names = dataset_class_names(data)
+    classes = matchable_classes(box)
     if not names or classes is None:
         return {}
-    kind = "subfolders" if made_from_names else "classes"
-    where = f"{kind} of {getattr(data, 'name', '') or type(data).__name__}"
-    return label_map(names, classes, made_from_names=made_from_names, where=where)
+    names_kind = "subfolders" if made_from_names else "classes"
+    names_source = f"{names_kind} of {getattr(data, 'name', '') or type(data).__name__}"
+    return match_labels(names, classes, made_from_names=made_from_names, names_source=names_source)
 
 
-def _items_labeled(data: Any, skipped: Skipped) -> Iterator[Any]:
-    if collates(data):
-        return (pair for batch in loaded(data) for pair in zip(*batch, strict=True))
-    return items(data, skipped)
+def _iter_labeled(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
+    if is_batching_loader(data):
+        return (pair for batch in iter_loader_batches(data) for pair in zip(*batch, strict=True))
+    return iter_examples(data, skipped)
 
 
-def _label(item: Any) -> int:
+def _item_label(item: Any) -> int:
     if not isinstance(item, (tuple, list)) or len(item) < 2 or int(item[1]) < 0:
-        wanted = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
-        raise DataError(f"these examples bear no labels; wanted {wanted}")
+        expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
+        raise DataError(f"these examples bear no labels; wanted {expected}")
     return int(item[1])
 
 
-def pick(data: Any, index: Tensor | Sequence[int]) -> Tensor:
+def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int]) -> Tensor:
     """The inputs (M, ...) at these places of `data`, as `batches` counts them.
 
     Raises DataError where there are no such places, or `data` can be read once only.
     """
-    wanted = torch.as_tensor(index).flatten().tolist()
-    if read_once(data):
+    row_numbers = torch.as_tensor(dataset_rows).flatten().tolist()
+    if is_single_pass(data):
         raise DataError("these data can be read only once, or come in another order each time: pass them as a Dataset")
-    data = _unlabeled(data)
-    counted = indexed(data)
-    if wanted and (min(wanted) < 0 or (counted and max(wanted) >= len(data))):
-        raise DataError(f"the data have no example number {min(wanted) if min(wanted) < 0 else max(wanted)}")
+    data = _without_labels(data)
+    has_length = is_indexable(data)
+    if row_numbers and (min(row_numbers) < 0 or (has_length and max(row_numbers) >= len(data))):
+        raise DataError(
+            f"the data have no example number {min(row_numbers) if min(row_numbers) < 0 else max(row_numbers)}"
+        )
     if isinstance(data, Tensor):
-        return data[torch.tensor(wanted, dtype=torch.long, device=data.device)]
-    return _stacked([item(data, i) for i in wanted] if counted else _passed(data, wanted))
+        return data[torch.tensor(row_numbers, dtype=torch.long, device=data.device)]
+    return _stack_inputs(
+        [read_example(data, i) for i in row_numbers] if has_length else _fetch_in_one_pass(data, row_numbers)
+    )
 
 
-def _passed(data: Any, wanted: Sequence[int]) -> list[Any]:
+def _fetch_in_one_pass(data: Any, row_numbers: Sequence[int]) -> list[Any]:
     """The items at these places, found in one pass."""
-    places = set(wanted)
-    read = islice(items(data, Skipped()), max(places, default=-1) + 1)
-    found = {i: one for i, one in enumerate(read) if i in places}
-    if missing := places - found.keys():
-        raise DataError(f"the data have no example number {min(missing)}")
-    return [found[i] for i in wanted]
+    unique_rows = set(row_numbers)
+    records = islice(iter_examples(data, SkippedExamples()), max(unique_rows, default=-1) + 1)
+    record_by_row = {i: record for i, record in enumerate(records) if i in unique_rows}
+    if missing_rows := unique_rows - record_by_row.keys():
+        raise DataError(f"the data have no example number {min(missing_rows)}")
+    return [record_by_row[i] for i in row_numbers]
 
 
-def _unlabeled(data: Any) -> Any:
-    return data[0] if paired(data) else data
+def _without_labels(data: Any) -> Any:
+    return data[0] if is_tensor_pair(data) else data
 
 
-def _sliced(x: Tensor, size: int) -> Iterator[Tensor]:
+def _slice_batches(x: Tensor, size: int) -> Iterator[Tensor]:
     yield from (x[i : i + size] for i in range(0, len(x) if x.ndim else 0, size))
 
 
-def _collected(data: Any, size: int, skipped: Skipped) -> Iterator[Tensor]:
-    each = items(data, skipped)
-    while part := list(islice(each, size)):
-        yield _stacked(part)
+def _collect_batches(data: Any, size: int, skipped: SkippedExamples) -> Iterator[Tensor]:
+    records = iter_examples(data, skipped)
+    while chunk := list(islice(records, size)):
+        yield _stack_inputs(chunk)
 
 
-def _stacked(items: Sequence[Any]) -> Tensor:
+def _stack_inputs(items: Sequence[Any]) -> Tensor:
     try:
-        return torch.stack([torch.as_tensor(input_of(item)) for item in items])
+        return torch.stack([torch.as_tensor(without_label(item)) for item in items])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"these examples are no inputs of one shape: {error}. {WANTED}") from error
+        raise DataError(f"these examples are no inputs of one shape: {error}. {ACCEPTED_DATA}") from error

@@ -15,77 +15,83 @@ from ...inputs.single import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.layers import input_address
 from ...objectives import MODEL_ENDS
-from .examples import batches
-from .items import Skipped
-from .packing import packed
+from .examples import input_batches
+from .items import SkippedExamples
+from .packing import pack_data
 
-HELD = 2**26  # values of one layer that are kept as they are
-SKETCH = 4096  # values an example that are kept of more
+MAX_FEATURE_VALUES = 2**26  # values of one layer that are kept as they are
+SKETCH_SIZE = 4096  # values an example that are kept of more
 
 
-def kept(n: int) -> int:
+def max_unsketched_features(n: int) -> int:
     """Up to how many features of each of n examples are kept as they are."""
-    return max(SKETCH, HELD // max(1, n))
+    return max(SKETCH_SIZE, MAX_FEATURE_VALUES // max(1, n))
 
 
-def hidden(box: Box, most: int | None = None) -> list[str]:
+def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
     """What each layer with parameters receives, but for the first: evenly spread over the depth if more than `most`.
 
     Addresses by what is received hold for any spelling of the nonlinearity before it.
     """
     rows = [row for row in box.layers.leaves if row.n_parameters and row.has_input and row.has_batch_axis]
-    found = [input_address(a) for row in rows for a in row.addresses][1:]
-    if most is None or len(found) <= most:
-        return found
-    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)] if most > 1 else found[-1:]
+    addresses = [input_address(a) for row in rows for a in row.addresses][1:]
+    if max_layers is None or len(addresses) <= max_layers:
+        return addresses
+    return (
+        [addresses[round(i * (len(addresses) - 1) / (max_layers - 1))] for i in range(max_layers)]
+        if max_layers > 1
+        else addresses[-1:]
+    )
 
 
-def resolved(box: Box, layers: str | Sequence[str]) -> list[str]:
+def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
     """The full addresses of layers that the caller named. Raises LayerError and InputError."""
-    named = [layers] if isinstance(layers, str) else list(layers)
-    if not named:
+    names = [layers] if isinstance(layers, str) else list(layers)
+    if not names:
         raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
-    return list(dict.fromkeys(a if a in MODEL_ENDS else box.layers.resolve(a) for a in named))
+    return list(dict.fromkeys(a if a in MODEL_ENDS else box.layers.resolve(a) for a in names))
 
 
-def read(
-    box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", most: int | None = None
+def read_features(
+    box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", max_features: int | None = None
 ) -> dict[str, Tensor]:
     """Vectors {address: (N, D)} of accepted inputs x. What has more than `most` features is sketched to 4,096.
 
     Raises LayerError where the first axis of a layer isn't the batch, InputError where it holds NaN.
     """
 
-    def part(rows: slice) -> dict[str, Tensor]:
+    def read_rows(rows: slice) -> dict[str, Tensor]:
         with box.isolated(grad=False):
             acts = box.forward(x[rows], addresses)
-            return {a: _vectors(box, a, acts[a], len(x[rows]), most) for a in addresses}
+            return {a: _to_vectors(box, a, acts[a], len(x[rows]), max_features) for a in addresses}
 
-    parts = in_batches(part, len(x), *box.batch_plan(len(x), batch_size))
+    parts = in_batches(read_rows, len(x), *box.batch_plan(len(x), batch_size))
     return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
 
-def stream(
+def feature_stream(
     box: Box,
     data: Any,
     address: str,
     *,
     batch_size: BatchSize = "auto",
-    skipped: Skipped | None = None,
+    skipped: SkippedExamples | None = None,
 ) -> Any:
     """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
-    data = packed(box, data)
-    parts = batches(data, 2**62 if box.batch_dependent else size, skipped)  # coupled rows are never split
+    data = pack_data(box, data)
+    parts = input_batches(data, 2**62 if box.batch_dependent else size, skipped)  # coupled rows are never split
 
-    def following() -> Tensor | None:
+    def next_features() -> Tensor | None:
         x = next(parts, None)
-        return None if x is None else read(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]
+        return (
+            None if x is None else read_features(box, box.validate_inputs(x), [address], batch_size=batch_size)[address]
+        )
 
-    return following
+    return next_features
 
 
-def _vectors(box: Box, address: str, h: Tensor, n: int, most: int | None) -> Tensor:
+def _to_vectors(box: Box, address: str, h: Tensor, n: int, max_features: int | None) -> Tensor:
     if not h.ndim or len(h) != n:
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
     if address == "input" and not isinstance(box.inputs, Pixels):
@@ -95,15 +101,15 @@ def _vectors(box: Box, address: str, h: Tensor, n: int, most: int | None) -> Ten
     flat = flat.to(box.dtype)
     if not torch.isfinite(flat).all():
         raise InputError(f"{address!r} gives NaN or infinite values for some of these inputs")
-    return sketched(flat) if most is not None and flat.shape[1] > most else flat
+    return count_sketch(flat) if max_features is not None and flat.shape[1] > max_features else flat
 
 
-def sketched(h: Tensor) -> Tensor:
+def count_sketch(h: Tensor) -> Tensor:
     """Vectors (N, D) in 4,096 values: distances stay, but for some percent (count sketch: Charikar et al. 2002).
 
     Each value is added, with a sign, to one place; both are drawn once for every D, so that rows of all batches fit.
     """
     generator = torch.Generator().manual_seed(h.shape[1])
-    place = torch.randint(SKETCH, (h.shape[1],), generator=generator).to(h.device)
+    bucket = torch.randint(SKETCH_SIZE, (h.shape[1],), generator=generator).to(h.device)
     sign = torch.randint(2, (h.shape[1],), generator=generator).to(h) * 2 - 1
-    return h.new_zeros(len(h), SKETCH).index_add_(1, place, h * sign)
+    return h.new_zeros(len(h), SKETCH_SIZE).index_add_(1, bucket, h * sign)

@@ -10,21 +10,23 @@ from torch.utils.data import DataLoader
 
 from ...errors import BrokenImageError, DataError, UnboxedError, warn
 
-WANTED = "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
+ACCEPTED_DATA = (
+    "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
+)
 
 
-class Skipped:
+class SkippedExamples:
     """The examples of one pass that could not be read, and why."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.reasons: list[str] = []
 
-    def add(self, row: int, why: str) -> None:
+    def add(self, row: int, reason: str) -> None:
         self.rows.append(row)
-        self.reasons.append(why)
+        self.reasons.append(reason)
 
-    def places(self, index: Tensor) -> Tensor:
+    def dataset_rows(self, index: Tensor) -> Tensor:
         """Numbers in the data of examples that were counted without those left out."""
         index = index.clone()
         for row in self.rows:  # ascending
@@ -33,27 +35,27 @@ class Skipped:
 
     def warn(self) -> None:
         if n := len(self.rows):
-            said = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
-            warn(f"{said}: {'; '.join(self.reasons[:3])}")
+            summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
+            warn(f"{summary}: {'; '.join(self.reasons[:3])}")
 
 
-def paired(data: Any) -> bool:
+def is_tensor_pair(data: Any) -> bool:
     """Whether these are tensors (x, y)."""
     return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
 
 
-def input_of(item: Any) -> Any:
+def without_label(item: Any) -> Any:
     """An example, or a batch of them, without its label."""
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def indexed(data: Any) -> bool:
+def is_indexable(data: Any) -> bool:
     """Whether examples can be asked for by their number."""
-    sized = hasattr(data, "__getitem__") and isinstance(data, Sized)
-    return sized and not isinstance(data, (str, bytes, dict))
+    has_length = hasattr(data, "__getitem__") and isinstance(data, Sized)
+    return has_length and not isinstance(data, (str, bytes, dict))
 
 
-def item(data: Any, i: int) -> Any:
+def read_example(data: Any, i: int) -> Any:
     """Example number i. Raises BrokenImageError for an image file to be left out, DataError where `data` raise."""
     try:
         return data[i]
@@ -64,38 +66,38 @@ def item(data: Any, i: int) -> Any:
         raise DataError(f"example {i} of {name} can't be read: {type(error).__name__}: {error}") from error
 
 
-def items(data: Any, skipped: Skipped) -> Iterator[Any]:
+def iter_examples(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
     """One example after another; files that can't be read are left out, and noted. Raises DataError."""
-    if collates(data):
-        return (row for batch in loaded(data) for row in input_of(batch))
-    if indexed(data):
-        return _readable(data, skipped)
+    if is_batching_loader(data):
+        return (row for batch in iter_loader_batches(data) for row in without_label(batch))
+    if is_indexable(data):
+        return _iter_readable(data, skipped)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         return iter(data)
-    raise DataError(f"{WANTED}; got {type(data).__name__}")
+    raise DataError(f"{ACCEPTED_DATA}; got {type(data).__name__}")
 
 
-def _readable(data: Any, skipped: Skipped) -> Iterator[Any]:
+def _iter_readable(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
     for i in range(len(data)):  # some data sets never raise IndexError
         try:
-            found = item(data, i)
+            example = read_example(data, i)
         except BrokenImageError as error:
             skipped.add(i, str(error))
             continue
-        yield found
+        yield example
 
 
-def collates(data: Any) -> bool:
+def is_batching_loader(data: Any) -> bool:
     """Whether these are a DataLoader that gives batches."""
     return isinstance(data, DataLoader) and data.batch_size is not None
 
 
-def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+def iter_loader_batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """The batches of a loader; one that holds nothing but broken image files is left out, as such a file of another."""
-    found = iter(loader)
+    iterator = iter(loader)
     while True:
         try:
-            batch = next(found)
+            batch = next(iterator)
         except StopIteration:
             return
         except BrokenImageError:

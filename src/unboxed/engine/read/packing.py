@@ -13,32 +13,36 @@ from torch.utils.data import DataLoader, SequentialSampler
 from ...box import Box
 from ...errors import DataError
 from ...inputs.multi import MultiInput
-from .items import Skipped, collates, indexed, items, loaded, paired
+from .items import SkippedExamples, is_batching_loader, is_indexable, iter_examples, iter_loader_batches, is_tensor_pair
 
 
-def packed(box: Box, data: Any) -> Any:
+def pack_data(box: Box, data: Any) -> Any:
     """Data of a model of several inputs as tensors, or as a data set of them; all other data as they are.
 
     They may be a dict or a tuple of tensors as the model takes them, a pair of these and labels, a Dataset or iterable
     of such inputs of one example, or of (inputs, label), or a DataLoader of either.
     """
-    if not isinstance(box.inputs, MultiInput) or isinstance(data, Tensor) or _paired_packed(box.inputs, data):
+    if not isinstance(box.inputs, MultiInput) or isinstance(data, Tensor) or _is_packed_pair(box.inputs, data):
         return data
     if box.inputs.is_structure(data):
         return box.validate_inputs(data)
     if isinstance(data, (tuple, list)) and len(data) == 2 and box.inputs.is_structure(data[0]):
         return box.validate_inputs(data[0]), torch.as_tensor(data[1])
-    if collates(data):
+    if is_batching_loader(data):
         return _PackedLoader(box.inputs, data)
-    return _Packed(box.inputs, data) if indexed(data) else (_packed(box.inputs, i) for i in items(data, Skipped()))
+    return (
+        _PackedDataset(box.inputs, data)
+        if is_indexable(data)
+        else (_pack_example(box.inputs, i) for i in iter_examples(data, SkippedExamples()))
+    )
 
 
-def _paired_packed(inputs: MultiInput, data: Any) -> bool:
+def _is_packed_pair(inputs: MultiInput, data: Any) -> bool:
     """Whether these are (x, y) of packed tensors already: what `packed` gave."""
-    return paired(data) and data[0].shape[1:] == inputs.shape
+    return is_tensor_pair(data) and data[0].shape[1:] == inputs.shape
 
 
-class _Packed:
+class _PackedDataset:
     """A data set of several inputs, each example packed as it is asked for."""
 
     def __init__(self, inputs: MultiInput, data: Any) -> None:
@@ -48,7 +52,7 @@ class _Packed:
         return len(self.data)
 
     def __getitem__(self, i: int) -> Any:
-        return _packed(self.inputs, self.data[i])
+        return _pack_example(self.inputs, self.data[i])
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,16 @@ class _PackedLoader:
     loader: DataLoader[Any]
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in loaded(self.loader):
-            values, labels = _apart(self.inputs, batch, 1)
-            yield from zip(_rows(self.inputs, values), *labels, strict=True) if labels else _rows(self.inputs, values)
+        for batch in iter_loader_batches(self.loader):
+            values, labels = _split_labels(self.inputs, batch, 1)
+            yield from (
+                zip(_pack_batch(self.inputs, values), *labels, strict=True)
+                if labels
+                else _pack_batch(self.inputs, values)
+            )
 
 
-def read_once(data: Any) -> bool:
+def is_single_pass(data: Any) -> bool:
     """Whether a second look at `data` would find nothing, or other examples at the same places."""
     data = data.loader if isinstance(data, _PackedLoader) else data
     if isinstance(data, DataLoader):
@@ -72,14 +80,14 @@ def read_once(data: Any) -> bool:
     return isinstance(data, Iterator)
 
 
-def _packed(inputs: MultiInput, item: Any) -> Any:
+def _pack_example(inputs: MultiInput, item: Any) -> Any:
     """One example's inputs (D,), beside its label if it has one. Raises DataError."""
-    values, label = _apart(inputs, item, 0)
-    row = _rows(inputs, _alone(values))[0]
-    return (row, *label) if label else row
+    values, label = _split_labels(inputs, item, 0)
+    packed_row = _pack_batch(inputs, _as_batch(values))[0]
+    return (packed_row, *label) if label else packed_row
 
 
-def _alone(values: Any) -> Any:
+def _as_batch(values: Any) -> Any:
     """A batch of one example. Raises DataError."""
     try:
         if isinstance(values, Mapping):
@@ -91,14 +99,14 @@ def _alone(values: Any) -> Any:
     return values[None] if isinstance(values, Tensor) else values
 
 
-def _apart(inputs: MultiInput, item: Any, axes: int) -> tuple[Any, list[Any]]:
+def _split_labels(inputs: MultiInput, item: Any, n_batch_axes: int) -> tuple[Any, list[Any]]:
     """The inputs of an example, or of a batch (`axes` 1), and its labels in a list, empty where it bears none."""
-    pair = isinstance(item, (tuple, list)) and len(item) == 2
-    labeled = pair and (not isinstance(item[0], Tensor) or item[0].shape[axes:] == inputs.shape)
-    return (item[0], [item[1]]) if labeled else (item, [])
+    is_pair = isinstance(item, (tuple, list)) and len(item) == 2
+    has_label = is_pair and (not isinstance(item[0], Tensor) or item[0].shape[n_batch_axes:] == inputs.shape)
+    return (item[0], [item[1]]) if has_label else (item, [])
 
 
-def _rows(inputs: MultiInput, values: Any) -> Tensor:
+def _pack_batch(inputs: MultiInput, values: Any) -> Tensor:
     """Packed inputs (n, D) of a batch, which may be packed already. Raises DataError."""
     if isinstance(values, Tensor) and values.shape[1:] == inputs.shape:
         return values

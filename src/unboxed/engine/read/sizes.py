@@ -16,21 +16,21 @@ from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")
 Size = tuple[int, int]  # (H, W)
-ANY_SIZE = {"another size": "images may have any size that the model takes as far as the layers asked for"}
+ANY_SIZE_EXEMPTION = {"another size": "images may have any size that the model takes as far as the layers asked for"}
 """What the card of such a method says."""
 
 
-def images_only(box: Box, what: str) -> Pixels:
+def require_images(box: Box, caller: str) -> Pixels:
     """The box's inputs, if they are images. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
-        takes = type(box.inputs).__name__
-        raise InputError(f"{what} needs a model that takes images alone (Pixels); this one takes {takes}")
+        inputs_type = type(box.inputs).__name__
+        raise InputError(f"{caller} needs a model that takes images alone (Pixels); this one takes {inputs_type}")
     return box.inputs
 
 
-def accept(box: Box, x: Tensor, what: str) -> Tensor:
+def validate_any_size(box: Box, x: Tensor, caller: str) -> Tensor:
     """As `box.accept`, for images (N, C, H, W) of any size. Raises InputError."""
-    inputs = images_only(box, what)
+    inputs = require_images(box, caller)
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
     inputs.check(x)
@@ -38,41 +38,39 @@ def accept(box: Box, x: Tensor, what: str) -> Tensor:
         return x.detach().to(box.device, box.dtype, copy=True)
 
 
-def own(box: Box) -> Size:
+def native_size(box: Box) -> Size:
     """The size that the box was opened for."""
     return box.inputs.shape[-2], box.inputs.shape[-1]
 
 
-def takes(box: Box, objective: Objective, size: Size) -> bool:
+def accepts_size(box: Box, objective: Objective, size: Size) -> bool:
     """Whether the model runs on images of this size, as far as the objective needs, and gives a row for a row."""
-    if size == own(box):
+    if size == native_size(box):
         return True
-    one = objective.rows(slice(0, 1))
+    first_row_objective = objective.rows(slice(0, 1))
     try:
         with box.isolated(grad=False):
             x = torch.full((1, box.inputs.shape[0], *size), 0.5, device=box.device, dtype=box.dtype)
-            return one(box.forward(x, one.layers)).shape == (1,)
+            return first_row_objective(box.forward(x, first_row_objective.layers)).shape == (1,)
     except (InputError, LayerError, torch.OutOfMemoryError):
         raise
     except Exception:  # whatever a model says of a size that it can't take
-        LOG.info("images of %s are not taken", said_of(size), exc_info=True)
+        LOG.info("images of %s are not taken", format_size(size), exc_info=True)
         return False
 
 
-def check(box: Box, objective: Objective, size: Size, hint: str) -> None:
+def check_size(box: Box, objective: Objective, size: Size, hint: str) -> None:
     """Raise InputError, with what to do instead, unless the model takes images of this size."""
-    if not takes(box, objective, size):
-        said = (
-            f"the model takes no images of {said_of(size)} as far as {objective.name}; its own are {said_of(own(box))}"
-        )
-        raise InputError(f"{said}: {hint}")
+    if not accepts_size(box, objective, size):
+        problem = f"the model takes no images of {format_size(size)} as far as {objective.name}; its own are {format_size(native_size(box))}"
+        raise InputError(f"{problem}: {hint}")
 
 
-def said_of(size: Size) -> str:
+def format_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def resized(x: Tensor, size: Size) -> Tensor:
+def resize_images(x: Tensor, size: Size) -> Tensor:
     """Images (N, C, H, W) at another size, bilinear and without aliasing."""
     if tuple(x.shape[-2:]) == size:
         return x

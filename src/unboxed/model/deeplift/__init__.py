@@ -1,5 +1,5 @@
 """DeepLIFT's multipliers: what stands for each op's gradient between a baseline and an example."""
 
-from .reference_run import Tape as Tape
-from .reference_run import nothing_escaped as nothing_escaped
+from .reference_run import ReferenceTape as ReferenceTape
+from .reference_run import check_all_ruled as check_all_ruled
 from .rules import RULES as RULES

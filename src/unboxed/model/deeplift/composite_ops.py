@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ...errors import RuleError
 from ..attention import AttentionHeads, bind_arguments, project_out, unpack_multi_head, unpack_scaled_dot_product
-from .reference_run import Call, Pair, instead
+from .reference_run import OpCall, ActivationPair, with_gradient_of
 
 Func = Callable[..., Any]
 
 
-def pair_of(now: Call, then: Call, i: int = 0) -> Pair:
-    return Pair(now.args[i], then.args[i])
+def get_pair(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> ActivationPair:
+    return ActivationPair(x_call.args[arg_index], ref_call.args[arg_index])
 
 
-def arguments(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
+def call_arguments(call: OpCall, names: str, **defaults: Any) -> dict[str, Any]:
     """The arguments by name, given by place or by name."""
     return {**defaults, **dict(zip(names.split(), call.args, strict=False)), **call.kwargs}
 
@@ -27,146 +27,182 @@ def arguments(call: Call, names: str, **defaults: Any) -> dict[str, Any]:
 # -- softmax -----------------------------------------------------------------------------------------------------------
 
 
-def softmax(z: Pair, dim: int, log: bool = False) -> Pair:
+def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPair:
     """exp, its sum, and their quotient, each by its own rule; so the shares are complete."""
-    kind = z.now.dtype
-    if z.now.device.type != "mps":
-        z = z.linear(lambda t: t.double())  # the two may lie far apart
-    shift = torch.maximum(z.now.detach(), z.then).amax(dim, keepdim=True)
-    z = z.linear(lambda t: t - shift)
-    powers = z.by(torch.exp)
-    total = powers.linear(lambda t: t.sum(dim, keepdim=True))
+    dtype = z.x.dtype
+    if z.x.device.type != "mps":
+        z = z.apply_linear(lambda t: t.double())  # the two may lie far apart
+    shift = torch.maximum(z.x.detach(), z.ref).amax(dim, keepdim=True)
+    z = z.apply_linear(lambda t: t - shift)
+    exps = z.apply_elementwise(torch.exp)
+    total = exps.apply_linear(lambda t: t.sum(dim, keepdim=True))
     if log:
-        out = Pair(z.now - (below := total.by(torch.log)).now, z.then - below.then)
+        out = ActivationPair(z.x - (log_total := total.apply_elementwise(torch.log)).x, z.ref - log_total.ref)
     else:
-        out = powers.times(total.by(torch.reciprocal))
-    return out.linear(lambda t: t.to(kind))
+        out = exps.multiply(total.apply_elementwise(torch.reciprocal))
+    return out.apply_linear(lambda t: t.to(dtype))
 
 
-def of_softmax(func: Func, now: Call, then: Call, log: bool = False) -> Any:
-    given = arguments(now, "input dim _stacklevel dtype", dim=-1)
-    dim = given["dim"] if isinstance(given["dim"], int) else 1
-    out = softmax(pair_of(now, then), dim, log).now
-    value = func(*now.args, **now.kwargs).detach()
-    return instead(value, out.to(value.dtype))
+def softmax_rule(func: Func, x_call: OpCall, ref_call: OpCall, log: bool = False) -> Any:
+    arguments_by_name = call_arguments(x_call, "input dim _stacklevel dtype", dim=-1)
+    dim = arguments_by_name["dim"] if isinstance(arguments_by_name["dim"], int) else 1
+    out = softmax_pair(get_pair(x_call, ref_call), dim, log).x
+    value = func(*x_call.args, **x_call.kwargs).detach()
+    return with_gradient_of(value, out.to(value.dtype))
 
 
-def of_logsumexp(func: Func, now: Call, then: Call) -> Any:
-    given = arguments(now, "input dim keepdim", keepdim=False)
-    z = pair_of(now, then)
-    shift = torch.maximum(z.now.detach(), z.then).amax(given["dim"], keepdim=True)
-    total = z.linear(lambda t: t - shift).by(torch.exp).linear(lambda t: t.sum(given["dim"], keepdim=True))
-    out = total.by(torch.log).now + shift
-    return out if given["keepdim"] else out.squeeze(given["dim"])
+def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    arguments_by_name = call_arguments(x_call, "input dim keepdim", keepdim=False)
+    z = get_pair(x_call, ref_call)
+    shift = torch.maximum(z.x.detach(), z.ref).amax(arguments_by_name["dim"], keepdim=True)
+    total = (
+        z.apply_linear(lambda t: t - shift)
+        .apply_elementwise(torch.exp)
+        .apply_linear(lambda t: t.sum(arguments_by_name["dim"], keepdim=True))
+    )
+    out = total.apply_elementwise(torch.log).x + shift
+    return out if arguments_by_name["keepdim"] else out.squeeze(arguments_by_name["dim"])
 
 
-def of_cross_entropy(func: Func, now: Call, then: Call) -> Any:
-    given = arguments(now, "input target weight size_average ignore_index reduce reduction label_smoothing",
+def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    arguments_by_name = call_arguments(x_call, "input target weight size_average ignore_index reduce reduction label_smoothing",
                   weight=None, reduction="mean", label_smoothing=0.0)  # fmt: skip
-    plain = given["weight"] is None and given["reduction"] == "none" and given["label_smoothing"] == 0.0
-    if not plain or given["target"].is_floating_point():
+    is_plain = (
+        arguments_by_name["weight"] is None
+        and arguments_by_name["reduction"] == "none"
+        and arguments_by_name["label_smoothing"] == 0.0
+    )
+    if not is_plain or arguments_by_name["target"].is_floating_point():
         raise RuleError("DeepLIFT's rule for cross-entropy is for one score an example and whole classes")
-    return -softmax(pair_of(now, then), 1, log=True).now.gather(1, given["target"].unsqueeze(1)).squeeze(1)
+    return (
+        -softmax_pair(get_pair(x_call, ref_call), 1, log=True)
+        .x.gather(1, arguments_by_name["target"].unsqueeze(1))
+        .squeeze(1)
+    )
 
 
 # -- normalizations ----------------------------------------------------------------------------------------------------
 
 
-def _normalized(x: Pair, dims: list[int], eps: float, centered: bool = True) -> Pair:
+def _normalize_pair(x: ActivationPair, dims: list[int], eps: float, centered: bool = True) -> ActivationPair:
     """(x - mean) / sqrt(var + eps): the mean is linear, the rest two elementwise ops and a product."""
     if centered:
-        x = x.linear(lambda t: t - t.mean(dims, keepdim=True))
-    below = x.by(torch.square).linear(lambda t: t.mean(dims, keepdim=True) + eps).by(torch.rsqrt)
-    return x.times(below)
+        x = x.apply_linear(lambda t: t - t.mean(dims, keepdim=True))
+    inverse_std = (
+        x.apply_elementwise(torch.square)
+        .apply_linear(lambda t: t.mean(dims, keepdim=True) + eps)
+        .apply_elementwise(torch.rsqrt)
+    )
+    return x.multiply(inverse_std)
 
 
-def _scaled(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
     h = h if weight is None else h * weight.view(*shape)
     return h if bias is None else h + bias.view(*shape)
 
 
-def _exactly(func: Func, now: Call, h: Tensor) -> Tensor:
+def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
     """The op's own value, on these rules."""
     with torch.no_grad():
-        value: Tensor = func(*now.args, **now.kwargs)
-    return instead(value, h)
+        value: Tensor = func(*x_call.args, **x_call.kwargs)
+    return with_gradient_of(value, h)
 
 
-def of_layer_norm(func: Func, now: Call, then: Call, centered: bool = True) -> Any:
-    x = pair_of(now, then)
+def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool = True) -> Any:
+    x = get_pair(x_call, ref_call)
     names = "input normalized_shape weight bias eps" if centered else "input normalized_shape weight eps"
-    given = arguments(now, names, weight=None, bias=None, eps=1e-5 if centered else None)
-    shape = list(given["normalized_shape"])
-    eps = torch.finfo(x.now.dtype).eps if given["eps"] is None else given["eps"]
-    h = _normalized(x, [-i - 1 for i in range(len(shape))], eps, centered)
-    return _exactly(func, now, _scaled(h.now, given["weight"], given["bias"], shape))
+    arguments_by_name = call_arguments(x_call, names, weight=None, bias=None, eps=1e-5 if centered else None)
+    shape = list(arguments_by_name["normalized_shape"])
+    eps = torch.finfo(x.x.dtype).eps if arguments_by_name["eps"] is None else arguments_by_name["eps"]
+    h = _normalize_pair(x, [-i - 1 for i in range(len(shape))], eps, centered)
+    return _with_exact_value(func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], shape))
 
 
-def of_group_norm(func: Func, now: Call, then: Call) -> Any:
-    x, given = pair_of(now, then), arguments(now, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
-    h = _normalized(x.linear(lambda t: t.reshape(len(t), given["num_groups"], -1)), [2], given["eps"])
-    channels = [-1, *[1] * (x.now.ndim - 2)]
-    return _exactly(func, now, _scaled(h.now.view_as(x.now), given["weight"], given["bias"], channels))
+def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    x, arguments_by_name = (
+        get_pair(x_call, ref_call),
+        call_arguments(x_call, "input num_groups weight bias eps", weight=None, bias=None, eps=1e-5),
+    )
+    h = _normalize_pair(
+        x.apply_linear(lambda t: t.reshape(len(t), arguments_by_name["num_groups"], -1)), [2], arguments_by_name["eps"]
+    )
+    channels = [-1, *[1] * (x.x.ndim - 2)]
+    return _with_exact_value(
+        func, x_call, _affine(h.x.view_as(x.x), arguments_by_name["weight"], arguments_by_name["bias"], channels)
+    )
 
 
-def of_instance_norm(func: Func, now: Call, then: Call) -> Any:
+def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     names = "input running_mean running_var weight bias use_input_stats momentum eps"
-    given = arguments(now, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
-    if not given["use_input_stats"]:
+    arguments_by_name = call_arguments(x_call, names, weight=None, bias=None, use_input_stats=True, eps=1e-5)
+    if not arguments_by_name["use_input_stats"]:
         return NotImplemented
-    x = pair_of(now, then)
-    h = _normalized(x, list(range(2, x.now.ndim)), given["eps"])
-    return _exactly(func, now, _scaled(h.now, given["weight"], given["bias"], [-1, *[1] * (x.now.ndim - 2)]))
+    x = get_pair(x_call, ref_call)
+    h = _normalize_pair(x, list(range(2, x.x.ndim)), arguments_by_name["eps"])
+    return _with_exact_value(
+        func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
+    )
 
 
-def of_batch_norm(func: Func, now: Call, then: Call) -> Any:
+def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     """Linear with running statistics; over the batch, a normalization that couples its rows."""
     names = "input running_mean running_var weight bias training momentum eps"
-    given = arguments(now, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5)
-    if not given["training"] and given["running_mean"] is not None:
+    arguments_by_name = call_arguments(
+        x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5
+    )
+    if not arguments_by_name["training"] and arguments_by_name["running_mean"] is not None:
         return NotImplemented
-    x = pair_of(now, then)
-    h = _normalized(x, [0, *range(2, x.now.ndim)], given["eps"])
-    return _exactly(func, now, _scaled(h.now, given["weight"], given["bias"], [-1, *[1] * (x.now.ndim - 2)]))
+    x = get_pair(x_call, ref_call)
+    h = _normalize_pair(x, [0, *range(2, x.x.ndim)], arguments_by_name["eps"])
+    return _with_exact_value(
+        func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
+    )
 
 
-def of_normalize(func: Func, now: Call, then: Call) -> Any:
-    given = arguments(now, "input p dim eps", p=2.0, dim=1, eps=1e-12)
-    if given["p"] != 2.0:
+def normalize_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    arguments_by_name = call_arguments(x_call, "input p dim eps", p=2.0, dim=1, eps=1e-12)
+    if arguments_by_name["p"] != 2.0:
         raise RuleError("DeepLIFT's rule for normalize is for the Euclidean length")
-    x = pair_of(now, then)
-    squares = x.by(torch.square).linear(lambda t: t.sum(given["dim"], keepdim=True))
-    return x.times(squares.by(lambda t: 1 / t.sqrt().clamp_min(given["eps"]))).now
+    x = get_pair(x_call, ref_call)
+    squares = x.apply_elementwise(torch.square).apply_linear(lambda t: t.sum(arguments_by_name["dim"], keepdim=True))
+    return x.multiply(squares.apply_elementwise(lambda t: 1 / t.sqrt().clamp_min(arguments_by_name["eps"]))).x
 
 
-def of_glu(func: Func, now: Call, then: Call) -> Any:
-    dim = arguments(now, "input dim", dim=-1)["dim"]
-    x = pair_of(now, then)
-    return x.linear(lambda t: t.chunk(2, dim)[0]).times(x.linear(lambda t: t.chunk(2, dim)[1]).by(torch.sigmoid)).now
+def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    dim = call_arguments(x_call, "input dim", dim=-1)["dim"]
+    x = get_pair(x_call, ref_call)
+    return (
+        x.apply_linear(lambda t: t.chunk(2, dim)[0])
+        .multiply(x.apply_linear(lambda t: t.chunk(2, dim)[1]).apply_elementwise(torch.sigmoid))
+        .x
+    )
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
-def _attended(now: AttentionHeads, then: AttentionHeads) -> tuple[Pair, Pair]:
+def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[ActivationPair, ActivationPair]:
     """What the heads give, and their weights."""
-    q, k, v = (Pair(getattr(now, n), getattr(then, n)) for n in "qkv")
-    qk = q.times(k.linear(lambda t: t.mT), torch.matmul)
-    weights = softmax(Pair(now.logits(qk.now), then.logits(qk.then)), -1)
-    return weights.times(v, torch.matmul), weights
+    q, k, v = (ActivationPair(getattr(x_heads, n), getattr(ref_heads, n)) for n in "qkv")
+    qk = q.multiply(k.apply_linear(lambda t: t.mT), torch.matmul)
+    weights = softmax_pair(ActivationPair(x_heads.logits(qk.x), ref_heads.logits(qk.ref)), -1)
+    return weights.multiply(v, torch.matmul), weights
 
 
-def of_multi_head_attention(func: Func, now: Call, then: Call) -> Any:
-    call, before = bind_arguments(now.args, now.kwargs), bind_arguments(then.args, then.kwargs)
-    out, weights = _attended(unpack_multi_head(call), unpack_multi_head(before))
+def multi_head_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    x_arguments, ref_arguments = (
+        bind_arguments(x_call.args, x_call.kwargs),
+        bind_arguments(ref_call.args, ref_call.kwargs),
+    )
+    out, weights = _attend_pair(unpack_multi_head(x_arguments), unpack_multi_head(ref_arguments))
     with torch.no_grad():
-        value, seen = func(*now.args, **now.kwargs)
-    if seen is not None:
-        w = weights.now.mean(1) if call["average_attn_weights"] else weights.now
-        seen = instead(seen, w.view_as(seen))
-    return instead(value, project_out(call, out.now)), seen
+        value, attn_weights = func(*x_call.args, **x_call.kwargs)
+    if attn_weights is not None:
+        w = weights.x.mean(1) if x_arguments["average_attn_weights"] else weights.x
+        attn_weights = with_gradient_of(attn_weights, w.view_as(attn_weights))
+    return with_gradient_of(value, project_out(x_arguments, out.x)), attn_weights
 
 
-def of_scaled_dot_product_attention(func: Func, now: Call, then: Call) -> Any:
-    heads = (unpack_scaled_dot_product(*c.args, **c.kwargs) for c in (now, then))
-    return _exactly(func, now, _attended(*heads)[0].now)
+def scaled_dot_product_attention_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
+    heads = (unpack_scaled_dot_product(*c.args, **c.kwargs) for c in (x_call, ref_call))
+    return _with_exact_value(func, x_call, _attend_pair(*heads)[0].x)

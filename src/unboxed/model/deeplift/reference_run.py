@@ -19,16 +19,16 @@ from torch.autograd.function import once_differentiable
 from ...errors import RuleError
 from ..relu_rules import graph_nodes
 
-Function = Callable[[Tensor], Tensor]
+TensorFn = Callable[[Tensor], Tensor]
 
 
-class _Instead(torch.autograd.Function):
+class _SubstituteGradient(torch.autograd.Function):
     """A value that hands its gradient to another tensor of its shape, from which it may not have been computed."""
 
     @staticmethod
-    def forward(ctx: Any, value: Callable[[], Tensor], other: Tensor) -> Tensor:
-        ctx.dtype = other.dtype
-        return value()
+    def forward(ctx: Any, compute: Callable[[], Tensor], gradient_source: Tensor) -> Tensor:
+        ctx.dtype = gradient_source.dtype
+        return compute()
 
     @staticmethod
     @once_differentiable
@@ -36,13 +36,13 @@ class _Instead(torch.autograd.Function):
         return None, grad.to(ctx.dtype)
 
 
-class _Scaled(torch.autograd.Function):
+class _ScaleGradient(torch.autograd.Function):
     """A value whose slope in x is a given multiplier, held apart from what torch saves."""
 
     @staticmethod
-    def forward(ctx: Any, value: Callable[[], Tensor], x: Tensor, multiplier: Tensor) -> Tensor:
+    def forward(ctx: Any, compute: Callable[[], Tensor], x: Tensor, multiplier: Tensor) -> Tensor:
         ctx.multiplier, ctx.dtype = multiplier, x.dtype
-        return value()
+        return compute()
 
     @staticmethod
     @once_differentiable
@@ -50,175 +50,189 @@ class _Scaled(torch.autograd.Function):
         return None, (grad * ctx.multiplier).to(ctx.dtype), None
 
 
-def instead(value: Tensor, other: Tensor) -> Tensor:
+def with_gradient_of(value: Tensor, gradient_source: Tensor) -> Tensor:
     """`value` with the gradient of `other`."""
     value = value.detach()
-    given: Tensor = _Instead.apply(lambda: value.clone() if value._is_view() else value, other)  # type: ignore[no-untyped-call]
-    return given
+    out: Tensor = _SubstituteGradient.apply(lambda: value.clone() if value._is_view() else value, gradient_source)  # type: ignore[no-untyped-call]
+    return out
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ActivationPair:
     """An activation on the example, whose gradient the multipliers are, and on the baseline."""
 
-    now: Tensor
-    then: Tensor
+    x: Tensor
+    ref: Tensor
 
-    def linear(self, f: Function) -> Pair:
+    def apply_linear(self, f: TensorFn) -> ActivationPair:
         """An affine function of it: its slope is the same everywhere."""
-        return Pair(f(self.now), f(self.then))
+        return ActivationPair(f(self.x), f(self.ref))
 
-    def by(self, f: Function) -> Pair:
+    def apply_elementwise(self, f: TensorFn) -> ActivationPair:
         """An elementwise function, by the rescale rule (equation 12): (f(a) - f(b)) / (a - b)."""
-        a, b = self.now.detach(), self.then
-        value, then = f(a), f(b)
-        gap = a - b
-        near = ~(gap.abs() > _tolerance(gap) * (a.abs() + b.abs()))  # NaN, of two infinities, too
-        m = (value - then) / torch.where(near, 1, gap)
-        m = torch.where(near, _slope(f, a), m) if bool(near.any()) else m
-        scaled: Tensor = _Scaled.apply(lambda: value, self.now, m)  # type: ignore[no-untyped-call]
-        return Pair(scaled, then)
+        a, b = self.x.detach(), self.ref
+        value, ref_value = f(a), f(b)
+        delta = a - b
+        is_close = ~(delta.abs() > _relative_tolerance(delta) * (a.abs() + b.abs()))  # NaN, of two infinities, too
+        multiplier = (value - ref_value) / torch.where(is_close, 1, delta)
+        multiplier = torch.where(is_close, _derivative(f, a), multiplier) if bool(is_close.any()) else multiplier
+        scaled: Tensor = _ScaleGradient.apply(lambda: value, self.x, multiplier)  # type: ignore[no-untyped-call]
+        return ActivationPair(scaled, ref_value)
 
-    def times(self, other: Pair, product: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> Pair:
+    def multiply(
+        self, other: ActivationPair, product: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    ) -> ActivationPair:
         """A bilinear product: each factor is weighed by the mean of the other's two values, which is exact."""
-        a, b = self.now.detach(), other.now.detach()
-        split = product(self.now, (b + other.then) / 2) + product((a + self.then) / 2, other.now)
-        return Pair(instead(product(a, b), split), product(self.then, other.then))
+        a, b = self.x.detach(), other.x.detach()
+        split = product(self.x, (b + other.ref) / 2) + product((a + self.ref) / 2, other.x)
+        return ActivationPair(with_gradient_of(product(a, b), split), product(self.ref, other.ref))
 
-    def plus(self, other: Pair) -> Pair:
-        return Pair(self.now + other.now, self.then + other.then)
+    def add(self, other: ActivationPair) -> ActivationPair:
+        return ActivationPair(self.x + other.x, self.ref + other.ref)
 
 
-def _tolerance(t: Tensor) -> float:
+def _relative_tolerance(t: Tensor) -> float:
     """Of a difference, relative to what it is of: below it, the digits of a quotient are lost."""
     return float(torch.finfo(t.dtype).eps ** 0.5 / 10)
 
 
-def _slope(f: Function, a: Tensor) -> Tensor:
+def _derivative(f: TensorFn, a: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = a.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(f(leaf).sum(), leaf)
-    return slope
+        (grad,) = torch.autograd.grad(f(leaf).sum(), leaf)
+    return grad
 
 
-FAR = 1e30  # stands for infinity: padding, which never wins
+LARGE_VALUE = 1e30  # stands for infinity: padding, which never wins
 
 
-def winners(pair: Pair, dim: int) -> Tensor:
+def max_multipliers(pair: ActivationPair, dim: int) -> Tensor:
     """The multipliers of the largest along an axis (not its value): each is weighed by the share of the straight way
     from baseline to example on which it is the largest; equals share alike.
 
     Of a ReLU, the larger of x and 0, that is the rescale rule. (captum gives all to the two winners at the ends.)
     """
-    now, then = pair.now.movedim(dim, -1), pair.then.movedim(dim, -1).nan_to_num(neginf=-FAR, posinf=FAR)
-    shares = _shares(then, now.detach().nan_to_num(neginf=-FAR, posinf=FAR) - then)
-    return (torch.where(shares > 0, now, 0) * shares).sum(-1)
+    x, ref = pair.x.movedim(dim, -1), pair.ref.movedim(dim, -1).nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE)
+    shares = _winner_shares(ref, x.detach().nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE) - ref)
+    return (torch.where(shares > 0, x, 0) * shares).sum(-1)
 
 
-def _shares(start: Tensor, way: Tensor) -> Tensor:
+def _winner_shares(start: Tensor, direction: Tensor) -> Tensor:
     """For lines start + t way (..., K), the part of 0 <= t <= 1 on which each is the uppermost."""
-    size = (start.abs() + way.abs()).masked_fill(start <= -FAR, 0).amax(-1, keepdim=True)
-    close = 16 * torch.finfo(way.dtype).eps * size
-    found = []
-    for k in range(way.shape[-1]):
-        ahead, faster = start[..., k : k + 1] - start, way[..., k : k + 1] - way
-        same = (ahead.abs() <= close) & (faster.abs() <= close)
-        level = (faster.abs() <= close) & ~same
-        cross = -ahead / torch.where(faster == 0, 1, faster)
-        since = torch.where((faster > 0) & ~same & ~level, cross, 0).amax(-1).clamp(0, 1)
-        until = torch.where((faster < 0) & ~same & ~level, cross, 1).amin(-1).clamp(0, 1)
-        below = (level & (ahead < 0)).any(-1)
-        found.append((until - since).clamp(min=0).masked_fill(below, 0) / same.sum(-1))
-    shares = torch.stack(found, -1)
+    scale = (start.abs() + direction.abs()).masked_fill(start <= -LARGE_VALUE, 0).amax(-1, keepdim=True)
+    tolerance = 16 * torch.finfo(direction.dtype).eps * scale
+    lengths = []
+    for k in range(direction.shape[-1]):
+        lead, lead_rate = start[..., k : k + 1] - start, direction[..., k : k + 1] - direction
+        is_equal = (lead.abs() <= tolerance) & (lead_rate.abs() <= tolerance)
+        is_parallel = (lead_rate.abs() <= tolerance) & ~is_equal
+        crossing = -lead / torch.where(lead_rate == 0, 1, lead_rate)
+        t_start = torch.where((lead_rate > 0) & ~is_equal & ~is_parallel, crossing, 0).amax(-1).clamp(0, 1)
+        t_end = torch.where((lead_rate < 0) & ~is_equal & ~is_parallel, crossing, 1).amin(-1).clamp(0, 1)
+        is_below = (is_parallel & (lead < 0)).any(-1)
+        lengths.append((t_end - t_start).clamp(min=0).masked_fill(is_below, 0) / is_equal.sum(-1))
+    shares = torch.stack(lengths, -1)
     return shares / shares.sum(-1, keepdim=True)
 
 
 # -- two runs of the model ---------------------------------------------------------------------------------------------
 
-Rule = Callable[[Callable[..., Any], "Call", "Call"], Any]
+Rule = Callable[[Callable[..., Any], "OpCall", "OpCall"], Any]
 """(func, on the example, on the baseline) -> what the op gives, or NotImplemented where it is linear as it stands."""
 
 
 @dataclass(frozen=True)
-class Call:
+class OpCall:
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def tensors(self) -> list[Tensor]:
-        return [t for t in _flat((self.args, self.kwargs)) if isinstance(t, Tensor)]
+        return [t for t in _flatten((self.args, self.kwargs)) if isinstance(t, Tensor)]
 
-    def numbers(self) -> bool:
+    def has_floating_tensors(self) -> bool:
         """Whether it is of activations: not of classes, places or masks alone."""
         return any(t.is_floating_point() for t in self.tensors())
 
 
-class Tape:
+class ReferenceTape:
     """Notes the ops that have rules on the baseline, and hands them their notes on the example."""
 
     def __init__(self, rules: dict[str, Rule]) -> None:
         self.rules = rules
-        self.notes: list[Call] = []
-        self.read = 0
+        self.calls: list[OpCall] = []
+        self.position = 0
 
-    def write(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in self.rules and Call(name, args, kwargs).numbers():
-            self.notes.append(Call(name, _kept(args), _kept(kwargs)))
+    def record(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in self.rules and OpCall(name, args, kwargs).has_floating_tensors():
+            self.calls.append(OpCall(name, _clone_tensors(args), _clone_tensors(kwargs)))
         return NotImplemented
 
-    def play(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        now = Call(name, args, kwargs)
-        if name not in self.rules or not now.numbers():
+    def replay(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x_call = OpCall(name, args, kwargs)
+        if name not in self.rules or not x_call.has_floating_tensors():
             return NotImplemented
-        then = self.notes[self.read] if self.read < len(self.notes) else None
-        if then is None or then.name != name or [t.shape for t in now.tensors()] != [t.shape for t in then.tensors()]:
+        ref_call = self.calls[self.position] if self.position < len(self.calls) else None
+        if (
+            ref_call is None
+            or ref_call.name != name
+            or [t.shape for t in x_call.tensors()] != [t.shape for t in ref_call.tensors()]
+        ):
             raise RuleError("DeepLIFT compares two runs op by op, and this model runs other ops for the baseline")
-        self.notes[self.read] = Call("", (), {})  # it may go
-        self.read += 1
-        if not any(t.requires_grad for t in now.tensors()):
+        self.calls[self.position] = OpCall("", (), {})  # it may go
+        self.position += 1
+        if not any(t.requires_grad for t in x_call.tensors()):
             return NotImplemented
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             raise RuleError("DeepLIFT can't see into a checkpointed part, which runs again in the backward pass; "
                             "switch checkpointing off")  # fmt: skip
-        if not any(t.dtype in HALF for t in now.tensors()):
-            return self.rules[name](func, now, then)
-        out = self.rules[name](func, *(Call(name, _to(c.args, HALF, torch.float32), _to(c.kwargs, HALF, torch.float32))
-                                       for c in (now, then)))  # fmt: skip
-        return out if out is NotImplemented else _to(out, {torch.float32}, next(t.dtype for t in now.tensors()))
+        if not any(t.dtype in HALF_DTYPES for t in x_call.tensors()):
+            return self.rules[name](func, x_call, ref_call)
+        out = self.rules[name](func, *(OpCall(name, _cast_tensors(c.args, HALF_DTYPES, torch.float32), _cast_tensors(c.kwargs, HALF_DTYPES, torch.float32))
+                                       for c in (x_call, ref_call)))  # fmt: skip
+        return (
+            out
+            if out is NotImplemented
+            else _cast_tensors(out, {torch.float32}, next(t.dtype for t in x_call.tensors()))
+        )
 
 
-HALF = frozenset({torch.bfloat16, torch.float16})
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 """Too coarse for differences: rules work in single precision there."""
 
 
-def _to(value: Any, these: Collection[torch.dtype], dtype: torch.dtype) -> Any:
+def _cast_tensors(value: Any, from_dtypes: Collection[torch.dtype], dtype: torch.dtype) -> Any:
     """A structure with tensors of some dtypes in another."""
     if isinstance(value, dict):
-        return {k: _to(v, these, dtype) for k, v in value.items()}
+        return {k: _cast_tensors(v, from_dtypes, dtype) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_to(v, these, dtype) for v in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.dtype in these else value
+        return tuple(_cast_tensors(v, from_dtypes, dtype) for v in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.dtype in from_dtypes else value
 
 
-def _flat(value: Any) -> list[Any]:
+def _flatten(value: Any) -> list[Any]:
     if isinstance(value, dict):
         value = tuple(value.values())
-    return [t for v in value for t in _flat(v)] if isinstance(value, (tuple, list)) else [value]
+    return [t for v in value for t in _flatten(v)] if isinstance(value, (tuple, list)) else [value]
 
 
-def _kept(value: Any) -> Any:
+def _clone_tensors(value: Any) -> Any:
     """A copy: the model may write over what it gave to an op. Parameters stand for themselves."""
     if isinstance(value, dict):
-        return {k: _kept(v) for k, v in value.items()}
+        return {k: _clone_tensors(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(map(_kept, value)) if not hasattr(value, "_fields") else tuple(map(_kept, value))
+        return (
+            type(value)(map(_clone_tensors, value))
+            if not hasattr(value, "_fields")
+            else tuple(map(_clone_tensors, value))
+        )
     return value.clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
 
 
 # -- nothing escapes ---------------------------------------------------------------------------------------------------
 
-_AFFINE = """
-    _Instead _Scaled BackwardHookFunction Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy UnsafeView Reshape
+_AFFINE_NODE_NAMES = """
+    _SubstituteGradient _ScaleGradient BackwardHookFunction Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy UnsafeView Reshape
     ReshapeAlias Squeeze Unsqueeze Expand Permute Transpose T Mt Mh Select Slice Index IndexSelect IndexPut IndexPutImpl
     Gather Scatter Cat Stack Split SplitWithSizes UnsafeSplit Chunk Unbind Narrow Clone Alias Lift LiftFresh ToCopy
     Contiguous Repeat RepeatInterleave Roll Flip Rot90 ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D
@@ -229,54 +243,54 @@ _AFFINE = """
     Dot Baddbmm Addbmm Mul Div Im2Col Col2Im Unfold AsStrided Diagonal Tril Triu MaskedFill Where NativeDropout
     FusedDropout PixelShuffle PixelUnshuffle NativeChannelShuffle NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Trace
 """.split()  # noqa: SIM905
-AFFINE = frozenset(_AFFINE)
-OTHERS = frozenset({"torch::autograd::CopyBackwards", "torch::autograd::CopySlices", "CopyBackwards", "CopySlices",
+AFFINE_NODES = frozenset(_AFFINE_NODE_NAMES)
+PASSTHROUGH_NODES = frozenset({"torch::autograd::CopyBackwards", "torch::autograd::CopySlices", "CopyBackwards", "CopySlices",
                     "torch::autograd::AccumulateGrad", "AccumulateGrad"})  # fmt: skip
-CONVOLUTIONS = ("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution")
-FACTORS = {
-    **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTIONS), (0, 1)),
+CONVOLUTION_NODES = ("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution")
+FACTOR_INPUTS = {
+    **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTION_NODES), (0, 1)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm"), (1, 2)),
 }
 """Which inputs of a node are multiplied with one another."""
 
 
-def nothing_escaped(score: Tensor, leaf: Tensor) -> None:
+def check_all_ruled(score: Tensor, leaf: Tensor) -> None:
     """Raise RuleError where an op between the leaf and the score has no rule, by its node in the graph."""
-    reaching = _reaching(score, leaf)
-    strange = {said for node in reaching if (said := _strange(node, reaching))}
-    if strange:
-        names = ", ".join(sorted(strange))
+    path_nodes = _nodes_between(score, leaf)
+    unsupported = {description for node in path_nodes if (description := _unsupported_op(node, path_nodes))}
+    if unsupported:
+        names = ", ".join(sorted(unsupported))
         raise RuleError(f"DeepLIFT has no rule for {names}; integrated gradients need none")
 
 
-def _reaching(score: Tensor, leaf: Tensor) -> Collection[Any]:
+def _nodes_between(score: Tensor, leaf: Tensor) -> Collection[Any]:
     """The nodes through which the score depends on the leaf."""
-    own = [n for n in graph_nodes(score) if getattr(n, "variable", None) is leaf]
-    above: dict[Any, list[Any]] = {}
+    leaf_nodes = [n for n in graph_nodes(score) if getattr(n, "variable", None) is leaf]
+    consumers: dict[Any, list[Any]] = {}
     for node in graph_nodes(score):
-        for below, _ in node.next_functions:
-            above.setdefault(below, []).append(node)
-    found, todo = set(own), list(own)
-    while todo:
-        for node in above.get(todo.pop(), []):
-            if node not in found:
-                found.add(node)
-                todo.append(node)
-    return found
+        for input_node, _ in node.next_functions:
+            consumers.setdefault(input_node, []).append(node)
+    reached, pending = set(leaf_nodes), list(leaf_nodes)
+    while pending:
+        for node in consumers.get(pending.pop(), []):
+            if node not in reached:
+                reached.add(node)
+                pending.append(node)
+    return reached
 
 
-def _strange(node: Any, reaching: Collection[Any]) -> str:
+def _unsupported_op(node: Any, path_nodes: Collection[Any]) -> str:
     name: str = node.name()
-    if name in OTHERS:
+    if name in PASSTHROUGH_NODES:
         return ""
-    base = re.sub(r"Backward\d*$", "", name)
-    below = [b in reaching for b, _ in node.next_functions]
-    if base not in AFFINE:
-        return f"the op {base}"
-    if sum(below[i] for i in FACTORS.get(base, ()) if i < len(below)) > 1:
-        return f"{base} of two activations in this spelling"
-    if base == "Div" and len(below) > 1 and below[1]:
+    op_name = re.sub(r"Backward\d*$", "", name)
+    is_on_path = [b in path_nodes for b, _ in node.next_functions]
+    if op_name not in AFFINE_NODES:
+        return f"the op {op_name}"
+    if sum(is_on_path[i] for i in FACTOR_INPUTS.get(op_name, ()) if i < len(is_on_path)) > 1:
+        return f"{op_name} of two activations in this spelling"
+    if op_name == "Div" and len(is_on_path) > 1 and is_on_path[1]:
         return "Div by an activation in this spelling"
-    if base.endswith(("BatchNorm", "BatchNormLegit")) and getattr(node, "_saved_training", False):
-        return f"{base} over the batch in this spelling"
+    if op_name.endswith(("BatchNorm", "BatchNormLegit")) and getattr(node, "_saved_training", False):
+        return f"{op_name} over the batch in this spelling"
     return ""

@@ -8,7 +8,7 @@ from . import pointwise as pointwise
 from . import spatial as spatial
 from .base_run import BasePass as BasePass
 from .regions import crop as crop
-from .side_effects import put_back as put_back
-from .windowed import Everywhere as Everywhere
-from .windowed import Windowed as Windowed
-from .windowed import plain as plain
+from .side_effects import restore_containers as restore_containers
+from .windowed import WindowedMode as WindowedMode
+from .windowed import WindowedTensor as WindowedTensor
+from .windowed import to_dense as to_dense

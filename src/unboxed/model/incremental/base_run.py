@@ -12,29 +12,29 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-KEPT = 2**26  # bytes of base maps; beyond, the largest are worked out again when they are looked at
-LATEST = 3  # maps that are not let go: what is being worked on
+MAX_CACHE_BYTES = 2**26  # bytes of base maps; beyond, the largest are worked out again when they are looked at
+N_PINNED_MAPS = 3  # maps that are not let go: what is being worked on
 
 
 @dataclass(eq=False)
-class Map:
+class BaseMap:
     """A base map (1, C, H, W): a result of the base pass. Its values may be let go, for it knows how to make them."""
 
-    asked: Any  # what is compared in a replay
+    call_key: Any  # what is compared in a replay
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shape: torch.Size
     like: Tensor  # empty; of the same dtype and device
     values: Tensor | None
-    looked_at: bool = False  # by windows, not only by the next op
+    is_read_by_windows: bool = False  # by windows, not only by the next op
 
     @property
     def dtype(self) -> torch.dtype:
         return self.like.dtype
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """Bytes held now."""
         return 0 if self.values is None else self.values.numel() * self.values.element_size()
 
@@ -48,102 +48,104 @@ class BasePass:
     """
 
     def __init__(self) -> None:
-        self.maps: list[Map] = []
-        self.at = 0
-        self.latest: deque[Map] = deque(maxlen=LATEST)
+        self.maps: list[BaseMap] = []
+        self.position = 0
+        self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_MAPS)
         self.kernels: dict[int, tuple[Tensor, Any, Tensor]] = {}
-        self.local, self.dense, self.bytes_each = 0, 0, 0
-        self.given: list[ref[Any]] = []  # what stood for tensors in this batch
+        self.n_local_values, self.n_dense_values, self.bytes_per_row = 0, 0, 0
+        self.proxies: list[ref[Any]] = []  # what stood for tensors in this batch
 
     def restart(self) -> None:
         """A new batch begins: its ops are compared from the first one on."""
-        self.at = 0
-        self.given.clear()
+        self.position = 0
+        self.proxies.clear()
 
     @property
-    def is_kept(self) -> bool:
+    def has_live_proxies(self) -> bool:
         """Whether somebody holds on to what stood for a tensor, after a batch."""
-        if any(given() is not None for given in self.given):
+        if any(proxy() is not None for proxy in self.proxies):
             gc.collect()
-        return any(given() is not None for given in self.given)
+        return any(given() is not None for given in self.proxies)
 
-    def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Map:
+    def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> BaseMap:
         """func(*args) on base maps; it must give a new tensor and leave its arguments alone."""
-        asked = (func, _marks(args), _marks(kwargs))
-        if self.at == len(self.maps) or self.maps[self.at].asked != asked:
-            out = self._made(func, args, kwargs)
-            self.maps[self.at : self.at + 1] = [Map(asked, func, args, kwargs, out.shape, out.new_empty(0), out)]
-            self._let_go(self.maps[self.at])
-        self.at += 1
-        return self.maps[self.at - 1]
+        call_key = (func, _fingerprint(args), _fingerprint(kwargs))
+        if self.position == len(self.maps) or self.maps[self.position].call_key != call_key:
+            out = self._compute(func, args, kwargs)
+            self.maps[self.position : self.position + 1] = [
+                BaseMap(call_key, func, args, kwargs, out.shape, out.new_empty(0), out)
+            ]
+            self._evict(self.maps[self.position])
+        self.position += 1
+        return self.maps[self.position - 1]
 
-    def _made(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        out: Tensor = func(*self._with_values(args), **self._with_values(kwargs))
+    def _compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        out: Tensor = func(*self._resolve_maps(args), **self._resolve_maps(kwargs))
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out  # is cut out row by row
 
-    def _with_values(self, value: Any) -> Any:
-        if isinstance(value, Map):
-            return self._values(value)
+    def _resolve_maps(self, value: Any) -> Any:
+        if isinstance(value, BaseMap):
+            return self._get_values(value)
         if isinstance(value, (tuple, list)):
-            return type(value)(map(self._with_values, value))
-        return {name: self._with_values(v) for name, v in value.items()} if isinstance(value, dict) else value
+            return type(value)(map(self._resolve_maps, value))
+        return {name: self._resolve_maps(v) for name, v in value.items()} if isinstance(value, dict) else value
 
-    def _values(self, base: Map) -> Tensor:
+    def _get_values(self, base: BaseMap) -> Tensor:
         values = base.values
         if values is None:
-            values = base.values = self._made(base.func, base.args, base.kwargs)
-        self._let_go(base)
+            values = base.values = self._compute(base.func, base.args, base.kwargs)
+        self._evict(base)
         return values
 
-    def look(self, base: Map) -> Tensor:
+    def read(self, base: BaseMap) -> Tensor:
         """The values of a base map, (1, C, H, W), for windows."""
-        base.looked_at = True
-        return self._values(base)
+        base.is_read_by_windows = True
+        return self._get_values(base)
 
-    def spent(self, base: Map) -> None:
+    def release(self, base: BaseMap) -> None:
         """An op made something else of each of its values: if windows never looked at them, they can go."""
-        if not base.looked_at:
+        if not base.is_read_by_windows:
             base.values = None
 
-    def _let_go(self, touched: Map) -> None:
+    def _evict(self, latest: BaseMap) -> None:
         """The largest of what is too much, but not what was touched last."""
-        self.latest.append(touched)
-        held = sum(m.size for m in self.maps)
-        for large in sorted(self.maps, key=lambda m: -m.size):
-            if held <= KEPT:
+        self.pinned.append(latest)
+        total_bytes = sum(m.nbytes for m in self.maps)
+        for base_map in sorted(self.maps, key=lambda m: -m.nbytes):
+            if total_bytes <= MAX_CACHE_BYTES:
                 return
-            if not any(large is m for m in self.latest):
-                held -= large.size
-                large.values = None
+            if not any(base_map is m for m in self.pinned):
+                total_bytes -= base_map.nbytes
+                base_map.values = None
 
-    def laid_out(self, weight: Tensor) -> Tensor:
+    def channels_last_weight(self, weight: Tensor) -> Tensor:
         """A kernel in the layout that windows have, which a convolution would otherwise make at each call."""
         if weight.is_contiguous(memory_format=torch.channels_last):
             return weight
-        mark = _marks(weight)
-        _, kept, copy = self.kernels.get(weight.data_ptr(), (weight, None, weight))
-        if kept != mark:
+        fingerprint = _fingerprint(weight)
+        _, cached_fingerprint, copy = self.kernels.get(weight.data_ptr(), (weight, None, weight))
+        if cached_fingerprint != fingerprint:
             copy = weight.contiguous(memory_format=torch.channels_last)
-            self.kernels[weight.data_ptr()] = (weight, mark, copy)
+            self.kernels[weight.data_ptr()] = (weight, fingerprint, copy)
         return copy
 
-    def note(self, rows: int, *tensors: Tensor) -> None:
+    def record_bytes(self, n_rows: int, *tensors: Tensor) -> None:
         """What so many rows hold at a time."""
-        held = sum(t.numel() * t.element_size() for t in tensors)
-        self.bytes_each = max(self.bytes_each, held // max(1, rows))
+        total_bytes = sum(t.numel() * t.element_size() for t in tensors)
+        self.bytes_per_row = max(self.bytes_per_row, total_bytes // max(1, n_rows))
 
 
-def _marks(value: Any) -> Any:
+def _fingerprint(value: Any) -> Any:
     """What tells two arguments apart: tensors by where their values lie (views are made anew) and how often those were
     written; what is asked for is held, so that no place is used again.
     """
-    if isinstance(value, Map):
+    if isinstance(value, BaseMap):
         return id(value)  # which is held by what was made of it
     if isinstance(value, Tensor):
-        written = 0 if value.is_inference() else value._version
-        return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), written
+        version = 0 if value.is_inference() else value._version
+        return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), version
     if isinstance(value, (tuple, list)):
-        return tuple(_marks(part) for part in value)
+        return tuple(_fingerprint(part) for part in value)
     if isinstance(value, dict):
-        return tuple((name, _marks(part)) for name, part in value.items())
+        return tuple((name, _fingerprint(part)) for name, part in value.items())
     return type(value), value

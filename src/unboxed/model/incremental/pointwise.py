@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op_tables import plain_op_name
-from .base_run import Map
-from .regions import crop, together
-from .windowed import Group, Ints, Op, Windowed, handles
+from .base_run import BaseMap
+from .regions import crop, common_regions
+from .windowed import WindowGroup, IntArray, Op, WindowedTensor, handles
 
-UNARY = (
+UNARY_OPS = (
     "abs", "absolute", "neg", "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt",
     "square", "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "erfc", "floor",
     "ceil", "round", "trunc", "frac", "sign", "sgn", "sigmoid", "logit", "nan_to_num", "isnan", "isinf", "isfinite",
@@ -24,7 +24,7 @@ UNARY = (
     "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "log_sigmoid", "tanhshrink", "softshrink",
     "hardshrink", "threshold", "_threshold", "__neg__", "__abs__", "__invert__", "zeros_like", "ones_like", "full_like",
 )  # fmt: skip
-BINARY = (
+BINARY_OPS = (
     "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder",
     "fmod", "pow", "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "fmax", "fmin", "where", "lerp",
     "addcmul", "addcdiv", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "masked_fill",
@@ -33,84 +33,88 @@ BINARY = (
       for kind in ("", "r", "i")),
     "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__",
 )  # fmt: skip
-SAME = ("detach", "dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+IDENTITY_OPS = ("detach", "dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
         "feature_alpha_dropout", "requires_grad", "contiguous")  # fmt: skip
-CASTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda")
+CAST_OPS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda")
 
 
-@handles(*UNARY, *BINARY)
-def pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@handles(*UNARY_OPS, *BINARY_OPS)
+def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Any number of maps, of tensors that are the same for all rows, and of numbers."""
     values = [*args, *kwargs.values()]
-    parts, others = [v for v in values if isinstance(v, Windowed)], [v for v in values if isinstance(v, Tensor)]
-    if not all(_beside(p, parts[0]) for p in parts) or not all(_fits(v, parts[0]) for v in others):
+    maps, others = [v for v in values if isinstance(v, WindowedTensor)], [v for v in values if isinstance(v, Tensor)]
+    if not all(_same_layout(p, maps[0]) for p in maps) or not all(_is_row_independent(v, maps[0]) for v in others):
         return NotImplemented
-    if not _in_place(func, kwargs):
-        return _each(func, args, kwargs, parts)
+    if not _is_in_place(func, kwargs):
+        return _apply_per_group(func, args, kwargs, maps)
     x = args[0]
-    if not isinstance(x, Windowed):
+    if not isinstance(x, WindowedTensor):
         return NotImplemented
-    spare, changed = _out_of_place(func, kwargs)
-    if len(parts) == 1 and not others:
-        base = x._pass.run(spare, *_with(args, [x], [x._base]), **changed)
-        return x.become(x.mapped(base, lambda h: func(*_with(args, [x], [h]), **kwargs)))
-    out = _each(spare, args, changed, parts)
-    if (out._base.shape, out._base.dtype) != (x._base.shape, x._base.dtype):
+    out_of_place_func, new_kwargs = _out_of_place(func, kwargs)
+    if len(maps) == 1 and not others:
+        base = x._base_pass.run(out_of_place_func, *_substitute(args, [x], [x._base_map]), **new_kwargs)
+        return x.replace_with(x.map_windows(base, lambda h: func(*_substitute(args, [x], [h]), **kwargs)))
+    out = _apply_per_group(out_of_place_func, args, new_kwargs, maps)
+    if (out._base_map.shape, out._base_map.dtype) != (x._base_map.shape, x._base_map.dtype):
         return NotImplemented
-    return x.become(out)
+    return x.replace_with(out)
 
 
-def _beside(a: Windowed, b: Windowed) -> bool:
+def _same_layout(a: WindowedTensor, b: WindowedTensor) -> bool:
     """Whether two maps have the same positions and rows."""
-    return a._base.shape[-2:] == b._base.shape[-2:] and a._n == b._n and a._pass is b._pass
+    return a._base_map.shape[-2:] == b._base_map.shape[-2:] and a._n_rows == b._n_rows and a._base_pass is b._base_pass
 
 
-def _fits(v: Tensor, part: Windowed) -> bool:
+def _is_row_independent(tensor: Tensor, windowed: WindowedTensor) -> bool:
     """Whether a tensor is the same for all rows, and the maps are not spread to it."""
-    own = (1, 1, *v.shape)[-2:]
-    alone = v.ndim < 4 or (v.ndim == 4 and len(v) == 1)
-    return alone and all(a in (1, b) for a, b in zip(own, part._base.shape[-2:], strict=True))
+    size = (1, 1, *tensor.shape)[-2:]
+    is_shared = tensor.ndim < 4 or (tensor.ndim == 4 and len(tensor) == 1)
+    return is_shared and all(a in (1, b) for a, b in zip(size, windowed._base_map.shape[-2:], strict=True))
 
 
-def _each(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Windowed]) -> Windowed:
+def _apply_per_group(
+    func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[WindowedTensor]
+) -> WindowedTensor:
     """The op on the base, and on each group of windows."""
-    first = parts[0]
-    bases = [p._base for p in parts]
-    named = dict(zip(kwargs, _with(tuple(kwargs.values()), parts, bases), strict=True))
-    base = first._pass.run(func, *_with(args, parts, bases), **named)
+    first = maps[0]
+    bases = [p._base_map for p in maps]
+    base_kwargs = dict(zip(kwargs, _substitute(tuple(kwargs.values()), maps, bases), strict=True))
+    base = first._base_pass.run(func, *_substitute(args, maps, bases), **base_kwargs)
     groups = []
-    for rows, top, left, cuts in together(parts):
+    for rows, top, left, cuts in common_regions(maps):
 
-        def put(value: Any, top: Ints = top, left: Ints = left, cuts: list[Tensor] = cuts) -> Any:
-            (value,) = _with((value,), parts, cuts)
-            own = isinstance(value, Tensor) and not any(value is c for c in cuts) and _has_positions(value)
-            return _cut(value, base, top, left, cuts[0]) if own else value
+        def crop_for_group(value: Any, top: IntArray = top, left: IntArray = left, cuts: list[Tensor] = cuts) -> Any:
+            (value,) = _substitute((value,), maps, cuts)
+            needs_crop = isinstance(value, Tensor) and not any(value is c for c in cuts) and _has_positions(value)
+            return _crop_windows(value, base, top, left, cuts[0]) if needs_crop else value
 
-        new = func(*map(put, args), **{name: put(value) for name, value in kwargs.items()})
-        groups.append(Group(rows, top, left, new))
-        first._pass.local += new.numel()
-        first._pass.note(len(rows), *cuts, new)
-    for p in parts:
-        first._pass.spent(p._base)
-    return Windowed(first._pass, base, groups, first._n)
+        new = func(*map(crop_for_group, args), **{name: crop_for_group(value) for name, value in kwargs.items()})
+        groups.append(WindowGroup(rows, top, left, new))
+        first._base_pass.n_local_values += new.numel()
+        first._base_pass.record_bytes(len(rows), *cuts, new)
+    for p in maps:
+        first._base_pass.release(p._base_map)
+    return WindowedTensor(first._base_pass, base, groups, first._n_rows)
 
 
-def _with(args: tuple[Any, ...], parts: list[Windowed], tensors: Sequence[Tensor | Map]) -> tuple[Any, ...]:
+def _substitute(
+    args: tuple[Any, ...], maps: list[WindowedTensor], tensors: Sequence[Tensor | BaseMap]
+) -> tuple[Any, ...]:
     """The arguments with a tensor in each map's place."""
-    return tuple(next((t for p, t in zip(parts, tensors, strict=True) if p is v), v) for v in args)
+    return tuple(next((t for p, t in zip(maps, tensors, strict=True) if p is v), v) for v in args)
 
 
-def _has_positions(v: Tensor) -> bool:
-    return (1, 1, *v.shape)[-2:] != (1, 1)
+def _has_positions(tensor: Tensor) -> bool:
+    return (1, 1, *tensor.shape)[-2:] != (1, 1)
 
 
-def _cut(v: Tensor, base: Map, top: Ints, left: Ints, beside: Tensor) -> Tensor:
+def _crop_windows(tensor: Tensor, base: BaseMap, top: IntArray, left: IntArray, like: Tensor) -> Tensor:
     """A tensor with positions, where the windows are."""
-    whole = v.reshape(*[1] * (4 - v.ndim), *v.shape).expand(-1, -1, *base.shape[-2:])
-    return crop(whole, top, left, (beside.shape[2], beside.shape[3])).permute(0, 3, 1, 2)
+    full = tensor.reshape(*[1] * (4 - tensor.ndim), *tensor.shape).expand(-1, -1, *base.shape[-2:])
+    return crop(full, top, left, (like.shape[2], like.shape[3])).permute(0, 3, 1, 2)
 
 
-def _in_place(func: Op, kwargs: dict[str, Any]) -> bool:
+def _is_in_place(func: Op, kwargs: dict[str, Any]) -> bool:
     name = func.__name__.partition(".")[0]
     if name.startswith("__"):
         return name.startswith("__i") and name != "__invert__"
@@ -124,49 +128,49 @@ def _out_of_place(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]
     name = plain_op_name(func)
     if name.startswith("__i"):
         return getattr(operator, name.replace("__i", "__", 1)), kwargs
-    return getattr(torch, name, None) or getattr(F, name, None) or _on_a_copy(func), kwargs
+    return getattr(torch, name, None) or getattr(F, name, None) or _run_on_clone(func), kwargs
 
 
 @cache
-def _on_a_copy(func: Op) -> Op:
+def _run_on_clone(func: Op) -> Op:
     """One function for each op: what was asked of the base is told by it."""
 
-    def on_a_copy(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def run_on_clone(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = func(x.clone(), *args, **kwargs)
         return out
 
-    return on_a_copy
+    return run_on_clone
 
 
 @handles("prelu")
 def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Its slopes are one a channel, although they look like one a column."""
     x, rest = args[0], args[1:]
-    if not isinstance(x, Windowed) or any(isinstance(v, Windowed) for v in (*rest, *kwargs.values())):
+    if not isinstance(x, WindowedTensor) or any(isinstance(v, WindowedTensor) for v in (*rest, *kwargs.values())):
         return NotImplemented
-    return x.mapped(x._pass.run(func, x._base, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
+    return x.map_windows(x._base_pass.run(func, x._base_map, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
 
 
-@handles(*SAME)
-def same(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@handles(*IDENTITY_OPS)
+def identity_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What gives its own argument back: dropout that is off, contiguous of what is."""
-    x, asked = args[0], args[2] if len(args) > 2 else True
-    on = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", asked))
-    return NotImplemented if on or not isinstance(x, Windowed) else x
+    x, training = args[0], args[2] if len(args) > 2 else True
+    drops_units = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", training))
+    return NotImplemented if drops_units or not isinstance(x, WindowedTensor) else x
 
 
-@handles(*CASTS)
+@handles(*CAST_OPS)
 def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Another dtype (or device); itself where it is of that dtype."""
     x = args[0]
-    if not isinstance(x, Windowed):
-        return func(x, *(a._like() if isinstance(a, Windowed) else a for a in args[1:]), **kwargs)
-    args = tuple(a._base.like if isinstance(a, Windowed) and a is not x else a for a in args)
-    base = x.base
+    if not isinstance(x, WindowedTensor):
+        return func(x, *(a._empty_like() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
+    args = tuple(a._base_map.like if isinstance(a, WindowedTensor) and a is not x else a for a in args)
+    base = x.base_values
     probe = func(base, *args[1:], **kwargs)
     if not isinstance(probe, Tensor) or probe.device != base.device:
         return NotImplemented
-    return x if probe is base else _each(func, args, kwargs, [x])
+    return x if probe is base else _apply_per_group(func, args, kwargs, [x])
 
 
 @handles("clone")
@@ -179,31 +183,31 @@ def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """On running statistics it is a line for each channel."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    x, training = given.pop("input"), given.pop("training", False)
-    if training or not isinstance(x, Windowed) or any(isinstance(v, Windowed) for v in given.values()):
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    x, training = arguments.pop("input"), arguments.pop("training", False)
+    if training or not isinstance(x, WindowedTensor) or any(isinstance(v, WindowedTensor) for v in arguments.values()):
         return NotImplemented
-    weight, bias, mean, var = (given.get(k) for k in ("weight", "bias", "running_mean", "running_var"))
-    fixed = {"momentum": 0.1, "eps": given.get("eps", 1e-5)}
+    weight, bias, mean, var = (arguments.get(k) for k in ("weight", "bias", "running_mean", "running_var"))
+    options = {"momentum": 0.1, "eps": arguments.get("eps", 1e-5)}
 
-    def normed(h: Tensor) -> Tensor:
-        return F.batch_norm(h, mean, var, weight, bias, False, **fixed)
+    def normalize(h: Tensor) -> Tensor:
+        return F.batch_norm(h, mean, var, weight, bias, False, **options)
 
-    base = x._pass.run(F.batch_norm, x._base, mean, var, weight, bias, False, **fixed)
-    return x.mapped(base, normed)
+    base = x._base_pass.run(F.batch_norm, x._base_map, mean, var, weight, bias, False, **options)
+    return x.map_windows(base, normalize)
 
 
 @handles("cat", "concat", "concatenate")
 def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Of channels."""
-    parts = list(args[0] if args else kwargs["tensors"])
+    maps = list(args[0] if args else kwargs["tensors"])
     axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
-    if axis not in (1, -3) or not all(isinstance(p, Windowed) for p in parts):
+    if axis not in (1, -3) or not all(isinstance(p, WindowedTensor) for p in maps):
         return NotImplemented
-    first = parts[0]
-    if any(p._base.shape[-2:] != first._base.shape[-2:] or p._n != first._n for p in parts):
+    first = maps[0]
+    if any(p._base.shape[-2:] != first._base.shape[-2:] or p._n != first._n for p in maps):
         return NotImplemented
-    base = first._pass.run(torch.cat, [p._base for p in parts], 1)
-    groups = [Group(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in together(parts)]
+    base = first._pass.run(torch.cat, [p._base for p in maps], 1)
+    groups = [WindowGroup(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in common_regions(maps)]
     first._pass.local += sum(g.values.numel() for g in groups)
-    return Windowed(first._pass, base, groups, first._n)
+    return WindowedTensor(first._pass, base, groups, first._n)

@@ -8,25 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .windowed import Group, Ints, Windowed
+from .windowed import WindowGroup, IntArray, WindowedTensor
 
 Size = tuple[int, int]
 
 
-def region(part: Windowed, group: Group, top: Ints, left: Ints, size: Size, fill: float = 0.0) -> Tensor:
+def read_region(
+    windowed: WindowedTensor, group: WindowGroup, top: IntArray, left: IntArray, size: Size, fill: float = 0.0
+) -> Tensor:
     """What the rows of a group hold in rectangles (n, C, *size) at the corners given; `fill` beyond the map's edges."""
-    (h, w), at = size, (group.top, group.left)
+    (h, w), corner = size, (group.top, group.left)
     if group.size == size and (group.top == top).all() and (group.left == left).all():
         return group.values
-    cut = crop(part.base, top, left, size, fill)  # (n, h, w, C)
+    cut = crop(windowed.base_values, top, left, size, fill)  # (n, h, w, C)
     values = group.values.permute(0, 2, 3, 1)
-    for rows, (dy, dx) in _alike(at[0] - top, at[1] - left):
+    for rows, (dy, dx) in _rows_by_shift(corner[0] - top, corner[1] - left):
         (y, sy), (x, sx) = _overlap(dy, group.size[0], h), _overlap(dx, group.size[1], w)
         cut[rows, y, x] = values[rows, sy, sx]
     return cut.permute(0, 3, 1, 2)
 
 
-def crop(base: Tensor, top: Ints, left: Ints, size: Size, fill: float = 0.0) -> Tensor:
+def crop(base: Tensor, top: IntArray, left: IntArray, size: Size, fill: float = 0.0) -> Tensor:
     """Rectangles (n, *size, C) of a map (1, C, H, W)."""
     (h, w), (channels, height, width) = size, base.shape[1:]
     ys, xs = top[:, None] + np.arange(h), left[:, None] + np.arange(w)
@@ -40,49 +42,51 @@ def crop(base: Tensor, top: Ints, left: Ints, size: Size, fill: float = 0.0) -> 
     return cut
 
 
-def _alike(dy: Ints, dx: Ints) -> Iterator[tuple[slice | Tensor, tuple[int, int]]]:
+def _rows_by_shift(dy: IntArray, dx: IntArray) -> Iterator[tuple[slice | Tensor, tuple[int, int]]]:
     """Rows with the same shift."""
     shifts, inverse = np.unique(np.stack([dy, dx], 1), axis=0, return_inverse=True)
     for k, shift in enumerate(shifts.tolist()):
         rows = np.flatnonzero(inverse.reshape(-1) == k)
-        follow = rows[-1] - rows[0] == len(rows) - 1
-        yield slice(int(rows[0]), int(rows[-1]) + 1) if follow else torch.from_numpy(rows), (shift[0], shift[1])
+        is_contiguous = rows[-1] - rows[0] == len(rows) - 1
+        yield slice(int(rows[0]), int(rows[-1]) + 1) if is_contiguous else torch.from_numpy(rows), (shift[0], shift[1])
 
 
-def _overlap(shift: int, own: int, size: int) -> tuple[slice, slice]:
+def _overlap(shift: int, window_size: int, size: int) -> tuple[slice, slice]:
     """Where a window shifted by so much lies in a region, and which part of the window that is."""
-    low, high = max(0, shift), max(0, shift, min(size, shift + own))
+    low, high = max(0, shift), max(0, shift, min(size, shift + window_size))
     return slice(low, high), slice(low - shift, high - shift)
 
 
-def together(parts: Sequence[Windowed]) -> Iterator[tuple[Ints, Ints, Ints, list[Tensor]]]:
+def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, IntArray, IntArray, list[Tensor]]]:
     """Rows, corners and what each of several maps of one size holds in a region that has the windows of all."""
-    if len(parts) == 1:
-        for g in parts[0]._groups:
+    if len(maps) == 1:
+        for g in maps[0]._groups:
             yield g.rows, g.top, g.left, [g.values]
         return
-    height, width = parts[0]._base.shape[2:]
-    for groups in _refined(parts):
-        top, h = _around([g.top for g in groups], [g.size[0] for g in groups], height)
-        left, w = _around([g.left for g in groups], [g.size[1] for g in groups], width)
-        cuts = [region(p, g, top, left, (h, w)) for p, g in zip(parts, groups, strict=True)]
+    height, width = maps[0]._base_map.shape[2:]
+    for groups in _common_groups(maps):
+        top, h = _bounding_span([g.top for g in groups], [g.size[0] for g in groups], height)
+        left, w = _bounding_span([g.left for g in groups], [g.size[1] for g in groups], width)
+        cuts = [read_region(p, g, top, left, (h, w)) for p, g in zip(maps, groups, strict=True)]
         yield groups[0].rows, top, left, cuts
 
 
-def _around(starts: Sequence[Ints], sizes: Sequence[int], limit: int) -> tuple[Ints, int]:
+def _bounding_span(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
     """The start and the common size of what holds all of some spans."""
     low = np.minimum.reduce(list(starts))
     size = int((np.maximum.reduce([s + n for s, n in zip(starts, sizes, strict=True)]) - low).max())
     return np.minimum(low, limit - size), size
 
 
-def _refined(parts: Sequence[Windowed]) -> Iterator[list[Group]]:
+def _common_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]]:
     """Groups of the same rows in each part, for parts may be grouped in different ways."""
-    place = np.zeros((len(parts), parts[0]._n, 2), dtype=np.int64)  # of each row: its group, and where in it
-    for k, part in enumerate(parts):
-        for j, g in enumerate(part._groups):
-            place[k, g.rows, 0], place[k, g.rows, 1] = j, np.arange(len(g.rows))
-    kinds, inverse = np.unique(place[:, :, 0], axis=1, return_inverse=True)
-    for i in range(kinds.shape[1]):
+    group_positions = np.zeros(
+        (len(maps), maps[0]._n_rows, 2), dtype=np.int64
+    )  # of each row: its group, and where in it
+    for k, windowed in enumerate(maps):
+        for j, g in enumerate(windowed._groups):
+            group_positions[k, g.rows, 0], group_positions[k, g.rows, 1] = j, np.arange(len(g.rows))
+    group_sets, inverse = np.unique(group_positions[:, :, 0], axis=1, return_inverse=True)
+    for i in range(group_sets.shape[1]):
         rows = np.flatnonzero(inverse.reshape(-1) == i)
-        yield [part._groups[kinds[k, i]].pick(place[k, rows, 1]) for k, part in enumerate(parts)]
+        yield [part._groups[group_sets[k, i]].pick(group_positions[k, rows, 1]) for k, part in enumerate(maps)]

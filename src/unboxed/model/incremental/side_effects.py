@@ -11,55 +11,57 @@ from typing import Any
 from torch import nn
 
 from .base_run import BasePass
-from .windowed import Windowed
+from .windowed import WindowedTensor
 
-MUTABLE = (dict, list, set, deque)
+MUTABLE_CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
-def put_back(modules: Iterable[nn.Module], base_pass: BasePass) -> Iterator[None]:
+def restore_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Iterator[None]:
     """Where modules hold windows at the end, in their attributes or what lies in those, stands what stood there
     before; where nothing stood, nothing does. It is so after errors, too.
     """
-    before = [(h, h.copy()) for h in _holders(vars(m) for m in modules) if isinstance(h, MUTABLE)]
+    snapshots = [(h, h.copy()) for h in _iter_containers(vars(m) for m in modules) if isinstance(h, MUTABLE_CONTAINERS)]
     try:
         yield
     finally:
-        if base_pass.is_kept:
-            for held, copy in reversed(before):  # what lies in another is put right first
-                _restore(held, copy)
+        if base_pass.has_live_proxies:
+            for container, copy in reversed(snapshots):  # what lies in another is put right first
+                _restore_container(container, copy)
 
 
-def _restore(held: Any, copy: Any) -> None:
-    if not any(_keeps(value) for value in _inner(held)):
+def _restore_container(container: Any, copy: Any) -> None:
+    if not any(_contains_windowed(value) for value in _contents(container)):
         return
-    if not isinstance(held, dict):
-        held.clear()
-        held.update(copy) if isinstance(held, set) else held.extend(copy)
+    if not isinstance(container, dict):
+        container.clear()
+        container.update(copy) if isinstance(container, set) else container.extend(copy)
         return
-    for name in [name for name, value in held.items() if _keeps(value)]:
+    for name in [name for name, value in container.items() if _contains_windowed(value)]:
         if name in copy:
-            held[name] = copy[name]
+            container[name] = copy[name]
         else:
-            del held[name]
+            del container[name]
 
 
-def _holders(values: Iterable[Any]) -> Iterator[Any]:
+def _iter_containers(values: Iterable[Any]) -> Iterator[Any]:
     """Each once, the outer ones first; tuples, too."""
     seen: set[int] = set()
     pending = deque(values)
     while pending:
         value = pending.popleft()
-        if isinstance(value, (*MUTABLE, tuple)) and id(value) not in seen:
+        if isinstance(value, (*MUTABLE_CONTAINERS, tuple)) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(_inner(value))
+            pending.extend(_contents(value))
             yield value
 
 
-def _keeps(value: Any) -> bool:
+def _contains_windowed(value: Any) -> bool:
     """Whether it is a window, or one lies in it."""
-    return any(isinstance(v, Windowed) for v in (value, *chain.from_iterable(map(_inner, _holders([value])))))
+    return any(
+        isinstance(v, WindowedTensor) for v in (value, *chain.from_iterable(map(_contents, _iter_containers([value]))))
+    )
 
 
-def _inner(held: Any) -> Iterable[Any]:
-    return held.values() if isinstance(held, dict) else held
+def _contents(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container

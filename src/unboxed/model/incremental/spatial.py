@@ -11,72 +11,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base_run import Map
-from .regions import Size, crop, region
-from .windowed import Group, Ints, Op, Windowed, handles
+from .base_run import BaseMap
+from .regions import Size, crop, read_region
+from .windowed import WindowGroup, IntArray, Op, WindowedTensor, handles
 
-COVERED = 0.85  # of the positions: with more in windows the whole map is computed
-CUT = 2**21  # bytes that are cut out of maps at a time
-APART = 2e7  # multiplications that a further group of windows must save, to be worth its calls
+MAX_WINDOW_COVERAGE = 0.85  # of the positions: with more in windows the whole map is computed
+CROP_BYTES = 2**21  # bytes that are cut out of maps at a time
+MIN_SAVED_MULTIPLICATIONS = 2e7  # multiplications that a further group of windows must save, to be worth its calls
 
 
 @dataclass(frozen=True)
-class Slide:
+class KernelGeometry:
     """How a kernel slides over a map: (vertical, horizontal) each; `pad` is what lies before the first pixel."""
 
     kernel: Size
     stride: Size
     dilation: Size
-    pad: Size
-    work: float  # multiplications for one output position
+    padding: Size
+    n_multiplications: float  # multiplications for one output position
 
-    def reach(self, axis: int) -> int:
+    def span(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilation[axis]
 
-    def touched(self, axis: int, start: Ints, size: int, limit: int) -> tuple[Ints, Ints]:
+    def output_range(self, axis: int, start: IntArray, size: int, limit: int) -> tuple[IntArray, IntArray]:
         """The outputs [low, high) that see something of the pixels [start, start + size); one at least."""
-        s, first = self.stride[axis], start + self.pad[axis]
-        low = -(-(first - self.reach(axis)) // s)
+        s, first = self.stride[axis], start + self.padding[axis]
+        low = -(-(first - self.span(axis)) // s)
         high = (first + size - 1) // s + 1
         low = low.clip(0, limit - 1)
         return low, np.maximum(high.clip(0, limit), low + 1)
 
-    def seen(self, axis: int, low: Ints, size: int) -> tuple[Ints, int]:
+    def input_range(self, axis: int, low: IntArray, size: int) -> tuple[IntArray, int]:
         """The first pixel that outputs from `low` on see, and how many do `size` outputs."""
         s = self.stride[axis]
-        return low * s - self.pad[axis], (size - 1) * s + self.reach(axis) + 1
+        return low * s - self.padding[axis], (size - 1) * s + self.span(axis) + 1
 
 
-def slid(
-    x: Windowed, how: Slide, base: Map, run: Callable[[Tensor, Ints, Ints], Tensor], whole: Op, fill: float = 0.0
+def apply_sliding(
+    x: WindowedTensor,
+    geometry: KernelGeometry,
+    base: BaseMap,
+    run_on_crop: Callable[[Tensor, IntArray, IntArray], Tensor],
+    run_on_full: Op,
+    fill: float = 0.0,
 ) -> Any:
     """`run` (without padding) on what the windows reach; `whole` where it is as well done on whole maps."""
     limit = base.shape[-2:]
-    parts = [part for g in x._groups for part in _split(g, how, limit)]
-    if sum(len(g.rows) * h * w for g, _, _, (h, w) in parts) > COVERED * x._n * limit.numel():
-        return whole(x.dense(torch.channels_last))
+    pieces = [piece for g in x._groups for piece in _split_group(g, geometry, limit)]
+    if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x._n_rows * limit.numel():
+        return run_on_full(x.dense(torch.channels_last))
     groups = []
-    for g, top, left, size in parts:
-        if size == tuple(limit) and g.size == tuple(x._base.shape[-2:]):
-            new = whole(g.values)
+    for g, top, left, size in pieces:
+        if size == tuple(limit) and g.size == tuple(x._base_map.shape[-2:]):
+            new = run_on_full(g.values)
         else:
-            (y, h), (x0, w) = how.seen(0, top, size[0]), how.seen(1, left, size[1])
-            steps = _steps(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
-            cuts = ((region(x, g.pick(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in steps)
-            new = _joined((run(*cut) for cut in cuts), len(g.rows))
-            x._pass.note(len(g.rows), g.values, new)
-        groups.append(Group(g.rows, top, left, new))
-        x._pass.local += new.numel()
-    return Windowed(x._pass, base, groups, x._n)
+            (y, h), (x0, w) = geometry.input_range(0, top, size[0]), geometry.input_range(1, left, size[1])
+            row_batches = _row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
+            cuts = ((read_region(x, g.select(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in row_batches)
+            new = _concatenate((run_on_crop(*cut) for cut in cuts), len(g.rows))
+            x._base_pass.record_bytes(len(g.rows), g.values, new)
+        groups.append(WindowGroup(g.rows, top, left, new))
+        x._base_pass.n_local_values += new.numel()
+    return WindowedTensor(x._base_pass, base, groups, x._n_rows)
 
 
-def _steps(n: int, bytes_each: int) -> list[Ints]:
+def _row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
     """Rows, some at a time: what is cut out for an op is a copy, larger than what the op gives."""
-    step = max(1, CUT // max(1, bytes_each))
+    step = max(1, CROP_BYTES // max(1, bytes_per_row))
     return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def _joined(parts: Iterator[Tensor], n: int) -> Tensor:
+def _concatenate(parts: Iterator[Tensor], n: int) -> Tensor:
     """One tensor (n, C, h, w) of its parts, which are let go one by one."""
     first = next(parts)
     if len(first) == n:
@@ -92,23 +97,25 @@ def _joined(parts: Iterator[Tensor], n: int) -> Tensor:
     return out
 
 
-def _split(g: Group, how: Slide, limit: Sequence[int]) -> Iterator[tuple[Group, Ints, Ints, Size]]:
+def _split_group(
+    g: WindowGroup, geometry: KernelGeometry, limit: Sequence[int]
+) -> Iterator[tuple[WindowGroup, IntArray, IntArray, Size]]:
     """The group, or parts of it whose outputs are less large, with the corners and sizes of those."""
     (top, bottom), (left, right) = (
-        how.touched(a, s, n, limit[a]) for a, s, n in ((0, g.top, g.size[0]), (1, g.left, g.size[1]))
+        geometry.output_range(a, s, n, limit[a]) for a, s, n in ((0, g.top, g.size[0]), (1, g.left, g.size[1]))
     )
     sizes = np.stack([bottom - top, right - left], 1)  # (n, 2)
-    most = sizes.max(0)
-    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
-    saved = float(len(sizes) * most.prod() - sizes.prod(1).sum()) * how.work
-    if len(kinds) > 1 and saved < APART * (len(kinds) - 1):
-        kinds, kind = most[None], np.zeros(len(sizes), dtype=np.int64)
-    for k, (h, w) in enumerate(kinds.tolist()):
-        rows = np.flatnonzero(kind.reshape(-1) == k)
-        yield g.pick(rows), np.minimum(top[rows], limit[0] - h), np.minimum(left[rows], limit[1] - w), (h, w)
+    max_size = sizes.max(0)
+    unique_sizes, size_index = np.unique(sizes, axis=0, return_inverse=True)
+    n_saved = float(len(sizes) * max_size.prod() - sizes.prod(1).sum()) * geometry.n_multiplications
+    if len(unique_sizes) > 1 and n_saved < MIN_SAVED_MULTIPLICATIONS * (len(unique_sizes) - 1):
+        unique_sizes, size_index = max_size[None], np.zeros(len(sizes), dtype=np.int64)
+    for k, (h, w) in enumerate(unique_sizes.tolist()):
+        rows = np.flatnonzero(size_index.reshape(-1) == k)
+        yield g.select(rows), np.minimum(top[rows], limit[0] - h), np.minimum(left[rows], limit[1] - w), (h, w)
 
 
-def pair(value: Any) -> Size:
+def to_pair(value: Any) -> Size:
     """A setting for both axes."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return int(values[0]), int(values[-1])
@@ -126,25 +133,25 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    if not isinstance(x, Windowed) or isinstance(weight, Windowed) or weight.ndim != 4:
+    if not isinstance(x, WindowedTensor) or isinstance(weight, WindowedTensor) or weight.ndim != 4:
         return NotImplemented
-    kernel, dilated = (weight.shape[2], weight.shape[3]), pair(dilation)
+    kernel, dilated = (weight.shape[2], weight.shape[3]), to_pair(dilation)
     if padding == "same":
         pad = tuple(d * (k - 1) // 2 for d, k in zip(dilated, kernel, strict=True))
     else:
-        pad = (0, 0) if padding == "valid" else pair(padding)
-    how = Slide(kernel, pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
+        pad = (0, 0) if padding == "valid" else to_pair(padding)
+    geometry = KernelGeometry(kernel, to_pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
 
-    kept = x._pass.laid_out(weight)
+    fast_weight = x._base_pass.channels_last_weight(weight)
 
-    def whole(h: Tensor) -> Tensor:
-        return F.conv2d(h, kept, bias, stride, padding, dilation, groups)
+    def run_on_full(h: Tensor) -> Tensor:
+        return F.conv2d(h, fast_weight, bias, stride, padding, dilation, groups)
 
-    def run(h: Tensor, top: Ints, left: Ints) -> Tensor:
-        return F.conv2d(h, kept, bias, stride, 0, dilation, groups)
+    def run_on_crop(h: Tensor, top: IntArray, left: IntArray) -> Tensor:
+        return F.conv2d(h, fast_weight, bias, stride, 0, dilation, groups)
 
-    base = x._pass.run(F.conv2d, x._base, weight, bias, stride, padding, dilation, groups)
-    return slid(x, how, base, run, whole)
+    base = x._base_pass.run(F.conv2d, x._base_map, weight, bias, stride, padding, dilation, groups)
+    return apply_sliding(x, geometry, base, run_on_crop, run_on_full)
 
 
 @handles("conv2d")
@@ -170,19 +177,19 @@ def _max_pool2d(
     x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:  # fmt: skip
-    if not isinstance(x, Windowed) or return_indices:
+    if not isinstance(x, WindowedTensor) or return_indices:
         return NotImplemented
-    steps = kernel_size if stride in (None, (), []) else stride
-    how = Slide(pair(kernel_size), pair(steps), pair(dilation), pair(padding), 1.0)
+    strides = kernel_size if stride in (None, (), []) else stride
+    geometry = KernelGeometry(to_pair(kernel_size), to_pair(strides), to_pair(dilation), to_pair(padding), 1.0)
 
-    def whole(h: Tensor) -> Tensor:
-        return torch.max_pool2d(h, kernel_size, steps, padding, dilation, ceil_mode)
+    def run_on_full(h: Tensor) -> Tensor:
+        return torch.max_pool2d(h, kernel_size, strides, padding, dilation, ceil_mode)
 
-    def run(h: Tensor, top: Ints, left: Ints) -> Tensor:
-        return torch.max_pool2d(h, kernel_size, steps, 0, dilation)
+    def run_on_crop(h: Tensor, top: IntArray, left: IntArray) -> Tensor:
+        return torch.max_pool2d(h, kernel_size, strides, 0, dilation)
 
-    base = x._pass.run(torch.max_pool2d, x._base, kernel_size, steps, padding, dilation, ceil_mode)
-    return slid(x, how, base, run, whole, fill=-float("inf"))
+    base = x._base_pass.run(torch.max_pool2d, x._base_map, kernel_size, strides, padding, dilation, ceil_mode)
+    return apply_sliding(x, geometry, base, run_on_crop, run_on_full, fill=-float("inf"))
 
 
 @handles("avg_pool2d")
@@ -195,22 +202,22 @@ def _avg_pool2d(
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Any:  # fmt: skip
     """As a sum, divided by how many pixels torch counts at each position: fewer at a border, in some modes."""
-    if not isinstance(x, Windowed):
+    if not isinstance(x, WindowedTensor):
         return NotImplemented
-    steps = kernel_size if stride in (None, (), []) else stride
-    how = Slide(pair(kernel_size), pair(steps), (1, 1), pair(padding), 1.0)
-    given = (steps, padding, ceil_mode, count_include_pad)
+    strides = kernel_size if stride in (None, (), []) else stride
+    geometry = KernelGeometry(to_pair(kernel_size), to_pair(strides), (1, 1), to_pair(padding), 1.0)
+    pool_args = (strides, padding, ceil_mode, count_include_pad)
 
-    def whole(h: Tensor) -> Tensor:
-        return F.avg_pool2d(h, kernel_size, *given, divisor_override)
+    def run_on_full(h: Tensor) -> Tensor:
+        return F.avg_pool2d(h, kernel_size, *pool_args, divisor_override)
 
-    def run(h: Tensor, top: Ints, left: Ints) -> Tensor:
-        sums = F.avg_pool2d(h, kernel_size, steps, divisor_override=1)
+    def run_on_crop(h: Tensor, top: IntArray, left: IntArray) -> Tensor:
+        sums = F.avg_pool2d(h, kernel_size, strides, divisor_override=1)
         if divisor_override:
             return sums / divisor_override
-        ones = x._base.like.new_ones(1, 1, *x._base.shape[2:])
-        counts = F.avg_pool2d(ones, kernel_size, *given, 1) / F.avg_pool2d(ones, kernel_size, *given)
+        ones = x._base_map.like.new_ones(1, 1, *x._base_map.shape[2:])
+        counts = F.avg_pool2d(ones, kernel_size, *pool_args, 1) / F.avg_pool2d(ones, kernel_size, *pool_args)
         return sums / crop(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
 
-    base = x._pass.run(F.avg_pool2d, x._base, kernel_size, *given, divisor_override)
-    return slid(x, how, base, run, whole)
+    base = x._base_pass.run(F.avg_pool2d, x._base_map, kernel_size, *pool_args, divisor_override)
+    return apply_sliding(x, geometry, base, run_on_crop, run_on_full)

@@ -15,40 +15,40 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from ..op_tables import plain_op_name
-from .base_run import BasePass, Map
+from .base_run import BasePass, BaseMap
 
-Ints = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 Op = Callable[..., Any]
 
 
 @dataclass(eq=False)
-class Group:
+class WindowGroup:
     """Rows whose windows are equally large. Where they lie is known to the host, so that a device is not waited for."""
 
-    rows: Ints  # (n,) of the batch
-    top: Ints  # (n,)
-    left: Ints  # (n,)
+    rows: IntArray  # (n,) of the batch
+    top: IntArray  # (n,)
+    left: IntArray  # (n,)
     values: Tensor  # (n, C, h, w); no other object holds it, so an op in place may write it
 
     @property
     def size(self) -> tuple[int, int]:
         return self.values.shape[2], self.values.shape[3]
 
-    def pick(self, index: Ints) -> Group:
+    def select(self, index: IntArray) -> WindowGroup:
         """Some of the rows."""
         if len(index) == len(self.rows):
             return self
-        return Group(self.rows[index], self.top[index], self.left[index], picked(self.values, index))
+        return WindowGroup(self.rows[index], self.top[index], self.left[index], select_rows(self.values, index))
 
 
-def picked(values: Tensor, index: Ints) -> Tensor:
+def select_rows(values: Tensor, index: IntArray) -> Tensor:
     """values[index], as a view where the rows follow one another."""
     if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
         return values[int(index[0]) : int(index[-1]) + 1]
     return values[torch.from_numpy(index).to(values.device)]
 
 
-class Windowed:
+class WindowedTensor:
     """Stands for a tensor (N, C, H, W) that is `base` (1, C, H, W) but for a window in each row.
 
     Not a Tensor: torch's functions and the methods of tensors find their way by `__torch_function__`. Ops that are
@@ -56,41 +56,50 @@ class Windowed:
     views and later ops in place hit what they should.
     """
 
-    def __init__(self, base_pass: BasePass, base: Map, groups: Sequence[Group], n: int) -> None:
-        self._pass, self._base, self._groups, self._n = base_pass, base, list(groups), n
-        self._full: Tensor | None = None
-        base_pass.given.append(ref(self))
+    def __init__(self, base_pass: BasePass, base: BaseMap, groups: Sequence[WindowGroup], n_rows: int) -> None:
+        self._base_pass, self._base_map, self._groups, self._n_rows = base_pass, base, list(groups), n_rows
+        self._dense_values: Tensor | None = None
+        base_pass.proxies.append(ref(self))
 
     @classmethod
-    def begin(cls, base_pass: BasePass, base: Tensor, windows: Tensor, top: Ints, left: Ints) -> Windowed:
+    def from_windows(
+        cls, base_pass: BasePass, base: Tensor, windows: Tensor, top: IntArray, left: IntArray
+    ) -> WindowedTensor:
         """A new batch: windows (N, C, h, w) put into base (1, C, H, W) at their corners (N,) and (N,)."""
         base_pass.restart()
-        start = base_pass.run(torch.clone, base)
-        every = np.arange(len(windows))
-        return cls(base_pass, start, [Group(every, top.astype(np.int64), left.astype(np.int64), windows)], len(windows))
+        base_map = base_pass.run(torch.clone, base)
+        all_rows = np.arange(len(windows))
+        return cls(
+            base_pass,
+            base_map,
+            [WindowGroup(all_rows, top.astype(np.int64), left.astype(np.int64), windows)],
+            len(windows),
+        )
 
     # -- as a tensor ---------------------------------------------------------------------------------------------------
 
     def dense(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """The tensor (N, C, H, W) that this stands for; from now on it is this one."""
-        if self._full is None:
-            self._full = self.peek(layout)
+        if self._dense_values is None:
+            self._dense_values = self.dense_copy(layout)
             self._groups = []
-            self._pass.dense += self._full.numel()
-            self._pass.note(self._n, self._full, self._full, self._full)  # what follows holds a few such maps
-        return self._full
+            self._base_pass.n_dense_values += self._dense_values.numel()
+            self._base_pass.record_bytes(
+                self._n_rows, self._dense_values, self._dense_values, self._dense_values
+            )  # what follows holds a few such maps
+        return self._dense_values
 
     @property
-    def base(self) -> Tensor:
+    def base_values(self) -> Tensor:
         """The base map with its values, (1, C, H, W)."""
-        return self._pass.look(self._base)
+        return self._base_pass.read(self._base_map)
 
-    def peek(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    def dense_copy(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """A copy of the tensor that this stands for, which stays as it is."""
-        if self._full is not None:
-            return self._full.clone()
-        base = self.base.contiguous(memory_format=layout)  # rows are then copied as they lie
-        full = torch.empty(self._n, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
+        if self._dense_values is not None:
+            return self._dense_values.clone()
+        base = self.base_values.contiguous(memory_format=layout)  # rows are then copied as they lie
+        full = torch.empty(self._n_rows, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
         full.copy_(base.expand_as(full))
         for g in self._groups:
             h, w = g.size
@@ -98,50 +107,50 @@ class Windowed:
                 full[row, :, top : top + h, left : left + w] = g.values[i]
         return full
 
-    def become(self, other: Windowed) -> Windowed:
+    def replace_with(self, other: WindowedTensor) -> WindowedTensor:
         """What an op in place does: this object now stands for another value."""
-        self._base, self._groups, self._full = other._base, other._groups, other._full
+        self._base_map, self._groups, self._dense_values = other._base_map, other._groups, other._dense_values
         return self
 
-    def mapped(self, base: Map, by: Callable[[Tensor], Tensor]) -> Windowed:
+    def map_windows(self, base: BaseMap, fn: Callable[[Tensor], Tensor]) -> WindowedTensor:
         """Each window made into another of its size, beside a new base."""
-        groups = [Group(g.rows, g.top, g.left, by(g.values)) for g in self._groups]
-        if base is not self._base:
-            self._pass.spent(self._base)
-        self._pass.local += sum(g.values.numel() for g in groups)
-        return Windowed(self._pass, base, groups, self._n)
+        groups = [WindowGroup(g.rows, g.top, g.left, fn(g.values)) for g in self._groups]
+        if base is not self._base_map:
+            self._base_pass.release(self._base_map)
+        self._base_pass.n_local_values += sum(g.values.numel() for g in groups)
+        return WindowedTensor(self._base_pass, base, groups, self._n_rows)
 
     @property
     def is_local(self) -> bool:
-        return self._full is None
+        return self._dense_values is None
 
-    def _like(self) -> Tensor:
+    def _empty_like(self) -> Tensor:
         """A tensor of this shape, dtype and device that holds no values of its own."""
-        if self._full is not None:
-            return self._full
-        return self._base.like.new_empty(1).expand(self._n, *self._base.shape[1:])
+        if self._dense_values is not None:
+            return self._dense_values
+        return self._base_map.like.new_empty(1).expand(self._n_rows, *self._base_map.shape[1:])
 
     def __len__(self) -> int:
-        return self._n
+        return self._n_rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in SELF:  # it stands for the same values, written or not
+        if name in SELF_ATTRIBUTES:  # it stands for the same values, written or not
             return self
-        if name in ABOUT:
-            return getattr(self._like(), name)
+        if name in METADATA_ATTRIBUTES:
+            return getattr(self._empty_like(), name)
         if callable(getattr(torch.Tensor, name)):
-            return partial(_method(name), self)
+            return partial(_dispatching_method(name), self)
         return getattr(self.dense(), name)
 
     @classmethod
     def __torch_function__(
         cls, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return apply(func, args, kwargs or {})
+        return apply_op(func, args, kwargs or {})
 
 
-SELF = frozenset({"data"})
-ABOUT = frozenset(
+SELF_ATTRIBUTES = frozenset({"data"})
+METADATA_ATTRIBUTES = frozenset(
     {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_leaf",
      "grad_fn", "requires_grad", "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size",
      "get_device", "is_floating_point", "is_complex", "is_inference", "new_zeros", "new_ones", "new_empty", "new_full",
@@ -149,7 +158,7 @@ ABOUT = frozenset(
 )  # fmt: skip
 """What is known of a tensor without its values."""
 
-OPERATORS = (
+OPERATOR_METHODS = (
     *(f"__{kind}{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")
       for kind in ("", "r", "i")),
     "__matmul__", "__rmatmul__", "__neg__", "__pos__", "__abs__", "__invert__",
@@ -159,22 +168,22 @@ OPERATORS = (
 
 
 @cache
-def _method(name: str) -> Op:
+def _dispatching_method(name: str) -> Op:
     """A method of tensors as a function that every mode and then `apply` gets to see."""
-    own = getattr(torch.Tensor, name)
+    tensor_method = getattr(torch.Tensor, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        met = tuple(_windowed((args, kwargs)))
-        return handle_torch_function(method, met, *args, **kwargs) if met else own(*args, **kwargs)
+        windowed = tuple(_iter_windowed((args, kwargs)))
+        return handle_torch_function(method, windowed, *args, **kwargs) if windowed else tensor_method(*args, **kwargs)
 
     method.__name__ = name
     return method
 
 
-for _name in OPERATORS:
+for _name in OPERATOR_METHODS:
     if hasattr(torch.Tensor, _name):
-        setattr(Windowed, _name, _method(_name))
-Windowed.__hash__ = object.__hash__  # type: ignore[method-assign]  # as for tensors
+        setattr(WindowedTensor, _name, _dispatching_method(_name))
+WindowedTensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # as for tensors
 
 
 # -- how ops find their way --------------------------------------------------------------------------------------------
@@ -185,76 +194,78 @@ HANDLERS: dict[str, Handler] = {}
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
-    def enter(handler: Handler) -> Handler:
+    def register(handler: Handler) -> Handler:
         HANDLERS.update(dict.fromkeys(names, handler))
         return handler
 
-    return enter
+    return register
 
 
-def apply(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op on windows: local where it can be, dense otherwise."""
-    args, kwargs = _exchanged(args, _settled), _exchanged(kwargs, _settled)
+    args, kwargs = _map_values(args, _unwrap_dense), _map_values(kwargs, _unwrap_dense)
     for name in ("input", "self"):
         if not args and name in kwargs:
             args = (kwargs.pop(name),)
-    if any(True for _ in _windowed((args, kwargs))):
+    if any(True for _ in _iter_windowed((args, kwargs))):
         handler = HANDLERS.get(plain_op_name(func))
         out = NotImplemented if handler is None or "out" in kwargs else handler(func, args, kwargs)
         if out is not NotImplemented:
             return out
-    return func(*_exchanged(args, plain), **_exchanged(kwargs, plain))
+    return func(*_map_values(args, to_dense), **_map_values(kwargs, to_dense))
 
 
-def plain(value: Any) -> Any:
+def to_dense(value: Any) -> Any:
     """A tensor for what stands for one."""
-    return value.dense() if isinstance(value, Windowed) else value
+    return value.dense() if isinstance(value, WindowedTensor) else value
 
 
-def _settled(value: Any) -> Any:
+def _unwrap_dense(value: Any) -> Any:
     """The tensor, for what has become one."""
-    return value if not isinstance(value, Windowed) or value.is_local else value.dense()
+    return value if not isinstance(value, WindowedTensor) or value.is_local else value.dense()
 
 
-def _exchanged(value: Any, by: Callable[[Any], Any]) -> Any:
+def _map_values(value: Any, fn: Callable[[Any], Any]) -> Any:
     if type(value) in (tuple, list):
-        return type(value)(_exchanged(part, by) for part in value)
+        return type(value)(_map_values(part, fn) for part in value)
     if type(value) is dict:
-        return {name: _exchanged(part, by) for name, part in value.items()}
-    return by(value)
+        return {name: _map_values(part, fn) for name, part in value.items()}
+    return fn(value)
 
 
-def _windowed(value: Any) -> Iterator[Windowed]:
-    if isinstance(value, Windowed):
+def _iter_windowed(value: Any) -> Iterator[WindowedTensor]:
+    if isinstance(value, WindowedTensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _windowed(part)
+            yield from _iter_windowed(part)
     elif isinstance(value, dict):
-        yield from _windowed(tuple(value.values()))
+        yield from _iter_windowed(tuple(value.values()))
 
 
-TIES = ("max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d_with_indices",
+TIE_SENSITIVE_OPS = ("max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d_with_indices",
         "max_unpool1d", "max_unpool2d", "max_unpool3d")  # fmt: skip
-PLACES = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
+INDEX_OPS = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
 """Ops that tell where the largest values lie: below a constant cover many are equal, and rounding then chooses."""
 
 
-class Everywhere(TorchFunctionMode):
+class WindowedMode(TorchFunctionMode):
     """While open, ops that look for tensors only (`torch.ops.aten.relu`) find windows too.
 
     `tied` tells whether the model asked for places of largest values in maps: then windows are no stand-in.
     """
 
-    tied = False
+    depends_on_ties = False
 
     def __torch_function__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = plain_op_name(func)
-        if name in TIES or (name in PLACES and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))):
-            self.tied = True
-        if any(True for _ in _windowed((args, kwargs))):
-            return apply(func, args, kwargs)
+        if name in TIE_SENSITIVE_OPS or (
+            name in INDEX_OPS and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))
+        ):
+            self.depends_on_ties = True
+        if any(True for _ in _iter_windowed((args, kwargs))):
+            return apply_op(func, args, kwargs)
         return func(*args, **kwargs)

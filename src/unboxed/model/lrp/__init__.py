@@ -5,8 +5,8 @@ gradient, where no rule says otherwise. Ops that are linear without mixing rules
 rule at all: their gradient shares a sum in proportion, gives a maximum to its winner, and divides by nothing.
 """
 
-from .autograd_functions import note as note
-from .context import all_ruled as all_ruled
-from .context import constant as constant
-from .mode import Propagation as Propagation
-from .mode import Recipe as Recipe
+from .autograd_functions import annotate as annotate
+from .context import check_all_ruled as check_all_ruled
+from .context import frozen_parameters as frozen_parameters
+from .mode import LRPMode as LRPMode
+from .mode import LayerRules as LayerRules

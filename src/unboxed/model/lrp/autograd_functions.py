@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Back = Callable[[Tensor], Sequence[Tensor | None]]
+BackwardRule = Callable[[Tensor], Sequence[Tensor | None]]
 """c of the output -> c of each variable."""
 
 
@@ -18,9 +18,9 @@ class Relevance(torch.autograd.Function):
     """A value whose backward pass is `back`. It saves no tensor through torch, so nothing is recomputed without us."""
 
     @staticmethod
-    def forward(ctx: Any, value: Callable[[], Tensor], back: Back, *variables: Tensor) -> Tensor:
-        ctx.back = back
-        return value()
+    def forward(ctx: Any, compute: Callable[[], Tensor], backward_rule: BackwardRule, *variables: Tensor) -> Tensor:
+        ctx.back = backward_rule
+        return compute()
 
     @staticmethod
     @once_differentiable
@@ -28,65 +28,69 @@ class Relevance(torch.autograd.Function):
         return None, None, *ctx.back(c)
 
 
-def ruled(out: Tensor, back: Back, *variables: Tensor) -> Tensor:
+def with_backward_rule(out: Tensor, backward_rule: BackwardRule, *variables: Tensor) -> Tensor:
     """`out` as a function of the variables, by the rule `back`."""
     value = out.detach()
-    found: Tensor = Relevance.apply(lambda: value.clone() if value._is_view() else value, back, *variables)  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = Relevance.apply(lambda: value.clone() if value._is_view() else value, backward_rule, *variables)  # type: ignore[no-untyped-call]
+    return result
 
 
-def by_gradient(run: Callable[..., Tensor], variables: Sequence[Tensor], share: float = 1.0) -> Tensor:
+def propagate_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0) -> Tensor:
     """An op of the variables that hands down its gradient times `share`; copies, for the model may write over
     either."""
     with torch.enable_grad():
         leaves = [v.detach().clone().requires_grad_() for v in variables]
-        out = run(*leaves)
+        out = op(*leaves)
 
-    def back(c: Tensor) -> list[Tensor]:
-        return [share * g for g in torch.autograd.grad(out, leaves, c.to(out.dtype), materialize_grads=True)]
+    def backward_rule(c: Tensor) -> list[Tensor]:
+        return [scale * g for g in torch.autograd.grad(out, leaves, c.to(out.dtype), materialize_grads=True)]
 
-    return ruled(out.detach().clone(), back, *variables)
-
-
-NEAR = 1e-4  # where (f(x) - f(0)) / x would lose its digits, the slope half way is taken
+    return with_backward_rule(out.detach().clone(), backward_rule, *variables)
 
 
-def by_secant(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+NEAR_ZERO = 1e-4  # where (f(x) - f(0)) / x would lose its digits, the slope half way is taken
+
+
+def propagate_secant(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """An elementwise op: f(0) is a bias, which keeps its part, and the rest of the relevance passes through.
 
     c is multiplied by (f(x) - f(0)) / x, which is f(x) / x for ReLU, GELU, SiLU, tanh: R below is R above.
     """
-    out, near = f(x.detach()), x.detach().abs() < NEAR
+    out, is_near_zero = f(x.detach()), x.detach().abs() < NEAR_ZERO
     with torch.enable_grad():
-        half = torch.where(near, x.detach() / 2, torch.ones_like(x)).requires_grad_()
-        (slope,) = torch.autograd.grad(f(half).sum(), half)
+        midpoint = torch.where(is_near_zero, x.detach() / 2, torch.ones_like(x)).requires_grad_()
+        (slope,) = torch.autograd.grad(f(midpoint).sum(), midpoint)
     slope = slope.nan_to_num(posinf=0, neginf=0)  # a root at zero: there is no relevance there
-    rest = out - f(torch.zeros_like(x.detach()))
-    secant = torch.where(near, slope, rest / torch.where(near, torch.ones_like(x), x.detach()))
-    return ruled(out, lambda c: (c * secant,), x)
+    delta = out - f(torch.zeros_like(x.detach()))
+    secant = torch.where(is_near_zero, slope, delta / torch.where(is_near_zero, torch.ones_like(x), x.detach()))
+    return with_backward_rule(out, lambda c: (c * secant,), x)
 
 
 # -- notes -----------------------------------------------------------------------------------------------------------
 
-GATE, BOUNDED, SIGNAL = 2, 1, 0
+GATE_RANK, BOUNDED_RANK, SIGNAL_RANK = 2, 1, 0
 """Which factor of a product is the gate: a sigmoid or softmax before a tanh or a clamp, these before all else."""
 
 
 @dataclass(frozen=True, eq=False)
-class Note:
+class Annotation:
     """What is known of an activation until it is written over."""
 
-    version: int
-    rank: int = SIGNAL
+    tensor_version: int
+    gate_rank: int = SIGNAL_RANK
     bounds: tuple[Tensor, Tensor] | None = None  # the least and most that pixels can make of it, shaped like it
-    linear: Any = None  # the Linear that gave it
+    linear_source: Any = None  # the Linear that gave it
 
 
-def note(h: Tensor, **known: Any) -> Tensor:
-    h._relevance = Note(h._version, **known)  # type: ignore[attr-defined]
+def annotate(h: Tensor, **fields: Any) -> Tensor:
+    h._relevance = Annotation(h._version, **fields)  # type: ignore[attr-defined]
     return h
 
 
-def noted(h: Tensor) -> Note:
-    found = getattr(h, "_relevance", None)
-    return found if isinstance(found, Note) and found.version == h._version else Note(h._version)
+def annotation_of(h: Tensor) -> Annotation:
+    annotation = getattr(h, "_relevance", None)
+    return (
+        annotation
+        if isinstance(annotation, Annotation) and annotation.tensor_version == h._version
+        else Annotation(h._version)
+    )

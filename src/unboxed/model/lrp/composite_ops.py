@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _normalized(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
+def _normalize(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
     """(x - mean) / std over these axes, the std (or the root of the mean square) held constant."""
     x = x - x.mean(axes, keepdim=True) if center else x
     square: Tensor = x.detach().square()
@@ -30,30 +30,34 @@ def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
-    return _affine(_normalized(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
+    return _affine(_normalize(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
 
 
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _affine(_normalized(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
+    return _affine(_normalize(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
 
 
 def group_norm(
     x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
-    h = _normalized(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+    h = _normalize(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
     return _affine(h, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
 
 
 def instance_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float, eps: float, *_: Any
 ) -> Tensor:
-    wide = (1, -1, *[1] * (x.ndim - 2))
-    h = _normalized(x, tuple(range(2, x.ndim)), eps) if own else (x - mean.view(wide)) / (var.view(wide) + eps).sqrt()
-    return _affine(h, weight, bias, wide)
+    channel_shape = (1, -1, *[1] * (x.ndim - 2))
+    h = (
+        _normalize(x, tuple(range(2, x.ndim)), eps)
+        if use_input_stats
+        else (x - mean.view(channel_shape)) / (var.view(channel_shape) + eps).sqrt()
+    )
+    return _affine(h, weight, bias, channel_shape)
 
 
-def batch_statistics(
+def batch_norm_affine(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
 ) -> tuple[Tensor, Tensor]:
     """(scale, shift), each (C,), of batch norm as an affine map; statistics of the batch are held constant."""
@@ -71,22 +75,22 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
     return a * gate.detach().sigmoid()
 
 
-def statistics(key: str, x: Tensor, *args: Any, **named: Any) -> tuple[Tensor, Tensor]:
+def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """std_mean or var_mean."""
-    spread = torch.std if key.startswith("std") else torch.var
-    dim = named.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
-    keep = {"keepdim": named["keepdim"]} if "keepdim" in named and dim is not None else {}
-    mean = x.mean() if dim is None else x.mean(dim, **keep)
-    return spread(x, *args, **named), mean
+    reduce_fn = torch.std if op_name.startswith("std") else torch.var
+    dim = kwargs.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
+    keepdim_kwargs = {"keepdim": kwargs["keepdim"]} if "keepdim" in kwargs and dim is not None else {}
+    mean = x.mean() if dim is None else x.mean(dim, **keepdim_kwargs)
+    return reduce_fn(x, *args, **kwargs), mean
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **more: Any
+def attention_weights(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in ops of its own."""
-    mask, dropout = more.get("attn_mask", mask), more.get("dropout_p", dropout)
-    causal, scale = more.get("is_causal", causal), more.get("scale")
-    if more.get("enable_gqa"):
+    mask, dropout = kwargs.get("attn_mask", mask), kwargs.get("dropout_p", dropout)
+    causal, scale = kwargs.get("is_causal", causal), kwargs.get("scale")
+    if kwargs.get("enable_gqa"):
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     scores = (q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)) @ k.mT
     if causal:

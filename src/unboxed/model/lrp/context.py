@@ -10,34 +10,34 @@ from torch import Tensor, nn
 from ...errors import RuleError
 from ..op_tables import OPAQUE_NODES
 from ..relu_rules import graph_nodes
-from . import op_rules as names
+from . import op_rules
 
 
 @contextmanager
-def constant(model: nn.Module) -> Iterator[None]:
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """While open, no parameter has a gradient: what has one depends on the input."""
-    own = [p for p in model.parameters() if p.requires_grad and p.is_leaf]
+    trainable = [p for p in model.parameters() if p.requires_grad and p.is_leaf]
     try:
-        for p in own:
+        for p in trainable:
             p.requires_grad_(False)
         yield
     finally:
-        for p in own:
+        for p in trainable:
             p.requires_grad_(True)
 
 
-def all_ruled(root: Tensor) -> None:
+def check_all_ruled(root: Tensor) -> None:
     """Raise RuleError if an op below `root` ran where the mode does not see it: its plain gradient is no relevance."""
     for node in graph_nodes(root):
         name: str = node.name()
-        advice = next(
-            (a for start, a in OPAQUE_NODES.items() if name.startswith(start) and start != "CopySlices"), None
+        opaque_reason = next(
+            (a for prefix, a in OPAQUE_NODES.items() if name.startswith(prefix) and prefix != "CopySlices"), None
         )
-        if advice is not None:
-            raise RuleError(f"LRP can't see into {advice}")
-        product = name.startswith(("MulBackward", "DivBackward"))
-        both = product and all(below is not None for below, _ in node.next_functions[:2])
-        if both or not name.startswith(names.NODES):
+        if opaque_reason is not None:
+            raise RuleError(f"LRP can't see into {opaque_reason}")
+        is_product = name.startswith(("MulBackward", "DivBackward"))
+        is_bilinear = is_product and all(input_node is not None for input_node, _ in node.next_functions[:2])
+        if is_bilinear or not name.startswith(op_rules.RULED_NODES):
             raise RuleError(
                 f"LRP has no rule for {name}: the op ran out of sight, in scripted code or a function of its own with "
                 "its own gradient. Run the original module, or use a method without rules, such as gradient"

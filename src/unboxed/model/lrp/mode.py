@@ -16,226 +16,279 @@ from ..hooks import tensors_in
 from ..op_mode import OpMode, is_in_place
 from ..op_tables import plain_op_name
 from . import composite_ops
-from . import op_rules as names
-from .arguments import Args, Func, Named, among, called, detached, negative, noisy, one_sided, opened, out_of_place
-from .autograd_functions import BOUNDED, GATE, SIGNAL, by_gradient, by_secant, note, noted, ruled
-from .linear_rules import Linear, Send, SendPixels, Transposed, transposed_conv, transposed_dense
-from .recurrent import CELLS, recurrent
+from . import op_rules
+from .arguments import (
+    Args,
+    Func,
+    Kwargs,
+    call_with_variables,
+    call_with_tensors,
+    detached,
+    has_negative_exponent,
+    is_active_dropout,
+    is_one_sided_clamp,
+    without_override_checks,
+    run_on_clone,
+)
+from .autograd_functions import (
+    BOUNDED_RANK,
+    GATE_RANK,
+    SIGNAL_RANK,
+    propagate_gradient,
+    propagate_secant,
+    annotate,
+    annotation_of,
+    with_backward_rule,
+)
+from .linear_rules import LinearOp, LinearRule, FirstLayerRule, InputGradient, conv_input_gradient, dense_input_gradient
+from .recurrent import CELLS, run_recurrent
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LayerRules:
     """Which rule is for which layer: `pixels`, if any, for those that see the pixels themselves."""
 
-    dense: Send
-    conv: Send
-    pixels: SendPixels | None = None
+    dense: LinearRule
+    conv: LinearRule
+    first_layer: FirstLayerRule | None = None
 
 
-class Propagation(OpMode):
+class LRPMode(OpMode):
     """While open, each op of a model whose parameters are `constant` sends down relevance, by the recipe.
 
     Raises RuleError, from within the forward, at an op that no rule is for.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(self._op)
-        self.recipe = recipe
+    def __init__(self, rules: LayerRules) -> None:
+        super().__init__(self._run_op)
+        self.rules = rules
 
     def copy_in_place_input(self, tensor: Tensor) -> Tensor:
-        known = noted(tensor)
-        return note(tensor.clone(), rank=known.rank, bounds=known.bounds, linear=known.linear)
+        annotation = annotation_of(tensor)
+        return annotate(
+            tensor.clone(),
+            gate_rank=annotation.gate_rank,
+            bounds=annotation.bounds,
+            linear_source=annotation.linear_source,
+        )
 
     def write_in_place(self, target: Tensor, out: Tensor) -> Tensor:
-        known = noted(out)
-        return note(target.copy_(out), rank=known.rank, bounds=known.bounds)
+        annotation = annotation_of(out)
+        return annotate(target.copy_(out), gate_rank=annotation.gate_rank, bounds=annotation.bounds)
 
-    def _op(self, name: str, func: Func, args: Args, named: Named) -> Any:
-        key = name.strip("_") if name.startswith("__") else name
-        variables = [t for t in tensors_in((args, named)) if t.requires_grad]  # parameters are constant
-        if not variables or key in names.LEFT or not torch.is_grad_enabled():
+    def _run_op(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        op_name = name.strip("_") if name.startswith("__") else name
+        variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are constant
+        if not variables or op_name in op_rules.NON_OPS or not torch.is_grad_enabled():
             return NotImplemented
         if is_in_place(func, args, {}):  # on a copy, which what is noted of the copy does not survive
-            func = partial(out_of_place, func)
-        with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # else a checkpoint would run ops again, unruled
-            return self._ruled(key, func, args, named, variables)
+            func = partial(run_on_clone, func)
+        with torch.autograd.graph.saved_tensors_hooks(
+            _identity, _identity
+        ):  # else a checkpoint would run ops again, unruled
+            return self._apply_rule(op_name, func, args, kwargs, variables)
 
-    def _ruled(self, key: str, func: Func, args: Args, named: Named, variables: list[Tensor]) -> Any:
-        if key in names.EXPANDED and isinstance(func, FunctionType):
-            return self._inside(func, args, named)
-        if key in names.CONVS or key == "linear":
-            return self._layer(key, func, args, named)
-        if key in names.PRODUCTS or (key in names.AFFINE and key.lstrip("ri") in ("mul", "multiply")):
-            return self._product(key, func, args, named, variables)
-        if key in names.ELEMENTWISE:
-            return self._elementwise(key, func, args, named, variables)
-        if key in names.BY_GRADIENT:
-            run = partial(called, func, args, named, variables[:1])
-            return note(by_gradient(run, variables[:1], names.BY_GRADIENT[key]), rank=_rank(key))
-        if key in NORMS:
-            return NORMS[key](*args, **named)
-        if key in OWN:
-            return OWN[key](self, func, args, named)
-        return self._plain(key, func, args, named, variables)
+    def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
+        if op_name in op_rules.DECOMPOSED_FUNCTIONS and isinstance(func, FunctionType):
+            return self._run_decomposed(func, args, kwargs)
+        if op_name in op_rules.CONV_OPS or op_name == "linear":
+            return self._layer_rule(op_name, func, args, kwargs)
+        if op_name in op_rules.PRODUCT_OPS or (
+            op_name in op_rules.AFFINE_OPS and op_name.lstrip("ri") in ("mul", "multiply")
+        ):
+            return self._product_rule(op_name, func, args, kwargs, variables)
+        if op_name in op_rules.ELEMENTWISE_OPS:
+            return self._elementwise_rule(op_name, func, args, kwargs, variables)
+        if op_name in op_rules.GRADIENT_SCALES:
+            run = partial(call_with_tensors, func, args, kwargs, variables[:1])
+            return annotate(
+                propagate_gradient(run, variables[:1], op_rules.GRADIENT_SCALES[op_name]), gate_rank=_gate_rank(op_name)
+            )
+        if op_name in NORM_OPS:
+            return NORM_OPS[op_name](*args, **kwargs)
+        if op_name in OP_RULES:
+            return OP_RULES[op_name](self, func, args, kwargs)
+        return self._default_rule(op_name, func, args, kwargs, variables)
 
-    def _plain(self, key: str, func: Func, args: Args, named: Named, variables: list[Tensor]) -> Any:
+    def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """What its own gradient is right for, what is not differentiable, and what is neither."""
-        if key in names.INVERSES:  # a scale, which bears no relevance
-            return func(*detached(args), **detached(named))
-        if key in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
+        if op_name in op_rules.INVERSE_OPS:  # a scale, which bears no relevance
+            return func(*detached(args), **detached(kwargs))
+        if op_name in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
             args = (args[0], *detached(args[1:]))
-            named = {k: detached(v) if k == "other" else v for k, v in named.items()}
-            variables = [t for t in tensors_in((args, named)) if t.requires_grad]
-        out = func(*args, **named)
-        if key in names.PASSES:
-            self._carry(key, func, args, named, variables, out)
+            kwargs = {k: detached(v) if k == "other" else v for k, v in kwargs.items()}
+            variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+        out = func(*args, **kwargs)
+        if op_name in op_rules.PLAIN_GRADIENT_OPS:
+            self._carry_annotations(op_name, func, args, kwargs, variables, out)
             return out
         if not any(t.requires_grad for t in tensors_in(out)):
             return out
         if isinstance(func, FunctionType) and func.__module__ in ("torch.nn.functional", "torch.functional"):
-            return self._inside(func, args, named)
+            return self._run_decomposed(func, args, kwargs)
         raise RuleError(
-            f"LRP has no rule for the op {key}: write it in ops that it knows, or use a method without rules, such as "
+            f"LRP has no rule for the op {op_name}: write it in ops that it knows, or use a method without rules, such as "
             "gradient"
         )
 
-    def _inside(self, func: Func, args: Args, named: Named) -> Any:
+    def _run_decomposed(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """Run a function of torch.nn.functional so that the ops that it is made of are seen."""
         with self:
-            return opened(func)(*args, **named)
+            return without_override_checks(func)(*args, **kwargs)
 
     # -- ops of one variable -----------------------------------------------------------------------------------------
 
-    def _carry(self, key: str, func: Func, args: Args, named: Named, variables: list[Tensor], out: Any) -> None:
+    def _carry_annotations(
+        self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], out: Any
+    ) -> None:
         """What was known of the variables holds for what only moves or scales them."""
-        if key not in names.CARRIES or not variables:
+        if op_name not in op_rules.ANNOTATION_PRESERVING_OPS or not variables:
             return
-        known = [noted(v) for v in variables]
-        one = len(variables) == 1
-        rank = known[0].rank if one else SIGNAL
+        annotations = [annotation_of(v) for v in variables]
+        is_single = len(variables) == 1
+        rank = annotations[0].gate_rank if is_single else SIGNAL_RANK
         lows: list[Tensor | None] = [None] * len(list(tensors_in(out)))
         highs = lows
-        if all(k.bounds for k in known) and (one or key in names.JOINS) and not noisy(key, args, named):
-            ends = [
-                list(tensors_in(called(func, args, named, variables, *(k.bounds[i] for k in known if k.bounds))))
+        if (
+            all(k.bounds for k in annotations)
+            and (is_single or op_name in op_rules.JOIN_OPS)
+            and not is_active_dropout(op_name, args, kwargs)
+        ):
+            mapped_bounds = [
+                list(
+                    tensors_in(
+                        call_with_tensors(
+                            func, args, kwargs, variables, *(k.bounds[i] for k in annotations if k.bounds)
+                        )
+                    )
+                )
                 for i in (0, 1)
             ]
-            lows = [torch.minimum(*pair) for pair in zip(*ends, strict=True)]
-            highs = [torch.maximum(*pair) for pair in zip(*ends, strict=True)]
+            lows = [torch.minimum(*pair) for pair in zip(*mapped_bounds, strict=True)]
+            highs = [torch.maximum(*pair) for pair in zip(*mapped_bounds, strict=True)]
         for h, low, high in zip(tensors_in(out), lows, highs, strict=True):
             if h.requires_grad:
-                linear = known[0].linear if one and key in ("clone", "contiguous") else None
-                note(h, rank=rank, bounds=None if low is None else (low, high), linear=linear)
+                linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
+                annotate(h, gate_rank=rank, bounds=None if low is None else (low, high), linear_source=linear)
 
-    def _elementwise(self, key: str, func: Func, args: Args, named: Named, variables: list[Tensor]) -> Any:
-        if len(variables) != 1 or next(tensors_in((args, named))) is not variables[0]:
-            raise RuleError(f"LRP has no rule for {key} with settings that depend on the input")
-        if key in ("pow", "ipow") and negative(args, named):
-            return func(*detached(args), **detached(named))
-        f = partial(called, func, args, named, variables)
-        return note(by_secant(f, variables[0]), rank=SIGNAL if one_sided(key, args, named) else _rank(key))
+    def _elementwise_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
+        if len(variables) != 1 or next(tensors_in((args, kwargs))) is not variables[0]:
+            raise RuleError(f"LRP has no rule for {op_name} with settings that depend on the input")
+        if op_name in ("pow", "ipow") and has_negative_exponent(args, kwargs):
+            return func(*detached(args), **detached(kwargs))
+        f = partial(call_with_tensors, func, args, kwargs, variables)
+        return annotate(
+            propagate_secant(f, variables[0]),
+            gate_rank=SIGNAL_RANK if is_one_sided_clamp(op_name, args, kwargs) else _gate_rank(op_name),
+        )
 
     # -- ops with weights --------------------------------------------------------------------------------------------
 
-    def _layer(self, key: str, func: Func, args: Args, named: Named) -> Any:
-        given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **named}
-        x, w, b = (given.pop(k, None) for k in ("input", "weight", "bias"))
+    def _layer_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        arguments = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+        x, w, b = (arguments.pop(k, None) for k in ("input", "weight", "bias"))
         rest = args[3:]
         if w.requires_grad or (b is not None and b.requires_grad) or not x.requires_grad:
-            out = self._product(key, func, (x, w, None, *rest), given, [t for t in (x, w) if t.requires_grad])
-            return out if b is None else out + _beside(b, w, key)
-        transposed = "transpose" in key or (key == "convolution" and bool(rest[3]))
-        f = partial(_weighted, func, rest, given)
-        beside = None if b is None else _beside(b, w, key)
-        back = transposed_dense if key == "linear" else _conv_back(key, x, w, rest, given)
-        op = Linear(f, x, w, beside, key != "linear", None if transposed else 0, back)
-        return self._linear(func(*args, **named), op, x)
+            out = self._product_rule(
+                op_name, func, (x, w, None, *rest), arguments, [t for t in (x, w) if t.requires_grad]
+            )
+            return out if b is None else out + _broadcast_bias(b, w, op_name)
+        is_transposed = "transpose" in op_name or (op_name == "convolution" and bool(rest[3]))
+        f = partial(_call_without_bias, func, rest, arguments)
+        bias = None if b is None else _broadcast_bias(b, w, op_name)
+        input_gradient = (
+            dense_input_gradient if op_name == "linear" else _conv_input_gradient(op_name, x, w, rest, arguments)
+        )
+        op = LinearOp(f, x, w, bias, op_name != "linear", None if is_transposed else 0, input_gradient)
+        return self._linear_rule(func(*args, **kwargs), op, x)
 
-    def _linear(self, out: Any, op: Linear, x: Tensor) -> Tensor:
-        source = ruled(x.detach().clone(), lambda c: (c,), x)
+    def _linear_rule(self, out: Any, op: LinearOp, x: Tensor) -> Tensor:
+        source = with_backward_rule(x.detach().clone(), lambda c: (c,), x)
         b = None if op.b is None else op.b.detach()
         op = replace(op, a=source.detach().to(op.w.dtype), w=op.w.detach(), b=b)
-        bounds = noted(x).bounds or ()
+        bounds = annotation_of(x).bounds or ()
         known = all(bool(b.isfinite().all()) for b in bounds)  # columns of a table have no range
-        return self._sent(out.detach(), op, source, *(bounds if known else ()))
+        return self._attach_rule(out.detach(), op, source, *(bounds if known else ()))
 
-    def _sent(self, out: Tensor, op: Linear, source: Tensor, *bounds: Tensor) -> Tensor:
+    def _attach_rule(self, out: Tensor, op: LinearOp, source: Tensor, *bounds: Tensor) -> Tensor:
         """The op's output, whose relevance goes to the source (and, for pixels, to their bounds) by its rule."""
 
-        def back(c: Tensor) -> Sequence[Tensor | None]:
+        def backward_rule(c: Tensor) -> Sequence[Tensor | None]:
             c = c.to(op.w.dtype)
-            if self.recipe.pixels and bounds:
+            if self.rules.first_layer and bounds:
                 low, high = (b.detach().to(op.w.dtype) for b in bounds)
-                return self.recipe.pixels(op, low, high, c)
-            return ((self.recipe.conv if op.conv else self.recipe.dense)(op, c),)
+                return self.rules.first_layer(op, low, high, c)
+            return ((self.rules.conv if op.is_conv else self.rules.dense)(op, c),)
 
-        return note(ruled(out, back, source, *bounds), linear=(op, source, *bounds))
+        return annotate(with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds))
 
-    def _product(self, key: str, func: Func, args: Args, named: Named, variables: list[Tensor]) -> Any:
+    def _product_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         """By a constant: a layer or a scale. By another variable: the gate bears none, equals bear half each."""
         if len(variables) == 1:
-            if key in names.AFFINE:
-                return self._plain(key, func, args, named, variables)
-            others = [t for t in tensors_in((args, named)) if t is not variables[0]]
+            if op_name in op_rules.AFFINE_OPS:
+                return self._default_rule(op_name, func, args, kwargs, variables)
+            others = [t for t in tensors_in((args, kwargs)) if t is not variables[0]]
             if len(others) == 1:
-                f = lambda a, w: called(func, args, named, [variables[0], others[0]], a, w)  # noqa: E731
-                op = Linear(f, variables[0], others[0], None, conv=False)
-                return self._linear(func(*args, **named), op, variables[0])
-        ranks = [noted(v).rank for v in variables]
-        bear = [i for i, r in enumerate(ranks) if r < max(ranks)] or list(range(len(ranks)))
-        run = partial(among, func, args, named, variables, bear)
-        return note(by_gradient(run, [variables[i] for i in bear], 1 / len(bear)), rank=min(ranks))
+                f = lambda a, w: call_with_tensors(func, args, kwargs, [variables[0], others[0]], a, w)  # noqa: E731
+                op = LinearOp(f, variables[0], others[0], None, is_conv=False)
+                return self._linear_rule(func(*args, **kwargs), op, variables[0])
+        ranks = [annotation_of(v).gate_rank for v in variables]
+        receivers = [i for i, r in enumerate(ranks) if r < max(ranks)] or list(range(len(ranks)))
+        run = partial(call_with_variables, func, args, kwargs, variables, receivers)
+        return annotate(
+            propagate_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)), gate_rank=min(ranks)
+        )
 
-    def _added(self, func: Func, args: Args, named: Named) -> Any:
+    def _addmm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """addmm and its kin: beta * bias + alpha * (a @ b)."""
         bias, a, b = args
-        if a.requires_grad and not (bias.requires_grad or b.requires_grad or named):
-            return self._linear(func(*args), Linear(torch.matmul, a, b, bias, conv=False), a)
+        if a.requires_grad and not (bias.requires_grad or b.requires_grad or kwargs):
+            return self._linear_rule(func(*args), LinearOp(torch.matmul, a, b, bias, is_conv=False), a)
         with self:
-            return named.get("beta", 1) * bias + named.get("alpha", 1) * (a @ b)
+            return kwargs.get("beta", 1) * bias + kwargs.get("alpha", 1) * (a @ b)
 
-    def _attention(self, func: Func, args: Args, named: Named) -> Any:
+    def _attention_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """softmax(q k) v: the weights are a gate."""
-        given = {**dict(zip(("query", "key", "value"), args, strict=False)), **named}
-        q, k, v = (given.pop(n) for n in ("query", "key", "value"))
+        arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+        q, k, v = (arguments.pop(n) for n in ("query", "key", "value"))
         if not v.requires_grad:
             with self:
-                weights, v = composite_ops.attention(q, k, v, *args[3:], **given)
+                weights, v = composite_ops.attention_weights(q, k, v, *args[3:], **arguments)
                 return weights @ v
         with torch.no_grad():
-            weights, _ = composite_ops.attention(q, k, v, *args[3:], **given)
-        groups = weights.shape[-3] // v.shape[-3] if given.get("enable_gqa") else 1
-        return by_gradient(lambda v: weights @ (v.repeat_interleave(groups, -3) if groups > 1 else v), [v])
+            weights, _ = composite_ops.attention_weights(q, k, v, *args[3:], **arguments)
+        n_repeats = weights.shape[-3] // v.shape[-3] if arguments.get("enable_gqa") else 1
+        return propagate_gradient(lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v])
 
-    def _batch_norm(self, func: Func, args: Args, named: Named) -> Any:
+    def _batch_norm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """An affine map by its statistics; one with the convolution or linear layer that it directly follows."""
         x = args[0]
-        scale, shift = composite_ops.batch_statistics(*args, **named)
-        merged = noted(x).linear
-        if merged is not None and merged[0].axis is not None and (merged[0].conv or x.ndim == 2):
-            op, *sources = merged
-            out = func(*detached(args), **detached(named))
-            return self._sent(_first(out).detach(), op.scaled(scale.to(op.w), shift.to(op.w)), *sources)
-        wide = (1, -1, *[1] * (x.ndim - 2))
-        return x * scale.view(wide).to(x.dtype) + shift.view(wide).to(x.dtype)
+        scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
+        linear_source = annotation_of(x).linear_source
+        if linear_source is not None and linear_source[0].axis is not None and (linear_source[0].conv or x.ndim == 2):
+            op, *sources = linear_source
+            out = func(*detached(args), **detached(kwargs))
+            return self._attach_rule(_first_tensor(out).detach(), op.scaled(scale.to(op.w), shift.to(op.w)), *sources)
+        channel_shape = (1, -1, *[1] * (x.ndim - 2))
+        return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
-    def _statistics(self, func: Func, args: Args, named: Named) -> Any:
+    def _statistics_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
-            return composite_ops.statistics(plain_op_name(func), *args, **named)
+            return composite_ops.std_or_var_mean(plain_op_name(func), *args, **kwargs)
 
-    def _recurrent(self, func: Func, args: Args, named: Named) -> Any:
+    def _recurrent_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
-            return recurrent(plain_op_name(func), *args)
+            return run_recurrent(plain_op_name(func), *args)
 
 
-OWN: dict[str, Callable[[Propagation, Func, Args, Named], Any]] = {
-    **dict.fromkeys(("addmm", "baddbmm"), Propagation._added),
-    "scaled_dot_product_attention": Propagation._attention,
-    "batch_norm": Propagation._batch_norm,
-    **dict.fromkeys(("std_mean", "var_mean"), Propagation._statistics),
-    **dict.fromkeys(CELLS, Propagation._recurrent),
+OP_RULES: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
+    **dict.fromkeys(("addmm", "baddbmm"), LRPMode._addmm_rule),
+    "scaled_dot_product_attention": LRPMode._attention_rule,
+    "batch_norm": LRPMode._batch_norm_rule,
+    **dict.fromkeys(("std_mean", "var_mean"), LRPMode._statistics_rule),
+    **dict.fromkeys(CELLS, LRPMode._recurrent_rule),
 }
-NORMS: dict[str, Callable[..., Tensor]] = {
+NORM_OPS: dict[str, Callable[..., Tensor]] = {
     "layer_norm": composite_ops.layer_norm,
     "rms_norm": composite_ops.rms_norm,
     "group_norm": composite_ops.group_norm,
@@ -244,29 +297,33 @@ NORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _same(t: Tensor) -> Tensor:
+def _identity(t: Tensor) -> Tensor:
     return t
 
 
-def _rank(key: str) -> int:
-    return GATE if key in names.GATES else BOUNDED if key in names.BOUNDED else SIGNAL
+def _gate_rank(op_name: str) -> int:
+    return (
+        GATE_RANK if op_name in op_rules.GATE_OPS else BOUNDED_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_RANK
+    )
 
 
-def _first(out: Any) -> Tensor:
+def _first_tensor(out: Any) -> Tensor:
     return next(tensors_in(out))
 
 
-def _weighted(func: Func, rest: Args, named: Named, a: Tensor, w: Tensor) -> Any:
-    return func(a, w, None, *rest, **named)
+def _call_without_bias(func: Func, trailing_args: Args, kwargs: Kwargs, a: Tensor, w: Tensor) -> Any:
+    return func(a, w, None, *trailing_args, **kwargs)
 
 
-def _conv_back(key: str, x: Tensor, w: Tensor, rest: Args, named: Named) -> Transposed | None:
-    if key not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
+def _conv_input_gradient(
+    op_name: str, x: Tensor, w: Tensor, trailing_args: Args, kwargs: Kwargs
+) -> InputGradient | None:
+    if op_name not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
         return None
     settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return transposed_conv(w.ndim - 2, {**settings, **dict(zip(settings, rest, strict=False)), **named})
+    return conv_input_gradient(w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs})
 
 
-def _beside(b: Tensor, w: Tensor, key: str) -> Tensor:
+def _broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:
     """A bias (K,) beside the op's output."""
-    return b if key == "linear" else b.view(-1, *[1] * (w.ndim - 2))
+    return b if op_name == "linear" else b.view(-1, *[1] * (w.ndim - 2))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 
-def _words(text: str) -> frozenset[str]:
+def _split_words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-LEFT = _words("get set delete requires_grad register_hook retain_grad data resize backward")
+NON_OPS = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
 """What is no op: properties, and calls that must reach the tensor itself."""
 
-SHAPES = _words("""
+SHAPE_OPS = _split_words("""
     view view_as view_copy reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes
     swapdims movedim moveaxis t adjoint contiguous clone alias detach to type type_as float double half bfloat16 cpu
     cuda expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile chunk split split_with_sizes
@@ -23,14 +23,14 @@ SHAPES = _words("""
 """)
 """Move numbers, or keep some of them."""
 
-AFFINE = _words("""
+AFFINE_OPS = _split_words("""
     add sub subtract radd rsub iadd isub neg negative positive mul multiply rmul imul div divide true_divide truediv
     itruediv idiv
 """)
 
-JOINS = _words("cat concat concatenate stack hstack vstack dstack column_stack")
+JOIN_OPS = _split_words("cat concat concatenate stack hstack vstack dstack column_stack")
 
-LINEAR = _words("""
+LINEAR_OPS = _split_words("""
     sum mean nanmean nansum cumsum sum_to_size avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d interpolate upsample upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
@@ -39,52 +39,52 @@ LINEAR = _words("""
 """)
 """Weights that no rule is for: plain sums."""
 
-WINNERS = _words("""
+MAX_OPS = _split_words("""
     max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool2d_with_indices
     adaptive_max_pool1d_with_indices adaptive_max_pool3d_with_indices max amax min amin median maximum minimum fmax fmin
     topk sort kthvalue
 """)
 
-PASSES = SHAPES | AFFINE | JOINS | LINEAR | WINNERS
+PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | JOIN_OPS | LINEAR_OPS | MAX_OPS
 """Their gradient shares relevance as it should be."""
 
-CARRIES = (
-    SHAPES
-    | AFFINE
-    | JOINS
-    | _words("""
+ANNOTATION_PRESERVING_OPS = (
+    SHAPE_OPS
+    | AFFINE_OPS
+    | JOIN_OPS
+    | _split_words("""
     interpolate upsample upsample_nearest2d upsample_bilinear2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d
 """)
 )
 """What is known of pixels, or of a gate, can be known of what these make of it."""
 
-ELEMENTWISE = _words("""
+ELEMENTWISE_OPS = _split_words("""
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid log_sigmoid hardtanh
     hardswish hardsigmoid hardshrink softshrink tanhshrink threshold prelu rrelu clamp clip clamp_min clamp_max erf exp
     expm1 log1p sqrt square pow ipow abs absolute sin cos atan arctan asinh nan_to_num swish
 """)
 
-GATES = _words("sigmoid hardsigmoid softmax exp erf sqrt norm linalg_norm linalg_vector_norm std var")
-BOUNDED = _words("tanh relu6 hardtanh clamp clip softsign")
+GATE_OPS = _split_words("sigmoid hardsigmoid softmax exp erf sqrt norm linalg_norm linalg_vector_norm std var")
+BOUNDED_OPS = _split_words("tanh relu6 hardtanh clamp clip softsign")
 
-BY_GRADIENT = {
+GRADIENT_SCALES = {
     "softmax": 1.0, "log_softmax": 1.0, "logsumexp": 1.0, "norm": 1.0, "linalg_norm": 1.0, "linalg_vector_norm": 1.0,
     "std": 1.0, "var": 0.5, "softmin": 1.0,
 }  # fmt: skip
 """Taylor expansions at the point itself, times a share: a square has twice its value as gradient times input."""
 
-PRODUCTS = _words("matmul rmatmul imatmul mm bmm mv dot inner einsum tensordot bilinear outer")
-CONVS = _words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
-INVERSES = _words("reciprocal rsqrt rtruediv rdiv")
-EXPANDED = _words("""
+PRODUCT_OPS = _split_words("matmul rmatmul imatmul mm bmm mv dot inner einsum tensordot bilinear outer")
+CONV_OPS = _split_words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
+INVERSE_OPS = _split_words("reciprocal rsqrt rtruediv rdiv")
+DECOMPOSED_FUNCTIONS = _split_words("""
     multi_head_attention_forward batch_norm layer_norm group_norm instance_norm rms_norm normalize local_response_norm
     glu
 """)
 """Functions of torch.nn.functional that are looked into."""
 
-_NODES = _words("""
+_RULED_NODE_NAMES = _split_words("""
     Relevance View ViewAs Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Alias Clone Transpose Permute T Slice Select
     ToCopy Expand Repeat RepeatInterleave Split SplitWithSizes UnsafeSplit Chunk Unbind Stack Cat Index IndexSelect
     Gather Take Unfold Im2Col Col2Im AsStrided Diagonal Diag Tril Triu Flip Roll Rot90 ConstantPadNd ReflectionPad1D
@@ -97,6 +97,6 @@ _NODES = _words("""
     IndexAdd IndexCopy Scatter ScatterAdd Copy Fill Zero NativeDropout Dropout BackwardHookFunction
     LiftFresh Positive Trace
 """)
-NODES = (*(f"{n}Backward" for n in _NODES), *(f"{at}{n}" for at in ("", "torch::autograd::") for n in
+RULED_NODES = (*(f"{n}Backward" for n in _RULED_NODE_NAMES), *(f"{at}{n}" for at in ("", "torch::autograd::") for n in
          ("AccumulateGrad", "CopyBackwards", "CopySlices")))  # fmt: skip
 """Autograd nodes that hand down relevance as they should, by the start of their names."""

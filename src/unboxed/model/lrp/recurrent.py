@@ -20,66 +20,72 @@ Cell = Callable[[Tensor, State, Sequence[Tensor]], State]
 """(x_t, state, weights) -> the next state; its first part is the output."""
 
 
-def _both(x: Tensor, h: Tensor, w: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    biases = w[2:] or (None, None)
-    return F.linear(x, w[0], biases[0]), F.linear(h, w[1], biases[1])
+def _project(x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    bias_pair = weights[2:] or (None, None)
+    return F.linear(x, weights[0], bias_pair[0]), F.linear(h, weights[1], bias_pair[1])
 
 
-def _lstm(x: Tensor, state: State, w: Sequence[Tensor]) -> State:
+def _lstm_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     h, c = state
-    from_x, from_h = _both(x, h, w)
+    from_x, from_h = _project(x, h, weights)
     i, f, g, o = (from_x + from_h).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
-def _gru(x: Tensor, state: State, w: Sequence[Tensor]) -> State:
+def _gru_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     (h,) = state
-    (r, z, n), (r_h, z_h, n_h) = (t.chunk(3, -1) for t in _both(x, h, w))
+    (r, z, n), (r_h, z_h, n_h) = (t.chunk(3, -1) for t in _project(x, h, weights))
     z = (z + z_h).sigmoid()
     return ((1 - z) * (n + (r + r_h).sigmoid() * n_h).tanh() + z * h,)
 
 
-def _tanh(x: Tensor, state: State, w: Sequence[Tensor]) -> State:
-    from_x, from_h = _both(x, state[0], w)
+def _tanh_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+    from_x, from_h = _project(x, state[0], weights)
     return ((from_x + from_h).tanh(),)
 
 
-def _relu(x: Tensor, state: State, w: Sequence[Tensor]) -> State:
-    from_x, from_h = _both(x, state[0], w)
+def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+    from_x, from_h = _project(x, state[0], weights)
     return ((from_x + from_h).relu(),)
 
 
-CELLS: dict[str, Cell] = {"lstm": _lstm, "gru": _gru, "rnn_tanh": _tanh, "rnn_relu": _relu}
+CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tanh_cell, "rnn_relu": _relu_cell}
 
 
-def recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
+def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
     """(output (T, N, H) or (N, T, H), last states (layers, N, H) each), as torch gives them. Raises RuleError."""
     if len(args) < 9 or not isinstance(args[2], (list, tuple)):
         raise RuleError(f"LRP has no rule for {kind} on packed sequences: give it padded ones")
-    x, start, weights, biased, layers, dropout, training, two_ways, batch_first = args[:9]
-    ways, each = 1 + two_ways, 4 if biased else 2
-    if len(weights) != ways * layers * each:
+    x, initial_state, weights, has_biases, n_layers, dropout, training, bidirectional, batch_first = args[:9]
+    n_directions, n_weights = 1 + bidirectional, 4 if has_biases else 2
+    if len(weights) != n_directions * n_layers * n_weights:
         raise RuleError(f"LRP has no rule for {kind} with projections: write its cell out in linear, sigmoid and tanh")
-    start = (start,) if isinstance(start, Tensor) else tuple(start)
-    h, last = x.transpose(0, 1) if batch_first else x, list[State]()
-    for layer in range(layers):
+    initial_state = (initial_state,) if isinstance(initial_state, Tensor) else tuple(initial_state)
+    h, last_states = x.transpose(0, 1) if batch_first else x, list[State]()
+    for layer in range(n_layers):
         outs = []
-        for way in range(ways):
-            i = layer * ways + way
-            out, state = _run(CELLS[kind], h, tuple(s[i] for s in start), weights[i * each : (i + 1) * each], way == 1)
+        for direction in range(n_directions):
+            i = layer * n_directions + direction
+            out, state = _run_layer(
+                CELLS[kind],
+                h,
+                tuple(s[i] for s in initial_state),
+                weights[i * n_weights : (i + 1) * n_weights],
+                direction == 1,
+            )
             outs.append(out)
-            last.append(state)
-        h = torch.cat(outs, -1) if two_ways else outs[0]
-        h = F.dropout(h, dropout, training) if layer < layers - 1 else h
-    return h.transpose(0, 1) if batch_first else h, *(torch.stack(s) for s in zip(*last, strict=True))
+            last_states.append(state)
+        h = torch.cat(outs, -1) if bidirectional else outs[0]
+        h = F.dropout(h, dropout, training) if layer < n_layers - 1 else h
+    return h.transpose(0, 1) if batch_first else h, *(torch.stack(s) for s in zip(*last_states, strict=True))
 
 
-def _run(cell: Cell, x: Tensor, state: State, w: Sequence[Tensor], backwards: bool) -> tuple[Tensor, State]:
+def _run_layer(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], reverse: bool) -> tuple[Tensor, State]:
     """One layer in one direction over x (T, N, C): its outputs (T, N, H) and the last state."""
-    steps = x.unbind(0)[::-1] if backwards else x.unbind(0)
+    steps = x.unbind(0)[::-1] if reverse else x.unbind(0)
     outs = []
     for step in steps:
-        state = cell(step, state, w)
+        state = cell(step, state, weights)
         outs.append(state[0])
-    return torch.stack(outs[::-1] if backwards else outs), state
+    return torch.stack(outs[::-1] if reverse else outs), state

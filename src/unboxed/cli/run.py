@@ -1,0 +1,181 @@
+"""`unboxed run METHOD`: any method, by its name, on any model and data. Its options are its card's settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import DataError, InputError
+from ..settings import Setting
+from .options import Classes, Debug, Mean, Meaning, Model, Root, Shape, Std, Weights
+from .setting_values import option_name, setting_value
+
+if TYPE_CHECKING:
+    from ..box import Box
+    from ..cards import Card
+
+SUPPLIED = ("inputs", "labels", "data")  # kinds of settings that come from --data
+N_EXAMPLES = 8
+CLASH_PREFIX = "method_"  # of a setting that is called as one of the shared options
+
+
+class MethodGroup(TyperGroup):
+    """One command per card."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from ..cards import cards
+
+        return [card.key for card in cards()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from ..cards import find_card
+        from .parsing import errors_as_exit_codes
+
+        with errors_as_exit_codes(debug=False):
+            return typer.main.get_command(app_for(find_card(cmd_name)))
+
+
+def app_for(card: Card) -> typer.Typer:
+    """The command of one method: the options that all methods share, and one per setting."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
+    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(_function_for(card))
+    return app
+
+
+def _function_for(card: Card) -> Callable[..., None]:
+    """A function with the parameters that the command line of a method takes."""
+    settings = {_parameter_name(s): s for s in card.settings.values() if _is_option(s)}
+
+    def command(**values: Any) -> None:
+        from .parsing import errors_as_exit_codes
+
+        texts = {settings[name].name: values.pop(name) for name in settings}
+        with errors_as_exit_codes(values.pop("debug")):
+            run(card, {name: text for name, text in texts.items() if text is not None}, **values)
+
+    shared = [*inspect.signature(shared_options, eval_str=True).parameters.values()]
+    command.__signature__ = inspect.Signature([*shared, *(_parameter(n, s) for n, s in settings.items())])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in command.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    return command
+
+
+def shared_options(
+    *,
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder, or module:factory.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Use the first N examples.")] = N_EXAMPLES,
+    compare_with: Annotated[str | None, typer.Option(help="A second model, for methods that compare two.")] = None,
+    weights: Weights = None,
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    outputs: Meaning = None,
+    root: Root = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
+    debug: Debug = False,
+) -> None:
+    """The options of every method: their names, types, defaults and help."""
+
+
+SHARED_NAMES = {*inspect.signature(shared_options).parameters}
+
+
+def _is_option(setting: Setting) -> bool:
+    """What comes from --data is no option, unless the method needs more than one of it."""
+    return setting.kind not in SUPPLIED or setting.name not in ("x", "y", "data")
+
+
+def _parameter_name(setting: Setting) -> str:
+    clash = setting.name in SHARED_NAMES
+    return f"{CLASH_PREFIX}{setting.name}" if clash else setting.name
+
+
+def _parameter(name: str, setting: Setting) -> inspect.Parameter:
+    """A setting as an option, whose text is understood once the model is there."""
+    unit = f" [{setting.unit}]" if setting.unit else ""
+    limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
+    default = "" if setting.required or setting.default is None else f" Default: {setting.default}."
+    option = typer.Option(
+        option_name(name), help=f"{setting.help}{unit}{limits}{default}", metavar=setting.kind.upper()
+    )
+    annotation = Annotated[str if setting.required else str | None, option]
+    default_value = inspect.Parameter.empty if setting.required else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation)
+
+
+def run(
+    card: Card, texts: Mapping[str, str], *, model: str, data: str | None, n: int, compare_with: str | None,
+    weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
+    outputs: str | None, root: Path | None, out: Path,
+) -> Any:  # fmt: skip
+    """Run a method with settings given as text; write its figures and numbers to `out`, and print a summary.
+
+    Raises InputError, DataError and WriteError.
+    """
+    from .. import loading
+    from .parsing import with_data_classes, parse_classes, parse_pixels
+
+    names = parse_classes(classes)
+    box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
+    images = None if data is None else loading.data_for(data, box, root=root, classes=names)
+    box = box if images is None or names is not None else with_data_classes(images, box)
+    boxes = [box] if compare_with is None else [box, loading.load(compare_with)]
+    settings = {name: setting_value(card.settings[name], text, box) for name, text in texts.items()}
+    result = card.method(*_boxes(card, boxes), **supplied(card, box, images, n), **settings)
+    write_result(card, box, result, out)
+    return result
+
+
+def _boxes(card: Card, boxes: Sequence[Box]) -> Sequence[Box]:
+    """As many models as the method takes. Raises InputError."""
+    wanted = len(inspect.signature(card.method).parameters) - len(card.settings)
+    if len(boxes) < wanted:
+        raise InputError(f"{card.key} compares two models: give the second with --compare-with")
+    return boxes[:wanted]
+
+
+def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
+    """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
+    from ..engine.read.examples import indexed_labeled_examples
+
+    wanted = {s.name: s for s in card.settings.values() if not _is_option(s)}
+    if images is None:
+        if missing := [name for name, s in wanted.items() if s.required]:
+            raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
+        return {}
+    values: dict[str, Any] = {"data": images}
+    if {"x", "y"} & wanted.keys():
+        x, labels, _ = indexed_labeled_examples(box, images, n)
+        values |= {"x": box.restore_structure(x), "y": labels}
+    return {name: values[name] for name in wanted}
+
+
+def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
+    """The figures as PNG files, all tensors as safetensors, and a summary as JSON, which is printed too."""
+    from ..atomic_write import encode_utf8, write_bytes
+    from ..checks.remembered import nan_to_none
+    from ..engine.results import result_tensors, summary
+    from ..plots.figures import figures
+    from ..plots.files import save
+
+    import safetensors.torch
+
+    tensors = {name or "result": t.detach().cpu().contiguous() for name, t in result_tensors(result).items()}
+    write_bytes(out / "tensors.safetensors", safetensors.torch.save({k.lstrip("."): v for k, v in tensors.items()}))
+    numbers = {"method": card.key, "model": type(box.model).__name__, "result": summary(result)}
+    text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
+    write_bytes(out / "result.json", encode_utf8(text))
+    paths = [save(figure, out / f"{name}.png") for name, figure in figures(result, box).items()]
+    typer.echo(f"{card.name}: {result!r}" if len(repr(result)) < 400 else card.name)
+    for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
+        typer.echo(f"wrote {path}")
