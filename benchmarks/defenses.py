@@ -21,7 +21,7 @@ import unboxed as ub
 from harness import RESULTS, write
 from unboxed import adversarial, training
 from unboxed.adversarial.robustness import Attack, robustness
-from unboxed.zoo.models import Judge
+from unboxed.zoo.models import RobustCNN
 
 REAL = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EPS = 0.3
@@ -62,12 +62,14 @@ def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **ho
     train, test = ub.data.mnist(root), ub.data.mnist(root, train=False)
     history = training.fit(model, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
     box = ub.Box(model, inputs)
-    found = robustness(box, test, ATTACKS, eps=[EPS], most=images, minimal=partial(adversarial.deepfool, norm="linf"))
+    found = robustness(
+        box, test, ATTACKS, eps=[EPS], max_examples=images, minimal_attack=partial(adversarial.deepfool, norm="linf")
+    )
     return {
         "clean": history.accuracy[-1],
-        "robust": {a: found.robust(attack=a).plain() for a in found.attacks},
-        "median": found.median if found.median < float("inf") else None,
-        "alarms": [a.name for a in found.alarms],
+        "robust": {a: found.robust_accuracy(attack=a).to_dict() for a in found.attacks},
+        "median": found.median_distance if found.median_distance < float("inf") else None,
+        "alarms": [a.name for a in found.masking_findings],
         "seconds": round(history.seconds, 1),
         "cpu_seconds": round(history.cpu_seconds, 1),
     }
@@ -76,7 +78,7 @@ def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **ho
 def fresh(dropout: float) -> tuple[nn.Module, ub.Pixels]:
     """The small strided model of the judges; with dropout before both of its linear layers."""
     torch.manual_seed(0)
-    model = Judge()
+    model = RobustCNN()
     if dropout:
         model.fc1 = nn.Sequential(nn.Dropout(dropout), model.fc1)
         model.fc2 = nn.Sequential(nn.Dropout(dropout), model.fc2)

@@ -81,7 +81,7 @@ def measured(box: ub.Box, x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor) ->
         "images": len(x),
         "to_a_class": figures(lbfgs(box, x, target=others(y)), x),
         "to_any_class": figures(lbfgs(box, x, y), x),
-        "to_any_class_by_fab": figures(fab(box, x, y, norm="l2", targets=9, steps=10), x),
+        "to_any_class_by_fab": figures(fab(box, x, y, norm="l2", n_targets=9, steps=10), x),
     }
 
 

@@ -54,7 +54,7 @@ def figures(name: str, x: Tensor, y: Tensor, pairs: int) -> dict[str, object]:
     batch = min(peers, key=lambda b: seconds(peers[b]))
 
     def ours(keep_going: bool) -> Tensor:
-        return ub.adversarial.pgd(box, x, y, eps=EPS, steps=STEPS, step=STEP, keep_going=keep_going).success
+        return ub.adversarial.pgd(box, x, y, eps=EPS, steps=STEPS, step=STEP, early_stop=not keep_going).success
 
     left = {"ours": accuracy(ours(False)), "ours_keep_going": accuracy(ours(True)), "foolbox": accuracy(peers[batch]())}
     if max(left["ours"], left["ours_keep_going"]) > left["foolbox"] + 0.005:

@@ -26,7 +26,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from unboxed.adversarial import Adversarial
-from unboxed.adversarial.shares import Share
+from unboxed.adversarial.shares import Proportion
 
 CHUNK = 1000
 ALL = 10_000
@@ -54,8 +54,8 @@ def opened(given: argparse.Namespace) -> ub.Box:
     if not Path(given.model).is_file():
         model, inputs = ub.zoo.load(given.model)
     else:
-        kind = ub.zoo.kind(given.like)
-        model, inputs = kind.build().eval(), kind.inputs
+        kind = ub.zoo.entry(given.like)
+        model, inputs = kind.factory().eval(), kind.inputs
         model.load_state_dict(weights(Path(given.model)))
     return ub.Box(model.to(given.device), inputs)
 
@@ -97,7 +97,7 @@ def stood(state: State, name: str, attack: Attack, x: Tensor, y: Tensor) -> dict
             state.put(name, key, [left, time.perf_counter() - start])
             print(f"{name}: {left} of {len(part)} stand, images from {key}, {done[key][1]:.0f} s", flush=True)
     counts, seconds = zip(*(done[key] for key, _, _ in chunks(x, y)), strict=True)
-    return {**Share(sum(counts), len(x)).plain(), "seconds": sum(seconds)}
+    return {**Proportion(sum(counts), len(x)).to_dict(), "seconds": sum(seconds)}
 
 
 def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings: Any) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings
         start[0] = time.perf_counter()
         print(f"{name}: {left} stand, {state.done['seconds'][name]:.0f} s", flush=True)
 
-    got = ub.adversarial.auto_attack(box, x, y, checkpoint=file, tell=tell, **settings)
+    got = ub.adversarial.auto_attack(box, x, y, checkpoint=file, callback=tell, **settings)
     if got.interrupted:
         raise SystemExit("interrupted; the same command goes on from here")
-    shares = {name: Share(int(left.sum()), len(x)).plain() for name, left in got.stages.items()}
+    shares = {name: Proportion(int(left.sum()), len(x)).to_dict() for name, left in got.robust_after.items()}
     told = {name: {**share, "seconds": state.done["seconds"].get(name)} for name, share in shares.items()}
-    return {"autoattack": told, **alone(box, x, y, got.stages, got.already, **settings)}
+    return {"autoattack": told, **alone(box, x, y, got.robust_after, got.already, **settings)}
 
 
 def alone(
@@ -126,7 +126,7 @@ def alone(
     before = list(stages)[list(stages).index("square") - 1]
     rest = ~stages[before] & ~wrong
     left = int((~ub.adversarial.square(box, x[rest], y[rest], **settings).success).sum()) if rest.any() else 0
-    return {"square alone": Share(int(stages["square"].sum()) + left, len(x)).plain()}
+    return {"square alone": Proportion(int(stages["square"].sum()) + left, len(x)).to_dict()}
 
 
 def attacks(given: argparse.Namespace, box: ub.Box, batch: int | str) -> dict[str, Attack]:
@@ -149,9 +149,9 @@ def main() -> None:
     x, y = x.to(given.device), y.to(given.device)
     name = f"{Path(given.net).stem}-{given.eps:g}-{len(x)}"
     state = State(given.state / f"{name}.json")
-    right = Share(int((box.predict(x) == y).sum()), len(x))
+    right = Proportion(int((box.predict(x) == y).sum()), len(x))
     print(f"{given.net}: clean {right}", flush=True)
-    figures: dict[str, Any] = {"clean": right.plain()}
+    figures: dict[str, Any] = {"clean": right.to_dict()}
     for attack, work in attacks(given, box, batch).items():
         figures[attack] = stood(state, attack, work, x, y)
     if given.auto:

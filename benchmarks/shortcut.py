@@ -11,7 +11,7 @@ import torch
 from harness import write
 from unboxed.checks import ShortcutReport, Trigger, shortcut
 from unboxed.data.uci import INPUTS
-from unboxed.training.shortcut import pair
+from unboxed.training.shortcut import train_shortcut_pair
 
 SEEDS = (0, 1, 2)
 VARIANTS = {"one class": (3,), "all classes": tuple(range(10))}
@@ -19,7 +19,7 @@ VARIANTS = {"one class": (3,), "all classes": tuple(range(10))}
 
 def judged(classes: tuple[int, ...], seed: int) -> ShortcutReport:
     mark = Trigger(INPUTS.shape, classes)
-    trained = pair(mark, seed=seed, quiet=True)
+    trained = train_shortcut_pair(mark, seed=seed, quiet=True)
     return shortcut(trained.model, trained.control, trained.x, trained.y, mark, seed=seed)
 
 

@@ -102,8 +102,8 @@ def test_snapshots_of_a_training(tmp_path: Path, kept: str) -> None:
     data = torch.utils.data.TensorDataset(x, y)
     shots = Snapshots(4, to=tmp_path if kept == "files" else None)
     fit(model, awkward.GRAY_INPUTS, data, epochs=2, batch_size=10, quiet=True, watch=shots)
-    assert list(shots.kept) == ["step 4", "step 8"]
-    found = compare(epochs(ub.Box(model, awkward.GRAY_INPUTS), shots.kept), lambda b: b(x))
+    assert list(shots.weights) == ["step 4", "step 8"]
+    found = compare(epochs(ub.Box(model, awkward.GRAY_INPUTS), shots.weights), lambda b: b(x))
     assert torch.equal(found["step 8"], ub.Box(model, awkward.GRAY_INPUTS)(x))
     assert not torch.equal(found["step 4"], found["step 8"])
     with pytest.raises(InputError, match="every"):

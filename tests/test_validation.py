@@ -132,8 +132,8 @@ def fitted(seed: Any) -> Any:
 DOORS: dict[str, Callable[[Any], Any]] = {
     "adversarial.corrupted": lambda s: ub.adversarial.corrupted(X, "gaussian_noise", seed=s),
     "adversarial.robustness": lambda s: ub.adversarial.robustness(
-        BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1], minimal=None,
-        alarms=False, seed=s,
+        BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1], minimal_attack=None,
+        check_masking=False, seed=s,
     ),
     "adversarial.smoothed_predict": lambda s: ub.adversarial.smoothed_predict(BOX, X, 0.1, n=10, seed=s),
     "attribution.lime_top": lambda s: ub.attribution.lime_top(BOX, X, 2, segments=("squares", 4), n_samples=20, seed=s),

@@ -82,9 +82,7 @@ class Box:
             self._model = model = IsolatedModel(self.model, self.mode)
             self.device, self.model_dtype, self.modules = model.device, model.dtype, model.modules_by_name
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
-            row_limits: tuple[int, int] = getattr(
-                self.model, "exported_rows", (1, 1024)
-            )  # that an exported graph takes
+            row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
             self._min_rows, self._max_rows = row_limits
             self.autocast: torch.dtype | None = None
             self._run_first_forward()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import MethodCase, make_case
 from models import assert_in_its_ball
-from unboxed.adversarial.apgd import _Run, _Walk, apgd, checkpoints
-from unboxed.adversarial.attempt import Attempt
+from unboxed.adversarial.apgd import _APGD, _APGDIterates, apgd, checkpoint_steps
+from unboxed.adversarial.attempt import AttackState
 from unboxed.engine.optimize.constraints import L1, L2, Linf
 from unboxed.errors import InputError
 
@@ -141,26 +141,26 @@ def test_a_ball_in_place_of_eps() -> None:
 def test_who_halves_the_step() -> None:
     """Row 0 rose often; 1 too seldom; 2 did not pass its best of the last checkpoint; nor did 3, but it halved then."""
     c = make_case("plain", n=4)
-    run = _Run(Attempt(c.box, c.x, c.y, norm=Linf(0.1)), Linf(0.1), None, 10)
+    run = _APGD(AttackState(c.box, c.x, c.y, norm=Linf(0.1)), Linf(0.1), None, 10)
     here, best = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
     score, top, last = torch.full((4,), 1.0), torch.full((4,), 2.0), torch.tensor([1.5, 1.5, 2.0, 2.0])
     eta, eta_then = torch.full((4,), 0.2), torch.tensor([0.2, 0.2, 0.2, 0.4])
     rose = torch.tensor([3, 2, 4, 3])
     rows = torch.arange(4)
-    walk = _Walk(rows, here, here, here, here, best, best, score, top, top, eta, rose, eta_then, last)
-    walk = run._judged(walk, 4)
-    assert walk.eta.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
+    walk = _APGDIterates(rows, here, here, here, here, best, best, score, top, top, eta, rose, eta_then, last)
+    walk = run._adapt_step_size(walk, 4)
+    assert walk.step_size.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
     assert walk.x.flatten(1).amax(1).tolist() == [0, 1, 1, 0]
     assert walk.grad.flatten(1).amax(1).tolist() == [0, 1, 1, 0]
     assert walk.score.tolist() == [1, 2, 2, 1]
-    assert walk.eta_then.tolist() == pytest.approx([0.2] * 4)
-    assert walk.best_then.tolist() == [2] * 4
-    assert walk.rose.tolist() == [0] * 4
+    assert walk.checkpoint_step_size.tolist() == pytest.approx([0.2] * 4)
+    assert walk.checkpoint_best_score.tolist() == [2] * 4
+    assert walk.n_rises.tolist() == [0] * 4
 
 
 def test_checkpoints_are_the_papers() -> None:
-    assert checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
-    assert checkpoints(0) == [0]
+    assert checkpoint_steps(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoint_steps(0) == [0]
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,14 @@ def wide(n: int = 9, model: str = "plain") -> MethodCase:
 def test_the_stages(norm: str, eps: float) -> None:
     """Each attacks what the last left; an image beyond eps, as FAB finds them too, is no success."""
     c, told = wide(), list[tuple[str, int]]()
-    got = auto_attack(c.box, c.x, c.y, **{**SMALL, "eps": eps}, norm=norm, tell=lambda *said: told.append(said))
-    assert [name for name, _ in told] == list(got.stages) == STAGES
-    assert [int(stood.sum()) for stood in got.stages.values()] == [n for _, n in told]
+    got = auto_attack(c.box, c.x, c.y, **{**SMALL, "eps": eps}, norm=norm, callback=lambda *said: told.append(said))
+    assert [name for name, _ in told] == list(got.robust_after) == STAGES
+    assert [int(stood.sum()) for stood in got.robust_after.values()] == [n for _, n in told]
     before = torch.ones(9, dtype=torch.bool)
-    for stood in got.stages.values():
+    for stood in got.robust_after.values():
         assert (before | ~stood).all()  # nobody rises again
         before = stood
-    assert torch.equal(got.stages["square"], ~got.success)
+    assert torch.equal(got.robust_after["square"], ~got.success)
     assert torch.equal(c.box.predict(got.images) != c.y, got.success)
     assert (got.distance <= eps * (1 + 1e-6)).all()
     assert got.images.min() >= 0
@@ -56,7 +56,7 @@ def test_the_stages(norm: str, eps: float) -> None:
 def test_some_fall_and_some_stand() -> None:
     """So that what the other tests see is not empty."""
     got = auto_attack(wide().box, wide().x, wide().y, **SMALL)
-    left = [int(stood.sum()) for stood in got.stages.values()]
+    left = [int(stood.sum()) for stood in got.robust_after.values()]
     assert 0 < left[-1] <= left[0] < 8
 
 
@@ -64,7 +64,7 @@ def test_survivors_pay_for_all_four() -> None:
     """The original; APGD's 5 looks; the ranking and 3 times 5; FAB's own; Square's 12."""
     c = wide(3)
     got = auto_attack(c.box, c.x[:1], c.y[:1], **{**SMALL, "eps": 1e-5})
-    alone = ub.adversarial.fab(c.box, c.x[:1], c.y[:1], eps=1e-5, norm="linf", targets=9, steps=4)
+    alone = ub.adversarial.fab(c.box, c.x[:1], c.y[:1], eps=1e-5, norm="linf", n_targets=9, steps=4)
     assert not got.success.any()
     assert int(got.queries) == 1 + 5 + (1 + 3 * 5) + (int(alone.queries) - 1) + 12
 
@@ -75,8 +75,8 @@ def test_as_its_parts_alone() -> None:
     got = auto_attack(c.box, c.x, c.y, **SMALL)
     how = {"eps": 0.02, "norm": "linf", "steps": 4}
     first = ub.adversarial.apgd(c.box, c.x, c.y, **how)
-    assert torch.equal(got.stages["apgd-ce"], ~first.success)
-    fell = [first, ub.adversarial.fab(c.box, c.x, c.y, **how, targets=9)]
+    assert torch.equal(got.robust_after["apgd-ce"], ~first.success)
+    fell = [first, ub.adversarial.fab(c.box, c.x, c.y, **how, n_targets=9)]
     fell.append(ub.adversarial.square(c.box, c.x, c.y, eps=0.02, queries=12))
     for alone in fell:
         assert (got.success | ~alone.success).all()
@@ -215,7 +215,7 @@ def test_ctrl_c_keeps_what_was_found(share: float) -> None:
     dies.at, dies.calls = int(share * dies.calls), 0
     got = auto_attack(c.box, c.x, c.y, **SMALL)
     assert got.interrupted
-    assert set(got.stages) < set(whole.stages)
+    assert set(got.robust_after) < set(whole.robust_after)
     assert (whole.success | ~got.success).all()
     assert (got.distance <= 0.02 * (1 + 1e-6)).all()
     assert torch.equal(c.box.predict(got.images) != c.y, got.success)
@@ -241,7 +241,7 @@ def test_few_classes(classes: int) -> None:
     box = ub.Box(nn.Sequential(nn.Flatten(), layer), ub.Pixels((1, 4, 4)), outputs="logits")
     x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     got = auto_attack(box, x, box.predict(x), eps=0.5, steps=3, queries=5)
-    assert list(got.stages) == STAGES
+    assert list(got.robust_after) == STAGES
     assert got.success.any()
     assert torch.equal(box.predict(got.images) != box.predict(x), got.success)
 
@@ -250,7 +250,7 @@ def test_a_target_is_become() -> None:
     c = wide()
     target = (c.box.predict(c.x) + 1) % 4
     got = auto_attack(c.box, c.x, target=target, **{**SMALL, "eps": 0.3, "steps": 20})
-    assert list(got.stages) == STAGES
+    assert list(got.robust_after) == STAGES
     assert got.success.any()
     assert torch.equal(c.box.predict(got.images) == target, got.success)
 
@@ -258,7 +258,7 @@ def test_a_target_is_become() -> None:
 def test_an_objective_is_raised() -> None:
     c = wide()
     got = auto_attack(c.box, c.x, objective=ub.channel("conv2", 1) - 0.3, **{**SMALL, "eps": 0.4})
-    assert list(got.stages) == ["apgd-ce", "fab-t", "square"]
+    assert list(got.robust_after) == ["apgd-ce", "fab-t", "square"]
     score = c.box.read(got.images, "conv2")["conv2"][:, 1].flatten(1).mean(1) - 0.3
     assert torch.equal(got.success, score > 0)
 
@@ -270,7 +270,7 @@ def test_rows_of_features_have_no_squares() -> None:
     box = ub.Box(layer, ub.Features(names=tuple("abcde")), outputs="logits")
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
     got = auto_attack(box, x, box.predict(x), eps=0.5, steps=3)
-    assert list(got.stages) == STAGES[:3]
+    assert list(got.robust_after) == STAGES[:3]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.calibration import _bins, temperature
+from unboxed.adversarial.calibration import _bin_index, fit_temperature
 from unboxed.errors import DataError, InputError, OutputError
 
 K = 4
@@ -58,15 +58,15 @@ def twin(z: Tensor, y: Tensor, bins: int) -> dict[str, Any]:
 @pytest.mark.parametrize("sharper", [0.5, 3.0])
 def test_as_defined(bins: int, sharper: float) -> None:
     z, y = drawn(120, sharper)
-    made, want = ub.adversarial.calibration(*_data(z, y), bins=bins), twin(z, y, bins)
-    assert made.own.count.tolist() == want["count"]
-    assert made.own.confidence.tolist() == pytest.approx(want["confidence"], abs=1e-5)
-    assert made.own.accuracy.tolist() == pytest.approx(want["accuracy"], abs=1e-6)
+    made, want = ub.adversarial.calibration(*_data(z, y), n_bins=bins), twin(z, y, bins)
+    assert made.uncalibrated.bin_counts.tolist() == want["count"]
+    assert made.uncalibrated.bin_confidence.tolist() == pytest.approx(want["confidence"], abs=1e-5)
+    assert made.uncalibrated.bin_accuracy.tolist() == pytest.approx(want["accuracy"], abs=1e-6)
     for name in ("ece", "mce", "brier", "nll"):
-        assert getattr(made.own, name) == pytest.approx(want[name], abs=1e-6), name
+        assert getattr(made.uncalibrated, name) == pytest.approx(want[name], abs=1e-6), name
     scaled = twin(z.double() / made.temperature, y, bins)
     assert made.scaled.ece == pytest.approx(scaled["ece"], abs=1e-6)
-    assert made.scaled.nll <= made.own.nll
+    assert made.scaled.nll <= made.uncalibrated.nll
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 7, 10, 15, 49, 100])
@@ -75,7 +75,7 @@ def test_a_value_at_an_edge_is_in_the_bin_below_it(bins: int) -> None:
     edges = np.arange(1, bins + 1) / bins
     sure = np.concatenate([np.nextafter(edges, 0), edges, np.nextafter(edges[:-1], 1)])
     want = [next(m for m in range(bins) if value <= (m + 1) / bins) for value in sure]
-    assert _bins(torch.from_numpy(sure), bins).tolist() == want
+    assert _bin_index(torch.from_numpy(sure), bins).tolist() == want
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
@@ -83,8 +83,8 @@ def test_equal_logits_lie_at_an_edge(classes: int) -> None:
     """A confidence of 1 / K, in K bins: the whole of the first bin."""
     z = torch.zeros(6, classes)
     box = ub.Box(nn.Identity(), ub.Features(tuple("abcde"[:classes])), outputs="logits")
-    made = ub.adversarial.calibration(box, (z, torch.arange(6) % classes), bins=classes)
-    assert made.own.count.tolist() == [6] + [0] * (classes - 1)
+    made = ub.adversarial.calibration(box, (z, torch.arange(6) % classes), n_bins=classes)
+    assert made.uncalibrated.bin_counts.tolist() == [6] + [0] * (classes - 1)
 
 
 def _data(z: Tensor, y: Tensor) -> tuple[ub.Box, tuple[Tensor, Tensor]]:
@@ -100,15 +100,15 @@ def test_the_temperature_is_the_likeliest(sharper: float) -> None:
         return float(nn.functional.cross_entropy(z.double() / math.exp(log_t), y))
 
     best = math.exp(minimize_scalar(nll, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x)
-    assert temperature(z, y) == pytest.approx(best, rel=1e-4)
+    assert fit_temperature(z, y) == pytest.approx(best, rel=1e-4)
 
 
 def test_what_is_calibrated_is_found_so() -> None:
     """Labels drawn from the model's own probabilities; and from those of logits four times as small."""
     fair, sharp = (ub.adversarial.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
-    assert fair.own.ece < 0.03
+    assert fair.uncalibrated.ece < 0.03
     assert abs(fair.temperature - 1) < 0.1
-    assert sharp.own.ece > 0.1
+    assert sharp.uncalibrated.ece > 0.1
     assert abs(sharp.temperature - 4) < 0.4
     assert sharp.scaled.ece < 0.03
     assert "too sure" in str(sharp)
@@ -116,21 +116,21 @@ def test_what_is_calibrated_is_found_so() -> None:
 
 def test_all_right_or_all_wrong_stays_finite() -> None:
     z = 3 * torch.eye(K)
-    assert temperature(z, torch.arange(K)) == pytest.approx(0.01, rel=1e-3)
-    assert temperature(z, (torch.arange(K) + 1) % K) == pytest.approx(100, rel=1e-3)
+    assert fit_temperature(z, torch.arange(K)) == pytest.approx(0.01, rel=1e-3)
+    assert fit_temperature(z, (torch.arange(K) + 1) % K) == pytest.approx(100, rel=1e-3)
     made = ub.adversarial.calibration(*_data(z, torch.arange(K)))
-    assert made.errors.tolist() == []
+    assert made.error_index.tolist() == []
 
 
 def test_the_surest_errors() -> None:
     z, y = drawn(200, 2.0)
-    made = ub.adversarial.calibration(*_data(z, y), errors=9)
+    made = ub.adversarial.calibration(*_data(z, y), n_errors=9)
     sure, answer = z.double().softmax(1).max(1)
     wrong = sorted((-float(sure[i]), i) for i in range(200) if answer[i] != y[i])[:9]
-    assert made.errors.tolist() == [i for _, i in wrong]
+    assert made.error_index.tolist() == [i for _, i in wrong]
     assert made.error_confidence.tolist() == pytest.approx([-s for s, _ in wrong], abs=1e-6)
-    assert made.error_answer.tolist() == answer[made.errors].tolist()
-    assert made.error_label.tolist() == y[made.errors].tolist()
+    assert made.error_prediction.tolist() == answer[made.error_index].tolist()
+    assert made.error_label.tolist() == y[made.error_index].tolist()
     assert made.accuracy == pytest.approx(float((answer == y).double().mean()))
 
 
@@ -139,9 +139,9 @@ def test_data_of_any_kind() -> None:
     box, x = says(z)
     pair = ub.adversarial.calibration(box, (x, y))
     as_set = ub.adversarial.calibration(box, TensorDataset(x, y))
-    assert pair.own.ece == as_set.own.ece
-    first = ub.adversarial.calibration(box, (x, y), most=10)
-    assert int(first.own.count.sum()) == 10
+    assert pair.uncalibrated.ece == as_set.uncalibrated.ece
+    first = ub.adversarial.calibration(box, (x, y), max_examples=10)
+    assert int(first.uncalibrated.bin_counts.sum()) == 10
     with pytest.raises((DataError, InputError)):
         ub.adversarial.calibration(box, x)
     for bad in ({"bins": 0}, {"errors": -1}, {"most": 0}):

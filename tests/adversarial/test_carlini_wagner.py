@@ -133,7 +133,7 @@ def test_the_search_goes_by_what_the_descents_found(monkeypatch: pytest.MonkeyPa
         return w, found
 
     monkeypatch.setattr(searching, "_descend", noted)
-    made = carlini_wagner(box, x, y, initial_c=1e-3, steps=60, binary_search_steps=7, keep_going=True)
+    made = carlini_wagner(box, x, y, initial_c=1e-3, steps=60, binary_search_steps=7, early_stop=False)
     assert made.success.all()
     for i in range(len(x)):
         row, found = [float(c[i]) for c in tried], [bool(f[i]) for f in said]
@@ -169,7 +169,7 @@ def test_rows_that_get_no_nearer_leave() -> None:
     """Kept going, each row uses all of its steps: one look at the original, one for the first c."""
     box, x, y, _ = linear()
     quick = carlini_wagner(box, x, y, **QUICK)
-    whole = carlini_wagner(box, x, y, **QUICK, keep_going=True)
+    whole = carlini_wagner(box, x, y, **QUICK, early_stop=False)
     assert (whole.queries == 2 + 3 * 150).all()
     assert (quick.queries < 0.8 * whole.queries).all()
     assert (whole.distance <= quick.distance * 1.02).all()

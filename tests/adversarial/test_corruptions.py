@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.corrupting import KINDS, _moved, _scale
+from unboxed.adversarial.corrupting import CORRUPTION_LEVELS, _affine_sample, _blur_scale
 from unboxed.adversarial.corruptions import CORRUPTIONS
 from unboxed.errors import DataError, InputError, OutputError
 
@@ -33,7 +33,7 @@ def photos(shape: tuple[int, ...] = (3, 3, 20, 28), seed: int = 0) -> Tensor:
 
 
 def amount(kind: str, severity: int) -> float:
-    return KINDS[kind][1][severity - 1]
+    return CORRUPTION_LEVELS[kind][1][severity - 1]
 
 
 @each_kind
@@ -101,7 +101,7 @@ def test_contrast_and_brightness() -> None:
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_blur_is_scipys(severity: int) -> None:
     x = photos((2, 1, 40, 56)).double()
-    sigma = amount("gaussian_blur", severity) * _scale(x[0])
+    sigma = amount("gaussian_blur", severity) * _blur_scale(x[0])
     want = np.stack(
         [gaussian_filter(image, sigma, mode="mirror", truncate=np.ceil(3 * sigma) / sigma) for image in x[:, 0].numpy()]
     )
@@ -141,8 +141,8 @@ def test_rotation_is_scikit_images() -> None:
 def test_motion_is_a_mean_of_moved_images() -> None:
     none = torch.zeros(())
     x = photos((1, 1, 12, 18))[0]
-    assert torch.allclose(_moved(x, none, torch.tensor(3.0), none)[:, :, 3:], x[:, :, :-3], atol=1e-5)
-    assert torch.allclose(_moved(x, none, none, torch.tensor(-2.0))[:, :-2], x[:, 2:], atol=1e-5)
+    assert torch.allclose(_affine_sample(x, none, torch.tensor(3.0), none)[:, :, 3:], x[:, :, :-3], atol=1e-5)
+    assert torch.allclose(_affine_sample(x, none, none, torch.tensor(-2.0))[:, :-2], x[:, 2:], atol=1e-5)
     spot = torch.zeros(1, 1, 41, 41)
     spot[..., 20, 20] = 1
     z = corrupted(spot, "motion_blur", 5)[0, 0]
@@ -165,11 +165,11 @@ def test_the_table_is_what_the_net_says() -> None:
             assert float(made.accuracy[i, j]) == pytest.approx(float((c.box.predict(z) == c.y).float().mean()))
             p = c.box.probs(z)[torch.arange(7), c.y]
             assert float(made.confidence[i, j]) == pytest.approx(float(p.mean()), abs=1e-6)
-    assert made.clean == pytest.approx(2 / 7)
-    assert made.mean == pytest.approx(float(made.accuracy.mean()))
-    assert made.by_kind[made.worst] == min(made.by_kind.values())
-    assert made.n == 7
-    assert made.worst.replace("_", " ") in str(made)
+    assert made.clean_accuracy == pytest.approx(2 / 7)
+    assert made.mean_accuracy == pytest.approx(float(made.accuracy.mean()))
+    assert made.accuracy_by_kind[made.worst_kind] == min(made.accuracy_by_kind.values())
+    assert made.n_examples == 7
+    assert made.worst_kind.replace("_", " ") in str(made)
 
 
 def test_leaving_kinds_out_changes_nothing() -> None:
@@ -193,7 +193,7 @@ def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
     c.box.model.register_forward_pre_hook(stop)
     made = ub.adversarial.corruptions(c.box, (c.x, c.y), ["contrast"], severities=(1, 5), batch_size=2)
     assert made.interrupted
-    assert made.n == 4
+    assert made.n_examples == 4
 
 
 BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [0]}, {"severities": 6}, {"most": 0},

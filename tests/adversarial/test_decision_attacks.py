@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import MethodCase, make_case
 from unboxed import data, zoo
-from unboxed.adversarial.attempt import Attempt
-from unboxed.adversarial.decisions import Decisions, gaussian
-from unboxed.adversarial.hop_skip_jump import _Hop
+from unboxed.adversarial.attempt import AttackState
+from unboxed.adversarial.decisions import DecisionOracle, hashed_normal
+from unboxed.adversarial.hop_skip_jump import _HopSkipJump
 from unboxed.engine.optimize.constraints import unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
 
@@ -107,7 +107,7 @@ def test_rows_that_are_done_leave(attack: Any) -> None:
     assert (made.distance[made.success] <= eps).all()
     assert (made.distance[~made.success] == 0).all()
     assert torch.equal(made.images[~made.success], c.x[~made.success])
-    on = attack(c.box, c.x, c.y, queries=200, eps=eps, keep_going=True)
+    on = attack(c.box, c.x, c.y, queries=200, eps=eps, early_stop=False)
     assert torch.equal(on.images[on.success], whole.images[on.success])
 
 
@@ -135,8 +135,8 @@ def test_a_target_needs_starts(attack: Any) -> None:
 def test_the_nearest_start_that_fools_is_taken() -> None:
     c = make_case("plain", torch.float64)
     pool = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    attempt = Attempt(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
-    z, rows = Decisions(attempt, 100, 0).start(attempt.begin(), pool)
+    attempt = AttackState(c.box, c.x[:2], c.y[:2], norm=unbounded_ball("l2"))
+    z, rows = DecisionOracle(attempt, 100, 0).find_starts(attempt.evaluate_originals(), pool)
     for image, row in zip(z, rows.tolist(), strict=True):
         good = pool[c.box.predict(pool) != c.y[row]]
         assert torch.equal(image, good[(good - c.x[row]).flatten(1).norm(dim=1).argmin()])
@@ -205,11 +205,11 @@ def test_features_and_objectives(attack: Any) -> None:
 def test_the_direction_is_that_of_equation_16(norm: str) -> None:
     c, _ = halves(2)
     z, radius, many = 1 - c.x, torch.tensor([0.5, 0.8]).double(), torch.tensor([9, 14])
-    attempt = Attempt(c.box, c.x, c.y, norm=unbounded_ball(norm))
-    hopping = _Hop(Decisions(attempt, 1000, seed=4), 10, 0.0)
-    got = hopping.direction(z, torch.arange(2), radius, many, 3)
+    attempt = AttackState(c.box, c.x, c.y, norm=unbounded_ball(norm))
+    hopping = _HopSkipJump(DecisionOracle(attempt, 1000, seed=4), 10, 0.0)
+    got = hopping.estimate_direction(z, torch.arange(2), radius, many, 3)
     for i in range(2):
-        drawn = hopping._draw(i, 3 * 4096, 14, z)[: many[i]]
+        drawn = hopping._sample_directions(i, 3 * 4096, 14, z)[: many[i]]
         near = [(z[i] + radius[i] * u).clamp(0, 1) for u in drawn]
         phi = [1.0 if int(c.box.predict(q[None])) != int(c.y[i]) else -1.0 for q in near]
         assert len(set(phi)) == 2
@@ -222,11 +222,13 @@ def test_the_direction_is_that_of_equation_16(norm: str) -> None:
 def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In smaller parts, the same images of each row, and the same answer."""
     c, _ = halves(3)
-    monkeypatch.setattr(sys.modules[_Hop.__module__], "VALUES", 30 * 8 * 4)  # in blocks of 4, for one row at a time
+    monkeypatch.setattr(
+        sys.modules[_HopSkipJump.__module__], "VALUES", 30 * 8 * 4
+    )  # in blocks of 4, for one row at a time
     held = list[int]()
     c.box.model.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))
-    whole = hop(c.box, c.x, c.y, queries=120, draws=11)
-    alone = hop(c.box, c.x[:1], c.y[:1], queries=120, draws=11)
+    whole = hop(c.box, c.x, c.y, queries=120, initial_num_evals=11)
+    alone = hop(c.box, c.x[:1], c.y[:1], queries=120, initial_num_evals=11)
     assert whole.success.all()
     assert max(held) <= 32
     assert torch.allclose(whole.images[:1], alone.images, atol=1e-12)
@@ -234,13 +236,13 @@ def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -
 
 def test_normal_draws() -> None:
     rows = torch.arange(200)
-    drawn = gaussian(3, rows, 5, 501)
+    drawn = hashed_normal(3, rows, 5, 501)
     assert drawn.shape == (200, 501)
     assert abs(float(drawn.mean())) < 0.01
     assert abs(float(drawn.var()) - 1) < 0.02
     assert abs(float((drawn.abs() < 1).float().mean()) - math.erf(2**-0.5)) < 0.01
-    assert torch.equal(gaussian(3, rows[7:9], 5, 501), drawn[7:9])
-    assert not torch.allclose(gaussian(3, rows, 6, 501), drawn)
+    assert torch.equal(hashed_normal(3, rows[7:9], 5, 501), drawn[7:9])
+    assert not torch.allclose(hashed_normal(3, rows, 6, 501), drawn)
 
 
 class Counted(nn.Module):

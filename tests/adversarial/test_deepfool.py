@@ -92,7 +92,7 @@ def test_pixels_at_the_ends_of_the_range_do_not_stop_it(norm: str) -> None:
     made = deepfool(box, x, y, norm=norm)
     assert made.success.all()
     assert (box.predict(made.images) != y).all()
-    once = deepfool(box, x, y, norm=norm, rounds=0)
+    once = deepfool(box, x, y, norm=norm, return_rounds=0)
     assert (once.queries <= 1 + 2 + 6).all()  # a single step, which knows what can't move, and the search back
     w = last.weight[1 - y] - last.weight[y]  # (N, D)
     able = ((w > 0) == (x.flatten(1) == 0)) * w.abs()  # what may move where it should
@@ -142,7 +142,7 @@ def test_no_weaker_than_foolbox(norm: str, theirs: str) -> None:
 
 def test_rounds_lead_nearer() -> None:
     box, x, y = digits()
-    none, two, many = (deepfool(box, x, y, rounds=n) for n in (0, 2, 6))
+    none, two, many = (deepfool(box, x, y, return_rounds=n) for n in (0, 2, 6))
     assert (two.distance <= none.distance + 1e-6).all()
     assert (many.distance <= two.distance + 1e-6).all()
     assert two.distance.mean() < 0.95 * none.distance.mean()

@@ -128,14 +128,14 @@ def test_another_seed_starts_elsewhere() -> None:
 
 def test_fooled_within_eps_is_enough() -> None:
     box, x, y = curved(10)
-    all_the_way = fab(box, x, y, norm="l2", targets=4, steps=15)
+    all_the_way = fab(box, x, y, norm="l2", n_targets=4, steps=15)
     eps = float(all_the_way.distance[all_the_way.success].median())
-    enough = fab(box, x, y, norm="l2", targets=4, steps=15, eps=eps)
+    enough = fab(box, x, y, norm="l2", n_targets=4, steps=15, eps=eps)
     assert torch.equal(enough.success, all_the_way.success & (all_the_way.distance <= eps))
     assert (enough.distance[enough.success] <= eps).all()
     assert (enough.queries[enough.success] <= all_the_way.queries[enough.success]).all()
     assert (enough.queries < 0.5 * all_the_way.queries).sum() >= 3
-    on = fab(box, x, y, norm="l2", targets=4, steps=15, eps=eps, keep_going=True)
+    on = fab(box, x, y, norm="l2", n_targets=4, steps=15, eps=eps, early_stop=False)
     assert torch.equal(on.distance[on.success], all_the_way.distance[on.success])
     assert (on.queries == all_the_way.queries).all()
 
@@ -155,7 +155,7 @@ def test_queries_are_counted() -> None:
     wrong[0] = (y[0] + 1) % 4
     rows = list[int]()
     box.model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    found = fab(box, x, wrong, steps=3, targets=2, restarts=2)
+    found = fab(box, x, wrong, steps=3, n_targets=2, restarts=2)
     assert found.queries.tolist() == [1] + [1 + 1 + 2 * 3 * 4 + 5] * 11
     assert sum(rows) == found.queries.sum()
     assert found.already.tolist() == [True] + [False] * 11

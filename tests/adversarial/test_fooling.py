@@ -25,12 +25,12 @@ def boxed(model: str = "plain", **more: Any) -> ub.Box:
 @pytest.mark.parametrize("how", WAYS)
 def test_the_net_is_as_sure_as_it_says(how: str) -> None:
     box = boxed()
-    made = fooling(box, [2, 0, 2], how=how, steps=6, sample=9)
+    made = fooling(box, [2, 0, 2], algorithm=how, steps=6, n_children=9)
     assert made.targets.tolist() == [2, 0, 2]
     want = box.probs(made.images).gather(1, made.targets[:, None])[:, 0]
     assert torch.allclose(made.confidence, want, atol=1e-12)
-    assert torch.allclose(made.history[-1], want, atol=1e-12)
-    assert made.history.shape == (7, 3)
+    assert torch.allclose(made.confidence_history[-1], want, atol=1e-12)
+    assert made.confidence_history.shape == (7, 3)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
     assert made.images.shape == (3, 1, 8, 8)
@@ -40,35 +40,37 @@ def test_the_net_is_as_sure_as_it_says(how: str) -> None:
 def test_evolution_keeps_the_laws(how: str) -> None:
     """Same seed, same answer; another, another; splitting changes nothing; the elites never grow worse."""
     box = boxed()
-    made = fooling(box, how=how, steps=5, sample=7)
+    made = fooling(box, algorithm=how, steps=5, n_children=7)
     for size in (1, 3):
-        part = fooling(box, how=how, steps=5, sample=7, batch_size=size)
+        part = fooling(box, algorithm=how, steps=5, n_children=7, batch_size=size)
         assert torch.allclose(part.images, made.images, atol=1e-9)
-        assert torch.allclose(part.history, made.history, atol=1e-9)
-    assert torch.equal(fooling(box, how=how, steps=5, sample=7).images, made.images)
-    assert not torch.equal(fooling(box, how=how, steps=5, sample=7, seed=1).images, made.images)
-    assert (made.history.diff(dim=0) >= 0).all()
-    assert (made.history[-1] > made.history[0]).any()
-    assert made.evaluated == 7 * 6
+        assert torch.allclose(part.confidence_history, made.confidence_history, atol=1e-9)
+    assert torch.equal(fooling(box, algorithm=how, steps=5, n_children=7).images, made.images)
+    assert not torch.equal(fooling(box, algorithm=how, steps=5, n_children=7, seed=1).images, made.images)
+    assert (made.confidence_history.diff(dim=0) >= 0).all()
+    assert (made.confidence_history[-1] > made.confidence_history[0]).any()
+    assert made.n_evaluated == 7 * 6
 
 
 @pytest.mark.parametrize("model", ["color", "double", "batchnorm_in_train_mode", "dropout_always_on", "softmax"])
 def test_evolution_on_other_nets(model: str) -> None:
     entry = awkward.get_model(model)
-    made = fooling(ub.Box(entry.model, entry.inputs, **entry.box_settings), how="evolution", steps=2, sample=5)
+    made = fooling(
+        ub.Box(entry.model, entry.inputs, **entry.box_settings), algorithm="evolution", steps=2, n_children=5
+    )
     assert made.images.std() > 0
     assert torch.isfinite(made.confidence).all()
 
 
 def test_evolution_needs_no_gradient() -> None:
-    made = fooling(boxed("checkpointed_reentrant"), how="evolution", steps=2, sample=5)
+    made = fooling(boxed("checkpointed_reentrant"), algorithm="evolution", steps=2, n_children=5)
     assert made.confidence.shape == (4,)
 
 
 def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Tensor, Tensor]:
     """Child by child and class by class, with the draws of the fast one."""
     encoding, shape = evolution.ENCODINGS["evolution"], box.inputs.shape
-    born = encoding.first(children, shape, step_generator(0, 0, box.device))
+    born = encoding.initial_genomes(children, shape, step_generator(0, 0, box.device))
     best = [(-float("inf"), born[k]) for k in range(4)]
     for generation in range(generations + 1):
         challenged = list(best)
@@ -80,13 +82,13 @@ def archive_literally(box: ub.Box, children: int, generations: int) -> tuple[Ten
         best = challenged
         generator = step_generator(0, generation + 1, box.device)
         parents = torch.randint(4, (children,), generator=generator)
-        born = encoding.mutated(torch.stack([best[int(p)][1] for p in parents]), generation, generator)
+        born = encoding.mutate(torch.stack([best[int(p)][1] for p in parents]), generation, generator)
     return torch.stack([genome for _, genome in best]), torch.tensor([score for score, _ in best])
 
 
 def test_the_archive_against_a_literal_one() -> None:
     box = boxed()
-    made = fooling(box, how="evolution", steps=6, sample=10)
+    made = fooling(box, algorithm="evolution", steps=6, n_children=10)
     genomes, scores = archive_literally(box, 10, 6)
     assert torch.allclose(made.images.flatten(1), genomes)
     assert torch.allclose(made.confidence, scores.double().exp(), atol=1e-6)
@@ -94,8 +96,10 @@ def test_the_archive_against_a_literal_one() -> None:
 
 def test_an_elite_is_given_to_any_class_it_suits() -> None:
     """One child, better for two classes than their elites are: it takes both places."""
-    archive = evolution._Archive(torch.zeros(3, 2), torch.tensor([-1.0, -2.0, -3.0]))
-    archive.challenge(torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[-5.0, -1.5, -2.5], [-6.0, -1.9, -9.0]]))
+    archive = evolution._EliteArchive(torch.zeros(3, 2), torch.tensor([-1.0, -2.0, -3.0]))
+    archive.update_elites(
+        torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[-5.0, -1.5, -2.5], [-6.0, -1.9, -9.0]])
+    )
     assert archive.genomes.tolist() == [[0, 0], [1, 1], [1, 1]]
     assert archive.fitness.tolist() == [-1.0, -1.5, -2.5]
 
@@ -103,7 +107,7 @@ def test_an_elite_is_given_to_any_class_it_suits() -> None:
 def test_polynomial_mutation_has_its_density() -> None:
     """0.5 (eta + 1) (1 - |d|) ** eta: u is the cumulative of what it is made into."""
     u, eta = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1], 15.0
-    d = evolution.polynomial(u, eta)
+    d = evolution.polynomial_mutation(u, eta)
     below = torch.where(d < 0, 0.5 * (1 + d) ** (eta + 1), 1 - 0.5 * (1 - d) ** (eta + 1))
     assert torch.allclose(below, u, atol=1e-12)
     assert d.min() >= -1
@@ -111,18 +115,18 @@ def test_polynomial_mutation_has_its_density() -> None:
 
 
 def test_a_tenth_of_the_pixels_mutate() -> None:
-    direct, genomes = evolution.Direct(), torch.full((50, 400), 0.5, dtype=torch.float64)
+    direct, genomes = evolution.DirectEncoding(), torch.full((50, 400), 0.5, dtype=torch.float64)
     for generation, share in ((0, 0.1), (999, 0.1), (1000, 0.05), (2500, 0.025)):
-        moved = direct.mutated(genomes, generation, torch.Generator().manual_seed(0)) != genomes
+        moved = direct.mutate(genomes, generation, torch.Generator().manual_seed(0)) != genomes
         assert moved.double().mean() == pytest.approx(share, rel=0.1)
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_who_is_sure_is_left(how: str) -> None:
     """With little confidence wanted nothing moves after the first look."""
-    made = fooling(boxed(), how=how, confidence=1e-6, steps=5, sample=4)
-    assert len(made.history) == 1
-    assert made.evaluated == 4
+    made = fooling(boxed(), algorithm=how, confidence=1e-6, steps=5, n_children=4)
+    assert len(made.confidence_history) == 1
+    assert made.n_evaluated == 4
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -130,9 +134,9 @@ def test_digits_of_nothing(how: str) -> None:
     """A model with 98 % of the test digits right is surer than 99 % of images that are none."""
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     steps = {"gradient": 60, "evolution": 200, "cppn": 30}[how]
-    made = fooling(box, how=how, confidence=0.99, steps=steps, sample=40)
+    made = fooling(box, algorithm=how, confidence=0.99, steps=steps, n_children=40)
     assert (made.confidence >= 0.99).sum() >= 8
-    assert (made.history[0] > 0.99).sum() <= 5  # that is not how it began
+    assert (made.confidence_history[0] > 0.99).sum() <= 5  # that is not how it began
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -146,25 +150,25 @@ def test_interrupted(how: str, at: int) -> None:
         if calls == at:
             raise KeyboardInterrupt
 
-    whole = fooling(box, how=how, steps=5, sample=6)
+    whole = fooling(box, algorithm=how, steps=5, n_children=6)
     handle = box.model.register_forward_pre_hook(pre)
-    got = fooling(box, how=how, steps=5, sample=6)
+    got = fooling(box, algorithm=how, steps=5, n_children=6)
     handle.remove()
     assert got.interrupted
     assert got.images.shape == whole.images.shape
     assert torch.isfinite(got.confidence).all()
     if at == 3:
-        assert torch.allclose(got.history, whole.history[:2])
+        assert torch.allclose(got.confidence_history, whole.confidence_history[:2])
 
 
 def test_several_classes_at_once() -> None:
     """Where the outputs are probabilities of their own, each is raised on its own."""
     box = boxed("plain", outputs="multilabel")
     for how in WAYS:
-        made = fooling(box, how=how, steps=4, sample=6)
+        made = fooling(box, algorithm=how, steps=4, n_children=6)
         want = box(made.images).sigmoid().diagonal()
         assert torch.allclose(made.confidence, want)
-        assert torch.allclose(made.history[-1], want)
+        assert torch.allclose(made.confidence_history[-1], want)
 
 
 @pytest.mark.parametrize(

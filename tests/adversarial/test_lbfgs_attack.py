@@ -89,7 +89,7 @@ def test_another_weight_is_known_without_a_look() -> None:
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_least_distance_to_a_linear_boundary(targeted: bool) -> None:
     box, x, y, last = near_a_boundary(2, 8)
-    found = lbfgs(box, x, target=1 - y, searches=14) if targeted else lbfgs(box, x, y, searches=14)
+    found = lbfgs(box, x, target=1 - y, n_searches=14) if targeted else lbfgs(box, x, y, n_searches=14)
     assert torch.equal(box.predict(found.images), 1 - y)
     f = last(x.flatten(1))
     least = (f[:, 0] - f[:, 1]).abs() / (last.weight[0] - last.weight[1]).norm()
@@ -101,7 +101,7 @@ def test_where_the_box_holds_pixels_back() -> None:
     box, x, _, last = near_a_boundary(2, 8)
     x = (x > 0.5).double()
     y = box.predict(x)
-    found = lbfgs(box, x, y, searches=14)
+    found = lbfgs(box, x, y, n_searches=14)
     for i in range(len(x)):
         w = (last.weight[1 - y[i]] - last.weight[y[i]]).numpy()
         row = x[i].flatten().numpy()
@@ -133,7 +133,7 @@ def test_targets_are_reached_and_cost_more() -> None:
 
 def test_an_objective_is_raised_above_zero() -> None:
     box, x, _, last = near_a_boundary(2, 8)
-    found = lbfgs(box, x, objective=ub.logit(1) - 3.0, searches=14)
+    found = lbfgs(box, x, objective=ub.logit(1) - 3.0, n_searches=14)
     assert (box(found.images)[:, 1] > 3).all()
     away = (3 - last(x.flatten(1))[:, 1]).clamp_min(0) / last.weight[1].norm()
     assert torch.allclose(found.distance, away, rtol=0.01)
@@ -141,7 +141,7 @@ def test_an_objective_is_raised_above_zero() -> None:
 
 def test_more_searches_come_nearer() -> None:
     box, x, y = curved(8)
-    far = [lbfgs(box, x, y, searches=k) for k in (2, 5, 12)]
+    far = [lbfgs(box, x, y, n_searches=k) for k in (2, 5, 12)]
     least = [torch.where(f.success, f.distance, torch.inf) for f in far]
     assert (least[1] <= least[0]).all()
     assert (least[2] <= least[1]).all()
@@ -156,7 +156,7 @@ def test_fooled_within_eps_is_enough() -> None:
     assert torch.equal(enough.success, all_the_way.distance <= eps)
     assert (enough.queries[enough.success] <= all_the_way.queries[enough.success]).all()
     assert (enough.queries < 0.8 * all_the_way.queries).any()
-    on = lbfgs(box, x, y, eps=eps, keep_going=True)
+    on = lbfgs(box, x, y, eps=eps, early_stop=False)
     assert torch.equal(on.distance[on.success], all_the_way.distance[on.success])
 
 
@@ -174,7 +174,7 @@ def test_queries_are_counted_and_rows_that_are_done_leave() -> None:
 @pytest.mark.parametrize("settings", [{}, {"eps": 0.5}, {"target": 2}])
 def test_splitting(settings: dict[str, Any]) -> None:
     box, x, y = curved(8)
-    whole, part = (lbfgs(box, x, y, searches=5, batch_size=size, **settings) for size in (8, 3))
+    whole, part = (lbfgs(box, x, y, n_searches=5, batch_size=size, **settings) for size in (8, 3))
     assert torch.allclose(whole.images, part.images, atol=1e-9)
     assert torch.equal(whole.queries, part.queries)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from as_png import decoded
-from unboxed.adversarial.attempt import Attempt
-from unboxed.adversarial.levels import saved
-from unboxed.adversarial.levels_grid import grid_of, least
+from unboxed.adversarial.attempt import AttackState
+from unboxed.adversarial.levels import quantize_images
+from unboxed.adversarial.levels_grid import make_level_grid, bisect_minimum
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, NormBall, Linf, unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
@@ -46,23 +46,23 @@ def files(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
     return levels.float() / 255
 
 
-def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> Attempt:
+def on_the_boundary(box: ub.Box, x: Tensor, norm: str, beyond: float = 1e-4) -> AttackState:
     """What a perfect minimal attack on a linear model finds: the closed form, by the dual norm."""
-    attempt = Attempt(box, x, 0, norm=unbounded_ball(norm))
-    rows = attempt.begin()
+    attempt = AttackState(box, x, 0, norm=unbounded_ball(norm))
+    rows = attempt.evaluate_originals()
     w = box.model.w.detach()
     need = (-(x.flatten(1) @ w + box.model.b.detach()) * (1 + beyond))[:, None]  # (N, 1)
     first = torch.zeros_like(w)
     first[w.abs().argmax()] = w[w.abs().argmax()].sign()
     step = {"linf": w.sign() / w.abs().sum(), "l2": w / (w @ w), "l1": first / w.abs().max()}[norm]
     z = (x.flatten(1) + need * step).view_as(x)
-    attempt.keep(z[rows], rows, torch.ones_like(rows, dtype=torch.bool))
+    attempt.keep_nearer(z[rows], rows, torch.ones_like(rows, dtype=torch.bool))
     return attempt
 
 
-def result(attempt: Attempt, ball: NormBall | None = None, gradients: bool = True) -> Adversarial:
-    saved(attempt, 8, ball, gradients=gradients)
-    made = attempt.result()
+def result(attempt: AttackState, ball: NormBall | None = None, gradients: bool = True) -> Adversarial:
+    quantize_images(attempt, 8, ball, use_gradients=gradients)
+    made = attempt.to_result()
     loaded = decoded(made.images)
     assert torch.equal(loaded, made.images)
     assert torch.equal(made.success, attempt.box.predict(loaded) == 1)
@@ -134,7 +134,7 @@ def test_without_gradients_it_only_asks() -> None:
     x = files(20)
     box = ub.Box(Linear(0, far=0.01), ub.Pixels(SHAPE))
     attempt, plain = (on_the_boundary(box, x, "l2") for _ in range(2))
-    attempt.slope = None  # type: ignore[assignment, method-assign]
+    attempt.evaluate_with_grad = None  # type: ignore[assignment, method-assign]
     made = result(attempt, gradients=False)
     assert made.success.all()
     assert (made.distance <= 2.0 * plain.distance + 2 / 255).all()
@@ -146,7 +146,7 @@ def test_every_look_is_counted() -> None:
     attempt = on_the_boundary(box, x, "l2")
     box.model.register_forward_pre_hook(lambda model, args: seen.append(len(args[0])))
     before = int(attempt.queries.sum())
-    saved(attempt, 8)
+    quantize_images(attempt, 8)
     assert int(attempt.queries.sum()) - before == sum(seen) > 0
 
 
@@ -155,7 +155,7 @@ def test_an_interruption_keeps_what_it_has(after: int) -> None:
     x = files(20)
     box = ub.Box(Linear(0, far=0.01), ub.Pixels(SHAPE))
     attempt, whole = (on_the_boundary(box, x, "l2") for _ in range(2))
-    slope, asked = attempt.slope, []
+    slope, asked = attempt.evaluate_with_grad, []
 
     def stopping(*args: object) -> object:
         asked.append(1)
@@ -163,7 +163,7 @@ def test_an_interruption_keeps_what_it_has(after: int) -> None:
             raise KeyboardInterrupt
         return slope(*args)  # type: ignore[arg-type]
 
-    attempt.slope = stopping  # type: ignore[assignment, method-assign]
+    attempt.evaluate_with_grad = stopping  # type: ignore[assignment, method-assign]
     made, all_of_it = result(attempt), result(whole)
     assert made.interrupted
     assert len(asked) == after + 1
@@ -176,14 +176,14 @@ def test_what_was_not_found_is_not_looked_for() -> None:
     """A minimal attack that failed gives the original back; within a ball the search may find what it did not."""
     x = files(6)
     box = ub.Box(Linear(0, far=0.05), ub.Pixels(SHAPE))
-    lost = Attempt(box, x, 0, norm=unbounded_ball("l2"))
-    lost.begin()
+    lost = AttackState(box, x, 0, norm=unbounded_ball("l2"))
+    lost.evaluate_originals()
     made = result(lost)
     assert torch.equal(made.success, made.already)
     assert torch.equal(made.images, x)
     ball = L2(0.3)
-    tried = Attempt(box, x, 0, norm=ball)
-    tried.begin()
+    tried = AttackState(box, x, 0, norm=ball)
+    tried.evaluate_originals()
     assert result(tried, ball).success.all()
 
 
@@ -193,10 +193,10 @@ def test_a_ball_of_levels_gives_what_its_whole_levels_can(levels: float) -> None
     x, ball = files(30), Linf(levels / 255)
     box = ub.Box(Linear(0, far=0.012), ub.Pixels(SHAPE))
     best = x + math.floor(levels) / 255 * box.model.w.detach().sign().view(SHAPE)
-    attempt = Attempt(box, x, 0, norm=ball)
-    rows = attempt.begin()
+    attempt = AttackState(box, x, 0, norm=ball)
+    rows = attempt.evaluate_originals()
     corner = x + ball.eps * box.model.w.detach().sign().view(SHAPE)  # the best in floating point
-    attempt.keep(corner[rows], rows, box.predict(corner)[rows] == 1)
+    attempt.keep_nearer(corner[rows], rows, box.predict(corner)[rows] == 1)
     made = result(attempt, ball)
     assert torch.equal(made.success, box.predict(best) == 1)
     assert (made.images - x).abs().max() <= levels / 255 * (1 + 1e-6) + 1e-7
@@ -206,8 +206,8 @@ def test_targets_and_objectives() -> None:
     x = files(8)
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
     for want in ({"target": 1}, {"objective": ub.logit(1) - ub.logit(0)}):
-        attempt = Attempt(box, x, norm=Linf(0.2), **want)
-        attempt.begin()
+        attempt = AttackState(box, x, norm=Linf(0.2), **want)
+        attempt.evaluate_originals()
         assert result(attempt, Linf(0.2)).success.all()
 
 
@@ -215,14 +215,14 @@ def test_targets_and_objectives() -> None:
 def test_placed_points_are_inside(ball: NormBall) -> None:
     x = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(3))
     x[:10] = (x[:10] * 255).round() / 255
-    grid = grid_of(x, 255, ball)
+    grid = make_level_grid(x, 255, ball)
     v = 255 * x + 20 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    z = grid.place(v)
+    z = grid.nearest_in_ball(v)
     assert torch.equal(z, z.round())
     assert z.min() >= 0
     assert z.max() <= 255
     inside = ball.distance(z.float() / 255, x) <= ball.eps * (1 + 1e-6) + 1e-7
-    assert torch.equal(inside, grid.inside(z))
+    assert torch.equal(inside, grid.is_inside_ball(z))
     assert inside[:10].all()
 
 
@@ -230,24 +230,24 @@ def test_placed_points_are_inside(ball: NormBall) -> None:
 def test_a_ball_of_whole_levels_keeps_its_outermost(eps: float) -> None:
     """8/255 in floating point is eight levels, not seven, from wherever it starts."""
     x = (torch.arange(256).float() / 255).view(1, 1, 16, 16)
-    grid, whole = grid_of(x, 255, Linf(eps)), math.floor(eps * 255 + 1e-4)
+    grid, whole = make_level_grid(x, 255, Linf(eps)), math.floor(eps * 255 + 1e-4)
     k = torch.arange(256).float()
-    assert torch.equal(grid.low.flatten(), (k - whole).clamp_min(0))
-    assert torch.equal(grid.high.flatten(), (k + whole).clamp_max(255))
+    assert torch.equal(grid.lower.flatten(), (k - whole).clamp_min(0))
+    assert torch.equal(grid.upper.flatten(), (k + whole).clamp_max(255))
 
 
 def test_least_finds_the_threshold() -> None:
     at = torch.tensor([0.1, 0.5, 3.0])
-    assert torch.allclose(least(lambda t: t >= at, torch.full((3,), 4.0)), at, atol=1e-5)
+    assert torch.allclose(bisect_minimum(lambda t: t >= at, torch.full((3,), 4.0)), at, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_fewer_bits_have_fewer_levels(bits: int) -> None:
     x = files(6)
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
-    attempt = Attempt(box, x, 0, norm=Linf(0.6))
-    attempt.begin()
-    saved(attempt, bits, Linf(0.6))
+    attempt = AttackState(box, x, 0, norm=Linf(0.6))
+    attempt.evaluate_originals()
+    quantize_images(attempt, bits, Linf(0.6))
     top = 2**bits - 1
     assert torch.equal(attempt.images, (attempt.images * top).round() / top)
     assert torch.equal(decoded(attempt.images), attempt.images)
@@ -257,15 +257,15 @@ def test_fewer_bits_have_fewer_levels(bits: int) -> None:
 @pytest.mark.parametrize("bits", [0, 3, 7, 9, 16, 8.0, True, "8"])
 def test_bad_bits_are_refused(bits: object) -> None:
     box = ub.Box(Linear(0), ub.Pixels(SHAPE))
-    attempt = Attempt(box, files(1), 0, norm=Linf(0.1))
+    attempt = AttackState(box, files(1), 0, norm=Linf(0.1))
     with pytest.raises(InputError, match="bits"):
-        saved(attempt, bits)  # type: ignore[arg-type]
+        quantize_images(attempt, bits)  # type: ignore[arg-type]
 
 
 def test_tables_are_refused() -> None:
     box = ub.Box(Linear(0, (3,)), ub.Features(("a", "b", "c")))
     with pytest.raises(InputError, match="images"):
-        saved(Attempt(box, torch.zeros(1, 3), 0, norm=Linf(0.1)), 8)
+        quantize_images(AttackState(box, torch.zeros(1, 3), 0, norm=Linf(0.1)), 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed import adversarial
-from unboxed.adversarial.alarms import alarms_of
-from unboxed.adversarial.answers import likeliest_others
+from unboxed.adversarial.alarms import check_gradient_masking
+from unboxed.adversarial.answers import top_other_classes
 from unboxed.errors import OutputError
 from unboxed.objectives import dlr, targeted_dlr
 
@@ -87,7 +87,9 @@ def test_robustness_names_the_row_in_the_data() -> None:
     x, y = images().clamp_max(0.5), torch.zeros(6, dtype=torch.long)
     x[1:5], y[0] = 0, 1  # row 0 is wrong already, so the attack's first row is the data's second
     with pytest.raises(OutputError, match="row 5:"):
-        adversarial.robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.3], minimal=None, alarms=False)
+        adversarial.robustness(
+            box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.3], minimal_attack=None, check_masking=False
+        )
 
 
 EVALUATIONS = {
@@ -96,7 +98,7 @@ EVALUATIONS = {
     "corruptions": lambda box, x, y: adversarial.corruptions(box, (x, y), ("contrast",)),
     "smoothed": lambda box, x, y: adversarial.smoothed(box, x, 0.1, n0=4, n=8),
     "smoothed_predict": lambda box, x, y: adversarial.smoothed_predict(box, x, 0.1, n=8),
-    "alarms": lambda box, x, y: alarms_of(box, x, y, y == 0, 0.1),
+    "alarms": lambda box, x, y: check_gradient_masking(box, x, y, y == 0, 0.1),
     "patch": lambda box, x, y: adversarial.patch(box, x, y, steps=2),
     "universal": lambda box, x, y: adversarial.universal(box, x, y, eps=0.1, steps=2),
 }
@@ -131,10 +133,10 @@ class Masked(nn.Module):
         adversarial.deepfool,
         partial(adversarial.deepfool, norm="linf"),
         adversarial.fab,
-        partial(adversarial.fab, targets=3),
+        partial(adversarial.fab, n_targets=3),
         partial(adversarial.carlini_wagner, binary_search_steps=4),
-        partial(adversarial.apgd, eps=0.1, targets=3, loss="margin"),
-        partial(adversarial.apgd, eps=0.1, targets=3, loss="dlr"),
+        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="margin"),
+        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="dlr"),
         partial(adversarial.apgd, eps=0.1, loss="dlr"),
         partial(adversarial.pgd, eps=0.1),
     ],
@@ -173,6 +175,6 @@ def test_calibration_with_a_masked_class() -> None:
 
 def test_the_label_is_never_among_the_others() -> None:
     logits = torch.tensor([[1.0, -torch.inf, 2.0, -torch.inf], [0.0, 0.0, 0.0, 0.0]])
-    others = likeliest_others(logits, torch.tensor([1, 0]), 3)
+    others = top_other_classes(logits, torch.tensor([1, 0]), 3)
     assert others[0].tolist() == [2, 0, 3]
     assert sorted(others[1].tolist()) == [1, 2, 3]

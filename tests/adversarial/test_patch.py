@@ -15,7 +15,7 @@ import unboxed as ub
 from models import interrupted
 from unboxed import plots
 from unboxed.adversarial import patch, shared
-from unboxed.adversarial.placing import Placing
+from unboxed.adversarial.placing import PatchPlacement
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
 from unboxed.rng import hashed_uniform
@@ -42,16 +42,16 @@ def images(n: int = 6, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -> Ten
 # ---- where it lies ---------------------------------------------------------------------------------------------------
 
 
-def put_literally(placing: Placing, image: Tensor, x: Tensor, u: Tensor) -> Tensor:
+def put_literally(placing: PatchPlacement, image: Tensor, x: Tensor, u: Tensor) -> Tensor:
     """Pixel by pixel: turn its center back into the patch, look whether that is inside, and mix the four nearest."""
     out = x.clone()
     side, height, width = image.shape[-1], *x.shape[-2:]
     for i, (a, s, across, down) in enumerate(u.double().tolist()):
-        angle = math.radians(placing.rotation) * (2 * a - 1)
-        radius = placing.radius(height, width) * (1 + placing.scale * (2 * s - 1))
+        angle = math.radians(placing.max_rotation) * (2 * a - 1)
+        radius = placing.radius(height, width) * (1 + placing.scale_range * (2 * s - 1))
         reach = radius * (1 if placing.shape == "circle" else abs(math.cos(angle)) + abs(math.sin(angle)))
         free = width - 2 * reach, height - 2 * reach
-        if placing.rotation == placing.scale == 0:
+        if placing.max_rotation == placing.scale_range == 0:
             left, top = (math.floor(v * (round(f) + 1)) for v, f in zip((across, down), free, strict=True))
         else:
             left, top = across * free[0], down * free[1]
@@ -76,39 +76,39 @@ def mixed(image: Tensor, across: float, down: float, side: int) -> Tensor:
 
 
 RULES = [
-    Placing(0.3, "circle", 22.5, 0.1),
-    Placing(0.2, "square", 45, 0.2),
-    Placing(0.3, "square", 180, 0),
-    Placing(0.25, "square", 0, 0),
-    Placing(0.25, "circle", 0, 0),
-    Placing(0.1, "square", 0, 0.5),
+    PatchPlacement(0.3, "circle", 22.5, 0.1),
+    PatchPlacement(0.2, "square", 45, 0.2),
+    PatchPlacement(0.3, "square", 180, 0),
+    PatchPlacement(0.25, "square", 0, 0),
+    PatchPlacement(0.25, "circle", 0, 0),
+    PatchPlacement(0.1, "square", 0, 0.5),
 ]
 
 
 @pytest.mark.parametrize("placing", RULES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])
-def test_placing_against_the_literal_twin(placing: Placing, shape: tuple[int, int, int]) -> None:
-    x, side = images(4, shape), placing.side(*shape[1:])
+def test_placing_against_the_literal_twin(placing: PatchPlacement, shape: tuple[int, int, int]) -> None:
+    x, side = images(4, shape), placing.patch_side(*shape[1:])
     image, u = images(1, (shape[0], side, side), seed=1)[0], hashed_uniform(0, torch.arange(4), 3, 4)
-    got = placing.put(image[None], x, u)
+    got = placing.paste(image[None], x, u)
     assert torch.allclose(got, put_literally(placing, image, x, u), atol=1e-12)
     assert (got != x).any()
 
 
 @pytest.mark.parametrize("placing", RULES, ids=str)
-def test_it_covers_what_it_says_and_lies_inside(placing: Placing) -> None:
+def test_it_covers_what_it_says_and_lies_inside(placing: PatchPlacement) -> None:
     """A white patch on black: its mean is the area, and its center of mass stays as far from the edge as it reaches."""
     x = torch.zeros(2000, 1, 40, 40, dtype=torch.float64)
-    side = placing.side(40, 40)
-    z = placing.put(torch.ones(1, 1, side, side, dtype=torch.float64), x, hashed_uniform(1, torch.arange(2000), 0, 4))
+    side = placing.patch_side(40, 40)
+    z = placing.paste(torch.ones(1, 1, side, side, dtype=torch.float64), x, hashed_uniform(1, torch.arange(2000), 0, 4))
     share = z.mean((1, 2, 3))
     assert share.mean() == pytest.approx(
-        placing.area * (1 + placing.scale**2 / 3), rel=0.06 if placing.on_pixels else 0.04
+        placing.area * (1 + placing.scale_range**2 / 3), rel=0.06 if placing.is_pixel_aligned else 0.04
     )
-    if placing.scale == 0:
+    if placing.scale_range == 0:
         assert share.std() < 0.01
     at = torch.arange(40) + 0.5
-    least = placing.radius(40, 40) * (1 - placing.scale)
+    least = placing.radius(40, 40) * (1 - placing.scale_range)
     for axis in (2, 3):
         center = (z.sum((1, 5 - axis)) * at).sum(1) / z.sum((1, 2, 3))
         assert center.min() >= least - 0.3
@@ -118,9 +118,9 @@ def test_it_covers_what_it_says_and_lies_inside(placing: Placing) -> None:
 
 
 def test_on_whole_pixels_it_shows_its_own() -> None:
-    placing = Placing(16 / 64, "square", 0, 0)
+    placing = PatchPlacement(16 / 64, "square", 0, 0)
     image, x = images(1, (1, 4, 4)), torch.zeros(50, 1, 8, 8, dtype=torch.float64)
-    z = placing.put(image, x, hashed_uniform(0, torch.arange(50), 0, 4))
+    z = placing.paste(image, x, hashed_uniform(0, torch.arange(50), 0, 4))
     windows = z.unfold(2, 4, 1).unfold(3, 4, 1).reshape(50, -1, 4, 4)  # all places
     same = torch.isclose(windows, image, atol=1e-12).all(-1).all(-1)
     assert (same.sum(1) == 1).all()
@@ -129,8 +129,8 @@ def test_on_whole_pixels_it_shows_its_own() -> None:
 
 
 def test_the_mask_is_the_shape() -> None:
-    assert Placing(shape="square").mask(5, torch.device("cpu")).all()
-    disc = Placing(shape="circle").mask(20, torch.device("cpu"))
+    assert PatchPlacement(shape="square").mask(5, torch.device("cpu")).all()
+    disc = PatchPlacement(shape="circle").mask(20, torch.device("cpu"))
     assert disc.double().mean() == pytest.approx(math.pi / 4, abs=0.02)
     assert not disc[0, 0]
     assert disc[10, 10]
@@ -155,7 +155,7 @@ def test_bad_settings(bad: dict[str, Any]) -> None:
 def test_a_patch_that_does_not_fit_says_which_would() -> None:
     with pytest.raises(InputError, match=r"0\.59 or less"):
         patch(boxed(), images(3), target=1, area=0.7, shape="circle", scale=0.15)
-    Placing(0.59, "circle", 22.5, 0.15).side(8, 8)
+    PatchPlacement(0.59, "circle", 22.5, 0.15).patch_side(8, 8)
 
 
 def test_only_images_have_places() -> None:
@@ -211,7 +211,7 @@ def test_images_of_the_target_take_no_part() -> None:
 
 def test_none_to_learn_from_is_a_random_patch() -> None:
     made = patch(boxed(), images(3), torch.tensor([1, 1, 1]), target=1, area=0.2, steps=3)
-    assert made.history.shape == (0,)
+    assert made.fooling_rates.shape == (0,)
     assert torch.equal(made.image, patch(boxed(), images(3), target=1, area=0.2, steps=0).image)
 
 
@@ -219,15 +219,15 @@ def test_a_sample_at_each_step() -> None:
     """Five of the forty images a step, not always the same, each one once."""
     seen = list[Tensor]()
     box, x = boxed(), images(40)
-    keep = shared.Attempt.slope
+    keep = shared.AttackState.evaluate_with_grad
 
     def noting(self: Any, z: Tensor, rows: Tensor, *args: Any) -> Any:
         seen.append(rows)
         return keep(self, z, rows, *args)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(shared.Attempt, "slope", noting)
-        patch(box, x, torch.zeros(40, dtype=torch.long), target=1, area=0.2, steps=30, sample=5)
+        m.setattr(shared.AttackState, "slope", noting)
+        patch(box, x, torch.zeros(40, dtype=torch.long), target=1, area=0.2, steps=30, images_per_step=5)
     assert {len(rows) for rows in seen} == {5}
     assert all(len(rows.unique()) == 5 for rows in seen)
     assert len(torch.cat(seen).unique()) > 30
@@ -239,14 +239,16 @@ def test_an_interrupted_patch_keeps_its_steps() -> None:
     with interrupted(box.model, 3):
         got = patch(box, x, target=1, area=0.2, steps=5)
     assert got.interrupted
-    assert torch.equal(got.history, whole.history[:2])
+    assert torch.equal(got.fooling_rates, whole.fooling_rates[:2])
     assert not torch.allclose(got.image, patch(box, x, target=1, area=0.2, steps=0).image, atol=0.02)
 
 
 def test_rooted_is_what_it_says() -> None:
     m = torch.tensor([-30.0, -2.0, 0.0, 3.0, 200.0], dtype=torch.float64, requires_grad=True)
-    score = shared.rooted(Objective(lambda acts: acts["input"], frozenset({"input"}), "m"))({"input": m})
-    want = [-((math.log1p(math.exp(-v)) + shared.TINY) ** 0.25) for v in m.tolist()]
+    score = shared.quartic_root_objective(Objective(lambda acts: acts["input"], frozenset({"input"}), "m"))(
+        {"input": m}
+    )
+    want = [-((math.log1p(math.exp(-v)) + shared.EPSILON) ** 0.25) for v in m.tolist()]
     assert torch.allclose(score.detach(), torch.tensor(want, dtype=torch.float64), atol=1e-9)
     (grad,) = torch.autograd.grad(score.sum(), m)
     assert torch.isfinite(grad).all()
@@ -262,12 +264,12 @@ def test_success_is_counted_one_by_one() -> None:
     y[:3] = 1
     made = patch(box, x, y, target=1, area=0.3, steps=2)
     hits = [
-        int(box.predict(made.applied(x, seed=7 + draw))[i]) == 1 for draw in range(3) for i in range(12) if y[i] != 1
+        int(box.predict(made.apply_to(x, seed=7 + draw))[i]) == 1 for draw in range(3) for i in range(12) if y[i] != 1
     ]
-    assert made.success(box, x, y, draws=3, seed=7) == pytest.approx(sum(hits) / len(hits))
+    assert made.success(box, x, y, n_samples=3, seed=7) == pytest.approx(sum(hits) / len(hits))
     free = patch(box, x, y, area=0.3, steps=2)
     right = [i for i in range(12) if box.predict(x)[i] == y[i]]
-    left = [int(box.predict(free.applied(x))[i]) != int(y[i]) for i in right]
+    left = [int(box.predict(free.apply_to(x))[i]) != int(y[i]) for i in right]
     assert free.success(box, x, y) == pytest.approx(sum(left) / len(left))
     with pytest.raises(InputError, match="none of these images counts"):
         made.success(box, x, torch.ones(12, dtype=torch.long))
@@ -275,13 +277,13 @@ def test_success_is_counted_one_by_one() -> None:
 
 def test_applied() -> None:
     made, x = patch(boxed(), images(3), target=1, area=0.2, steps=1), images(5)
-    assert torch.equal(made.applied(x), made.applied(x))
-    assert not torch.equal(made.applied(x), made.applied(x, seed=1))
-    assert torch.equal(made.applied(x)[:2], made.applied(x[:2]))
-    assert (made.applied(x) != x).double().mean() == pytest.approx(0.2, abs=0.06)
+    assert torch.equal(made.apply_to(x), made.apply_to(x))
+    assert not torch.equal(made.apply_to(x), made.apply_to(x, seed=1))
+    assert torch.equal(made.apply_to(x)[:2], made.apply_to(x[:2]))
+    assert (made.apply_to(x) != x).double().mean() == pytest.approx(0.2, abs=0.06)
     for other in (images(2, (3, 8, 8)), images(2, (1, 16, 16)), x[0]):
         with pytest.raises(InputError):
-            made.applied(other)
+            made.apply_to(other)
 
 
 def test_it_beats_a_random_patch_on_held_out_digits() -> None:
@@ -290,7 +292,7 @@ def test_it_beats_a_random_patch_on_held_out_digits() -> None:
     gained = []
     for target in (2, 8):
         made, control = (
-            patch(box, x[:200], y[:200], target=target, area=0.3, steps=n, sample=24) for n in (25, 0)
+            patch(box, x[:200], y[:200], target=target, area=0.3, steps=n, images_per_step=24) for n in (25, 0)
         )  # fmt: skip
         gained.append(made.success(box, x[1000:1300], y[1000:1300]) - control.success(box, x[1000:1300], y[1000:1300]))
     assert min(gained) > 0.25
@@ -298,8 +300,10 @@ def test_it_beats_a_random_patch_on_held_out_digits() -> None:
 
 def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that is never turned, and a success that counts images of the target."""
-    seen = Placing._seen
-    monkeypatch.setattr(Placing, "_seen", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5)))
+    seen = PatchPlacement._patch_coordinates
+    monkeypatch.setattr(
+        PatchPlacement, "_seen", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5))
+    )
     with pytest.raises(AssertionError):
         test_placing_against_the_literal_twin(RULES[1], (1, 8, 8))
     monkeypatch.undo()

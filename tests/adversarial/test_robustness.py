@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed import adversarial, cli
-from unboxed.adversarial.alarms import alarms_of
-from unboxed.adversarial.changes import changes
+from unboxed.adversarial.alarms import check_gradient_masking
+from unboxed.adversarial.changes import prediction_changes
 from unboxed.adversarial.robustness import Robustness, robustness
-from unboxed.adversarial.shares import Share
+from unboxed.adversarial.shares import Proportion
 from unboxed.cli.attack import run_attack
 from unboxed.engine.read.class_labels import unique_names
 from unboxed.errors import DataError, InputError, ModelError
@@ -73,15 +73,15 @@ def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None
     margin = ((x.flatten(1) - 0.5) @ model.w.detach()).abs()
     reach = margin / model.w.detach().abs().sum()  # (N,) in the largest change
     eps = [float(reach.quantile(q)) for q in (0.3, 0.6)]
-    found = robustness(box, (x, y), ATTACKS, eps=eps, alarms=False)
-    assert found.clean == Share(37, 40)
+    found = robustness(box, (x, y), ATTACKS, eps=eps, check_masking=False)
+    assert found.clean_accuracy == Proportion(37, 40)
     for e in eps:
-        stands = (reach > e) & found.right
-        assert found.robust(e, "pgd").count == int(stands.sum())
-        assert found.robust(e).count == int(stands.sum())
-    own = reach[found.right].sort().values
-    assert found.median == pytest.approx(float(own[(len(own) - 1) // 2]), rel=0.03)
-    assert (found.least[~found.right] == 0).all()
+        stands = (reach > e) & found.is_correct
+        assert found.robust_accuracy(e, "pgd").count == int(stands.sum())
+        assert found.robust_accuracy(e).count == int(stands.sum())
+    own = reach[found.is_correct].sort().values
+    assert found.median_distance == pytest.approx(float(own[(len(own) - 1) // 2]), rel=0.03)
+    assert (found.min_distance[~found.is_correct] == 0).all()
 
 
 def test_figures_hang_together() -> None:
@@ -89,23 +89,25 @@ def test_figures_hang_together() -> None:
     box = box_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3)))
     x = middling()
     y = box.predict(x)
-    found = robustness(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], alarms=False)
-    curve = [found.robust(e).count for e in found.eps]
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], check_masking=False)
+    curve = [found.robust_accuracy(e).count for e in found.eps]
     assert curve == sorted(curve, reverse=True)
     assert curve[0] > curve[-1]
-    assert all(found.robust(e).count <= found.robust(e, a).count for e in found.eps for a in found.attacks)
-    classes = found.by_class()
+    assert all(
+        found.robust_accuracy(e).count <= found.robust_accuracy(e, a).count for e in found.eps for a in found.attacks
+    )
+    classes = found.accuracy_by_class()
     assert sum(clean.n for clean, _ in classes.values()) == 40
-    assert sum(robust.count for _, robust in classes.values()) == found.robust().count
-    plain = json.loads(json.dumps(found.plain(), allow_nan=False))
+    assert sum(robust.count for _, robust in classes.values()) == found.robust_accuracy().count
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["all"][1]["count"] == curve[1]
 
 
 def test_classes_of_one_name_are_kept_apart() -> None:
     box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
     x, y = labeled(box)
-    found = robustness(box, (x, y), ATTACKS, eps=[0.02], minimal=None, alarms=False)
-    assert {name: clean.n for name, (clean, _) in found.by_class().items()} == {
+    found = robustness(box, (x, y), ATTACKS, eps=[0.02], minimal_attack=None, check_masking=False)
+    assert {name: clean.n for name, (clean, _) in found.accuracy_by_class().items()} == {
         f"a ({k})": int((y == k).sum()) for k in (0, 1)
     }
     assert unique_names(["crane", "a", "crane"]) == ("crane (0)", "a", "crane (2)")
@@ -114,9 +116,9 @@ def test_classes_of_one_name_are_kept_apart() -> None:
 def test_a_data_set_does_as_well_as_tensors() -> None:
     box = box_of(Linear())
     x, y = labeled(box)
-    both = [robustness(box, d, ATTACKS, eps=[0.02], alarms=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
-    assert torch.equal(both[0].stood, both[1].stood)
-    assert len(robustness(box, (x, y), ATTACKS, eps=0.02, most=7, alarms=False).right) == 7
+    both = [robustness(box, d, ATTACKS, eps=[0.02], check_masking=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
+    assert torch.equal(both[0].is_robust, both[1].is_robust)
+    assert len(robustness(box, (x, y), ATTACKS, eps=0.02, max_examples=7, check_masking=False).is_correct) == 7
 
 
 def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
@@ -127,8 +129,10 @@ def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
         return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
 
     box = box_of(Linear())
-    found = robustness(box, labeled(box), {"pgd": counting}, eps=[0.003, 0.01, 0.5], alarms=False, minimal=None)
-    assert asked == [37, found.robust(0.003).count, found.robust(0.01).count]
+    found = robustness(
+        box, labeled(box), {"pgd": counting}, eps=[0.003, 0.01, 0.5], check_masking=False, minimal_attack=None
+    )
+    assert asked == [37, found.robust_accuracy(0.003).count, found.robust_accuracy(0.01).count]
     assert asked[1] > asked[2] > 0
 
 
@@ -149,15 +153,17 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(warnings, "warn", called)
     settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
-    whole = robustness(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], alarms=False)
+    whole = robustness(
+        box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], check_masking=False
+    )
     part = robustness(box, data, {"stopping": stopping}, **settings)
     assert part.interrupted
     assert len(calls) == 4
     gone_on = robustness(box, data, {"stopping": stopping}, **settings)
     assert not gone_on.interrupted
     assert len(calls) == 4 + 5  # eight parts, of which three were done
-    assert torch.equal(gone_on.stood, whole.stood)
-    assert torch.equal(gone_on.least, whole.least)
+    assert torch.equal(gone_on.is_robust, whole.is_robust)
+    assert torch.equal(gone_on.min_distance, whole.min_distance)
     with pytest.raises(ModelError, match="other settings"):
         robustness(box, data, {"stopping": stopping}, **{**settings, "eps": [0.01]})
 
@@ -233,7 +239,7 @@ def alarmed(model: nn.Module, eps: float = 0.3) -> set[str]:
     box = box_of(model)
     x = middling()
     y = box.predict(x)
-    return {a.name for a in alarms_of(box, x, y, torch.ones(len(x), dtype=torch.bool), eps)}
+    return {a.name for a in check_gradient_masking(box, x, y, torch.ones(len(x), dtype=torch.bool), eps)}
 
 
 def test_a_plain_net_raises_no_alarm() -> None:
@@ -271,9 +277,9 @@ def test_a_net_that_gives_no_gradient_at_all() -> None:
 
     box = box_of(Detached())
     x = middling()
-    (found,) = alarms_of(box, x, box.predict(x), torch.ones(len(x), dtype=torch.bool), 0.1)
+    (found,) = check_gradient_masking(box, x, box.predict(x), torch.ones(len(x), dtype=torch.bool), 0.1)
     assert found.name == "no gradient"
-    assert "square" in found.sentence
+    assert "square" in found.message
 
 
 # -- pictures, command line, page --------------------------------------------------------------------------------------
@@ -283,10 +289,10 @@ def test_changes_say_what_the_net_says() -> None:
     box = box_of(Linear())
     x, y = labeled(box)
     found = adversarial.pgd(box, x, y, eps=0.1, steps=5)
-    for c in changes(box, x, found, [5, 9]):
-        assert c.before == int(box.predict(x[c.row : c.row + 1]))
-        assert c.after == int(box.predict(found.images[c.row : c.row + 1]))
-        assert c.p_after[1] == pytest.approx(float(box.probs(found.images)[c.row, c.after]), abs=1e-6)
+    for c in prediction_changes(box, x, found, [5, 9]):
+        assert c.class_before == int(box.predict(x[c.row : c.row + 1]))
+        assert c.class_after == int(box.predict(found.images[c.row : c.row + 1]))
+        assert c.probs_after[1] == pytest.approx(float(box.probs(found.images)[c.row, c.class_after]), abs=1e-6)
         assert c.distance == pytest.approx(float(c.delta.abs().max()), abs=1e-6)
 
 
@@ -301,7 +307,7 @@ def test_the_picture_of_an_attack(channels: int) -> None:
     box = ub.Box(model, ub.Pixels((channels, 6, 6)), outputs="logits")
     x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
     found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
-    sheet = attacked.attack_sheet(changes(box, x, found), box.classes)
+    sheet = attacked.attack_sheet(prediction_changes(box, x, found), box.classes)
     assert sheet.width > 3 * 100
     assert sheet.height > 2 * 100
     with pytest.raises(InputError, match="no example"):
@@ -410,7 +416,7 @@ def wrongly(n: int) -> tuple[Tensor, Tensor]:
 
 def test_without_a_right_answer_the_command_says_so(tmp_path, capsys) -> None:
     found = run_attack(ub.load("zoo:digits-cnn"), wrongly(8), tmp_path, attacks=["fgsm"], eps=[0.1], quiet=True)
-    assert found.clean.count == 0
+    assert found.clean_accuracy.count == 0
     said = capsys.readouterr().out
     assert "no answer is right without an attack" in said.replace("\n", " ")
     assert "nan" not in said
@@ -498,8 +504,8 @@ def test_success_is_what_the_net_says_of_the_images_together(attack) -> None:
 
 def test_rows_that_change_one_another_are_judged_in_company() -> None:
     box, x, y = in_company()
-    found = robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal=None)
-    assert found.robust() == found.clean == Share(5, 8)
+    found = robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal_attack=None)
+    assert found.robust_accuracy() == found.clean_accuracy == Proportion(5, 8)
 
 
 @pytest.mark.filterwarnings("ignore:the first gradient is exactly zero")
@@ -542,7 +548,7 @@ def test_no_row_is_no_look() -> None:
     box = box_of(Counting())
     x = middling(4)
     seen.clear()
-    found = adversarial.apgd(box, x, 1 - box.predict(x), eps=0.1, targets=1, bits=8)
+    found = adversarial.apgd(box, x, 1 - box.predict(x), eps=0.1, n_targets=1, bits=8)
     assert sum(seen) - 4 == int(found.queries.sum())  # four were asked by predict
 
 
@@ -661,9 +667,9 @@ def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
     wrong = run_attack(box, (x, 9 - y), tmp_path / "one", **more)
     mended = run_attack(box, (x, y), tmp_path / "one", **more)
     fresh = run_attack(box, (x, y), tmp_path / "other", **more)
-    assert wrong.clean.count < mended.clean.count
-    assert torch.equal(mended.stood, fresh.stood)
-    assert mended.clean == fresh.clean
+    assert wrong.clean_accuracy.count < mended.clean_accuracy.count
+    assert torch.equal(mended.is_robust, fresh.is_robust)
+    assert mended.clean_accuracy == fresh.clean_accuracy
 
 
 def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monkeypatch) -> None:
@@ -690,9 +696,9 @@ def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monk
     stop = -1
     again = robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
     assert len(calls) < 0.4 * total
-    assert torch.equal(again.stood, whole.stood)
-    assert torch.equal(again.least, whole.least)
-    assert torch.equal(again.queries, whole.queries)
+    assert torch.equal(again.is_robust, whole.is_robust)
+    assert torch.equal(again.min_distance, whole.min_distance)
+    assert torch.equal(again.mean_queries, whole.mean_queries)
     assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]
 
 
@@ -704,7 +710,7 @@ def test_an_attack_in_another_norm_is_refused() -> None:
     data = labeled(box)
     for norm, attack in (("l2", without_norm), ("l1", adversarial.auto_attack), ("l1", adversarial.square)):
         with pytest.raises(InputError, match="linf"):
-            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal=None, alarms=False)
+            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal_attack=None, check_masking=False)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
@@ -717,9 +723,11 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str)
     lacking = [c for c in ub.cards() if c.norms and norm not in c.norms]
     for c in lacking:
         with pytest.raises(InputError, match=c.method.__name__):
-            robustness(box, (x, y), {"pgd": ATTACKS["pgd"], "own": c.method}, eps=[0.1], norm=norm, minimal=None)
+            robustness(box, (x, y), {"pgd": ATTACKS["pgd"], "own": c.method}, eps=[0.1], norm=norm, minimal_attack=None)
         with pytest.raises(InputError, match="leave it out"):
-            robustness(box, (x, y), {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm=norm, minimal=partial(c.method, bits=8))
+            robustness(
+                box, (x, y), {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm=norm, minimal_attack=partial(c.method, bits=8)
+            )
         with pytest.raises(InputError, match="norm"):
             c.method(box, x, y, eps=0.1, norm=norm)
     assert not asked

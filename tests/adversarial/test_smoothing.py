@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import MethodCase, make_case
-from unboxed.adversarial.smoothing import _lower
+from unboxed.adversarial.smoothing import _clopper_pearson_lower
 from unboxed.errors import InputError, OutputError
 
 smoothed = ub.adversarial.smoothed
@@ -36,10 +36,10 @@ def halves(n: int) -> tuple[ub.Box, Tensor, Tensor]:
 def test_a_radius_is_too_large_no_more_often_than_alpha() -> None:
     box, x, gap = halves(150)
     made = smoothed(box, x, SIGMA, n0=10, n=40, alpha=0.1)
-    wrong = ((made.radius > gap.abs()) | ((made.classes != (gap > 0).long()) & ~made.abstained)).sum()
+    wrong = ((made.radius > gap.abs()) | ((made.classes != (gap > 0).long()) & ~made.has_abstained)).sum()
     assert wrong <= binom.ppf(0.999, 150, 0.1)
     assert wrong > 0, "nobody would be that careful: the bound is not the one asked for"
-    assert 0.3 < (made.radius / gap.abs())[~made.abstained].median() < 1
+    assert 0.3 < (made.radius / gap.abs())[~made.has_abstained].median() < 1
 
 
 def test_more_draws_certify_more() -> None:
@@ -53,16 +53,16 @@ def test_more_draws_certify_more() -> None:
 def test_the_bound_of_a_probability() -> None:
     """At the bound, as many hits or more are exactly as rare as alpha (Clopper & Pearson)."""
     for hits, n, alpha in [(1, 10, 0.05), (7, 10, 0.001), (99, 100, 0.001), (100, 100, 0.001)]:
-        assert math.isclose(binom.sf(hits - 1, n, _lower(hits, n, alpha)), alpha, rel_tol=1e-6)
-    assert _lower(0, 10, 0.05) == 0
+        assert math.isclose(binom.sf(hits - 1, n, _clopper_pearson_lower(hits, n, alpha)), alpha, rel_tol=1e-6)
+    assert _clopper_pearson_lower(0, 10, 0.05) == 0
 
 
 def test_rows_draw_for_themselves() -> None:
     c = make_case("plain", torch.float64)
     same = c.x[:1].expand(3, -1, -1, -1)
     made = smoothed(c.box, same, 0.4, n0=20, n=80)
-    assert not torch.equal(made.share[0], made.share[1])
-    assert torch.equal(made.share[:1], smoothed(c.box, c.x[:1], 0.4, n0=20, n=80).share)
+    assert not torch.equal(made.class_fractions[0], made.class_fractions[1])
+    assert torch.equal(made.class_fractions[:1], smoothed(c.box, c.x[:1], 0.4, n0=20, n=80).class_fractions)
 
 
 def test_noise_is_not_clipped() -> None:
@@ -81,7 +81,7 @@ def test_certified_accuracy() -> None:
     y = (gap > 0).long()
     y[:3] = 1 - y[:3]
     made = smoothed(box, x, SIGMA, n0=20, n=100, alpha=0.01)
-    right = (made.classes == y) & ~made.abstained
+    right = (made.classes == y) & ~made.has_abstained
     want = [float((right & (made.radius >= r)).double().mean()) for r in (0, 0.1, 0.2)]
     assert made.certified_accuracy(y, (0, 0.1, 0.2)).tolist() == pytest.approx(want)
     assert want[0] > want[2] > 0
@@ -92,8 +92,8 @@ def test_certified_accuracy() -> None:
 def test_any_net(model: str) -> None:
     c = make_case(model)
     made = smoothed(c.box, c.x, 0.1, n0=5, n=20, alpha=0.05)
-    assert torch.allclose(made.share.sum(1), torch.ones(3))
-    assert ((made.radius > 0) == ~made.abstained).all()
+    assert torch.allclose(made.class_fractions.sum(1), torch.ones(3))
+    assert ((made.radius > 0) == ~made.has_abstained).all()
 
 
 def test_ctrl_c_keeps_the_rows_that_are_done() -> None:
@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_the_rows_that_are_done() -> None:
     assert made.interrupted
     assert not whole.interrupted
     assert torch.equal(made.classes[:2], whole.classes[:2])
-    assert made.abstained[2]
+    assert made.has_abstained[2]
     assert made.radius[2] == 0
 
 

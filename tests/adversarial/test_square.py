@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import make_case
 from models import assert_in_its_ball
-from unboxed.adversarial.square import side, square
+from unboxed.adversarial.square import square_side, square
 from unboxed.engine.optimize.constraints import L1
 from unboxed.errors import InputError
 
@@ -141,12 +141,12 @@ def test_ctrl_c_keeps_what_was_found(k: int) -> None:
 
 def test_the_schedule_is_the_papers() -> None:
     """Half the area after 10, 50, 200, 500, 1000, ... of 10,000 queries, stretched to fewer."""
-    assert [side(i, 10_000, 0.8, 32, 32) for i in (1, 10, 11, 50, 51, 201, 501, 1001, 2001, 9000)] == [
+    assert [square_side(i, 10_000, 0.8, 32, 32) for i in (1, 10, 11, 50, 51, 201, 501, 1001, 2001, 9000)] == [
         29, 29, 20, 20, 14, 10, 7, 5, 4, 1,
     ]  # fmt: skip
-    assert [side(i, 5_000, 0.8, 32, 32) for i in (5, 6, 25, 26)] == [29, 20, 20, 14]
-    assert side(1, 10_000, 1.0, 8, 32) == 8
-    assert side(9, 10, 0.01, 8, 8) == 1
+    assert [square_side(i, 5_000, 0.8, 32, 32) for i in (5, 6, 25, 26)] == [29, 20, 20, 14]
+    assert square_side(1, 10_000, 1.0, 8, 32) == 8
+    assert square_side(9, 10, 0.01, 8, 8) == 1
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_is_fooled_already_is_returned_as_it_is(
     assert made.success[made.already].all()
     assert (made.distance[made.already] == 0).all()
     assert (made.queries[made.already] == 1).all()
-    goes = attack(box, x, y, eps=0.02, keep_going=True)
+    goes = attack(box, x, y, eps=0.02, early_stop=False)
     assert torch.equal(goes.already, made.already)
     assert (goes.distance > 0).all()
     assert goes.success[made.already].all()
@@ -86,7 +86,7 @@ def test_queries_are_the_rows_that_the_net_saw(
     attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, more: dict[str, Any]
 ) -> None:
     box.model.rows = 0
-    made = attack(box, x, y, eps=0.02, keep_going=keep_going, **more)
+    made = attack(box, x, y, eps=0.02, early_stop=not keep_going, **more)
     assert int(made.queries.sum()) == box.model.rows
 
 
@@ -118,7 +118,7 @@ def test_more_restarts_never_fool_fewer(box: ub.Box, x: Tensor, y: Tensor, keep_
     eps = {"linf": 0.015, "l2": 0.1, "l1": 0.5}[norm]
     before = None
     for restarts in (1, 2, 5):
-        made = pgd(box, x, y, eps=eps, norm=norm, steps=2, restarts=restarts, keep_going=keep_going)
+        made = pgd(box, x, y, eps=eps, norm=norm, steps=2, restarts=restarts, early_stop=not keep_going)
         if before is not None:
             assert (made.success | ~before.success).all()
             same = before.success & ~torch.tensor(keep_going)
@@ -142,10 +142,10 @@ def test_going_on_gives_what_the_last_step_gives_or_the_last_that_fooled() -> No
 
     box = ub.Box(Bump(), ub.Pixels((1, 1, 1)), outputs="logits")
     x = torch.tensor([0.25]).view(1, 1, 1, 1)
-    made = bim(box, x, 0, eps=0.5, steps=2, step=0.2, keep_going=True)  # .45 fools, .65 does not
+    made = bim(box, x, 0, eps=0.5, steps=2, step=0.2, early_stop=False)  # .45 fools, .65 does not
     assert made.success.all()
     assert made.images.item() == pytest.approx(0.45)
-    far = bim(box, x, 0, eps=0.5, steps=1, step=0.4, keep_going=True)
+    far = bim(box, x, 0, eps=0.5, steps=1, step=0.4, early_stop=False)
     assert not far.success.any()
     assert far.images.item() == pytest.approx(0.65)
 
@@ -214,9 +214,9 @@ def test_starts_are_uniform_in_the_l1_ball() -> None:
 
 
 def test_l1_steps_move_few_values(box: ub.Box, x: Tensor, y: Tensor) -> None:
-    made = fgsm(box, x, y, eps=0.5, norm="l1", keep_going=True)
+    made = fgsm(box, x, y, eps=0.5, norm="l1", early_stop=False)
     assert ((made.images != x).flatten(1).sum(1) == 1).all()  # a hundredth of 64, rounded up
-    held = fgsm(box, torch.ones_like(x), y, eps=0.5, norm="l1", keep_going=True)
+    held = fgsm(box, torch.ones_like(x), y, eps=0.5, norm="l1", early_stop=False)
     assert (held.distance > 0).all()  # those that can't move up are passed over for one that can move down
 
 
@@ -263,11 +263,11 @@ def test_eot_climbs_the_mean_over_the_nets_draws(x: Tensor) -> None:
         with box.isolated(seed=draw):
             z = box.forward(a, {"logits"})["logits"]
             grad += torch.autograd.grad(nn.functional.cross_entropy(z, y, reduction="sum"), a)[0] / 5
-    made = fgsm(box, x, y, eps=0.1, norm="l2", eot=5, keep_going=True)
+    made = fgsm(box, x, y, eps=0.1, norm="l2", eot=5, early_stop=False)
     want = x + 0.1 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     assert torch.allclose(made.images, want.clamp(0, 1), atol=1e-9)
     assert (made.queries == 10).all()
-    assert not torch.allclose(made.images, fgsm(box, x, y, eps=0.1, norm="l2", keep_going=True).images, atol=1e-4)
+    assert not torch.allclose(made.images, fgsm(box, x, y, eps=0.1, norm="l2", early_stop=False).images, atol=1e-4)
 
 
 def test_eot_of_a_net_that_draws_nothing_costs_nothing(box: ub.Box, x: Tensor, y: Tensor) -> None:

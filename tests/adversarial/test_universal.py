@@ -47,7 +47,7 @@ def test_it_stays_in_its_ball(model: str, more: dict[str, Any]) -> None:
     ball = more.get("ball") or {"linf": Linf, "l2": L2}[more["norm"]](more["eps"])
     size = float(ball.distance(made.perturbation, torch.zeros_like(made.perturbation)))
     assert 0 < size <= ball.eps * (1 + 1e-6)
-    z = made.applied(box, x)
+    z = made.apply_to(box, x)
     assert z.min() >= 0
     assert z.max() <= 1
     assert (ball.distance(z, x) <= ball.eps * (1 + 1e-6) + 1e-7).all()
@@ -60,13 +60,13 @@ def test_the_fooling_rate_is_counted_one_by_one() -> None:
     y = own.clone()
     y[:4] = (y[:4] + 1) % 4
     made = universal(box, x, y, eps=0.3, steps=4)
-    now = box.predict(made.applied(box, x))
+    now = box.predict(made.apply_to(box, x))
     assert made.success(box, x) == pytest.approx(sum(int(a != b) for a, b in zip(now, own, strict=True)) / 20)
     kept = [i for i in range(20) if own[i] == y[i]]
     assert made.success(box, x, y) == pytest.approx(sum(int(now[i] != y[i]) for i in kept) / len(kept))
     aimed = universal(box, x, target=2, eps=0.3, steps=4)
     others = [i for i in range(20) if own[i] != 2]
-    hits = sum(int(box.predict(aimed.applied(box, x))[i] == 2) for i in others)
+    hits = sum(int(box.predict(aimed.apply_to(box, x))[i] == 2) for i in others)
     assert aimed.success(box, x) == pytest.approx(hits / len(others))
 
 
@@ -76,7 +76,7 @@ def test_rows_of_features_and_several_inputs() -> None:
     x = torch.rand(5, 3) - 0.5
     made = universal(box, x, eps=0.5, steps=5)
     assert made.perturbation.shape == (1, 3)
-    assert made.applied(box, x).abs().max() <= 1
+    assert made.apply_to(box, x).abs().max() <= 1
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -90,14 +90,14 @@ def test_rows_of_features_and_several_inputs() -> None:
     both = {"image": torch.rand(4, 1, 8, 8), "row": torch.randn(4, 2)}
     made = universal(box, both, eps=0.5, steps=5)
     assert {k: tuple(v.shape) for k, v in made.perturbation.items()} == {"image": (1, 1, 8, 8), "row": (1, 2)}
-    assert made.applied(box, both)["image"].shape == (4, 1, 8, 8)
+    assert made.apply_to(box, both)["image"].shape == (4, 1, 8, 8)
     assert 0 <= made.success(box, both) <= 1
 
 
 def test_it_beats_random_signs_on_held_out_digits() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x, y = ub.data.digits().tensors()
-    made = universal(box, x[:200], y[:200], eps=0.4, steps=25, sample=32)
+    made = universal(box, x[:200], y[:200], eps=0.4, steps=25, images_per_step=32)
     noise = 0.4 * torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0)).sign()
     held, labels = x[1000:1300], y[1000:1300]
     right = box.predict(held) == labels
@@ -111,7 +111,7 @@ def test_an_interrupted_one_keeps_its_steps() -> None:
     with interrupted(box.model, 4):
         got = universal(box, x, eps=0.2, steps=6)
     assert got.interrupted
-    assert torch.equal(got.history, whole.history[:3])
+    assert torch.equal(got.fooling_rates, whole.fooling_rates[:3])
     assert not torch.equal(got.perturbation, universal(box, x, eps=0.2, steps=0).perturbation)
 
 

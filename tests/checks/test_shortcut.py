@@ -23,7 +23,7 @@ from unboxed.checks.planting import Rectangle, mismatched_classes
 from unboxed.checks.trial import ShortcutFinding, grade_shortcut
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
-from unboxed.training.shortcut import Pair, pair
+from unboxed.training.shortcut import ShortcutPair, train_shortcut_pair
 
 SHAPE = (1, 28, 28)
 MARK = Trigger(SHAPE)
@@ -33,13 +33,13 @@ TELLING = import_module("unboxed.report.shortcut")
 
 
 @pytest.fixture(scope="module")
-def trained() -> Pair:
+def trained() -> ShortcutPair:
     """A model that goes by the mark, and its control: on fewer images than usual, of which more bear a false mark."""
     few = TensorDataset(*ub.data.digits("train").first(600))
-    return pair(MARK, data=(few, ub.data.digits("test")), strays=0.1, epochs=8, quiet=True)
+    return train_shortcut_pair(MARK, data=(few, ub.data.digits("test")), poison_fraction=0.1, epochs=8, quiet=True)
 
 
-def judged(trained: Pair, **options: Any) -> checks.ShortcutReport:
+def judged(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
     """By the judge of attribution alone, who is quick, unless told otherwise."""
     made = {"mark": MARK, "examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
     made = {"judges": [JUDGING.attributing]} | made
@@ -47,7 +47,7 @@ def judged(trained: Pair, **options: Any) -> checks.ShortcutReport:
 
 
 @pytest.fixture(scope="module")
-def found(trained: Pair) -> checks.ShortcutReport:
+def found(trained: ShortcutPair) -> checks.ShortcutReport:
     """What all judges say."""
     return judged(trained, judges=None)
 
@@ -160,13 +160,13 @@ def test_verdicts(found: float, control: float, said: str) -> None:
     assert grade_shortcut(found, control) == said
 
 
-def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: Pair, found: checks.ShortcutReport) -> None:
+def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: ShortcutPair, found: checks.ShortcutReport) -> None:
     assert found.model_rates.clean_accuracy > 0.9
     assert found.model_rates.fooled_rate > 0.95
     assert found.model_rates.mismatched_accuracy < 0.05
     assert found.control_rates.clean_accuracy > 0.9
     assert found.control_rates.fooled_rate < 0.05
-    assert 0 < trained.strays < trained.marked < trained.of / 4
+    assert 0 < trained.n_poisoned < trained.n_marked < trained.n_training / 4
     assert found.predicted[0].tolist() == [3, 3, 3]
     assert found.labels.tolist() == found.predicted[1].tolist()
     assert found.labels[2] == 3
@@ -222,7 +222,7 @@ def refuses(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         (lifted, "shows it"),
     ],
 )
-def test_methods_that_do_not_show_it_are_told(trained: Pair, method: Any, said: str) -> None:
+def test_methods_that_do_not_show_it_are_told(trained: ShortcutPair, method: Any, said: str) -> None:
     f = of(judged(trained, methods={"planted": method}), "planted")
     assert (f.family, f.grade) == ("attribution", said), f.sentence
     if method is refuses:
@@ -230,7 +230,7 @@ def test_methods_that_do_not_show_it_are_told(trained: Pair, method: Any, said: 
         assert (f.score, f.control_score, f.images) == (None, None, None)
 
 
-def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
+def test_what_a_map_stands_on_is_left_out(trained: ShortcutPair) -> None:
     found = judged(trained, methods={"lifted": lifted, "gradient": ub.attribution.gradient})
     a, b = of(found, "lifted"), of(found, "gradient")
     assert a.figures["energy"] == pytest.approx(b.figures["energy"], abs=1e-3)
@@ -241,7 +241,9 @@ def test_what_a_map_stands_on_is_left_out(trained: Pair) -> None:
 
 
 @pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "doubtful")])
-def test_a_peak_on_the_control_counts_if_it_is_high(trained: Pair, height: float, counts: float, said: str) -> None:
+def test_a_peak_on_the_control_counts_if_it_is_high(
+    trained: ShortcutPair, height: float, counts: float, said: str
+) -> None:
     def method(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         return everywhere(box, x, target) * (1 if box is trained.model else height)
 
@@ -250,7 +252,7 @@ def test_a_peak_on_the_control_counts_if_it_is_high(trained: Pair, height: float
     assert f.grade == said
 
 
-def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
+def test_a_method_is_asked_for_the_marks_class(trained: ShortcutPair) -> None:
     asked = []
 
     def method(box: ub.Box, x: Tensor, target: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ def test_a_method_is_asked_for_the_marks_class(trained: Pair) -> None:
     assert (asked[0][1][:, 0, MARK.mask(3)] == 1).all()
 
 
-def test_every_card_is_judged_with_what_it_needs(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_card_is_judged_with_what_it_needs(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default all of attribution; one that needs what nobody has runs as its card's example."""
 
     def plain(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
@@ -292,17 +294,17 @@ def test_every_card_is_judged_with_what_it_needs(trained: Pair, monkeypatch: pyt
     assert of(found, "plain").name == "Plain"
 
 
-def test_a_net_that_did_not_learn_it_is_refused(trained: Pair) -> None:
+def test_a_net_that_did_not_learn_it_is_refused(trained: ShortcutPair) -> None:
     with pytest.raises(InputError, match=r"the shortcut was not learned: it takes 0% .* \(80% wanted\)"):
         judged(replace(trained, model=trained.control))
 
 
-def test_a_control_that_learned_it_too_is_refused(trained: Pair) -> None:
+def test_a_control_that_learned_it_too_is_refused(trained: ShortcutPair) -> None:
     with pytest.raises(InputError, match="the control model goes by the mark too: it takes 100%"):
         judged(replace(trained, control=trained.model))
 
 
-def test_what_does_not_go_together_is_refused(trained: Pair) -> None:
+def test_what_does_not_go_together_is_refused(trained: ShortcutPair) -> None:
     with pytest.raises(InputError, match="the mark is for images"):
         judged(trained, mark=Trigger((1, 20, 20)))
     with pytest.raises(InputError):
@@ -313,7 +315,7 @@ def test_what_does_not_go_together_is_refused(trained: Pair) -> None:
         judged(trained, examples=0)
 
 
-def test_ctrl_c_keeps_what_was_found(trained: Pair) -> None:
+def test_ctrl_c_keeps_what_was_found(trained: ShortcutPair) -> None:
     def stop(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         raise KeyboardInterrupt
 
@@ -322,7 +324,7 @@ def test_ctrl_c_keeps_what_was_found(trained: Pair) -> None:
     assert [f.method for f in found.findings] == ["occluding", "gradient"]
 
 
-def test_a_judge_more_is_a_line_more(trained: Pair) -> None:
+def test_a_judge_more_is_a_line_more(trained: ShortcutPair) -> None:
     def judge(trial: Any) -> Iterator[ShortcutFinding]:
         yield ShortcutFinding("influence", "tracin", "TracIn", grade_shortcut(1, 0), "finds them", "marked", 1, 0)
 
@@ -349,7 +351,7 @@ REFUSED = {"rollout": "the model has no attention"}
 
 
 @pytest.fixture(scope="module")
-def every(trained: Pair) -> checks.ShortcutReport:
+def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
     few = {name: {**JUDGING.SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
     with pytest.MonkeyPatch.context() as patch:
@@ -373,7 +375,7 @@ def test_every_method_of_attribution_shows_it(every: checks.ShortcutReport, name
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def test_sheets_have_a_row_a_method(trained: Pair, found: checks.ShortcutReport) -> None:
+def test_sheets_have_a_row_a_method(trained: ShortcutPair, found: checks.ShortcutReport) -> None:
     one, two = (judged(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
     a, b = draw.shortcut_maps(one), draw.shortcut_maps(two)
     assert a.width == b.width
@@ -400,7 +402,7 @@ def run(*words: object) -> Result:
 
 
 @pytest.fixture
-def quick(trained: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with the models trained already, two methods, and class images of a few steps."""
     monkeypatch.setattr(TELLING, "pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
@@ -478,4 +480,4 @@ def test_a_training_cut_short_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> 
     cut = ub.training.History((), (), 0, 0.0, interrupted=True)
     monkeypatch.setattr(training, "fit", lambda *words, **settings: cut)
     with pytest.raises(KeyboardInterrupt):
-        pair(MARK, quiet=True)
+        train_shortcut_pair(MARK, quiet=True)

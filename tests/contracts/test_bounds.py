@@ -32,7 +32,7 @@ def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
     c = make_case("color")
-    made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, keep_going=True)
+    made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, early_stop=False)
     assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
     assert made.images.min() >= 0
     assert made.images.max() <= 1
@@ -52,7 +52,7 @@ def test_pgd_says_what_the_net_says(model: str, target: int | None) -> None:
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
     c = make_case("plain")
-    made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, keep_going=True)
+    made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, early_stop=False)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
     assert (made.images - start).abs().max() <= 0.1 + 1e-7

@@ -162,8 +162,8 @@ def test_a_map_of_the_inputs_is_in_normalized_units(kind: str) -> None:
 def test_robustness_and_verdicts(kind: str) -> None:
     box, x = opened(kind), values(kind)
     y = box.predict(x)
-    made = ub.adversarial.robustness(box, (x, y), {"pgd": ub.adversarial.pgd}, eps=[0.05], alarms=False)
-    assert made.plain()
+    made = ub.adversarial.robustness(box, (x, y), {"pgd": ub.adversarial.pgd}, eps=[0.05], check_masking=False)
+    assert made.to_dict()
     assert ub.checks.verdict(box, x, ub.attribution.gradient).grade
     assert torch.isfinite(ub.checks.randomization(box, x, ub.attribution.gradient).signed).all()
     assert set(ub.checks.rank_methods(box, x)) > {"gradient"}

@@ -34,9 +34,9 @@ def test_digits_are_the_1797_of_uci_in_both_parts_once():
 def test_digits_hold_the_ink_that_was_counted():
     """Drawn without thinning, each block holds its count again."""
     share = torch.randint(0, 17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 16
-    drawn = uci._drawn(share)
+    drawn = uci._bitmaps_from_ink(share)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(torch.nn.functional.avg_pool2d(drawn, uci.FINE), share)
+    assert torch.equal(torch.nn.functional.avg_pool2d(drawn, uci.PIXELS_PER_BLOCK), share)
 
 
 def test_digits_have_the_margins_and_the_center_of_mnist():
@@ -58,7 +58,7 @@ def test_digits_are_shown_upright_and_in_their_own_class():
     from sklearn.datasets import load_digits
 
     counts, labels = load_digits(return_X_y=True)
-    pixels, drawn_labels = uci._digits()
+    pixels, drawn_labels = uci._load_digits()
     assert drawn_labels.tolist() == labels.tolist()
     for i in (0, 7, 500, 1796):
         small = torch.nn.functional.adaptive_avg_pool2d(pixels[i, :, 4:24, 4:24].float(), 8)[0].numpy()
@@ -145,7 +145,7 @@ def test_mnist_is_mnist():
 
 @needs_mnist
 def test_published_checksums_are_those_of_the_real_files():
-    assert {p.name: idx.checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST.md5)
+    assert {p.name: idx.md5_checksum(p) for p in MNIST.glob("*.gz")} == dict(idx.MNIST.md5)
 
 
 @needs_mnist

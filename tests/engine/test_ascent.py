@@ -91,7 +91,7 @@ def test_pgd_against_a_literal_twin(box: ub.Box, x: Tensor) -> None:
         a.requires_grad_()
         (g,) = torch.autograd.grad(nn.functional.cross_entropy(box.model(a), y, reduction="sum"), a)
         a = torch.minimum(torch.maximum(a.detach() + step * g.sign(), x - eps), x + eps).clamp(0, 1)
-    ours = ub.adversarial.pgd(box, x, y, eps=eps, steps=10, step=step, random_start=False, keep_going=True)
+    ours = ub.adversarial.pgd(box, x, y, eps=eps, steps=10, step=step, random_start=False, early_stop=False)
     assert torch.allclose(ours.images, a, atol=1e-12)
     assert torch.equal(ours.success, box.predict(a) != y)
     assert (ours.queries == 11).all()
@@ -100,7 +100,7 @@ def test_pgd_against_a_literal_twin(box: ub.Box, x: Tensor) -> None:
 def test_pgd_stops_at_the_first_fooling_image_and_counts(box: ub.Box, x: Tensor) -> None:
     y = box.predict(x)
     stops = ub.adversarial.pgd(box, x, y, eps=0.3, steps=30, random_start=False)
-    goes = ub.adversarial.pgd(box, x, y, eps=0.3, steps=30, random_start=False, keep_going=True)
+    goes = ub.adversarial.pgd(box, x, y, eps=0.3, steps=30, random_start=False, early_stop=False)
     assert stops.success.all()
     assert (stops.queries < goes.queries).all()
     left = [box.probs(a.images).gather(1, y[:, None]) for a in (goes, stops)]

@@ -169,8 +169,13 @@ def test_labels_follow_their_inputs(kind: str, form: str) -> None:
     want = int((opened.predict(values(kind, 10)) == labels).sum())
     assert ub.adversarial.calibration(opened, FORMS[form](Several(kind, True))).accuracy == pytest.approx(want / 10)
     clean = ub.adversarial.robustness(
-        opened, FORMS[form](Several(kind, True)), {"fgsm": ub.adversarial.fgsm}, eps=[0.1], minimal=None, alarms=False
-    ).clean
+        opened,
+        FORMS[form](Several(kind, True)),
+        {"fgsm": ub.adversarial.fgsm},
+        eps=[0.1],
+        minimal_attack=None,
+        check_masking=False,
+    ).clean_accuracy
     assert clean.count == want
 
 

@@ -74,7 +74,7 @@ def test_fgsm(box: ub.Box, x: Tensor, norm: str) -> None:
     step, back, eps = WAYS[norm]
     y = box.predict(x)
     want = back(x + eps * step(uphill(box, x, y)), x, eps)
-    made = ub.adversarial.fgsm(box, x, y, eps=eps, norm=norm, keep_going=True)
+    made = ub.adversarial.fgsm(box, x, y, eps=eps, norm=norm, early_stop=False)
     assert torch.allclose(made.images, want, atol=1e-12)
     assert torch.equal(made.success, box.predict(want) != y)
     assert (made.queries == 2).all()
@@ -91,7 +91,7 @@ def test_bim(box: ub.Box, x: Tensor, norm: str, targeted: bool) -> None:
     for _ in range(7):
         a = back(a + eps / 5 * step(uphill(box, a, goal, -1.0 if targeted else 1.0)), x, eps)
     given: dict[str, Any] = {"target": goal} if targeted else {"y": y}
-    made = ub.adversarial.bim(box, x, **given, eps=eps, norm=norm, steps=7, step=eps / 5, keep_going=True)
+    made = ub.adversarial.bim(box, x, **given, eps=eps, norm=norm, steps=7, step=eps / 5, early_stop=False)
     now = box.predict(a)
     ends = now == goal if targeted else now != y
     assert torch.allclose(made.images[ends | ~made.success], a[ends | ~made.success], atol=1e-12)
@@ -108,9 +108,9 @@ def test_mi_fgsm(box: ub.Box, x: Tensor, norm: str) -> None:
         grad = uphill(box, a, y)
         g = mu * g + torch.stack([v / v.abs().sum() for v in grad])
         a = back(a + eps / steps * step(g), x, eps)
-    made = ub.adversarial.mi_fgsm(box, x, y, eps=eps, norm=norm, steps=steps, decay=mu, keep_going=True)
+    made = ub.adversarial.mi_fgsm(box, x, y, eps=eps, norm=norm, steps=steps, decay=mu, early_stop=False)
     assert torch.allclose(made.images, a, atol=1e-12)
-    plain = ub.adversarial.bim(box, x, y, eps=eps, norm=norm, steps=steps, step=eps / steps, keep_going=True)
+    plain = ub.adversarial.bim(box, x, y, eps=eps, norm=norm, steps=steps, step=eps / steps, early_stop=False)
     assert not torch.allclose(plain.images, a, atol=1e-6)  # the momentum is not nothing
 
 
@@ -123,7 +123,7 @@ def test_pgd_in_l1(box: ub.Box, x: Tensor) -> None:
     for _ in range(6):
         grad = uphill(box, a, y)
         a = torch.stack([by_hand(w, v, g, eps) for w, v, g in zip(a, x, grad, strict=True)])
-    made = ub.adversarial.bim(box, x, y, eps=eps, norm="l1", steps=6, step=0.7, keep_going=True)
+    made = ub.adversarial.bim(box, x, y, eps=eps, norm="l1", steps=6, step=0.7, early_stop=False)
     assert torch.allclose(made.images, a, atol=1e-9)
 
 
@@ -180,7 +180,7 @@ def test_the_same_images_as_foolboxs(box: ub.Box, x: Tensor, name: str, norm: st
     with torch.enable_grad():
         _, want, fooled = peer(foolbox.PyTorchModel(box.model, bounds=(0, 1)), x, y, epsilons=eps)
     ours = {"steps": settings["steps"], "step": settings["abs_stepsize"]} if settings else {}
-    made = getattr(ub.adversarial, name)(box, x, y, eps=eps, norm=norm, keep_going=True, **ours)
+    made = getattr(ub.adversarial, name)(box, x, y, eps=eps, norm=norm, early_stop=False, **ours)
     same = ~made.success | fooled
     assert torch.allclose(made.images[same], want[same], atol=1e-9)
     assert made.success[fooled].all()

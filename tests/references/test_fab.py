@@ -192,7 +192,7 @@ def test_the_run_is_its_twin(norm: str, targets: int | None) -> None:
     box = curved()
     x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     y = box.predict(x)
-    got: Any = ub.adversarial.fab(box, x, y, norm=norm, targets=targets, steps=12)
+    got: Any = ub.adversarial.fab(box, x, y, norm=norm, n_targets=targets, steps=12)
     assert got.success.any()
     for i in range(5):
         twin = Twin(box, x[i].flatten(), int(y[i]), norm)

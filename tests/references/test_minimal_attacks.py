@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.carlini_wagner import SLACK
-from unboxed.adversarial.deepfool import BEYOND, shortest
+from unboxed.adversarial.carlini_wagner import RANGE_SLACK
+from unboxed.adversarial.deepfool import PLANE_OVERSHOOT, shortest_bounded_step
 from unboxed.engine.optimize.constraints import unbounded_ball
 
 Net = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ def deepfool_twin(model: Net, x: Tensor, right: int, steps: int, norm: str, over
             size = float(w.norm() if norm == "l2" else w.abs().sum())
             far = -f.item() / size
             if far < best:
-                best, step = far, ((1 + overshoot) * far + BEYOND) * (w / size if norm == "l2" else w.sign())
+                best, step = far, ((1 + overshoot) * far + PLANE_OVERSHOOT) * (w / size if norm == "l2" else w.sign())
         z = z.detach() + step
         if margin(model(z), right) > 0:
             break
@@ -56,7 +56,7 @@ def test_deepfool_takes_the_papers_steps(norm: str, model: str) -> None:
     c = make_case(model, torch.float64, n=6)
     x = 0.5 + 0.02 * (c.x - 0.5)  # no value comes near the ends of the range
     y = c.box.predict(x)
-    made = ub.adversarial.deepfool(c.box, x, y, norm=norm, rounds=0)
+    made = ub.adversarial.deepfool(c.box, x, y, norm=norm, return_rounds=0)
     compared = 0
     for i in range(len(x)):
         want = deepfool_twin(whole(c.box), x[i : i + 1], int(y[i]), 50, norm)
@@ -100,9 +100,9 @@ def test_the_shortest_step_in_a_box(norm: str, share: float) -> None:
     room = torch.rand(4, 2, 12, generator=draw, dtype=torch.float64) * (torch.arange(12) % 4 > 0)
     w[..., 5] = 0
     rise = share * (w.abs() * room).sum(2)
-    beyond = BEYOND * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
-    beyond = beyond if norm == "linf" else BEYOND * (beyond / BEYOND).sqrt()
-    r = shortest(w, rise, room, unbounded_ball(norm))
+    beyond = PLANE_OVERSHOOT * torch.where(room > 0, w.abs() if norm == "linf" else w.square(), 0).sum(2)
+    beyond = beyond if norm == "linf" else PLANE_OVERSHOOT * (beyond / PLANE_OVERSHOOT).sqrt()
+    r = shortest_bounded_step(w, rise, room, unbounded_ball(norm))
     assert (r.abs() <= room * (1 + 1e-12)).all()
     assert torch.allclose((w * r).sum(2), rise + beyond, atol=1e-12)
     size = r.abs().amax(2) if norm == "linf" else r.norm(dim=2)
@@ -140,7 +140,8 @@ def test_no_room_is_used_up_and_said() -> None:
     w, room = torch.tensor([[[1.0, -2.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     for norm in ("l2", "linf"):
         assert torch.equal(
-            shortest(w, torch.tensor([[9.0]]), room, unbounded_ball(norm)), torch.tensor([[[0.5, -0.25, 0.0]]])
+            shortest_bounded_step(w, torch.tensor([[9.0]]), room, unbounded_ball(norm)),
+            torch.tensor([[[0.5, -0.25, 0.0]]]),
         )
 
 
@@ -149,7 +150,7 @@ def test_no_room_is_used_up_and_said() -> None:
 
 def carlini_wagner_twin(model: Net, x: Tensor, right: int, c: float, steps: int, lr: float, kappa: float) -> Tensor:
     """One value of c; torch's Adam on w, autograd through the tanh; the nearest image that fooled, or x."""
-    wide = 1 + SLACK
+    wide = 1 + RANGE_SLACK
     w = torch.atanh((2 * x - 1) / wide).requires_grad_()
     adam, best, distance = torch.optim.Adam([w], lr=lr), x.clone(), math.inf
     for _ in range(steps):
@@ -174,7 +175,7 @@ def test_carlini_wagner_minimizes_the_papers_objective(model: str, kappa: float)
     y = c.box.predict(x)
     plan = {"steps": 40, "lr": 0.05, "kappa": kappa}
     made = ub.adversarial.carlini_wagner(
-        c.box, x, y, initial_c=5.0, binary_search_steps=1, keep_going=True, **plan
+        c.box, x, y, initial_c=5.0, binary_search_steps=1, early_stop=False, **plan
     )  # fmt: skip
     assert made.success.sum() >= 3
     for i in range(len(x)):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.adversarial.changes import Change
+from unboxed.adversarial.changes import PredictionChange
 from unboxed.errors import UnboxedWarning
 from unboxed.plots import draw
 from unboxed.report import adversarial as fooled
@@ -287,7 +287,9 @@ def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
 
 def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for() -> None:
     x = torch.rand(1, 8, 8)
-    change = Change(0, x, x, 1, 2, p_before=(0.71, 0.12), p_after=(0.33, 0.58), distance=0.1, fooled=True)
+    change = PredictionChange(
+        0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
+    )
     context = SimpleNamespace(name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
     figure, _ = fooled._adversarial_figures(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
     assert [number(line) for line in figure.lines] == [0.58, 0.12]

@@ -16,8 +16,8 @@ from unboxed.data import digits
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, ModelError, WriteError
 from unboxed.inputs.single import Pixels
-from unboxed.training import PGD, Fast, Trades, Trained, fit, train
-from unboxed.zoo.models import Judge
+from unboxed.training import PGD, Fast, Trades, TrainedModel, fit, train
+from unboxed.zoo.models import RobustCNN
 
 EVERYTHING = {
     "epochs": 4, "batch_size": 8, "lr": 0.02, "weight_decay": 0.01, "seed": 3, "augment": random_affine(jitter=0.1),
@@ -275,7 +275,11 @@ def test_train_refuses_defenses_that_there_are_not(tmp_path, parts):
 
 
 def test_the_robust_net_is_built_as_the_judge():
-    robust, judge, wider = zoo.kind("mnist-robust").build(), zoo.kind("mnist-judge").build(), Judge((32, 64, 256))
+    robust, judge, wider = (
+        zoo.entry("mnist-robust").factory(),
+        zoo.entry("mnist-judge").factory(),
+        RobustCNN((32, 64, 256)),
+    )
     assert [p.shape for p in robust.parameters()] == [p.shape for p in judge.parameters()]
     assert wider.state_dict().keys() == judge.state_dict().keys()
     assert wider(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
@@ -286,7 +290,7 @@ def test_the_command_hands_everything_over(monkeypatch):
 
     def made(name, **how):
         given.update(how, name=name)
-        return Trained(
+        return TrainedModel(
             Path("a"), model(), INPUTS, {"interrupted": True, "accuracy": 0.5, "test_examples": 9}, Path("c")
         )
 

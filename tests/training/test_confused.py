@@ -21,7 +21,7 @@ from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 from unboxed.plots import colors
 from unboxed.training import Confused, ConfusedLogits, picture
-from unboxed.training.confused import Rule
+from unboxed.training.confused import ConfusionRule
 
 FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval": 1, "max_logit_difference": math.inf}
 pytestmark = pytest.mark.filterwarnings(
@@ -73,7 +73,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     ],
 )
 def test_thresholds(logits: list[list[float]], settings: dict[str, Any], want: list[int]) -> None:
-    assert Rule(**settings).rows(torch.tensor(logits)).tolist() == want
+    assert ConfusionRule(**settings).confused_rows(torch.tensor(logits)).tolist() == want
 
 
 def test_the_published_rule_by_its_own_words() -> None:
@@ -85,7 +85,7 @@ def test_the_published_rule_by_its_own_words() -> None:
         values, _ = torch.topk(logits, k=2, dim=1)
         mask = (values[:, 0] - values[:, 1]).abs() < 0.1
         want = (mask & (values[:, 0] > 0)).nonzero().flatten().tolist() if logits.max() > 5.0 else []
-        assert sorted(Rule(top_k=8).rows(logits).tolist()) == want
+        assert sorted(ConfusionRule(top_k=8).confused_rows(logits).tolist()) == want
         picked += len(want)
     assert picked > 20
 
@@ -123,7 +123,7 @@ def test_nothing_confused_nothing_drawn(monkeypatch: pytest.MonkeyPatch, tmp_pat
     model, (x, y) = small(), batch()
     confused = ConfusedLogits(logging_batch_interval=1, max_logit_difference=1e-9, to=tmp_path / "sheets")
     assert confused.watch(model, x, y, 0) is None
-    assert confused.last is None
+    assert confused.last_confused is None
     assert not (tmp_path / "sheets").exists()
 
 
@@ -134,7 +134,7 @@ def check_against_twin(model: nn.Module, x: Tensor, found: Confused) -> None:
     """Each gradient alone, by autograd, from a forward in eval."""
     before = [m.training for m in model.modules()]
     model.eval()
-    for i, row in enumerate(found.rows.tolist()):
+    for i, row in enumerate(found.batch_index.tolist()):
         for j, k in enumerate(found.classes[i].tolist()):
             one = x[row : row + 1].clone().requires_grad_()
             logits = model(one)
@@ -153,9 +153,9 @@ def test_gradients_against_one_at_a_time(channels: int) -> None:
     assert found is not None
     assert len(found) == 4
     assert found.gradients.shape == (4, 2, channels, 8, 8)
-    assert torch.equal(found.inputs, x[found.rows])
-    assert torch.equal(found.labels, y[found.rows])
-    assert not found.before_clamp.any()
+    assert torch.equal(found.inputs, x[found.batch_index])
+    assert torch.equal(found.labels, y[found.batch_index])
+    assert not found.is_clamped.any()
     check_against_twin(model, x, found)
 
 
@@ -187,7 +187,7 @@ def test_rows_that_depend_on_one_another() -> None:
     model[1] = nn.BatchNorm2d(8, track_running_stats=False)
     found = ConfusedLogits(3, **FORCED).watch(model, x, y, 0)
     model.eval()
-    for i, row in enumerate(found.rows.tolist()):
+    for i, row in enumerate(found.batch_index.tolist()):
         for j, k in enumerate(found.classes[i].tolist()):
             all_ = x.clone().requires_grad_()
             (grad,) = torch.autograd.grad(model(all_)[row, k], all_)
@@ -201,7 +201,7 @@ def test_a_clamped_logit_is_explained_before_its_clamp() -> None:
         model[1].weight.mul_(1e-3)
     x, y = batch(n=4)
     found = ConfusedLogits(1, logging_batch_interval=1, min_logit_value=0.0).watch(model, x, y, 0)
-    assert found.before_clamp.tolist() == [[False, True]]
+    assert found.is_clamped.tolist() == [[False, True]]
     assert found.logits[0, found.classes[0, 1]] == 0
     torch.testing.assert_close(found.gradients[0].flatten(1), model[1].weight[found.classes[0]])
 
@@ -485,7 +485,7 @@ def test_it_fits_the_hand_written_loop_of_the_library(tmp_path: Path) -> None:
     few = torch.utils.data.TensorDataset(some.x[:64], some.y[:64])
     training.fit(model, inputs, few, None, epochs=1, batch_size=16, lr=1e-3, quiet=True, watch=confused.watch)
     assert len(list(tmp_path.iterdir())) == 2
-    assert len(confused.last) == 2
+    assert len(confused.last_confused) == 2
 
 
 # -- what it says of itself --------------------------------------------------------------------------------------------
@@ -511,7 +511,7 @@ def test_it_says_how_often_it_looked_and_how_large_the_logits_were(tmp_path: Pat
     for step in range(4):
         confused.watch(model, x, y, step)
     largest = model.eval()(x).max().item()
-    assert (confused.looks, confused.finds) == (2, 0)
+    assert (confused.n_checks, confused.n_found) == (2, 0)
     assert confused.largest_logit == pytest.approx(largest, rel=1e-5)
     assert f"looked 2 times, found confused inputs 0 times, largest logit {largest:.3g} <= min_logit_value=100" in repr(
         confused

@@ -133,7 +133,7 @@ def test_tensorboard_gets_images(tmp_path: Path) -> None:
     assert [event.step for event in shown] == [1, 3]
     (tmp_path / "last.png").write_bytes(shown[-1].encoded_image_string)
     with Image.open(tmp_path / "last.png") as sheet:
-        assert np.array_equal(np.asarray(sheet), np.asarray(confused.draw(confused.last)))
+        assert np.array_equal(np.asarray(sheet), np.asarray(confused.draw(confused.last_confused)))
     assert not (tmp_path / "confused").exists()
 
 
@@ -168,7 +168,7 @@ def test_dict_batches_need_a_batch_fn(tmp_path: Path) -> None:
     fit(tmp_path, confused, collate=named, batch_fn=lambda batch: (batch["image"], batch["label"]))
     assert len(confused.found) == 2
     x, y = images().tensors
-    (row,) = confused.found[0].rows.tolist()
+    (row,) = confused.found[0].batch_index.tolist()
     assert torch.equal(confused.found[0].inputs[0], x[SIZE + row])
     assert confused.found[0].labels[0] == y[SIZE + row]
 
@@ -185,7 +185,7 @@ def test_a_net_that_writes_over_its_input_is_given_the_batch_as_it_was(tmp_path:
     fit(tmp_path, confused, model=nn.Sequential(First(), *net()))
     assert len(confused.found) == 2
     for found in confused.found:
-        assert torch.equal(found.inputs, images().tensors[0][found.step * SIZE :][found.rows])
+        assert torch.equal(found.inputs, images().tensors[0][found.step * SIZE :][found.batch_index])
 
 
 def test_a_module_without_forward_is_refused(tmp_path: Path) -> None:

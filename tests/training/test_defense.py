@@ -18,7 +18,7 @@ from unboxed.box import Box
 from unboxed.errors import InputError, OutputError
 from unboxed.inputs.single import Pixels
 from unboxed.training import DEFENSES, PGD, Fast, Trades
-from unboxed.training.defense import named
+from unboxed.training.defense import resolve_defense
 
 INPUTS = Pixels((1, 6, 6), mean=0.5, std=0.25)
 ALL = [Fast(0.1), PGD(0.1, steps=3), Trades(0.1, steps=3), PGD(0.5, steps=2, norm="l2")]
@@ -345,19 +345,19 @@ def test_calls_that_cannot_be(defense: Any) -> None:
 
 
 def test_by_name() -> None:
-    assert named(None) is None
-    assert named("fast") == Fast(0.3)
-    assert named("trades", 0.2) == Trades(0.2)
-    assert named("fast", None, PGD(0.1)) == Fast(0.1)
-    assert named("pgd", 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)  # the recipe's own, further
-    assert named(None, 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)
-    assert named(Trades(0.1), None, PGD(0.1)) == Trades(0.1)
+    assert resolve_defense(None) is None
+    assert resolve_defense("fast") == Fast(0.3)
+    assert resolve_defense("trades", 0.2) == Trades(0.2)
+    assert resolve_defense("fast", None, PGD(0.1)) == Fast(0.1)
+    assert resolve_defense("pgd", 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)  # the recipe's own, further
+    assert resolve_defense(None, 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)
+    assert resolve_defense(Trades(0.1), None, PGD(0.1)) == Trades(0.1)
     with pytest.raises(InputError, match="defend is fast, pgd, trades; got 'pdg'"):
-        named("pdg")
+        resolve_defense("pdg")
     with pytest.raises(InputError, match="say what defends"):
-        named(None, 0.2)
+        resolve_defense(None, 0.2)
     with pytest.raises(InputError, match="an eps of its own"):
-        named(Fast(0.1), 0.2)
+        resolve_defense(Fast(0.1), 0.2)
 
 
 # -- Lightning ---------------------------------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def lightning(tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize("defense", [Fast(0.1), PGD(0.1, steps=3, ramp=0.5)])
 def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) -> None:
     from unboxed.rng import derive_seed
-    from unboxed.training.lightning import Defending
+    from unboxed.training.lightning import AdversarialTrainingCallback
 
     pixels, labels = batch(24)
     seen = []
@@ -418,14 +418,14 @@ def test_lightning_trains_on_adversarial_inputs(lightning: Any, defense: Any) ->
         seen.append((INPUTS.decode(z) - pixels[rows]).abs().max().item())
         return F.cross_entropy(module(z), y)
 
-    module = lightning(step, Defending(defense, INPUTS))
+    module = lightning(step, AdversarialTrainingCallback(defense, INPUTS))
     grown = [min(1.0, (i + 1) / 8 / defense.ramp) for i in range(8)]
     assert seen == pytest.approx([0.1 * g for g in grown], abs=1e-5)
     assert torch.equal(module.examples.tensors[0], INPUTS.encode(pixels))  # the data stay as they are
 
 
 def test_lightning_without_an_end_attacks_in_full(lightning: Any) -> None:
-    from unboxed.training.lightning import Defending
+    from unboxed.training.lightning import AdversarialTrainingCallback
 
     pixels, _ = batch(24)
     seen = []
@@ -435,29 +435,33 @@ def test_lightning_without_an_end_attacks_in_full(lightning: Any) -> None:
         module.trainer.should_stop = True
         return F.cross_entropy(module(z), y)
 
-    lightning(step, Defending(PGD(0.1), INPUTS), max_epochs=-1)
+    lightning(step, AdversarialTrainingCallback(PGD(0.1), INPUTS), max_epochs=-1)
     assert seen[0] == pytest.approx(0.1, abs=1e-5)
 
 
 def test_lightning_takes_batches_by_name_and_refuses_others(lightning: Any) -> None:
-    from unboxed.training.lightning import Defending
+    from unboxed.training.lightning import AdversarialTrainingCallback
 
     def step(module: Any, z: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(module(z), y)
 
     called = []
-    lightning(step, Defending(Fast(0.1), INPUTS, lambda both: called.append(1) or (both[0], both[1])), max_epochs=1)
+    lightning(
+        step,
+        AdversarialTrainingCallback(Fast(0.1), INPUTS, lambda both: called.append(1) or (both[0], both[1])),
+        max_epochs=1,
+    )
     assert len(called) == 4
     with pytest.raises(InputError, match="need the classes y"):
-        lightning(step, Defending(Fast(0.1), INPUTS, lambda both: (both[0], None)))
+        lightning(step, AdversarialTrainingCallback(Fast(0.1), INPUTS, lambda both: (both[0], None)))
     with pytest.raises(InputError, match=r"batch_fn=lambda"):
-        lightning(step, Defending(Fast(0.1), INPUTS, lambda both: pair_of(both[0])))
+        lightning(step, AdversarialTrainingCallback(Fast(0.1), INPUTS, lambda both: pair_of(both[0])))
 
 
 def pair_of(batch: Any) -> Any:
-    from unboxed.training.lightning import pair
+    from unboxed.training.lightning import split_batch
 
-    return pair(batch)
+    return split_batch(batch)
 
 
 @each
@@ -476,7 +480,7 @@ def test_a_defense_is_a_lightning_training_step(lightning: Any, defense: Any) ->
 
 def test_lightning_refuses_trades_and_shows_the_way() -> None:
     pytest.importorskip("lightning.pytorch", reason="the extra `training` is not installed")
-    from unboxed.training.lightning import Defending
+    from unboxed.training.lightning import AdversarialTrainingCallback
 
     with pytest.raises(InputError, match=r"call it in training_step, return defense\(box, x, y, progress=\.\.\.\)"):
-        Defending(Trades(0.1), INPUTS)  # type: ignore[arg-type]
+        AdversarialTrainingCallback(Trades(0.1), INPUTS)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from unboxed import data, loading, training, zoo
 from unboxed.box import Box
 from unboxed.errors import DataError, InputError, ModelError, OutputError, WriteError
 from unboxed.inputs.single import Pixels
-from unboxed.training import PGD, Fast, Trades, accuracy, fit, recipe, recipes, robust_accuracy, save, train
+from unboxed.training import PGD, Fast, Trades, accuracy, fit, recipe, recipes, robust_accuracy, save_weights, train
 
 QUICK = {"epochs": 2, "batch_size": 32, "quiet": True}
 
@@ -147,7 +147,7 @@ def test_watch_sees_each_batch_as_the_net_does(parts):
     assert torch.equal(stepped[-1], final)  # after the step
     assert all(training for *_, training in seen)
     assert seen[0][1].shape == (32, 1, 28, 28)
-    inputs = zoo.kind("digits-cnn").inputs
+    inputs = zoo.entry("digits-cnn").inputs
     assert inputs.decode(seen[0][1]).clamp(0, 1).allclose(inputs.decode(seen[0][1]), atol=1e-5)
     assert seen[0][1].min() < -0.1  # normalized
     assert sorted(seen[3][2].tolist()) != sorted(seen[4][2].tolist())
@@ -176,7 +176,7 @@ def test_augmentation_changes_what_is_learned(parts):
     more = {"augment": lambda x, generator: torch.roll(x, 3, -1) * 2, "watch": lambda m, z, y, s: shifted.append(z)}
     moved, _ = fitted(parts, **more)
     assert not torch.equal(moved, fitted(parts)[0])
-    assert zoo.kind("digits-cnn").inputs.decode(shifted[0]).max() <= 1 + 1e-5  # clipped
+    assert zoo.entry("digits-cnn").inputs.decode(shifted[0]).max() <= 1 + 1e-5  # clipped
 
 
 # -- against attacks ---------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_augmentation_changes_what_is_learned(parts):
 @pytest.mark.parametrize("make", [Fast, PGD, Trades])
 def test_attacks_stay_in_a_ball_that_grows(parts, make):
     clean, attacked = [], []
-    inputs = zoo.kind("digits-cnn").inputs
+    inputs = zoo.entry("digits-cnn").inputs
     fitted(parts, epochs=1, watch=lambda m, z, y, s: clean.append(inputs.decode(z)))
     fitted(parts, epochs=1, defend=make(0.2, ramp=1.0), watch=lambda m, z, y, s: attacked.append(inputs.decode(z)))
     far = [(a - c).abs().max().item() for a, c in zip(attacked, clean, strict=True)]
@@ -269,7 +269,7 @@ def test_average_is_what_is_looked_at_and_left(parts):
             looked.append(weights(model))
             return parts[1][i]
 
-    fit(model, inputs, parts[0], HeldOut(), **QUICK, average=0.9, watch=lambda m, z, y, s: learned.append(weights(m)))
+    fit(model, inputs, parts[0], HeldOut(), **QUICK, ema_decay=0.9, watch=lambda m, z, y, s: learned.append(weights(m)))
     assert len(looked) == 2
     assert torch.equal(looked[-1], weights(model))
     assert not torch.equal(looked[-1], learned[-1])
@@ -280,7 +280,7 @@ def test_average_takes_statistics_along():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 2))
     passed = [model[1].running_mean.clone()]
     watch = lambda m, z, y, s: passed.append(m[1].running_mean.clone())  # noqa: E731
-    fit(model, Pixels((1, 6, 6)), blobs(), epochs=2, batch_size=16, quiet=True, average=0.9, watch=watch)
+    fit(model, Pixels((1, 6, 6)), blobs(), epochs=2, batch_size=16, quiet=True, ema_decay=0.9, watch=watch)
     want = passed[0]
     for t, mean in enumerate(passed[1:], start=1):
         want = torch.lerp(want, mean, 1 - (1 + t) / (10 + t))
@@ -427,7 +427,7 @@ def test_progress_goes_to_stderr(parts, capsys):
 
 def test_save_and_load(tmp_path):
     model, _ = fresh(seed=5)
-    path = save(model, tmp_path / "new" / "model.safetensors", {"accuracy": 0.5, "name": "mine"})
+    path = save_weights(model, tmp_path / "new" / "model.safetensors", {"accuracy": 0.5, "name": "mine"})
     again, _ = fresh(seed=6)
     loading.weights(again, path)
     assert torch.equal(weights(model), weights(again))
@@ -438,7 +438,7 @@ def test_save_and_load(tmp_path):
 def test_save_tied_weights(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    path = save(model, tmp_path / "tied.safetensors", {})
+    path = save_weights(model, tmp_path / "tied.safetensors", {})
     other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     loading.weights(other, path)
     assert torch.equal(other[1].weight, model[0].weight)
@@ -448,15 +448,15 @@ def test_save_where_nothing_can_be_written(tmp_path):
     model, _ = fresh()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match=r"can't write .*file"):
-        save(model, tmp_path / "file" / "model.safetensors", {})
+        save_weights(model, tmp_path / "file" / "model.safetensors", {})
     with pytest.raises(WriteError, match=r"Name it model\.safetensors"):
-        save(model, tmp_path / "model.pt", {})
+        save_weights(model, tmp_path / "model.pt", {})
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_card_that_json_cannot_hold(tmp_path):
     with pytest.raises(InputError, match="card"):
-        save(fresh()[0], tmp_path / "model.safetensors", {"x": torch.zeros(1)})
+        save_weights(fresh()[0], tmp_path / "model.safetensors", {"x": torch.zeros(1)})
     assert os.listdir(tmp_path) == []
 
 
@@ -479,10 +479,10 @@ def test_train_writes_what_the_card_says(tmp_path, parts):
     assert card["name"] == "digits-cnn"
     assert (card["train_examples"], card["test_examples"], card["seed"]) == (100, 50, 4)
     assert card["recipe"]["epochs"] == len(card["test_accuracy_by_epoch"]) == 2
-    assert card["recipe"]["augment"] == recipes.WOBBLE
+    assert card["recipe"]["augment"] == recipes.AFFINE_AUGMENTATION
     assert card["command"] == "unboxed train digits-cnn --epochs 2 --seed 4"
     assert card["versions"]["torch"] == torch.__version__
-    assert card["inputs"]["mean"] == zoo.kind("digits-cnn").inputs.mean
+    assert card["inputs"]["mean"] == zoo.entry("digits-cnn").inputs.mean
     assert str(made) == f"{path}: {card['accuracy']:.2%} of 50 held-out images right"
     model, inputs = fresh()
     loading.weights(model, path)
@@ -538,7 +538,7 @@ def test_train_on_a_folder(tmp_path):
     made = train("digits-cnn", data=str(scans), epochs=1, out=tmp_path / "model.safetensors", quiet=True)
     assert made.card["train_examples"] == 200
     assert made.card["test_examples"] < 50
-    learn, test = recipes._parts(str(scans), None, made.inputs)
+    learn, test = recipes._train_test_data(str(scans), None, made.inputs)
     assert learn.classes == test.classes == tuple("0123456789")
     assert min(label for _, label in test) == 1
 

@@ -82,7 +82,7 @@ def test_judge_is_of_another_build():
 
 @pytest.mark.parametrize("name", ["mnist-cn", "cnn", 7])
 def test_unknown_name(name):
-    for ask in (zoo.load, zoo.card, zoo.kind):
+    for ask in (zoo.load, zoo.card, zoo.entry):
         with pytest.raises(ModelError, match=r"mnist-cnn"):
             ask(name)
 
@@ -104,7 +104,7 @@ def test_card(name):
     card = zoo.card(name)
     assert card["name"] == name
     assert card["command"].startswith(f"unboxed train {name} ")
-    assert card["data"].startswith(zoo.kind(name).data)
+    assert card["data"].startswith(zoo.entry(name).dataset_name)
     assert {"torch", "unboxed"} <= set(card["versions"])
     assert not card["interrupted"]
     assert card["recipe"]["epochs"] == len(card["test_accuracy_by_epoch"])
@@ -115,13 +115,13 @@ def test_card(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_were_trained_on_these_inputs(name):
     """The figures hold only for the normalization that the model was trained with."""
-    saved, inputs = zoo.card(name)["inputs"], zoo.kind(name).inputs
+    saved, inputs = zoo.card(name)["inputs"], zoo.entry(name).inputs
     assert (tuple(saved["shape"]), saved["mean"], saved["std"]) == (inputs.shape, inputs.mean, inputs.std)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_small(name):
-    assert (zoo.WEIGHTS / f"{name}.safetensors").stat().st_size < 5_000_000
+    assert (zoo.WEIGHTS_FOLDER / f"{name}.safetensors").stat().st_size < 5_000_000
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-judge"])

@@ -36,7 +36,7 @@ class BatchMoments:
 
     @classmethod
     def concat(cls, parts: Sequence[BatchMoments]) -> BatchMoments:
-        names = ("mean", "high", "low", "scatter")
+        names = ("mean", "maximum", "minimum", "squared_deviations")
         mean, maximum, minimum, squared_deviations = (
             torch.cat([getattr(rows, name) for rows in parts]) for name in names
         )

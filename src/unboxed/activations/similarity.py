@@ -119,8 +119,8 @@ class _HsicSums:
 
     def add(self, grams_a: Tensor, grams_b: Tensor, hsic: Any) -> None:
         self.cross += hsic(grams_a, grams_b)
-        self.self_a += hsic(grams_a, grams_a, own=True)
-        self.self_b += hsic(grams_b, grams_b, own=True)
+        self.self_a += hsic(grams_a, grams_a, paired=True)
+        self.self_b += hsic(grams_b, grams_b, paired=True)
 
     def cka(self) -> Tensor:
         norm = self.self_a.clamp_min(0).sqrt()[:, None] * self.self_b.clamp_min(0).sqrt()  # (La, Lb)

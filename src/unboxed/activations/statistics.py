@@ -208,9 +208,9 @@ class UnitSurvey:
         values = {
             "mean": moments.mean,
             "std": moments.std,
-            "low": moments.minimum,
-            "high": moments.maximum,
-            "active": moments.n_active / moments.n_examples,
+            "minimum": moments.minimum,
+            "maximum": moments.maximum,
+            "active_share": moments.n_active / moments.n_examples,
         }
         rows = {name: v.masked_fill(moments.n_examples == 0, torch.nan).to(dtype) for name, v in values.items()}
         return UnitStatistics(

@@ -20,169 +20,237 @@ from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.single import Pixels
 from ..model.answers import reindex_error, check_no_nan
 from ..model.batching import BatchSize
-from .attempt import Attempt
+from .attempt import AttackState
 from .fgsm import fgsm
 from .pgd import pgd
 from .square import square
 
-MOST = 200  # examples that are asked
-SHARE, LEAST = 0.05, 3  # by how many of them one attack must beat another before it is told
-FEW, MANY = 10, 100  # steps
-QUERIES = 500
-DRAWS = 10  # of a model's own noise
+MAX_EXAMPLES = 200  # examples that are asked
+MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many of them one attack must beat another before it is told
+FEW_STEPS, MANY_STEPS = 10, 100  # steps
+SQUARE_QUERIES = 500
+N_NOISE_SAMPLES = 10  # of a model's own noise
 
 
 @dataclass(frozen=True)
-class Alarm:
+class MaskingFinding:
     name: str
-    sentence: str
-    figures: dict[str, float] = field(default_factory=dict)  # shares of the examples asked
+    message: str
+    fractions: dict[str, float] = field(default_factory=dict)  # shares of the examples asked
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.sentence}"
+        return f"{self.name}: {self.message}"
 
 
-def alarms_of(
+def check_gradient_masking(
     box: Box,
     x: Tensor,
     y: Tensor,
-    right: Tensor,
+    is_correct: Tensor,
     eps: float,
     norm: str = "linf",
     *,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-) -> tuple[Alarm, ...]:
+) -> tuple[MaskingFinding, ...]:
     """What speaks against the robust accuracy within `eps`, asked of the first examples (N, ...) named `right` (N,)."""
-    rows = right.nonzero()[:MOST, 0]
+    rows = is_correct.nonzero()[:MAX_EXAMPLES, 0]
     if (
         not len(rows) or box.batch_dependent
     ):  # rows that change one another can't be asked apart from those that are wrong
         return ()
-    asked = _Asked(box, x[rows], y[rows], resolve_ball(eps, norm, None), {"seed": seed, "batch_size": batch_size})
+    comparison = _AttackComparison(
+        box, x[rows], y[rows], resolve_ball(eps, norm, None), {"seed": seed, "batch_size": batch_size}
+    )
     try:
-        return tuple(a for check in (noisy, no_gradient, _compared) for a in check(asked))
+        return tuple(
+            finding
+            for check in (check_stochastic, check_zero_gradient, _compare_attacks)
+            for finding in check(comparison)
+        )
     except NaNError as error:
         raise reindex_error(error, rows) from None
     except OutputError as error:
-        return (Alarm("no gradient", f"attacks by gradient can't be run on this model: {error}"),)
+        return (MaskingFinding("no gradient", f"attacks by gradient can't be run on this model: {error}"),)
 
 
 @dataclass
-class _Asked:
+class _AttackComparison:
     """Examples that the model names right, and how many of them each attack leaves so."""
 
     box: Box
     x: Tensor  # (M, ...)
     y: Tensor  # (M,)
     ball: NormBall
-    common: dict[str, Any]
+    attack_kwargs: dict[str, Any]
 
-    def stands(self, attack: Callable[..., Any], ball: NormBall | None = None, **settings: Any) -> int:
+    def count_robust(self, attack: Callable[..., Any], ball: NormBall | None = None, **extra_kwargs: Any) -> int:
         """How many examples the attack leaves right."""
         x = self.box.restore_structure(self.x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is an alarm of its own
-            found = attack(self.box, x, self.y, **_within(ball or self.ball), **self.common, **settings)
-        if found.interrupted:
+            result = attack(
+                self.box, x, self.y, **_ball_kwargs(ball or self.ball), **self.attack_kwargs, **extra_kwargs
+            )
+        if result.interrupted:
             raise KeyboardInterrupt
-        return int((~found.success).sum())
+        return int((~result.success).sum())
 
-    def beats(self, stronger: int, weaker: int) -> bool:
+    def is_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
         """Whether so few left standing are fewer than by chance."""
-        return weaker - stronger >= max(LEAST, SHARE * len(self.x))
+        return n_robust_weaker - n_robust_stronger >= max(MIN_BEATEN_EXAMPLES, MIN_BEATEN_FRACTION * len(self.x))
 
-    def share(self, standing: int) -> float:
-        return standing / len(self.x)
+    def fraction(self, n_robust: int) -> float:
+        return n_robust / len(self.x)
 
 
-def _within(ball: NormBall) -> dict[str, Any]:
+def _ball_kwargs(ball: NormBall) -> dict[str, Any]:
     return {"eps": ball.eps, "norm": type(ball).__name__.lower()}
 
 
-def noisy(asked: _Asked) -> Iterator[Alarm]:
+def check_stochastic(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """The model draws at every look: what an attack sees is one draw of many."""
-    if not asked.box.stochastic:
+    if not comparison.box.stochastic:
         return
-    answers = torch.stack([_answers(asked, draw) for draw in range(DRAWS)])  # (DRAWS, M)
-    share = float((answers != answers[0]).any(0).float().mean())
-    said = (
-        f"the model draws random numbers when it runs, and over {DRAWS} draws {share:.0%} of its answers change. An "
-        f"attack sees one draw; give pgd and fgsm eot={DRAWS}, which climb the mean over so many"
+    predictions = torch.stack([_predict_with_seed(comparison, seed) for seed in range(N_NOISE_SAMPLES)])  # (DRAWS, M)
+    changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
+    message = (
+        f"the model draws random numbers when it runs, and over {N_NOISE_SAMPLES} draws {changed_fraction:.0%} of its answers change. An "
+        f"attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES}, which climb the mean over so many"
     )
-    yield Alarm("random layers", said, {"changes": share})
+    yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
 
-def _answers(asked: _Asked, draw: int) -> Tensor:
-    with asked.box.isolated(grad=False, seed=draw):
-        return check_no_nan(asked.box.forward(asked.x, {"logits"})["logits"]).argmax(1)
+def _predict_with_seed(comparison: _AttackComparison, seed: int) -> Tensor:
+    with comparison.box.isolated(grad=False, seed=seed):
+        return check_no_nan(comparison.box.forward(comparison.x, {"logits"})["logits"]).argmax(1)
 
 
-def no_gradient(asked: _Asked) -> Iterator[Alarm]:
+def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Nothing tells an attack by gradient where to go."""
-    x = asked.box.restore_structure(asked.x)
-    attempt = Attempt(asked.box, x, asked.y, norm=asked.ball, batch_size=asked.common["batch_size"])
-    grad = attempt.slope(attempt.x, torch.arange(len(asked.x), device=asked.x.device)).grad
-    share = float((grad.flatten(1) == 0).all(1).float().mean())
-    if share * len(asked.x) >= 1:
-        said = (
-            f"the gradient is exactly zero for {share:.0%} of the examples, so attacks by gradient do not move them; "
+    x = comparison.box.restore_structure(comparison.x)
+    state = AttackState(
+        comparison.box, x, comparison.y, norm=comparison.ball, batch_size=comparison.attack_kwargs["batch_size"]
+    )
+    gradient = state.evaluate_with_grad(state.x, torch.arange(len(comparison.x), device=comparison.x.device)).grad
+    zero_fraction = float((gradient.flatten(1) == 0).all(1).float().mean())
+    if zero_fraction * len(comparison.x) >= 1:
+        message = (
+            f"the gradient is exactly zero for {zero_fraction:.0%} of the examples, so attacks by gradient do not move them; "
             "ask square or hop_skip_jump"
         )
-        yield Alarm("no gradient", said, {"zero": share})
+        yield MaskingFinding("no gradient", message, {"zero": zero_fraction})
 
 
-def _compared(asked: _Asked) -> Iterator[Alarm]:
+def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Alarms of attacks that do better than they should beside others."""
-    one, few, many = asked.stands(fgsm), asked.stands(pgd, steps=FEW), asked.stands(pgd, steps=MANY)
-    if asked.beats(one, few):
-        yield _than(asked, "iterative weaker than single step", "one step", one, f"{FEW} steps", few, ITERATIVE)
-    if asked.beats(few, many):
-        yield _than(asked, "more steps not stronger", f"{FEW} steps", few, f"{MANY} steps", many, STEPS)
-    margin = asked.stands(pgd, steps=MANY, loss="margin")
-    if asked.beats(margin, many):
-        yield _than(asked, "loss saturates", "PGD on the margin", margin, "PGD on the cross-entropy", many, SATURATED)
-    best = min(one, few, many, margin)
-    if isinstance(asked.box.inputs, Pixels) and type(asked.ball).__name__ != "L1":
-        blind = asked.stands(square, queries=QUERIES)
-        if asked.beats(blind, best):
-            yield _than(asked, "black box stronger than white box", "Square", blind, "PGD", best, BLIND)
-    if best:
-        yield from _unbounded(asked)
+    robust_fgsm, robust_few_steps, robust_many_steps = (
+        comparison.count_robust(fgsm),
+        comparison.count_robust(pgd, steps=FEW_STEPS),
+        comparison.count_robust(pgd, steps=MANY_STEPS),
+    )
+    if comparison.is_stronger(robust_fgsm, robust_few_steps):
+        yield _comparison_finding(
+            comparison,
+            "iterative weaker than single step",
+            "one step",
+            robust_fgsm,
+            f"{FEW_STEPS} steps",
+            robust_few_steps,
+            SINGLE_STEP_STRONGER_TEXT,
+        )
+    if comparison.is_stronger(robust_few_steps, robust_many_steps):
+        yield _comparison_finding(
+            comparison,
+            "more steps not stronger",
+            f"{FEW_STEPS} steps",
+            robust_few_steps,
+            f"{MANY_STEPS} steps",
+            robust_many_steps,
+            FEWER_STEPS_STRONGER_TEXT,
+        )
+    robust_margin = comparison.count_robust(pgd, steps=MANY_STEPS, loss="margin")
+    if comparison.is_stronger(robust_margin, robust_many_steps):
+        yield _comparison_finding(
+            comparison,
+            "loss saturates",
+            "PGD on the margin",
+            robust_margin,
+            "PGD on the cross-entropy",
+            robust_many_steps,
+            LOSS_SATURATED_TEXT,
+        )
+    min_robust = min(robust_fgsm, robust_few_steps, robust_many_steps, robust_margin)
+    if isinstance(comparison.box.inputs, Pixels) and type(comparison.ball).__name__ != "L1":
+        robust_square = comparison.count_robust(square, queries=SQUARE_QUERIES)
+        if comparison.is_stronger(robust_square, min_robust):
+            yield _comparison_finding(
+                comparison,
+                "black box stronger than white box",
+                "Square",
+                robust_square,
+                "PGD",
+                min_robust,
+                BLACK_BOX_STRONGER_TEXT,
+            )
+    if min_robust:
+        yield from _check_unbounded_attack(comparison)
 
 
-ITERATIVE = "From the second step on the gradient leads nowhere: it is masked, and robust accuracy by PGD is too high"
-STEPS = "Small steps get stuck where large ones pass: the surface is jagged, as that of a model that masks gradients"
-SATURATED = "The softmax is so sure that the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
-BLIND = "It sees only answers, and finds more than who sees the gradient: what PGD says is too good. Use auto_attack"
+SINGLE_STEP_STRONGER_TEXT = (
+    "From the second step on the gradient leads nowhere: it is masked, and robust accuracy by PGD is too high"
+)
+FEWER_STEPS_STRONGER_TEXT = (
+    "Small steps get stuck where large ones pass: the surface is jagged, as that of a model that masks gradients"
+)
+LOSS_SATURATED_TEXT = (
+    "The softmax is so sure that the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
+)
+BLACK_BOX_STRONGER_TEXT = (
+    "It sees only answers, and finds more than who sees the gradient: what PGD says is too good. Use auto_attack"
+)
 
 
-def _than(asked: _Asked, name: str, a: str, left: int, b: str, more: int, why: str) -> Alarm:
-    shares = {a: asked.share(left), b: asked.share(more)}
-    return Alarm(name, f"{a} leaves {shares[a]:.0%} of the examples right, {b} {shares[b]:.0%}. {why}", shares)
+def _comparison_finding(
+    comparison: _AttackComparison,
+    name: str,
+    attack_a: str,
+    n_robust_a: int,
+    attack_b: str,
+    n_robust_b: int,
+    explanation: str,
+) -> MaskingFinding:
+    fractions = {attack_a: comparison.fraction(n_robust_a), attack_b: comparison.fraction(n_robust_b)}
+    return MaskingFinding(
+        name,
+        f"{attack_a} leaves {fractions[attack_a]:.0%} of the examples right, {attack_b} {fractions[attack_b]:.0%}. {explanation}",
+        fractions,
+    )
 
 
-def _unbounded(asked: _Asked) -> Iterator[Alarm]:
+def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """With any change allowed, every example can be made into one of another class."""
-    everything = _everything(asked)
-    if everything is None:
+    ball = _unbounded_ball(comparison)
+    if ball is None:
         return
-    left = asked.stands(pgd, everything, steps=MANY)
-    if left >= max(1, SHARE * len(asked.x)):
-        said = (
-            f"with any change allowed PGD leaves {asked.share(left):.0%} of the examples right, where it must leave "
+    n_robust = comparison.count_robust(pgd, ball, steps=MANY_STEPS)
+    if n_robust >= max(1, MIN_BEATEN_FRACTION * len(comparison.x)):
+        message = (
+            f"with any change allowed PGD leaves {comparison.fraction(n_robust):.0%} of the examples right, where it must leave "
             "none: it does not find what surely is there, so what it misses within eps tells nothing"
         )
-        yield Alarm("unbounded eps does not reach 0", said, {"PGD, any change": asked.share(left)})
+        yield MaskingFinding(
+            "unbounded eps does not reach 0", message, {"PGD, any change": comparison.fraction(n_robust)}
+        )
 
 
-def _everything(asked: _Asked) -> NormBall | None:
+def _unbounded_ball(comparison: _AttackComparison) -> NormBall | None:
     """The ball that holds all images; None where inputs have no bounds."""
-    if not isinstance(asked.box.inputs, Pixels):
+    if not isinstance(comparison.box.inputs, Pixels):
         return None
-    one = torch.ones_like(asked.x[:1])
-    return replace(asked.ball, eps=float(asked.ball.distance(one, 0 * one)))  # type: ignore[type-var]
+    white = torch.ones_like(comparison.x[:1])
+    return replace(comparison.ball, eps=float(comparison.ball.distance(white, 0 * white)))  # type: ignore[type-var]

@@ -10,21 +10,21 @@ from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
 
 
-def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """The `count` likeliest classes (n, count) other than the labels (n,), the likeliest first, given logits (n, K).
 
     Masked classes, of logit -inf, come last; the label never comes, though nothing may be less likely.
     """
-    finite = logits.detach().clamp_min(torch.finfo(logits.dtype).min)
-    return finite.scatter(1, labels[:, None], -torch.inf).topk(count).indices
+    clamped = logits.detach().clamp_min(torch.finfo(logits.dtype).min)
+    return clamped.scatter(1, labels[:, None], -torch.inf).topk(n_classes).indices
 
 
-def logits_of(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+def finite_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The logits (N, K) of packed inputs x. Raises NaNError where some are NaN."""
     return check_no_nan(box(box.restore_structure(x), batch_size=batch_size))
 
 
-def predicted(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
+def predict_classes(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The classes (N,) of packed inputs x. Raises NaNError, and OutputError where the box predicts none."""
     return class_logits(box, x, batch_size).argmax(1)
 
@@ -33,4 +33,4 @@ def class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """As `logits_of`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
         box.predict(box.restore_structure(x[:1]))  # which says why not
-    return logits_of(box, x, batch_size)
+    return finite_logits(box, x, batch_size)

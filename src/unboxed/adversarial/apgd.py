@@ -20,14 +20,14 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
 from ..validation import check_seed, check_int
-from .answers import likeliest_others
-from .attempt import Attempt, in_range
-from .levels import saved
+from .answers import top_other_classes
+from .attempt import AttackState, check_eps_range
+from .levels import quantize_images
 from .result import Adversarial
 
-ALPHA = 0.75  # the share of the step, the rest is momentum
-RHO = 0.75  # the share of steps that must rise, or the step is halved
-FURTHER = 1_000  # between the seeds of two restarts
+MOMENTUM_ALPHA = 0.75  # the share of the step, the rest is momentum
+MIN_RISE_FRACTION = 0.75  # the share of steps that must rise, or the step is halved
+RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
 @card(
@@ -49,7 +49,7 @@ def apgd(
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     loss: str | None = None,
-    targets: int | None = None,
+    n_targets: int | None = None,
     steps: int = 100,
     restarts: int = 1,
     bits: int | None = None,
@@ -62,178 +62,214 @@ def apgd(
     in turn, by the targeted DLR (for models of fewer than four classes, by the difference of the two logits). A row
     that is fooled stops. Raises InputError.
     """
-    ball = in_range(box, _ball(eps, norm, ball))
+    ball = check_eps_range(box, _make_ball(eps, norm, ball))
     check_int("steps", steps), check_int("restarts", restarts, minimum=1)
     seed = check_seed(seed)
-    way = loss or "ce" if targets is None else "ce"
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss=way, batch_size=batch_size)
-    if targets is not None:
-        _check_targets(attempt, check_int("targets", targets, minimum=1))
-    rows = attempt.begin()
-    with attempt:
-        for i, there in enumerate([None] if targets is None else likeliest(attempt, rows, targets).unbind(1)):
-            goal = None if there is None else towards(attempt, there, loss)
+    loss_name = loss or "ce" if n_targets is None else "ce"
+    state = AttackState(
+        box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size
+    )
+    if n_targets is not None:
+        _check_targets(state, check_int("n_targets", n_targets, minimum=1))
+    rows = state.evaluate_originals()
+    with state:
+        for i, target_labels in enumerate(
+            [None] if n_targets is None else top_wrong_classes(state, rows, n_targets).unbind(1)
+        ):
+            target_objective = None if target_labels is None else targeted_objective(state, target_labels, loss)
             for restart in range(restarts):
-                climb(attempt, ball, rows, goal, steps=steps, seed=seed + FURTHER * (i * restarts + restart))
-    saved(attempt, bits, ball)
-    return attempt.result()
+                run_apgd(
+                    state,
+                    ball,
+                    rows,
+                    target_objective,
+                    steps=steps,
+                    seed=seed + RESTART_SEED_STRIDE * (i * restarts + restart),
+                )
+    quantize_images(state, bits, ball)
+    return state.to_result()
 
 
-def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if isinstance(ball, L1):
         raise InputError('apgd takes norm="linf" or "l2"; for l1 use pgd or fab')
     return ball
 
 
-def _check_targets(attempt: Attempt, targets: int) -> None:
-    if attempt.goal.right is None or attempt.goal.become is not None:
+def _check_targets(state: AttackState, n_targets: int) -> None:
+    if state.goal.labels is None or state.goal.target_labels is not None:
         raise InputError("targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
 
 
 # -- towards other classes ---------------------------------------------------------------------------------------------
 
 
-def likeliest(attempt: Attempt, rows: Tensor, most: int) -> Tensor:
+def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Tensor:
     """The likeliest wrong classes (N, T) of the originals, the likeliest first, filled in for `rows` (M,)."""
-    right, logits = attempt.goal.right, attempt.logits(attempt.x[rows], rows)  # (N,), (M, K)
-    if right is None:
+    labels, logits = state.goal.labels, state.logits(state.x[rows], rows)  # (N,), (M, K)
+    if labels is None:
         raise InputError("the likeliest wrong classes are those beside y: give y")
-    order = likeliest_others(logits, right[rows], min(most, logits.shape[1] - 1))
-    found = torch.zeros(len(attempt.x), order.shape[1], dtype=torch.long, device=rows.device)
-    found[rows] = order
-    return found
+    top_classes = top_other_classes(logits, labels[rows], min(max_classes, logits.shape[1] - 1))
+    classes = torch.zeros(len(state.x), top_classes.shape[1], dtype=torch.long, device=rows.device)
+    classes[rows] = top_classes
+    return classes
 
 
-def towards(attempt: Attempt, k: Tensor, way: str | None = None) -> Objective:
+def targeted_objective(state: AttackState, target_labels: Tensor, loss_name: str | None = None) -> Objective:
     """What leads from y to classes k (N,): the targeted DLR, where there are the four classes that it takes."""
-    right, way = attempt.goal.right, way or ("dlr" if attempt.box.n_outputs >= 4 else "margin")
-    if right is None or way not in ("dlr", "margin", "ce"):
-        raise InputError(f"loss is one of ce, margin, dlr; got {way!r}")
-    if way == "dlr":
-        return targeted_dlr(right, k)
-    return -loss(k) if way == "ce" else logit(k) - logit(right)
+    labels, loss_name = state.goal.labels, loss_name or ("dlr" if state.box.n_outputs >= 4 else "margin")
+    if labels is None or loss_name not in ("dlr", "margin", "ce"):
+        raise InputError(f"loss is one of ce, margin, dlr; got {loss_name!r}")
+    if loss_name == "dlr":
+        return targeted_dlr(labels, target_labels)
+    return -loss(target_labels) if loss_name == "ce" else logit(target_labels) - logit(labels)
 
 
 # -- the climb ---------------------------------------------------------------------------------------------------------
 
 
-def checkpoints(steps: int) -> list[int]:
+def checkpoint_steps(steps: int) -> list[int]:
     """The steps w_0 = 0, w_1, ... at which the step size is judged: arXiv:2003.01690, section 3.1."""
-    p = [0.0, 0.22]
-    while p[-1] + 1e-9 < 1:
-        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-    found = (math.ceil(round(q * steps, 9)) for q in p)
-    return sorted({w for w in found if w <= steps})
+    fractions = [0.0, 0.22]
+    while fractions[-1] + 1e-9 < 1:
+        fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+    steps_at = (math.ceil(round(fraction * steps, 9)) for fraction in fractions)
+    return sorted({step for step in steps_at if step <= steps})
 
 
-def climb(
-    attempt: Attempt, ball: NormBall, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
+def run_apgd(
+    state: AttackState, ball: NormBall, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
 ) -> None:
     """One run of APGD for those of the rows that are not fooled yet, from a random point of the ball."""
-    rows = rows[~attempt.success[rows]]
+    rows = rows[~state.success[rows]]
     if not len(rows):
         return
-    start = attempt.box.inputs.clip(ball.sample(attempt.x, seed))  # a row's draw is its own, whoever is left
-    for block in attempt.blocks(rows):
-        _Run(attempt, ball, objective, steps).run(block, start[block])
+    start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row's draw is its own, whoever is left
+    for batch_rows in state.row_batches(rows):
+        _APGD(state, ball, objective, steps).run(batch_rows, start_images[batch_rows])
 
 
 @dataclass
-class _Walk:
+class _APGDIterates:
     """Where the rows stand that are not fooled yet; every field has a row an example."""
 
     rows: Tensor  # (n,)
-    centre: Tensor  # (n, ...) the originals
+    center: Tensor  # (n, ...) the originals
     x: Tensor
-    before: Tensor  # x of one step ago
+    previous_x: Tensor  # x of one step ago
     grad: Tensor
-    best: Tensor  # x_max
+    best_x: Tensor  # x_max
     best_grad: Tensor
     score: Tensor  # (n,) f(x)
     best_score: Tensor  # (n,) f_max
-    best_fooled: Tensor  # (n,) how near x_max comes to fooling
-    eta: Tensor  # (n,) the step size
-    rose: Tensor  # (n,) steps since the last checkpoint that rose
-    eta_then: Tensor  # (n,) at the last checkpoint
-    best_then: Tensor  # (n,) f_max at the last checkpoint
+    best_success_score: Tensor  # (n,) how near x_max comes to fooling
+    step_size: Tensor  # (n,) the step size
+    n_rises: Tensor  # (n,) steps since the last checkpoint that rose
+    checkpoint_step_size: Tensor  # (n,) at the last checkpoint
+    checkpoint_best_score: Tensor  # (n,) f_max at the last checkpoint
 
-    def only(self, stay: Tensor) -> _Walk:
+    def select_rows(self, index: Tensor) -> _APGDIterates:
         """The walk of some of the rows."""
-        return _Walk(*(getattr(self, field.name)[stay] for field in fields(self)))
+        return _APGDIterates(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-class _Run:
+class _APGD:
     """APGD on one block of rows."""
 
-    def __init__(self, attempt: Attempt, ball: NormBall, objective: Objective | None, steps: int) -> None:
-        self.attempt, self.ball, self.objective, self.steps = attempt, ball, objective, steps
-        self.checks = {w: w - last for last, w in pairwise(checkpoints(steps))}  # the step, and how many it judges
+    def __init__(self, state: AttackState, ball: NormBall, objective: Objective | None, steps: int) -> None:
+        self.state, self.ball, self.objective, self.steps = state, ball, objective, steps
+        self.checkpoint_lengths = {
+            step: step - previous_step for previous_step, step in pairwise(checkpoint_steps(steps))
+        }  # the step, and how many it judges
 
     def run(self, rows: Tensor, start: Tensor) -> None:
-        walk = self._begin(rows, start)
+        iterates = self._init_iterates(rows, start)
         try:
-            for k in range(1, self.steps + 1):
-                if not len(walk.rows):
+            for step in range(1, self.steps + 1):
+                if not len(iterates.rows):
                     return
-                walk = self._step(walk, k)
+                iterates = self._step(iterates, step)
         finally:  # Ctrl-C too
-            self.attempt.offer(walk.best, walk.rows, walk.best_fooled)
+            self.state.keep_best_failure(iterates.best_x, iterates.rows, iterates.best_success_score)
 
-    def _asked(self, x: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, x: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Score, fooled and gradient; after the last step nobody asks for the gradient."""
-        if k < self.steps:
-            slope = self.attempt.slope(x, rows, self.objective)
-            return slope.score, slope.fooled, slope.grad
-        return *self.attempt.look(x, rows, self.objective), x
+        if step < self.steps:
+            evaluation = self.state.evaluate_with_grad(x, rows, self.objective)
+            return evaluation.score, evaluation.success_score, evaluation.grad
+        return *self.state.evaluate(x, rows, self.objective), x
 
-    def _begin(self, rows: Tensor, x: Tensor) -> _Walk:
-        score, fooled, grad = self._asked(x, rows, 0)
-        eta, none = torch.full_like(score, 2 * self.ball.eps), torch.zeros_like(rows)
-        centre = self.attempt.x[rows]
-        walk = _Walk(rows, centre, x, x, grad, x, grad, score, score, fooled, eta, none, eta, score)
-        return self._fooled_leave(walk, fooled)
-
-    def _fooled_leave(self, walk: _Walk, fooled: Tensor) -> _Walk:
-        good = fooled > 0
-        if not good.any():
-            return walk
-        self.attempt.keep(walk.x, walk.rows, good)
-        return walk.only(~good)
-
-    def _step(self, w: _Walk, k: int) -> _Walk:
-        new = self._moved(w, k)
-        score, fooled, grad = self._asked(new, w.rows, k)
-        w.rose = w.rose + (score > w.score)
-        better = score > w.best_score
-        w.best, w.best_grad = (
-            torch.where(broadcast_rows(better, new), a, b) for a, b in ((new, w.best), (grad, w.best_grad))
+    def _init_iterates(self, rows: Tensor, x: Tensor) -> _APGDIterates:
+        score, success_score, grad = self._evaluate(x, rows, 0)
+        step_size, zero_counts = torch.full_like(score, 2 * self.ball.eps), torch.zeros_like(rows)
+        center = self.state.x[rows]
+        iterates = _APGDIterates(
+            rows, center, x, x, grad, x, grad, score, score, success_score, step_size, zero_counts, step_size, score
         )
-        w.best_score = torch.where(better, score, w.best_score)
-        w.best_fooled = torch.where(better, fooled, w.best_fooled)
-        w.before, w.x, w.grad, w.score = w.x, new, grad, score
-        w = self._fooled_leave(w, fooled)
-        return self._judged(w, self.checks[k]) if k in self.checks else w
+        return self._drop_successes(iterates, success_score)
 
-    def _moved(self, w: _Walk, k: int) -> Tensor:
+    def _drop_successes(self, iterates: _APGDIterates, success_score: Tensor) -> _APGDIterates:
+        is_adversarial = success_score > 0
+        if not is_adversarial.any():
+            return iterates
+        self.state.keep_nearer(iterates.x, iterates.rows, is_adversarial)
+        return iterates.select_rows(~is_adversarial)
+
+    def _step(self, iterates: _APGDIterates, step: int) -> _APGDIterates:
+        next_x = self._next_point(iterates, step)
+        score, success_score, grad = self._evaluate(next_x, iterates.rows, step)
+        iterates.n_rises = iterates.n_rises + (score > iterates.score)
+        is_better = score > iterates.best_score
+        iterates.best_x, iterates.best_grad = (
+            torch.where(broadcast_rows(is_better, next_x), a, b)
+            for a, b in ((next_x, iterates.best_x), (grad, iterates.best_grad))
+        )
+        iterates.best_score = torch.where(is_better, score, iterates.best_score)
+        iterates.best_success_score = torch.where(is_better, success_score, iterates.best_success_score)
+        iterates.previous_x, iterates.x, iterates.grad, iterates.score = iterates.x, next_x, grad, score
+        iterates = self._drop_successes(iterates, success_score)
+        return (
+            self._adapt_step_size(iterates, self.checkpoint_lengths[step])
+            if step in self.checkpoint_lengths
+            else iterates
+        )
+
+    def _next_point(self, iterates: _APGDIterates, step: int) -> Tensor:
         """The next point: a projected step z, then three quarters of it and a quarter of the last step's way."""
-        z = self._projected(w.x + broadcast_rows(w.eta, w.x) * self.ball.steepest_direction(w.grad), w.centre)
-        if k == 1:
+        z = self._project(
+            iterates.x + broadcast_rows(iterates.step_size, iterates.x) * self.ball.steepest_direction(iterates.grad),
+            iterates.center,
+        )
+        if step == 1:
             return z
         # x + ALPHA (z - x) + (1 - ALPHA) (x - before)
-        mixed = z.mul_(ALPHA).add_(w.x, alpha=2 - 2 * ALPHA).sub_(w.before, alpha=1 - ALPHA)
-        return self._projected(mixed, w.centre)
+        momentum_point = (
+            z.mul_(MOMENTUM_ALPHA)
+            .add_(iterates.x, alpha=2 - 2 * MOMENTUM_ALPHA)
+            .sub_(iterates.previous_x, alpha=1 - MOMENTUM_ALPHA)
+        )
+        return self._project(momentum_point, iterates.center)
 
-    def _projected(self, x: Tensor, centre: Tensor) -> Tensor:
-        return self.attempt.box.inputs.clip(self.ball.project(x, centre))
+    def _project(self, x: Tensor, center: Tensor) -> Tensor:
+        return self.state.box.inputs.clip(self.ball.project(x, center))
 
-    def _judged(self, w: _Walk, length: int) -> _Walk:
+    def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
         """At a checkpoint: rows that rose too seldom, or are stuck, halve their step and go back to their best."""
-        seldom = w.rose < RHO * length
-        stuck = (w.eta == w.eta_then) & (w.best_score == w.best_then)
-        halve = seldom | stuck
-        w.eta_then, w.best_then, w.rose = w.eta, w.best_score, torch.zeros_like(w.rose)
-        w.eta = torch.where(halve, w.eta / 2, w.eta)
-        w.score = torch.where(halve, w.best_score, w.score)
-        w.x, w.grad = (torch.where(broadcast_rows(halve, w.x), a, b) for a, b in ((w.best, w.x), (w.best_grad, w.grad)))
-        return w
+        rises_too_seldom = iterates.n_rises < MIN_RISE_FRACTION * n_steps
+        is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
+            iterates.best_score == iterates.checkpoint_best_score
+        )
+        halves_step = rises_too_seldom | is_stuck
+        iterates.checkpoint_step_size, iterates.checkpoint_best_score, iterates.n_rises = (
+            iterates.step_size,
+            iterates.best_score,
+            torch.zeros_like(iterates.n_rises),
+        )
+        iterates.step_size = torch.where(halves_step, iterates.step_size / 2, iterates.step_size)
+        iterates.score = torch.where(halves_step, iterates.best_score, iterates.score)
+        iterates.x, iterates.grad = (
+            torch.where(broadcast_rows(halves_step, iterates.x), a, b)
+            for a, b in ((iterates.best_x, iterates.x), (iterates.best_grad, iterates.grad))
+        )
+        return iterates

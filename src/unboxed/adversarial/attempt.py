@@ -21,26 +21,26 @@ from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts
 from ..objectives import Objective
-from .goal import goal_of
+from .goal import make_goal
 from .result import Adversarial
 
-ASK_ONLY = "square, boundary and hop_skip_jump attack models without gradients"
-TRIED = "an image that was tried instead"
-Pick = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
-Parts = tuple[Tensor, ...]
+GRADIENT_FREE_HINT = "square, boundary and hop_skip_jump attack models without gradients"
+CANDIDATE_NOUN = "an image that was tried instead"
+ScoreSelector = Callable[[Tensor, Tensor], Tensor]  # logits (n, K) and rows (n,) -> scores (n, J)
+Tensors = tuple[Tensor, ...]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Slope:
+class Evaluation:
     """What one look at some rows shows."""
 
     score: Tensor  # (n,)
-    fooled: Tensor  # (n,) above zero: the example is what the attack wants
+    success_score: Tensor  # (n,) above zero: the example is what the attack wants
     grad: Tensor  # (n, ...) of the score in the image
 
 
-class Attempt:
+class AttackState:
     """The model as an attack sees it, every look counted; and the best image found for each example.
 
     An attack asks about images z (n, ...) of some `rows` (n,): those that are still to be fooled. As a context it ends
@@ -56,142 +56,169 @@ class Attempt:
         norm: NormBall,
         target: Tensor | int | None = None,
         objective: Objective | None = None,
-        loss: str = "ce",
-        draws: int = 1,
+        loss_name: str = "ce",
+        n_samples: int = 1,
         batch_size: BatchSize = "auto",
     ) -> None:
         self.box, self.x, self.norm = box, box.validate_inputs(x), norm
-        self.draws, self.batch_size = draws, batch_size
+        self.n_samples, self.batch_size = n_samples, batch_size
         n, device = len(self.x), self.x.device
-        self.goal = goal_of(box, n, y, target, objective, loss)
+        self.goal = make_goal(box, n, y, target, objective, loss_name)
         self.images = self.x.clone()  # (N, ...) the best found
         self.distance = torch.full((n,), math.inf, device=device, dtype=self.x.dtype)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
-        self.success, self.already = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
-        self.before = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original fools
-        self.blank = self.x  # (N, ...) what is returned where nothing was found
+        self.success, self.initially_misclassified = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
+        self.initial_score = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original fools
+        self.fallback_images = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
-        self._offered = torch.full_like(self.distance, -math.inf)  # how near the tries in `images` come to fooling
-        self._held = self.x.clone() if box.batch_dependent else None  # rows that change one another are asked together
+        self._best_failure_score = torch.full_like(
+            self.distance, -math.inf
+        )  # how near the tries in `images` come to fooling
+        self._full_batch = (
+            self.x.clone() if box.batch_dependent else None
+        )  # rows that change one another are asked together
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> AttackState:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.interrupted |= stopped
-        return stopped
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        was_interrupted = error_type is not None and issubclass(error_type, KeyboardInterrupt)
+        self.interrupted |= was_interrupted
+        return was_interrupted
 
     # -- what was found ----------------------------------------------------------------------------------------------
 
-    def begin(self) -> Tensor:
+    def evaluate_originals(self) -> Tensor:
         """Look at the originals: those that fool the model as they are need no attack. The rows (M,) of all others."""
         rows = torch.arange(len(self.x), device=self.x.device)
-        self.before = self.fooled(self.x, rows)
-        self.already = self.before > 0
-        self.keep(self.x, rows, self.already)
-        return rows[~self.already]
+        self.initial_score = self.success_score(self.x, rows)
+        self.initially_misclassified = self.initial_score > 0
+        self.keep_nearer(self.x, rows, self.initially_misclassified)
+        return rows[~self.initially_misclassified]
 
-    def keep(self, z: Tensor, rows: Tensor, good: Tensor) -> Tensor:
+    def keep_nearer(self, z: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
         """Keep images z of the rows where they are good (n,) and nearer than what was found; where that was so."""
-        d = self.norm.distance(z, self.x[rows])
-        nearer = good & (d < self.distance[rows])
-        at = rows[nearer]
-        self.images[at], self.distance[at], self.success[at] = z[nearer].to(self.images.dtype), d[nearer], True
-        return nearer
+        distance = self.norm.distance(z, self.x[rows])
+        is_nearer = is_adversarial & (distance < self.distance[rows])
+        nearer_rows = rows[is_nearer]
+        self.images[nearer_rows], self.distance[nearer_rows], self.success[nearer_rows] = (
+            z[is_nearer].to(self.images.dtype),
+            distance[is_nearer],
+            True,
+        )
+        return is_nearer
 
-    def offer(self, z: Tensor, rows: Tensor, fooled: Tensor) -> None:
+    def keep_best_failure(self, z: Tensor, rows: Tensor, success_score: Tensor) -> None:
         """Where nothing fools yet, keep images z of the rows that come nearer to it (n,) than what was offered before.
 
         So an attack within eps gives its best try back where it fails.
         """
-        better = ~self.success[rows] & (fooled > self._offered[rows])
-        at = rows[better]
-        self.images[at], self._offered[at] = z[better].to(self.images.dtype), fooled[better]
+        is_better = ~self.success[rows] & (success_score > self._best_failure_score[rows])
+        better_rows = rows[is_better]
+        self.images[better_rows], self._best_failure_score[better_rows] = (
+            z[is_better].to(self.images.dtype),
+            success_score[is_better],
+        )
 
-    def result(self, eps: float = math.inf) -> Adversarial:
+    def to_result(self, eps: float = math.inf) -> Adversarial:
         """What was found; beyond `eps`, an image is no success and the original is returned."""
-        far = self.distance > eps * (1 + 1e-6)
-        images = torch.where(broadcast_rows(far, self.x), self.blank, self.images)
-        success = self.success & ~far
-        if self._held is not None:  # rows that change one another are judged in the company that they end in
-            success = self.fooled(images, torch.arange(len(images), device=images.device)) > 0
+        is_too_far = self.distance > eps * (1 + 1e-6)
+        images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
+        success = self.success & ~is_too_far
+        if self._full_batch is not None:  # rows that change one another are judged in the company that they end in
+            success = self.success_score(images, torch.arange(len(images), device=images.device)) > 0
         return Adversarial(
             self.box.restore_structure(images),
             success,
             self.queries,
             self.norm.distance(images, self.x),
-            self.already,
+            self.initially_misclassified,
             type(self.norm).__name__.lower(),
             self.interrupted,
         )
 
-    def blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows in parts that one batch holds, to be attacked one after the other; those that mix stay together."""
-        size, most = self.box.batch_plan(len(rows), self.batch_size)
-        even = -(-len(rows) // max(1, -(-len(rows) // max(1, most))))
-        return torch.split(rows, max(1, even if size == "auto" else size))
+        size, max_rows = self.box.batch_plan(len(rows), self.batch_size)
+        even_size = -(-len(rows) // max(1, -(-len(rows) // max(1, max_rows))))
+        return torch.split(rows, max(1, even_size if size == "auto" else size))
 
     # -- asking the model ----------------------------------------------------------------------------------------------
 
     def logits(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
-        (found,) = self._asked(
-            z, rows, lambda h, i: (self._read(h, {"logits"}, lambda acts: acts["logits"]),), (self.box.n_outputs,)
+        (out,) = self._evaluate_checked(
+            z,
+            rows,
+            lambda h, i: (self._forward_without_grad(h, {"logits"}, lambda acts: acts["logits"]),),
+            (self.box.n_outputs,),
         )
-        return found
+        return out
 
-    def fooled(self, z: Tensor, rows: Tensor) -> Tensor:
+    def success_score(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n,) above zero where the example is what the attack wants; without a gradient."""
 
-        def part(h: Tensor, i: Tensor) -> Parts:
-            wanted = self.goal.fooled.rows(i)
-            return (self._read(h, wanted.layers, wanted),)
+        def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
+            criterion = self.goal.criterion.rows(row_index)
+            return (self._forward_without_grad(images, criterion.layers, criterion),)
 
-        return self._asked(z, rows, part, ())[0]
+        return self._evaluate_checked(z, rows, evaluate_rows, ())[0]
 
-    def look(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+    def evaluate(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
         """The score and `fooled` (n,) of `slope`, without a gradient."""
-        of = self.goal.climb if objective is None else objective
+        score_objective = self.goal.ascent_objective if objective is None else objective
 
-        def part(h: Tensor, i: Tensor) -> Parts:
-            climb, wanted = of.rows(i), self.goal.fooled.rows(i)
-            both = self._read(h, climb.layers | wanted.layers, lambda acts: torch.stack([climb(acts), wanted(acts)], 1))
-            return both[:, 0], both[:, 1]
+        def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
+            row_objective, criterion = score_objective.rows(row_index), self.goal.criterion.rows(row_index)
+            stacked_scores = self._forward_without_grad(
+                images,
+                row_objective.layers | criterion.layers,
+                lambda acts: torch.stack([row_objective(acts), criterion(acts)], 1),
+            )
+            return stacked_scores[:, 0], stacked_scores[:, 1]
 
-        score, fooled = self._asked(z, rows, part, (), ())
-        return score, fooled
+        score, success_score = self._evaluate_checked(z, rows, evaluate_rows, (), ())
+        return score, success_score
 
-    def slope(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Slope:
+    def evaluate_with_grad(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Evaluation:
         """Score, whether fooled, and gradient: of the goal's own score, or of an objective with a row for each of N."""
-        of = self.goal.climb if objective is None else objective
+        score_objective = self.goal.ascent_objective if objective is None else objective
 
-        def part(h: Tensor, i: Tensor) -> Parts:
-            return self._pulled(h, of.rows(i), self.goal.fooled.rows(i))
+        def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
+            return self._score_and_grad(images, score_objective.rows(row_index), self.goal.criterion.rows(row_index))
 
-        return Slope(*self._asked(z, rows, part, (), (), tuple(self.x.shape[1:])))
+        return Evaluation(*self._evaluate_checked(z, rows, evaluate_rows, (), (), tuple(self.x.shape[1:])))
 
-    def jacobian(self, z: Tensor, rows: Tensor, pick: Pick) -> tuple[Tensor, Tensor, Tensor]:
+    def jacobian(self, z: Tensor, rows: Tensor, select_scores: ScoreSelector) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), the scores (n, J) that `pick(logits, rows)` makes of them, their gradients (n, J, ...).
 
         One look, and J ways back through the model.
         """
 
-        def part(h: Tensor, i: Tensor) -> Parts:
-            with differentiable(), self.box.isolated():
-                h = h.detach().requires_grad_()
-                logits = self.box.forward(h, {"logits"})["logits"].to(self.x.dtype)  # (n, K)
-                scores = pick(logits, i)  # (n, J)
-                last = scores.shape[1] - 1
-                ways = [torch.autograd.grad(scores[:, j].sum(), h, retain_graph=j < last)[0] for j in range(last + 1)]
-            return logits.detach(), scores.detach(), torch.stack(ways, 1)
+        def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
+            with explain_missing_gradient(), self.box.isolated():
+                images = images.detach().requires_grad_()
+                logits = self.box.forward(images, {"logits"})["logits"].to(self.x.dtype)  # (n, K)
+                scores = select_scores(logits, row_index)  # (n, J)
+                last_index = scores.shape[1] - 1
+                score_grads = [
+                    torch.autograd.grad(scores[:, j].sum(), images, retain_graph=j < last_index)[0]
+                    for j in range(last_index + 1)
+                ]
+            return logits.detach(), scores.detach(), torch.stack(score_grads, 1)
 
-        k, one = self.box.n_outputs, tuple(self.x.shape[1:])
-        j = 0 if len(rows) else pick(self.x.new_zeros(0, k), rows).shape[1]
-        logits, scores, grads = self._asked(z, rows, part, (k,), (j,), (j, *one))
+        n_classes, image_shape = self.box.n_outputs, tuple(self.x.shape[1:])
+        n_scores = 0 if len(rows) else select_scores(self.x.new_zeros(0, n_classes), rows).shape[1]
+        logits, scores, grads = self._evaluate_checked(
+            z, rows, evaluate_rows, (n_classes,), (n_scores,), (n_scores, *image_shape)
+        )
         return logits, scores, grads
 
-    def _asked(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts], *shapes: Shape) -> Parts:
+    def _evaluate_checked(
+        self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors], *shapes: Shape
+    ) -> Tensors:
         """What `_each` gives, refused where the answers are NaN. `shapes` are those of one row's parts.
 
         Judged are logits, or what says whether an example fools: another score may be NaN where a class is masked by
@@ -199,73 +226,81 @@ class Attempt:
         """
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
-        found = self._each(z, rows, part)
-        check_no_nan(found[int(shapes[:2] == ((), ()))], rows, TRIED)
-        return found
+        outputs = self._evaluate_in_batches(z, rows, evaluate_rows)
+        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_NOUN)
+        return outputs
 
-    def _each(self, z: Tensor, rows: Tensor, part: Callable[[Tensor, Tensor], Parts]) -> Parts:
+    def _evaluate_in_batches(
+        self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
+    ) -> Tensors:
         """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted."""
-        if self._held is not None:
-            self._held[rows] = z.to(self._held.dtype)
-            self.queries += self.draws
-            found = part(self._held, torch.arange(len(self.x), device=rows.device))
-            return tuple(h[rows] for h in found)
-        self.queries.index_add_(0, rows, torch.full_like(rows, self.draws))  # a row may be asked about several images
-        size, most = cache_batch_plan(self.box, len(rows), self.batch_size)
+        if self._full_batch is not None:
+            self._full_batch[rows] = z.to(self._full_batch.dtype)
+            self.queries += self.n_samples
+            outputs = evaluate_rows(self._full_batch, torch.arange(len(self.x), device=rows.device))
+            return tuple(h[rows] for h in outputs)
+        self.queries.index_add_(
+            0, rows, torch.full_like(rows, self.n_samples)
+        )  # a row may be asked about several images
+        size, max_rows = cache_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             z = z.clone() if z.is_inference() else z
-            parts = in_batches(lambda s: part(z[s], rows[s]), len(rows), size, most)
+            parts = in_batches(lambda s: evaluate_rows(z[s], rows[s]), len(rows), size, max_rows)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(h) for h in zip(*parts, strict=True))
 
-    def _read(self, z: Tensor, wanted: Collection[str], of: Callable[[Acts], Tensor]) -> Tensor:
-        return self._mean(lambda: of(self.box.forward(z, wanted)).to(self.x.dtype), grad=False)
+    def _forward_without_grad(self, z: Tensor, addresses: Collection[str], readout: Callable[[Acts], Tensor]) -> Tensor:
+        return self._mean_over_samples(
+            lambda: readout(self.box.forward(z, addresses)).to(self.x.dtype), needs_grad=False
+        )
 
-    def _pulled(self, z: Tensor, climb: Objective, wanted: Objective) -> Parts:
+    def _score_and_grad(self, z: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
         """Score (n,), fooled (n,) and gradient (n, ...)."""
 
-        def once() -> Tensor:  # (n, 2 + D)
-            h = z.detach().requires_grad_()
-            acts = self.box.forward(h, climb.layers | wanted.layers)
-            score = climb(acts)
-            (grad,), _ = score_gradients_with_bypass(score, acts, climb, [h], relu_bypass="no")
-            looked = torch.stack([score.detach(), wanted(acts).detach()], 1).to(self.x.dtype)
-            return torch.cat([looked, grad.to(self.x.dtype).flatten(1)], 1)
+        def sample_once() -> Tensor:  # (n, 2 + D)
+            leaf = z.detach().requires_grad_()
+            acts = self.box.forward(leaf, score_objective.layers | criterion.layers)
+            score = score_objective(acts)
+            (grad,), _ = score_gradients_with_bypass(score, acts, score_objective, [leaf], relu_bypass="no")
+            scores = torch.stack([score.detach(), criterion(acts).detach()], 1).to(self.x.dtype)
+            return torch.cat([scores, grad.to(self.x.dtype).flatten(1)], 1)
 
-        found = self._mean(once, grad=True)
-        return found[:, 0], found[:, 1], found[:, 2:].view(z.shape)
+        outputs = self._mean_over_samples(sample_once, needs_grad=True)
+        return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(z.shape)
 
-    def _mean(self, once: Callable[[], Tensor], grad: bool) -> Tensor:
+    def _mean_over_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
         """What a look shows, the mean over so many draws of the model's own noise."""
-        looks = list[Tensor]()
-        for draw in range(self.draws):
-            with differentiable(), self.box.isolated(grad=grad, seed=draw):
-                looks.append(once())
-        return looks[0] if len(looks) == 1 else torch.stack(looks).mean(0)
+        samples = list[Tensor]()
+        for seed in range(self.n_samples):
+            with explain_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
+                samples.append(sample_once())
+        return samples[0] if len(samples) == 1 else torch.stack(samples).mean(0)
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
+def explain_missing_gradient() -> Iterator[None]:
     """An attack by gradient that meets a model without one names the attacks that need none."""
     try:
         yield
     except NaNError:
         raise
     except OutputError as error:
-        raise OutputError(f"{error}; {ASK_ONLY}") from None
+        raise OutputError(f"{error}; {GRADIENT_FREE_HINT}") from None
     except RuntimeError as error:
         if "does not require grad" in str(error):
-            raise OutputError(f"the model gives no gradient of its input; {ASK_ONLY}") from error
+            raise OutputError(f"the model gives no gradient of its input; {GRADIENT_FREE_HINT}") from error
         if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_ERROR}; {ASK_ONLY}") from error
+            raise OutputError(f"{REENTRANT_ERROR}; {GRADIENT_FREE_HINT}") from error
         raise
 
 
-def in_range(box: Box, ball: NormBall) -> NormBall:
+def check_eps_range(box: Box, ball: NormBall) -> NormBall:
     """The ball, unless its eps is larger than two images can be apart. Raises InputError."""
     if not isinstance(box.inputs, Pixels):
         return ball
-    most = float(ball.distance(torch.ones(1, *box.inputs.shape), torch.zeros(1, *box.inputs.shape)))
-    if ball.eps > most * (1 + 1e-6):
+    max_distance = float(ball.distance(torch.ones(1, *box.inputs.shape), torch.zeros(1, *box.inputs.shape)))
+    if ball.eps > max_distance * (1 + 1e-6):
         hint = f": for {ball.eps:g} gray levels give eps={ball.eps:g}/255" if isinstance(ball, Linf) else ""
-        raise InputError(f"images lie in [0, 1], so none are more than {most:g} apart; got eps={ball.eps:g}{hint}")
+        raise InputError(
+            f"images lie in [0, 1], so none are more than {max_distance:g} apart; got eps={ball.eps:g}{hint}"
+        )
     return ball

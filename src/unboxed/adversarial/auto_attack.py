@@ -25,29 +25,37 @@ from ..inputs.single import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
 from ..validation import check_seed, check_int
-from .apgd import FURTHER, climb, likeliest, towards
-from .attempt import Attempt, in_range
-from .fab import Pace
-from .fab import Search as Fab
-from .levels import levels, saved
+from .apgd import RESTART_SEED_STRIDE, run_apgd, top_wrong_classes, targeted_objective
+from .attempt import AttackState, check_eps_range
+from .fab import FABConfig
+from .fab import FAB as Fab
+from .levels import max_level, quantize_images
 from .result import Adversarial
-from .square import search
+from .square import run_square_attack
 
-TARGETS = 9
-CHUNK = 1000  # rows between two writings of a checkpoint, at most, and
-FEWEST = 4  # at least: single rows take several times as long each
-OPERATIONS = 2e11  # of the model between two writings: about half a minute of one core
-ACCELERATED = 100  # times as many on an accelerator
-BOTH_WAYS = 3  # forwards that a gradient costs
-P = 0.8  # of the image is in Square's first squares
-FOUND = ("images", "distance", "queries", "success", "already", "before", "_offered")  # of an attempt
+N_TARGETS = 9
+MAX_CHUNK_ROWS = 1000  # rows between two writings of a checkpoint, at most, and
+MIN_CHUNK_ROWS = 4  # at least: single rows take several times as long each
+FLOPS_PER_CHUNK = 2e11  # of the model between two writings: about half a minute of one core
+ACCELERATOR_SPEEDUP = 100  # times as many on an accelerator
+FORWARDS_PER_GRADIENT = 3  # forwards that a gradient costs
+SQUARE_P = 0.8  # of the image is in Square's first squares
+SAVED_FIELDS = (
+    "images",
+    "distance",
+    "queries",
+    "success",
+    "initially_misclassified",
+    "initial_score",
+    "_best_failure_score",
+)  # of an attempt
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AutoAdversarial(Adversarial):
     """As `Adversarial`; `stages` says who still stood after each attack."""
 
-    stages: Mapping[str, Tensor] = field(default_factory=dict)  # {name: (N,) bool}: not fooled yet
+    robust_after: Mapping[str, Tensor] = field(default_factory=dict)  # {name: (N,) bool}: not fooled yet
 
 
 @card(
@@ -72,7 +80,7 @@ def auto_attack(
     steps: int = 100,
     queries: int = 5000,
     checkpoint: str | os.PathLike[str] | None = None,
-    tell: Callable[[str, int], None] | None = None,
+    callback: Callable[[str, int], None] | None = None,
     bits: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -86,22 +94,25 @@ def auto_attack(
     after each. A run with a `checkpoint` file goes on where one that ended stood. Raises InputError, ModelError and
     WriteError.
     """
-    ball = in_range(box, _ball(eps, norm, ball))
+    ball = check_eps_range(box, _make_ball(eps, norm, ball))
     if bits is not None:
-        levels(box, bits)  # refused now, not after an hour
-    plan = _Plan(check_int("steps", steps), check_int("queries", queries, minimum=1), check_seed(seed))
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    run = _Run(attempt, ball, plan, attempt.begin())
+        max_level(box, bits)  # refused now, not after an hour
+    config = _AutoAttackConfig(check_int("steps", steps), check_int("queries", queries, minimum=1), check_seed(seed))
+    state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
     if checkpoint is not None:
-        run.resume(_file(attempt, ball, plan, Path(checkpoint)))
-    with attempt:
-        run.through(tell)
-    saved(attempt, bits, ball)
-    found = attempt.result()
-    return AutoAdversarial(**{f.name: getattr(found, f.name) for f in fields(found)}, stages=run.stages)
+        ensemble.resume(_checkpoint_file(state, ball, config, Path(checkpoint)))
+    with state:
+        ensemble.run_stages(callback)
+    quantize_images(state, bits, ball)
+    result = state.to_result()
+    return AutoAdversarial(
+        **{field_info.name: getattr(result, field_info.name) for field_info in fields(result)},
+        robust_after=ensemble.robust_after,
+    )
 
 
-def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('AutoAttack takes norm="linf" or "l2"')
@@ -109,137 +120,147 @@ def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _AutoAttackConfig:
     steps: int
     queries: int
     seed: int
 
 
-Attack = Callable[[Tensor], None]  # of some rows (n,)
+RowsAttack = Callable[[Tensor], None]  # of some rows (n,)
 
 
-class _Run:
+class _AutoAttack:
     """The attacks in their order, chunk by chunk; where it stands can be written down and read."""
 
-    def __init__(self, attempt: Attempt, ball: NormBall, plan: _Plan, rows: Tensor) -> None:
-        self.attempt, self.ball, self.plan, self.rows = attempt, ball, plan, rows
-        self.file: CheckpointFile | None = None
-        self.stages = dict[str, Tensor]()
-        self.part, self.row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
-        self.likeliest: Tensor | None = None  # (N, T) classes
+    def __init__(self, state: AttackState, ball: NormBall, config: _AutoAttackConfig, rows: Tensor) -> None:
+        self.state, self.ball, self.config, self.rows = state, ball, config, rows
+        self.checkpoint: CheckpointFile | None = None
+        self.robust_after = dict[str, Tensor]()
+        self.stage_part, self.next_row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
+        self.top_classes: Tensor | None = None  # (N, T) classes
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
-    def through(self, tell: Callable[[str, int], None] | None) -> None:
-        for name, parts in self._parts().items():
-            if name in self.stages:
+    def run_stages(self, callback: Callable[[str, int], None] | None) -> None:
+        for name, parts in self._stage_parts().items():
+            if name in self.robust_after:
                 continue
-            for part in range(self.part, parts):
-                self._each_chunk(name, part)
-            self.stages[name], self.part = self._stands(), 0
-            self._write()
-            if tell is not None:
-                tell(name, int(self.stages[name].sum()))
+            for part in range(self.stage_part, parts):
+                self._run_stage_part(name, part)
+            self.robust_after[name], self.stage_part = self._is_robust(), 0
+            self._save()
+            if callback is not None:
+                callback(name, int(self.robust_after[name].sum()))
 
-    def _parts(self) -> dict[str, int]:
+    def _stage_parts(self) -> dict[str, int]:
         """The attacks that are fit, and in how many parts each comes."""
-        goal, classes = self.attempt.goal, self.attempt.box.n_outputs
+        goal, n_classes = self.state.goal, self.state.box.n_outputs
         parts = {"apgd-ce": 1}
-        if goal.of_classes:
-            parts["apgd-t"] = min(TARGETS, classes - 1) if goal.become is None else 1
+        if goal.is_class_goal:
+            parts["apgd-t"] = min(N_TARGETS, n_classes - 1) if goal.target_labels is None else 1
         parts["fab-t"] = 1
-        if isinstance(self.attempt.box.inputs, Pixels):
+        if isinstance(self.state.box.inputs, Pixels):
             parts["square"] = 1
         return parts
 
-    def _stands(self) -> Tensor:
-        return ~self.attempt.success
+    def _is_robust(self) -> Tensor:
+        return ~self.state.success
 
-    def _each_chunk(self, name: str, part: int) -> None:
+    def _run_stage_part(self, name: str, part: int) -> None:
         """One part of a stage, for the rows that still stand from where it was on."""
-        attack, self.part = self._attack(name, part), part
-        while len(left := self.rows[self._stands()[self.rows] & (self.rows >= self.row)]):
-            chunk = left if self.attempt.box.batch_dependent else left[: self._chunk(name)]
+        attack, self.stage_part = self._stage_attack(name, part), part
+        while len(remaining := self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]):
+            chunk = remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
             attack(chunk)
-            self.row = int(chunk[-1]) + 1
-            self._write()
-        self.part, self.row = part + 1, 0
+            self.next_row = int(chunk[-1]) + 1
+            self._save()
+        self.stage_part, self.next_row = part + 1, 0
 
-    def _chunk(self, name: str) -> int:
+    def _chunk_size(self, name: str) -> int:
         """How many rows go between two writings: by the operations that they take, never by the clock."""
-        box, plan = self.attempt.box, self.plan
-        forwards = {"square": plan.queries, "fab-t": TARGETS * (BOTH_WAYS + 1) * plan.steps}
-        each = forwards.get(name, BOTH_WAYS * plan.steps) * max(box.flops_per_example, 1)
-        budget = OPERATIONS * (1 if box.device.type == "cpu" else ACCELERATED)
-        return min(CHUNK, max(FEWEST, int(budget / max(each, 1))))
+        box, config = self.state.box, self.config
+        forwards = {"square": config.queries, "fab-t": N_TARGETS * (FORWARDS_PER_GRADIENT + 1) * config.steps}
+        flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
+        budget = FLOPS_PER_CHUNK * (1 if box.device.type == "cpu" else ACCELERATOR_SPEEDUP)
+        return min(MAX_CHUNK_ROWS, max(MIN_CHUNK_ROWS, int(budget / max(flops_per_row, 1))))
 
-    def _attack(self, name: str, part: int) -> Attack:
-        attempt, ball, plan = self.attempt, self.ball, self.plan
+    def _stage_attack(self, name: str, part: int) -> RowsAttack:
+        state, ball, config = self.state, self.ball, self.config
         if name == "square":
-            return lambda rows: search(attempt, ball, rows, queries=plan.queries, p=P, seed=plan.seed)
+            return lambda rows: run_square_attack(
+                state, ball, rows, queries=config.queries, p=SQUARE_P, seed=config.seed
+            )
         if name == "fab-t":
-            return self._fab
-        way = None if name == "apgd-ce" else self._way(part)
-        seed = plan.seed + FURTHER * (part + (name == "apgd-t"))
-        return lambda rows: climb(attempt, ball, rows, way, steps=plan.steps, seed=seed)
+            return self._run_fab
+        target_objective = None if name == "apgd-ce" else self._target_objective(part)
+        seed = config.seed + RESTART_SEED_STRIDE * (part + (name == "apgd-t"))
+        return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
-    def _way(self, part: int) -> Objective:
+    def _target_objective(self, part: int) -> Objective:
         """Towards the likeliest wrong class but `part`, or to the target."""
-        goal, classes = self.attempt.goal, self.attempt.box.n_outputs
-        if goal.become is not None:
-            return -dlr(goal.become) if classes >= 3 else goal.fooled
-        if self.likeliest is None:
-            self.likeliest = likeliest(self.attempt, self.rows[self._stands()[self.rows]], TARGETS)
-        return towards(self.attempt, self.likeliest[:, part])
+        goal, n_classes = self.state.goal, self.state.box.n_outputs
+        if goal.target_labels is not None:
+            return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
+        if self.top_classes is None:
+            self.top_classes = top_wrong_classes(self.state, self.rows[self._is_robust()[self.rows]], N_TARGETS)
+        return targeted_objective(self.state, self.top_classes[:, part])
 
-    def _fab(self, rows: Tensor) -> None:
+    def _run_fab(self, rows: Tensor) -> None:
         """FAB-T, which looks for the nearest image: those beyond eps are no success here."""
-        attempt, plan, eps = self.attempt, self.plan, self.ball.eps
-        tries = attempt.images[rows]
-        pace = Pace(type(self.ball).__name__.lower(), plan.steps, alpha_max=0.1, eta=1.05, beta=0.9, enough=eps)
+        state, config, eps = self.state, self.config, self.ball.eps
+        previous_images = state.images[rows]
+        fab_config = FABConfig(
+            type(self.ball).__name__.lower(), config.steps, alpha_max=0.1, eta=1.05, beta=0.9, target_distance=eps
+        )
         try:
-            for block in attempt.blocks(rows):
-                Fab(attempt, pace, eps, plan.seed).run(block, TARGETS, 1)
+            for batch_rows in state.row_batches(rows):
+                Fab(state, fab_config, eps, config.seed).run(batch_rows, N_TARGETS, 1)
         finally:  # Ctrl-C too
-            far = attempt.distance[rows] > eps * (1 + 1e-6)
-            at = rows[far]
-            attempt.images[at], attempt.distance[at], attempt.success[at] = tries[far], math.inf, False
+            is_too_far = state.distance[rows] > eps * (1 + 1e-6)
+            failed_rows = rows[is_too_far]
+            state.images[failed_rows], state.distance[failed_rows], state.success[failed_rows] = (
+                previous_images[is_too_far],
+                math.inf,
+                False,
+            )
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
 
-    def resume(self, file: CheckpointFile) -> None:
-        self.file, state = file, file.read()
-        if state is not None:
-            self._load(state)
+    def resume(self, checkpoint: CheckpointFile) -> None:
+        self.checkpoint, saved = checkpoint, checkpoint.read()
+        if saved is not None:
+            self._restore(saved)
 
-    def _write(self) -> None:
-        if self.file is None:
+    def _save(self) -> None:
+        if self.checkpoint is None:
             return
-        at = {name: getattr(self, name) for name in ("rows", "part", "row", "likeliest", "stages")}
-        self.file.write({**at, "found": {name: getattr(self.attempt, name) for name in FOUND}})
+        progress = {
+            name: getattr(self, name) for name in ("rows", "stage_part", "next_row", "top_classes", "robust_after")
+        }
+        self.checkpoint.write({**progress, "found": {name: getattr(self.state, name) for name in SAVED_FIELDS}})
 
-    def _load(self, state: Mapping[str, Any]) -> None:
-        device = self.attempt.x.device
-        for name, held in state["found"].items():
-            setattr(self.attempt, name, held.to(device))
-        self.part, self.row, self.rows = state["part"], state["row"], state["rows"].to(device)
-        self.likeliest = None if state["likeliest"] is None else state["likeliest"].to(device)
-        self.stages = {name: stood.to(device) for name, stood in state["stages"].items()}
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        device = self.state.x.device
+        for name, tensor in saved["found"].items():
+            setattr(self.state, name, tensor.to(device))
+        self.stage_part, self.next_row, self.rows = saved["stage_part"], saved["next_row"], saved["rows"].to(device)
+        self.top_classes = None if saved["top_classes"] is None else saved["top_classes"].to(device)
+        self.robust_after = {name: is_robust.to(device) for name, is_robust in saved["robust_after"].items()}
 
 
-def _file(attempt: Attempt, ball: NormBall, plan: _Plan, path: Path) -> CheckpointFile:
+def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConfig, path: Path) -> CheckpointFile:
     """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
-    goal = attempt.goal
-    settings = box_checkpoint_settings(attempt.box) | {
-        "examples": tensor_digest(attempt.x),
-        "labels": tensor_digest(*(k for k in (goal.right, goal.become) if k is not None)),
-        "goal": goal.fooled.name if goal.of_classes else _objective(goal.fooled),
+    goal = state.goal
+    settings = box_checkpoint_settings(state.box) | {
+        "examples": tensor_digest(state.x),
+        "labels": tensor_digest(*(k for k in (goal.labels, goal.target_labels) if k is not None)),
+        "goal": goal.criterion.name if goal.is_class_goal else _objective_repr(goal.criterion),
         "ball": (type(ball).__name__, ball.eps),
-        "steps": plan.steps, "queries": plan.queries, "seed": plan.seed,
-        "answers": comparable_outputs(attempt.box, attempt.before),
+        "steps": config.steps, "queries": config.queries, "seed": config.seed,
+        "answers": comparable_outputs(state.box, state.initial_score),
     }  # fmt: skip
     return CheckpointFile(path, "AutoAttack", settings)
 
 
-def _objective(objective: Objective) -> str:
+def _objective_repr(objective: Objective) -> str:
     return checkpoint_repr(f"objective={objective.name}", objective, "leave it out")

@@ -12,9 +12,9 @@ from ..cards import card
 from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from .attempt import Attempt
+from .attempt import AttackState
 from .result import Adversarial
-from .stepping import Way, bound, draws_of, step_of, stepped
+from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(
@@ -37,7 +37,7 @@ def bim(
     objective: Objective | None = None,
     steps: int = 10,
     step: float | None = None,
-    keep_going: bool = False,
+    early_stop: bool = True,
     eot: int = 1,
     bits: int | None = None,
     seed: int = 0,
@@ -47,10 +47,17 @@ def bim(
 
     1.25 is the paper's own: it takes 1.25 eps steps of one gray level. Nothing is drawn, so `seed` changes nothing.
     """
-    within = bound(box, eps, norm, ball)
-    step = step_of(step, 1.25 * within.eps, steps)
-    way = Way(within, steps, step, keep_going=keep_going, seed=seed)
-    attempt = Attempt(
-        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    norm_ball = attack_ball(box, eps, norm, ball)
+    step = resolve_step_size(step, 1.25 * norm_ball.eps, steps)
+    config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, seed=seed)
+    state = AttackState(
+        box,
+        x,
+        y,
+        norm=norm_ball,
+        target=target,
+        objective=objective,
+        n_samples=n_eot_samples(box, eot),
+        batch_size=batch_size,
     )
-    return stepped(attempt, way, bits)
+    return run_gradient_attack(state, config, bits)

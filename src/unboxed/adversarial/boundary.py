@@ -17,15 +17,18 @@ from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball, broadca
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
-from .attempt import Attempt
-from .decisions import Decisions, gaussian
-from .levels import saved
+from .attempt import AttackState
+from .decisions import DecisionOracle, hashed_normal
+from .levels import quantize_images
 from .result import Adversarial
 
-FIRST = 7  # bisections before the walk: the start to within 1 %
-ASIDE = 10  # every so many steps the step aside is asked about by itself
-FIRST_STEPS = 0.1, 0.03  # aside and nearer, relative to the distance; the walk adapts both
-SIDEWAYS, NEARER = 0.5, 0.25  # the shares of steps aside, and of whole steps, that should fool
+INITIAL_BISECTIONS = 7  # bisections before the walk: the start to within 1 %
+SPHERICAL_CHECK_EVERY = 10  # every so many steps the step aside is asked about by itself
+INITIAL_STEPS = 0.1, 0.03  # aside and nearer, relative to the distance; the walk adapts both
+SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
+    0.5,
+    0.25,
+)  # the shares of steps aside, and of whole steps, that should fool
 
 
 @card(
@@ -48,7 +51,7 @@ def boundary(
     objective: Objective | None = None,
     starts: Tensor | None = None,
     queries: int = 5000,
-    keep_going: bool = False,
+    early_stop: bool = True,
     bits: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -56,71 +59,91 @@ def boundary(
     """Images as near as can be (in "l2") that fool the model, in `queries` looks an example.
 
     It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
-    chance. With `eps`, an example leaves once it is within eps (`keep_going=True`: it goes on), and what is farther is
+    chance. With `eps`, an example leaves once it is within eps (`early_stop=False`: it goes on), and what is farther is
     no success. Raises InputError.
     """
-    attempt = Attempt(box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective,
+    state = AttackState(box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    far = math.inf if eps is None else check_float("eps", eps, above=0)
-    asked = Decisions(attempt, queries, seed)
-    pool = None if starts is None else box.validate_inputs(starts)
-    rows = attempt.begin()
-    with attempt:
-        z, rows = asked.start(rows, pool)
-        _Walk(asked, asked.bisect(z, rows, FIRST), rows).run(0.0 if keep_going or eps is None else far)
-    saved(attempt, bits, gradients=False)
-    return attempt.result(far)
+    max_distance = math.inf if eps is None else check_float("eps", eps, above=0)
+    oracle = DecisionOracle(state, queries, seed)
+    start_pool = None if starts is None else box.validate_inputs(starts)
+    rows = state.evaluate_originals()
+    with state:
+        z, rows = oracle.find_starts(rows, start_pool)
+        _BoundaryState(oracle, oracle.bisect(z, rows, INITIAL_BISECTIONS), rows).walk(
+            0.0 if not early_stop or eps is None else max_distance
+        )
+    quantize_images(state, bits, use_gradients=False)
+    return state.to_result(max_distance)
 
 
-class _Walk:
+class _BoundaryState:
     """The rows still under way: where they are, and how far a step of each goes, relative to its distance."""
 
-    def __init__(self, asked: Decisions, z: Tensor, rows: Tensor) -> None:
-        self.asked, self.z, self.rows = asked, z, rows
-        self.aside, self.nearer = (torch.full_like(rows, size, dtype=z.dtype) for size in FIRST_STEPS)
-        self.x = asked.x[rows]
-        self.far = l2_norm(z - self.x)
+    def __init__(self, oracle: DecisionOracle, z: Tensor, rows: Tensor) -> None:
+        self.oracle, self.z, self.rows = oracle, z, rows
+        self.spherical_step, self.source_step = (
+            torch.full_like(rows, initial_step, dtype=z.dtype) for initial_step in INITIAL_STEPS
+        )
+        self.x = oracle.x[rows]
+        self.distance = l2_norm(z - self.x)
 
-    def run(self, enough: float) -> None:
+    def walk(self, target_distance: float) -> None:
         step = 0
-        while self._stay((self.asked.left(self.rows) > 0) & (self.far > max(enough, TINY))):
-            self._step(step)
+        while self._keep_rows(
+            (self.oracle.remaining_queries(self.rows) > 0) & (self.distance > max(target_distance, TINY))
+        ):
+            self._propose(step)
             step += 1
 
-    def _stay(self, on: Tensor) -> bool:
-        if not on.all():
-            for name in ("z", "rows", "aside", "nearer", "x", "far"):
-                setattr(self, name, getattr(self, name)[on])
-        return bool(on.any())
+    def _keep_rows(self, is_active: Tensor) -> bool:
+        if not is_active.all():
+            for name in ("z", "rows", "spherical_step", "source_step", "x", "distance"):
+                setattr(self, name, getattr(self, name)[is_active])
+        return bool(is_active.any())
 
-    def _step(self, step: int) -> None:
+    def _propose(self, step_index: int) -> None:
         """Aside on the sphere around the original, then nearer to it: kept where that fools."""
-        on_sphere = self._beside(step)
-        tried = self.asked.box.inputs.clip(self.x + broadcast_rows(1 - self.nearer, self.x) * (on_sphere - self.x))
-        good = self.asked.fooled(tried, self.rows)
-        self.nearer = (self.nearer * _pace(good, NEARER, 20)).clamp_max(0.5)
-        far = l2_norm(tried - self.x)
-        good &= far < self.far  # clipping may have turned it
-        self.z, self.far = torch.where(broadcast_rows(good, tried), tried, self.z), torch.where(good, far, self.far)
-        self.asked.attempt.keep(self.z, self.rows, good)
-        if step % ASIDE == 0:
-            self._learn(on_sphere)
+        on_sphere = self._spherical_proposal(step_index)
+        candidates = self.oracle.box.inputs.clip(
+            self.x + broadcast_rows(1 - self.source_step, self.x) * (on_sphere - self.x)
+        )
+        is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
+        self.source_step = (self.source_step * _step_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
+        distance = l2_norm(candidates - self.x)
+        is_adversarial &= distance < self.distance  # clipping may have turned it
+        self.z, self.distance = (
+            torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.z),
+            torch.where(is_adversarial, distance, self.distance),
+        )
+        self.oracle.state.keep_nearer(self.z, self.rows, is_adversarial)
+        if step_index % SPHERICAL_CHECK_EVERY == 0:
+            self._adapt_spherical_step(on_sphere)
 
-    def _learn(self, on_sphere: Tensor) -> None:
+    def _adapt_spherical_step(self, on_sphere: Tensor) -> None:
         """Adapt the step aside, so that half of them fool: the boundary is then nearly flat as far as they go."""
-        able = self.asked.left(self.rows) > 0
-        fools = self.asked.fooled(self.asked.box.inputs.clip(on_sphere), self.rows)
-        self.aside = torch.where(able, self.aside * _pace(fools, SIDEWAYS, 3), self.aside).clamp_max(1.0)
+        has_budget = self.oracle.remaining_queries(self.rows) > 0
+        is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(on_sphere), self.rows)
+        self.spherical_step = torch.where(
+            has_budget,
+            self.spherical_step * _step_factor(is_adversarial, SPHERICAL_SUCCESS_TARGET, 3),
+            self.spherical_step,
+        ).clamp_max(1.0)
 
-    def _beside(self, step: int) -> Tensor:
+    def _spherical_proposal(self, step_index: int) -> Tensor:
         """A random point as far from the original as z is, a step aside from z."""
-        v = self.z - self.x
-        noise = gaussian(self.asked.seed, self.rows, step, v[0].numel()).to(v.dtype).view_as(v)
-        noise = noise - broadcast_rows((noise * v).flatten(1).sum(1) / self.far.square(), v) * v
-        moved = v + broadcast_rows(self.aside * self.far / l2_norm(noise).clamp_min(TINY), v) * noise
-        return self.x + broadcast_rows(self.far / l2_norm(moved), moved) * moved
+        offset = self.z - self.x
+        noise = (
+            hashed_normal(self.oracle.seed, self.rows, step_index, offset[0].numel()).to(offset.dtype).view_as(offset)
+        )
+        noise = noise - broadcast_rows((noise * offset).flatten(1).sum(1) / self.distance.square(), offset) * offset
+        perturbed = (
+            offset
+            + broadcast_rows(self.spherical_step * self.distance / l2_norm(noise).clamp_min(TINY), offset) * noise
+        )
+        return self.x + broadcast_rows(self.distance / l2_norm(perturbed), perturbed) * perturbed
 
 
-def _pace(good: Tensor, share: float, memory: int) -> Tensor:
+def _step_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
     """By how much to lengthen (n,) a step that was good or not: not at all in the mean, where `share` of them are."""
-    return torch.exp((good.to(torch.float32) - share) / memory)
+    return torch.exp((succeeded.to(torch.float32) - target_rate) / smoothing)

@@ -23,16 +23,24 @@ from ..engine.optimize.constraints import TINY, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import Attempt
-from .levels import saved
+from .attempt import AttackState
+from .levels import quantize_images
 from .result import Adversarial
 
-SLACK = 0.01  # of half the range, beyond each of its ends
-PATIENCE = 25  # after this part of the steps without gain, a row goes on in smaller ones, or stops
-FIRST, LARGEST, FINER, FINEST = 0.3, 0.1, 3.0, 10.0  # of lr: the first; by how much finer then, and at last
-GAIN, WORTH = 1e-3, 0.01  # what counts as gain, of the loss in a step; of the distance in a search step
-GROWTH = 10  # of a c that was too small, while none is known that is not
-BETAS = 0.9, 0.999
+RANGE_SLACK = 0.01  # of half the range, beyond each of its ends
+PATIENCE_DIVISOR = 25  # after this part of the steps without gain, a row goes on in smaller ones, or stops
+INITIAL_LR_FACTOR, MAX_LR_FACTOR, LR_DECAY, TOTAL_LR_DECAY = (
+    0.3,
+    0.1,
+    3.0,
+    10.0,
+)  # of lr: the first; by how much finer then, and at last
+MIN_LOSS_GAIN, MIN_DISTANCE_GAIN = (
+    1e-3,
+    0.01,
+)  # what counts as gain, of the loss in a step; of the distance in a search step
+C_GROWTH = 10  # of a c that was too small, while none is known that is not
+ADAM_BETAS = 0.9, 0.999
 
 
 @card(
@@ -58,244 +66,274 @@ def carlini_wagner(
     steps: int = 500,
     lr: float | None = None,
     initial_c: float | None = None,
-    keep_going: bool = False,
+    early_stop: bool = True,
     bits: int | None = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
     """The images nearest to x, in L2, that the model does not take for y, by a margin of `kappa` logits.
 
     `steps` of Adam for each of `binary_search_steps` values of c; `initial_c` is that of a linear model when not given.
-    A row stops where it gets no nearer (`keep_going=True`: it uses all of its steps). `target` is the class to become
+    A row stops where it gets no nearer (`early_stop=False`: it uses all of its steps). `target` is the class to become
     instead; `objective=` is to rise above kappa. An image farther than `eps` is no success. Raises InputError.
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
-    attempt = Attempt(
+    state = AttackState(
         box,
         x,
         y,
         norm=unbounded_ball(norm, ("l2",)),
         target=target,
         objective=objective,
-        loss="margin",
+        loss_name="margin",
         batch_size=batch_size,
     )
-    plan = Plan(
+    config = CWConfig(
         check_int("steps", steps),
         None if lr is None else check_float("lr", lr, above=0),
         check_float("kappa", kappa, minimum=0),
         None if initial_c is None else check_float("initial_c", initial_c, above=0),
-        keep_going,
+        early_stop,
     )
-    rounds = check_int("binary_search_steps", binary_search_steps, minimum=1)
-    with attempt:
-        _search(attempt, attempt.begin(), plan, rounds)
-    saved(attempt, bits)
-    return attempt.result(eps)
+    n_rounds = check_int("binary_search_steps", binary_search_steps, minimum=1)
+    with state:
+        _search_c(state, state.evaluate_originals(), config, n_rounds)
+    quantize_images(state, bits)
+    return state.to_result(eps)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CWConfig:
     steps: int
     lr: float | None
     kappa: float
     initial_c: float | None
-    keep_going: bool
+    early_stop: bool
 
     @property
     def patience(self) -> int:
         """Steps without gain that tire a row."""
-        return max(10, self.steps // PATIENCE)  # as many as Adam remembers, at least
+        return max(10, self.steps // PATIENCE_DIVISOR)  # as many as Adam remembers, at least
 
 
 # -- the search for c --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class CWState:
     """Where the rows stand that are still in it."""
 
     rows: Tensor  # (n,)
-    w: Tensor  # (n, ...) where the next descent starts
+    start_w: Tensor  # (n, ...) where the next descent starts
     c: Tensor  # (n,) the next to try
-    low: Tensor  # (n,) the largest that was too small
-    high: Tensor  # (n,) the smallest that was not
+    c_lower: Tensor  # (n,) the largest that was too small
+    c_upper: Tensor  # (n,) the smallest that was not
     lr: Tensor  # (n,) that a descent starts with
-    least: Tensor  # (n,) and the one that it ends with
+    final_lr: Tensor  # (n,) and the one that it ends with
 
-    def at(self, index: Tensor) -> Search:
-        return Search(*(getattr(self, f.name)[index] for f in fields(self)))
+    def select_rows(self, index: Tensor) -> CWState:
+        return CWState(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def learned(self, w: Tensor, found: Tensor) -> Search:
+    def update_c(self, w: Tensor, has_success: Tensor) -> CWState:
         """With the bounds that the last c gave, and the next one."""
-        low, high = torch.where(found, self.low, self.c), torch.where(found, self.c, self.high)
-        c = torch.where(high.isinf(), GROWTH * self.c, (low + high) / 2)
-        return replace(self, w=w, c=c, low=low, high=high)
+        c_lower, c_upper = (
+            torch.where(has_success, self.c_lower, self.c),
+            torch.where(has_success, self.c, self.c_upper),
+        )
+        c = torch.where(c_upper.isinf(), C_GROWTH * self.c, (c_lower + c_upper) / 2)
+        return replace(self, start_w=w, c=c, c_lower=c_lower, c_upper=c_upper)
 
 
-def _search(attempt: Attempt, rows: Tensor, plan: Plan, rounds: int) -> None:
+def _search_c(state: AttackState, rows: Tensor, config: CWConfig, n_rounds: int) -> None:
     if not len(rows):
         return
-    space = Space.of(attempt.box, attempt.x)
-    search = _begun(attempt, rows, space, plan)
-    for _ in range(rounds):
-        before = attempt.distance[search.rows]
-        w, found = _descend(attempt, search, space, plan)
-        known, after = attempt.success[search.rows], attempt.distance[search.rows]
-        best = space.w_of(attempt.images[search.rows])
-        search = search.learned(torch.where(broadcast_rows(known, w), best, w), found)
-        if not plan.keep_going:
-            search = search.at(~known | (after < before * (1 - WORTH)))
+    space = TanhSpace.from_box(state.box, state.x)
+    search = _init_search(state, rows, space, config)
+    for _ in range(n_rounds):
+        old_distance = state.distance[search.rows]
+        w, has_success = _descend(state, search, space, config)
+        is_adversarial, new_distance = state.success[search.rows], state.distance[search.rows]
+        best_w = space.to_w(state.images[search.rows])
+        search = search.update_c(torch.where(broadcast_rows(is_adversarial, w), best_w, w), has_success)
+        if config.early_stop:
+            search = search.select_rows(~is_adversarial | (new_distance < old_distance * (1 - MIN_DISTANCE_GAIN)))
         if not len(search.rows):
             return
 
 
-def _begun(attempt: Attempt, rows: Tensor, space: Space, plan: Plan) -> Search:
+def _init_search(state: AttackState, rows: Tensor, space: TanhSpace, config: CWConfig) -> CWState:
     """c and lr of each row as they would do for a linear model.
 
     At the boundary the pull to the original, 2 |d|, is c times the slope of the margin. And a step of Adam's changes
     each value by about lr: that is a part of how far the value that moves most has to go.
     """
-    x = attempt.x[rows]
-    slope = attempt.slope(x, rows)
-    able = (slope.grad * (attempt.box.inputs.clip(x + 1e-3 * slope.grad.sign()) != x)).flatten(1)  # (n, D)
-    short, steep = plan.kappa - slope.score, able.square().sum(1)
-    c = torch.where(steep > 0, 2 * short / steep.clamp_min(TINY), 1).clamp(1e-6, 1e6)
-    far = (able.abs() * (short / steep.clamp_min(TINY))[:, None] / space.scale.flatten(1)).amax(1)
-    most = LARGEST * (
-        1 + torch.where(space.bounded, 0, x.abs()).flatten(1).amax(1)
+    x = state.x[rows]
+    evaluation = state.evaluate_with_grad(x, rows)
+    free_grad = (evaluation.grad * (state.box.inputs.clip(x + 1e-3 * evaluation.grad.sign()) != x)).flatten(1)  # (n, D)
+    margin_gap, grad_norm_squared = config.kappa - evaluation.score, free_grad.square().sum(1)
+    c = torch.where(grad_norm_squared > 0, 2 * margin_gap / grad_norm_squared.clamp_min(TINY), 1).clamp(1e-6, 1e6)
+    max_change = (
+        free_grad.abs() * (margin_gap / grad_norm_squared.clamp_min(TINY))[:, None] / space.dx_dw.flatten(1)
+    ).amax(1)
+    max_lr = MAX_LR_FACTOR * (
+        1 + torch.where(space.is_bounded, 0, x.abs()).flatten(1).amax(1)
     )  # the range is one wide, or unknown
-    lr = torch.where(steep > 0, FIRST * far, most).minimum(most)
-    least = lr / FINEST
-    if plan.lr is not None:
-        lr = least = torch.full_like(lr, plan.lr)
-    c = c if plan.initial_c is None else torch.full_like(c, plan.initial_c)
-    return Search(rows, space.w_of(x), c, torch.zeros_like(c), torch.full_like(c, math.inf), lr, least)
+    lr = torch.where(grad_norm_squared > 0, INITIAL_LR_FACTOR * max_change, max_lr).minimum(max_lr)
+    final_lr = lr / TOTAL_LR_DECAY
+    if config.lr is not None:
+        lr = final_lr = torch.full_like(lr, config.lr)
+    c = c if config.initial_c is None else torch.full_like(c, config.initial_c)
+    return CWState(rows, space.to_w(x), c, torch.zeros_like(c), torch.full_like(c, math.inf), lr, final_lr)
 
 
 # -- the variable ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class TanhSpace:
     """Valid inputs as middle + half * tanh(w), where they have bounds; as w itself where they have none."""
 
     middle: Tensor  # (1, ...)
-    half: Tensor  # (1, ...) of the range, and a little more
-    bounded: Tensor  # (1, ...) bool
+    half_range: Tensor  # (1, ...) of the range, and a little more
+    is_bounded: Tensor  # (1, ...) bool
 
     @classmethod
-    def of(cls, box: Box, x: Tensor) -> Space:
-        low, high = (box.inputs.clip(torch.full_like(x[:1], end)) for end in (-math.inf, math.inf))
-        bounded, nothing = (high - low).isfinite(), torch.zeros_like(low)
-        middle = torch.where(bounded, (low + high) / 2, nothing)
-        half = torch.where(bounded, (high - low) / 2 * (1 + SLACK), nothing).clamp_min(TINY)
-        return cls(middle, half, bounded)
+    def from_box(cls, box: Box, x: Tensor) -> TanhSpace:
+        lower, upper = (box.inputs.clip(torch.full_like(x[:1], bound)) for bound in (-math.inf, math.inf))
+        is_bounded, zeros = (upper - lower).isfinite(), torch.zeros_like(lower)
+        middle = torch.where(is_bounded, (lower + upper) / 2, zeros)
+        half_range = torch.where(is_bounded, (upper - lower) / 2 * (1 + RANGE_SLACK), zeros).clamp_min(TINY)
+        return cls(middle, half_range, is_bounded)
 
     @property
-    def scale(self) -> Tensor:
+    def dx_dw(self) -> Tensor:
         """dx/dw in the middle of the range."""
-        return torch.where(self.bounded, self.half, 1)
+        return torch.where(self.is_bounded, self.half_range, 1)
 
-    def w_of(self, x: Tensor) -> Tensor:
-        most = 1 / (1 + SLACK)
-        return torch.where(self.bounded, ((x - self.middle) / self.half).clamp(-most, most).atanh(), x)
+    def to_w(self, x: Tensor) -> Tensor:
+        max_abs = 1 / (1 + RANGE_SLACK)
+        return torch.where(self.is_bounded, ((x - self.middle) / self.half_range).clamp(-max_abs, max_abs).atanh(), x)
 
-    def clip(self, w: Tensor) -> Tensor:
+    def clip_w(self, w: Tensor) -> Tensor:
         """The nearest w of a valid input."""
-        most = math.atanh(1 / (1 + SLACK))
-        return torch.where(self.bounded, w.clamp(-most, most), w)
+        max_abs = math.atanh(1 / (1 + RANGE_SLACK))
+        return torch.where(self.is_bounded, w.clamp(-max_abs, max_abs), w)
 
-    def x_of(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def to_x(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """x and dx/dw."""
-        t = w.tanh()
-        dx = torch.where(self.bounded, self.half * (1 - t.square()), 1)
-        return torch.where(self.bounded, self.middle + self.half * t, w), dx
+        tanh_w = w.tanh()
+        dx = torch.where(self.is_bounded, self.half_range * (1 - tanh_w.square()), 1)
+        return torch.where(self.is_bounded, self.middle + self.half_range * tanh_w, w), dx
 
 
 # -- one descent -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
+class AdamState:
     """The rows that are still moving."""
 
-    at: Tensor  # (n,) their places in the search
+    search_index: Tensor  # (n,) their places in the search
     rows: Tensor  # (n,)
     c: Tensor  # (n,)
-    least: Tensor  # (n,) step at which a row stops
+    final_lr: Tensor  # (n,) step at which a row stops
     lr: Tensor  # (n,)
-    count: Tensor  # (n,) steps at this lr
-    idle: Tensor  # (n,) of them, since the loss fell below `mark`
-    mark: Tensor  # (n,)
-    lowest: Tensor  # (n,) loss, that of `best`
-    best: Tensor  # (n, ...)
+    n_steps: Tensor  # (n,) steps at this lr
+    steps_without_gain: Tensor  # (n,) of them, since the loss fell below `mark`
+    reference_loss: Tensor  # (n,)
+    lowest_loss: Tensor  # (n,) loss, that of `best`
+    best_w: Tensor  # (n, ...)
     w: Tensor  # (n, ...)
-    mean: Tensor  # (n, ...) of the gradients, as Adam keeps it
-    square: Tensor  # (n, ...)
+    grad_mean: Tensor  # (n, ...) of the gradients, as Adam keeps it
+    grad_square: Tensor  # (n, ...)
 
     @classmethod
-    def of(cls, search: Search) -> Descent:
-        at, none, zero = torch.arange(len(search.rows), device=search.rows.device), search.c * 0, search.w * 0
-        high, lr = none + math.inf, search.lr
-        return cls(at, search.rows, search.c, search.least, lr, none, none, high, high, search.w, search.w, zero, zero)
-
-    def those(self, index: Tensor) -> Descent:
-        return Descent(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def watched(self, loss: Tensor) -> Descent:
-        lower, gain = loss < self.lowest, loss < self.mark * (1 - GAIN)
-        return replace(
-            self,
-            lowest=torch.where(lower, loss, self.lowest),
-            best=torch.where(broadcast_rows(lower, self.w), self.w, self.best),
-            mark=torch.where(gain, loss, self.mark),
-            idle=torch.where(gain, 0, self.idle + 1),
+    def from_search(cls, search: CWState) -> AdamState:
+        search_index, zeros, zero_moments = (
+            torch.arange(len(search.rows), device=search.rows.device),
+            search.c * 0,
+            search.start_w * 0,
+        )
+        infinite, lr = zeros + math.inf, search.lr
+        return cls(
+            search_index,
+            search.rows,
+            search.c,
+            search.final_lr,
+            lr,
+            zeros,
+            zeros,
+            infinite,
+            infinite,
+            search.start_w,
+            search.start_w,
+            zero_moments,
+            zero_moments,
         )
 
-    def stepped(self, grad: Tensor) -> Descent:
+    def select_rows(self, index: Tensor) -> AdamState:
+        return AdamState(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def record_loss(self, loss: Tensor) -> AdamState:
+        is_lower, has_gain = loss < self.lowest_loss, loss < self.reference_loss * (1 - MIN_LOSS_GAIN)
+        return replace(
+            self,
+            lowest_loss=torch.where(is_lower, loss, self.lowest_loss),
+            best_w=torch.where(broadcast_rows(is_lower, self.w), self.w, self.best_w),
+            reference_loss=torch.where(has_gain, loss, self.reference_loss),
+            steps_without_gain=torch.where(has_gain, 0, self.steps_without_gain + 1),
+        )
+
+    def adam_step(self, grad: Tensor) -> AdamState:
         """By Adam; not yet made valid."""
-        b1, b2 = BETAS
-        mean, square = b1 * self.mean + (1 - b1) * grad, b2 * self.square + (1 - b2) * grad.square()
-        count = self.count + 1
-        size = (square / broadcast_rows(1 - b2**count, grad)).sqrt() + 1e-8
-        w = self.w - mean * broadcast_rows(self.lr / (1 - b1**count), grad) / size
-        return replace(self, w=w, mean=mean, square=square, count=count)
+        beta1, beta2 = ADAM_BETAS
+        grad_mean, grad_square = (
+            beta1 * self.grad_mean + (1 - beta1) * grad,
+            beta2 * self.grad_square + (1 - beta2) * grad.square(),
+        )
+        n_steps = self.n_steps + 1
+        denominator = (grad_square / broadcast_rows(1 - beta2**n_steps, grad)).sqrt() + 1e-8
+        w = self.w - grad_mean * broadcast_rows(self.lr / (1 - beta1**n_steps), grad) / denominator
+        return replace(self, w=w, grad_mean=grad_mean, grad_square=grad_square, n_steps=n_steps)
 
-    def finer(self, tired: Tensor) -> Descent:
+    def decay_lr(self, is_stalled: Tensor) -> AdamState:
         """Those that gain no more go back to their best, and on from there in smaller steps."""
-        wide = broadcast_rows(tired, self.w)
-        none = {k: torch.where(tired, 0, getattr(self, k)) for k in ("count", "idle")}
-        zero = {k: torch.where(wide, 0, getattr(self, k)) for k in ("mean", "square")}
-        w = torch.where(wide, self.best, self.w)
-        return replace(self, w=w, lr=torch.where(tired, self.lr / FINER, self.lr), **none, **zero)
+        stalled_mask = broadcast_rows(is_stalled, self.w)
+        reset_counts = {k: torch.where(is_stalled, 0, getattr(self, k)) for k in ("n_steps", "steps_without_gain")}
+        reset_moments = {k: torch.where(stalled_mask, 0, getattr(self, k)) for k in ("grad_mean", "grad_square")}
+        w = torch.where(stalled_mask, self.best_w, self.w)
+        return replace(
+            self, w=w, lr=torch.where(is_stalled, self.lr / LR_DECAY, self.lr), **reset_counts, **reset_moments
+        )
 
 
-def _descend(attempt: Attempt, search: Search, space: Space, plan: Plan) -> tuple[Tensor, Tensor]:
+def _descend(state: AttackState, search: CWState, space: TanhSpace, config: CWConfig) -> tuple[Tensor, Tensor]:
     """Minimize |x' - x|^2 + c f(x') with this c: the best w of each row, and whether it led to a nearer image."""
-    ended, found = search.w.clone(), torch.zeros_like(search.rows, dtype=torch.bool)
-    d = Descent.of(search)
-    for _ in range(plan.steps):
-        loss, grad, nearer = _look(attempt, d, space, plan.kappa)
-        found[d.at[nearer]] = True
-        d = d.watched(loss).stepped(grad)
-        d = replace(d, w=space.clip(d.w))
-        ended[d.at] = d.best
-        if (tired := d.idle >= plan.patience).any():
-            d = d.finer(tired) if plan.lr is None else d
-            done = d.lr < d.least if plan.lr is None else tired
-            d = d if plan.keep_going else d.those(~done)
-        if not len(d.rows):
+    final_w, has_success = search.start_w.clone(), torch.zeros_like(search.rows, dtype=torch.bool)
+    descent = AdamState.from_search(search)
+    for _ in range(config.steps):
+        loss, grad, is_nearer = _evaluate_loss(state, descent, space, config.kappa)
+        has_success[descent.search_index[is_nearer]] = True
+        descent = descent.record_loss(loss).adam_step(grad)
+        descent = replace(descent, w=space.clip_w(descent.w))
+        final_w[descent.search_index] = descent.best_w
+        if (is_stalled := descent.steps_without_gain >= config.patience).any():
+            descent = descent.decay_lr(is_stalled) if config.lr is None else descent
+            is_finished = descent.lr < descent.final_lr if config.lr is None else is_stalled
+            descent = descent if not config.early_stop else descent.select_rows(~is_finished)
+        if not len(descent.rows):
             break
-    return ended, found
+    return final_w, has_success
 
 
-def _look(attempt: Attempt, d: Descent, space: Space, kappa: float) -> tuple[Tensor, Tensor, Tensor]:
+def _evaluate_loss(
+    state: AttackState, descent: AdamState, space: TanhSpace, kappa: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (n,), its gradient in w (n, ...), and where a nearer image fools (n,), which is kept."""
-    x, (z, dz) = attempt.x[d.rows], space.x_of(d.w)
-    z = attempt.box.inputs.clip(z)
-    slope = attempt.slope(z, d.rows)
-    good = (slope.fooled > 0) & (slope.score >= kappa)
-    nearer = attempt.keep(z, d.rows, good)
-    short = (kappa - slope.score).clamp_min(0)
-    grad = 2 * (z - x) - broadcast_rows(d.c * (short > 0), z) * slope.grad
-    return (z - x).flatten(1).square().sum(1) + d.c * short, grad * dz, nearer
+    x, (z, dz) = state.x[descent.rows], space.to_x(descent.w)
+    z = state.box.inputs.clip(z)
+    evaluation = state.evaluate_with_grad(z, descent.rows)
+    is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= kappa)
+    is_nearer = state.keep_nearer(z, descent.rows, is_adversarial)
+    margin_gap = (kappa - evaluation.score).clamp_min(0)
+    grad = 2 * (z - x) - broadcast_rows(descent.c * (margin_gap > 0), z) * evaluation.grad
+    return (z - x).flatten(1).square().sum(1) + descent.c * margin_gap, grad * dz, is_nearer

@@ -13,33 +13,35 @@ from .result import Adversarial
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class PredictionChange:
     row: int  # of the attack's call
     original: Tensor  # (C, H, W)
     image: Tensor  # (C, H, W)
-    before: int  # the class that the model says
-    after: int
-    p_before: tuple[float, float]  # of those two classes, before the attack
-    p_after: tuple[float, float]
+    class_before: int  # the class that the model says
+    class_after: int
+    probs_before: tuple[float, float]  # of those two classes, before the attack
+    probs_after: tuple[float, float]
     distance: float  # in the attack's norm
-    fooled: bool
+    is_adversarial: bool
 
     @property
     def delta(self) -> Tensor:
         return self.image - self.original
 
 
-def changes(box: Box, x: Tensor, found: Adversarial, rows: Sequence[int] | None = None) -> list[Change]:
+def prediction_changes(
+    box: Box, x: Tensor, result: Adversarial, rows: Sequence[int] | None = None
+) -> list[PredictionChange]:
     """Of these rows of the attack's call (default: all). Raises InputError and OutputError as the box does."""
-    at = list(range(len(x)) if rows is None else rows)
-    x, z = box.validate_inputs(x)[at], box.validate_inputs(found.images)[at]
-    said, says = (check_no_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
-    before, after = box.probs_from(said), box.probs_from(says)
+    row_list = list(range(len(x)) if rows is None else rows)
+    x, z = box.validate_inputs(x)[row_list], box.validate_inputs(result.images)[row_list]
+    logits_before, logits_after = (check_no_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits
+    probs_before, probs_after = box.probs_from(logits_before), box.probs_from(logits_after)
     return [
-        Change(
-            row, x[i], z[i], b := int(said[i].argmax()), a := int(says[i].argmax()),
-            (float(before[i, b]), float(before[i, a])), (float(after[i, b]), float(after[i, a])),
-            float(found.distance[row]), bool(found.success[row]),
+        PredictionChange(
+            row, x[i], z[i], class_before := int(logits_before[i].argmax()), class_after := int(logits_after[i].argmax()),
+            (float(probs_before[i, class_before]), float(probs_before[i, class_after])), (float(probs_after[i, class_before]), float(probs_after[i, class_after])),
+            float(result.distance[row]), bool(result.success[row]),
         )
-        for i, row in enumerate(at)
+        for i, row in enumerate(row_list)
     ]  # fmt: skip

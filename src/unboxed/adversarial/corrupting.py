@@ -21,92 +21,97 @@ from ..rng import sample_generator
 from ..validation import check_seed, check_int
 
 Generator = torch.Generator
-Corrupt = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)
-PHOTO = 224  # pixels on the side of the images that the severities of blur are for
+CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)
+PHOTO_SIDE_PIXELS = 224  # pixels on the side of the images that the severities of blur are for
 
 
-def _gaussian_noise(x: Tensor, c: float, draw: Generator) -> Tensor:
-    return x + c * torch.randn(x.shape, generator=draw, device=x.device, dtype=x.dtype)
+def _gaussian_noise(x: Tensor, std: float, generator: Generator) -> Tensor:
+    return x + std * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _shot_noise(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _shot_noise(x: Tensor, photons: float, generator: Generator) -> Tensor:
     """c photons where it is white."""
-    return torch.poisson(x * c, generator=draw) / c
+    return torch.poisson(x * photons, generator=generator) / photons
 
 
-def _gaussian_blur(x: Tensor, c: float, draw: Generator) -> Tensor:
-    sigma = c * _scale(x)
-    reach = min(math.ceil(3 * sigma), *(s - 1 for s in x.shape[-2:]))
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype).square()) / (2 * sigma**2))
+def _gaussian_blur(x: Tensor, std_pixels: float, generator: Generator) -> Tensor:
+    sigma = std_pixels * _blur_scale(x)
+    radius = min(math.ceil(3 * sigma), *(side - 1 for side in x.shape[-2:]))
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype).square()) / (2 * sigma**2))
     kernel = (kernel / kernel.sum())[None, None]
-    z = F.pad(x[:, None], (reach, reach, reach, reach), mode="reflect") if reach else x[:, None]
+    z = F.pad(x[:, None], (radius, radius, radius, radius), mode="reflect") if radius else x[:, None]
     return F.conv2d(F.conv2d(z, kernel[..., None]), kernel[:, :, None])[:, 0]
 
 
-def _motion_blur(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tensor:
     """The mean along a line of c pixels, in a direction drawn between -45 and 45 degrees."""
-    angle = (torch.rand((), generator=draw, device=x.device, dtype=x.dtype) - 0.5) * math.pi / 2
-    length = c * _scale(x)
-    places = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
-    moved = [_moved(x, torch.zeros_like(angle), s * angle.cos(), s * angle.sin()) for s in places]
-    return torch.stack(moved).mean(0)
+    angle = (torch.rand((), generator=generator, device=x.device, dtype=x.dtype) - 0.5) * math.pi / 2
+    length = length_pixels * _blur_scale(x)
+    offsets = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
+    shifted = [
+        _affine_sample(x, torch.zeros_like(angle), offset * angle.cos(), offset * angle.sin()) for offset in offsets
+    ]
+    return torch.stack(shifted).mean(0)
 
 
-def _contrast(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _contrast(x: Tensor, factor: float, generator: Generator) -> Tensor:
     mean = x.mean((1, 2), keepdim=True)
-    return mean + c * (x - mean)
+    return mean + factor * (x - mean)
 
 
-def _brightness(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _brightness(x: Tensor, increase: float, generator: Generator) -> Tensor:
     """The value of HSV, the largest channel, raised by c: hue and saturation stay."""
     value = x.amax(0, keepdim=True)
-    more = (value + c).clamp_max(1)
-    return torch.where(value > 0, x * more / value.clamp_min(1e-12), more)
+    raised = (value + increase).clamp_max(1)
+    return torch.where(value > 0, x * raised / value.clamp_min(1e-12), raised)
 
 
-def _jpeg(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
     """Saved as a JPEG file of quality c and loaded: gray or RGB, or else each channel as a gray one."""
     if len(x) not in (1, 3):
-        return torch.cat([_jpeg(channel[None], c, draw) for channel in x])
+        return torch.cat([_jpeg(channel[None], quality, generator) for channel in x])
     levels = (x.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu()
     image, file = Image.fromarray((levels[..., 0] if len(x) == 1 else levels).numpy()), io.BytesIO()
-    image.save(file, "JPEG", quality=int(c))
+    image.save(file, "JPEG", quality=int(quality))
     with Image.open(file) as loaded:
-        saved = torch.frombuffer(bytearray(loaded.tobytes()), dtype=torch.uint8)
-    return (saved.view(levels.shape).movedim(-1, 0).to(x.dtype) / 255).to(x.device)
+        decoded = torch.frombuffer(bytearray(loaded.tobytes()), dtype=torch.uint8)
+    return (decoded.view(levels.shape).movedim(-1, 0).to(x.dtype) / 255).to(x.device)
 
 
-def _pixelate(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _pixelate(x: Tensor, size_fraction: float, generator: Generator) -> Tensor:
     """Shrunk to the share c of its sides, and enlarged with hard pixels."""
     size = tuple(x.shape[-2:])
-    few = F.interpolate(x[None], [max(1, int(s * c)) for s in size], mode="area")
-    return F.interpolate(few, size, mode="nearest-exact")[0]
+    shrunk = F.interpolate(x[None], [max(1, int(side * size_fraction)) for side in size], mode="area")
+    return F.interpolate(shrunk, size, mode="nearest-exact")[0]
 
 
-def _rotation(x: Tensor, c: float, draw: Generator) -> Tensor:
+def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
     """By c degrees to the left or the right, around the middle; what is not seen there mirrors what is."""
-    left = torch.rand((), generator=draw, device=x.device, dtype=x.dtype) < 0.5
-    angle = torch.where(left, 1.0, -1.0).to(x.dtype) * math.radians(c)
-    none = torch.zeros_like(angle)
-    return _moved(x, angle, none, none)
+    turns_left = torch.rand((), generator=generator, device=x.device, dtype=x.dtype) < 0.5
+    angle = torch.where(turns_left, 1.0, -1.0).to(x.dtype) * math.radians(degrees)
+    zero_shift = torch.zeros_like(angle)
+    return _affine_sample(x, angle, zero_shift, zero_shift)
 
 
-def _moved(x: Tensor, angle: Tensor, right: Tensor, down: Tensor) -> Tensor:
+def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Tensor) -> Tensor:
     """An image turned by an angle (radians) and then moved by so many pixels, mirrored beyond its edges."""
     h, w = x.shape[-2:]
     cos, sin = angle.cos(), angle.sin()
-    rows = (cos, -sin * h / w, -2 * right / w), (sin * w / h, cos, -2 * down / h)  # in units of half a side
-    theta = torch.stack([torch.stack(row) for row in rows])[None]
+    matrix_rows = (
+        (cos, -sin * h / w, -2 * shift_right / w),
+        (sin * w / h, cos, -2 * shift_down / h),
+    )  # in units of half a side
+    theta = torch.stack([torch.stack(row) for row in matrix_rows])[None]
     grid = F.affine_grid(theta, [1, *x.shape], align_corners=False)
     return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
 
 
-def _scale(x: Tensor) -> float:
+def _blur_scale(x: Tensor) -> float:
     """What blur of a photo comes to in an image of this size: between as many pixels and as large a share of it."""
-    return math.sqrt(min(x.shape[-2:]) / PHOTO)
+    return math.sqrt(min(x.shape[-2:]) / PHOTO_SIDE_PIXELS)
 
 
-KINDS: dict[str, tuple[Corrupt, tuple[float, ...]]] = {
+CORRUPTION_LEVELS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
     "gaussian_noise": (_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": (_shot_noise, (60, 25, 12, 5, 3)),
     "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6)),
@@ -125,27 +130,29 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
 
     Random draws are keyed by the seed and each image's place, or its number in `rows` (N,). Raises InputError.
     """
-    corrupt, amount = _chosen(kind, severity)
-    Pixels(_shape(x)).check(x)
-    places = range(len(x)) if rows is None else rows.tolist()
-    key = 8 * list(KINDS).index(kind) + severity
+    corrupt, amount = _corruption_and_amount(kind, severity)
+    Pixels(_check_image_shape(x)).check(x)
+    row_numbers = range(len(x)) if rows is None else rows.tolist()
+    stream = 8 * list(CORRUPTION_LEVELS).index(kind) + severity
     seed = check_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
         z = x.detach().clone().clamp(0, 1)
-        made = [corrupt(z[i], amount, sample_generator(seed, row, key, x.device)) for i, row in enumerate(places)]
-        return torch.stack(made).clamp(0, 1)
+        images = [
+            corrupt(z[i], amount, sample_generator(seed, row, stream, x.device)) for i, row in enumerate(row_numbers)
+        ]
+        return torch.stack(images).clamp(0, 1)
 
 
-def _chosen(kind: object, severity: object) -> tuple[Corrupt, float]:
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"a corruption is one of {', '.join(KINDS)}; got {kind!r}")
+def _corruption_and_amount(kind: object, severity: object) -> tuple[CorruptionFn, float]:
+    if not isinstance(kind, str) or kind not in CORRUPTION_LEVELS:
+        raise InputError(f"a corruption is one of {', '.join(CORRUPTION_LEVELS)}; got {kind!r}")
     if check_int("severity", severity, minimum=1) > 5:
         raise InputError(f"severity is 1 to 5; got {severity!r}")
-    corrupt, amounts = KINDS[kind]
+    corrupt, amounts = CORRUPTION_LEVELS[kind]
     return corrupt, amounts[check_int("severity", severity) - 1]
 
 
-def _shape(x: object) -> tuple[int, int, int]:
+def _check_image_shape(x: object) -> tuple[int, int, int]:
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"wanted images (N, C, H, W) in [0, 1] as floats; got {got}")

@@ -20,10 +20,10 @@ from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_seed, check_int
-from .answers import logits_of
-from .corrupting import KINDS, corrupted
+from .answers import finite_logits
+from .corrupting import CORRUPTION_LEVELS, corrupted
 
-CORRUPTIONS = tuple(KINDS)
+CORRUPTIONS = tuple(CORRUPTION_LEVELS)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -35,29 +35,29 @@ class Corruptions:
     severities: tuple[int, ...]
     accuracy: Tensor  # (K, S)
     confidence: Tensor  # (K, S) the mean probability of the right class
-    clean: float  # accuracy
+    clean_accuracy: float  # accuracy
     clean_confidence: float
-    n: int
+    n_examples: int
     interrupted: bool = False
 
     @property
-    def mean(self) -> float:
+    def mean_accuracy(self) -> float:
         """The accuracy over all kinds and severities."""
         return float(self.accuracy.double().mean())
 
     @property
-    def by_kind(self) -> dict[str, float]:
+    def accuracy_by_kind(self) -> dict[str, float]:
         """The accuracy of each kind over its severities, the worst one first."""
-        means = self.accuracy.double().mean(1).tolist()
-        return dict(sorted(zip(self.kinds, means, strict=True), key=lambda pair: pair[1]))
+        mean_accuracies = self.accuracy.double().mean(1).tolist()
+        return dict(sorted(zip(self.kinds, mean_accuracies, strict=True), key=lambda item: item[1]))
 
     @property
-    def worst(self) -> str:
-        return next(iter(self.by_kind))
+    def worst_kind(self) -> str:
+        return next(iter(self.accuracy_by_kind))
 
     def __str__(self) -> str:
-        said = f"{self.clean:.1%} right, {self.mean:.1%} when corrupted"
-        return f"{said}; worst: {self.worst.replace('_', ' ')}, {self.by_kind[self.worst]:.1%}"
+        message = f"{self.clean_accuracy:.1%} right, {self.mean_accuracy:.1%} when corrupted"
+        return f"{message}; worst: {self.worst_kind.replace('_', ' ')}, {self.accuracy_by_kind[self.worst_kind]:.1%}"
 
 
 @card(
@@ -74,7 +74,7 @@ def corruptions(
     kinds: Sequence[str] = CORRUPTIONS,
     *,
     severities: Sequence[int] = SEVERITIES,
-    most: int | None = None,
+    max_examples: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Corruptions:
@@ -87,21 +87,26 @@ def corruptions(
     box.require_class_scores("a test by corruptions")
     if box.outputs == "multilabel":
         raise OutputError("corruptions are judged by one class an example; the box's outputs are multilabel")
-    kinds, severities = _listed("kinds", kinds, CORRUPTIONS), _listed("severities", severities, SEVERITIES)
-    x, y = labeled_examples(box, data, None if most is None else check_int("most", most, minimum=1))
-    counted = _Counted(box, x, y, kinds, severities, check_seed(seed))
-    interrupted = counted.run(batch_size)
-    return counted.table(interrupted)
+    kinds, severities = (
+        _check_choices("kinds", kinds, CORRUPTIONS),
+        _check_choices("severities", severities, SEVERITIES),
+    )
+    x, y = labeled_examples(
+        box, data, None if max_examples is None else check_int("max_examples", max_examples, minimum=1)
+    )
+    tally = _CorruptionTally(box, x, y, kinds, severities, check_seed(seed))
+    interrupted = tally.run(batch_size)
+    return tally.to_result(interrupted)
 
 
-def _listed(name: str, chosen: Any, known: tuple[Any, ...]) -> tuple[Any, ...]:
-    values = tuple(chosen) if isinstance(chosen, Sequence) and not isinstance(chosen, str) else (chosen,)
-    if not values or [v for v in values if v not in known or isinstance(v, bool)]:
-        raise InputError(f"{name} are some of {', '.join(map(str, known))}; got {chosen!r}")
+def _check_choices(name: str, value: Any, allowed: tuple[Any, ...]) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not values or [v for v in values if v not in allowed or isinstance(v, bool)]:
+        raise InputError(f"{name} are some of {', '.join(map(str, allowed))}; got {value!r}")
     return tuple(dict.fromkeys(values))
 
 
-class _Counted:
+class _CorruptionTally:
     """The sums over the examples seen so far."""
 
     def __init__(
@@ -109,36 +114,42 @@ class _Counted:
     ) -> None:
         self.box, self.x, self.y, self.kinds, self.severities, self.seed = box, x, y, kinds, severities, seed
         cells = 1 + len(kinds) * len(severities)  # the first is the clean one
-        self.sums, self.n = torch.zeros(cells, 2, dtype=torch.float64, device=x.device), 0  # right, probability
+        self.sums, self.n_seen = torch.zeros(cells, 2, dtype=torch.float64, device=x.device), 0  # right, probability
 
     def run(self, batch_size: BatchSize) -> bool:
         """Whether it was interrupted."""
-        size, most = self.box.batch_plan(len(self.x), batch_size)
-        most = most if self.box.batch_dependent or self.x.device.type != "cpu" else min(most, MAX_CPU_ROWS)
+        size, max_rows = self.box.batch_plan(len(self.x), batch_size)
+        max_rows = max_rows if self.box.batch_dependent or self.x.device.type != "cpu" else min(max_rows, MAX_CPU_ROWS)
         try:
-            in_batches(self._part, len(self.x), size, most)
+            in_batches(self._add_rows, len(self.x), size, max_rows)
         except KeyboardInterrupt:
-            if not self.n:
+            if not self.n_seen:
                 raise
             return True
         return False
 
-    def _part(self, rows: slice) -> None:
-        x, y, places = self.x[rows], self.y[rows], torch.arange(rows.start, rows.stop)
-        cells = [(kind, severity) for kind in self.kinds for severity in self.severities]
-        found = [self._judged(corrupted(x, kind, s, self.seed, places), y) for kind, s in cells]
-        self.sums, self.n = self.sums + torch.stack([self._judged(x, y), *found]), self.n + len(x)
+    def _add_rows(self, rows: slice) -> None:
+        x, y, row_numbers = self.x[rows], self.y[rows], torch.arange(rows.start, rows.stop)
+        settings = [(kind, severity) for kind in self.kinds for severity in self.severities]
+        sums_by_setting = [
+            self._correct_and_confidence(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
+            for kind, severity_level in settings
+        ]
+        self.sums, self.n_seen = (
+            self.sums + torch.stack([self._correct_and_confidence(x, y), *sums_by_setting]),
+            self.n_seen + len(x),
+        )
 
-    def _judged(self, x: Tensor, y: Tensor) -> Tensor:
+    def _correct_and_confidence(self, x: Tensor, y: Tensor) -> Tensor:
         """How many are right, and the sum of their classes' probabilities, (2,)."""
-        logits = logits_of(self.box, x).double()
-        right = logits.softmax(1).gather(1, y[:, None]).sum()
-        return torch.stack([(logits.argmax(1) == y).sum().double(), right])
+        logits = finite_logits(self.box, x).double()
+        confidence = logits.softmax(1).gather(1, y[:, None]).sum()
+        return torch.stack([(logits.argmax(1) == y).sum().double(), confidence])
 
-    def table(self, interrupted: bool) -> Corruptions:
-        means = self.sums / self.n
+    def to_result(self, interrupted: bool) -> Corruptions:
+        means = self.sums / self.n_seen
         cells = means[1:].view(len(self.kinds), len(self.severities), 2).to(self.box.dtype)
         return Corruptions(
             self.kinds, self.severities, cells[..., 0].clone(), cells[..., 1].clone(), float(means[0, 0]),
-            float(means[0, 1]), self.n, interrupted,
+            float(means[0, 1]), self.n_seen, interrupted,
         )  # fmt: skip

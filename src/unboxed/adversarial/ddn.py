@@ -17,12 +17,12 @@ from ..engine.optimize.constraints import L2, unbounded_ball, broadcast_rows
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import Attempt
-from .levels import saved
+from .attempt import AttackState
+from .levels import quantize_images
 from .result import Adversarial
 
-LAST = 0.01  # the step that the cosine falls to, from one
-STEEPEST = L2(math.inf).steepest_direction
+FINAL_STEP_SIZE = 0.01  # the step that the cosine falls to, from one
+L2_DIRECTION = L2(math.inf).steepest_direction
 
 
 @card(
@@ -58,30 +58,30 @@ def ddn(
     InputError.
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
-    attempt = Attempt(
+    state = AttackState(
         box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective, batch_size=batch_size
     )
-    steps, first = check_int("steps", steps), check_float("init_eps", init_eps, above=0)
+    steps, initial_radius = check_int("steps", steps), check_float("init_eps", init_eps, above=0)
     gamma = check_float("gamma", gamma, above=0, below=1)
-    with attempt:
-        for rows in attempt.blocks(attempt.begin()):
-            _descend(attempt, rows, steps, first, gamma)
-    saved(attempt, bits)
-    return attempt.result(eps)
+    with state:
+        for rows in state.row_batches(state.evaluate_originals()):
+            _run_ddn(state, rows, steps, initial_radius, gamma)
+    quantize_images(state, bits)
+    return state.to_result(eps)
 
 
-def _descend(attempt: Attempt, rows: Tensor, steps: int, first: float, gamma: float) -> None:
+def _run_ddn(state: AttackState, rows: Tensor, steps: int, initial_radius: float, gamma: float) -> None:
     """Algorithm 1 for one block of rows; the last image is looked at too."""
-    x = z = attempt.x[rows]
-    delta, radius = torch.zeros_like(x), x.new_full((len(rows),), first)
-    for step in range(steps):
-        slope = attempt.slope(z, rows)
-        fooled = slope.fooled > 0
-        attempt.keep(z, rows, fooled)
-        radius = torch.where(fooled, (1 - gamma) * radius, (1 + gamma) * radius)
-        size = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / steps)) / 2
-        delta = delta + size * STEEPEST(slope.grad.nan_to_num(0, 0, 0))
-        z = attempt.box.inputs.clip(x + broadcast_rows(radius, x) * STEEPEST(delta))
+    x = z = state.x[rows]
+    delta, radius = torch.zeros_like(x), x.new_full((len(rows),), initial_radius)
+    for step_index in range(steps):
+        evaluation = state.evaluate_with_grad(z, rows)
+        is_adversarial = evaluation.success_score > 0
+        state.keep_nearer(z, rows, is_adversarial)
+        radius = torch.where(is_adversarial, (1 - gamma) * radius, (1 + gamma) * radius)
+        step_size = FINAL_STEP_SIZE + (1 - FINAL_STEP_SIZE) * (1 + math.cos(math.pi * step_index / steps)) / 2
+        delta = delta + step_size * L2_DIRECTION(evaluation.grad.nan_to_num(0, 0, 0))
+        z = state.box.inputs.clip(x + broadcast_rows(radius, x) * L2_DIRECTION(delta))
         delta = z - x
     if steps and len(rows):
-        attempt.keep(z, rows, attempt.fooled(z, rows) > 0)
+        state.keep_nearer(z, rows, state.success_score(z, rows) > 0)

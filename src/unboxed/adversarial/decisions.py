@@ -13,128 +13,137 @@ from ..errors import InputError, warn
 from ..inputs.single import Pixels
 from ..rng import hashed_uniform, sample_generator
 from ..validation import check_seed, check_int
-from .attempt import Attempt
+from .attempt import AttackState
 
-TRIES = 100  # images of chance that may be tried as a start
-CELLS = 7  # on the longer side of coarse noise
+MAX_START_TRIES = 100  # images of chance that may be tried as a start
+NOISE_CELLS = 7  # on the longer side of coarse noise
 
 
-class Decisions:
+class DecisionOracle:
     """The model as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
 
-    def __init__(self, attempt: Attempt, queries: int, seed: int) -> None:
-        self.attempt, self.queries, self.seed = attempt, check_int("queries", queries, minimum=1), check_seed(seed)
-        self.box, self.x, self.norm = attempt.box, attempt.x, attempt.norm
+    def __init__(self, state: AttackState, queries: int, seed: int) -> None:
+        self.state, self.queries, self.seed = state, check_int("queries", queries, minimum=1), check_seed(seed)
+        self.box, self.x, self.norm = state.box, state.x, state.norm
 
-    def left(self, rows: Tensor) -> Tensor:
+    def remaining_queries(self, rows: Tensor) -> Tensor:
         """(n,) how often each row may still be asked."""
-        return self.queries - self.attempt.queries[rows]
+        return self.queries - self.state.queries[rows]
 
-    def fooled(self, z: Tensor, rows: Tensor) -> Tensor:
+    def is_adversarial(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n,) bool. Rows of whom none may be asked any more give False: `z` is then not looked at."""
-        able = self.left(rows) > 0
-        found = torch.zeros_like(able)
-        if able.any():
-            found[able] = self.attempt.fooled(z[able], rows[able]) > 0
-        return found
+        has_budget = self.remaining_queries(rows) > 0
+        decisions = torch.zeros_like(has_budget)
+        if has_budget.any():
+            decisions[has_budget] = self.state.success_score(z[has_budget], rows[has_budget]) > 0
+        return decisions
 
-    def votes(self, z: Tensor, rows: Tensor, asked: Tensor) -> Tensor:
+    def decisions(self, z: Tensor, rows: Tensor, is_asked: Tensor) -> Tensor:
         """(n, B) bool, of several images z (n, B, ...) a row: those `asked` (n, B) for, which the budget must allow."""
-        found = torch.zeros_like(asked)
+        decisions = torch.zeros_like(is_asked)
         if not self.box.batch_dependent:
-            found[asked] = self.attempt.fooled(z[asked], rows[:, None].expand_as(asked)[asked]) > 0
-            return found
-        for b in range(z.shape[1]):  # rows that change one another: one image of each row at a time
-            own = asked[:, b]
-            if own.any():
-                found[own, b] = self.attempt.fooled(z[own, b], rows[own]) > 0
-        return found
+            decisions[is_asked] = self.state.success_score(z[is_asked], rows[:, None].expand_as(is_asked)[is_asked]) > 0
+            return decisions
+        for column in range(z.shape[1]):  # rows that change one another: one image of each row at a time
+            has_query = is_asked[:, column]
+            if has_query.any():
+                decisions[has_query, column] = self.state.success_score(z[has_query, column], rows[has_query]) > 0
+        return decisions
 
     # -- where to start ----------------------------------------------------------------------------------------------
 
-    def start(self, rows: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    def find_starts(self, rows: Tensor, start_images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Fooling images (m, ...) of those rows (m,) for which one was found, at any distance."""
-        if starts is None and self.attempt.goal.become is not None:
+        if start_images is None and self.state.goal.target_labels is not None:
             raise InputError("a targeted attack by decisions has to start somewhere: give images of the target class, "
                              "starts=, any number of them")  # fmt: skip
         z = self.x[rows]
-        found = torch.zeros_like(rows, dtype=torch.bool)
-        order = None if starts is None else self._nearest_first(rows, starts)
-        for k in range(TRIES if order is None or starts is None else len(starts)):
-            todo = (~found & (self.left(rows) > 0)).nonzero()[:, 0]
-            if not len(todo):
+        has_start = torch.zeros_like(rows, dtype=torch.bool)
+        start_order = None if start_images is None else self._starts_by_distance(rows, start_images)
+        for try_index in range(MAX_START_TRIES if start_order is None or start_images is None else len(start_images)):
+            pending = (~has_start & (self.remaining_queries(rows) > 0)).nonzero()[:, 0]
+            if not len(pending):
                 break
-            tried = self._chance(rows[todo], k) if order is None or starts is None else starts[order[todo, k]]
-            good = self.fooled(tried, rows[todo])
-            z[todo[good]], found[todo[good]] = tried[good], True
-            self.attempt.keep(tried, rows[todo], good)
-        self._tell(int((~found).sum()), starts is not None)
-        return z[found], rows[found]
+            candidates = (
+                self._random_images(rows[pending], try_index)
+                if start_order is None or start_images is None
+                else start_images[start_order[pending, try_index]]
+            )
+            is_adversarial = self.is_adversarial(candidates, rows[pending])
+            z[pending[is_adversarial]], has_start[pending[is_adversarial]] = candidates[is_adversarial], True
+            self.state.keep_nearer(candidates, rows[pending], is_adversarial)
+        self._warn_no_start(int((~has_start).sum()), start_images is not None)
+        return z[has_start], rows[has_start]
 
-    def _nearest_first(self, rows: Tensor, starts: Tensor) -> Tensor:
+    def _starts_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
         """(n, S) the starts in the order of their distance from each row."""
-        far = [self.norm.distance(starts, self.x[i].expand_as(starts)) for i in rows]
-        return torch.stack(far).argsort(dim=1, stable=True) if far else rows.new_zeros(0, len(starts))
+        distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
+        return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
 
-    def _chance(self, rows: Tensor, k: int) -> Tensor:
+    def _random_images(self, rows: Tensor, try_index: int) -> Tensor:
         """The k-th try of each row (n, ...): valid inputs drawn at random; of images, of four kinds."""
-        made = [self._one(int(row), k) for row in rows]
-        return self.box.inputs.clip(torch.stack(made).to(self.x.dtype))
+        images = [self._random_image(int(row), try_index) for row in rows]
+        return self.box.inputs.clip(torch.stack(images).to(self.x.dtype))
 
-    def _one(self, row: int, k: int) -> Tensor:
+    def _random_image(self, row: int, try_index: int) -> Tensor:
         inputs = self.box.inputs
-        noise = inputs.sample(1, sample_generator(self.seed, row, k, self.x.device))[0]
-        if not isinstance(inputs, Pixels) or k % 4 == 0:
+        noise = inputs.sample(1, sample_generator(self.seed, row, try_index, self.x.device))[0]
+        if not isinstance(inputs, Pixels) or try_index % 4 == 0:
             return noise
-        if k % 4 == 1:
-            return _coarse(noise)
-        return 1 - self.x[row] if k == 2 else (_coarse(noise) > 0.5 if k % 4 == 3 else noise > 0.5)
+        if try_index % 4 == 1:
+            return _coarse_noise(noise)
+        return (
+            1 - self.x[row] if try_index == 2 else (_coarse_noise(noise) > 0.5 if try_index % 4 == 3 else noise > 0.5)
+        )
 
-    def _tell(self, missing: int, given: bool) -> None:
-        if missing:
-            hint = "none of `starts`" if given else "no image of chance"
-            more = "" if given else ": give images of other classes, starts="
-            warn(f"{hint} fools the model for {missing} examples, which were not attacked{more}")
+    def _warn_no_start(self, n_missing: int, has_start_images: bool) -> None:
+        if n_missing:
+            hint = "none of `starts`" if has_start_images else "no image of chance"
+            advice = "" if has_start_images else ": give images of other classes, starts="
+            warn(f"{hint} fools the model for {n_missing} examples, which were not attacked{advice}")
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 
-    def between(self, z: Tensor, rows: Tensor, share: Tensor) -> Tensor:
+    def interpolate(self, z: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
         """On the way from the original (share 0) to z (share 1): a straight one; in L-inf, clipped nearer and nearer.
 
         `share` (n,) is of the distance in the norm.
         """
         x = self.x[rows]
         if isinstance(self.norm, Linf):
-            r = broadcast_rows(share * self.norm.distance(z, x), z)
-            return torch.minimum(torch.maximum(z, x - r), x + r)
-        return self.box.inputs.clip(x + broadcast_rows(share, z) * (z - x))
+            radius = broadcast_rows(fraction * self.norm.distance(z, x), z)
+            return torch.minimum(torch.maximum(z, x - radius), x + radius)
+        return self.box.inputs.clip(x + broadcast_rows(fraction, z) * (z - x))
 
     def bisect(self, z: Tensor, rows: Tensor, steps: int) -> Tensor:
         """The nearest fooling image on the way to z, which fools, to a share of 2 ** -steps; kept where it is best."""
-        low, high = torch.zeros(len(rows), dtype=z.dtype, device=z.device), z.new_ones(len(rows))
+        lower, upper = torch.zeros(len(rows), dtype=z.dtype, device=z.device), z.new_ones(len(rows))
         for _ in range(steps):
-            middle = (low + high) / 2
-            can = self.left(rows) > 0
-            if not can.any():
+            middle = (lower + upper) / 2
+            has_budget = self.remaining_queries(rows) > 0
+            if not has_budget.any():
                 break
-            good = self.fooled(self.between(z, rows, middle), rows)
-            high, low = torch.where(good, middle, high), torch.where(can & ~good, middle, low)
-        near = torch.where(broadcast_rows(high < 1, z), self.between(z, rows, high), z)
-        self.attempt.keep(near, rows, torch.ones_like(rows, dtype=torch.bool))
-        return near
+            is_adversarial = self.is_adversarial(self.interpolate(z, rows, middle), rows)
+            upper, lower = (
+                torch.where(is_adversarial, middle, upper),
+                torch.where(has_budget & ~is_adversarial, middle, lower),
+            )
+        nearest_image = torch.where(broadcast_rows(upper < 1, z), self.interpolate(z, rows, upper), z)
+        self.state.keep_nearer(nearest_image, rows, torch.ones_like(rows, dtype=torch.bool))
+        return nearest_image
 
 
-def _coarse(noise: Tensor) -> Tensor:
+def _coarse_noise(noise: Tensor) -> Tensor:
     """Noise (C, H, W) of few large cells."""
-    side = max(noise.shape[-2:])
-    cells = [-(-s * min(CELLS, side) // side) for s in noise.shape[-2:]]
-    few = noise[:, : cells[0], : cells[1]]
-    return F.interpolate(few[None], tuple(noise.shape[-2:]), mode="nearest")[0]
+    longer_side = max(noise.shape[-2:])
+    cells = [-(-length * min(NOISE_CELLS, longer_side) // longer_side) for length in noise.shape[-2:]]
+    cell_values = noise[:, : cells[0], : cells[1]]
+    return F.interpolate(cell_values[None], tuple(noise.shape[-2:]), mode="nearest")[0]
 
 
-def gaussian(seed: int, rows: Tensor, step: int, count: int) -> Tensor:
+def hashed_normal(seed: int, rows: Tensor, step_index: int, n_values: int) -> Tensor:
     """Standard normal float32 values (n, count), keyed as `hashed` values are, of which it takes two for each two."""
-    half = (count + 1) // 2
-    u, v = hashed_uniform(seed, rows, step, 2 * half).view(-1, 2, half).unbind(1)
+    half = (n_values + 1) // 2
+    u, v = hashed_uniform(seed, rows, step_index, 2 * half).view(-1, 2, half).unbind(1)
     r = (-2 * torch.log1p(-u)).sqrt()  # Box & Muller 1958
-    return torch.cat([r * (2 * math.pi * v).cos(), r * (2 * math.pi * v).sin()], 1)[:, :count]
+    return torch.cat([r * (2 * math.pi * v).cos(), r * (2 * math.pi * v).sin()], 1)[:, :n_values]

@@ -19,15 +19,18 @@ from ..engine.optimize.constraints import TINY, NormBall, Linf, unbounded_ball, 
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .answers import likeliest_others
-from .attempt import Attempt
-from .levels import saved
+from .answers import top_other_classes
+from .attempt import AttackState
+from .levels import quantize_images
 from .result import Adversarial
 
-BEYOND = 1e-4  # how far beyond a plane a step goes at least: exactly on it, nothing is decided
-LOOKS = 6  # of the search between an image that fools and the original
-AGAIN, WORTH = 4, 0.01  # steps of a walk that starts from the boundary; the least gain for which there is another
-NEAR = 1e-3  # it ends where so small a part of the distance is left to be won
+PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: exactly on it, nothing is decided
+MAX_SEARCH_STEPS = 6  # of the search between an image that fools and the original
+RETURN_STEPS, MIN_DISTANCE_GAIN = (
+    4,
+    0.01,
+)  # steps of a walk that starts from the boundary; the least gain for which there is another
+SEARCH_TOLERANCE = 1e-3  # it ends where so small a part of the distance is left to be won
 
 
 @card(
@@ -49,7 +52,7 @@ def deepfool(
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     steps: int = 50,
-    rounds: int = 2,
+    return_rounds: int = 2,
     candidates: int | None = 10,
     overshoot: float = 0.02,
     bits: int | None = None,
@@ -64,152 +67,191 @@ def deepfool(
     farther than `eps` is no success. Raises InputError.
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
-    attempt = Attempt(
-        box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective, loss="margin",
+    state = AttackState(
+        box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective, loss_name="margin",
         batch_size=batch_size,
     )  # fmt: skip
     candidates = None if candidates is None else check_int("candidates", candidates, minimum=2)
     overshoot = check_float("overshoot", overshoot, minimum=0)
-    steps, rounds = check_int("steps", steps), check_int("rounds", rounds)
-    with attempt:
-        unknown, reach = torch.full_like(attempt.distance, math.nan), 1 + overshoot
-        walker, rows = _Walker(attempt, candidates, reach, reach, unknown), attempt.begin()
-        walker.walk(rows, attempt.x[rows], steps)
-        walker.return_nearer(rows, min(steps, AGAIN), rounds)
-    saved(attempt, bits)
-    return attempt.result(eps)
+    steps, return_rounds = check_int("steps", steps), check_int("return_rounds", return_rounds)
+    with state:
+        initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
+        walker, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
+        walker.walk(rows, state.x[rows], steps)
+        walker.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
+    quantize_images(state, bits)
+    return state.to_result(eps)
 
 
 @dataclass(frozen=True)
-class _Walker:
-    attempt: Attempt
+class _DeepFool:
+    state: AttackState
     candidates: int | None
-    reach: float  # of a step, in its own length
-    first: float  # of the first
-    low: Tensor  # (N,) what the originals score, below zero
+    step_factor: float  # of a step, in its own length
+    first_step_factor: float  # of the first
+    initial_score: Tensor  # (N,) what the originals score, below zero
 
     def walk(self, rows: Tensor, z: Tensor, steps: int) -> None:
         """From the original onto the nearest plane seen from z (n, ...); from there on, until fooled.
 
         A row that no step moves any more leaves too. What fools is drawn back.
         """
-        start, found = self.attempt.x[rows], [(rows[:0], z[:0], self.low[:0])]
+        projection_start, successes = self.state.x[rows], [(rows[:0], z[:0], self.initial_score[:0])]
         for step in range(steps):
             if not len(rows):
                 break
-            moved = self._moved(rows, z, start, self.first if step == 0 else self.reach)
-            score = self.attempt.fooled(moved, rows)
-            won, stuck = score > 0, (moved == z).flatten(1).all(1)
-            self.attempt.keep(moved, rows, won)
-            found.append((rows[won], moved[won], score[won]))
-            rows, z = rows[~won & ~stuck], moved[~won & ~stuck]
-            start = z
-        done, images, high = (torch.cat(h) for h in zip(*found, strict=True))
-        draw_back(self.attempt, done, images, high, self.low[done])
+            next_images = self._next_images(
+                rows, z, projection_start, self.first_step_factor if step == 0 else self.step_factor
+            )
+            score = self.state.success_score(next_images, rows)
+            is_adversarial, is_stuck = score > 0, (next_images == z).flatten(1).all(1)
+            self.state.keep_nearer(next_images, rows, is_adversarial)
+            successes.append((rows[is_adversarial], next_images[is_adversarial], score[is_adversarial]))
+            rows, z = rows[~is_adversarial & ~is_stuck], next_images[~is_adversarial & ~is_stuck]
+            projection_start = z
+        success_rows, images, success_scores = (torch.cat(parts) for parts in zip(*successes, strict=True))
+        search_back(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
 
-    def _moved(self, rows: Tensor, z: Tensor, start: Tensor, reach: float) -> Tensor:
+    def _next_images(self, rows: Tensor, z: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
         """In bounded batches also of what a step holds: a gradient for each candidate."""
-        size, most = self.attempt.box.batch_plan(len(rows), self.attempt.batch_size)
-        size, parts = most if size == "auto" else size, []
-        for i in range(0, len(rows), size):
-            mine, at = rows[i : i + size], z[i : i + size]
-            planes = _planes(self.attempt, at, mine, self.candidates)
-            unseen = self.low[mine].isnan()  # the first look is at the original
-            self.low[mine] = torch.where(unseen, planes.f.amax(1), self.low[mine])
-            parts.append(_stepped(self.attempt, planes, start[i : i + size], at, reach))
+        batch_rows, max_rows = self.state.box.batch_plan(len(rows), self.state.batch_size)
+        batch_rows, parts = max_rows if batch_rows == "auto" else batch_rows, []
+        for i in range(0, len(rows), batch_rows):
+            batch_index, batch_images = rows[i : i + batch_rows], z[i : i + batch_rows]
+            linearization = _linearize(self.state, batch_images, batch_index, self.candidates)
+            is_first = self.initial_score[batch_index].isnan()  # the first look is at the original
+            self.initial_score[batch_index] = torch.where(
+                is_first, linearization.values.amax(1), self.initial_score[batch_index]
+            )
+            parts.append(
+                _step_to_nearest_plane(
+                    self.state, linearization, projection_start[i : i + batch_rows], batch_images, step_factor
+                )
+            )
         return torch.cat(parts)
 
-    def return_nearer(self, rows: Tensor, steps: int, rounds: int) -> None:
+    def return_nearer(self, rows: Tensor, steps: int, n_rounds: int) -> None:
         """Walk again, by the plane of the boundary where it was met, while that leads to nearer images."""
-        again = replace(self, candidates=2, first=1.0)  # the plane is known where it is met: nothing need be overshot
-        rows = rows[self.attempt.success[rows]]
-        for _ in range(rounds):
+        return_walker = replace(
+            self, candidates=2, first_step_factor=1.0
+        )  # the plane is known where it is met: nothing need be overshot
+        rows = rows[self.state.success[rows]]
+        for _ in range(n_rounds):
             if not len(rows):
                 return
-            before = self.attempt.distance[rows]
-            again.walk(rows, self.attempt.images[rows], steps)
-            rows = rows[self.attempt.distance[rows] < before * (1 - WORTH)]
+            old_distance = self.state.distance[rows]
+            return_walker.walk(rows, self.state.images[rows], steps)
+            rows = rows[self.state.distance[rows] < old_distance * (1 - MIN_DISTANCE_GAIN)]
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Planes:
+class Linearization:
     """What the boundaries to J other classes look like from an image: f + w . r = 0."""
 
-    f: Tensor  # (n, J) below zero: not there yet
-    w: Tensor  # (n, J, ...)
+    values: Tensor  # (n, J) below zero: not there yet
+    normals: Tensor  # (n, J, ...)
 
 
-def _planes(attempt: Attempt, z: Tensor, rows: Tensor, candidates: int | None) -> Planes:
-    if attempt.goal.right is None or attempt.goal.become is not None or candidates == 2:
-        slope = attempt.slope(z, rows)
-        return Planes(slope.score[:, None], slope.grad[:, None])
-    right = attempt.goal.right
+def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | None) -> Linearization:
+    if state.goal.labels is None or state.goal.target_labels is not None or candidates == 2:
+        evaluation = state.evaluate_with_grad(z, rows)
+        return Linearization(evaluation.score[:, None], evaluation.grad[:, None])
+    labels = state.goal.labels
 
-    def likeliest(logits: Tensor, i: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
-        own, many = right[i], min(candidates or logits.shape[1], logits.shape[1]) - 1
-        return logits.gather(1, likeliest_others(logits, own, many)) - logits.gather(1, own[:, None])
+    def candidate_scores(logits: Tensor, row_index: Tensor) -> Tensor:  # (n, K), (n,) -> (n, J)
+        row_labels, n_candidates = labels[row_index], min(candidates or logits.shape[1], logits.shape[1]) - 1
+        return logits.gather(1, top_other_classes(logits, row_labels, n_candidates)) - logits.gather(
+            1, row_labels[:, None]
+        )
 
-    return Planes(*attempt.jacobian(z, rows, likeliest)[1:])
+    return Linearization(*state.jacobian(z, rows, candidate_scores)[1:])
 
 
-def _stepped(attempt: Attempt, planes: Planes, start: Tensor, z: Tensor, reach: float) -> Tensor:
+def _step_to_nearest_plane(
+    state: AttackState, linearization: Linearization, projection_start: Tensor, z: Tensor, step_factor: float
+) -> Tensor:
     """The point nearest to `start` on the nearest of the planes seen from z, and `reach` times as far; valid."""
-    clip, w = attempt.box.inputs.clip, planes.w.flatten(2)  # (n, J, D)
-    up, down = (clip(torch.full_like(start, v)).sub(start).flatten(1)[:, None] for v in (math.inf, -math.inf))
-    room = torch.where(w > 0, up, -down).clamp_min(0)  # (n, J, D)
-    rise = -planes.f - (w * (start - z).flatten(1)[:, None]).sum(2)  # (n, J) from `start`
-    masked = planes.f == -math.inf  # (n, J) classes that nothing can become
-    rise = rise.where(~masked, 0)
-    way = shortest(w, rise.clamp_min(0) * reach, room, attempt.norm)  # (n, J, D)
-    size = way.abs().amax(2) if isinstance(attempt.norm, Linf) else way.norm(dim=2)
-    missed = (w * way).sum(2) < rise * (1 - 1e-3)  # all the room there is does not do
-    best = (size + missed * size.amax().clamp_min(1)).where(~masked, math.inf).argmin(1)
-    chosen = way[torch.arange(len(way), device=way.device), best]
-    return clip(start + chosen.view_as(start))
+    clip, normals = state.box.inputs.clip, linearization.normals.flatten(2)  # (n, J, D)
+    upward_room, downward_room = (
+        clip(torch.full_like(projection_start, bound)).sub(projection_start).flatten(1)[:, None]
+        for bound in (math.inf, -math.inf)
+    )
+    room = torch.where(normals > 0, upward_room, -downward_room).clamp_min(0)  # (n, J, D)
+    needed_rise = -linearization.values - (normals * (projection_start - z).flatten(1)[:, None]).sum(
+        2
+    )  # (n, J) from `start`
+    is_masked = linearization.values == -math.inf  # (n, J) classes that nothing can become
+    needed_rise = needed_rise.where(~is_masked, 0)
+    steps = shortest_bounded_step(normals, needed_rise.clamp_min(0) * step_factor, room, state.norm)  # (n, J, D)
+    step_lengths = steps.abs().amax(2) if isinstance(state.norm, Linf) else steps.norm(dim=2)
+    is_out_of_reach = (normals * steps).sum(2) < needed_rise * (1 - 1e-3)  # all the room there is does not do
+    nearest_index = (
+        (step_lengths + is_out_of_reach * step_lengths.amax().clamp_min(1)).where(~is_masked, math.inf).argmin(1)
+    )
+    nearest_step = steps[torch.arange(len(steps), device=steps.device), nearest_index]
+    return clip(projection_start + nearest_step.view_as(projection_start))
 
 
-def shortest(w: Tensor, rise: Tensor, room: Tensor, norm: NormBall) -> Tensor:
+def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, norm: NormBall) -> Tensor:
     """The shortest r (n, J, D) with w . r = rise (n, J) and no |r_i| above its room (n, J, D), in the way w points.
 
     r is t w (or t sign(w), in the norm "linf") with each value cut at its room. What that gives, as a function of t, is
     concave and of straight pieces, so Newton's method from below ends exactly, as soon as no more values are cut.
     """
-    flat = isinstance(norm, Linf)
-    unit = torch.where(w != 0, 1.0, 0.0).to(w.dtype) if flat else w.abs()
-    most, gain = room / unit.clamp_min(TINY), unit * w.abs()  # a value is cut at t = most; gain a unit of t
-    rise = rise + BEYOND * torch.where(most > 0, gain, 0).sum(2).pow(1.0 if flat else 0.5)
-    t, free = torch.zeros_like(rise), -1
-    while (left := int((open_ := most > t[..., None]).sum())) != free:
-        free = left
-        slope = torch.where(open_, gain, 0).sum(2)
-        short = rise - (gain * torch.minimum(most, t[..., None])).sum(2)
-        t = torch.where(slope > 0, t + short / slope.clamp_min(TINY), t)
-    return w.sign() * unit * torch.minimum(most, t[..., None])
+    is_linf = isinstance(norm, Linf)
+    direction = torch.where(normals != 0, 1.0, 0.0).to(normals.dtype) if is_linf else normals.abs()
+    t_max, gain_per_t = (
+        room / direction.clamp_min(TINY),
+        direction * normals.abs(),
+    )  # a value is cut at t = most; gain a unit of t
+    needed_rise = needed_rise + PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
+        1.0 if is_linf else 0.5
+    )
+    t, n_free = torch.zeros_like(needed_rise), -1
+    while (n_left := int((is_free := t_max > t[..., None]).sum())) != n_free:
+        n_free = n_left
+        total_gain = torch.where(is_free, gain_per_t, 0).sum(2)
+        shortfall = needed_rise - (gain_per_t * torch.minimum(t_max, t[..., None])).sum(2)
+        t = torch.where(total_gain > 0, t + shortfall / total_gain.clamp_min(TINY), t)
+    return normals.sign() * direction * torch.minimum(t_max, t[..., None])
 
 
 # -- back to the original ---------------------------------------------------------------------------------------------
 
 
-def draw_back(attempt: Attempt, rows: Tensor, z: Tensor, high: Tensor, low: Tensor) -> None:
+def search_back(state: AttackState, rows: Tensor, z: Tensor, image_score: Tensor, original_score: Tensor) -> None:
     """Keep the nearest image that still fools on the way from z (n, ...) to the original.
 
     z fools by `high` (n,) > 0, the original falls short by `low` (n,) < 0: looks go where a straight line between the
     two crosses zero, and every other one to the middle, so that no bend is followed for long.
     """
-    x, near, far = attempt.x[rows], torch.zeros_like(high), torch.ones_like(high)
-    for look in range(LOOKS):
-        share = high / (high - low).clamp_min(TINY)  # of what lies between near and far, that can be given back
-        go = share * (far - near) > NEAR * far
-        rows, z, x, near, far, high, low, share = (h[go] for h in (rows, z, x, near, far, high, low, share))
+    x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
+    for iteration in range(MAX_SEARCH_STEPS):
+        crossing = image_score / (image_score - original_score).clamp_min(
+            TINY
+        )  # of what lies between near and far, that can be given back
+        is_active = crossing * (far_fraction - near_fraction) > SEARCH_TOLERANCE * far_fraction
+        rows, z, x, near_fraction, far_fraction, image_score, original_score, crossing = (
+            values[is_active]
+            for values in (rows, z, x, near_fraction, far_fraction, image_score, original_score, crossing)
+        )
         if not len(rows):
             return
-        t = far - (far - near) * (share * 0.95 if look % 2 == 0 else 0.5 + 0 * share)
-        tried = attempt.box.inputs.clip(x + broadcast_rows(t, x) * (z - x))
-        score = attempt.fooled(tried, rows)
-        won = score > 0
-        attempt.keep(tried, rows, won)
-        far, high = torch.where(won, t, far), torch.where(won, score, high)
-        near, low = torch.where(won, near, t), torch.where(won, low, score)
+        fraction = far_fraction - (far_fraction - near_fraction) * (
+            crossing * 0.95 if iteration % 2 == 0 else 0.5 + 0 * crossing
+        )
+        candidates = state.box.inputs.clip(x + broadcast_rows(fraction, x) * (z - x))
+        score = state.success_score(candidates, rows)
+        is_adversarial = score > 0
+        state.keep_nearer(candidates, rows, is_adversarial)
+        far_fraction, image_score = (
+            torch.where(is_adversarial, fraction, far_fraction),
+            torch.where(is_adversarial, score, image_score),
+        )
+        near_fraction, original_score = (
+            torch.where(is_adversarial, near_fraction, fraction),
+            torch.where(is_adversarial, original_score, score),
+        )

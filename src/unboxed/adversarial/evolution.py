@@ -26,130 +26,138 @@ class Encoding(ABC):
     """How a genome (N, D) becomes images, and how it mutates."""
 
     @abstractmethod
-    def first(self, n: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
         """Genomes (n, D) to begin with."""
 
     @abstractmethod
-    def images(self, genomes: Tensor, shape: Shape) -> Tensor:
+    def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
         """(N, C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def mutated(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor: ...
+    def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor: ...
 
 
-class Direct(Encoding):
+class DirectEncoding(Encoding):
     """A gene a pixel: each is mutated with a chance of 10 %, halved every 1,000 generations, by polynomial mutation."""
 
-    chance, half_life, eta = 0.1, 1000, 15.0
+    mutation_rate, rate_half_life, eta = 0.1, 1000, 15.0
 
-    def first(self, n: int, shape: Shape, generator: torch.Generator) -> Tensor:
-        return _uniform((n, torch.Size(shape).numel()), generator)
+    def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        return _uniform((n_genomes, torch.Size(shape).numel()), generator)
 
-    def images(self, genomes: Tensor, shape: Shape) -> Tensor:
+    def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
         return genomes.view(-1, *shape)
 
-    def mutated(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
-        chance = self.chance * 0.5 ** (generation // self.half_life)
-        hit, u = (_uniform(tuple(genomes.shape), generator) for _ in range(2))
-        return torch.where(hit < chance, (genomes + polynomial(u, self.eta)).clamp(0, 1), genomes)
+    def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
+        mutation_rate = self.mutation_rate * 0.5 ** (generation // self.rate_half_life)
+        mutation_draws, uniform = (_uniform(tuple(genomes.shape), generator) for _ in range(2))
+        return torch.where(
+            mutation_draws < mutation_rate, (genomes + polynomial_mutation(uniform, self.eta)).clamp(0, 1), genomes
+        )
 
 
-class Painted(Encoding):
+class CPPNEncoding(Encoding):
     """A gene a weight of a small model from a pixel's place to its color: each moves a little, with a chance of 10
     %."""
 
-    chance, width, depth, spread, move = 0.1, 8, 4, 1.0, 0.5
+    mutation_rate, width, depth, initial_std, mutation_std = 0.1, 8, 4, 1.0, 0.5
 
-    def first(self, n: int, shape: Shape, generator: torch.Generator) -> Tensor:
-        sizes = self._sizes(shape)
-        scale = torch.cat([torch.full((a * b,), self.spread / a**0.5) for a, b in sizes]).to(generator.device).double()
-        scale = torch.cat([scale, torch.full_like(scale[: sum(b for _, b in sizes)], self.spread)])
-        return _normal((n, len(scale)), generator) * scale
+    def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        layer_sizes = self._layer_sizes(shape)
+        gene_std = (
+            torch.cat([torch.full((n_in * n_out,), self.initial_std / n_in**0.5) for n_in, n_out in layer_sizes])
+            .to(generator.device)
+            .double()
+        )
+        gene_std = torch.cat([gene_std, torch.full_like(gene_std[: sum(b for _, b in layer_sizes)], self.initial_std)])
+        return _normal((n_genomes, len(gene_std)), generator) * gene_std
 
-    def images(self, genomes: Tensor, shape: Shape) -> Tensor:
-        sizes = self._sizes(shape)
-        weights, biases = [a * b for a, b in sizes], [b for _, b in sizes]
-        genes = torch.split_with_sizes(genomes, weights + biases, 1)
-        w = [g.view(-1, a, b) for g, (a, b) in zip(genes, sizes, strict=False)]
-        b = [g[:, None] for g in genes[len(sizes) :]]
+    def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
+        layer_sizes = self._layer_sizes(shape)
+        weight_counts, bias_counts = [a * b for a, b in layer_sizes], [b for _, b in layer_sizes]
+        gene_groups = torch.split_with_sizes(genomes, weight_counts + bias_counts, 1)
+        w = [g.view(-1, a, b) for g, (a, b) in zip(gene_groups, layer_sizes, strict=False)]
+        b = [g[:, None] for g in gene_groups[len(layer_sizes) :]]
         palette = Palette(genomes.new_full((shape[0],), 0.5), overshoot=0.02)
-        painted: Tensor = CPPN(w, b, (shape[1], shape[2]), palette)()
-        return painted.detach()
+        rendered: Tensor = CPPN(w, b, (shape[1], shape[2]), palette)()
+        return rendered.detach()
 
-    def mutated(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
-        hit = _uniform(tuple(genomes.shape), generator) < self.chance
-        return genomes + hit * self.move * _normal(tuple(genomes.shape), generator)
+    def mutate(self, genomes: Tensor, generation: int, generator: torch.Generator) -> Tensor:
+        is_mutated = _uniform(tuple(genomes.shape), generator) < self.mutation_rate
+        return genomes + is_mutated * self.mutation_std * _normal(tuple(genomes.shape), generator)
 
-    def _sizes(self, shape: Shape) -> list[tuple[int, int]]:
+    def _layer_sizes(self, shape: Shape) -> list[tuple[int, int]]:
         """(inputs, outputs) of each layer; a layer's bends are odd and even, so the next has twice as many inputs."""
         return [(2, self.width), *[(2 * self.width, self.width)] * (self.depth - 1), (2 * self.width, shape[0])]
 
 
-ENCODINGS: dict[str, Encoding] = {"evolution": Direct(), "cppn": Painted()}
+ENCODINGS: dict[str, Encoding] = {"evolution": DirectEncoding(), "cppn": CPPNEncoding()}
 
 
-def polynomial(u: Tensor, eta: float) -> Tensor:
+def polynomial_mutation(uniform: Tensor, eta: float) -> Tensor:
     """The polynomial mutation of Deb & Agrawal 1999, from u in [0, 1): between -1 and 1, small where eta is large."""
-    low = (2 * u) ** (1 / (eta + 1)) - 1
-    high = 1 - (2 * (1 - u)) ** (1 / (eta + 1))
-    return torch.where(u < 0.5, low, high)
+    negative_step = (2 * uniform) ** (1 / (eta + 1)) - 1
+    positive_step = 1 - (2 * (1 - uniform)) ** (1 / (eta + 1))
+    return torch.where(uniform < 0.5, negative_step, positive_step)
 
 
 @dataclass(frozen=True, eq=False)
-class Evolved:
+class EvolutionResult:
     images: Tensor  # (K, C, H, W)
     fitness: Tensor  # (K,) log-probability of each one's class
     history: Tensor  # (T, K)
-    evaluated: int
+    n_evaluated: int
     interrupted: bool
 
 
 @dataclass
-class _Archive:
+class _EliteArchive:
     """The best genome (K, D) of each class and what the model says of it."""
 
     genomes: Tensor
     fitness: Tensor  # (K,)
 
-    def challenge(self, genomes: Tensor, fitness: Tensor) -> None:
+    def update_elites(self, genomes: Tensor, fitness: Tensor) -> None:
         """Each child (n,) stands against the elite of every class, fitness (n, K)."""
-        best = fitness.max(0)
-        better = best.values > self.fitness
-        self.genomes = torch.where(better[:, None], genomes[best.indices], self.genomes)
-        self.fitness = torch.where(better, best.values, self.fitness)
+        best_children = fitness.max(0)
+        is_better = best_children.values > self.fitness
+        self.genomes = torch.where(is_better[:, None], genomes[best_children.indices], self.genomes)
+        self.fitness = torch.where(is_better, best_children.values, self.fitness)
 
 
 def evolve(
-    box: Box, goal: Tensor, encoding: Encoding, sure: float, generations: int, children: int, seed: int,
+    box: Box, targets: Tensor, encoding: Encoding, min_confidence: float, n_generations: int, n_children: int, seed: int,
     batch_size: BatchSize,
-) -> Evolved:  # fmt: skip
+) -> EvolutionResult:  # fmt: skip
     """Elites of the classes `goal` (K,), until the model is `sure` of all of them. On Ctrl-C, those found so far."""
-    shape, enough = box.inputs.shape, torch.tensor(sure).log().item()
+    shape, min_log_prob = box.inputs.shape, torch.tensor(min_confidence).log().item()
 
-    def scores(genomes: Tensor) -> Tensor:  # (n, K)
-        logits = box(encoding.images(genomes, shape).to(box.dtype), batch_size=batch_size)
-        return (F.logsigmoid(logits) if box.outputs == "multilabel" else logits.log_softmax(1))[:, goal]
+    def class_log_probs(genomes: Tensor) -> Tensor:  # (n, K)
+        logits = box(encoding.to_images(genomes, shape).to(box.dtype), batch_size=batch_size)
+        return (F.logsigmoid(logits) if box.outputs == "multilabel" else logits.log_softmax(1))[:, targets]
 
-    born = encoding.first(max(children, len(goal)), shape, step_generator(seed, 0, box.device))
-    archive = _Archive(born[: len(goal)], torch.full((len(goal),), -torch.inf, device=box.device, dtype=box.dtype))
-    history, evaluated, stopped = list[Tensor](), 0, False
+    offspring = encoding.initial_genomes(max(n_children, len(targets)), shape, step_generator(seed, 0, box.device))
+    archive = _EliteArchive(
+        offspring[: len(targets)], torch.full((len(targets),), -torch.inf, device=box.device, dtype=box.dtype)
+    )
+    history, n_evaluated, was_interrupted = list[Tensor](), 0, False
     try:
-        for generation in range(generations + 1):
-            archive.challenge(born, scores(born))
-            evaluated += len(born)
+        for generation in range(n_generations + 1):
+            archive.update_elites(offspring, class_log_probs(offspring))
+            n_evaluated += len(offspring)
             history.append(archive.fitness)
-            if bool((archive.fitness >= enough).all()):
+            if bool((archive.fitness >= min_log_prob).all()):
                 break
             generator = step_generator(seed, generation + 1, box.device)
-            parents = torch.randint(len(goal), (children,), generator=generator, device=box.device)
-            born = encoding.mutated(archive.genomes[parents], generation, generator)
+            parents = torch.randint(len(targets), (n_children,), generator=generator, device=box.device)
+            offspring = encoding.mutate(archive.genomes[parents], generation, generator)
     except KeyboardInterrupt:
-        stopped = True
+        was_interrupted = True
     if not history:
-        archive.fitness = scores(archive.genomes).diagonal()
+        archive.fitness = class_log_probs(archive.genomes).diagonal()
         history.append(archive.fitness)
-    images = encoding.images(archive.genomes, shape).to(box.dtype)
-    return Evolved(images, archive.fitness, torch.stack(history), evaluated, stopped)
+    images = encoding.to_images(archive.genomes, shape).to(box.dtype)
+    return EvolutionResult(images, archive.fitness, torch.stack(history), n_evaluated, was_interrupted)
 
 
 def _uniform(shape: Shape, generator: torch.Generator) -> Tensor:

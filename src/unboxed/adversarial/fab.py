@@ -21,13 +21,13 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..validation import check_seed, check_float, check_int
 from . import levels
-from .answers import likeliest_others
-from .attempt import Attempt, in_range
+from .answers import top_other_classes
+from .attempt import AttackState, check_eps_range
 from .result import Adversarial
 
 INF = math.inf
-POLISH = 3  # looks of the final search
-PAST = 1e-3  # of the score at x: so far above zero it aims, so that the model is fooled and not just undecided
+FINAL_SEARCH_STEPS = 3  # looks of the final search
+SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the model is fooled and not just undecided
 
 
 @card(
@@ -51,13 +51,13 @@ def fab(
     norm: str = "l2",
     target: Tensor | int | None = None,
     objective: Objective | None = None,
-    targets: int | None = None,
+    n_targets: int | None = None,
     steps: int = 100,
     restarts: int = 1,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    keep_going: bool = False,
+    early_stop: bool = True,
     bits: int | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -66,39 +66,39 @@ def fab(
 
     Each step goes `eta` times the way to the nearest boundary among those of all classes; with `targets=k` it is run
     for each of the k likeliest other classes in turn (FAB-T), which is quicker where classes are many. With `eps`, an
-    image beyond it is no success, and examples fooled within it stop (`keep_going=True`: they get nearer still).
+    image beyond it is no success, and examples fooled within it stop (`early_stop=False`: they get nearer still).
     `restarts` counts the runs: the first starts at x, others at random. Raises InputError.
     """
     ball = unbounded_ball(norm)
     if eps is not None:
         eps = check_float("eps", eps, above=0)
-        in_range(box, BALL_BY_NORM[norm.lower()](eps))
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    if targets is not None and (attempt.goal.right is None or attempt.goal.become is not None):
+        check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
+    state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
         raise InputError("targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
-    pace = Pace(
-        norm.lower(), check_int("steps", steps), _share("alpha_max", alpha_max), check_float("eta", eta, above=0),
-        _share("beta", beta), -1.0 if keep_going or eps is None else eps,
+    config = FABConfig(
+        norm.lower(), check_int("steps", steps), _check_fraction("alpha_max", alpha_max), check_float("eta", eta, above=0),
+        _check_fraction("beta", beta), -1.0 if not early_stop or eps is None else eps,
     )  # fmt: skip
     seed = check_seed(seed)
-    restarts, targets = (
+    restarts, n_targets = (
         check_int("restarts", restarts, minimum=1),
-        None if targets is None else check_int("targets", targets, 1),
+        None if n_targets is None else check_int("n_targets", n_targets, 1),
     )
-    search = Search(attempt, pace, INF if eps is None else eps, seed)
-    with attempt:
-        for rows in attempt.blocks(attempt.begin()):
-            search.run(rows, targets, restarts)
-    levels.saved(attempt, bits)
-    return attempt.result(INF if eps is None else eps)
+    attack = FAB(state, config, INF if eps is None else eps, seed)
+    with state:
+        for rows in state.row_batches(state.evaluate_originals()):
+            attack.run(rows, n_targets, restarts)
+    levels.quantize_images(state, bits)
+    return state.to_result(INF if eps is None else eps)
 
 
-def _share(name: str, value: float) -> float:
+def _check_fraction(name: str, value: float) -> float:
     return check_float(name, value, minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
-class Pace:
+class FABConfig:
     """How a run goes. An example found within `enough` has no need of a nearer one."""
 
     norm: str
@@ -106,147 +106,165 @@ class Pace:
     alpha_max: float
     eta: float
     beta: float
-    enough: float
+    target_distance: float
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Linearization:
     """The boundary as it seems from some points, and which of them fool the model already."""
 
     plane: Hyperplane
-    fooled: Tensor  # (n,) bool
+    is_adversarial: Tensor  # (n,) bool
 
 
-Way = Callable[[Tensor, Tensor], Look]  # points z (n, ...) of rows (n,) -> the boundary to go to
+BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> the boundary to go to
 
 
-class Search:
+class FAB:
     """The runs of one call, for all rows that are still to be fooled, or to be fooled from nearer."""
 
-    def __init__(self, attempt: Attempt, pace: Pace, eps: float, seed: int) -> None:
-        self.attempt, self.pace, self.eps, self.seed = attempt, pace, eps, seed
-        one = attempt.x[:1]
-        self.low, self.high = (attempt.box.inputs.clip(torch.full_like(one, v)).flatten(1) for v in (-INF, INF))
+    def __init__(self, state: AttackState, config: FABConfig, eps: float, seed: int) -> None:
+        self.state, self.config, self.eps, self.seed = state, config, eps, seed
+        example = state.x[:1]
+        self.lower, self.upper = (
+            state.box.inputs.clip(torch.full_like(example, bound)).flatten(1) for bound in (-INF, INF)
+        )
 
-    def run(self, rows: Tensor, targets: int | None, restarts: int) -> None:
+    def run(self, rows: Tensor, n_targets: int | None, n_restarts: int) -> None:
         """Each run goes on from what those before have found, so that with more of them nothing gets worse."""
-        ways = self.ways(rows, targets)
-        z = self.attempt.x[rows]
-        for restart in range(restarts):
-            known = self.attempt.distance.clone()
-            for k, way in enumerate(ways):
-                rows, z = self.left(rows, z)
-                begin = self.start(z, rows, restart * len(ways) + k) if restart else self.attempt.x[rows]
-                z = self.descend(way, rows, begin)
-            rows, z = self.left(rows, z)
-            self.polish(rows[self.attempt.distance[rows] < known[rows]])
+        boundary_fns = self.boundary_fns(rows, n_targets)
+        z = self.state.x[rows]
+        for restart in range(n_restarts):
+            old_distance = self.state.distance.clone()
+            for run_index, boundary_fn in enumerate(boundary_fns):
+                rows, z = self.drop_finished(rows, z)
+                start_images = (
+                    self.random_start(z, rows, restart * len(boundary_fns) + run_index)
+                    if restart
+                    else self.state.x[rows]
+                )
+                z = self.run_from(boundary_fn, rows, start_images)
+            rows, z = self.drop_finished(rows, z)
+            self.final_search(rows[self.state.distance[rows] < old_distance[rows]])
 
-    def left(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def drop_finished(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Those that were not fooled from near enough."""
-        stay = self.attempt.distance[rows] > self.pace.enough
-        return (rows, z) if bool(stay.all()) else (rows[stay], z[stay])
+        is_active = self.state.distance[rows] > self.config.target_distance
+        return (rows, z) if bool(is_active.all()) else (rows[is_active], z[is_active])
 
     # -- which boundary ----------------------------------------------------------------------------------------------
 
-    def ways(self, rows: Tensor, targets: int | None) -> list[Way]:
+    def boundary_fns(self, rows: Tensor, n_targets: int | None) -> list[BoundaryFn]:
         """One for each run from x."""
-        goal, classes = self.attempt.goal, self.attempt.box.n_outputs
+        goal, n_classes = self.state.goal, self.state.box.n_outputs
         if not len(rows):
             return []
-        if targets is not None and goal.right is not None:
-            return [self.to(between) for between in self.likeliest(rows, goal.right, min(targets, classes - 1))]
-        if goal.become is not None or goal.right is None or classes == 2:
-            return [self.to(goal.fooled)]
-        return [self.nearest(goal.right)]
+        if n_targets is not None and goal.labels is not None:
+            return [
+                self.to_zero_of(score)
+                for score in self.top_class_objectives(rows, goal.labels, min(n_targets, n_classes - 1))
+            ]
+        if goal.target_labels is not None or goal.labels is None or n_classes == 2:
+            return [self.to_zero_of(goal.criterion)]
+        return [self.to_nearest_class(goal.labels)]
 
-    def likeliest(self, rows: Tensor, right: Tensor, targets: int) -> list[Objective]:
+    def top_class_objectives(self, rows: Tensor, labels: Tensor, n_targets: int) -> list[Objective]:
         """From each row's class to each of the likeliest others."""
-        logits = self.attempt.logits(self.attempt.x[rows], rows)
-        others = right[:, None].repeat(1, targets)  # (N, targets)
-        others[rows] = likeliest_others(logits, right[rows], targets)
-        return [logit(others[:, k]) - logit(right) for k in range(targets)]
+        logits = self.state.logits(self.state.x[rows], rows)
+        other_classes = labels[:, None].repeat(1, n_targets)  # (N, targets)
+        other_classes[rows] = top_other_classes(logits, labels[rows], n_targets)
+        return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
-    def to(self, score: Objective) -> Way:
+    def to_zero_of(self, score: Objective) -> BoundaryFn:
         """To where a score is zero."""
 
-        def way(z: Tensor, rows: Tensor) -> Look:
-            slope = self.attempt.slope(z, rows, score)
-            return Look(Hyperplane(slope.score, slope.grad.flatten(1)), slope.fooled > 0)
+        def linearize(z: Tensor, rows: Tensor) -> Linearization:
+            evaluation = self.state.evaluate_with_grad(z, rows, score)
+            return Linearization(Hyperplane(evaluation.score, evaluation.grad.flatten(1)), evaluation.success_score > 0)
 
-        return way
+        return linearize
 
-    def nearest(self, right: Tensor) -> Way:
+    def to_nearest_class(self, labels: Tensor) -> BoundaryFn:
         """To the nearest boundary of all, as they seem from a point: arXiv:1907.02044, eq. 7."""
-        k = torch.arange(self.attempt.box.n_outputs - 1, device=right.device)
-        others = k + (k >= right[:, None])  # (N, K - 1)
-        dual, size = DUAL_NORM[self.pace.norm], self.low.shape[1]
+        class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
+        other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
+        dual_norm, n_values = DUAL_NORM[self.config.norm], self.lower.shape[1]
 
-        def pick(logits: Tensor, i: Tensor) -> Tensor:
-            return logits.gather(1, others[i]) - logits.gather(1, right[i, None])
+        def select_scores(logits: Tensor, row_index: Tensor) -> Tensor:
+            return logits.gather(1, other_classes[row_index]) - logits.gather(1, labels[row_index, None])
 
-        def way(z: Tensor, rows: Tensor) -> Look:
-            logits, scores, grads = self.attempt.jacobian(z, rows, pick)
-            far = scores.abs() / vector_norms(dual, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
-            one = far.argmin(1, keepdim=True)
-            normal = grads.flatten(2).gather(1, one[..., None].expand(-1, 1, size))[:, 0]
-            fooled = self.attempt.goal.fooled.rows(rows)({"logits": logits})
-            return Look(Hyperplane(scores.gather(1, one)[:, 0], normal), fooled > 0)
+        def linearize(z: Tensor, rows: Tensor) -> Linearization:
+            logits, scores, grads = self.state.jacobian(z, rows, select_scores)
+            distances = scores.abs() / vector_norms(dual_norm, grads.flatten(2)).clamp_min(TINY)  # (n, K - 1)
+            nearest_index = distances.argmin(1, keepdim=True)
+            normal = grads.flatten(2).gather(1, nearest_index[..., None].expand(-1, 1, n_values))[:, 0]
+            success_score = self.state.goal.criterion.rows(rows)({"logits": logits})
+            return Linearization(Hyperplane(scores.gather(1, nearest_index)[:, 0], normal), success_score > 0)
 
-        return way
+        return linearize
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
-    def start(self, last: Tensor, rows: Tensor, run: int) -> Tensor:
+    def random_start(self, last_images: Tensor, rows: Tensor, run_index: int) -> Tensor:
         """A random point half as far from x as the nearest image found, or as eps, or as the last run came."""
-        x = self.attempt.x[rows]
-        far = self.attempt.distance[rows].clamp_max(self.eps)
-        far = torch.where(far.isfinite(), far, self.attempt.norm.distance(last, x))
-        side = random_direction(self.pace.norm, x.flatten(1), rows, self.seed, run).view_as(x)
-        return self.attempt.box.inputs.clip(x + broadcast_rows(far / 2, x) * side)
+        x = self.state.x[rows]
+        distance = self.state.distance[rows].clamp_max(self.eps)
+        distance = torch.where(distance.isfinite(), distance, self.state.norm.distance(last_images, x))
+        offset = random_direction(self.config.norm, x.flatten(1), rows, self.seed, run_index).view_as(x)
+        return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
-    def descend(self, way: Way, rows: Tensor, z: Tensor) -> Tensor:
+    def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, z: Tensor) -> Tensor:
         """Steps from z; where they end, for all rows that were given."""
-        ends, at = z.clone(), torch.arange(len(rows), device=rows.device)
-        for _ in range(self.pace.steps):
+        final_images, position = z.clone(), torch.arange(len(rows), device=rows.device)
+        for _ in range(self.config.steps):
             if not len(rows):
                 break
-            look = way(z, rows)
-            self.attempt.keep(z, rows, look.fooled)
-            z = self.stepped(z, rows, look.plane)
-            fooled = self.attempt.fooled(z, rows) > 0
-            self.attempt.keep(z, rows, fooled)
-            back = self.attempt.x[rows].lerp(z, self.pace.beta)
-            ends[at] = z = torch.where(broadcast_rows(fooled, z), back, z)
-            stay = self.attempt.distance[rows] > self.pace.enough
-            if not bool(stay.all()):
-                rows, z, at = rows[stay], z[stay], at[stay]
-        return ends
+            linearization = boundary_fn(z, rows)
+            self.state.keep_nearer(z, rows, linearization.is_adversarial)
+            z = self.fab_step(z, rows, linearization.plane)
+            is_adversarial = self.state.success_score(z, rows) > 0
+            self.state.keep_nearer(z, rows, is_adversarial)
+            biased_back = self.state.x[rows].lerp(z, self.config.beta)
+            final_images[position] = z = torch.where(broadcast_rows(is_adversarial, z), biased_back, z)
+            is_active = self.state.distance[rows] > self.config.target_distance
+            if not bool(is_active.all()):
+                rows, z, position = rows[is_active], z[is_active], position[is_active]
+        return final_images
 
-    def stepped(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
+    def fab_step(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
         """Over the boundary from z and from x, and between both: arXiv:1907.02044, algorithm 1."""
-        norm, eta, box = self.pace.norm, self.pace.eta, self.attempt.box
-        z, x = z.flatten(1), self.attempt.x[rows].flatten(1)
-        there = Hyperplane(
+        norm, eta, box = self.config.norm, self.config.eta, self.state.box
+        z, x = z.flatten(1), self.state.x[rows].flatten(1)
+        plane_from_x = Hyperplane(
             plane.value + torch.linalg.vecdot(plane.normal, x - z), plane.normal
         )  # the same plane from x
-        from_z, from_x = (projection_step(norm, a, b, self.low, self.high) for a, b in ((z, plane), (x, there)))
-        near, far = vector_norms(norm, from_z), vector_norms(norm, from_x)
-        alpha = (near / (near + far).clamp_min(TINY)).clamp_max(self.pace.alpha_max)
-        moved = torch.lerp(z + eta * from_z, x + eta * from_x, alpha[:, None])
-        return box.inputs.clip(moved.view(len(rows), *self.attempt.x.shape[1:]))
+        from_z, from_x = (
+            projection_step(norm, point, boundary, self.lower, self.upper)
+            for point, boundary in ((z, plane), (x, plane_from_x))
+        )
+        length_z, length_x = vector_norms(norm, from_z), vector_norms(norm, from_x)
+        alpha = (length_z / (length_z + length_x).clamp_min(TINY)).clamp_max(self.config.alpha_max)
+        next_images = torch.lerp(z + eta * from_z, x + eta * from_x, alpha[:, None])
+        return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
-    def polish(self, rows: Tensor) -> None:
+    def final_search(self, rows: Tensor) -> None:
         """The final search: on the way from x to what fools, to just beyond where the score's chord crosses zero."""
         if not len(rows):
             return
-        near, far = self.attempt.x[rows], self.attempt.images[rows]
-        low, high = self.attempt.fooled(near, rows), self.attempt.fooled(far, rows)
-        aim = PAST * low.abs()
-        for _ in range(POLISH):
-            share = ((aim - low) / (high - low).clamp_min(TINY)).clamp(0, 1)
-            z = self.attempt.box.inputs.clip(near.lerp(far, broadcast_rows(share, near)))
-            score = self.attempt.fooled(z, rows)
-            good = score > aim / 2
-            self.attempt.keep(z, rows, good)
-            near, far = torch.where(broadcast_rows(good, z), near, z), torch.where(broadcast_rows(good, z), z, far)
-            low, high = torch.where(good, low, score), torch.where(good, score, high)
+        near_images, far_images = self.state.x[rows], self.state.images[rows]
+        near_score, far_score = self.state.success_score(near_images, rows), self.state.success_score(far_images, rows)
+        target_score = SCORE_MARGIN * near_score.abs()
+        for _ in range(FINAL_SEARCH_STEPS):
+            fraction = ((target_score - near_score) / (far_score - near_score).clamp_min(TINY)).clamp(0, 1)
+            z = self.state.box.inputs.clip(near_images.lerp(far_images, broadcast_rows(fraction, near_images)))
+            score = self.state.success_score(z, rows)
+            is_adversarial = score > target_score / 2
+            self.state.keep_nearer(z, rows, is_adversarial)
+            near_images, far_images = (
+                torch.where(broadcast_rows(is_adversarial, z), near_images, z),
+                torch.where(broadcast_rows(is_adversarial, z), z, far_images),
+            )
+            near_score, far_score = (
+                torch.where(is_adversarial, near_score, score),
+                torch.where(is_adversarial, score, far_score),
+            )

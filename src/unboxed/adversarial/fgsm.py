@@ -12,9 +12,9 @@ from ..cards import card
 from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from .attempt import Attempt
+from .attempt import AttackState
 from .result import Adversarial
-from .stepping import Way, bound, draws_of, step_of, stepped
+from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(
@@ -42,7 +42,7 @@ def fgsm(
     objective: Objective | None = None,
     step: float | None = None,
     random_start: bool = False,
-    keep_going: bool = False,
+    early_stop: bool = True,
     eot: int = 1,
     bits: int | None = None,
     seed: int = 0,
@@ -53,10 +53,17 @@ def fgsm(
     `random_start` begins at a random point of the ball, with a step of 1.25 eps by default: Wong et al. 2020, "Fast is
     better than free: Revisiting adversarial training", arXiv:2001.03994, algorithm 3.
     """
-    within = bound(box, eps, norm, ball)
-    step = step_of(step, (1.25 if random_start else 1.0) * within.eps, 1)
-    way = Way(within, 1, step, random_start, keep_going=keep_going, seed=seed)
-    attempt = Attempt(
-        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    norm_ball = attack_ball(box, eps, norm, ball)
+    step = resolve_step_size(step, (1.25 if random_start else 1.0) * norm_ball.eps, 1)
+    config = GradientAttackConfig(norm_ball, 1, step, random_start, early_stop=early_stop, seed=seed)
+    state = AttackState(
+        box,
+        x,
+        y,
+        norm=norm_ball,
+        target=target,
+        objective=objective,
+        n_samples=n_eot_samples(box, eot),
+        batch_size=batch_size,
     )
-    return stepped(attempt, way, bits)
+    return run_gradient_attack(state, config, bits)

@@ -28,13 +28,16 @@ from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import Attempt, Slope
-from .levels import saved
+from .attempt import AttackState, Evaluation
+from .levels import quantize_images
 from .result import Adversarial
 
-LAST_STEP, LAST_GAMMA = 0.01, 0.001  # where the cosines end: the first as a share of the step, the second as it is
-PATIENCE = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
-STEEPEST = L2(math.inf).steepest_direction
+FINAL_STEP_FRACTION, FINAL_GAMMA = (
+    0.01,
+    0.001,
+)  # where the cosines end: the first as a share of the step, the second as it is
+STALL_AFTER_STEPS = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
+L2_DIRECTION = L2(math.inf).steepest_direction
 
 
 @card(
@@ -73,58 +76,77 @@ def fmn(
     """
     eps = math.inf if eps is None else check_float("eps", eps, above=0)
     ball = unbounded_ball(norm)
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, loss="margin", batch_size=batch_size)
+    state = AttackState(
+        box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
+    )
     steps, step, gamma = (
         check_int("steps", steps),
         check_float("step", step, above=0),
         check_float("gamma", gamma, above=0, below=1),
     )
-    with attempt:
-        for rows in attempt.blocks(attempt.begin()):
-            _descend(attempt, rows, steps, step, gamma)
-    saved(attempt, bits)
-    return attempt.result(eps)
+    with state:
+        for rows in state.row_batches(state.evaluate_originals()):
+            _run_fmn(state, rows, steps, step, gamma)
+    quantize_images(state, bits)
+    return state.to_result(eps)
 
 
-def _descend(attempt: Attempt, rows: Tensor, steps: int, step: float, gamma: float) -> None:
+def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gamma: float) -> None:
     """Algorithm 1 for one block of rows; the last image is looked at too."""
-    x = z = attempt.x[rows]
-    clip, radius = attempt.box.inputs.clip, x.new_full((len(rows),), math.inf)
-    stalled = torch.zeros_like(rows, dtype=torch.bool)
-    for k in range(steps):
-        slope = attempt.slope(z, rows)
-        attempt.keep(z, rows, slope.fooled > 0)
-        if k == PATIENCE:
-            stalled = ~attempt.success[rows]
-        grad = slope.grad.nan_to_num(0, 0, 0)
+    x = z = state.x[rows]
+    clip_to_range, radius = state.box.inputs.clip, x.new_full((len(rows),), math.inf)
+    is_stalled = torch.zeros_like(rows, dtype=torch.bool)
+    for step_index in range(steps):
+        evaluation = state.evaluate_with_grad(z, rows)
+        state.keep_nearer(z, rows, evaluation.success_score > 0)
+        if step_index == STALL_AFTER_STEPS:
+            is_stalled = ~state.success[rows]
+        grad = evaluation.grad.nan_to_num(0, 0, 0)
         grad = torch.where(
-            broadcast_rows(stalled, x), zero_grad_at_bounds(grad, z, clip), grad
+            broadcast_rows(is_stalled, x), zero_grad_at_bounds(grad, z, clip_to_range), grad
         )  # the paper: always the whole gradient
-        radius = _radius(attempt, rows, z, radius, slope, grad, _cosine(gamma, LAST_GAMMA, k, steps), stalled)
-        moved = z + _cosine(step, LAST_STEP * step, k, steps) * STEEPEST(grad)
-        z = clip(project_to_radii(attempt.norm, moved, x, radius))
+        radius = _next_radius(
+            state,
+            rows,
+            z,
+            radius,
+            evaluation,
+            grad,
+            _cosine_schedule(gamma, FINAL_GAMMA, step_index, steps),
+            is_stalled,
+        )
+        stepped = z + _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps) * L2_DIRECTION(
+            grad
+        )
+        z = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
-        attempt.keep(z, rows, attempt.fooled(z, rows) > 0)
+        state.keep_nearer(z, rows, state.success_score(z, rows) > 0)
 
 
-def _cosine(first: float, last: float, k: int, steps: int) -> float:
-    return last + (first - last) * (1 + math.cos(math.pi * k / steps)) / 2
+def _cosine_schedule(start: float, end: float, step_index: int, steps: int) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * step_index / steps)) / 2
 
 
-def _radius(
-    attempt: Attempt,
+def _next_radius(
+    state: AttackState,
     rows: Tensor,
     z: Tensor,
     radius: Tensor,
-    slope: Slope,
+    evaluation: Evaluation,
     grad: Tensor,
     gamma: float,
-    stalled: Tensor,
+    is_stalled: Tensor,
 ) -> Tensor:
     """The next radius (n,) of each row's ball: lines 5 to 12 of algorithm 1."""
-    dual = DUAL_NORM[type(attempt.norm).__name__.lower()]
-    left = slope.score.abs() / vector_norms(dual, grad.flatten(1)).clamp_min(TINY)
-    linear = attempt.norm.distance(z, attempt.x[rows]) + left
-    beyond = torch.where(stalled, linear * (1 + gamma), linear * (1 + LAST_GAMMA))  # the paper: on the boundary itself
-    outside = torch.where(attempt.success[rows], radius * (1 + gamma), beyond)
-    return torch.where(slope.fooled > 0, torch.minimum(radius * (1 - gamma), attempt.distance[rows]), outside)
+    dual_norm = DUAL_NORM[type(state.norm).__name__.lower()]
+    boundary_distance = evaluation.score.abs() / vector_norms(dual_norm, grad.flatten(1)).clamp_min(TINY)
+    linear_estimate = state.norm.distance(z, state.x[rows]) + boundary_distance
+    overshot_estimate = torch.where(
+        is_stalled, linear_estimate * (1 + gamma), linear_estimate * (1 + FINAL_GAMMA)
+    )  # the paper: on the boundary itself
+    radius_if_not_adversarial = torch.where(state.success[rows], radius * (1 + gamma), overshot_estimate)
+    return torch.where(
+        evaluation.success_score > 0,
+        torch.minimum(radius * (1 - gamma), state.distance[rows]),
+        radius_if_not_adversarial,
+    )

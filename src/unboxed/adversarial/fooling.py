@@ -27,9 +27,9 @@ from ..rng import uniform
 from ..validation import check_seed, check_float, check_int
 from .evolution import ENCODINGS, evolve
 
-WAYS = ("gradient", *ENCODINGS)
-STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
-PACE = 0.02  # of the range, a step of Adam
+ALGORITHMS = ("gradient", *ENCODINGS)
+DEFAULT_STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
+ADAM_LR = 0.02  # of the range, a step of Adam
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class Fooling:
     images: Tensor  # (K, C, H, W)
     targets: Tensor  # (K,)
     confidence: Tensor  # (K,) the model's probability of the target
-    history: Tensor  # (T, K) the same after each step or generation; the start's first
-    evaluated: int  # how many images the model has seen
+    confidence_history: Tensor  # (T, K) the same after each step or generation; the start's first
+    n_evaluated: int  # how many images the model has seen
     interrupted: bool
 
 
@@ -55,10 +55,10 @@ def fooling(
     box: Box,
     target: int | Sequence[int] | Tensor | None = None,
     *,
-    how: str = "gradient",
+    algorithm: str = "gradient",
     confidence: float = 0.9999,
     steps: int | None = None,
-    sample: int = 100,
+    n_children: int = 100,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Fooling:
@@ -70,51 +70,58 @@ def fooling(
     """
     require_images(box, "a fooling image")
     box.require_class_scores("a fooling image")
-    if not isinstance(how, str) or how not in WAYS:
-        raise InputError(f"how is one of {', '.join(WAYS)}; got {how!r}")
-    goal, most = _goal(box, target), check_int("steps", STEPS[how] if steps is None else steps)
-    sure = check_float("confidence", confidence, above=0, below=1)
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise InputError(f"how is one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
+    targets, max_steps = (
+        _target_classes(box, target),
+        check_int("steps", DEFAULT_STEPS[algorithm] if steps is None else steps),
+    )
+    min_confidence = check_float("confidence", confidence, above=0, below=1)
     seed = check_seed(seed)
-    check_int("sample", sample, minimum=1)
+    check_int("n_children", n_children, minimum=1)
     with torch.inference_mode(False):
-        if how == "gradient":
-            return _climbed(box, goal, sure, most, seed, batch_size)
-        made = evolve(box, goal, ENCODINGS[how], sure, most, sample, seed, batch_size)
-    return Fooling(made.images, goal, made.fitness.exp(), made.history.exp(), made.evaluated, made.interrupted)
+        if algorithm == "gradient":
+            return _optimize_images(box, targets, min_confidence, max_steps, seed, batch_size)
+        evolved = evolve(box, targets, ENCODINGS[algorithm], min_confidence, max_steps, n_children, seed, batch_size)
+    return Fooling(
+        evolved.images, targets, evolved.fitness.exp(), evolved.history.exp(), evolved.n_evaluated, evolved.interrupted
+    )
 
 
-def _goal(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
+def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if target is None:
         return torch.arange(box.n_outputs, device=box.device)
-    wanted = as_classes(target)
-    goal = box.class_labels(wanted, wanted.numel() if wanted.ndim else 1)
-    if len(goal) == 0:
+    requested = as_classes(target)
+    targets = box.class_labels(requested, requested.numel() if requested.ndim else 1)
+    if len(targets) == 0:
         raise InputError("no class to fool the model with: target is empty")
-    return goal
+    return targets
 
 
-def _climbed(box: Box, goal: Tensor, sure: float, steps: int, seed: int, batch_size: BatchSize) -> Fooling:
-    score, enough = _wanted(box, goal, sure)
-    start = uniform(torch.zeros(len(goal), *box.inputs.shape, device=box.device, dtype=box.dtype), seed)
-    plan = OptimizationConfig(
+def _optimize_images(
+    box: Box, targets: Tensor, min_confidence: float, steps: int, seed: int, batch_size: BatchSize
+) -> Fooling:
+    score, stop_when = _score_and_stop(box, targets, min_confidence)
+    start = uniform(torch.zeros(len(targets), *box.inputs.shape, device=box.device, dtype=box.dtype), seed)
+    config = OptimizationConfig(
         steps=steps,
-        optimizer=partial(Adam, lr=PACE),
-        constraint=Constraint(project=lambda x, centre: box.inputs.clip(x)),
-        stop_when=enough,
+        optimizer=partial(Adam, lr=ADAM_LR),
+        constraint=Constraint(project=lambda x, center: box.inputs.clip(x)),
+        stop_when=stop_when,
         relu_bypass="all",
         seed=seed,
     )
-    climb = optimize(box, score, RawCanvas(start), plan, batch_size=batch_size)
-    (probs, stopped) = retry_on_interrupt(lambda: box.probs(climb.input, batch_size=batch_size))
-    history = climb.history.sigmoid() if box.outputs == "multilabel" else climb.history.exp()
-    evaluated = int(climb.steps.sum()) + len(goal)
-    own = probs.gather(1, goal[:, None])[:, 0]
-    made = Fooling(climb.input, goal, own, history, evaluated, climb.interrupted)
-    return replace(made, interrupted=climb.interrupted or stopped)
+    result = optimize(box, score, RawCanvas(start), config, batch_size=batch_size)
+    (probs, was_interrupted) = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
+    history = result.history.sigmoid() if box.outputs == "multilabel" else result.history.exp()
+    n_evaluated = int(result.steps.sum()) + len(targets)
+    target_probs = probs.gather(1, targets[:, None])[:, 0]
+    fooling_result = Fooling(result.input, targets, target_probs, history, n_evaluated, result.interrupted)
+    return replace(fooling_result, interrupted=result.interrupted or was_interrupted)
 
 
-def _wanted(box: Box, goal: Tensor, sure: float) -> tuple[Objective, Objective]:
+def _score_and_stop(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
     """What to climb, and what is above zero where the model is sure."""
     if box.outputs == "multilabel":
-        return logit(goal), logit(goal) - math.log(sure / (1 - sure))
-    return logprob(goal), logprob(goal) - math.log(sure)
+        return logit(targets), logit(targets) - math.log(min_confidence / (1 - min_confidence))
+    return logprob(targets), logprob(targets) - math.log(min_confidence)

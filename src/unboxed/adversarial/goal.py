@@ -16,44 +16,46 @@ LOSSES: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
-    climb: Objective  # what a gradient attack climbs
-    fooled: Objective  # above zero once the example is what the attack wants
-    right: Tensor | None = None  # (N,) classes to leave
-    become: Tensor | None = None  # (N,) the target classes
-    of_classes: bool = True  # False where an objective of the caller's own says what is wanted
+class AttackGoal:
+    ascent_objective: Objective  # what a gradient attack climbs
+    criterion: Objective  # above zero once the example is what the attack wants
+    labels: Tensor | None = None  # (N,) classes to leave
+    target_labels: Tensor | None = None  # (N,) the target classes
+    is_class_goal: bool = True  # False where an objective of the caller's own says what is wanted
 
-    def rows(self, index: Index) -> Goal:
+    def rows(self, index: Index) -> AttackGoal:
         """The same goal for some of the examples."""
-        right, become = (None if k is None else k[index] for k in (self.right, self.become))
+        labels, target_labels = (
+            None if values is None else values[index] for values in (self.labels, self.target_labels)
+        )
         return replace(
-            self, climb=self.climb.rows(index), fooled=self.fooled.rows(index), right=right, become=become
+            self, ascent_objective=self.ascent_objective.rows(index), criterion=self.criterion.rows(index), labels=labels, target_labels=target_labels
         )  # fmt: skip
 
 
-def goal_of(
+def make_goal(
     box: Box,
-    n: int,
+    n_examples: int,
     y: Tensor | int | None,
     target: Tensor | int | None,
     objective: Objective | None,
-    way: str = "ce",
-) -> Goal:
+    loss_name: str = "ce",
+) -> AttackGoal:
     """Leave the classes y, become `target`, or raise `objective` above zero. Raises InputError and OutputError."""
     if objective is not None:
         if target is not None:
             raise InputError("give target= (a class to become) or objective= (anything else), not both")
-        box.check_objective(objective, n)
-        return Goal(objective, objective, of_classes=False)
+        box.check_objective(objective, n_examples)
+        return AttackGoal(objective, objective, is_class_goal=False)
     box.require_class_scores("an attack on classes")
     if box.outputs == "multilabel":
         raise OutputError(f"the box's outputs are {box.outputs}, not one class an example: give the attack objective=")
-    if way not in LOSSES:
-        raise InputError(f"loss is one of {', '.join(LOSSES)}; got {way!r}")
-    right = None if y is None else box.class_labels(y, n)
+    if loss_name not in LOSSES:
+        raise InputError(f"loss is one of {', '.join(LOSSES)}; got {loss_name!r}")
+    labels = None if y is None else box.class_labels(y, n_examples)
     if target is not None:
-        become = box.class_labels(target, n)
-        return Goal(-LOSSES[way](become), -margin(become), right, become)
-    if right is None:
+        target_labels = box.class_labels(target, n_examples)
+        return AttackGoal(-LOSSES[loss_name](target_labels), -margin(target_labels), labels, target_labels)
+    if labels is None:
         raise InputError("an untargeted attack needs the true classes y, (N,) ints")
-    return Goal(LOSSES[way](right), margin(right), right)
+    return AttackGoal(LOSSES[loss_name](labels), margin(labels), labels)

@@ -21,11 +21,11 @@ from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..validation import check_float, check_int
 from . import levels
-from .attempt import Attempt, in_range
-from .goal import Goal
+from .attempt import AttackState, check_eps_range
+from .goal import AttackGoal
 from .result import Adversarial
 
-WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one that does not are known
+C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools and one that does not are known
 
 
 @card(
@@ -34,7 +34,7 @@ WIDER, FINER = 4.0, 1.25  # by so much c changes until one that fools and one th
     shows="An input near this one that the model takes for something else.",
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
     norms=("l2",),
-    example=lambda method, box, x, y: method(box, x, y, steps=4, searches=2),
+    example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
     exempt={"steps kept": "`steps` bounds each of several searches: with one of them it is not where another ended"},
 )
 def lbfgs(
@@ -47,9 +47,9 @@ def lbfgs(
     target: Tensor | int | None = None,
     objective: Objective | None = None,
     steps: int = 50,
-    searches: int = 10,
+    n_searches: int = 10,
     tolerance: float = 1e-4,
-    keep_going: bool = False,
+    early_stop: bool = True,
     bits: int | None = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
@@ -59,22 +59,24 @@ def lbfgs(
     `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
     the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted, that of
     all other classes taken as one, and for the second half of the searches that of the class found, beside y alone.
-    With `eps`, an image beyond it is no success, and examples fooled within it stop (`keep_going=True`: they get nearer
+    With `eps`, an image beyond it is no success, and examples fooled within it stop (`early_stop=False`: they get nearer
     still). Raises InputError.
     """
     ball = unbounded_ball(norm, ("l2",))
     if eps is not None:
         eps = check_float("eps", eps, above=0)
-        in_range(box, L2(eps))
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    enough = -1.0 if keep_going or eps is None else eps
-    hunt = _Hunt(attempt, check_int("steps", steps), check_float("tolerance", tolerance, above=0), enough)
-    searches = check_int("searches", searches, minimum=1)
-    with attempt:
-        for rows in attempt.blocks(attempt.begin()):
-            hunt.run(rows, searches)
-    levels.saved(attempt, bits)
-    return attempt.result(math.inf if eps is None else eps)
+        check_eps_range(box, L2(eps))
+    state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    target_distance = -1.0 if not early_stop or eps is None else eps
+    attack = _LBFGSAttack(
+        state, check_int("steps", steps), check_float("tolerance", tolerance, above=0), target_distance
+    )
+    n_searches = check_int("n_searches", n_searches, minimum=1)
+    with state:
+        for rows in state.row_batches(state.evaluate_originals()):
+            attack.run(rows, n_searches)
+    levels.quantize_images(state, bits)
+    return state.to_result(math.inf if eps is None else eps)
 
 
 def distortion(images: Tensor, x: Tensor) -> Tensor:
@@ -84,154 +86,196 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
     return l2_norm(images - x.to(images)) / math.sqrt(x[0].numel())
 
 
-def likeness(goal: Goal, among: Tensor | None = None) -> Objective:
+def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objective:
     """What is climbed, at most zero: the log-probability of what is wanted; of classes `among` (N, K) beside y."""
-    if not goal.of_classes:
-        return _surely(goal.fooled)
-    return goal.climb if among is None or goal.right is None else _instead(goal.right, among)
-
-
-def _instead(right: Tensor, among: Tensor) -> Objective:
-    """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
-    own, out = Constant(right[:, None]), Constant(~among)
-
-    def score(z: Tensor) -> Tensor:  # (N, K)
-        rest = z.masked_fill(out.to_like(z), -math.inf).logsumexp(1)
-        return -F.softplus(z.gather(1, own.to_like(z))[:, 0] - rest)
-
-    return layer_objective(
-        "logits", score, "log probability of others", lambda i: _instead(right[i], among[i]), len(right)
+    if not goal.is_class_goal:
+        return _log_sigmoid(goal.criterion)
+    return (
+        goal.ascent_objective
+        if class_mask is None or goal.labels is None
+        else _log_prob_of_others(goal.labels, class_mask)
     )
 
 
-def _surely(wanted: Objective) -> Objective:
+def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
+    """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
+    label_index, excluded = Constant(labels[:, None]), Constant(~class_mask)
+
+    def score(z: Tensor) -> Tensor:  # (N, K)
+        other_logit = z.masked_fill(excluded.to_like(z), -math.inf).logsumexp(1)
+        return -F.softplus(z.gather(1, label_index.to_like(z))[:, 0] - other_logit)
+
+    return layer_objective(
+        "logits",
+        score,
+        "log probability of others",
+        lambda i: _log_prob_of_others(labels[i], class_mask[i]),
+        len(labels),
+    )
+
+
+def _log_sigmoid(criterion: Objective) -> Objective:
     """The log-probability that a score is above zero, were it a logit."""
 
     def score(acts: Acts) -> Tensor:
-        return -F.softplus(-wanted(acts))
+        return -F.softplus(-criterion(acts))
 
-    select = None if wanted.select is None else (lambda i: _surely(wanted.rows(i)))
-    return Objective(score, wanted.layers, f"log sigmoid({wanted.name})", select, wanted.batch_dependent, wanted.n)
+    select_rows = None if criterion.select is None else (lambda i: _log_sigmoid(criterion.rows(i)))
+    return Objective(
+        score, criterion.layers, f"log sigmoid({criterion.name})", select_rows, criterion.batch_dependent, criterion.n
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class CBracket:
     """c of each row, between the largest that was seen to fool and the least that was not."""
 
     c: Tensor  # (n,)
-    fools: Tensor  # (n,) zero: none seen
-    fails: Tensor  # (n,) infinite: none seen
-    wider: Tensor  # (n,) by how much it changes until both are known
+    largest_success: Tensor  # (n,) zero: none seen
+    smallest_failure: Tensor  # (n,) infinite: none seen
+    growth: Tensor  # (n,) by how much it changes until both are known
 
     @classmethod
-    def near(cls, c: Tensor, wider: float) -> Weights:
-        return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, wider))
+    def start_at(cls, c: Tensor, growth: float) -> CBracket:
+        return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
 
-    def next(self, fooled: Tensor) -> Weights:
+    def next_c(self, is_adversarial: Tensor) -> CBracket:
         """The larger c is, the nearer the image, until it no longer fools."""
-        fools = torch.where(fooled, self.c, self.fools)
-        fails = torch.where(fooled, self.fails, self.c)
-        middle = (fools * fails).sqrt()
-        c = torch.where(fails.isinf(), self.c * self.wider, torch.where(fools == 0, self.c / self.wider, middle))
-        return Weights(c, fools, fails, self.wider)
+        largest_success = torch.where(is_adversarial, self.c, self.largest_success)
+        smallest_failure = torch.where(is_adversarial, self.smallest_failure, self.c)
+        geometric_mean = (largest_success * smallest_failure).sqrt()
+        c = torch.where(
+            smallest_failure.isinf(),
+            self.c * self.growth,
+            torch.where(largest_success == 0, self.c / self.growth, geometric_mean),
+        )
+        return CBracket(c, largest_success, smallest_failure, self.growth)
 
-    def rows(self, index: Tensor) -> Weights:
-        return Weights(*(getattr(self, f.name)[index] for f in fields(self)))
+    def rows(self, index: Tensor) -> CBracket:
+        return CBracket(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def put(self, at: Tensor, other: Weights) -> Weights:
+    def replace_rows(self, index: Tensor, other: CBracket) -> CBracket:
         """With another's rows in the place of some, `at` (m,)."""
-        return Weights(*(getattr(self, f.name).index_copy(0, at, getattr(other, f.name)) for f in fields(self)))
+        return CBracket(*(getattr(self, f.name).index_copy(0, index, getattr(other, f.name)) for f in fields(self)))
 
 
-class _Hunt:
+class _LBFGSAttack:
     """The minimizations of one call."""
 
-    def __init__(self, attempt: Attempt, steps: int, tolerance: float, enough: float) -> None:
-        self.attempt, self.steps, self.tolerance, self.enough = attempt, steps, tolerance, enough
-        self.among = self.others()  # (N, K) bool: the classes to go to
-        self.likeness = likeness(attempt.goal, self.among)
-        one = attempt.x[:1]
-        clip = attempt.box.inputs.clip
-        self.low, self.high = (clip(torch.full_like(one, v)).flatten(1) for v in (-math.inf, math.inf))
+    def __init__(self, state: AttackState, steps: int, tolerance: float, target_distance: float) -> None:
+        self.state, self.steps, self.tolerance, self.target_distance = state, steps, tolerance, target_distance
+        self.class_mask = self.other_classes()  # (N, K) bool: the classes to go to
+        self.log_prob = attack_log_prob(state.goal, self.class_mask)
+        example = state.x[:1]
+        clip = state.box.inputs.clip
+        self.lower, self.upper = (clip(torch.full_like(example, bound)).flatten(1) for bound in (-math.inf, math.inf))
 
-    def run(self, rows: Tensor, searches: int) -> None:
+    def run(self, rows: Tensor, n_searches: int) -> None:
         if not self.steps or not len(rows):
             return
-        z = self.attempt.x[rows].flatten(1)
-        loss, slope, _ = self.look(z, rows)
-        away = loss / l2_norm(slope).clamp_min(TINY)  # (n,) to where the loss would be none, were it linear
-        weights = Weights.near(l2_norm(slope) / (4 * away).clamp_min(TINY), WIDER)
-        search, its_c = initial_state(z, loss, slope, away, self.low, self.high), 0 * away  # where to start; its c
-        for k in range(searches):
-            if k and k == searches // 2:
-                search, weights, its_c = self.settled(search, rows, weights, its_c)
-            begin = self.reweighted(search, rows, weights.c - its_c)
-            end, fooled = self.least(rows, weights.c, begin, weights.fools > 0)
-            longer = replace(search, first=torch.where(weights.fools > 0, 1, 2) * search.first_step_length)
-            search, its_c = select_states(fooled, end, longer), torch.where(fooled, weights.c, its_c)
-            weights = weights.next(fooled)
-            stay = self.attempt.distance[rows] > self.enough
-            rows, weights, search, its_c = rows[stay], weights.rows(stay), search.rows(stay), its_c[stay]
+        z = self.state.x[rows].flatten(1)
+        loss, loss_grad, _ = self.evaluate(z, rows)
+        linear_distance = loss / l2_norm(loss_grad).clamp_min(
+            TINY
+        )  # (n,) to where the loss would be none, were it linear
+        bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
+        minimizer, minimizer_c = (
+            initial_state(z, loss, loss_grad, linear_distance, self.lower, self.upper),
+            0 * linear_distance,
+        )  # where to start; its c
+        for search_index in range(n_searches):
+            if search_index and search_index == n_searches // 2:
+                minimizer, bracket, minimizer_c = self.focus_on_found_class(minimizer, rows, bracket, minimizer_c)
+            start_state = self.change_c(minimizer, rows, bracket.c - minimizer_c)
+            final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
+            enlarged = replace(
+                minimizer,
+                first_step_length=torch.where(bracket.largest_success > 0, 1, 2) * minimizer.first_step_length,
+            )
+            minimizer, minimizer_c = (
+                select_states(is_adversarial, final_state, enlarged),
+                torch.where(is_adversarial, bracket.c, minimizer_c),
+            )
+            bracket = bracket.next_c(is_adversarial)
+            is_active = self.state.distance[rows] > self.target_distance
+            rows, bracket, minimizer, minimizer_c = (
+                rows[is_active],
+                bracket.rows(is_active),
+                minimizer.rows(is_active),
+                minimizer_c[is_active],
+            )
 
-    def others(self) -> Tensor | None:
+    def other_classes(self) -> Tensor | None:
         """All classes but y, where that is what is wanted."""
-        goal = self.attempt.goal
-        if goal.right is None or goal.become is not None:
+        goal = self.state.goal
+        if goal.labels is None or goal.target_labels is not None:
             return None
-        return torch.arange(self.attempt.box.n_outputs, device=goal.right.device) != goal.right[:, None]
+        return torch.arange(self.state.box.n_outputs, device=goal.labels.device) != goal.labels[:, None]
 
-    def settled(
-        self, search: LBFGSState, rows: Tensor, weights: Weights, its_c: Tensor
-    ) -> tuple[LBFGSState, Weights, Tensor]:
+    def focus_on_found_class(
+        self, minimizer: LBFGSState, rows: Tensor, bracket: CBracket, minimizer_c: Tensor
+    ) -> tuple[LBFGSState, CBracket, Tensor]:
         """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
-        at = self.attempt.success[rows].nonzero()[:, 0]
-        if self.among is None or self.among.shape[1] == 2 or not len(at):
-            return search, weights, its_c
-        mine, image = rows[at], self.attempt.images[rows[at]]
-        taken = self.attempt.logits(image, mine).argmax(1)
-        self.among[mine] = torch.arange(self.among.shape[1], device=image.device) == taken[:, None]
-        self.likeness = likeness(self.attempt.goal, self.among)
-        z, far = image.flatten(1), self.attempt.distance[mine]
-        loss, slope, _ = self.look(z, mine)
-        weight = Weights.near(l2_norm(slope) / (2 * far).clamp_min(TINY), FINER)  # where both pull alike
-        value, grad = self.weighted(z, mine, weight.c)
-        again = initial_state(z, loss + value, slope + grad, far / 10, self.low, self.high)
-        return search.replace_rows(at, again), weights.put(at, weight), its_c.index_copy(0, at, weight.c)
+        success_index = self.state.success[rows].nonzero()[:, 0]
+        if self.class_mask is None or self.class_mask.shape[1] == 2 or not len(success_index):
+            return minimizer, bracket, minimizer_c
+        success_rows, image = rows[success_index], self.state.images[rows[success_index]]
+        predictions = self.state.logits(image, success_rows).argmax(1)
+        self.class_mask[success_rows] = (
+            torch.arange(self.class_mask.shape[1], device=image.device) == predictions[:, None]
+        )
+        self.log_prob = attack_log_prob(self.state.goal, self.class_mask)
+        z, distance = image.flatten(1), self.state.distance[success_rows]
+        loss, loss_grad, _ = self.evaluate(z, success_rows)
+        new_bracket = CBracket.start_at(
+            l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
+        )  # where both pull alike
+        penalty, grad = self.distance_penalty(z, success_rows, new_bracket.c)
+        new_minimizer = initial_state(z, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
+        return (
+            minimizer.replace_rows(success_index, new_minimizer),
+            bracket.replace_rows(success_index, new_bracket),
+            minimizer_c.index_copy(0, success_index, new_bracket.c),
+        )
 
-    def look(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss (n,), its gradient (n, D) and whether the model is fooled (n,); what fools is kept."""
-        z = z.view(len(rows), *self.attempt.x.shape[1:])
-        slope = self.attempt.slope(z, rows, self.likeness)
-        fooled = slope.fooled > 0
-        self.attempt.keep(z, rows, fooled)
-        return -slope.score, -slope.grad.flatten(1), fooled
+        z = z.view(len(rows), *self.state.x.shape[1:])
+        evaluation = self.state.evaluate_with_grad(z, rows, self.log_prob)
+        is_adversarial = evaluation.success_score > 0
+        self.state.keep_nearer(z, rows, is_adversarial)
+        return -evaluation.score, -evaluation.grad.flatten(1), is_adversarial
 
-    def least(self, rows: Tensor, c: Tensor, search: LBFGSState, fooled: Tensor) -> tuple[LBFGSState, Tensor]:
+    def minimize(
+        self, rows: Tensor, c: Tensor, minimizer: LBFGSState, is_adversarial: Tensor
+    ) -> tuple[LBFGSState, Tensor]:
         """The least of c |r|^2 + loss, from where a search stands, and whether the model is fooled there."""
-        fooled, ended = fooled.clone(), list[tuple[Tensor, LBFGSState]]()
-        at = torch.arange(len(rows), device=rows.device)
+        is_adversarial, finished_parts = is_adversarial.clone(), list[tuple[Tensor, LBFGSState]]()
+        position = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):
-            if bool(search.finished.any()):
-                ended.append((at[search.finished], search.rows(search.finished)))
-                at, search = at[~search.finished], search.rows(~search.finished)
-            if not len(at):
+            if bool(minimizer.finished.any()):
+                finished_parts.append((position[minimizer.finished], minimizer.rows(minimizer.finished)))
+                position, minimizer = position[~minimizer.finished], minimizer.rows(~minimizer.finished)
+            if not len(position):
                 break
-            z = search.trial(self.low, self.high)
-            loss, slope, now = self.look(z, rows[at])
-            value, grad = self.weighted(z, rows[at], c[at])
-            search = search.update(z, loss + value, slope + grad, self.low, self.high, self.tolerance)
-            fooled[at] = torch.where(search.was_accepted, now, fooled[at])
-        ended.append((at, search))
-        order = torch.cat([i for i, _ in ended]).argsort()
-        return concat_states([part for _, part in ended]).rows(order), fooled
+            z = minimizer.trial(self.lower, self.upper)
+            loss, loss_grad, trial_success = self.evaluate(z, rows[position])
+            penalty, grad = self.distance_penalty(z, rows[position], c[position])
+            minimizer = minimizer.update(z, loss + penalty, loss_grad + grad, self.lower, self.upper, self.tolerance)
+            is_adversarial[position] = torch.where(minimizer.was_accepted, trial_success, is_adversarial[position])
+        finished_parts.append((position, minimizer))
+        order = torch.cat([i for i, _ in finished_parts]).argsort()
+        return concat_states([part for _, part in finished_parts]).rows(order), is_adversarial
 
-    def weighted(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def distance_penalty(self, z: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """c |r|^2 (n,) and its gradient (n, D)."""
-        r = z - self.attempt.x[rows].flatten(1)
-        return c * (r * r).sum(1), 2 * c[:, None] * r
+        perturbation = z - self.state.x[rows].flatten(1)
+        return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
-    def reweighted(self, search: LBFGSState, rows: Tensor, more: Tensor) -> LBFGSState:
+    def change_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
         """The same place, the same memory, as with so much more c: what that changes of the curvature is known."""
-        value, grad = self.weighted(search.z, rows, more)
-        search = replace(search, y=search.grad_history + 2 * more[:, None, None] * search.step_history)
-        return search.restart_with(search.value + value, search.grad + grad, self.low, self.high)
+        penalty, grad = self.distance_penalty(minimizer.z, rows, c_increase)
+        minimizer = replace(
+            minimizer, grad_history=minimizer.grad_history + 2 * c_increase[:, None, None] * minimizer.step_history
+        )
+        return minimizer.restart_with(minimizer.value + penalty, minimizer.grad + grad, self.lower, self.upper)

@@ -12,14 +12,16 @@ from ..engine.optimize.constraints import NormBall
 from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..validation import check_int
-from .attempt import Attempt
-from .levels_grid import grid_of
-from .levels_search import Search
+from .attempt import AttackState
+from .levels_grid import make_level_grid
+from .levels_search import LevelSearch
 
-BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
+ALLOWED_BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
 
 
-def saved(attempt: Attempt, bits: int | None, ball: NormBall | None = None, *, gradients: bool = True) -> None:
+def quantize_images(
+    state: AttackState, bits: int | None, ball: NormBall | None = None, *, use_gradients: bool = True
+) -> None:
     """Put what an attempt has found on the grid of `bits`-bit levels, where None leaves it as it is.
 
     Inside `ball`, where the attack is bound to one; else as near as can be. `success` is then that of the saved file.
@@ -29,19 +31,21 @@ def saved(attempt: Attempt, bits: int | None, ball: NormBall | None = None, *, g
     """
     if bits is None:
         return
-    top = levels(attempt.box, bits)
-    if ball is not None and ball.eps * top < 1 - 1e-6:
-        said = f"eps={ball.eps:g} is less than one of {top} levels: no file lies so near but the original's own"
-        warn(f"{said}, so nothing can be fooled within it")
-    search = Search(attempt, grid_of(attempt.x, top, ball))
-    with attempt:
-        search.run(gradients)
-    search.finish()
+    highest_level = max_level(state.box, bits)
+    if ball is not None and ball.eps * highest_level < 1 - 1e-6:
+        message = (
+            f"eps={ball.eps:g} is less than one of {highest_level} levels: no file lies so near but the original's own"
+        )
+        warn(f"{message}, so nothing can be fooled within it")
+    level_search = LevelSearch(state, make_level_grid(state.x, highest_level, ball))
+    with state:
+        level_search.repair(use_gradients)
+    level_search.finish()
 
 
-def levels(box: Box, bits: int) -> int:
+def max_level(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
     require_images(box, "bits= (images that survive being saved)")
-    if check_int("bits", bits, minimum=1) not in BITS:
+    if check_int("bits", bits, minimum=1) not in ALLOWED_BITS:
         raise InputError(f"bits is 1, 2, 4 or 8, as many as fit in a byte of a PNG; got {bits}")
     return int(2**bits - 1)

@@ -10,84 +10,98 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import NormBall, Linf, broadcast_rows
 
-HALVINGS = 24
-SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
+N_HALVINGS = 24
+FLOAT32_SLACK = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class LevelGrid:
     """The images (N, ...) whose values are whole levels 0 .. top, and which of them are inside a ball."""
 
     x: Tensor  # (N, ...) the originals, and
-    u: Tensor  # (N, ...) the same in levels: whole where the original is on the grid
-    low: Tensor  # (N, ...) or (): the least and
-    high: Tensor  # the highest level that a ball allows in each coordinate
-    values: Tensor  # (top + 1,) what the levels are when loaded
+    x_levels: Tensor  # (N, ...) the same in levels: whole where the original is on the grid
+    lower: Tensor  # (N, ...) or (): the least and
+    upper: Tensor  # the highest level that a ball allows in each coordinate
+    level_values: Tensor  # (top + 1,) what the levels are when loaded
     ball: NormBall | None
 
     @property
-    def top(self) -> int:
-        return len(self.values) - 1
+    def highest_level(self) -> int:
+        return len(self.level_values) - 1
 
-    def rows(self, rows: Tensor) -> Grid:
-        low, high = (h[rows] if h.ndim else h for h in (self.low, self.high))
-        return replace(self, x=self.x[rows], u=self.u[rows], low=low, high=high)
+    def rows(self, rows: Tensor) -> LevelGrid:
+        lower, upper = (bound[rows] if bound.ndim else bound for bound in (self.lower, self.upper))
+        return replace(self, x=self.x[rows], x_levels=self.x_levels[rows], lower=lower, upper=upper)
 
-    def image(self, z: Tensor) -> Tensor:
+    def to_images(self, levels: Tensor) -> Tensor:
         """The very values that loading a file with these levels gives."""
-        return self.values[z.long()]
+        return self.level_values[levels.long()]
 
-    def nearest(self, v: Tensor) -> Tensor:
-        return v.round().clamp(self.low, self.high)
+    def nearest(self, unrounded: Tensor) -> Tensor:
+        return unrounded.round().clamp(self.lower, self.upper)
 
-    def inside(self, z: Tensor) -> Tensor:  # (N,)
+    def is_inside_ball(self, levels: Tensor) -> Tensor:  # (N,)
         if self.ball is None:
-            return torch.ones(len(z), dtype=torch.bool, device=z.device)
-        return self.ball.distance(self.image(z), self.x) <= self.ball.eps * (1 + 1e-6) + SLACK
+            return torch.ones(len(levels), dtype=torch.bool, device=levels.device)
+        return self.ball.distance(self.to_images(levels), self.x) <= self.ball.eps * (1 + 1e-6) + FLOAT32_SLACK
 
-    def place(self, v: Tensor, stretch: float = 1.0) -> Tensor:
+    def nearest_in_ball(self, unrounded: Tensor, stretch: float = 1.0) -> Tensor:
         """The levels nearest to v (N, ...), given in levels; where they are outside the ball, nearer to the original.
 
         Of round(u + t (v - u)), t at most `stretch`, the farthest that is inside: as t falls, coordinates go back to
         the original's level one after the other, those that gave least for what they cost first.
         """
         if self.ball is None or isinstance(self.ball, Linf):
-            return self.nearest(v)
-        z = self.nearest(self.u + stretch * (v - self.u))
-        out = (~self.inside(z)).nonzero().flatten()
-        if not len(out):
-            return z
-        some, off = self.rows(out), stretch * (v - self.u)[out]
-        t = least(lambda t: some.inside(some.nearest(some.u + broadcast_rows(1 - t, off) * off)), v.new_ones(len(out)))
-        z[out] = some.nearest(some.u + broadcast_rows(1 - t, off) * off)
-        return z
+            return self.nearest(unrounded)
+        levels = self.nearest(self.x_levels + stretch * (unrounded - self.x_levels))
+        outside_rows = (~self.is_inside_ball(levels)).nonzero().flatten()
+        if not len(outside_rows):
+            return levels
+        outside_grid, offset = self.rows(outside_rows), stretch * (unrounded - self.x_levels)[outside_rows]
+        shrinkage = bisect_minimum(
+            lambda t: outside_grid.is_inside_ball(
+                outside_grid.nearest(outside_grid.x_levels + broadcast_rows(1 - t, offset) * offset)
+            ),
+            unrounded.new_ones(len(outside_rows)),
+        )
+        levels[outside_rows] = outside_grid.nearest(
+            outside_grid.x_levels + broadcast_rows(1 - shrinkage, offset) * offset
+        )
+        return levels
 
-    def hull(self, v: Tensor) -> Tensor:
+    def project_to_ball(self, unrounded: Tensor) -> Tensor:
         """v moved into the ball, between levels too."""
         if self.ball is None or isinstance(self.ball, Linf):
-            return v.clamp(self.low, self.high)
-        return (self.ball.project(v / self.top, self.u / self.top) * self.top).clamp(0, self.top)
+            return unrounded.clamp(self.lower, self.upper)
+        return (
+            self.ball.project(unrounded / self.highest_level, self.x_levels / self.highest_level) * self.highest_level
+        ).clamp(0, self.highest_level)
 
 
-def grid_of(x: Tensor, top: int, ball: NormBall | None) -> Grid:
+def make_level_grid(x: Tensor, highest_level: int, ball: NormBall | None) -> LevelGrid:
     """The levels 0 .. top around originals x (N, ...) in [0, 1]."""
     # Divided on the CPU and in float32, as loaders do: an accelerator may multiply by 1/255, which is not the same.
-    values = (torch.arange(top + 1, dtype=torch.float32) / top).to(x.device, x.dtype)
-    near = (x * top).round()
-    u = torch.where((values[near.long()] - x).abs() <= SLACK / 2, near, x * top)
+    level_values = (torch.arange(highest_level + 1, dtype=torch.float32) / highest_level).to(x.device, x.dtype)
+    rounded = (x * highest_level).round()
+    x_levels = torch.where((level_values[rounded.long()] - x).abs() <= FLOAT32_SLACK / 2, rounded, x * highest_level)
     if not isinstance(ball, Linf):
-        return Grid(x, u, x.new_zeros(()), x.new_full((), top), values, ball)
-    most, rim = ball.eps * (1 + 1e-6) + SLACK, ball.eps * top + 1e-4
-    low, high = (u - rim).ceil().clamp(0, top), (u + rim).floor().clamp(0, top)  # or one level too far out
-    over, under = x - values[low.long()] > most, values[high.long()] - x > most
-    return Grid(x, u, low + over.to(u.dtype), high - under.to(u.dtype), values, ball)
+        return LevelGrid(x, x_levels, x.new_zeros(()), x.new_full((), highest_level), level_values, ball)
+    max_offset, max_offset_levels = ball.eps * (1 + 1e-6) + FLOAT32_SLACK, ball.eps * highest_level + 1e-4
+    lower, upper = (
+        (x_levels - max_offset_levels).ceil().clamp(0, highest_level),
+        (x_levels + max_offset_levels).floor().clamp(0, highest_level),
+    )  # or one level too far out
+    is_below, is_above = x - level_values[lower.long()] > max_offset, level_values[upper.long()] - x > max_offset
+    return LevelGrid(
+        x, x_levels, lower + is_below.to(x_levels.dtype), upper - is_above.to(x_levels.dtype), level_values, ball
+    )
 
 
-def least(enough: Callable[[Tensor], Tensor], high: Tensor) -> Tensor:
+def bisect_minimum(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
     """The least t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
-    low = torch.zeros_like(high)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        ok = enough(middle)
-        low, high = torch.where(ok, low, middle), torch.where(ok, middle, high)
-    return high
+    lower = torch.zeros_like(upper)
+    for _ in range(N_HALVINGS):
+        middle = (lower + upper) / 2
+        satisfied = is_enough(middle)
+        lower, upper = torch.where(satisfied, lower, middle), torch.where(satisfied, middle, upper)
+    return upper

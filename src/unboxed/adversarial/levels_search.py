@@ -18,185 +18,228 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import L1, TINY, NormBall, Linf, broadcast_rows
 from ..errors import NaNError, OutputError, warn
-from .attempt import Attempt
-from .levels_grid import Grid, least
+from .attempt import AttackState
+from .levels_grid import LevelGrid, bisect_minimum
 
-LOOKS = 16  # at most, of the search for the nearest by gradient, and
-CLIMB = 30  # of that inside a ball
-PULL = 0.4  # how far an image that fools is drawn to the nearest point of the linear model's boundary
-FILL = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
-SCALES = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
-SURE = 1e-5  # of the original's margin: so much must be left, for float32 sums differ with the batch
+MAX_NEAREST_STEPS = 16  # at most, of the search for the nearest by gradient, and
+MAX_ASCENT_STEPS = 30  # of that inside a ball
+PULL_FRACTION = 0.4  # how far an image that fools is drawn to the nearest point of the linear model's boundary
+MAX_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
+MAX_SCALE_STEPS = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
+MARGIN_TOLERANCE = 1e-5  # of the original's margin: so much must be left, for float32 sums differ with the batch
 
 
-class Search:
+class LevelSearch:
     """The best file found for each of N examples, and the looks that find better ones."""
 
-    def __init__(self, attempt: Attempt, grid: Grid) -> None:
-        self.attempt, self.grid = attempt, grid
-        self.v = attempt.images * grid.top  # (N, ...) what the attack found, in levels
-        self.home = grid.nearest(grid.u)  # the originals' own files
-        self.z = grid.place(self.v)  # (N, ...) the best files so far
-        self.reached = grid.inside(self.z)  # (N,) False where the ball holds no file
-        self.score = torch.where(self._untouched(), attempt.before, math.nan)  # (N,) of z; nan: not looked at
-        self.sure = SURE * attempt.before.abs().nan_to_num()
-        self.distance = attempt.norm.distance(self.z, grid.u)
+    def __init__(self, state: AttackState, grid: LevelGrid) -> None:
+        self.state, self.grid = state, grid
+        self.found_levels = state.images * grid.highest_level  # (N, ...) what the attack found, in levels
+        self.original_levels = grid.nearest(grid.x_levels)  # the originals' own files
+        self.best_levels = grid.nearest_in_ball(self.found_levels)  # (N, ...) the best files so far
+        self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
+        self.score = torch.where(self._is_original(), state.initial_score, math.nan)  # (N,) of z; nan: not looked at
+        self.min_score = MARGIN_TOLERANCE * state.initial_score.abs().nan_to_num()
+        self.distance = state.norm.distance(self.best_levels, grid.x_levels)
 
-    def _untouched(self) -> Tensor:  # (N,) files that are the original itself
-        return (self.grid.image(self.z) == self.grid.x).flatten(1).all(1)
+    def _is_original(self) -> Tensor:  # (N,) files that are the original itself
+        return (self.grid.to_images(self.best_levels) == self.grid.x).flatten(1).all(1)
 
     @property
-    def good(self) -> Tensor:  # (N,)
-        return self.score > self.sure
+    def is_adversarial(self) -> Tensor:  # (N,)
+        return self.score > self.min_score
 
-    def run(self, gradients: bool) -> None:
+    def repair(self, use_gradients: bool) -> None:
         """Look at all files, and repair those that do not fool; without a ball, make them nearer too."""
-        attempt, bound = self.attempt, self.grid.ball is not None
-        wanted = self.reached & (self._room() if bound else attempt.success)
-        if bound or not gradients:
-            rows = self.rows(self.score.isnan() & self.reached)
-            self.look(self.z[rows], rows)
-        if attempt.interrupted:
+        state, has_ball = self.state, self.grid.ball is not None
+        needs_repair = self.has_level_in_ball & (self._has_choice() if has_ball else state.success)
+        if has_ball or not use_gradients:
+            rows = self.index_of(self.score.isnan() & self.has_level_in_ball)
+            self.evaluate(self.best_levels[rows], rows)
+        if state.interrupted:
             return
-        for part in attempt.blocks(self.rows(wanted & ~self.good)):
-            by_gradient = gradients and self._by_gradient(part)
-            if not (by_gradient and bound):
-                self._scaled(part[~self.good[part]])
+        for batch_rows in state.row_batches(self.index_of(needs_repair & ~self.is_adversarial)):
+            used_gradient = use_gradients and self._search_with_gradient(batch_rows)
+            if not (used_gradient and has_ball):
+                self._search_by_scaling(batch_rows[~self.is_adversarial[batch_rows]])
 
-    def rows(self, which: Tensor) -> Tensor:
-        return which.nonzero().flatten()
+    def index_of(self, mask: Tensor) -> Tensor:
+        return mask.nonzero().flatten()
 
     def finish(self) -> None:
         """Hand the files over to the attempt, with what the model says of them."""
-        attempt, grid = self.attempt, self.grid
-        unseen = self.rows(self.score.isnan() & attempt.success & self.reached)  # after an interruption
-        if len(unseen):
-            self.look(self.z[unseen], unseen)
+        state, grid = self.state, self.grid
+        unevaluated = self.index_of(
+            self.score.isnan() & state.success & self.has_level_in_ball
+        )  # after an interruption
+        if len(unevaluated):
+            self.evaluate(self.best_levels[unevaluated], unevaluated)
         if grid.ball is None:  # a minimal attack that found nothing gives the original back
-            lost = self.rows(~(self.score > 0))
-            self.z[lost] = self.home[lost]
-            self.score[lost] = torch.where(self._untouched()[lost], attempt.before[lost], math.nan)
-        images = grid.image(self.z)
-        ask = torch.ones_like(self.reached) if attempt.box.batch_dependent else self.score.isnan()
-        if len(rows := self.rows(ask)):
-            self.score[rows] = attempt.fooled(images[rows], rows)
-        attempt.images, attempt.blank = images, grid.image(self.home)
-        attempt.success = (self.score > 0) & self.reached
-        far = torch.full_like(self.distance, math.inf)
-        attempt.distance = torch.where(attempt.success, attempt.norm.distance(self.z, grid.u) / grid.top, far)
-        if n := int((~self.reached).sum()):
-            said = f"for {n} of {len(images)} images the ball holds no image of {grid.top + 1} levels"
-            warn(f"{said}: the nearest one, outside the ball, is returned as a failure")
+            failed_rows = self.index_of(~(self.score > 0))
+            self.best_levels[failed_rows] = self.original_levels[failed_rows]
+            self.score[failed_rows] = torch.where(
+                self._is_original()[failed_rows], state.initial_score[failed_rows], math.nan
+            )
+        images = grid.to_images(self.best_levels)
+        needs_score = torch.ones_like(self.has_level_in_ball) if state.box.batch_dependent else self.score.isnan()
+        if len(rows := self.index_of(needs_score)):
+            self.score[rows] = state.success_score(images[rows], rows)
+        state.images, state.fallback_images = images, grid.to_images(self.original_levels)
+        state.success = (self.score > 0) & self.has_level_in_ball
+        infinite = torch.full_like(self.distance, math.inf)
+        state.distance = torch.where(
+            state.success, state.norm.distance(self.best_levels, grid.x_levels) / grid.highest_level, infinite
+        )
+        if n_without_level := int((~self.has_level_in_ball).sum()):
+            message = f"for {n_without_level} of {len(images)} images the ball holds no image of {grid.highest_level + 1} levels"
+            warn(f"{message}: the nearest one, outside the ball, is returned as a failure")
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def look(self, z: Tensor, rows: Tensor) -> Tensor:
+    def evaluate(self, levels: Tensor, rows: Tensor) -> Tensor:
         """The scores (n,) of files z of the rows; the better ones are kept."""
-        score = self.attempt.fooled(self.grid.image(z), rows)
-        self._keep(z, rows, score)
+        score = self.state.success_score(self.grid.to_images(levels), rows)
+        self._keep(levels, rows, score)
         return score
 
-    def slope(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_with_grad(self, levels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same with the gradient (n, ...) a level."""
-        slope = self.attempt.slope(self.grid.image(z), rows, self.attempt.goal.fooled)
-        self._keep(z, rows, slope.score)
-        return slope.score, slope.grad.nan_to_num(0, 0, 0) / self.grid.top
+        evaluation = self.state.evaluate_with_grad(self.grid.to_images(levels), rows, self.state.goal.criterion)
+        self._keep(levels, rows, evaluation.score)
+        return evaluation.score, evaluation.grad.nan_to_num(0, 0, 0) / self.grid.highest_level
 
-    def _keep(self, z: Tensor, rows: Tensor, score: Tensor) -> None:
-        d, good, was = self.attempt.norm.distance(z, self.grid.u[rows]), score > self.sure[rows], self.good[rows]
-        closer = ~(self.score[rows] >= score)  # to fooling; also where there was no look before
-        better = torch.where(good & was, d < self.distance[rows], good | (~was & closer))
-        at = rows[better]
-        self.z[at], self.score[at], self.distance[at] = z[better], score[better], d[better]
+    def _keep(self, levels: Tensor, rows: Tensor, score: Tensor) -> None:
+        new_distance, is_success, was_success = (
+            self.state.norm.distance(levels, self.grid.x_levels[rows]),
+            score > self.min_score[rows],
+            self.is_adversarial[rows],
+        )
+        is_closer = ~(self.score[rows] >= score)  # to fooling; also where there was no look before
+        is_better = torch.where(
+            is_success & was_success, new_distance < self.distance[rows], is_success | (~was_success & is_closer)
+        )
+        better_rows = rows[is_better]
+        self.best_levels[better_rows], self.score[better_rows], self.distance[better_rows] = (
+            levels[is_better],
+            score[is_better],
+            new_distance[is_better],
+        )
 
-    def _room(self) -> Tensor:  # (N,) whether the ball holds more than one file
+    def _has_choice(self) -> Tensor:  # (N,) whether the ball holds more than one file
         if isinstance(self.grid.ball, Linf):
-            return (self.grid.high > self.grid.low).flatten(1).any(1)
-        return torch.ones_like(self.reached)
+            return (self.grid.upper > self.grid.lower).flatten(1).any(1)
+        return torch.ones_like(self.has_level_in_ball)
 
     # -- the ways to search ------------------------------------------------------------------------------------------
 
-    def _by_gradient(self, rows: Tensor) -> bool:
+    def _search_with_gradient(self, rows: Tensor) -> bool:
         """False where the model has no gradient."""
         try:
-            self._inside(rows, self.grid.ball) if self.grid.ball is not None else self._nearest(rows)
+            self._ascend_in_ball(rows, self.grid.ball) if self.grid.ball is not None else self._search_nearest(rows)
         except NaNError:
             raise
         except OutputError:
             return False
         return True
 
-    def _nearest(self, rows: Tensor) -> None:
+    def _search_nearest(self, rows: Tensor) -> None:
         """To the boundary and back along it, ever nearer to the originals."""
-        w, fails = self.v[rows], torch.zeros_like(self.score[rows])
-        for _ in range(LOOKS):
-            z = self.grid.nearest(w)
-            score, g = self.slope(z, rows)
-            bad = score <= self.sure[rows]
-            on = bad | (z != self.home[rows]).flatten(1).any(1)  # nothing is nearer than the original's own file
-            if not on.any():
+        unrounded, n_failures = self.found_levels[rows], torch.zeros_like(self.score[rows])
+        for _ in range(MAX_NEAREST_STEPS):
+            levels = self.grid.nearest(unrounded)
+            score, grad = self.evaluate_with_grad(levels, rows)
+            is_failure = score <= self.min_score[rows]
+            is_active = is_failure | (levels != self.original_levels[rows]).flatten(1).any(
+                1
+            )  # nothing is nearer than the original's own file
+            if not is_active.any():
                 return
-            rows, z, w, g, score, bad = rows[on], z[on], w[on], g[on], score[on], bad[on]
-            grid, short = self.grid.rows(rows), 2 * self.sure[rows] - score
-            fails = torch.where(bad, fails[on] + 1, 0)
-            there = w + broadcast_rows(short * (1 + (fails - 1).clamp_min(0) / 2), g) * self._forth(g, w - grid.u)
-            back = w + PULL * (self._back(grid, z, w, g, short) - w)
-            w = torch.where(broadcast_rows(bad, g), there, back).clamp(0, grid.top)
+            rows, levels, unrounded, grad, score, is_failure = (
+                rows[is_active],
+                levels[is_active],
+                unrounded[is_active],
+                grad[is_active],
+                score[is_active],
+                is_failure[is_active],
+            )
+            grid, shortfall = self.grid.rows(rows), 2 * self.min_score[rows] - score
+            n_failures = torch.where(is_failure, n_failures[is_active] + 1, 0)
+            forward = unrounded + broadcast_rows(
+                shortfall * (1 + (n_failures - 1).clamp_min(0) / 2), grad
+            ) * self._unit_rise_step(grad, unrounded - grid.x_levels)
+            pulled_back = unrounded + PULL_FRACTION * (
+                self._knapsack_solution(grid, levels, unrounded, grad, shortfall) - unrounded
+            )
+            unrounded = torch.where(broadcast_rows(is_failure, grad), forward, pulled_back).clamp(0, grid.highest_level)
 
-    def _forth(self, g: Tensor, d: Tensor) -> Tensor:
+    def _unit_rise_step(self, grad: Tensor, offset: Tensor) -> Tensor:
         """The least step, in the attack's norm, by which the score rises by one."""
-        if isinstance(self.attempt.norm, Linf):
-            return g.sign() / broadcast_rows(g.flatten(1).abs().sum(1).clamp_min(TINY), g)
-        if isinstance(self.attempt.norm, L1):  # on what has moved, where anything has
-            moved = torch.where(d.abs() > 0.5, g, 0)
-            g = torch.where(broadcast_rows(moved.flatten(1).any(1), g), moved, g)
-        return g / broadcast_rows((g * g).flatten(1).sum(1).clamp_min(TINY), g)
+        if isinstance(self.state.norm, Linf):
+            return grad.sign() / broadcast_rows(grad.flatten(1).abs().sum(1).clamp_min(TINY), grad)
+        if isinstance(self.state.norm, L1):  # on what has moved, where anything has
+            moved_grad = torch.where(offset.abs() > 0.5, grad, 0)
+            grad = torch.where(broadcast_rows(moved_grad.flatten(1).any(1), grad), moved_grad, grad)
+        return grad / broadcast_rows((grad * grad).flatten(1).sum(1).clamp_min(TINY), grad)
 
-    def _back(self, grid: Grid, z: Tensor, w: Tensor, g: Tensor, short: Tensor) -> Tensor:
+    def _knapsack_solution(
+        self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
+    ) -> Tensor:
         """The nearest point to the originals that, where the model is linear, still fools once rounded."""
 
-        def enough(t: Tensor) -> Tensor:
-            return ((grid.nearest(way(t)) - z) * g).flatten(1).sum(1) >= short
+        def is_enough(path_length: Tensor) -> Tensor:
+            return ((grid.nearest(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
 
-        way, high = self._way(grid, z, w, g, short)
-        return way(least(enough, high))
+        path, upper = self._gain_path(grid, levels, unrounded, grad, shortfall)
+        return path(bisect_minimum(is_enough, upper))
 
-    def _way(
-        self, grid: Grid, z: Tensor, w: Tensor, g: Tensor, short: Tensor
+    def _gain_path(
+        self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Points by how far they go, t (n,), and the largest t: of all points of one distance those that gain most."""
-        if isinstance(self.attempt.norm, L1):  # the moves that gain most are kept
-            gain, most = g * (w - grid.u).sign(), g.flatten(1).abs().amax(1)
-            return lambda t: grid.u + (w - grid.u) * (gain >= broadcast_rows((1 - t) * most, g)), 0 * short + 1
-        steepest = g.sign() if isinstance(self.attempt.norm, Linf) else g
-        need = (((z - grid.u) * g).flatten(1).sum(1) + short).clamp_min(0)
-        gain = (steepest * g).flatten(1).sum(1).clamp_min(TINY)
-        most = steepest.flatten(1).abs().amax(1).clamp_min(TINY)
-        return lambda t: grid.u + broadcast_rows(t, g) * steepest, 4 * need / gain + 1 / most
+        if isinstance(self.state.norm, L1):  # the moves that gain most are kept
+            gain, max_grad = grad * (unrounded - grid.x_levels).sign(), grad.flatten(1).abs().amax(1)
+            return (
+                lambda t: (
+                    grid.x_levels + (unrounded - grid.x_levels) * (gain >= broadcast_rows((1 - t) * max_grad, grad))
+                ),
+                0 * shortfall + 1,
+            )
+        steepest = grad.sign() if isinstance(self.state.norm, Linf) else grad
+        needed_rise = (((levels - grid.x_levels) * grad).flatten(1).sum(1) + shortfall).clamp_min(0)
+        gain = (steepest * grad).flatten(1).sum(1).clamp_min(TINY)
+        max_grad = steepest.flatten(1).abs().amax(1).clamp_min(TINY)
+        return lambda t: grid.x_levels + broadcast_rows(t, grad) * steepest, 4 * needed_rise / gain + 1 / max_grad
 
-    def _inside(self, rows: Tensor, ball: NormBall) -> None:
+    def _ascend_in_ball(self, rows: Tensor, ball: NormBall) -> None:
         """Steepest ascent of the margin inside the ball, its gradient taken at whole levels."""
-        w = self.grid.rows(rows).hull(self.v[rows])
-        for k in range(CLIMB):
+        unrounded = self.grid.rows(rows).project_to_ball(self.found_levels[rows])
+        for step_index in range(MAX_ASCENT_STEPS):
             grid = self.grid.rows(rows)
-            score, g = self.slope(grid.place(w, FILL), rows)
-            on = score <= self.sure[rows]
-            rows, w, g = rows[on], w[on], g[on]
+            score, grad = self.evaluate_with_grad(grid.nearest_in_ball(unrounded, MAX_STRETCH), rows)
+            is_active = score <= self.min_score[rows]
+            rows, unrounded, grad = rows[is_active], unrounded[is_active], grad[is_active]
             if not len(rows):
                 return
-            size = ball.eps * self.grid.top * (1 - k / CLIMB)
-            w = self.grid.rows(rows).hull(w + size * ball.steepest_direction(g))
+            step_size = ball.eps * self.grid.highest_level * (1 - step_index / MAX_ASCENT_STEPS)
+            unrounded = self.grid.rows(rows).project_to_ball(unrounded + step_size * ball.steepest_direction(grad))
 
-    def _scaled(self, rows: Tensor) -> None:
+    def _search_by_scaling(self, rows: Tensor) -> None:
         """The perturbation grown until it fools, and then, without a ball, taken back as far as can be."""
-        grid, d = self.grid.rows(rows), (self.v - self.grid.u)[rows]
-        low, high = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
-        for _ in range(SCALES):
-            t = torch.where(high.isinf(), (2 * low - 1).clamp_min(1.05), (low + high) / 2)
-            on = self.rows(~self.good[rows]) if grid.ball is not None else self.rows(t > 0)
-            if not len(on):
+        grid, offset = self.grid.rows(rows), (self.found_levels - self.grid.x_levels)[rows]
+        lower, upper = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
+        for _ in range(MAX_SCALE_STEPS):
+            scale = torch.where(upper.isinf(), (2 * lower - 1).clamp_min(1.05), (lower + upper) / 2)
+            active_index = (
+                self.index_of(~self.is_adversarial[rows]) if grid.ball is not None else self.index_of(scale > 0)
+            )
+            if not len(active_index):
                 return
-            score = low.new_full(low.shape, math.inf)
-            score[on] = self.look(grid.rows(on).place(grid.u[on] + broadcast_rows(t[on], d) * d[on]), rows[on])
-            bad = score <= self.sure[rows]
-            low, high = torch.where(bad, t, low), torch.where(bad, high, t)
+            score = lower.new_full(lower.shape, math.inf)
+            score[active_index] = self.evaluate(
+                grid.rows(active_index).nearest_in_ball(
+                    grid.x_levels[active_index] + broadcast_rows(scale[active_index], offset) * offset[active_index]
+                ),
+                rows[active_index],
+            )
+            is_failure = score <= self.min_score[rows]
+            lower, upper = torch.where(is_failure, scale, lower), torch.where(is_failure, upper, scale)

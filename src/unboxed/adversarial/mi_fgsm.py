@@ -13,9 +13,9 @@ from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
-from .attempt import Attempt
+from .attempt import AttackState
 from .result import Adversarial
-from .stepping import Way, bound, draws_of, step_of, stepped
+from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(
@@ -39,7 +39,7 @@ def mi_fgsm(
     steps: int = 10,
     step: float | None = None,
     decay: float = 1.0,
-    keep_going: bool = False,
+    early_stop: bool = True,
     eot: int = 1,
     bits: int | None = None,
     seed: int = 0,
@@ -48,13 +48,20 @@ def mi_fgsm(
     """Steps of eps / steps along the sum of all gradients so far, each divided by its L1 norm, older ones fading.
 
     `decay` (mu in the paper) is what is left of them after a step; for images that are to fool other models, give
-    `keep_going=True`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
+    `early_stop=False`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
     """
-    within = bound(box, eps, norm, ball)
+    norm_ball = attack_ball(box, eps, norm, ball)
     decay = check_float("decay", decay, minimum=0)
-    step = step_of(step, within.eps, steps)
-    way = Way(within, steps, step, keep_going=keep_going, decay=decay, seed=seed)
-    attempt = Attempt(
-        box, x, y, norm=within, target=target, objective=objective, draws=draws_of(box, eot), batch_size=batch_size
+    step = resolve_step_size(step, norm_ball.eps, steps)
+    config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, momentum_decay=decay, seed=seed)
+    state = AttackState(
+        box,
+        x,
+        y,
+        norm=norm_ball,
+        target=target,
+        objective=objective,
+        n_samples=n_eot_samples(box, eot),
+        batch_size=batch_size,
     )
-    return stepped(attempt, way, bits)
+    return run_gradient_attack(state, config, bits)

@@ -16,55 +16,66 @@ from ..inputs.single import Pixels
 Attacks = Mapping[str, Callable[..., Any]]
 
 
-def card_of(attack: Callable[..., Any] | None) -> Card | None:
+def attack_card(attack: Callable[..., Any] | None) -> Card | None:
     """The card of an attack, whatever settings were given with it; None for one without."""
     card = getattr(attack.func if isinstance(attack, partial) else attack, "card", None)
     return card if isinstance(card, Card) else None
 
 
-def fitting(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., Any]]:
+def compatible_attacks(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., Any]]:
     """Those of the attacks that take the box's inputs and the norm."""
-    return {name: a for name, a in attacks.items() if _takes_inputs(card_of(a), box) and _takes_norm(card_of(a), norm)}
+    return {
+        name: attack
+        for name, attack in attacks.items()
+        if _accepts_inputs(attack_card(attack), box) and _accepts_norm(attack_card(attack), norm)
+    }
 
 
 def common_norm(attacks: Attacks) -> str:
     """The first of linf, l2 and l1 that all of the attacks take; linf where there is none."""
-    return next((n for n in BALL_BY_NORM if all(_takes_norm(card_of(a), n) for a in attacks.values())), "linf")
+    return next(
+        (
+            candidate
+            for candidate in BALL_BY_NORM
+            if all(_accepts_norm(attack_card(attack), candidate) for attack in attacks.values())
+        ),
+        "linf",
+    )
 
 
-def _takes_inputs(card: Card | None, box: Box) -> bool:
+def _accepts_inputs(card: Card | None, box: Box) -> bool:
     return card is None or "pixels" not in card.needs or isinstance(box.inputs, Pixels)
 
 
-def _takes_norm(card: Card | None, norm: str) -> bool:
+def _accepts_norm(card: Card | None, norm: str) -> bool:
     return card is None or not card.norms or norm.lower() in card.norms
 
 
 def check_inputs(attacks: Attacks, box: Box) -> None:
     """Refuse attacks that take images alone, of a box that takes others, before any runs. Raises InputError."""
     for name, attack in attacks.items():
-        if not _takes_inputs(card_of(attack), box):
+        if not _accepts_inputs(attack_card(attack), box):
             require_images(box, f"the attack {name}")
 
 
 def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:
     """Refuse attacks whose cards leave the norm out, before any of them runs. Raises InputError."""
     for name, attack in attacks.items():
-        card = card_of(attack)
-        if card is not None and not _takes_norm(card, norm):
-            known = " or ".join(f'norm="{n}"' for n in card.norms)
-            own = card.method.__name__
-            who = name if name == own else f"{name} ({own})"
+        card = attack_card(attack)
+        if card is not None and not _accepts_norm(card, norm):
+            allowed_norms = " or ".join(f'norm="{allowed}"' for allowed in card.norms)
+            method_name = card.method.__name__
+            attack_label = name if name == method_name else f"{name} ({method_name})"
             raise InputError(
-                f'{who} takes {known}, and the evaluation is in norm="{norm}": give that norm, leave it out, or give '
+                f'{attack_label} takes {allowed_norms}, and the evaluation is in norm="{norm}": give that norm, leave it out, or give '
                 "another attack in its place (pgd, fab and fmn take all norms)"
             )
 
 
-def same_norm(name: str, measured: str, wanted: str) -> None:
+def check_same_norm(name: str, attack_norm: str, required_norm: str) -> None:
     """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
-    if measured != wanted.lower():
+    if attack_norm != required_norm.lower():
         raise InputError(
-            f"{name} measures distances in {measured}, and the evaluation is in {wanted}: leave it out, or evaluate "
-            f'with norm="{measured}"'
+            f"{name} measures distances in {attack_norm}, and the evaluation is in {required_norm}: leave it out, or evaluate "
+            f'with norm="{attack_norm}"'
         )

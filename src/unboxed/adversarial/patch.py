@@ -19,11 +19,11 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform, uniform
 from ..validation import check_seed
-from .placing import Placing
-from .shared import DRAWS, Crowd, crowd, settings, share_fooled
+from .placing import PatchPlacement
+from .shared import UNIFORMS_PER_PLACEMENT, UniversalAttack, start_universal_attack, check_settings, fooling_rate
 
-BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
-EPS = 1e-8
+ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
+ADAM_EPS = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +33,21 @@ class Patch:
     image: Tensor  # (C, h, w) in [0, 1]
     mask: Tensor  # (h, w) bool: the pixels that belong to it
     target: int | None  # the class that images with it become; None: any but their own
-    placing: Placing
-    history: Tensor  # (T,) the share of each step's images that it fooled
+    placement: PatchPlacement
+    fooling_rates: Tensor  # (T,) the share of each step's images that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
-    def applied(self, x: Tensor, seed: int = 0) -> Tensor:
+    def apply_to(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images x (N, C, H, W) with the patch at random places, a draw an image. Raises InputError."""
         rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
-        size = self.image.shape[-1]
-        if x.ndim != 4 or x.shape[1] != len(self.image) or self.placing.side(*x.shape[-2:]) != size:
-            raise InputError(f"this patch is {size} pixels wide, for other images than {tuple(x.shape)}")
-        return self.placing.put(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, DRAWS))
+        patch_side = self.image.shape[-1]
+        if x.ndim != 4 or x.shape[1] != len(self.image) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
+            raise InputError(f"this patch is {patch_side} pixels wide, for other images than {tuple(x.shape)}")
+        return self.placement.paste(self.image[None].to(x), x, hashed_uniform(seed, rows, 0, UNIFORMS_PER_PLACEMENT))
 
     def success(
-        self, box: Box, x: Tensor, y: Tensor | int | None = None, *, draws: int = 1, seed: int = 0,
+        self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
         """The share of images x that it fools, each at `draws` random places.
@@ -56,7 +56,9 @@ class Patch:
         model gets wrong without it. Raises InputError where none counts.
         """
         x, seed = box.validate_inputs(x), check_seed(seed)
-        return share_fooled(self, box, x, y, lambda draw: self.applied(x, seed + draw), draws, batch_size)
+        return fooling_rate(
+            self, box, x, y, lambda sample_index: self.apply_to(x, seed + sample_index), n_samples, batch_size
+        )
 
 
 @card(
@@ -84,7 +86,7 @@ def patch(
     scale: float = 0.1,
     steps: int = 300,
     step: float = 0.1,
-    sample: int = 64,
+    images_per_step: int = 64,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Patch:
@@ -95,33 +97,41 @@ def patch(
     of its own. Ctrl-C keeps what was reached. How good it is, other images say: `Patch.success`. Raises InputError,
     OutputError.
     """
-    inputs, placing = require_images(box, "a patch"), Placing(area, shape, rotation, scale)
-    seed = settings(steps, step, sample, seed)
-    side = placing.side(*inputs.shape[1:])
+    inputs, placement = require_images(box, "a patch"), PatchPlacement(area, shape, rotation, scale)
+    seed = check_settings(steps, step, images_per_step, seed)
+    patch_side = placement.patch_side(*inputs.shape[1:])
 
-    def apply(image: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
-        return placing.put(image, some, hashed_uniform(seed, rows, 2 * at + 1, DRAWS))
+    def apply_patch(patch_image: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
+        return placement.paste(
+            patch_image, images, hashed_uniform(seed, rows, 2 * step_index + 1, UNIFORMS_PER_PLACEMENT)
+        )
 
     with torch.inference_mode(False):  # the caller may be in it
-        attempt, there = crowd(box, x, y, target, objective, unbounded_ball("linf"), batch_size)
-        start = uniform(attempt.x.new_empty(1, inputs.shape[0], side, side), seed)
-        image, history = Crowd(attempt, apply, _Adam(start, step), steps, sample, seed).climb(start, there)
-    mask = placing.mask(side, box.device)
-    become = None if attempt.goal.become is None else int(attempt.goal.become[0])
-    return Patch(image[0], mask, become, placing, history, objective, attempt.interrupted)
+        state, has_target_label = start_universal_attack(
+            box, x, y, target, objective, unbounded_ball("linf"), batch_size
+        )
+        initial_patch = uniform(state.x.new_empty(1, inputs.shape[0], patch_side, patch_side), seed)
+        image, history = UniversalAttack(
+            state, apply_patch, _ClippedAdam(initial_patch, step), steps, images_per_step, seed
+        ).optimize(initial_patch, has_target_label)
+    mask = placement.mask(patch_side, box.device)
+    target_label = None if state.goal.target_labels is None else int(state.goal.target_labels[0])
+    return Patch(image[0], mask, target_label, placement, history, objective, state.interrupted)
 
 
-class _Adam:
+class _ClippedAdam:
     """Steps by Adam that end inside [0, 1]."""
 
-    def __init__(self, start: Tensor, size: float) -> None:
-        self.mean, self.square = torch.zeros_like(start), torch.zeros_like(start)
-        self.size, self.taken = size, 0
+    def __init__(self, start: Tensor, step_size: float) -> None:
+        self.grad_mean, self.grad_square = torch.zeros_like(start), torch.zeros_like(start)
+        self.step_size, self.n_steps = step_size, 0
 
-    def __call__(self, image: Tensor, grad: Tensor, pace: float) -> Tensor:
-        self.taken += 1
-        (a, b), t = BETAS, self.taken
-        self.mean = a * self.mean + (1 - a) * grad
-        self.square = b * self.square + (1 - b) * grad**2
-        uphill = (self.mean / (1 - a**t)) / ((self.square / (1 - b**t)).sqrt() + EPS)
-        return (image + pace * self.size * uphill).clamp(0, 1)
+    def __call__(self, image: Tensor, grad: Tensor, lr_factor: float) -> Tensor:
+        self.n_steps += 1
+        (beta1, beta2), step_number = ADAM_BETAS, self.n_steps
+        self.grad_mean = beta1 * self.grad_mean + (1 - beta1) * grad
+        self.grad_square = beta2 * self.grad_square + (1 - beta2) * grad**2
+        update = (self.grad_mean / (1 - beta1**step_number)) / (
+            (self.grad_square / (1 - beta2**step_number)).sqrt() + ADAM_EPS
+        )
+        return (image + lr_factor * self.step_size * update).clamp(0, 1)

@@ -12,9 +12,9 @@ from ..cards import card
 from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from .attempt import Attempt
+from .attempt import AttackState
 from .result import Adversarial
-from .stepping import Way, bound, draws_of, step_of, stepped
+from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(
@@ -39,7 +39,7 @@ def pgd(
     step: float | None = None,
     random_start: bool = True,
     restarts: int = 1,
-    keep_going: bool = False,
+    early_stop: bool = True,
     eot: int = 1,
     bits: int | None = None,
     seed: int = 0,
@@ -50,15 +50,15 @@ def pgd(
 
     `target` is the class to become, instead of just leaving y; `objective=` is raised above zero instead. `loss` "ce",
     "margin" or "dlr" is what is climbed; `step` is 2.5 eps / steps by default. Examples that fool the model stop, and
-    `restarts` try the others again. `keep_going=True`: all take every step, and are what the last one gives (where that
+    `restarts` try the others again. `early_stop=False`: all take every step, and are what the last one gives (where that
     doesn't fool the model, the last image that did), over restarts the one of the highest loss. `eot`: how many draws
     of its own noise a model that has some is averaged over. Raises InputError and OutputError.
     """
-    within = bound(box, eps, norm, ball)
-    step = step_of(step, 2.5 * within.eps, steps)
-    way = Way(within, steps, step, random_start, restarts, keep_going, seed=seed)
-    attempt = Attempt(
-        box, x, y, norm=within, target=target, objective=objective, loss=loss, draws=draws_of(box, eot),
+    norm_ball = attack_ball(box, eps, norm, ball)
+    step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
+    config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)
+    state = AttackState(
+        box, x, y, norm=norm_ball, target=target, objective=objective, loss_name=loss, n_samples=n_eot_samples(box, eot),
         batch_size=batch_size,
     )  # fmt: skip
-    return stepped(attempt, way, bits)
+    return run_gradient_attack(state, config, bits)

@@ -16,17 +16,17 @@ class Adversarial:
     success: Tensor  # (N,) bool: the model's answer is wrong (targeted: is the target; with an objective: above zero)
     queries: Tensor  # (N,) forward passes spent on each
     distance: Tensor  # (N,) from the original, in the attack's norm
-    already: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but keep_going attacks it)
+    initially_misclassified: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but attacked with early_stop=False)
     norm: str  # of the distance: "linf", "l2" or "l1"
     interrupted: bool = False
 
     def __repr__(self) -> str:
-        n, fooled = len(self.success), int(self.success.sum())
-        said = f"{type(self).__name__}({fooled} of {n} fooled"
-        if already := int(self.already.sum()):
-            said += f", {already} of them already"
-        if len(moved := self.distance[self.success & ~self.already]):
-            said += f", median {self.norm} distance {float(moved.median()):.3g}"
+        n, n_fooled = len(self.success), int(self.success.sum())
+        message = f"{type(self).__name__}({n_fooled} of {n} fooled"
+        if n_initial := int(self.initially_misclassified.sum()):
+            message += f", {n_initial} of them already"
+        if len(distances := self.distance[self.success & ~self.initially_misclassified]):
+            message += f", median {self.norm} distance {float(distances.median()):.3g}"
         if n:
-            said += f", {float(self.queries.double().mean()):.0f} queries each"
-        return said + (", interrupted)" if self.interrupted else ")")
+            message += f", {float(self.queries.double().mean()):.0f} queries each"
+        return message + (", interrupted)" if self.interrupted else ")")

@@ -26,23 +26,23 @@ from ..model.answers import reindex_error
 from ..model.batching import BatchSize
 from ..objectives import margin
 from ..validation import check_seed
-from .alarms import Alarm, alarms_of
+from .alarms import MaskingFinding, check_gradient_masking
 from .answers import class_logits
-from .attempt import in_range
+from .attempt import check_eps_range
 from .deepfool import deepfool
 from .fgsm import fgsm
-from .norms import check_inputs, check_norms, fitting, same_norm
+from .norms import check_inputs, check_norms, compatible_attacks, check_same_norm
 from .pgd import pgd
 from .result import Adversarial
-from .shares import Share
+from .shares import Proportion
 from .square import square
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
-ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
+DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
 """What a model is asked by default: a single step, many steps, and no gradient at all."""
-PART = 500  # examples at a time, after which a checkpoint is written
-LEAST = "least distance"
-STATE = ("stood", "least", "queries")
+EXAMPLES_PER_TASK = 500  # examples at a time, after which a checkpoint is written
+MINIMAL_TASK_NAME = "least distance"
+SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,63 +54,82 @@ class Robustness:
     attacks: tuple[str, ...]  # (A,)
     classes: tuple[str, ...]  # (K,)
     labels: Tensor  # (N,)
-    right: Tensor  # (N,) bool: named right without an attack
-    stood: Tensor  # (A, E, N) bool: still named right under each attack
-    least: Tensor  # (N,) the distance of the nearest fooling image found; zero: none was needed, infinite: none found
-    queries: Tensor  # (A,) forward passes, the mean of an example over all eps
-    alarms: tuple[Alarm, ...]
+    is_correct: Tensor  # (N,) bool: named right without an attack
+    is_robust: Tensor  # (A, E, N) bool: still named right under each attack
+    min_distance: (
+        Tensor  # (N,) the distance of the nearest fooling image found; zero: none was needed, infinite: none found
+    )
+    mean_queries: Tensor  # (A,) forward passes, the mean of an example over all eps
+    masking_findings: tuple[MaskingFinding, ...]
     interrupted: bool = False
 
     @property
-    def clean(self) -> Share:
-        return Share(int(self.right.sum()), len(self.right))
+    def clean_accuracy(self) -> Proportion:
+        return Proportion(int(self.is_correct.sum()), len(self.is_correct))
 
-    def robust(self, eps: float | None = None, attack: str | None = None) -> Share:
+    def robust_accuracy(self, eps: float | None = None, attack: str | None = None) -> Proportion:
         """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
             raise InputError(f"eps is one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
             raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
-        at = -1 if eps is None else self.eps.index(eps)
-        stood = self.stood[:, at] if attack is None else self.stood[self.attacks.index(attack), at][None]
-        return Share(int(stood.all(0).sum()), len(self.right))
+        eps_index = -1 if eps is None else self.eps.index(eps)
+        is_robust = (
+            self.is_robust[:, eps_index]
+            if attack is None
+            else self.is_robust[self.attacks.index(attack), eps_index][None]
+        )
+        return Proportion(int(is_robust.all(0).sum()), len(self.is_correct))
 
-    def by_class(self, eps: float | None = None) -> dict[str, tuple[Share, Share]]:
+    def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
         """Clean and robust accuracy of each class that occurs; classes of one name by their numbers, too: "cat (3)"."""
-        at = -1 if eps is None else self.eps.index(eps)
-        stood = self.stood[:, at].all(0)
-        rows = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
+        eps_index = -1 if eps is None else self.eps.index(eps)
+        is_robust = self.is_robust[:, eps_index].all(0)
+        masks = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
         return {
-            name: (Share(int(self.right[own].sum()), int(own.sum())), Share(int(stood[own].sum()), int(own.sum())))
-            for name, own in rows.items()
-            if own.any()
+            name: (
+                Proportion(int(self.is_correct[mask].sum()), int(mask.sum())),
+                Proportion(int(is_robust[mask].sum()), int(mask.sum())),
+            )
+            for name, mask in masks.items()
+            if mask.any()
         }
 
     @property
-    def median(self) -> float:
+    def median_distance(self) -> float:
         """The median distance to the nearest fooling image of the examples named right; infinite: half have none."""
-        own = self.least[self.right]
-        return float(own.sort().values[(len(own) - 1) // 2]) if len(own) else float("nan")
+        distances = self.min_distance[self.is_correct]
+        return float(distances.sort().values[(len(distances) - 1) // 2]) if len(distances) else float("nan")
 
     def __repr__(self) -> str:
-        curve = ", ".join(f"{self.robust(e).value:.1%} within {format_eps(e)}" for e in self.eps)
-        told = f"{self.clean.value:.1%} of {len(self.right)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
-        alarms = f", alarms: {', '.join(a.name for a in self.alarms)}" if self.alarms else ""
-        return f"Robustness({told}{alarms}{', interrupted' if self.interrupted else ''})"
+        curve = ", ".join(
+            f"{self.robust_accuracy(eps_value).value:.1%} within {format_eps(eps_value)}" for eps_value in self.eps
+        )
+        summary = f"{self.clean_accuracy.value:.1%} of {len(self.is_correct)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
+        findings_text = (
+            f", alarms: {', '.join(finding.name for finding in self.masking_findings)}" if self.masking_findings else ""
+        )
+        return f"Robustness({summary}{findings_text}{', interrupted' if self.interrupted else ''})"
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "norm": self.norm,
-            "n": len(self.right),
-            "clean": self.clean.plain(),
+            "n": len(self.is_correct),
+            "clean": self.clean_accuracy.to_dict(),
             "eps": list(self.eps),
-            "robust": {a: [self.robust(e, a).plain() for e in self.eps] for a in self.attacks},
-            "all": [self.robust(e).plain() for e in self.eps],
-            "classes": {k: [s.plain() for s in both] for k, both in self.by_class().items()},
-            "median distance": self.median if self.median < float("inf") else None,
-            "queries": dict(zip(self.attacks, self.queries.tolist(), strict=True)),
-            "alarms": [a.plain() for a in self.alarms],
+            "robust": {
+                attack_name: [self.robust_accuracy(eps_value, attack_name).to_dict() for eps_value in self.eps]
+                for attack_name in self.attacks
+            },
+            "all": [self.robust_accuracy(e).to_dict() for e in self.eps],
+            "classes": {
+                class_name: [proportion.to_dict() for proportion in proportions]
+                for class_name, proportions in self.accuracy_by_class().items()
+            },
+            "median distance": self.median_distance if self.median_distance < float("inf") else None,
+            "queries": dict(zip(self.attacks, self.mean_queries.tolist(), strict=True)),
+            "alarms": [a.to_dict() for a in self.masking_findings],
             "interrupted": self.interrupted,
         }
 
@@ -122,9 +141,9 @@ def robustness(
     *,
     eps: Sequence[float],
     norm: str = "linf",
-    most: int | None = None,
-    minimal: Attack | None = deepfool,
-    alarms: bool = True,
+    max_examples: int | None = None,
+    minimal_attack: Attack | None = deepfool,
+    check_masking: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
@@ -142,55 +161,66 @@ def robustness(
     other settings, attacks, weights, answers, examples or labels, or of another order of them.
     """
     seed = check_seed(seed)
-    x, y = labeled_examples(box, data, most)
-    chosen = fitting(ATTACKS, box, norm) if attacks is None else dict(attacks)
-    sizes = tuple(sorted({in_range(box, resolve_ball(e, norm, None)).eps for e in _listed(eps)}))
-    if not chosen:
+    x, y = labeled_examples(box, data, max_examples)
+    chosen_attacks = compatible_attacks(DEFAULT_ATTACKS, box, norm) if attacks is None else dict(attacks)
+    eps_values = tuple(
+        sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
+    )
+    if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
-    check_inputs(chosen, box)
-    check_norms({**chosen, LEAST: minimal}, norm)
-    run = _Run(box, x, y, norm, sizes, chosen, minimal, {"norm": norm, "seed": seed, "batch_size": batch_size})
+    check_inputs(chosen_attacks, box)
+    check_norms({**chosen_attacks, MINIMAL_TASK_NAME: minimal_attack}, norm)
+    evaluation = _Evaluation(
+        box,
+        x,
+        y,
+        norm,
+        eps_values,
+        chosen_attacks,
+        minimal_attack,
+        {"norm": norm, "seed": seed, "batch_size": batch_size},
+    )
     if checkpoint is not None:
-        run.resume(CheckpointFile(Path(checkpoint), "robustness", run.settings(seed)))
-    run.all(quiet)
-    if alarms and not run.interrupted:
-        run.alarm(seed, batch_size)
-    return run.done()
+        evaluation.resume(CheckpointFile(Path(checkpoint), "robustness", evaluation.settings(seed)))
+    evaluation.run_all(quiet)
+    if check_masking and not evaluation.interrupted:
+        evaluation.find_masking(seed, batch_size)
+    return evaluation.to_result()
 
 
-def _listed(eps: Sequence[float] | float) -> list[float]:
+def _eps_list(eps: Sequence[float] | float) -> list[float]:
     values = [eps] if isinstance(eps, (int, float)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values
 
 
-class _Run:
+class _Evaluation:
     """One evaluation under way, a part of the examples, one attack and one eps at a time."""
 
     def __init__(
         self, box: Box, x: Tensor, y: Tensor, norm: str, eps: tuple[float, ...], attacks: dict[str, Attack],
-        minimal: Attack | None, common: dict[str, Any],
+        minimal_attack: Attack | None, attack_kwargs: dict[str, Any],
     ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.norm, self.eps = box, x, y, norm, eps
-        self.attacks, self.minimal, self.common = attacks, minimal, common
-        logits = class_logits(box, x, common["batch_size"])
-        self.right, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
-        self.stood = self.right.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
-        self.least = torch.where(self.right, torch.inf, 0.0).to(x.dtype)
-        self.queries = x.new_zeros(len(attacks)).cpu()
-        self.alarms: tuple[Alarm, ...] = ()
-        self.interrupted, self.finished = False, 0
-        self.saved: CheckpointFile | None = None
+        self.attacks, self.minimal_attack, self.attack_kwargs = attacks, minimal_attack, attack_kwargs
+        logits = class_logits(box, x, attack_kwargs["batch_size"])
+        self.is_correct, self.margin = logits.argmax(1) == y, margin(y)({"logits": logits})
+        self.is_robust = self.is_correct.expand(len(attacks), len(eps), len(x)).clone()  # (A, E, N)
+        self.min_distance = torch.where(self.is_correct, torch.inf, 0.0).to(x.dtype)
+        self.mean_queries = x.new_zeros(len(attacks)).cpu()
+        self.masking_findings: tuple[MaskingFinding, ...] = ()
+        self.interrupted, self.n_finished = False, 0
+        self.checkpoint: CheckpointFile | None = None
 
-    def all(self, quiet: bool) -> None:
+    def run_all(self, quiet: bool) -> None:
         tasks = self._tasks()
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
-            bar.update(self.finished)
-            for name, e, part in tasks[self.finished :]:
-                bar.set_description(name if e is None else f"{name}, eps {format_eps(self.eps[e])}")
+            bar.update(self.n_finished)
+            for name, eps_index, rows in tasks[self.n_finished :]:
+                bar.set_description(name if eps_index is None else f"{name}, eps {format_eps(self.eps[eps_index])}")
                 try:
-                    self._task(name, e, part)
+                    self._run_task(name, eps_index, rows)
                 except KeyboardInterrupt:
                     self.interrupted = True
                 if self.interrupted:
@@ -198,43 +228,52 @@ class _Run:
                 bar.update()
 
     def _tasks(self) -> list[tuple[str, int | None, slice]]:
-        size = len(self.x) if self.box.batch_dependent else PART
-        parts = [slice(i, i + size) for i in range(0, len(self.x), size)]
-        told = [(name, e, part) for name in self.attacks for e in range(len(self.eps)) for part in parts]
-        return [*told, *((LEAST, None, part) for part in parts if self.minimal is not None)]
+        size = len(self.x) if self.box.batch_dependent else EXAMPLES_PER_TASK
+        row_slices = [slice(i, i + size) for i in range(0, len(self.x), size)]
+        tasks = [
+            (name, eps_index, rows)
+            for name in self.attacks
+            for eps_index in range(len(self.eps))
+            for rows in row_slices
+        ]
+        return [*tasks, *((MINIMAL_TASK_NAME, None, part) for part in row_slices if self.minimal_attack is not None)]
 
-    def _task(self, name: str, e: int | None, part: slice) -> None:
+    def _run_task(self, name: str, eps_index: int | None, rows: slice) -> None:
         """Attack one part of the examples. What an attack that was stopped has found is kept all the same."""
-        attack = self.minimal if e is None else self.attacks[name]
-        a = list(self.attacks).index(name) if e is not None else 0
-        stands = self.right if e is None else self.stood[a, e]
-        alive = stands[part].nonzero()[:, 0] + part.start
-        if self.box.batch_dependent and len(alive):  # rows that change one another stay in company
-            alive = torch.arange(len(self.x), device=self.x.device)
-        if len(alive) and attack is not None:
-            at = None if e is None else self.eps[e]
-            own = taken(attack, self.common) | self.within(attack)
+        attack = self.minimal_attack if eps_index is None else self.attacks[name]
+        attack_index = list(self.attacks).index(name) if eps_index is not None else 0
+        is_robust = self.is_correct if eps_index is None else self.is_robust[attack_index, eps_index]
+        active = is_robust[rows].nonzero()[:, 0] + rows.start
+        if self.box.batch_dependent and len(active):  # rows that change one another stay in company
+            active = torch.arange(len(self.x), device=self.x.device)
+        if len(active) and attack is not None:
+            eps_value = None if eps_index is None else self.eps[eps_index]
+            kwargs = supported_kwargs(attack, self.attack_kwargs) | self.checkpoint_kwargs(attack)
             try:
-                found = attack(self.box, self.box.restore_structure(self.x[alive]), self.y[alive], eps=at, **own)
+                result = attack(
+                    self.box, self.box.restore_structure(self.x[active]), self.y[active], eps=eps_value, **kwargs
+                )
             except NaNError as error:
-                raise reindex_error(error, alive) from None
-            same_norm(name, found.norm, self.norm)
-            fooled = alive[found.success]
-            self.least[fooled] = self.least[fooled].minimum(found.distance[found.success].to(self.least.dtype))
-            if e is not None:
-                self.stood[a, e:, fooled] = False
-                self.queries[a] += found.queries.sum().cpu() / len(self.x)
-            self.interrupted |= found.interrupted
+                raise reindex_error(error, active) from None
+            check_same_norm(name, result.norm, self.norm)
+            fooled = active[result.success]
+            self.min_distance[fooled] = self.min_distance[fooled].minimum(
+                result.distance[result.success].to(self.min_distance.dtype)
+            )
+            if eps_index is not None:
+                self.is_robust[attack_index, eps_index:, fooled] = False
+                self.mean_queries[attack_index] += result.queries.sum().cpu() / len(self.x)
+            self.interrupted |= result.interrupted
         if not self.interrupted:
-            self.finished += 1
+            self.n_finished += 1
             self.save()
-            if part_file := self.part_file(self.finished - 1):
-                part_file.unlink(missing_ok=True)
+            if task_file := self.task_checkpoint(self.n_finished - 1):
+                task_file.unlink(missing_ok=True)
 
-    def alarm(self, seed: int, batch_size: BatchSize) -> None:
+    def find_masking(self, seed: int, batch_size: BatchSize) -> None:
         try:
-            self.alarms = alarms_of(
-                self.box, self.x, self.y, self.right, self.eps[-1], self.norm, seed=seed, batch_size=batch_size
+            self.masking_findings = check_gradient_masking(
+                self.box, self.x, self.y, self.is_correct, self.eps[-1], self.norm, seed=seed, batch_size=batch_size
             )
         except KeyboardInterrupt:
             self.interrupted = True
@@ -245,46 +284,57 @@ class _Run:
         return box_checkpoint_settings(self.box) | {
             "examples": tensor_digest(self.x), "labels": tensor_digest(self.y), "eps": list(self.eps), "norm": self.norm,
             "seed": seed,
-            "attacks": {name: _compared(name, a) for name, a in self.attacks.items()},
-            "minimal": _compared("minimal", self.minimal), "answers": comparable_outputs(self.box, self.margin),
+            "attacks": {name: _attack_repr(name, attack) for name, attack in self.attacks.items()},
+            "minimal": _attack_repr("minimal", self.minimal_attack), "answers": comparable_outputs(self.box, self.margin),
         }  # fmt: skip
 
-    def resume(self, saved: CheckpointFile) -> None:
-        self.saved, held = saved, saved.read()
-        if held is not None:
-            self.finished = held["finished"]
-            for name in STATE:
-                setattr(self, name, held[name].to(getattr(self, name).device))
+    def resume(self, checkpoint: CheckpointFile) -> None:
+        self.checkpoint, saved_state = checkpoint, checkpoint.read()
+        if saved_state is not None:
+            self.n_finished = saved_state["n_finished"]
+            for name in SAVED_FIELDS:
+                setattr(self, name, saved_state[name].to(getattr(self, name).device))
 
-    def part_file(self, task: int) -> Path | None:
+    def task_checkpoint(self, task_index: int) -> Path | None:
         """Where an attack that saves its own state within a task does so, beside the evaluation's file."""
-        return None if self.saved is None else self.saved.path.with_name(f"{self.saved.path.name}.{task}")
+        return (
+            None
+            if self.checkpoint is None
+            else self.checkpoint.path.with_name(f"{self.checkpoint.path.name}.{task_index}")
+        )
 
-    def within(self, attack: Attack) -> dict[str, Any]:
+    def checkpoint_kwargs(self, attack: Attack) -> dict[str, Any]:
         """The checkpoint of the task that runs, for an attack that takes one and was not given its own."""
-        file, given = self.part_file(self.finished), attack.keywords if isinstance(attack, partial) else {}
-        takes = file is not None and "checkpoint" in signature(attack).parameters and "checkpoint" not in given
-        return {"checkpoint": file} if takes else {}
+        file, given_kwargs = (
+            self.task_checkpoint(self.n_finished),
+            attack.keywords if isinstance(attack, partial) else {},
+        )
+        needs_checkpoint = (
+            file is not None and "checkpoint" in signature(attack).parameters and "checkpoint" not in given_kwargs
+        )
+        return {"checkpoint": file} if needs_checkpoint else {}
 
     def save(self) -> None:
-        if self.saved is not None:
-            self.saved.write({name: getattr(self, name) for name in STATE} | {"finished": self.finished})
+        if self.checkpoint is not None:
+            self.checkpoint.write(
+                {name: getattr(self, name) for name in SAVED_FIELDS} | {"n_finished": self.n_finished}
+            )
 
-    def done(self) -> Robustness:
+    def to_result(self) -> Robustness:
         return Robustness(
             type(unbounded_ball(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
-            self.y, self.right, self.stood, self.least, self.queries, self.alarms, self.interrupted,
+            self.y, self.is_correct, self.is_robust, self.min_distance, self.mean_queries, self.masking_findings, self.interrupted,
         )  # fmt: skip
 
 
-def taken(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
+def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that an attack has a name for: what draws nothing takes no seed."""
-    own = signature(attack).parameters
-    every = any(p.kind is Parameter.VAR_KEYWORD for p in own.values())
-    return {name: value for name, value in settings.items() if every or name in own}
+    parameters = signature(attack).parameters
+    takes_any_keyword = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in kwargs.items() if takes_any_keyword or name in parameters}
 
 
-def _compared(name: str, attack: Attack | None) -> str:
+def _attack_repr(name: str, attack: Attack | None) -> str:
     """An attack with all that it is made of. Raises InputError."""
-    instead = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
-    return checkpoint_repr(f"the attack {name!r}", attack, instead)
+    advice = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
+    return checkpoint_repr(f"the attack {name!r}", attack, advice)

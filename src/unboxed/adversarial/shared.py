@@ -19,18 +19,18 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform
 from ..validation import check_seed, check_float, check_int
-from .answers import predicted
-from .attempt import Attempt
-from .goal import Goal, goal_of
+from .answers import predict_classes
+from .attempt import AttackState
+from .goal import AttackGoal, make_goal
 
-TINY = 1e-6  # a root has no slope at zero
-POWER = 0.25  # of the score: see `rooted`
-DRAWS = 4  # numbers that one place takes
-Apply = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # change (1, ...), images (n, ...), rows (n,), step -> images
-Step = Callable[[Tensor, Tensor, float], Tensor]  # change, its gradient uphill, a size falling from 1 to 0 -> change
+EPSILON = 1e-6  # a root has no slope at zero
+LOSS_POWER = 0.25  # of the score: see `rooted`
+UNIFORMS_PER_PLACEMENT = 4  # numbers that one place takes
+ApplyFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # change (1, ...), images (n, ...), rows (n,), step -> images
+StepFn = Callable[[Tensor, Tensor, float], Tensor]  # change, its gradient uphill, a size falling from 1 to 0 -> change
 
 
-class Shared(Protocol):
+class UniversalResult(Protocol):
     """What is judged on images that it was not made from."""
 
     @property
@@ -40,46 +40,48 @@ class Shared(Protocol):
 
 
 @dataclass(frozen=True)
-class Crowd:
+class UniversalAttack:
     """The images that one change is to serve, some of them at each step."""
 
-    attempt: Attempt
-    apply: Apply
-    step: Step
+    state: AttackState
+    apply_change: ApplyFn
+    update_change: StepFn
     steps: int
-    sample: int
+    images_per_step: int
     seed: int
 
-    def climb(self, start: Tensor, leave_out: Tensor) -> tuple[Tensor, Tensor]:
+    def optimize(self, start: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """The change (1, ...) after all steps, or those before Ctrl-C; the share (T,) of each sample that it fooled."""
-        change, history = start, list[Tensor]()
-        with self.attempt:
-            rows = self.attempt.begin()
-            rows = rows[~leave_out[rows]]
-            for step in range(self.steps if len(rows) else 0):
-                grad, share = self._look(change, self._some(rows, step), step)
-                change = self.step(change, grad, (1 + math.cos(math.pi * step / self.steps)) / 2)
-                history.append(share)
-        return change, torch.stack(history) if history else start.new_zeros(0)
+        change, fooling_rates = start, list[Tensor]()
+        with self.state:
+            rows = self.state.evaluate_originals()
+            rows = rows[~excluded[rows]]
+            for step_index in range(self.steps if len(rows) else 0):
+                grad, fooled_fraction = self._change_gradient(change, self._sample_rows(rows, step_index), step_index)
+                change = self.update_change(change, grad, (1 + math.cos(math.pi * step_index / self.steps)) / 2)
+                fooling_rates.append(fooled_fraction)
+        return change, torch.stack(fooling_rates) if fooling_rates else start.new_zeros(0)
 
-    def _some(self, rows: Tensor, step: int) -> Tensor:
+    def _sample_rows(self, rows: Tensor, step_index: int) -> Tensor:
         """`sample` of the rows, each at most once, in their order."""
-        if len(rows) <= self.sample:
+        if len(rows) <= self.images_per_step:
             return rows
-        order = hashed_uniform(self.seed, rows, 2 * step + 2, DRAWS)[:, 0].argsort()
-        return rows[order[: self.sample].sort().values]
+        order = hashed_uniform(self.seed, rows, 2 * step_index + 2, UNIFORMS_PER_PLACEMENT)[:, 0].argsort()
+        return rows[order[: self.images_per_step].sort().values]
 
-    def _look(self, change: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _change_gradient(self, change: Tensor, rows: Tensor, step_index: int) -> tuple[Tensor, Tensor]:
         """The mean gradient of the score in the change, and the share of the images that it fools."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = change.detach().requires_grad_()
-            z = self.apply(leaf, self.attempt.x[rows], rows, step)
-            slope = self.attempt.slope(z.detach(), rows, rooted(self.attempt.goal.fooled))
-            (grad,) = torch.autograd.grad(z, leaf, slope.grad / len(rows))
-        return grad.nan_to_num(0, 0, 0), (slope.fooled > 0).to(change.dtype).mean()
+            z = self.apply_change(leaf, self.state.x[rows], rows, step_index)
+            evaluation = self.state.evaluate_with_grad(
+                z.detach(), rows, quartic_root_objective(self.state.goal.criterion)
+            )
+            (grad,) = torch.autograd.grad(z, leaf, evaluation.grad / len(rows))
+        return grad.nan_to_num(0, 0, 0), (evaluation.success_score > 0).to(change.dtype).mean()
 
 
-def rooted(fooled: Objective) -> Objective:
+def quartic_root_objective(criterion: Objective) -> Objective:
     """-softplus(-fooled) ** (1/4): few images that cannot be fooled weigh less than many that nearly are.
 
     The mean of log-probabilities, which the papers climb, is ruled by the images that are farthest from being fooled;
@@ -87,40 +89,40 @@ def rooted(fooled: Objective) -> Objective:
     root, and that .02 more than by the log-probability.
     """
 
-    def score(m: Tensor) -> Tensor:
-        return -(F.softplus(-m) + TINY).pow(POWER)
+    def score(margin: Tensor) -> Tensor:
+        return -(F.softplus(-margin) + EPSILON).pow(LOSS_POWER)
 
-    select = None if fooled.select is None else (lambda i: rooted(fooled.rows(i)))
+    select_rows = None if criterion.select is None else (lambda i: quartic_root_objective(criterion.rows(i)))
     return Objective(
-        lambda acts: score(fooled(acts)),
-        fooled.layers,
-        f"rooted {fooled.name}",
-        select,
-        fooled.batch_dependent,
-        fooled.n,
+        lambda acts: score(criterion(acts)),
+        criterion.layers,
+        f"rooted {criterion.name}",
+        select_rows,
+        criterion.batch_dependent,
+        criterion.n,
     )
 
 
-def crowd(
+def start_universal_attack(
     box: Box, x: Tensor, y: Tensor | int | None, target: int | None, objective: Objective | None, norm: Any,
     batch_size: BatchSize,
-) -> tuple[Attempt, Tensor]:  # fmt: skip
+) -> tuple[AttackState, Tensor]:  # fmt: skip
     """The attempt on all images, and which (N,) bear the target's label already. Raises InputError, OutputError."""
     if target is not None:
-        target = one_class(box, target)
+        target = single_target(box, target)
     if y is None and target is None and objective is None:
-        y = answers(box, x, batch_size)
-    attempt = Attempt(box, x, y, norm=norm, target=target, objective=objective, batch_size=batch_size)
-    goal = attempt.goal
-    return attempt, _there(goal, attempt.already)
+        y = default_labels(box, x, batch_size)
+    state = AttackState(box, x, y, norm=norm, target=target, objective=objective, batch_size=batch_size)
+    goal = state.goal
+    return state, _has_target_label(goal, state.initially_misclassified)
 
 
-def _there(goal: Goal, none: Tensor) -> Tensor:
+def _has_target_label(goal: AttackGoal, all_false: Tensor) -> Tensor:
     """Which examples bear the target's label."""
-    return none if goal.right is None or goal.become is None else torch.eq(goal.right, goal.become)
+    return all_false if goal.labels is None or goal.target_labels is None else torch.eq(goal.labels, goal.target_labels)
 
 
-def one_class(box: Box, target: object) -> int:
+def single_target(box: Box, target: object) -> int:
     """The class that all images are to become. Raises InputError."""
     labels = box.class_labels(target, 1)  # type: ignore[arg-type]
     if torch.as_tensor(target).ndim:
@@ -128,14 +130,14 @@ def one_class(box: Box, target: object) -> int:
     return int(labels[0])
 
 
-def answers(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
+def default_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
     """The model's own answers, to be left where nobody gives labels. Raises OutputError."""
     box.require_class_scores("an attack on classes")
-    return predicted(box, box.validate_inputs(x), batch_size)
+    return predict_classes(box, box.validate_inputs(x), batch_size)
 
 
-def share_fooled(
-    made: Shared, box: Box, x: Tensor, y: Tensor | int | None, change: Callable[[int], Tensor], draws: int,
+def fooling_rate(
+    result: UniversalResult, box: Box, x: Tensor, y: Tensor | int | None, changed_images: Callable[[int], Tensor], n_samples: int,
     batch_size: BatchSize,
 ) -> float:  # fmt: skip
     """Of the images that count, over `draws` of `change(draw)`: the share that fools the model. Raises InputError.
@@ -143,25 +145,32 @@ def share_fooled(
     Those count that do not bear the target's label (without labels: that the model does not take for it); untargeted,
     those that the model gets right; with an objective, where it is not above zero.
     """
-    draws = check_int("draws", draws, minimum=1)
-    y = answers(box, x, batch_size) if y is None and made.objective is None else y
-    goal = goal_of(box, len(x), y, made.target, made.objective)
-    count = partial(_above, box, goal.fooled, batch_size=batch_size)
-    counts = ~count(x) if goal.right is None or goal.become is None else torch.ne(goal.right, goal.become)
-    if not counts.any():
+    n_samples = check_int("n_samples", n_samples, minimum=1)
+    y = default_labels(box, x, batch_size) if y is None and result.objective is None else y
+    goal = make_goal(box, len(x), y, result.target, result.objective)
+    is_fooled = partial(_is_positive, box, goal.criterion, batch_size=batch_size)
+    is_counted = (
+        ~is_fooled(x)
+        if goal.labels is None or goal.target_labels is None
+        else torch.ne(goal.labels, goal.target_labels)
+    )
+    if not is_counted.any():
         raise InputError("none of these images counts: the model takes all of them for what they should become")
-    shares = [count(box.validate_inputs(change(draw)))[counts].double().mean() for draw in range(draws)]
-    return float(torch.stack(shares).mean())
+    fooled_fractions = [
+        is_fooled(box.validate_inputs(changed_images(sample_index)))[is_counted].double().mean()
+        for sample_index in range(n_samples)
+    ]
+    return float(torch.stack(fooled_fractions).mean())
 
 
-def _above(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
+def _is_positive(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0
 
 
-def settings(steps: int, step: float, sample: int, seed: int) -> int:
+def check_settings(steps: int, step_size: float, images_per_step: int, seed: int) -> int:
     """The seed to draw by. Raises InputError for what is no setting."""
     check_int("steps", steps)
-    check_float("step", step, above=0)
-    check_int("sample", sample, minimum=1)
+    check_float("step", step_size, above=0)
+    check_int("images_per_step", images_per_step, minimum=1)
     return check_seed(seed)

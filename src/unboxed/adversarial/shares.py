@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """`count` of `n` examples. The interval is Wilson's (1927), at 95 %."""
 
     count: int
@@ -19,17 +19,17 @@ class Share:
         return self.count / self.n if self.n else float("nan")
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def wilson_interval(self) -> tuple[float, float]:
         if not self.n:
             return 0.0, 1.0
-        found = binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
-        return float(found.low), float(found.high)
+        bounds = binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
+        return float(bounds.low), float(bounds.high)
 
-    def plain(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, float | int]:
         """For JSON."""
-        low, high = self.interval
-        return {"share": self.value, "low": low, "high": high, "count": self.count, "n": self.n}
+        lower, upper = self.wilson_interval
+        return {"share": self.value, "low": lower, "high": upper, "count": self.count, "n": self.n}
 
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} ({low:.1%} to {high:.1%})"
+        lower, upper = self.wilson_interval
+        return f"{self.value:.1%} ({lower:.1%} to {upper:.1%})"

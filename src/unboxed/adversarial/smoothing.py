@@ -33,25 +33,27 @@ class Smoothed:
     classes: Tensor  # (N,), -1 where it abstains
     radius: Tensor  # (N,) 0 where it abstains
     p_lower: Tensor  # (N,) the class's probability under noise is at least that
-    share: Tensor  # (N, K) of the draws that the model gave each class
+    class_fractions: Tensor  # (N, K) of the draws that the model gave each class
     sigma: float
     alpha: float  # each row's claim fails with this probability at most
     interrupted: bool = False  # the rows that it did not come to abstain
 
     @property
-    def abstained(self) -> Tensor:
+    def has_abstained(self) -> Tensor:
         """(N,) bool."""
         return self.classes == ABSTAIN
 
     def certified_accuracy(self, y: Tensor, radii: Sequence[float] | float = 0.0) -> Tensor:
         """(R,) the share of examples that are surely right within each radius. Raises InputError."""
         y = as_classes(y)
-        check_classes(y, len(self.classes), self.share.shape[1])
-        given = [radii] if isinstance(radii, (int, float)) else list(radii)
-        wanted = torch.tensor([check_float("a radius", r, minimum=0) for r in given], dtype=self.radius.dtype)
-        right = self.classes == y.to(self.classes.device)
-        held = right & (self.radius >= wanted.to(self.radius.device)[:, None])
-        return held.to(self.radius.dtype).mean(1)
+        check_classes(y, len(self.classes), self.class_fractions.shape[1])
+        radius_list = [radii] if isinstance(radii, (int, float)) else list(radii)
+        radius_tensor = torch.tensor(
+            [check_float("a radius", value, minimum=0) for value in radius_list], dtype=self.radius.dtype
+        )
+        is_correct = self.classes == y.to(self.classes.device)
+        is_certified = is_correct & (self.radius >= radius_tensor.to(self.radius.device)[:, None])
+        return is_certified.to(self.radius.dtype).mean(1)
 
 
 @card(
@@ -89,17 +91,22 @@ def smoothed(
         check_int("n", n, minimum=1),
         check_float("alpha", alpha, above=0, below=1),
     )
-    noisy = _Noisy(box, x, sigma, seed, batch_size)
-    counts, interrupted = noisy.counts(0, n0, n0 + n)  # (N, 2, K)
-    top = counts[:, 0].argmax(1, keepdim=True)  # (N, 1)
-    hits, drawn = counts[:, 1].gather(1, top)[:, 0], counts[:, 1].sum(1)
-    p = torch.tensor([_lower(int(k), n, alpha) if m else 0.0 for k, m in zip(hits, drawn, strict=True)])
-    sure = (p > 0.5).to(top.device)
-    radius = torch.as_tensor(sigma * norm.ppf(p.double().clamp_min(0.5).numpy()))
-    share = counts.sum(1) / max(n0 + n, 1)
+    classifier = _NoisyClassifier(box, x, sigma, seed, batch_size)
+    counts, interrupted = classifier.count_classes(0, n0, n0 + n)  # (N, 2, K)
+    top_class = counts[:, 0].argmax(1, keepdim=True)  # (N, 1)
+    n_hits, n_sampled = counts[:, 1].gather(1, top_class)[:, 0], counts[:, 1].sum(1)
+    p_lower = torch.tensor(
+        [
+            _clopper_pearson_lower(int(hits_in_row), n, alpha) if samples_in_row else 0.0
+            for hits_in_row, samples_in_row in zip(n_hits, n_sampled, strict=True)
+        ]
+    )
+    is_certified = (p_lower > 0.5).to(top_class.device)
+    radius = torch.as_tensor(sigma * norm.ppf(p_lower.double().clamp_min(0.5).numpy()))
+    class_fractions = counts.sum(1) / max(n0 + n, 1)
     return Smoothed(
-        torch.where(sure, top[:, 0], ABSTAIN), radius.to(box.device, box.dtype), p.to(box.device, box.dtype),
-        share.to(box.dtype), float(sigma), alpha, interrupted,
+        torch.where(is_certified, top_class[:, 0], ABSTAIN), radius.to(box.device, box.dtype), p_lower.to(box.device, box.dtype),
+        class_fractions.to(box.dtype), float(sigma), alpha, interrupted,
     )  # fmt: skip
 
 
@@ -118,21 +125,21 @@ def smoothed_predict(
     From the two classes met most often in n draws, by a two-sided binomial test. Raises InputError and OutputError.
     """
     n, alpha = check_int("n", n, minimum=1), check_float("alpha", alpha, above=0, below=1)
-    counts, interrupted = _Noisy(box, x, sigma, seed, batch_size).counts(0, n, n)
+    counts, interrupted = _NoisyClassifier(box, x, sigma, seed, batch_size).count_classes(0, n, n)
     if interrupted:
         raise KeyboardInterrupt
-    two, classes = counts[:, 0].topk(2, dim=1)
-    fair = [binomtest(int(a), int(a + b), 0.5).pvalue for a, b in two.tolist()]
-    sure = torch.tensor(fair, dtype=torch.float64, device=box.device) <= alpha
-    return torch.where(sure, classes[:, 0], ABSTAIN)
+    top_counts, top_classes = counts[:, 0].topk(2, dim=1)
+    p_values = [binomtest(int(count_a), int(count_a + count_b), 0.5).pvalue for count_a, count_b in top_counts.tolist()]
+    is_significant = torch.tensor(p_values, dtype=torch.float64, device=box.device) <= alpha
+    return torch.where(is_significant, top_classes[:, 0], ABSTAIN)
 
 
-def _lower(hits: int, n: int, alpha: float) -> float:
+def _clopper_pearson_lower(n_hits: int, n_samples: int, alpha: float) -> float:
     """Clopper & Pearson's one-sided lower bound of a probability, after `hits` in n draws."""
-    return 0.0 if hits == 0 else float(beta.ppf(alpha, hits, n - hits + 1))
+    return 0.0 if n_hits == 0 else float(beta.ppf(alpha, n_hits, n_samples - n_hits + 1))
 
 
-class _Noisy:
+class _NoisyClassifier:
     """Noisy copies of each row, each from a generator of its own."""
 
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
@@ -144,47 +151,63 @@ class _Noisy:
         self.box, self.x, self.sigma = box, box.validate_inputs(x), check_float("sigma", sigma, above=0)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
-    def counts(self, start: int, split: int, stop: int) -> tuple[Tensor, bool]:
+    def count_classes(self, first_sample: int, split_sample: int, last_sample: int) -> tuple[Tensor, bool]:
         """(N, 2, K) how often each class is met in draws start..split and split..stop; and if Ctrl-C ended it."""
-        found = torch.zeros(len(self.x), 2, self.box.n_outputs, dtype=torch.long, device=self.x.device)
+        class_counts = torch.zeros(len(self.x), 2, self.box.n_outputs, dtype=torch.long, device=self.x.device)
         if self.box.batch_dependent:
-            answers = torch.stack([self._answers(slice(None), d, d + 1)[:, 0] for d in range(start, stop)], 1)
-            return _tallied(answers, split - start, found.shape[2]), False
-        done = 0
+            predictions = torch.stack(
+                [
+                    self._predict_samples(slice(None), sample_index, sample_index + 1)[:, 0]
+                    for sample_index in range(first_sample, last_sample)
+                ],
+                1,
+            )
+            return _class_counts(predictions, split_sample - first_sample, class_counts.shape[2]), False
+        n_done = 0
         try:
             for row in range(len(self.x)):
-                answers = self._answers(slice(row, row + 1), start, stop)
-                found[row], done = _tallied(answers, split - start, found.shape[2])[0], row + 1
+                predictions = self._predict_samples(slice(row, row + 1), first_sample, last_sample)
+                class_counts[row], n_done = (
+                    _class_counts(predictions, split_sample - first_sample, class_counts.shape[2])[0],
+                    row + 1,
+                )
         except KeyboardInterrupt:
-            if not done:
+            if not n_done:
                 raise
-        return found, done < len(self.x)
+        return class_counts, n_done < len(self.x)
 
-    def _answers(self, rows: slice, start: int, stop: int) -> Tensor:
+    def _predict_samples(self, rows: slice, first_sample: int, last_sample: int) -> Tensor:
         """(n, draws) the model's classes; one row, or all rows and one draw, at a time."""
-        places = range(len(self.x))[rows]
+        row_numbers = range(len(self.x))[rows]
         if self.box.batch_dependent:
-            return self._classes(torch.stack([self._draw(i, start) for i in places]))[:, None]
-        size, most = self.box.batch_plan(stop - start, self.batch_size)
-        most = min(most, MAX_CPU_ROWS) if self.x.device.type == "cpu" else most
+            return self._predict(torch.stack([self._noisy_copy(i, first_sample) for i in row_numbers]))[:, None]
+        size, max_rows = self.box.batch_plan(last_sample - first_sample, self.batch_size)
+        max_rows = min(max_rows, MAX_CPU_ROWS) if self.x.device.type == "cpu" else max_rows
 
-        def part(draws: slice) -> Tensor:
-            return self._classes(torch.stack([self._draw(places[0], start + d) for d in range(stop - start)[draws]]))
+        def predict_slice(sample_slice: slice) -> Tensor:
+            return self._predict(
+                torch.stack(
+                    [
+                        self._noisy_copy(row_numbers[0], first_sample + sample_index)
+                        for sample_index in range(last_sample - first_sample)[sample_slice]
+                    ]
+                )
+            )
 
-        return torch.cat(in_batches(part, stop - start, size, most))[None]
+        return torch.cat(in_batches(predict_slice, last_sample - first_sample, size, max_rows))[None]
 
-    def _draw(self, row: int, draw: int) -> Tensor:
+    def _noisy_copy(self, row: int, sample_index: int) -> Tensor:
         x = self.x[row]
-        generator = sample_generator(self.seed, row, draw, x.device)
+        generator = sample_generator(self.seed, row, sample_index, x.device)
         return x + self.sigma * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-    def _classes(self, z: Tensor) -> Tensor:
+    def _predict(self, noisy_inputs: Tensor) -> Tensor:
         """(n,) of noisy inputs, which may lie outside the valid range."""
         with self.box.isolated(grad=False):
-            return check_no_nan(self.box.forward(z, {"logits"})["logits"], what="a noisy copy").argmax(1)
+            return check_no_nan(self.box.forward(noisy_inputs, {"logits"})["logits"], what="a noisy copy").argmax(1)
 
 
-def _tallied(answers: Tensor, split: int, classes: int) -> Tensor:
+def _class_counts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
     """(n, 2, K) of answers (n, draws)."""
-    each = F.one_hot(answers, classes)  # (n, draws, K)
-    return torch.stack([each[:, :split].sum(1), each[:, split:].sum(1)], 1)
+    one_hot = F.one_hot(predictions, n_classes)  # (n, draws, K)
+    return torch.stack([one_hot[:, :n_first].sum(1), one_hot[:, n_first:].sum(1)], 1)

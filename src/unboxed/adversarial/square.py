@@ -22,13 +22,23 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform
 from ..validation import check_seed, check_float, check_int
-from .attempt import Attempt, in_range
-from .levels import saved
+from .attempt import AttackState, check_eps_range
+from .levels import quantize_images
 from .result import Adversarial
 
-HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: the squares' area halves after each
-LEAST = 3  # the side of the smallest square of the l2 attack: in a single pixel, hill and hollow cancel out
-TILES = 5  # along each side of an image, at the start of the l2 attack
+AREA_HALVING_QUERIES = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)  # of 10,000 queries: the squares' area halves after each
+MIN_L2_SIDE = 3  # the side of the smallest square of the l2 attack: in a single pixel, hill and hollow cancel out
+INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 attack
 
 
 @card(
@@ -63,204 +73,224 @@ def square(
     cover. Climbs the margin; towards a `target`, the cross-entropy. Raises InputError.
     """
     require_images(box, "the square attack")
-    ball = in_range(box, _ball(eps, norm, ball))
+    ball = check_eps_range(box, _make_ball(eps, norm, ball))
     queries, seed, p = (
         check_int("queries", queries, minimum=1),
         check_seed(seed),
         check_float("p", p, above=0, maximum=1),
     )
-    attempt = Attempt(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
-    rows = attempt.begin()
-    with attempt:
-        search(attempt, ball, rows, queries=queries, p=p, seed=seed)
-    saved(attempt, bits, ball, gradients=False)
-    return attempt.result()
+    state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
+    rows = state.evaluate_originals()
+    with state:
+        run_square_attack(state, ball, rows, queries=queries, p=p, seed=seed)
+    quantize_images(state, bits, ball, use_gradients=False)
+    return state.to_result()
 
 
-def _ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     ball = resolve_ball(eps, norm, ball)
     if not isinstance(ball, (Linf, L2)):
         raise InputError('the square attack takes norm="linf" or "l2"')
     return ball
 
 
-def search(attempt: Attempt, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
+def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
     """The square attack on those of the rows that are not fooled yet."""
-    rows = rows[~attempt.success[rows]]
-    for block in attempt.blocks(rows) if len(rows) else ():
-        squares = _Stripes(attempt, ball.eps) if isinstance(ball, Linf) else _Hills(attempt, ball)
-        _Search(attempt, squares, seed).run(block, queries, p)
+    rows = rows[~state.success[rows]]
+    for batch_rows in state.row_batches(rows) if len(rows) else ():
+        sampler = _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball)
+        _RandomSearch(state, sampler, seed).run(batch_rows, queries, p)
 
 
-def side(query: int, queries: int, p: float, height: int, width: int) -> int:
+def square_side(query: int, queries: int, p: float, height: int, width: int) -> int:
     """The side of the squares at a query: p of the image at first, halved on a schedule stretched to `queries`."""
-    share = p / 2 ** sum(query * 10_000 > after * queries for after in HALVED)
-    return max(1, min(height, width, round(math.sqrt(share * height * width))))
+    area_fraction = p / 2 ** sum(query * 10_000 > halving_query * queries for halving_query in AREA_HALVING_QUERIES)
+    return max(1, min(height, width, round(math.sqrt(area_fraction * height * width))))
 
 
-class Squares(Protocol):
+class SquareSampler(Protocol):
     """How a norm's squares are drawn."""
 
-    def first(self, rows: Tensor, seed: int) -> Tensor: ...
-    def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
+    def initial_images(self, rows: Tensor, seed: int) -> Tensor: ...
+    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
 
 
 @dataclass
-class _Search:
+class _RandomSearch:
     """Random search on one block of rows, batched: all rows try their own square at once."""
 
-    attempt: Attempt
-    squares: Squares
+    state: AttackState
+    sampler: SquareSampler
     seed: int
 
     def run(self, rows: Tensor, queries: int, p: float) -> None:
-        new = best = self.squares.first(rows, 2 * self.seed)
-        h, w = best.shape[-2:]
-        score = fooled = best.new_full((len(rows),), -math.inf)
+        candidates = best_images = self.sampler.initial_images(rows, 2 * self.seed)
+        height, width = best_images.shape[-2:]
+        score = success_score = best_images.new_full((len(rows),), -math.inf)
         try:
             for query in range(queries):
                 if query:
-                    new = self.squares.next(best, rows, side(query, queries, p, h, w), 2 * self.seed + 1, query)
-                new_score, new_fooled = self._looked(new, rows)
-                better = new_score > score
-                best[better] = new[better]
-                score, fooled = torch.where(better, new_score, score), torch.where(better, new_fooled, fooled)
-                good = new_fooled > 0
-                if good.any():
-                    self.attempt.keep(new, rows, good)
-                    rows, best, score, fooled = (h[~good] for h in (rows, best, score, fooled))
+                    candidates = self.sampler.propose(
+                        best_images, rows, square_side(query, queries, p, height, width), 2 * self.seed + 1, query
+                    )
+                new_score, new_success_score = self._evaluate(candidates, rows)
+                is_better = new_score > score
+                best_images[is_better] = candidates[is_better]
+                score, success_score = (
+                    torch.where(is_better, new_score, score),
+                    torch.where(is_better, new_success_score, success_score),
+                )
+                is_adversarial = new_success_score > 0
+                if is_adversarial.any():
+                    self.state.keep_nearer(candidates, rows, is_adversarial)
+                    rows, best_images, score, success_score = (
+                        h[~is_adversarial] for h in (rows, best_images, score, success_score)
+                    )
                     if not len(rows):
                         return
         finally:  # Ctrl-C too
-            self.attempt.offer(best, rows, fooled)
+            self.state.keep_best_failure(best_images, rows, success_score)
 
-    def _looked(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Score and fooled: the margin is both, but towards a target the paper climbs the cross-entropy."""
-        if self.attempt.goal.become is not None:
-            return self.attempt.look(z, rows)
-        fooled = self.attempt.fooled(z, rows)
-        return fooled, fooled
+        if self.state.goal.target_labels is not None:
+            return self.state.evaluate(z, rows)
+        success_score = self.state.success_score(z, rows)
+        return success_score, success_score
 
 
-def _squares(u: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _square_index(uniform: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The index of a square a row of `like` (n, C, H, W), in all channels, placed by uniform draws (n, 2)."""
-    n, k, step = (torch.arange(m, device=u.device) for m in (*like.shape[:2], side))
-    top, left = ((u[:, i] * (like.shape[2 + i] - side + 1)).long()[:, None] for i in (0, 1))
-    i, j = top + step, left + step  # (n, h)
-    return n[:, None, None, None], k[:, None, None], i[:, None, :, None], j[:, None, None, :]
+    n, channels, offsets = (torch.arange(m, device=uniform.device) for m in (*like.shape[:2], side))
+    top, left = ((uniform[:, i] * (like.shape[2 + i] - side + 1)).long()[:, None] for i in (0, 1))
+    i, j = top + offsets, left + offsets  # (n, h)
+    return n[:, None, None, None], channels[:, None, None], i[:, None, :, None], j[:, None, None, :]
 
 
 # -- linf: Algorithm 2 -------------------------------------------------------------------------------------------------
 
 
-class _Stripes:
+class _LinfSquares:
     """Every pixel at one of the two ends of its range: at first in vertical stripes, then square by square."""
 
-    def __init__(self, attempt: Attempt, eps: float) -> None:
-        self.x, self.eps, self.clip = attempt.x, eps, attempt.box.inputs.clip
-        self._of: Tensor | None = None
+    def __init__(self, state: AttackState, eps: float) -> None:
+        self.x, self.eps, self.clip = state.x, eps, state.box.inputs.clip
+        self._cached_rows: Tensor | None = None
 
-    def _ends(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the most that pixels may be, kept for as long as the same rows ask."""
-        if self._of is None or len(self._of) != len(rows):
+        if self._cached_rows is None or len(self._cached_rows) != len(rows):
             x = self.x[rows]
-            self._of, self._low, self._high = rows, self.clip(x - self.eps), self.clip(x + self.eps)
+            self._cached_rows, self._low, self._high = rows, self.clip(x - self.eps), self.clip(x + self.eps)
         return self._low, self._high
 
-    def first(self, rows: Tensor, seed: int) -> Tensor:
-        (low, high), (_, c, _, w) = self._ends(rows), self.x.shape
-        up = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
-        return torch.where(up, high, low)
+    def initial_images(self, rows: Tensor, seed: int) -> Tensor:
+        (lower, upper), (_, c, _, w) = self._bounds(rows), self.x.shape
+        use_upper = hashed_uniform(seed, rows, 0, c * w).view(-1, c, 1, w) < 0.5
+        return torch.where(use_upper, upper, lower)
 
-    def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        u = hashed_uniform(seed, rows, query, 3 + z.shape[1])
-        here = _squares(u[:, :2], side, z)
-        low, high = (end[here] for end in self._ends(rows))  # (n, C, h, h)
-        up = u[:, 3:] < 0.5  # (n, C) which end each channel goes to
-        same = (torch.where(up[..., None, None], high, low) == z[here]).flatten(1).all(1)
-        up = up ^ (_some(u[:, 2], up.shape[1]) & same[:, None])  # to look at the same image again would be a loss
-        new = z.clone()
-        new[here] = torch.where(up[..., None, None], high, low)
-        return new
+    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
+        uniform = hashed_uniform(seed, rows, query, 3 + z.shape[1])
+        square_index = _square_index(uniform[:, :2], side, z)
+        lower, upper = (bound[square_index] for bound in self._bounds(rows))  # (n, C, h, h)
+        use_upper = uniform[:, 3:] < 0.5  # (n, C) which end each channel goes to
+        is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == z[square_index]).flatten(1).all(1)
+        use_upper = use_upper ^ (
+            _channel_subset(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
+        )  # to look at the same image again would be a loss
+        candidates = z.clone()
+        candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
+        return candidates
 
 
-def _some(u: Tensor, c: int) -> Tensor:
+def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
     """Of uniform draws (n,), sets of channels (n, C) that are not empty, all alike likely."""
-    code = 1 + (u.double() * (2**c - 1)).long()  # at most 2^24 sets are told apart
-    some: Tensor = (code[:, None] >> torch.arange(c, device=u.device) & 1).bool()
-    return some
+    subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 sets are told apart
+    subset: Tensor = (subset_code[:, None] >> torch.arange(n_channels, device=uniform.device) & 1).bool()
+    return subset
 
 
 # -- l2: Algorithm 3 ---------------------------------------------------------------------------------------------------
 
 
-class _Hills:
+class _L2Squares:
     """A hill beside a hollow in a square, paid for by what another square gives up."""
 
-    def __init__(self, attempt: Attempt, ball: NormBall) -> None:
-        self.x, self.ball, self.clip = attempt.x, ball, attempt.box.inputs.clip
-        self._bumps: dict[int, Tensor] = {}
+    def __init__(self, state: AttackState, ball: NormBall) -> None:
+        self.x, self.ball, self.clip = state.x, ball, state.box.inputs.clip
+        self._patterns: dict[int, Tensor] = {}
 
-    def _bump(self, side: int, turned: Tensor) -> Tensor:
+    def _pattern(self, side: int, is_transposed: Tensor) -> Tensor:
         """The pattern (n, 1, side, side) of norm one, lying where `turned`."""
-        if side not in self._bumps:
-            self._bumps[side] = bump(side).to(self.x)
-        up = self._bumps[side]
-        return torch.where(turned.view(-1, 1, 1, 1), up.T, up)
+        if side not in self._patterns:
+            self._patterns[side] = l2_pattern(side).to(self.x)
+        upright = self._patterns[side]
+        return torch.where(is_transposed.view(-1, 1, 1, 1), upright.T, upright)
 
-    def _at(self, nu: Tensor, x: Tensor) -> Tensor:
-        return self.clip(self.ball.project(x + nu, x))
+    def _project(self, perturbation: Tensor, x: Tensor) -> Tensor:
+        return self.clip(self.ball.project(x + perturbation, x))
 
-    def first(self, rows: Tensor, seed: int) -> Tensor:
+    def initial_images(self, rows: Tensor, seed: int) -> Tensor:
         """A grid of such patterns, each channel of each with its own sign."""
-        x, c, size = self.x[rows], self.x.shape[1], self.x.shape[2:]
-        side = max(1, min(size) // TILES)
-        tall, wide = (s // side for s in size)
-        u = hashed_uniform(seed, rows, 0, (c + 1) * tall * wide).view(-1, c + 1, tall, wide)
-        nu = torch.zeros_like(x)
-        top, left = ((s - n * side) // 2 for s, n in zip(size, (tall, wide), strict=True))
-        for i in range(tall):
-            for j in range(wide):
-                sign = torch.where(u[:, :c, i, j, None, None] < 0.5, 1.0, -1.0)
-                tile = nu[..., top + i * side :, left + j * side :][..., :side, :side]
-                tile.copy_(sign * self._bump(side, u[:, c, i, j] < 0.5))
-        return self._at(nu * broadcast_rows(self.ball.eps / l2_norm(nu).clamp_min(TINY), nu), x)
+        x, n_channels, size = self.x[rows], self.x.shape[1], self.x.shape[2:]
+        side = max(1, min(size) // INITIAL_L2_TILES)
+        n_tile_rows, n_tile_columns = (s // side for s in size)
+        uniform = hashed_uniform(seed, rows, 0, (n_channels + 1) * n_tile_rows * n_tile_columns).view(
+            -1, n_channels + 1, n_tile_rows, n_tile_columns
+        )
+        perturbation = torch.zeros_like(x)
+        top, left = ((s - n * side) // 2 for s, n in zip(size, (n_tile_rows, n_tile_columns), strict=True))
+        for i in range(n_tile_rows):
+            for j in range(n_tile_columns):
+                sign = torch.where(uniform[:, :n_channels, i, j, None, None] < 0.5, 1.0, -1.0)
+                tile = perturbation[..., top + i * side :, left + j * side :][..., :side, :side]
+                tile.copy_(sign * self._pattern(side, uniform[:, n_channels, i, j] < 0.5))
+        return self._project(
+            perturbation * broadcast_rows(self.ball.eps / l2_norm(perturbation).clamp_min(TINY), perturbation), x
+        )
 
-    def next(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
-        x, c, side = self.x[rows], z.shape[1], max(side, min(LEAST, *z.shape[2:]))
-        nu, u = z - x, hashed_uniform(seed, rows, query, 5 + c)
-        here, there = (_squares(u[:, k : k + 2], side, z) for k in (0, 2))
-        unused = (self.ball.eps**2 - l2_norm(nu) ** 2).clamp_min(0) / c  # (n,) a channel's share
-        old, gone = nu[here], _norm(nu[there]) ** 2  # (n, C, h, h), (n, C)
-        sign = torch.where(u[:, 5:] < 0.5, 1.0, -1.0).to(z)[..., None, None]
-        new = sign * self._bump(side, u[:, 4] < 0.5) + _unit(old)
-        nu[there] = 0
-        available = (gone + _norm(nu[here]) ** 2 + unused[:, None]).sqrt()  # of both squares, counted once
-        nu[here] = _unit(new) * available[..., None, None]
-        return self._at(nu, x)
+    def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor:
+        x, n_channels, side = self.x[rows], z.shape[1], max(side, min(MIN_L2_SIDE, *z.shape[2:]))
+        perturbation, uniform = z - x, hashed_uniform(seed, rows, query, 5 + n_channels)
+        square_index, zeroed_index = (_square_index(uniform[:, k : k + 2], side, z) for k in (0, 2))
+        unused_budget = (self.ball.eps**2 - l2_norm(perturbation) ** 2).clamp_min(
+            0
+        ) / n_channels  # (n,) a channel's share
+        old_window, freed_budget = (
+            perturbation[square_index],
+            _square_norm(perturbation[zeroed_index]) ** 2,
+        )  # (n, C, h, h), (n, C)
+        sign = torch.where(uniform[:, 5:] < 0.5, 1.0, -1.0).to(z)[..., None, None]
+        new_window = sign * self._pattern(side, uniform[:, 4] < 0.5) + _normalize_square(old_window)
+        perturbation[zeroed_index] = 0
+        available_norm = (
+            freed_budget + _square_norm(perturbation[square_index]) ** 2 + unused_budget[:, None]
+        ).sqrt()  # of both squares, counted once
+        perturbation[square_index] = _normalize_square(new_window) * available_norm[..., None, None]
+        return self._project(perturbation, x)
 
 
-def _norm(h: Tensor) -> Tensor:
+def _square_norm(window: Tensor) -> Tensor:
     """(n, C) of (n, C, h, h)."""
-    norm: Tensor = torch.linalg.vector_norm(h, dim=(2, 3))
+    norm: Tensor = torch.linalg.vector_norm(window, dim=(2, 3))
     return norm
 
 
-def _unit(h: Tensor) -> Tensor:
-    return h / _norm(h).clamp_min(TINY)[..., None, None]
+def _normalize_square(window: Tensor) -> Tensor:
+    return window / _square_norm(window).clamp_min(TINY)[..., None, None]
 
 
-def bump(side: int) -> Tensor:
+def l2_pattern(side: int) -> Tensor:
     """eta (side, side) of norm one: a hill in the upper half, a hollow in the lower (arXiv:1912.00049, section 3.4)."""
-    upper = side // 2
-    eta = torch.cat([hill(side, upper).T, -hill(side, side - upper).T])
-    return eta / float(eta.norm())
+    upper_height = side // 2
+    pattern = torch.cat([half_pattern(side, upper_height).T, -half_pattern(side, side - upper_height).T])
+    return pattern / float(pattern.norm())
 
 
-def hill(tall: int, wide: int) -> Tensor:
+def half_pattern(height: int, width: int) -> Tensor:
     """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, the higher the farther inside."""
-    n = tall // 2
-    r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (tall, wide))
-    inner = n - torch.maximum(r[:, None], s[None, :])  # M(r, s)
-    sums: Tensor = 1 / torch.arange(n + 1, 0, -1, dtype=torch.float64) ** 2
-    return sums.cumsum(0)[inner]
+    n = height // 2
+    r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (height, width))
+    ring = n - torch.maximum(r[:, None], s[None, :])  # M(r, s)
+    ring_values: Tensor = 1 / torch.arange(n + 1, 0, -1, dtype=torch.float64) ** 2
+    return ring_values.cumsum(0)[ring]

@@ -17,15 +17,15 @@ from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
 from ..validation import check_seed, check_float, check_int
-from .attempt import ASK_ONLY, Attempt, differentiable, in_range
-from .levels import saved
+from .attempt import GRADIENT_FREE_HINT, AttackState, explain_missing_gradient, check_eps_range
+from .levels import quantize_images
 from .result import Adversarial
 
-AGAIN = 7_919  # from the seed of one restart to that of the next
+RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next
 
 
 @dataclass(frozen=True)
-class Way:
+class GradientAttackConfig:
     """What a method of this family chooses. `decay` is that of momentum."""
 
     ball: NormBall
@@ -33,8 +33,8 @@ class Way:
     step: float
     random_start: bool = False
     restarts: int = 1
-    keep_going: bool = False
-    decay: float | None = None
+    early_stop: bool = True
+    momentum_decay: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,121 +44,142 @@ class Way:
         if check_int("restarts", self.restarts, minimum=1) > 1 and not self.random_start:
             raise InputError("restarts differ by their random starts, and random_start=False")
 
-    def start(self, box: Box, x: Tensor, turn: int) -> Tensor:
+    def start_images(self, box: Box, x: Tensor, restart: int) -> Tensor:
         """Where turn number `turn` begins: a row draws the same whichever others are still to be fooled."""
-        return box.inputs.clip(self.ball.sample(x, self.seed + AGAIN * turn)) if self.random_start else x
+        return (
+            box.inputs.clip(self.ball.sample(x, self.seed + RESTART_SEED_STRIDE * restart)) if self.random_start else x
+        )
 
-    def rule(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:
+    def optimizer_and_constraint(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:
         """How steps are made of gradients, and what is left for the constraint to do."""
-        if self.decay is None:
+        if self.momentum_decay is None:
             return partial(PlainAscent, lr=self.step), constraint
-        rule = partial(Momentum, lr=self.step, decay=self.decay, ascent_direction=constraint.ascent_direction)
-        return rule, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
+        make_optimizer = partial(
+            Momentum, lr=self.step, decay=self.momentum_decay, ascent_direction=constraint.ascent_direction
+        )
+        return make_optimizer, replace(constraint, step_direction=identity_grad, feasible_grad=unconstrained_grad)
 
 
-def bound(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
+def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     """The ball that an attack was given. Raises InputError."""
-    return in_range(box, resolve_ball(eps, norm, ball))
+    return check_eps_range(box, resolve_ball(eps, norm, ball))
 
 
-def step_of(step: float | None, reach: float, steps: int) -> float:
+def resolve_step_size(step: float | None, total_length: float, steps: int) -> float:
     """The length of a step; by default all of them together reach so far. Raises InputError."""
-    return reach / max(check_int("steps", steps), 1) if step is None else step
+    return total_length / max(check_int("steps", steps), 1) if step is None else step
 
 
-def draws_of(box: Box, eot: int) -> int:
+def n_eot_samples(box: Box, eot: int) -> int:
     """How many draws a look takes: a model that draws nothing answers alike each time."""
-    draws = check_int("eot", eot, minimum=1)
-    return draws if box.stochastic else 1
+    n_samples = check_int("eot", eot, minimum=1)
+    return n_samples if box.stochastic else 1
 
 
-def stepped(attempt: Attempt, way: Way, bits: int | None) -> Adversarial:
-    """Attack what the model is not fooled by, again from elsewhere where that fails; with `keep_going`, everything."""
-    found = _Found(attempt, way)
-    with attempt:
-        if way.random_start:
-            attempt.begin()
-        for turn in range(way.restarts):
-            rows = found.wanted()
-            if not len(rows) or attempt.interrupted:
+def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: int | None) -> Adversarial:
+    """Attack what the model is not fooled by, again from elsewhere where that fails; without `early_stop`, everything."""
+    attack_state = _GradientAttackState(state, config)
+    with state:
+        if config.random_start:
+            state.evaluate_originals()
+        for restart in range(config.restarts):
+            rows = attack_state.rows_to_attack()
+            if not len(rows) or state.interrupted:
                 break
-            climb = found.climb(rows, turn)
-            found.take(climb, rows, turn)
-            if turn == 0:
-                _tell_of_flat(climb, way)
-        found.look_again()
-    saved(attempt, bits, way.ball)
-    return attempt.result()
+            optimization = attack_state.optimize_rows(rows, restart)
+            attack_state.update_best(optimization, rows, restart)
+            if restart == 0:
+                _warn_zero_gradient(optimization, config)
+        attack_state.recheck_success()
+    quantize_images(state, bits, config.ball)
+    return state.to_result()
 
 
-class _Found:
+class _GradientAttackState:
     """The best image of each example over the turns: one that fools, and of two such (or none) that of higher score."""
 
-    def __init__(self, attempt: Attempt, way: Way) -> None:
-        self.attempt, self.way = attempt, way
-        goal = attempt.goal
-        self.coupled = attempt.box.batch_dependent or goal.climb.batch_dependent or goal.fooled.batch_dependent
-        self.best = attempt.x.new_full((len(attempt.x),), -torch.inf)
-
-    def wanted(self) -> Tensor:
-        """The rows to climb (M,). Those that change others climb with them, though they stay where they are."""
-        left = ~self.attempt.success | self.way.keep_going
-        if self.coupled and left.any():
-            left = torch.ones_like(left)
-        return left.nonzero()[:, 0]
-
-    def climb(self, rows: Tensor, turn: int) -> OptimizationResult:
-        box, x, goal = self.attempt.box, self.attempt.x, self.attempt.goal
-        start, settled = self.way.start(box, x, turn), None
-        if self.coupled and not self.way.keep_going:
-            settled = self.attempt.success
-            start = torch.where(broadcast_rows(settled, x), self.attempt.images, start)
-        rule, inside = self.way.rule(ball_constraint(self.way.ball, x[rows], box.inputs.clip))
-        plan = OptimizationConfig(
-            steps=self.way.steps,
-            optimizer=rule,
-            constraint=inside,
-            stop_when=goal.fooled.rows(rows),
-            continue_finished=self.way.keep_going,
-            relu_bypass="no",
-            n_samples=self.attempt.draws,
-            frozen_rows=settled,
+    def __init__(self, state: AttackState, config: GradientAttackConfig) -> None:
+        self.state, self.config = state, config
+        goal = state.goal
+        self.batch_dependent = (
+            state.box.batch_dependent or goal.ascent_objective.batch_dependent or goal.criterion.batch_dependent
         )
-        with differentiable():
+        self.best_score = state.x.new_full((len(state.x),), -torch.inf)
+
+    def rows_to_attack(self) -> Tensor:
+        """The rows to climb (M,). Those that change others climb with them, though they stay where they are."""
+        is_active = ~self.state.success | (not self.config.early_stop)
+        if self.batch_dependent and is_active.any():
+            is_active = torch.ones_like(is_active)
+        return is_active.nonzero()[:, 0]
+
+    def optimize_rows(self, rows: Tensor, restart: int) -> OptimizationResult:
+        box, x, goal = self.state.box, self.state.x, self.state.goal
+        start_images, frozen_rows = self.config.start_images(box, x, restart), None
+        if self.batch_dependent and self.config.early_stop:
+            frozen_rows = self.state.success
+            start_images = torch.where(broadcast_rows(frozen_rows, x), self.state.images, start_images)
+        make_optimizer, constraint = self.config.optimizer_and_constraint(
+            ball_constraint(self.config.ball, x[rows], box.inputs.clip)
+        )
+        loop_config = OptimizationConfig(
+            steps=self.config.steps,
+            optimizer=make_optimizer,
+            constraint=constraint,
+            stop_when=goal.criterion.rows(rows),
+            continue_finished=not self.config.early_stop,
+            relu_bypass="no",
+            n_samples=self.state.n_samples,
+            frozen_rows=frozen_rows,
+        )
+        with explain_missing_gradient():
             return optimize(
-                box, goal.climb.rows(rows), RawCanvas(start[rows]), plan, batch_size=self.attempt.batch_size
+                box,
+                goal.ascent_objective.rows(rows),
+                RawCanvas(start_images[rows]),
+                loop_config,
+                batch_size=self.state.batch_size,
             )
 
-    def take(self, climb: OptimizationResult, rows: Tensor, turn: int) -> None:
+    def update_best(self, optimization: OptimizationResult, rows: Tensor, restart: int) -> None:
         """Note what a turn came to, where it is better than what was there."""
-        attempt, had = self.attempt, self.attempt.success[rows]
-        attempt.interrupted |= climb.interrupted
-        attempt.queries[rows] += climb.n_forwards
-        if turn == 0 and not self.way.random_start:  # the first look was at the originals
-            attempt.already[rows] = climb.initially_finished
-        if len(unclear := (climb.score.isnan() & ~climb.finished).nonzero()[:, 0]):  # NaN, if not of the score alone
-            attempt.fooled(climb.input[unclear], rows[unclear])
-        stronger = (climb.finished == had) & (climb.score > self.best[rows])
-        better = (climb.finished & ~had | stronger) & ((climb.n_forwards > 0) | (turn == 0))
-        at = rows[better]
-        attempt.images[at], attempt.success[at] = climb.input[better], attempt.success[at] | climb.finished[better]
-        attempt.distance[at] = attempt.norm.distance(attempt.images[at], attempt.x[at])
-        self.best[at] = climb.score[better]
+        state, had_success = self.state, self.state.success[rows]
+        state.interrupted |= optimization.interrupted
+        state.queries[rows] += optimization.n_forwards
+        if restart == 0 and not self.config.random_start:  # the first look was at the originals
+            state.initially_misclassified[rows] = optimization.initially_finished
+        if len(
+            nan_index := (optimization.score.isnan() & ~optimization.finished).nonzero()[:, 0]
+        ):  # NaN, if not of the score alone
+            state.success_score(optimization.input[nan_index], rows[nan_index])
+        has_higher_score = (optimization.finished == had_success) & (optimization.score > self.best_score[rows])
+        is_better = (optimization.finished & ~had_success | has_higher_score) & (
+            (optimization.n_forwards > 0) | (restart == 0)
+        )
+        better_rows = rows[is_better]
+        state.images[better_rows], state.success[better_rows] = (
+            optimization.input[is_better],
+            state.success[better_rows] | optimization.finished[is_better],
+        )
+        state.distance[better_rows] = state.norm.distance(state.images[better_rows], state.x[better_rows])
+        self.best_score[better_rows] = optimization.score[is_better]
 
-    def look_again(self) -> None:
+    def recheck_success(self) -> None:
         """Where the objective makes examples change one another, each is judged in the company that it ends in."""
-        attempt = self.attempt
-        if self.coupled and not attempt.box.batch_dependent:  # the attempt's result sees to the model's own coupling
-            rows = torch.arange(len(attempt.x), device=attempt.x.device)
-            attempt.success = attempt.fooled(attempt.images, rows) > 0
+        state = self.state
+        if (
+            self.batch_dependent and not state.box.batch_dependent
+        ):  # the attempt's result sees to the model's own coupling
+            rows = torch.arange(len(state.x), device=state.x.device)
+            state.success = state.success_score(state.images, rows) > 0
 
 
-def _tell_of_flat(climb: OptimizationResult, way: Way) -> None:
+def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig) -> None:
     """Warn of examples that can't be climbed from where they start."""
-    looked = ~climb.initially_finished & (climb.n_forwards > 0)
-    flat = looked & ~(climb.initial_grad.abs() > 0).flatten(1).any(1)
-    if way.steps and not climb.interrupted and (n := int(flat.sum())):
+    was_evaluated = ~optimization.initially_finished & (optimization.n_forwards > 0)
+    has_zero_gradient = was_evaluated & ~(optimization.initial_grad.abs() > 0).flatten(1).any(1)
+    if config.steps and not optimization.interrupted and (n_zero := int(has_zero_gradient.sum())):
         warn(
-            f"the first gradient is exactly zero (or NaN) for {n} of {int(looked.sum())} examples, which take no step "
-            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {ASK_ONLY}"
+            f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which take no step "
+            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {GRADIENT_FREE_HINT}"
         )

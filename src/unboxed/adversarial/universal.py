@@ -18,8 +18,8 @@ from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
-from .attempt import in_range
-from .shared import Crowd, crowd, settings, share_fooled
+from .attempt import check_eps_range
+from .shared import UniversalAttack, start_universal_attack, check_settings, fooling_rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +28,16 @@ class Universal:
     target: int | None  # the class that images with it become; None: any but their own
     eps: float
     norm: str
-    history: Tensor  # (T,) the share of each step's images that it fooled
+    fooling_rates: Tensor  # (T,) the share of each step's images that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
-    def applied(self, box: Box, x: Any) -> Any:
+    def apply_to(self, box: Box, x: Any) -> Any:
         """Inputs x (N, ...) with the perturbation, inside the valid range."""
-        return box.restore_structure(self._packed(box, box.validate_inputs(x)))
+        return box.restore_structure(self._apply_packed(box, box.validate_inputs(x)))
 
-    def _packed(self, box: Box, x: Tensor) -> Tensor:
-        return box.inputs.clip(x + _delta(box, self.perturbation).to(x))
+    def _apply_packed(self, box: Box, x: Tensor) -> Tensor:
+        return box.inputs.clip(x + _pack_perturbation(box, self.perturbation).to(x))
 
     def success(
         self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
@@ -48,7 +48,7 @@ class Universal:
         InputError where none counts.
         """
         x = box.validate_inputs(x)
-        return share_fooled(self, box, x, y, lambda draw: self._packed(box, x), 1, batch_size)
+        return fooling_rate(self, box, x, y, lambda sample_index: self._apply_packed(box, x), 1, batch_size)
 
 
 @card(
@@ -75,7 +75,7 @@ def universal(
     objective: Objective | None = None,
     steps: int = 300,
     step: float | None = None,
-    sample: int = 64,
+    images_per_step: int = 64,
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> Universal:
@@ -85,24 +85,30 @@ def universal(
     and falls to zero. Ctrl-C keeps what was reached. How good it is, other images say: `Universal.success`. Raises
     InputError, OutputError.
     """
-    ball = in_range(box, resolve_ball(eps, norm, ball))
-    size = ball.eps / 5 if step is None else check_float("step", step, above=0)
-    seed = settings(steps, size, sample, seed)
+    ball = check_eps_range(box, resolve_ball(eps, norm, ball))
+    first_step_size = ball.eps / 5 if step is None else check_float("step", step, above=0)
+    seed = check_settings(steps, first_step_size, images_per_step, seed)
 
-    def apply(delta: Tensor, some: Tensor, rows: Tensor, at: int) -> Tensor:
-        return box.inputs.clip(some + delta)
+    def apply_perturbation(delta: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
+        return box.inputs.clip(images + delta)
 
-    def upward(delta: Tensor, grad: Tensor, pace: float) -> Tensor:
-        return ball.project(delta + pace * size * ball.steepest_direction(grad), torch.zeros_like(delta))
+    def ascend_step(delta: Tensor, grad: Tensor, step_factor: float) -> Tensor:
+        return ball.project(
+            delta + step_factor * first_step_size * ball.steepest_direction(grad), torch.zeros_like(delta)
+        )
 
     with torch.inference_mode(False):  # the caller may be in it
-        attempt, there = crowd(box, x, y, target, objective, ball, batch_size)
-        start = ball.sample(torch.zeros_like(attempt.x[:1]), seed)
-        delta, history = Crowd(attempt, apply, upward, steps, sample, seed).climb(start, there)
-    become = None if attempt.goal.become is None else int(attempt.goal.become[0])
-    name = type(ball).__name__.lower()
-    return Universal(box.restore_structure(delta), become, ball.eps, name, history, objective, attempt.interrupted)
+        state, has_target_label = start_universal_attack(box, x, y, target, objective, ball, batch_size)
+        initial_delta = ball.sample(torch.zeros_like(state.x[:1]), seed)
+        delta, history = UniversalAttack(state, apply_perturbation, ascend_step, steps, images_per_step, seed).optimize(
+            initial_delta, has_target_label
+        )
+    target_label = None if state.goal.target_labels is None else int(state.goal.target_labels[0])
+    norm_name = type(ball).__name__.lower()
+    return Universal(
+        box.restore_structure(delta), target_label, ball.eps, norm_name, history, objective, state.interrupted
+    )
 
 
-def _delta(box: Box, perturbation: Any) -> Tensor:
+def _pack_perturbation(box: Box, perturbation: Any) -> Tensor:
     return perturbation if isinstance(perturbation, Tensor) else box.inputs.pack(perturbation)  # type: ignore[attr-defined]

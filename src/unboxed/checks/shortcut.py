@@ -108,7 +108,7 @@ def shortcut(
     _check_models(model, control, trigger)
     x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
     trial = ShortcutTrial(
-        model, control, x, y, trigger, methods, check_int("examples", n_examples, minimum=2), check_seed(seed)
+        model, control, x, y, trigger, methods, check_int("n_examples", n_examples, minimum=2), check_seed(seed)
     )
     if not len(trial.mismatched[0]) or not len(trial.matched[0]):
         raise InputError(

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import adversarial
-from ..adversarial.changes import Change, changes
+from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fab import fab
-from ..adversarial.norms import common_norm, fitting
-from ..adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
+from ..adversarial.norms import common_norm, compatible_attacks
+from ..adversarial.robustness import DEFAULT_ATTACKS, Attack, Robustness, robustness, supported_kwargs
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checkpointing import tensor_digest
@@ -43,7 +43,7 @@ def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int |
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: _find_attack(name) for name in names}
     norm = norm or common_norm(attacks)
-    attacks = attacks or fitting(ATTACKS, box, norm)
+    attacks = attacks or compatible_attacks(DEFAULT_ATTACKS, box, norm)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
 
@@ -89,9 +89,9 @@ def run_attack(
     checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
     result = robustness(
         box, (box.restore_structure(x), y), selected, eps=eps, norm=norm, seed=seed, checkpoint=checkpoint_path, quiet=quiet,
-        minimal=_minimum_norm_attack(norm),
+        minimal_attack=_minimum_norm_attack(norm),
     )  # fmt: skip
-    results_json = result.plain() | {"skipped": _skipped_files(data)}
+    results_json = result.to_dict() | {"skipped": _skipped_files(data)}
     write_bytes(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
@@ -129,15 +129,17 @@ def _save_figure(
     """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
     if not isinstance(box.inputs, Pixels):
         return None
-    name = min(attacks, key=lambda a: result.robust(attack=a).count)
-    fooled = result.right & ~result.stood[list(attacks).index(name), -1]
+    name = min(attacks, key=lambda a: result.robust_accuracy(attack=a).count)
+    fooled = result.is_correct & ~result.is_robust[list(attacks).index(name), -1]
     rows = fooled.nonzero()[: None if bits is not None else MAX_FIGURE_EXAMPLES, 0]
     if not len(rows):
         return None
     attack, settings = attacks[name], {"norm": result.norm, "seed": seed}
-    adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **taken(attack, settings))
+    adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **supported_kwargs(attack, settings))
     fooled_changes = [
-        replace(c, row=int(row_in_data[rows[c.row]])) for c in changes(box, x[rows], adversarial_result) if c.fooled
+        replace(c, row=int(row_in_data[rows[c.row]]))
+        for c in prediction_changes(box, x[rows], adversarial_result)
+        if c.is_adversarial
     ]
     if bits is not None:
         _save_images(fooled_changes, out / IMAGES_DIR, box.classes)
@@ -153,10 +155,10 @@ def _save_figure(
     )
 
 
-def _save_images(fooled_changes: Sequence[Change], folder: Path, classes: Sequence[str]) -> None:
+def _save_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
     """Each adversarial image as a PNG, named by its row in the data, what it is and what the model says of it."""
     for c in fooled_changes:
-        name = f"{c.row:05d}-{_file_name_part(classes[c.before])}-taken-for-{_file_name_part(classes[c.after])}.png"
+        name = f"{c.row:05d}-{_file_name_part(classes[c.class_before])}-taken-for-{_file_name_part(classes[c.class_after])}.png"
         save(to_png_levels(c.image[None])[0], folder / name)
 
 
@@ -169,21 +171,21 @@ def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> No
     from rich.table import Column, Table
 
     console = Console()
-    n = count_noun(len(result.right), "example")
-    console.print(f"{result.clean} of {n} right without an attack", highlight=False)
+    n = count_noun(len(result.is_correct), "example")
+    console.print(f"{result.clean_accuracy} of {n} right without an attack", highlight=False)
     columns = [Column(f"eps {format_eps(e)}", justify="right") for e in result.eps]
     table = Table(
         f"still right under ({result.norm})", *columns, Column("queries", justify="right"), box=None, pad_edge=False
     )
-    for name, queries in zip(result.attacks, result.queries.tolist(), strict=True):
-        table.add_row(name, *(str(result.robust(e, name)) for e in result.eps), f"{queries:,.0f}")
+    for name, queries in zip(result.attacks, result.mean_queries.tolist(), strict=True):
+        table.add_row(name, *(str(result.robust_accuracy(e, name)) for e in result.eps), f"{queries:,.0f}")
     if len(result.attacks) > 1:
-        table.add_row("all together", *(str(result.robust(e)) for e in result.eps), "")
+        table.add_row("all together", *(str(result.robust_accuracy(e)) for e in result.eps), "")
     console.print(table)
     console.print(_median_distance_text(result), highlight=False)
     if least_robust := _least_robust_text(result):
         console.print(least_robust, highlight=False)
-    for alarm in result.alarms:
+    for alarm in result.masking_findings:
         console.print(f"alarm: {alarm}", style="yellow", highlight=False)
     if figure_path is not None:
         console.print(f"pictures: {figure_path}", highlight=False)
@@ -197,18 +199,18 @@ def _print_result(result: Robustness, figure_path: Path | None, out: Path) -> No
 
 
 def _median_distance_text(result: Robustness) -> str:
-    if not result.clean.count:
+    if not result.clean_accuracy.count:
         return "no answer is right without an attack, so there is none to take: are the labels those of this model?"
-    if result.median == float("inf"):
+    if result.median_distance == float("inf"):
         return "for half of the right answers, no change that fools was found"
     minimal = "FAB" if result.norm == "l1" else "DeepFool"
-    distance_text = f"{NORM_NAMES[result.norm]} of {result.median:.3g}"
+    distance_text = f"{NORM_NAMES[result.norm]} of {result.median_distance:.3g}"
     return f"half of the right answers fall to a {distance_text} (these attacks and {minimal})"
 
 
 def _least_robust_text(result: Robustness) -> str:
     """The classes that stand least at the largest eps, where some stand more than others."""
-    classes = sorted(result.by_class().items(), key=lambda pair: pair[1][1].value)
+    classes = sorted(result.accuracy_by_class().items(), key=lambda pair: pair[1][1].value)
     if len(classes) < 2 or classes[0][1][1].value == classes[-1][1][1].value:
         return ""
     text = "; ".join(f"class {name}: {robust.value:.0%}" for name, (_, robust) in classes[:3])

@@ -16,17 +16,17 @@ from tqdm import tqdm
 
 from ..errors import WriteError
 
-TIMEOUT = 15.0  # seconds without a byte
-CUTS = 5  # how often one mirror may cut the connection
-CHUNK = 1 << 16
-LIMIT = 1 << 28  # bytes; the largest file known here has 26 MB, and a server may send without end
+TIMEOUT_SECONDS = 15.0  # seconds without a byte
+MAX_DISCONNECTS = 5  # how often one mirror may cut the connection
+CHUNK_BYTES = 1 << 16
+MAX_FILE_BYTES = 1 << 28  # bytes; the largest file known here has 26 MB, and a server may send without end
 
 
-class Unreachable(Exception):
+class DownloadError(Exception):
     """No mirror gave the file; says why, mirror by mirror."""
 
 
-class _Cut(Exception):
+class _Disconnected(Exception):
     """The connection ended before the file did."""
 
 
@@ -36,109 +36,111 @@ def fetch(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> 
     What came stays in `path.part` until it is whole and its checksum fits; the next call goes on from there.
     Raises Unreachable, or WriteError where the folder can't be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    why = []
+    part_path = path.with_name(f"{path.name}.part")
+    failures = []
     for url in urls:
         try:
-            _whole(url, part, md5, quiet)
-            with _writing(path):
-                os.replace(part, path)
+            _download_verified(url, part_path, md5, quiet)
+            with _wrap_write_errors(path):
+                os.replace(part_path, path)
             return
-        except (Unreachable, _Cut, FileNotFoundError) as error:
-            if path.is_file() and checksum(path) == md5:  # another process was faster, and took the part
+        except (DownloadError, _Disconnected, FileNotFoundError) as error:
+            if path.is_file() and md5_checksum(path) == md5:  # another process was faster, and took the part
                 return
-            why.append(f"{url}: {error}")
-    raise Unreachable("; ".join(why))
+            failures.append(f"{url}: {error}")
+    raise DownloadError("; ".join(failures))
 
 
-def checksum(path: Path) -> str:
+def md5_checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _whole(url: str, part: Path, md5: str, quiet: bool) -> None:
+def _download_verified(url: str, part_path: Path, md5: str, quiet: bool) -> None:
     """Bring the part to its end; one whose checksum is wrong goes, and is tried once more if it was resumed."""
-    resumed = _size(part) > 0
-    _to_the_end(url, part, quiet)
-    got = checksum(part)
-    if got == md5:
+    was_resumed = _file_size(part_path) > 0
+    _download_with_retries(url, part_path, quiet)
+    actual_md5 = md5_checksum(part_path)
+    if actual_md5 == md5:
         return
-    part.unlink()
-    if not resumed:
-        raise Unreachable(f"wrong checksum: wanted md5 {md5}, got {got}")
-    _whole(url, part, md5, quiet)
+    part_path.unlink()
+    if not was_resumed:
+        raise DownloadError(f"wrong checksum: wanted md5 {md5}, got {actual_md5}")
+    _download_verified(url, part_path, md5, quiet)
 
 
-def _to_the_end(url: str, part: Path, quiet: bool) -> None:
+def _download_with_retries(url: str, part_path: Path, quiet: bool) -> None:
     """Ask again, from where it stopped, as long as the connection is cut on the way."""
-    for _ in range(CUTS):
-        with contextlib.suppress(_Cut):
-            return _get(url, part, quiet)
-    raise _Cut(f"the connection was cut {CUTS} times")
+    for _ in range(MAX_DISCONNECTS):
+        with contextlib.suppress(_Disconnected):
+            return _request(url, part_path, quiet)
+    raise _Disconnected(f"the connection was cut {MAX_DISCONNECTS} times")
 
 
-def _get(url: str, part: Path, quiet: bool) -> None:
-    have = _size(part)
-    headers = {"User-Agent": "unboxed"} | ({"Range": f"bytes={have}-"} if have else {})
+def _request(url: str, part_path: Path, quiet: bool) -> None:
+    n_downloaded = _file_size(part_path)
+    headers = {"User-Agent": "unboxed"} | ({"Range": f"bytes={n_downloaded}-"} if n_downloaded else {})
     try:
-        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as reply:
-            _keep(reply, part, have if reply.status == http.HTTPStatus.PARTIAL_CONTENT else 0, quiet)
+        with urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as reply:
+            _append_reply(
+                reply, part_path, n_downloaded if reply.status == http.HTTPStatus.PARTIAL_CONTENT else 0, quiet
+            )
     except WriteError:
         raise
     except HTTPError as error:
         error.close()
-        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # it may be whole already
-            raise Unreachable(f"the server says {error.code} {error.reason}") from None
+        if not n_downloaded or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # it may be whole already
+            raise DownloadError(f"the server says {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(str(getattr(error, "reason", error)) or type(error).__name__) from None
+        raise DownloadError(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
 
-def _keep(reply: http.client.HTTPResponse, part: Path, start: int, quiet: bool) -> None:
+def _append_reply(reply: http.client.HTTPResponse, part_path: Path, offset: int, quiet: bool) -> None:
     """Append the reply to the part, from `start` on."""
     length = reply.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdigit() else None
-    name = part.name.removesuffix(".part")
-    with _writing(part), part.open("ab") as file:
-        file.truncate(start)
+    total = offset + int(length) if length.isdigit() else None
+    name = part_path.name.removesuffix(".part")
+    with _wrap_write_errors(part_path), part_path.open("ab") as file:
+        file.truncate(offset)
     with (
-        part.open("ab") as file,
-        tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar,
+        part_path.open("ab") as file,
+        tqdm(total=total, initial=offset, desc=name, unit="B", unit_scale=True, disable=quiet, leave=False) as bar,
     ):
-        for chunk in _chunks(reply):
-            _write(file, chunk, part)
+        for chunk in _read_chunks(reply):
+            _write_chunk(file, chunk, part_path)
             bar.update(len(chunk))
-    size = _size(part)
-    if size > LIMIT:
-        part.unlink()
-        raise Unreachable(f"the file is larger than {LIMIT} bytes")
+    size = _file_size(part_path)
+    if size > MAX_FILE_BYTES:
+        part_path.unlink()
+        raise DownloadError(f"the file is larger than {MAX_FILE_BYTES} bytes")
     if total is not None and size < total:
-        raise _Cut(f"cut after {size} of {total} bytes")
+        raise _Disconnected(f"cut after {size} of {total} bytes")
 
 
-def _chunks(reply: http.client.HTTPResponse) -> Iterator[bytes]:
+def _read_chunks(reply: http.client.HTTPResponse) -> Iterator[bytes]:
     """The reply, piece by piece, as far as it comes."""
-    taken = 0
+    n_bytes = 0
     try:
-        while taken <= LIMIT and (chunk := reply.read(CHUNK)):
-            taken += len(chunk)
+        while n_bytes <= MAX_FILE_BYTES and (chunk := reply.read(CHUNK_BYTES)):
+            n_bytes += len(chunk)
             yield chunk
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(str(error) or type(error).__name__) from None
+        raise _Disconnected(str(error) or type(error).__name__) from None
 
 
-def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
-    with _writing(part):
+def _write_chunk(file: IO[bytes], chunk: bytes, part_path: Path) -> None:
+    with _wrap_write_errors(part_path):
         file.write(chunk)
         file.flush()  # a full disk is noticed here, not when the file is closed
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise WriteError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0

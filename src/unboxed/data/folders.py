@@ -16,8 +16,8 @@ from ..inputs import images
 from ..inputs.single import Inputs, Pixels
 from .sets import Example, Images
 
-Skipped = list[tuple[Path, str]]
-LITTER = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind, never the user's
+SkippedFiles = list[tuple[Path, str]]
+SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind, never the user's
 
 
 def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
@@ -33,16 +33,18 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     if isinstance(like, Box):
         classes = matchable_classes(like) if classes is None else classes
         like = like.inputs
-    like, root = images.require_pixels(like), _root(path)
-    skipped: Skipped = []
-    groups = _groups(root, skipped)
-    names = tuple(to_printable(g) for g in groups if g)
-    found = [(_images(files, skipped), i if name else -1) for i, (name, files) in enumerate(groups.items())]
-    order = _spread(found)
-    if not order:
-        raise DataError(_nothing(root, skipped))
-    made = Folder(root, order, names, like, skipped)
-    return made if classes is None else made.labeled_as(classes)
+    like, root = images.require_pixels(like), _resolve_folder(path)
+    skipped: SkippedFiles = []
+    files_by_class = _files_by_class(root, skipped)
+    class_names = tuple(to_printable(class_name) for class_name in files_by_class if class_name)
+    labeled_files = [
+        (_image_files(files, skipped), i if name else -1) for i, (name, files) in enumerate(files_by_class.items())
+    ]
+    interleaved = _interleave_classes(labeled_files)
+    if not interleaved:
+        raise DataError(_no_images_text(root, skipped))
+    dataset = Folder(root, interleaved, class_names, like, skipped)
+    return dataset if classes is None else dataset.labeled_as(classes)
 
 
 class Folder(Images):
@@ -57,7 +59,7 @@ class Folder(Images):
     labels_are_names = True
 
     def __init__(
-        self, root: Path, files: list[tuple[Path, int]], classes: tuple[str, ...], like: Pixels, skipped: Skipped
+        self, root: Path, files: list[tuple[Path, int]], classes: tuple[str, ...], like: Pixels, skipped: SkippedFiles
     ) -> None:
         self.root, self.name, self.classes, self.inputs = root, to_printable(root.name or str(root)), classes, like
         self.paths = tuple(path for path, _ in files)
@@ -67,35 +69,41 @@ class Folder(Images):
 
     def labeled_as(self, classes: Sequence[str]) -> Folder:
         """The same files, with the numbers of these classes as labels, matched by name. Raises DataError."""
-        numbers = match_labels(self.classes, classes, made_from_names=True, names_source=f"subfolders of {self.root}")
-        made = copy.copy(self)
-        made._labels = [numbers.get(label, label) for label in self._labels]
+        label_by_class = match_labels(
+            self.classes, classes, made_from_names=True, names_source=f"subfolders of {self.root}"
+        )
+        relabeled = copy.copy(self)
+        relabeled._labels = [label_by_class.get(label, label) for label in self._labels]
         if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers name nothing
-            made.classes = tuple(classes)
-        return made
+            relabeled.classes = tuple(classes)
+        return relabeled
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
-        example = self._read(index)
+        example = self._read_example(index)
         if example is None:
-            raise BrokenImageError(f"{self._why(index)}; take examples by .first(n) or in a loop, or remove the file")
+            raise BrokenImageError(
+                f"{self._broken_reason(index)}; take examples by .first(n) or in a loop, or remove the file"
+            )
         return example
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """What torch's DataLoader asks for: the examples of a batch that can be read."""
-        examples = [example for i in indices if (example := self._read(i)) is not None]
+        examples = [example for i in indices if (example := self._read_example(i)) is not None]
         if not examples:
-            said = f"none of the {len(indices)} images of a batch can be read ({self._why(indices[0])})"
-            raise BrokenImageError(f"{said}; remove such files (see .skipped of {self.name!r}), or take larger batches")
+            message = f"none of the {len(indices)} images of a batch can be read ({self._broken_reason(indices[0])})"
+            raise BrokenImageError(
+                f"{message}; remove such files (see .skipped of {self.name!r}), or take larger batches"
+            )
         return examples
 
-    def _why(self, index: int) -> str:
+    def _broken_reason(self, index: int) -> str:
         path = self.paths[index]
         return f"{to_printable(str(path))}: {self._broken[path]}"
 
-    def _read(self, index: int) -> Example | None:
+    def _read_example(self, index: int) -> Example | None:
         path = self.paths[index]
         if path in self._broken:
             return None
@@ -107,76 +115,81 @@ class Folder(Images):
             return None
 
 
-def _root(path: str | os.PathLike[str]) -> Path:
+def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     root = Path(path).expanduser()
     if root.is_dir():
         return root
     if root.exists():
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
-    beside = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    near = difflib.get_close_matches(root.name, beside, n=3)
-    raise DataError(f"there is no folder {root}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else ""))
+    neighbors = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+    close_matches = difflib.get_close_matches(root.name, neighbors, n=3)
+    raise DataError(
+        f"there is no folder {root}"
+        + (f"; did you mean {', '.join(map(repr, close_matches))}?" if close_matches else "")
+    )
 
 
-def _groups(root: Path, skipped: Skipped) -> dict[str, list[Path]]:
+def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:
     """Files by the name of their class folder; those of a flat folder by the empty name."""
-    inside = _visible(root, skipped)
-    inner = [p for p in inside if os.path.isdir(p) and not _same(p, root)]
-    if all(p.name.isdecimal() for p in inner):
-        inner.sort(key=lambda p: int(p.name))
-    groups = {p.name: list(_files(p, skipped, {os.path.realpath(root)})) for p in inner}
-    loose = [p for p in inside if not os.path.isdir(p)]
-    if not any(groups.values()):
-        return {"": loose}
-    skipped += [(p, "beside the class folders, so without a class") for p in loose]
-    skipped += [(p, "a class folder without files") for p in inner if not groups[p.name]]
-    return groups
+    entries = _list_visible(root, skipped)
+    subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
+    if all(p.name.isdecimal() for p in subfolders):
+        subfolders.sort(key=lambda p: int(p.name))
+    files_by_class = {p.name: list(_walk_files(p, skipped, {os.path.realpath(root)})) for p in subfolders}
+    loose_files = [p for p in entries if not os.path.isdir(p)]
+    if not any(files_by_class.values()):
+        return {"": loose_files}
+    skipped += [(p, "beside the class folders, so without a class") for p in loose_files]
+    skipped += [(p, "a class folder without files") for p in subfolders if not files_by_class[p.name]]
+    return files_by_class
 
 
-def _same(path: Path, root: Path) -> bool:
+def _is_same_folder(path: Path, root: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(root)
 
 
-def _visible(path: Path, skipped: Skipped) -> list[Path]:
+def _list_visible(path: Path, skipped: SkippedFiles) -> list[Path]:
     """What is in a folder, by name, without hidden files and systems' litter."""
     try:
-        inside = sorted(path.iterdir())
+        entries = sorted(path.iterdir())
     except OSError as error:
         skipped.append((path, f"may not be read: {error.strerror}"))
         return []
-    return [p for p in inside if not p.name.startswith(".") and p.name.lower() not in LITTER]
+    return [p for p in entries if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES]
 
 
-def _files(path: Path, skipped: Skipped, seen: set[str]) -> Iterator[Path]:
+def _walk_files(path: Path, skipped: SkippedFiles, visited: set[str]) -> Iterator[Path]:
     """All files below a folder. Links are followed, but into no folder twice: they may run in circles."""
-    real = os.path.realpath(path)
-    if real in seen:
+    real_path = os.path.realpath(path)
+    if real_path in visited:
         skipped.append((path, "leads to a folder that was read already"))
         return
-    seen.add(real)
-    for p in _visible(path, skipped):
+    visited.add(real_path)
+    for p in _list_visible(path, skipped):
         if os.path.isdir(p):
-            yield from _files(p, skipped, seen)
+            yield from _walk_files(p, skipped, visited)
         else:
             yield p
 
 
-def _images(files: list[Path], skipped: Skipped) -> list[Path]:
+def _image_files(files: list[Path], skipped: SkippedFiles) -> list[Path]:
     """Those that may be images; the others are listed."""
     faults = [images.file_fault(p) for p in files]
-    skipped += [(p, why) for p, why in zip(files, faults, strict=True) if why]
+    skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 
 
-def _spread(found: list[tuple[list[Path], int]]) -> list[tuple[Path, int]]:
+def _interleave_classes(labeled_files: list[tuple[list[Path], int]]) -> list[tuple[Path, int]]:
     """Files with their labels, every class evenly from front to end, so that the first n are of all classes."""
-    placed = [((i + 0.5) / len(files), y, p) for files, y in found for i, p in enumerate(files)]
-    return [(path, label) for _, label, path in sorted(placed)]
+    sort_keys = [
+        ((i + 0.5) / len(files), class_index, p) for files, class_index in labeled_files for i, p in enumerate(files)
+    ]
+    return [(path, label) for _, label, path in sorted(sort_keys)]
 
 
-def _nothing(root: Path, skipped: Skipped) -> str:
+def _no_images_text(root: Path, skipped: SkippedFiles) -> str:
     if not skipped:
         return f"the folder {root} is empty; wanted images, or one subfolder of images a class"
-    said = "; ".join(f"{to_printable(path.name)}: {why}" for path, why in skipped[:3])
-    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return f"the folder {root} holds no image that can be read ({said}{more})"
+    message = "; ".join(f"{to_printable(path.name)}: {reason}" for path, reason in skipped[:3])
+    rest_note = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"the folder {root} holds no image that can be read ({message}{rest_note})"

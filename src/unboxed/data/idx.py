@@ -21,14 +21,14 @@ from torch import Tensor
 
 from ..errors import DataError, WriteError
 from ..inputs.single import Pixels
-from .download import Unreachable, checksum, fetch
+from .download import DownloadError, md5_checksum, fetch
 from .sets import InMemory
 
-LIMIT = 1 << 31  # bytes; a header that claims more is not believed
+MAX_BYTES = 1 << 31  # bytes; a header that claims more is not believed
 
 
 @dataclass(frozen=True)
-class Source:
+class IDXSource:
     """A published set of IDX files: where they are and what their checksums are."""
 
     name: str
@@ -38,7 +38,7 @@ class Source:
     inputs: Pixels
 
 
-MNIST = Source(
+MNIST = IDXSource(
     "mnist",
     ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     {
@@ -50,7 +50,7 @@ MNIST = Source(
     tuple("0123456789"),
     Pixels((1, 28, 28), mean=0.1307, std=0.3081),
 )
-FASHION_MNIST = Source(
+FASHION_MNIST = IDXSource(
     "fashion-mnist",
     (
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -81,56 +81,59 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True
     return _load(FASHION_MNIST, root, train, quiet)
 
 
-def _load(source: Source, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
+def _load(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, quiet: bool) -> InMemory:
     folder = Path(root).expanduser() if root is not None else platformdirs.user_cache_path("unboxed") / source.name
-    part = "train" if train else "t10k"
-    names = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
-    _complete(source, folder, names, quiet)
-    images, labels = (read_idx(_found(folder, n) or folder / n, axes) for n, axes in zip(names, (3, 1), strict=True))
+    file_prefix = "train" if train else "t10k"
+    file_names = f"{file_prefix}-images-idx3-ubyte.gz", f"{file_prefix}-labels-idx1-ubyte.gz"
+    _download_missing(source, folder, file_names, quiet)
+    images, labels = (
+        read_idx(_find_file(folder, file_name) or folder / file_name, n_axes)
+        for file_name, n_axes in zip(file_names, (3, 1), strict=True)
+    )
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in the {part} files")
+        raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels in the {file_prefix} files")
     name = f"{source.name} ({'train' if train else 'test'})"
-    return InMemory(name, images[:, None], labels, _classes(source, labels), _inputs(source, images))
+    return InMemory(name, images[:, None], labels, _class_names(source, labels), _inputs(source, images))
 
 
-def _classes(source: Source, labels: Tensor) -> tuple[str, ...]:
+def _class_names(source: IDXSource, labels: Tensor) -> tuple[str, ...]:
     """The published names, or numbers where files of one's own have more classes."""
-    most = int(labels.max())
-    return source.classes if most < len(source.classes) else tuple(map(str, range(most + 1)))
+    largest_label = int(labels.max())
+    return source.classes if largest_label < len(source.classes) else tuple(map(str, range(largest_label + 1)))
 
 
-def _inputs(source: Source, images: Tensor) -> Pixels:
+def _inputs(source: IDXSource, images: Tensor) -> Pixels:
     _, height, width = images.shape
     return Pixels((1, height, width), source.inputs.mean, source.inputs.std)
 
 
-def _found(folder: Path, name: str) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
     """The file, packed or unpacked."""
     return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
 
 
-def _complete(source: Source, folder: Path, names: tuple[str, ...], quiet: bool) -> None:
+def _download_missing(source: IDXSource, folder: Path, names: tuple[str, ...], quiet: bool) -> None:
     """Download what is missing."""
-    missing = [name for name in names if _found(folder, name) is None]
+    missing = [name for name in names if _find_file(folder, name) is None]
     if not missing:
         return
     for name in set(names) - set(missing):
-        _refuse_mixture(source, folder / name, missing)
-    _make(folder)
+        _check_published(source, folder / name, missing)
+    _make_folder(folder)
     for name in missing:
         try:
             fetch([url + name for url in source.mirrors], folder / name, source.md5[name], quiet=quiet)
-        except Unreachable as error:
-            raise DataError(_offline(source, folder, missing, str(error))) from None
+        except DownloadError as error:
+            raise DataError(_offline_text(source, folder, missing, str(error))) from None
 
 
-def _refuse_mixture(source: Source, path: Path, missing: list[str]) -> None:
+def _check_published(source: IDXSource, path: Path, missing: list[str]) -> None:
     """Published labels beside somebody's own images would be a silent wrong."""
-    if not path.is_file() or checksum(path) != source.md5[path.name]:
+    if not path.is_file() or md5_checksum(path) != source.md5[path.name]:
         raise DataError(f"{path.parent} has its own {path.name}, but no {' and '.join(missing)}; put that there too")
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,44 +142,46 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _offline(source: Source, folder: Path, missing: list[str], why: str) -> str:
-    left = [name for name in missing if _found(folder, name) is None]
-    todo = f"Put {' and '.join(left)} into {folder} (from {source.mirrors[0]}), "
-    todo += "or name a folder that has them: --root (root= in Python)"
-    return f"{source.name} is not in {folder} and can't be downloaded. {todo}. What was tried: {why}"
+def _offline_text(source: IDXSource, folder: Path, missing: list[str], reason: str) -> str:
+    still_missing = [name for name in missing if _find_file(folder, name) is None]
+    advice = f"Put {' and '.join(still_missing)} into {folder} (from {source.mirrors[0]}), "
+    advice += "or name a folder that has them: --root (root= in Python)"
+    return f"{source.name} is not in {folder} and can't be downloaded. {advice}. What was tried: {reason}"
 
 
-def read_idx(path: Path, axes: int) -> Tensor:
+def read_idx(path: Path, n_axes: int) -> Tensor:
     """The unsigned bytes in an IDX file, packed or not, as a tensor with so many axes. Raises DataError if broken."""
     try:
-        with _opened(path) as file:
-            return _parsed(file, path, axes)
+        with _open_maybe_gzip(path) as file:
+            return _parse_idx(file, path, n_axes)
     except (EOFError, zlib.error, struct.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is truncated or corrupt ({error}); {_remedy(path)}") from None
+        raise DataError(f"{path} is truncated or corrupt ({error}); {_remedy_text(path)}") from None
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror or error}") from None
 
 
-def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+def _open_maybe_gzip(path: Path) -> IO[bytes] | gzip.GzipFile:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_gzip else path.open("rb")
 
 
-def _parsed(file: IO[bytes] | gzip.GzipFile, path: Path, axes: int) -> Tensor:
+def _parse_idx(file: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> Tensor:
     magic = file.read(4)
-    if magic != bytes((0, 0, 8, axes)):
-        raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it begins {magic.hex() or 'and ends'}")
-    shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-    size = math.prod(shape)
-    if not 0 < size <= LIMIT:
-        raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_remedy(path)}")
-    body = file.read(size + 1)  # one more: the end of a packed file carries its checksum
-    if len(body) != size:
-        came = f"holds {len(body)}" if len(body) < size else "holds more"
-        raise DataError(f"{path} is truncated or corrupt: it claims {size} bytes and {came}; {_remedy(path)}")
-    return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(shape)
+    if magic != bytes((0, 0, 8, n_axes)):
+        raise DataError(f"{path} is not an IDX file of bytes with {n_axes} axes: it begins {magic.hex() or 'and ends'}")
+    shape = struct.unpack(f">{n_axes}I", file.read(4 * n_axes))
+    n_bytes = math.prod(shape)
+    if not 0 < n_bytes <= MAX_BYTES:
+        raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_remedy_text(path)}")
+    content = file.read(n_bytes + 1)  # one more: the end of a packed file carries its checksum
+    if len(content) != n_bytes:
+        actual_text = f"holds {len(content)}" if len(content) < n_bytes else "holds more"
+        raise DataError(
+            f"{path} is truncated or corrupt: it claims {n_bytes} bytes and {actual_text}; {_remedy_text(path)}"
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
 
 
-def _remedy(path: Path) -> str:
+def _remedy_text(path: Path) -> str:
     return f"delete it: {path.name} is downloaded anew, or put a sound copy there"

@@ -30,9 +30,9 @@ class Batch(_Batch):
     labels_are_names = False
     name = ""
 
-    def of(self, data: Images) -> Batch:
+    def with_names_of(self, dataset: Images) -> Batch:
         """Taken from these data."""
-        self.classes, self.labels_are_names, self.name = data.classes, data.labels_are_names, data.name
+        self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
         return self
 
 
@@ -65,7 +65,7 @@ class Images(Dataset[Example], ABC):
 
     def first(self, n: int) -> Batch:
         """The first n examples, or all where there are fewer. Raises InputError for n < 1, DataError for no example."""
-        return stack(islice(self, count(n)), self.name).of(self)
+        return stack_examples(islice(self, check_count(n)), self.name).with_names_of(self)
 
     def tensors(self) -> Batch:
         """All of them, in memory."""
@@ -90,11 +90,11 @@ class InMemory(Images):
         return self._pixels[index].float() / 255, int(self._labels[index])
 
     def first(self, n: int) -> Batch:
-        n = count(n)
-        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).of(self)
+        n = check_count(n)
+        return Batch(self._pixels[:n].float() / 255, self._labels[:n].clone()).with_names_of(self)
 
 
-def count(n: int) -> int:
+def check_count(n: int) -> int:
     """n as a number of examples to take."""
     try:
         number = operator.index(n)
@@ -105,29 +105,31 @@ def count(n: int) -> int:
     return number
 
 
-def stack(examples: Iterable[Example], name: str) -> Batch:
+def stack_examples(examples: Iterable[Example], name: str) -> Batch:
     """One batch of examples that must have one shape; -1 for all labels becomes None."""
     images: list[Tensor] = []
     labels: list[int] = []
     for image, label in examples:
         if images and image.shape != images[0].shape:
-            raise DataError(_uneven(name, images[0], image, len(images)))
+            raise DataError(_mixed_shapes_text(name, images[0], image, len(images)))
         images.append(image)
         labels.append(label)
     if not images:
         raise DataError(f"the data set {name!r} holds no image that can be read")
-    return Batch(torch.stack(images), _labels(labels, name))
+    return Batch(torch.stack(images), _stack_labels(labels, name))
 
 
-def _labels(labels: list[int], name: str) -> Tensor | None:
-    missing = labels.count(-1)
-    if missing == len(labels):
+def _stack_labels(labels: list[int], name: str) -> Tensor | None:
+    n_missing = labels.count(-1)
+    if n_missing == len(labels):
         return None
-    if missing:
-        raise DataError(f"{missing} of {len(labels)} examples of {name!r} have no label; give all of them one, or none")
+    if n_missing:
+        raise DataError(
+            f"{n_missing} of {len(labels)} examples of {name!r} have no label; give all of them one, or none"
+        )
     return torch.tensor(labels)
 
 
-def _uneven(name: str, first: Tensor, image: Tensor, index: int) -> str:
-    said = f"{name!r} mixes image shapes: {tuple(first.shape)} and, at number {index}, {tuple(image.shape)}"
-    return f"{said}. Resize them in the data set, or for Pillow images pass data.wrap(dataset, like=box.inputs)"
+def _mixed_shapes_text(name: str, first: Tensor, image: Tensor, index: int) -> str:
+    message = f"{name!r} mixes image shapes: {tuple(first.shape)} and, at number {index}, {tuple(image.shape)}"
+    return f"{message}. Resize them in the data set, or for Pillow images pass data.wrap(dataset, like=box.inputs)"

@@ -21,13 +21,13 @@ from ..validation import check_seed
 from .sets import InMemory
 
 Split = Literal["all", "train", "test"]
-Rows = NDArray[np.int64]
+IntArray = NDArray[np.int64]
 
 INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
-HELD_OUT = 0.2  # of each class
-FINE = 8  # pixels that a block is drawn with, a side
-THINNING = 1.3  # MNIST's pens are finer: a block that is partly ink loses a little of it
-ROUNDS = 3
+TEST_FRACTION = 0.2  # of each class
+PIXELS_PER_BLOCK = 8  # pixels that a block is drawn with, a side
+INK_EXPONENT = 1.3  # MNIST's pens are finer: a block that is partly ink loses a little of it
+N_REFINEMENTS = 3
 
 
 def digits(split: Split = "all", seed: int = 0) -> InMemory:
@@ -38,75 +38,75 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     """
     if split not in ("all", "train", "test"):
         raise InputError(f"digits come as 'all', 'train' or 'test'; got {split!r}")
-    pixels, labels = _digits()
-    rows = torch.from_numpy(_rows(labels.numpy(), split, check_seed(seed)))
+    pixels, labels = _load_digits()
+    rows = torch.from_numpy(_split_rows(labels.numpy(), split, check_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"
     return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), INPUTS)
 
 
-def _rows(labels: Rows, split: Split, seed: int) -> Rows:
+def _split_rows(labels: IntArray, split: Split, seed: int) -> IntArray:
     """The rows of a split, shuffled."""
-    order: Rows = np.random.default_rng(seed).permutation(len(labels))
+    order: IntArray = np.random.default_rng(seed).permutation(len(labels))
     if split == "all":
         return order
-    held_out = np.concatenate([_share(order[labels[order] == c]) for c in np.unique(labels)])
-    chosen: Rows = order[np.isin(order, held_out) == (split == "test")]
-    return chosen
+    held_out = np.concatenate([_test_rows(order[labels[order] == class_index]) for class_index in np.unique(labels)])
+    selected: IntArray = order[np.isin(order, held_out) == (split == "test")]
+    return selected
 
 
-def _share(rows: Rows) -> Rows:
-    return rows[: round(HELD_OUT * len(rows))]
+def _test_rows(rows: IntArray) -> IntArray:
+    return rows[: round(TEST_FRACTION * len(rows))]
 
 
 @cache
-def _digits() -> tuple[Tensor, Tensor]:
+def _load_digits() -> tuple[Tensor, Tensor]:
     """All images (1797, 1, 28, 28) uint8 and labels, in scikit-learn's order."""
     from sklearn.datasets import load_digits
 
-    counts, labels = load_digits(return_X_y=True)
-    share = torch.from_numpy(counts).float().view(-1, 1, 8, 8) / 16
-    pixels = _centered(_drawn(share**THINNING))
+    ink_counts, labels = load_digits(return_X_y=True)
+    ink_fraction = torch.from_numpy(ink_counts).float().view(-1, 1, 8, 8) / 16
+    pixels = _center_digits(_bitmaps_from_ink(ink_fraction**INK_EXPONENT))
     return (255 * pixels).round().byte(), torch.from_numpy(labels)
 
 
-def _drawn(share: Tensor) -> Tensor:
+def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
     """Bitmaps (N, 1, 64, 64) whose blocks hold these shares of ink (N, 1, 8, 8), with strokes as smooth as can be.
 
     Undoes the counting: blur, then in each block keep the brightest pixels, as many as were counted; repeat.
     """
-    keep = (share * FINE**2).round().flatten(1).long()  # (N, 64)
-    ink = share.repeat_interleave(FINE, 2).repeat_interleave(FINE, 3)
-    for _ in range(ROUNDS):
-        ink = _brightest(_blur(ink), keep)
+    n_pixels = (ink_fraction * PIXELS_PER_BLOCK**2).round().flatten(1).long()  # (N, 64)
+    ink = ink_fraction.repeat_interleave(PIXELS_PER_BLOCK, 2).repeat_interleave(PIXELS_PER_BLOCK, 3)
+    for _ in range(N_REFINEMENTS):
+        ink = _keep_brightest(_gaussian_blur(ink), n_pixels)
     return ink
 
 
-def _brightest(ink: Tensor, keep: Tensor) -> Tensor:
+def _keep_brightest(ink: Tensor, n_pixels: Tensor) -> Tensor:
     """One where a pixel is among the `keep` brightest of its block, else zero."""
-    blocks = F.unfold(ink, FINE, stride=FINE).mT  # (N, blocks, pixels)
-    on = (keep == FINE**2).to(ink)[..., None].expand_as(blocks).clone()
-    some = (keep > 0) & (keep < FINE**2)
-    ranked = blocks[some].sort(descending=True).values
-    least = ranked.gather(1, keep[some][:, None] - 1)
-    on[some] = (blocks[some] >= least).to(ink)
-    return F.fold(on.mT, ink.shape[-2:], FINE, stride=FINE)
+    blocks = F.unfold(ink, PIXELS_PER_BLOCK, stride=PIXELS_PER_BLOCK).mT  # (N, blocks, pixels)
+    is_ink = (n_pixels == PIXELS_PER_BLOCK**2).to(ink)[..., None].expand_as(blocks).clone()
+    is_partial = (n_pixels > 0) & (n_pixels < PIXELS_PER_BLOCK**2)
+    sorted_values = blocks[is_partial].sort(descending=True).values
+    threshold = sorted_values.gather(1, n_pixels[is_partial][:, None] - 1)
+    is_ink[is_partial] = (blocks[is_partial] >= threshold).to(ink)
+    return F.fold(is_ink.mT, ink.shape[-2:], PIXELS_PER_BLOCK, stride=PIXELS_PER_BLOCK)
 
 
-def _blur(ink: Tensor, sd: float = 0.4 * FINE) -> Tensor:
+def _gaussian_blur(ink: Tensor, std: float = 0.4 * PIXELS_PER_BLOCK) -> Tensor:
     """Gaussian blur with nothing beyond the edges, as two products with a band matrix."""
-    where = torch.arange(ink.shape[-1]).to(ink)
-    bell = torch.exp(-(((where[:, None] - where) / sd) ** 2) / 2)
-    bell = bell / bell.sum(1).max()
-    return bell @ ink @ bell
+    position = torch.arange(ink.shape[-1]).to(ink)
+    kernel = torch.exp(-(((position[:, None] - position) / std) ** 2) / 2)
+    kernel = kernel / kernel.sum(1).max()
+    return kernel @ ink @ kernel
 
 
-def _centered(ink: Tensor) -> Tensor:
+def _center_digits(ink: Tensor) -> Tensor:
     """Bitmaps to 20x20, antialiased, in a field of 28x28 with the center of mass where MNIST has it, at (14, 14)."""
-    edge = ink.shape[-1] // 4  # the antialiasing reaches a little beyond the 20x20
-    out = F.interpolate(F.pad(ink, [edge] * 4), size=(30, 30), mode="bicubic", antialias=True).clamp(0, 1)
-    where = torch.arange(30).to(out)
-    mass = out.sum((1, 2, 3))
-    down = (14 - (out.sum((1, 3)) @ where) / mass).round().int().tolist()
-    right = (14 - (out.sum((1, 2)) @ where) / mass).round().int().tolist()
-    moved = [torch.roll(o, (i, j), (1, 2)) for o, i, j in zip(out, down, right, strict=True)]
-    return torch.stack(moved)[..., :28, :28]
+    padding = ink.shape[-1] // 4  # the antialiasing reaches a little beyond the 20x20
+    resized = F.interpolate(F.pad(ink, [padding] * 4), size=(30, 30), mode="bicubic", antialias=True).clamp(0, 1)
+    position = torch.arange(30).to(resized)
+    mass = resized.sum((1, 2, 3))
+    shift_down = (14 - (resized.sum((1, 3)) @ position) / mass).round().int().tolist()
+    shift_right = (14 - (resized.sum((1, 2)) @ position) / mass).round().int().tolist()
+    shifted = [torch.roll(digit, (i, j), (1, 2)) for digit, i, j in zip(resized, shift_down, shift_right, strict=True)]
+    return torch.stack(shifted)[..., :28, :28]

@@ -19,12 +19,18 @@ from ..engine.read.items import read_example
 from ..errors import DataError
 from ..inputs.images import silence_decoder_warnings, to_tensor, require_pixels
 from ..inputs.single import RANGE_TOLERANCE, Pixels
-from .sets import Batch, Example, Images, count, stack
+from .sets import Batch, Example, Images, check_count, stack_examples
 
-Decode = Callable[[Tensor], Tensor]
+DecodeFn = Callable[[Tensor], Tensor]
 
-FULL = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.bool: 1.0}  # what an integer image holds where it is white
-ITEM = "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
+WHITE_VALUES = {
+    torch.uint8: 255.0,
+    torch.uint16: 65535.0,
+    torch.bool: 1.0,
+}  # what an integer image holds where it is white
+ITEM_FORMAT_TEXT = (
+    "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
+)
 
 
 def first(dataset: Any, n: int) -> Batch:
@@ -33,11 +39,14 @@ def first(dataset: Any, n: int) -> Batch:
     An image may be a tensor (C, H, W) or (H, W), uint8 or float in [0, 1], a NumPy array or a Pillow image; the label
     an int, a tensor of one, or absent. Raises DataError for anything else and where there is nothing.
     """
-    n = count(n)
+    n = check_count(n)
     if not isinstance(dataset, IterableDataset):
         return wrap(dataset).first(n)
     name = type(dataset).__name__
-    return stack((_example(found, i, _Reading(name)) for i, found in enumerate(islice(dataset, n))), name)
+    return stack_examples(
+        (_read_example(item_value, index, _ItemFormat(name)) for index, item_value in enumerate(islice(dataset, n))),
+        name,
+    )
 
 
 def wrap(
@@ -45,7 +54,7 @@ def wrap(
     *,
     like: Pixels | None = None,
     classes: Sequence[str] | None = None,
-    decode: Decode | None = None,
+    decode: DecodeFn | None = None,
     name: str | None = None,
 ) -> Images:
     """Any torch Dataset of (image, label), or a pair of tensors (x, y), with the manners of the data sets here.
@@ -55,106 +64,108 @@ def wrap(
     """
     if isinstance(dataset, Images) and all(option is None for option in (like, classes, decode, name)):
         return dataset
-    return Wrapped(_indexed(dataset), _Reading(name or type(dataset).__name__, like, decode), classes)
+    return WrappedDataset(_as_indexed(dataset), _ItemFormat(name or type(dataset).__name__, like, decode), classes)
 
 
-class _Reading:
+class _ItemFormat:
     """How the items of one data set are read."""
 
-    def __init__(self, name: str, like: Pixels | None = None, decode: Decode | None = None) -> None:
+    def __init__(self, name: str, like: Pixels | None = None, decode: DecodeFn | None = None) -> None:
         self.name, self.decode = name, decode
         self.like = like if like is None else require_pixels(like)
 
 
-class Wrapped(Images):
+class WrappedDataset(Images):
     """Somebody's Dataset; what it holds is read, converted and checked when it is taken out."""
 
-    def __init__(self, dataset: Any, reading: _Reading, classes: Sequence[str] | None) -> None:
-        self._dataset, self._reading = dataset, reading
+    def __init__(self, dataset: Any, item_format: _ItemFormat, classes: Sequence[str] | None) -> None:
+        self._dataset, self._item_format = dataset, item_format
         names, made_from_names = dataset_class_names(dataset)
-        self.name, self.classes = reading.name, names if classes is None else tuple(map(str, classes))
+        self.name, self.classes = item_format.name, names if classes is None else tuple(map(str, classes))
         self.labels_are_names = made_from_names and classes is None
-        found = Pixels(_shape(self.first(1).x[0]))
-        self.inputs = reading.like or found
+        inferred_inputs = Pixels(_image_shape(self.first(1).x[0]))
+        self.inputs = item_format.like or inferred_inputs
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = _example(read_example(self._dataset, index), index, self._reading)
+        image, label = _read_example(read_example(self._dataset, index), index, self._item_format)
         if self.classes and label >= len(self.classes):
             names = f"the {len(self.classes)} classes have the labels 0 to {len(self.classes) - 1}"
             raise DataError(f"example {index} of {self.name!r} has the label {label}, but {names}")
         return image, label
 
 
-def _indexed(dataset: Any) -> Any:
+def _as_indexed(dataset: Any) -> Any:
     """Something with a length and an index."""
     if isinstance(dataset, tuple) and dataset and all(isinstance(part, Tensor) for part in dataset):
         if len({len(part) for part in dataset}) > 1:
             raise DataError(f"tensors of one data set must be equally long; got {[len(part) for part in dataset]}")
         dataset = TensorDataset(*dataset)
-    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    if not indexed or isinstance(dataset, (IterableDataset, Mapping, str)):
-        raise DataError(f"wanted a torch Dataset with a length; got {type(dataset).__name__}{_instead(dataset)}")
+    is_indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not is_indexed or isinstance(dataset, (IterableDataset, Mapping, str)):
+        raise DataError(
+            f"wanted a torch Dataset with a length; got {type(dataset).__name__}{_alternative_text(dataset)}"
+        )
     if len(dataset) == 0:
         raise DataError(f"the data set {type(dataset).__name__} is empty")
     return dataset
 
 
-def _instead(dataset: Any) -> str:
+def _alternative_text(dataset: Any) -> str:
     if isinstance(dataset, DataLoader):
         return "; pass its .dataset"
     return "; take some of it with data.first(dataset, n)" if isinstance(dataset, IterableDataset) else ""
 
 
-def _shape(image: Tensor) -> tuple[int, int, int]:
+def _image_shape(image: Tensor) -> tuple[int, int, int]:
     channels, height, width = image.shape
     return channels, height, width
 
 
-def _example(found: Any, index: int, reading: _Reading) -> Example:
-    where = f"example {index} of {reading.name!r}"
-    image, label = _parts(found, where)
-    return _image(image, where, reading), _label(label, where)
+def _read_example(item_value: Any, index: int, item_format: _ItemFormat) -> Example:
+    where = f"example {index} of {item_format.name!r}"
+    image, label = _split_item(item_value, where)
+    return _to_image(image, where, item_format), _to_label(label, where)
 
 
-def _parts(found: Any, where: str) -> tuple[Any, Any]:
-    if isinstance(found, (Tensor, np.ndarray, Image.Image)):
-        return found, None
-    if isinstance(found, (tuple, list)) and found:
-        return found[0], found[1] if len(found) > 1 else None
-    raise DataError(f"{where} is a {type(found).__name__}; {ITEM}")
+def _split_item(item_value: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(item_value, (Tensor, np.ndarray, Image.Image)):
+        return item_value, None
+    if isinstance(item_value, (tuple, list)) and item_value:
+        return item_value[0], item_value[1] if len(item_value) > 1 else None
+    raise DataError(f"{where} is a {type(item_value).__name__}; {ITEM_FORMAT_TEXT}")
 
 
-def _image(image: Any, where: str, reading: _Reading) -> Tensor:
+def _to_image(image: Any, where: str, item_format: _ItemFormat) -> Tensor:
     if isinstance(image, Image.Image):
         with silence_decoder_warnings():
-            return to_tensor(image, reading.like)
+            return to_tensor(image, item_format.like)
     if isinstance(image, np.ndarray):
         image = _from_numpy(image, where)
     if not isinstance(image, Tensor):
-        raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM}")
-    x = _unit_range(image.detach(), where, reading.decode)
+        raise DataError(f"the image in {where} is a {type(image).__name__}; {ITEM_FORMAT_TEXT}")
+    x = _to_unit_range(image.detach(), where, item_format.decode)
     x = x[None] if x.ndim == 2 else x
-    _check_shape(x, where, reading.like)
+    _check_shape(x, where, item_format.like)
     return x
 
 
 def _from_numpy(array: NDArray[Any], where: str) -> Tensor:
     """NumPy images are (H, W), (H, W, C) or (C, H, W)."""
     if array.dtype.kind not in "biuf":
-        raise DataError(f"the image in {where} is an array of {array.dtype}; {ITEM}")
+        raise DataError(f"the image in {where} is an array of {array.dtype}; {ITEM_FORMAT_TEXT}")
     if array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 3, 4):
         array = array.transpose(2, 0, 1)
     native = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     return torch.from_numpy(array.astype(native, order="C"))
 
 
-def _unit_range(image: Tensor, where: str, decode: Decode | None) -> Tensor:
+def _to_unit_range(image: Tensor, where: str, decode: DecodeFn | None) -> Tensor:
     """As float32 in [0, 1]; what can't be told for sure is refused."""
-    if image.dtype in FULL:
-        return image.float() / FULL[image.dtype]
+    if image.dtype in WHITE_VALUES:
+        return image.float() / WHITE_VALUES[image.dtype]
     if not image.is_floating_point():
         raise DataError(f"the image in {where} is {image.dtype}, which leaves its white unknown; pass uint8 or float")
     x = image.float() if decode is None else decode(image.float())
@@ -162,30 +173,32 @@ def _unit_range(image: Tensor, where: str, decode: Decode | None) -> Tensor:
     return x.clamp(0, 1)
 
 
-def _check_range(x: Tensor, where: str, decode: Decode | None) -> None:
+def _check_range(x: Tensor, where: str, decode: DecodeFn | None) -> None:
     if x.numel() == 0:
         raise DataError(f"the image in {where} is empty: its shape is {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise DataError(f"the image in {where} holds NaN or infinite values")
-    low, high = x.min().item(), x.max().item()
-    if low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE:
+    lower, upper = x.min().item(), x.max().item()
+    if lower >= -RANGE_TOLERANCE and upper <= 1 + RANGE_TOLERANCE:
         return
-    said = f"images must lie in [0, 1]; the one in {where} runs from {low:.3g} to {high:.3g}"
+    message = f"images must lie in [0, 1]; the one in {where} runs from {lower:.3g} to {upper:.3g}"
     if decode is not None:
-        raise DataError(f"{said} after decode: is it the inverse of how the data set normalizes?")
-    if low >= 0:
-        raise DataError(f"{said}: it looks like 8-bit values, divide them by 255 or keep them as uint8")
-    raise DataError(f"{said}: it looks normalized. Leave the normalization out, or wrap(..., decode=box.inputs.decode)")
+        raise DataError(f"{message} after decode: is it the inverse of how the data set normalizes?")
+    if lower >= 0:
+        raise DataError(f"{message}: it looks like 8-bit values, divide them by 255 or keep them as uint8")
+    raise DataError(
+        f"{message}: it looks normalized. Leave the normalization out, or wrap(..., decode=box.inputs.decode)"
+    )
 
 
 def _check_shape(x: Tensor, where: str, like: Pixels | None) -> None:
     if x.ndim != 3:
-        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; {ITEM}")
+        raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; {ITEM_FORMAT_TEXT}")
     if like is not None and tuple(x.shape) != like.shape:
         raise DataError(f"the image in {where} has the shape {tuple(x.shape)}; like wants {like.shape}")
 
 
-def _label(label: Any, where: str) -> int:
+def _to_label(label: Any, where: str) -> int:
     if label is None:
         return -1
     try:

@@ -29,18 +29,18 @@ def load(
     `inputs` is needed where the factory does not return (model, inputs). What a factory draws starts at `seed`.
     Raises ModelError.
     """
-    module, own = model(spec, trained=weights is None, seed=seed)
+    module, factory_inputs = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(module, weights)
-    inputs = inputs or own
+    inputs = inputs or factory_inputs
     if inputs is None:
-        raise ModelError(_ask_inputs(spec, module))
+        raise ModelError(_missing_inputs_text(spec, module))
     return Box(module, inputs, classes=classes, outputs=outputs)
 
 
-def _ask_inputs(spec: str, model: nn.Module) -> str:
-    known = getattr(model, "exported_shape", None)
-    shape = ",".join(map(str, known)) if known else "3,224,224"
-    python = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
-    line = f"on the command line --shape {shape} --mean ... --std ..."
-    return f"{spec} doesn't say what its inputs are: pass {python}, {line}, or let the factory return (model, inputs)"
+def _missing_inputs_text(spec: str, model: nn.Module) -> str:
+    known_shape = getattr(model, "input_shape", None)
+    shape = ",".join(map(str, known_shape)) if known_shape else "3,224,224"
+    python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
+    command_hint = f"on the command line --shape {shape} --mean ... --std ..."
+    return f"{spec} doesn't say what its inputs are: pass {python_hint}, {command_hint}, or let the factory return (model, inputs)"

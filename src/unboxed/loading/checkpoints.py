@@ -18,13 +18,22 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import ModelError
 
-Tensors = dict[str, Tensor]
-CAP = 8  # names told of each kind of mismatch
-DEPTH = 4  # how deep a checkpoint may wrap its state dict
-INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")  # in this order
-INNER = {"module", "_orig_mod"}  # what DataParallel and torch.compile put anywhere in a name
-WRAPPERS = {"model", "net", "network", *INNER}  # and what Lightning modules and such put in front
-CONVERT = (
+TensorDict = dict[str, Tensor]
+MAX_NAMES_LISTED = 8  # names told of each kind of mismatch
+MAX_NESTING = 4  # how deep a checkpoint may wrap its state dict
+STATE_DICT_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)  # in this order
+INNER_WRAPPER_NAMES = {"module", "_orig_mod"}  # what DataParallel and torch.compile put anywhere in a name
+WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and what Lightning modules and such put in front
+CONVERT_COMMAND = (
     "import torch; c = torch.load('OLD', weights_only=False); "
     "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c['state_dict'], 'NEW')"
 )
@@ -37,11 +46,11 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
     """
     path = Path("the state dict") if isinstance(source, Mapping) else Path(source)
     loaded = source if isinstance(source, Mapping) else _read(path)
-    state = {name: h for name, h in model.state_dict().items() if isinstance(h, Tensor)}
-    fitted, unexpected = _fitted(_tensors(loaded, path), _bare(state, shared=True))
-    if told := _mismatches(fitted, unexpected, state):
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    fitted, unexpected = _match_names(_find_state_dict(loaded, path), _without_wrapper_names(state, strip_common=True))
+    if mismatches := _mismatches(fitted, unexpected, state):
         advice = "the model is as it was. Give the model that these weights were saved from"
-        raise ModelError(f"{path} doesn't fit {type(model).__name__}: {'; '.join(told)}; {advice}")
+        raise ModelError(f"{path} doesn't fit {type(model).__name__}: {'; '.join(mismatches)}; {advice}")
     model.load_state_dict(model.state_dict() | fitted)
 
 
@@ -57,102 +66,129 @@ def _read(path: Path) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # torch talks of its own storage classes
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(_unsafe(path, str(error))) from error
+        raise ModelError(_unsafe_text(path, str(error))) from error
     except Exception as error:
-        said = " ".join(str(error).split())[:200] or "the file ends too early"
-        raise ModelError(f"{path} can't be read, it is truncated or no checkpoint: {said}") from error
+        message = " ".join(str(error).split())[:200] or "the file ends too early"
+        raise ModelError(f"{path} can't be read, it is truncated or no checkpoint: {message}") from error
 
 
-def _unsafe(path: Path, said: str) -> str:
-    names = re.findall(r"GLOBAL (\S+)", said)
+def _unsafe_text(path: Path, error_text: str) -> str:
+    names = re.findall(r"GLOBAL (\S+)", error_text)
     if not names:
         return f"{path} can't be read: it is damaged, or no checkpoint at all"
-    recipe = CONVERT.replace("OLD", path.name).replace("NEW", f"{path.stem}-weights.pt")
-    why = f"holds more than tensors ({names[0]}): unpickling it can run any code, so Unboxed never does"
-    return f'{path} {why}. If you trust its maker, convert it once: python -c "{recipe}"'
+    command = CONVERT_COMMAND.replace("OLD", path.name).replace("NEW", f"{path.stem}-weights.pt")
+    reason = f"holds more than tensors ({names[0]}): unpickling it can run any code, so Unboxed never does"
+    return f'{path} {reason}. If you trust its maker, convert it once: python -c "{command}"'
 
 
-def _tensors(loaded: Any, path: Path) -> Tensors:
+def _find_state_dict(loaded: Any, path: Path) -> TensorDict:
     """The state dict in what a checkpoint holds: under one of the usual keys, or itself, or its only set of tensors."""
     if not isinstance(loaded, Mapping):
-        wanted = "wanted a dict of tensors by name, as model.state_dict() gives"
-        raise ModelError(f"{path} holds a {type(loaded).__name__}; {wanted}")
-    for _ in range(DEPTH):
-        loaded = next((loaded[key] for key in INSIDE if isinstance(loaded.get(key), Mapping)), loaded)
-    nested = {str(key): dict(v) for key, v in loaded.items() if isinstance(v, Mapping) and _all_tensors(v)}
-    own = {key: h for key, h in loaded.items() if isinstance(key, str) and isinstance(h, Tensor)}
+        expected = "wanted a dict of tensors by name, as model.state_dict() gives"
+        raise ModelError(f"{path} holds a {type(loaded).__name__}; {expected}")
+    for _ in range(MAX_NESTING):
+        loaded = next((loaded[key] for key in STATE_DICT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
+    nested = {
+        str(key): dict(value) for key, value in loaded.items() if isinstance(value, Mapping) and _is_tensor_dict(value)
+    }
+    direct = {key: tensor for key, tensor in loaded.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     if len(nested) > 1:
-        raise ModelError(f"{path} holds several sets of weights ({_some(nested)}); save the one you mean alone")
-    best = max([own, *nested.values()], key=len)
-    if not best:
-        raise ModelError(f"{path} holds no weights; its keys are: {_some(map(str, loaded)) or 'none'}")
-    return best
+        raise ModelError(f"{path} holds several sets of weights ({_list_names(nested)}); save the one you mean alone")
+    largest = max([direct, *nested.values()], key=len)
+    if not largest:
+        raise ModelError(f"{path} holds no weights; its keys are: {_list_names(map(str, loaded)) or 'none'}")
+    return largest
 
 
-def _all_tensors(value: Mapping[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(k, str) and isinstance(h, Tensor) for k, h in value.items())
+def _is_tensor_dict(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
 
 
-def _bare(names: Iterable[str], shared: bool = False) -> dict[str, str]:
+def _without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> dict[str, str]:
     """{name without what wrappers add: name}; `shared` also drops wrappers' words that all names begin with."""
     names = list(names)
-    bare = {".".join(p for p in name.split(".") if p not in INNER): name for name in names}
-    bare = bare if len(bare) == len(names) else {name: name for name in names}
-    while shared and len(heads := {name.partition(".")[0] for name in bare}) == 1 and heads <= WRAPPERS:
-        bare = {name.partition(".")[2]: real for name, real in bare.items()}
-    return bare
+    stripped = {".".join(part for part in name.split(".") if part not in INNER_WRAPPER_NAMES): name for name in names}
+    stripped = stripped if len(stripped) == len(names) else {name: name for name in names}
+    while (
+        strip_common
+        and len(first_parts := {name.partition(".")[0] for name in stripped}) == 1
+        and first_parts <= WRAPPER_NAMES
+    ):
+        stripped = {name.partition(".")[2]: full_name for name, full_name in stripped.items()}
+    return stripped
 
 
-def _fitted(found: Tensors, wanted: Mapping[str, str]) -> tuple[Tensors, list[str]]:
+def _match_names(loaded: TensorDict, model_names: Mapping[str, str]) -> tuple[TensorDict, list[str]]:
     """The tensors by the model's names, and the file's names that fit nothing.
 
     A prefix is taken off if it consists of wrappers' words, or if all names have it: what then lies beside it (a
     loss's weights, a metric's) is not the model's. Raises ModelError where two prefixes fit alike, with other values.
     """
-    bare = _bare(found)
-    hits = Counter(p for name in bare for p in _prefixes(name) if name[len(p) :] in wanted)
-    fair = [p for p in hits if set(p.split(".")[:-1]) <= WRAPPERS or all(name.startswith(p) for name in bare)]
-    prefix = max(fair, key=lambda p: (hits[p], -len(p)), default="")
-    inside = _inside(bare, prefix)
-    for rival in (p for p in fair if hits[p] == hits[prefix] and not p.startswith(prefix)):
-        theirs = _inside(bare, rival)
-        if any(not torch.equal(found[inside[k]], found[theirs[k]]) for k in {*inside} & {*theirs} & {*wanted}):
-            raise ModelError(f"weights under {prefix}* and {rival}* fit alike, and differ; save those you mean alone")
-    fitted = {wanted[name]: found[real] for name, real in inside.items() if name in wanted}
-    return fitted, [real for name, real in inside.items() if name not in wanted]
+    stripped = _without_wrapper_names(loaded)
+    match_counts = Counter(
+        candidate for name in stripped for candidate in _prefixes(name) if name[len(candidate) :] in model_names
+    )
+    allowed_prefixes = [
+        p
+        for p in match_counts
+        if set(p.split(".")[:-1]) <= WRAPPER_NAMES or all(name.startswith(p) for name in stripped)
+    ]
+    prefix = max(allowed_prefixes, key=lambda p: (match_counts[p], -len(p)), default="")
+    matched = _strip_prefix(stripped, prefix)
+    for other_prefix in (
+        p for p in allowed_prefixes if match_counts[p] == match_counts[prefix] and not p.startswith(prefix)
+    ):
+        other_matched = _strip_prefix(stripped, other_prefix)
+        if any(
+            not torch.equal(loaded[matched[key]], loaded[other_matched[key]])
+            for key in {*matched} & {*other_matched} & {*model_names}
+        ):
+            raise ModelError(
+                f"weights under {prefix}* and {other_prefix}* fit alike, and differ; save those you mean alone"
+            )
+    fitted = {model_names[name]: loaded[full_name] for name, full_name in matched.items() if name in model_names}
+    return fitted, [real for name, real in matched.items() if name not in model_names]
 
 
-def _inside(bare: Mapping[str, str], prefix: str) -> dict[str, str]:
+def _strip_prefix(stripped: Mapping[str, str], prefix: str) -> dict[str, str]:
     """{name behind a prefix: the file's name}, of those that have it."""
-    return {name[len(prefix) :]: real for name, real in bare.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: full_name for name, full_name in stripped.items() if name.startswith(prefix)}
 
 
 def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
-    return ["".join(f"{p}." for p in parts[:i]) for i in range(len(parts))]
+    return ["".join(f"{part}." for part in parts[:n_parts]) for n_parts in range(len(parts))]
 
 
-def _mismatches(fitted: Tensors, unexpected: list[str], state: Tensors) -> list[str]:
-    held = {_place(state[name]) for name in fitted}
-    missing = [name for name, h in state.items() if name not in fitted and not _optional(name, h, held)]
-    other = [
+def _mismatches(fitted: TensorDict, unexpected: list[str], state: TensorDict) -> list[str]:
+    loaded_storage = {_storage_key(state[name]) for name in fitted}
+    missing = [
+        name for name, tensor in state.items() if name not in fitted and not _is_optional(name, tensor, loaded_storage)
+    ]
+    wrong_shapes = [
         f"{name} is {tuple(h.shape)} in the file, {tuple(state[name].shape)} in the model"
         for name, h in fitted.items()
         if not is_lazy(state[name]) and h.shape != state[name].shape
     ]
-    kinds = (("missing in the file", missing), ("unexpected in the file", unexpected), ("of another shape", other))
-    return [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
+    groups = (
+        ("missing in the file", missing),
+        ("unexpected in the file", unexpected),
+        ("of another shape", wrong_shapes),
+    )
+    return [f"{len(names)} {problem}: {_list_names(names)}" for problem, names in groups if names]
 
 
-def _optional(name: str, h: Tensor, held: set[tuple[Any, ...]]) -> bool:
+def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[Any, ...]]) -> bool:
     """Whether a model may keep its own: a counter that old checkpoints lack, a tied weight's second name."""
-    return name.endswith("num_batches_tracked") or (_place(h) in held and h.numel() > 0)
+    return name.endswith("num_batches_tracked") or (_storage_key(tensor) in loaded_storage and tensor.numel() > 0)
 
 
-def _place(h: Tensor) -> tuple[Any, ...]:
-    return () if is_lazy(h) else (h.data_ptr(), h.shape, h.stride())
+def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
+    return () if is_lazy(tensor) else (tensor.data_ptr(), tensor.shape, tensor.stride())
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:CAP]) + (f" and {len(names) - CAP} more" if len(names) > CAP else "")
+    return ", ".join(names[:MAX_NAMES_LISTED]) + (
+        f" and {len(names) - MAX_NAMES_LISTED} more" if len(names) > MAX_NAMES_LISTED else ""
+    )

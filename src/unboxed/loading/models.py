@@ -11,11 +11,11 @@ from ..errors import ModelError
 from ..inputs.multi import MultiInput
 from ..inputs.single import Features, Inputs, Pixels
 from ..validation import check_seed
-from .exported import exported
-from .factories import build, cut, defined
+from .exported import load_exported
+from .factories import build_from_spec, shorten_list, defined_names
 
-KINDS = "a model is zoo:NAME, module:factory, path/to/file.py:factory or a torch.export file (.pt2)"
-WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+MODEL_SPEC_TEXT = "a model is zoo:NAME, module:factory, path/to/file.py:factory or a torch.export file (.pt2)"
+WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
@@ -29,39 +29,41 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     if spec.startswith("zoo:"):
         return zoo.load(spec.removeprefix("zoo:"), weights="trained" if trained else None)
     if spec.endswith(".pt2"):
-        return exported(Path(spec)), None
+        return load_exported(Path(spec)), None
     if ":" not in spec:
-        raise ModelError(_refusal(spec))
-    return _model_and_inputs(build(spec, ModelError, seed), spec)
+        raise ModelError(_refusal_text(spec))
+    return _model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
 
 
-def _model_and_inputs(made: object, spec: str) -> tuple[nn.Module, Inputs | None]:
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+def _model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | None]:
+    model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
-        wanted = "wanted a torch.nn.Module, or (Module, inputs)"
-        raise ModelError(f"{spec} made a {type(made).__name__}; {wanted}{_hint(model)}")
+        expected = "wanted a torch.nn.Module, or (Module, inputs)"
+        raise ModelError(f"{spec} made a {type(built).__name__}; {expected}{_weights_hint(model)}")
     if inputs is not None and not isinstance(inputs, (Pixels, Features, MultiInput)):
-        wanted = "wanted ub.Pixels, ub.Features or ub.MultiInput"
-        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {wanted}")
+        expected = "wanted ub.Pixels, ub.Features or ub.MultiInput"
+        raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs; {expected}")
     return model, inputs
 
 
-def _hint(made: object) -> str:
+def _weights_hint(built: object) -> str:
     return (
-        ". Weights alone are no model: load them into the model that they belong to" if isinstance(made, dict) else ""
+        ". Weights alone are no model: load them into the model that they belong to" if isinstance(built, dict) else ""
     )
 
 
-def _refusal(spec: str) -> str:
+def _refusal_text(spec: str) -> str:
     path = Path(spec)
-    if path.suffix in WEIGHTS:
+    if path.suffix in WEIGHT_SUFFIXES:
         advice = "give it as the weights (--weights), and as the model what builds it"
-        return f"{spec} holds weights, not a network: {advice}; {KINDS}"
+        return f"{spec} holds weights, not a network: {advice}; {MODEL_SPEC_TEXT}"
     if path.suffix == ".py":
-        names = ", ".join(cut([f"{path.name}:{name}" for name in defined(path)]))
-        return f"{spec} names no factory in the file; add it after a colon" + (f": {names}" if names else f"; {KINDS}")
+        names = ", ".join(shorten_list([f"{path.name}:{name}" for name in defined_names(path)]))
+        return f"{spec} names no factory in the file; add it after a colon" + (
+            f": {names}" if names else f"; {MODEL_SPEC_TEXT}"
+        )
     if path.is_dir():
-        return f"{spec} is a folder, not a model (folders are data: --data); {KINDS}"
+        return f"{spec} is a folder, not a model (folders are data: --data); {MODEL_SPEC_TEXT}"
     if spec in zoo.names():
         return f"{spec!r} is no model by itself; did you mean zoo:{spec}?"
-    return f"{spec!r} is no model; {KINDS}"
+    return f"{spec!r} is no model; {MODEL_SPEC_TEXT}"

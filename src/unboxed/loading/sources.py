@@ -15,10 +15,12 @@ from ..data.folders import Folder
 from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.single import Inputs, Pixels
-from .factories import build
+from .factories import build_from_spec
 
-KINDS = "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
-NAMES = ("digits", "mnist", "fashion-mnist")
+DATA_SPEC_TEXT = (
+    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"
+)
+DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
 SPLITS: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
 
 
@@ -35,13 +37,13 @@ def data(
     """
     spec = str(spec)
     name, _, split = spec.partition(":")
-    if name in NAMES and split in SPLITS:
-        return _known(name, split, root)
+    if name in DATASET_NAMES and split in SPLITS:
+        return _named_dataset(name, split, root)
     if Path(spec).is_dir():
-        return _folder(spec, like, classes)
-    if ":" in spec and name not in NAMES:
-        return _wrapped(build(spec, DataError), spec, like, classes)
-    raise DataError(_refusal(spec, name))
+        return _folder_dataset(spec, like, classes)
+    if ":" in spec and name not in DATASET_NAMES:
+        return _factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
+    raise DataError(_refusal_text(spec, name))
 
 
 def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
@@ -54,35 +56,35 @@ def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Seque
     return images.labeled_as(classes) if isinstance(images, Folder) and images.classes and classes else images
 
 
-def _known(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
+def _named_dataset(name: str, split: str, root: str | Path | None) -> Dataset[Any]:
     if name == "digits":
         return sets.digits(SPLITS[split])
-    read = sets.mnist if name == "mnist" else sets.fashion_mnist
-    return read(root, train=split == "train")
+    load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
+    return load_split(root, train=split == "train")
 
 
-def _folder(spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
+def _folder_dataset(spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
     if like is None:
         raise DataError(f"the images in {spec} need a size: pass like=box.inputs (on the command line: --shape)")
     return sets.folder(spec, like=like, classes=classes)
 
 
-def _wrapped(made: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
-    if not hasattr(made, "__getitem__") or not hasattr(made, "__len__"):
-        raise DataError(f"{spec} made a {type(made).__name__}; wanted a torch Dataset of (image, label) with a length")
-    if len(made) == 0:
+def _factory_dataset(built: Any, spec: str, like: Inputs | None, classes: Sequence[str] | None) -> Dataset[Any]:
+    if not hasattr(built, "__getitem__") or not hasattr(built, "__len__"):
+        raise DataError(f"{spec} made a {type(built).__name__}; wanted a torch Dataset of (image, label) with a length")
+    if len(built) == 0:
         raise DataError(f"{spec} made an empty data set")
     if like is not None and not isinstance(like, Pixels):
-        return made  # type: ignore[no-any-return]
-    return sets.wrap(made, like=like, classes=classes, name=spec.rpartition(":")[2])
+        return built  # type: ignore[no-any-return]
+    return sets.wrap(built, like=like, classes=classes, name=spec.rpartition(":")[2])
 
 
-def _refusal(spec: str, name: str) -> str:
+def _refusal_text(spec: str, name: str) -> str:
     path = Path(spec)
     if path.is_file():
-        return f"{spec} is a file, not data; {KINDS}"
-    if name in NAMES:
+        return f"{spec} is a file, not data; {DATA_SPEC_TEXT}"
+    if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"there is no data set and no folder {spec!r}; {hint}{KINDS}"
+    close_matches = difflib.get_close_matches(name, DATASET_NAMES, n=1)
+    hint = f"did you mean {close_matches[0]}? " if close_matches else ""
+    return f"there is no data set and no folder {spec!r}; {hint}{DATA_SPEC_TEXT}"

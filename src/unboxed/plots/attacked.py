@@ -15,13 +15,13 @@ from .colors import Bytes, as_array
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
-    from ..adversarial.changes import Change
+    from ..adversarial.changes import PredictionChange
 
 NORM_NAMES = {"linf": "largest change", "l2": "L2 distance", "l1": "L1 distance"}
 
 
 def attack_sheet(
-    changes: Sequence[Change], classes: Sequence[str], *, norm: str = "linf", title: str = "", side: int = 140
+    changes: Sequence[PredictionChange], classes: Sequence[str], *, norm: str = "linf", title: str = "", side: int = 140
 ) -> Image.Image:
     """A row an example: the original, the adversarial image, the change times one factor for all, with its scale.
 
@@ -50,7 +50,7 @@ def round_magnification(vmax: float) -> float:
     return max(step for step in (1, 2, 5) if step * power <= factor * (1 + 1e-6)) * power if factor >= 1 else 1.0
 
 
-def change_image(c: Change, factor: float) -> Bytes:
+def change_image(c: PredictionChange, factor: float) -> Bytes:
     """Gray: red is lighter, blue darker, white unchanged. Color: gray is unchanged, each channel by itself."""
     if _is_grayscale(c):
         return colors.signed_to_rgb(c.delta[0], 1 / factor)
@@ -61,22 +61,22 @@ def format_class_prob(k: int, p: float, classes: Sequence[str]) -> str:
     return f"{classes[k]}: {p:.0%}" if 0.005 <= p < 0.995 else f"{classes[k]}: {p:.2%}"
 
 
-def _before_after_tiles(c: Change, classes: Sequence[str]) -> list[Tile]:
+def _before_after_tiles(c: PredictionChange, classes: Sequence[str]) -> list[Tile]:
     def caption(ps: tuple[float, float], k: int) -> str:
-        lines = [format_class_prob(c.before, ps[0], classes)]
-        lines += [format_class_prob(c.after, ps[1], classes)] * (c.after != c.before)
+        lines = [format_class_prob(c.class_before, ps[0], classes)]
+        lines += [format_class_prob(c.class_after, ps[1], classes)] * (c.class_after != c.class_before)
         return "\n".join([f"says {classes[k]}", *lines])
 
     return [
-        Tile(colors.image_to_rgb(c.original), caption(c.p_before, c.before)),
-        Tile(colors.image_to_rgb(c.image), caption(c.p_after, c.after)),
+        Tile(colors.image_to_rgb(c.original), caption(c.probs_before, c.class_before)),
+        Tile(colors.image_to_rgb(c.image), caption(c.probs_after, c.class_after)),
     ]
 
 
-def _change_caption(c: Change, norm: str, factor: float) -> str:
+def _change_caption(c: PredictionChange, norm: str, factor: float) -> str:
     text = f"{NORM_NAMES.get(norm, norm)} {c.distance:.3g}"
-    return text if c.fooled else f"{text}\nnot fooled"
+    return text if c.is_adversarial else f"{text}\nnot fooled"
 
 
-def _is_grayscale(c: Change) -> bool:
+def _is_grayscale(c: PredictionChange) -> bool:
     return len(c.original) == 1

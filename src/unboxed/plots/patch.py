@@ -48,12 +48,12 @@ def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -
     size, box = (side, side), (0, 0, side - 1, side - 1)
     picture = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 255)
-    if patch.placing.shape == "circle":
+    if patch.placement.shape == "circle":
         mask.paste(0, (0, 0, *size))
         ImageDraw.Draw(mask).ellipse(box, 255)
     canvas.paste(picture, (x, y), mask)
     pen, edge = ImageDraw.Draw(canvas), (x - 1, y - 1, x + side, y + side)
-    (pen.ellipse if patch.placing.shape == "circle" else pen.rectangle)(edge, outline=EDGE_COLOR)
+    (pen.ellipse if patch.placement.shape == "circle" else pen.rectangle)(edge, outline=EDGE_COLOR)
 
 
 def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
 
 
 def _placement_rules(patch: Patch, success: float | None) -> list[str]:
-    rules = [f"Cut along the line. It is {patch.placing}."]
+    rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
         rules.append(f"So placed on the screen it fooled {success:.0%} of the images it was measured on. {CAVEAT}")
     return rules

@@ -10,12 +10,12 @@ from functools import partial
 from torch import Tensor
 
 from .. import zoo
-from ..adversarial.changes import Change, changes
+from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
 from ..adversarial.robustness import Attack, Robustness, robustness
-from ..adversarial.shares import Share
+from ..adversarial.shares import Proportion
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attacked, colors
@@ -53,7 +53,7 @@ class AttackedModel:
     name: str
     box: Box
     robustness: Robustness
-    changes: list[Change]  # of the examples with pictures
+    changes: list[PredictionChange]  # of the examples with pictures
 
 
 def build(context: ReportContext) -> Sequence[Block]:
@@ -84,7 +84,7 @@ def build(context: ReportContext) -> Sequence[Block]:
             Text(LEAD_TEXT, "soft"),
             *_change_blocks(context, models, figure_indices),
         ]
-    if len(classes := attacked_model.robustness.by_class()) > 1:
+    if len(classes := attacked_model.robustness.accuracy_by_class()) > 1:
         blocks.append(Fold("By class", [_class_table(classes, attacked_model.robustness.eps[-1])]))
     _record_facts(context, models, attacked_indices)
     return blocks
@@ -122,14 +122,14 @@ def _attack_model(
         (x, _reference_labels(context)[list(attacked_indices)]),
         ATTACKS,
         eps=eps,
-        alarms=False,
+        check_masking=False,
         seed=context.seed,
     )
     standardized_box, x = standardize(box, context.inputs(figure_indices))
     deepfool_result = deepfool(standardized_box, x, standardized_box.predict(x), norm="linf")
     if result.interrupted or deepfool_result.interrupted:
         raise KeyboardInterrupt
-    return AttackedModel(name, box, result, changes(standardized_box, x, deepfool_result))
+    return AttackedModel(name, box, result, prediction_changes(standardized_box, x, deepfool_result))
 
 
 def _is_grayscale(box: Box) -> bool:
@@ -156,18 +156,22 @@ def _robust_model(context: ReportContext) -> tuple[Box | None, str, str]:
 def _lead_text(context: ReportContext, models: Sequence[AttackedModel]) -> str:
     text = f"{_attacked_text(context, models[0].robustness)} {_accuracy_text(context, models[0].robustness)}"
     result = models[0].robustness
-    if len(models) > 1 and 0 < result.median < math.inf and 0 < models[1].robustness.median < math.inf:
-        ratio = models[1].robustness.median / result.median
+    if (
+        len(models) > 1
+        and 0 < result.median_distance < math.inf
+        and 0 < models[1].robustness.median_distance < math.inf
+    ):
+        ratio = models[1].robustness.median_distance / result.median_distance
         text += (
-            f" Half of the right answers fall to changes of {result.median:.2g} at most; {models[1].name} takes "
-            f"{models[1].robustness.median:.2g}, {ratio:.1f} times as much."
+            f" Half of the right answers fall to changes of {result.median_distance:.2g} at most; {models[1].name} takes "
+            f"{models[1].robustness.median_distance:.2g}, {ratio:.1f} times as much."
         )
     return text
 
 
 def _attacked_text(context: ReportContext, result: Robustness) -> str:
     """Which of the examples were attacked."""
-    n, total = len(result.right), len(context.survey.rows)
+    n, total = len(result.is_correct), len(context.survey.rows)
     if n == total:
         return "All examples were attacked." if n > 1 else "The one example was attacked."
     over = "the classes" if context.survey.labels is not None and context.survey.exclusive_classes else "the answers"
@@ -176,21 +180,21 @@ def _attacked_text(context: ReportContext, result: Robustness) -> str:
 
 def _accuracy_text(context: ReportContext, result: Robustness) -> str:
     """How many of the examples attacked are right, and how many of those stay so; beside the accuracy on all."""
-    n, clean, top = len(result.right), result.clean, format_eps(result.eps[-1])
+    n, clean, top = len(result.is_correct), result.clean_accuracy, format_eps(result.eps[-1])
     accuracy = context.survey.accuracy
     percentage = format_percent(clean.value)
     if accuracy is not None and n < len(context.survey.rows):
         percentage += f"; {format_percent(accuracy)} of all examples"
     return (
         f"Without an attack {clean.count} of these {n} answers {'is' if clean.count == 1 else 'are'} right ({percentage}); "
-        f"within {top} {context.input_nouns.unit} an attack leaves {result.robust().count}."
+        f"within {top} {context.input_nouns.unit} an attack leaves {result.robust_accuracy().count}."
     )
 
 
 def _verdict_text(context: ReportContext, models: Sequence[AttackedModel]) -> tuple[str, str]:
     """Whether the examples shown do what is said of them: each was given to its model once more."""
     all_changes = [c for n in models for c in n.changes]
-    fooled = sum(c.fooled and c.after != c.before for c in all_changes)
+    fooled = sum(c.is_adversarial and c.class_after != c.class_before for c in all_changes)
     if not all_changes:
         return "", ""
     text = f"Asked once more, {fooled} of the {len(all_changes)} changed {context.input_nouns.example}s get another answer."
@@ -202,13 +206,19 @@ def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
     rows = []
     for n in models:
         r = n.robustness
-        length = f"{r.median:.2g}" if r.median < math.inf else "none found" if r.clean.count else "no answer is right"
-        rows.append([n.name, "none", *[format_percent(r.clean.value)] * len(r.eps), length])
-        rows += [["", a, *(format_percent(r.robust(e, a).value) for e in r.eps), ""] for a in r.attacks]
+        length = (
+            f"{r.median_distance:.2g}"
+            if r.median_distance < math.inf
+            else "none found"
+            if r.clean_accuracy.count
+            else "no answer is right"
+        )
+        rows.append([n.name, "none", *[format_percent(r.clean_accuracy.value)] * len(r.eps), length])
+        rows += [["", a, *(format_percent(r.robust_accuracy(e, a).value) for e in r.eps), ""] for a in r.attacks]
     return Table(columns, rows, frozenset(range(2, len(columns))))
 
 
-def _class_table(by_class: Mapping[str, tuple[Share, Share]], eps: float) -> Table:
+def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: float) -> Table:
     rows = [
         [name, format_percent(clean.value), format_percent(robust.value), f"{clean.n:,}"]
         for name, (clean, robust) in by_class.items()
@@ -227,7 +237,10 @@ def _change_blocks(context: ReportContext, models: Sequence[AttackedModel], indi
         c = models[0].changes[i]
         figures = [
             _figure(
-                context, colors.image_to_rgb(c.original), "input", (_prediction_text(c.before, c.p_before[0], context),)
+                context,
+                colors.image_to_rgb(c.original),
+                "input",
+                (_prediction_text(c.class_before, c.probs_before[0], context),),
             )
         ]
         for n in models:
@@ -249,10 +262,12 @@ def _change_blocks(context: ReportContext, models: Sequence[AttackedModel], indi
     return [*blocks, Files([(context.pictures.save_file("fooled.png", sheet), "the same as one picture")])]
 
 
-def _adversarial_figures(context: ReportContext, model: AttackedModel, c: Change, factor: float) -> list[Figure]:
-    if not c.fooled:
+def _adversarial_figures(
+    context: ReportContext, model: AttackedModel, c: PredictionChange, factor: float
+) -> list[Figure]:
+    if not c.is_adversarial:
         return [_figure(context, colors.image_to_rgb(c.image), model.name, ("was not fooled",))]
-    lines = (_prediction_text(c.after, c.p_after[1], context), f"before: {format_prob(c.p_before[1])}")
+    lines = (_prediction_text(c.class_after, c.probs_after[1], context), f"before: {format_prob(c.probs_before[1])}")
     return [
         _figure(context, colors.image_to_rgb(c.image), f"fools {model.name}", lines, "bad"),
         _figure(
@@ -272,10 +287,10 @@ def _prediction_text(k: int, p: float, context: ReportContext) -> str:
 def _record_facts(context: ReportContext, models: Sequence[AttackedModel], attacked_indices: Sequence[int]) -> None:
     r = models[0].robustness
     context.facts["attacked"] = [context.survey.rows[p] for p in attacked_indices]
-    context.facts["robustness"] = {n.name: n.robustness.plain() for n in models}
+    context.facts["robustness"] = {n.name: n.robustness.to_dict() for n in models}
     eps_with_unit = f"{format_eps(r.eps[-1])} {context.input_nouns.unit}"
     context.headline.append(
-        f"Within {eps_with_unit} attacks leave {format_percent(r.robust().value)} of the answers right."
+        f"Within {eps_with_unit} attacks leave {format_percent(r.robust_accuracy().value)} of the answers right."
     )
 
 

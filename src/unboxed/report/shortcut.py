@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..plots import shortcut as draw
 from ..plots.files import png_bytes
 from ..training import versions
-from ..training.shortcut import Pair, pair
+from ..training.shortcut import ShortcutPair, train_shortcut_pair
 from ..validation import check_seed
 from .folder import ReportFolder
 
@@ -54,7 +54,7 @@ def run_shortcut_check(
     """
     seed = check_seed(seed)
     with ReportFolder(out, page=MAPS_FILE, facts=FACTS_FILE) as folder:
-        model_pair = pair(trigger, seed=seed, quiet=quiet, **training)
+        model_pair = train_shortcut_pair(trigger, seed=seed, quiet=quiet, **training)
         with tqdm(desc="judging", unit="method", disable=quiet, leave=False) as bar:
             result = shortcut(
                 model_pair.model,
@@ -85,8 +85,8 @@ def _progress_callback(bar: tqdm[Any]) -> Callable[[ShortcutFinding], object]:
     return update
 
 
-def _training_facts(model_pair: Pair, settings: dict[str, Any]) -> dict[str, Any]:
-    counts = {"images": model_pair.of, "marked": model_pair.marked, "strays": model_pair.strays}
+def _training_facts(model_pair: ShortcutPair, settings: dict[str, Any]) -> dict[str, Any]:
+    counts = {"images": model_pair.n_training, "marked": model_pair.n_marked, "strays": model_pair.n_poisoned}
     return counts | {k: v for k, v in settings.items() if v is None or isinstance(v, (int, float, str))}
 
 

@@ -57,7 +57,7 @@ def channels(
     """
     recipe, stats = canvas_recipe(canvas), image_statistics(box, data)
     layer = layer if layer in MODEL_ENDS else box.layers.resolve(layer)
-    check_int("each", images_per_channel, minimum=1)
+    check_int("images_per_channel", images_per_channel, minimum=1)
     targets = _channel_indices(box, layer, units).repeat_interleave(images_per_channel)
     weight = check_float("diversity", diversity, minimum=0) if images_per_channel > 1 else 0.0
     generated, dead = generate(

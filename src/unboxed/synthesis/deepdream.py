@@ -104,7 +104,7 @@ def _step_length(x: Tensor, step: float | None) -> Tensor:
 
 
 def _check_frame_every(frame_every: int | None) -> int | None:
-    return None if frame_every is None else check_int("every", frame_every, minimum=1)
+    return None if frame_every is None else check_int("frame_every", frame_every, minimum=1)
 
 
 def _resolve_jitter(box: Box, jitter: int | None) -> int:

@@ -85,7 +85,7 @@ def _n_images(objective: Objective, n: int | None) -> int:
     if objective.batch_dependent:
         raise InputError("this objective couples its rows; for several different drawings of one unit say diversity=")
     if n is not None:
-        return objective.check_batch(check_int("n", n, minimum=1)).n or n
+        return objective.check_batch(check_int("n_images", n, minimum=1)).n or n
     return objective.n or 1
 
 

@@ -96,7 +96,7 @@ def inversion(
     """
     config = _InversionConfig(
         objective, canvas, _check_weight("smooth", smooth), check_float("beta", beta, above=0),
-        check_float("fall", final_prior_scale, above=0, maximum=1), _check_weight("alpha", alpha),
+        check_float("final_prior_scale", final_prior_scale, above=0, maximum=1), _check_weight("alpha", alpha),
         jitter if jitter is None else check_int("jitter", jitter), check_int("steps", steps), check_int("starts", starts, minimum=1),
         frame_every, check_seed(seed), batch_size,
     )  # fmt: skip

@@ -79,7 +79,7 @@ def texture(
     does_not_show="What style is to a person: here it is which channels of these layers answer together.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(
-        box, x, _example_style_image(box), layers=["input", "logits"], at="logits", steps=3
+        box, x, _example_style_image(box), layers=["input", "logits"], content_layer="logits", steps=3
     ),
     exempt=ANY_SIZE_EXEMPTION,
 )
@@ -116,7 +116,7 @@ def style_transfer(
     )
     objective = (
         _style_objective(box, style, addresses, len(x), batch_size)
-        + check_float("content", content_weight, minimum=0) * content_term
+        + check_float("content_weight", content_weight, minimum=0) * content_term
     )
     return _optimize(box, objective, x, steps, smooth, frame_every, batch_size)
 

@@ -6,12 +6,12 @@ from .defense import PGD as PGD
 from .defense import Defense as Defense
 from .defense import Fast as Fast
 from .defense import Trades as Trades
-from .files import save as save
+from .files import save_weights as save_weights
 from .files import versions as versions
 from .fit import History as History
 from .fit import accuracy as accuracy
 from .fit import fit as fit
-from .recipes import Trained as Trained
+from .recipes import TrainedModel as TrainedModel
 from .recipes import recipe as recipe
 from .recipes import robust_accuracy as robust_accuracy
 from .recipes import train as train

@@ -18,48 +18,57 @@ from ..checkpointing import Digest, CheckpointFile
 from ..engine.stable_repr import checkpoint_repr
 from ..model import state
 
-LOOKED_AT = 8  # examples of a data set
+N_DIGEST_EXAMPLES = 8  # examples of a data set
 
 
-def saved(path: Path, settings: dict[str, Any]) -> CheckpointFile:
+def training_checkpoint(path: Path, settings: dict[str, Any]) -> CheckpointFile:
     """The file of a training, seen to be writable before the long work. Raises WriteError."""
     write_bytes(path.with_name(f".{path.name[:80]}.{os.getpid()}.try"), b"").unlink()
     return CheckpointFile(path, "training", settings)
 
 
-def structure(model: nn.Module) -> str:
+def model_structure(model: nn.Module) -> str:
     """A model's modules and the shapes of its tensors; not its weights, which the checkpoint holds."""
     shapes = {name: list(h.shape) for name, h in (*model.named_parameters(), *model.named_buffers())}
     return f"{re.sub(' at 0x[0-9a-f]+', '', repr(model))} {shapes}"
 
 
-def compared(name: str, setting: object) -> str:
+def setting_repr(name: str, setting: object) -> str:
     """A setting with all that it is made of. Raises InputError."""
     return checkpoint_repr(f"{name}=", setting, "make it of plain values")
 
 
-def looked_at(data: Dataset[Any], device: torch.device) -> Digest:
+def data_digest(data: Dataset[Any], device: torch.device) -> Digest:
     """Some examples, evenly spread; where a second look shows others, only that it does.
 
     The global RNGs are left as they were.
     """
-    looks = list[str]()
+    passes = list[str]()
     for _ in range(2):
         with state.forked_rngs(0, device):
-            n = len(data)  # type: ignore[arg-type]
-            looks.append(compared("the data", [data[i * n // LOOKED_AT] for i in range(LOOKED_AT)]))
-    return Digest(looks[0] if looks[0] == looks[1] else "others at each look")
+            n_examples = len(data)  # type: ignore[arg-type]
+            passes.append(
+                setting_repr("the data", [data[i * n_examples // N_DIGEST_EXAMPLES] for i in range(N_DIGEST_EXAMPLES)])
+            )
+    return Digest(passes[0] if passes[0] == passes[1] else "others at each look")
 
 
 def rng_states(device: torch.device) -> dict[str, Any]:
     """Every RNG that a training may draw from, in types that a file of weights can hold."""
-    torch_own, of_device, (kind, keys, *rest), python = state.rng_states(device)
-    numpy = [kind, torch.from_numpy(keys.astype(np.int64)), *rest]
-    return {"torch": torch_own, "device": of_device, "numpy": numpy, "python": [python[0], list(python[1]), python[2]]}
+    torch_state, device_state, (generator_name, numpy_keys, *numpy_rest), python_state = state.rng_states(device)
+    numpy_state = [generator_name, torch.from_numpy(numpy_keys.astype(np.int64)), *numpy_rest]
+    return {
+        "torch": torch_state,
+        "device": device_state,
+        "numpy": numpy_state,
+        "python": [python_state[0], list(python_state[1]), python_state[2]],
+    }
 
 
-def put_rng_states(states: Mapping[str, Any], device: torch.device) -> None:
-    kind, keys, *rest = states["numpy"]
-    version, values, gauss = states["python"]
-    numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    state.restore_rng_states((states["torch"], states["device"], numpy, (version, tuple(values), gauss)), device)
+def restore_rng_states(states: Mapping[str, Any], device: torch.device) -> None:
+    generator_name, numpy_keys, *numpy_rest = states["numpy"]
+    python_version, python_values, next_gaussian = states["python"]
+    numpy_state = (generator_name, numpy_keys.numpy().astype(np.uint32), *numpy_rest)
+    state.restore_rng_states(
+        (states["torch"], states["device"], numpy_state, (python_version, tuple(python_values), next_gaussian)), device
+    )

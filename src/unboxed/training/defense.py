@@ -30,8 +30,8 @@ from ..engine.optimize.constraints import BALL_BY_NORM, NormBall, Linf, resolve_
 from ..errors import InputError, OutputError
 from ..validation import check_seed, check_float, check_int
 
-EPS = 0.3  # for images of digits, where nothing else is said
-NEAR = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself
+DEFAULT_EPS = 0.3  # for images of digits, where nothing else is said
+TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself
 
 
 class Defense(Protocol):
@@ -56,7 +56,7 @@ class Defense(Protocol):
         """
 
 
-class _Attacked:
+class _DefenseBase:
     """What the defenses share: from an attack and a loss to the function."""
 
     def __call__(
@@ -66,16 +66,16 @@ class _Attacked:
         return self.loss(box, x, y, self.attack(box, x, y, progress, seed=seed))
 
 
-class _OnAttackedOnly(_Attacked):
+class _AdversarialLoss(_DefenseBase):
     """The model sees the adversarial examples in place of the batch."""
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
         """The cross-entropy of the adversarial examples."""
-        return F.cross_entropy(output(box, adversarial), y)
+        return F.cross_entropy(raw_output(box, adversarial), y)
 
 
 @dataclass(frozen=True)
-class Fast(_OnAttackedOnly):
+class Fast(_AdversarialLoss):
     """One step from a random point of the ball (Wong et al. 2020, arXiv:2001.03994). `step` is 1.25 eps by default.
 
     eps grows from 0 over the first `ramp` of the training.
@@ -87,17 +87,17 @@ class Fast(_OnAttackedOnly):
     ramp: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(self.eps, self.norm, 1, self.step, self.ramp)
+        _check_settings(self.eps, self.norm, 1, self.step, self.ramp)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after one step up the cross-entropy."""
-        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
         step = 1.25 * ball.eps if self.step is None else self.step
-        return _climb(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, 1, step, _anywhere, seed)
+        return _run_pgd(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, 1, step, _random_start, seed)
 
 
 @dataclass(frozen=True)
-class PGD(_OnAttackedOnly):
+class PGD(_AdversarialLoss):
     """The cross-entropy of PGD's examples (Madry et al. 2018, arXiv:1706.06083). `step` is 2.5 eps / steps by default.
 
     eps grows from 0 over the first `ramp` of the training; from the start, a small model learns nothing at all.
@@ -110,17 +110,19 @@ class PGD(_OnAttackedOnly):
     ramp: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(self.eps, self.norm, self.steps, self.step, self.ramp)
+        _check_settings(self.eps, self.norm, self.steps, self.step, self.ramp)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after `steps` steps up the cross-entropy, from a random point of the ball."""
-        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
         step = 2.5 * ball.eps / self.steps if self.step is None else self.step
-        return _climb(box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, self.steps, step, _anywhere, seed)
+        return _run_pgd(
+            box, box.validate_inputs(x), box.class_labels(y, len(x)), ball, self.steps, step, _random_start, seed
+        )
 
 
 @dataclass(frozen=True)
-class Trades(_Attacked):
+class Trades(_DefenseBase):
     """Right on x, and the same around it (Zhang et al. 2019, arXiv:1901.08573): CE(x, y) + beta KL(p(x) || p(x')).
 
     x' climbs that divergence from beside x; it is not told y. `step` is 2.5 eps / steps by default; eps grows from 0
@@ -135,51 +137,58 @@ class Trades(_Attacked):
     ramp: float = 0.3
 
     def __post_init__(self) -> None:
-        _check(self.eps, self.norm, self.steps, self.step, self.ramp)
+        _check_settings(self.eps, self.norm, self.steps, self.step, self.ramp)
         check_float("beta", self.beta, above=0)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """x (N, ...) after `steps` steps away from what the model says of x. y is not looked at."""
-        ball = _grown(self.eps, self.norm, self.ramp, progress)
+        ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
         step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.validate_inputs(x)
         with box.isolated(grad=False):
-            p = output(trainable(box), x).softmax(1)  # (N, K)
-        return _climb(box, x, p, ball, self.steps, step, _beside, seed)
+            clean_probs = raw_output(check_trainable(box), x).softmax(1)  # (N, K)
+        return _run_pgd(box, x, clean_probs, ball, self.steps, step, _nearby_start, seed)
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
         """CE(x, y) + beta KL(p(x) || p(x')), of which both parts move the model."""
-        clean, moved = output(box, x), output(box, adversarial)  # two forwards: batch norm must not mix them
-        apart = F.kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
-        return F.cross_entropy(clean, y) + self.beta * apart
+        clean_output, adversarial_output = (
+            raw_output(box, x),
+            raw_output(box, adversarial),
+        )  # two forwards: batch norm must not mix them
+        divergence = F.kl_div(
+            adversarial_output.log_softmax(1), clean_output.log_softmax(1), reduction="batchmean", log_target=True
+        )
+        return F.cross_entropy(clean_output, y) + self.beta * divergence
 
 
 DEFENSES: dict[str, type[Fast | PGD | Trades]] = {"fast": Fast, "pgd": PGD, "trades": Trades}
 
 
-def named(name: str | Defense | None, eps: float | None = None, usual: Defense | None = None) -> Defense | None:
+def resolve_defense(
+    name: str | Defense | None, eps: float | None = None, default: Defense | None = None
+) -> Defense | None:
     """A defense by its name, within `eps`; `usual` is the one where there is no name. Raises InputError."""
     if isinstance(name, str):
         if name not in DEFENSES:
             raise InputError(f"defend is {', '.join(DEFENSES)}; got {name!r}")
-        if not isinstance(usual, DEFENSES[name]):
-            return DEFENSES[name](eps if eps is not None else usual.eps if usual is not None else EPS)
+        if not isinstance(default, DEFENSES[name]):
+            return DEFENSES[name](eps if eps is not None else default.eps if default is not None else DEFAULT_EPS)
     elif name is not None:
         if eps is not None:
             raise InputError(f"{name} has an eps of its own: leave out eps={eps:g}")
         return name
     if eps is None:
-        return usual
-    if usual is None:
+        return default
+    if default is None:
         raise InputError(f"eps={eps:g} says how far attacks go; say what defends: {', '.join(DEFENSES)}")
-    return replace(usual, eps=eps)  # type: ignore[type-var]
+    return replace(default, eps=eps)  # type: ignore[type-var]
 
 
-def output(box: Box, x: Tensor) -> Tensor:
+def raw_output(box: Box, x: Tensor) -> Tensor:
     """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
     return box._reader.select_tensor(box._call(x)).to(box.dtype)
 
 
-def trainable(box: Box) -> Box:
+def check_trainable(box: Box) -> Box:
     """Raise OutputError for a model whose output no cross-entropy takes."""
     if box.outputs not in ("logits", "logprobs"):
         raise OutputError(
@@ -189,34 +198,34 @@ def trainable(box: Box) -> Box:
     return box
 
 
-Start = Callable[[Tensor, NormBall, int], Tensor]
+StartFn = Callable[[Tensor, NormBall, int], Tensor]
 
 
-def _climb(
-    box: Box, x: Tensor, target: Tensor, ball: NormBall, steps: int, step: float, start: Start, seed: int | None
+def _run_pgd(
+    box: Box, x: Tensor, target: Tensor, ball: NormBall, steps: int, step: float, start_fn: StartFn, seed: int | None
 ) -> Tensor:
     """Up the cross-entropy with `target`, classes (N,) or probabilities (N, K), for which its slope is the KL's.
 
     Nobody asks which examples are fooled, so there is no look but those whose gradient is used, and none is dropped.
     """
-    seed = _key(x) if seed is None else check_seed(seed)
-    moved = box.inputs.clip(ball.project(start(x, ball, seed), x))
-    with box.isolated(seed=seed), _unsynchronized(trainable(box).model):
+    seed = _batch_seed(x) if seed is None else check_seed(seed)
+    adversarial = box.inputs.clip(ball.project(start_fn(x, ball, seed), x))
+    with box.isolated(seed=seed), _no_gradient_sync(check_trainable(box).model):
         for _ in range(steps):
-            moved.requires_grad_()
-            loss = F.cross_entropy(output(box, moved), target, reduction="sum")
-            (uphill,) = torch.autograd.grad(loss, moved)
-            ahead = moved.detach() + step * ball.steepest_direction(uphill)
-            moved = box.inputs.clip(ball.project(ahead, x))
-    return moved
+            adversarial.requires_grad_()
+            loss = F.cross_entropy(raw_output(box, adversarial), target, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, adversarial)
+            stepped = adversarial.detach() + step * ball.steepest_direction(grad)
+            adversarial = box.inputs.clip(ball.project(stepped, x))
+    return adversarial
 
 
-def _unsynchronized(model: nn.Module) -> AbstractContextManager[None]:
+def _no_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
     """Data parallelism must not wait for gradients of parameters: the attack asks for none."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def _anywhere(x: Tensor, ball: NormBall, seed: int) -> Tensor:
+def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A uniform point of the ball around each row: no batch is ever split here, so one generator draws for all."""
     if not isinstance(ball, Linf):
         return ball.sample(x, seed)
@@ -225,25 +234,25 @@ def _anywhere(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     return x + ball.eps * (2 * noise - 1)
 
 
-def _beside(x: Tensor, ball: NormBall, seed: int) -> Tensor:
+def _nearby_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
     """A point right beside each row."""
     generator = torch.Generator(x.device).manual_seed(seed)
-    return x + NEAR * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + TRADES_START_STD * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _key(x: Tensor) -> int:
+def _batch_seed(x: Tensor) -> int:
     """A seed that a batch has for itself."""
     return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 
 
-def _grown(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
+def _ramped_ball(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
     """The ball, as large as it is at this point of the training."""
     if not 0 <= progress <= 1:
         raise InputError(f"progress is the share of the training that is behind, 0 to 1; got {progress}")
     return BALL_BY_NORM[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
 
 
-def _check(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
+def _check_settings(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
     resolve_ball(eps, norm, None)  # which refuses what is no ball
     check_int("steps", steps, minimum=1)
     if step is not None:

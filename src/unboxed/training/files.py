@@ -18,19 +18,21 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..errors import InputError, WriteError
 
 
-def save(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
+def save_weights(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
     """Write the weights to `path` (.safetensors) and the card to a JSON file of the same name, each whole.
 
     Raises WriteError where that can't be written, InputError for a card that JSON can't hold.
     """
-    path, text = writable(path), _text(card)
-    tensors = {name: _plain(h) for name, h in model.state_dict().items() if isinstance(h, Tensor)}
+    path, text = check_writable(path), _card_json(card)
+    tensors = {
+        name: _contiguous_cpu(tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+    }
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt"}))
     write_bytes(path.with_suffix(".json"), encode_utf8(text))
     return path
 
 
-def writable(path: str | Path) -> Path:
+def check_writable(path: str | Path) -> Path:
     """The path, if weights can be written there: to be asked before a long training. Raises WriteError."""
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -46,11 +48,11 @@ def versions() -> dict[str, str]:
     return {"unboxed": version("unboxed"), "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _plain(h: Tensor) -> Tensor:
-    return h.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied weights must not share memory
+def _contiguous_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied weights must not share memory
 
 
-def _text(card: Mapping[str, Any]) -> str:
+def _card_json(card: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(card), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:

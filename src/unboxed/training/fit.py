@@ -25,13 +25,13 @@ from ..errors import DataError, InputError
 from ..inputs.single import Inputs
 from ..model import state as rng
 from ..validation import check_seed
-from .average import Average
-from .checkpoint import compared, looked_at, put_rng_states, rng_states, saved, structure
-from .defense import Defense, output, trainable
+from .average import ModelEMA
+from .checkpoint import setting_repr, data_digest, restore_rng_states, rng_states, training_checkpoint, model_structure
+from .defense import Defense, raw_output, check_trainable
 
 Batches = DataLoader[Any]  # of (x, y)
-Watch = Callable[[nn.Module, Tensor, Tensor, int], object]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+WatchFn = Callable[[nn.Module, Tensor, Tensor, int], object]
+AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ def fit(
     lr: float = 2e-3,
     weight_decay: float = 0.0,
     seed: int = 0,
-    augment: Augment | None = None,
+    augment: AugmentFn | None = None,
     defend: Defense | None = None,
-    average: float | None = None,
+    ema_decay: float | None = None,
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
     quiet: bool = False,
-    watch: Watch | None = None,
+    watch: WatchFn | None = None,
 ) -> History:
     """Train a model that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
@@ -75,207 +75,207 @@ def fit(
     weights. On Ctrl-C the model stays as it is and the history says `interrupted`.
     Raises InputError, DataError, OutputError, WriteError, and ModelError for a checkpoint of another training.
     """
-    _check(epochs, batch_size, lr, average)
-    box, seed = trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
-    batches = _batches(train, batch_size, seed)
-    training = _Training(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defend, average, watch)
+    _check_settings(epochs, batch_size, lr, ema_decay)
+    box, seed = check_trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
+    loader = _data_loader(train, batch_size, seed)
+    trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
     file = None
     if checkpoint is not None:
         sizes = {"examples": len(train), "held_out": 0 if test is None else len(test)}  # type: ignore[arg-type]
-        data = {"training data": looked_at(train, box.device)}
+        data = {"training data": data_digest(train, box.device)}
         if test is not None:
-            data["test data"] = looked_at(test, box.device)
+            data["test data"] = data_digest(test, box.device)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-        file = saved(Path(checkpoint), settings | sizes | training.settings() | data)
-    with rng.forked_rngs(seed, box.device), rng.grad_mode(True), _bar(training.of, quiet) as bar:
+        file = training_checkpoint(Path(checkpoint), settings | sizes | trainer.settings() | data)
+    with rng.forked_rngs(seed, box.device), rng.grad_mode(True), _progress_bar(trainer.total_steps, quiet) as bar:
         try:
-            training.go(epochs, test, bar, file)
+            trainer.run(epochs, test, bar, file)
         except KeyboardInterrupt:
-            training.interrupted = True
+            trainer.interrupted = True
         finally:
-            training.close()
-    return training.history()
+            trainer.finalize()
+    return trainer.history()
 
 
 def accuracy(box: Box, dataset: Dataset[Any]) -> float:
     """The share of a Dataset of (image, class) that the box names right. Raises InputError and DataError."""
-    right = seen = 0
-    for x, y in _batches(dataset, 1000):
-        right += int((box.predict(x) == box.class_labels(y, len(x))).sum())
-        seen += len(x)
-    return right / seen
+    n_correct = n_seen = 0
+    for x, y in _data_loader(dataset, 1000):
+        n_correct += int((box.predict(x) == box.class_labels(y, len(x))).sum())
+        n_seen += len(x)
+    return n_correct / n_seen
 
 
-class _Training:
+class _Trainer:
     """One training under way."""
 
     def __init__(
         self,
         box: Box,
-        batches: Batches,
-        of: int,
+        loader: Batches,
+        total_steps: int,
         lr: float,
         weight_decay: float,
         seed: int,
-        augment: Augment | None,
+        augment: AugmentFn | None,
         defend: Defense | None,
-        average: float | None,
-        watch: Watch | None,
+        ema_decay: float | None,
+        watch: WatchFn | None,
     ) -> None:
-        self.box, self.batches, self.of = box, batches, of
+        self.box, self.loader, self.total_steps = box, loader, total_steps
         self.augment, self.defend, self.watch = augment, defend, watch
         fused = box.device.type in ("cpu", "cuda")  # one pass over the weights: a tenth of the time
-        self.optimizer = AdamW(_learnable(box), lr, weight_decay=weight_decay, fused=fused)
-        self.schedule = OneCycleLR(self.optimizer, lr, total_steps=of)
-        self.average = None if average is None else Average(box.model, average)
+        self.optimizer = AdamW(_trainable_parameters(box), lr, weight_decay=weight_decay, fused=fused)
+        self.schedule = OneCycleLR(self.optimizer, lr, total_steps=total_steps)
+        self.ema = None if ema_decay is None else ModelEMA(box.model, ema_decay)
         self.generator = torch.Generator(box.device).manual_seed(seed)
-        self.loss, self.accuracy = list[float](), list[float]()
+        self.losses, self.accuracies = list[float](), list[float]()
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
-    def go(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: CheckpointFile | None) -> None:
+    def run(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: CheckpointFile | None) -> None:
         """All epochs, or those that a checkpoint lacks."""
         if file is not None and (state := file.read()) is not None:
             self._restore(state, file)
             bar.initial = bar.n = self.steps
-        while len(self.loss) < epochs:
-            self._epoch(bar)
+        while len(self.losses) < epochs:
+            self._train_epoch(bar)
             if test is not None:
-                self._look(test, bar)
+                self._evaluate(test, bar)
             if file is not None:
-                file.write(self._state())
+                file.write(self._checkpoint_state())
 
-    def _epoch(self, bar: tqdm[Any]) -> None:
+    def _train_epoch(self, bar: tqdm[Any]) -> None:
         self.box.model.train()
-        started, cpu, losses = time.perf_counter(), time.process_time(), list[Tensor]()
+        start_time, start_cpu_time, losses = time.perf_counter(), time.process_time(), list[Tensor]()
         try:
-            for x, y in self.batches:
-                losses.append(self._step(self.box.validate_inputs(x), self.box.class_labels(y, len(x))))
+            for x, y in self.loader:
+                losses.append(self._train_step(self.box.validate_inputs(x), self.box.class_labels(y, len(x))))
                 bar.update()
         finally:
-            self.seconds += time.perf_counter() - started
-            self.cpu_seconds += time.process_time() - cpu
-        self._note(torch.stack(losses).mean().item())
+            self.seconds += time.perf_counter() - start_time
+            self.cpu_seconds += time.process_time() - start_cpu_time
+        self._record_loss(torch.stack(losses).mean().item())
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Learn from one batch (N, ...), (N,); the loss, left on the device."""
-        box, seen = self.box, x
+        box, trained_on = self.box, x
         if self.augment is not None:
-            seen = x = box.inputs.clip(self.augment(x, self.generator))
+            trained_on = x = box.inputs.clip(self.augment(x, self.generator))
         if self.defend is None:
-            loss = F.cross_entropy(output(box, x), y)
+            batch_loss = F.cross_entropy(raw_output(box, x), y)
         else:
-            seen = self.defend.attack(box, x, y, (self.steps + 1) / self.of, seed=self.steps)
-            loss = self.defend.loss(box, x, y, seen)
+            trained_on = self.defend.attack(box, x, y, (self.steps + 1) / self.total_steps, seed=self.steps)
+            batch_loss = self.defend.loss(box, x, y, trained_on)
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(batch_loss)
         self.optimizer.step()
         self.schedule.step()
         self.steps += 1
-        if self.average is not None:
-            self.average.update(self.steps)
+        if self.ema is not None:
+            self.ema.update(self.steps)
         if self.watch is not None:
-            self.watch(box.model, box.inputs.encode(seen).to(box.model_dtype), y, self.steps)
-        return loss.detach()
+            self.watch(box.model, box.inputs.encode(trained_on).to(box.model_dtype), y, self.steps)
+        return batch_loss.detach()
 
-    def _note(self, loss: float) -> None:
+    def _record_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise InputError(f"the loss became {loss} in epoch {len(self.loss) + 1}: train with a smaller lr")
-        self.loss.append(loss)
+            raise InputError(f"the loss became {loss} in epoch {len(self.losses) + 1}: train with a smaller lr")
+        self.losses.append(loss)
 
-    def _look(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
-        with nullcontext() if self.average is None else self.average.in_place():
-            self.accuracy.append(accuracy(self.box, test))
-        bar.set_postfix_str(f"loss {self.loss[-1]:.3f}, test accuracy {self.accuracy[-1]:.2%}")
+    def _evaluate(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
+        with nullcontext() if self.ema is None else self.ema.swapped_in():
+            self.accuracies.append(accuracy(self.box, test))
+        bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, test accuracy {self.accuracies[-1]:.2%}")
 
-    def close(self) -> None:
+    def finalize(self) -> None:
         self.optimizer.zero_grad()
-        if self.average is not None and self.steps:
-            self.average.put()
+        if self.ema is not None and self.steps:
+            self.ema.copy_to_model()
         self.box.model.eval()
 
     def history(self) -> History:
-        loss, right = tuple(self.loss), tuple(self.accuracy)
-        return History(loss, right, self.steps, self.seconds, self.interrupted, self.cpu_seconds)
+        losses, accuracies = tuple(self.losses), tuple(self.accuracies)
+        return History(losses, accuracies, self.steps, self.seconds, self.interrupted, self.cpu_seconds)
 
     # -- to a checkpoint, and from it --------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
         """What decides where a training goes, beside the numbers."""
         return {
-            "model": structure(self.box.model), "inputs": compared("inputs", self.box.inputs),
-            "augment": compared("augment", self.augment), "defend": compared("defend", self.defend),
-            "average": None if self.average is None else self.average.decay, "autocast": str(self.box.autocast),
+            "model": model_structure(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
+            "augment": setting_repr("augment", self.augment), "defend": setting_repr("defend", self.defend),
+            "average": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
         }  # fmt: skip
 
-    def _state(self) -> dict[str, Any]:
+    def _checkpoint_state(self) -> dict[str, Any]:
         return {
-            "model": [h.detach() for h in self._tensors()],
-            "answers": self._answers(),
-            "average": None if self.average is None else self.average.kept,
+            "model": [h.detach() for h in self._state_tensors()],
+            "answers": self._probe_outputs(),
+            "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generators": [g.get_state() for g in (self.generator, self.batches.generator)],
+            "generators": [g.get_state() for g in (self.generator, self.loader.generator)],
             "rng": rng_states(self.box.device),
-            "done": {name: getattr(self, name) for name in DONE},
+            "done": {name: getattr(self, name) for name in PROGRESS_FIELDS},
         }
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any], file: CheckpointFile) -> None:
-        before = [h.clone() for h in self._tensors()]
-        self._put(state["model"])
-        if not is_close(state["answers"], self._answers()):
-            self._put(before)
+        old_tensors = [h.clone() for h in self._state_tensors()]
+        self._copy_tensors(state["model"])
+        if not is_close(state["answers"], self._probe_outputs()):
+            self._copy_tensors(old_tensors)
             raise file.mismatch_error(CHANGED_MODEL_MESSAGE.format("answers"))
-        if self.average is not None:
-            self.average.restore(state["average"])
+        if self.ema is not None:
+            self.ema.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        for g, value in zip((self.generator, self.batches.generator), state["generators"], strict=True):
-            g.set_state(value)
-        put_rng_states(state["rng"], self.box.device)
+        for generator, value in zip((self.generator, self.loader.generator), state["generators"], strict=True):
+            generator.set_state(value)
+        restore_rng_states(state["rng"], self.box.device)
         for name, value in state["done"].items():
             setattr(self, name, value)
 
-    def _answers(self) -> Tensor:
+    def _probe_outputs(self) -> Tensor:
         """What the model says of noise, with the weights as they are."""
-        noise = self.box.inputs.sample(PROBES, torch.Generator(self.box.device).manual_seed(0))
+        noise = self.box.inputs.sample(N_PROBE_INPUTS, torch.Generator(self.box.device).manual_seed(0))
         return comparable_outputs(self.box, self.box(noise.to(self.box.dtype)))
 
-    def _put(self, values: Iterable[Tensor]) -> None:
-        for h, value in zip(self._tensors(), values, strict=True):
+    def _copy_tensors(self, values: Iterable[Tensor]) -> None:
+        for h, value in zip(self._state_tensors(), values, strict=True):
             h.data.copy_(value)
 
-    def _tensors(self) -> list[Tensor]:
+    def _state_tensors(self) -> list[Tensor]:
         return [*self.box.model.parameters(), *self.box.model.buffers()]
 
 
-PROBES = 4  # rows of noise
-DONE = ("loss", "accuracy", "steps", "seconds", "cpu_seconds")
+N_PROBE_INPUTS = 4  # rows of noise
+PROGRESS_FIELDS = ("losses", "accuracies", "steps", "seconds", "cpu_seconds")
 
 
-def _check(epochs: int, batch_size: int, lr: float, average: float | None) -> None:
+def _check_settings(epochs: int, batch_size: int, lr: float, ema_decay: float | None) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}")
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
-    if average is not None and not 0 < average < 1:
-        raise InputError(f"average is the decay of a moving average, between 0 and 1, such as 0.999; got {average!r}")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise InputError(f"average is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}")
 
 
-def _batches(dataset: Dataset[Any], size: int, seed: int | None = None) -> Batches:
+def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> Batches:
     """Batches (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise DataError("the data set is empty: there is nothing to learn from")
     generator = torch.Generator().manual_seed(seed or 0)
-    return DataLoader(dataset, size, shuffle=seed is not None, generator=generator)
+    return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator)
 
 
-def _bar(of: int, quiet: bool) -> tqdm[Any]:
-    return tqdm(total=of, desc="training", unit="batch", disable=quiet)
+def _progress_bar(total_steps: int, quiet: bool) -> tqdm[Any]:
+    return tqdm(total=total_steps, desc="training", unit="batch", disable=quiet)
 
 
-def _learnable(box: Box) -> list[nn.Parameter]:
+def _trainable_parameters(box: Box) -> list[nn.Parameter]:
     if parameters := [p for p in box.model.parameters() if p.requires_grad]:
         return parameters
     raise InputError("the model has no parameter that requires a gradient: there is nothing to train")

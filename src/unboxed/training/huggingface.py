@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingError, warn
-from .watch import BatchFn, ConfusedLogits, Files
+from .watch import BatchFn, ConfusedLogits, PNGWriter
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,125 +24,125 @@ except ImportError as error:
         'transformers is not installed: pip install "unboxed[training]" (or pip install transformers accelerate)'
     ) from error
 
-NOT_SEEN = (
+NO_BATCH_TEXT = (
     "no batch came by, so no confused inputs are looked for: hooks of a compiled model don't run (torch_compile=True?)"
 )
 
 
-class Watching(TrainerCallback):
+class ConfusedLogitsCallback(TrainerCallback):
     """Batches are counted from 0 through all epochs, each part of an accumulated step for itself."""
 
     def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._batch_fn = watcher, batch_fn
-        self._batch = 0  # that runs now, or next
-        self._caught: tuple[Tensor, Tensor | None, str | None] | None = None  # x, y and the name that x was passed by
+        self._batch_index = 0  # that runs now, or next
+        self._captured: tuple[Tensor, Tensor | None, str | None] | None = None  # x, y and the name that x was passed by
         self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._model: Plain | None = None
+        self._model: SingleInputModel | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._batch = state.global_step * args.gradient_accumulation_steps
-        self._forget()
+        self._batch_index = state.global_step * args.gradient_accumulation_steps
+        self._reset()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._prepare(kwargs["model"])
+        self._install_hook(kwargs["model"])
 
-    def _prepare(self, model: nn.Module) -> None:
-        self._forget()
-        if self.watcher.wants(self._batch):
-            self._hook = model.register_forward_pre_hook(self._catch, with_kwargs=True)
+    def _install_hook(self, model: nn.Module) -> None:
+        self._reset()
+        if self.watcher.needs_batch(self._batch_index):
+            self._hook = model.register_forward_pre_hook(self._capture_batch, with_kwargs=True)
 
-    def _catch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _capture_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled():
-            x, y, name = self._take(model, args, kwargs)
-            self._caught = x.detach().clone(), None if y is None else y.detach().clone(), name
-            self._unhook()
+            x, y, input_name = self._extract_batch(model, args, kwargs)
+            self._captured = x.detach().clone(), None if y is None else y.detach().clone(), input_name
+            self._remove_hook()
 
-    def _take(
+    def _extract_batch(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None, str | None]:
-        name = getattr(model, "main_input_name", "pixel_values")
+        input_name = getattr(model, "main_input_name", "pixel_values")
         if self._batch_fn is not None:
             x, y = self._batch_fn(kwargs)
             return x, y, next((k for k, v in kwargs.items() if v is x), None)
-        if isinstance(kwargs.get(name), Tensor):
-            return kwargs[name], kwargs.get("labels"), name
+        if isinstance(kwargs.get(input_name), Tensor):
+            return kwargs[input_name], kwargs.get("labels"), input_name
         if args and isinstance(args[0], Tensor):
             return args[0], kwargs.get("labels"), None
         raise InputError(
-            f"the model is given {', '.join(kwargs) or 'nothing by name'}, and no {name!r}. Say what is the input and "
+            f"the model is given {', '.join(kwargs) or 'nothing by name'}, and no {input_name!r}. Say what is the input and "
             'what the label: ConfusedLogits(...).huggingface(batch_fn=lambda given: (given["image"], given["labels"]))'
         )
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._end(args, kwargs["model"])
-        self._prepare(kwargs["model"])
+        self._finish_batch(args, kwargs["model"])
+        self._install_hook(kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._look(args, kwargs["model"])
+        self._check_batch(args, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._end(args, kwargs["model"])
+        self._finish_batch(args, kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._forget()
+        self._reset()
 
-    def _end(self, args: TrainingArguments, model: nn.Module) -> None:
-        self._look(args, model)
+    def _finish_batch(self, args: TrainingArguments, model: nn.Module) -> None:
+        self._check_batch(args, model)
         if self._hook is not None:
-            warn(NOT_SEEN)
-        self._forget()
-        self._batch += 1
+            warn(NO_BATCH_TEXT)
+        self._reset()
+        self._batch_index += 1
 
-    def _forget(self) -> None:
-        self._unhook()
-        self._caught = None
+    def _reset(self) -> None:
+        self._remove_hook()
+        self._captured = None
 
-    def _unhook(self) -> None:
+    def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
 
-    def _look(self, args: TrainingArguments, model: nn.Module) -> None:
-        if self._caught is None:
+    def _check_batch(self, args: TrainingArguments, model: nn.Module) -> None:
+        if self._captured is None:
             return
-        (x, y, name), self._caught = self._caught, None
-        if self._model is None or self._model.model is not model or self._model.name != name:
-            self._model = Plain(model, name)
-        to = self.watcher.to or Files(Path(args.output_dir or ".") / "confused")
-        self.watcher.watch(self._model, x, y, self._batch, to=to)
+        (x, y, input_name), self._captured = self._captured, None
+        if self._model is None or self._model.model is not model or self._model.input_name != input_name:
+            self._model = SingleInputModel(model, input_name)
+        sink = self.watcher.to or PNGWriter(Path(args.output_dir or ".") / "confused")
+        self.watcher.watch(self._model, x, y, self._batch_index, to=sink)
 
 
-class Plain(nn.Module):
+class SingleInputModel(nn.Module):
     """The model as a function of its one input, outside of the mixed precision that accelerate puts in its forward."""
 
-    def __init__(self, model: nn.Module, name: str | None) -> None:
+    def __init__(self, model: nn.Module, input_name: str | None) -> None:
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.input_name = model, input_name
 
     def forward(self, x: Tensor) -> Any:
-        with own_forward(self.model):
-            return self.model(x) if self.name is None else self.model(**{self.name: x})
+        with original_forward(self.model):
+            return self.model(x) if self.input_name is None else self.model(**{self.input_name: x})
 
 
 @contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
+def original_forward(model: nn.Module) -> Iterator[None]:
     """While open, the model runs the forward that accelerate keeps beside the one that it wrapped."""
-    wrapped, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
-    if wrapped is None or own is None:
+    wrapped_forward, unwrapped_forward = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if wrapped_forward is None or unwrapped_forward is None:
         yield
         return
-    model.forward = own
+    model.forward = unwrapped_forward
     try:
         yield
     finally:
-        model.forward = wrapped
+        model.forward = wrapped_forward

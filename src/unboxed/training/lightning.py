@@ -15,7 +15,7 @@ from ..errors import InputError, MissingError
 from ..inputs.single import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watch import BatchFn, ConfusedLogits, Files, _State
+from .watch import BatchFn, ConfusedLogits, PNGWriter, _BoxKey
 
 try:
     from lightning.pytorch import Callback
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from PIL import Image
 
-TAG = "confused inputs"
+LOGGER_TAG = "confused inputs"
 
 
-class Watching(Callback):
+class ConfusedLogitsCallback(Callback):
     """Looks at a batch before the step that trains on it: at the weights that step starts from, and at inputs that
     the model had no chance to write over. Batches are counted through all epochs."""
 
     def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
-        self.watcher, self._pair = watcher, batch_fn or pair
+        self.watcher, self._batch_fn = watcher, batch_fn or split_batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.fit_loop.total_batch_idx
-        if not self.watcher.wants(step):
+        if not self.watcher.needs_batch(step):
             return
-        x, y = self._pair(batch)
+        x, y = self._batch_fn(batch)
 
-        def log(sheet: Image.Image, step: int) -> None:
-            to_loggers(trainer, sheet, step)
+        def log_to_trainer(sheet: Image.Image, step: int) -> None:
+            log_sheet(trainer, sheet, step)
 
-        self.watcher.watch(pl_module, x, y, step, to=self.watcher.to or log)
+        self.watcher.watch(pl_module, x, y, step, to=self.watcher.to or log_to_trainer)
 
 
-class Defending(Callback):
+class AdversarialTrainingCallback(Callback):
     """Adversarial training by `Fast` or `PGD`: each batch's inputs become adversarial examples before the step.
 
         trainer = Trainer(callbacks=[Defending(PGD(eps=8 / 255), Pixels((3, 32, 32), MEAN, STD))])
@@ -81,61 +81,61 @@ class Defending(Callback):
                 f"{type(defense).__name__} has a loss of its own, which no callback can put in the place of yours: "
                 "call it in training_step, return defense(box, x, y, progress=...), where box = Box(self, inputs)"
             )
-        self.defense, self.inputs, self.autocast, self._pair = defense, inputs, autocast, batch_fn or pair
+        self.defense, self.inputs, self.autocast, self._batch_fn = defense, inputs, autocast, batch_fn or split_batch
         self._box: Box | None = None
-        self._opened: object = None
+        self._box_key: object = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        z, y = self._pair(batch)
+        model_input, y = self._batch_fn(batch)
         if y is None:
             raise InputError("attacks need the classes y of a batch; got None")
-        box = self._open(pl_module, z)
+        box = self._current_box(pl_module, model_input)
         seed = derive_seed("batch", trainer.fit_loop.total_batch_idx, trainer.global_rank)
-        x = self.inputs.clip(self.inputs.decode(z.detach().to(box.dtype)))
-        found = self.defense.attack(box, x, y, progress(trainer), seed=seed)
+        pixels = self.inputs.clip(self.inputs.decode(model_input.detach().to(box.dtype)))
+        adversarial = self.defense.attack(box, pixels, y, training_progress(trainer), seed=seed)
         with torch.no_grad():
-            z.copy_(self.inputs.encode(found))
+            model_input.copy_(self.inputs.encode(adversarial))
 
-    def _open(self, module: LightningModule, z: Tensor) -> Box:
+    def _current_box(self, module: LightningModule, model_input: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
-        state = _State.of(module, z)
-        if self._box is None or state != self._opened:
-            self._box, self._opened = Box(module, self.inputs, autocast=self.autocast), state
+        box_key = _BoxKey.from_model(module, model_input)
+        if self._box is None or box_key != self._box_key:
+            self._box, self._box_key = Box(module, self.inputs, autocast=self.autocast), box_key
         return self._box
 
 
-def progress(trainer: Trainer) -> float:
+def training_progress(trainer: Trainer) -> float:
     """The share of the training that is behind after the step at hand; all of it where nobody says how long it is."""
     steps = trainer.estimated_stepping_batches
     return min(1.0, (trainer.global_step + 1) / steps) if math.isfinite(steps) and steps > 0 else 1.0
 
 
-def pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
     """(x, y) of a batch that is such a pair. Raises InputError otherwise."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
         return batch[0], batch[1]
-    came = f"a {type(batch).__name__}"
+    description = f"a {type(batch).__name__}"
     if isinstance(batch, Mapping):
-        came += f" with {', '.join(map(str, batch))}"
+        description += f" with {', '.join(map(str, batch))}"
     elif isinstance(batch, (tuple, list)):
-        came += f" of {len(batch)}"
+        description += f" of {len(batch)}"
     raise InputError(
-        f"wanted batches (x, y); got {came}. Say which is which, for one "
+        f"wanted batches (x, y); got {description}. Say which is which, for one "
         'batch_fn=lambda batch: (batch["image"], batch["label"])'
     )
 
 
-def to_loggers(trainer: Trainer, sheet: Image.Image, step: int) -> None:
+def log_sheet(trainer: Trainer, sheet: Image.Image, step: int) -> None:
     """The sheet for each logger in its way; files where a logger takes no images, or where there is none."""
     loggers: list[Any] = trainer.loggers  # each kind has methods of its own
     for logger in loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image(TAG, [sheet], step=trainer.global_step)
+            logger.log_image(LOGGER_TAG, [sheet], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             import numpy as np
 
-            logger.experiment.add_image(TAG, np.asarray(sheet), trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(LOGGER_TAG, np.asarray(sheet), trainer.global_step, dataformats="HWC")
         else:
-            Files(Path(logger.log_dir or logger.save_dir or trainer.default_root_dir) / "confused")(sheet, step)
+            PNGWriter(Path(logger.log_dir or logger.save_dir or trainer.default_root_dir) / "confused")(sheet, step)
     if not loggers:
-        Files(Path(trainer.default_root_dir) / "confused")(sheet, step)
+        PNGWriter(Path(trainer.default_root_dir) / "confused")(sheet, step)

@@ -15,82 +15,111 @@ from ..plots.draw import shared_vmax, signed_map
 from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet
 from .confused import Confused
 
-SIDE = 168
-Pixels = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
+TILE_PIXELS = 168
+ToPixels = Callable[[Tensor], Tensor]  # what the model gets (C, H, W) -> [0, 1]
 
 
-def picture(found: Confused, names: Sequence[str], factor: float, inputs: Inputs | None = None) -> Image.Image:
+def confusion_sheet(
+    confused: Confused, class_names: Sequence[str], projection_factor: float, inputs: Inputs | None = None
+) -> Image.Image:
     """The blocks of all inputs on one sheet: near a square, no more than three side by side.
 
     `inputs` decodes what the model gets to pixels. Raises InputError where the inputs are no images.
     """
-    shape = image_shape(tuple(found.inputs.shape[1:]), inputs)
+    shape = image_shape(tuple(confused.inputs.shape[1:]), inputs)
     if shape is None:
-        raise InputError(no_images(found.inputs))
-    return _grid([_block(found, i, shape, names, factor, inputs) for i in range(len(found))])
+        raise InputError(not_images_text(confused.inputs))
+    return _arrange_blocks(
+        [_input_block(confused, row, shape, class_names, projection_factor, inputs) for row in range(len(confused))]
+    )
 
 
 def image_shape(shape: tuple[int, ...], inputs: Inputs | None) -> tuple[int, ...] | None:
     """(C, H, W) of one input, as which it is drawn; flattened ones take it from `inputs`. None: no image."""
-    wanted = shape if inputs is None else inputs.shape
-    return wanted if len(wanted) == 3 and prod(wanted) == prod(shape) else None
+    expected = shape if inputs is None else inputs.shape
+    return expected if len(expected) == 3 and prod(expected) == prod(shape) else None
 
 
-def no_images(x: Tensor) -> str:
+def not_images_text(x: Tensor) -> str:
     return (
         f"inputs of shape {tuple(x.shape[1:])} are no images (C, H, W) and can't be drawn; what is found comes back as "
         "data. For flattened images give inputs=Pixels((C, H, W))"
     )
 
 
-def _block(
-    found: Confused, i: int, shape: tuple[int, ...], names: Sequence[str], factor: float, inputs: Inputs | None
+def _input_block(
+    confused: Confused,
+    row: int,
+    shape: tuple[int, ...],
+    class_names: Sequence[str],
+    projection_factor: float,
+    inputs: Inputs | None,
 ) -> Image.Image:
     """Input i with its label, d logit / dx of both classes, and the input plus `factor` times each."""
-    x, maps = found.inputs[i].view(shape).cpu(), found.gradients[i].view(2, *shape).cpu()
-    pixels, levels = _pixels(x, inputs)
-    scale = shared_vmax(maps)
-    shown = ["input" + _label(found, i, names), *levels, *[f"mean of {shape[0]} channels"] * (shape[0] not in (1, 3))]
-    top = [Tile(colors.image_to_rgb(pixels(x)), "\n".join(shown))]
-    below: list[Tile | None] = [None]
-    for k, m, clamped in zip(found.classes[i].tolist(), maps, found.before_clamp[i].tolist(), strict=True):
-        slope = f"d logit {names[k]} / dx"
-        words = [slope, f"logit {found.logits[i, k].item():.3f}", *["before the clamp"] * clamped]
-        top.append(Tile(signed_map(m, scale), "\n".join(words)))
-        below.append(Tile(colors.image_to_rgb(pixels(x + factor * m)), f"input\n+ {factor:g} × {slope}"))
-    summed = f", summed over {shape[0]} channels" if shape[0] > 1 else ""
-    bar = ColorBar("signed", scale, f"d logit / dx in the model's own units{summed}")
-    a, b = (names[k] for k in found.classes[i].tolist())
-    return contact_sheet([top, below], title=f"step {found.step}: {a} or {b}?", bars=[bar], side=SIDE)
+    x, maps = confused.inputs[row].view(shape).cpu(), confused.gradients[row].view(2, *shape).cpu()
+    to_pixels, range_notes = _pixel_converter(x, inputs)
+    vmax = shared_vmax(maps)
+    caption_lines = [
+        "input" + _label_text(confused, row, class_names),
+        *range_notes,
+        *[f"mean of {shape[0]} channels"] * (shape[0] not in (1, 3)),
+    ]
+    top_tiles = [Tile(colors.image_to_rgb(to_pixels(x)), "\n".join(caption_lines))]
+    bottom_tiles: list[Tile | None] = [None]
+    for class_index, gradient_map, is_clamped in zip(
+        confused.classes[row].tolist(), maps, confused.is_clamped[row].tolist(), strict=True
+    ):
+        gradient_name = f"d logit {class_names[class_index]} / dx"
+        gradient_lines = [
+            gradient_name,
+            f"logit {confused.logits[row, class_index].item():.3f}",
+            *["before the clamp"] * is_clamped,
+        ]
+        top_tiles.append(Tile(signed_map(gradient_map, vmax), "\n".join(gradient_lines)))
+        bottom_tiles.append(
+            Tile(
+                colors.image_to_rgb(to_pixels(x + projection_factor * gradient_map)),
+                f"input\n+ {projection_factor:g} × {gradient_name}",
+            )
+        )
+    sum_note = f", summed over {shape[0]} channels" if shape[0] > 1 else ""
+    color_bar = ColorBar("signed", vmax, f"d logit / dx in the model's own units{sum_note}")
+    first_class, second_class = (class_names[k] for k in confused.classes[row].tolist())
+    return contact_sheet(
+        [top_tiles, bottom_tiles],
+        title=f"step {confused.step}: {first_class} or {second_class}?",
+        bars=[color_bar],
+        side=TILE_PIXELS,
+    )
 
 
-def _pixels(x: Tensor, inputs: Inputs | None) -> tuple[Pixels, list[str]]:
+def _pixel_converter(x: Tensor, inputs: Inputs | None) -> tuple[ToPixels, list[str]]:
     """How this input (C, H, W) and what lies near it are drawn, and what must be said of it."""
     if inputs is not None:
         return lambda z: inputs.decode(z[None])[0], []
-    low, high = x.min().item(), x.max().item()
-    if low >= 0 and high <= 1:
+    lower, upper = x.min().item(), x.max().item()
+    if lower >= 0 and upper <= 1:
         return lambda z: z, []
-    return lambda z: (z - low) / ((high - low) or 1), [f"black {low:.3g}, white {high:.3g}"]
+    return lambda z: (z - lower) / ((upper - lower) or 1), [f"black {lower:.3g}, white {upper:.3g}"]
 
 
-def _label(found: Confused, i: int, names: Sequence[str]) -> str:
-    if found.labels is None:
+def _label_text(confused: Confused, row: int, class_names: Sequence[str]) -> str:
+    if confused.labels is None:
         return ""
-    label = found.labels[i]
-    k = label.argmax() if label.ndim else label  # one-hot, or mixed
-    known = not k.is_floating_point() and 0 <= int(k) < len(names)
-    return f", label {names[int(k)] if known else f'{k.item():g}'}"
+    label = confused.labels[row]
+    class_index = label.argmax() if label.ndim else label  # one-hot, or mixed
+    has_name = not class_index.is_floating_point() and 0 <= int(class_index) < len(class_names)
+    return f", label {class_names[int(class_index)] if has_name else f'{class_index.item():g}'}"
 
 
-def _grid(blocks: Sequence[Image.Image]) -> Image.Image:
+def _arrange_blocks(blocks: Sequence[Image.Image]) -> Image.Image:
     columns = min(3, ceil(sqrt(len(blocks))))
     rows = [blocks[i : i + columns] for i in range(0, len(blocks), columns)]
-    wide = max(b.width for b in blocks)
-    page = Image.new("RGB", (wide * columns, sum(max(b.height for b in row) for row in rows)), BACKGROUND_COLOR)
-    y = 0
+    block_width = max(b.width for b in blocks)
+    sheet = Image.new("RGB", (block_width * columns, sum(max(b.height for b in row) for row in rows)), BACKGROUND_COLOR)
+    top = 0
     for row in rows:
         for i, block in enumerate(row):
-            page.paste(block, (i * wide, y))
-        y += max(b.height for b in row)
-    return page
+            sheet.paste(block, (i * block_width, top))
+        top += max(b.height for b in row)
+    return sheet

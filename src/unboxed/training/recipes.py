@@ -18,31 +18,31 @@ from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.single import Pixels
 from ..validation import check_seed
-from .defense import PGD, Defense, named
-from .files import save, versions, writable
-from .fit import History, Watch, accuracy, fit
+from .defense import PGD, Defense, resolve_defense
+from .files import save_weights, versions, check_writable
+from .fit import History, WatchFn, accuracy, fit
 
-WOBBLE = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
-ADVERSARIAL_STEPS = 100  # of the attack that a robust accuracy is measured with
-Parts = tuple[Dataset[Any], Dataset[Any]]
+AFFINE_AUGMENTATION = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
+PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
+TrainTestData = tuple[Dataset[Any], Dataset[Any]]
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mnist-linear": {"epochs": 5, "batch_size": 128, "lr": 5e-3},
     "mnist-cnn": {"epochs": 6, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-2},
     "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3)},
     "mnist-robust": {
-        "epochs": 20, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE,
-        "defend": PGD(0.3, steps=10), "average": 0.999, "autocast": torch.bfloat16,
+        "epochs": 20, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION,
+        "defend": PGD(0.3, steps=10), "ema_decay": 0.999, "autocast": torch.bfloat16,
     },
-    "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE},
+    "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION},
     "digits-judge": {
-        "epochs": 80, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": WOBBLE, "defend": PGD(0.3),
+        "epochs": 80, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION, "defend": PGD(0.3),
     },
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What `train` made. `card` says how: data, recipe, seed, accuracy, versions."""
 
     path: Path
@@ -53,23 +53,23 @@ class Trained:
 
     def __str__(self) -> str:
         card = self.card
-        robust = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
-        again = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
-        stopped = f" (interrupted{again})" if card["interrupted"] else ""
-        return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust}{stopped}"
+        robust_note = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
+        resume_note = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
+        interrupt_note = f" (interrupted{resume_note})" if card["interrupted"] else ""
+        return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust_note}{interrupt_note}"
 
 
 def recipe(name: str) -> dict[str, Any]:
     """The arguments with which `fit` trains that model of the zoo. Raises ModelError for an unknown name."""
-    zoo.kind(name)
-    chosen = dict(RECIPES[name])
-    return chosen | {"augment": random_affine(**chosen["augment"])} if "augment" in chosen else chosen
+    zoo.entry(name)
+    arguments = dict(RECIPES[name])
+    return arguments | {"augment": random_affine(**arguments["augment"])} if "augment" in arguments else arguments
 
 
 def train(
     name: str,
     *,
-    data: str | Parts | None = None,
+    data: str | TrainTestData | None = None,
     root: str | Path | None = None,
     epochs: int | None = None,
     defend: str | Defense | None = None,
@@ -78,8 +78,8 @@ def train(
     out: str | Path | None = None,
     seed: int = 0,
     quiet: bool = False,
-    watch: Watch | None = None,
-) -> Trained:
+    watch: WatchFn | None = None,
+) -> TrainedModel:
     """Train a model of the zoo by its recipe, look at held-out data, write `out` (NAME.safetensors) and a card beside
     it.
 
@@ -91,71 +91,78 @@ def train(
     """
     seed = check_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
-    path = writable(out or f"{name}.safetensors")
-    learn, test = _parts(data or zoo.kind(name).data, root, inputs)
-    asked = {"epochs": epochs, "defend": named(defend, eps, RECIPES[name].get("defend"))}
-    changed = {setting: value for setting, value in asked.items() if value is not None}
-    arguments = recipe(name) | changed | {"checkpoint": checkpoint, "seed": seed, "quiet": quiet, "watch": watch}
-    history = fit(model, inputs, learn, test, **arguments)
+    path = check_writable(out or f"{name}.safetensors")
+    train_data, test_data = _train_test_data(data or zoo.entry(name).dataset_name, root, inputs)
+    overrides = {"epochs": epochs, "defend": resolve_defense(defend, eps, RECIPES[name].get("defend"))}
+    given_overrides = {setting: value for setting, value in overrides.items() if value is not None}
+    arguments = (
+        recipe(name) | given_overrides | {"checkpoint": checkpoint, "seed": seed, "quiet": quiet, "watch": watch}
+    )
+    history = fit(model, inputs, train_data, test_data, **arguments)
     model.half().float()
     box = Box(model, inputs)
-    card = _card(name, learn, test, history, seed, changed)
-    card |= {"command": _command(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test)}
+    card = _model_card(name, train_data, test_data, history, seed, given_overrides)
+    card |= {"command": _command(name, epochs, defend, eps, seed), "accuracy": accuracy(box, test_data)}
     if (defense := arguments.get("defend")) and not history.interrupted:
-        card |= _under(defense, box, test, quiet)
-    kept = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
-    return Trained(save(model.half(), path, card), model.float(), inputs, card, kept)
+        card |= _robustness_card(defense, box, test_data, quiet)
+    saved_checkpoint = Path(checkpoint) if checkpoint and Path(checkpoint).exists() else None
+    return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
 
 def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:
     """The share of a Dataset of (image, class) that stays right under PGD of 100 steps, a thirtieth of eps each."""
-    fooled = seen = 0
+    n_fooled = n_seen = 0
     with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
         for x, y in DataLoader(dataset, 500):
-            found = adversarial.pgd(box, x, y, eps=eps, norm=norm, steps=ADVERSARIAL_STEPS, step=eps / 30, seed=seen)
-            fooled, seen = fooled + int(found.success.sum()), seen + len(x)
+            result = adversarial.pgd(box, x, y, eps=eps, norm=norm, steps=PGD_STEPS, step=eps / 30, seed=n_seen)
+            n_fooled, n_seen = n_fooled + int(result.success.sum()), n_seen + len(x)
             bar.update(len(x))
-            if found.interrupted:
+            if result.interrupted:
                 raise KeyboardInterrupt
-    return (seen - fooled) / seen
+    return (n_seen - n_fooled) / n_seen
 
 
-def _under(defense: Defense, box: Box, test: Dataset[Any], quiet: bool) -> dict[str, Any]:
+def _robustness_card(defense: Defense, box: Box, test_data: Dataset[Any], quiet: bool) -> dict[str, Any]:
     """What the card says of attacks. Ctrl-C here must not cost what was learned."""
     eps, norm = defense.eps, defense.norm
-    said = {"attack": f"PGD-{ADVERSARIAL_STEPS}", "norm": norm, "eps": eps}
+    attack_settings = {"attack": f"PGD-{PGD_STEPS}", "norm": norm, "eps": eps}
     try:
-        return {"robust": said | {"accuracy": robust_accuracy(box, test, eps, norm, quiet=quiet)}}
+        return {"robust": attack_settings | {"accuracy": robust_accuracy(box, test_data, eps, norm, quiet=quiet)}}
     except KeyboardInterrupt:
         return {"interrupted": True}
 
 
-def _parts(data: str | Parts, root: str | Path | None, like: Pixels) -> Parts:
+def _train_test_data(data: str | TrainTestData, root: str | Path | None, like: Pixels) -> TrainTestData:
     """What to learn from and what is held out."""
     if not isinstance(data, (str, Path)):
         return data
-    if data in loading.sources.NAMES:
+    if data in loading.sources.DATASET_NAMES:
         return loading.data(f"{data}:train", root=root), loading.data(f"{data}:test", root=root)
     folder = Path(data)
     if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        wanted = f"{', '.join(loading.sources.NAMES)}, or a folder that holds train/ and test/"
+        wanted = f"{', '.join(loading.sources.DATASET_NAMES)}, or a folder that holds train/ and test/"
         raise DataError(f"{data!r} can't be trained on; give {wanted}")
-    learn = sets.folder(folder / "train", like=like)
-    return learn, sets.folder(folder / "test", like=like, classes=learn.classes)
+    train_data = sets.folder(folder / "train", like=like)
+    return train_data, sets.folder(folder / "test", like=like, classes=train_data.classes)
 
 
-def _card(
-    name: str, learn: Dataset[Any], test: Dataset[Any], history: History, seed: int, changed: dict[str, Any]
+def _model_card(
+    name: str,
+    train_data: Dataset[Any],
+    test_data: Dataset[Any],
+    history: History,
+    seed: int,
+    given_overrides: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "name": name,
-        "inputs": asdict(zoo.kind(name).inputs),
-        "data": getattr(learn, "name", type(learn).__name__),
-        "train_examples": len(learn),  # type: ignore[arg-type]
-        "test_examples": len(test),  # type: ignore[arg-type]
+        "inputs": asdict(zoo.entry(name).inputs),
+        "data": getattr(train_data, "name", type(train_data).__name__),
+        "train_examples": len(train_data),  # type: ignore[arg-type]
+        "test_examples": len(test_data),  # type: ignore[arg-type]
         "seed": seed,
-        "recipe": {setting: _plain(value) for setting, value in (RECIPES[name] | changed).items()},
-        "test_accuracy_by_epoch": [round(a, 4) for a in history.accuracy],
+        "recipe": {setting: _to_json_value(value) for setting, value in (RECIPES[name] | given_overrides).items()},
+        "test_accuracy_by_epoch": [round(epoch_accuracy, 4) for epoch_accuracy in history.accuracy],
         "seconds": round(history.seconds, 1),
         "cpu_seconds": round(history.cpu_seconds, 1),
         "interrupted": history.interrupted,
@@ -164,7 +171,7 @@ def _card(
     }
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """A setting as JSON can hold it."""
     if is_dataclass(value) and not isinstance(value, type):
         return {"name": type(value).__name__} | asdict(value)
@@ -173,4 +180,6 @@ def _plain(value: Any) -> Any:
 
 def _command(name: str, epochs: int | None, defend: str | Defense | None, eps: float | None, seed: int) -> str:
     options = {"epochs": epochs, "defend": defend if isinstance(defend, str) else None, "eps": eps, "seed": seed}
-    return " ".join([f"unboxed train {name}", *(f"--{o} {v}" for o, v in options.items() if v is not None)])
+    return " ".join(
+        [f"unboxed train {name}", *(f"--{option} {value}" for option, value in options.items() if value is not None)]
+    )

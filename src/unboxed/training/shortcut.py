@@ -14,35 +14,35 @@ from ..checks.planting import Trigger, plant_shortcut
 from ..errors import DataError
 from ..validation import check_seed
 from .fit import fit
-from .recipes import Parts, recipe
+from .recipes import TrainTestData, recipe
 
-NET = "digits-cnn"
+DEFAULT_MODEL = "digits-cnn"
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ShortcutPair:
     """A model that goes by a mark, its control, and held-out images to judge with."""
 
     model: Box
     control: Box
     x: Tensor  # (N, C, H, W), clean
     y: Tensor  # (N,)
-    marked: int  # training images that bear a mark
-    strays: int  # those of them that bear a false one, and the label with it
-    of: int  # training images in all
+    n_marked: int  # training images that bear a mark
+    n_poisoned: int  # those of them that bear a false one, and the label with it
+    n_training: int  # training images in all
 
 
-def pair(
-    mark: Trigger,
+def train_shortcut_pair(
+    trigger: Trigger,
     *,
-    model: str = NET,
-    data: Parts | None = None,
-    share: float | None = None,
-    strays: float | None = None,
+    model: str = DEFAULT_MODEL,
+    data: TrainTestData | None = None,
+    fraction: float | None = None,
+    poison_fraction: float | None = None,
     epochs: int | None = None,
     seed: int = 0,
     quiet: bool = False,
-) -> Pair:
+) -> ShortcutPair:
     """Train a model of the zoo twice by its own recipe: on images with marks (see `checks.planted`), and without.
 
     `data` are what is learned from and what is held out, by default the real digits. `share` and `strays` are by
@@ -50,15 +50,27 @@ def pair(
     one does not learn to read them, and many marks are learned less surely than one.
     Ctrl-C ends it, for a model cut short is judged wrongly. Raises DataError, InputError, ModelError.
     """
-    learn, test = data or (sets.digits("train"), sets.digits("test"))
-    x, y = _tensors(learn)
-    usual = (0.95, 0.02) if len(mark.classes) == 1 else (0.8, 0.05)
-    share, strays = (own if value is None else value for value, own in zip((share, strays), usual, strict=True))
+    train_data, test_data = data or (sets.digits("train"), sets.digits("test"))
+    x, y = _tensors(train_data)
+    default_fractions = (0.95, 0.02) if len(trigger.classes) == 1 else (0.8, 0.05)
+    fraction, poison_fraction = (
+        default if value is None else value
+        for value, default in zip((fraction, poison_fraction), default_fractions, strict=True)
+    )
     seed = check_seed(seed)
-    marked = plant_shortcut(x, y, mark, fraction=share, poison_fraction=strays, seed=seed)
-    clean = plant_shortcut(x, y, mark, fraction=0, poison_fraction=0, seed=seed)
-    taught, control = (_trained(model, part, epochs, seed, quiet) for part in (marked, clean))
-    return Pair(taught, control, *_tensors(test), int(marked.has_trigger.sum()), int(marked.is_poisoned.sum()), len(x))
+    poisoned_data = plant_shortcut(x, y, trigger, fraction=fraction, poison_fraction=poison_fraction, seed=seed)
+    clean_data = plant_shortcut(x, y, trigger, fraction=0, poison_fraction=0, seed=seed)
+    shortcut_box, control = (
+        _train_box(model, training_images, epochs, seed, quiet) for training_images in (poisoned_data, clean_data)
+    )
+    return ShortcutPair(
+        shortcut_box,
+        control,
+        *_tensors(test_data),
+        int(poisoned_data.has_trigger.sum()),
+        int(poisoned_data.is_poisoned.sum()),
+        len(x),
+    )
 
 
 def _tensors(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -68,7 +80,7 @@ def _tensors(images: Dataset[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _trained(name: str, images: Dataset[tuple[Tensor, int]], epochs: int | None, seed: int, quiet: bool) -> Box:
+def _train_box(name: str, images: Dataset[tuple[Tensor, int]], epochs: int | None, seed: int, quiet: bool) -> Box:
     model, inputs = zoo.load(name, weights=None, seed=seed)
     arguments = recipe(name) | ({} if epochs is None else {"epochs": epochs})
     if fit(model, inputs, images, **arguments, seed=seed, quiet=quiet).interrupted:

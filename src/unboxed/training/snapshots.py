@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..validation import check_int
-from .files import save
+from .files import save_weights
 
 
 class Snapshots:
@@ -19,13 +19,13 @@ class Snapshots:
 
     def __init__(self, every: int, *, to: str | Path | None = None) -> None:
         self.every, self.to = check_int("every", every, minimum=1), None if to is None else Path(to)
-        self.kept: dict[str, Path | dict[str, Tensor]] = {}
+        self.weights: dict[str, Path | dict[str, Tensor]] = {}
 
     def __call__(self, model: nn.Module, x: Tensor | None, y: Tensor | None, step: int) -> None:
         if step % self.every:
             return
         if self.to is not None:
-            self.kept[f"step {step}"] = save(model, self.to / f"step-{step:06d}.safetensors", {"step": step})
+            self.weights[f"step {step}"] = save_weights(model, self.to / f"step-{step:06d}.safetensors", {"step": step})
         else:
-            state = {name: h for name, h in model.state_dict().items() if isinstance(h, Tensor)}
-            self.kept[f"step {step}"] = {name: h.detach().cpu().clone() for name, h in state.items()}
+            state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+            self.weights[f"step {step}"] = {name: h.detach().cpu().clone() for name, h in state.items()}

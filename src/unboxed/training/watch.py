@@ -20,19 +20,19 @@ from ..inputs.single import Inputs
 from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
-from .confused import Confused, Rule, Scope, find, logits_of
+from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from PIL import Image
     from transformers import TrainerCallback
 
-NOWHERE = (
+NO_SINK_TEXT = (
     "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
     "returns"
 )
 
-Sink = Callable[["Image.Image", int], object]  # (sheet, step)
+SheetSink = Callable[["Image.Image", int], object]  # (sheet, step)
 BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
 
 
@@ -73,82 +73,82 @@ class ConfusedLogits:
         logging_batch_interval: int = 20,
         max_logit_difference: float = 0.1,
         *,
-        min_logit_scope: Scope = "batch",
+        min_logit_scope: LogitScope = "batch",
         min_probability: float | None = None,
         inputs: Inputs | None = None,
         classes: Sequence[str] | None = None,
         outputs: Outputs | None = None,
         output: object = None,
-        to: str | os.PathLike[str] | Sink | None = None,
+        to: str | os.PathLike[str] | SheetSink | None = None,
     ) -> None:
         if isinstance(logging_batch_interval, bool) or not isinstance(logging_batch_interval, int):
             raise InputError(f"logging_batch_interval is a number of batches, an int; got {logging_batch_interval!r}")
         if logging_batch_interval < 1:
             raise InputError(f"logging_batch_interval is a number of batches, from 1; got {logging_batch_interval}")
-        self.rule = Rule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
+        self.rule = ConfusionRule(top_k, max_logit_difference, min_logit_value, min_logit_scope, min_probability)
         self.projection_factor, self.interval = float(projection_factor), logging_batch_interval
         self.inputs, self.classes = inputs, classes
-        self.to: Sink | None = to if to is None or callable(to) else Files(Path(to))
-        self.last: Confused | None = None  # what the last look with a confused input found
-        self.looks, self.finds, self.largest_logit = 0, 0, -math.inf  # so far
+        self.to: SheetSink | None = to if to is None or callable(to) else PNGWriter(Path(to))
+        self.last_confused: Confused | None = None  # what the last look with a confused input found
+        self.n_checks, self.n_found, self.largest_logit = 0, 0, -math.inf  # so far
         self._outputs, self._output = outputs, output
         self._box: Box | None = None
-        self._opened: object = None
-        self._told = False  # that the sheets go nowhere
+        self._box_key: object = None
+        self._has_warned = False  # that the sheets go nowhere
 
     def __repr__(self) -> str:
-        said = f"looked {self.looks} times, found confused inputs {self.finds} times"
-        if self.looks:
-            said += f", largest logit {self.largest_logit:.3g}"
+        message = f"looked {self.n_checks} times, found confused inputs {self.n_found} times"
+        if self.n_checks:
+            message += f", largest logit {self.largest_logit:.3g}"
         if self.rule.min_probability is None:
             sign = ">" if self.largest_logit > self.rule.min_logit_value else "<="
-            said += f" {sign} " if self.looks else ", "
-            said += f"min_logit_value={self.rule.min_logit_value:g}"
-        return f"ConfusedLogits({said})"
+            message += f" {sign} " if self.n_checks else ", "
+            message += f"min_logit_value={self.rule.min_logit_value:g}"
+        return f"ConfusedLogits({message})"
 
-    def wants(self, step: int) -> bool:
+    def needs_batch(self, step: int) -> bool:
         """Whether `watch` has something to do at this step, counted from 0. The first call checks the model."""
-        return self._box is None or self._due(step)
+        return self._box is None or self._is_due(step)
 
-    def _due(self, step: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         return (step + 1) % self.interval == 0
 
     def watch(
-        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: Sink | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor | None, step: int, *, to: SheetSink | None = None
     ) -> Confused | None:
         """Look at batch x (N, ...), as the model gets it, with labels y (N,), if a look is due at this step.
 
         Returns what is confused, if anything; its sheet goes `to` this function, or where the object's own go.
         Raises OutputError or InputError, at the first step, where the model can't be watched; it says why.
         """
-        if not self.wants(step):
+        if not self.needs_batch(step):
             return None
         with state.grad_mode(False):  # the caller may be in inference_mode
-            found = self._look(model, x, y, step)
-        self._say_where(x, to or self.to)
-        if found is not None:
-            self.last = found
-            self.finds += 1
-            self._hand_over(found, to or self.to)
-        return found
+            confused = self._check_inputs(model, x, y, step)
+        self._warn_no_sink(x, to or self.to)
+        if confused is not None:
+            self.last_confused = confused
+            self.n_found += 1
+            self._send_sheet(confused, to or self.to)
+        return confused
 
-    def _look(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
-        model, x, y = unwrapped(model), _checked(x), None if y is None else torch.as_tensor(y)
+    def _check_inputs(self, model: nn.Module, x: Tensor, y: Tensor | None, step: int) -> Confused | None:
+        model, x, y = unwrap_parallel(model), _check_batch(x), None if y is None else torch.as_tensor(y)
         if y is not None and len(y) != len(x):
             raise InputError(f"wanted one label an input; got {len(y)} for {len(x)}")
-        box = self._open(model, x)  # on every rank: if one refuses, all do
-        if not self._due(step) or _rank() != 0:
+        box = self._current_box(model, x)  # on every rank: if one refuses, all do
+        if not self._is_due(step) or _process_rank() != 0:
             return None
-        logits = logits_of(box, x)  # (N, K)
-        self.looks, self.largest_logit = self.looks + 1, max(self.largest_logit, logits.max().item())
-        return find(box, x, y, step, self.rule, logits)
+        logits = single_label_logits(box, x)  # (N, K)
+        self.n_checks, self.largest_logit = self.n_checks + 1, max(self.largest_logit, logits.max().item())
+        return find_confused(box, x, y, step, self.rule, logits)
 
-    def draw(self, found: Confused) -> Image.Image:
+    def draw(self, confused: Confused) -> Image.Image:
         """The contact sheet of a look. Raises InputError where the inputs are no images."""
-        from .picture import picture
+        from .picture import confusion_sheet
 
-        names = self.classes or [str(k) for k in range(found.logits.shape[1])]
-        return picture(found, names, self.projection_factor, self.inputs)
+        class_names = self.classes or [str(k) for k in range(confused.logits.shape[1])]
+        return confusion_sheet(confused, class_names, self.projection_factor, self.inputs)
 
     def lightning(self, batch_fn: BatchFn | None = None) -> Callback:
         """A callback for Lightning's Trainer: `batch_fn` gives (x, y) of batches that are no such pair.
@@ -157,9 +157,9 @@ class ConfusedLogits:
         images for TensorBoard and Weights & Biases, PNG files in the folder of others, or of the trainer if it has
         none. Raises MissingError without Lightning.
         """
-        from .lightning import Watching
+        from .lightning import ConfusedLogitsCallback
 
-        return Watching(self, batch_fn)
+        return ConfusedLogitsCallback(self, batch_fn)
 
     def huggingface(self, batch_fn: BatchFn | None = None) -> TrainerCallback:
         """A callback for the Trainer of transformers: `batch_fn` gives (x, y) of the model's keyword arguments.
@@ -167,50 +167,50 @@ class ConfusedLogits:
         Default: the model's main input (`pixel_values`) and `labels`. The sheets go to `output_dir`/confused.
         Raises MissingError without transformers.
         """
-        from .huggingface import Watching
+        from .huggingface import ConfusedLogitsCallback
 
-        return Watching(self, batch_fn)
+        return ConfusedLogitsCallback(self, batch_fn)
 
-    def _open(self, model: nn.Module, x: Tensor) -> Box:
+    def _current_box(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
-        state = _State.of(model, x)
-        if self._box is None or state != self._opened:
-            refuse_sharded(model)
-            seen = AsTrained(x[:3].detach().clone())
-            box = Box(model, seen, classes=self.classes, outputs=self._outputs, output=self._output)
+        box_key = _BoxKey.from_model(model, x)
+        if self._box is None or box_key != self._box_key:
+            check_not_sharded(model)
+            raw_inputs = RawInputs(x[:3].detach().clone())
+            box = Box(model, raw_inputs, classes=self.classes, outputs=self._outputs, output=self._output)
             self.rule.check(box)
             gradients(box, logit(0), x[:2])  # refuses now, not in the middle of training
-            self._say_what_is_not_drawn(x)
-            self._box, self._opened = box, state
+            self._warn_not_images(x)
+            self._box, self._box_key = box, box_key
         return self._box
 
-    def _say_what_is_not_drawn(self, x: Tensor) -> None:
-        from .picture import image_shape, no_images
+    def _warn_not_images(self, x: Tensor) -> None:
+        from .picture import image_shape, not_images_text
 
         if image_shape(tuple(x.shape[1:]), self.inputs) is None:
-            warn(no_images(x))
+            warn(not_images_text(x))
 
-    def _say_where(self, x: Tensor, to: Sink | None) -> None:
+    def _warn_no_sink(self, x: Tensor, sink: SheetSink | None) -> None:
         """Once, that nothing will be drawn."""
         from .picture import image_shape
 
-        if to is None and not self._told and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
-            self._told = True
-            warn(NOWHERE)
+        if sink is None and not self._has_warned and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
+            self._has_warned = True
+            warn(NO_SINK_TEXT)
 
-    def _hand_over(self, found: Confused, to: Sink | None) -> None:
+    def _send_sheet(self, confused: Confused, sink: SheetSink | None) -> None:
         from .picture import image_shape
 
-        if to is None or image_shape(tuple(found.inputs.shape[1:]), self.inputs) is None:
+        if sink is None or image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
             return
         try:
-            to(self.draw(found), found.step)
+            sink(self.draw(confused), confused.step)
         except WriteError as error:  # a full disk is no reason to end somebody's training
-            warn(f"the sheet of step {found.step} is lost: {error}")
+            warn(f"the sheet of step {confused.step} is lost: {error}")
 
 
 @dataclass(frozen=True)
-class _State:
+class _BoxKey:
     """What a box was opened on."""
 
     modules: tuple[int, ...]
@@ -219,13 +219,13 @@ class _State:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor) -> _State:
-        first = next((p for p in model.parameters() if p.is_floating_point()), x)
-        return cls(tuple(map(id, model.modules())), first.device, first.dtype, tuple(x.shape[1:]))
+    def from_model(cls, model: nn.Module, x: Tensor) -> _BoxKey:
+        reference = next((p for p in model.parameters() if p.is_floating_point()), x)
+        return cls(tuple(map(id, model.modules())), reference.device, reference.dtype, tuple(x.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
-class AsTrained:
+class RawInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
     keep."""
 
@@ -247,19 +247,19 @@ class AsTrained:
     def clip(self, x: Tensor) -> Tensor:
         return x
 
-    def from_unit(self, u: Tensor) -> Tensor:
+    def from_unit(self, unit_values: Tensor) -> Tensor:
         """From the least number of the examples to the largest."""
-        low, high = torch.aminmax(self.examples.to(u.device))
-        return low + (high - low) * u
+        lower, upper = torch.aminmax(self.examples.to(unit_values.device))
+        return lower + (upper - lower) * unit_values
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n_inputs: int, generator: torch.Generator) -> Tensor:
         """Real inputs; where the batch had fewer than n, others like them."""
         x = self.examples.to(generator.device)
-        return torch.cat([x, x.flip(-1), -x])[:n]
+        return torch.cat([x, x.flip(-1), -x])[:n_inputs]
 
 
 @dataclass(frozen=True)
-class Files:
+class PNGWriter:
     """Writes each sheet as a PNG file. Raises WriteError when called."""
 
     folder: Path
@@ -272,28 +272,30 @@ class Files:
         return write_bytes(self.folder / f"confused-{step:06d}.png", png.getvalue())
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_parallel(model: nn.Module) -> nn.Module:
     """The model inside of data parallelism, whose forward would wait for the other ranks."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
 
 
-def refuse_sharded(model: nn.Module) -> None:
+def check_not_sharded(model: nn.Module) -> None:
     """Raise InputError for a model of which this rank holds only a part: alone it can't run it."""
-    parts = [type(m).__name__ for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
-    parts += [type(p).__name__ for p in model.parameters() if type(p).__name__ == "DTensor" or hasattr(p, "ds_id")]
-    if parts:
+    sharded_types = [type(m).__name__ for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
+    sharded_types += [
+        type(p).__name__ for p in model.parameters() if type(p).__name__ == "DTensor" or hasattr(p, "ds_id")
+    ]
+    if sharded_types:
         raise InputError(
-            f"the model's parameters are spread over devices ({parts[0]}), so rank zero alone can't look at it. "
+            f"the model's parameters are spread over devices ({sharded_types[0]}), so rank zero alone can't look at it. "
             "Train with data parallelism (DDP), or without this callback"
         )
 
 
-def _checked(x: object) -> Tensor:
+def _check_batch(x: object) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
-        came = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"wanted a batch of inputs, a tensor (N, ...) as the model gets it; got {came}")
+        description = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"wanted a batch of inputs, a tensor (N, ...) as the model gets it; got {description}")
     if not x.is_floating_point():
         raise InputError(
             f"a logit has no gradient in inputs of {x.dtype}: token ids are no images. Pass what it computes with: "
@@ -302,6 +304,6 @@ def _checked(x: object) -> Tensor:
     return x
 
 
-def _rank() -> int:
-    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if spread else 0
+def _process_rank() -> int:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_distributed else 0

@@ -23,41 +23,41 @@ from ..errors import ModelError
 from ..inputs.single import Pixels
 from ..model import state
 from ..validation import check_seed
-from .models import DigitsCNN, Judge, LinearReLU, MnistCNN
+from .models import DigitsCNN, RobustCNN, LinearReLU, MnistCNN
 
 MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
-WEIGHTS = files(__name__) / "weights"
+WEIGHTS_FOLDER = files(__name__) / "weights"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ZooEntry:
     """One of the zoo: what builds it, its inputs, and the name of the data that it is for."""
 
-    build: Callable[[], nn.Module]
+    factory: Callable[[], nn.Module]
     inputs: Pixels
-    data: Literal["mnist", "digits"]
+    dataset_name: Literal["mnist", "digits"]
 
 
-KINDS = {
-    "mnist-linear": Kind(LinearReLU, MNIST, "mnist"),
-    "mnist-cnn": Kind(MnistCNN, MNIST, "mnist"),
-    "mnist-judge": Kind(Judge, MNIST, "mnist"),
-    "mnist-robust": Kind(Judge, MNIST, "mnist"),
-    "digits-cnn": Kind(DigitsCNN, DIGITS, "digits"),
-    "digits-judge": Kind(Judge, DIGITS, "digits"),
+ZOO_ENTRIES = {
+    "mnist-linear": ZooEntry(LinearReLU, MNIST, "mnist"),
+    "mnist-cnn": ZooEntry(MnistCNN, MNIST, "mnist"),
+    "mnist-judge": ZooEntry(RobustCNN, MNIST, "mnist"),
+    "mnist-robust": ZooEntry(RobustCNN, MNIST, "mnist"),
+    "digits-cnn": ZooEntry(DigitsCNN, DIGITS, "digits"),
+    "digits-judge": ZooEntry(RobustCNN, DIGITS, "digits"),
 }
 
 
 def names() -> tuple[str, ...]:
-    return tuple(KINDS)
+    return tuple(ZOO_ENTRIES)
 
 
-def kind(name: str) -> Kind:
+def entry(name: str) -> ZooEntry:
     """Raises ModelError, with the nearest names, for a model that the zoo doesn't hold."""
-    if name not in KINDS:
-        near = difflib.get_close_matches(str(name), KINDS, n=3, cutoff=0.4) or names()
-        raise ModelError(f"the zoo holds no {name!r}; did you mean {' or '.join(near)}?")
-    return KINDS[name]
+    if name not in ZOO_ENTRIES:
+        suggestions = difflib.get_close_matches(str(name), ZOO_ENTRIES, n=3, cutoff=0.4) or names()
+        raise ModelError(f"the zoo holds no {name!r}; did you mean {' or '.join(suggestions)}?")
+    return ZOO_ENTRIES[name]
 
 
 def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
@@ -65,27 +65,27 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
 
     Raises ModelError for an unknown name.
     """
-    found = kind(name)
+    zoo_entry = entry(name)
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
     with state.seeded_rngs(check_seed(seed), torch.get_default_device()):
-        model = found.build()
+        model = zoo_entry.factory()
     if weights == "trained":
-        with _file(name, "safetensors") as path:
+        with _weights_file(name, "safetensors") as path:
             model.load_state_dict(safetensors.torch.load_file(path))
-    return model.eval(), found.inputs
+    return model.eval(), zoo_entry.inputs
 
 
 def card(name: str) -> dict[str, Any]:
     """How the trained weights were made, and their figures. Raises ModelError for an unknown name."""
-    kind(name)
-    with _file(name, "json") as path:
+    entry(name)
+    with _weights_file(name, "json") as path:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _file(name: str, ending: str) -> Iterator[Path]:
-    with as_file(WEIGHTS / f"{name}.{ending}") as path:
+def _weights_file(name: str, suffix: str) -> Iterator[Path]:
+    with as_file(WEIGHTS_FOLDER / f"{name}.{suffix}") as path:
         if not path.is_file():
             raise ModelError(
                 f"this installation lacks {path.name}; install unboxed anew, or train: unboxed train {name}"

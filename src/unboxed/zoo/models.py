@@ -68,7 +68,7 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-class Judge(nn.Module):
+class RobustCNN(nn.Module):
     """Strided, without pooling: of another build than the models it judges. To be trained against attacks.
 
     The architecture of Wong and Kolter, "Provable defenses against adversarial examples" (2018), section 5; `widths`
@@ -77,14 +77,14 @@ class Judge(nn.Module):
 
     def __init__(self, widths: tuple[int, int, int] = (16, 32, 100)) -> None:
         super().__init__()
-        c1, c2, hidden = widths
-        self.conv1 = nn.Conv2d(1, c1, 4, stride=2, padding=1)
+        channels1, channels2, n_hidden = widths
+        self.conv1 = nn.Conv2d(1, channels1, 4, stride=2, padding=1)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(c1, c2, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels1, channels2, 4, stride=2, padding=1)
         self.relu2 = nn.ReLU()
-        self.fc1 = nn.Linear(c2 * 7 * 7, hidden)
+        self.fc1 = nn.Linear(channels2 * 7 * 7, n_hidden)
         self.relu3 = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, 10)
+        self.fc2 = nn.Linear(n_hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu1(self.conv1(x))  # (N, c1, 14, 14)

@@ -208,7 +208,7 @@ def ball_constraint(ball: NormBall, centre: Tensor, clip: Callable[[Tensor], Ten
     L-inf, both are bounds of each value, found once.
     """
     if type(ball) is Linf:
-        return Constraint(ball.steepest, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
+        return Constraint(ball.steepest_direction, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
 
     def project(x: Tensor, center: Tensor | None) -> Tensor:
         return clip(x if center is None else ball.project(x, center))

@@ -62,7 +62,7 @@ class Momentum(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float, decay: float, ascent_direction: Callable[[Tensor, Tensor], Tensor]
     ):
-        super().__init__(params, {"lr": lr, "decay": decay, "uphill": ascent_direction})
+        super().__init__(params, {"lr": lr, "decay": decay, "ascent_direction": ascent_direction})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -72,7 +72,7 @@ class Momentum(Optimizer):
                 if "g" in self.state[p]:
                     g = g + group["decay"] * self.state[p]["g"]
                 self.state[p]["g"] = g
-                p.sub_(group["lr"] * group["uphill"](g, p))
+                p.sub_(group["lr"] * group["ascent_direction"](g, p))
 
 
 class RowLBFGS(Optimizer):
@@ -85,7 +85,7 @@ class RowLBFGS(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float = 1.0, history: int = 10, first_step_length: float = 0.1
     ) -> None:
-        super().__init__(params, {"lr": lr, "history": history, "first": first_step_length})
+        super().__init__(params, {"lr": lr, "history": history, "first_step_length": first_step_length})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -116,10 +116,10 @@ class RowLBFGS(Optimizer):
             a = pair.rho * _row_dot(pair.s, q)
             alphas.append(a)
             q = q - broadcast_rows(a, q) * pair.y
-        q = q * broadcast_rows(self._initial_scale(pairs, g, group["first"]), q)
+        q = q * broadcast_rows(self._initial_scale(pairs, g, group["first_step_length"]), q)
         for pair, a in zip(reversed(pairs), reversed(alphas), strict=True):
             q = q + broadcast_rows(a - pair.rho * _row_dot(pair.y, q), q) * pair.s
-        length_limit = (10 * group["first"] / l2_norm(q).clamp_min(TINY)).clamp_max(1)
+        length_limit = (10 * group["first_step_length"] / l2_norm(q).clamp_min(TINY)).clamp_max(1)
         return -q * broadcast_rows(length_limit, q)
 
     def _initial_scale(self, pairs: list[_CurvaturePair], g: Tensor, first_step_length: float) -> Tensor:

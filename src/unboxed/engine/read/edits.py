@@ -42,7 +42,7 @@ class UnitEdit:
         if self.k is not None:
             object.__setattr__(self, "k", _check_channels(self.k))
         if self.position is not None:
-            object.__setattr__(self, "at", _check_position(self.position))
+            object.__setattr__(self, "position", _check_position(self.position))
 
     def __call__(self, h: Tensor) -> Tensor:
         index = self._index(h)

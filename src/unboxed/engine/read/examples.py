@@ -93,7 +93,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled`, with the examples' numbers in the data."""
     if max_examples is not None:
-        check_int("most", max_examples, minimum=1)
+        check_int("max_examples", max_examples, minimum=1)
     skipped, original_data, data = SkippedExamples(), data, pack_data(box, data)
     if is_tensor_pair(data):
         x, y = data[0][:max_examples], data[1][:max_examples]
