@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -154,28 +154,29 @@ class Box:
         `rows` is how many come out where an edit gives more of them than it gets.
         """
         inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
-        to_end = bool({"output", "logits"} & set(wanted))
-        rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
-        padding = Padding(len(x), max(len(x), self._least))
-        taps = Acts()
-        with ExitStack() as stack:
-            if inner or rewrites:
-                tap = tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding)
-                taps = stack.enter_context(tap)
-            if self.noisy:
-                stack.enter_context(state.SharedNoise())
-            final = stack.enter_context(self._reader.watching("logits" in wanted))
-            raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
-        if missing := [a for a, real in inner.items() if real not in taps]:
-            raise LayerError(f"{missing[0]!r} did not run for this input")
+        to_end = "output" in wanted or "logits" in wanted
+        rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
+        n = x.shape[0]
+        padding = Padding(n, max(n, self._least))
+        hooked = bool(inner or rewrites)
+        with (
+            tapped(self.modules, inner.values(), edits=rewrites, stop=not to_end, padding=padding) if hooked
+            else state.NOTHING as taps,
+            state.SharedNoise() if self.noisy else state.NOTHING,
+            self._reader.watching("logits" in wanted) as final,
+        ):  # fmt: skip
+            raw = self._call(padding.pad(x)) if hooked or to_end else None
         acts = Acts({"input": x})
         for a, real in inner.items():
+            if taps is None or real not in taps:
+                raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:
             output = in_rows(self._reader.tensor(raw), rows or padding.size, self.n_outputs)
             acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
-                acts["logits"] = padding.split(self._reader.logits(output, final))[0]
+                logits = self._reader.logits(output, final)
+                acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 
     def _call(self, x: Tensor) -> object:
@@ -192,7 +193,7 @@ class Box:
         """A checked copy of the inputs on the model's device, in the box's dtype; several packed. Raises InputError."""
         self.refresh(hooks=False)
         x = self.inputs.check(x)
-        with torch.inference_mode(False):
+        with state.out_of_inference():
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
             return packed.detach().to(self.device, self.dtype, copy=True)
 
@@ -204,7 +205,7 @@ class Box:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
         y = as_classes(y)
         check_classes(y, n, self.n_outputs)
-        with torch.inference_mode(False):
+        with state.out_of_inference():
             return y.to(self.device, torch.long, copy=True).expand(n)
 
     def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
@@ -215,7 +216,7 @@ class Box:
         check_classes(classes, n, self.n_outputs)
         if not classes.value.ndim:
             return logit(int(classes.value))
-        with torch.inference_mode(False):
+        with state.out_of_inference():
             return logit(classes.moved(self.device, torch.long))
 
     def has_rows(self, address: str) -> bool:

@@ -46,5 +46,5 @@ def gradient_x_input(
     objective = box.objective(target, len(x))
     found = gradients(box, objective, x, batch_size=batch_size)
     check_scores(found.score)
-    tell(objective, found.map, found.before_clamp)
+    tell(objective, found.map, found.clamped)
     return box.shaped(found.map * (x - start))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, islice
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SMALL = 4096  # numbers: tensors up to this size are also compared by value at the first forward
+BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
 STATISTICS = ("running_mean", "running_var")  # batch norm writes them, and its signature doesn't say so
 
 
@@ -108,16 +111,37 @@ def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
             s.put_back()
 
 
-@contextmanager
-def buffers_in_place(modules: Sequence[nn.Module]) -> Iterator[None]:
+def buffers_in_place(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Afterwards the same buffers are registered under the same names: a model may replace them, or add some."""
-    before = [tuple(m._buffers.items()) if m._buffers else () for m in modules]
-    try:
-        yield
-    finally:
-        for module, held in zip(modules, before, strict=True):
-            if len(now := module._buffers) != len(held) or any(now.get(name, module) is not b for name, b in held):
-                _put_buffers(module, dict(held))
+    return _BuffersInPlace(modules)
+
+
+class _BuffersInPlace:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+
+    def __enter__(self) -> None:
+        self.counts, self.names, self.tensors = self._registered()
+
+    def __exit__(self, *error: object) -> None:
+        counts, names, tensors = self._registered()
+        if counts == self.counts and names == self.names and all(map(is_, tensors, self.tensors)):
+            return
+        before = zip(self.names, self.tensors, strict=True)
+        for module, count in zip(self.modules, self.counts, strict=True):
+            held, now = dict(islice(before, count)), module._buffers
+            if len(now) != count or any(now.get(name, module) is not b for name, b in held.items()):
+                _put_buffers(module, held)
+
+    def _registered(self) -> tuple[list[int], list[str], list[Tensor | None]]:
+        """How many buffers each module has, and the names and tensors of all: made and compared without a loop."""
+        buffers = list(map(BUFFERS, self.modules))
+        having = list(filter(None, buffers))
+        return (
+            list(map(len, buffers)),
+            list(chain.from_iterable(having)),
+            list(chain.from_iterable(map(VALUES, having))),
+        )
 
 
 def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
@@ -128,13 +152,20 @@ def _put_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
     module._buffers.update(before)
 
 
-@contextmanager
-def unwritten(tensors: Sequence[Tensor], late: Callable[[Tensor], None]) -> Iterator[None]:
+def unwritten(tensors: Sequence[Tensor], late: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """Call `late` for each of these tensors that is written to all the same."""
-    before = [t._version for t in tensors]
-    try:
-        yield
-    finally:
-        for t, version in zip(tensors, before, strict=True):
-            if t._version != version:
-                late(t)
+    return _Unwritten(tensors, late)
+
+
+class _Unwritten:
+    def __init__(self, tensors: Sequence[Tensor], late: Callable[[Tensor], None]) -> None:
+        self.tensors, self.late = tensors, late
+
+    def __enter__(self) -> None:
+        self.before = list(map(VERSION, self.tensors))
+
+    def __exit__(self, *error: object) -> None:
+        if (now := list(map(VERSION, self.tensors))) != self.before:
+            for t, version, before in zip(self.tensors, now, self.before, strict=True):
+                if version != before:
+                    self.late(t)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError
 from .identity import TransientHook
@@ -97,14 +98,16 @@ class Padding:
         extra = self.size - self.n
         return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
 
-    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
-        divides = h.ndim and self.n < self.size and len(h) % self.size == 0
-        true = len(h) * self.n // self.size if divides else None
-        return (h[:true], h[true:]) if true is not None else (h, h[:0] if h.ndim else h.new_empty(0))
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The true rows, and the rest, if any; a tensor whose first axis isn't the batch is all true."""
+        if self.n == self.size or not h.ndim or len(h) % self.size:
+            return h, None
+        true = len(h) * self.n // self.size
+        return h[:true], h[true:]
 
 
 NO_PADDING = Padding(1, 1)
+NOTHING = nullcontext()
 
 
 class _Recorder:
@@ -117,27 +120,28 @@ class _Recorder:
         self.acts = Acts()
         self.padding = padding
         self.wanted, self.edits, self.stop = frozenset(wanted), edits, stop
-        self.open = {Address.parse(a): a for a in {*wanted, *edits}}
+        addresses = {Address.parse(a): a for a in {*wanted, *edits}}
+        self.open = {(a.path, a.op, a.call): text for a, text in addresses.items()}
         self.missing = set(self.open.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
         self.thread = get_ident()  # a forward of another thread is none of its business
 
     def wants(self, path: str, op: str | None) -> bool:
-        return any((a.path, a.op) == (path, op) for a in self.open)
+        return any(place[:2] == (path, op) for place in self.open)
 
     def meet(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
         call = self.calls[path, op]
         self.calls[path, op] += 1
-        spellings = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
-        here = [self.open[a] for a in spellings if a in self.open]
+        spellings = [(path, op, call), (path, op, None)][: 1 if call else 2]
+        here = [self.open[place] for place in spellings if place in self.open]
         if not here:
             return None
         edits = [self.edits[name] for name in here if name in self.edits]
         true, rest = self.padding.split(h)
         for edit in edits:
             true = edit(true)
-        new = torch.cat([true, rest]) if len(rest) else true
+        new = true if rest is None else torch.cat([true, rest])
         for name in here:
             if name in self.wanted:  # what is only edited, or looked at by an edit, needs no copy
                 self.acts[name] = true.clone()
@@ -159,17 +163,20 @@ def tapped(
 ) -> Iterator[Acts]:
     """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
     recorder = _Recorder(wanted, edits or {}, stop, padding)
-    with ExitStack() as stack:
-        for path, op in {(a.path, a.op) for a in recorder.open}:
+    ops = any(op not in (None, "input") for _, op, _ in recorder.open)
+    handles = list[RemovableHandle]()
+    try:
+        for path, op in {place[:2] for place in recorder.open}:
             if op is None:
-                handle = modules[path].register_forward_hook(TransientHook(_gives, recorder, path))
-                stack.callback(handle.remove)
+                handles.append(modules[path].register_forward_hook(TransientHook(_gives, recorder, path)))
             elif op == "input":
                 hook = TransientHook(_receives, recorder, path)
-                stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if any(a.op not in (None, "input") for a in recorder.open):
-            stack.enter_context(following(modules, recorder.wants, recorder.meet))
-        yield recorder.acts
+                handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
+        with following(modules, recorder.wants, recorder.meet) if ops else NOTHING:
+            yield recorder.acts
+    finally:
+        for handle in reversed(handles):
+            handle.remove()
 
 
 def _gives(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from ..errors import InputError, warn
 from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
 from .identity import HookPlace, identity
-from .locks import alone, locks_of
+from .locks import held, locks_of, others_wait
 
 Mode = Literal["eval", "as-is"]
 
@@ -73,29 +74,33 @@ class Isolated:
         """Everything that touches the model happens inside, by one thread at a time."""
         if grad and self.without_graph:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
-        switching = self.mode == "eval" and any(m.training for m in self.eager)
         with (
-            alone(self.model, self.eager, self.locks, switching=switching),
+            held(self.locks) as first,
+            self._others_wait() if first and threading.active_count() > 1 else state.NOTHING,
             state.flags(self.modules, self.mode),
             buffer_writes.buffers_in_place(self.eager),
-            ExitStack() as stack,
             state.gradients_on(grad),
+            buffer_writes.unwritten(self._unwritten, self._late) if self._unwritten else state.NOTHING,
+            state.all_of(self._what_some_need(seed, rule)),
         ):
-            self._what_some_need(stack, seed)
-            if rule is not None:
-                stack.enter_context(relu_rules.unoptimized_scripts(self.modules))
             yield
 
-    def _what_some_need(self, stack: ExitStack, seed: int) -> None:
+    def _others_wait(self) -> AbstractContextManager[None]:
+        switching = self.mode == "eval" and any(m.training for m in self.eager)
+        return others_wait(self.model, self.eager, self.locks, switching=switching)
+
+    def _what_some_need(self, seed: int, rule: relu_rules.Rule | None) -> list[AbstractContextManager[object]]:
+        needed = list[AbstractContextManager[object]]()
         if self.late_hooks:
-            stack.enter_context(late_hooks.watched(self.late_hooks, self._changed_by_hook))
-        if self._unwritten:
-            stack.enter_context(buffer_writes.unwritten(self._unwritten, self._late))
+            needed.append(late_hooks.watched(self.late_hooks, self._changed_by_hook))
         if self._written:
-            stack.enter_context(buffer_writes.restored(self._written))
+            needed.append(buffer_writes.restored(self._written))
         if self.draws:
-            stack.enter_context(state.seeded(seed, self.device))
-        state.own_settings(stack, self.device, self.fused)
+            needed.append(state.seeded(seed, self.device))
+        needed += state.own_settings(self.device, self.fused)
+        if rule is not None:
+            needed.append(relu_rules.unoptimized_scripts(self.modules))
+        return needed
 
     def _changed_by_hook(self, module: nn.Module) -> None:
         """A hook that only looks makes no other model; this one changes what a module takes or gives."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -119,44 +119,51 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_INSIDE.before_fork, after_in_parent=_INSIDE.after_fork, after_in_child=_INSIDE.in_child)
 
 
-@contextmanager
-def held(locks: Sequence[ModelLock]) -> Iterator[bool]:
+def held(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
     """Be the only thread that has these locks; gives whether it did not have them before."""
-    _INSIDE.enter()
-    taken: list[ModelLock] = []
-    try:
-        for lock in locks:
-            lock.acquire()
-            taken.append(lock)
-        yield locks[0].depth == 1
-    finally:
-        for lock in reversed(taken):
+    return _Held(locks)
+
+
+class _Held:
+    def __init__(self, locks: Sequence[ModelLock]) -> None:
+        self.locks = locks
+        self.taken: list[ModelLock] = []
+
+    def __enter__(self) -> bool:
+        _INSIDE.enter()
+        try:
+            for lock in self.locks:
+                lock.acquire()
+                self.taken.append(lock)
+        except BaseException:  # Ctrl-C while it waits
+            self.__exit__()
+            raise
+        return self.locks[0].depth == 1
+
+    def __exit__(self, *error: object) -> None:
+        for lock in reversed(self.taken):
             lock.release()
         _INSIDE.leave()
 
 
 @contextmanager
-def alone(
+def others_wait(
     model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, switching: bool
 ) -> Iterator[None]:
-    """While open, no other thread runs the model: not by a box, and not by calling it.
+    """While open, in a thread that holds the locks, other threads that call the model wait.
 
-    Other threads that call the model wait. `switching` says that its train flags are about to change: then a forward of
-    another thread that is under way waits, too, at the next module that it comes to.
+    `switching` says that its train flags are about to change: then a forward of another thread that is under way waits,
+    too, at the next module that it comes to.
     """
-    with held(locks) as first:
-        if not first or threading.active_count() == 1:
-            yield
-            return
-        wait = TransientHook(_waits(modules, locks))
-        handles = [m.register_forward_pre_hook(wait) for m in (modules if switching else (model,))]
-        try:
-            if switching:
-                time.sleep(GRACE)
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    wait = TransientHook(_waits(modules, locks))
+    handles = [m.register_forward_pre_hook(wait) for m in (modules if switching else (model,))]
+    try:
+        if switching:
+            time.sleep(GRACE)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _waits(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:

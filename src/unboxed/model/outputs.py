@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from ..inputs.single import Inputs
 from .hooks import FinalOp, tensors_in
 from .incremental import plain
 from .op_tables import FINAL
-from .state import slow_to_ask
+from .state import NOTHING, slow_to_ask
 
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
@@ -77,14 +77,9 @@ class Reader:
         z = final.before(output)
         return z is not None and Reader(self.pick, "multilabel")._gives(z, output)
 
-    @contextmanager
-    def watching(self, wanted: bool) -> Iterator[FinalOp | None]:
+    def watching(self, wanted: bool) -> AbstractContextManager[FinalOp | None]:
         """Watch for the model's last softmax, if its logits are wanted and lie before one."""
-        if not wanted or self.outputs not in FINAL:
-            yield None
-            return
-        with FinalOp(FINAL[self.outputs]) as final:
-            yield final
+        return FinalOp(FINAL[self.outputs]) if wanted and self.outputs in FINAL else NOTHING
 
     def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
         """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""

@@ -19,7 +19,7 @@ Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import RuleError, warn
 from .op_tables import OPAQUE, RELU, SHAPE_ONLY, is_disguised_relu, is_hard_sigmoid, may_gate, rectified_input
-from .state import Switch
+from .state import NOTHING, Switch
 
 Signal = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,13 +45,16 @@ guided = Rule("guided backprop", lambda below, above: below.masked_fill(above < 
 deconvnet = Rule("deconvnet", lambda below, above: above.clamp(min=0))
 
 
-@contextmanager
-def ruled(rule: Rule | None, root: Tensor) -> Iterator[None]:
+def ruled(rule: Rule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
+    return NOTHING if rule is None else _ruled(rule, root)
+
+
+@contextmanager
+def _ruled(rule: Rule, root: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
-        if rule is not None:
-            for node, i in _rectifiers(rule, root):
-                stack.callback(node.register_hook(_sends(rule.signal, i)).remove)
+        for node, i in _rectifiers(rule, root):
+            stack.callback(node.register_hook(_sends(rule.signal, i)).remove)
         yield
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from operator import attrgetter
 from threading import Lock
 from typing import Any
 
@@ -19,22 +20,36 @@ from .locks import GENERATORS, held
 from .op_tables import DROPOUTS, NOISES, name_of
 
 Modules = tuple[nn.Module, ...]
+TRAINING = attrgetter("training")
 
 
-@contextmanager
-def flags(modules: Modules, mode: str) -> Iterator[None]:
+def flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
     """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
-    before = [m.training for m in modules]
-    try:
-        if mode == "eval" and True in before:
-            for m, training in zip(modules, before, strict=True):
-                if training:
-                    m.training = False  # not .eval(): users override it, and exported models refuse it
-        yield
-    finally:
-        for m, training in zip(modules, before, strict=True):
-            if m.training != training:
-                m.training = training
+    return _Flags(modules, mode)
+
+
+class _Flags:
+    """A class, as a generator would cost more than the flags do: every forward of a box comes here."""
+
+    def __init__(self, modules: Modules, mode: str) -> None:
+        self.modules, self.mode = modules, mode
+
+    def __enter__(self) -> None:
+        self.before = list(map(TRAINING, self.modules))
+        if self.mode == "eval" and True in self.before:
+            try:
+                for m, training in zip(self.modules, self.before, strict=True):
+                    if training:
+                        m.training = False  # not .eval(): users override it, and exported models refuse it
+            except BaseException:  # Ctrl-C
+                self.__exit__()
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        if list(map(TRAINING, self.modules)) != self.before:
+            for m, training in zip(self.modules, self.before, strict=True):
+                if m.training != training:
+                    m.training = training
 
 
 @contextmanager
@@ -192,14 +207,39 @@ UNFUSED, EAGER = Switch(_unfused), Switch(_Eager)
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def own_settings(stack: ExitStack, device: torch.device, fused: bool = True) -> None:
+def own_settings(device: torch.device, fused: bool = True) -> list[AbstractContextManager[object]]:
     """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
+    settings = list[AbstractContextManager[object]]()
     if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
-        stack.enter_context(EAGER)
+        settings.append(EAGER)
     if torch.is_autocast_enabled(device.type):
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        settings.append(torch.autocast(device.type, enabled=False))
     if fused:
-        stack.enter_context(UNFUSED)
+        settings.append(UNFUSED)
+    return settings
+
+
+def all_of(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
+    """These contexts as one, entered in turn; the common cases of none and one cost nothing more."""
+    if len(contexts) < 2:
+        return contexts[0] if contexts else NOTHING
+    return _all_of(contexts)
+
+
+@contextmanager
+def _all_of(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+NOTHING = nullcontext()
+
+
+def out_of_inference() -> AbstractContextManager[None]:
+    """As torch.inference_mode(False) where the caller is in inference_mode, and nothing where not, at no cost."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NOTHING
 
 
 def gradients_on(grad: bool) -> AbstractContextManager[None]:
@@ -227,14 +267,9 @@ def _out_of_inference(grad: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def narrowed(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def narrowed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
-    if dtype is None:
-        yield
-        return
-    with torch.autocast(device.type, dtype, cache_enabled=False):
-        yield
+    return NOTHING if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:

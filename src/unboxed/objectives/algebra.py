@@ -258,7 +258,7 @@ class Held:
     def span(self) -> tuple[int, int] | None:
         """The least and the most of whole numbers, looked at once; None on an accelerator, which is not waited for."""
         if self._span is None and self.value.device.type == "cpu" and self.value.numel():
-            values = self.value.flatten().tolist()
+            values = self.value.tolist() if self.value.ndim == 1 else self.value.flatten().tolist()
             self._span = min(values), max(values)
         return self._span
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,13 @@ from ...objectives import Objective
 from ..read.position_grids import Grid, grids, image_size, of_address, upsampled
 from ..results import tell_not_finite, tell_rows
 from .cam_layers import Trace
-from .score import pull
+from .score import no_rows, pull_stuck
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
-Looked = tuple[Tensor, Tensor, Tensor]
-"""Maps (n, 1, h, w), the rows (n,) taken before a clamp, and scores (n,)."""
+Looked = tuple[Tensor, Tensor | None, Tensor]
+"""Maps (n, 1, h, w), the rows (n,) taken before a clamp (None where none is), and scores (n,)."""
 
 LATEST = 6  # token layers among which the last is sought that the patches still have a say in
 
@@ -55,12 +56,27 @@ def cam(
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
 
     parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
-    maps, clamped, score = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
+    maps, clamped, score = parts[0] if len(parts) == 1 else _joined(parts)
     check_scores(score)
+    _tell(name, objective, maps, clamped)
+    return upsampled(maps, size) if upsample else maps
+
+
+def _joined(parts: Sequence[Looked]) -> Looked:
+    maps, clamped, scores = zip(*parts, strict=True)
+    rows = [no_rows(s) if c is None else c for c, s in zip(clamped, scores, strict=True)]
+    return torch.cat(maps), torch.cat(rows), torch.cat(scores)
+
+
+def _tell(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
+    """Warn of maps (N, 1, h, w) >= 0 that are zero, not finite or before a clamp (N,)."""
+    if clamped is None:
+        if all(0 < p < math.inf for p in maps.amax((1, 2, 3)).tolist()):  # NaN where a value is
+            return
+        clamped = no_rows(maps)
     tell_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     tell_not_finite(name, maps)
     tell_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
-    return upsampled(maps, size) if upsample else maps
 
 
 def _with_rows(box: Box, layer: str) -> str:
@@ -105,7 +121,7 @@ def _weighed(box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: 
     leaves: list[Any] = edges
     like = [acts[a] for a in chosen.addresses]
     grid = chosen.grid or of_address(box, chosen.addresses[0], tuple(like[0].shape[1:]))
-    grads, clamped = pull(score, acts, objective, leaves, like=like)
+    grads, clamped = pull_stuck(score, acts, objective, leaves, like=like)
     i = chosen.one(grads)
     h, g = (grid.maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
     return weigh(h, g).clamp(min=0)[:, None], clamped, score.detach()

@@ -34,9 +34,12 @@ REENTRANT = (
 class Gradients:
     score: Tensor  # (N,)
     map: Tensor  # (N, ...), shaped like the input, or like the layer
-    before_clamp: (
-        Tensor  # (N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU
-    )
+    clamped: Tensor | None  # as `before_clamp`; None where it is no row
+
+    @property
+    def before_clamp(self) -> Tensor:
+        """(N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU."""
+        return no_rows(self.score) if self.clamped is None else self.clamped
 
 
 def gradients(
@@ -77,6 +80,11 @@ def _in_parts(
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
+def no_rows(score: Tensor) -> Tensor:
+    """None of the rows of a score (N,), as a mask."""
+    return torch.zeros(len(score), dtype=torch.bool, device=score.device)
+
+
 def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp) -> Gradients:
     with box.quiet(rule=rule):
         x = x.detach().requires_grad_()
@@ -85,7 +93,7 @@ def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at:
         leaf = acts[at] if at == "input" else acts.edges[at]
         if leaf is None:
             raise OutputError(f"nothing has a gradient at {at!r}")
-        (grad,), clamped = pull(score, acts, objective, [leaf], rule=rule, unclamp=unclamp, like=[acts[at]])
+        (grad,), clamped = pull_stuck(score, acts, objective, [leaf], rule=rule, unclamp=unclamp, like=[acts[at]])
         return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
 
 
@@ -104,7 +112,7 @@ def pull(
     `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
     """
     grads, clamped = pull_stuck(score, acts, objective, leaves, rule=rule, unclamp=unclamp, like=like)
-    return grads, torch.zeros(len(score), dtype=torch.bool, device=score.device) if clamped is None else clamped
+    return grads, no_rows(score) if clamped is None else clamped
 
 
 def pull_stuck(
@@ -152,7 +160,7 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
 
 def _grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], keep: bool) -> list[Tensor]:
     try:
-        each = torch.ones_like(score)
+        each = None if score.numel() == 1 else torch.ones_like(score)  # of one score torch knows, and checks nothing
         found = torch.autograd.grad(score, leaves, each, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
@@ -160,7 +168,14 @@ def _grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], keep: bool)
         raise
     if all(g is None for g in found):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [torch.zeros_like(t) if g is None else g[: len(t)] for g, t in zip(found, like, strict=True)]
+    return [_rows_of(g, t) for g, t in zip(found, like, strict=True)]
+
+
+def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient without the rows of padding; zeros where there is none."""
+    if g is None:
+        return torch.zeros_like(like)
+    return g if g.shape[0] == like.shape[0] else g[: like.shape[0]]
 
 
 def _like(mask: Tensor, g: Tensor) -> Tensor:
@@ -183,15 +198,18 @@ def attribute(
     objective = box.objective(target, len(x))
     found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
     check_scores(found.score)
-    tell(objective, found.map, found.before_clamp)
+    tell(objective, found.map, found.clamped)
     return box.shaped(found.map)  # type: ignore[no-any-return]
 
 
-def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
-    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,)."""
-    peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
-    if all(0 < p < math.inf for p in peak.tolist()) and not any(before_clamp.tolist()):
-        return
+def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
+    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
+    every = tuple(range(1, gradient.ndim))
+    peak = torch.linalg.vector_norm(gradient, torch.inf, dim=every)  # (N,), NaN where a value is
+    if before_clamp is None:
+        if all(0 < p < math.inf for p in peak.tolist()):
+            return
+        before_clamp = no_rows(peak)
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     tell_rows(clamped, before_clamp, ": maps taken before the clamp")
     tell_not_finite(f"the gradient of {objective.name}", gradient)

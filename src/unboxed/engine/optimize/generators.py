@@ -44,7 +44,7 @@ class Latent(Canvas):
             stack.enter_context(buffer_writes.buffers_in_place(modules))
             stack.enter_context(buffer_writes.restored(tuple(generator.buffers())))
             stack.enter_context(state.seeded(0, self.z.device))
-            state.own_settings(stack, self.z.device)
+            stack.enter_context(state.all_of(state.own_settings(self.z.device)))
             made = generator(self.z.to(first.dtype, copy=True))  # a first op in place would write over the code
         image: Tensor = decode(made).to(self.z.dtype)
         return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ...box import Box
 from ...inputs.single import Pixels
@@ -43,6 +44,7 @@ def _told(box: Box) -> Iterator[tuple[Layer, bool]]:
             yield row, known.get(row.shape, {latest.get(len(row.shape), False)}) == {True}
 
 
+@lru_cache(maxsize=1024)
 def _by_type(name: str) -> bool | None:
     """Whether a module's units are on axis 1; None where its type doesn't tell."""
     if any(part in name for part in SECOND):
