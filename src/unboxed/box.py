@@ -22,7 +22,7 @@ from .model.hooks import Acts, Edit, Padding, Stop, tapped
 from .model.isolation import Isolated, Mode
 from .model.layers import Layers
 from .model.outputs import Outputs, Reader, in_rows
-from .objectives import ENDS, Held, Objective, as_classes, check_classes, logit
+from .objectives import ENDS, Objective, as_classes, check_classes, class_logit, logit
 from .validation import class_names, listed_addresses
 
 BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
@@ -212,12 +212,7 @@ class Box:
         """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
         if target is None or isinstance(target, Objective):
             return target or logit()
-        classes = Held(as_classes(target))
-        check_classes(classes, n, self.n_outputs)
-        if not classes.value.ndim:
-            return logit(int(classes.value))
-        with state.out_of_inference():
-            return logit(classes.moved(self.device, torch.long))
+        return class_logit(as_classes(target), n, self.n_outputs, self.device)
 
     def has_rows(self, address: str) -> bool:
         """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""

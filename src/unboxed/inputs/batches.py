@@ -60,7 +60,7 @@ def _made_of(x: object, images: bool) -> str:
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x.detach())
+    low, high = torch.aminmax(x.detach() if x.requires_grad else x)
     return low.item(), high.item()
 
 
@@ -70,5 +70,5 @@ def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tu
         return (), {name: value.to(dtype) for name, value in z.items()}
     if isinstance(z, tuple):
         return tuple(value.to(dtype) for value in z), {}
-    z = z.to(dtype)
+    z = z if z.dtype == dtype else z.to(dtype)
     return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}

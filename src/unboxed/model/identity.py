@@ -36,7 +36,7 @@ def identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, list[Ho
             if p is not None:
                 found += (id(p), p.dtype, p.get_device(), p.nbytes)
         if buffers:  # a batch norm without its statistics couples rows
-            found += [b is None for b in buffers.values()]
+            found += map(type, buffers.values())  # None's or a tensor's
         if hooks or pre_hooks:
             hooked += (hooks, pre_hooks)
     flags = [m.training for m in modules] if mode == "as-is" else []

@@ -57,6 +57,7 @@ class Layers:
     ) -> None:
         self._rows = {row.path: row for row in rows}
         self._ops, self._idle, self._mixed = ops, idle, mixed
+        self._resolved: dict[str, str] = {}  # addresses that were asked for: a table of layers never changes
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._rows.values())
@@ -88,6 +89,8 @@ class Layers:
 
     def resolve(self, text: str) -> str:
         """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
+        if isinstance(text, str) and text in self._resolved:
+            return self._resolved[text]
         address = Address.parse(text)
         calls = self._calls(address)
         if calls == 0:
@@ -97,7 +100,7 @@ class Layers:
             raise LayerError(f"{str(address)!r} runs {calls} times in one forward; say which: {choices}")
         if address.call is not None and address.call >= calls:
             raise LayerError(f"{str(address)!r}: it runs {calls} times in one forward, counted from #0")
-        return str(address)
+        return self._resolved.setdefault(text, str(address))
 
     def _calls(self, address: Address) -> int:
         if address.op in (None, "input"):

@@ -25,6 +25,7 @@ from .likeness import match as match
 from .likeness import style as style
 from .outputs import as_classes as as_classes
 from .outputs import check_classes as check_classes
+from .outputs import class_logit as class_logit
 from .outputs import dlr as dlr
 from .outputs import logit as logit
 from .outputs import logprob as logprob

@@ -251,7 +251,8 @@ class Held:
 
     def moved(self, device: torch.device, dtype: torch.dtype) -> Held:
         """A copy on a device; what was seen of its values stays known."""
-        copy = Held(self.value.to(device, dtype, copy=True))
+        there = self.value.device == device and self.value.dtype == dtype
+        copy = Held(self.value.clone() if there else self.value.to(device, dtype, copy=True))
         copy._span = self._span
         return copy
 

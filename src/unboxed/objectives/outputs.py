@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..errors import InputError
 from .algebra import Held, Objective, of
 from .recorded import recorded
+
+FEW = 8  # examples whose objectives are kept
 
 
 @recorded
@@ -88,6 +91,27 @@ def _check(k: Held, n: int, classes: int) -> None:
         raise InputError(f"the model has classes 0 to {classes - 1}; got {got}")
 
 
+def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
+    """The logit of a class, or of one class an example (n,), held on a device. Raises InputError."""
+    if classes.ndim == 1 and n <= FEW and classes.device.type == device.type == "cpu":
+        return _few_logits(tuple(classes.tolist()), n, n_outputs)
+    held = Held(classes)
+    check_classes(held, n, n_outputs)
+    if not classes.ndim:
+        return logit(int(classes))
+    with torch.inference_mode(False):
+        return logit(held.moved(device, torch.long))
+
+
+@lru_cache(maxsize=256)
+def _few_logits(classes: tuple[int, ...], n: int, n_outputs: int) -> Objective:
+    """Made once, as objectives never change: to make one takes longer than to look it up."""
+    with torch.inference_mode(False):
+        held = Held(torch.tensor(classes, dtype=torch.long))
+        check_classes(held, n, n_outputs)
+        return logit(held)
+
+
 @recorded
 def loss(y: int | Tensor | Held) -> Objective:
     """The cross-entropy of each example under its label y: (N,), or one for all."""
@@ -108,8 +132,11 @@ def margin(y: int | Tensor | Held) -> Objective:
     def score(z: Tensor, right: Tensor) -> Tensor:  # (N, K), (N,)
         own = right[:, None]
         ahead = z.scatter(1, own, -float("inf")).amax(1) - z.gather(1, own)[:, 0]
+        equal = ahead.detach() == 0
+        if z.device.type == "cpu" and not equal.any():  # as nearly always; an accelerator would wait
+            return ahead
         side = (z.argmax(1) != right).to(z) * 2 - 1
-        return ahead + (ahead.detach() == 0) * side * torch.finfo(z.dtype).tiny
+        return ahead + equal * side * torch.finfo(z.dtype).tiny
 
     return _of_labels(margin, y, score, "margin")
 

@@ -20,7 +20,7 @@ from ...objectives import Objective
 from ..read.position_grids import Grid, grids, image_size, of_address, upsampled
 from ..results import tell_not_finite, tell_rows
 from .cam_layers import Trace
-from .score import no_rows, pull_stuck
+from .score import in_dtype, no_rows, pull_stuck
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
@@ -55,7 +55,10 @@ def cam(
             return _looked(box, objective, x, chosen, weigh)
         return _looked(box, objective.rows(rows), x[rows], chosen, weigh)
 
-    parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
+    if len(x) == 1 and batch_size == "auto":
+        parts = [part(slice(0, 1))]
+    else:
+        parts = in_batches(part, len(x), *box.splits(len(x), batch_size, objective.coupled))
     maps, clamped, score = parts[0] if len(parts) == 1 else _joined(parts)
     check_scores(score)
     _tell(name, objective, maps, clamped)
@@ -123,7 +126,7 @@ def _weighed(box: Box, objective: Objective, score: Tensor, acts: Acts, chosen: 
     grid = chosen.grid or of_address(box, chosen.addresses[0], tuple(like[0].shape[1:]))
     grads, clamped = pull_stuck(score, acts, objective, leaves, like=like)
     i = chosen.one(grads)
-    h, g = (grid.maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
+    h, g = (grid.maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
     return weigh(h, g).clamp(min=0)[:, None], clamped, score.detach()
 
 

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...box import Box
 from ...errors import OutputError
+from ...inputs.batches import value_range
 from ...model import relu_rules
 from ...model.answers import check_scores
 from ...model.batching import BatchSize, in_batches
@@ -67,6 +68,8 @@ def _in_parts(
 ) -> Gradients:  # fmt: skip
     """`most` rows at a time, at the most, where `batch_size` is "auto"."""
     box.checked(objective, len(x))
+    if len(x) == 1 and batch_size == "auto":
+        return _gradients(box, objective, x, rule, at, unclamp)
 
     def part(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
@@ -78,6 +81,11 @@ def _in_parts(
     if len(parts) == 1:
         return parts[0]
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
+
+
+def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `h.to(dtype)`, which takes its time to see that there is nothing to do."""
+    return h if h.dtype == dtype else h.to(dtype)
 
 
 def no_rows(score: Tensor) -> Tensor:
@@ -94,7 +102,7 @@ def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at:
         if leaf is None:
             raise OutputError(f"nothing has a gradient at {at!r}")
         (grad,), clamped = pull_stuck(score, acts, objective, [leaf], rule=rule, unclamp=unclamp, like=[acts[at]])
-        return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
+        return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped)
 
 
 def pull(
@@ -204,13 +212,19 @@ def attribute(
 
 def tell(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
     """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
-    every = tuple(range(1, gradient.ndim))
-    peak = torch.linalg.vector_norm(gradient, torch.inf, dim=every)  # (N,), NaN where a value is
-    if before_clamp is None:
-        if all(0 < p < math.inf for p in peak.tolist()):
-            return
-        before_clamp = no_rows(peak)
+    if before_clamp is None and _all_sound(gradient):
+        return
+    before_clamp = no_rows(gradient) if before_clamp is None else before_clamp
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     tell_rows(clamped, before_clamp, ": maps taken before the clamp")
     tell_not_finite(f"the gradient of {objective.name}", gradient)
-    tell_rows(f"the gradient of {objective.name} is exactly zero for", peak == 0)
+    tell_rows(f"the gradient of {objective.name} is exactly zero for", _zero_rows([gradient]))
+
+
+def _all_sound(h: Tensor) -> bool:
+    """Whether every row of h (N, ...) is finite and not all zero, seen at a glance."""
+    if len(h) == 1:  # a single image, where each op counts
+        low, high = value_range(h)  # NaN where a value is
+        return -math.inf < low and high < math.inf and (low < 0 or high > 0)
+    peak = torch.linalg.vector_norm(h.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    return all(0 < p < math.inf for p in peak.tolist())

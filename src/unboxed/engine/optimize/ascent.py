@@ -26,7 +26,7 @@ from .optimizers import Stepper, Steps
 from .parameterizations import Canvas
 
 Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
-CACHE = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
+CACHE = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
 FEW, MANY = 16, 192  # rows: fewer read the weights too often, more leave the cache by their own size
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
