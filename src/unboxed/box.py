@@ -16,9 +16,9 @@ from .inputs.single import Inputs, at_levels, laid_out
 from .model import relu_rules, state
 from .model.answers import without_nan
 from .model.batch_dependence import levels
-from .model.batching import BatchSize, in_batches
+from .model.batching import BatchSize, Padding, in_batches
 from .model.first_forward import first_forward, refusing
-from .model.hooks import Acts, Edit, Padding, Stop, tapped
+from .model.hooks import Acts, Edit, Stop, tapped
 from .model.isolation import Isolated, Mode
 from .model.layers import Layers
 from .model.outputs import Outputs, Reader, in_rows

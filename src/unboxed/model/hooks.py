@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,9 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError
+from .batching import Padding
 from .identity import TransientHook
 from .incremental import Windowed, plain
 from .op_tables import name_of
+from .state import NOTHING
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -87,27 +89,7 @@ def once(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {path: module for module, path in first.items()}
 
 
-@dataclass(frozen=True)
-class Padding:
-    """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
-
-    n: int
-    size: int
-
-    def pad(self, x: Tensor) -> Tensor:
-        extra = self.size - self.n
-        return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
-
-    def split(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The true rows, and the rest, if any; a tensor whose first axis isn't the batch is all true."""
-        if self.n == self.size or not h.ndim or len(h) % self.size:
-            return h, None
-        true = len(h) * self.n // self.size
-        return h[:true], h[true:]
-
-
 NO_PADDING = Padding(1, 1)
-NOTHING = nullcontext()
 
 
 class _Recorder:
