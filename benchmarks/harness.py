@@ -1,4 +1,8 @@
-"""Ours and a peer, run in turn in one process; first it is checked that both do the same."""
+"""Ours and a peer, run in turn in one process; first it is checked that both do the same.
+
+Times are CPU time of this process where the work is the CPU's, as machines are busy with other things; on an
+accelerator they are by the clock, after it has finished.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from typing import Any
 
 import torch
 
+SHORT = 0.05  # seconds: works shorter than this are timed MANY times, and garbage is collected once before
+MANY = 201
 RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], object]
 
@@ -25,13 +31,16 @@ def compare(
     """The median over `pairs` of time(ours) / time(peer), with its quartiles; below 1 ours is faster.
 
     `check` runs first and raises where both don't give the same answer. Which of the two goes first alternates, so that
-    a machine that slows down or speeds up favors neither.
+    a machine that slows down or speeds up favors neither. Short works are run more often, without a collection of
+    garbage before each: that would empty the caches, and a call of a few ms would be timed by how it fills them again.
     """
     if check is not None:
         check()
-    for work in (ours, peer) * warmup:
-        work()
-    times = [_pair(ours, peer, swapped=bool(i % 2)) for i in range(pairs)]
+    took = [seconds(work) for work in (ours, peer) * warmup]
+    short = bool(took) and max(took[-2:]) < SHORT
+    pairs = max(pairs, MANY) if short else pairs
+    gc.collect()
+    times = [_pair(ours, peer, swapped=bool(i % 2), collect=not short) for i in range(pairs)]
     ratios = [a / b for a, b in times]
     low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
     return {
@@ -44,21 +53,23 @@ def compare(
     }
 
 
-def _pair(ours: Work, peer: Work, swapped: bool) -> tuple[float, float]:
+def _pair(ours: Work, peer: Work, swapped: bool, collect: bool) -> tuple[float, float]:
     if swapped:
-        second = seconds(peer)
-        return seconds(ours), second
-    return seconds(ours), seconds(peer)
+        second = seconds(peer, collect=collect)
+        return seconds(ours, collect=collect), second
+    return seconds(ours, collect=collect), seconds(peer, collect=collect)
 
 
-def seconds(work: Work) -> float:
-    """How long one call takes; garbage of before is none of its business."""
-    gc.collect()
+def seconds(work: Work, *, collect: bool = True) -> float:
+    """How long one call takes; garbage of before is none of its business (`collect`)."""
+    if collect:
+        gc.collect()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     _synchronize()
-    start = time.perf_counter()
+    start = clock()
     work()
     _synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _synchronize() -> None:

@@ -2,7 +2,7 @@
 
 On the natural CNN, where examples that fool the model leave; on robust models, where few can; and with leaving switched
 off (`keep_going`). Strength is checked first: ours leaves at most half a point more unfooled. foolbox gets frozen
-parameters and the batch that suits it best.
+parameters and the batch that suits it best, by the median of three runs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median_distance
 
 import torch
 from torch import Tensor
@@ -47,11 +48,17 @@ def peer_of(box: ub.Box, x: Tensor, y: Tensor, batch: int) -> Peer:
     return run
 
 
+def best_batch(peers: Mapping[int, Peer], runs: int = 3) -> int:
+    """The batch at which the peer is fastest, by the median of some runs, in turn."""
+    times = [[seconds(peer) for peer in peers.values()] for _ in range(runs)]
+    return min(zip(map(median_distance, zip(*times, strict=True)), peers, strict=True))[1]
+
+
 def figures(name: str, x: Tensor, y: Tensor, pairs: int) -> dict[str, object]:
     model, inputs = ub.zoo.load(name)
     box = ub.Box(model.requires_grad_(False), inputs)
     peers = {batch: peer_of(box, x, y, batch) for batch in BATCHES}
-    batch = min(peers, key=lambda b: seconds(peers[b]))
+    batch = best_batch(peers)
 
     def ours(keep_going: bool) -> Tensor:
         return ub.adversarial.pgd(box, x, y, eps=EPS, steps=STEPS, step=STEP, early_stop=not keep_going).success

@@ -20,7 +20,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import compare, seconds, write
 from unboxed.engine.read import features
-from unboxed.engine.read.embedding import fit_tsne, reduce_dimensions, make_tsne
+from unboxed.engine.read.embedding import fit_tsne, make_tsne, reduce_dimensions
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 LAYERS = ("input", "fc2:input")

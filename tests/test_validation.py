@@ -18,7 +18,7 @@ import torch
 import unboxed as ub
 from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
 from unboxed.errors import InputError
-from unboxed.validation import SEED_BITS, check_seed, check_float, check_int
+from unboxed.validation import SEED_BITS, check_float, check_int, check_seed
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {

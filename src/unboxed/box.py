@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from .errors import InputError, LayerError, OutputError
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
-from .inputs.single import Inputs, inputs_at_levels, check_channels_last
+from .inputs.single import Inputs, check_channels_last, inputs_at_levels
 from .model import relu_rules, state
 from .model.answers import check_no_nan
 from .model.batch_dependence import contrast_levels
-from .model.batching import BatchSize, in_batches
-from .model.first_forward import first_forward, explain_failure
-from .model.hooks import Acts, Edit, Padding, StopForward, capture
+from .model.batching import BatchSize, Padding, in_batches
+from .model.first_forward import explain_failure, first_forward
+from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
-from .model.outputs import Outputs, OutputReader, with_batch_axis
-from .objectives import MODEL_ENDS, Constant, Objective, as_classes, check_classes, logit
-from .validation import check_class_names, address_list
+from .model.outputs import OutputReader, Outputs, with_batch_axis
+from .objectives import MODEL_ENDS, Objective, as_classes, check_classes, class_logit, logit
+from .validation import address_list, check_class_names
 
 MAX_BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
 
@@ -159,30 +159,29 @@ class Box:
         `rows` is how many come out where an edit gives more of them than it gets.
         """
         inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_ENDS}
-        needs_output = bool({"output", "logits"} & set(addresses))
-        rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
-        padding = Padding(len(x), max(len(x), self._min_rows))
-        captured = Acts()
-        with ExitStack() as stack:
-            if inner_addresses or rewrites:
-                capturing = capture(
-                    self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding
-                )
-                captured = stack.enter_context(capturing)
-            if self.stochastic:
-                stack.enter_context(state.SharedNoise())
-            final_op = stack.enter_context(self._reader.watch_final_op("logits" in addresses))
-            raw = self._call(padding.pad(x)) if inner_addresses or rewrites or needs_output else None
-        if missing := [a for a, real in inner_addresses.items() if real not in captured]:
-            raise LayerError(f"{missing[0]!r} did not run for this input")
+        needs_output = "output" in addresses or "logits" in addresses
+        rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
+        n = x.shape[0]
+        padding = Padding(n, max(n, self._min_rows))
+        hook_dicts = bool(inner_addresses or rewrites)
+        with (
+            capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding) if hook_dicts
+            else state.NOTHING as captured,
+            state.SharedNoise() if self.stochastic else state.NOTHING,
+            self._reader.watch_final_op("logits" in addresses) as final_op,
+        ):  # fmt: skip
+            raw = self._call(padding.pad(x)) if hook_dicts or needs_output else None
         acts = Acts({"input": x})
         for a, real in inner_addresses.items():
+            if captured is None or real not in captured:
+                raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = captured[real], captured.edges[real]
         if needs_output:
             output = with_batch_axis(self._reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
-                acts["logits"] = padding.split(self._reader.logits(output, final_op))[0]
+                logits = self._reader.logits(output, final_op)
+                acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 
     def _call(self, x: Tensor) -> object:
@@ -199,7 +198,7 @@ class Box:
         """A checked copy of the inputs on the model's device, in the box's dtype; several packed. Raises InputError."""
         self.refresh(hooks=False)
         x = self.inputs.check(x)
-        with torch.inference_mode(False):
+        with state.out_of_inference():
             packed: Tensor = self.inputs.pack(x) if isinstance(self.inputs, MultiInput) else x  # type: ignore[assignment]
             return packed.detach().to(self.device, self.dtype, copy=True)
 
@@ -211,19 +210,14 @@ class Box:
         """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
         y = as_classes(y)
         check_classes(y, n, self.n_outputs)
-        with torch.inference_mode(False):
+        with state.out_of_inference():
             return y.to(self.device, torch.long, copy=True).expand(n)
 
     def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
         """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
         if target is None or isinstance(target, Objective):
             return target or logit()
-        classes = Constant(as_classes(target))
-        check_classes(classes, n, self.n_outputs)
-        if not classes.value.ndim:
-            return logit(int(classes.value))
-        with torch.inference_mode(False):
-            return logit(classes.copy_to(self.device, torch.long))
+        return class_logit(as_classes(target), n, self.n_outputs, self.device)
 
     def has_batch_axis(self, address: str) -> bool:
         """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""

@@ -14,9 +14,9 @@ import unboxed as ub
 from as_png import decoded
 from unboxed.adversarial.attempt import AttackState
 from unboxed.adversarial.levels import quantize_images
-from unboxed.adversarial.levels_grid import make_level_grid, bisect_minimum
+from unboxed.adversarial.levels_grid import bisect_minimum, make_level_grid
 from unboxed.adversarial.result import Adversarial
-from unboxed.engine.optimize.constraints import L1, L2, NormBall, Linf, unbounded_ball
+from unboxed.engine.optimize.constraints import L1, L2, Linf, NormBall, unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.inputs.images import read_image
 from unboxed.plots.pngs import save_png

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import make_case
 from models import assert_in_its_ball
-from unboxed.adversarial.square import square_side, square
+from unboxed.adversarial.square import square, square_side
 from unboxed.engine.optimize.constraints import L1
 from unboxed.errors import InputError
 

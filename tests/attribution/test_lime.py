@@ -13,7 +13,7 @@ import awkward
 import unboxed as ub
 from unboxed.engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
 from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model
-from unboxed.engine.perturb.masks import SampledMasks, bernoulli_masks, all_subsets
+from unboxed.engine.perturb.masks import SampledMasks, all_subsets, bernoulli_masks
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution

@@ -20,9 +20,9 @@ from unboxed.engine import randomized as engine
 from unboxed.engine.randomized import (
     MODEL_ITSELF,
     WeightedLayer,
-    randomize_layers,
-    randomize_all_layers,
     layers_with_weights,
+    randomize_all_layers,
+    randomize_layers,
 )
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 

@@ -28,9 +28,9 @@ from unboxed.engine.gradients.score import ReluBypass, gradients
 from unboxed.engine.optimize.ascent import SYNC_EVERY, OptimizationConfig, optimize
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
-from unboxed.engine.optimize.optimizers import RowLBFGS, NormalizedGradient
+from unboxed.engine.optimize.optimizers import NormalizedGradient, RowLBFGS
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
-from unboxed.engine.optimize.transforms import random_roll, random_affine
+from unboxed.engine.optimize.transforms import random_affine, random_roll
 from unboxed.objectives import Constant, color_distance, logprob, match, roughness
 
 DEPTH = 8

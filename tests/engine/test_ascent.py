@@ -13,7 +13,7 @@ from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import L2, Linf
 from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from unboxed.errors import InputError, OutputError, UnboxedWarning
-from unboxed.objectives import logit, logprob, loss, margin, layer_objective
+from unboxed.objectives import layer_objective, logit, logprob, loss, margin
 
 
 @pytest.fixture

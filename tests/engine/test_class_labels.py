@@ -17,7 +17,7 @@ import unboxed as ub
 from unboxed import data, loading
 from unboxed.cli.words import parse_fraction
 from unboxed.engine.read.class_labels import match_labels
-from unboxed.engine.read.examples import labeled_examples, indexed_labeled_examples
+from unboxed.engine.read.examples import indexed_labeled_examples, labeled_examples
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning
 from unboxed.report import report
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import awkward
 import unboxed as ub
-from unboxed.engine.read.examples import input_batches, for_each_batch, fetch_inputs
+from unboxed.engine.read.examples import fetch_inputs, for_each_batch, input_batches
 from unboxed.engine.read.packing import is_single_pass
 from unboxed.errors import DataError, InputError
 

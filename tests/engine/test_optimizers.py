@@ -14,7 +14,7 @@ import unboxed as ub
 from models import normal as drawn
 from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import Linf, ball_constraint
-from unboxed.engine.optimize.optimizers import RowLBFGS, OPTIMIZER_BY_NAME, NormalizedGradient, PlainAscent
+from unboxed.engine.optimize.optimizers import OPTIMIZER_BY_NAME, NormalizedGradient, PlainAscent, RowLBFGS
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import Objective, layer_objective
 

@@ -22,8 +22,8 @@ from unboxed.engine.optimize.parameterizations import (
     FourierCanvas,
     PhaseCanvas,
     RawCanvas,
-    spectrum_frequencies,
     mean_spectrum,
+    spectrum_frequencies,
 )
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.objectives import logit

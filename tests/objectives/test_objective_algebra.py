@@ -15,7 +15,7 @@ from torch import Tensor
 
 import unboxed as ub
 from unboxed.errors import InputError
-from unboxed.objectives import Objective, dlr, color_distance, targeted_dlr
+from unboxed.objectives import Objective, color_distance, dlr, targeted_dlr
 
 Z = torch.tensor([[1.0, 2.0, 4.0, 8.0, 3.0], [5.0, 7.0, 1.0, 2.0, 9.0], [3.0, 1.0, 6.0, 2.0, 4.0]])
 ACTS = {"logits": Z}

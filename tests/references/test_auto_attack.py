@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial.apgd import RESTART_SEED_STRIDE
-from unboxed.engine.optimize.constraints import L2, NormBall, Linf
+from unboxed.engine.optimize.constraints import L2, Linf, NormBall
 from unboxed.rng import hashed_uniform
 
 SHAPE = (1, 6, 6)

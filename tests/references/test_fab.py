@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.optimize import hyperplanes
-from unboxed.engine.optimize.hyperplanes import Hyperplane, vector_norms, projection_step
+from unboxed.engine.optimize.hyperplanes import Hyperplane, projection_step, vector_norms
 
 NORMS = ("linf", "l2", "l1")
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}

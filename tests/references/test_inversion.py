@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.synthesis import inversion, silence
-from unboxed.synthesis.inversion import _InversionConfig, _image_prior
+from unboxed.synthesis.inversion import _image_prior, _InversionConfig
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from unboxed.engine.gradients.paths import (
     Noise,
     equal_weights,
     gauss_legendre,
-    path_mean_gradient,
     midpoints,
     normal_noise,
+    path_mean_gradient,
     path_scores,
 )
 from unboxed.engine.perturb.baselines import baseline

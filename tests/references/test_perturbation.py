@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.estimators import RegressionDesign, kernel_shapley, fit_local_model
-from unboxed.engine.perturb.masks import bernoulli_masks, all_subsets, rise_masks, shapley_mask_pairs
+from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model, kernel_shapley
+from unboxed.engine.perturb.masks import all_subsets, bernoulli_masks, rise_masks, shapley_mask_pairs
 
 A = ub.attribution
 SQUARES = ub.Features(tuple("abcdef"))

@@ -20,8 +20,8 @@ from unboxed.errors import InputError, UnboxedWarning
 from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, roughness
 from unboxed.synthesis import caricature, channels, feature
 from unboxed.synthesis.recipe import (
-    ROUGHNESS_RATIO,
     NATURAL_ROUGHNESS,
+    ROUGHNESS_RATIO,
     image_statistics,
     natural_spectrum,
     noise_scores,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edited_runs import ReplaceWhere, run_variants
-from ..engine.read.edits import unit_addresses, check_units, part_masks, resolve_target, require_units
+from ..engine.read.edits import check_units, part_masks, require_units, resolve_target, unit_addresses
 from ..engine.read.examples import input_batches
 from ..engine.read.packing import pack_data
 from ..errors import InputError

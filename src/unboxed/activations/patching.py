@@ -12,7 +12,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edited_runs import ReplaceWhere, run_variants
-from ..engine.read.edits import unit_addresses, part_masks, count_parts, resolve_target, require_units
+from ..engine.read.edits import count_parts, part_masks, require_units, resolve_target, unit_addresses
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Edit

@@ -19,7 +19,7 @@ from ..model import relu_rules
 from ..model.batching import BatchSize
 from ..objectives import Index, Objective, as_classes, constant, layer_objective
 from .receptive import ReceptiveField, receptive_field
-from .units import units_to_axis_1, peak_positions, unit_layers, unravel_positions
+from .units import peak_positions, unit_layers, units_to_axis_1, unravel_positions
 
 UsedRule = Literal["deconvnet", "gradient"]
 

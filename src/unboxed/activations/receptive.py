@@ -20,7 +20,7 @@ from ..cards import card
 from ..engine.read.sizes import require_images
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_int
-from .units import units_to_axis_1, unit_layers
+from .units import unit_layers, units_to_axis_1
 
 T = TypeVar("T")
 Probe = Literal["NaN", "differences"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import UnitEdit, ablate, unit_addresses, require_units
+from ..engine.read.edits import UnitEdit, ablate, require_units, unit_addresses
 from ..errors import InputError
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Edit

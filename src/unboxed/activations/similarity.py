@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import unit_addresses, require_units
+from ..engine.read.edits import require_units, unit_addresses
 from ..engine.read.examples import input_batches
 from ..engine.read.packing import pack_data
 from ..errors import DataError, InputError, warn

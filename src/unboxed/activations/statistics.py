@@ -18,8 +18,8 @@ from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts
 from ..objectives import MODEL_ENDS
-from .distributions import Histograms, Moments, BatchMoments
-from .units import units_to_axis_1, unit_layers
+from .distributions import BatchMoments, Histograms, Moments
+from .units import unit_layers, units_to_axis_1
 
 T = TypeVar("T")
 F = TypeVar("F")

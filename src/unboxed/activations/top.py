@@ -15,7 +15,7 @@ from ..cards import card
 from ..engine.read.edits import check_units
 from ..engine.read.examples import fetch_inputs
 from ..engine.read.items import SkippedExamples
-from ..engine.read.packing import pack_data, is_single_pass
+from ..engine.read.packing import is_single_pass, pack_data
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..model.hooks import Acts

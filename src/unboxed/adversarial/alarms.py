@@ -18,7 +18,7 @@ from ..box import Box
 from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.single import Pixels
-from ..model.answers import reindex_error, check_no_nan
+from ..model.answers import check_no_nan, reindex_error
 from ..model.batching import BatchSize
 from .attempt import AttackState
 from .fgsm import fgsm

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, NormBall, resolve_ball, broadcast_rows
+from ..engine.optimize.constraints import L1, NormBall, broadcast_rows, resolve_ball
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .answers import top_other_classes
 from .attempt import AttackState, check_eps_range
 from .levels import quantize_images

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
 from ..engine.optimize.ascent import cache_batch_plan
-from ..engine.optimize.constraints import NormBall, Linf, broadcast_rows
+from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.single import Pixels
 from ..model.answers import check_no_nan

@@ -18,17 +18,17 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import L2, NormBall, Linf, resolve_ball
-from ..engine.stable_repr import comparable_outputs, box_checkpoint_settings, checkpoint_repr
+from ..engine.optimize.constraints import L2, Linf, NormBall, resolve_ball
+from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
-from ..validation import check_seed, check_int
-from .apgd import RESTART_SEED_STRIDE, run_apgd, top_wrong_classes, targeted_objective
+from ..validation import check_int, check_seed
+from .apgd import RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
 from .attempt import AttackState, check_eps_range
-from .fab import FABConfig
 from .fab import FAB as Fab
+from .fab import FABConfig
 from .levels import max_level, quantize_images
 from .result import Adversarial
 from .square import run_square_attack

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, l2_norm, unbounded_ball, broadcast_rows
+from ..engine.optimize.constraints import TINY, broadcast_rows, l2_norm, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float

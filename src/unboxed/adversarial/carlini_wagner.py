@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, unbounded_ball, broadcast_rows
+from ..engine.optimize.constraints import TINY, broadcast_rows, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..rng import sample_generator
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 
 Generator = torch.Generator
 CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)

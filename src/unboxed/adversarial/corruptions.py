@@ -19,7 +19,7 @@ from ..engine.read.examples import MAX_CPU_ROWS, labeled_examples
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .answers import finite_logits
 from .corrupting import CORRUPTION_LEVELS, corrupted
 

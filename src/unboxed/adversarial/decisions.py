@@ -12,7 +12,7 @@ from ..engine.optimize.constraints import Linf, broadcast_rows
 from ..errors import InputError, warn
 from ..inputs.single import Pixels
 from ..rng import hashed_uniform, sample_generator
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .attempt import AttackState
 
 MAX_START_TRIES = 100  # images of chance that may be tried as a start

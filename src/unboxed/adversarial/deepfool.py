@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, NormBall, Linf, unbounded_ball, broadcast_rows
+from ..engine.optimize.constraints import TINY, Linf, NormBall, broadcast_rows, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import BALL_BY_NORM, TINY, unbounded_ball, broadcast_rows
-from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, random_direction, vector_norms, projection_step
+from ..engine.optimize.constraints import BALL_BY_NORM, TINY, broadcast_rows, unbounded_ball
+from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_direction, vector_norms
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from . import levels
 from .answers import top_other_classes
 from .attempt import AttackState, check_eps_range

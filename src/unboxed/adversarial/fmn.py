@@ -19,9 +19,9 @@ from ..cards import card
 from ..engine.optimize.constraints import (
     L2,
     TINY,
-    unbounded_ball,
     broadcast_rows,
     project_to_radii,
+    unbounded_ball,
     zero_grad_at_bounds,
 )
 from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, logit, logprob
 from ..rng import uniform
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .evolution import ENCODINGS, evolve
 
 ALGORITHMS = ("gradient", *ENCODINGS)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import TINY, Linf, l2_norm, unbounded_ball, broadcast_rows
+from ..engine.optimize.constraints import TINY, Linf, broadcast_rows, l2_norm, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import sample_generator

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
-from ..engine.optimize.lbfgs import LBFGSState, initial_state, select_states, concat_states
+from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, select_states
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective

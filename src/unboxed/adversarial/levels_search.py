@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.optimize.constraints import L1, TINY, NormBall, Linf, broadcast_rows
+from ..engine.optimize.constraints import L1, TINY, Linf, NormBall, broadcast_rows
 from ..errors import NaNError, OutputError, warn
 from .attempt import AttackState
 from .levels_grid import LevelGrid, bisect_minimum

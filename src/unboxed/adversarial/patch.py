@@ -20,7 +20,7 @@ from ..objectives import Objective
 from ..rng import hashed_uniform, uniform
 from ..validation import check_seed
 from .placing import PatchPlacement
-from .shared import UNIFORMS_PER_PLACEMENT, UniversalAttack, start_universal_attack, check_settings, fooling_rate
+from .shared import UNIFORMS_PER_PLACEMENT, UniversalAttack, check_settings, fooling_rate, start_universal_attack
 
 ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
 ADAM_EPS = 1e-8

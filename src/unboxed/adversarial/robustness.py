@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import resolve_ball, format_eps, unbounded_ball
+from ..engine.optimize.constraints import format_eps, resolve_ball, unbounded_ball
 from ..engine.read.class_labels import unique_names
 from ..engine.read.examples import labeled_examples
-from ..engine.stable_repr import comparable_outputs, box_checkpoint_settings, checkpoint_repr
+from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError, NaNError
 from ..model.answers import reindex_error
 from ..model.batching import BatchSize
@@ -31,7 +31,7 @@ from .answers import class_logits
 from .attempt import check_eps_range
 from .deepfool import deepfool
 from .fgsm import fgsm
-from .norms import check_inputs, check_norms, compatible_attacks, check_same_norm
+from .norms import check_inputs, check_norms, check_same_norm, compatible_attacks
 from .pgd import pgd
 from .result import Adversarial
 from .shares import Proportion

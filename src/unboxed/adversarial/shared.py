@@ -18,7 +18,7 @@ from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .answers import predict_classes
 from .attempt import AttackState
 from .goal import AttackGoal, make_goal

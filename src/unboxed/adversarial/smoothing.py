@@ -21,7 +21,7 @@ from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..objectives import as_classes, check_classes
 from ..rng import sample_generator
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 ABSTAIN = -1
 

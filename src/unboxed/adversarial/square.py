@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, NormBall, Linf, resolve_ball, l2_norm, broadcast_rows
+from ..engine.optimize.constraints import L2, TINY, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
 from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .attempt import AttackState, check_eps_range
 from .levels import quantize_images
 from .result import Adversarial

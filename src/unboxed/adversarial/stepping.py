@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
-from ..engine.optimize.constraints import NormBall, Constraint, resolve_ball, broadcast_rows, ball_constraint
-from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
+from ..engine.optimize.constraints import Constraint, NormBall, ball_constraint, broadcast_rows, resolve_ball
 from ..engine.optimize.constraints import identity_grad as identity_grad
+from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
 from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
-from ..validation import check_seed, check_float, check_int
-from .attempt import GRADIENT_FREE_HINT, AttackState, explain_missing_gradient, check_eps_range
+from ..validation import check_float, check_int, check_seed
+from .attempt import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
 from .levels import quantize_images
 from .result import Adversarial
 

@@ -19,7 +19,7 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
 from .attempt import check_eps_range
-from .shared import UniversalAttack, start_universal_attack, check_settings, fooling_rate
+from .shared import UniversalAttack, check_settings, fooling_rate, start_universal_attack
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from ..inputs.multi import MultiInput
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import sample_generator
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 
 MAX_REFERENCES = 1024  # references taken of a data set: its first
 

@@ -12,7 +12,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.estimators import zero_rounding_noise
-from ..engine.perturb.masking import MASKED_INPUT, Masking, make_masking, resolve_objective, masked_scores
+from ..engine.perturb.masking import MASKED_INPUT, Masking, make_masking, masked_scores, resolve_objective
 from ..engine.perturb.masks import leave_one_out
 from ..engine.perturb.segments import Segments, square_side
 from ..engine.perturb.windows import window_scores

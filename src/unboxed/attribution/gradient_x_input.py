@@ -46,5 +46,5 @@ def gradient_x_input(
     objective = box.objective(target, len(x))
     grads = gradients(box, objective, x, batch_size=batch_size)
     check_finite_scores(grads.score)
-    warn_gradients(objective, grads.map, grads.before_clamp)
+    warn_gradients(objective, grads.map, grads.clamped)
     return box.restore_structure(grads.map * (x - baseline_values))

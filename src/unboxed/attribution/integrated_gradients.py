@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
-from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate_fixed, integrate
+from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edited_runs import run_variants

@@ -18,18 +18,18 @@ from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
     MIN_SAMPLES_PER_FEATURE,
+    make_masking,
+    masked_scores,
+    resolve_objective,
     restore_segments,
     warn_few_samples,
-    make_masking,
-    resolve_objective,
-    masked_scores,
 )
 from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
 from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,16 +17,16 @@ from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
-from ..engine.perturb.estimators import DEFAULT_ALPHA, RegressionDesign, LocalModel, Regression, fit_local_model
+from ..engine.perturb.estimators import DEFAULT_ALPHA, LocalModel, Regression, RegressionDesign, fit_local_model
 from ..engine.perturb.masking import (
     MIN_SAMPLES_PER_FEATURE,
     Masking,
+    class_probability,
+    make_masking,
+    masked_scores,
+    resolve_objective,
     restore_segments,
     warn_few_samples,
-    make_masking,
-    resolve_objective,
-    class_probability,
-    masked_scores,
 )
 from ..engine.perturb.masks import SampledMasks, bernoulli_masks
 from ..engine.perturb.segments import Segments, square_side
@@ -34,7 +34,7 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, mean_over_positions
 from ..rng import derive_seed
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 N_REFERENCE_MASKS = 4096  # masks that are scored by the surrogate alone
 

@@ -23,7 +23,7 @@ from ..inputs.multi import MultiInput
 from ..inputs.single import Inputs, Pixels
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
-from ..model.lrp import LRPMode, LayerRules, check_all_ruled, frozen_parameters, linear_rules, annotate
+from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
 from ..objectives import Objective
 from ..validation import check_float
 

@@ -15,14 +15,14 @@ from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..engine.perturb.masking import MASKED_INPUT, resolve_objective, score_points, forward_batch_plan
+from ..engine.perturb.masking import MASKED_INPUT, forward_batch_plan, resolve_objective, score_points
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 Normalize = Literal["expectation", "coverage", "difference"]
 

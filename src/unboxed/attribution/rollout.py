@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.position_grids import PositionGrid, layers_with_grids, image_size, token_grid, upsample_bilinear
+from ..engine.read.position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
 from ..engine.read.sizes import require_images
 from ..engine.results import warn_not_finite
 from ..errors import InputError, LayerError

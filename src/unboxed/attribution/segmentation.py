@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, warn
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 BORDER_WEIGHT = 50.0  # Rother et al.'s weight of a border, in nats

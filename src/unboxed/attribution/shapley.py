@@ -17,7 +17,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley
-from ..engine.perturb.masking import Masking, restore_segments, make_masking, resolve_objective, masked_scores
+from ..engine.perturb.masking import Masking, make_masking, masked_scores, resolve_objective, restore_segments
 from ..engine.perturb.masks import all_subsets
 from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.gradients.paths import Moment, Noise, equal_weights, path_mean_gradient, noise_unit
+from ..engine.gradients.paths import Moment, Noise, equal_weights, noise_unit, path_mean_gradient
 from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..model.answers import raise_for_nonfinite
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 
 @card(

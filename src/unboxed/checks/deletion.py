@@ -18,7 +18,7 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .perturbing import Score, Target, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
 
 DEFAULT_STEPS = 50

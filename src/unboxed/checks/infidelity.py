@@ -19,7 +19,7 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.single import Features, Pixels
 from ..model.batching import BatchSize
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .perturbing import (
     Score,
     Target,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..objectives import as_classes
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 
 class Rectangle(NamedTuple):

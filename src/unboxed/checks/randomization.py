@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.randomized import WeightedLayer, own_parameters, randomize_layers, layers_with_weights
+from ..engine.randomized import WeightedLayer, layers_with_weights, own_parameters, randomize_layers
 from ..errors import InputError, LayerError, warn
 from ..validation import check_seed
 from .methods import Method, Target, compute_map, is_blank, resolve_target

@@ -20,7 +20,7 @@ from ..box import Box
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize
-from ..validation import check_seed, check_float
+from ..validation import check_float, check_seed
 from .perturbing import Score, Target, importance, keyed_noise, perturbed_scores, rank_descending, resolve_score
 
 DEFAULT_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

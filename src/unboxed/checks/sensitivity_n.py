@@ -19,7 +19,7 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..model.batching import BatchSize
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .perturbing import (
     Score,
     Target,

@@ -20,7 +20,7 @@ from .. import activations, synthesis
 from ..box import Box
 from ..cards import Card, cards
 from ..errors import InputError, UnboxedError
-from ..validation import check_seed, check_int
+from ..validation import check_int, check_seed
 from .methods import Method, compute_map
 from .planting import Trigger
 from .pointing import energy_inside, pointing_game

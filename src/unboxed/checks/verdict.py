@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import Card
-from ..engine.randomized import randomize_layers, layers_with_weights
+from ..engine.randomized import layers_with_weights, randomize_layers
 from ..errors import InputError, UnboxedError
 from ..inputs.single import Pixels
 from ..model.batching import BatchSize

@@ -123,7 +123,7 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import with_data_classes, parse_classes, parse_pixels
+    from .parsing import parse_classes, parse_pixels, with_data_classes
 
     names = parse_classes(classes)
     box = loading.load(model, weights, inputs=parse_pixels(shape, mean, std), classes=names, outputs=outputs)  # type: ignore[arg-type]
@@ -162,13 +162,13 @@ def supplied(card: Card, box: Box, images: Any, n: int) -> dict[str, Any]:
 
 def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
     """The figures as PNG files, all tensors as safetensors, and a summary as JSON, which is printed too."""
+    import safetensors.torch
+
     from ..atomic_write import encode_utf8, write_bytes
     from ..checks.remembered import nan_to_none
     from ..engine.results import result_tensors, summary
     from ..plots.figures import figures
     from ..plots.files import save
-
-    import safetensors.torch
 
     tensors = {name or "result": t.detach().cpu().contiguous() for name, t in result_tensors(result).items()}
     write_bytes(out / "tensors.safetensors", safetensors.torch.save({k.lstrip("."): v for k, v in tensors.items()}))

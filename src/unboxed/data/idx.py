@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import DataError, WriteError
 from ..inputs.single import Pixels
-from .download import DownloadError, md5_checksum, fetch
+from .download import DownloadError, fetch, md5_checksum
 from .sets import InMemory
 
 MAX_BYTES = 1 << 31  # bytes; a header that claims more is not believed

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ..engine.read.class_labels import dataset_class_names
 from ..engine.read.items import read_example
 from ..errors import DataError
-from ..inputs.images import silence_decoder_warnings, to_tensor, require_pixels
+from ..inputs.images import require_pixels, silence_decoder_warnings, to_tensor
 from ..inputs.single import RANGE_TOLERANCE, Pixels
 from .sets import Batch, Example, Images, check_count, stack_examples
 

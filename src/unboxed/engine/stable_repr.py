@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..atomic_write import encode_utf8
 from ..box import Box
-from ..checkpointing import tensor_digest, cast_for_comparison, weights_digest
+from ..checkpointing import cast_for_comparison, tensor_digest, weights_digest
 from ..errors import InputError
 
 OWN_PACKAGE = __name__.partition(".")[0]

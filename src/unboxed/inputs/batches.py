@@ -14,25 +14,35 @@ from ..errors import InputError
 
 def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
     """The least and the most of a batch of finite floats. Raises InputError."""
-    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
-    if not isinstance(x, Tensor):
-        raise InputError(f"wanted a tensor of {wanted}; got {type(x).__name__}. {_conversion_hint(x, len(shape) == 3)}")
-    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
-        raise InputError(f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}")
-    if tuple(x.shape) == shape:
-        raise InputError(f"wanted {wanted}; got one example without the batch axis. Pass x[None]")
-    if tuple(x.shape[1:]) != shape:
-        raise InputError(f"wanted {wanted}; got shape {tuple(x.shape)}")
-    if len(x) == 0:
-        raise InputError(f"wanted {wanted}; got an empty batch")
-    if not x.is_floating_point():
-        hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
-        raise InputError(f"wanted floating point {what}; got {x.dtype}{hint}")
+    if not isinstance(x, Tensor) or not _is_batch(x, shape):
+        raise InputError(_refusal_text(x, shape, what))
     low, high = value_range(x)  # both NaN where any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
         raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
     return low, high
+
+
+def _is_batch(x: Tensor, shape: tuple[int, ...]) -> bool:
+    fits = x.shape[1:] == shape and x.shape[0] > 0 and x.is_floating_point()
+    return fits and x.layout == torch.strided and not x.is_meta and not x.is_quantized
+
+
+def _refusal_text(x: object, shape: tuple[int, ...], what: str) -> str:
+    """Why x is no batch of floats."""
+    wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
+    if not isinstance(x, Tensor):
+        return f"wanted a tensor of {wanted}; got {type(x).__name__}. {_conversion_hint(x, len(shape) == 3)}"
+    if x.layout != torch.strided or x.device.type == "meta" or x.is_quantized:
+        return f"wanted a plain dense tensor of {wanted}; got {x.layout} on {x.device}"
+    if tuple(x.shape) == shape:
+        return f"wanted {wanted}; got one example without the batch axis. Pass x[None]"
+    if tuple(x.shape[1:]) != shape:
+        return f"wanted {wanted}; got shape {tuple(x.shape)}"
+    if len(x) == 0:
+        return f"wanted {wanted}; got an empty batch"
+    hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
+    return f"wanted floating point {what}; got {x.dtype}{hint}"
 
 
 def _conversion_hint(x: object, is_image: bool) -> str:
@@ -50,7 +60,7 @@ def _conversion_hint(x: object, is_image: bool) -> str:
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x.detach())
+    low, high = torch.aminmax(x.detach() if x.requires_grad else x)
     return low.item(), high.item()
 
 
@@ -60,5 +70,5 @@ def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tu
         return (), {name: value.to(dtype) for name, value in z.items()}
     if isinstance(z, tuple):
         return tuple(value.to(dtype) for value in z), {}
-    z = z.to(dtype)
+    z = z if z.dtype == dtype else z.to(dtype)
     return (z.contiguous(memory_format=torch.channels_last) if channels_last else z,), {}

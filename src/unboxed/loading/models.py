@@ -12,7 +12,7 @@ from ..inputs.multi import MultiInput
 from ..inputs.single import Features, Inputs, Pixels
 from ..validation import check_seed
 from .exported import load_exported
-from .factories import build_from_spec, shorten_list, defined_names
+from .factories import build_from_spec, defined_names, shorten_list
 
 MODEL_SPEC_TEXT = "a model is zoo:NAME, module:factory, path/to/file.py:factory or a torch.export file (.pt2)"
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..errors import NaNError
 
 MAX_NAMED_ROWS = 5  # rows that an error names
+FEW = 64  # numbers that Python looks at faster than torch
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow on the way; mend the model, or leave these rows "
     "out"
@@ -48,6 +50,8 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: any of a row's, of (N, ...) or N tensors."""
     if isinstance(scores, Tensor):
+        if scores.numel() <= FEW and all(map(math.isfinite, scores.flatten().tolist())):  # isfinite is several ops
+            return
         raise_for_nonfinite(~scores.isfinite().view(len(scores), -1).all(1), input_name)
     else:
         raise_for_nonfinite(torch.tensor([not bool(s.isfinite().all()) for s in scores]), input_name)

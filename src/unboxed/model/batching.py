@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -33,3 +35,22 @@ def in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_ro
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
+
+    n: int
+    padded_n: int
+
+    def pad(self, x: Tensor) -> Tensor:
+        extra = self.padded_n - self.n
+        return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The true rows, and the rest, if any; a tensor whose first axis isn't the batch is all true."""
+        if self.n == self.padded_n or not h.ndim or len(h) % self.padded_n:
+            return h, None
+        true = len(h) * self.n // self.padded_n
+        return h[:true], h[true:]

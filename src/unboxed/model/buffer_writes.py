@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, islice
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MAX_COMPARED_SIZE = 4096  # numbers: tensors up to this size are also compared by value at the first forward
+BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
 BATCH_NORM_STATISTICS = ("running_mean", "running_var")  # batch norm writes them, and its signature doesn't say so
 
 
@@ -112,18 +115,37 @@ def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
             s.restore()
 
 
-@contextmanager
-def preserve_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
+def preserve_buffers(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Afterwards the same buffers are registered under the same names: a model may replace them, or add some."""
-    before = [tuple(m._buffers.items()) if m._buffers else () for m in modules]
-    try:
-        yield
-    finally:
-        for module, items in zip(modules, before, strict=True):
-            if len(current := module._buffers) != len(items) or any(
-                current.get(name, module) is not b for name, b in items
-            ):
-                _restore_buffers(module, dict(items))
+    return _BuffersInPlace(modules)
+
+
+class _BuffersInPlace:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+
+    def __enter__(self) -> None:
+        self.counts, self.names, self.tensors = self._registered()
+
+    def __exit__(self, *error: object) -> None:
+        counts, names, tensors = self._registered()
+        if counts == self.counts and names == self.names and all(map(is_, tensors, self.tensors)):
+            return
+        before = zip(self.names, self.tensors, strict=True)
+        for module, count in zip(self.modules, self.counts, strict=True):
+            items, current = dict(islice(before, count)), module._buffers
+            if len(current) != count or any(current.get(name, module) is not b for name, b in items.items()):
+                _restore_buffers(module, items)
+
+    def _registered(self) -> tuple[list[int], list[str], list[Tensor | None]]:
+        """How many buffers each module has, and the names and tensors of all: made and compared without a loop."""
+        buffers = list(map(BUFFERS, self.modules))
+        having = list(filter(None, buffers))
+        return (
+            list(map(len, buffers)),
+            list(chain.from_iterable(having)),
+            list(chain.from_iterable(map(VALUES, having))),
+        )
 
 
 def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
@@ -134,13 +156,20 @@ def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> Non
     module._buffers.update(before)
 
 
-@contextmanager
-def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> Iterator[None]:
+def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """Call `late` for each of these tensors that is written to all the same."""
-    before = [t._version for t in tensors]
-    try:
-        yield
-    finally:
-        for t, version in zip(tensors, before, strict=True):
-            if t._version != version:
-                on_write(t)
+    return _Unwritten(tensors, on_write)
+
+
+class _Unwritten:
+    def __init__(self, tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> None:
+        self.tensors, self.on_write = tensors, on_write
+
+    def __enter__(self) -> None:
+        self.before = list(map(VERSION, self.tensors))
+
+    def __exit__(self, *error: object) -> None:
+        if (current := list(map(VERSION, self.tensors))) != self.before:
+            for t, version, before in zip(self.tensors, current, self.before, strict=True):
+                if version != before:
+                    self.on_write(t)

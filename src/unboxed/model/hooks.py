@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import LayerError
+from .batching import Padding
 from .identity import TransientHook
 from .incremental import WindowedTensor, to_dense
 from .op_tables import plain_op_name
+from .state import NOTHING
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -86,24 +89,6 @@ def hookable_modules(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {path: module for module, path in first_paths.items()}
 
 
-@dataclass(frozen=True)
-class Padding:
-    """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
-
-    n: int
-    padded_n: int
-
-    def pad(self, x: Tensor) -> Tensor:
-        extra = self.padded_n - self.n
-        return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
-
-    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The true rows, and the rest; a tensor whose first axis isn't the batch is all true."""
-        is_padded = h.ndim and self.n < self.padded_n and len(h) % self.padded_n == 0
-        n_real = len(h) * self.n // self.padded_n if is_padded else None
-        return (h[:n_real], h[n_real:]) if n_real is not None else (h, h[:0] if h.ndim else h.new_empty(0))
-
-
 NO_PADDING = Padding(1, 1)
 
 
@@ -117,27 +102,28 @@ class _Recorder:
         self.acts = Acts()
         self.padding = padding
         self.addresses, self.edits, self.stop = frozenset(addresses), edits, stop
-        self.by_address = {Address.parse(a): a for a in {*addresses, *edits}}
+        parsed = {Address.parse(a): a for a in {*addresses, *edits}}
+        self.by_address = {(a.path, a.op, a.call): text for a, text in parsed.items()}
         self.missing = set(self.by_address.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
         self.thread = get_ident()  # a forward of another thread is none of its business
 
     def is_wanted(self, path: str, op: str | None) -> bool:
-        return any((a.path, a.op) == (path, op) for a in self.by_address)
+        return any(place[:2] == (path, op) for place in self.by_address)
 
     def on_op(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
         call = self.calls[path, op]
         self.calls[path, op] += 1
-        candidates = [Address(path, op, call), *([Address(path, op)] if call == 0 else [])]
-        matches = [self.by_address[a] for a in candidates if a in self.by_address]
+        candidates = [(path, op, call), (path, op, None)][: 1 if call else 2]
+        matches = [self.by_address[place] for place in candidates if place in self.by_address]
         if not matches:
             return None
         edits = [self.edits[name] for name in matches if name in self.edits]
         real, rest = self.padding.split(h)
         for edit in edits:
             real = edit(real)
-        new = torch.cat([real, rest]) if len(rest) else real
+        new = real if rest is None else torch.cat([real, rest])
         for name in matches:
             if name in self.addresses:  # what is only edited, or looked at by an edit, needs no copy
                 self.acts[name] = real.clone()
@@ -159,17 +145,20 @@ def capture(
 ) -> Iterator[Acts]:
     """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
     recorder = _Recorder(addresses, edits or {}, stop, padding)
-    with ExitStack() as stack:
-        for path, op in {(a.path, a.op) for a in recorder.by_address}:
+    ops = any(op not in (None, "input") for _, op, _ in recorder.by_address)
+    handles = list[RemovableHandle]()
+    try:
+        for path, op in {place[:2] for place in recorder.by_address}:
             if op is None:
-                handle = modules[path].register_forward_hook(TransientHook(_output_hook, recorder, path))
-                stack.callback(handle.remove)
+                handles.append(modules[path].register_forward_hook(TransientHook(_output_hook, recorder, path)))
             elif op == "input":
                 hook = TransientHook(_input_hook, recorder, path)
-                stack.callback(modules[path].register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if any(a.op not in (None, "input") for a in recorder.by_address):
-            stack.enter_context(follow_forward(modules, recorder.is_wanted, recorder.on_op))
-        yield recorder.acts
+                handles.append(modules[path].register_forward_pre_hook(hook, with_kwargs=True))
+        with follow_forward(modules, recorder.is_wanted, recorder.on_op) if ops else NOTHING:
+            yield recorder.acts
+    finally:
+        for handle in reversed(handles):
+            handle.remove()
 
 
 def _output_hook(recorder: _Recorder, path: str, module: nn.Module, args: Any, out: Any) -> Any:

@@ -36,7 +36,7 @@ def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, l
             if p is not None:
                 values += (id(p), p.dtype, p.get_device(), p.nbytes)
         if buffers:  # a batch norm without its statistics couples rows
-            values += [b is None for b in buffers.values()]
+            values += map(type, buffers.values())  # None's or a tensor's
         if hooks or pre_hooks:
             hook_dicts += (hooks, pre_hooks)
     flags = [m.training for m in modules] if mode == "as-is" else []

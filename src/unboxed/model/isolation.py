@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from ..errors import InputError, warn
 from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
 from .identity import HookRef, model_identity
-from .locks import exclusive_access, locks_of
+from .locks import block_other_threads, hold_locks, locks_of
 
 Mode = Literal["eval", "as-is"]
 
@@ -78,29 +79,37 @@ class IsolatedModel:
         """Everything that touches the model happens inside, by one thread at a time."""
         if grad and self.is_inference:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
-        changes_flags = self.mode == "eval" and any(m.training for m in self.eager)
         with (
-            exclusive_access(self.model, self.eager, self.locks, changes_flags=changes_flags),
+            hold_locks(self.locks) as is_outermost,
+            self._block_other_threads() if is_outermost and threading.active_count() > 1 else state.NOTHING,
             state.mode_flags(self.modules, self.mode),
             buffer_writes.preserve_buffers(self.eager),
-            ExitStack() as stack,
             state.grad_mode(grad),
+            buffer_writes.watch_writes(self._untouched_buffers, self._on_late_write)
+            if self._untouched_buffers
+            else state.NOTHING,
+            state.all_of(self._enter_optional_contexts(seed, rule)),
         ):
-            self._enter_optional_contexts(stack, seed)
-            if rule is not None:
-                stack.enter_context(relu_rules.unoptimized_scripts(self.modules))
             yield
 
-    def _enter_optional_contexts(self, stack: ExitStack, seed: int) -> None:
+    def _block_other_threads(self) -> AbstractContextManager[None]:
+        changes_flags = self.mode == "eval" and any(m.training for m in self.eager)
+        return block_other_threads(self.model, self.eager, self.locks, changes_flags=changes_flags)
+
+    def _enter_optional_contexts(
+        self, seed: int, rule: relu_rules.ReluRule | None
+    ) -> list[AbstractContextManager[object]]:
+        needed = list[AbstractContextManager[object]]()
         if self.late_hooks:
-            stack.enter_context(late_hooks.watch_hooks(self.late_hooks, self._on_hook_change))
-        if self._untouched_buffers:
-            stack.enter_context(buffer_writes.watch_writes(self._untouched_buffers, self._on_late_write))
+            needed.append(late_hooks.watch_hooks(self.late_hooks, self._on_hook_change))
         if self._written_tensors:
-            stack.enter_context(buffer_writes.preserve_values(self._written_tensors))
+            needed.append(buffer_writes.preserve_values(self._written_tensors))
         if self.uses_rng:
-            stack.enter_context(state.seeded_rngs(seed, self.device))
-        state.neutral_settings(stack, self.device, self.has_fused_attention)
+            needed.append(state.seeded_rngs(seed, self.device))
+        needed += state.neutral_settings(self.device, self.has_fused_attention)
+        if rule is not None:
+            needed.append(relu_rules.unoptimized_scripts(self.modules))
+        return needed
 
     def _on_hook_change(self, module: nn.Module) -> None:
         """A hook that only looks makes no other model; this one changes what a module takes or gives."""

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
-from .hooks import Address, follow_forward, main_tensor, hookable_modules
+from .hooks import Address, follow_forward, hookable_modules, main_tensor
 from .identity import TransientHook
 from .state import SharedNoise
 
@@ -57,6 +57,7 @@ class Layers:
     ) -> None:
         self._by_path = {row.path: row for row in layers}
         self._op_counts, self._unused, self._unbatched = op_counts, unused, unbatched
+        self._resolved: dict[str, str] = {}  # addresses that were asked for: a table of layers never changes
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._by_path.values())
@@ -90,6 +91,8 @@ class Layers:
 
     def resolve(self, name: str) -> str:
         """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
+        if isinstance(name, str) and name in self._resolved:
+            return self._resolved[name]
         address = Address.parse(name)
         n_calls = self._count_calls(address)
         if n_calls == 0:
@@ -99,7 +102,7 @@ class Layers:
             raise LayerError(f"{str(address)!r} runs {n_calls} times in one forward; say which: {choices}")
         if address.call is not None and address.call >= n_calls:
             raise LayerError(f"{str(address)!r}: it runs {n_calls} times in one forward, counted from #0")
-        return str(address)
+        return self._resolved.setdefault(name, str(address))
 
     def _count_calls(self, address: Address) -> int:
         if address.op in (None, "input"):

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -123,44 +123,51 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-@contextmanager
-def hold_locks(locks: Sequence[ModelLock]) -> Iterator[bool]:
+def hold_locks(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
     """Be the only thread that has these locks; gives whether it did not have them before."""
-    _THREADS_INSIDE.enter()
-    acquired: list[ModelLock] = []
-    try:
-        for lock in locks:
-            lock.acquire()
-            acquired.append(lock)
-        yield locks[0].depth == 1
-    finally:
-        for lock in reversed(acquired):
+    return _HeldLocks(locks)
+
+
+class _HeldLocks:
+    def __init__(self, locks: Sequence[ModelLock]) -> None:
+        self.locks = locks
+        self.acquired: list[ModelLock] = []
+
+    def __enter__(self) -> bool:
+        _THREADS_INSIDE.enter()
+        try:
+            for lock in self.locks:
+                lock.acquire()
+                self.acquired.append(lock)
+        except BaseException:  # Ctrl-C while it waits
+            self.__exit__()
+            raise
+        return self.locks[0].depth == 1
+
+    def __exit__(self, *error: object) -> None:
+        for lock in reversed(self.acquired):
             lock.release()
         _THREADS_INSIDE.leave()
 
 
 @contextmanager
-def exclusive_access(
+def block_other_threads(
     model: nn.Module, modules: Sequence[nn.Module], locks: Sequence[ModelLock], *, changes_flags: bool
 ) -> Iterator[None]:
-    """While open, no other thread runs the model: not by a box, and not by calling it.
+    """While open, in a thread that holds the locks, other threads that call the model wait.
 
-    Other threads that call the model wait. `switching` says that its train flags are about to change: then a forward of
-    another thread that is under way waits, too, at the next module that it comes to.
+    `changes_flags` says that its train flags are about to change: then a forward of another thread that is under way waits,
+    too, at the next module that it comes to.
     """
-    with hold_locks(locks) as is_first:
-        if not is_first or threading.active_count() == 1:
-            yield
-            return
-        wait = TransientHook(_waiting_hook(modules, locks))
-        handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
-        try:
-            if changes_flags:
-                time.sleep(GRACE_SECONDS)
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    wait = TransientHook(_waiting_hook(modules, locks))
+    handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
+    try:
+        if changes_flags:
+            time.sleep(GRACE_SECONDS)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _waiting_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:

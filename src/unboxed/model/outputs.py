@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from ..inputs.single import Inputs
 from .hooks import FinalOp, tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OPS
-from .state import syncs_on_read
+from .state import NOTHING, syncs_on_read
 
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
@@ -83,14 +83,9 @@ class OutputReader:
         z = final.input_of(output)
         return z is not None and OutputReader(self.pick, "multilabel")._reproduces(z, output)
 
-    @contextmanager
-    def watch_final_op(self, wants_logits: bool) -> Iterator[FinalOp | None]:
+    def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOp | None]:
         """Watch for the model's last softmax, if its logits are wanted and lie before one."""
-        if not wants_logits or self.outputs not in FINAL_OPS:
-            yield None
-            return
-        with FinalOp(FINAL_OPS[self.outputs]) as final:
-            yield final
+        return FinalOp(FINAL_OPS[self.outputs]) if wants_logits and self.outputs in FINAL_OPS else NOTHING
 
     def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
         """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""

@@ -19,7 +19,7 @@ Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from .op_tables import (
     may_be_gate,
     rectified_input,
 )
-from .state import GlobalSwitch
+from .state import NOTHING, GlobalSwitch
 
 BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,13 +53,16 @@ guided = ReluRule("guided backprop", lambda grad_input, grad_output: grad_input.
 deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.clamp(min=0))
 
 
-@contextmanager
-def apply_rule(rule: ReluRule | None, root: Tensor) -> Iterator[None]:
+def apply_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
     """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
+    return NOTHING if rule is None else _apply_rule(rule, root)
+
+
+@contextmanager
+def _apply_rule(rule: ReluRule, root: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
-        if rule is not None:
-            for node, i in _rectifier_nodes(rule, root):
-                stack.callback(node.register_hook(_gradient_hook(rule.backward, i)).remove)
+        for node, i in _rectifier_nodes(rule, root):
+            stack.callback(node.register_hook(_gradient_hook(rule.backward, i)).remove)
         yield
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from operator import attrgetter
 from threading import Lock
 from typing import Any
 
@@ -19,22 +20,36 @@ from .locks import RNG_LOCK, hold_locks
 from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
 
 Modules = tuple[nn.Module, ...]
+TRAINING_ARGUMENT_INDEX = attrgetter("training")
 
 
-@contextmanager
-def mode_flags(modules: Modules, mode: str) -> Iterator[None]:
+def mode_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
     """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
-    before = [m.training for m in modules]
-    try:
-        if mode == "eval" and True in before:
-            for m, training in zip(modules, before, strict=True):
-                if training:
-                    m.training = False  # not .eval(): users override it, and exported models refuse it
-        yield
-    finally:
-        for m, training in zip(modules, before, strict=True):
-            if m.training != training:
-                m.training = training
+    return _Flags(modules, mode)
+
+
+class _Flags:
+    """A class, as a generator would cost more than the flags do: every forward of a box comes here."""
+
+    def __init__(self, modules: Modules, mode: str) -> None:
+        self.modules, self.mode = modules, mode
+
+    def __enter__(self) -> None:
+        self.before = list(map(TRAINING_ARGUMENT_INDEX, self.modules))
+        if self.mode == "eval" and True in self.before:
+            try:
+                for m, training in zip(self.modules, self.before, strict=True):
+                    if training:
+                        m.training = False  # not .eval(): users override it, and exported models refuse it
+            except BaseException:  # Ctrl-C
+                self.__exit__()
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        if list(map(TRAINING_ARGUMENT_INDEX, self.modules)) != self.before:
+            for m, training in zip(self.modules, self.before, strict=True):
+                if m.training != training:
+                    m.training = training
 
 
 @contextmanager
@@ -197,14 +212,39 @@ UNFUSED_ATTENTION, FORCE_EAGER = GlobalSwitch(_disable_fastpath), GlobalSwitch(_
 FUSED_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def neutral_settings(stack: ExitStack, device: torch.device, has_fused_attention: bool = True) -> None:
+def neutral_settings(device: torch.device, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
     """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
+    settings = list[AbstractContextManager[object]]()
     if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
-        stack.enter_context(FORCE_EAGER)
+        settings.append(FORCE_EAGER)
     if torch.is_autocast_enabled(device.type):
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        settings.append(torch.autocast(device.type, enabled=False))
     if has_fused_attention:
-        stack.enter_context(UNFUSED_ATTENTION)
+        settings.append(UNFUSED_ATTENTION)
+    return settings
+
+
+def all_of(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
+    """These contexts as one, entered in turn; the common cases of none and one cost nothing more."""
+    if len(contexts) < 2:
+        return contexts[0] if contexts else NOTHING
+    return _all_of(contexts)
+
+
+@contextmanager
+def _all_of(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+NOTHING = nullcontext()
+
+
+def out_of_inference() -> AbstractContextManager[None]:
+    """As torch.inference_mode(False) where the caller is in inference_mode, and nothing where not, at no cost."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NOTHING
 
 
 def grad_mode(grad: bool) -> AbstractContextManager[None]:
@@ -232,14 +272,9 @@ def _leave_inference_mode(grad: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def autocast_to(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
-    if dtype is None:
-        yield
-        return
-    with torch.autocast(device.type, dtype, cache_enabled=False):
-        yield
+    return NOTHING if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:

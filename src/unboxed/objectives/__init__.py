@@ -10,9 +10,9 @@ from .algebra import Acts as Acts
 from .algebra import Constant as Constant
 from .algebra import Index as Index
 from .algebra import Objective as Objective
+from .algebra import as_float as as_float
 from .algebra import constant as constant
 from .algebra import layer_objective as layer_objective
-from .algebra import as_float as as_float
 from .images import alpha_norm as alpha_norm
 from .images import color_distance as color_distance
 from .images import roughness as roughness
@@ -25,6 +25,7 @@ from .likeness import match as match
 from .likeness import style as style
 from .outputs import as_classes as as_classes
 from .outputs import check_classes as check_classes
+from .outputs import class_logit as class_logit
 from .outputs import dlr as dlr
 from .outputs import logit as logit
 from .outputs import logprob as logprob
@@ -32,8 +33,8 @@ from .outputs import loss as loss
 from .outputs import margin as margin
 from .outputs import mean_over_positions as mean_over_positions
 from .outputs import targeted_dlr as targeted_dlr
-from .recorded import remember_call as remember_call
 from .recorded import is_equal as is_equal
+from .recorded import remember_call as remember_call
 from .units import channel as channel
 from .units import direction as direction
 from .units import energy as energy

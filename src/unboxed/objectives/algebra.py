@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, LayerError
-from .recorded import Call, replay_call, copy_value, detach_value, map_nested, remember_call, is_equal, is_same_call
+from .recorded import Call, copy_value, detach_value, is_equal, is_same_call, map_nested, remember_call, replay_call
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
@@ -256,14 +256,15 @@ class Constant:
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Constant:
         """A copy on a device; what was seen of its values stays known."""
-        copy = Constant(self.value.to(device, dtype, copy=True))
+        key = self.value.device == device and self.value.dtype == dtype
+        copy = Constant(self.value.clone() if key else self.value.to(device, dtype, copy=True))
         copy._value_range = self._value_range
         return copy
 
     def value_range(self) -> tuple[int, int] | None:
         """The least and the most of whole numbers, looked at once; None on an accelerator, which is not waited for."""
         if self._value_range is None and self.value.device.type == "cpu" and self.value.numel():
-            values = self.value.flatten().tolist()
+            values = self.value.tolist() if self.value.ndim == 1 else self.value.flatten().tolist()
             self._value_range = min(values), max(values)
         return self._value_range
 

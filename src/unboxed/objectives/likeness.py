@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .algebra import Acts, Constant, Objective, layer_objective, as_float
+from .algebra import Acts, Constant, Objective, as_float, layer_objective
 from .recorded import remember_call
 
 EPSILON = 1e-12

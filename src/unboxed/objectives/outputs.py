@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .recorded import remember_call
+
+MAX_CACHED_LABELS = 8  # labels of the largest batch whose objective is cached
 
 
 @remember_call
@@ -93,6 +96,27 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
         raise InputError(f"the model has classes 0 to {n_classes - 1}; got {got}")
 
 
+def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
+    """The logit of a class, or of one class an example (n,), held on a device. Raises InputError."""
+    if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.device.type == device.type == "cpu":
+        return _cached_class_logit(tuple(classes.tolist()), n, n_outputs)
+    labels = Constant(classes)
+    check_classes(labels, n, n_outputs)
+    if not classes.ndim:
+        return logit(int(classes))
+    with torch.inference_mode(False):
+        return logit(labels.copy_to(device, torch.long))
+
+
+@lru_cache(maxsize=256)
+def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int) -> Objective:
+    """Made once, as objectives never change: to make one takes longer than to look it up."""
+    with torch.inference_mode(False):
+        labels = Constant(torch.tensor(classes, dtype=torch.long))
+        check_classes(labels, n, n_outputs)
+        return logit(labels)
+
+
 @remember_call
 def loss(y: int | Tensor | Constant) -> Objective:
     """The cross-entropy of each example under its label y: (N,), or one for all."""
@@ -113,8 +137,11 @@ def margin(y: int | Tensor | Constant) -> Objective:
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
         index = labels[:, None]
         difference = z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]
+        equal = difference.detach() == 0
+        if z.device.type == "cpu" and not equal.any():  # as nearly always; an accelerator would wait
+            return difference
         tie_sign = (z.argmax(1) != labels).to(z) * 2 - 1
-        return difference + (difference.detach() == 0) * tie_sign * torch.finfo(z.dtype).tiny
+        return difference + equal * tie_sign * torch.finfo(z.dtype).tiny
 
     return _label_objective(margin, y, score, "margin")
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ..activations import Ablation, CKA, ablation, filters, similarity
+from ..activations import CKA, Ablation, ablation, filters, similarity
 from ..activations.ablating import last_hidden_layer
 from ..box import Box
 from ..comparing import compare

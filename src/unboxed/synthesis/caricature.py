@@ -15,7 +15,7 @@ from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, dot
 from ..validation import check_float
 from .drawn import GeneratedImages
-from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
+from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 
 @card(

@@ -18,7 +18,7 @@ from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
 from .drawn import GeneratedImages
 from .feature import warn_dead
-from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
+from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

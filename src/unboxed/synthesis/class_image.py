@@ -21,7 +21,7 @@ from ..engine.optimize.transforms import random_affine
 from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..model.batching import BatchSize
-from ..objectives import Objective, as_classes, color_distance, logprob, layer_objective, roughness
+from ..objectives import Objective, as_classes, color_distance, layer_objective, logprob, roughness
 from ..rng import uniform
 from ..validation import check_seed
 

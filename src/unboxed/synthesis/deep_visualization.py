@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes
 from ..rng import normal
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .drawn import GeneratedImages
 
 START_NOISE_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code

@@ -17,7 +17,7 @@ from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
 from ..rng import step_generator
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 from .drawn import GeneratedImages
 
 MAX_OCTAVES = 4

@@ -14,7 +14,7 @@ from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
 from .drawn import GeneratedImages
-from .recipe import DEFAULT_STEPS, generate, image_statistics, canvas_recipe
+from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 
 @card(

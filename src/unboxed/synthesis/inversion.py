@@ -23,7 +23,7 @@ from ..errors import InputError, LayerError
 from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, Objective, alpha_norm, cosine, dot, match, total_variation
 from ..rng import normal
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 NO_CONSTRAINT = Constraint()
 HALF_PIXEL_RANGE = 0.5  # the paper's B: how far a pixel can lie from the middle of its range

@@ -15,7 +15,7 @@ from ..engine.read.sizes import require_images
 from ..errors import LayerError, OutputError
 from ..model.batching import BatchSize
 from ..model.layers import Layer
-from .inversion import Inversion, resolve_address, inversion
+from .inversion import Inversion, inversion, resolve_address
 
 MAX_DEFAULT_LAYERS = 6  # where none are named
 

@@ -13,17 +13,17 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
-from ..engine.optimize.colors import Palette, has_statistics, palette_from_images, natural_palette, pixel_statistics
+from ..engine.optimize.colors import Palette, has_statistics, natural_palette, palette_from_images, pixel_statistics
 from ..engine.optimize.constraints import Constraint
 from ..engine.optimize.parameterizations import (
     Canvas,
     FourierCanvas,
     PhaseCanvas,
     RawCanvas,
-    spectrum_frequencies,
     mean_spectrum,
+    spectrum_frequencies,
 )
-from ..engine.optimize.transforms import Transform, random_crop, random_affine
+from ..engine.optimize.transforms import Transform, random_affine, random_crop
 from ..engine.read.examples import input_batches
 from ..engine.read.sizes import require_images
 from ..errors import InputError

@@ -25,7 +25,7 @@ from ..model.batching import BatchSize, in_batches
 from ..objectives import MODEL_ENDS, Objective, gram, match, total_variation
 from ..objectives import style as matched
 from ..rng import normal
-from ..validation import check_seed, check_float
+from ..validation import check_float, check_seed
 from .drawn import GeneratedImages
 
 TINY = 1e-12

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..atomic_write import write_bytes
-from ..checkpointing import Digest, CheckpointFile
+from ..checkpointing import CheckpointFile, Digest
 from ..engine.stable_repr import checkpoint_repr
 from ..model import state
 

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..box import Box
-from ..engine.optimize.constraints import BALL_BY_NORM, NormBall, Linf, resolve_ball
+from ..engine.optimize.constraints import BALL_BY_NORM, Linf, NormBall, resolve_ball
 from ..errors import InputError, OutputError
-from ..validation import check_seed, check_float, check_int
+from ..validation import check_float, check_int, check_seed
 
 DEFAULT_EPS = 0.3  # for images of digits, where nothing else is said
 TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself

@@ -26,8 +26,8 @@ from ..inputs.single import Inputs
 from ..model import state as rng
 from ..validation import check_seed
 from .average import ModelEMA
-from .checkpoint import setting_repr, data_digest, restore_rng_states, rng_states, training_checkpoint, model_structure
-from .defense import Defense, raw_output, check_trainable
+from .checkpoint import data_digest, model_structure, restore_rng_states, rng_states, setting_repr, training_checkpoint
+from .defense import Defense, check_trainable, raw_output
 
 Batches = DataLoader[Any]  # of (x, y)
 WatchFn = Callable[[nn.Module, Tensor, Tensor, int], object]

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..inputs.single import Pixels
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
-from .files import save_weights, versions, check_writable
+from .files import check_writable, save_weights, versions
 from .fit import History, WatchFn, accuracy, fit
 
 AFFINE_AUGMENTATION = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}

@@ -23,7 +23,7 @@ from ..errors import ModelError
 from ..inputs.single import Pixels
 from ..model import state
 from ..validation import check_seed
-from .models import DigitsCNN, RobustCNN, LinearReLU, MnistCNN
+from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
 MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
 WEIGHTS_FOLDER = files(__name__) / "weights"

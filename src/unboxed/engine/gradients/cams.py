@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +17,16 @@ from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...objectives import Objective
-from ..read.position_grids import PositionGrid, layers_with_grids, image_size, grid_at, upsample_bilinear
+from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapTrace
-from .score import score_gradients
+from .score import in_dtype, no_rows, score_gradients_with_bypass
 
 CombineMaps = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
-CamResult = tuple[Tensor, Tensor, Tensor]
-"""Maps (n, 1, h, w), the rows (n,) taken before a clamp, and scores (n,)."""
+CamResult = tuple[Tensor, Tensor | None, Tensor]
+"""Maps (n, 1, h, w), the rows (n,) taken before a clamp (None where none is), and scores (n,)."""
 
 MAX_TOKEN_LAYERS = 6  # token layers among which the last is sought that the patches still have a say in
 
@@ -54,13 +55,31 @@ def cam(
             return _compute_cam(box, objective, x, cam_layers, combine)
         return _compute_cam(box, objective.rows(rows), x[rows], cam_layers, combine)
 
-    parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
-    maps, clamped, score = parts[0] if len(parts) == 1 else (torch.cat(h) for h in zip(*parts, strict=True))
+    if len(x) == 1 and batch_size == "auto":
+        parts = [run_batch(slice(0, 1))]
+    else:
+        parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
+    maps, clamped, score = parts[0] if len(parts) == 1 else _concatenate(parts)
     check_finite_scores(score)
+    _record_facts(name, objective, maps, clamped)
+    return upsample_bilinear(maps, size) if upsample else maps
+
+
+def _concatenate(parts: Sequence[CamResult]) -> CamResult:
+    maps, clamped, scores = zip(*parts, strict=True)
+    rows = [no_rows(s) if c is None else c for c, s in zip(clamped, scores, strict=True)]
+    return torch.cat(maps), torch.cat(rows), torch.cat(scores)
+
+
+def _record_facts(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
+    """Warn of maps (N, 1, h, w) >= 0 that are zero, not finite or before a clamp (N,)."""
+    if clamped is None:
+        if all(0 < p < math.inf for p in maps.amax((1, 2, 3)).tolist()):  # NaN where a value is
+            return
+        clamped = no_rows(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     warn_not_finite(name, maps)
     warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
-    return upsample_bilinear(maps, size) if upsample else maps
 
 
 def _batch_first_address(box: Box, layer: str) -> str:
@@ -109,9 +128,9 @@ def _combine_at_layers(
     leaves: list[Any] = edges
     like = [acts[a] for a in cam_layers.addresses]
     grid = cam_layers.grid or grid_at(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
-    grads, clamped = score_gradients(score, acts, objective, leaves, like=like)
+    grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
     i = cam_layers.first_with_gradient(grads)
-    h, g = (grid.to_maps(t.detach().to(box.dtype)) for t in (like[i], grads[i]))
+    h, g = (grid.to_maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
     return combine(h, g).clamp(min=0)[:, None], clamped, score.detach()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
-from .paths import Line, max_rows_at_once, interpolate, path_mean_gradient, midpoints
+from .paths import Line, interpolate, max_rows_at_once, midpoints, path_mean_gradient
 from .score import _batched_gradients
 
 MAX_INITIAL_POINTS = (

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...box import Box
 from ...errors import OutputError
+from ...inputs.batches import value_range
 from ...model import relu_rules
 from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
@@ -34,9 +35,12 @@ REENTRANT_ERROR = (
 class Gradients:
     score: Tensor  # (N,)
     map: Tensor  # (N, ...), shaped like the input, or like the layer
-    before_clamp: (
-        Tensor  # (N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU
-    )
+    clamped: Tensor | None  # as `before_clamp`; None where it is no row
+
+    @property
+    def before_clamp(self) -> Tensor:
+        """(N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU."""
+        return no_rows(self.score) if self.clamped is None else self.clamped
 
 
 def gradients(
@@ -64,6 +68,8 @@ def _batched_gradients(
 ) -> Gradients:  # fmt: skip
     """`most` rows at a time, at the most, where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
+    if len(x) == 1 and batch_size == "auto":
+        return _gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
 
     def run_batch(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
@@ -77,6 +83,16 @@ def _batched_gradients(
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
+def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `h.to(dtype)`, which takes its time to see that there is nothing to do."""
+    return h if h.dtype == dtype else h.to(dtype)
+
+
+def no_rows(score: Tensor) -> Tensor:
+    """None of the rows of a score (N,), as a mask."""
+    return torch.zeros(len(score), dtype=torch.bool, device=score.device)
+
+
 def _gradients_of_batch(
     box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, relu_bypass: ReluBypass
 ) -> Gradients:
@@ -87,10 +103,10 @@ def _gradients_of_batch(
         leaf = acts[wrt] if wrt == "input" else acts.edges[wrt]
         if leaf is None:
             raise OutputError(f"nothing has a gradient at {wrt!r}")
-        (grad,), clamped = score_gradients(
+        (grad,), clamped = score_gradients_with_bypass(
             score, acts, objective, [leaf], rule=rule, relu_bypass=relu_bypass, like=[acts[wrt]]
         )
-        return Gradients(score.detach().to(box.dtype), grad.to(box.dtype), clamped)
+        return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped)
 
 
 def score_gradients(
@@ -110,7 +126,7 @@ def score_gradients(
     grads, clamped = score_gradients_with_bypass(
         score, acts, objective, leaves, rule=rule, relu_bypass=relu_bypass, like=like
     )
-    return grads, torch.zeros(len(score), dtype=torch.bool, device=score.device) if clamped is None else clamped
+    return grads, no_rows(score) if clamped is None else clamped
 
 
 def score_gradients_with_bypass(
@@ -160,7 +176,7 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
 
 def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool) -> list[Tensor]:
     try:
-        ones = torch.ones_like(score)
+        ones = None if score.numel() == 1 else torch.ones_like(score)  # of one score torch knows, and checks nothing
         grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
@@ -168,7 +184,14 @@ def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], re
         raise
     if all(g is None for g in grads):
         raise OutputError("the score does not depend on the input by any path with a gradient (detached, or no_grad?)")
-    return [torch.zeros_like(t) if g is None else g[: len(t)] for g, t in zip(grads, like, strict=True)]
+    return [_rows_of(g, t) for g, t in zip(grads, like, strict=True)]
+
+
+def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient without the rows of padding; zeros where there is none."""
+    if g is None:
+        return torch.zeros_like(like)
+    return g if g.shape[0] == like.shape[0] else g[: like.shape[0]]
 
 
 def _expand_like(mask: Tensor, g: Tensor) -> Tensor:
@@ -191,16 +214,25 @@ def attribute(
     objective = box.objective(target, len(x))
     result = _batched_gradients(box, objective, x, rule, "input", batch_size, "last")
     check_finite_scores(result.score)
-    warn_gradients(objective, result.map, result.before_clamp)
+    warn_gradients(objective, result.map, result.clamped)
     return box.restore_structure(result.map)  # type: ignore[no-any-return]
 
 
-def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor) -> None:
-    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,)."""
-    peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
-    if all(0 < p < math.inf for p in peak.tolist()) and not any(before_clamp.tolist()):
+def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:
+    """Warn of gradients (N, ...) that are zero, infinite or before a clamp (N,): None where none is."""
+    if before_clamp is None and _all_sound(gradient):
         return
+    before_clamp = no_rows(gradient) if before_clamp is None else before_clamp
     clamped = f"{objective.name} is clamped at 0 by a final ReLU for"
     warn_rows(clamped, before_clamp, ": maps taken before the clamp")
     warn_not_finite(f"the gradient of {objective.name}", gradient)
-    warn_rows(f"the gradient of {objective.name} is exactly zero for", peak == 0)
+    warn_rows(f"the gradient of {objective.name} is exactly zero for", _zero_rows([gradient]))
+
+
+def _all_sound(h: Tensor) -> bool:
+    """Whether every row of h (N, ...) is finite and not all zero, seen at a glance."""
+    if len(h) == 1:  # a single image, where each op counts
+        low, high = value_range(h)  # NaN where a value is
+        return -math.inf < low and high < math.inf and (low < 0 or high > 0)
+    peak = torch.linalg.vector_norm(h.flatten(1), torch.inf, dim=1)  # (N,), NaN where a value is
+    return all(0 < p < math.inf for p in peak.tolist())

@@ -26,7 +26,7 @@ from .optimizers import OptimizerLike, PlainAscent
 from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
-CPU_CACHE_BYTES = 2**25  # bytes of activations that a CPU keeps near: larger batches run slower
+CPU_CACHE_BYTES = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
 MIN_BATCH_ROWS, MAX_BATCH_ROWS = (
     16,
     192,

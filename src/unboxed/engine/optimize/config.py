@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...objectives import Objective
-from ...validation import check_seed, check_int
+from ...validation import check_int, check_seed
 from ..gradients.score import ReluBypass
 from .constraints import Constraint
 from .optimizers import OptimizerLike

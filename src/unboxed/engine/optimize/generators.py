@@ -12,7 +12,7 @@ from ...model import buffer_writes, state
 from ...objectives import Index
 from ...rng import normal
 from .colors import Palette
-from .constraints import TINY, Constraint, l2_norm, broadcast_rows
+from .constraints import TINY, Constraint, broadcast_rows, l2_norm
 from .parameterizations import Canvas
 
 DecodeFn = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class LatentCanvas(Canvas):
             stack.enter_context(buffer_writes.preserve_buffers(modules))
             stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
             stack.enter_context(state.seeded_rngs(0, self.z.device))
-            state.neutral_settings(stack, self.z.device)
+            stack.enter_context(state.all_of(state.neutral_settings(self.z.device)))
             output = generator(self.z.to(first_param.dtype, copy=True))  # a first op in place would write over the code
         image: Tensor = decode(output).to(self.z.dtype)
         return image

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from .constraints import TINY, l2_norm, broadcast_rows
+from .constraints import TINY, broadcast_rows, l2_norm
 
 
 class OptimizerLike(Protocol):

@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...inputs.multi import MultiInput
 from ...inputs.single import Features, Inputs, Pixels
 from ...model.answers import check_finite_scores
-from ...validation import check_seed, check_float
+from ...validation import check_float, check_seed
 
 Baseline = str | float | Tensor | None
 """A kind, a number for every pixel or column, values beside x, or None: black for images, the mean for features."""

@@ -16,7 +16,7 @@ from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.single import Pixels
 from ...model.batching import BatchSize, in_batches
-from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, to_dense, restore_containers
+from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
 from ...objectives import Objective
 from ..read.edited_runs import VariantOutputs
 

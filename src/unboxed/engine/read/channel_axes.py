@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ...box import Box
 from ...inputs.single import Pixels
@@ -62,6 +63,7 @@ def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
             yield row, axis_by_shape.get(row.shape, {axis_by_ndim.get(len(row.shape), False)}) == {True}
 
 
+@lru_cache(maxsize=1024)
 def _type_is_channels_first(type_name: str) -> bool | None:
     """Whether a module's units are on axis 1; None where its type doesn't tell."""
     if any(part in type_name for part in CHANNELS_FIRST_TYPES):

@@ -20,13 +20,13 @@ from .items import (
     SkippedExamples,
     is_batching_loader,
     is_indexable,
-    without_label,
-    read_example,
+    is_tensor_pair,
     iter_examples,
     iter_loader_batches,
-    is_tensor_pair,
+    read_example,
+    without_label,
 )
-from .packing import pack_data, is_single_pass
+from .packing import is_single_pass, pack_data
 
 MAX_CPU_ROWS = 192  # examples on a CPU: larger batches gain nothing and leave its cache
 

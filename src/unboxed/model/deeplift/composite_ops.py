@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import RuleError
 from ..attention import AttentionHeads, bind_arguments, project_out, unpack_multi_head, unpack_scaled_dot_product
-from .reference_run import OpCall, ActivationPair, with_gradient_of
+from .reference_run import ActivationPair, OpCall, with_gradient_of
 
 Func = Callable[..., Any]
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...errors import RuleError
 from .composite_ops import (
-    call_arguments,
     batch_norm_rule,
+    call_arguments,
     cross_entropy_rule,
+    get_pair,
     glu_rule,
     group_norm_rule,
     instance_norm_rule,
@@ -25,9 +26,8 @@ from .composite_ops import (
     normalize_rule,
     scaled_dot_product_attention_rule,
     softmax_rule,
-    get_pair,
 )
-from .reference_run import LARGE_VALUE, OpCall, ActivationPair, Rule, with_gradient_of, max_multipliers
+from .reference_run import LARGE_VALUE, ActivationPair, OpCall, Rule, max_multipliers, with_gradient_of
 
 Func = Callable[..., Any]
 Product = Callable[[Tensor, Tensor], Tensor]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..op_tables import plain_op_name
 from .base_run import BaseMap
-from .regions import crop, common_regions
-from .windowed import WindowGroup, IntArray, Op, WindowedTensor, handles
+from .regions import common_regions, crop
+from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
 
 UNARY_OPS = (
     "abs", "absolute", "neg", "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .windowed import WindowGroup, IntArray, WindowedTensor
+from .windowed import IntArray, WindowedTensor, WindowGroup
 
 Size = tuple[int, int]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .base_run import BaseMap
 from .regions import Size, crop, read_region
-from .windowed import WindowGroup, IntArray, Op, WindowedTensor, handles
+from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
 
 MAX_WINDOW_COVERAGE = 0.85  # of the positions: with more in windows the whole map is computed
 CROP_BYTES = 2**21  # bytes that are cut out of maps at a time

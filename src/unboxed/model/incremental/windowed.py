@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from ..op_tables import plain_op_name
-from .base_run import BasePass, BaseMap
+from .base_run import BaseMap, BasePass
 
 IntArray = npt.NDArray[np.int64]
 Op = Callable[..., Any]

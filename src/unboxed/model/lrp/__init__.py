@@ -8,5 +8,5 @@ rule at all: their gradient shares a sum in proportion, gives a maximum to its w
 from .autograd_functions import annotate as annotate
 from .context import check_all_ruled as check_all_ruled
 from .context import frozen_parameters as frozen_parameters
-from .mode import LRPMode as LRPMode
 from .mode import LayerRules as LayerRules
+from .mode import LRPMode as LRPMode

@@ -15,32 +15,31 @@ from ...errors import RuleError
 from ..hooks import tensors_in
 from ..op_mode import OpMode, is_in_place
 from ..op_tables import plain_op_name
-from . import composite_ops
-from . import op_rules
+from . import composite_ops, op_rules
 from .arguments import (
     Args,
     Func,
     Kwargs,
-    call_with_variables,
     call_with_tensors,
+    call_with_variables,
     detached,
     has_negative_exponent,
     is_active_dropout,
     is_one_sided_clamp,
-    without_override_checks,
     run_on_clone,
+    without_override_checks,
 )
 from .autograd_functions import (
     BOUNDED_RANK,
     GATE_RANK,
     SIGNAL_RANK,
-    propagate_gradient,
-    propagate_secant,
     annotate,
     annotation_of,
+    propagate_gradient,
+    propagate_secant,
     with_backward_rule,
 )
-from .linear_rules import LinearOp, LinearRule, FirstLayerRule, InputGradient, conv_input_gradient, dense_input_gradient
+from .linear_rules import FirstLayerRule, InputGradient, LinearOp, LinearRule, conv_input_gradient, dense_input_gradient
 from .recurrent import CELLS, run_recurrent
 
 
