@@ -5,6 +5,7 @@ from . import checks as checks
 from . import data as data
 from . import errors as errors
 from . import plots as plots
+from . import robustness as robustness
 from . import synthesis as synthesis
 from . import testing as testing
 from . import training as training

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from .errors import InputError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-FAMILIES = ("activations", "synthesis", "attribution", "adversarial")
+FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "robustness")
 
 
 @dataclass(frozen=True)

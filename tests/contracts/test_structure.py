@@ -19,12 +19,14 @@ TIERS = [
     {"box"},
     {"engine"},
     {*FAMILIES, "data", "zoo"},
+    {"robustness"},
     {"checks"},
     {
         "comparing", "loading", "plots", "report", "page", "testing", "training", "scale",
         "cli", "__main__",
     },
 ]  # fmt: skip
+METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
     "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",
@@ -85,7 +87,7 @@ def test_the_files_are_found() -> None:
 
 @each_file
 def test_imports_point_down(file: Path) -> None:
-    """Ways in and views -> checks -> families -> engine -> box -> objectives, inputs, model -> errors, cards."""
+    """Ways in and views -> checks -> robustness -> families -> engine -> box -> objectives, inputs, model -> errors."""
     mine = room(file)
     if not mine:
         return
@@ -97,8 +99,10 @@ def test_imports_point_down(file: Path) -> None:
         assert parts[1] in RANK, f"line {line} imports {name}, which has no place in the layout"
         assert RANK[parts[1]] <= RANK[mine], f"line {line} imports {name}, which lies above"
         both = {parts[1], mine}
+        evaluates = both & (FAMILIES - {"adversarial"}) and "robustness" in both
+        assert not evaluates, f"line {line}: of the families, robustness imports adversarial alone"
         assert not both <= FAMILIES, f"line {line}: one family imports another; move what they share down to engine"
-        assert not (both & FAMILIES and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
+        assert not (both & METHODS and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
 
 
 @each_file
@@ -146,7 +150,7 @@ def test_no_scope_is_open_at_a_yield(file: Path) -> None:
             continue
         for line, opened in own_yields(function):
             bad = [
-                w for w in opened if room(file) in {"model", "box", "engine", *FAMILIES} or any(s in w for s in SCOPES)
+                w for w in opened if room(file) in {"model", "box", "engine", *METHODS} or any(s in w for s in SCOPES)
             ]
             assert not bad, f"line {line} of {function.name} yields inside `with {bad[0]}`"
 
@@ -164,7 +168,7 @@ def test_only_model_hooks_modules(file: Path) -> None:
 @each_file
 def test_no_draw_is_global(file: Path) -> None:
     """In the engine and the families every draw has its generator (model/state forks the global ones for the model)."""
-    if room(file) not in {"engine", "inputs", "box", "objectives", "rng", *FAMILIES}:
+    if room(file) not in {"engine", "inputs", "box", "objectives", "rng", *METHODS}:
         return
     for node in nodes(file):
         if not isinstance(node, ast.Call):

@@ -89,7 +89,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     y = box.predict(x)
     page, facts = written(box, (x, y), tmp_path)
     other, z = standardized(box, x)
-    found = ub.adversarial.robustness(other, (z, y), adversarial.ATTACKS, eps=adversarial.GRAY, alarms=False)
+    found = ub.robustness.evaluate(other, (z, y), adversarial.ATTACKS, eps=adversarial.GRAY, alarms=False)
     assert facts["robustness"]["this model"]["all"] == [found.robust(e).plain() for e in found.eps]
     assert "within 0.3 standard deviations of each column" in page
     assert "moved every column by at most eps standard deviations of each column" in page

@@ -18,8 +18,6 @@ from .. import adversarial
 from ..adversarial.changes import Change, changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fab import fab
-from ..adversarial.norms import common_norm, fitting
-from ..adversarial.robustness import ATTACKS, Attack, Robustness, robustness, taken
 from ..atomic_write import encoded, write_bytes
 from ..box import Box
 from ..checkpointing import digest
@@ -31,6 +29,8 @@ from ..plots.attacked import NORMS, attacked
 from ..plots.files import save
 from ..plots.pngs import pixels
 from ..report.words import many
+from ..robustness.evaluate import ATTACKS, Attack, Robustness, evaluate, taken
+from ..robustness.norms import common_norm, fitting
 from ..validation import whole
 
 PICTURE, NUMBERS, IMAGES = "attacked.png", "attack.json", "images"
@@ -85,7 +85,7 @@ def command(
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
     state = out / _state(attacks, eps, norm, most, bits, seed, digest(x, y))
-    found = robustness(
+    found = evaluate(
         box, (box.shaped(x), y), chosen, eps=eps, norm=norm, seed=seed, checkpoint=state, quiet=quiet,
         minimal=_minimal(norm),
     )  # fmt: skip

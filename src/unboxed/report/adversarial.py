@@ -14,12 +14,12 @@ from ..adversarial.changes import Change, changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
-from ..adversarial.robustness import Attack, Robustness, robustness
-from ..adversarial.shares import Share
 from ..box import Box
 from ..engine.optimize.constraints import eps_text
 from ..plots import attacked, colors
 from ..plots.sheet import Bar
+from ..robustness.evaluate import Attack, Robustness, evaluate
+from ..robustness.shares import Share
 from .blocks import Block, Case, Figure, Files, Fold, Head, Method, Note, Scales, Table, Text
 from .context import Context, Section
 from .judge import fitting
@@ -100,7 +100,7 @@ def _labels(context: Context) -> Tensor:
 def _model(context: Context, name: str, box: Box, places: Sequence[int], pictured: Sequence[int]) -> Net:
     eps = GRAY if _line(box) else COLOR
     asked, x = standardized(box, context.inputs(places))
-    found = robustness(asked, (x, _labels(context)[list(places)]), ATTACKS, eps=eps, alarms=False, seed=context.seed)
+    found = evaluate(asked, (x, _labels(context)[list(places)]), ATTACKS, eps=eps, alarms=False, seed=context.seed)
     asked, x = standardized(box, context.inputs(pictured))
     made = deepfool(asked, x, asked.predict(x), norm="linf")
     if found.interrupted or made.interrupted:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adversarial.attempt import Attempt
+from ..adversarial.fgsm import fgsm
+from ..adversarial.pgd import pgd
+from ..adversarial.square import square
 from ..box import Box
 from ..engine.optimize.constraints import Ball, ball_of
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.single import Pixels
 from ..model.answers import among, without_nan
 from ..model.batching import BatchSize
-from .attempt import Attempt
-from .fgsm import fgsm
-from .pgd import pgd
-from .square import square
 
 MOST = 200  # examples that are asked
 SHARE, LEAST = 0.05, 3  # by how many of them one attack must beat another before it is told

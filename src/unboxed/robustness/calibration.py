@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..adversarial.answers import logits_of
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import labeled_rows
 from ..errors import OutputError
 from ..model.batching import BatchSize
 from ..validation import whole
-from .answers import logits_of
 
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked at
 BISECTIONS = 60

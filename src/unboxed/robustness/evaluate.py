@@ -15,6 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adversarial.answers import class_logits
+from ..adversarial.attempt import in_range
+from ..adversarial.deepfool import deepfool
+from ..adversarial.fgsm import fgsm
+from ..adversarial.pgd import pgd
+from ..adversarial.result import Adversarial
+from ..adversarial.square import square
 from ..box import Box
 from ..checkpointing import Saved, digest
 from ..engine.optimize.constraints import ball_of, eps_text, norm_of
@@ -27,15 +34,8 @@ from ..model.batching import BatchSize
 from ..objectives import margin
 from ..validation import check_seed
 from .alarms import Alarm, alarms_of
-from .answers import class_logits
-from .attempt import in_range
-from .deepfool import deepfool
-from .fgsm import fgsm
 from .norms import check_inputs, check_norms, fitting, same_norm
-from .pgd import pgd
-from .result import Adversarial
 from .shares import Share
-from .square import square
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
@@ -115,7 +115,7 @@ class Robustness:
         }
 
 
-def robustness(
+def evaluate(
     box: Box,
     data: Any,
     attacks: Mapping[str, Attack] | None = None,

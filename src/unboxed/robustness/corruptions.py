@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adversarial.answers import logits_of
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import AT_ONCE, labeled
@@ -20,7 +21,6 @@ from ..engine.read.sizes import images_only
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_seed, whole
-from .answers import logits_of
 from .corrupting import KINDS, corrupted
 
 CORRUPTIONS = tuple(KINDS)
