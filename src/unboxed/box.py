@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, OutputError
+from .inputs.base import Inputs, at_levels, laid_out
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
-from .inputs.single import Inputs, at_levels, laid_out
 from .model import relu_rules, state
 from .model.answers import without_nan
 from .model.batch_dependence import levels

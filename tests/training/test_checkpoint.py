@@ -15,7 +15,7 @@ from unboxed import cli, training, zoo
 from unboxed.data import digits
 from unboxed.engine.optimize.transforms import wobble
 from unboxed.errors import InputError, ModelError, WriteError
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 from unboxed.training import PGD, Fast, Trades, Trained, fit, train
 from unboxed.zoo.models import Judge
 

@@ -16,7 +16,7 @@ from ..engine.gradients.score import REENTRANT, pull_stuck
 from ..engine.optimize.ascent import near_sizes
 from ..engine.optimize.constraints import Ball, Linf, per_row
 from ..errors import InputError, NaNError, OutputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import without_nan
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts

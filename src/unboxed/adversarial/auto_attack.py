@@ -21,7 +21,7 @@ from ..checkpointing import Saved, digest
 from ..engine.optimize.constraints import L2, Ball, Linf, ball_of
 from ..engine.stable_repr import box_answers, box_settings, checkpoint_repr
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
 from ..validation import check_seed, whole

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import Linf, per_row
 from ..errors import InputError, warn
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..rng import hashed, of_sample
 from ..validation import check_seed, whole
 from .attempt import Attempt

@@ -19,8 +19,9 @@ from ..box import Box
 from ..cards import card
 from ..engine.results import tell_not_finite, tell_rows
 from ..errors import InputError, OutputError
+from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
-from ..inputs.single import Inputs, Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import check_scores
 from ..model.batching import BatchSize, in_batches
 from ..model.lrp import Propagation, Recipe, all_ruled, constant, linear_rules, note

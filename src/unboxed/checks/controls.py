@@ -19,7 +19,8 @@ from .. import rng
 from ..box import Box
 from ..engine.perturb.baselines import baseline
 from ..errors import InputError
-from ..inputs.single import Inputs, Pixels
+from ..inputs.base import Inputs
+from ..inputs.pixels import Pixels
 from ..model.outputs import Reader
 from ..objectives import ENDS, Objective
 from ..validation import check_seed

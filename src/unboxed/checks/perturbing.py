@@ -14,7 +14,7 @@ from ..engine.perturb.masking import probability
 from ..engine.results import map_of
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, logit, pooled
 from ..validation import check_seed

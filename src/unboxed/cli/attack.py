@@ -24,7 +24,7 @@ from ..checkpointing import digest
 from ..engine.optimize.constraints import eps_text
 from ..engine.read.examples import labeled_rows
 from ..errors import DataError, InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..plots.attacked import NORMS, attacked
 from ..plots.files import save
 from ..plots.pngs import pixels

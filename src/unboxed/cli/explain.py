@@ -26,7 +26,7 @@ from ..checks.remembered import Remembered, finite
 from ..checks.verdict import PAIRS, Verdict
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..objectives import pooled
 from ..plots.explained import explained
 from ..plots.files import save

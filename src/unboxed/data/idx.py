@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, WriteError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from .download import Unreachable, checksum, fetch
 from .sets import InMemory
 

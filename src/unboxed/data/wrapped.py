@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ..engine.read.class_labels import class_names
 from ..engine.read.items import item
 from ..errors import DataError
+from ..inputs.base import SLACK
 from ..inputs.images import quiet, to_tensor, wanted
-from ..inputs.single import SLACK, Pixels
+from ..inputs.pixels import Pixels
 from .sets import Batch, Example, Images, count, stack
 
 Decode = Callable[[Tensor], Tensor]

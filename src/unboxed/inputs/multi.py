@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .single import Inputs, at_levels
+from .base import Inputs, at_levels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed already."""

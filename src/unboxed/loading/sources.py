@@ -14,7 +14,8 @@ from ..box import Box
 from ..data.folders import Folder
 from ..engine.read.class_labels import named_classes
 from ..errors import DataError
-from ..inputs.single import Inputs, Pixels
+from ..inputs.base import Inputs
+from ..inputs.pixels import Pixels
 from .factories import build
 
 KINDS = "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, or module:factory of a Dataset"

@@ -15,7 +15,7 @@ from ..checks.ranking import candidates, flops
 from ..checks.remembered import Remembered
 from ..checks.verdict import Verdict
 from ..engine.read.channel_axes import channels_first
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
 from .kinds import Kind, kind_of

@@ -15,7 +15,7 @@ from ..engine.read.examples import label_numbers
 from ..engine.read.items import item
 from ..engine.read.packing import packed
 from ..errors import BrokenImageError, DataError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 
 TENSORS = "tensors"  # data without a name of their own
 BINARY = ("no", "yes")  # what one probability says

@@ -21,7 +21,7 @@ from ..adversarial.square import square
 from ..box import Box
 from ..engine.optimize.constraints import Ball, ball_of
 from ..errors import NaNError, OutputError, UnboxedWarning
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import among, without_nan
 from ..model.batching import BatchSize
 

@@ -11,7 +11,7 @@ from ..cards import Card
 from ..engine.optimize.constraints import NORMS
 from ..engine.read.sizes import images_only
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 
 Attacks = Mapping[str, Callable[..., Any]]
 

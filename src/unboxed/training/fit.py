@@ -22,7 +22,7 @@ from ..box import Box
 from ..checkpointing import OTHERWISE, Saved, alike
 from ..engine.stable_repr import box_answers
 from ..errors import DataError, InputError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..model import state as rng
 from ..validation import check_seed
 from .average import Average

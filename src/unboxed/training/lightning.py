@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError, MissingError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..rng import key
 from .defense import PGD, Fast
 from .watch import BatchFn, ConfusedLogits, Files, _State

@@ -16,7 +16,7 @@ from .. import data as sets
 from ..box import Box
 from ..engine.optimize.transforms import wobble
 from ..errors import DataError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..validation import check_seed
 from .defense import PGD, Defense, named
 from .files import save, versions, writable

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..box import Box
 from ..engine.gradients.score import gradients
 from ..errors import InputError, WriteError, warn
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..data.uci import INPUTS as DIGITS
 from ..errors import ModelError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model import state
 from ..validation import check_seed
 from .models import DigitsCNN, Judge, LinearReLU, MnistCNN

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ... import rng
 from ...box import Box
+from ...inputs.base import Inputs
+from ...inputs.features import Features
 from ...inputs.multi import MultiInput
-from ...inputs.single import Features, Inputs
 from ...model.batching import BatchSize, in_batches
 from ...model.relu_rules import Rule
 from ...objectives import Objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...box import Box
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.layers import Layer
 
 SECOND = ("2d", "3d", "Conv1d", "ConvTranspose", "Pool", "BatchNorm", "InstanceNorm", "GroupNorm", "LocalResponseNorm",

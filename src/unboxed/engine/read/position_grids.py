@@ -12,7 +12,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.multi import MultiInput
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
 from . import channel_axes
