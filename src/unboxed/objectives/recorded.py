@@ -8,24 +8,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .algebra import Objective
-
 P = ParamSpec("P")
-Call = tuple[Callable[..., "Objective"], tuple[Any, ...], dict[str, Any]]
+T = TypeVar("T")  # an objective
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-def recorded(make: Callable[P, Objective]) -> Callable[P, Objective]:
+def recorded(make: Callable[P, T]) -> Callable[P, T]:
     """A function that makes a new objective at each call, which then remembers that call as its `made`."""
 
     @wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Objective:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         copies, named = each(copied, args), each(copied, kwargs)
         objective = make(*copies, **named)
         object.__setattr__(objective, "made", (call, copies, named))
@@ -53,7 +51,7 @@ def detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def again(make: Callable[..., Objective], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Objective:
+def again(make: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """The objective of a remembered call: what a pickle of one does when it is read."""
     return make(*args, **kwargs)
 

@@ -15,7 +15,7 @@ from ..errors import InputError, MissingError
 from ..inputs.base import Inputs
 from ..rng import key
 from .defense import PGD, Fast
-from .watch import BatchFn, ConfusedLogits, Files, _State
+from .watching import BatchFn, Files, ModelState, Watcher
 
 try:
     from lightning.pytorch import Callback
@@ -35,7 +35,7 @@ class Watching(Callback):
     """Looks at a batch before the step that trains on it: at the weights that step starts from, and at inputs that
     the model had no chance to write over. Batches are counted through all epochs."""
 
-    def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
+    def __init__(self, watcher: Watcher, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._pair = watcher, batch_fn or pair
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -98,7 +98,7 @@ class Defending(Callback):
 
     def _open(self, module: LightningModule, z: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
-        state = _State.of(module, z)
+        state = ModelState.of(module, z)
         if self._box is None or state != self._opened:
             self._box, self._opened = Box(module, self.inputs, autocast=self.autocast), state
         return self._box

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
 from .confused import Confused, Rule, Scope, find, logits_of
+from .watching import BatchFn, Files, ModelState, Sink
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -31,9 +31,6 @@ NOWHERE = (
     "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
     "returns"
 )
-
-Sink = Callable[["Image.Image", int], object]  # (sheet, step)
-BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
 
 
 class ConfusedLogits:
@@ -173,7 +170,7 @@ class ConfusedLogits:
 
     def _open(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
-        state = _State.of(model, x)
+        state = ModelState.of(model, x)
         if self._box is None or state != self._opened:
             refuse_sharded(model)
             seen = AsTrained(x[:3].detach().clone())
@@ -209,21 +206,6 @@ class ConfusedLogits:
             warn(f"the sheet of step {found.step} is lost: {error}")
 
 
-@dataclass(frozen=True)
-class _State:
-    """What a box was opened on."""
-
-    modules: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, model: nn.Module, x: Tensor) -> _State:
-        first = next((p for p in model.parameters() if p.is_floating_point()), x)
-        return cls(tuple(map(id, model.modules())), first.device, first.dtype, tuple(x.shape[1:]))
-
-
 @dataclass(frozen=True, eq=False)
 class AsTrained:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
@@ -256,20 +238,6 @@ class AsTrained:
         """Real inputs; where the batch had fewer than n, others like them."""
         x = self.examples.to(generator.device)
         return torch.cat([x, x.flip(-1), -x])[:n]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Writes each sheet as a PNG file. Raises WriteError when called."""
-
-    folder: Path
-
-    def __call__(self, sheet: Image.Image, step: int) -> Path:
-        from ..atomic_write import write_bytes
-
-        png = BytesIO()
-        sheet.save(png, "PNG", compress_level=1)  # training waits for it
-        return write_bytes(self.folder / f"confused-{step:06d}.png", png.getvalue())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
