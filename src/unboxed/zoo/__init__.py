@@ -1,6 +1,8 @@
 """Small networks, trained and untrained: `zoo.load("digits-cnn")` gives the model and what its inputs are.
 
 Beside each weights file lies a card, `zoo.card(name)`: on which data, how and how well the model was trained.
+
+A model moves in here with a recipe in `training.recipes` that makes its weights again.
 """
 
 from __future__ import annotations
