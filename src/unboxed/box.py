@@ -62,7 +62,7 @@ class Box:
         self._asked: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
         self._asked |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = laid_out(inputs, channels_last)
-        self._reader = Reader(output, outputs)
+        self.output_reader = Reader(output, outputs)
         self._opening = self._fresh = self._stale = False
         self._open()
 
@@ -83,7 +83,7 @@ class Box:
             self.device, self.model_dtype, self.modules = model.device, model.dtype, model.named
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
             rows: tuple[int, int] = getattr(self.model, "exported_rows", (1, 1024))  # that an exported graph takes
-            self._least, self._most = rows
+            self.min_rows, self.max_rows = rows  # of a batch
             self.autocast: torch.dtype | None = None
             self._try_out()
             before: int | None = len(getattr(self, "classes", ())) or None
@@ -107,17 +107,18 @@ class Box:
 
     def _try_out(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self.noise(3 if self._most >= 3 else 1)
+        noise = self.noise(3 if self.max_rows >= 3 else 1)
         apart = at_levels(self.inputs, levels(self.inputs.shape, self.device)).to(self.dtype)
-        self._found, self.coupled = first_forward(self._model, self._call, noise, apart, (self._least, self._most))
-        self.noisy, self.stateless = self._found.noisy, self._model.stateless  # asks for noise; a pure function
-        self.layers: Layers = self._found.layers
-        again = self._found.output, self.inputs, lambda x: self._run(noise if x is None else x)
-        self.outputs: Outputs = self._asked["outputs"] or self._reader.recognize(*again)
-        self._reader = Reader(self._reader.pick, self.outputs)
-        self.flops = self._found.flops_each  # of one example's way through
-        seen = self._reader.tensor(self._found.output)
-        self.n_outputs, self._found_shape = seen.shape[1], tuple(seen.shape[2:])
+        rows = self.min_rows, self.max_rows
+        self.profile, self.coupled = first_forward(self._model, self.raw_output, noise, apart, rows)
+        self.noisy, self.stateless = self.profile.noisy, self._model.stateless  # asks for noise; a pure function
+        self.layers: Layers = self.profile.layers
+        again = self.profile.output, self.inputs, lambda x: self._run(noise if x is None else x)
+        self.outputs: Outputs = self._asked["outputs"] or self.output_reader.recognize(*again)
+        self.output_reader = Reader(self.output_reader.pick, self.outputs)
+        self.flops = self.profile.flops_each  # of one example's way through
+        seen = self.output_reader.tensor(self.profile.output)
+        self.n_outputs, self.output_map_shape = seen.shape[1], tuple(seen.shape[2:])
 
     def noise(self, n: int) -> Tensor:
         """Valid inputs (n, ...) that differ, the same each time."""
@@ -125,13 +126,13 @@ class Box:
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):
-            return self._call(x)
+            return self.raw_output(x)
 
     def _narrow(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
         self.autocast = state.check_autocast(autocast, self.model_dtype)
         with refusing(f"run under autocast={autocast}"):
-            self._run(self.noise(max(2, self._least))[: self._most])
+            self._run(self.noise(max(2, self.min_rows))[: self.max_rows])
 
     def quiet(
         self, *, grad: bool = True, rule: relu_rules.Rule | None = None, seed: int = 0
@@ -156,7 +157,7 @@ class Box:
         inner = {a: self.layers.resolve(a) for a in wanted if a not in ENDS}
         to_end = bool({"output", "logits"} & set(wanted))
         rewrites = {self.layers.resolve(a): edit for a, edit in (edits or {}).items()}
-        padding = Padding(len(x), max(len(x), self._least))
+        padding = Padding(len(x), max(len(x), self.min_rows))
         taps = Acts()
         with ExitStack() as stack:
             if inner or rewrites:
@@ -164,21 +165,22 @@ class Box:
                 taps = stack.enter_context(tap)
             if self.noisy:
                 stack.enter_context(state.SharedNoise())
-            final = stack.enter_context(self._reader.watching("logits" in wanted))
-            raw = self._call(padding.pad(x)) if inner or rewrites or to_end else None
+            final = stack.enter_context(self.output_reader.watching("logits" in wanted))
+            raw = self.raw_output(padding.pad(x)) if inner or rewrites or to_end else None
         if missing := [a for a, real in inner.items() if real not in taps]:
             raise LayerError(f"{missing[0]!r} did not run for this input")
         acts = Acts({"input": x})
         for a, real in inner.items():
             acts[a], acts.edges[a] = taps[real], taps.edges[real]
         if to_end:
-            output = in_rows(self._reader.tensor(raw), rows or padding.size, self.n_outputs)
+            output = in_rows(self.output_reader.tensor(raw), rows or padding.size, self.n_outputs)
             acts["output"] = padding.split(output)[0]
             if "logits" in wanted:
-                acts["logits"] = padding.split(self._reader.logits(output, final))[0]
+                acts["logits"] = padding.split(self.output_reader.logits(output, final))[0]
         return acts
 
-    def _call(self, x: Tensor) -> object:
+    def raw_output(self, x: Tensor) -> object:
+        """What the model itself returns for accepted inputs x (N, ...), run as it stands; None where it was stopped."""
         try:
             with state.narrowed(self.device, self.autocast):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
@@ -234,33 +236,33 @@ class Box:
         """Raise OutputError unless the model gives each example one row of class scores."""
         if self.outputs == "regression":
             raise OutputError(f"{what} needs classes, and a regression model has none; climb an objective instead")
-        if shape := self._found_shape:
+        if shape := self.output_map_shape:
             raise OutputError(f"{what} needs one row of class scores an example; the model gives a map {shape}")
 
     @property
     def _read_limit(self) -> int:
         """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
-        return self.fitting(self._found.bytes_peak)
+        return self.fitting(self.profile.bytes_peak)
 
     @property
     def batch_limit(self) -> int:
         """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
-        return self.fitting(self._found.bytes_each)
+        return self.fitting(self.profile.bytes_each)
 
     def fitting(self, bytes_each: int) -> int:
         """How many examples an automatic batch takes where each holds so many bytes."""
-        return max(1, min(1024, self._most, BATCH_BYTES // max(1, bytes_each)))
+        return max(1, min(1024, self.max_rows, BATCH_BYTES // max(1, bytes_each)))
 
     @property
     def takes_others(self) -> bool:
         """Whether the model may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
-        return not (self.coupled or self.noisy) and self._least == 1
+        return not (self.coupled or self.noisy) and self.min_rows == 1
 
     def splits(self, n: int, batch_size: BatchSize, coupled: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
         if coupled or self.coupled:
             return max(n, 1), n
-        return min(batch_size, self._most) if isinstance(batch_size, int) else batch_size, self.batch_limit
+        return min(batch_size, self.max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""

@@ -118,7 +118,7 @@ def test_bounded_batches(name: str, size: int) -> None:
 @methods("computes less", lambda card: takes(card, "batch_size"))
 def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = case("plain", n=5)
-    each = c.box._found.bytes_each
+    each = c.box.profile.bytes_each
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
     rows = Rows(c.box.model)
     call(CARDS[name], c)

@@ -83,7 +83,7 @@ def _rolled(box: Box, x: Tensor, fuse: Callable[[Tensor], Tensor]) -> tuple[Tens
         total[:] = [a @ total[0]] if total else [a]
         count += 1
 
-    size = max(len(x), box._least)
+    size = max(len(x), box.min_rows)
     with box.quiet(grad=False), attending(size, meet):
         box.forward(x, {"output"})
     if not total:

@@ -171,6 +171,6 @@ def _mute(box: Box, x: Tensor) -> Box:
     """The same box, whose logits are all one number, as large as any that the model gives for x."""
     value = float(box(x).abs().max())
     mute = copy.copy(box)
-    mute._reader = Reader(lambda raw: 0 * box._reader.tensor(raw) + value, "logits")
+    mute.output_reader = Reader(lambda raw: 0 * box.output_reader.tensor(raw) + value, "logits")
     mute.outputs = "logits"
     return mute

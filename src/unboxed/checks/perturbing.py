@@ -46,7 +46,7 @@ def fitting(box: Box, x: Tensor, maps: Any) -> Tensor:
 
 def _packed(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
-    values, parts = inputs._values(maps), [part for _, part in inputs._parts()]
+    values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -55,17 +55,17 @@ class Layers:
         idle: tuple[str, ...],
         mixed: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        self._rows = {row.path: row for row in rows}
+        self.by_path = {row.path: row for row in rows}
         self._ops, self._idle, self._mixed = ops, idle, mixed
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._rows.values())
+        return iter(self.by_path.values())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.by_path)
 
     def __getitem__(self, path: str) -> Layer:
-        return self._rows[Address.parse(self.resolve(path)).path]
+        return self.by_path[Address.parse(self.resolve(path)).path]
 
     def without_rows(self, mixed: Collection[tuple[str, str]], n: int) -> Layers:
         """These layers of a run of n rows, where the first axis of some (path, op) is not the batch after all."""
@@ -83,7 +83,7 @@ class Layers:
         """Whether the first axis of what is found at an address is the batch. Raises LayerError."""
         address = Address.parse(self.resolve(text))
         if address.op is None:
-            return self._rows[address.path].rows
+            return self.by_path[address.path].rows
         return (address.path, address.op) not in self._mixed
 
     def resolve(self, text: str) -> str:
@@ -101,15 +101,15 @@ class Layers:
 
     def _calls(self, address: Address) -> int:
         if address.op in (None, "input"):
-            row = self._rows.get(address.path)
+            row = self.by_path.get(address.path)
             return row.calls if row else 0
         return self._ops.get((address.path, address.op or ""), 0)
 
     def _unknown(self, address: Address) -> str:
         if address.path in self._idle:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
-        names = [*self._rows, *(f"{path}:{op}" for path, op in self._ops)]
-        near = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._rows)[:3]
+        names = [*self.by_path, *(f"{path}:{op}" for path, op in self._ops)]
+        near = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self.by_path)[:3]
         return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, near))}"
 
     def __str__(self) -> str:

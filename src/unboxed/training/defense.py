@@ -176,7 +176,7 @@ def named(name: str | Defense | None, eps: float | None = None, usual: Defense |
 
 def output(box: Box, x: Tensor) -> Tensor:
     """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
-    return box._reader.tensor(box._call(x)).to(box.dtype)
+    return box.output_reader.tensor(box.raw_output(x)).to(box.dtype)
 
 
 def trainable(box: Box) -> Box:

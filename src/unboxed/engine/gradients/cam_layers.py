@@ -61,7 +61,7 @@ class Trace:
     def __init__(self, box: Box, rows: int) -> None:
         self.box, self.rows = box, rows
         self.known = {row.path: (row, grid) for row, grid in grids(box)}
-        self.output = (box.n_outputs, *box._found_shape)
+        self.output = (box.n_outputs, *box.output_map_shape)
         self.met: dict[Any, Met | None] = {}
         self.untold: dict[Any, tuple[int, ...]] = {}  # what may be maps, whose axes can't be told
         self.leaves: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
@@ -80,7 +80,7 @@ class Trace:
             self._record(f"{place}#{self.calls[place] - 1}", op or "", h, None)
 
     def _module(self, path: str, h: Tensor) -> None:
-        row = self.box.layers._rows.get(path)
+        row = self.box.layers.by_path.get(path)
         k = self.calls[path]
         self.calls[path] += 1
         if row is None or not h.requires_grad or h.grad_fn is None:

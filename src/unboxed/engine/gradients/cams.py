@@ -119,7 +119,7 @@ def _sought(box: Box, objective: Objective, x: Tensor) -> tuple[Chosen, Acts, Te
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    trace = Trace(box, max(len(x), box._least))
+    trace = Trace(box, max(len(x), box.min_rows))
     guess = _guessed(box) if objective.layers & {"logits", "output"} else ()
     with trace.watching():
         acts = box.forward(x, {*objective.layers, *guess})

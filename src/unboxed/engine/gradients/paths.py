@@ -24,7 +24,7 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_batches
 from ...model.relu_rules import Rule
 from ...objectives import Objective
-from .score import Unclamp, _gradients
+from .score import Unclamp, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
 
@@ -196,7 +196,7 @@ class _Work:
         with torch.inference_mode(False):
             points, times = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
-        found = _gradients(self.box, objective, points, self.rule, self.at, self.unclamp)
+        found = batch_gradients(self.box, objective, points, self.rule, self.at, self.unclamp)
         grads = found.map if times is None else found.map * times
         own, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
         weights = torch.split(self.weights[k.to(self.box.device)], counts)

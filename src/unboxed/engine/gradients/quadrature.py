@@ -22,7 +22,7 @@ from ...box import BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
 from .paths import Line, at_once, between, mean, midpoints
-from .score import _in_parts
+from .score import gradients_in_batches
 
 START = 16  # points of the first look at most: fewer meet a tight tolerance by luck, with maps that are further off
 LEAST = 4  # and at least
@@ -157,7 +157,9 @@ def _look(problem: Problem, t: Tensor) -> _Looks:
     with torch.inference_mode(False):
         points = between(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
-    found = _in_parts(problem.box, objective, points, None, "input", problem.batch_size, "no", at_once(problem.box))
+    found = gradients_in_batches(
+        problem.box, objective, points, None, "input", problem.batch_size, "no", at_once(problem.box)
+    )
     gradient = found.map.view(n, k, *problem.x.shape[1:])
     slope = (gradient * problem.delta[:, None]).flatten(2).sum(2)
     kept = torch.arange(k, device=t.device).expand(n, -1)

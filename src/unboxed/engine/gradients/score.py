@@ -55,20 +55,20 @@ def gradients(
     marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
     not depend on the input.
     """
-    return _in_parts(box, objective, box.accept(x), rule, at, batch_size, unclamp)
+    return gradients_in_batches(box, objective, box.accept(x), rule, at, batch_size, unclamp)
 
 
-def _in_parts(
+def gradients_in_batches(
     box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, batch_size: BatchSize, unclamp: Unclamp,
     most: int | None = None,
 ) -> Gradients:  # fmt: skip
-    """`most` rows at a time, at the most, where `batch_size` is "auto"."""
+    """As `gradients`, of accepted inputs x (N, ...); `most` rows at a time where `batch_size` is "auto"."""
     box.checked(objective, len(x))
 
     def part(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
-            return _gradients(box, objective, x, rule, at, unclamp)
-        return _gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
+            return batch_gradients(box, objective, x, rule, at, unclamp)
+        return batch_gradients(box, objective.rows(rows), x[rows], rule, at, unclamp)
 
     size, limit = box.splits(len(x), batch_size, objective.coupled)
     parts = in_batches(part, len(x), size, limit if most is None else min(limit, most))
@@ -77,7 +77,10 @@ def _in_parts(
     return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
 
 
-def _gradients(box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp) -> Gradients:
+def batch_gradients(
+    box: Box, objective: Objective, x: Tensor, rule: Rule | None, at: str, unclamp: Unclamp
+) -> Gradients:
+    """As `gradients`, of accepted inputs x (N, ...) as one batch."""
     with box.quiet(rule=rule):
         x = x.detach().requires_grad_()
         acts = box.forward(x, objective.layers | {at})
@@ -181,7 +184,7 @@ def attribute(
     """
     x = box.accept(x)
     objective = box.objective(target, len(x))
-    found = _in_parts(box, objective, x, rule, "input", batch_size, "last")
+    found = gradients_in_batches(box, objective, x, rule, "input", batch_size, "last")
     check_scores(found.score)
     tell(objective, found.map, found.before_clamp)
     return box.shaped(found.map)  # type: ignore[no-any-return]

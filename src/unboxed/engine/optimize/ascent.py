@@ -50,7 +50,7 @@ def near_sizes(box: Box, n: int, batch_size: BatchSize, coupled: bool = False) -
     """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
     size, most = box.splits(n, batch_size, coupled)
     if box.device.type == "cpu" and not (coupled or box.coupled):
-        most = min(most, MANY, max(FEW, CACHE // max(1, box._found.bytes_each)))
+        most = min(most, MANY, max(FEW, CACHE // max(1, box.profile.bytes_each)))
     return size, most
 
 

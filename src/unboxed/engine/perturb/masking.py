@@ -113,7 +113,7 @@ CACHE = 20 * 2**20  # bytes between two layers that a CPU keeps near: larger bat
 def splits(box: Box, n: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
     """(size, most) for `in_batches`, of forward passes alone: as `box.splits`, and on a CPU as its cache holds."""
     size, most = box.splits(n, batch_size)
-    near = max(1, CACHE // max(1, box._found.bytes_peak)) if box.device.type == "cpu" and not box.coupled else most
+    near = max(1, CACHE // max(1, box.profile.bytes_peak)) if box.device.type == "cpu" and not box.coupled else most
     return size, min(most, near)
 
 

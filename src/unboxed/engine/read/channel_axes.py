@@ -33,7 +33,7 @@ def _told(box: Box) -> Iterator[tuple[Layer, bool]]:
             continue
         if len(row.shape) == 1:
             yield row, True
-        elif (first := _by_type(row.type)) is not None:
+        elif (first := channels_first_by_type(row.type)) is not None:
             known.setdefault(row.shape, set()).add(first)
             latest[len(row.shape)] = first
             yield row, first
@@ -43,7 +43,7 @@ def _told(box: Box) -> Iterator[tuple[Layer, bool]]:
             yield row, known.get(row.shape, {latest.get(len(row.shape), False)}) == {True}
 
 
-def _by_type(name: str) -> bool | None:
+def channels_first_by_type(name: str) -> bool | None:
     """Whether a module's units are on axis 1; None where its type doesn't tell."""
     if any(part in name for part in SECOND):
         return True

@@ -15,7 +15,7 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
-from . import channel_axes
+from .channel_axes import channels_first, channels_first_by_type
 from .sizes import Size
 
 EXTRA = 8  # tokens before those of the patches, at most: one for the class, registers
@@ -55,8 +55,8 @@ def upsampled(maps: Tensor, size: Size) -> Tensor:
 
 def grids(box: Box) -> Iterator[tuple[Layer, Grid]]:
     """The leaves whose positions lie on the image, more than one of them, as they first run."""
-    first = {row.path for row in channel_axes.channels_first(box)}
-    maps = {row.shape for row in box.layers.leaves if channel_axes._by_type(row.type)}
+    first = {row.path for row in channels_first(box)}
+    maps = {row.shape for row in box.layers.leaves if channels_first_by_type(row.type)}
     seen: Size | None = None  # of the last map before the tokens, or of the tokens as they were last merged
     widths: set[int] = set()  # of the tokens of this size
     laid: dict[tuple[int, ...], Grid] = {}  # where tokens of each shape last lay
@@ -77,7 +77,7 @@ def grids(box: Box) -> Iterator[tuple[Layer, Grid]]:
 def _of_attention(row: Layer, laid: Mapping[tuple[int, ...], Grid]) -> bool:
     """Whether these are weights of attention, (heads, T, T) of so many tokens, and no maps."""
     tokens = {shape[0] for shape in laid}
-    return len(row.shape) == 3 and channel_axes._by_type(row.type) is None and {*row.shape[1:]} <= tokens
+    return len(row.shape) == 3 and channels_first_by_type(row.type) is None and {*row.shape[1:]} <= tokens
 
 
 def _spatial(row: Layer, first: bool) -> Grid | None:
@@ -89,12 +89,12 @@ def _spatial(row: Layer, first: bool) -> Grid | None:
 
 def last_by_type(row: Layer) -> bool:
     """Whether a module of this type surely has its units on the last axis."""
-    return channel_axes._by_type(row.type) is False
+    return channels_first_by_type(row.type) is False
 
 
 def _of_tokens(box: Box, row: Layer, seen: Size | None, laid: Mapping[tuple[int, ...], Grid]) -> Grid | None:
     """The grid of tokens: that of the map seen last, or where tokens of this shape lay before (keys may be fewer)."""
-    if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or channel_axes._by_type(row.type) is True:
+    if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(row.type) is True:
         return None
     return token_grid(box, row.shape[0], seen) or laid.get(row.shape)
 

@@ -52,32 +52,32 @@ def pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     spare, changed = _out_of_place(func, kwargs)
     if len(parts) == 1 and not others:
-        base = x._pass.run(spare, *_with(args, [x], [x._base]), **changed)
+        base = x.base_pass.run(spare, *_with(args, [x], [x.base_map]), **changed)
         return x.become(x.mapped(base, lambda h: func(*_with(args, [x], [h]), **kwargs)))
     out = _each(spare, args, changed, parts)
-    if (out._base.shape, out._base.dtype) != (x._base.shape, x._base.dtype):
+    if (out.base_map.shape, out.base_map.dtype) != (x.base_map.shape, x.base_map.dtype):
         return NotImplemented
     return x.become(out)
 
 
 def _beside(a: Windowed, b: Windowed) -> bool:
     """Whether two maps have the same positions and rows."""
-    return a._base.shape[-2:] == b._base.shape[-2:] and a._n == b._n and a._pass is b._pass
+    return a.base_map.shape[-2:] == b.base_map.shape[-2:] and a.n_rows == b.n_rows and a.base_pass is b.base_pass
 
 
 def _fits(v: Tensor, part: Windowed) -> bool:
     """Whether a tensor is the same for all rows, and the maps are not spread to it."""
     own = (1, 1, *v.shape)[-2:]
     alone = v.ndim < 4 or (v.ndim == 4 and len(v) == 1)
-    return alone and all(a in (1, b) for a, b in zip(own, part._base.shape[-2:], strict=True))
+    return alone and all(a in (1, b) for a, b in zip(own, part.base_map.shape[-2:], strict=True))
 
 
 def _each(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Windowed]) -> Windowed:
     """The op on the base, and on each group of windows."""
     first = parts[0]
-    bases = [p._base for p in parts]
+    bases = [p.base_map for p in parts]
     named = dict(zip(kwargs, _with(tuple(kwargs.values()), parts, bases), strict=True))
-    base = first._pass.run(func, *_with(args, parts, bases), **named)
+    base = first.base_pass.run(func, *_with(args, parts, bases), **named)
     groups = []
     for rows, top, left, cuts in together(parts):
 
@@ -88,11 +88,11 @@ def _each(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[W
 
         new = func(*map(put, args), **{name: put(value) for name, value in kwargs.items()})
         groups.append(Group(rows, top, left, new))
-        first._pass.local += new.numel()
-        first._pass.note(len(rows), *cuts, new)
+        first.base_pass.local += new.numel()
+        first.base_pass.note(len(rows), *cuts, new)
     for p in parts:
-        first._pass.spent(p._base)
-    return Windowed(first._pass, base, groups, first._n)
+        first.base_pass.spent(p.base_map)
+    return Windowed(first.base_pass, base, groups, first.n_rows)
 
 
 def _with(args: tuple[Any, ...], parts: list[Windowed], tensors: Sequence[Tensor | Map]) -> tuple[Any, ...]:
@@ -144,7 +144,7 @@ def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, rest = args[0], args[1:]
     if not isinstance(x, Windowed) or any(isinstance(v, Windowed) for v in (*rest, *kwargs.values())):
         return NotImplemented
-    return x.mapped(x._pass.run(func, x._base, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
+    return x.mapped(x.base_pass.run(func, x.base_map, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
 
 
 @handles(*SAME)
@@ -160,8 +160,8 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Another dtype (or device); itself where it is of that dtype."""
     x = args[0]
     if not isinstance(x, Windowed):
-        return func(x, *(a._like() if isinstance(a, Windowed) else a for a in args[1:]), **kwargs)
-    args = tuple(a._base.like if isinstance(a, Windowed) and a is not x else a for a in args)
+        return func(x, *(a.placeholder() if isinstance(a, Windowed) else a for a in args[1:]), **kwargs)
+    args = tuple(a.base_map.like if isinstance(a, Windowed) and a is not x else a for a in args)
     base = x.base
     probe = func(base, *args[1:], **kwargs)
     if not isinstance(probe, Tensor) or probe.device != base.device:
@@ -172,7 +172,7 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles("clone")
 def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    return x.mapped(x._base, torch.clone)  # base maps are never written
+    return x.mapped(x.base_map, torch.clone)  # base maps are never written
 
 
 @handles("batch_norm")
@@ -189,7 +189,7 @@ def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def normed(h: Tensor) -> Tensor:
         return F.batch_norm(h, mean, var, weight, bias, False, **fixed)
 
-    base = x._pass.run(F.batch_norm, x._base, mean, var, weight, bias, False, **fixed)
+    base = x.base_pass.run(F.batch_norm, x.base_map, mean, var, weight, bias, False, **fixed)
     return x.mapped(base, normed)
 
 
@@ -201,9 +201,9 @@ def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if axis not in (1, -3) or not all(isinstance(p, Windowed) for p in parts):
         return NotImplemented
     first = parts[0]
-    if any(p._base.shape[-2:] != first._base.shape[-2:] or p._n != first._n for p in parts):
+    if any(p.base_map.shape[-2:] != first.base_map.shape[-2:] or p.n_rows != first.n_rows for p in parts):
         return NotImplemented
-    base = first._pass.run(torch.cat, [p._base for p in parts], 1)
+    base = first.base_pass.run(torch.cat, [p.base_map for p in parts], 1)
     groups = [Group(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in together(parts)]
-    first._pass.local += sum(g.values.numel() for g in groups)
-    return Windowed(first._pass, base, groups, first._n)
+    first.base_pass.local += sum(g.values.numel() for g in groups)
+    return Windowed(first.base_pass, base, groups, first.n_rows)

@@ -58,10 +58,10 @@ def _overlap(shift: int, own: int, size: int) -> tuple[slice, slice]:
 def together(parts: Sequence[Windowed]) -> Iterator[tuple[Ints, Ints, Ints, list[Tensor]]]:
     """Rows, corners and what each of several maps of one size holds in a region that has the windows of all."""
     if len(parts) == 1:
-        for g in parts[0]._groups:
+        for g in parts[0].groups:
             yield g.rows, g.top, g.left, [g.values]
         return
-    height, width = parts[0]._base.shape[2:]
+    height, width = parts[0].base_map.shape[2:]
     for groups in _refined(parts):
         top, h = _around([g.top for g in groups], [g.size[0] for g in groups], height)
         left, w = _around([g.left for g in groups], [g.size[1] for g in groups], width)
@@ -78,11 +78,11 @@ def _around(starts: Sequence[Ints], sizes: Sequence[int], limit: int) -> tuple[I
 
 def _refined(parts: Sequence[Windowed]) -> Iterator[list[Group]]:
     """Groups of the same rows in each part, for parts may be grouped in different ways."""
-    place = np.zeros((len(parts), parts[0]._n, 2), dtype=np.int64)  # of each row: its group, and where in it
+    place = np.zeros((len(parts), parts[0].n_rows, 2), dtype=np.int64)  # of each row: its group, and where in it
     for k, part in enumerate(parts):
-        for j, g in enumerate(part._groups):
+        for j, g in enumerate(part.groups):
             place[k, g.rows, 0], place[k, g.rows, 1] = j, np.arange(len(g.rows))
     kinds, inverse = np.unique(place[:, :, 0], axis=1, return_inverse=True)
     for i in range(kinds.shape[1]):
         rows = np.flatnonzero(inverse.reshape(-1) == i)
-        yield [part._groups[kinds[k, i]].pick(place[k, rows, 1]) for k, part in enumerate(parts)]
+        yield [part.groups[kinds[k, i]].pick(place[k, rows, 1]) for k, part in enumerate(parts)]

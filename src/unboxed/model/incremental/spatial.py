@@ -52,22 +52,22 @@ def slid(
 ) -> Any:
     """`run` (without padding) on what the windows reach; `whole` where it is as well done on whole maps."""
     limit = base.shape[-2:]
-    parts = [part for g in x._groups for part in _split(g, how, limit)]
-    if sum(len(g.rows) * h * w for g, _, _, (h, w) in parts) > COVERED * x._n * limit.numel():
+    parts = [part for g in x.groups for part in _split(g, how, limit)]
+    if sum(len(g.rows) * h * w for g, _, _, (h, w) in parts) > COVERED * x.n_rows * limit.numel():
         return whole(x.dense(torch.channels_last))
     groups = []
     for g, top, left, size in parts:
-        if size == tuple(limit) and g.size == tuple(x._base.shape[-2:]):
+        if size == tuple(limit) and g.size == tuple(x.base_map.shape[-2:]):
             new = whole(g.values)
         else:
             (y, h), (x0, w) = how.seen(0, top, size[0]), how.seen(1, left, size[1])
             steps = _steps(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
             cuts = ((region(x, g.pick(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in steps)
             new = _joined((run(*cut) for cut in cuts), len(g.rows))
-            x._pass.note(len(g.rows), g.values, new)
+            x.base_pass.note(len(g.rows), g.values, new)
         groups.append(Group(g.rows, top, left, new))
-        x._pass.local += new.numel()
-    return Windowed(x._pass, base, groups, x._n)
+        x.base_pass.local += new.numel()
+    return Windowed(x.base_pass, base, groups, x.n_rows)
 
 
 def _steps(n: int, bytes_each: int) -> list[Ints]:
@@ -135,7 +135,7 @@ def _conv2d(
         pad = (0, 0) if padding == "valid" else pair(padding)
     how = Slide(kernel, pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
 
-    kept = x._pass.laid_out(weight)
+    kept = x.base_pass.laid_out(weight)
 
     def whole(h: Tensor) -> Tensor:
         return F.conv2d(h, kept, bias, stride, padding, dilation, groups)
@@ -143,7 +143,7 @@ def _conv2d(
     def run(h: Tensor, top: Ints, left: Ints) -> Tensor:
         return F.conv2d(h, kept, bias, stride, 0, dilation, groups)
 
-    base = x._pass.run(F.conv2d, x._base, weight, bias, stride, padding, dilation, groups)
+    base = x.base_pass.run(F.conv2d, x.base_map, weight, bias, stride, padding, dilation, groups)
     return slid(x, how, base, run, whole)
 
 
@@ -181,7 +181,7 @@ def _max_pool2d(
     def run(h: Tensor, top: Ints, left: Ints) -> Tensor:
         return torch.max_pool2d(h, kernel_size, steps, 0, dilation)
 
-    base = x._pass.run(torch.max_pool2d, x._base, kernel_size, steps, padding, dilation, ceil_mode)
+    base = x.base_pass.run(torch.max_pool2d, x.base_map, kernel_size, steps, padding, dilation, ceil_mode)
     return slid(x, how, base, run, whole, fill=-float("inf"))
 
 
@@ -208,9 +208,9 @@ def _avg_pool2d(
         sums = F.avg_pool2d(h, kernel_size, steps, divisor_override=1)
         if divisor_override:
             return sums / divisor_override
-        ones = x._base.like.new_ones(1, 1, *x._base.shape[2:])
+        ones = x.base_map.like.new_ones(1, 1, *x.base_map.shape[2:])
         counts = F.avg_pool2d(ones, kernel_size, *given, 1) / F.avg_pool2d(ones, kernel_size, *given)
         return sums / crop(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
 
-    base = x._pass.run(F.avg_pool2d, x._base, kernel_size, *given, divisor_override)
+    base = x.base_pass.run(F.avg_pool2d, x.base_map, kernel_size, *given, divisor_override)
     return slid(x, how, base, run, whole)

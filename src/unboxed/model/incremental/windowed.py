@@ -57,7 +57,7 @@ class Windowed:
     """
 
     def __init__(self, base_pass: BasePass, base: Map, groups: Sequence[Group], n: int) -> None:
-        self._pass, self._base, self._groups, self._n = base_pass, base, list(groups), n
+        self.base_pass, self.base_map, self.groups, self.n_rows = base_pass, base, list(groups), n
         self._full: Tensor | None = None
         base_pass.given.append(ref(self))
 
@@ -75,24 +75,24 @@ class Windowed:
         """The tensor (N, C, H, W) that this stands for; from now on it is this one."""
         if self._full is None:
             self._full = self.peek(layout)
-            self._groups = []
-            self._pass.dense += self._full.numel()
-            self._pass.note(self._n, self._full, self._full, self._full)  # what follows holds a few such maps
+            self.groups = []
+            self.base_pass.dense += self._full.numel()
+            self.base_pass.note(self.n_rows, self._full, self._full, self._full)  # what follows holds a few such maps
         return self._full
 
     @property
     def base(self) -> Tensor:
         """The base map with its values, (1, C, H, W)."""
-        return self._pass.look(self._base)
+        return self.base_pass.look(self.base_map)
 
     def peek(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """A copy of the tensor that this stands for, which stays as it is."""
         if self._full is not None:
             return self._full.clone()
         base = self.base.contiguous(memory_format=layout)  # rows are then copied as they lie
-        full = torch.empty(self._n, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
+        full = torch.empty(self.n_rows, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
         full.copy_(base.expand_as(full))
-        for g in self._groups:
+        for g in self.groups:
             h, w = g.size
             for i, (row, top, left) in enumerate(zip(g.rows.tolist(), g.top.tolist(), g.left.tolist(), strict=True)):
                 full[row, :, top : top + h, left : left + w] = g.values[i]
@@ -100,35 +100,35 @@ class Windowed:
 
     def become(self, other: Windowed) -> Windowed:
         """What an op in place does: this object now stands for another value."""
-        self._base, self._groups, self._full = other._base, other._groups, other._full
+        self.base_map, self.groups, self._full = other.base_map, other.groups, other._full
         return self
 
     def mapped(self, base: Map, by: Callable[[Tensor], Tensor]) -> Windowed:
         """Each window made into another of its size, beside a new base."""
-        groups = [Group(g.rows, g.top, g.left, by(g.values)) for g in self._groups]
-        if base is not self._base:
-            self._pass.spent(self._base)
-        self._pass.local += sum(g.values.numel() for g in groups)
-        return Windowed(self._pass, base, groups, self._n)
+        groups = [Group(g.rows, g.top, g.left, by(g.values)) for g in self.groups]
+        if base is not self.base_map:
+            self.base_pass.spent(self.base_map)
+        self.base_pass.local += sum(g.values.numel() for g in groups)
+        return Windowed(self.base_pass, base, groups, self.n_rows)
 
     @property
     def is_local(self) -> bool:
         return self._full is None
 
-    def _like(self) -> Tensor:
+    def placeholder(self) -> Tensor:
         """A tensor of this shape, dtype and device that holds no values of its own."""
         if self._full is not None:
             return self._full
-        return self._base.like.new_empty(1).expand(self._n, *self._base.shape[1:])
+        return self.base_map.like.new_empty(1).expand(self.n_rows, *self.base_map.shape[1:])
 
     def __len__(self) -> int:
-        return self._n
+        return self.n_rows
 
     def __getattr__(self, name: str) -> Any:
         if name in SELF:  # it stands for the same values, written or not
             return self
         if name in ABOUT:
-            return getattr(self._like(), name)
+            return getattr(self.placeholder(), name)
         if callable(getattr(torch.Tensor, name)):
             return partial(_method(name), self)
         return getattr(self.dense(), name)

@@ -83,10 +83,10 @@ class Note:
 
 
 def note(h: Tensor, **known: Any) -> Tensor:
-    h._relevance = Note(h._version, **known)  # type: ignore[attr-defined]
+    h._lrp_note = Note(h._version, **known)  # type: ignore[attr-defined]
     return h
 
 
 def noted(h: Tensor) -> Note:
-    found = getattr(h, "_relevance", None)
+    found = getattr(h, "_lrp_note", None)
     return found if isinstance(found, Note) and found.version == h._version else Note(h._version)
