@@ -16,7 +16,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import write
 from models import resnet56
-from unboxed.engine.read.edits import _Work
+from unboxed.engine.read.edited_runs import _Work
 from unboxed.model.layers import FlopCounter
 
 LAYERS = ("layer3.0.conv1", "layer3.4.conv1", "layer3.8.conv1", "layer3.8")

@@ -20,7 +20,7 @@ from torch import nn
 import unboxed as ub
 from harness import RESULTS, write
 from unboxed import adversarial, training
-from unboxed.adversarial.robustness import Attack, robustness
+from unboxed.robustness.evaluate import Attack, evaluate
 from unboxed.zoo.models import RobustCNN
 
 REAL = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -62,7 +62,7 @@ def measured(root: Path, epochs: int, images: int, *, dropout: float = 0.0, **ho
     train, test = ub.data.mnist(root), ub.data.mnist(root, train=False)
     history = training.fit(model, inputs, train, test, epochs=epochs, **{**NATURAL, **how})
     box = ub.Box(model, inputs)
-    found = robustness(
+    found = evaluate(
         box, test, ATTACKS, eps=[EPS], max_examples=images, minimal_attack=partial(adversarial.deepfool, norm="linf")
     )
     return {

@@ -41,9 +41,11 @@ CHEAP: dict[str, dict[str, dict[str, Any]]] = {
     },
     "adversarial": {
         "carlini_wagner": {"steps": 20, "binary_search_steps": 2}, "patch": {"steps": 5}, "universal": {"steps": 5},
-        "robustness": {"most": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
-        "corruptions": {"most": 10}, "calibration": {"most": 50}, "smoothed": {"n": 20, "n0": 5},
         "fooling": {"steps": 10},
+    },
+    "robustness": {
+        "evaluate": {"most": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
+        "corruptions": {"most": 10}, "calibration": {"most": 50}, "smoothed": {"n": 20, "n0": 5},
     },
 }  # fmt: skip
 """Defaults for what takes long; a setting that a function does not have is left out."""

@@ -130,12 +130,12 @@ def fitted(seed: Any) -> Any:
 
 
 DOORS: dict[str, Callable[[Any], Any]] = {
-    "adversarial.corrupted": lambda s: ub.adversarial.corrupted(X, "gaussian_noise", seed=s),
-    "adversarial.robustness": lambda s: ub.adversarial.robustness(
+    "robustness.corrupted": lambda s: ub.robustness.corrupted(X, "gaussian_noise", seed=s),
+    "robustness.evaluate": lambda s: ub.robustness.evaluate(
         BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1], minimal_attack=None,
         check_masking=False, seed=s,
     ),
-    "adversarial.smoothed_predict": lambda s: ub.adversarial.smoothed_predict(BOX, X, 0.1, n=10, seed=s),
+    "robustness.smoothed_predict": lambda s: ub.robustness.smoothed_predict(BOX, X, 0.1, n=10, seed=s),
     "attribution.lime_top": lambda s: ub.attribution.lime_top(BOX, X, 2, segments=("squares", 4), n_samples=20, seed=s),
     "attribution.segmentation": lambda s: ub.attribution.segmentation(MAPS, X, seed=s),
     "checks.deletion": lambda s: ub.checks.deletion(BOX, X, MAPS, n_steps=4, seed=s),
@@ -167,7 +167,7 @@ LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.pair",
 
 def test_every_door_is_here() -> None:
     spaces = {"": ub} | {n: getattr(ub, n) for n in ("activations", "adversarial", "attribution", "checks", "data")}
-    spaces |= {n: getattr(ub, n) for n in ("plots", "synthesis", "training", "zoo")}
+    spaces |= {n: getattr(ub, n) for n in ("plots", "robustness", "synthesis", "training", "zoo")}
     spaces |= {n: importlib.import_module(f"unboxed.{n}") for n in ("loading", "cli.explain", "training.shortcut")}
     methods = {card.method for card in CARDS.values()}
     found: dict[Any, str] = {}

@@ -5,6 +5,7 @@ from . import checks as checks
 from . import data as data
 from . import errors as errors
 from . import plots as plots
+from . import robustness as robustness
 from . import synthesis as synthesis
 from . import testing as testing
 from . import training as training
@@ -13,9 +14,9 @@ from .box import Box as Box
 from .cards import cards as cards
 from .comparing import compare as compare
 from .comparing import epochs as epochs
+from .inputs.features import Features as Features
 from .inputs.multi import MultiInput as MultiInput
-from .inputs.single import Features as Features
-from .inputs.single import Pixels as Pixels
+from .inputs.pixels import Pixels as Pixels
 from .loading import load as load
 from .objectives import alpha_norm as alpha_norm
 from .objectives import channel as channel

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, OutputError
+from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
-from .inputs.single import Inputs, check_channels_last, inputs_at_levels
 from .model import relu_rules, state
 from .model.answers import check_no_nan
 from .model.batch_dependence import contrast_levels
@@ -62,7 +62,7 @@ class Box:
         self._options: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
         self.channels_last = check_channels_last(inputs, channels_last)
-        self._reader = OutputReader(output, outputs)
+        self.output_reader = OutputReader(output, outputs)
         self._is_opening = self._is_refreshed = self._is_stale = False
         self._open()
 
@@ -83,7 +83,7 @@ class Box:
             self.device, self.model_dtype, self.modules = model.device, model.dtype, model.modules_by_name
             self.dtype = torch.float64 if model.dtype == torch.float64 else torch.float32  # of images and results
             row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
-            self._min_rows, self._max_rows = row_limits
+            self.min_rows, self.max_rows = row_limits  # of a batch
             self.autocast: torch.dtype | None = None
             self._run_first_forward()
             n_before: int | None = len(getattr(self, "classes", ())) or None
@@ -107,22 +107,22 @@ class Box:
 
     def _run_first_forward(self) -> None:
         """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
-        noise = self.noise(3 if self._max_rows >= 3 else 1)
+        noise = self.noise(3 if self.max_rows >= 3 else 1)
         contrast_inputs = inputs_at_levels(self.inputs, contrast_levels(self.inputs.shape, self.device)).to(self.dtype)
-        self._survey, self.batch_dependent = first_forward(
-            self._model, self._call, noise, contrast_inputs, (self._min_rows, self._max_rows)
+        self.profile, self.batch_dependent = first_forward(
+            self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )
         self.stochastic, self.stateless = (
-            self._survey.stochastic,
+            self.profile.stochastic,
             self._model.is_stateless,
         )  # asks for noise; a pure function
-        self.layers: Layers = self._survey.layers
-        probe_args = self._survey.output, self.inputs, lambda x: self._run(noise if x is None else x)
-        self.outputs: Outputs = self._options["outputs"] or self._reader.infer_outputs(*probe_args)
-        self._reader = OutputReader(self._reader.pick, self.outputs)
-        self.flops_per_example = self._survey.flops_per_example  # of one example's way through
-        output = self._reader.select_tensor(self._survey.output)
-        self.n_outputs, self._map_shape = output.shape[1], tuple(output.shape[2:])
+        self.layers: Layers = self.profile.layers
+        probe_args = self.profile.output, self.inputs, lambda x: self._run(noise if x is None else x)
+        self.outputs: Outputs = self._options["outputs"] or self.output_reader.infer_outputs(*probe_args)
+        self.output_reader = OutputReader(self.output_reader.pick, self.outputs)
+        self.flops_per_example = self.profile.flops_per_example  # of one example's way through
+        output = self.output_reader.select_tensor(self.profile.output)
+        self.n_outputs, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
 
     def noise(self, n: int) -> Tensor:
         """Valid inputs (n, ...) that differ, the same each time."""
@@ -130,13 +130,13 @@ class Box:
 
     def _run(self, x: Tensor) -> object:
         with self._model.run(grad=False):
-            return self._call(x)
+            return self.raw_output(x)
 
     def _enable_autocast(self, autocast: torch.dtype) -> None:
         """From here on in mixed precision, if the model can. Raises InputError."""
         self.autocast = state.check_autocast(autocast, self.model_dtype)
         with explain_failure(f"run under autocast={autocast}"):
-            self._run(self.noise(max(2, self._min_rows))[: self._max_rows])
+            self._run(self.noise(max(2, self.min_rows))[: self.max_rows])
 
     def isolated(
         self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0
@@ -162,29 +162,30 @@ class Box:
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
         n = x.shape[0]
-        padding = Padding(n, max(n, self._min_rows))
+        padding = Padding(n, max(n, self.min_rows))
         hook_dicts = bool(inner_addresses or rewrites)
         with (
             capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding) if hook_dicts
             else state.NOTHING as captured,
             state.SharedNoise() if self.stochastic else state.NOTHING,
-            self._reader.watch_final_op("logits" in addresses) as final_op,
+            self.output_reader.watch_final_op("logits" in addresses) as final_op,
         ):  # fmt: skip
-            raw = self._call(padding.pad(x)) if hook_dicts or needs_output else None
+            raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
         acts = Acts({"input": x})
         for a, real in inner_addresses.items():
             if captured is None or real not in captured:
                 raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = captured[real], captured.edges[real]
         if needs_output:
-            output = with_batch_axis(self._reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
+            output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self.n_outputs)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
-                logits = self._reader.logits(output, final_op)
+                logits = self.output_reader.logits(output, final_op)
                 acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 
-    def _call(self, x: Tensor) -> object:
+    def raw_output(self, x: Tensor) -> object:
+        """What the model itself returns for accepted inputs x (N, ...), run as it stands; None where it was stopped."""
         try:
             with state.autocast_to(self.device, self.autocast):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
@@ -235,33 +236,33 @@ class Box:
         """Raise OutputError unless the model gives each example one row of class scores."""
         if self.outputs == "regression":
             raise OutputError(f"{caller} needs classes, and a regression model has none; climb an objective instead")
-        if shape := self._map_shape:
+        if shape := self.output_map_shape:
             raise OutputError(f"{caller} needs one row of class scores an example; the model gives a map {shape}")
 
     @property
     def _read_batch_limit(self) -> int:
         """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
-        return self.rows_within(self._survey.peak_bytes_per_example)
+        return self.rows_within(self.profile.peak_bytes_per_example)
 
     @property
     def batch_limit(self) -> int:
         """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
-        return self.rows_within(self._survey.bytes_per_example)
+        return self.rows_within(self.profile.bytes_per_example)
 
     def rows_within(self, bytes_per_example: int) -> int:
         """How many examples an automatic batch takes where each holds so many bytes."""
-        return max(1, min(1024, self._max_rows, MAX_BATCH_BYTES // max(1, bytes_per_example)))
+        return max(1, min(1024, self.max_rows, MAX_BATCH_BYTES // max(1, bytes_per_example)))
 
     @property
     def accepts_proxies(self) -> bool:
         """Whether the model may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
-        return not (self.batch_dependent or self.stochastic) and self._min_rows == 1
+        return not (self.batch_dependent or self.stochastic) and self.min_rows == 1
 
     def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
         """(size, most) for `in_batches`: rows that depend on one another are never split."""
         if batch_dependent or self.batch_dependent:
             return max(n, 1), n
-        return min(batch_size, self._max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
+        return min(batch_size, self.max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
         """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed import adversarial
-from unboxed.adversarial.alarms import check_gradient_masking
+from unboxed import adversarial, robustness
 from unboxed.adversarial.answers import top_other_classes
 from unboxed.errors import OutputError
 from unboxed.objectives import dlr, targeted_dlr
+from unboxed.robustness.alarms import check_gradient_masking
 
 PIXELS = ub.Pixels((1, 6, 6))
 BOUNDED = {"eps": 0.3}
@@ -87,17 +87,17 @@ def test_robustness_names_the_row_in_the_data() -> None:
     x, y = images().clamp_max(0.5), torch.zeros(6, dtype=torch.long)
     x[1:5], y[0] = 0, 1  # row 0 is wrong already, so the attack's first row is the data's second
     with pytest.raises(OutputError, match="row 5:"):
-        adversarial.robustness(
+        robustness.evaluate(
             box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.3], minimal_attack=None, check_masking=False
         )
 
 
 EVALUATIONS = {
-    "robustness": lambda box, x, y: adversarial.robustness(box, (x, y), eps=[0.1]),
-    "calibration": lambda box, x, y: adversarial.calibration(box, (x, y)),
-    "corruptions": lambda box, x, y: adversarial.corruptions(box, (x, y), ("contrast",)),
-    "smoothed": lambda box, x, y: adversarial.smoothed(box, x, 0.1, n0=4, n=8),
-    "smoothed_predict": lambda box, x, y: adversarial.smoothed_predict(box, x, 0.1, n=8),
+    "robustness": lambda box, x, y: robustness.evaluate(box, (x, y), eps=[0.1]),
+    "calibration": lambda box, x, y: robustness.calibration(box, (x, y)),
+    "corruptions": lambda box, x, y: robustness.corruptions(box, (x, y), ("contrast",)),
+    "smoothed": lambda box, x, y: robustness.smoothed(box, x, 0.1, n0=4, n=8),
+    "smoothed_predict": lambda box, x, y: robustness.smoothed_predict(box, x, 0.1, n=8),
     "alarms": lambda box, x, y: check_gradient_masking(box, x, y, y == 0, 0.1),
     "patch": lambda box, x, y: adversarial.patch(box, x, y, steps=2),
     "universal": lambda box, x, y: adversarial.universal(box, x, y, eps=0.1, steps=2),
@@ -168,7 +168,7 @@ def test_calibration_with_a_masked_class() -> None:
         box = ub.Box(Masked(value).eval(), ub.Pixels((3, 8, 8)), outputs="logits")
         y = box.predict(x)
         y[:5] = 3
-        found.append(adversarial.calibration(box, (x, y)))
+        found.append(robustness.calibration(box, (x, y)))
     assert found[0].temperature == pytest.approx(found[1].temperature, rel=1e-6)
     assert found[0].own.ece == pytest.approx(found[1].own.ece, rel=1e-6)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import unboxed
 from unboxed import cards, cli
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 
 NET = """
     import torch

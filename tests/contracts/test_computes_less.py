@@ -127,7 +127,7 @@ def test_bounded_batches(name: str, size: int) -> None:
 @methods("computes less", lambda card: has_parameters(card, "batch_size"))
 def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("plain", n=5)
-    each = c.box._survey.bytes_per_example
+    each = c.box.profile.bytes_per_example
     monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
     rows = Rows(c.box.model)
     call_example(CARDS[name], c)

@@ -142,10 +142,10 @@ def test_one_answer_however_the_data_come(kind: str) -> None:
     assert torch.allclose(seen[0].mean.double(), h.double().mean((0, 2, 3)), atol=1e-6)
     near = ub.activations.nearest_neighbors(box, x, items, "conv", k=1)
     assert near.indices[:, 0].tolist() == [0, 1, 2, 3]
-    labeled = [ub.adversarial.calibration(box, data) for data in ((x, y), forms[3])]
+    labeled = [ub.robustness.calibration(box, data) for data in ((x, y), forms[3])]
     assert labeled[0].accuracy == labeled[1].accuracy
     with pytest.raises(DataError, match="no labels"):
-        ub.adversarial.calibration(box, items)
+        ub.robustness.calibration(box, items)
     with pytest.raises(DataError, match="a dict or tuple of tensors"):
         ub.activations.statistics(box, [1, 2, 3])
 
@@ -162,7 +162,7 @@ def test_a_map_of_the_inputs_is_in_normalized_units(kind: str) -> None:
 def test_robustness_and_verdicts(kind: str) -> None:
     box, x = opened(kind), values(kind)
     y = box.predict(x)
-    made = ub.adversarial.robustness(box, (x, y), {"pgd": ub.adversarial.pgd}, eps=[0.05], check_masking=False)
+    made = ub.robustness.evaluate(box, (x, y), {"pgd": ub.adversarial.pgd}, eps=[0.05], check_masking=False)
     assert made.to_dict()
     assert ub.checks.verdict(box, x, ub.attribution.gradient).grade
     assert torch.isfinite(ub.checks.randomization(box, x, ub.attribution.gradient).signed).all()

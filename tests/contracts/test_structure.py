@@ -4,9 +4,14 @@ short."""
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
+import torch
 
 import unboxed
 
@@ -19,12 +24,14 @@ TIERS = [
     {"box"},
     {"engine"},
     {*FAMILIES, "data", "zoo"},
+    {"robustness"},
     {"checks"},
     {
         "comparing", "loading", "plots", "report", "page", "testing", "training", "scale",
         "cli", "__main__",
     },
 ]  # fmt: skip
+METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
     "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",
@@ -85,7 +92,7 @@ def test_the_files_are_found() -> None:
 
 @each_file
 def test_imports_point_down(file: Path) -> None:
-    """Ways in and views -> checks -> families -> engine -> box -> objectives, inputs, model -> errors, cards."""
+    """Ways in and views -> checks -> robustness -> families -> engine -> box -> objectives, inputs, model -> errors."""
     mine = room(file)
     if not mine:
         return
@@ -97,8 +104,10 @@ def test_imports_point_down(file: Path) -> None:
         assert parts[1] in RANK, f"line {line} imports {name}, which has no place in the layout"
         assert RANK[parts[1]] <= RANK[mine], f"line {line} imports {name}, which lies above"
         both = {parts[1], mine}
+        evaluates = both & (FAMILIES - {"adversarial"}) and "robustness" in both
+        assert not evaluates, f"line {line}: of the families, robustness imports adversarial alone"
         assert not both <= FAMILIES, f"line {line}: one family imports another; move what they share down to engine"
-        assert not (both & FAMILIES and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
+        assert not (both & METHODS and both & {"data", "zoo"}), f"line {line}: {mine} imports {name}"
 
 
 @each_file
@@ -146,7 +155,7 @@ def test_no_scope_is_open_at_a_yield(file: Path) -> None:
             continue
         for line, opened in own_yields(function):
             bad = [
-                w for w in opened if room(file) in {"model", "box", "engine", *FAMILIES} or any(s in w for s in SCOPES)
+                w for w in opened if room(file) in {"model", "box", "engine", *METHODS} or any(s in w for s in SCOPES)
             ]
             assert not bad, f"line {line} of {function.name} yields inside `with {bad[0]}`"
 
@@ -164,7 +173,7 @@ def test_only_model_hooks_modules(file: Path) -> None:
 @each_file
 def test_no_draw_is_global(file: Path) -> None:
     """In the engine and the families every draw has its generator (model/state forks the global ones for the model)."""
-    if room(file) not in {"engine", "inputs", "box", "objectives", "rng", *FAMILIES}:
+    if room(file) not in {"engine", "inputs", "box", "objectives", "rng", *METHODS}:
         return
     for node in nodes(file):
         if not isinstance(node, ast.Call):
@@ -230,3 +239,118 @@ def test_warnings_go_through_one_door() -> None:
     assert not {str(file): lines for file, lines in found.items() if lines}
     planted = "import warnings\nwarnings.warn('a', UserWarning, 3)\nfew(game, stacklevel=4)\ndef f(stacklevel): ...\n"
     assert counted_by_hand(ast.parse(planted + "from warnings import warn")) == [2, 3, 4, 5]
+
+
+# -- modules keep their private names, and import each other in one direction -----------------------------------------
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(source: ast.AST) -> set[str]:
+    """The private names that a file defines: functions, classes, variables, attributes of `self` and `cls`."""
+    names = set[str]()
+    for n in ast.walk(source):
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            names.add(n.name)
+        elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
+            names.add(n.id)
+        elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) in ("self", "cls"):
+            names.add(n.attr)
+    return {name for name in names if is_private(name)}
+
+
+def foreign_attributes(source: ast.AST, ours: set[str]) -> list[str]:
+    """Private attributes of ours that another file defines; torch's own are no concern of ours."""
+    names = ours - private_names(source)
+    uses = [n for n in ast.walk(source) if isinstance(n, ast.Attribute) and n.attr in names]
+    return [f"line {n.lineno}: {ast.unparse(n)}" for n in uses if not hasattr(torch.Tensor, n.attr)]
+
+
+def foreign_imports(package: str, names: Iterator[tuple[int, str]]) -> list[str]:
+    """Imports of private names, and of private files (`_shared.py`) that lie in another folder."""
+    found = []
+    for line, name in names:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            of_a_file = i < len(parts) - 1 or name in MODULES
+            allowed = of_a_file and ".".join(parts[:i]) == package
+            if parts[0] == "unboxed" and is_private(part) and not allowed:
+                found.append(f"line {line} imports {name}")
+    return found
+
+
+def dotted(file: Path) -> str:
+    """The module's name: "unboxed.inputs.pixels"."""
+    parts = ["unboxed", *file.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(file: Path) -> str:
+    return ".".join(["unboxed", *file.relative_to(ROOT).parts[:-1]])
+
+
+MODULES = {dotted(file): file for file in FILES}
+OUR_PRIVATE_NAMES = set[str]().union(*(private_names(tree(file)) for file in FILES))
+
+
+@each_file
+def test_private_names_stay_in_their_module(file: Path) -> None:
+    """What another module needs is public; a folder's own helpers may be files that start with _."""
+    found = foreign_attributes(tree(file), OUR_PRIVATE_NAMES) + foreign_imports(package_of(file), imports(file))
+    assert not found, found
+
+
+def test_private_names_of_others_are_found() -> None:
+    source = ast.parse("from ..box import _reopened\nbox._asked = 1\nself._own = x._version\nlayers._ops.x\nx._own\n")
+    found = foreign_attributes(source, {"_asked", "_own", "_ops", "_version"})
+    assert found == ["line 2: box._asked", "line 4: layers._ops"]
+    names = [(1, "unboxed.box._reopened"), (2, "torch.utils._pytree"), (3, "unboxed.box.Box")]
+    names += [(4, "unboxed.adversarial._shared.f"), (5, "unboxed.robustness._shared.f")]
+    found = foreign_imports("unboxed.robustness", iter(names))
+    assert [text.split()[1] for text in found] == ["1", "4"]
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which of our modules each one imports, wherever in the file, also for types alone."""
+    graph = {name: set[str]() for name in MODULES}
+    for name, file in MODULES.items():
+        for _, imported in imports(file):
+            target = imported if imported in MODULES else imported.rpartition(".")[0]
+            if target in MODULES and target != name:
+                graph[name].add(target)
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; empty where there are none."""
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_import_circles() -> None:
+    graph = import_graph()
+    assert "unboxed.box" in graph["unboxed.engine.optimize.ascent"]
+    assert circle(graph) == []
+    folders = {name: set[str]() for name in RANK}
+    for name, targets in graph.items():
+        for target in targets:
+            mine, other = room(MODULES[name]), room(MODULES[target])
+            if mine and other and mine != other:
+                folders[mine].add(other)
+    assert circle(folders) == []
+    graph["unboxed.box"].add("unboxed.engine.optimize.ascent")  # planted
+    assert "unboxed.box" in circle(graph)
+
+
+@pytest.trigger.parametrize("folder", sorted({file.parent for file in FILES} - {ROOT}), ids=lambda f: f.name)
+def test_a_folder_says_what_it_is_for(folder: Path) -> None:
+    """In two lines or more: what the folder is for, and what moves in."""
+    text = ast.get_docstring(tree(folder / "__init__.py")) or ""
+    assert len([line for line in text.splitlines() if line]) >= 2, text
+    assert re.search(r"\bmoves? in", text), text

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from real_data import MNIST, PHOTOS, needs_mnist, needs_photos
 from unboxed import data
 from unboxed.data import idx, uci
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 
 GRAY, RGB = Pixels((1, 8, 8)), Pixels((3, 8, 8))
 

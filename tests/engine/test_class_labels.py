@@ -72,10 +72,10 @@ def test_a_model_that_is_never_wrong_is_right_at_every_door(door: str, root: Pat
     x, y = labeled_examples(box, images)
     assert len(x) == 9
     assert torch.equal(y, box.predict(x))
-    assert ub.adversarial.calibration(box, images).accuracy == 1.0
-    assert ub.adversarial.corruptions(box, images, ("brightness",), severities=(1,)).clean_accuracy == 1.0
+    assert ub.robustness.calibration(box, images).accuracy == 1.0
+    assert ub.robustness.corruptions(box, images, ("brightness",), severities=(1,)).clean_accuracy == 1.0
     fgsm = {"fgsm": ub.adversarial.fgsm}
-    found = ub.adversarial.robustness(box, images, fgsm, eps=[0.01], minimal_attack=None, check_masking=False)
+    found = ub.robustness.evaluate(box, images, fgsm, eps=[0.01], minimal_attack=None, check_masking=False)
     assert found.clean_accuracy.value == 1.0
 
 
@@ -152,7 +152,7 @@ def test_a_broken_image_stops_nothing_and_rows_are_those_of_the_data(root: Path,
     assert rows[-1] in near.indices[0, :3]
     assert ub.activations.statistics(box, images, ["logits"])[0].n_examples == 8
     wrong = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), box.inputs, classes=NAMES)
-    errors = ub.adversarial.calibration(wrong, images, n_errors=9).error_index
+    errors = ub.robustness.calibration(wrong, images, n_errors=9).error_index
     assert set(errors.tolist()) <= set(good)
     assert [p for p, _ in images.skipped] == [root / "cat" / "0.png"]
 

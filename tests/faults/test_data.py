@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from unboxed import data
 from unboxed.data import download, folders, idx
 from unboxed.errors import DataError, InputError, WriteError
-from unboxed.inputs.single import Features, Pixels
+from unboxed.inputs.features import Features
+from unboxed.inputs.pixels import Pixels
 
 RGB = Pixels((3, 8, 8))
 GOOD = torch.full((1, 3, 3), 0.5)

@@ -138,7 +138,7 @@ ASKED: dict[str, Callable[[ub.Box, torch.Tensor], object]] = {
     "an attribution": lambda box, x: ub.attribution.gradient(box, x, 1),
     "an attack": lambda box, x: ub.adversarial.fgsm(box, x, torch.tensor([0, 1]), eps=0.1),
     "a pass over data": lambda box, x: ub.activations.statistics(box, x),
-    "an evaluation": lambda box, x: ub.adversarial.calibration(box, (x, torch.tensor([0, 1]))),
+    "an evaluation": lambda box, x: ub.robustness.calibration(box, (x, torch.tensor([0, 1]))),
 }
 
 

@@ -167,8 +167,8 @@ def test_data_sets_and_loaders_give_what_tensors_give(kind: str, labeled: bool, 
 def test_labels_follow_their_inputs(kind: str, form: str) -> None:
     opened, labels = box(kind), torch.arange(10) % 3
     want = int((opened.predict(values(kind, 10)) == labels).sum())
-    assert ub.adversarial.calibration(opened, FORMS[form](Several(kind, True))).accuracy == pytest.approx(want / 10)
-    clean = ub.adversarial.robustness(
+    assert ub.robustness.calibration(opened, FORMS[form](Several(kind, True))).accuracy == pytest.approx(want / 10)
+    clean = ub.robustness.evaluate(
         opened,
         FORMS[form](Several(kind, True)),
         {"fgsm": ub.adversarial.fgsm},

@@ -62,7 +62,7 @@ def predict(c: MethodCase, row: int, sigma: float, n: int, alpha: float, seed: i
 @pytest.mark.parametrize("size", ["auto", 7])
 def test_certify(sigma: float, size: int | str) -> None:
     c = make_case("plain", torch.float64, n=6)
-    made = ub.adversarial.smoothed(c.box, c.x, sigma, n0=9, n=60, alpha=0.02, seed=5, batch_size=size)
+    made = ub.robustness.smoothed(c.box, c.x, sigma, n0=9, n=60, alpha=0.02, seed=5, batch_size=size)
     want = [certify(c, i, sigma, 9, 60, 0.02, 5) for i in range(6)]
     assert made.classes.tolist() == [k for k, _ in want]
     assert torch.allclose(made.radius, torch.tensor([r for _, r in want], dtype=torch.float64), atol=1e-9)
@@ -72,7 +72,7 @@ def test_certify(sigma: float, size: int | str) -> None:
 @pytest.mark.parametrize("sigma", [0.05, 0.4])
 def test_predict(sigma: float) -> None:
     c = make_case("plain", torch.float64, n=6)
-    got: Tensor = ub.adversarial.smoothed_predict(c.box, c.x, sigma, n=40, alpha=0.01, seed=5)
+    got: Tensor = ub.robustness.smoothed_predict(c.box, c.x, sigma, n=40, alpha=0.01, seed=5)
     assert got.tolist() == [predict(c, i, sigma, 40, 0.01, 5) for i in range(6)]
 
 

@@ -89,7 +89,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     y = box.predict(x)
     page, facts = written(box, (x, y), tmp_path)
     other, z = standardize(box, x)
-    found = ub.adversarial.robustness(
+    found = ub.robustness.evaluate(
         other, (z, y), adversarial.ATTACKS, eps=adversarial.EPS_GRAYSCALE, check_masking=False
     )
     assert facts["robustness"]["this model"]["all"] == [found.robust_accuracy(e).to_dict() for e in found.eps]

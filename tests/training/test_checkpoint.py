@@ -15,7 +15,7 @@ from unboxed import cli, training, zoo
 from unboxed.data import digits
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.errors import InputError, ModelError, WriteError
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 from unboxed.training import PGD, Fast, Trades, TrainedModel, fit, train
 from unboxed.zoo.models import RobustCNN
 

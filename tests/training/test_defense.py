@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from contracts.trace import changes, snapshot
 from unboxed.box import Box
 from unboxed.errors import InputError, OutputError
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 from unboxed.training import DEFENSES, PGD, Fast, Trades
 from unboxed.training.defense import resolve_defense
 

@@ -14,7 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 from unboxed import data, loading, training, zoo
 from unboxed.box import Box
 from unboxed.errors import DataError, InputError, ModelError, OutputError, WriteError
-from unboxed.inputs.single import Pixels
+from unboxed.inputs.pixels import Pixels
 from unboxed.training import PGD, Fast, Trades, accuracy, fit, recipe, recipes, robust_accuracy, save_weights, train
 
 QUICK = {"epochs": 2, "batch_size": 32, "quiet": True}

@@ -1,4 +1,7 @@
-"""What does it see?"""
+"""What does it see? Activations of real inputs: maps, top examples, statistics, similarity, ablation, patching.
+
+A method that reads or rewrites activations is a file here; what two of them share moves into `engine.read`.
+"""
 
 from ..engine.read.edits import ablate as ablate
 from ..engine.read.edits import put as put

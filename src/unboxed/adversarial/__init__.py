@@ -1,18 +1,14 @@
-"""What fools it?"""
+"""What fools it? Attacks: adversarial images within a ball or of least distance, patches, fooling images.
+
+One file per attack; what attacks alone share moves in here. What judges a model by attacks lies in `robustness`.
+"""
 
 from .apgd import apgd as apgd
 from .auto_attack import AutoAdversarial as AutoAdversarial
 from .auto_attack import auto_attack as auto_attack
 from .bim import bim as bim
 from .boundary import boundary as boundary
-from .calibration import Calibration as Calibration
-from .calibration import Reliability as Reliability
-from .calibration import calibration as calibration
 from .carlini_wagner import carlini_wagner as carlini_wagner
-from .corrupting import corrupted as corrupted
-from .corruptions import CORRUPTIONS as CORRUPTIONS
-from .corruptions import Corruptions as Corruptions
-from .corruptions import corruptions as corruptions
 from .ddn import ddn as ddn
 from .deepfool import deepfool as deepfool
 from .fab import fab as fab
@@ -28,11 +24,6 @@ from .patch import Patch as Patch
 from .patch import patch as patch
 from .pgd import pgd as pgd
 from .result import Adversarial as Adversarial
-from .robustness import Robustness as Robustness
-from .robustness import robustness as robustness
-from .smoothing import Smoothed as Smoothed
-from .smoothing import smoothed as smoothed
-from .smoothing import smoothed_predict as smoothed_predict
 from .square import square as square
 from .universal import Universal as Universal
 from .universal import universal as universal

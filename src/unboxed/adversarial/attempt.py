@@ -16,7 +16,7 @@ from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypas
 from ..engine.optimize.ascent import cache_batch_plan
 from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
 from ..errors import InputError, NaNError, OutputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts

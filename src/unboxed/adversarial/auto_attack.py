@@ -21,7 +21,7 @@ from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import L2, Linf, NormBall, resolve_ball
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
 from ..validation import check_int, check_seed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import Linf, broadcast_rows
 from ..errors import InputError, warn
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..rng import hashed_uniform, sample_generator
 from ..validation import check_int, check_seed
 from .attempt import AttackState

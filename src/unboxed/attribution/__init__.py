@@ -1,7 +1,9 @@
-"""Why this answer?
+"""Why this answer? Maps of how much each input value counts for a score: gradients, class activation maps, masks.
 
 Every method raises NaNError where a score that it attributes is NaN or infinite, and names the rows. Of a map that is
 NaN or infinite though its score is a number (a root has no slope at 0) an UnboxedWarning tells.
+
+A method is a file here; what two of them share moves into `engine.gradients` or `engine.perturb`.
 """
 
 from .deconvnet import deconvnet as deconvnet

@@ -19,8 +19,9 @@ from ..box import Box
 from ..cards import card
 from ..engine.results import warn_not_finite, warn_rows
 from ..errors import InputError, OutputError
+from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
-from ..inputs.single import Inputs, Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
 from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules

@@ -85,7 +85,7 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
         total[:] = [a @ total[0]] if total else [a]
         count += 1
 
-    size = max(len(x), box._min_rows)
+    size = max(len(x), box.min_rows)
     with box.isolated(grad=False), capture_attention(size, on_attention):
         box.forward(x, {"output"})
     if not total:

@@ -22,7 +22,7 @@ from ..engine.perturb.masks import all_subsets
 from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
 from ..inputs.multi import MultiInput
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective
 

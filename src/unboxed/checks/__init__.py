@@ -1,4 +1,7 @@
-"""Can I believe the picture?"""
+"""Can I believe the picture? Tests of explanations: randomization, controls, faithfulness, a verdict.
+
+What judges an explanation, for any method of attribution or synthesis, moves in here.
+"""
 
 from .controls import ConstantModel as ConstantModel
 from .controls import RandomInput as RandomInput

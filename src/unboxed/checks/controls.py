@@ -19,7 +19,8 @@ from .. import rng
 from ..box import Box
 from ..engine.perturb.baselines import baseline
 from ..errors import InputError
-from ..inputs.single import Inputs, Pixels
+from ..inputs.base import Inputs
+from ..inputs.pixels import Pixels
 from ..model.outputs import OutputReader
 from ..objectives import MODEL_ENDS, Objective
 from ..validation import check_seed
@@ -181,6 +182,6 @@ def _constant_output_box(box: Box, x: Tensor) -> Box:
     """The same box, whose logits are all one number, as large as any that the model gives for x."""
     value = float(box(x).abs().max())
     clone = copy.copy(box)
-    clone._reader = OutputReader(lambda raw: 0 * box._reader.select_tensor(raw) + value, "logits")
+    clone.output_reader = OutputReader(lambda raw: 0 * box.output_reader.select_tensor(raw) + value, "logits")
     clone.outputs = "logits"
     return clone

@@ -16,7 +16,7 @@ from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..validation import check_int, check_seed
 from .perturbing import Score, Target, feature_shape, importance, perturbed_scores, rank_descending, resolve_score

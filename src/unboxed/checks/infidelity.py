@@ -17,7 +17,8 @@ from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..inputs.single import Features, Pixels
+from ..inputs.features import Features
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..validation import check_float, check_int, check_seed
 from .perturbing import (

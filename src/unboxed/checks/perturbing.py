@@ -14,7 +14,7 @@ from ..engine.perturb.masking import class_probability
 from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, logit, mean_over_positions
 from ..validation import check_seed
@@ -46,7 +46,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
 
 def _pack_maps(inputs: MultiInput, maps: Any) -> Tensor:
     """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
-    values, parts = inputs._part_values(maps), [part for _, part in inputs._named_parts()]
+    values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -21,7 +21,7 @@ from ..box import Box
 from ..cards import Card
 from ..engine.randomized import layers_with_weights, randomize_layers
 from ..errors import InputError, UnboxedError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_seed

@@ -1,4 +1,7 @@
-"""The command line: one command a function. Heavy imports happen inside them, so that --help is quick."""
+"""The command line: one command a function. Heavy imports happen inside them, so that --help is quick.
+
+One command is a file where it is longer than a call of the library; nothing that Python could use moves in here.
+"""
 
 from __future__ import annotations
 

@@ -18,19 +18,19 @@ from .. import adversarial
 from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fab import fab
-from ..adversarial.norms import common_norm, compatible_attacks
-from ..adversarial.robustness import DEFAULT_ATTACKS, Attack, Robustness, robustness, supported_kwargs
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError, InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..plots.attacked import NORM_NAMES, attack_sheet
 from ..plots.files import save
 from ..plots.pngs import to_png_levels
 from ..report.words import count_noun
+from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, Robustness, evaluate, supported_kwargs
+from ..robustness.norms import common_norm, compatible_attacks
 from ..validation import check_int
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
@@ -87,7 +87,7 @@ def run_attack(
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
     checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
-    result = robustness(
+    result = evaluate(
         box, (box.restore_structure(x), y), selected, eps=eps, norm=norm, seed=seed, checkpoint=checkpoint_path, quiet=quiet,
         minimal_attack=_minimum_norm_attack(norm),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from ..checks.remembered import VerdictCache, nan_to_none
 from ..checks.verdict import MIN_RANDOMIZED_PAIRS, Verdict
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..objectives import mean_over_positions
 from ..plots.explained import explanation_sheet
 from ..plots.files import save

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..box import Box
-    from ..inputs.single import Pixels
+    from ..inputs.pixels import Pixels
     from ..report import Report
 
 PYTHON_OPTION_PATTERN = re.compile(r'\b(outputs|classes|root|norm)="(\w+)"')  # as errors name them to callers in Python
@@ -101,7 +101,7 @@ def command_line() -> str:
 
 
 def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels | None:
-    from ..inputs.single import Pixels
+    from ..inputs.pixels import Pixels
 
     if shape is None:
         if mean or std:

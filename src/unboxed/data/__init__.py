@@ -2,6 +2,8 @@
 
 `digits` needs no download; `mnist` and `fashion_mnist` read the original files; `folder` reads images of your own;
 `wrap` makes one of these of any torch Dataset. All have `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
+
+A loader of a small data set moves in here; of what a command line names, into `loading`.
 """
 
 from .folders import Folder, folder

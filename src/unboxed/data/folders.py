@@ -13,7 +13,8 @@ from ..box import Box
 from ..engine.read.class_labels import is_numbers_only, match_labels, matchable_classes
 from ..errors import BrokenImageError, DataError
 from ..inputs import images
-from ..inputs.single import Inputs, Pixels
+from ..inputs.base import Inputs
+from ..inputs.pixels import Pixels
 from .sets import Example, Images
 
 SkippedFiles = list[tuple[Path, str]]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, WriteError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from .download import DownloadError, fetch, md5_checksum
 from .sets import InMemory
 

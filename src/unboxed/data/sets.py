@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import BrokenImageError, DataError, InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 
 Example = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
 

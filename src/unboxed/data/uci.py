@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..validation import check_seed
 from .sets import InMemory
 

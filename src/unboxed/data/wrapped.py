@@ -18,7 +18,8 @@ from ..engine.read.class_labels import dataset_class_names
 from ..engine.read.items import read_example
 from ..errors import DataError
 from ..inputs.images import require_pixels, silence_decoder_warnings, to_tensor
-from ..inputs.single import RANGE_TOLERANCE, Pixels
+from ..inputs.base import RANGE_TOLERANCE
+from ..inputs.pixels import Pixels
 from .sets import Batch, Example, Images, check_count, stack_examples
 
 DecodeFn = Callable[[Tensor], Tensor]

@@ -1,1 +1,4 @@
-"""What goes into a model: images, tables, several of them at once. What each kind of input is moves in here."""
+"""What goes into a model: images, tables, several of them at once.
+
+A kind of input is a file here; what two kinds share moves into `base`.
+"""

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
-from .single import Inputs, Pixels
+from .base import Inputs
+from .pixels import Pixels
 
 # Pillow also opens formats that start other programs (EPS) or that any bytes may pass for (TGA): not a stranger's file.
 SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

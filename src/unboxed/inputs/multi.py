@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .single import Inputs, inputs_at_levels
+from .base import Inputs, inputs_at_levels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Several inputs as a user passes them, or packed already."""
@@ -28,9 +28,8 @@ class MultiInput:
     parts: Mapping[str, Inputs] | tuple[Inputs, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, (Mapping, tuple)) or not all(
-            isinstance(p, Inputs) for _, p in self._named_parts()
-        ):
+        known = isinstance(self.parts, (Mapping, tuple))
+        if not known or not all(isinstance(p, Inputs) for _, p in self.named_parts()):
             raise InputError("MultiInput wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
         if not self.parts:
             raise InputError("MultiInput wants at least one input")
@@ -38,9 +37,10 @@ class MultiInput:
             object.__setattr__(self, "parts", dict(self.parts))
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._named_parts()))
+        return hash(frozenset(self.named_parts()))
 
-    def _named_parts(self) -> list[tuple[str | int, Inputs]]:
+    def named_parts(self) -> list[tuple[str | int, Inputs]]:
+        """The parts in order, by key or by position."""
         return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
 
     @property
@@ -50,12 +50,12 @@ class MultiInput:
     @property
     def sizes(self) -> list[int]:
         """How many numbers of the packed row belong to each part."""
-        return [math.prod(part.shape) for _, part in self._named_parts()]
+        return [math.prod(part.shape) for _, part in self.named_parts()]
 
     def check(self, x: Packed) -> Packed:
         is_packed = isinstance(x, Tensor) and tuple(x.shape[1:]) == self.shape
-        values = self.split(x) if isinstance(x, Tensor) and is_packed else self._part_values(x)
-        for (name, part), value in zip(self._named_parts(), values, strict=True):
+        values = self.split(x) if isinstance(x, Tensor) and is_packed else self.part_values(x)
+        for (name, part), value in zip(self.named_parts(), values, strict=True):
             try:
                 part.check(value)
             except InputError as error:
@@ -64,9 +64,9 @@ class MultiInput:
             raise InputError(f"the inputs must have as many rows as one another; got {sorted(rows)}")
         return x
 
-    def _part_values(self, x: object) -> list[Any]:
+    def part_values(self, x: object) -> list[Any]:
         """The parts of a structure, in order. Raises InputError."""
-        names = [name for name, _ in self._named_parts()]
+        names = [name for name, _ in self.named_parts()]
         if isinstance(self.parts, Mapping):
             if not isinstance(x, Mapping) or set(x) != set(names):
                 got = f"keys {sorted(map(str, x))}" if isinstance(x, Mapping) else type(x).__name__
@@ -91,14 +91,14 @@ class MultiInput:
         """(N, D), of a structure or of what is packed already."""
         if isinstance(x, Tensor):
             return x
-        values = self._part_values(x)
+        values = self.part_values(x)
         dtype = max((v.dtype for v in values), key=lambda t: t.itemsize)
         return torch.cat([v.flatten(1).to(dtype) for v in values], 1)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The parts (..., *shape) of a packed tensor (..., D): (N, D), or (T, N, D) of frames."""
         pieces = torch.split(x, self.sizes, -1)
-        return [v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self._named_parts(), strict=True)]
+        return [v.reshape(*x.shape[:-1], *part.shape) for v, (_, part) in zip(pieces, self.named_parts(), strict=True)]
 
     def unpack(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """The structure of a packed tensor (N, D)."""
@@ -118,14 +118,14 @@ class MultiInput:
         return self._map_packed("clip", x)
 
     def from_unit(self, u: Tensor) -> Tensor:
-        pairs = zip(self.split(u), self._named_parts(), strict=True)
+        pairs = zip(self.split(u), self.named_parts(), strict=True)
         return torch.cat([inputs_at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.cat([part.sample(n, generator).flatten(1) for _, part in self._named_parts()], 1)
+        return torch.cat([part.sample(n, generator).flatten(1) for _, part in self.named_parts()], 1)
 
     def _map_parts(self, method: str, x: Tensor) -> list[Tensor]:
-        return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self._named_parts(), strict=True)]
+        return [getattr(part, method)(v) for v, (_, part) in zip(self.split(x), self.named_parts(), strict=True)]
 
     def _map_packed(self, method: str, x: Tensor) -> Tensor:
         return torch.cat([v.flatten(1) for v in self._map_parts(method, x)], 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..box import Box
 from ..errors import ModelError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..model.outputs import Outputs
 from .checkpoints import weights as put
 from .models import model

@@ -8,8 +8,10 @@ from torch import nn
 
 from .. import zoo
 from ..errors import ModelError
+from ..inputs.base import Inputs
+from ..inputs.features import Features
 from ..inputs.multi import MultiInput
-from ..inputs.single import Features, Inputs, Pixels
+from ..inputs.pixels import Pixels
 from ..validation import check_seed
 from .exported import load_exported
 from .factories import build_from_spec, defined_names, shorten_list

@@ -14,7 +14,8 @@ from ..box import Box
 from ..data.folders import Folder
 from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
-from ..inputs.single import Inputs, Pixels
+from ..inputs.base import Inputs
+from ..inputs.pixels import Pixels
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (

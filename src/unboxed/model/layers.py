@@ -55,18 +55,18 @@ class Layers:
         unused: tuple[str, ...],
         unbatched: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        self._by_path = {row.path: row for row in layers}
+        self.by_path = {row.path: row for row in layers}
         self._op_counts, self._unused, self._unbatched = op_counts, unused, unbatched
         self._resolved: dict[str, str] = {}  # addresses that were asked for: a table of layers never changes
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._by_path.values())
+        return iter(self.by_path.values())
 
     def __len__(self) -> int:
-        return len(self._by_path)
+        return len(self.by_path)
 
     def __getitem__(self, path: str) -> Layer:
-        return self._by_path[Address.parse(self.resolve(path)).path]
+        return self.by_path[Address.parse(self.resolve(path)).path]
 
     def without_batch_axis(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
         """These layers of a run of n rows, where the first axis of some (path, op) is not the batch after all."""
@@ -86,7 +86,7 @@ class Layers:
         """Whether the first axis of what is found at an address is the batch. Raises LayerError."""
         address = Address.parse(self.resolve(name))
         if address.op is None:
-            return self._by_path[address.path].has_batch_axis
+            return self.by_path[address.path].has_batch_axis
         return (address.path, address.op) not in self._unbatched
 
     def resolve(self, name: str) -> str:
@@ -106,15 +106,15 @@ class Layers:
 
     def _count_calls(self, address: Address) -> int:
         if address.op in (None, "input"):
-            row = self._by_path.get(address.path)
+            row = self.by_path.get(address.path)
             return row.n_calls if row else 0
         return self._op_counts.get((address.path, address.op or ""), 0)
 
     def _unknown_message(self, address: Address) -> str:
         if address.path in self._unused:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
-        names = [*self._by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
-        nearest = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self._by_path)[:3]
+        names = [*self.by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
+        nearest = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self.by_path)[:3]
         return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, nearest))}"
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, OutputError, warn
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from .hooks import FinalOp, tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OPS

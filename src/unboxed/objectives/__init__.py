@@ -3,6 +3,8 @@
 Higher is better, always: the engine climbs, and `-objective` descends, so no objective carries a sign of its own.
 `input`, `output` and `logits` name the two ends of the model. What an objective holds for each example (labels, a
 target activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
+
+A score of activations is a function here; what climbs one moves into `engine.optimize`.
 """
 
 from .algebra import MODEL_ENDS as MODEL_ENDS

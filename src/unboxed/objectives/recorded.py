@@ -8,24 +8,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .algebra import Objective
-
 P = ParamSpec("P")
-Call = tuple[Callable[..., "Objective"], tuple[Any, ...], dict[str, Any]]
+T = TypeVar("T")  # an objective
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-def remember_call(factory: Callable[P, Objective]) -> Callable[P, Objective]:
+def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
     """A function that makes a new objective at each call, which then remembers that call as its `call`."""
 
     @wraps(factory)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Objective:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         copied_args, copied_kwargs = map_nested(copy_value, args), map_nested(copy_value, kwargs)
         objective = factory(*copied_args, **copied_kwargs)
         object.__setattr__(objective, "call", (wrapper, copied_args, copied_kwargs))
@@ -53,7 +51,7 @@ def detach_value(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def replay_call(factory: Callable[..., Objective], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Objective:
+def replay_call(factory: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """The objective of a remembered call: what a pickle of one does when it is read."""
     return factory(*args, **kwargs)
 

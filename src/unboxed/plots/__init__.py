@@ -1,4 +1,7 @@
-"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a model."""
+"""Pictures of what methods return. Pillow and numpy only, but for `heatmap`; nothing here runs a model.
+
+A view of a result is a file here; only what draws moves in, from tensors alone.
+"""
 
 from . import colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip

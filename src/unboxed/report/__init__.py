@@ -1,4 +1,7 @@
-"""The main job: a page that opens a model, made of sections. A later family adds its own by one line in `SECTIONS`."""
+"""The main job: a page that opens a model, made of sections. A later family adds its own by one line in `SECTIONS`.
+
+A section is a file here; what it computes moves into a family, what it draws into `plots`.
+"""
 
 from __future__ import annotations
 

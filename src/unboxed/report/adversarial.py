@@ -14,12 +14,12 @@ from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
-from ..adversarial.robustness import Attack, Robustness, robustness
-from ..adversarial.shares import Proportion
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attacked, colors
 from ..plots.sheet import ColorBar
+from ..robustness.evaluate import Attack, Robustness, evaluate
+from ..robustness.shares import Proportion
 from .blocks import Block, ColorScales, ExampleRow, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section
 from .judge import usable_judge
@@ -117,7 +117,7 @@ def _attack_model(
 ) -> AttackedModel:
     eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
     standardized_box, x = standardize(box, context.inputs(attacked_indices))
-    result = robustness(
+    result = evaluate(
         standardized_box,
         (x, _reference_labels(context)[list(attacked_indices)]),
         ATTACKS,

@@ -15,7 +15,7 @@ from ..checks.ranking import candidates, forward_flops
 from ..checks.remembered import VerdictCache
 from ..checks.verdict import Verdict
 from ..engine.read.channel_axes import channels_first_layers
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
 from .kinds import InputNouns, nouns_for

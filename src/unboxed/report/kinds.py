@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..inputs.base import Inputs
+from ..inputs.features import Features
 from ..inputs.multi import MultiInput
-from ..inputs.single import Features, Inputs, Pixels
+from ..inputs.pixels import Pixels
 from .words import count_noun, format_shape
 
 

@@ -15,7 +15,7 @@ from ..engine.read.examples import class_by_label
 from ..engine.read.items import read_example
 from ..engine.read.packing import pack_data
 from ..errors import BrokenImageError, DataError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 
 TENSORS_NAME = "tensors"  # data without a name of their own
 BINARY_CLASSES = ("no", "yes")  # what one probability says

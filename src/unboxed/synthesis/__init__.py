@@ -1,4 +1,7 @@
-"""What is it looking for?"""
+"""What is it looking for? Images optimized for an objective: class images, features, inversions, textures.
+
+A method that draws inputs is a file here; what attacks draw with, too, moves into `engine.optimize`.
+"""
 
 from .caricature import caricature as caricature
 from .channels import Channels as Channels

@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from .. import objectives as scores
 from ..box import Box
 from ..errors import MissingError
+from ..inputs.base import Inputs
+from ..inputs.features import Features
 from ..inputs.multi import MultiInput
-from ..inputs.single import Features, Inputs, Pixels
+from ..inputs.pixels import Pixels
 from ..objectives import Objective
 
 try:

@@ -1,4 +1,7 @@
-"""Training: the plain loop, the zoo's recipes, weights to files."""
+"""Training: the plain loop, the zoo's recipes, weights to files.
+
+What changes weights, or is called while they change, moves in here.
+"""
 
 from .confused import Confused as Confused
 from .defense import DEFENSES as DEFENSES

@@ -185,7 +185,7 @@ def resolve_defense(
 
 def raw_output(box: Box, x: Tensor) -> Tensor:
     """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
-    return box._reader.select_tensor(box._call(x)).to(box.dtype)
+    return box.output_reader.select_tensor(box.raw_output(x)).to(box.dtype)
 
 
 def check_trainable(box: Box) -> Box:

@@ -22,7 +22,7 @@ from ..box import Box
 from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_close
 from ..engine.stable_repr import comparable_outputs
 from ..errors import DataError, InputError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..model import state as rng
 from ..validation import check_seed
 from .average import ModelEMA

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingError, warn
-from .watch import BatchFn, ConfusedLogits, PNGWriter
+from .watching import BatchFn, PNGWriter, Watcher
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,7 +32,7 @@ NO_BATCH_TEXT = (
 class ConfusedLogitsCallback(TrainerCallback):
     """Batches are counted from 0 through all epochs, each part of an accumulated step for itself."""
 
-    def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
+    def __init__(self, watcher: Watcher, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._batch_fn = watcher, batch_fn
         self._batch_index = 0  # that runs now, or next
         self._captured: tuple[Tensor, Tensor | None, str | None] | None = None  # x, y and the name that x was passed by

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError, MissingError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watch import BatchFn, ConfusedLogits, PNGWriter, _BoxKey
+from .watching import BatchFn, PNGWriter, ModelState, Watcher
 
 try:
     from lightning.pytorch import Callback
@@ -35,7 +35,7 @@ class ConfusedLogitsCallback(Callback):
     """Looks at a batch before the step that trains on it: at the weights that step starts from, and at inputs that
     the model had no chance to write over. Batches are counted through all epochs."""
 
-    def __init__(self, watcher: ConfusedLogits, batch_fn: BatchFn | None = None) -> None:
+    def __init__(self, watcher: Watcher, batch_fn: BatchFn | None = None) -> None:
         self.watcher, self._batch_fn = watcher, batch_fn or split_batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -98,7 +98,7 @@ class AdversarialTrainingCallback(Callback):
 
     def _current_box(self, module: LightningModule, model_input: Tensor) -> Box:
         """The box on the live module: opened once, and again if it was moved or rebuilt."""
-        box_key = _BoxKey.from_model(module, model_input)
+        box_key = ModelState.from_model(module, model_input)
         if self._box is None or box_key != self._box_key:
             self._box, self._box_key = Box(module, self.inputs, autocast=self.autocast), box_key
         return self._box

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..plots import colors
 from ..plots.draw import shared_vmax, signed_map
 from ..plots.sheet import BACKGROUND_COLOR, ColorBar, Tile, contact_sheet

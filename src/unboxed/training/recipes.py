@@ -16,7 +16,7 @@ from .. import data as sets
 from ..box import Box
 from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_writable, save_weights, versions

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from ..box import Box
 from ..engine.gradients.score import gradients
 from ..errors import InputError, WriteError, warn
-from ..inputs.single import Inputs
+from ..inputs.base import Inputs
 from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
 from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
+from .watching import BatchFn, PNGWriter, ModelState, SheetSink
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -31,9 +31,6 @@ NO_SINK_TEXT = (
     "the sheets of confused inputs go nowhere: give ConfusedLogits a folder or a function, to=..., or use what watch "
     "returns"
 )
-
-SheetSink = Callable[["Image.Image", int], object]  # (sheet, step)
-BatchFn = Callable[[Any], tuple[Tensor, Tensor | None]]  # what a trainer passes around -> (x, y)
 
 
 class ConfusedLogits:
@@ -173,7 +170,7 @@ class ConfusedLogits:
 
     def _current_box(self, model: nn.Module, x: Tensor) -> Box:
         """The box on the live model: opened once, and again if the model was moved, rebuilt, or gets another shape."""
-        box_key = _BoxKey.from_model(model, x)
+        box_key = ModelState.from_model(model, x)
         if self._box is None or box_key != self._box_key:
             check_not_sharded(model)
             raw_inputs = RawInputs(x[:3].detach().clone())
@@ -209,21 +206,6 @@ class ConfusedLogits:
             warn(f"the sheet of step {confused.step} is lost: {error}")
 
 
-@dataclass(frozen=True)
-class _BoxKey:
-    """What a box was opened on."""
-
-    modules: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @classmethod
-    def from_model(cls, model: nn.Module, x: Tensor) -> _BoxKey:
-        reference = next((p for p in model.parameters() if p.is_floating_point()), x)
-        return cls(tuple(map(id, model.modules())), reference.device, reference.dtype, tuple(x.shape[1:]))
-
-
 @dataclass(frozen=True, eq=False)
 class RawInputs:
     """Inputs of a box as the training loop gives them to the model: there is nothing to encode, and no range to
@@ -256,20 +238,6 @@ class RawInputs:
         """Real inputs; where the batch had fewer than n, others like them."""
         x = self.examples.to(generator.device)
         return torch.cat([x, x.flip(-1), -x])[:n_inputs]
-
-
-@dataclass(frozen=True)
-class PNGWriter:
-    """Writes each sheet as a PNG file. Raises WriteError when called."""
-
-    folder: Path
-
-    def __call__(self, sheet: Image.Image, step: int) -> Path:
-        from ..atomic_write import write_bytes
-
-        png = BytesIO()
-        sheet.save(png, "PNG", compress_level=1)  # training waits for it
-        return write_bytes(self.folder / f"confused-{step:06d}.png", png.getvalue())
 
 
 def unwrap_parallel(model: nn.Module) -> nn.Module:

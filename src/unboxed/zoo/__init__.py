@@ -1,6 +1,8 @@
 """Small networks, trained and untrained: `zoo.load("digits-cnn")` gives the model and what its inputs are.
 
 Beside each weights file lies a card, `zoo.card(name)`: on which data, how and how well the model was trained.
+
+A model moves in here with a recipe in `training.recipes` that makes its weights again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import nn
 
 from ..data.uci import INPUTS as DIGITS
 from ..errors import ModelError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model import state
 from ..validation import check_seed
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN

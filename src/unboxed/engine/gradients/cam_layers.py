@@ -66,7 +66,7 @@ class MapTrace:
     def __init__(self, box: Box, n_rows: int) -> None:
         self.box, self.n_rows = box, n_rows
         self.layer_grids = {row.path: (row, grid) for row, grid in layers_with_grids(box)}
-        self.output_shape = (box.n_outputs, *box._map_shape)
+        self.output_shape = (box.n_outputs, *box.output_map_shape)
         self.recorded: dict[Any, RecordedMap | None] = {}
         self.ambiguous_shapes: dict[Any, tuple[int, ...]] = {}  # what may be maps, whose axes can't be told
         self.leaf_nodes: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
@@ -85,7 +85,7 @@ class MapTrace:
             self._record(f"{address}#{self.call_counts[address] - 1}", op or "", h, None)
 
     def _on_module(self, path: str, h: Tensor) -> None:
-        row = self.box.layers._by_path.get(path)
+        row = self.box.layers.by_path.get(path)
         k = self.call_counts[path]
         self.call_counts[path] += 1
         if row is None or not h.requires_grad or h.grad_fn is None:

@@ -142,7 +142,7 @@ def _find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, 
 
     Raises LayerError where there is none, and OutputError where the score does not depend on the input.
     """
-    trace = MapTrace(box, max(len(x), box._min_rows))
+    trace = MapTrace(box, max(len(x), box.min_rows))
     guessed = _guess_token_layers(box) if objective.layers & {"logits", "output"} else ()
     with trace.recording():
         acts = box.forward(x, {*objective.layers, *guessed})

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ... import rng
 from ...box import Box
+from ...inputs.base import Inputs
+from ...inputs.features import Features
 from ...inputs.multi import MultiInput
-from ...inputs.single import Features, Inputs
 from ...model.batching import BatchSize, in_batches
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from .score import ReluBypass, _gradients_of_batch
+from .score import ReluBypass, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
 
@@ -212,7 +213,7 @@ class _GradientAccumulator:
         with torch.inference_mode(False):
             points, factors = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
-        result = _gradients_of_batch(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
+        result = batch_gradients(self.box, objective, points, self.rule, self.wrt, self.relu_bypass)
         grads = result.map if factors is None else result.map * factors
         example_ids, counts = (h.tolist() for h in torch.unique_consecutive(n, return_counts=True))
         weights = torch.split(self.weights[k.to(self.box.device)], counts)

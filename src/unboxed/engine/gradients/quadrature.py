@@ -22,7 +22,7 @@ from ...box import MAX_BATCH_BYTES, Box
 from ...model.batching import BatchSize
 from ...objectives import Objective
 from .paths import Line, interpolate, max_rows_at_once, midpoints, path_mean_gradient
-from .score import _batched_gradients
+from .score import gradients_in_batches
 
 MAX_INITIAL_POINTS = (
     16  # points of the first look at most: fewer meet a tight tolerance by luck, with maps that are further off
@@ -186,7 +186,7 @@ def _evaluate(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
     with torch.inference_mode(False):
         points = interpolate(problem.start[rows], problem.x[rows], t.flatten())
     objective = problem.objective.rows(rows)
-    result = _batched_gradients(
+    result = gradients_in_batches(
         problem.box, objective, points, None, "input", problem.batch_size, "no", max_rows_at_once(problem.box)
     )
     gradient = result.map.view(n, k, *problem.x.shape[1:])

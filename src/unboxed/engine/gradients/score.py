@@ -59,22 +59,22 @@ def gradients(
     marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
     not depend on the input.
     """
-    return _batched_gradients(box, objective, box.validate_inputs(x), rule, wrt, batch_size, relu_bypass)
+    return gradients_in_batches(box, objective, box.validate_inputs(x), rule, wrt, batch_size, relu_bypass)
 
 
-def _batched_gradients(
+def gradients_in_batches(
     box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, batch_size: BatchSize, relu_bypass: ReluBypass,
     max_rows: int | None = None,
 ) -> Gradients:  # fmt: skip
-    """`most` rows at a time, at the most, where `batch_size` is "auto"."""
+    """As `gradients`, of accepted inputs x (N, ...); `most` rows at a time where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
     if len(x) == 1 and batch_size == "auto":
-        return _gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
+        return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
 
     def run_batch(rows: slice) -> Gradients:
         if rows.stop - rows.start == len(x):
-            return _gradients_of_batch(box, objective, x, rule, wrt, relu_bypass)
-        return _gradients_of_batch(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
+            return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
+        return batch_gradients(box, objective.rows(rows), x[rows], rule, wrt, relu_bypass)
 
     size, limit = box.batch_plan(len(x), batch_size, objective.batch_dependent)
     parts = in_batches(run_batch, len(x), size, limit if max_rows is None else min(limit, max_rows))
@@ -93,7 +93,7 @@ def no_rows(score: Tensor) -> Tensor:
     return torch.zeros(len(score), dtype=torch.bool, device=score.device)
 
 
-def _gradients_of_batch(
+def batch_gradients(
     box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, relu_bypass: ReluBypass
 ) -> Gradients:
     with box.isolated(rule=rule):
@@ -212,7 +212,7 @@ def attribute(
     """
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
-    result = _batched_gradients(box, objective, x, rule, "input", batch_size, "last")
+    result = gradients_in_batches(box, objective, x, rule, "input", batch_size, "last")
     check_finite_scores(result.score)
     warn_gradients(objective, result.map, result.clamped)
     return box.restore_structure(result.map)  # type: ignore[no-any-return]

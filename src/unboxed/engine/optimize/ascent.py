@@ -60,7 +60,7 @@ def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: b
     size, max_rows = box.batch_plan(n, batch_size, batch_dependent)
     if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
         max_rows = min(
-            max_rows, MAX_BATCH_ROWS, max(MIN_BATCH_ROWS, CPU_CACHE_BYTES // max(1, box._survey.bytes_per_example))
+            max_rows, MAX_BATCH_ROWS, max(MIN_BATCH_ROWS, CPU_CACHE_BYTES // max(1, box.profile.bytes_per_example))
         )
     return size, max_rows
 

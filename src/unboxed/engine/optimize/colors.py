@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 
 LOGIT_MARGIN = 1e-3  # of the range, next to 0 and 1, where the logit is cut
 

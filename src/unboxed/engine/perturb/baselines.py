@@ -17,8 +17,10 @@ from torch import Tensor
 from ... import rng
 from ...box import Box
 from ...errors import InputError
+from ...inputs.base import Inputs
+from ...inputs.features import Features
 from ...inputs.multi import MultiInput
-from ...inputs.single import Features, Inputs, Pixels
+from ...inputs.pixels import Pixels
 from ...model.answers import check_finite_scores
 from ...validation import check_float, check_seed
 

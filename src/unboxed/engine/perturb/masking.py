@@ -120,7 +120,7 @@ def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[Ba
     """(size, most) for `in_batches`, of forward passes alone: as `box.splits`, and on a CPU as its cache holds."""
     size, max_rows = box.batch_plan(n_rows, batch_size)
     cache_rows = (
-        max(1, CPU_CACHE_BYTES // max(1, box._survey.peak_bytes_per_example))
+        max(1, CPU_CACHE_BYTES // max(1, box.profile.peak_bytes_per_example))
         if box.device.type == "cpu" and not box.batch_dependent
         else max_rows
     )

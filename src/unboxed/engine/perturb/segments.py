@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError
+from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
-from ...inputs.single import Inputs, Pixels
+from ...inputs.pixels import Pixels
 from ...validation import check_int
 
 Segments = Any

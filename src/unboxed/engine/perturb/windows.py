@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, UnboxedError
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
 from ...objectives import Objective

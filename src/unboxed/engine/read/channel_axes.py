@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from ...box import Box
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.layers import Layer
 
 CHANNELS_FIRST_TYPES = ("2d", "3d", "Conv1d", "ConvTranspose", "Pool", "BatchNorm", "InstanceNorm", "GroupNorm", "LocalResponseNorm",
@@ -53,7 +53,7 @@ def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
             continue
         if len(row.shape) == 1:
             yield row, True
-        elif (is_channels_first := _type_is_channels_first(row.type)) is not None:
+        elif (is_channels_first := channels_first_by_type(row.type)) is not None:
             axis_by_shape.setdefault(row.shape, set()).add(is_channels_first)
             axis_by_ndim[len(row.shape)] = is_channels_first
             yield row, is_channels_first
@@ -64,7 +64,7 @@ def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
 
 
 @lru_cache(maxsize=1024)
-def _type_is_channels_first(type_name: str) -> bool | None:
+def channels_first_by_type(type_name: str) -> bool | None:
     """Whether a module's units are on axis 1; None where its type doesn't tell."""
     if any(part in type_name for part in CHANNELS_FIRST_TYPES):
         return True

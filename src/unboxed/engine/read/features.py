@@ -11,7 +11,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.multi import MultiInput
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches
 from ...model.layers import input_address
 from ...objectives import MODEL_ENDS

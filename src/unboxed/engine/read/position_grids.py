@@ -12,10 +12,10 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.multi import MultiInput
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
-from . import channel_axes
+from .channel_axes import channels_first_layers, channels_first_by_type
 from .sizes import Size
 
 MAX_EXTRA_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers
@@ -57,8 +57,8 @@ def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:
 
 def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
     """The leaves whose positions lie on the image, more than one of them, as they first run."""
-    channels_first_paths = {row.path for row in channel_axes.channels_first_layers(box)}
-    map_shapes = {row.shape for row in box.layers.leaves if channel_axes._type_is_channels_first(row.type)}
+    channels_first_paths = {row.path for row in channels_first_layers(box)}
+    map_shapes = {row.shape for row in box.layers.leaves if channels_first_by_type(row.type)}
     map_size: Size | None = None  # of the last map before the tokens, or of the tokens as they were last merged
     token_widths: set[int] = set()  # of the tokens of this size
     grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # where tokens of each shape last lay
@@ -83,11 +83,7 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
 def _is_attention(row: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
     """Whether these are weights of attention, (heads, T, T) of so many tokens, and no maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
-    return (
-        len(row.shape) == 3
-        and channel_axes._type_is_channels_first(row.type) is None
-        and {*row.shape[1:]} <= token_counts
-    )
+    return len(row.shape) == 3 and channels_first_by_type(row.type) is None and {*row.shape[1:]} <= token_counts
 
 
 def _spatial_grid(row: Layer, is_channels_first: bool) -> PositionGrid | None:
@@ -99,18 +95,14 @@ def _spatial_grid(row: Layer, is_channels_first: bool) -> PositionGrid | None:
 
 def is_channels_last(row: Layer) -> bool:
     """Whether a module of this type surely has its units on the last axis."""
-    return channel_axes._type_is_channels_first(row.type) is False
+    return channels_first_by_type(row.type) is False
 
 
 def _layer_token_grid(
     box: Box, row: Layer, map_size: Size | None, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]
 ) -> PositionGrid | None:
     """The grid of tokens: that of the map seen last, or where tokens of this shape lay before (keys may be fewer)."""
-    if (
-        len(row.shape) != 2
-        or row.type in ("LSTM", "GRU", "RNN")
-        or channel_axes._type_is_channels_first(row.type) is True
-    ):
+    if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(row.type) is True:
         return None
     return token_grid(box, row.shape[0], map_size) or grid_by_shape.get(row.shape)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from ...objectives import Objective
 
 LOG = logging.getLogger("unboxed")

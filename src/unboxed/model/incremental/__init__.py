@@ -2,6 +2,8 @@
 
 The exact half of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): each layer is computed only where its
 output can have changed, beside one pass of the input itself. The model needs no change and no tracing.
+
+An op that can stay local moves in here, by `handles`.
 """
 
 from . import pointwise as pointwise

@@ -52,24 +52,24 @@ def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return NotImplemented
     out_of_place_func, new_kwargs = _out_of_place(func, kwargs)
     if len(maps) == 1 and not others:
-        base = x._base_pass.run(out_of_place_func, *_substitute(args, [x], [x._base_map]), **new_kwargs)
+        base = x.base_pass.run(out_of_place_func, *_substitute(args, [x], [x.base_map]), **new_kwargs)
         return x.replace_with(x.map_windows(base, lambda h: func(*_substitute(args, [x], [h]), **kwargs)))
     out = _apply_per_group(out_of_place_func, args, new_kwargs, maps)
-    if (out._base_map.shape, out._base_map.dtype) != (x._base_map.shape, x._base_map.dtype):
+    if (out.base_map.shape, out.base_map.dtype) != (x.base_map.shape, x.base_map.dtype):
         return NotImplemented
     return x.replace_with(out)
 
 
 def _same_layout(a: WindowedTensor, b: WindowedTensor) -> bool:
     """Whether two maps have the same positions and rows."""
-    return a._base_map.shape[-2:] == b._base_map.shape[-2:] and a._n_rows == b._n_rows and a._base_pass is b._base_pass
+    return a.base_map.shape[-2:] == b.base_map.shape[-2:] and a.n_rows == b.n_rows and a.base_pass is b.base_pass
 
 
 def _is_row_independent(tensor: Tensor, windowed: WindowedTensor) -> bool:
     """Whether a tensor is the same for all rows, and the maps are not spread to it."""
     size = (1, 1, *tensor.shape)[-2:]
     is_shared = tensor.ndim < 4 or (tensor.ndim == 4 and len(tensor) == 1)
-    return is_shared and all(a in (1, b) for a, b in zip(size, windowed._base_map.shape[-2:], strict=True))
+    return is_shared and all(a in (1, b) for a, b in zip(size, windowed.base_map.shape[-2:], strict=True))
 
 
 def _apply_per_group(
@@ -77,9 +77,9 @@ def _apply_per_group(
 ) -> WindowedTensor:
     """The op on the base, and on each group of windows."""
     first = maps[0]
-    bases = [p._base_map for p in maps]
+    bases = [p.base_map for p in maps]
     base_kwargs = dict(zip(kwargs, _substitute(tuple(kwargs.values()), maps, bases), strict=True))
-    base = first._base_pass.run(func, *_substitute(args, maps, bases), **base_kwargs)
+    base = first.base_pass.run(func, *_substitute(args, maps, bases), **base_kwargs)
     groups = []
     for rows, top, left, cuts in common_regions(maps):
 
@@ -90,11 +90,11 @@ def _apply_per_group(
 
         new = func(*map(crop_for_group, args), **{name: crop_for_group(value) for name, value in kwargs.items()})
         groups.append(WindowGroup(rows, top, left, new))
-        first._base_pass.n_local_values += new.numel()
-        first._base_pass.record_bytes(len(rows), *cuts, new)
+        first.base_pass.n_local_values += new.numel()
+        first.base_pass.record_bytes(len(rows), *cuts, new)
     for p in maps:
-        first._base_pass.release(p._base_map)
-    return WindowedTensor(first._base_pass, base, groups, first._n_rows)
+        first.base_pass.release(p.base_map)
+    return WindowedTensor(first.base_pass, base, groups, first.n_rows)
 
 
 def _substitute(
@@ -148,7 +148,7 @@ def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, rest = args[0], args[1:]
     if not isinstance(x, WindowedTensor) or any(isinstance(v, WindowedTensor) for v in (*rest, *kwargs.values())):
         return NotImplemented
-    return x.map_windows(x._base_pass.run(func, x._base_map, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
+    return x.map_windows(x.base_pass.run(func, x.base_map, *rest, **kwargs), lambda h: func(h, *rest, **kwargs))
 
 
 @handles(*IDENTITY_OPS)
@@ -164,8 +164,8 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Another dtype (or device); itself where it is of that dtype."""
     x = args[0]
     if not isinstance(x, WindowedTensor):
-        return func(x, *(a._empty_like() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
-    args = tuple(a._base_map.like if isinstance(a, WindowedTensor) and a is not x else a for a in args)
+        return func(x, *(a.placeholder() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
+    args = tuple(a.base_map.like if isinstance(a, WindowedTensor) and a is not x else a for a in args)
     base = x.base_values
     probe = func(base, *args[1:], **kwargs)
     if not isinstance(probe, Tensor) or probe.device != base.device:
@@ -176,7 +176,7 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles("clone")
 def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    return x.mapped(x._base, torch.clone)  # base maps are never written
+    return x.mapped(x.base_map, torch.clone)  # base maps are never written
 
 
 @handles("batch_norm")
@@ -193,7 +193,7 @@ def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def normalize(h: Tensor) -> Tensor:
         return F.batch_norm(h, mean, var, weight, bias, False, **options)
 
-    base = x._base_pass.run(F.batch_norm, x._base_map, mean, var, weight, bias, False, **options)
+    base = x.base_pass.run(F.batch_norm, x.base_map, mean, var, weight, bias, False, **options)
     return x.map_windows(base, normalize)
 
 
@@ -205,9 +205,9 @@ def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if axis not in (1, -3) or not all(isinstance(p, WindowedTensor) for p in maps):
         return NotImplemented
     first = maps[0]
-    if any(p._base.shape[-2:] != first._base.shape[-2:] or p._n != first._n for p in maps):
+    if any(p.base_map.shape[-2:] != first.base_map.shape[-2:] or p.n_rows != first.n_rows for p in maps):
         return NotImplemented
-    base = first._pass.run(torch.cat, [p._base for p in maps], 1)
+    base = first.base_pass.run(torch.cat, [p.base_map for p in maps], 1)
     groups = [WindowGroup(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in common_regions(maps)]
-    first._pass.local += sum(g.values.numel() for g in groups)
-    return WindowedTensor(first._pass, base, groups, first._n)
+    first.base_pass.local += sum(g.values.numel() for g in groups)
+    return WindowedTensor(first.base_pass, base, groups, first.n_rows)

@@ -60,10 +60,10 @@ def _overlap(shift: int, window_size: int, size: int) -> tuple[slice, slice]:
 def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, IntArray, IntArray, list[Tensor]]]:
     """Rows, corners and what each of several maps of one size holds in a region that has the windows of all."""
     if len(maps) == 1:
-        for g in maps[0]._groups:
+        for g in maps[0].groups:
             yield g.rows, g.top, g.left, [g.values]
         return
-    height, width = maps[0]._base_map.shape[2:]
+    height, width = maps[0].base_map.shape[2:]
     for groups in _common_groups(maps):
         top, h = _bounding_span([g.top for g in groups], [g.size[0] for g in groups], height)
         left, w = _bounding_span([g.left for g in groups], [g.size[1] for g in groups], width)
@@ -81,12 +81,12 @@ def _bounding_span(starts: Sequence[IntArray], sizes: Sequence[int], limit: int)
 def _common_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]]:
     """Groups of the same rows in each part, for parts may be grouped in different ways."""
     group_positions = np.zeros(
-        (len(maps), maps[0]._n_rows, 2), dtype=np.int64
+        (len(maps), maps[0].n_rows, 2), dtype=np.int64
     )  # of each row: its group, and where in it
     for k, windowed in enumerate(maps):
-        for j, g in enumerate(windowed._groups):
+        for j, g in enumerate(windowed.groups):
             group_positions[k, g.rows, 0], group_positions[k, g.rows, 1] = j, np.arange(len(g.rows))
     group_sets, inverse = np.unique(group_positions[:, :, 0], axis=1, return_inverse=True)
     for i in range(group_sets.shape[1]):
         rows = np.flatnonzero(inverse.reshape(-1) == i)
-        yield [part._groups[group_sets[k, i]].pick(group_positions[k, rows, 1]) for k, part in enumerate(maps)]
+        yield [part.groups[group_sets[k, i]].pick(group_positions[k, rows, 1]) for k, part in enumerate(maps)]

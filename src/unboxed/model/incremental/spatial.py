@@ -57,22 +57,22 @@ def apply_sliding(
 ) -> Any:
     """`run` (without padding) on what the windows reach; `whole` where it is as well done on whole maps."""
     limit = base.shape[-2:]
-    pieces = [piece for g in x._groups for piece in _split_group(g, geometry, limit)]
-    if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x._n_rows * limit.numel():
+    pieces = [piece for g in x.groups for piece in _split_group(g, geometry, limit)]
+    if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x.n_rows * limit.numel():
         return run_on_full(x.dense(torch.channels_last))
     groups = []
     for g, top, left, size in pieces:
-        if size == tuple(limit) and g.size == tuple(x._base_map.shape[-2:]):
+        if size == tuple(limit) and g.size == tuple(x.base_map.shape[-2:]):
             new = run_on_full(g.values)
         else:
             (y, h), (x0, w) = geometry.input_range(0, top, size[0]), geometry.input_range(1, left, size[1])
             row_batches = _row_batches(len(g.rows), h * w * g.values.shape[1] * g.values.element_size())
             cuts = ((read_region(x, g.select(r), y[r], x0[r], (h, w), fill), top[r], left[r]) for r in row_batches)
             new = _concatenate((run_on_crop(*cut) for cut in cuts), len(g.rows))
-            x._base_pass.record_bytes(len(g.rows), g.values, new)
+            x.base_pass.record_bytes(len(g.rows), g.values, new)
         groups.append(WindowGroup(g.rows, top, left, new))
-        x._base_pass.n_local_values += new.numel()
-    return WindowedTensor(x._base_pass, base, groups, x._n_rows)
+        x.base_pass.n_local_values += new.numel()
+    return WindowedTensor(x.base_pass, base, groups, x.n_rows)
 
 
 def _row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
@@ -142,7 +142,7 @@ def _conv2d(
         pad = (0, 0) if padding == "valid" else to_pair(padding)
     geometry = KernelGeometry(kernel, to_pair(stride), dilated, (pad[0], pad[1]), float(weight.numel()))
 
-    fast_weight = x._base_pass.channels_last_weight(weight)
+    fast_weight = x.base_pass.channels_last_weight(weight)
 
     def run_on_full(h: Tensor) -> Tensor:
         return F.conv2d(h, fast_weight, bias, stride, padding, dilation, groups)
@@ -150,7 +150,7 @@ def _conv2d(
     def run_on_crop(h: Tensor, top: IntArray, left: IntArray) -> Tensor:
         return F.conv2d(h, fast_weight, bias, stride, 0, dilation, groups)
 
-    base = x._base_pass.run(F.conv2d, x._base_map, weight, bias, stride, padding, dilation, groups)
+    base = x.base_pass.run(F.conv2d, x.base_map, weight, bias, stride, padding, dilation, groups)
     return apply_sliding(x, geometry, base, run_on_crop, run_on_full)
 
 
@@ -188,7 +188,7 @@ def _max_pool2d(
     def run_on_crop(h: Tensor, top: IntArray, left: IntArray) -> Tensor:
         return torch.max_pool2d(h, kernel_size, strides, 0, dilation)
 
-    base = x._base_pass.run(torch.max_pool2d, x._base_map, kernel_size, strides, padding, dilation, ceil_mode)
+    base = x.base_pass.run(torch.max_pool2d, x.base_map, kernel_size, strides, padding, dilation, ceil_mode)
     return apply_sliding(x, geometry, base, run_on_crop, run_on_full, fill=-float("inf"))
 
 
@@ -215,9 +215,9 @@ def _avg_pool2d(
         sums = F.avg_pool2d(h, kernel_size, strides, divisor_override=1)
         if divisor_override:
             return sums / divisor_override
-        ones = x._base_map.like.new_ones(1, 1, *x._base_map.shape[2:])
+        ones = x.base_map.like.new_ones(1, 1, *x.base_map.shape[2:])
         counts = F.avg_pool2d(ones, kernel_size, *pool_args, 1) / F.avg_pool2d(ones, kernel_size, *pool_args)
         return sums / crop(counts.round(), top, left, (sums.shape[2], sums.shape[3])).permute(0, 3, 1, 2)
 
-    base = x._base_pass.run(F.avg_pool2d, x._base_map, kernel_size, *pool_args, divisor_override)
+    base = x.base_pass.run(F.avg_pool2d, x.base_map, kernel_size, *pool_args, divisor_override)
     return apply_sliding(x, geometry, base, run_on_crop, run_on_full)

@@ -57,7 +57,7 @@ class WindowedTensor:
     """
 
     def __init__(self, base_pass: BasePass, base: BaseMap, groups: Sequence[WindowGroup], n_rows: int) -> None:
-        self._base_pass, self._base_map, self._groups, self._n_rows = base_pass, base, list(groups), n_rows
+        self.base_pass, self.base_map, self.groups, self.n_rows = base_pass, base, list(groups), n_rows
         self._dense_values: Tensor | None = None
         base_pass.proxies.append(ref(self))
 
@@ -82,26 +82,26 @@ class WindowedTensor:
         """The tensor (N, C, H, W) that this stands for; from now on it is this one."""
         if self._dense_values is None:
             self._dense_values = self.dense_copy(layout)
-            self._groups = []
-            self._base_pass.n_dense_values += self._dense_values.numel()
-            self._base_pass.record_bytes(
-                self._n_rows, self._dense_values, self._dense_values, self._dense_values
+            self.groups = []
+            self.base_pass.n_dense_values += self._dense_values.numel()
+            self.base_pass.record_bytes(
+                self.n_rows, self._dense_values, self._dense_values, self._dense_values
             )  # what follows holds a few such maps
         return self._dense_values
 
     @property
     def base_values(self) -> Tensor:
         """The base map with its values, (1, C, H, W)."""
-        return self._base_pass.read(self._base_map)
+        return self.base_pass.read(self.base_map)
 
     def dense_copy(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
         """A copy of the tensor that this stands for, which stays as it is."""
         if self._dense_values is not None:
             return self._dense_values.clone()
         base = self.base_values.contiguous(memory_format=layout)  # rows are then copied as they lie
-        full = torch.empty(self._n_rows, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
+        full = torch.empty(self.n_rows, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
         full.copy_(base.expand_as(full))
-        for g in self._groups:
+        for g in self.groups:
             h, w = g.size
             for i, (row, top, left) in enumerate(zip(g.rows.tolist(), g.top.tolist(), g.left.tolist(), strict=True)):
                 full[row, :, top : top + h, left : left + w] = g.values[i]
@@ -109,35 +109,35 @@ class WindowedTensor:
 
     def replace_with(self, other: WindowedTensor) -> WindowedTensor:
         """What an op in place does: this object now stands for another value."""
-        self._base_map, self._groups, self._dense_values = other._base_map, other._groups, other._dense_values
+        self.base_map, self.groups, self._dense_values = other.base_map, other.groups, other._dense_values
         return self
 
     def map_windows(self, base: BaseMap, fn: Callable[[Tensor], Tensor]) -> WindowedTensor:
         """Each window made into another of its size, beside a new base."""
-        groups = [WindowGroup(g.rows, g.top, g.left, fn(g.values)) for g in self._groups]
-        if base is not self._base_map:
-            self._base_pass.release(self._base_map)
-        self._base_pass.n_local_values += sum(g.values.numel() for g in groups)
-        return WindowedTensor(self._base_pass, base, groups, self._n_rows)
+        groups = [WindowGroup(g.rows, g.top, g.left, fn(g.values)) for g in self.groups]
+        if base is not self.base_map:
+            self.base_pass.release(self.base_map)
+        self.base_pass.n_local_values += sum(g.values.numel() for g in groups)
+        return WindowedTensor(self.base_pass, base, groups, self.n_rows)
 
     @property
     def is_local(self) -> bool:
         return self._dense_values is None
 
-    def _empty_like(self) -> Tensor:
+    def placeholder(self) -> Tensor:
         """A tensor of this shape, dtype and device that holds no values of its own."""
         if self._dense_values is not None:
             return self._dense_values
-        return self._base_map.like.new_empty(1).expand(self._n_rows, *self._base_map.shape[1:])
+        return self.base_map.like.new_empty(1).expand(self.n_rows, *self.base_map.shape[1:])
 
     def __len__(self) -> int:
-        return self._n_rows
+        return self.n_rows
 
     def __getattr__(self, name: str) -> Any:
         if name in SELF_ATTRIBUTES:  # it stands for the same values, written or not
             return self
         if name in METADATA_ATTRIBUTES:
-            return getattr(self._empty_like(), name)
+            return getattr(self.placeholder(), name)
         if callable(getattr(torch.Tensor, name)):
             return partial(_dispatching_method(name), self)
         return getattr(self.dense(), name)

@@ -3,6 +3,8 @@
 Throughout, what goes down the graph is not the relevance R of an activation a but c = R / a, so that R = a * c: the
 gradient, where no rule says otherwise. Ops that are linear without mixing rules (sums, views, pooling) then need no
 rule at all: their gradient shares a sum in proportion, gives a maximum to its winner, and divides by nothing.
+
+A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """
 
 from .autograd_functions import annotate as annotate

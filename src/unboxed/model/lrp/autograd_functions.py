@@ -83,12 +83,12 @@ class Annotation:
 
 
 def annotate(h: Tensor, **fields: Any) -> Tensor:
-    h._relevance = Annotation(h._version, **fields)  # type: ignore[attr-defined]
+    h._lrp_note = Annotation(h._version, **fields)  # type: ignore[attr-defined]
     return h
 
 
 def annotation_of(h: Tensor) -> Annotation:
-    annotation = getattr(h, "_relevance", None)
+    annotation = getattr(h, "_lrp_note", None)
     return (
         annotation
         if isinstance(annotation, Annotation) and annotation.tensor_version == h._version

@@ -3,6 +3,8 @@
 Most are `Plain` spelled another way: the same weights compute the same function, so every method must give the same
 result on both. `Awkward.twin` names the plain spelling where there is one.
 
+A model that broke a method moves in here, into the file of its kind.
+
 >>> from unboxed.testing import models
 >>> models.get("functional_relu").twin
 'plain'

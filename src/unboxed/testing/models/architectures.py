@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 from .base import COLOR_INPUTS, N_CLASSES, PlainCNN, register_model
 
 

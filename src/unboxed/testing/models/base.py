@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...inputs.single import Pixels
+from ...inputs.pixels import Pixels
 
 N_CLASSES = 4
 

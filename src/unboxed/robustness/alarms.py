@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adversarial.attempt import AttackState
+from ..adversarial.fgsm import fgsm
+from ..adversarial.pgd import pgd
+from ..adversarial.square import square
 from ..box import Box
 from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..errors import NaNError, OutputError, UnboxedWarning
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..model.answers import check_no_nan, reindex_error
 from ..model.batching import BatchSize
-from .attempt import AttackState
-from .fgsm import fgsm
-from .pgd import pgd
-from .square import square
 
 MAX_EXAMPLES = 200  # examples that are asked
 MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many of them one attack must beat another before it is told

@@ -18,11 +18,11 @@ from torch.utils.data import TensorDataset
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.corrupting import CORRUPTION_LEVELS, _affine_sample, _blur_scale
-from unboxed.adversarial.corruptions import CORRUPTIONS
 from unboxed.errors import DataError, InputError, OutputError
+from unboxed.robustness.corrupting import CORRUPTION_LEVELS, _affine_sample, _blur_scale
+from unboxed.robustness.corruptions import CORRUPTIONS
 
-corrupted = ub.adversarial.corrupted
+corrupted = ub.robustness.corrupted
 each_kind = pytest.mark.parametrize("kind", CORRUPTIONS)
 
 
@@ -158,7 +158,7 @@ def test_motion_is_a_mean_of_moved_images() -> None:
 def test_the_table_is_what_the_net_says() -> None:
     c = make_case("color", n=7)
     kinds, severities = ("contrast", "gaussian_noise", "jpeg"), (2, 5)
-    made = ub.adversarial.corruptions(c.box, (c.x, c.y), kinds, severities=severities, seed=4, batch_size=3)
+    made = ub.robustness.corruptions(c.box, (c.x, c.y), kinds, severities=severities, seed=4, batch_size=3)
     for i, kind in enumerate(kinds):
         for j, severity in enumerate(severities):
             z = corrupted(c.x, kind, severity, seed=4)
@@ -174,9 +174,9 @@ def test_the_table_is_what_the_net_says() -> None:
 
 def test_leaving_kinds_out_changes_nothing() -> None:
     c = make_case("plain", n=5)
-    whole = ub.adversarial.corruptions(c.box, (c.x, c.y), seed=1)
+    whole = ub.robustness.corruptions(c.box, (c.x, c.y), seed=1)
     assert whole.accuracy.shape == (len(CORRUPTIONS), 5)
-    one = ub.adversarial.corruptions(c.box, TensorDataset(c.x, c.y), ["rotation"], severities=[4], seed=1)
+    one = ub.robustness.corruptions(c.box, TensorDataset(c.x, c.y), ["rotation"], severities=[4], seed=1)
     assert torch.equal(one.confidence[0, 0], whole.confidence[CORRUPTIONS.index("rotation"), 3])
 
 
@@ -191,7 +191,7 @@ def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
             raise KeyboardInterrupt
 
     c.box.model.register_forward_pre_hook(stop)
-    made = ub.adversarial.corruptions(c.box, (c.x, c.y), ["contrast"], severities=(1, 5), batch_size=2)
+    made = ub.robustness.corruptions(c.box, (c.x, c.y), ["contrast"], severities=(1, 5), batch_size=2)
     assert made.interrupted
     assert made.n_examples == 4
 
@@ -204,7 +204,7 @@ BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [
 def test_bad_settings(bad: dict[str, Any]) -> None:
     c = make_case("plain")
     with pytest.raises(InputError):
-        ub.adversarial.corruptions(c.box, (c.x, c.y), **bad)
+        ub.robustness.corruptions(c.box, (c.x, c.y), **bad)
 
 
 def test_bad_input() -> None:
@@ -217,8 +217,8 @@ def test_bad_input() -> None:
             corrupted(x, kind, severity)
     rows = ub.Box(nn.Linear(5, 3), ub.Features(tuple("abcde")))
     with pytest.raises(InputError):
-        ub.adversarial.corruptions(rows, (torch.rand(3, 5), torch.zeros(3).long()))
+        ub.robustness.corruptions(rows, (torch.rand(3, 5), torch.zeros(3).long()))
     with pytest.raises((DataError, InputError)):
-        ub.adversarial.corruptions(c.box, c.x)
+        ub.robustness.corruptions(c.box, c.x)
     with pytest.raises(OutputError):
-        ub.adversarial.corruptions(ub.Box(c.box.model, awkward.GRAY_INPUTS, outputs="multilabel"), (c.x, c.y))
+        ub.robustness.corruptions(ub.Box(c.box.model, awkward.GRAY_INPUTS, outputs="multilabel"), (c.x, c.y))

@@ -11,7 +11,7 @@ from ..cards import Card
 from ..engine.optimize.constraints import BALL_BY_NORM
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 
 Attacks = Mapping[str, Callable[..., Any]]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import MethodCase, make_case
-from unboxed.adversarial.smoothing import _clopper_pearson_lower
 from unboxed.errors import InputError, OutputError
+from unboxed.robustness.smoothing import _clopper_pearson_lower
 
-smoothed = ub.adversarial.smoothed
+smoothed = ub.robustness.smoothed
 SIGMA = 0.25
 
 

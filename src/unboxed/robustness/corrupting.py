@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..inputs.single import Pixels
+from ..inputs.pixels import Pixels
 from ..rng import sample_generator
 from ..validation import check_int, check_seed
 

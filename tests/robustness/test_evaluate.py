@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed import adversarial, cli
-from unboxed.adversarial.alarms import check_gradient_masking
 from unboxed.adversarial.changes import prediction_changes
-from unboxed.adversarial.robustness import Robustness, robustness
-from unboxed.adversarial.shares import Proportion
 from unboxed.cli.attack import run_attack
 from unboxed.engine.read.class_labels import unique_names
 from unboxed.errors import DataError, InputError, ModelError
 from unboxed.plots import attacked, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
+from unboxed.robustness.check_masking import check_gradient_masking
+from unboxed.robustness.evaluate import Robustness, evaluate
+from unboxed.robustness.shares import Proportion
 
 SHAPE = (1, 6, 6)
 ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
@@ -73,7 +73,7 @@ def test_on_a_linear_net_robust_accuracy_is_the_share_farther_than_eps() -> None
     margin = ((x.flatten(1) - 0.5) @ model.w.detach()).abs()
     reach = margin / model.w.detach().abs().sum()  # (N,) in the largest change
     eps = [float(reach.quantile(q)) for q in (0.3, 0.6)]
-    found = robustness(box, (x, y), ATTACKS, eps=eps, check_masking=False)
+    found = evaluate(box, (x, y), ATTACKS, eps=eps, check_masking=False)
     assert found.clean_accuracy == Proportion(37, 40)
     for e in eps:
         stands = (reach > e) & found.is_correct
@@ -89,7 +89,7 @@ def test_figures_hang_together() -> None:
     box = box_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3)))
     x = middling()
     y = box.predict(x)
-    found = robustness(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], check_masking=False)
+    found = evaluate(box, (x, y), ATTACKS, eps=[0.02, 0.05, 0.2], check_masking=False)
     curve = [found.robust_accuracy(e).count for e in found.eps]
     assert curve == sorted(curve, reverse=True)
     assert curve[0] > curve[-1]
@@ -106,7 +106,7 @@ def test_figures_hang_together() -> None:
 def test_classes_of_one_name_are_kept_apart() -> None:
     box = ub.Box(Linear(), ub.Pixels(SHAPE), classes=["a", "a"], outputs="logits")
     x, y = labeled(box)
-    found = robustness(box, (x, y), ATTACKS, eps=[0.02], minimal_attack=None, check_masking=False)
+    found = evaluate(box, (x, y), ATTACKS, eps=[0.02], minimal_attack=None, check_masking=False)
     assert {name: clean.n for name, (clean, _) in found.accuracy_by_class().items()} == {
         f"a ({k})": int((y == k).sum()) for k in (0, 1)
     }
@@ -116,9 +116,9 @@ def test_classes_of_one_name_are_kept_apart() -> None:
 def test_a_data_set_does_as_well_as_tensors() -> None:
     box = box_of(Linear())
     x, y = labeled(box)
-    both = [robustness(box, d, ATTACKS, eps=[0.02], check_masking=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
+    both = [evaluate(box, d, ATTACKS, eps=[0.02], check_masking=False) for d in ((x, y), list(zip(x, y.tolist())))]  # noqa: B905
     assert torch.equal(both[0].is_robust, both[1].is_robust)
-    assert len(robustness(box, (x, y), ATTACKS, eps=0.02, max_examples=7, check_masking=False).is_correct) == 7
+    assert len(evaluate(box, (x, y), ATTACKS, eps=0.02, max_examples=7, check_masking=False).is_correct) == 7
 
 
 def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
@@ -129,7 +129,7 @@ def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
         return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
 
     box = box_of(Linear())
-    found = robustness(
+    found = evaluate(
         box, labeled(box), {"pgd": counting}, eps=[0.003, 0.01, 0.5], check_masking=False, minimal_attack=None
     )
     assert asked == [37, found.robust_accuracy(0.003).count, found.robust_accuracy(0.01).count]
@@ -137,7 +137,7 @@ def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
 
 
 def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(robustness.__globals__, "PART", 10)
+    monkeypatch.setitem(evaluate.__globals__, "PART", 10)
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
@@ -153,19 +153,17 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(warnings, "warn", called)
     settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
-    whole = robustness(
-        box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], check_masking=False
-    )
-    part = robustness(box, data, {"stopping": stopping}, **settings)
+    whole = evaluate(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], check_masking=False)
+    part = evaluate(box, data, {"stopping": stopping}, **settings)
     assert part.interrupted
     assert len(calls) == 4
-    gone_on = robustness(box, data, {"stopping": stopping}, **settings)
+    gone_on = evaluate(box, data, {"stopping": stopping}, **settings)
     assert not gone_on.interrupted
     assert len(calls) == 4 + 5  # eight parts, of which three were done
     assert torch.equal(gone_on.is_robust, whole.is_robust)
     assert torch.equal(gone_on.min_distance, whole.min_distance)
     with pytest.raises(ModelError, match="other settings"):
-        robustness(box, data, {"stopping": stopping}, **{**settings, "eps": [0.01]})
+        evaluate(box, data, {"stopping": stopping}, **{**settings, "eps": [0.01]})
 
 
 @pytest.mark.parametrize(
@@ -181,15 +179,15 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
 def test_refusals(more, error, said) -> None:
     box = box_of(Linear())
     with pytest.raises(error, match=said):
-        robustness(box, labeled(box), **{"attacks": ATTACKS, **more})
+        evaluate(box, labeled(box), **{"attacks": ATTACKS, **more})
 
 
 def test_data_without_labels_are_refused() -> None:
     box = box_of(Linear())
     with pytest.raises(DataError, match="labels"):
-        robustness(box, list(middling(3)), eps=[0.1])
+        evaluate(box, list(middling(3)), eps=[0.1])
     with pytest.raises(InputError, match="classes 0 to 1"):
-        robustness(box, (middling(3), torch.tensor([0, 1, 5])), eps=[0.1])
+        evaluate(box, (middling(3), torch.tensor([0, 1, 5])), eps=[0.1])
 
 
 # -- alarms: each by a model that deserves it --------------------------------------------------------------------------
@@ -356,10 +354,10 @@ def test_a_table_is_asked_by_the_attacks_that_take_it() -> None:
     box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b")), outputs="logits")
     x = torch.randn(10, 2)
     y = box.predict(x)
-    found = robustness(box, (x, y), eps=[0.1, 1.0])
+    found = evaluate(box, (x, y), eps=[0.1, 1.0])
     assert found.attacks == ("fgsm", "pgd")
     with pytest.raises(InputError, match="the attack mine needs a model that takes images alone"):
-        robustness(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
+        evaluate(box, (x, y), {"mine": partial(adversarial.square, queries=5)}, eps=[0.1])
 
 
 def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
@@ -504,7 +502,7 @@ def test_success_is_what_the_net_says_of_the_images_together(attack) -> None:
 
 def test_rows_that_change_one_another_are_judged_in_company() -> None:
     box, x, y = in_company()
-    found = robustness(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal_attack=None)
+    found = evaluate(box, (x, y), {"fgsm": adversarial.fgsm}, eps=[1e-6], minimal_attack=None)
     assert found.robust_accuracy() == found.clean_accuracy == Proportion(5, 8)
 
 
@@ -601,11 +599,11 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
     box, more = box_of(Linear()), {"eps": [0.01], "alarms": False, "minimal": None, "checkpoint": tmp_path / "state.pt"}
     x, y = labeled(box)
-    first = robustness(box, (x, y), ATTACKS, **more)
-    assert repr(robustness(box, (x, y), ATTACKS, **more)) == repr(first)
+    first = evaluate(box, (x, y), ATTACKS, **more)
+    assert repr(evaluate(box, (x, y), ATTACKS, **more)) == repr(first)
     box, x, y = change(box, x, y)
     with pytest.raises(ModelError, match=f"{said}.*Give another file, or remove this one"):
-        robustness(box, (x, y), ATTACKS, **more)
+        evaluate(box, (x, y), ATTACKS, **more)
 
 
 def of_steps(n: int) -> Callable[..., adversarial.Adversarial]:
@@ -642,7 +640,7 @@ def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role:
 
     def asked(n: int) -> Robustness:
         one = {"attacks": {"one": make(n)}, "minimal": None}
-        return robustness(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
+        return evaluate(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
 
     assert repr(asked(1)) == repr(asked(1))
     with pytest.raises(ModelError, match=role):
@@ -652,12 +650,12 @@ def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role:
 def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
     box, attack = box_of(Linear()), partial(of_steps(1), lock=threading.Lock())
     with pytest.raises(InputError, match=r"'one' can't go on from a checkpoint: a lock can't .*; give it as functools"):
-        robustness(box, labeled(box), {"one": attack}, eps=[0.01], checkpoint=tmp_path / "state.pt")
+        evaluate(box, labeled(box), {"one": attack}, eps=[0.01], checkpoint=tmp_path / "state.pt")
 
 
 @pytest.fixture
 def _no_alarms(monkeypatch) -> None:
-    monkeypatch.setitem(robustness.__globals__, "alarms_of", lambda *args, **more: ())
+    monkeypatch.setitem(evaluate.__globals__, "alarms_of", lambda *args, **more: ())
 
 
 @pytest.mark.usefixtures("_no_alarms")
@@ -686,15 +684,15 @@ def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monk
 
     stop = -1
     box.model.register_forward_pre_hook(counted)
-    whole = robustness(box, data, attacks, **more)
+    whole = evaluate(box, data, attacks, **more)
     total, stop = len(calls), int(0.8 * len(calls))
     calls.clear()
     with pytest.raises(MemoryError):
-        robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+        evaluate(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
     assert [f.name for f in tmp_path.iterdir()] == ["state.pt.0"]
     calls.clear()
     stop = -1
-    again = robustness(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
+    again = evaluate(box, data, attacks, **more, checkpoint=tmp_path / "state.pt")
     assert len(calls) < 0.4 * total
     assert torch.equal(again.is_robust, whole.is_robust)
     assert torch.equal(again.min_distance, whole.min_distance)
@@ -710,7 +708,7 @@ def test_an_attack_in_another_norm_is_refused() -> None:
     data = labeled(box)
     for norm, attack in (("l2", without_norm), ("l1", adversarial.auto_attack), ("l1", adversarial.square)):
         with pytest.raises(InputError, match="linf"):
-            robustness(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal_attack=None, check_masking=False)
+            evaluate(box, data, {"one": attack}, eps=[0.1], norm=norm, minimal_attack=None, check_masking=False)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
@@ -723,9 +721,9 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_the_model_runs(norm: str)
     lacking = [c for c in ub.cards() if c.norms and norm not in c.norms]
     for c in lacking:
         with pytest.raises(InputError, match=c.method.__name__):
-            robustness(box, (x, y), {"pgd": ATTACKS["pgd"], "own": c.method}, eps=[0.1], norm=norm, minimal_attack=None)
+            evaluate(box, (x, y), {"pgd": ATTACKS["pgd"], "own": c.method}, eps=[0.1], norm=norm, minimal_attack=None)
         with pytest.raises(InputError, match="leave it out"):
-            robustness(
+            evaluate(
                 box, (x, y), {"pgd": ATTACKS["pgd"]}, eps=[0.1], norm=norm, minimal_attack=partial(c.method, bits=8)
             )
         with pytest.raises(InputError, match="norm"):

@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.adversarial.calibration import _bin_index, fit_temperature
 from unboxed.errors import DataError, InputError, OutputError
+from unboxed.robustness.calibration import _bin_index, fit_temperature
 
 K = 4
 
@@ -58,7 +58,7 @@ def twin(z: Tensor, y: Tensor, bins: int) -> dict[str, Any]:
 @pytest.mark.parametrize("sharper", [0.5, 3.0])
 def test_as_defined(bins: int, sharper: float) -> None:
     z, y = drawn(120, sharper)
-    made, want = ub.adversarial.calibration(*_data(z, y), n_bins=bins), twin(z, y, bins)
+    made, want = ub.robustness.calibration(*_data(z, y), n_bins=bins), twin(z, y, bins)
     assert made.uncalibrated.bin_counts.tolist() == want["count"]
     assert made.uncalibrated.bin_confidence.tolist() == pytest.approx(want["confidence"], abs=1e-5)
     assert made.uncalibrated.bin_accuracy.tolist() == pytest.approx(want["accuracy"], abs=1e-6)
@@ -83,7 +83,7 @@ def test_equal_logits_lie_at_an_edge(classes: int) -> None:
     """A confidence of 1 / K, in K bins: the whole of the first bin."""
     z = torch.zeros(6, classes)
     box = ub.Box(nn.Identity(), ub.Features(tuple("abcde"[:classes])), outputs="logits")
-    made = ub.adversarial.calibration(box, (z, torch.arange(6) % classes), n_bins=classes)
+    made = ub.robustness.calibration(box, (z, torch.arange(6) % classes), n_bins=classes)
     assert made.uncalibrated.bin_counts.tolist() == [6] + [0] * (classes - 1)
 
 
@@ -105,7 +105,7 @@ def test_the_temperature_is_the_likeliest(sharper: float) -> None:
 
 def test_what_is_calibrated_is_found_so() -> None:
     """Labels drawn from the model's own probabilities; and from those of logits four times as small."""
-    fair, sharp = (ub.adversarial.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
+    fair, sharp = (ub.robustness.calibration(*_data(*drawn(4000, s))) for s in (1.0, 4.0))
     assert fair.uncalibrated.ece < 0.03
     assert abs(fair.temperature - 1) < 0.1
     assert sharp.uncalibrated.ece > 0.1
@@ -118,13 +118,13 @@ def test_all_right_or_all_wrong_stays_finite() -> None:
     z = 3 * torch.eye(K)
     assert fit_temperature(z, torch.arange(K)) == pytest.approx(0.01, rel=1e-3)
     assert fit_temperature(z, (torch.arange(K) + 1) % K) == pytest.approx(100, rel=1e-3)
-    made = ub.adversarial.calibration(*_data(z, torch.arange(K)))
+    made = ub.robustness.calibration(*_data(z, torch.arange(K)))
     assert made.error_index.tolist() == []
 
 
 def test_the_surest_errors() -> None:
     z, y = drawn(200, 2.0)
-    made = ub.adversarial.calibration(*_data(z, y), n_errors=9)
+    made = ub.robustness.calibration(*_data(z, y), n_errors=9)
     sure, answer = z.double().softmax(1).max(1)
     wrong = sorted((-float(sure[i]), i) for i in range(200) if answer[i] != y[i])[:9]
     assert made.error_index.tolist() == [i for _, i in wrong]
@@ -137,20 +137,20 @@ def test_the_surest_errors() -> None:
 def test_data_of_any_kind() -> None:
     z, y = drawn(50)
     box, x = says(z)
-    pair = ub.adversarial.calibration(box, (x, y))
-    as_set = ub.adversarial.calibration(box, TensorDataset(x, y))
+    pair = ub.robustness.calibration(box, (x, y))
+    as_set = ub.robustness.calibration(box, TensorDataset(x, y))
     assert pair.uncalibrated.ece == as_set.uncalibrated.ece
-    first = ub.adversarial.calibration(box, (x, y), max_examples=10)
+    first = ub.robustness.calibration(box, (x, y), max_examples=10)
     assert int(first.uncalibrated.bin_counts.sum()) == 10
     with pytest.raises((DataError, InputError)):
-        ub.adversarial.calibration(box, x)
+        ub.robustness.calibration(box, x)
     for bad in ({"bins": 0}, {"errors": -1}, {"most": 0}):
         with pytest.raises(InputError):
-            ub.adversarial.calibration(box, (x, y), **bad)
+            ub.robustness.calibration(box, (x, y), **bad)
 
 
 def test_nets_without_one_class() -> None:
     c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         with pytest.raises(OutputError):
-            ub.adversarial.calibration(ub.Box(c.box.model, c.box.inputs, outputs=outputs), (c.x, c.y))
+            ub.robustness.calibration(ub.Box(c.box.model, c.box.inputs, outputs=outputs), (c.x, c.y))

@@ -15,6 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adversarial.answers import class_logits
+from ..adversarial.attempt import check_eps_range
+from ..adversarial.deepfool import deepfool
+from ..adversarial.fgsm import fgsm
+from ..adversarial.pgd import pgd
+from ..adversarial.result import Adversarial
+from ..adversarial.square import square
 from ..box import Box
 from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import format_eps, resolve_ball, unbounded_ball
@@ -27,15 +34,8 @@ from ..model.batching import BatchSize
 from ..objectives import margin
 from ..validation import check_seed
 from .alarms import MaskingFinding, check_gradient_masking
-from .answers import class_logits
-from .attempt import check_eps_range
-from .deepfool import deepfool
-from .fgsm import fgsm
 from .norms import check_inputs, check_norms, check_same_norm, compatible_attacks
-from .pgd import pgd
-from .result import Adversarial
 from .shares import Proportion
-from .square import square
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
@@ -134,7 +134,7 @@ class Robustness:
         }
 
 
-def robustness(
+def evaluate(
     box: Box,
     data: Any,
     attacks: Mapping[str, Attack] | None = None,

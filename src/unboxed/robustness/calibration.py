@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..adversarial.answers import finite_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import OutputError
 from ..model.batching import BatchSize
 from ..validation import check_int
-from .answers import finite_logits
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are looked at
 N_BISECTIONS = 60

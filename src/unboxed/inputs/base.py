@@ -1,0 +1,83 @@
+"""What inputs are to a box, and what images and tables share: settings as numbers, and their text."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+MAX_PRINTED = 5  # columns or channels that are printed one by one
+RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """What a box asks of its inputs. `shape` is one example's, without N."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def check(self, x: Any) -> Any: ...
+    def encode(self, x: Tensor) -> Any: ...
+    def decode(self, z: Any) -> Tensor: ...
+    def clip(self, x: Tensor) -> Tensor: ...
+    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+
+
+def inputs_at_levels(inputs: Inputs, u: Tensor) -> Tensor:
+    """Valid inputs of the levels u (N, ...) in [0, 1], 0 their lowest and 1 their highest.
+
+    Inputs of a user's own that have no `from_unit` give what they sample.
+    """
+    if from_unit := getattr(inputs, "from_unit", None):
+        return cast(Tensor, from_unit(u))
+    x = inputs.sample(len(u), torch.Generator(u.device).manual_seed(0))
+    return x[torch.arange(len(u)) % len(x)]
+
+
+def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
+    """Raises InputError where there are no channels to be last."""
+    if not isinstance(channels_last, bool):
+        raise InputError(f"channels_last is True or False; got {channels_last!r}")
+    if channels_last and len(inputs.shape) != 3:
+        raise InputError(f"channels_last is for images (C, H, W); an input has shape {inputs.shape}")
+    return channels_last
+
+
+def settings_text(inputs: object, **defaults: float) -> list[str]:
+    """The settings that are not the default, in few words: one number where all are alike, else the first ones."""
+    found = []
+    for name, default in defaults.items():
+        value = getattr(inputs, name)
+        values = value if isinstance(value, tuple) else (value,)
+        many = len(values) > MAX_PRINTED
+        shown = [f"{v:g}" for v in (values[:3] if many else values)] + ["..."] * many
+        if set(values) != {default}:
+            found.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(shown)})")
+    return found
+
+
+def as_numbers(value: Any) -> Any:
+    """A tensor or array as a number or a list of numbers; axes of size one are passed over, as in (C, 1, 1)."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        if math.prod(value.shape) != max(value.shape, default=1):
+            return f"a tensor {tuple(value.shape)}"
+        return value.reshape(-1).tolist() if value.ndim else value.item()
+    return list(value) if isinstance(value, (range, set, frozenset)) else value
+
+
+def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers beside a tensor: in its dtype, on its device."""
+    return _cached_tensor(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Once, for a copy to an accelerator at each step takes its time."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

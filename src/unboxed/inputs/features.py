@@ -1,0 +1,140 @@
+"""Tabular rows: one input of a model, a number a column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..validation import check_float
+from .base import MAX_PRINTED, RANGE_TOLERANCE, as_numbers, constants, settings_text
+from .batches import check_tensor, value_range
+
+
+@dataclass(frozen=True, repr=False)
+class Features:
+    """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values.
+
+    Bounds, mean and std are one number for all columns, or one per column: a sequence, an array or a tensor. A column
+    without bounds has -inf and inf. Raises InputError.
+    """
+
+    names: tuple[str, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    categories: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", _check_names(self.names))
+        for name, default in (("low", -math.inf), ("high", math.inf), ("mean", 0.0), ("std", 1.0)):
+            object.__setattr__(self, name, self._check_columns(name, default))
+        for column, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not low <= high or low == math.inf or high == -math.inf:
+                raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
+        if unknown := sorted(map(str, set(self.categories) - set(self.names))):
+            raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
+        object.__setattr__(self, "categories", {k: _check_category(k, v) for k, v in self.categories.items()})
+
+    def __repr__(self) -> str:
+        n, is_short = len(self.names), len(self.names) <= MAX_PRINTED
+        names = str(self.names) if is_short else f"{n} columns: {', '.join(map(str, self.names[:3]))}, ..."
+        settings = settings_text(self, low=-math.inf, high=math.inf, mean=0.0, std=1.0)
+        categories = [f"categories of {', '.join(map(str, self.categories))}"] if self.categories else []
+        return f"Features({', '.join([names, *settings, *categories])})"
+
+    def _check_columns(self, name: str, default: float) -> tuple[float, ...]:
+        """A number a column. Raises InputError."""
+        value = as_numbers(getattr(self, name))
+        if not isinstance(value, (tuple, list)):
+            value = (value,) * len(self.names)
+        if len(value) not in (0, len(self.names)):
+            columns = f"{len(value)} values for {len(self.names)} columns"
+            raise InputError(f"{name} has {columns}; give one number for all, or one a column")
+        if name in ("low", "high"):
+            return tuple(v if _is_infinite(v) else check_float(name, v) for v in value) or (default,) * len(self.names)
+        above = 0.0 if name == "std" else -math.inf
+        return tuple(check_float(name, v, above) for v in value) or (default,) * len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.names),)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x - constants(self.mean, x)) / constants(self.std, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z * constants(self.std, z) + constants(self.mean, z)
+
+    def clip(self, x: Tensor) -> Tensor:
+        return x.clamp(constants(self.low, x), constants(self.high, x))
+
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at the bounds where u is 0 or 1."""
+        std, center = constants(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
+        low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
+        x = low + (high - low) * u
+        for end, bounds in ((0, self.low), (1, self.high)):
+            bound = constants(bounds, u)
+            x = torch.where((u == end) & bound.isfinite(), bound, x)
+        return self._fill_categories(x, lambda i, k: (u[:, i] * k).long().clamp(max=k - 1))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
+        pick_index = lambda i, k: torch.randint(k, (n,), generator=generator, device=generator.device)  # noqa: E731
+        return self._fill_categories(self.clip(self.decode(z)), pick_index)
+
+    def _fill_categories(self, x: Tensor, pick_index: Callable[[int, int], Tensor]) -> Tensor:
+        """x with columns of categories filled in: `pick(column, k)` says which (N,) of its k values each row has."""
+        for name, values in self.categories.items():
+            column = self.names.index(name)
+            x[:, column] = x.new_tensor(list(values))[pick_index(column, len(values))]
+        return x
+
+    def check(self, x: Tensor) -> Tensor:
+        check_tensor(x, self.shape, "rows of features")
+        for i, name in enumerate(self.names):
+            self._check_column(name, x[:, i], self.low[i], self.high[i])
+        return x
+
+    def _check_column(self, name: str, column: Tensor, low: float, high: float) -> None:
+        lowest, highest = value_range(column)
+        if lowest < low - RANGE_TOLERANCE or highest > high + RANGE_TOLERANCE:
+            raise InputError(
+                f"column {name!r} must lie in [{low:g}, {high:g}]; it runs from {lowest:.3g} to {highest:.3g}"
+            )
+        if name in self.categories:
+            allowed = column.new_tensor(list(self.categories[name]))
+            if not torch.isin(column, allowed).all():
+                raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, Real) and math.isinf(value)
+
+
+def _check_names(names: object) -> tuple[str, ...]:
+    """Column names. Raises InputError."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise InputError(f"Features wants a tuple of column names, such as ('age', 'height'); got {names!r}")
+    columns = tuple(names)
+    if not columns:
+        raise InputError("Features wants at least one column name")
+    if len(set(columns)) < len(columns):
+        raise InputError(f"Features wants a different name for each column; got {columns!r}")
+    return columns
+
+
+def _check_category(name: str, values: Any) -> tuple[float, ...]:
+    """A column's allowed values. Raises InputError."""
+    values = as_numbers(values)
+    if not isinstance(values, (tuple, list)) or not values:
+        raise InputError(f"the categories of {name!r} are a sequence of the numbers that it takes; got {values!r}")
+    return tuple(check_float(f"a category of {name!r}", v) for v in values)
