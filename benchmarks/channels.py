@@ -31,8 +31,8 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import write
 from models import ROOT, cifar, resnet20, squeezenet1_0
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import Constraint
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import gram
 from unboxed.rng import uniform

@@ -16,7 +16,7 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import compare, write
 from models import vgg16
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.objectives import Objective, roughness

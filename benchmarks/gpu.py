@@ -19,7 +19,7 @@ from torch.optim import Adam
 import unboxed as ub
 from harness import seconds, write
 from models import resnet20, vgg16
-from unboxed.engine.optimize.ascent import SYNC_EVERY, OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import FourierCanvas
 from unboxed.engine.optimize.transforms import random_affine
 from unboxed.model.layers import FlopCounter

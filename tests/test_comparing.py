@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.activations import similarity
+from unboxed.activations import cka
 from unboxed.attribution import gradient
 from unboxed.comparing import compare, epochs
 from unboxed.errors import InputError, ModelError, UnboxedWarning
@@ -145,7 +145,7 @@ def test_sheets() -> None:
 
 
 def test_a_heatmap_has_a_cell_for_each_pair() -> None:
-    found = similarity(box(0), box(1), torch.rand(12, 1, 8, 8))
+    found = cka(box(0), box(1), torch.rand(12, 1, 8, 8))
     picture = drawn.matrix_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
     assert picture.width > 4 * 20
     plain = drawn.matrix_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))

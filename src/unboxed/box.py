@@ -14,13 +14,13 @@ from .inputs.base import Inputs, check_channels_last, inputs_at_levels
 from .inputs.batches import model_arguments
 from .inputs.multi import MultiInput, Packed
 from .model import relu_rules, state
-from .model.answers import check_no_nan
 from .model.batch_dependence import contrast_levels
 from .model.batching import BatchSize, Padding, in_batches
 from .model.first_forward import explain_failure, first_forward
 from .model.hooks import Acts, Edit, StopForward, capture
 from .model.isolation import IsolatedModel, Mode
 from .model.layers import Layers
+from .model.nan_checks import check_no_nan
 from .model.outputs import OutputReader, Outputs, with_batch_axis
 from .objectives import MODEL_ENDS, Objective, as_classes, check_classes, class_logit, logit
 from .validation import address_list, check_class_names
@@ -165,11 +165,12 @@ class Box:
         padding = Padding(n, max(n, self.min_rows))
         hook_dicts = bool(inner_addresses or rewrites)
         with (
-            capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding) if hook_dicts
+            capture(self.modules, inner_addresses.values(), edits=rewrites, stop=not needs_output, padding=padding)
+            if hook_dicts
             else state.NOTHING as captured,
             state.SharedNoise() if self.stochastic else state.NOTHING,
             self.output_reader.watch_final_op("logits" in addresses) as final_op,
-        ):  # fmt: skip
+        ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
         acts = Acts({"input": x})
         for a, real in inner_addresses.items():

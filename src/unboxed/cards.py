@@ -145,9 +145,20 @@ def card(
 
     def attach(method: Method) -> Method:
         method.card = Card(  # type: ignore[attr-defined]
-            method, family or _family_of(method), name, source, shows, does_not_show, example, needs, dict(exempt or {}),
-            axioms, norms, runs if callable(runs) else lambda settings: runs, order,
-        )  # fmt: skip
+            method,
+            family or _family_of(method),
+            name,
+            source,
+            shows,
+            does_not_show,
+            example,
+            needs,
+            dict(exempt or {}),
+            axioms,
+            norms,
+            runs if callable(runs) else lambda settings: runs,
+            order,
+        )
         _register(method)
         return method
 

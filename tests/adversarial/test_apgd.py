@@ -12,7 +12,7 @@ import unboxed as ub
 from contracts.common import MethodCase, make_case
 from models import assert_in_its_ball
 from unboxed.adversarial.apgd import _APGD, _APGDIterates, apgd, checkpoint_steps
-from unboxed.adversarial.attempt import AttackState
+from unboxed.adversarial.attack_state import AttackState
 from unboxed.engine.optimize.constraints import L1, L2, Linf
 from unboxed.errors import InputError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from contracts.common import MethodCase, make_case
 from unboxed import data, zoo
-from unboxed.adversarial.attempt import AttackState
+from unboxed.adversarial.attack_state import AttackState
 from unboxed.adversarial.decisions import DecisionOracle, hashed_normal
 from unboxed.adversarial.hop_skip_jump import _HopSkipJump
 from unboxed.engine.optimize.constraints import unbounded_ball

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from as_png import decoded
-from unboxed.adversarial.attempt import AttackState
-from unboxed.adversarial.levels import quantize_images
-from unboxed.adversarial.levels_grid import bisect_minimum, make_level_grid
+from unboxed.adversarial.attack_state import AttackState
+from unboxed.adversarial.level_grid import bisect_minimum, make_level_grid
+from unboxed.adversarial.quantization import quantize_images
 from unboxed.adversarial.result import Adversarial
 from unboxed.engine.optimize.constraints import L1, L2, Linf, NormBall, unbounded_ball
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.inputs.images import read_image
-from unboxed.plots.pngs import save_png
+from unboxed.plots.png_files import save_png
 
 pytestmark = pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
 SHAPE = (3, 4, 4)

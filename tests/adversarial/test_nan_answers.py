@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed import adversarial, robustness
-from unboxed.adversarial.answers import top_other_classes
+from unboxed.adversarial.predictions import top_other_classes
 from unboxed.errors import OutputError
 from unboxed.objectives import dlr, targeted_dlr
-from unboxed.robustness.alarms import check_gradient_masking
+from unboxed.robustness.gradient_masking import check_gradient_masking
 
 PIXELS = ub.Pixels((1, 6, 6))
 BOUNDED = {"eps": 0.3}

@@ -14,8 +14,8 @@ import awkward
 import unboxed as ub
 from models import interrupted
 from unboxed import plots
-from unboxed.adversarial import patch, shared
-from unboxed.adversarial.placing import PatchPlacement
+from unboxed.adversarial import patch, universal_objective
+from unboxed.adversarial.patch_placement import PatchPlacement
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
 from unboxed.rng import hashed_uniform
@@ -219,14 +219,14 @@ def test_a_sample_at_each_step() -> None:
     """Five of the forty images a step, not always the same, each one once."""
     seen = list[Tensor]()
     box, x = boxed(), images(40)
-    keep = shared.AttackState.evaluate_with_grad
+    keep = universal_objective.AttackState.evaluate_with_grad
 
     def noting(self: Any, z: Tensor, rows: Tensor, *args: Any) -> Any:
         seen.append(rows)
         return keep(self, z, rows, *args)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(shared.AttackState, "slope", noting)
+        m.setattr(universal_objective.AttackState, "slope", noting)
         patch(box, x, torch.zeros(40, dtype=torch.long), target=1, area=0.2, steps=30, images_per_step=5)
     assert {len(rows) for rows in seen} == {5}
     assert all(len(rows.unique()) == 5 for rows in seen)
@@ -245,10 +245,10 @@ def test_an_interrupted_patch_keeps_its_steps() -> None:
 
 def test_rooted_is_what_it_says() -> None:
     m = torch.tensor([-30.0, -2.0, 0.0, 3.0, 200.0], dtype=torch.float64, requires_grad=True)
-    score = shared.quartic_root_objective(Objective(lambda acts: acts["input"], frozenset({"input"}), "m"))(
-        {"input": m}
-    )
-    want = [-((math.log1p(math.exp(-v)) + shared.EPSILON) ** 0.25) for v in m.tolist()]
+    score = universal_objective.quartic_root_objective(
+        Objective(lambda acts: acts["input"], frozenset({"input"}), "m")
+    )({"input": m})
+    want = [-((math.log1p(math.exp(-v)) + universal_objective.EPSILON) ** 0.25) for v in m.tolist()]
     assert torch.allclose(score.detach(), torch.tensor(want, dtype=torch.float64), atol=1e-9)
     (grad,) = torch.autograd.grad(score.sum(), m)
     assert torch.isfinite(grad).all()
@@ -307,7 +307,7 @@ def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError):
         test_placing_against_the_literal_twin(RULES[1], (1, 8, 8))
     monkeypatch.undo()
-    monkeypatch.setattr(shared.torch, "ne", lambda a, b: torch.ones_like(a, dtype=torch.bool))
+    monkeypatch.setattr(universal_objective.torch, "ne", lambda a, b: torch.ones_like(a, dtype=torch.bool))
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         test_success_is_counted_one_by_one()
 

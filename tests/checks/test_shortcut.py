@@ -20,7 +20,7 @@ import unboxed as ub
 from unboxed import checks, cli
 from unboxed.checks import Trigger, plant_shortcut
 from unboxed.checks.planting import Rectangle, mismatched_classes
-from unboxed.checks.trial import ShortcutFinding, grade_shortcut
+from unboxed.checks.shortcut_trial import ShortcutFinding, grade_shortcut
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
 from unboxed.training.shortcut import ShortcutPair, train_shortcut_pair

@@ -17,8 +17,8 @@ from contracts.trace import changes, snapshot
 from unboxed import rng
 from unboxed.attribution import gradient, guided_backprop
 from unboxed.checks.ranking import attribution_cards, candidates, rank_methods
-from unboxed.checks.remembered import VerdictCache, fingerprint
 from unboxed.checks.verdict import GRADES, Verdict, grade_figures, name_of, verdict
+from unboxed.checks.verdict_cache import VerdictCache, fingerprint
 from unboxed.errors import InputError, RuleError
 
 
@@ -202,7 +202,7 @@ def test_ranked_by_grade() -> None:
 class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0
-        monkeypatch.setattr("unboxed.checks.remembered.verdict", self)
+        monkeypatch.setattr("unboxed.checks.verdict_cache.verdict", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Verdict:
         self.asked += 1

@@ -67,7 +67,7 @@ def test_names_that_are_no_utf8(
 
 def test_verdicts_are_kept(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
-    monkeypatch.setattr("unboxed.checks.remembered.verdict", None)  # asking anew would fail
+    monkeypatch.setattr("unboxed.checks.verdict_cache.verdict", None)  # asking anew would fail
     second = run(image, "--model", "zoo:digits-cnn", *METHODS, "-o", tmp_path)
     assert second.exit_code == 0, second.output
     assert second.output == first.output

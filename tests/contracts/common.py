@@ -59,7 +59,7 @@ refuse(PATHS, ("checkpointed_reentrant",), UnboxedError)  # likewise
 refuse(("feature", "channels", "caricature"), ("checkpointed_reentrant",), UnboxedError)
 refuse(("maps", "filters"), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("nearest_neighbors",), ("parameterless", "exported_flat"), LayerError)  # no layer to compare in
-refuse(("rewrite", "ablation", "patching", "similarity"), ("parameterless", "exported_flat"), LayerError)  # likewise
+refuse(("rewrite", "ablation", "patching", "cka"), ("parameterless", "exported_flat"), LayerError)  # likewise
 refuse(("deep_visualization", "deepdream", "texture", "style_transfer"), ("checkpointed_reentrant",), OutputError)
 refuse(("filters",), ("lstm",), LayerError)  # no weights on pixels
 UNITS = ("statistics", "top_examples", "receptive_field", "projections")

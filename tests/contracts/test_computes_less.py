@@ -25,9 +25,9 @@ from contracts.common import (
     result_tensors,
 )
 from unboxed.engine.gradients.score import ReluBypass, gradients
-from unboxed.engine.optimize.ascent import SYNC_EVERY, OptimizationConfig, optimize
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
+from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimize
 from unboxed.engine.optimize.optimizers import NormalizedGradient, RowLBFGS
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine, random_roll
@@ -236,7 +236,7 @@ class Looks(TorchDispatchMode):
 
 def looks(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
     """How often a climb looks at values if its device is slow to ask."""
-    monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.slow_to_ask", lambda device: True)
     monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
     monkeypatch.setattr(Constant, "value_range", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
@@ -293,7 +293,7 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
 def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
     c = make_case("plain")
-    monkeypatch.setattr("unboxed.engine.optimize.ascent.MEET", 1)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.MEET", 1)
     assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
     plan = climbing(c, early_stop=False, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)

@@ -26,7 +26,7 @@ from contracts.common import (
     result_tensors,
 )
 from contracts.trace import changes, snapshot
-from unboxed.engine.optimize.ascent import OptimizationConfig, _BatchOptimizer
+from unboxed.engine.optimize.loop import OptimizationConfig, _BatchOptimizer
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import UnboxedError
 from unboxed.testing.contracts import PlantedError, scramble_rngs

@@ -9,8 +9,8 @@ from torch.optim import SGD, Adam
 
 import unboxed as ub
 from unboxed.engine.gradients.score import gradients
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import L2, Linf
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 from unboxed.objectives import layer_objective, logit, logprob, loss, margin
@@ -208,7 +208,7 @@ def test_regression_has_no_class_to_become(x: Tensor) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.slow_to_ask", lambda device: True)
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
@@ -221,7 +221,7 @@ def test_rows_end_where_they_do_on_a_quick_one(
         60, partial(Adam, lr=0.01), stop_when=logprob(goal) + 0.5, frame_every=1, continue_finished=keep_going
     )
     quick = optimize(box, logit(goal), RawCanvas(x), plan)
-    monkeypatch.setattr("unboxed.engine.optimize.ascent.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.slow_to_ask", lambda device: True)
     slow = optimize(box, logit(goal), RawCanvas(x), plan)
     assert torch.equal(slow.input, quick.input)
     assert torch.equal(slow.steps, quick.steps)

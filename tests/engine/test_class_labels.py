@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 import unboxed as ub
 from unboxed import data, loading
-from unboxed.cli.words import parse_fraction
+from unboxed.cli.parsing import parse_fraction
 from unboxed.engine.read.class_labels import match_labels
 from unboxed.engine.read.examples import indexed_labeled_examples, labeled_examples
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning

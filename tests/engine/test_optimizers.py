@@ -12,8 +12,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 import unboxed as ub
 from models import normal as drawn
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import Linf, ball_constraint
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.optimizers import OPTIMIZER_BY_NAME, NormalizedGradient, PlainAscent, RowLBFGS
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import Objective, layer_objective

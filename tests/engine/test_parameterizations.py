@@ -14,9 +14,9 @@ from torch.optim import Adam
 import unboxed as ub
 from contracts.trace import changes, snapshot
 from real_data import ROOT, _needs
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.colors import Palette, palette_from_images
 from unboxed.engine.optimize.generators import CPPN, LATENT_SHELL, LatentCanvas, pixel_coordinates
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import (
     Canvas,
     FourierCanvas,

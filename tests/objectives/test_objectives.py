@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import unboxed as ub
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError
 from unboxed.objectives import (

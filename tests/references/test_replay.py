@@ -16,7 +16,7 @@ from unboxed.activations import ablation, patching
 from unboxed.engine.read import edited_runs
 from unboxed.engine.read.edited_runs import ReplaceWhere
 from unboxed.engine.read.edits import unit_addresses
-from unboxed.engine.read.replayed import PrefixReplay
+from unboxed.engine.read.prefix_replay import PrefixReplay
 from unboxed.objectives import logit
 
 

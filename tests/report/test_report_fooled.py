@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import adversarial, report
-from unboxed.report.kinds import nouns_for, standardize
+from unboxed.report.input_nouns import nouns_for, standardize
 
 CLASSES = 5
 

@@ -14,7 +14,7 @@ import unboxed as ub
 from unboxed.cards import Card, cards
 from unboxed.report import report
 from unboxed.report.blocks import Code, Figure, ImageRef, max_per_row
-from unboxed.report.kinds import as_columns, shapes_text
+from unboxed.report.input_nouns import as_columns, shapes_text
 from unboxed.report.render import _jinja_environment
 from unboxed.report.words import format_number, replace_hyphens
 

@@ -19,7 +19,7 @@ import awkward
 import unboxed as ub
 from contracts.common import make_case
 from unboxed.errors import DataError, InputError, OutputError
-from unboxed.robustness.corrupting import CORRUPTION_LEVELS, _affine_sample, _blur_scale
+from unboxed.robustness.corruption_functions import CORRUPTION_LEVELS, _affine_sample, _blur_scale
 from unboxed.robustness.corruptions import CORRUPTIONS
 
 corrupted = ub.robustness.corrupted

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
+from unboxed.robustness.check_masking import check_gradient_masking
 
 import unboxed as ub
 from unboxed import adversarial, cli
@@ -23,11 +24,10 @@ from unboxed.adversarial.changes import prediction_changes
 from unboxed.cli.attack import run_attack
 from unboxed.engine.read.class_labels import unique_names
 from unboxed.errors import DataError, InputError, ModelError
-from unboxed.plots import attacked, colors, save
+from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
-from unboxed.robustness.check_masking import check_gradient_masking
 from unboxed.robustness.evaluate import Robustness, evaluate
-from unboxed.robustness.shares import Proportion
+from unboxed.robustness.proportion import Proportion
 
 SHAPE = (1, 6, 6)
 ATTACKS = {"fgsm": adversarial.fgsm, "pgd": partial(adversarial.pgd, steps=5)}
@@ -296,7 +296,7 @@ def test_changes_say_what_the_net_says() -> None:
 
 @pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
 def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
-    assert attacked.round_magnification(reach) == pytest.approx(factor)
+    assert attack_sheet.round_magnification(reach) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -305,11 +305,11 @@ def test_the_picture_of_an_attack(channels: int) -> None:
     box = ub.Box(model, ub.Pixels((channels, 6, 6)), outputs="logits")
     x = torch.rand(2, channels, 6, 6, generator=torch.Generator().manual_seed(0))
     found = adversarial.pgd(box, x, box.predict(x), eps=0.3, steps=5)
-    sheet = attacked.attack_sheet(prediction_changes(box, x, found), box.classes)
+    sheet = attack_sheet.attack_sheet(prediction_changes(box, x, found), box.classes)
     assert sheet.width > 3 * 100
     assert sheet.height > 2 * 100
     with pytest.raises(InputError, match="no example"):
-        attacked.attack_sheet([], box.classes)
+        attack_sheet.attack_sheet([], box.classes)
 
 
 def run(*words: object):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import unboxed as ub
-from unboxed.engine.optimize.ascent import OptimizationConfig, optimize
 from unboxed.engine.optimize.constraints import L2, ball_constraint
+from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, roughness

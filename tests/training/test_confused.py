@@ -20,7 +20,7 @@ import unboxed as ub
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, OutputError, UnboxedWarning
 from unboxed.plots import colors
-from unboxed.training import Confused, ConfusedLogits, picture
+from unboxed.training import Confused, ConfusedLogits, confusion_sheet
 from unboxed.training.confused import ConfusionRule
 
 FORCED: dict[str, Any] = {"min_logit_value": -math.inf, "logging_batch_interval": 1, "max_logit_difference": math.inf}
@@ -352,8 +352,8 @@ class Drawn:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.blocks: list[dict[str, Any]] = []
-        self._sheet = picture.contact_sheet
-        monkeypatch.setattr(picture, "sheet", self)
+        self._sheet = confusion_sheet.contact_sheet
+        monkeypatch.setattr(confusion_sheet, "sheet", self)
 
     def __call__(self, rows: Any, **more: Any) -> Image.Image:
         self.blocks.append({"rows": rows, **more})

@@ -8,6 +8,8 @@ from ..engine.read.edits import put as put
 from ..engine.read.edits import scale as scale
 from .ablating import Ablation as Ablation
 from .ablating import ablation as ablation
+from .cka import CKA as CKA
+from .cka import cka as cka
 from .filters import filters as filters
 from .maps import LayerMaps as LayerMaps
 from .maps import maps as maps
@@ -21,8 +23,6 @@ from .receptive import ReceptiveField as ReceptiveField
 from .receptive import receptive_field as receptive_field
 from .rewriting import RewriteResult as RewriteResult
 from .rewriting import rewrite as rewrite
-from .similarity import CKA as CKA
-from .similarity import similarity as similarity
 from .statistics import UnitStatistics as UnitStatistics
 from .statistics import statistics as statistics
 from .top import TopExamples as TopExamples

@@ -41,8 +41,15 @@ class Patching:
     @property
     def matrix(self) -> Tensor:
         """What each whole layer restored, (N, L)."""
-        return torch.stack([layer.restored_fraction.flatten(1).mean(1) if layer.restored_fraction.ndim > 1 else layer.restored_fraction
-                            for layer in self.layers], 1)  # fmt: skip
+        return torch.stack(
+            [
+                layer.restored_fraction.flatten(1).mean(1)
+                if layer.restored_fraction.ndim > 1
+                else layer.restored_fraction
+                for layer in self.layers
+            ],
+            1,
+        )
 
 
 @card(

@@ -214,6 +214,12 @@ class UnitSurvey:
         }
         rows = {name: v.masked_fill(moments.n_examples == 0, torch.nan).to(dtype) for name, v in values.items()}
         return UnitStatistics(
-            path=self.path, n_examples=state.n_examples, n_finite=moments.n_examples.long(), **rows, histogram_of=self.histogram_of, counts=h.counts,
-            edges=h.edges.to(dtype), interrupted=interrupted,
-        )  # fmt: skip
+            path=self.path,
+            n_examples=state.n_examples,
+            n_finite=moments.n_examples.long(),
+            **rows,
+            histogram_of=self.histogram_of,
+            counts=h.counts,
+            edges=h.edges.to(dtype),
+            interrupted=interrupted,
+        )

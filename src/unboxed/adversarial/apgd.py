@@ -20,9 +20,9 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
 from ..validation import check_int, check_seed
-from .answers import top_other_classes
-from .attempt import AttackState, check_eps_range
-from .levels import quantize_images
+from .attack_state import AttackState, check_eps_range
+from .predictions import top_other_classes
+from .quantization import quantize_images
 from .result import Adversarial
 
 MOMENTUM_ALPHA = 0.75  # the share of the step, the rest is momentum

@@ -26,10 +26,10 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
 from ..validation import check_int, check_seed
 from .apgd import RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
-from .attempt import AttackState, check_eps_range
+from .attack_state import AttackState, check_eps_range
 from .fab import FAB as Fab
 from .fab import FABConfig
-from .levels import max_level, quantize_images
+from .quantization import max_level, quantize_images
 from .result import Adversarial
 from .square import run_square_attack
 

@@ -12,9 +12,9 @@ from ..cards import card
 from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from .attempt import AttackState
+from .attack_state import AttackState
+from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
-from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(

@@ -17,9 +17,9 @@ from ..engine.optimize.constraints import TINY, broadcast_rows, l2_norm, unbound
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
-from .attempt import AttackState
+from .attack_state import AttackState
 from .decisions import DecisionOracle, hashed_normal
-from .levels import quantize_images
+from .quantization import quantize_images
 from .result import Adversarial
 
 INITIAL_BISECTIONS = 7  # bisections before the walk: the start to within 1 %

@@ -23,8 +23,8 @@ from ..engine.optimize.constraints import TINY, broadcast_rows, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import AttackState
-from .levels import quantize_images
+from .attack_state import AttackState
+from .quantization import quantize_images
 from .result import Adversarial
 
 RANGE_SLACK = 0.01  # of half the range, beyond each of its ends

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..box import Box
-from ..model.answers import check_no_nan
+from ..model.nan_checks import check_no_nan
 from .result import Adversarial
 
 
@@ -39,9 +39,15 @@ def prediction_changes(
     probs_before, probs_after = box.probs_from(logits_before), box.probs_from(logits_after)
     return [
         PredictionChange(
-            row, x[i], z[i], class_before := int(logits_before[i].argmax()), class_after := int(logits_after[i].argmax()),
-            (float(probs_before[i, class_before]), float(probs_before[i, class_after])), (float(probs_after[i, class_before]), float(probs_after[i, class_after])),
-            float(result.distance[row]), bool(result.success[row]),
+            row,
+            x[i],
+            z[i],
+            class_before := int(logits_before[i].argmax()),
+            class_after := int(logits_after[i].argmax()),
+            (float(probs_before[i, class_before]), float(probs_before[i, class_after])),
+            (float(probs_after[i, class_before]), float(probs_after[i, class_after])),
+            float(result.distance[row]),
+            bool(result.success[row]),
         )
         for i, row in enumerate(row_list)
-    ]  # fmt: skip
+    ]

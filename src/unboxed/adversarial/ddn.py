@@ -17,8 +17,8 @@ from ..engine.optimize.constraints import L2, broadcast_rows, unbounded_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import AttackState
-from .levels import quantize_images
+from .attack_state import AttackState
+from .quantization import quantize_images
 from .result import Adversarial
 
 FINAL_STEP_SIZE = 0.01  # the step that the cosine falls to, from one

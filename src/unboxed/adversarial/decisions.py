@@ -13,7 +13,7 @@ from ..errors import InputError, warn
 from ..inputs.pixels import Pixels
 from ..rng import hashed_uniform, sample_generator
 from ..validation import check_int, check_seed
-from .attempt import AttackState
+from .attack_state import AttackState
 
 MAX_START_TRIES = 100  # images of chance that may be tried as a start
 NOISE_CELLS = 7  # on the longer side of coarse noise

@@ -19,9 +19,9 @@ from ..engine.optimize.constraints import TINY, Linf, NormBall, broadcast_rows, 
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .answers import top_other_classes
-from .attempt import AttackState
-from .levels import quantize_images
+from .attack_state import AttackState
+from .predictions import top_other_classes
+from .quantization import quantize_images
 from .result import Adversarial
 
 PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: exactly on it, nothing is decided

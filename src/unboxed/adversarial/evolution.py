@@ -126,9 +126,15 @@ class _EliteArchive:
 
 
 def evolve(
-    box: Box, targets: Tensor, encoding: Encoding, min_confidence: float, n_generations: int, n_children: int, seed: int,
+    box: Box,
+    targets: Tensor,
+    encoding: Encoding,
+    min_confidence: float,
+    n_generations: int,
+    n_children: int,
+    seed: int,
     batch_size: BatchSize,
-) -> EvolutionResult:  # fmt: skip
+) -> EvolutionResult:
     """Elites of the classes `goal` (K,), until the model is `sure` of all of them. On Ctrl-C, those found so far."""
     shape, min_log_prob = box.inputs.shape, torch.tensor(min_confidence).log().item()
 

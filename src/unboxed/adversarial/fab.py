@@ -20,9 +20,9 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..validation import check_float, check_int, check_seed
-from . import levels
-from .answers import top_other_classes
-from .attempt import AttackState, check_eps_range
+from . import quantization
+from .attack_state import AttackState, check_eps_range
+from .predictions import top_other_classes
 from .result import Adversarial
 
 INF = math.inf
@@ -77,9 +77,13 @@ def fab(
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
         raise InputError("targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
     config = FABConfig(
-        norm.lower(), check_int("steps", steps), _check_fraction("alpha_max", alpha_max), check_float("eta", eta, above=0),
-        _check_fraction("beta", beta), -1.0 if not early_stop or eps is None else eps,
-    )  # fmt: skip
+        norm.lower(),
+        check_int("steps", steps),
+        _check_fraction("alpha_max", alpha_max),
+        check_float("eta", eta, above=0),
+        _check_fraction("beta", beta),
+        -1.0 if not early_stop or eps is None else eps,
+    )
     seed = check_seed(seed)
     restarts, n_targets = (
         check_int("restarts", restarts, minimum=1),
@@ -89,7 +93,7 @@ def fab(
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             attack.run(rows, n_targets, restarts)
-    levels.quantize_images(state, bits)
+    quantization.quantize_images(state, bits)
     return state.to_result(INF if eps is None else eps)
 
 

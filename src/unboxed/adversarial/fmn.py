@@ -28,8 +28,8 @@ from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float, check_int
-from .attempt import AttackState, Evaluation
-from .levels import quantize_images
+from .attack_state import AttackState, Evaluation
+from .quantization import quantize_images
 from .result import Adversarial
 
 FINAL_STEP_FRACTION, FINAL_GAMMA = (

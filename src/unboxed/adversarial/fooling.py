@@ -16,8 +16,8 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.sizes import require_images
 from ..errors import InputError

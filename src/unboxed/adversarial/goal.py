@@ -29,8 +29,12 @@ class AttackGoal:
             None if values is None else values[index] for values in (self.labels, self.target_labels)
         )
         return replace(
-            self, ascent_objective=self.ascent_objective.rows(index), criterion=self.criterion.rows(index), labels=labels, target_labels=target_labels
-        )  # fmt: skip
+            self,
+            ascent_objective=self.ascent_objective.rows(index),
+            criterion=self.criterion.rows(index),
+            labels=labels,
+            target_labels=target_labels,
+        )
 
 
 def make_goal(

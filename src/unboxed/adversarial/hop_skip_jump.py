@@ -18,9 +18,9 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import sample_generator
 from ..validation import check_float, check_int
-from .attempt import AttackState
+from .attack_state import AttackState
 from .decisions import DecisionOracle
-from .levels import quantize_images
+from .quantization import quantize_images
 from .result import Adversarial
 
 MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary that are held at a time

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..validation import check_float, check_int
-from . import levels
-from .attempt import AttackState, check_eps_range
+from . import quantization
+from .attack_state import AttackState, check_eps_range
 from .goal import AttackGoal
 from .result import Adversarial
 
@@ -75,7 +75,7 @@ def lbfgs(
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             attack.run(rows, n_searches)
-    levels.quantize_images(state, bits)
+    quantization.quantize_images(state, bits)
     return state.to_result(math.inf if eps is None else eps)
 
 

@@ -19,8 +19,14 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform, uniform
 from ..validation import check_seed
-from .placing import PatchPlacement
-from .shared import UNIFORMS_PER_PLACEMENT, UniversalAttack, check_settings, fooling_rate, start_universal_attack
+from .patch_placement import PatchPlacement
+from .universal_objective import (
+    UNIFORMS_PER_PLACEMENT,
+    UniversalAttack,
+    check_settings,
+    fooling_rate,
+    start_universal_attack,
+)
 
 ADAM_BETAS = 0.9, 0.999  # of Adam, Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
 ADAM_EPS = 1e-8

@@ -12,9 +12,9 @@ from ..cards import card
 from ..engine.optimize.constraints import NormBall
 from ..model.batching import BatchSize
 from ..objectives import Objective
-from .attempt import AttackState
+from .attack_state import AttackState
+from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
-from .stepping import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 
 
 @card(
@@ -58,7 +58,14 @@ def pgd(
     step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)
     state = AttackState(
-        box, x, y, norm=norm_ball, target=target, objective=objective, loss_name=loss, n_samples=n_eot_samples(box, eot),
+        box,
+        x,
+        y,
+        norm=norm_ball,
+        target=target,
+        objective=objective,
+        loss_name=loss,
+        n_samples=n_eot_samples(box, eot),
         batch_size=batch_size,
-    )  # fmt: skip
+    )
     return run_gradient_attack(state, config, bits)

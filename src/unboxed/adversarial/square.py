@@ -22,8 +22,8 @@ from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..rng import hashed_uniform
 from ..validation import check_float, check_int, check_seed
-from .attempt import AttackState, check_eps_range
-from .levels import quantize_images
+from .attack_state import AttackState, check_eps_range
+from .quantization import quantize_images
 from .result import Adversarial
 
 AREA_HALVING_QUERIES = (

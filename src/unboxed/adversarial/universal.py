@@ -18,8 +18,8 @@ from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..model.batching import BatchSize
 from ..objectives import Objective
 from ..validation import check_float
-from .attempt import check_eps_range
-from .shared import UniversalAttack, check_settings, fooling_rate, start_universal_attack
+from .attack_state import check_eps_range
+from .universal_objective import UniversalAttack, check_settings, fooling_rate, start_universal_attack
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from ..engine.perturb.masks import leave_one_out
 from ..engine.perturb.segments import Segments, square_side
 from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
-from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 
 MAX_RECTANGLES = 1024  # players that are looked at one by one, whether they are rectangles

@@ -15,8 +15,8 @@ from ..cards import card
 from ..engine.gradients.score import gradients, warn_gradients
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
-from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 
 

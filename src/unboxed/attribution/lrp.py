@@ -22,9 +22,9 @@ from ..errors import InputError, OutputError
 from ..inputs.base import Inputs
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
 from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
+from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..validation import check_float
 

@@ -23,8 +23,8 @@ from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
 from ..engine.read.edits import resolve_target
 from ..errors import InputError
-from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective, logit
 from ..validation import check_int
 

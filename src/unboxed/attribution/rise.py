@@ -19,8 +19,8 @@ from ..engine.perturb.masking import MASKED_INPUT, forward_batch_plan, resolve_o
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.answers import check_finite_scores
 from ..model.batching import BatchSize, in_batches
+from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..validation import check_float, check_int, check_seed
 

@@ -17,8 +17,8 @@ from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..errors import InputError
-from ..model.answers import raise_for_nonfinite
 from ..model.batching import BatchSize
+from ..model.nan_checks import raise_for_nonfinite
 from ..objectives import Objective
 from ..validation import check_float, check_int, check_seed
 

@@ -24,7 +24,7 @@ from ..validation import check_int, check_seed
 from .methods import Method, compute_map
 from .planting import Trigger
 from .pointing import energy_inside, pointing_game
-from .trial import (
+from .shortcut_trial import (
     FAILS_BELOW,
     MIN_CONTROL_GAP,
     SHOWS_ABOVE,

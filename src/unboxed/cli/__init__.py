@@ -27,7 +27,7 @@ from .options import (
     Version,
     Weights,
 )
-from .words import (
+from .parsing import (
     command_line,
     errors_as_exit_codes,
     escape_undecodable_output,

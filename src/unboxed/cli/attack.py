@@ -25,12 +25,12 @@ from ..engine.optimize.constraints import format_eps
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError, InputError
 from ..inputs.pixels import Pixels
-from ..plots.attacked import NORM_NAMES, attack_sheet
+from ..plots.attack_sheet import NORM_NAMES, attack_sheet
 from ..plots.files import save
-from ..plots.pngs import to_png_levels
+from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
+from ..robustness.attack_compatibility import common_norm, compatible_attacks
 from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, Robustness, evaluate, supported_kwargs
-from ..robustness.norms import common_norm, compatible_attacks
 from ..validation import check_int
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
@@ -88,9 +88,16 @@ def run_attack(
         raise DataError("the data are empty: there is nothing to attack")
     checkpoint_path = out / _checkpoint_name(attacks, eps, norm, max_examples, bits, seed, tensor_digest(x, y))
     result = evaluate(
-        box, (box.restore_structure(x), y), selected, eps=eps, norm=norm, seed=seed, checkpoint=checkpoint_path, quiet=quiet,
+        box,
+        (box.restore_structure(x), y),
+        selected,
+        eps=eps,
+        norm=norm,
+        seed=seed,
+        checkpoint=checkpoint_path,
+        quiet=quiet,
         minimal_attack=_minimum_norm_attack(norm),
-    )  # fmt: skip
+    )
     results_json = result.to_dict() | {"skipped": _skipped_files(data)}
     write_bytes(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))

@@ -22,13 +22,13 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards
-from ..checks.remembered import VerdictCache, nan_to_none
 from ..checks.verdict import MIN_RANDOMIZED_PAIRS, Verdict
+from ..checks.verdict_cache import VerdictCache, nan_to_none
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
 from ..inputs.pixels import Pixels
 from ..objectives import mean_over_positions
-from ..plots.explained import explanation_sheet
+from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
 from ..report.words import format_p
 from ..validation import check_seed

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from ..errors import DataError, InputError
 from ..settings import Setting
-from .options import Classes, Debug, Mean, Meaning, Model, Root, Shape, Std, Weights
+from .options import Classes, Debug, Mean, Model, Outputs, Root, Shape, Std, Weights
 from .setting_values import option_name, setting_value
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def shared_options(
     mean: Mean = None,
     std: Std = None,
     classes: Classes = None,
-    outputs: Meaning = None,
+    outputs: Outputs = None,
     root: Root = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
     debug: Debug = False,
@@ -165,7 +165,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path) -> None:
     import safetensors.torch
 
     from ..atomic_write import encode_utf8, write_bytes
-    from ..checks.remembered import nan_to_none
+    from ..checks.verdict_cache import nan_to_none
     from ..engine.results import result_tensors, summary
     from ..plots.figures import figures
     from ..plots.files import save

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ..engine.read.class_labels import dataset_class_names
 from ..engine.read.items import read_example
 from ..errors import DataError
-from ..inputs.images import require_pixels, silence_decoder_warnings, to_tensor
 from ..inputs.base import RANGE_TOLERANCE
+from ..inputs.images import require_pixels, silence_decoder_warnings, to_tensor
 from ..inputs.pixels import Pixels
 from .sets import Batch, Example, Images, check_count, stack_examples
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, warn
@@ -35,3 +37,55 @@ def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:
 def warn_not_finite(subject: str, maps: Tensor) -> None:
     """Warn of maps (N, ...) that hold NaN or infinite values though their scores are numbers."""
     warn_rows(f"{subject} is NaN or infinite for", ~maps.isfinite().flatten(1).all(1))
+
+
+# -- what is in a result -----------------------------------------------------------------------------------------------
+
+MAX_LISTED_VALUES = 64  # of a tensor that a summary lists in full
+
+
+def result_tensors(result: Any, path: str = "") -> dict[str, Tensor]:
+    """Every tensor and number of a result by where it is in it; parts that have a `path` go by that."""
+    return dict(_iter_tensors(result, path))
+
+
+def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, (bool, int, float)):
+        yield path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _iter_tensors(getattr(value, field.name), f"{path}.{field.name}")
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _iter_tensors(part, f"{path}[{key}]")
+    elif isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            yield from _iter_tensors(part, f"{path}[{getattr(part, 'path', i)}]")
+
+
+def summary(result: Any) -> Any:
+    """A result for JSON: words and numbers as they are, small tensors in full, of large ones shape, range and mean."""
+    if isinstance(result, Tensor):
+        return _tensor_summary(result)
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        fields = dataclasses.fields(result)
+        return {f.name: summary(getattr(result, f.name)) for f in fields if not f.name.startswith("_")}
+    if isinstance(result, Mapping):
+        return {str(key): summary(value) for key, value in result.items()}
+    if isinstance(result, (tuple, list)):
+        return [summary(value) for value in result]
+    return result if isinstance(result, (bool, int, float, str, type(None))) else repr(result)
+
+
+def _tensor_summary(tensor: Tensor) -> Any:
+    if tensor.numel() <= MAX_LISTED_VALUES:
+        return tensor.detach().cpu().tolist()
+    figures: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    if tensor.is_floating_point():
+        finite = tensor.detach().double()[tensor.isfinite()]
+        figures |= {"finite": len(finite) / tensor.numel()}
+        figures |= {name: float(f(finite)) for name, f in (("min", torch.min), ("mean", torch.mean), ("max", torch.max))
+                    if len(finite)}  # fmt: skip
+    return figures

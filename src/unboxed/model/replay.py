@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .hooks import Address, hookable_modules, tensors_in
 from .layers import Layers
-from .traffic import ForwardCall, SideChannelMode
+from .side_channels import ForwardCall, SideChannelMode
 
 Forward = Callable[..., Any]
 Intercept = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, LayerError
-from .recorded import Call, copy_value, detach_value, is_equal, is_same_call, map_nested, remember_call, replay_call
+from .calls import Call, copy_value, detach_value, is_equal, is_same_call, map_nested, remember_call, replay_call
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .algebra import Constant, Objective, layer_objective
-from .recorded import remember_call
+from .calls import remember_call
 
 EPSILON = 1e-12  # a root has no slope at zero
 

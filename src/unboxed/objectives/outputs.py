@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
-from .recorded import remember_call
+from .calls import remember_call
 
 MAX_CACHED_LABELS = 8  # labels of the largest batch whose objective is cached
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
+from .calls import remember_call
 from .outputs import as_classes
-from .recorded import remember_call
 
 IndexLike = int | Tensor | Constant  # one for all examples, or (N,) ints, one an example
 

@@ -5,11 +5,11 @@ A view of a result is a file here; only what draws moves in, from tensors alone.
 
 from . import colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
-from .drawn import frame_strip, image_sheet, save_animation
 from .files import png_bytes, save, save_gif
 from .heat import attribution_plot
 from .patch import printable_patch
-from .pngs import save_png
+from .png_files import save_png
+from .synthesized import frame_strip, image_sheet, save_animation
 
 __all__ = [
     "activations",

@@ -14,7 +14,7 @@ from .sheet import ColorBar, Tile, contact_sheet
 if TYPE_CHECKING:
     from ..checks.planting import Rectangle
     from ..checks.shortcut import ShortcutReport
-    from ..checks.trial import ShortcutFinding
+    from ..checks.shortcut_trial import ShortcutFinding
 
 FIGURE_PIXELS = 84
 OUTLINE_ON_IMAGE, OUTLINE_ON_MAP = (255, 176, 0), (28, 28, 30)  # a mark's outline, to be seen on black and on white
@@ -70,8 +70,8 @@ def _map_tiles(f: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile
     all_maps = [m for of_model in f.images or () for m in of_model]
     return [
         Tile(outline_rectangle(signed_map(m, scale), rectangle, OUTLINE_ON_MAP))
-        for m, rectangle in zip(all_maps, [*rectangles, *rectangles])
-    ]  # noqa: B905
+        for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
+    ]
 
 
 def outline_rectangle(

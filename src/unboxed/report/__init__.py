@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..atomic_write import encode_utf8
 from ..box import Box
-from ..checks.remembered import VerdictCache
+from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..validation import check_seed
 from . import (

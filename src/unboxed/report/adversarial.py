@@ -16,14 +16,14 @@ from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
 from ..box import Box
 from ..engine.optimize.constraints import format_eps
-from ..plots import attacked, colors
+from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
 from ..robustness.evaluate import Attack, Robustness, evaluate
-from ..robustness.shares import Proportion
+from ..robustness.proportion import Proportion
 from .blocks import Block, ColorScales, ExampleRow, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section
+from .input_nouns import categorical_columns, standardize
 from .judge import usable_judge
-from .kinds import categorical_columns, standardize
 from .survey import evenly_spaced
 from .words import format_p, format_percent, format_prob, join_names
 
@@ -231,7 +231,7 @@ def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: flo
 
 def _change_blocks(context: ReportContext, models: Sequence[AttackedModel], indices: Sequence[int]) -> list[Block]:
     all_changes = [c for n in models for c in n.changes]
-    factor = attacked.round_magnification(colors.vmax(*(c.delta for c in all_changes)))
+    factor = attack_sheet.round_magnification(colors.vmax(*(c.delta for c in all_changes)))
     blocks: list[Block] = []
     for i, index in enumerate(indices):
         c = models[0].changes[i]
@@ -256,7 +256,7 @@ def _change_blocks(context: ReportContext, models: Sequence[AttackedModel], indi
         )
     else:
         blocks.append(Text(f"Changes are shown times {factor:g} around gray.", "soft"))
-    sheet = attacked.attack_sheet(
+    sheet = attack_sheet.attack_sheet(
         models[0].changes, context.survey.classes, norm="linf", title="The least change that fools it"
     )
     return [*blocks, Files([(context.pictures.save_file("fooled.png", sheet), "the same as one picture")])]
@@ -271,7 +271,10 @@ def _adversarial_figures(
     return [
         _figure(context, colors.image_to_rgb(c.image), f"fools {model.name}", lines, "bad"),
         _figure(
-            context, attacked.change_image(c, factor), "change", (f"{c.distance:.2g} at most", f"shown × {factor:g}")
+            context,
+            attack_sheet.change_image(c, factor),
+            "change",
+            (f"{c.distance:.2g} at most", f"shown × {factor:g}"),
         ),
     ]
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ..activations import CKA, Ablation, ablation, filters, similarity
+from ..activations import CKA, Ablation, ablation, cka, filters
 from ..activations.ablating import last_hidden_layer
 from ..box import Box
 from ..comparing import compare
@@ -79,7 +79,7 @@ def _similarity_blocks(context: ReportContext, others: dict[str, Box], x: Tensor
         except UnboxedError as error:
             notes.append(Note(f"No comparison with {name}: {error}."))
     head = Heading("Which layers lay the examples out alike?")
-    blocks: list[Block] = [head, MethodNote.of(similarity, *_verdict_or_default(verdict)), *notes]
+    blocks: list[Block] = [head, MethodNote.of(cka, *_verdict_or_default(verdict)), *notes]
     if UNTRAINED in similarities:
         blocks.append(Text(_training_change_text(context, similarities[UNTRAINED])))
     if similarities:
@@ -91,7 +91,7 @@ def _similarity_blocks(context: ReportContext, others: dict[str, Box], x: Tensor
 def _layer_cka(box: Box, other: Box, x: Tensor) -> CKA:
     with warnings.catch_warnings():  # cells without a value are gray, and the words below say why
         warnings.simplefilter("ignore", UnboxedWarning)
-        return similarity(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
+        return cka(box, other, x, _sampled_layers(box), _sampled_layers(other), minibatch_size=max(4, len(x)))
 
 
 def _split_half_verdict(box: Box, other: Box, x: Tensor) -> str:

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..box import Box
 from ..checks.methods import Method
 from ..checks.ranking import candidates, forward_flops
-from ..checks.remembered import VerdictCache
 from ..checks.verdict import Verdict
+from ..checks.verdict_cache import VerdictCache
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.pixels import Pixels
 from ..plots import colors
 from .blocks import Block, Figure
-from .kinds import InputNouns, nouns_for
+from .input_nouns import InputNouns, nouns_for
 from .pictures import PictureStore
 from .source import ReportData
 from .survey import Survey

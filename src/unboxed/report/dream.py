@@ -15,7 +15,7 @@ from ..objectives import Objective, energy, logit
 from ..plots import colors
 from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import deepdream, texture
-from ..synthesis.drawn import GeneratedImages
+from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .words import count_noun, error_sentence, format_p

@@ -9,7 +9,7 @@ import torch
 
 from .blocks import Block, ConfusionMatrix, Figure, FigureGrid, Fold, Heading, Note, SideBySide, Table, Text
 from .context import ReportContext, Section
-from .kinds import shapes_text
+from .input_nouns import shapes_text
 from .skipped import skipped_text
 from .words import count_noun, format_percent, format_shape
 
@@ -216,10 +216,15 @@ def _layer_table(context: ReportContext) -> list[Block]:
     lead = f"{type(box.model).__name__}: {count_noun(total, 'parameter')}, {inputs_outputs_text}."
     heads = ("layer", "type", "output", "parameters", "share of FLOPs")
     rows = [
-        (r.path + (f" (runs {r.n_calls}×)" if r.n_calls > 1 else ""), r.type, format_shape(r.shape), f"{r.n_parameters:,}",
-         "" if math.isnan(r.flops_share) else format_percent(r.flops_share))
+        (
+            r.path + (f" (runs {r.n_calls}×)" if r.n_calls > 1 else ""),
+            r.type,
+            format_shape(r.shape),
+            f"{r.n_parameters:,}",
+            "" if math.isnan(r.flops_share) else format_percent(r.flops_share),
+        )
         for r in box.layers
-    ]  # fmt: skip
+    ]
     numbers = frozenset({3, 4})
     blocks: list[Block] = [Text(lead), Table(heads, rows[:UNFOLDED_LAYERS], numbers)]
     if rest := rows[UNFOLDED_LAYERS:]:

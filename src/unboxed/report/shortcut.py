@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..atomic_write import encode_utf8
 from ..checks.planting import Trigger
 from ..checks.shortcut import ShortcutReport, shortcut
-from ..checks.trial import ShortcutFinding
+from ..checks.shortcut_trial import ShortcutFinding
 from ..data.uci import INPUTS
 from ..errors import InputError
 from ..plots import shortcut as draw

@@ -11,7 +11,7 @@ import torch
 from ..activations import TopExamples
 from .blocks import Table
 from .context import ReportContext
-from .kinds import as_columns
+from .input_nouns import as_columns
 from .words import format_number, join_names
 
 MAX_LISTED_FEATURES = 4  # features named of a unit

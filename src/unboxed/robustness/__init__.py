@@ -3,18 +3,18 @@
 What judges a model by its errors moves in here and may run attacks of `adversarial`; an attack itself does not.
 """
 
-from .alarms import MaskingFinding as MaskingFinding
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability
 from .calibration import calibration as calibration
-from .corrupting import corrupted as corrupted
+from .corruption_functions import corrupted as corrupted
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import Corruptions as Corruptions
 from .corruptions import corruptions as corruptions
 from .evaluate import DEFAULT_ATTACKS as DEFAULT_ATTACKS
 from .evaluate import Robustness as Robustness
 from .evaluate import evaluate as evaluate
-from .shares import Proportion as Proportion
+from .gradient_masking import MaskingFinding as MaskingFinding
+from .proportion import Proportion as Proportion
 from .smoothing import Smoothed as Smoothed
 from .smoothing import smoothed as smoothed
 from .smoothing import smoothed_predict as smoothed_predict

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adversarial.answers import finite_logits
+from ..adversarial.predictions import finite_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples

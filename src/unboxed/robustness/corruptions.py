@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adversarial.answers import finite_logits
+from ..adversarial.predictions import finite_logits
 from ..box import Box
 from ..cards import card
 from ..engine.read.examples import MAX_CPU_ROWS, labeled_examples
@@ -21,7 +21,7 @@ from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
 from ..model.batching import BatchSize, in_batches
 from ..validation import check_int, check_seed
-from .corrupting import CORRUPTION_LEVELS, corrupted
+from .corruption_functions import CORRUPTION_LEVELS, corrupted
 
 CORRUPTIONS = tuple(CORRUPTION_LEVELS)
 SEVERITIES = (1, 2, 3, 4, 5)

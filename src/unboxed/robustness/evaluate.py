@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adversarial.answers import class_logits
-from ..adversarial.attempt import check_eps_range
+from ..adversarial.attack_state import check_eps_range
 from ..adversarial.deepfool import deepfool
 from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
+from ..adversarial.predictions import class_logits
 from ..adversarial.result import Adversarial
 from ..adversarial.square import square
 from ..box import Box
@@ -29,13 +29,13 @@ from ..engine.read.class_labels import unique_names
 from ..engine.read.examples import labeled_examples
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError, NaNError
-from ..model.answers import reindex_error
 from ..model.batching import BatchSize
+from ..model.nan_checks import reindex_error
 from ..objectives import margin
 from ..validation import check_seed
-from .alarms import MaskingFinding, check_gradient_masking
-from .norms import check_inputs, check_norms, check_same_norm, compatible_attacks
-from .shares import Proportion
+from .attack_compatibility import check_inputs, check_norms, check_same_norm, compatible_attacks
+from .gradient_masking import MaskingFinding, check_gradient_masking
+from .proportion import Proportion
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
@@ -282,11 +282,15 @@ class _Evaluation:
 
     def settings(self, seed: int) -> dict[str, Any]:
         return box_checkpoint_settings(self.box) | {
-            "examples": tensor_digest(self.x), "labels": tensor_digest(self.y), "eps": list(self.eps), "norm": self.norm,
+            "examples": tensor_digest(self.x),
+            "labels": tensor_digest(self.y),
+            "eps": list(self.eps),
+            "norm": self.norm,
             "seed": seed,
             "attacks": {name: _attack_repr(name, attack) for name, attack in self.attacks.items()},
-            "minimal": _attack_repr("minimal", self.minimal_attack), "answers": comparable_outputs(self.box, self.margin),
-        }  # fmt: skip
+            "minimal": _attack_repr("minimal", self.minimal_attack),
+            "answers": comparable_outputs(self.box, self.margin),
+        }
 
     def resume(self, checkpoint: CheckpointFile) -> None:
         self.checkpoint, saved_state = checkpoint, checkpoint.read()
@@ -322,9 +326,18 @@ class _Evaluation:
 
     def to_result(self) -> Robustness:
         return Robustness(
-            type(unbounded_ball(self.norm)).__name__.lower(), self.eps, tuple(self.attacks), self.box.classes,
-            self.y, self.is_correct, self.is_robust, self.min_distance, self.mean_queries, self.masking_findings, self.interrupted,
-        )  # fmt: skip
+            type(unbounded_ball(self.norm)).__name__.lower(),
+            self.eps,
+            tuple(self.attacks),
+            self.box.classes,
+            self.y,
+            self.is_correct,
+            self.is_robust,
+            self.min_distance,
+            self.mean_queries,
+            self.masking_findings,
+            self.interrupted,
+        )
 
 
 def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import MAX_CPU_ROWS
 from ..errors import OutputError
-from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
+from ..model.nan_checks import check_no_nan
 from ..objectives import as_classes, check_classes
 from ..rng import sample_generator
 from ..validation import check_float, check_int, check_seed
@@ -105,9 +105,14 @@ def smoothed(
     radius = torch.as_tensor(sigma * norm.ppf(p_lower.double().clamp_min(0.5).numpy()))
     class_fractions = counts.sum(1) / max(n0 + n, 1)
     return Smoothed(
-        torch.where(is_certified, top_class[:, 0], ABSTAIN), radius.to(box.device, box.dtype), p_lower.to(box.device, box.dtype),
-        class_fractions.to(box.dtype), float(sigma), alpha, interrupted,
-    )  # fmt: skip
+        torch.where(is_certified, top_class[:, 0], ABSTAIN),
+        radius.to(box.device, box.dtype),
+        p_lower.to(box.device, box.dtype),
+        class_fractions.to(box.dtype),
+        float(sigma),
+        alpha,
+        interrupted,
+    )
 
 
 def smoothed_predict(

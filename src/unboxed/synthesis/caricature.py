@@ -14,7 +14,7 @@ from ..engine.optimize.transforms import random_affine
 from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, dot
 from ..validation import check_float
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 

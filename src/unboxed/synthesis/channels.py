@@ -16,8 +16,8 @@ from ..model.batching import BatchSize
 from ..objectives import MODEL_ENDS, as_classes, channel
 from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
-from .drawn import GeneratedImages
 from .feature import warn_dead
+from .generated import GeneratedImages
 from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 

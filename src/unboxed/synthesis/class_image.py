@@ -13,9 +13,9 @@ from torch.optim import SGD, Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.colors import Palette, has_statistics, pixel_statistics
 from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import FourierCanvas, RawCanvas
 from ..engine.optimize.transforms import random_affine
 from ..engine.read.sizes import require_images

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, optimize
 from ..engine.optimize.colors import has_statistics
 from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.optimizers import NormalizedGradient
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.sizes import require_images
@@ -23,7 +23,7 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes
 from ..rng import normal
 from ..validation import check_float, check_int, check_seed
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 
 START_NOISE_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
 

@@ -18,7 +18,7 @@ from ..model.batching import BatchSize, in_batches
 from ..objectives import Objective, energy, logit
 from ..rng import step_generator
 from ..validation import check_float, check_int, check_seed
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 
 MAX_OCTAVES = 4
 MIN_OCTAVE_SIDE = 16  # pixels of an octave's shorter side

@@ -13,7 +13,7 @@ from ..model.batching import BatchSize
 from ..objectives import Objective, logit
 from ..objectives import diversity as unlike
 from ..validation import check_float, check_int
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 from .recipe import DEFAULT_STEPS, canvas_recipe, generate, image_statistics
 
 

@@ -13,9 +13,9 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.colors import Palette, natural_palette, pixel_statistics
 from ..engine.optimize.constraints import L2, TINY, Constraint
+from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from ..engine.optimize.transforms import random_roll
 from ..engine.read.sizes import require_images
@@ -95,11 +95,19 @@ def inversion(
     `starts` images from other noise for each x. Raises InputError, LayerError.
     """
     config = _InversionConfig(
-        objective, canvas, _check_weight("smooth", smooth), check_float("beta", beta, above=0),
-        check_float("final_prior_scale", final_prior_scale, above=0, maximum=1), _check_weight("alpha", alpha),
-        jitter if jitter is None else check_int("jitter", jitter), check_int("steps", steps), check_int("starts", starts, minimum=1),
-        frame_every, check_seed(seed), batch_size,
-    )  # fmt: skip
+        objective,
+        canvas,
+        _check_weight("smooth", smooth),
+        check_float("beta", beta, above=0),
+        check_float("final_prior_scale", final_prior_scale, above=0, maximum=1),
+        _check_weight("alpha", alpha),
+        jitter if jitter is None else check_int("jitter", jitter),
+        check_int("steps", steps),
+        check_int("starts", starts, minimum=1),
+        frame_every,
+        check_seed(seed),
+        batch_size,
+    )
     require_images(box, "inversion")
     x = box.validate_inputs(x)
     config.check()

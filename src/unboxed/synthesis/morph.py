@@ -11,8 +11,8 @@ from torch.optim import SGD
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.constraints import L2, ball_constraint
+from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.results import map_structure
 from ..model.batching import BatchSize

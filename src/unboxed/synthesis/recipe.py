@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ..box import Box
-from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.colors import Palette, has_statistics, natural_palette, palette_from_images, pixel_statistics
 from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import (
     Canvas,
     FourierCanvas,
@@ -31,7 +31,7 @@ from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, color_distance, layer_objective, roughness
 from ..rng import normal
 from ..validation import check_seed
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 
 MAX_DATA_IMAGES = 1024  # images of `data` that colors, spectrum and roughness are learned from
 N_NOISE_IMAGES = 16  # random images that say how far a score spreads

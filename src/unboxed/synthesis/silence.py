@@ -14,8 +14,8 @@ from torch.optim import SGD
 from ..box import Box
 from ..cards import card
 from ..engine.gradients.score import gradients
-from ..engine.optimize.ascent import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, broadcast_rows, l2_norm
+from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.results import map_structure
 from ..errors import InputError

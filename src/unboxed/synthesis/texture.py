@@ -14,8 +14,8 @@ from torch.optim import Adam
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.ascent import OptimizationConfig, optimize
 from ..engine.optimize.constraints import Constraint
+from ..engine.optimize.loop import OptimizationConfig, optimize
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read import sizes
 from ..engine.read.channel_axes import channels_first_layers
@@ -26,7 +26,7 @@ from ..objectives import MODEL_ENDS, Objective, gram, match, total_variation
 from ..objectives import style as matched
 from ..rng import normal
 from ..validation import check_float, check_seed
-from .drawn import GeneratedImages
+from .generated import GeneratedImages
 
 TINY = 1e-12
 MAX_DEFAULT_LAYERS = 5  # as the papers take from VGG-19

@@ -10,7 +10,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from . import contracts, models, rows, trace
-from .own import check_method
+from .method_check import check_method
 from .trace import changes, snapshot
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -78,27 +77,6 @@ def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
         return card.method(**{**bound, **overrides})
 
     return card.example(method, c.box, c.x, c.y)
-
-
-def result_tensors(result: Any, path: str = "") -> dict[str, Tensor]:
-    """Every tensor and number of a result by where it is in it; parts that have a `path` go by that."""
-    return dict(_iter_tensors(result, path))
-
-
-def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, (bool, int, float)):
-        yield path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _iter_tensors(getattr(value, field.name), f"{path}.{field.name}")
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _iter_tensors(part, f"{path}[{key}]")
-    elif isinstance(value, (tuple, list)):
-        for i, part in enumerate(value):
-            yield from _iter_tensors(part, f"{path}[{getattr(part, 'path', i)}]")
 
 
 def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:

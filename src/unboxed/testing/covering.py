@@ -20,7 +20,7 @@ from .cases import method_name
 from .models import model_kind
 
 MODEL_INDEPENDENT_PARTS = frozenset({
-    "model.answers", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
+    "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "engine.read.items",
     "engine.read.packing", "engine.results", "engine.perturb.segments", "engine.optimize.colors",
     "engine.optimize.parameterizations", "engine.read.embedding", "engine.read.position_grids",
     "engine.read.neighbors", "engine.read.channel_axes", "engine.optimize.optimizers", "engine.optimize.transforms",

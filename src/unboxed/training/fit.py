@@ -25,9 +25,16 @@ from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
 from ..validation import check_seed
-from .average import ModelEMA
-from .checkpoint import data_digest, model_structure, restore_rng_states, rng_states, setting_repr, training_checkpoint
+from .checkpoint import (
+    data_digest,
+    model_structure,
+    restore_rng_states,
+    rng_states,
+    setting_repr,
+    training_checkpoint,
+)
 from .defense import Defense, check_trainable, raw_output
+from .ema import ModelEMA
 
 Batches = DataLoader[Any]  # of (x, y)
 WatchFn = Callable[[nn.Module, Tensor, Tensor, int], object]

@@ -15,7 +15,7 @@ from ..errors import InputError, MissingError
 from ..inputs.base import Inputs
 from ..rng import derive_seed
 from .defense import PGD, Fast
-from .watching import BatchFn, PNGWriter, ModelState, Watcher
+from .watching import BatchFn, ModelState, PNGWriter, Watcher
 
 try:
     from lightning.pytorch import Callback

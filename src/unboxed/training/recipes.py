@@ -31,14 +31,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist-cnn": {"epochs": 6, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-2},
     "mnist-judge": {"epochs": 8, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "defend": PGD(0.3)},
     "mnist-robust": {
-        "epochs": 20, "batch_size": 128, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION,
-        "defend": PGD(0.3, steps=10), "ema_decay": 0.999, "autocast": torch.bfloat16,
+        "epochs": 20,
+        "batch_size": 128,
+        "lr": 5e-3,
+        "weight_decay": 1e-2,
+        "augment": AFFINE_AUGMENTATION,
+        "defend": PGD(0.3, steps=10),
+        "ema_decay": 0.999,
+        "autocast": torch.bfloat16,
     },
     "digits-cnn": {"epochs": 20, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION},
     "digits-judge": {
-        "epochs": 80, "batch_size": 64, "lr": 5e-3, "weight_decay": 1e-2, "augment": AFFINE_AUGMENTATION, "defend": PGD(0.3),
+        "epochs": 80,
+        "batch_size": 64,
+        "lr": 5e-3,
+        "weight_decay": 1e-2,
+        "augment": AFFINE_AUGMENTATION,
+        "defend": PGD(0.3),
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

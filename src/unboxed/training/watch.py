@@ -20,7 +20,7 @@ from ..model import state
 from ..model.outputs import Outputs
 from ..objectives import logit
 from .confused import Confused, ConfusionRule, LogitScope, find_confused, single_label_logits
-from .watching import BatchFn, PNGWriter, ModelState, SheetSink
+from .watching import BatchFn, ModelState, PNGWriter, SheetSink
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -142,7 +142,7 @@ class ConfusedLogits:
 
     def draw(self, confused: Confused) -> Image.Image:
         """The contact sheet of a look. Raises InputError where the inputs are no images."""
-        from .picture import confusion_sheet
+        from .confusion_sheet import confusion_sheet
 
         class_names = self.classes or [str(k) for k in range(confused.logits.shape[1])]
         return confusion_sheet(confused, class_names, self.projection_factor, self.inputs)
@@ -182,21 +182,21 @@ class ConfusedLogits:
         return self._box
 
     def _warn_not_images(self, x: Tensor) -> None:
-        from .picture import image_shape, not_images_text
+        from .confusion_sheet import image_shape, not_images_text
 
         if image_shape(tuple(x.shape[1:]), self.inputs) is None:
             warn(not_images_text(x))
 
     def _warn_no_sink(self, x: Tensor, sink: SheetSink | None) -> None:
         """Once, that nothing will be drawn."""
-        from .picture import image_shape
+        from .confusion_sheet import image_shape
 
         if sink is None and not self._has_warned and image_shape(tuple(x.shape[1:]), self.inputs) is not None:
             self._has_warned = True
             warn(NO_SINK_TEXT)
 
     def _send_sheet(self, confused: Confused, sink: SheetSink | None) -> None:
-        from .picture import image_shape
+        from .confusion_sheet import image_shape
 
         if sink is None or image_shape(tuple(confused.inputs.shape[1:]), self.inputs) is None:
             return

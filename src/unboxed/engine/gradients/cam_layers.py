@@ -36,12 +36,47 @@ PASSTHROUGH_NAMES = (
     "clone",
 )  # the same values, or ones that no one means by the last layer
 AXIS_MOVING_OPS = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
-AXIS_LOSING_OPS = ("mean", "sum", "amax", "amin", "max", "min", "norm", "logsumexp", "std", "var", "view", "reshape", "einsum",
-          "unflatten", "matmul", "bmm", "fold", "pixel_shuffle", "__get__", "__matmul__")  # fmt: skip
+AXIS_LOSING_OPS = (
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "norm",
+    "logsumexp",
+    "std",
+    "var",
+    "view",
+    "reshape",
+    "einsum",
+    "unflatten",
+    "matmul",
+    "bmm",
+    "fold",
+    "pixel_shuffle",
+    "__get__",
+    "__matmul__",
+)
 """Ops after which axes are no longer what they were."""
 CHANNELS_FIRST_OPS, CHANNELS_LAST_OPS = ("conv", "batch_norm", "group_norm", "instance_norm"), ("linear",)
-RESHAPING_NODES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Bmm", "Mm", "Mean", "Sum",
-           "Expand", "Amax", "Max", "Convolution")  # fmt: skip
+RESHAPING_NODES = (
+    "View",
+    "Reshape",
+    "UnsafeView",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Permute",
+    "Bmm",
+    "Mm",
+    "Mean",
+    "Sum",
+    "Expand",
+    "Amax",
+    "Max",
+    "Convolution",
+)
 """Autograd nodes, by the start of their names, below which axes are not what they are above."""
 
 ADDRESS_HINT = "name a functional op by its address, such as ':relu#0'"

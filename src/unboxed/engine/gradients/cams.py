@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError, OutputError
-from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
+from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
 from ..results import warn_not_finite, warn_rows

@@ -193,9 +193,16 @@ def path_mean_gradient(
 
 class _GradientAccumulator:
     def __init__(
-        self, box: Box, objective: Objective, path: Path, n_examples: int, moment: Moment, rule: ReluRule | None, wrt: str,
+        self,
+        box: Box,
+        objective: Objective,
+        path: Path,
+        n_examples: int,
+        moment: Moment,
+        rule: ReluRule | None,
+        wrt: str,
         relu_bypass: ReluBypass,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.box, self.objective, self.path, self.n_examples, self.moment = box, objective, path, n_examples, moment
         self.rule, self.wrt, self.relu_bypass = rule, wrt, relu_bypass
         self.n_points, self.batch_dependent = len(path.weights), box.batch_dependent or objective.batch_dependent

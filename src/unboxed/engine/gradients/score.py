@@ -15,9 +15,9 @@ from ...box import Box
 from ...errors import OutputError
 from ...inputs.batches import value_range
 from ...model import relu_rules
-from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
+from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..results import warn_not_finite, warn_rows
@@ -63,9 +63,15 @@ def gradients(
 
 
 def gradients_in_batches(
-    box: Box, objective: Objective, x: Tensor, rule: ReluRule | None, wrt: str, batch_size: BatchSize, relu_bypass: ReluBypass,
+    box: Box,
+    objective: Objective,
+    x: Tensor,
+    rule: ReluRule | None,
+    wrt: str,
+    batch_size: BatchSize,
+    relu_bypass: ReluBypass,
     max_rows: int | None = None,
-) -> Gradients:  # fmt: skip
+) -> Gradients:
     """As `gradients`, of accepted inputs x (N, ...); `most` rows at a time where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
     if len(x) == 1 and batch_size == "auto":

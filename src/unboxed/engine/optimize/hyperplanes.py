@@ -37,8 +37,9 @@ def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, uppe
     """
     chunk_rows = max(1, CPU_CHUNK_ELEMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
     parts = [
-        _chunk_projection_step(norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper) for i in range(0, len(x), chunk_rows)
-    ]  # fmt: skip
+        _chunk_projection_step(norm, x[i : i + chunk_rows], plane.rows(slice(i, i + chunk_rows)), lower, upper)
+        for i in range(0, len(x), chunk_rows)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.zeros_like(x)
 
 

@@ -21,7 +21,7 @@ from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
-from ...model.answers import check_finite_scores
+from ...model.nan_checks import check_finite_scores
 from ...validation import check_float, check_seed
 
 Baseline = str | float | Tensor | None

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, warn
-from ...model.answers import check_finite_scores
 from ...model.batching import BatchSize, in_batches
+from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
 from ..read.edits import resolve_target

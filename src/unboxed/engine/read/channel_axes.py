@@ -9,8 +9,20 @@ from ...box import Box
 from ...inputs.pixels import Pixels
 from ...model.layers import Layer
 
-CHANNELS_FIRST_TYPES = ("2d", "3d", "Conv1d", "ConvTranspose", "Pool", "BatchNorm", "InstanceNorm", "GroupNorm", "LocalResponseNorm",
-          "PixelShuffle", "PixelUnshuffle", "Upsampl")  # fmt: skip
+CHANNELS_FIRST_TYPES = (
+    "2d",
+    "3d",
+    "Conv1d",
+    "ConvTranspose",
+    "Pool",
+    "BatchNorm",
+    "InstanceNorm",
+    "GroupNorm",
+    "LocalResponseNorm",
+    "PixelShuffle",
+    "PixelUnshuffle",
+    "Upsampl",
+)
 CHANNELS_LAST_TYPES = (
     "Linear",
     "LayerNorm",

@@ -16,7 +16,7 @@ from ...model.batching import BatchSize, in_batches, is_out_of_memory
 from ...model.hooks import Edit
 from ...model.replay import COARSE_TOLERANCE, ROUNDING_TOLERANCE, is_close
 from ...objectives import Objective, mean_over_positions
-from .replayed import PrefixReplay
+from .prefix_replay import PrefixReplay
 
 LOG = logging.getLogger("unboxed")
 

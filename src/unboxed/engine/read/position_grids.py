@@ -15,7 +15,7 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.hooks import Address
 from ...model.layers import Layer
-from .channel_axes import channels_first_layers, channels_first_by_type
+from .channel_axes import channels_first_by_type, channels_first_layers
 from .sizes import Size
 
 MAX_EXTRA_TOKENS = 8  # tokens before those of the patches, at most: one for the class, registers

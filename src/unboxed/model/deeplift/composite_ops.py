@@ -65,8 +65,13 @@ def logsumexp_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 
 def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    arguments_by_name = call_arguments(x_call, "input target weight size_average ignore_index reduce reduction label_smoothing",
-                  weight=None, reduction="mean", label_smoothing=0.0)  # fmt: skip
+    arguments_by_name = call_arguments(
+        x_call,
+        "input target weight size_average ignore_index reduce reduction label_smoothing",
+        weight=None,
+        reduction="mean",
+        label_smoothing=0.0,
+    )
     is_plain = (
         arguments_by_name["weight"] is None
         and arguments_by_name["reduction"] == "none"

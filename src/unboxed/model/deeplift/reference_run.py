@@ -188,8 +188,17 @@ class ReferenceTape:
                             "switch checkpointing off")  # fmt: skip
         if not any(t.dtype in HALF_DTYPES for t in x_call.tensors()):
             return self.rules[name](func, x_call, ref_call)
-        out = self.rules[name](func, *(OpCall(name, _cast_tensors(c.args, HALF_DTYPES, torch.float32), _cast_tensors(c.kwargs, HALF_DTYPES, torch.float32))
-                                       for c in (x_call, ref_call)))  # fmt: skip
+        out = self.rules[name](
+            func,
+            *(
+                OpCall(
+                    name,
+                    _cast_tensors(c.args, HALF_DTYPES, torch.float32),
+                    _cast_tensors(c.kwargs, HALF_DTYPES, torch.float32),
+                )
+                for c in (x_call, ref_call)
+            ),
+        )
         return (
             out
             if out is NotImplemented
@@ -244,8 +253,16 @@ _AFFINE_NODE_NAMES = """
     FusedDropout PixelShuffle PixelUnshuffle NativeChannelShuffle NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Trace
 """.split()  # noqa: SIM905
 AFFINE_NODES = frozenset(_AFFINE_NODE_NAMES)
-PASSTHROUGH_NODES = frozenset({"torch::autograd::CopyBackwards", "torch::autograd::CopySlices", "CopyBackwards", "CopySlices",
-                    "torch::autograd::AccumulateGrad", "AccumulateGrad"})  # fmt: skip
+PASSTHROUGH_NODES = frozenset(
+    {
+        "torch::autograd::CopyBackwards",
+        "torch::autograd::CopySlices",
+        "CopyBackwards",
+        "CopySlices",
+        "torch::autograd::AccumulateGrad",
+        "AccumulateGrad",
+    }
+)
 CONVOLUTION_NODES = ("Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution")
 FACTOR_INPUTS = {
     **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTION_NODES), (0, 1)),

@@ -243,8 +243,14 @@ def _iter_windowed(value: Any) -> Iterator[WindowedTensor]:
         yield from _iter_windowed(tuple(value.values()))
 
 
-TIE_SENSITIVE_OPS = ("max_pool2d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d_with_indices",
-        "max_unpool1d", "max_unpool2d", "max_unpool3d")  # fmt: skip
+TIE_SENSITIVE_OPS = (
+    "max_pool2d_with_indices",
+    "adaptive_max_pool2d_with_indices",
+    "fractional_max_pool2d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+)
 INDEX_OPS = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
 """Ops that tell where the largest values lie: below a constant cover many are equal, and rounding then chooses."""
 

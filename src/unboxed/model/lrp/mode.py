@@ -39,7 +39,14 @@ from .autograd_functions import (
     propagate_secant,
     with_backward_rule,
 )
-from .linear_rules import FirstLayerRule, InputGradient, LinearOp, LinearRule, conv_input_gradient, dense_input_gradient
+from .linear_rules import (
+    FirstLayerRule,
+    InputGradient,
+    LinearOp,
+    LinearRule,
+    conv_input_gradient,
+    dense_input_gradient,
+)
 from .recurrent import CELLS, run_recurrent
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
-from ..engine.optimize.ascent import cache_batch_plan
 from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
+from ..engine.optimize.loop import cache_batch_plan
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
-from ..model.answers import check_no_nan
 from ..model.batching import BatchSize, in_batches
 from ..model.hooks import Acts
+from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from .goal import make_goal
 from .result import Adversarial

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..engine.optimize.ascent import OptimizationResult
+from ..engine.optimize.loop import OptimizationResult
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .algebra import Acts, Constant, Objective, as_float, layer_objective
-from .recorded import remember_call
+from .calls import remember_call
 
 EPSILON = 1e-12
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adversarial.attempt import AttackState
+from ..adversarial.attack_state import AttackState
 from ..adversarial.fgsm import fgsm
 from ..adversarial.pgd import pgd
 from ..adversarial.square import square
@@ -22,8 +22,8 @@ from ..box import Box
 from ..engine.optimize.constraints import NormBall, resolve_ball
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.pixels import Pixels
-from ..model.answers import check_no_nan, reindex_error
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_no_nan, reindex_error
 
 MAX_EXAMPLES = 200  # examples that are asked
 MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many of them one attack must beat another before it is told

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import Features
-from unboxed.activations import similarity
-from unboxed.activations.similarity import gram_matrix, hsic_1
+from unboxed.activations import cka
+from unboxed.activations.cka import gram_matrix, hsic_1
 from unboxed.errors import DataError, InputError, UnboxedWarning
 
 XYZ = Features(("x", "y", "z"))
@@ -53,7 +53,7 @@ def images(n: int) -> Tensor:
 def test_biased_and_whole_it_is_the_published_formula() -> None:
     a, b = two()
     x = images(12)
-    found = similarity(a, b, x, unbiased=False)
+    found = cka(a, b, x, unbiased=False)
     assert found.layers_a == ("conv1", "relu1", "conv2", "relu2", "fc")
     assert found.layers_b == ("0", "1", "2", "3")
     ha, hb = a.read(x, found.layers_a), b.read(x, found.layers_b)
@@ -65,7 +65,7 @@ def test_biased_and_whole_it_is_the_published_formula() -> None:
 def test_unbiased_in_minibatches_it_is_the_sum_over_tuples() -> None:
     a, b = two()
     x = images(14)  # 6, 6, and a rest of 2 that is left out
-    found = similarity(a, b, x, ["relu1", "fc"], ["1"], minibatch_size=6)
+    found = cka(a, b, x, ["relu1", "fc"], ["1"], minibatch_size=6)
     assert (found.n_examples, found.n_minibatches) == (12, 2)
     for i, p in enumerate(("relu1", "fc")):
         sums = torch.zeros(3)
@@ -86,15 +86,15 @@ def test_pairs_and_each_with_itself() -> None:
 def test_a_net_with_itself_has_the_diagonal_one(unbiased: bool, minibatch: int) -> None:
     """To rounding, for both: numerator and denominator are the same sum. And the matrix is symmetric."""
     a, _ = two()
-    cka = similarity(a, a, images(20), unbiased=unbiased, minibatch_size=minibatch).cka
-    assert torch.allclose(cka.diagonal(), torch.ones(5).double(), atol=1e-12)
-    assert torch.allclose(cka, cka.T, atol=1e-12)
+    values = cka(a, a, images(20), unbiased=unbiased, minibatch_size=minibatch).cka
+    assert torch.allclose(values.diagonal(), torch.ones(5).double(), atol=1e-12)
+    assert torch.allclose(values, values.T, atol=1e-12)
 
 
 def test_a_copy_is_as_the_net_itself() -> None:
     a, _ = two()
     again, _ = two()
-    assert torch.allclose(similarity(a, again, images(12)).cka, similarity(a, a, images(12)).cka)
+    assert torch.allclose(cka(a, again, images(12)).cka, cka(a, a, images(12)).cka)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -107,7 +107,7 @@ def test_rotation_and_scale_change_nothing_but_an_oblique_map_does(unbiased: boo
     x = draws(30, 3)
     plain = ub.Box(nn.Sequential(nn.Identity()), XYZ, outputs="regression")
     boxes = [ub.Box(nn.Sequential(m), XYZ, outputs="regression") for m in (rotated, oblique)]
-    same, other = (float(similarity(plain, b, x, unbiased=unbiased, minibatch_size=10).cka) for b in boxes)
+    same, other = (float(cka(plain, b, x, unbiased=unbiased, minibatch_size=10).cka) for b in boxes)
     assert same == pytest.approx(1, abs=1e-6)
     assert other < 0.9
 
@@ -140,11 +140,11 @@ def test_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors, pairs, data sets; and layers read in groups where they don't fit at once."""
     a, b = two()
     x = images(12)
-    want = similarity(a, b, x, minibatch_size=6).cka
+    want = cka(a, b, x, minibatch_size=6).cka
     for data in ((x, torch.zeros(12)), torch.utils.data.TensorDataset(x, torch.zeros(12)), list(x)):
-        assert torch.equal(similarity(a, b, data, minibatch_size=6).cka, want)
-    monkeypatch.setattr(sys.modules["unboxed.activations.similarity"], "BYTES", 1)
-    assert torch.equal(similarity(a, b, x, minibatch_size=6).cka, want)
+        assert torch.equal(cka(a, b, data, minibatch_size=6).cka, want)
+    monkeypatch.setattr(sys.modules["unboxed.activations.cka"], "BYTES", 1)
+    assert torch.equal(cka(a, b, x, minibatch_size=6).cka, want)
 
 
 def test_a_layer_that_is_the_same_for_all_has_no_similarity() -> None:
@@ -152,21 +152,21 @@ def test_a_layer_that_is_the_same_for_all_has_no_similarity() -> None:
     nn.init.zeros_(dead.weight)
     box = ub.Box(nn.Sequential(nn.Linear(3, 3).double(), dead), XYZ, outputs="regression")
     with pytest.warns(UnboxedWarning, match="undefined"):
-        cka = similarity(box, box, draws(8, 3)).cka
-    assert cka.isnan().tolist() == [[False, True], [True, True]]
+        values = cka(box, box, draws(8, 3)).cka
+    assert values.isnan().tolist() == [[False, True], [True, True]]
 
 
 def test_refusals() -> None:
     a, _ = two()
     other = ub.Box(nn.Sequential(nn.Linear(3, 2)), XYZ, outputs="regression")
     with pytest.raises(InputError, match="same"):
-        similarity(a, other, images(8))
+        cka(a, other, images(8))
     with pytest.raises(InputError, match="minibatch"):
-        similarity(a, a, images(8), minibatch_size=3)
+        cka(a, a, images(8), minibatch_size=3)
     with pytest.raises(DataError, match="at least 4"):
-        similarity(a, a, images(3))
+        cka(a, a, images(3))
     with pytest.raises(InputError, match="list"):
-        similarity(a, a, images(8), "conv1")
+        cka(a, a, images(8), "conv1")
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -178,4 +178,4 @@ def test_a_constant_layer_is_like_nothing(unbiased: bool) -> None:
     box = ub.Box(nn.Sequential(first, nn.Linear(7, 4)), XYZ)
     for n in (5, 11, 37):
         with pytest.warns(UnboxedWarning, match="undefined"):
-            assert similarity(box, box, draws(n, 3).float(), unbiased=unbiased).cka.isnan().all()
+            assert cka(box, box, draws(n, 3).float(), unbiased=unbiased).cka.isnan().all()

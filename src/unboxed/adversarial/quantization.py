@@ -12,9 +12,9 @@ from ..engine.optimize.constraints import NormBall
 from ..engine.read.sizes import require_images
 from ..errors import InputError, warn
 from ..validation import check_int
-from .attempt import AttackState
-from .levels_grid import make_level_grid
-from .levels_search import LevelSearch
+from .attack_state import AttackState
+from .level_grid import make_level_grid
+from .level_search import LevelSearch
 
 ALLOWED_BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 256 of a byte
 

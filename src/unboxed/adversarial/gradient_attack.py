@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.optimize.ascent import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
 from ..engine.optimize.constraints import Constraint, NormBall, ball_constraint, broadcast_rows, resolve_ball
 from ..engine.optimize.constraints import identity_grad as identity_grad
 from ..engine.optimize.constraints import unconstrained_grad as unconstrained_grad
+from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, OptimizerFactory, optimize
 from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
 from ..validation import check_float, check_int, check_seed
-from .attempt import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
-from .levels import quantize_images
+from .attack_state import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
+from .quantization import quantize_images
 from .result import Adversarial
 
 RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next

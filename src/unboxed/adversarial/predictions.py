@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_no_nan
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -56,7 +56,7 @@ def _run_example(method: Any, box: Box, x: Tensor) -> Any:
     does_not_show="That two layers compute the same: a few large directions decide, and the small ones may differ.",
     example=lambda method, box, x, y: _run_example(method, box, x),
 )
-def similarity(
+def cka(
     box_a: Box,
     box_b: Box,
     data: Any,
@@ -90,7 +90,7 @@ def similarity(
             hsic_sums.add(ka, kb, hsic_1 if unbiased else hsic_0)
             examples, count = examples + len(x), count + 1
     if not count:
-        raise DataError(f"similarity needs at least {min_examples} examples")
+        raise DataError(f"cka needs at least {min_examples} examples")
     return CKA(a, b, _warn_undefined(hsic_sums.cka()).to(box_a.device, box_a.dtype), examples, count)
 
 

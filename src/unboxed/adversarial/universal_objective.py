@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..errors import InputError
-from ..model.answers import check_no_nan
 from ..model.batching import BatchSize
+from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from ..rng import hashed_uniform
 from ..validation import check_float, check_int, check_seed
-from .answers import predict_classes
-from .attempt import AttackState
+from .attack_state import AttackState
 from .goal import AttackGoal, make_goal
+from .predictions import predict_classes
 
 EPSILON = 1e-6  # a root has no slope at zero
 LOSS_POWER = 0.25  # of the score: see `rooted`
@@ -137,9 +137,14 @@ def default_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
 
 
 def fooling_rate(
-    result: UniversalResult, box: Box, x: Tensor, y: Tensor | int | None, changed_images: Callable[[int], Tensor], n_samples: int,
+    result: UniversalResult,
+    box: Box,
+    x: Tensor,
+    y: Tensor | int | None,
+    changed_images: Callable[[int], Tensor],
+    n_samples: int,
     batch_size: BatchSize,
-) -> float:  # fmt: skip
+) -> float:
     """Of the images that count, over `draws` of `change(draw)`: the share that fools the model. Raises InputError.
 
     Those count that do not bear the target's label (without labels: that the model does not take for it); untargeted,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..engine.optimize.constraints import L1, TINY, Linf, NormBall, broadcast_rows
 from ..errors import NaNError, OutputError, warn
-from .attempt import AttackState
-from .levels_grid import LevelGrid, bisect_minimum
+from .attack_state import AttackState
+from .level_grid import LevelGrid, bisect_minimum
 
 MAX_NEAREST_STEPS = 16  # at most, of the search for the nearest by gradient, and
 MAX_ASCENT_STEPS = 30  # of that inside a ball
