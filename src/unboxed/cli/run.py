@@ -108,7 +108,7 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
     option = typer.Option(
         option_name(name), help=f"{setting.help}{unit}{limits}{default}", metavar=setting.kind.upper()
     )
-    annotation = Annotated[str if setting.required else str | None, option]
+    annotation: Any = Annotated[str, option] if setting.required else Annotated[str | None, option]
     default_value = inspect.Parameter.empty if setting.required else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import Card
+from ..engine.results import result_tensors as result_tensors
 from ..errors import UnboxedWarning
 from . import models
 
