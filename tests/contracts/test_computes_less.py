@@ -187,7 +187,7 @@ def test_queries_are_counted(steps: int) -> None:
         assert made.queries.tolist() == [len(rows.seen)]
 
 
-@methods("one look", lambda card: has_parameters(card, "x"))
+@methods("one forward", lambda card: has_parameters(card, "x"))
 def test_one_look_at_a_gradient(name: str) -> None:
     """A method without steps runs the model once a batch."""
     if has_parameters(CARDS[name], "steps"):

@@ -91,7 +91,7 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
             assert unknown or torch.isfinite(b).all(), field.name
 
 
-@methods("steps kept", climbs)
+@methods("partial results", climbs)
 def test_the_steps_taken_are_kept(name: str) -> None:
     """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
     c = make_case("plain", torch.float64)

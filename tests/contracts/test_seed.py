@@ -16,7 +16,7 @@ def test_another_seed_another_draw(name: str, model: str) -> None:
     assert differences(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
 
 
-@methods("draws of rows", lambda card: has_parameters(card, "seed", "x"))
+@methods("row seeds", lambda card: has_parameters(card, "seed", "x"))
 def test_rows_draw_for_themselves(name: str) -> None:
     """Two rows with the same image and label start from different draws, and row 0 draws alike in any batch."""
     c = make_case("plain", torch.float64)

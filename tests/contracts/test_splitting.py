@@ -26,7 +26,7 @@ def test_rows_alone(name: str, model: str) -> None:
         rows.check_rows(CARDS[name], model)
 
 
-@methods("draws of rows", lambda card: has_parameters(card, "seed"))
+@methods("row seeds", lambda card: has_parameters(card, "seed"))
 def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
     rows.check_rows(CARDS[name], "plain")
 

@@ -55,7 +55,7 @@ class Ablation:
     shows="Which units this answer, or the accuracy, can't do without.",
     does_not_show="What units do together: a unit whose work another can take over seems to matter little.",
     example=lambda method, box, x, y: method(box, x, unit_addresses(box)[-1], [0, 1], target=y),
-    exempt={"one look": "it runs the model once for each unit"},
+    exempt={"one forward": "it runs the model once for each unit"},
 )
 def ablation(
     box: Box,

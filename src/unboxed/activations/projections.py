@@ -47,7 +47,7 @@ class Projections:
     shows="The pattern, in the part of an example that one neuron sees, by which it was excited.",
     does_not_show="What excites the neuron elsewhere; and where a unit has many reasons, one example shows one of them.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
-    exempt={"one look": "where the unit is largest must be known first, and what it sees is found by probing"},
+    exempt={"one forward": "where the unit is largest must be known first, and what it sees is found by probing"},
 )
 def projections(
     box: Box,

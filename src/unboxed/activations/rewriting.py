@@ -35,7 +35,7 @@ class RewriteResult:
     shows="What the output becomes when these activations are other ones: a cause, not a correlation.",
     does_not_show="What the model would do on an input that has such activations: often there is none.",
     example=lambda method, box, x, y: method(box, x, {unit_addresses(box)[-1]: ablate(0)}),
-    exempt={"one look": "it runs the model with and without the edits"},
+    exempt={"one forward": "it runs the model with and without the edits"},
 )
 def rewrite(box: Box, x: Tensor, edits: EditsByLayer, *, batch_size: BatchSize = "auto") -> RewriteResult:
     """The logits of x before and after edits {layer address: edit, or several in turn}.

@@ -38,7 +38,7 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),
-    exempt={"one look": "it asks the model `queries` times"},
+    exempt={"one forward": "it asks the model `queries` times"},
 )
 def boundary(
     box: Box,

@@ -50,7 +50,7 @@ ADAM_BETAS = 0.9, 0.999
     does_not_show="A bound: a still smaller change may do.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
-    exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
+    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
 )
 def carlini_wagner(
     box: Box,

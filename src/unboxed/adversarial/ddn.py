@@ -32,7 +32,7 @@ L2_DIRECTION = L2(math.inf).steepest_direction
     does_not_show="A bound: a still smaller change may do.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
-    exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
+    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
 )
 def ddn(
     box: Box,

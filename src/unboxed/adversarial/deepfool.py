@@ -40,7 +40,9 @@ SEARCH_TOLERANCE = 1e-3  # it ends where so small a part of the distance is left
     does_not_show="The smallest change: it goes by straight planes where the boundary is curved.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
-    exempt={"steps kept": "a run that comes to its end is followed by a search back, one that is cut short is not"},
+    exempt={
+        "partial results": "a run that comes to its end is followed by a search back, one that is cut short is not"
+    },
 )
 def deepfool(
     box: Box,

@@ -37,9 +37,9 @@ SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
     exempt={
-        "steps kept": "a run that comes to its end is followed by a final search, one that is cut short is not",
+        "partial results": "a run that comes to its end is followed by a final search, one that is cut short is not",
         "another seed": "only restarts are random, and they count where they come nearer; see the method's own test",
-        "draws of rows": "likewise",
+        "row seeds": "likewise",
     },
 )
 def fab(

@@ -24,10 +24,10 @@ from .result import Adversarial
     does_not_show="What many steps find: a model trained on single steps may stand against these alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     exempt={
-        "one look": "it looks again at what it made: success is the model's answer",
+        "one forward": "it looks again at what it made: success is the model's answer",
         "interrupt": "it is short work that keeps the start, as the climb of one step that it is",
         "another seed": "it draws nothing without random_start",
-        "draws of rows": "it draws nothing without random_start",
+        "row seeds": "it draws nothing without random_start",
     },
 )
 def fgsm(

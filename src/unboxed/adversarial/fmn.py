@@ -46,7 +46,7 @@ L2_DIRECTION = L2(math.inf).steepest_direction
     shows="About the smallest change, by the norm's measure, that makes the model answer otherwise, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
-    exempt={"steps kept": "only an image that fools is kept, and the first steps may lead to none"},
+    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
 )
 def fmn(
     box: Box,

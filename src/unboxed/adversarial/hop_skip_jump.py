@@ -35,7 +35,7 @@ MAX_HALVINGS = 12  # of a step, until it fools
     does_not_show="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
     norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, queries=40, initial_num_evals=10),
-    exempt={"one look": "it asks the model `queries` times"},
+    exempt={"one forward": "it asks the model `queries` times"},
 )
 def hop_skip_jump(
     box: Box,

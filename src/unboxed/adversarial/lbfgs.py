@@ -35,7 +35,9 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
     norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
-    exempt={"steps kept": "`steps` bounds each of several searches: with one of them it is not where another ended"},
+    exempt={
+        "partial results": "`steps` bounds each of several searches: with one of them it is not where another ended"
+    },
 )
 def lbfgs(
     box: Box,

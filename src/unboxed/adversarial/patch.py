@@ -75,8 +75,8 @@ class Patch:
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, target=1, area=0.2, steps=3),
     exempt={
-        "draws of rows": "one patch serves all images: the start is no row's",
-        "steps kept": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one patch serves all images: the start is no row's",
+        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
     },
 )
 def patch(

@@ -49,7 +49,7 @@ INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 atta
     norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     needs=("pixels",),
-    exempt={"one look": "it is a search: `queries` looks"},
+    exempt={"one forward": "it is a search: `queries` looks"},
 )
 def square(
     box: Box,

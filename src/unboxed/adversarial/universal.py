@@ -59,8 +59,8 @@ class Universal:
     does_not_show="That it works on inputs of another kind, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     exempt={
-        "draws of rows": "one change serves all images: the start is no row's",
-        "steps kept": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one change serves all images: the start is no row's",
+        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
     },
 )
 def universal(

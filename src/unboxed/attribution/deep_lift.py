@@ -28,7 +28,7 @@ from ..objectives import Objective
     does_not_show="What another baseline would say; and it depends on how the model is written, not on its function alone.",
     example=lambda method, box, x, y: method(box, x, y),
     axioms=("contribution", "completeness", "dummy", "symmetry"),
-    exempt={"one look": "it runs the model on x and on the baseline"},
+    exempt={"one forward": "it runs the model on x and on the baseline"},
 )
 def deep_lift(
     box: Box,

@@ -43,7 +43,7 @@ class ExpectedGradients:
     shows="How this score is made up of the input's changes from what other inputs have there.",
     does_not_show="More than a mean of draws can: shares add up to the difference only as samples become many.",
     example=lambda method, box, x, y: method(box, x, y, references=example_references(box), n_samples=4),
-    exempt={"one look": "it looks at many points on the way from many references"},
+    exempt={"one forward": "it looks at many points on the way from many references"},
     axioms=("dummy",),
 )
 def expected_gradients(

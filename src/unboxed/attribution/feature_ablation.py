@@ -30,7 +30,7 @@ MAX_RECTANGLES = 1024  # players that are looked at one by one, whether they are
     shows="What this score loses when one part of the input is hidden and the rest stays.",
     does_not_show="What parts do together: where either of two is enough, hiding one loses nothing.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 4))),
-    exempt={"one look": "it runs the model once for each player"},
+    exempt={"one forward": "it runs the model once for each player"},
     axioms=("contribution", "dummy", "symmetry"),
 )
 def feature_ablation(

@@ -25,7 +25,7 @@ from .grad_cam import weigh_by_mean_gradient
     does_not_show="Why this structure speaks for the score: that part is close to an edge detector's picture.",
     needs=("relu", "pixels"),
     example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
-    exempt={"one look": "it runs the model once for each of its two factors, whose backward passes differ"},
+    exempt={"one forward": "it runs the model once for each of its two factors, whose backward passes differ"},
 )
 def guided_grad_cam(
     box: Box,

@@ -44,7 +44,7 @@ class IntegratedGradients:
     shows="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
     does_not_show="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
     example=lambda method, box, x, y: method(box, x, y),
-    exempt={"one look": "it looks at many points on the way to x"},
+    exempt={"one forward": "it looks at many points on the way to x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
 )
 def integrated_gradients(

@@ -49,8 +49,8 @@ class KernelShap:
     does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
-        "one look": "it runs the model once for each subset drawn",
-        "draws of rows": "subsets are drawn once for all rows with as many players, so that rows can be compared",
+        "one forward": "it runs the model once for each subset drawn",
+        "row seeds": "subsets are drawn once for all rows with as many players, so that rows can be compared",
     },
     axioms=("contribution", "completeness"),
 )

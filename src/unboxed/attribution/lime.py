@@ -106,8 +106,8 @@ class LimeSettings:
     does_not_show="More than a linear model can: where R² is low, parts work together and the weights say little.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
-        "one look": "it runs the model once for each mask drawn",
-        "draws of rows": "masks are drawn once for all rows with as many segments, so that rows can be compared",
+        "one forward": "it runs the model once for each mask drawn",
+        "row seeds": "masks are drawn once for all rows with as many segments, so that rows can be compared",
     },
 )
 def lime(

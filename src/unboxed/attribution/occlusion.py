@@ -54,7 +54,7 @@ class Occlusion:
     shows="Which parts of the image this score can't do without: what it loses when they are covered.",
     does_not_show="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
     example=lambda method, box, x, y: method(box, x, y, window=square_side(box, 3), stride=square_side(box, 4)),
-    exempt={"one look": "it runs the model once for each position of the window"},
+    exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
 )

@@ -35,8 +35,8 @@ Normalize = Literal["expectation", "coverage", "difference"]
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, n_samples=24, cells=3),
     exempt={
-        "one look": "it runs the model once for each mask",
-        "draws of rows": "all rows are seen through the same masks, so that their maps can be compared",
+        "one forward": "it runs the model once for each mask",
+        "row seeds": "all rows are seen through the same masks, so that their maps can be compared",
     },
 )
 def rise(

@@ -44,7 +44,7 @@ class Shapley:
     shows="How this score's distance from the baseline's is shared out among the parts of the input, exactly.",
     does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 2))),
-    exempt={"one look": "it runs the model once for each subset of players"},
+    exempt={"one forward": "it runs the model once for each subset of players"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
 )
 def shapley(

@@ -29,7 +29,7 @@ from ..validation import check_float, check_int, check_seed
     shows="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
     does_not_show="How the model answers on clean inputs alone: most noisy copies are inputs that it never saw.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
-    exempt={"one look": "it looks at many noisy copies"},
+    exempt={"one forward": "it looks at many noisy copies"},
     axioms=("dummy",),
 )
 def smoothgrad(

@@ -63,8 +63,8 @@ class Smoothed:
     does_not_show="Anything of the model without noise; where that was not trained with noise, radii are small.",
     example=lambda method, box, x, y: method(box, x, 0.1, n0=8, n=40, alpha=0.05),
     exempt={
-        "one look": "it asks about n0 + n noisy copies of each example",
-        "draws of rows": "it gives no images back; tests/adversarial/test_smoothing.py holds its draws to the same law",
+        "one forward": "it asks about n0 + n noisy copies of each example",
+        "row seeds": "it gives no images back; tests/adversarial/test_smoothing.py holds its draws to the same law",
     },
 )
 def smoothed(

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
     does_not_show="What the model's answer rests on: a pattern is amplified however little it matters to the answer.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, layer=logit(y), steps=3),
-    exempt={**ANY_SIZE_EXEMPTION, "draws of rows": "its shifts are shared by all rows"},
+    exempt={**ANY_SIZE_EXEMPTION, "row seeds": "its shifts are shared by all rows"},
 )
 def deepdream(
     box: Box,

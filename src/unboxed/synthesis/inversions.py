@@ -39,9 +39,7 @@ class Inversions:
     does_not_show="That what is lost was useless: two images that a layer can't tell apart may be two classes to a person.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, ["logits"], steps=3),
-    exempt={
-        "draws of rows": "its images have the axis of layers in front; `inversion`, which draws them, keeps the law"
-    },
+    exempt={"row seeds": "its images have the axis of layers in front; `inversion`, which draws them, keeps the law"},
 )
 def inversions(
     box: Box,

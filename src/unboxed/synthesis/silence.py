@@ -54,7 +54,7 @@ class Silence:
     shows="What this unit answers to here: the least that must change for it to fall silent.",
     does_not_show="That no smaller change would do: the search is local, so its distance is an upper bound.",
     example=lambda method, box, x, y: method(box, x, logit(0), below=0.1, steps=2),
-    exempt={"steps kept": "the radius is searched in rounds: one that was cut short is no point of a path"},
+    exempt={"partial results": "the radius is searched in rounds: one that was cut short is no point of a path"},
 )
 def silence(
     box: Box,

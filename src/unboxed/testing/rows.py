@@ -30,10 +30,10 @@ def check_rows(card: Card, model: str, method_case: MethodCase | None = None) ->
 
     What has a row per input has 1 where there were 3. A method with a seed draws for each row by its index, so that
     only the first row draws alone as among others. Nothing is looked at where the card is exempt from "rows" or
-    "splitting" (with a seed, from "draws of rows"), where the method refuses a single input, or where the model itself
+    "splitting" (with a seed, from "row seeds"), where the method refuses a single input, or where the model itself
     answers otherwise for an input alone.
     """
-    if card.exempt.keys() & {"rows", "splitting", *(["draws of rows"] if has_parameters(card, "seed") else [])}:
+    if card.exempt.keys() & {"rows", "splitting", *(["row seeds"] if has_parameters(card, "seed") else [])}:
         return
     violations = Violations(card)
     method_case = method_case or make_case(model, torch.float64)
