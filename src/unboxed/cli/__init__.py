@@ -38,6 +38,7 @@ from .parsing import (
     print_report_path,
     with_data_classes,
 )
+from .run import MethodGroup
 
 UNTRAINED_NOTE = "no --weights: the model is as its factory made it"
 
@@ -51,6 +52,12 @@ app = typer.Typer(
 
 checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be believed.")
 app.add_typer(checks, name="checks")
+
+
+app.add_typer(
+    typer.Typer(cls=MethodGroup, no_args_is_help=True, help="Run any method, by its name, on any model and data."),
+    name="run",
+)
 
 
 @app.callback()
@@ -267,17 +274,21 @@ def shortcut(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods: what their pictures tell, and what they do not."""
-    from rich.console import Console
-    from rich.table import Column, Table
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="One method, with its settings (default: the list of all).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the methods, or one method's settings: what it shows, what it does not, what it needs, its source."""
+    with errors_as_exit_codes(debug):
+        from .methods import print_method, print_methods
 
-    from ..cards import cards
-
-    table = Table("family", Column("method", no_wrap=True), "tells", "does not tell", show_lines=True)
-    for card in cards():
-        table.add_row(card.family, card.method.__name__, card.shows, card.does_not_show)
-    Console().print(table)
+        if name is None:
+            print_methods(as_json=json)
+        else:
+            print_method(name, as_json=json)
 
 
 def main() -> None:

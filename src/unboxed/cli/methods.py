@@ -1,0 +1,82 @@
+"""`unboxed methods`: the cards, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..cards import AXIOMS, NEEDS, RETURNS, Card, cards, find_card
+from ..settings import Setting
+from .setting_values import option_name
+
+
+def print_methods(*, as_json: bool) -> None:
+    """All methods, family by family."""
+    if as_json:
+        typer.echo(json.dumps([method_facts(card) for card in cards()], indent=1, ensure_ascii=False))
+        return
+    table = Table("family", Column("method", no_wrap=True), "shows", "does not show", show_lines=True)
+    for card in cards():
+        table.add_row(card.family, card.key, escape(card.shows), escape(card.does_not_show))
+    Console().print(table)
+
+
+def print_method(name: str, *, as_json: bool) -> None:
+    """One method with its settings. Raises InputError with the nearest names for one that does not exist."""
+    card = find_card(name)
+    if as_json:
+        typer.echo(json.dumps(method_facts(card), indent=1, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(f"[bold]{escape(card.name)}[/bold]  unboxed.{card.family}.{card.key}", highlight=False)
+    console.print(escape(card.shows), f"It does not show: {escape(card.does_not_show)}", sep="\n", highlight=False)
+    for title, text in _notes(card).items():
+        console.print(f"{title}: {escape(text)}", highlight=False)
+    table = Table("setting", "kind", "default", "range", "unit", "meaning", box=None, pad_edge=False)
+    for setting in card.settings.values():
+        table.add_row(setting.name, setting.kind, escape(_default(setting)), escape(setting.range), setting.unit,
+                      escape(setting.help))  # fmt: skip
+    console.print(table)
+    console.print(f"unboxed run {card.key} --model zoo:digits-cnn --data digits:test", highlight=False, style="dim")
+
+
+def _notes(card: Card) -> dict[str, str]:
+    notes = {
+        "Source": card.source,
+        "Needs": "; ".join(NEEDS[need] for need in card.needs),
+        "Gives": RETURNS[card.returns],
+        "Keeps exactly": "; ".join(f"{axiom} ({AXIOMS[axiom]})" for axiom in card.axioms),
+        "Norms": ", ".join(card.norms),
+        "Model runs per input": f"about {card.n_runs():,.0f}",
+    }
+    return {title: text for title, text in notes.items() if text}
+
+
+def _default(setting: Setting) -> str:
+    return "required" if setting.required else str(setting.default)
+
+
+def method_facts(card: Card) -> dict[str, Any]:
+    """A card as plain values."""
+    return {
+        "name": card.key, "title": card.name, "family": card.family, "source": card.source, "shows": card.shows,
+        "does_not_show": card.does_not_show, "needs": list(card.needs), "returns": card.returns,
+        "axioms": list(card.axioms), "norms": list(card.norms), "exempt": dict(card.exempt), "runs": card.n_runs(),
+        "settings": [setting_facts(s) for s in card.settings.values()],
+    }  # fmt: skip
+
+
+def setting_facts(setting: Setting) -> dict[str, Any]:
+    """A setting as plain values; a default that JSON does not have is written as text."""
+    default = None if setting.required else setting.default
+    return {
+        "name": setting.name, "option": option_name(setting.name), "kind": setting.kind, "required": setting.required,
+        "default": default if isinstance(default, (bool, int, float, str, type(None))) else repr(default),
+        "optional": setting.optional, "choices": list(setting.choices), **setting.bounds, "unit": setting.unit,
+        "help": setting.help,
+    }  # fmt: skip
