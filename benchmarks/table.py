@@ -1,8 +1,13 @@
-"""Write README's table of figures, and the guide's table of randomized models, from the JSON in results/."""
+"""Write the tables of figures from the JSON in results/: README's six, docs/benchmarks.md, and the guide's.
+
+In README all figures run in one direction: times faster than the peer, above 1 ours is faster, losses included.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +195,64 @@ ROWS = (
     robust, pgd, minimal, fast_minimal, eight_bits, patch, lbfgs, ablation,
 )  # fmt: skip
 
+# -- README: times faster than the peer --------------------------------------------------------------------------------
+
+Cells = list[tuple[str, str, float]]  # (what, against which peer, times faster)
+
+
+def _headlines(read: Callable[[str], dict[str, Any]]) -> Cells:
+    occlusion_f, minimal_f, smoothgrad_f, lime_f = (read(n) for n in ("occlusion", "minimal", "smoothgrad", "lime"))
+    cells = [
+        ("occlusion of VGG-16, same drops", "captum, at its best batch size", occlusion_f["vgg16"]["times_faster"]),
+        ("DeepFool, same images, smaller distances", "foolbox", 1 / minimal_f["deepfool"]["l2"]["ratio"]),
+        ("LIME until seeds agree, in model runs", "captum", _runs_ratio(lime_f["digits"], "captum")),
+        ("SmoothGrad of 50 samples, 32 images", "captum", 1 / smoothgrad_f["batch_32"]["ratio"]),
+        ("PGD-40 of a robust model, as strong", "foolbox", read("pgd")["mnist-robust"]["dropping_times_faster"]),
+        ("`gradient` of one image, same map", "captum", 1 / read("gradient")["batch_1"]["ratio"]),
+    ]
+    return sorted(cells, key=lambda cell: -cell[2])
+
+
+def _runs_ratio(f: dict[str, Any], peer: str) -> float:
+    return float(f[f"runs_{peer}"]["hiding"] / f["runs_ours"]["hiding"])
+
+
+def headline_table(read: Callable[[str], dict[str, Any]]) -> list[str]:
+    """Six figures, the fastest first."""
+    rows = [f"| {what} | {peer} | **{faster:.2g}x** |" for what, peer, faster in _headlines(read)]
+    return ["| what | against | times faster |", "|---|---|---|", *rows]
+
+
+# -- docs/benchmarks.md ------------------------------------------------------------------------------------------------
+
+BENCHMARKS = HERE.parent / "docs" / "benchmarks.md"
+INTRODUCTION = """# Benchmarks
+
+What was measured, when, and at which commit; `make bench` measures it again on your machine. Ours and the peer run in
+turn in one process, after a check that both give the same answer; ratios are medians of pairs. This page is made from
+the JSON in `benchmarks/results/` by `benchmarks/table.py`.
+
+| what | measured | date | commit |
+|---|---|---|---|"""
+
+
+def leaderboard() -> str:
+    """Every benchmark with its figure, date and commit."""
+    lines = [INTRODUCTION]
+    for row in ROWS:
+        path = HERE / "results" / f"{row.__name__}.json"
+        if path.exists():
+            lines.append(f"| {row(json.loads(path.read_text()))} | {' | '.join(_last_change(path))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _last_change(path: Path) -> list[str]:
+    """The date and the commit at which a result was written."""
+    command = ["git", "log", "-1", "--format=%cs %h", "--", str(path)]
+    log = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE).stdout.split()
+    return log if len(log) == 2 else ["-", "-"]
+
+
 # -- how alike maps are when layers are drawn anew ---------------------------------------------------------------------
 
 GUIDE = HERE.parent / "docs" / "guide.md"
@@ -227,18 +290,19 @@ def defenses(f: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    lines = ["| what | measured |", "|---|---|"]
-    for row in ROWS:
-        path = HERE / "results" / f"{row.__name__}.json"
-        if path.exists():
-            lines.append(f"| {row(json.loads(path.read_text()))} |")
-    _between(HERE.parent / "README.md", BEGIN, END, lines)
+    _between(HERE.parent / "README.md", BEGIN, END, headline_table(_read))
+    BENCHMARKS.write_text(leaderboard())
     anew = HERE / "results" / "randomization.json"
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
         _between(GUIDE, *SIDE_BY_SIDE, defenses(json.loads(compared.read_text())))
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
+    return content
 
 
 def _between(file: Path, begin: str, end: str, lines: list[str]) -> None:
