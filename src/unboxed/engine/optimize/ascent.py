@@ -27,7 +27,8 @@ from .parameterizations import Canvas
 
 Drawn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 CACHE = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
-FEW, MANY = 16, 192  # rows: fewer read the weights too often, more leave the cache by their own size
+FEW, MANY = 16, 128
+"""Rows: of fewer, the weights are read too often; of more, blocks of memory are so large that each is mapped anew."""
 MEET = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -96,6 +97,7 @@ class _Climber:
         self.leaves = plan.until is not None and not plan.keep_going  # a row that is done stays where it is
         self.lingers = self.leaves and (self.slow or self.coupled)  # and among those alive
         self.stay: Tensor | None = None  # the rows not done, where some are and may leave
+        self.unwritten: Tensor | None = None  # where the rows alive are, if not in `state.input` yet
         self.stuck: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
 
     def run(self) -> Climb:
@@ -103,6 +105,7 @@ class _Climber:
         try:
             for step in self._steps():
                 if self.plan.every and step % self.plan.every == 0:
+                    self._write_input()
                     frames.append(self.state.input.clone())
                 history.append(self.state.score.clone())
         except KeyboardInterrupt:
@@ -195,13 +198,21 @@ class _Climber:
         was = s.done if every else s.done[alive]
         held = was if self.leaves else was & ~done
         if self.slow or held.any():
+            self._write_input()
             x, score = torch.where(per_row(held, x), s.input[alive], x), torch.where(held, s.score[alive], score)
         if every:
             s.input, s.score, s.done = x, score.clone(), was | done
         else:
-            s.input[alive], s.score[alive], s.done[alive] = x, score, was | done
+            s.score[alive], s.done[alive] = score, was | done
+            self.unwritten = x  # a copy at each look would cost as much as a step
         if step == 0:
             s.already = s.done.clone()
+
+    def _write_input(self) -> None:
+        """Into the state, which holds the rows that have left, too."""
+        if self.unwritten is not None:
+            self.state.input[self.alive] = self.unwritten
+            self.unwritten = None
 
     def _all_done(self, step: int) -> bool:
         """Whether no row has a step to take; at a meeting, this also finds which stay."""
@@ -283,7 +294,8 @@ class _Climber:
             self.state.steps[self.alive] += (~done).long()
 
     def _tally(self) -> None:
-        """Before rows leave: what all that are alive have taken."""
+        """Before rows leave: where all that are alive are, and what they have taken."""
+        self._write_input()
         self.state.looks.index_fill_(0, self.alive, self.looked)  # a number, not a tensor made of one
         if not self.lingers:
             self.state.steps.index_fill_(0, self.alive, self.stepped)
