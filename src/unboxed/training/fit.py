@@ -267,7 +267,9 @@ def _check_settings(epochs: int, batch_size: int, lr: float, ema_decay: float | 
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise InputError(f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}")
+        raise InputError(
+            f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}"
+        )
 
 
 def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> Batches:
