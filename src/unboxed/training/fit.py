@@ -74,7 +74,7 @@ def fit(
 
     The model is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
     generator)` changes each batch (see `engine.optimize.transforms`), `defend` says what is learned of it in place of
-    the cross-entropy (see `training.defense`). `average` is the decay, such as 0.999, of an exponential moving average
+    the cross-entropy (see `training.defense`). `ema_decay` is the decay, such as 0.999, of an exponential moving average
     of the weights, which is what the test data meets and what is left in the model. `autocast` trains in mixed
     precision. `watch(model, z, y, step)` is called after each batch, with the model's own encoded inputs.
 
@@ -211,7 +211,7 @@ class _Trainer:
         return {
             "model": model_structure(self.box.model), "inputs": setting_repr("inputs", self.box.inputs),
             "augment": setting_repr("augment", self.augment), "defend": setting_repr("defend", self.defend),
-            "average": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
+            "ema_decay": None if self.ema is None else self.ema.decay, "autocast": str(self.box.autocast),
         }  # fmt: skip
 
     def _checkpoint_state(self) -> dict[str, Any]:
@@ -267,7 +267,9 @@ def _check_settings(epochs: int, batch_size: int, lr: float, ema_decay: float | 
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise InputError(f"average is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}")
+        raise InputError(
+            f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}"
+        )
 
 
 def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> Batches:
