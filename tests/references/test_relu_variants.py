@@ -198,7 +198,7 @@ GATES: dict[str, tuple[Op, Op]] = {
 @pytest.mark.parametrize("gate", GATES)
 def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> None:
     class Net(awkward.ReLUVariant):
-        def first(self, x: Tensor) -> Tensor:
+        def first_block(self, x: Tensor) -> Tensor:
             return F.relu6(self.conv1(x))
 
     maps = []

@@ -31,7 +31,7 @@ def only(*ways: str) -> Iterator[list[str]]:
         return fits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edited_runs._VariantRunner, "gives", gives)
+        patch.setattr(edited_runs._VariantRunner, "matches_full_run", gives)
         yield taken
 
 
@@ -80,14 +80,14 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.seen = nn.Linear(64, 6), Seen()
-        self.block, self.distribute = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
+        self.block, self.shared = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
         self.norm, self.relu = nn.LayerNorm(6), nn.ReLU(inplace=True)
         self.mid, self.top = nn.Linear(6, 5), nn.Linear(11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.seen(self.stem(x.flatten(1)))
         h = h + self.block(h)
-        h = self.distribute(h) + self.distribute(h.cos())
+        h = self.shared(h) + self.shared(h.cos())
         z = self.norm(h)
         self.relu(z)  # what it gives back is not looked at
         z += 1

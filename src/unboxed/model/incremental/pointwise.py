@@ -176,7 +176,7 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles("clone")
 def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    return x.mapped(x.base_map, torch.clone)  # base maps are never written
+    return x.map_windows(x.base_map, torch.clone)  # base maps are never written
 
 
 @handles("batch_norm")
