@@ -286,7 +286,7 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("rule", [NormalizedGradient, RowLBFGS])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("color")
-    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
+    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_abs_grads=True)
     assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_EVERY
 
 
@@ -296,7 +296,7 @@ def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_EVERY", 1)
     assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
-    plan = climbing(c, early_stop=False, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
+    plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
     assert len(looks(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
 
 

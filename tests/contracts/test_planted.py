@@ -285,7 +285,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "part"), [("counts", "restored"), ("reassigns", "buffers_in_place"), ("registers", "buffers_in_place")]
+    ("model", "part"), [("counts", "preserve_values"), ("reassigns", "preserve_buffers"), ("registers", "preserve_buffers")]
 )
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)

@@ -197,7 +197,7 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
         if calls[0] == calls[1]:
             raise error
 
-    box.model.distribute.register_forward_pre_hook(breaks)
+    box.model.shared.register_forward_pre_hook(breaks)
     for k in range(1, 40):
         calls[:] = [0, k]
         with suppress(error):
@@ -212,7 +212,7 @@ def test_another_way_through_the_net_is_run_for_real() -> None:
     before, rows = PrefixReplay(box, x, logit(0)), torch.arange(3)
     before.record_prefix(rows, ["mid"])
     with box.isolated(grad=False), before.replaying(rows):
-        h = box.model.distribute(torch.ones(3, 6).double())  # the recorded run begins with the stem
+        h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
         again = box.model.stem(torch.ones(3, 64).double())
-    assert torch.equal(h, box.model.distribute(torch.ones(3, 6).double()))
+    assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))
     assert torch.equal(again, box.model.stem(torch.ones(3, 64).double()))

@@ -271,10 +271,10 @@ class LRPMode(OpMode):
         x = args[0]
         scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
         linear_source = annotation_of(x).linear_source
-        if linear_source is not None and linear_source[0].axis is not None and (linear_source[0].conv or x.ndim == 2):
+        if linear_source is not None and linear_source[0].unit_axis is not None and (linear_source[0].is_conv or x.ndim == 2):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
-            return self._attach_rule(_first_tensor(out).detach(), op.scaled(scale.to(op.w), shift.to(op.w)), *sources)
+            return self._attach_rule(_first_tensor(out).detach(), op.scale_outputs(scale.to(op.w), shift.to(op.w)), *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
