@@ -55,6 +55,9 @@ bench: .venv/dev.stamp
 	@touch $@
 
 # README's pictures are the demo's own.
+methods-page: .venv/user.stamp
+	$(BIN)/python docs/build_methods.py --figures
+
 pictures: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) --quiet
 	mkdir -p docs/pictures

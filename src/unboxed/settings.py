@@ -12,9 +12,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from .errors import InputError
 from .validation import check_float, check_int
@@ -143,23 +143,26 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
     Raises InputError that names the first setting that is of another kind or out of its range.
     """
-    for name, setting in _checked_settings(method).items():
-        if name in values:
+    for name, setting in settings_of(method).items():
+        if name in values and setting.kind in CHECKED_KINDS:
             setting.check(values[name])
 
 
-@cache
-def _checked_settings(method: Callable[..., Any]) -> dict[str, Setting]:
-    """The settings that `Setting.check` can refuse."""
-    return {n: s for n, s in settings_of(method).items() if s.kind in ("int", "float", "bool", "choice")}
+CHECKED_KINDS = ("int", "float", "bool", "choice")  # of which `Setting.check` refuses values
+_SETTINGS: WeakKeyDictionary[Callable[..., Any], dict[str, Setting]] = WeakKeyDictionary()  # read once per method
 
 
-@cache
 def settings_of(method: Callable[..., Any]) -> dict[str, Setting]:
     """{name: setting} of all parameters of a method but its box, in their order.
 
     The method is a function whose first parameter is the box (`cka` has two).
     """
+    if method not in _SETTINGS:
+        _SETTINGS[method] = _read_settings(method)
+    return _SETTINGS[method]
+
+
+def _read_settings(method: Callable[..., Any]) -> dict[str, Setting]:
     hints = get_type_hints(_plain_function(method), include_extras=True)
     parameters = inspect.signature(method).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -108,7 +108,7 @@ def test_report_opens_what_it_was_told(file: Path, made: SimpleNamespace, tmp_pa
     assert made.box.inputs == Pixels((3, 4, 4))
     assert made.command.endswith("# no --weights: the model is as its factory made it")
     assert done.stderr == ""  # it was to be quiet
-    assert (made.out, made.seed, made.isolated, made.judge) == (tmp_path / "page", 3, True, None)
+    assert (made.out, made.seed, made.quiet, made.judge) == (tmp_path / "page", 3, True, None)
     assert made.command.startswith("unboxed")
 
 

@@ -15,6 +15,7 @@ from .options import (
     Classes,
     Debug,
     Mean,
+    MethodsFrom,
     Model,
     OpenBrowser,
     Out,
@@ -47,7 +48,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Open the black box of a PyTorch network: what it sees, what it looks for, why it answered, what fools it.",
+    help="Open the black box of a PyTorch model: what it sees, what it looks for, why it answered, what fools it.",
 )
 
 checks = typer.Typer(no_args_is_help=True, help="Experiments that show whether methods can be believed.")
@@ -61,15 +62,21 @@ app.add_typer(
 
 
 @app.callback()
-def options(version: Version = False) -> None:
+def options(methods_from: MethodsFrom = None, version: Version = False) -> None:
     """What every command shares."""
+    if methods_from:
+        with errors_as_exit_codes(debug=False):
+            from ..loading.factories import import_methods
+
+            for source in methods_from:
+                import_methods(source)
 
 
 @app.command()
 def demo(
     out: Out = Path("out"), seed: Seed = 0, quiet: Quiet = False, show: OpenBrowser = False, debug: Debug = False
 ) -> None:
-    """Train a small network on real handwritten digits, then open it. Takes about a minute."""
+    """Train a small model on real handwritten digits, then open it. Takes about a minute."""
     with errors_as_exit_codes(debug):
         import torch
 

@@ -26,11 +26,15 @@ Model = Annotated[
     str, typer.Option(help="zoo:NAME, module:factory, path/to/file.py:factory, or a torch.export file (.pt2).")
 ]
 Weights = Annotated[Path | None, typer.Option(help="A safetensors file or a checkpoint of weights.")]
-Shape = Annotated[str | None, typer.Option(help="Of one image: 3,224,224, if the model doesn't say.")]
-Mean = Annotated[str | None, typer.Option(help="What training subtracted: a value, or one a channel.")]
-Std = Annotated[str | None, typer.Option(help="What training divided by.")]
-Classes = Annotated[str | None, typer.Option(help="Names: a,b,c or a file with one a line.")]
+Shape = Annotated[str | None, typer.Option(help="Shape of one image, if the model doesn't say: 3,224,224.")]
+Mean = Annotated[str | None, typer.Option(help="Normalization mean: a value, or one per channel.")]
+Std = Annotated[str | None, typer.Option(help="Normalization standard deviation: a value, or one per channel.")]
+Classes = Annotated[str | None, typer.Option(help="Class names: a,b,c or a file with one per line.")]
 Outputs = Annotated[
-    str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, if not recognized rightly.")
+    str | None, typer.Option(help="logits, logprobs, probs, multilabel or regression, to override what is inferred.")
+]
+MethodsFrom = Annotated[
+    list[str] | None,
+    typer.Option(help="A Python file or module with methods of your own; may be given again."),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UnboxedError
+from ..errors import InputError, UnboxedError
 from ..model.state import seeded_rngs
 
 ErrorType = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
@@ -58,6 +58,18 @@ def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
             error_type,
             seed,
         )
+
+
+def import_methods(source: str) -> ModuleType:
+    """Import a Python file or a module, for the methods that get their cards in it. Raises InputError."""
+    if not source.endswith(".py"):
+        with _importable_folder(Path.cwd()):
+            return _import_module(source, source, InputError)
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise InputError(f"there is no file {source}{_suggestion_text(path.name, _python_files(path.parent))}")
+    with _importable_folder(path.parent):
+        return _import_file(path, source, InputError)
 
 
 def defined_names(path: Path) -> list[str]:
