@@ -61,7 +61,11 @@ def bounds() -> Iterator[tuple[str, ast.expr]]:
     """(place, expression) of every bound that a check of a setting is called with."""
     for file in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("check_float", "check_int"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("check_float", "check_int")
+            ):
                 for bound in (*node.args[2:], *(k.value for k in node.keywords if k.arg)):
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", bound
 
@@ -161,7 +165,13 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "training.fit": lambda s: fitted(s),
     "zoo.load": lambda s: ub.zoo.load("digits-cnn", weights=None, seed=s),
 }  # fmt: skip
-LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.train_shortcut_pair", "cli.explain.run_explain"}
+LONG = {
+    "report",
+    "checks.shortcut",
+    "training.train",
+    "training.shortcut.train_shortcut_pair",
+    "cli.explain.run_explain",
+}
 """Doors that work for long: only their refusal is tried, and each hands its seed to one of the others."""
 
 

@@ -90,9 +90,13 @@ class Box:
         channels_last: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names")
+            raise InputError(
+                f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names"
+            )
         if not isinstance(inputs, Inputs):
-            raise InputError(f"inputs must be Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}")
+            raise InputError(
+                f"inputs must be Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}"
+            )
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode

@@ -285,7 +285,8 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "part"), [("counts", "preserve_values"), ("reassigns", "preserve_buffers"), ("registers", "preserve_buffers")]
+    ("model", "part"),
+    [("counts", "preserve_values"), ("reassigns", "preserve_buffers"), ("registers", "preserve_buffers")],
 )
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)

@@ -215,7 +215,7 @@ def test_a_frozen_bias_before_a_relu6_makes_no_gate() -> None:
             super().__init__(F.relu6)
             self.frozen, self.learned = frozen, nn.Parameter(torch.tensor(0.5))
 
-        def second(self, h: Tensor) -> Tensor:
+        def second_block(self, h: Tensor) -> Tensor:
             return F.relu6(self.conv2(h) + (0.5 if self.frozen else self.learned))
 
     maps = []

@@ -99,7 +99,7 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
 
 def _check_targets(state: AttackState, n_targets: int) -> None:
     if state.goal.labels is None or state.goal.target_labels is not None:
-        raise InputError("targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
+        raise InputError("n_targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
 
 
 # -- towards other classes ---------------------------------------------------------------------------------------------
