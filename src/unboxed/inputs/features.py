@@ -135,7 +135,9 @@ class Features:
         if name in self.categories:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
-                raise InputError(f"column {name!r} has values that are not among its categories {list(self.categories[name])}")
+                raise InputError(
+                    f"column {name!r} has values that are not among its categories {list(self.categories[name])}"
+                )
 
 
 def _is_infinite(value: object) -> bool:

@@ -27,7 +27,9 @@ SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own con
 def require_pixels(like: Inputs) -> Pixels:
     """`like`, if image files can be converted to it. Raises DataError."""
     if not isinstance(like, Pixels):
-        raise DataError(f"like must be Pixels, such as box.inputs: images are converted to it; got {type(like).__name__}")
+        raise DataError(
+            f"like must be Pixels, such as box.inputs: images are converted to it; got {type(like).__name__}"
+        )
     if like.shape[0] not in (1, 3):
         raise DataError(f"image files have 1 (gray) or 3 (RGB) channels; like has {like.shape[0]}")
     return like
@@ -86,7 +88,9 @@ def _deep_gray_tensor(image: Image.Image, like: Pixels | None) -> Tensor:
     gray = np.array(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
     if not (gray.min() >= 0 and gray.max() <= 1):
         kind = "floating point" if image.mode == "F" else "32-bit"
-        raise DataError(f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: the value of white is unknown")
+        raise DataError(
+            f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: the value of white is unknown"
+        )
     if like is None:
         return torch.from_numpy(gray)[None]
     resized = np.array(_resize_and_crop(Image.fromarray(gray), like))

@@ -21,8 +21,8 @@ Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 class MultiInput:
     """Several inputs at once, for a model whose forward takes more than one.
 
-    x is then a dict or a tuple of tensors of the same structure, and so is what a method returns for it. Inside, a batch
-    is one packed tensor (N, D), so that every method that takes any input works.
+    x is then a dict or a tuple of tensors of the same structure, and so is what a method returns for it. Inside,
+    a batch is one packed tensor (N, D), so that every method that takes any input works.
 
     Args:
         parts: {name: inputs}, passed to the forward by name, or a tuple of inputs, passed by position.
