@@ -65,7 +65,7 @@ def test_logits_that_cannot_be_found_are_refused(model: Net, x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x).log_softmax(1) * 1.0
 
-    with pytest.raises(OutputError, match="logits can't be found"):
+    with pytest.raises(OutputError, match="logits cannot be found"):
         boxed(Later())(x)
 
 
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_at_once(model: Net) -> None:
         ub.Box(model, ub.Pixels((3, 12, 10)))
     with pytest.raises(InputError, match="5 outputs; got 2 class names"):
         boxed(model, classes=["a", "b"])
-    with pytest.raises(InputError, match="outputs is one of"):
+    with pytest.raises(InputError, match="outputs must be one of"):
         boxed(model, outputs="logit")
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         boxed(lambda x: x)  # type: ignore[arg-type]

@@ -264,7 +264,7 @@ def test_an_interrupted_report_keeps_its_page(file: Path, made: SimpleNamespace)
         (["--model", "FILE:make", "--data", "digits", "--weights", "nowhere.pt"], "no weights file nowhere.pt"),
         (["--model", "FILE:make", "--data", "digits", "--classes", "a,b"], "got 2 class names. Give one per output"),
         (["--model", "FILE:one", "--data", "digits"], "say --outputs multilabel"),
-        (["--model", "FILE:make", "--data", "digits", "--outputs", "logit"], "outputs is one of logits"),
+        (["--model", "FILE:make", "--data", "digits", "--outputs", "logit"], "outputs must be one of logits"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(file: Path, words: list[str], said: str) -> None:

@@ -296,7 +296,7 @@ def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_EVERY", 1)
     assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
-    plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
+    plan = climbing(c, keep_going=True, post_step=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
     assert len(looks(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
 
 

@@ -105,9 +105,9 @@ def test_formats_on_awkward_nets(model: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"autocast": torch.float32}, "autocast is torch.bfloat16, torch.float16 or None; got torch.float32"),
-        ({"autocast": "bf16"}, "autocast is torch.bfloat16, torch.float16 or None; got 'bf16'"),
-        ({"autocast": True}, "autocast is torch.bfloat16, torch.float16 or None; got True"),
+        ({"autocast": torch.float32}, "autocast must be torch.bfloat16, torch.float16 or None; got torch.float32"),
+        ({"autocast": "bf16"}, "autocast must be torch.bfloat16, torch.float16 or None; got 'bf16'"),
+        ({"autocast": True}, "autocast must be torch.bfloat16, torch.float16 or None; got True"),
         ({"channels_last": "yes"}, "channels_last is True or False; got 'yes'"),
     ],
 )

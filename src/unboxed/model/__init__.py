@@ -1,4 +1,4 @@
-"""All that touches a module: hooks, state that is put back, layers, outputs, backward rules.
+"""All that touches a module: hooks, saved and restored state, layers, outputs, backward rules.
 
-What runs a model, or looks at one, moves in here; what is computed from its answers does not.
+What runs or inspects a model moves in here; what is computed from its outputs does not.
 """

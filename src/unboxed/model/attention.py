@@ -1,4 +1,4 @@
-"""Attention, written out: torch's fused calls as projections, one softmax and two products; and its maps, read."""
+"""Attention: torch's fused calls written as projections, one softmax and two products; and capturing its maps."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class AttentionHeads:
     scale: float
 
     def logits(self, qk: Tensor) -> Tensor:
-        """Of q k^T."""
+        """q k^T scaled and masked."""
         z = qk * self.scale
         return z if self.mask is None else z + self.mask.to(z.dtype)
 
     def weights(self) -> Tensor:
-        """Each query's attention (..., L, S); its rows sum to one."""
+        """Attention weights (..., L, S); rows sum to one."""
         return self.logits(self.q @ self.k.mT).softmax(-1)
 
 
@@ -47,12 +47,12 @@ def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str
 
 
 def unpack_multi_head(call: Mapping[str, Any]) -> AttentionHeads:
-    """The heads (N, H, L, d) inside of F.multi_head_attention_forward. Raises RuleError for its rare settings."""
+    """The heads (N, H, L, d) of F.multi_head_attention_forward. Raises RuleError for its rare settings."""
     unsupported = [s for s in ("bias_k", "bias_v", "static_k", "static_v") if call[s] is not None]
     unsupported += ["add_zero_attn"] * bool(call["add_zero_attn"])
     unsupported += ["dropout"] * bool(call["training"] and call["dropout_p"] > 0)
     if unsupported:
-        raise RuleError(f"attention with {', '.join(unsupported)} can't be looked into")
+        raise RuleError(f"attention with {', '.join(unsupported)} is not supported")
     x = [call[name] if call["query"].ndim == 3 else call[name].unsqueeze(1) for name in ("query", "key", "value")]
     q, k, v = (
         _split_heads(F.linear(h, w, b), call["num_heads"])
@@ -62,7 +62,7 @@ def unpack_multi_head(call: Mapping[str, Any]) -> AttentionHeads:
 
 
 def project_out(call: Mapping[str, Any], out: Tensor) -> Tensor:
-    """What heads give (N, H, L, d) through the last projection, as (L, N, E), or (L, E) for one example."""
+    """The output projection of the heads (N, H, L, d): (L, N, E), or (L, E) for one example."""
     h = F.linear(out.permute(2, 0, 1, 3).flatten(2), call["out_proj_weight"], call["out_proj_bias"])
     return h if call["query"].ndim == 3 else h.squeeze(1)
 
@@ -81,7 +81,7 @@ def _projection_weights(call: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | 
 
 
 def _additive_mask(call: Mapping[str, Any], q: Tensor, k: Tensor) -> Tensor | None:
-    """What is added to the logits (N, H, L, S); True keeps a key out here."""
+    """The mask added to the logits (N, H, L, S); a boolean True excludes a key here."""
     mask, padding, total = call["attn_mask"], call["key_padding_mask"], None
     if mask is not None:
         mask = mask if mask.ndim == 2 else mask.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
@@ -108,20 +108,20 @@ def unpack_scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> AttentionHeads:
-    """The heads inside of F.scaled_dot_product_attention. Raises RuleError where it drops out."""
+    """The heads of F.scaled_dot_product_attention. Raises RuleError for dropout."""
     if dropout_p > 0:
-        raise RuleError("attention with dropout can't be looked into")
+        raise RuleError("attention with dropout is not supported")
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _to_additive(~attn_mask, query)  # True lets a key in here
+        attn_mask = _to_additive(~attn_mask, query)  # a boolean True includes a key here
     return AttentionHeads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def heads_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionHeads | None:
-    """The heads of a fused call by the op's plain name; None where it is no attention."""
+    """The heads of a fused call, by the op's plain name; None for other ops."""
     unpackers: dict[str, Callable[[], AttentionHeads]] = {
         "multi_head_attention_forward": lambda: unpack_multi_head(bind_arguments(args, kwargs)),
         "scaled_dot_product_attention": lambda: unpack_scaled_dot_product(*args, **kwargs),
@@ -136,10 +136,10 @@ OnAttention = Callable[[Tensor], None]
 
 @contextmanager
 def capture_attention(n: int, on_attention: OnAttention) -> Iterator[None]:
-    """While open, `meet` is given each layer's attention of n examples, (n, heads, T, T), rows summing to one.
+    """While open, call `on_attention` with each layer's attention of n examples, (n, heads, T, T), rows summing to one.
 
-    Seen are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
-    over the last axis of (..., T, T). Raises LayerError where such maps are of windows and not of whole examples.
+    Captured are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
+    over the last axis of (..., T, T). Raises LayerError for attention inside windows of an example.
     """
 
     def intercept(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,7 +163,7 @@ def _is_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _report_weights(weights: Tensor, n: int, on_attention: OnAttention) -> None:
-    """Square maps (n, heads, T, T), also where examples and heads share an axis; others are of no tokens to tokens."""
+    """Report square maps (n, heads, T, T), also where examples and heads share an axis; skip cross-attention."""
     if weights.shape[-1] != weights.shape[-2] or weights.shape[-1] < 2:
         return
     tokens = weights.shape[-1]

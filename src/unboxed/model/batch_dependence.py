@@ -1,4 +1,4 @@
-"""Whether a model's rows depend on one another: then no batch of it may be split."""
+"""Whether the rows of a batch depend on one another: then no batch of the model may be split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .hooks import tensors_in
 
 TRIAL_SEEDS = (0, 1)
-"""A gate that is open at one seed may be shut at another: a model that draws is run under both."""
+"""A dropped unit may hide a dependence at one seed: a stochastic model is run with both."""
 
 SeededRun = Callable[[Tensor, int], tuple[Any, object]]
-"""Rows and a seed -> what the model gives for them, and what it drew."""
+"""(rows, seed) -> the model's output, and what it drew."""
 
 
 class RandomOps(TorchDispatchMode):
-    """Notes the shape of everything that ops draw from torch's default generator of a device."""
+    """Records the shape of all random numbers that ops draw from torch's default generator of a device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -40,23 +40,23 @@ class RandomOps(TorchDispatchMode):
 
 
 ROWS_ALONE, ROWS_AMONG_OTHERS = (0, 1), ((2, 1, 0), (0, 3, 1))
-"""Rows 0 and 1 by themselves, and among rows that are lower and higher than both, at other places and numbers."""
+"""Rows 0 and 1 alone, and among rows that are lower and higher than both, at other positions and batch sizes."""
 
 
 def contrast_levels(shape: Sequence[int], device: torch.device) -> Tensor:
     """Levels (4, *shape) in [0, 1] of four inputs: two in the middle, one near the low end, one mostly at the high end.
 
-    Whatever of a batch its rows may be related to (its extremes, mean, spread), the company of the last two changes it.
+    The last two change whatever statistic of a batch its rows may depend on: extremes, mean, spread.
     """
     u = torch.rand(4, *shape, generator=torch.Generator(device).manual_seed(0), device=device)
-    low, high = 0.1 * (u[2:3] - 0.5).clamp(min=0), (u[3:] < 0.9).to(u.dtype)  # half at 0; in strong contrast
+    low, high = 0.1 * (u[2:3] - 0.5).clamp(min=0), (u[3:] < 0.9).to(u.dtype)  # half at 0; of high contrast
     return torch.cat([0.3 + 0.4 * u[:2], low, high])
 
 
 def is_batch_dependent(run: SeededRun, x: Tensor, seeds: Sequence[int], max_rows: int) -> bool:
-    """Whether rows 0 and 1 of x (4, ...) come out differently among others, or draws are per row.
+    """Whether the outputs of rows 0 and 1 of x (4, ...) differ among other rows, or random numbers are per row.
 
-    `most` is how many rows the model takes at a time; where it takes one alone, none couple.
+    A model that takes one row at a time (`max_rows` 1) has no dependence.
     """
     return max_rows > 1 and any(_depends_at_seed(run, x, seed, max_rows) for seed in seeds)
 
@@ -71,7 +71,7 @@ def _depends_at_seed(run: SeededRun, x: Tensor, seed: int, max_rows: int) -> boo
 
 
 def _rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
-    """Whether row 0 or 1 of the first outputs is not what it is in the second ones, which are of `rows`."""
+    """Whether row 0 or 1 of the outputs alone differs from the same row of the outputs for `rows`."""
     pairs = [
         (a, b) for a, b in zip(tensors_in(alone), tensors_in(among), strict=False)
         if a.ndim and len(a) == len(ROWS_ALONE) and b.ndim and len(b) == len(rows) and a.is_floating_point()
@@ -80,7 +80,7 @@ def _rows_differ(alone: Any, among: Any, rows: Sequence[int]) -> bool:
 
 
 def _nearly_equal(a: Tensor, b: Tensor) -> bool:
-    """Up to rounding: an accelerator picks other kernels (TF32 among them) for another batch size."""
+    """Equal up to rounding: an accelerator chooses kernels (TF32 among them) by batch size."""
     is_exact = a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
     rtol, atol = (1e-4, 1e-5) if is_exact else (2e-2, 2e-2 * float(a.abs().nan_to_num().max()) if a.numel() else 0.0)
     return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Bounded batches: work is done in parts that fit in memory, and splitting changes nothing."""
+"""Bounded batches: work is split into parts that fit in memory, which does not change results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def in_batches(func: Callable[[slice], T], n: int, batch_size: BatchSize, max_rows: int) -> list[T]:
-    """`work` on consecutive parts of n rows; "auto" takes `most` rows at a time and halves when memory runs out."""
+    """Call `func` on consecutive parts of n rows; "auto" takes up to `max_rows` and halves when memory runs out."""
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
-    even_size = -(-n // max(1, -(-n // max_rows)))  # equal parts, none larger than `most`
+    even_size = -(-n // max(1, -(-n // max_rows)))  # equal parts, none larger than `max_rows`
     step, start, results = even_size if batch_size == "auto" else batch_size, 0, list[T]()
     while start < n:
         try:
@@ -39,7 +39,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class Padding:
-    """n rows stand before copies of the last one, `size` in all, for a model that takes no fewer."""
+    """n rows followed by copies of the last one, `padded_n` in all, for a model that takes no fewer."""
 
     n: int
     padded_n: int
@@ -49,7 +49,7 @@ class Padding:
         return torch.cat([x, x[-1:].expand(extra, *x.shape[1:])]) if extra else x
 
     def split(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The true rows, and the rest, if any; a tensor whose first axis isn't the batch is all true."""
+        """The n rows and the padding, if any; a tensor without a batch axis has no padding."""
         if self.n == self.padded_n or not h.ndim or len(h) % self.padded_n:
             return h, None
         true = len(h) * self.n // self.padded_n

@@ -1,4 +1,4 @@
-"""What a model writes while it runs: found at a first forward, put back after it and after every later one."""
+"""What a model writes while it runs: found in the first forward pass, and restored after each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MAX_COMPARED_SIZE = 4096  # numbers: tensors up to this size are also compared by value at the first forward
+MAX_COMPARED_SIZE = 4096  # values: tensors up to this size are also compared by value at the first forward pass
 BUFFERS, VALUES, VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
-BATCH_NORM_STATISTICS = ("running_mean", "running_var")  # batch norm writes them, and its signature doesn't say so
+BATCH_NORM_STATISTICS = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
 
 
 class TensorSnapshot:
-    """A tensor's storage and, once `keep` was called, a copy of what it held."""
+    """A tensor's storage and, once `save_copy` was called, a copy of its values."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
@@ -46,7 +46,7 @@ class TensorSnapshot:
         )
 
     def restore(self) -> None:
-        """By value and through `.data`: a raised version would break a graph in which the caller has saved it."""
+        """Restore through `.data`: a raised version would break a graph in which the caller has saved the tensor."""
         with torch.inference_mode(self.tensor.is_inference()):
             if self.has_new_storage:
                 self.tensor.data = self.alias
@@ -89,7 +89,7 @@ def written_tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> I
 
 @contextmanager
 def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Put back what a forward inside writes to any of these tensors; the list names those, once it is left."""
+    """Restore what is written inside to any of these tensors; on exit, the list has those that were written to."""
     snapshots = [TensorSnapshot(t) for t in tensors if t.layout == torch.strided and t.device.type != "meta"]
     changed: list[Tensor] = []
     try:
@@ -104,7 +104,7 @@ def restore_and_list_writes(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]
 
 @contextmanager
 def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put back, afterwards, what these tensors hold."""
+    """Restore the values of these tensors afterwards."""
     snapshots = [TensorSnapshot(t) for t in tensors]
     for s in snapshots:
         s.save_copy()
@@ -116,7 +116,7 @@ def preserve_values(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def preserve_buffers(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
-    """Afterwards the same buffers are registered under the same names: a model may replace them, or add some."""
+    """Restore the registered buffers afterwards: a model may replace them, or add some."""
     return _BuffersInPlace(modules)
 
 
@@ -138,7 +138,7 @@ class _BuffersInPlace:
                 _restore_buffers(module, items)
 
     def _registered(self) -> tuple[list[int], list[str], list[Tensor | None]]:
-        """How many buffers each module has, and the names and tensors of all: made and compared without a loop."""
+        """How many buffers each module has, and the names and tensors of all, without a Python loop."""
         buffers = list(map(BUFFERS, self.modules))
         having = list(filter(None, buffers))
         return (
@@ -149,7 +149,7 @@ class _BuffersInPlace:
 
 
 def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> None:
-    if isinstance(module, torch.jit.ScriptModule):  # gives out a new tensor at each look; its values are put back
+    if isinstance(module, torch.jit.ScriptModule):  # gives a new tensor at each access; its values are restored
         return
     module._non_persistent_buffers_set -= module._buffers.keys() - before.keys()
     module._buffers.clear()
@@ -157,7 +157,7 @@ def _restore_buffers(module: nn.Module, before: dict[str, Tensor | None]) -> Non
 
 
 def watch_writes(tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> AbstractContextManager[None]:
-    """Call `late` for each of these tensors that is written to all the same."""
+    """On exit, call `on_write` for each of these tensors that was written to."""
     return _Unwritten(tensors, on_write)
 
 

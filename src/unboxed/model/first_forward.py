@@ -1,4 +1,4 @@
-"""A model's first forward, on noise: what it is made of, what it writes and draws, whether rows couple."""
+"""A model's first forward pass, on noise: its layers, what it writes and draws, whether rows are independent."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ModelCall = Callable[[Tensor], Any]
 def first_forward(
     model: IsolatedModel, call: ModelCall, noise: Tensor, contrast_inputs: Tensor, row_limits: tuple[int, int]
 ) -> tuple[ModelSurvey, bool]:
-    """The survey of a model, and whether its rows are coupled. Raises InputError where it can't take such inputs.
+    """The survey of a model, and whether its rows depend on one another. Raises InputError where it fails on noise.
 
-    `noise` (3, ...) and `apart` (4, ...: of `coupling.levels`) are valid inputs; `rows` are the least rows (an exported
-    model pads its batches to as many) and the most that the model takes.
+    `noise` (3, ...) and `contrast_inputs` (4, ...: of `contrast_levels`) are valid inputs; `row_limits` are the fewest
+    and most rows of a batch (an exported model pads its batches).
     """
 
     unbatched: set[tuple[str, str]] = set()
@@ -34,7 +34,7 @@ def first_forward(
             return call(x)
 
     def run_and_note_axes(x: Tensor, seed: int) -> tuple[Any, object]:
-        """What the model gives for rows, and all that it drew for them; an axis of 3 may be the batch by chance."""
+        """The model's output for rows, and what it drew; an axis of length 3 may be the batch by chance."""
         with collect_unbatched(model.modules_by_name, max(row_limits[0], len(x))) as found_here:
             result = run_seeded(x, seed)
         unbatched.update(found_here)
@@ -59,7 +59,7 @@ def first_forward(
 
 @contextmanager
 def explain_failure(action: str) -> Iterator[None]:
-    """An InputError that the model can't do `what` in place of what it raises itself."""
+    """Raise InputError "the model can't {action}" in place of what the model raises."""
     try:
         yield
     except Exception as error:

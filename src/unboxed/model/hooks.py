@@ -33,7 +33,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Acts(dict[str, Tensor]):
-    """Activations by address; `edges` are their places in the graph, before any later in-place op."""
+    """Activations by address; `edges` are their autograd edges, from before any later in-place op."""
 
     def __init__(self, acts: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(acts or {})
@@ -41,7 +41,7 @@ class Acts(dict[str, Tensor]):
 
 
 class StopForward(BaseException):
-    """All that was asked for is read. Not an Exception: a model's own `except Exception` would swallow it."""
+    """Raised when all activations are read. Not an Exception: a model's own `except Exception` would catch it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address. Raises LayerError where it is none."""
+        """Parse an address. Raises LayerError where it is not one."""
         return _parse_cached(text) if isinstance(text, str) else cls._parse(text)
 
     @classmethod
@@ -72,7 +72,7 @@ _parse_cached = lru_cache(maxsize=4096)(Address._parse)
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by every name that it has; what torch.compile wraps goes by its own name."""
+    """Every module by every name that it has, without the wrappers of torch.compile."""
     modules: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parts = [p for p in name.split(".") if p != "_orig_mod"]
@@ -93,9 +93,9 @@ NO_PADDING = Padding(1, 1)
 
 
 class _Recorder:
-    """Keeps a clone of what is wanted (a later in-place op does no harm) and its place in the graph; stops the model.
+    """Clones wanted activations (a later in-place op may overwrite them), keeps their autograd edges, stops the model.
 
-    The model goes on with its own tensor: a clone would part it from its aliases, and in-place ops would miss them.
+    The model goes on with its own tensor: a clone would separate it from its aliases, which in-place ops change, too.
     """
 
     def __init__(self, addresses: Collection[str], edits: Mapping[str, Edit], stop: bool, padding: Padding) -> None:
@@ -106,13 +106,13 @@ class _Recorder:
         self.by_address = {(a.path, a.op, a.call): text for a, text in parsed.items()}
         self.missing = set(self.by_address.values())
         self.calls: Counter[tuple[str, str | None]] = Counter()
-        self.thread = get_ident()  # a forward of another thread is none of its business
+        self.thread = get_ident()  # forward passes of other threads are ignored
 
     def is_wanted(self, path: str, op: str | None) -> bool:
         return any(place[:2] == (path, op) for place in self.by_address)
 
     def on_op(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
-        """The k-th time that (path, op) gives h: the tensor to go on with, or None to leave it be."""
+        """Record the output h of the k-th call of (path, op). Gives the tensor that replaces it, or None."""
         call = self.calls[path, op]
         self.calls[path, op] += 1
         candidates = [(path, op, call), (path, op, None)][: 1 if call else 2]
@@ -125,7 +125,7 @@ class _Recorder:
             real = edit(real)
         new = real if rest is None else torch.cat([real, rest])
         for name in matches:
-            if name in self.addresses:  # what is only edited, or looked at by an edit, needs no copy
+            if name in self.addresses:  # an activation that is only edited needs no copy
                 self.acts[name] = real.clone()
                 self.acts.edges[name] = get_gradient_edge(new if edits else h) if h.requires_grad else None
             self.missing.discard(name)
@@ -143,7 +143,7 @@ def capture(
     stop: bool = True,
     padding: Padding = NO_PADDING,
 ) -> Iterator[Acts]:
-    """While open, a forward fills {address: activation}; `edits` rewrite; `stop` raises Stop once all is read."""
+    """While open, a forward pass fills {address: activation}; `edits` replace activations; `stop` ends it early."""
     recorder = _Recorder(addresses, edits or {}, stop, padding)
     ops = any(op not in (None, "input") for _, op, _ in recorder.by_address)
     handles = list[RemovableHandle]()
@@ -166,7 +166,7 @@ def _output_hook(recorder: _Recorder, path: str, module: nn.Module, args: Any, o
     new = None if h is None else recorder.on_op(path, None, h)
     if new is None or h is None:
         return None
-    if any(h is x for x in tensors_in(args)):  # in place: its result must stand where it wrote it
+    if any(h is x for x in tensors_in(args)):  # in place: the result must be in the tensor that it wrote to
         new = h.copy_(new)
     return _replace_tensor(out, h, new)
 
@@ -180,7 +180,7 @@ def _input_hook(
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a structure, in order: tuples, lists, mappings and dataclasses are looked through."""
+    """Every tensor of a structure, in order, inside tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, WindowedTensor):
@@ -195,16 +195,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def main_tensor(value: Any) -> Tensor | None:
-    """The tensor that stands for what a module gives: the first one."""
+    """The tensor that is taken as a module's output: the first one."""
     return next(tensors_in(value), None)
 
 
 def _replace_tensor(value: Any, old: Tensor | None, new: Tensor) -> Any:
-    """The same structure with one tensor exchanged."""
+    """The same structure with one tensor replaced."""
     if value is old:
         return new
     replace = partial(_replace_tensor, old=old, new=new)
-    if isinstance(value, MutableMapping):  # a ModelOutput is one too
+    if isinstance(value, MutableMapping):  # a ModelOutput, too
         value = copy(value)
         for key in list(value):
             value[key] = replace(value[key])
@@ -227,9 +227,9 @@ def follow_forward(
     on_op: Callable[[str, str | None, Tensor], Tensor | None],
     on_output: Callable[[str, Tensor], None] | None = None,
 ) -> Iterator[None]:
-    """Follow which module's own forward runs, and meet the functional ops called directly in it.
+    """Track whose forward runs, and call `on_op` for the functional ops called directly in it.
 
-    `gives` is told what each module gives, after the ops that made it.
+    `on_output` is called with each module's output, after its ops.
     """
     running: list[str] = []
     thread = get_ident()
@@ -241,7 +241,7 @@ def follow_forward(
     def leave(path: str, module: nn.Module, args: Any, out: Any) -> None:
         if get_ident() != thread:
             return
-        if running and running[-1] == path:  # else another's pre-hook raised before it was entered
+        if running and running[-1] == path:  # else another pre-hook raised before it was entered
             running.pop()
         if on_output is not None and (h := main_tensor(out)) is not None:
             on_output(path, h)
@@ -266,18 +266,18 @@ class _OpHookMode(TorchFunctionMode):
         path, op = self.running[-1] if self.running else "", plain_op_name(func)
         if not isinstance(out, (Tensor, WindowedTensor)) or not self.is_wanted(path, op):
             return out
-        if isinstance(out, WindowedTensor):  # is read, and never edited
+        if isinstance(out, WindowedTensor):  # read, never edited
             self.on_op(path, op, out.dense_copy())
             return out
         in_place = bool(args) and out is args[0]
         new = self.on_op(path, op, out)
         if new is None:
             return out
-        return out.copy_(new) if in_place else new  # the caller may ignore what an op in place gives back
+        return out.copy_(new) if in_place else new  # callers may ignore the return value of an in-place op
 
 
 class FinalOp(TorchFunctionMode):
-    """Remember what went into each op of one name, to find the input of the last one."""
+    """Records the input of each op of one name, to find the input of the model's last op."""
 
     def __init__(self, op: str) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class FinalOp(TorchFunctionMode):
         return out
 
     def input_of(self, output: Tensor) -> Tensor | None:
-        """What the op was given to make `output` (or a view of it), laid out alike; None if no such op was met."""
+        """The input that the op made `output` of (or a view of it), in its layout; None if no such op ran."""
         for z, out in reversed(self.calls):
             if out.data_ptr() == output.data_ptr() and out.numel() == output.numel():
                 return _with_layout_of(z, out, output)

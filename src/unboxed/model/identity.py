@@ -1,4 +1,4 @@
-"""What a box saw of a model when it opened it, to tell whether the model was changed since."""
+"""What identifies a model when it is opened, to see later whether it has changed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from torch import nn
 
 Identity = list[object]
-Hooks = dict[int, Any]  # a module's, by the ids of their handles, which torch gives once
+Hooks = dict[int, Any]  # of a module, by the ids of their handles, which torch never reuses
 HookRef = tuple[Hooks, int]
 MODULE_FIELDS = itemgetter("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
 
 
 class TransientHook(partial):  # type: ignore[type-arg]
-    """A forward hook that a box adds for one forward: none of the model's, whichever thread looks meanwhile."""
+    """A forward hook that a box adds for one forward pass: not the model's own, for all threads."""
 
 
 def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, list[HookRef]]:
-    """The modules' children, parameters and missing buffers, their train flags where they count; the hooks of others.
+    """The modules' children, parameters, missing buffers and (as-is) train flags; and the hooks that are not a box's.
 
-    Values don't count: a step of a training changes no layer. Children and parameters are told by their ids, which hold
-    as long as they do, so whoever compares them keeps those. Each call of a box comes here: of a parameter's shape only
-    the size is asked, in half the time.
+    Values are not part of it: a training step changes no layer. Children and parameters are identified by their ids,
+    which are valid as long as they exist, so the caller keeps them alive. Each call of a box calls this: of a
+    parameter's shape only the size is compared, in half the time.
     """
     values: Identity = []
     hook_dicts: list[Hooks] = []
@@ -35,8 +35,8 @@ def model_identity(modules: Sequence[nn.Module], mode: str) -> tuple[Identity, l
         for p in parameters.values():
             if p is not None:
                 values += (id(p), p.dtype, p.get_device(), p.nbytes)
-        if buffers:  # a batch norm without its statistics couples rows
-            values += map(type, buffers.values())  # None's or a tensor's
+        if buffers:  # examples depend on one another in a batch norm without statistics
+            values += map(type, buffers.values())  # of None or a tensor
         if hooks or pre_hooks:
             hook_dicts += (hooks, pre_hooks)
     flags = [m.training for m in modules] if mode == "as-is" else []

@@ -1,4 +1,4 @@
-"""A model that is run without leaving a trace: what it is made of, what it writes and draws, and who may run it."""
+"""A model that is run without leaving a trace: what it consists of, writes and draws, and who may run it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Mode = Literal["eval", "as-is"]
 
 
 class IsolatedModel:
-    """A model as it is now: once its modules or parameters are exchanged, moved or cast, it is another one.
+    """A model as it is now; once its modules or parameters are replaced, moved or cast, it `has_changed`.
 
-    `discovering` watches a first forward, after which each later one, inside `run`, puts back just what the model
-    writes and seeds the generators only of a model that draws.
+    `observe_first_run` observes a first forward pass. Later ones, inside `run`, then restore only what this model
+    writes, and seed the generators only of a stochastic model.
     """
 
     def __init__(self, model: nn.Module, mode: Mode) -> None:
         self.model, self.mode = model, mode
-        self.tensors = [*model.parameters(), *model.buffers()]  # kept, for a model is told by their ids
+        self.tensors = [*model.parameters(), *model.buffers()]  # kept alive, as a model is identified by their ids
         if any(is_lazy(t) for t in self.tensors):
             raise InputError("the model has lazy modules without parameters yet: run it once on a batch, then open it")
         first = next((t for t in self.tensors if t.is_floating_point()), torch.empty(0))
@@ -42,11 +42,11 @@ class IsolatedModel:
         self.has_fused_attention = any(isinstance(m, state.FUSED_MODULES) for m in self.modules)
         self.uses_rng = False
         self._written_tensors: tuple[Tensor, ...] = ()
-        self._untouched_buffers: tuple[Tensor, ...] = ()  # buffers that it leaves alone
+        self._untouched_buffers: tuple[Tensor, ...] = ()  # buffers that it does not write
         self._identity, hooks = model_identity(self.eager, mode)
         self._known_hooks = {key for _, key in hooks}
-        self.late_hooks: list[HookRef] = []  # those added since
-        self._is_changed_by_hook = False  # whether one of them changes what passes
+        self.late_hooks: list[HookRef] = []  # those added after opening
+        self._is_changed_by_hook = False  # whether one of them changes an activation
 
     def has_changed(self) -> bool:
         """Whether the model is no longer the one that was opened."""
@@ -57,12 +57,12 @@ class IsolatedModel:
 
     @property
     def is_stateless(self) -> bool:
-        """Whether a forward neither draws nor writes: then what a module gives depends on what it is given alone."""
+        """Whether a forward pass neither draws nor writes: outputs of modules then depend on their inputs alone."""
         return not (self.uses_rng or self._written_tensors)
 
     @contextmanager
     def observe_first_run(self) -> Iterator[None]:
-        """Watch what a first forward writes and draws; both is put back."""
+        """Observe what a first forward pass writes and draws; both are restored."""
         with (
             buffer_writes.restore_and_list_writes(self.tensors) as written,
             state.detect_rng_use(self.device) as used_rngs,
@@ -76,7 +76,7 @@ class IsolatedModel:
 
     @contextmanager
     def run(self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0) -> Iterator[None]:
-        """Everything that touches the model happens inside, by one thread at a time."""
+        """The context of every forward pass; one thread at a time."""
         if grad and self.is_inference:
             raise InputError("the model was made in inference_mode, so it has no gradients; make it outside")
         with (
@@ -112,21 +112,21 @@ class IsolatedModel:
         return needed
 
     def _on_hook_change(self, module: nn.Module) -> None:
-        """A hook that only looks makes no other model; this one changes what a module takes or gives."""
+        """A hook that only reads does not change the model; this one changes an input or output."""
         if not self._is_changed_by_hook:
             self._is_changed_by_hook = True  # first: where warnings are errors, too
             name = next((path for path, m in self.modules_by_name.items() if m is module), "?")
             warn(
-                f"a forward hook that was added to {name!r} after the box was opened changes what passes there; the "
+                f"a forward hook that was added to {name!r} after the box was opened changes an activation there; the "
                 "next call opens the model again. Call box.refresh() after adding such a hook"
             )
 
     def _on_late_write(self, buffer: Tensor) -> None:
-        """A buffer was written that the first forward left alone: it is put back from the next call on."""
+        """A buffer was written that the first forward pass did not write: it is restored from the next call on."""
         name = next((path for path, b in self.model.named_buffers() if b is buffer), "?")
         self._written_tensors += (buffer,)
         self._untouched_buffers = tuple(b for b in self._untouched_buffers if b is not buffer)
         warn(
             f"the model wrote to its buffer {name!r}, which it did not do when it was opened: what this call wrote "
-            "stays; from the next call on it is put back"
+            "remains; from the next call on the buffer is restored"
         )

@@ -1,4 +1,4 @@
-"""Forward hooks that were added after a box was opened: seen where they change what passes through a module."""
+"""Forward hooks added after a box was opened: detected where they change an activation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .identity import HookRef
 
 @contextmanager
 def watch_hooks(hook_refs: Sequence[HookRef], on_change: Callable[[nn.Module], None]) -> Iterator[None]:
-    """While open, `changes` is called with a module whenever one of these hooks changes what it takes or gives."""
+    """While open, call `on_change` with a module whenever one of these hooks changes its input or output."""
     before = [(hooks, key, hooks[key]) for hooks, key in hook_refs if key in hooks]
     for hooks, key, hook in before:
         hooks[key] = partial(_call_and_check, hook, on_change)
@@ -23,14 +23,14 @@ def watch_hooks(hook_refs: Sequence[HookRef], on_change: Callable[[nn.Module], N
         yield
     finally:
         for hooks, key, hook in before:
-            if key in hooks:  # else it was removed meanwhile
+            if key in hooks:  # else it was removed
                 hooks[key] = hook
 
 
 def _call_and_check(
     hook: Callable[..., Any], on_change: Callable[[nn.Module], None], module: nn.Module, *values: Any
 ) -> Any:
-    """Call a hook with what passes: args, maybe kwargs and, after the forward, the output."""
+    """Call a hook with its values: args, perhaps kwargs and, for a forward hook, the output."""
     tensors = list(tensors_in(values))
     versions = [None if t.is_inference() else t._version for t in tensors]
     result = hook(module, *values)

@@ -1,4 +1,4 @@
-"""The layers of a model: what a first look finds, the table of them, and how an address is resolved."""
+"""The layers of a model: a survey of one forward pass, their table, and how an address is resolved."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ from .state import SharedNoise
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that runs. `shape` is its output's without N; `flops` its share of the forward's, children included."""
+    """A module that runs in the forward pass: one row of `box.layers`."""
 
     path: str
     type: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of its output, without N
     n_parameters: int
-    flops_share: float
+    flops_share: float  # of the FLOPs of a forward pass, children included
     n_calls: int = 1
     is_leaf: bool = True
-    has_input: bool = True  # a tensor goes in
-    has_batch_axis: bool = True  # the first axis of what comes out is the batch
+    has_input: bool = True  # it receives a tensor
+    has_batch_axis: bool = True  # the first axis of its output is the batch
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Of each of its calls: the path alone where it is called once."""
+        """One per call: the path alone where it is called once."""
         return (self.path,) if self.n_calls == 1 else tuple(f"{self.path}#{k}" for k in range(self.n_calls))
 
 
 def input_address(address: str) -> str:
-    """The address of what a module is given where `address` is what it gives."""
+    """The address of a module's input, from that of its output."""
     return str(replace(Address.parse(address), op="input"))
 
 
 class Layers:
-    """The layers in the order in which they first run; prints as a table."""
+    """The layers of a model in the order in which they first run; prints as a table.
+
+    Iterate over it for `Layer`s, or index it by address. `by_path` is {path: Layer}.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Layers:
     ) -> None:
         self.by_path = {row.path: row for row in layers}
         self._op_counts, self._unused, self._unbatched = op_counts, unused, unbatched
-        self._resolved: dict[str, str] = {}  # addresses that were asked for: a table of layers never changes
+        self._resolved: dict[str, str] = {}  # a cache: a table of layers never changes
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.by_path.values())
@@ -69,7 +72,7 @@ class Layers:
         return self.by_path[Address.parse(self.resolve(path)).path]
 
     def without_batch_axis(self, unbatched: Collection[tuple[str, str]], n: int) -> Layers:
-        """These layers of a run of n rows, where the first axis of some (path, op) is not the batch after all."""
+        """These layers, corrected after a run of n rows showed some (path, op) without a batch axis."""
         layers = tuple(
             replace(row, has_batch_axis=False, shape=(n, *row.shape))
             if row.has_batch_axis and (row.path, "") in unbatched
@@ -80,17 +83,18 @@ class Layers:
 
     @property
     def leaves(self) -> tuple[Layer, ...]:
+        """The layers without child modules."""
         return tuple(row for row in self if row.is_leaf)
 
     def has_batch_axis(self, name: str) -> bool:
-        """Whether the first axis of what is found at an address is the batch. Raises LayerError."""
+        """Whether the first axis of an activation is the batch. Raises LayerError."""
         address = Address.parse(self.resolve(name))
         if address.op is None:
             return self.by_path[address.path].has_batch_axis
         return (address.path, address.op) not in self._unbatched
 
     def resolve(self, name: str) -> str:
-        """The full address of what `text` names. Raises LayerError with the nearest names, or with the choices."""
+        """The full address of a name. Raises LayerError with the nearest names, or with the choices."""
         if isinstance(name, str) and name in self._resolved:
             return self._resolved[name]
         address = Address.parse(name)
@@ -99,9 +103,9 @@ class Layers:
             raise LayerError(self._unknown_message(address))
         if address.call is None and n_calls > 1:
             choices = ", ".join(f"{address}#{k}" for k in range(n_calls))
-            raise LayerError(f"{str(address)!r} runs {n_calls} times in one forward; say which: {choices}")
+            raise LayerError(f"{str(address)!r} runs {n_calls} times in one forward pass; say which: {choices}")
         if address.call is not None and address.call >= n_calls:
-            raise LayerError(f"{str(address)!r}: it runs {n_calls} times in one forward, counted from #0")
+            raise LayerError(f"{str(address)!r}: it runs {n_calls} times in one forward pass, counted from #0")
         return self._resolved.setdefault(name, str(address))
 
     def _count_calls(self, address: Address) -> int:
@@ -136,12 +140,14 @@ def _pad_cell(text: str, width: int, column: int) -> str:
 
 @dataclass(frozen=True)
 class ModelSurvey:
+    """What one forward pass on noise shows of a model."""
+
     layers: Layers
     output: Any  # what the model gave for noise
-    bytes_per_example: int  # held by the activations of one example, for a backward pass
-    peak_bytes_per_example: int  # held at a time by a forward pass alone
-    stochastic: bool  # asks for dropout or noise although in eval
-    flops_per_example: float  # of one example's way through the model
+    bytes_per_example: int  # of the activations of one example, kept for a backward pass
+    peak_bytes_per_example: int  # at one time, in a forward pass without gradients
+    stochastic: bool  # it draws dropout or noise although in eval mode
+    flops_per_example: float  # of a forward pass
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -174,10 +180,7 @@ class _LayerRecord:
 def survey_model(
     run: Callable[[Tensor], Any], x: Tensor, modules: Mapping[str, nn.Module], min_rows: int = 1
 ) -> ModelSurvey:
-    """Run the model once on noise x (N, ...). Raises InputError where it can't take it.
-
-    `least` is how many rows an exported model pads its batches to.
-    """
+    """Run the model once on noise x (N, ...); an exported model pads its batches to `min_rows`."""
     records: dict[str, _LayerRecord] = {}
     op_counts: Counter[tuple[str, str]] = Counter()
     unbatched: set[tuple[str, str]] = set()  # ops and inputs of modules whose first axis is not the batch
@@ -198,7 +201,7 @@ def survey_model(
 
 @contextmanager
 def collect_unbatched(modules: Mapping[str, nn.Module], n: int) -> Iterator[set[tuple[str, str]]]:
-    """While open, collect each (path, op) whose first axis is not these n rows; a module's output has the op ""."""
+    """While open, collect each (path, op) whose first axis does not have n rows; a module's output has the op ""."""
     records: dict[str, _LayerRecord] = {}
     unbatched: set[tuple[str, str]] = set()
     with _record_layers(modules, records, Counter(), unbatched, lambda: 0, n):
@@ -215,7 +218,7 @@ def _record_layers(
     count_flops: Callable[[], int],
     n: int,
 ) -> Iterator[None]:
-    """Note every module's calls, output shape and FLOPs, and every functional op."""
+    """While open, record every module's calls, output shape and FLOPs, and count every functional op."""
     flops_at_start: list[int] = []
 
     def check_batch_axis(path: str, op: str, h: Tensor | None) -> None:
@@ -275,6 +278,6 @@ def _layer_table(
             record.has_batch_axis,
         )
 
-    listed = {p: n for p, n in records.items() if p and "parametrizations" not in p.split(".")}  # those work on weights
+    listed = {p: n for p, n in records.items() if p and "parametrizations" not in p.split(".")}  # those compute weights
     unused = tuple(p for p in modules if p not in records)
     return Layers(tuple(make_layer(p, n) for p, n in listed.items()), op_counts, unused, frozenset(unbatched))

@@ -1,9 +1,9 @@
 """Who may run a model: one thread at a time per model, one for the process's random number generators.
 
-Boxes that share modules share their lock. A thread of the user's own that runs a boxed model (a training beside a
-report) waits until the box is done, also in the middle of a forward, at its next module: it does not meet the eval mode
-of the box. (A module that reads its own flag between two of its children just then would; a box on a copy of the model
-has no such neighbor.) `os.fork` waits until no other thread is inside a model: a child inherits no lock that is held.
+Boxes that share modules share their lock. A thread of the user that runs a boxed model (a training during a report)
+waits at its next module until the box is done, also in the middle of a forward pass, and so never runs in the box's
+eval mode. (A module that reads its own flag between two of its children at that moment may; open a copy of the model to
+avoid it.) `os.fork` waits until no other thread is inside a model: a child inherits no acquired lock.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import nn
 
 from .identity import TransientHook
 
-GRACE_SECONDS = 0.001  # seconds, in which a forward that is under way comes to its next module, and waits there
+GRACE_SECONDS = 0.001  # in which a running forward pass reaches its next module, and waits there
 
 
 class ModelLock:
-    """A re-entrant lock; locks are taken in the order of their numbers, so that two threads never wait in a ring."""
+    """A re-entrant lock; locks are acquired in the order of `order`, so that threads never deadlock."""
 
     _orders = count()
 
     def __init__(self) -> None:
         self.order = next(self._orders)
         self.lock = threading.RLock()
-        self.depth = 0  # how often the thread that holds it has taken it
+        self.depth = 0  # how often its thread has acquired it
 
     def acquire(self) -> None:
         self.lock.acquire()
@@ -46,11 +46,11 @@ class ModelLock:
 _LOCK_BY_MODULE: WeakKeyDictionary[nn.Module, ModelLock] = WeakKeyDictionary()
 _REGISTRY_LOCK = threading.RLock()
 RNG_LOCK = ModelLock()
-"""Held while the process's random number generators are seeded for a model that draws. Taken after the model's own."""
+"""For seeding the process's random number generators. Acquired after the model's own locks."""
 
 
 def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
-    """The locks of a model's modules, in the order in which they are taken."""
+    """The locks of a model's modules, in the order in which they are acquired."""
     with _REGISTRY_LOCK:
         new = ModelLock()
         locks = {_LOCK_BY_MODULE.setdefault(module, new) for module in modules}
@@ -60,8 +60,8 @@ def locks_of(modules: Sequence[nn.Module]) -> tuple[ModelLock, ...]:
 class _ThreadRegistry:
     """The threads that are inside a model or wait for one, and how deep.
 
-    A thread enters its name first and looks then whether another forks, and who forks says so first and looks then who
-    is inside: one of the two always sees the other, and without a fork nobody waits.
+    A thread registers before it checks for a fork, and a fork is announced before it checks for threads: one of the two
+    always sees the other, and without a fork no thread waits.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _ThreadRegistry:
                 self.condition.notify_all()
 
     def before_fork(self) -> None:
-        """Wait until no other thread is inside; a thread that forks from within a model waits for nobody."""
+        """Wait until no other thread is inside; a thread that forks from inside a model does not wait."""
         _REGISTRY_LOCK.acquire()
         self.condition.acquire()
         self.is_forking = True
@@ -105,7 +105,7 @@ class _ThreadRegistry:
         _REGISTRY_LOCK.release()
 
     def in_child(self) -> None:
-        """Threads stay with the parent, and so do the locks that they held."""
+        """Only the forking thread exists in the child; locks of others are made new."""
         thread_id = threading.get_ident()
         self.depth_by_thread = {thread_id: self.depth_by_thread[thread_id]} if thread_id in self.depth_by_thread else {}
         for lock in {RNG_LOCK, *_LOCK_BY_MODULE.values()}:
@@ -124,7 +124,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def hold_locks(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
-    """Be the only thread that has these locks; gives whether it did not have them before."""
+    """Acquire these locks for this thread; gives whether it did not have them before."""
     return _HeldLocks(locks)
 
 
@@ -156,8 +156,8 @@ def block_other_threads(
 ) -> Iterator[None]:
     """While open, in a thread that holds the locks, other threads that call the model wait.
 
-    `changes_flags` says that its train flags are about to change: then a forward of another thread that is under way waits,
-    too, at the next module that it comes to.
+    `changes_flags`: whether its train flags are about to change; a running forward pass of another thread then waits,
+    too, at its next module.
     """
     wait = TransientHook(_waiting_hook(modules, locks))
     handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]
@@ -171,10 +171,10 @@ def block_other_threads(
 
 
 def _waiting_hook(modules: Sequence[nn.Module], locks: Sequence[ModelLock]) -> Callable[[nn.Module, Any], None]:
-    """A hook that has the process's other Python threads wait for the locks.
+    """A hook that makes the other Python threads of the process wait for the locks.
 
-    Threads that are not Python's own (autograd's, which run a checkpoint again) work for the thread that holds them,
-    and so do replicas of the modules (of nn.DataParallel).
+    Threads that Python did not start (of autograd, which rerun a checkpoint) work for the owner of the locks, and so do
+    replicas of the modules (of nn.DataParallel): they do not wait.
     """
     owner, module_ids = threading.get_ident(), {id(m) for m in modules}
 

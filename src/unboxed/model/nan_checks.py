@@ -1,4 +1,4 @@
-"""What the model answers, where an answer is to be used: NaN is none, though argmax takes it for a class."""
+"""Checks of a model's outputs: NaN is not an answer, although argmax takes it for a class."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from torch import Tensor
 from ..errors import NaNError
 
 MAX_NAMED_ROWS = 5  # rows that an error names
-FEW = 64  # numbers that Python looks at faster than torch
+MAX_PYTHON_VALUES = 64  # fewer are checked faster in Python than by torch
 NAN_HINT = (
-    "Look for NaN in the model's weights, or for values that overflow on the way; mend the model, or leave these rows "
-    "out"
+    "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )
 
 
 def format_rows(rows: Sequence[int]) -> str:
-    """The first rows, as an error names them: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
+    """The first rows in words: "row 3", "rows 0, 1, 2, 3, 4, ..."."""
     numbers = ", ".join(map(str, rows[:MAX_NAMED_ROWS])) + (", ..." if len(rows) > MAX_NAMED_ROWS else "")
     return f"row{'s' * (len(rows) > 1)} {numbers}"
 
 
 def nan_error(rows: list[int], what: str) -> NaNError:
-    """The error that names the rows: `what` of theirs gave NaN."""
-    why = "NaN is no answer, though argmax takes it for a class"
+    """The error that names the rows for whose `what` the model gives NaN."""
+    why = "NaN is not an answer, although argmax takes it for a class"
     return NaNError(f"the model gives NaN for {what} of {format_rows(rows)}: {why}. {NAN_HINT}", rows, what)
 
 
 def reindex_error(error: NaNError, rows: Tensor) -> NaNError:
-    """The same error, its rows named as in the whole of which `rows` (n,) were asked."""
+    """The same error with the rows' indices in the full batch, of which `rows` (n,) were run."""
     return nan_error(rows[error.rows].tolist(), error.what)
 
 
 def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the input") -> Tensor:
-    """The values (n, ...) as they are: logits, or a score of them. -inf, a class that is masked, is no NaN.
+    """The values (n, ...) themselves: logits, or scores. -inf, as of a masked class, is allowed.
 
-    Raises NaNError that names the rows (n,) for which they are NaN, by default by their place.
+    Raises NaNError that names the indices of the rows, or their entries of `rows` (n,).
     """
     is_nan = values.isnan()
     if is_nan.any():
@@ -48,9 +47,11 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 
 
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
-    """Raise NaNError where a score to be attributed is NaN or infinite: any of a row's, of (N, ...) or N tensors."""
+    """Raise NaNError where a score to be attributed is NaN or infinite: scores (N, ...), or N tensors."""
     if isinstance(scores, Tensor):
-        if scores.numel() <= FEW and all(map(math.isfinite, scores.flatten().tolist())):  # isfinite is several ops
+        if scores.numel() <= MAX_PYTHON_VALUES and all(
+            map(math.isfinite, scores.flatten().tolist())
+        ):  # isfinite is several ops
             return
         raise_for_nonfinite(~scores.isfinite().view(len(scores), -1).all(1), input_name)
     else:
@@ -58,10 +59,10 @@ def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x"
 
 
 def raise_for_nonfinite(is_nonfinite: Tensor, input_name: str = "x") -> None:
-    """Raise NaNError that names the rows (N,) bool, whose scores are NaN or infinite; nothing where there are none."""
+    """Raise NaNError that names the rows whose scores are NaN or infinite, given as (N,) bool, if there are any."""
     if bad_rows := is_nonfinite.nonzero()[:, 0].tolist():
         where = f"{len(bad_rows)} of {len(is_nonfinite)} inputs ({format_rows(bad_rows)})"
-        nothing = "so there is nothing to attribute: take another target or baseline, if it is theirs"
+        nothing = "so there is nothing to attribute: choose another target or baseline, if they are the cause"
         raise NaNError(
             f"the score of {input_name} is NaN or infinite for {where}, {nothing}. {NAN_HINT}", bad_rows, input_name
         )

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .op_tables import plain_op_name
 
 ReplaceOp = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""(plain name, func, args, kwargs) -> what the op gives, or NotImplemented where it is left as it is.
+"""(plain name, func, args, kwargs) -> the op's output, or NotImplemented to run the op itself.
 
 It is called outside of the mode: ops that it calls are not replaced.
 """
@@ -27,7 +27,7 @@ IN_PLACE_OPERATORS = {
 
 
 class OpMode(TorchFunctionMode):
-    """While open, `replace` stands in for every op that it knows; ops in place are written back."""
+    """While open, `replace` is called in place of each op; outputs of in-place ops are written back."""
 
     def __init__(self, replace: ReplaceOp) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class OpMode(TorchFunctionMode):
         return self.write_in_place(args[0], out) if in_place and isinstance(args[0], Tensor) else out
 
     def copy_in_place_input(self, tensor: Tensor) -> Tensor:
-        """What an op in place is given to work on."""
+        """The copy that an in-place op works on."""
         return tensor.clone()
 
     def write_in_place(self, target: Tensor, out: Tensor) -> Tensor:
-        """An op in place: its result stands where it wrote it."""
+        """Write the output of an in-place op into its argument."""
         return target.copy_(out)
 
 

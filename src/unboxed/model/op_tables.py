@@ -23,7 +23,7 @@ OP_ALIASES = {
 DROPOUT_OPS = frozenset({"dropout", "native_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 NOISE_OPS = frozenset({"rand_like", "randn_like"})
 FINAL_OPS = {"logprobs": "log_softmax", "probs": "softmax", "multilabel": "sigmoid"}
-"""Which op a model that gives such outputs ends in; its input is the logit."""
+"""The last op of a model with such outputs; its input is the logit."""
 
 
 def plain_op_name(func: Callable[..., Any]) -> str:
@@ -37,7 +37,7 @@ def plain_op_name(func: Callable[..., Any]) -> str:
 
 SHAPE_NODES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone", "Transpose", "Permute",
               "TBackward", "Slice", "Select", "ToCopy", "Flatten", "Contiguous")  # fmt: skip
-"""Autograd nodes that move numbers without changing them, by the start of their names."""
+"""Autograd nodes that only move values, by the start of their names."""
 
 OPAQUE_NODES = {
     "torch::jit": "optimized scripted code; call the original module instead",
@@ -45,13 +45,13 @@ OPAQUE_NODES = {
     "CompiledFunctionBackward": "a compiled function; open the module before torch.compile",
     "CopySlices": "an op in place on a view of a tensor; write it out of place",
 }
-"""Autograd nodes that may hide a ReLU, by the start of their names, and what to do about them."""
+"""Autograd nodes that may contain a ReLU, by the start of their names, and what to do about them."""
 
 
 RELU_NODES = ("ReluBackward",)
 RECTIFIER_NODES = (*RELU_NODES, "HardtanhBackward", "ThresholdBackward", "LeakyReluBackward", "PreluKernelBackward",
               "RreluWithNoiseBackward")  # fmt: skip
-"""Autograd nodes of ReLU and its kin, by the start of their names; ReLU6 is a hardtanh of 0 and 6."""
+"""Autograd nodes of ReLU and its variants, by the start of their names; ReLU6 is a hardtanh from 0 to 6."""
 CLAMP_NODES = ("ClampBackward", "ClampMinBackward")
 MAXIMUM_NODES = ("MaximumBackward", "FmaxBackward")
 NEGATED_RELU_NODES = {
@@ -64,9 +64,9 @@ NEGATED_RELU_NODES = {
 
 
 def rectified_input(node: Any) -> int | None:
-    """Which input of an autograd node is rectified: the node is a ReLU, ReLU6, hardtanh or leaky ReLU, however spelled.
+    """Which input of an autograd node is rectified, by a ReLU, ReLU6, hardtanh or leaky ReLU in any spelling; or None.
 
-    A clamp is one if its lower bound is 0, a maximum if it is one with a constant 0. A hard sigmoid is none.
+    A clamp is a ReLU if its lower bound is 0, a maximum if its other operand is a constant 0. A hard sigmoid is not.
     """
     name = node.name()
     if name.startswith(MAXIMUM_NODES):
@@ -76,7 +76,7 @@ def rectified_input(node: Any) -> int | None:
 
 
 def _compares_with_zero(node: Any, i: int) -> bool:
-    """Whether a maximum compares its input i, repeated along no axis, with a constant 0."""
+    """Whether a maximum compares its input i, without broadcasting it, with a constant 0."""
     signal, constant = ("_saved_self", "_saved_other")[:: 1 - 2 * i]
     if node.next_functions[1 - i][0] is not None or not _is_zero(node, constant):
         return False
@@ -85,9 +85,9 @@ def _compares_with_zero(node: Any, i: int) -> bool:
 
 
 def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
-    """Whether a clamp of both sides is a gate written out, as in h * relu6(h + 3) / 6: a shift before, a scale behind.
+    """Whether a two-sided clamp is a hard sigmoid written out, as in h * relu6(h + 3) / 6: shift, clamp, scale.
 
-    `consumers` are the nodes that take what it gives.
+    `consumers` are the nodes that use its output.
     """
     if not node.name().startswith(("HardtanhBackward", "ClampBackward")) or not consumers:
         return False
@@ -99,13 +99,13 @@ def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
 
 
 def is_disguised_relu(node: Any) -> bool:
-    """Whether an autograd node is a ReLU spelled as a minimum or an upper bound: a gate that no rule is defined for."""
+    """Whether an autograd node is a ReLU written as a minimum or an upper bound, for which there is no rule."""
     saved = next((names for start, names in NEGATED_RELU_NODES.items() if node.name().startswith(start)), ())
     return rectified_input(node) is None and any(_is_zero(node, name) for name in saved)
 
 
 def may_be_gate(node: Any) -> bool:
-    """Whether an autograd node multiplies by a mask, or chooses by one: it may be a ReLU, and can't be told."""
+    """Whether an autograd node multiplies or selects by a mask: it may be a ReLU, which cannot be determined."""
     name = node.name()
     if name.startswith(("WhereBackward", "MaskedFillBackward", "AbsBackward")):
         return True
@@ -117,7 +117,7 @@ def may_be_gate(node: Any) -> bool:
 
 
 def _is_masked(node: Any, i: int) -> bool:
-    """Whether a product's factor i, which is no parameter, meets a constant mask: of 0 and 1, whatever its dtype."""
+    """Whether a product multiplies its factor i, not a parameter, by a constant mask of 0 and 1 in any dtype."""
     input_node, mask = node.next_functions[i][0], getattr(node, ("_saved_other", "_saved_self")[i], None)
     if input_node is None or "AccumulateGrad" in input_node.name() or not isinstance(mask, Tensor):
         return False

@@ -1,4 +1,4 @@
-"""What a model gives back: which tensor of it counts, what its numbers mean, and where the logits are."""
+"""The output of a model: which tensor is meant, what its numbers mean, and where the logits are."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .state import NOTHING, syncs_on_read
 Outputs = Literal["logits", "logprobs", "probs", "multilabel", "regression"]
 
 
-MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities differ over inputs that are far apart
+MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
 
 
 class OutputReader:
-    """Picks the output tensor from what the model gives, and finds its logits."""
+    """Selects the output tensor in what the model returns, and finds its logits."""
 
     def __init__(self, pick: object, outputs: Outputs | None) -> None:
         if outputs is not None and outputs not in get_args(Outputs):
-            raise InputError(f"outputs is one of {', '.join(get_args(Outputs))}; got {outputs!r}")
+            raise InputError(f"outputs must be one of {', '.join(get_args(Outputs))}; got {outputs!r}")
         self.pick, self.outputs = pick, outputs
-        self._is_verified = False  # that the final op gives the output
+        self._is_verified = False  # whether the final op gives the output
 
     def select_tensor(self, raw: Any) -> Tensor:
-        """The output (N, K) or (N, K, ...) among what the model gave. Raises OutputError."""
+        """The output (N, K) or (N, K, ...) in what the model returned. Raises OutputError."""
         h = to_dense(self._select_output(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim == 0:
             raise OutputError(f"output={self.pick!r} picks {_describe(h)} from {_describe(raw)}; wanted a float tensor")
@@ -49,14 +49,15 @@ class OutputReader:
             raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe(raw)}") from error
 
     def infer_outputs(self, raw: Any, inputs: Inputs, run: Callable[[Tensor | None], Any] | None = None) -> Outputs:
-        """What the output means, from its row sums on a few inputs, and from its last op where those don't tell.
+        """What the output means: from its row sums on a few inputs, and from its last op where these are ambiguous.
 
-        `run` runs the model on these inputs again (None), or on others; called where all values lie between 0 and 1.
+        `run` runs the model on the same inputs again (None) or on others; it is called where all values are between 0
+        and 1.
         """
         h = self.select_tensor(raw).detach().double()
         if h.shape[1] == 1:
             raise OutputError(
-                'the model has one output: say outputs="multilabel" (a yes/no logit) or outputs="regression"'
+                'the model has one output: pass outputs="multilabel" (a yes/no logit) or outputs="regression"'
             )
         if (h >= 0).all() and _sums_to_one(h.sum(1)):
             return "probs"
@@ -67,28 +68,23 @@ class OutputReader:
         if self._ends_in_sigmoid(run):
             return "multilabel"
         extreme_outputs = self.select_tensor(run(_extreme_inputs(inputs, len(h)).to(h.device))).detach()
-        is_varying = (
-            float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max()) > MIN_PROBABILITY_SPREAD
-        )  # an untrained model may hardly
-        return (
-            _warn_ambiguous()
-            if is_varying and bool(((extreme_outputs > 0) & (extreme_outputs < 1)).all())
-            else "logits"
-        )
+        spread = float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max())  # small in an untrained model
+        is_in_unit_interval = bool(((extreme_outputs > 0) & (extreme_outputs < 1)).all())
+        return _warn_ambiguous() if spread > MIN_PROBABILITY_SPREAD and is_in_unit_interval else "logits"
 
     def _ends_in_sigmoid(self, run: Callable[[Tensor | None], Any]) -> bool:
-        """Whether the output is what a sigmoid gave, on one more run."""
+        """Whether the last op is a sigmoid, by one more forward pass."""
         with FinalOp(FINAL_OPS["multilabel"]) as final:
             output = self.select_tensor(run(None))
         z = final.input_of(output)
         return z is not None and OutputReader(self.pick, "multilabel")._reproduces(z, output)
 
     def watch_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOp | None]:
-        """Watch for the model's last softmax, if its logits are wanted and lie before one."""
+        """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
         return FinalOp(FINAL_OPS[self.outputs]) if wants_logits and self.outputs in FINAL_OPS else NOTHING
 
     def logits(self, output: Tensor, final: FinalOp | None) -> Tensor:
-        """The pre-softmax values, (N, K). Raises OutputError where they can't be had."""
+        """The pre-softmax values (N, K). Raises OutputError where they cannot be found."""
         if final is None or (
             self.outputs == "multilabel" and not any(z.numel() == output.numel() for z, _ in final.calls)
         ):
@@ -97,15 +93,15 @@ class OutputReader:
         if pre_activation is not None and self._reproduces(pre_activation, output):
             return pre_activation
         raise OutputError(
-            f"the model gives {self.outputs}, and its {final.op} is not its last op, or is out of sight (scripted?): "
-            "the logits can't be found. Let the model return logits"
+            f"the model gives {self.outputs}, but its {final.op} is not its last op, or is hidden in scripted code: the "
+            "logits cannot be found. Let the model return logits"
         )
 
     @torch.no_grad()
     def _reproduces(self, z: Tensor, output: Tensor) -> bool:
-        """Whether the final op on these logits is the output: not written over, no axis exchanged.
+        """Whether the final op on these logits gives the output: nothing was overwritten or transposed.
 
-        On an accelerator, for which a look has to wait, what was seen once is taken to hold.
+        On an accelerator, which would have to be waited for, it is checked once.
         """
         if self._is_verified and syncs_on_read(output.device):
             return True
@@ -118,7 +114,7 @@ class OutputReader:
 
 
 def with_batch_axis(output: Tensor, n: int, n_outputs: int) -> Tensor:
-    """The output (n, K, ...), also where the model squeezed a batch of one. Raises OutputError."""
+    """The output (n, K, ...), also where the model squeezes a batch of one. Raises OutputError."""
     if n == 1 and output.shape == (n_outputs, 1):
         return output.T
     if len(output) != n:
@@ -135,25 +131,23 @@ def _default_output(raw: Any) -> Any:
     candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
     if len(candidates) != 1:
         raise OutputError(
-            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): say which is the output, "
-            'Box(..., output="name"), an index or a function'
+            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): pass which one is meant, "
+            'as a key, an index or a function: Box(..., output="name")'
         )
     return candidates[0]
 
 
 def _extreme_inputs(inputs: Inputs, n: int) -> Tensor:
-    """Valid inputs (n, ...) as far apart as there are: of a model that only happens to stay between 0 and 1."""
+    """Valid inputs (n, ...) as far apart as possible: outputs that happen to be between 0 and 1 then leave it."""
     samples = inputs.sample(n, torch.Generator().manual_seed(1))
-    is_scalable = not getattr(inputs, "categories", None) and not hasattr(
-        inputs, "parts"
-    )  # categories are not for scaling
+    is_scalable = not getattr(inputs, "categories", None) and not hasattr(inputs, "parts")
     return inputs.clip(40 * samples - 20) if is_scalable else samples
 
 
 def _warn_ambiguous() -> Outputs:
     warn(
-        "the outputs all lie between 0 and 1 and do not sum to 1, and no sigmoid is seen to make them (scripted, or "
-        'changed after it?); they are read as logits. Say outputs="multilabel" if each is a probability, or "logits"'
+        "the outputs all lie between 0 and 1 and do not sum to 1, but their last op is not seen to be a sigmoid; they "
+        'are read as logits. Pass outputs="multilabel" if each is a probability, else outputs="logits"'
     )
     return "logits"
 

@@ -1,19 +1,19 @@
-"""Backward rules: what a ReLU and its kin send back instead of their gradient.
+"""Backward rules of ReLU and its variants: what is propagated in place of their gradient.
 
-A rule hooks the nodes of the finished autograd graph, so it holds for ReLU modules, `F.relu`, `Tensor.relu_`, in-place
-with the result ignored, scripted and (non-reentrant) checkpointed ReLUs alike; for ReLU6, hardtanh, thresholds, leaky
-and parametric ReLUs; and for a ReLU spelled as a clamp from below at 0 or as a maximum with 0. Afterwards nothing may
-have escaped: a ReLU spelled as a minimum or a clamp from above is refused, and what can't be told from other ops (a
-mask, `torch.where`, a maximum of two activations, a clamp to other bounds) is warned of. Smooth ops (GELU, SiLU, ELU,
+A rule hooks the nodes of the finished autograd graph, so it applies alike to ReLU modules, `F.relu`, `Tensor.relu_`
+(also when its result is ignored), scripted and (non-reentrant) checkpointed ReLUs; to ReLU6, hardtanh, thresholds,
+leaky and parametric ReLUs; and to a ReLU written as a clamp from below at 0 or a maximum with 0. The graph is then
+checked: a ReLU written as a minimum or a clamp from above is an error, and ops that may be ReLUs (a mask,
+`torch.where`, a maximum of two activations, a clamp to other bounds) give a warning. Smooth ops (GELU, SiLU, ELU,
 hardswish) and hard sigmoids keep their gradient.
 
-The papers define the rules for ReLU. With R the signal from above and f' the op's own slope at its input, we send
+The papers define the rules for ReLU. With R the gradient from above and f' the op's derivative at its input, we use
 - guided backprop: f' * max(R, 0). Springenberg et al. 2015, section 3.4: (f > 0) * (R > 0) * R, whose first factor is a
-  ReLU's slope. So ReLU6 passes on within its interval only, and a leaky ReLU's negative side passes on its leak of it.
+  ReLU's derivative. So ReLU6 propagates inside its interval only, and a leaky ReLU's negative side by its slope.
 - deconvnet: max(R, 0), whatever the input. Zeiler & Fergus 2014, section 2.1, rectify the signal so that each
-  reconstruction is positive; they don't run the model's own op on it. ReLU6's cap at 6 is not applied to the signal: it
-  is no activation, has no scale of its own, and a map would no longer double with the score.
-Captum overrides `nn.ReLU` only: there, all of these keep their plain gradient.
+  reconstruction is positive; they do not apply the model's own op to it. ReLU6's cap at 6 is not applied to the signal:
+  it is not an activation, has no scale of its own, and a map would no longer double with the score.
+Captum overrides `nn.ReLU` only: there, all the others keep their gradient.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BackwardFn = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ReluRule:
-    """The gradient below an op, by `backward(grad_input, grad_output)`."""
+    """A rule: `backward(grad_input, grad_output)` gives the gradient of an op's input."""
 
     name: str
     backward: BackwardFn
@@ -54,7 +54,7 @@ deconvnet = ReluRule("deconvnet", lambda grad_input, grad_output: grad_output.cl
 
 
 def apply_rule(rule: ReluRule | None, root: Tensor) -> AbstractContextManager[None]:
-    """While open, a backward pass from `root` obeys the rule. Raises RuleError if an op would escape it."""
+    """While open, a backward pass from `root` uses the rule. Raises RuleError if it would miss an op."""
     return NOTHING if rule is None else _apply_rule(rule, root)
 
 
@@ -67,7 +67,7 @@ def _apply_rule(rule: ReluRule, root: Tensor) -> Iterator[None]:
 
 
 def _gradient_hook(backward: BackwardFn, i: int = 0) -> Callable[[Any, Any], Any]:
-    """A node's hook: of what it sends down, that to its input i is exchanged."""
+    """A node's hook that replaces the gradient of its input i."""
 
     def hook(grad_inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (
@@ -80,7 +80,7 @@ def _gradient_hook(backward: BackwardFn, i: int = 0) -> Callable[[Any, Any], Any
 
 
 def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
-    """The nodes below `root` that the rule is for, each with the input that it rectifies: all of them, or an error."""
+    """All rectifier nodes below `root`, each with the index of its rectified input. Raises RuleError."""
     nodes = list(graph_nodes(root))
     for node in nodes:
         if (advice := _opaque_reason(node)) is not None:
@@ -95,15 +95,15 @@ def _rectifier_nodes(rule: ReluRule, root: Tensor) -> list[tuple[Any, int]]:
     rectifiers = [(node, i) for node, i in rectifiers if not is_hard_sigmoid(node, consumers[node])]
     if not rectifiers:
         raise RuleError(
-            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and none lies between the input and this target: "
-            "use gradient"
+            f"{rule.name} has a rule for ReLU, ReLU6 and leaky ReLU, and there is none between the input and this "
+            "target: use gradient"
         )
     _warn_of_gates(rule, nodes)
     return rectifiers
 
 
 def _consumers(nodes: Sequence[Any], targets: Sequence[Any]) -> dict[Any, list[Any]]:
-    """For some nodes of a graph, those that take what they give."""
+    """For some nodes of a graph, the nodes that use their output."""
     consumers: dict[Any, list[Any]] = {node: [] for node in targets}
     for node in nodes:
         for below, _ in node.next_functions:
@@ -125,7 +125,7 @@ def _opaque_reason(node: Any) -> str | None:
     for start, advice in OPAQUE_NODES.items():
         if name.startswith(start):
             return advice
-    is_harmless = name.startswith("BackwardHookFunction")  # what a module's own full backward hooks put in
+    is_harmless = name.startswith("BackwardHookFunction")  # of a module's full backward hooks
     if isinstance(node, torch.autograd.function.BackwardCFunction) and not is_harmless:
         return f"the custom autograd function {name.removesuffix('Backward')}, which may hide a ReLU"
     return None
@@ -144,7 +144,7 @@ def graph_nodes(root: Tensor) -> Iterator[Any]:
 
 
 def final_relu(h: Tensor) -> Any | None:
-    """The autograd node of the ReLU that h comes out of, if it comes out of one."""
+    """The autograd node of the ReLU whose output h is, if any."""
     node = h.grad_fn
     while node is not None and node.name().startswith(SHAPE_NODES):
         node = node.next_functions[0][0]
@@ -153,7 +153,7 @@ def final_relu(h: Tensor) -> Any | None:
 
 @contextmanager
 def bypass_relus(relus: Sequence[Any]) -> Iterator[None]:
-    """While open, these ReLUs let all of the signal through: the gradient is then that before their clamps."""
+    """While open, these ReLUs pass on the full gradient: that before their clamps."""
     with ExitStack() as stack:
         for node in relus:
             stack.callback(node.register_hook(_gradient_hook(lambda grad_input, grad_output: grad_output)).remove)
@@ -166,7 +166,7 @@ def is_relu(node: Any) -> bool:
 
 @contextmanager
 def unoptimized_scripts(modules: tuple[nn.Module, ...]) -> Iterator[None]:
-    """While open, scripted code records each of its ops: after its first runs it would be one opaque node."""
+    """While open, scripted code records each op: after its first runs it would be one opaque node."""
     scripts = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
     if not scripts:
         yield

@@ -1,4 +1,4 @@
-"""Replay: what modules gave before a model was stopped, given again, so that only what comes after runs again."""
+"""Replay: modules return recorded outputs, so that only what comes after an edited layer runs again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .side_channels import ForwardCall, SideChannelMode
 Forward = Callable[..., Any]
 Intercept = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
-ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest number, on the CPU
-COARSE_TOLERANCE = 2e-2  # in lower precision, and where an accelerator takes other kernels for other batch sizes
+ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value, on the CPU
+COARSE_TOLERANCE = 2e-2  # in lower precision, and on accelerators, whose kernels depend on the batch size
 
 
 _VersionedRecord = tuple[int | None, Tensor]
@@ -31,19 +31,18 @@ _VersionedRecord = tuple[int | None, Tensor]
 @dataclass(eq=False)
 class _RecordedCall:
     module: nn.Module
-    non_tensors: object = None  # what it was given besides tensors
+    non_tensors: object = None  # its arguments besides tensors
     inputs: list[Tensor] = field(default_factory=list)
-    output: Tensor | None = None  # (n, ...); None: it runs again, and the calls inside it may answer
+    output: Tensor | None = None  # (n, ...); None: it runs again, and calls inside it may be replayed
 
 
 class Replay:
-    """The calls of a model's modules in one run of n rows, as far as it went, to answer from in later runs.
+    """The recorded module calls of one run of n rows, replayed in later runs.
 
-    A module answers only where it is given the recorded inputs; once a later run gives it others, or calls modules in
-    another order, the rest of that run is for real. What can't be seen from a module's inputs `check` finds out:
-    whether its rows are free, and whether it takes or hands on tensors by another way. A module that answers runs its
-    own hooks, but not those of the modules inside it: what lies around an address in `tapped` does not answer, nor do
-    the modules `without`.
+    A module is replayed only for the recorded inputs; once a later run gives it others, or calls modules in another
+    order, the rest of that run is computed. `verify_rows` checks what a module's inputs do not show: that its rows are
+    independent, and that it passes tensors only as arguments and outputs. A replayed module runs its own hooks, but not
+    those of the modules inside it: the modules around one of `addresses` are not replayed, nor are `excluded` ones.
     """
 
     def __init__(
@@ -66,24 +65,24 @@ class Replay:
 
     @contextmanager
     def record_run(self, record_nested: bool = False) -> Iterator[None]:
-        """While open, each call is noted, with a clone of its output where it may answer.
+        """While open, record each call, with a clone of its output where it can be replayed.
 
-        `inner`: also the calls inside of such a module, for `check`.
+        `record_nested`: also the calls inside such a module, for `verify_rows`.
         """
         with self._intercept_run(partial(self._record_call, record_nested)):
             yield
 
     @contextmanager
     def replay_rows(self, rows: Tensor) -> Iterator[None]:
-        """While open, modules answer for inputs whose rows are these (R,) of the recorded ones."""
+        """While open, replay modules for inputs that are these rows (R,) of the recorded ones."""
         with self._intercept_run(partial(self._replay_call, iter(self.calls), rows)):
             yield
 
     @contextmanager
     def verify_rows(self, rows: Tensor, tolerance: float) -> Iterator[set[nn.Module]]:
-        """While a whole run of other rows (R,) of the recorded ones is done, collect the modules that can't answer.
+        """While a full run of these rows (R,) of the recorded ones is done, collect modules that cannot be replayed.
 
-        `share` is the rounding error of an output, of its largest number.
+        `tolerance` of an output is relative to its largest value.
         """
         with (
             SideChannelMode() as detector,
@@ -98,7 +97,7 @@ class Replay:
             yield
         self.recorded_tensors.clear()
 
-    # -- what stands before a module's forward -----------------------------------------------------------------------
+    # -- what replaces a module's forward -----------------------------------------------------------------------------
 
     def _record_call(
         self, record_nested: bool, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -129,7 +128,7 @@ class Replay:
         if not self._matches_inputs(call, rows, (args, kwargs)):
             _exhaust(remaining)
             return forward(*args, **kwargs)
-        out = call.output[rows]  # rows of their own, never a view
+        out = call.output[rows]  # a copy, never a view
         self.recorded_tensors[out] = _write_count(out), call.output
         return out
 
@@ -155,12 +154,12 @@ class Replay:
             return out
         if not is_close(out, call.output[rows], tolerance):
             detector.side_channel_modules.add(module)
-        copy = out.clone()  # who reads the module's own tensor from here on got it by another way
+        copy = out.clone()  # a later read of the module's own tensor shows a side channel
         running_call.is_replayable = True
         return copy
 
     def _recorded_copy(self, h: Tensor) -> Tensor:
-        """A clone, for an op in place may write over h later; the one that was made before where there is one."""
+        """A clone, as an in-place op may overwrite h later; an earlier clone where there is one."""
         copy = self._find_recorded(h)
         if copy is None:
             copy = h.clone()
@@ -168,12 +167,12 @@ class Replay:
         return copy
 
     def _find_recorded(self, h: Tensor) -> Tensor | None:
-        """What is known to be recorded of this tensor, if it was not written since."""
+        """The recorded copy of this tensor, if it was not written to since."""
         version, recorded = self.recorded_tensors.get(h, (None, None))
         return recorded if version is not None and version == _write_count(h) else None
 
     def _matches_inputs(self, call: _RecordedCall, rows: Tensor, arguments: object) -> bool:
-        """Whether a module is given what it was in the recorded run, in these rows."""
+        """Whether a module is given its recorded inputs, in these rows."""
         tensors = list(tensors_in(arguments))
         if _non_tensor_parts(arguments) != call.non_tensors or len(tensors) != len(call.inputs):
             return False
@@ -192,14 +191,14 @@ class Replay:
 
 
 def _is_replayable(out: object, n: int, inputs: list[tuple[Tensor, int | None]]) -> bool:
-    """Whether n rows came out that are no part of the inputs, which were left as they are."""
+    """Whether the output has n rows and is not a view of an input, and no input was written to."""
     if type(out) is not Tensor or not out.ndim or len(out) != n or out.requires_grad:
         return False
     return not any(_write_count(h) != version or _shares_storage(h, out) for h, version in inputs)
 
 
 def _next_call(remaining: Iterator[_RecordedCall], module: nn.Module) -> _RecordedCall | None:
-    """The recorded call, if it is of this module: else it is another way through, and no call after it is trusted."""
+    """The next recorded call, if it is of this module; else None, and no later call is replayed."""
     call = next(remaining, None)
     if call is None or call.module is not module:
         _exhaust(remaining)
@@ -213,7 +212,7 @@ def _exhaust(remaining: Iterator[_RecordedCall]) -> None:
 
 
 def _write_count(h: Tensor) -> int | None:
-    """How often a tensor was written; None where that isn't counted."""
+    """How often a tensor was written to; None where that is not counted."""
     return None if h.is_inference() else h._version
 
 
@@ -222,7 +221,7 @@ def _shares_storage(a: Tensor, b: Tensor) -> bool:
 
 
 def _non_tensor_parts(value: object) -> object:
-    """What is not a tensor in arguments, to compare: numbers and texts by value, objects by identity."""
+    """The arguments without tensors, to compare: numbers and strings by value, objects by identity."""
     if isinstance(value, Tensor):
         return Tensor
     if isinstance(value, (tuple, list)):
@@ -233,7 +232,7 @@ def _non_tensor_parts(value: object) -> object:
 
 
 def is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are the same up to a share of the largest number."""
+    """Whether two tensors are equal up to a tolerance relative to the largest value."""
     if a.shape != b.shape or a.dtype != b.dtype or torch.equal(a, b):
         return a.shape == b.shape and a.dtype == b.dtype
     if not (a.is_floating_point() or a.is_complex()):
@@ -243,7 +242,7 @@ def is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def _enclosing_modules(modules: Mapping[str, nn.Module], addresses: Collection[str]) -> set[nn.Module]:
-    """The modules whose inside is tapped, by any of their names."""
+    """The modules that contain one of the addresses, by any of their names."""
     enclosing: set[nn.Module] = set()
     for address in map(Address.parse, addresses):
         module = modules[address.path]
@@ -256,7 +255,7 @@ def _enclosing_modules(modules: Mapping[str, nn.Module], addresses: Collection[s
 
 @contextmanager
 def _intercept_forwards(modules: Collection[nn.Module], intercept: Intercept) -> Iterator[None]:
-    """While open, `intercept` stands before each module's own forward, in this thread; hooks run around it as ever."""
+    """While open, `intercept` is called in place of each module's forward, in this thread; hooks run as usual."""
     before = [(m, m.__dict__.get("forward")) for m in modules]
     try:
         for m in modules:

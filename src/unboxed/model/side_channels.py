@@ -1,4 +1,4 @@
-"""Which modules take tensors otherwise than as arguments, or hand them on otherwise than as their output."""
+"""Side channels: modules that read tensors which are not arguments, or pass on ones which are not outputs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ class ForwardCall:
 
     module: nn.Module
     inputs: list[Tensor]
-    is_replayable: bool = False  # whether a recorded output can stand for it
+    is_replayable: bool = False  # whether a recorded output can replace it
 
     def __post_init__(self) -> None:
         self.input_storages = set(filter(None, map(_storage_address, self.inputs)))
 
 
 class SideChannelMode(TorchDispatchMode):
-    """Notes in which bodies each tensor is written, and finds it read where only another way leads: an attribute, a
-    list, a hook, a global. Such modules are `open_modules`. What is written before the run, as weights are, is free.
+    """Records during which calls each tensor is written, and finds reads that only a side channel explains: an
+    attribute, a list, a hook, a global. Tensors written before the run, such as weights, are not tracked.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.side_channel_modules: set[nn.Module] = set()
         self.running_calls: tuple[ForwardCall, ...] = ()
-        self.writers: dict[
-            int, set[tuple[ForwardCall, ...]]
-        ] = {}  # of a storage: the bodies that ran when it was written
-        self.references: list[Any] = []  # so that no storage is used again
+        self.writers: dict[int, set[tuple[ForwardCall, ...]]] = {}  # {storage: calls that ran when it was written}
+        self.references: list[Any] = []  # so that no storage address is reused
 
     @contextmanager
     def enter_call(self, call: ForwardCall) -> Iterator[None]:
@@ -64,11 +62,11 @@ class SideChannelMode(TorchDispatchMode):
 
     def _check_read(self, storage: int) -> None:
         for writers in self.writers.get(storage, ()):
-            handed_on = {b.module for b in writers if b.is_replayable and b not in self.running_calls}
-            taken = {b.module for b in self.running_calls if b not in writers and storage not in b.input_storages}
-            self.side_channel_modules |= handed_on | taken
+            passed_on = {b.module for b in writers if b.is_replayable and b not in self.running_calls}
+            received = {b.module for b in self.running_calls if b not in writers and storage not in b.input_storages}
+            self.side_channel_modules |= passed_on | received
 
 
 def _storage_address(h: Tensor) -> int:
-    """Where a tensor's values lie; 0 for one without any."""
+    """The address of a tensor's values; 0 for one without any."""
     return h.untyped_storage().data_ptr() if h.layout == torch.strided else 0

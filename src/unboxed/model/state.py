@@ -1,4 +1,4 @@
-"""Leave no trace: a model is run in its mode, on seeded RNGs if it draws, and is afterwards what it was."""
+"""Leave no trace: contexts for train flags, RNGs and global settings, which are restored afterwards."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .locks import RNG_LOCK, hold_locks
 from .op_tables import DROPOUT_OPS, NOISE_OPS, plain_op_name
 
 Modules = tuple[nn.Module, ...]
-TRAINING_ARGUMENT_INDEX = attrgetter("training")
+GET_TRAINING = attrgetter("training")
 
 
 def mode_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
-    """Every submodule in eval (`mode="as-is"`: as it stands), and its own flag back afterwards."""
+    """While open, every submodule is in eval mode (`mode="as-is"`: unchanged); afterwards its own flag is restored."""
     return _Flags(modules, mode)
 
 
 class _Flags:
-    """A class, as a generator would cost more than the flags do: every forward of a box comes here."""
+    """A class, as a generator would cost more than the flags do: each forward pass of a box enters it."""
 
     def __init__(self, modules: Modules, mode: str) -> None:
         self.modules, self.mode = modules, mode
 
     def __enter__(self) -> None:
-        self.before = list(map(TRAINING_ARGUMENT_INDEX, self.modules))
+        self.before = list(map(GET_TRAINING, self.modules))
         if self.mode == "eval" and True in self.before:
             try:
                 for m, training in zip(self.modules, self.before, strict=True):
@@ -46,7 +46,7 @@ class _Flags:
                 raise
 
     def __exit__(self, *error: object) -> None:
-        if list(map(TRAINING_ARGUMENT_INDEX, self.modules)) != self.before:
+        if list(map(GET_TRAINING, self.modules)) != self.before:
             for m, training in zip(self.modules, self.before, strict=True):
                 if m.training != training:
                     m.training = training
@@ -54,14 +54,14 @@ class _Flags:
 
 @contextmanager
 def seeded_rngs(seed: int, device: torch.device) -> Iterator[None]:
-    """As `forked`, and other boxes that draw wait until it is over."""
+    """As `forked_rngs`; other boxes whose models are stochastic wait until it ends."""
     with hold_locks((RNG_LOCK,)), forked_rngs(seed, device):
         yield
 
 
 @contextmanager
 def forked_rngs(seed: int, device: torch.device) -> Iterator[None]:
-    """A fork of every RNG that a model may draw from, started at `seed`."""
+    """While open, every RNG that a model may use starts from `seed`; afterwards its state is restored."""
     before = rng_states(device)
     _seed_rngs(seed, device)
     try:
@@ -72,7 +72,7 @@ def forked_rngs(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def detect_rng_use(device: torch.device) -> Iterator[list[str]]:
-    """The list names the RNGs ("torch", "numpy", "random") that were drawn from inside, once it is left."""
+    """On exit, fill the list with the RNGs ("torch", "numpy", "random") that were used inside."""
     used: list[str] = []
     with hold_locks((RNG_LOCK,)):
         before = rng_states(device)
@@ -93,7 +93,7 @@ def _changed_rngs(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
 
 
 def syncs_on_read(device: torch.device) -> bool:
-    """Whether looking at a value waits for work that was handed to the device."""
+    """Whether reading a value waits for the device."""
     return device.type != "cpu"
 
 
@@ -135,9 +135,9 @@ def _call_with_device(call: Callable[..., Any], device: torch.device, *state: An
 
 
 class SharedNoise(TorchFunctionMode):
-    """Dropout that a model leaves always on draws one mask for all rows, so that splitting a batch changes nothing."""
+    """Dropout that is always on draws one mask for all rows, so that splitting a batch does not change results."""
 
-    was_used = False  # whether the model ever asked for noise
+    was_used = False  # whether the model drew noise
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -166,7 +166,7 @@ def _is_training(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 class GlobalSwitch:
-    """A setting of the whole process, turned for as long as any thread needs it and turned back by the last one."""
+    """A setting of the process, changed while any thread needs it and restored by the last one."""
 
     def __init__(self, make_context: Callable[[], AbstractContextManager[None]]) -> None:
         self.make_context = make_context
@@ -213,9 +213,9 @@ FUSED_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transform
 
 
 def neutral_settings(device: torch.device, has_fused_attention: bool = True) -> list[AbstractContextManager[object]]:
-    """Out of the caller's autocast, compiled graphs and (where the model has it) fused attention: they bypass hooks."""
+    """Contexts that disable the caller's autocast, compiled graphs and fused attention, which bypass hooks."""
     settings = list[AbstractContextManager[object]]()
-    if "torch._dynamo" in sys.modules:  # nothing is compiled otherwise
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled
         settings.append(FORCE_EAGER)
     if torch.is_autocast_enabled(device.type):
         settings.append(torch.autocast(device.type, enabled=False))
@@ -225,7 +225,7 @@ def neutral_settings(device: torch.device, has_fused_attention: bool = True) -> 
 
 
 def all_of(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
-    """These contexts as one, entered in turn; the common cases of none and one cost nothing more."""
+    """These contexts as one, entered in turn; the common cases of none and one cost nothing."""
     if len(contexts) < 2:
         return contexts[0] if contexts else NOTHING
     return _all_of(contexts)
@@ -243,17 +243,17 @@ NOTHING = nullcontext()
 
 
 def out_of_inference() -> AbstractContextManager[None]:
-    """As torch.inference_mode(False) where the caller is in inference_mode, and nothing where not, at no cost."""
+    """torch.inference_mode(False) where the caller is in inference_mode; else nothing, at no cost."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NOTHING
 
 
 def grad_mode(grad: bool) -> AbstractContextManager[None]:
-    """Work although the caller may be in no_grad or inference_mode."""
+    """Gradient mode on or off, also where the caller is in no_grad or inference_mode."""
     return _leave_inference_mode(grad) if torch.is_inference_mode_enabled() else _GradMode(grad)
 
 
 class _GradMode:
-    """As torch.set_grad_enabled, which acts as soon as it is made."""
+    """As torch.set_grad_enabled, but acts when entered."""
 
     def __init__(self, grad: bool) -> None:
         self.grad = grad
@@ -273,14 +273,14 @@ def _leave_inference_mode(grad: bool) -> Iterator[None]:
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Mixed precision, if any. Nothing is cached: casts made without a graph would stay for the caller's autocast."""
+    """Mixed precision, if any. Without a cache: casts made without a graph would remain in the caller's autocast."""
     return NOTHING if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:
-    """The precision that a model in `dtype` may run in. Raises InputError."""
+    """The setting itself, if a model in `dtype` may run in it. Raises InputError."""
     if autocast not in (torch.bfloat16, torch.float16):
-        raise InputError(f"autocast is torch.bfloat16, torch.float16 or None; got {autocast!r}")
+        raise InputError(f"autocast must be torch.bfloat16, torch.float16 or None; got {autocast!r}")
     if dtype != torch.float32:
         raise InputError(f"autocast is for models in torch.float32; this one is in {dtype}")
     return autocast

@@ -1,4 +1,4 @@
-"""DeepLIFT's multipliers: what stands for each op's gradient between a baseline and an example.
+"""DeepLIFT's multipliers, which replace each op's gradient between a baseline and an example.
 
 A rule of DeepLIFT moves in here; the method itself is `attribution.deep_lift`.
 """

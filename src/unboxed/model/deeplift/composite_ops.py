@@ -1,4 +1,4 @@
-"""Ops that DeepLIFT takes apart into elementwise ones and products: softmax, normalizations, attention."""
+"""Ops that DeepLIFT decomposes into elementwise ops and products: softmax, normalizations, attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def get_pair(x_call: OpCall, ref_call: OpCall, arg_index: int = 0) -> Activation
 
 
 def call_arguments(call: OpCall, names: str, **defaults: Any) -> dict[str, Any]:
-    """The arguments by name, given by place or by name."""
+    """The arguments by name, however they were passed."""
     return {**defaults, **dict(zip(names.split(), call.args, strict=False)), **call.kwargs}
 
 
@@ -28,10 +28,10 @@ def call_arguments(call: OpCall, names: str, **defaults: Any) -> dict[str, Any]:
 
 
 def softmax_pair(z: ActivationPair, dim: int, log: bool = False) -> ActivationPair:
-    """exp, its sum, and their quotient, each by its own rule; so the shares are complete."""
+    """exp, its sum, and their quotient, each by its own rule, so that completeness holds."""
     dtype = z.x.dtype
     if z.x.device.type != "mps":
-        z = z.apply_linear(lambda t: t.double())  # the two may lie far apart
+        z = z.apply_linear(lambda t: t.double())  # the two may differ much
     shift = torch.maximum(z.x.detach(), z.ref).amax(dim, keepdim=True)
     z = z.apply_linear(lambda t: t - shift)
     exps = z.apply_elementwise(torch.exp)
@@ -78,7 +78,7 @@ def cross_entropy_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
         and arguments_by_name["label_smoothing"] == 0.0
     )
     if not is_plain or arguments_by_name["target"].is_floating_point():
-        raise RuleError("DeepLIFT's rule for cross-entropy is for one score an example and whole classes")
+        raise RuleError("DeepLIFT's rule for cross-entropy needs reduction='none' and class numbers as targets")
     return (
         -softmax_pair(get_pair(x_call, ref_call), 1, log=True)
         .x.gather(1, arguments_by_name["target"].unsqueeze(1))
@@ -107,7 +107,7 @@ def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
 
 
 def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
-    """The op's own value, on these rules."""
+    """The op's own value, with the gradient of h."""
     with torch.no_grad():
         value: Tensor = func(*x_call.args, **x_call.kwargs)
     return with_gradient_of(value, h)
@@ -150,7 +150,7 @@ def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 
 def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    """Linear with running statistics; over the batch, a normalization that couples its rows."""
+    """Linear with running statistics; with batch statistics, a normalization over the batch."""
     names = "input running_mean running_var weight bias training momentum eps"
     arguments_by_name = call_arguments(
         x_call, names, running_mean=None, weight=None, bias=None, training=False, eps=1e-5
@@ -187,7 +187,7 @@ def glu_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
 
 
 def _attend_pair(x_heads: AttentionHeads, ref_heads: AttentionHeads) -> tuple[ActivationPair, ActivationPair]:
-    """What the heads give, and their weights."""
+    """The output of the heads, and their weights."""
     q, k, v = (ActivationPair(getattr(x_heads, n), getattr(ref_heads, n)) for n in "qkv")
     qk = q.multiply(k.apply_linear(lambda t: t.mT), torch.matmul)
     weights = softmax_pair(ActivationPair(x_heads.logits(qk.x), ref_heads.logits(qk.ref)), -1)

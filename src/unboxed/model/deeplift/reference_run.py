@@ -1,7 +1,7 @@
-"""DeepLIFT's multipliers: each op's mean slope between its input on the baseline and on the example.
+"""DeepLIFT's multipliers: each op's mean slope between its inputs for the baseline and for the example.
 
 Shrikumar et al. 2017, "Learning Important Features Through Propagating Activation Differences", arXiv:1704.02685. The
-model runs on the baseline, which is noted op by op, and then on the example, whose backward pass hands down multipliers
+model runs on the baseline, recorded op by op, and then on the example, whose backward pass propagates multipliers
 in place of gradients (Ancona et al. 2018, arXiv:1711.06104, section 3.3, write the rescale rule so).
 """
 
@@ -23,7 +23,7 @@ TensorFn = Callable[[Tensor], Tensor]
 
 
 class _SubstituteGradient(torch.autograd.Function):
-    """A value that hands its gradient to another tensor of its shape, from which it may not have been computed."""
+    """A value that passes its gradient to another tensor of its shape, from which it need not be computed."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[[], Tensor], gradient_source: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class _SubstituteGradient(torch.autograd.Function):
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """A value whose slope in x is a given multiplier, held apart from what torch saves."""
+    """A value whose derivative in x is a given multiplier, which torch's saved-tensor hooks do not see."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[[], Tensor], x: Tensor, multiplier: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def with_gradient_of(value: Tensor, gradient_source: Tensor) -> Tensor:
-    """`value` with the gradient of `other`."""
+    """`value` with the gradient of another tensor."""
     value = value.detach()
     out: Tensor = _SubstituteGradient.apply(lambda: value.clone() if value._is_view() else value, gradient_source)  # type: ignore[no-untyped-call]
     return out
@@ -59,13 +59,13 @@ def with_gradient_of(value: Tensor, gradient_source: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ActivationPair:
-    """An activation on the example, whose gradient the multipliers are, and on the baseline."""
+    """An activation of the example and of the baseline."""
 
-    x: Tensor
-    ref: Tensor
+    x: Tensor  # of the example; multipliers are propagated through it
+    ref: Tensor  # of the baseline
 
     def apply_linear(self, f: TensorFn) -> ActivationPair:
-        """An affine function of it: its slope is the same everywhere."""
+        """An affine function of it, whose gradient is the multiplier."""
         return ActivationPair(f(self.x), f(self.ref))
 
     def apply_elementwise(self, f: TensorFn) -> ActivationPair:
@@ -73,7 +73,7 @@ class ActivationPair:
         a, b = self.x.detach(), self.ref
         value, ref_value = f(a), f(b)
         delta = a - b
-        is_close = ~(delta.abs() > _relative_tolerance(delta) * (a.abs() + b.abs()))  # NaN, of two infinities, too
+        is_close = ~(delta.abs() > _relative_tolerance(delta) * (a.abs() + b.abs()))  # also for NaN of infinities
         multiplier = (value - ref_value) / torch.where(is_close, 1, delta)
         multiplier = torch.where(is_close, _derivative(f, a), multiplier) if bool(is_close.any()) else multiplier
         scaled: Tensor = _ScaleGradient.apply(lambda: value, self.x, multiplier)  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ class ActivationPair:
     def multiply(
         self, other: ActivationPair, product: Callable[[Tensor, Tensor], Tensor] = torch.mul
     ) -> ActivationPair:
-        """A bilinear product: each factor is weighed by the mean of the other's two values, which is exact."""
+        """A bilinear product: each factor is weighted by the mean of the other's two values, which is exact."""
         a, b = self.x.detach(), other.x.detach()
         split = product(self.x, (b + other.ref) / 2) + product((a + self.ref) / 2, other.x)
         return ActivationPair(with_gradient_of(product(a, b), split), product(self.ref, other.ref))
@@ -92,7 +92,7 @@ class ActivationPair:
 
 
 def _relative_tolerance(t: Tensor) -> float:
-    """Of a difference, relative to what it is of: below it, the digits of a quotient are lost."""
+    """Of a difference, relative to its terms: below it, a quotient loses its precision."""
     return float(torch.finfo(t.dtype).eps ** 0.5 / 10)
 
 
@@ -103,14 +103,15 @@ def _derivative(f: TensorFn, a: Tensor) -> Tensor:
     return grad
 
 
-LARGE_VALUE = 1e30  # stands for infinity: padding, which never wins
+LARGE_VALUE = 1e30  # in place of infinity: padding, which is never the maximum
 
 
 def max_multipliers(pair: ActivationPair, dim: int) -> Tensor:
-    """The multipliers of the largest along an axis (not its value): each is weighed by the share of the straight way
-    from baseline to example on which it is the largest; equals share alike.
+    """A tensor whose gradient is the multipliers of the maximum along an axis (its value is not the maximum).
 
-    Of a ReLU, the larger of x and 0, that is the rescale rule. (captum gives all to the two winners at the ends.)
+    Each input is weighted by the part of the straight line from baseline to example on which it is the maximum; equal
+    ones have equal parts. For a ReLU, the maximum of x and 0, that is the rescale rule. (captum gives all to the two
+    maxima at the ends.)
     """
     x, ref = pair.x.movedim(dim, -1), pair.ref.movedim(dim, -1).nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE)
     shares = _winner_shares(ref, x.detach().nan_to_num(neginf=-LARGE_VALUE, posinf=LARGE_VALUE) - ref)
@@ -118,7 +119,7 @@ def max_multipliers(pair: ActivationPair, dim: int) -> Tensor:
 
 
 def _winner_shares(start: Tensor, direction: Tensor) -> Tensor:
-    """For lines start + t way (..., K), the part of 0 <= t <= 1 on which each is the uppermost."""
+    """For lines start + t direction (..., K), the part of 0 <= t <= 1 on which each is the largest."""
     scale = (start.abs() + direction.abs()).masked_fill(start <= -LARGE_VALUE, 0).amax(-1, keepdim=True)
     tolerance = 16 * torch.finfo(direction.dtype).eps * scale
     lengths = []
@@ -138,7 +139,7 @@ def _winner_shares(start: Tensor, direction: Tensor) -> Tensor:
 # -- two runs of the model ---------------------------------------------------------------------------------------------
 
 Rule = Callable[[Callable[..., Any], "OpCall", "OpCall"], Any]
-"""(func, on the example, on the baseline) -> what the op gives, or NotImplemented where it is linear as it stands."""
+"""(func, call for the example, for the baseline) -> the op's output, or NotImplemented where its gradient is right."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ class OpCall:
         return [t for t in _flatten((self.args, self.kwargs)) if isinstance(t, Tensor)]
 
     def has_floating_tensors(self) -> bool:
-        """Whether it is of activations: not of classes, places or masks alone."""
+        """Whether it has activations: not only classes, indices or masks."""
         return any(t.is_floating_point() for t in self.tensors())
 
 
 class ReferenceTape:
-    """Notes the ops that have rules on the baseline, and hands them their notes on the example."""
+    """Records the ops that have rules for the baseline, and applies the rules for the example."""
 
     def __init__(self, rules: dict[str, Rule]) -> None:
         self.rules = rules
@@ -178,8 +179,8 @@ class ReferenceTape:
             or ref_call.name != name
             or [t.shape for t in x_call.tensors()] != [t.shape for t in ref_call.tensors()]
         ):
-            raise RuleError("DeepLIFT compares two runs op by op, and this model runs other ops for the baseline")
-        self.calls[self.position] = OpCall("", (), {})  # it may go
+            raise RuleError("DeepLIFT compares two runs op by op, and this model runs different ops for the baseline")
+        self.calls[self.position] = OpCall("", (), {})  # frees its tensors
         self.position += 1
         if not any(t.requires_grad for t in x_call.tensors()):
             return NotImplemented
@@ -207,7 +208,7 @@ class ReferenceTape:
 
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
-"""Too coarse for differences: rules work in single precision there."""
+"""Too coarse for differences: their rules work in single precision."""
 
 
 def _cast_tensors(value: Any, from_dtypes: Collection[torch.dtype], dtype: torch.dtype) -> Any:
@@ -238,10 +239,11 @@ def _clone_tensors(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
 
 
-# -- nothing escapes ---------------------------------------------------------------------------------------------------
+# -- every op has a rule -----------------------------------------------------------------------------------------------
 
 _AFFINE_NODE_NAMES = """
-    _SubstituteGradient _ScaleGradient BackwardHookFunction Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy UnsafeView Reshape
+    _SubstituteGradient _ScaleGradient BackwardHookFunction Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy
+    UnsafeView Reshape
     ReshapeAlias Squeeze Unsqueeze Expand Permute Transpose T Mt Mh Select Slice Index IndexSelect IndexPut IndexPutImpl
     Gather Scatter Cat Stack Split SplitWithSizes UnsafeSplit Chunk Unbind Narrow Clone Alias Lift LiftFresh ToCopy
     Contiguous Repeat RepeatInterleave Roll Flip Rot90 ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D
@@ -268,11 +270,11 @@ FACTOR_INPUTS = {
     **dict.fromkeys(("Mul", "Mm", "Bmm", "Mv", "Dot", "Linear", *CONVOLUTION_NODES), (0, 1)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm"), (1, 2)),
 }
-"""Which inputs of a node are multiplied with one another."""
+"""Which inputs of a node are multiplied with each other."""
 
 
 def check_all_ruled(score: Tensor, leaf: Tensor) -> None:
-    """Raise RuleError where an op between the leaf and the score has no rule, by its node in the graph."""
+    """Raise RuleError where an op between the leaf and the score has no rule, judged by its graph node."""
     path_nodes = _nodes_between(score, leaf)
     unsupported = {description for node in path_nodes if (description := _unsupported_op(node, path_nodes))}
     if unsupported:

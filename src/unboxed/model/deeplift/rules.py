@@ -1,4 +1,4 @@
-"""Which op has which multipliers: DeepLIFT's rules by the ops' plain names, in every spelling."""
+"""DeepLIFT's rules by the ops' plain names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ELEMENTWISE_OPS = """
 
 
 def _is_constant(x: Any, ref: Any) -> bool:
-    """Whether what was given on the example is what was given on the baseline, and no function of either."""
+    """Whether an argument is the same for the example and the baseline, and depends on neither."""
     if not isinstance(x, Tensor) or x is ref:
         return True
     return not x.requires_grad and torch.equal(x, ref)
@@ -51,7 +51,7 @@ def _is_constant(x: Any, ref: Any) -> bool:
 
 
 def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
-    """f of one activation; all else that goes in is the same on the baseline."""
+    """A function of one activation; the other arguments are the same for the baseline."""
     arg_index = next((i for i, t in enumerate(x_call.args) if isinstance(t, Tensor)), None)
     if arg_index is None:  # by name
         return NotImplemented
@@ -60,7 +60,7 @@ def _elementwise_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     if not all(_is_constant(a, b) for a, b in others):
         return _max_of_two_rule(func, x_call, ref_call)
 
-    def f(t: Tensor) -> Tensor:  # on a copy: the op may be one in place
+    def f(t: Tensor) -> Tensor:  # on a copy: the op may be in place
         out: Tensor = func(*x_call.args[:arg_index], t.clone(), *x_call.args[arg_index + 1 :], **x_call.kwargs)
         return out
 
@@ -113,7 +113,7 @@ def _baddbmm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     )
 
 
-# -- the largest -------------------------------------------------------------------------------------------------------
+# -- maxima ------------------------------------------------------------------------------------------------------------
 
 
 def _max_pool_rule(func: Func, x_call: OpCall, ref_call: OpCall, axes: int) -> Any:
@@ -159,7 +159,7 @@ def _pooling_windows(
     padding: list[int],
     dilation: list[int],
 ) -> ActivationPair:
-    """The windows of a pooling, (n, C, K, positions)."""
+    """The windows of a pooling op, (n, C, K, positions)."""
     if x.x.ndim != axes + 2:
         raise RuleError("DeepLIFT's rule for max pooling is for batches (N, C, ...)")
     ends = [(o - 1) * s + d * (k - 1) + 1 - (size + p) for o, s, d, k, size, p in
@@ -169,7 +169,7 @@ def _pooling_windows(
         kernel, stride, dilation, pad_sizes = [1, *kernel], [1, *stride], [1, *dilation], [*pad_sizes, 0, 0]
 
     def unfold_windows(t: Tensor) -> Tensor:
-        t = F.pad(t.unsqueeze(2) if axes == 1 else t, pad_sizes, value=-LARGE_VALUE)  # a negative end is cut off
+        t = F.pad(t.unsqueeze(2) if axes == 1 else t, pad_sizes, value=-LARGE_VALUE)  # a negative pad crops
         windows: Tensor = F.unfold(t, tuple(kernel), tuple(dilation), 0, tuple(stride)).view(
             len(t), t.shape[1], math.prod(kernel), -1
         )
@@ -179,7 +179,7 @@ def _pooling_windows(
 
 
 def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> Any:
-    """max and amax (min, amin) along axes; of two tensors, too."""
+    """max and amax (min, amin) along axes; max and min of two tensors, too."""
     arguments_by_name = call_arguments(x_call, "input dim keepdim", dim=None, keepdim=False)
     if isinstance(arguments_by_name["dim"], Tensor) or "other" in arguments_by_name:
         return _max_of_two_rule(func, x_call, ref_call, sign)
@@ -191,7 +191,7 @@ def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> An
     )
     dims = [d % x.x.ndim for d in dims]
     if 0 in dims:
-        raise RuleError("DeepLIFT has no rule for the largest of a batch")
+        raise RuleError("DeepLIFT has no rule for a maximum over the batch")
     rest = [d for d in range(x.x.ndim) if d not in dims]
     h = sign * max_multipliers(x.apply_linear(lambda t: t.permute(*rest, *dims).flatten(len(rest))), -1)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def _max_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int = 1) -> An
 
 
 def _max_of_two_rule(func: Func, x_call: OpCall, ref_call: OpCall, sign: int | None = None) -> Any:
-    """maximum, minimum, and clamp by an activation on one side."""
+    """maximum, minimum, and clamp with an activation as one bound."""
     name, values, ref_values = x_call.name, x_call.tensors(), ref_call.tensors()
     op_signs = {
         "maximum": 1,

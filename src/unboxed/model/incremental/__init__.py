@@ -1,9 +1,9 @@
-"""Exact incremental inference: inputs that differ from one in a window each, carried through a model as windows.
+"""Exact incremental inference: inputs that differ from a base input in one window each, propagated as windows.
 
-The exact half of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): each layer is computed only where its
-output can have changed, beside one pass of the input itself. The model needs no change and no tracing.
+The exact part of Krypton (Nakandala, Kumar & Papakonstantinou 2019, SIGMOD): after one pass of the base input, each
+layer is computed only where its output can have changed. The model needs no change and no tracing.
 
-An op that can stay local moves in here, by `handles`.
+An op that can be computed on windows moves in here, by `handles`.
 """
 
 from . import pointwise as pointwise

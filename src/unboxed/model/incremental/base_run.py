@@ -1,4 +1,4 @@
-"""The base pass: what a model makes of the input that nothing was put into, computed once and used by every batch."""
+"""The base pass: the activations of the base input, computed once and used by every batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-MAX_CACHE_BYTES = 2**26  # bytes of base maps; beyond, the largest are worked out again when they are looked at
-N_PINNED_MAPS = 3  # maps that are not let go: what is being worked on
+MAX_CACHE_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
+N_PINNED_MAPS = 3  # maps used last, which are not freed
 
 
 @dataclass(eq=False)
 class BaseMap:
-    """A base map (1, C, H, W): a result of the base pass. Its values may be let go, for it knows how to make them."""
+    """A base map (1, C, H, W): an output of the base pass. Its values may be freed, as it can compute them again."""
 
     call_key: Any  # what is compared in a replay
     func: Callable[..., Any]
@@ -27,7 +27,7 @@ class BaseMap:
     shape: torch.Size
     like: Tensor  # empty; of the same dtype and device
     values: Tensor | None
-    is_read_by_windows: bool = False  # by windows, not only by the next op
+    is_read_by_windows: bool = False  # not only by the next op
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,16 +35,16 @@ class BaseMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes in memory now."""
         return 0 if self.values is None else self.values.numel() * self.values.element_size()
 
 
 class BasePass:
-    """Replays the results of a pass without windows, op by op, as long as a model asks for the same ops on the same
-    tensors; from where it does not, they are computed anew. So a model that takes another way is right, only slower.
+    """Replays the outputs of a pass without windows, op by op, as long as a model calls the same ops on the same
+    tensors; from the first other op on they are computed again. So a model that changes its path is right, but slower.
 
-    It also notes what the windows cost: values computed in windows, values of maps that were made whole, and the most
-    bytes held by one row.
+    It also counts the cost of windows: values computed in windows, values of maps made dense, and the largest number of
+    bytes of one row.
     """
 
     def __init__(self) -> None:
@@ -53,22 +53,22 @@ class BasePass:
         self.pinned: deque[BaseMap] = deque(maxlen=N_PINNED_MAPS)
         self.kernels: dict[int, tuple[Tensor, Any, Tensor]] = {}
         self.n_local_values, self.n_dense_values, self.bytes_per_row = 0, 0, 0
-        self.proxies: list[ref[Any]] = []  # what stood for tensors in this batch
+        self.proxies: list[ref[Any]] = []  # the windowed tensors of this batch
 
     def restart(self) -> None:
-        """A new batch begins: its ops are compared from the first one on."""
+        """Begin a new batch: its ops are compared from the first one on."""
         self.position = 0
         self.proxies.clear()
 
     @property
     def has_live_proxies(self) -> bool:
-        """Whether somebody holds on to what stood for a tensor, after a batch."""
+        """Whether a windowed tensor is still referenced after a batch."""
         if any(proxy() is not None for proxy in self.proxies):
             gc.collect()
-        return any(given() is not None for given in self.proxies)
+        return any(proxy() is not None for proxy in self.proxies)
 
     def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> BaseMap:
-        """func(*args) on base maps; it must give a new tensor and leave its arguments alone."""
+        """func(*args) on base maps; it must return a new tensor and not change its arguments."""
         call_key = (func, _fingerprint(args), _fingerprint(kwargs))
         if self.position == len(self.maps) or self.maps[self.position].call_key != call_key:
             out = self._compute(func, args, kwargs)
@@ -81,7 +81,7 @@ class BasePass:
 
     def _compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         out: Tensor = func(*self._resolve_maps(args), **self._resolve_maps(kwargs))
-        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out  # is cut out row by row
+        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out  # is cropped row by row
 
     def _resolve_maps(self, value: Any) -> Any:
         if isinstance(value, BaseMap):
@@ -103,12 +103,12 @@ class BasePass:
         return self._get_values(base)
 
     def release(self, base: BaseMap) -> None:
-        """An op made something else of each of its values: if windows never looked at them, they can go."""
+        """Free the values of a map whose every value was used by an op, if windows never read them."""
         if not base.is_read_by_windows:
             base.values = None
 
     def _evict(self, latest: BaseMap) -> None:
-        """The largest of what is too much, but not what was touched last."""
+        """Free the largest maps beyond the limit, but not those used last."""
         self.pinned.append(latest)
         total_bytes = sum(m.nbytes for m in self.maps)
         for base_map in sorted(self.maps, key=lambda m: -m.nbytes):
@@ -119,7 +119,7 @@ class BasePass:
                 base_map.values = None
 
     def channels_last_weight(self, weight: Tensor) -> Tensor:
-        """A kernel in the layout that windows have, which a convolution would otherwise make at each call."""
+        """A kernel in the layout of windows, into which a convolution would else convert it at each call."""
         if weight.is_contiguous(memory_format=torch.channels_last):
             return weight
         fingerprint = _fingerprint(weight)
@@ -130,17 +130,17 @@ class BasePass:
         return copy
 
     def record_bytes(self, n_rows: int, *tensors: Tensor) -> None:
-        """What so many rows hold at a time."""
+        """Record the memory of n rows at one time."""
         total_bytes = sum(t.numel() * t.element_size() for t in tensors)
         self.bytes_per_row = max(self.bytes_per_row, total_bytes // max(1, n_rows))
 
 
 def _fingerprint(value: Any) -> Any:
-    """What tells two arguments apart: tensors by where their values lie (views are made anew) and how often those were
-    written; what is asked for is held, so that no place is used again.
+    """What identifies an argument: of tensors the address of their values and how often those were written. The
+    arguments are kept alive, so that no address is reused.
     """
     if isinstance(value, BaseMap):
-        return id(value)  # which is held by what was made of it
+        return id(value)  # kept alive by the maps computed from it
     if isinstance(value, Tensor):
         version = 0 if value.is_inference() else value._version
         return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), version

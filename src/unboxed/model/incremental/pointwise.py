@@ -1,4 +1,4 @@
-"""Ops that take each position by itself: they act on the windows, and on the base, as they would on the whole."""
+"""Pointwise ops: applied to the windows and to the base as to the full map."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CAST_OPS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu
 
 @handles(*UNARY_OPS, *BINARY_OPS)
 def pointwise_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Any number of maps, of tensors that are the same for all rows, and of numbers."""
+    """An op of any number of maps, of tensors that are the same for all rows, and of numbers."""
     values = [*args, *kwargs.values()]
     maps, others = [v for v in values if isinstance(v, WindowedTensor)], [v for v in values if isinstance(v, Tensor)]
     if not all(_same_layout(p, maps[0]) for p in maps) or not all(_is_row_independent(v, maps[0]) for v in others):
@@ -66,7 +66,7 @@ def _same_layout(a: WindowedTensor, b: WindowedTensor) -> bool:
 
 
 def _is_row_independent(tensor: Tensor, windowed: WindowedTensor) -> bool:
-    """Whether a tensor is the same for all rows, and the maps are not spread to it."""
+    """Whether a tensor is the same for all rows, and does not broadcast the maps."""
     size = (1, 1, *tensor.shape)[-2:]
     is_shared = tensor.ndim < 4 or (tensor.ndim == 4 and len(tensor) == 1)
     return is_shared and all(a in (1, b) for a, b in zip(size, windowed.base_map.shape[-2:], strict=True))
@@ -100,7 +100,7 @@ def _apply_per_group(
 def _substitute(
     args: tuple[Any, ...], maps: list[WindowedTensor], tensors: Sequence[Tensor | BaseMap]
 ) -> tuple[Any, ...]:
-    """The arguments with a tensor in each map's place."""
+    """The arguments with each map replaced by a tensor."""
     return tuple(next((t for p, t in zip(maps, tensors, strict=True) if p is v), v) for v in args)
 
 
@@ -109,7 +109,7 @@ def _has_positions(tensor: Tensor) -> bool:
 
 
 def _crop_windows(tensor: Tensor, base: BaseMap, top: IntArray, left: IntArray, like: Tensor) -> Tensor:
-    """A tensor with positions, where the windows are."""
+    """A tensor with positions, cropped to the windows."""
     full = tensor.reshape(*[1] * (4 - tensor.ndim), *tensor.shape).expand(-1, -1, *base.shape[-2:])
     return crop(full, top, left, (like.shape[2], like.shape[3])).permute(0, 3, 1, 2)
 
@@ -122,7 +122,7 @@ def _is_in_place(func: Op, kwargs: dict[str, Any]) -> bool:
 
 
 def _out_of_place(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]:
-    """The same op, leaving its argument alone."""
+    """The out-of-place version of an op."""
     if kwargs.get("inplace"):
         return func, {**kwargs, "inplace": False}
     name = plain_op_name(func)
@@ -133,7 +133,7 @@ def _out_of_place(func: Op, kwargs: dict[str, Any]) -> tuple[Op, dict[str, Any]]
 
 @cache
 def _run_on_clone(func: Op) -> Op:
-    """One function for each op: what was asked of the base is told by it."""
+    """Cached: a call of the base pass is identified by its function."""
 
     def run_on_clone(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = func(x.clone(), *args, **kwargs)
@@ -144,7 +144,7 @@ def _run_on_clone(func: Op) -> Op:
 
 @handles("prelu")
 def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Its slopes are one a channel, although they look like one a column."""
+    """Its slopes are per channel, although their shape looks like per column."""
     x, rest = args[0], args[1:]
     if not isinstance(x, WindowedTensor) or any(isinstance(v, WindowedTensor) for v in (*rest, *kwargs.values())):
         return NotImplemented
@@ -153,7 +153,7 @@ def prelu(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @handles(*IDENTITY_OPS)
 def identity_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What gives its own argument back: dropout that is off, contiguous of what is."""
+    """Ops that return their argument: inactive dropout, contiguous."""
     x, training = args[0], args[2] if len(args) > 2 else True
     drops_units = "dropout" in plain_op_name(func) and kwargs.get("training", kwargs.get("train", training))
     return NotImplemented if drops_units or not isinstance(x, WindowedTensor) else x
@@ -161,7 +161,7 @@ def identity_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @handles(*CAST_OPS)
 def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Another dtype (or device); itself where it is of that dtype."""
+    """A change of dtype; the tensor itself where it has that dtype."""
     x = args[0]
     if not isinstance(x, WindowedTensor):
         return func(x, *(a.placeholder() if isinstance(a, WindowedTensor) else a for a in args[1:]), **kwargs)
@@ -181,7 +181,7 @@ def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @handles("batch_norm")
 def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """On running statistics it is a line for each channel."""
+    """With running statistics it is affine per channel."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     arguments = {**dict(zip(names, args, strict=False)), **kwargs}
     x, training = arguments.pop("input"), arguments.pop("training", False)
@@ -199,7 +199,7 @@ def batch_norm(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @handles("cat", "concat", "concatenate")
 def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Of channels."""
+    """Along channels."""
     maps = list(args[0] if args else kwargs["tensors"])
     axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
     if axis not in (1, -3) or not all(isinstance(p, WindowedTensor) for p in maps):

@@ -1,4 +1,4 @@
-"""Cutting regions out of a map with its window put in."""
+"""Cropping regions of a map that has windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 def read_region(
     windowed: WindowedTensor, group: WindowGroup, top: IntArray, left: IntArray, size: Size, fill: float = 0.0
 ) -> Tensor:
-    """What the rows of a group hold in rectangles (n, C, *size) at the corners given; `fill` beyond the map's edges."""
+    """The values of a group's rows in rectangles (n, C, *size) at these corners; `fill` outside of the map."""
     (h, w), corner = size, (group.top, group.left)
     if group.size == size and (group.top == top).all() and (group.left == left).all():
         return group.values
@@ -52,13 +52,13 @@ def _rows_by_shift(dy: IntArray, dx: IntArray) -> Iterator[tuple[slice | Tensor,
 
 
 def _overlap(shift: int, window_size: int, size: int) -> tuple[slice, slice]:
-    """Where a window shifted by so much lies in a region, and which part of the window that is."""
+    """The part of a region that a shifted window covers, and which part of the window that is."""
     low, high = max(0, shift), max(0, shift, min(size, shift + window_size))
     return slice(low, high), slice(low - shift, high - shift)
 
 
 def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, IntArray, IntArray, list[Tensor]]]:
-    """Rows, corners and what each of several maps of one size holds in a region that has the windows of all."""
+    """Rows, corners, and the values of several maps of one size in regions that contain the windows of all."""
     if len(maps) == 1:
         for g in maps[0].groups:
             yield g.rows, g.top, g.left, [g.values]
@@ -72,17 +72,15 @@ def common_regions(maps: Sequence[WindowedTensor]) -> Iterator[tuple[IntArray, I
 
 
 def _bounding_span(starts: Sequence[IntArray], sizes: Sequence[int], limit: int) -> tuple[IntArray, int]:
-    """The start and the common size of what holds all of some spans."""
+    """The starts and the common size of spans that contain all of some spans."""
     low = np.minimum.reduce(list(starts))
     size = int((np.maximum.reduce([s + n for s, n in zip(starts, sizes, strict=True)]) - low).max())
     return np.minimum(low, limit - size), size
 
 
 def _common_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]]:
-    """Groups of the same rows in each part, for parts may be grouped in different ways."""
-    group_positions = np.zeros(
-        (len(maps), maps[0].n_rows, 2), dtype=np.int64
-    )  # of each row: its group, and where in it
+    """Groups of the same rows in each map, as maps may be grouped differently."""
+    group_positions = np.zeros((len(maps), maps[0].n_rows, 2), dtype=np.int64)  # of each row: its group, index in it
     for k, windowed in enumerate(maps):
         for j, g in enumerate(windowed.groups):
             group_positions[k, g.rows, 0], group_positions[k, g.rows, 1] = j, np.arange(len(g.rows))

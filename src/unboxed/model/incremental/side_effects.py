@@ -1,4 +1,4 @@
-"""What a model keeps of a run: found, and put back."""
+"""Side effects: what a model stores during a run is found and restored."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ MUTABLE_CONTAINERS = (dict, list, set, deque)
 
 @contextmanager
 def restore_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Iterator[None]:
-    """Where modules hold windows at the end, in their attributes or what lies in those, stands what stood there
-    before; where nothing stood, nothing does. It is so after errors, too.
-    """
+    """Afterwards, also after errors, restore attributes of modules, and containers in them, that hold windowed tensors."""
     snapshots = [(h, h.copy()) for h in _iter_containers(vars(m) for m in modules) if isinstance(h, MUTABLE_CONTAINERS)]
     try:
         yield
     finally:
         if base_pass.has_live_proxies:
-            for container, copy in reversed(snapshots):  # what lies in another is put right first
+            for container, copy in reversed(snapshots):  # inner ones first
                 _restore_container(container, copy)
 
 
@@ -45,7 +43,7 @@ def _restore_container(container: Any, copy: Any) -> None:
 
 
 def _iter_containers(values: Iterable[Any]) -> Iterator[Any]:
-    """Each once, the outer ones first; tuples, too."""
+    """Each container once, outer ones first; tuples, too."""
     seen: set[int] = set()
     pending = deque(values)
     while pending:
@@ -57,7 +55,7 @@ def _iter_containers(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _contains_windowed(value: Any) -> bool:
-    """Whether it is a window, or one lies in it."""
+    """Whether it is or contains a windowed tensor."""
     return any(
         isinstance(v, WindowedTensor) for v in (value, *chain.from_iterable(map(_contents, _iter_containers([value]))))
     )

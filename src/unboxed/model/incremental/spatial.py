@@ -1,4 +1,4 @@
-"""Ops that look at neighbors, convolution and pooling: a window grows by their halo, and they run on what it covers."""
+"""Convolution and pooling: a window grows by their receptive field, and they run on what it covers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .base_run import BaseMap
 from .regions import Size, crop, read_region
 from .windowed import IntArray, Op, WindowedTensor, WindowGroup, handles
 
-MAX_WINDOW_COVERAGE = 0.85  # of the positions: with more in windows the whole map is computed
-CROP_BYTES = 2**21  # bytes that are cut out of maps at a time
-MIN_SAVED_MULTIPLICATIONS = 2e7  # multiplications that a further group of windows must save, to be worth its calls
+MAX_WINDOW_COVERAGE = 0.85  # share of positions in windows above which the full map is computed
+CROP_BYTES = 2**21  # that are cropped from maps at one time
+MIN_SAVED_MULTIPLICATIONS = 2e7  # by a further group of windows, to be worth its calls
 
 
 @dataclass(frozen=True)
 class KernelGeometry:
-    """How a kernel slides over a map: (vertical, horizontal) each; `pad` is what lies before the first pixel."""
+    """How a kernel slides over a map, (vertical, horizontal) each."""
 
     kernel: Size
     stride: Size
     dilation: Size
-    padding: Size
-    n_multiplications: float  # multiplications for one output position
+    padding: Size  # before the first pixel
+    n_multiplications: float  # per output position
 
     def span(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilation[axis]
 
     def output_range(self, axis: int, start: IntArray, size: int, limit: int) -> tuple[IntArray, IntArray]:
-        """The outputs [low, high) that see something of the pixels [start, start + size); one at least."""
+        """The outputs [low, high) that depend on the pixels [start, start + size); at least one."""
         s, first = self.stride[axis], start + self.padding[axis]
         low = -(-(first - self.span(axis)) // s)
         high = (first + size - 1) // s + 1
@@ -42,7 +42,7 @@ class KernelGeometry:
         return low, np.maximum(high.clip(0, limit), low + 1)
 
     def input_range(self, axis: int, low: IntArray, size: int) -> tuple[IntArray, int]:
-        """The first pixel that outputs from `low` on see, and how many do `size` outputs."""
+        """The first pixel that outputs from `low` on depend on, and how many pixels `size` outputs depend on."""
         s = self.stride[axis]
         return low * s - self.padding[axis], (size - 1) * s + self.span(axis) + 1
 
@@ -55,7 +55,7 @@ def apply_sliding(
     run_on_full: Op,
     fill: float = 0.0,
 ) -> Any:
-    """`run` (without padding) on what the windows reach; `whole` where it is as well done on whole maps."""
+    """`run_on_crop` (without padding) on the inputs of changed outputs; `run_on_full` where full maps cost no more."""
     limit = base.shape[-2:]
     pieces = [piece for g in x.groups for piece in _split_group(g, geometry, limit)]
     if sum(len(g.rows) * h * w for g, _, _, (h, w) in pieces) > MAX_WINDOW_COVERAGE * x.n_rows * limit.numel():
@@ -76,13 +76,13 @@ def apply_sliding(
 
 
 def _row_batches(n: int, bytes_per_row: int) -> list[IntArray]:
-    """Rows, some at a time: what is cut out for an op is a copy, larger than what the op gives."""
+    """Rows in bounded batches: the crop for an op is a copy, larger than the op's output."""
     step = max(1, CROP_BYTES // max(1, bytes_per_row))
     return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def _concatenate(parts: Iterator[Tensor], n: int) -> Tensor:
-    """One tensor (n, C, h, w) of its parts, which are let go one by one."""
+    """One tensor (n, C, h, w) of its parts, which are freed one by one."""
     first = next(parts)
     if len(first) == n:
         return first
@@ -100,7 +100,7 @@ def _concatenate(parts: Iterator[Tensor], n: int) -> Tensor:
 def _split_group(
     g: WindowGroup, geometry: KernelGeometry, limit: Sequence[int]
 ) -> Iterator[tuple[WindowGroup, IntArray, IntArray, Size]]:
-    """The group, or parts of it whose outputs are less large, with the corners and sizes of those."""
+    """The group, or parts of it with smaller outputs, with the corners and size of their outputs."""
     (top, bottom), (left, right) = (
         geometry.output_range(a, s, n, limit[a]) for a, s, n in ((0, g.top, g.size[0]), (1, g.left, g.size[1]))
     )
@@ -116,7 +116,7 @@ def _split_group(
 
 
 def to_pair(value: Any) -> Size:
-    """A setting for both axes."""
+    """A setting as (vertical, horizontal)."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return int(values[0]), int(values[-1])
 
@@ -161,7 +161,7 @@ def conv2d(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @handles("convolution", "_convolution")
 def convolution(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As the dispatcher spells it."""
+    """conv2d as torch's dispatcher calls it."""
     if kwargs or len(args) < 9 or args[6]:  # transposed
         return NotImplemented
     x, weight, bias, stride, padding, dilation, _, _, groups = args[:9]
@@ -201,7 +201,7 @@ def _avg_pool2d(
     x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Any:  # fmt: skip
-    """As a sum, divided by how many pixels torch counts at each position: fewer at a border, in some modes."""
+    """A sum divided by how many pixels torch counts at each position: fewer at a border, in some modes."""
     if not isinstance(x, WindowedTensor):
         return NotImplemented
     strides = kernel_size if stride in (None, (), []) else stride

@@ -1,4 +1,4 @@
-"""A batch of maps that differ from one base map in a window each."""
+"""A batch of maps that differ from one base map in one window each."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Op = Callable[..., Any]
 
 @dataclass(eq=False)
 class WindowGroup:
-    """Rows whose windows are equally large. Where they lie is known to the host, so that a device is not waited for."""
+    """Rows whose windows have equal size. Their positions are on the host, so that no device is waited for."""
 
     rows: IntArray  # (n,) of the batch
     top: IntArray  # (n,)
     left: IntArray  # (n,)
-    values: Tensor  # (n, C, h, w); no other object holds it, so an op in place may write it
+    values: Tensor  # (n, C, h, w); no other object has it, so an in-place op may write to it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -42,18 +42,18 @@ class WindowGroup:
 
 
 def select_rows(values: Tensor, index: IntArray) -> Tensor:
-    """values[index], as a view where the rows follow one another."""
+    """values[index], as a view where the rows are consecutive."""
     if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
         return values[int(index[0]) : int(index[-1]) + 1]
     return values[torch.from_numpy(index).to(values.device)]
 
 
 class WindowedTensor:
-    """Stands for a tensor (N, C, H, W) that is `base` (1, C, H, W) but for a window in each row.
+    """Represents a tensor (N, C, H, W) that equals `base` (1, C, H, W) except for a window in each row.
 
-    Not a Tensor: torch's functions and the methods of tensors find their way by `__torch_function__`. Ops that are
-    local stay windows (`handles`); before any other it becomes a dense tensor, and is this one from then on, so that
-    views and later ops in place hit what they should.
+    Not a Tensor: torch's functions and methods are dispatched by `__torch_function__`. Local ops give windows again
+    (`handles`); before any other op it becomes a dense tensor and remains it, so that views and later in-place ops act
+    on the right values.
     """
 
     def __init__(self, base_pass: BasePass, base: BaseMap, groups: Sequence[WindowGroup], n_rows: int) -> None:
@@ -65,7 +65,7 @@ class WindowedTensor:
     def from_windows(
         cls, base_pass: BasePass, base: Tensor, windows: Tensor, top: IntArray, left: IntArray
     ) -> WindowedTensor:
-        """A new batch: windows (N, C, h, w) put into base (1, C, H, W) at their corners (N,) and (N,)."""
+        """A new batch: base (1, C, H, W) with windows (N, C, h, w) at their corners (N,) and (N,)."""
         base_pass.restart()
         base_map = base_pass.run(torch.clone, base)
         all_rows = np.arange(len(windows))
@@ -79,14 +79,13 @@ class WindowedTensor:
     # -- as a tensor ---------------------------------------------------------------------------------------------------
 
     def dense(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """The tensor (N, C, H, W) that this stands for; from now on it is this one."""
+        """The tensor (N, C, H, W) that this represents; from now on it is this one."""
         if self._dense_values is None:
             self._dense_values = self.dense_copy(layout)
             self.groups = []
             self.base_pass.n_dense_values += self._dense_values.numel()
-            self.base_pass.record_bytes(
-                self.n_rows, self._dense_values, self._dense_values, self._dense_values
-            )  # what follows holds a few such maps
+            # later ops have about three such maps at one time
+            self.base_pass.record_bytes(self.n_rows, *[self._dense_values] * 3)
         return self._dense_values
 
     @property
@@ -95,10 +94,10 @@ class WindowedTensor:
         return self.base_pass.read(self.base_map)
 
     def dense_copy(self, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """A copy of the tensor that this stands for, which stays as it is."""
+        """A copy of the tensor that this represents; this stays windowed."""
         if self._dense_values is not None:
             return self._dense_values.clone()
-        base = self.base_values.contiguous(memory_format=layout)  # rows are then copied as they lie
+        base = self.base_values.contiguous(memory_format=layout)  # in the layout of the copy
         full = torch.empty(self.n_rows, *base.shape[1:], dtype=base.dtype, device=base.device, memory_format=layout)
         full.copy_(base.expand_as(full))
         for g in self.groups:
@@ -108,12 +107,12 @@ class WindowedTensor:
         return full
 
     def replace_with(self, other: WindowedTensor) -> WindowedTensor:
-        """What an op in place does: this object now stands for another value."""
+        """The effect of an in-place op: this object now represents another tensor."""
         self.base_map, self.groups, self._dense_values = other.base_map, other.groups, other._dense_values
         return self
 
     def map_windows(self, base: BaseMap, fn: Callable[[Tensor], Tensor]) -> WindowedTensor:
-        """Each window made into another of its size, beside a new base."""
+        """Apply a function to each window, which keeps its size, for a new base."""
         groups = [WindowGroup(g.rows, g.top, g.left, fn(g.values)) for g in self.groups]
         if base is not self.base_map:
             self.base_pass.release(self.base_map)
@@ -125,7 +124,7 @@ class WindowedTensor:
         return self._dense_values is None
 
     def placeholder(self) -> Tensor:
-        """A tensor of this shape, dtype and device that holds no values of its own."""
+        """A tensor of this shape, dtype and device without values."""
         if self._dense_values is not None:
             return self._dense_values
         return self.base_map.like.new_empty(1).expand(self.n_rows, *self.base_map.shape[1:])
@@ -134,7 +133,7 @@ class WindowedTensor:
         return self.n_rows
 
     def __getattr__(self, name: str) -> Any:
-        if name in SELF_ATTRIBUTES:  # it stands for the same values, written or not
+        if name in SELF_ATTRIBUTES:  # it shares the values
             return self
         if name in METADATA_ATTRIBUTES:
             return getattr(self.placeholder(), name)
@@ -156,7 +155,7 @@ METADATA_ATTRIBUTES = frozenset(
      "get_device", "is_floating_point", "is_complex", "is_inference", "new_zeros", "new_ones", "new_empty", "new_full",
      "new_tensor"}
 )  # fmt: skip
-"""What is known of a tensor without its values."""
+"""Attributes that do not need values."""
 
 OPERATOR_METHODS = (
     *(f"__{kind}{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")
@@ -169,7 +168,7 @@ OPERATOR_METHODS = (
 
 @cache
 def _dispatching_method(name: str) -> Op:
-    """A method of tensors as a function that every mode and then `apply` gets to see."""
+    """A method of tensors as a function that modes, and then `apply_op`, intercept."""
     tensor_method = getattr(torch.Tensor, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -186,11 +185,11 @@ for _name in OPERATOR_METHODS:
 WindowedTensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # as for tensors
 
 
-# -- how ops find their way --------------------------------------------------------------------------------------------
+# -- dispatch ----------------------------------------------------------------------------------------------------------
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
-"""What keeps an op local, by the op's plain name: (func, args, kwargs) -> result, or NotImplemented for "not here"."""
+"""Local implementations by the op's plain name: (func, args, kwargs) -> output, or NotImplemented."""
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -202,7 +201,7 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 
 def apply_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An op on windows: local where it can be, dense otherwise."""
+    """An op on windowed tensors: local where possible, else dense."""
     args, kwargs = _map_values(args, _unwrap_dense), _map_values(kwargs, _unwrap_dense)
     for name in ("input", "self"):
         if not args and name in kwargs:
@@ -216,12 +215,12 @@ def apply_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def to_dense(value: Any) -> Any:
-    """A tensor for what stands for one."""
+    """The dense tensor of a windowed one; other values unchanged."""
     return value.dense() if isinstance(value, WindowedTensor) else value
 
 
 def _unwrap_dense(value: Any) -> Any:
-    """The tensor, for what has become one."""
+    """The tensor of a windowed one that has become dense; other values unchanged."""
     return value if not isinstance(value, WindowedTensor) or value.is_local else value.dense()
 
 
@@ -252,16 +251,13 @@ TIE_SENSITIVE_OPS = (
     "max_unpool3d",
 )
 INDEX_OPS = ("argmax", "argmin", "argsort", "sort", "topk", "kthvalue")
-"""Ops that tell where the largest values lie: below a constant cover many are equal, and rounding then chooses."""
+"""Ops that return the index of a maximum: under a constant mask many values are equal, and rounding decides."""
 
 
 class WindowedMode(TorchFunctionMode):
-    """While open, ops that look for tensors only (`torch.ops.aten.relu`) find windows too.
+    """While open, ops that accept only tensors (`torch.ops.aten.relu`) accept windowed tensors, too."""
 
-    `tied` tells whether the model asked for places of largest values in maps: then windows are no stand-in.
-    """
-
-    depends_on_ties = False
+    depends_on_ties = False  # whether the model used the index of a maximum in a map: windows may then be wrong
 
     def __torch_function__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
