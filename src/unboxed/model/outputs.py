@@ -93,8 +93,8 @@ class OutputReader:
         if pre_activation is not None and self._reproduces(pre_activation, output):
             return pre_activation
         raise OutputError(
-            f"the model gives {self.outputs}, but its {final.op} is not its last op, or is hidden in scripted code: the "
-            "logits cannot be found. Let the model return logits"
+            f"the model gives {self.outputs}, but its {final.op} is not its last op, or is hidden in scripted code: "
+            "the logits cannot be found. Let the model return logits"
         )
 
     @torch.no_grad()
@@ -131,8 +131,8 @@ def _default_output(raw: Any) -> Any:
     candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
     if len(candidates) != 1:
         raise OutputError(
-            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): pass which one is meant, "
-            'as a key, an index or a function: Box(..., output="name")'
+            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): pass which one is "
+            'meant, as a key, an index or a function: Box(..., output="name")'
         )
     return candidates[0]
 

@@ -228,7 +228,7 @@ class LRPMode(OpMode):
         return annotate(with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds))
 
     def _product_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
-        """A product with a constant is a layer or a scale. Of two variables a gate receives nothing, equals half each."""
+        """A product with a constant is a layer or a scale. Of two variables a gate gets nothing, equals half each."""
         if len(variables) == 1:
             if op_name in op_rules.AFFINE_OPS:
                 return self._default_rule(op_name, func, args, kwargs, variables)
