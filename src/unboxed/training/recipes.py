@@ -17,6 +17,7 @@ from ..box import Box
 from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.pixels import Pixels
+from ..parameters import Norm
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_writable, save_weights, versions
@@ -120,7 +121,7 @@ def train(
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
 
-def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:
+def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
     """The share of a Dataset of (image, class) that stays right under PGD of 100 steps, a thirtieth of eps each."""
     n_fooled = n_seen = 0
     with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
