@@ -200,7 +200,9 @@ def _indexed_objective(
     """The objective `score(h, *indices)`; `rebuild(layer, *indices)` makes it for other rows."""
     lengths = {len(p) for p in indices if isinstance(p, Constant)}
     if len(lengths) > 1:
-        raise InputError(f"{name} holds indices for {' and '.join(map(str, sorted(lengths)))} examples; give one per example")
+        raise InputError(
+            f"{name} holds indices for {' and '.join(map(str, sorted(lengths)))} examples; give one per example"
+        )
 
     def select(i: slice | Tensor) -> Objective:
         return rebuild(layer, *(p[i] if isinstance(p, Constant) else p for p in indices))

@@ -17,6 +17,7 @@ from ..box import Box
 from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.pixels import Pixels
+from ..parameters import Norm
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_writable, save_weights, versions
