@@ -159,7 +159,7 @@ def train(
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
 
-def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:
+def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
     """The fraction of a Dataset of (image, class) that stays correct under PGD of 100 steps, of eps / 30 each.
 
     A quick figure after training; `robustness.evaluate` runs several attacks and checks for gradient masking.
