@@ -27,6 +27,11 @@ RequiredLayer = Annotated[str, Holds("layer"), "Address of the layer, as `box.la
 Layers = Annotated[Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."]
 Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
 
+Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]
+On = Annotated[
+    Literal["probability", "score"] | None, "What is explained: the probability of the class, or the score of `target`."
+]
+
 # -- attacks -----------------------------------------------------------------------------------------------------------
 
 Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
-from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
 from unboxed.engine.perturb.masks import SampledMasks, all_subsets, bernoulli_masks
+from unboxed.engine.perturb.surrogate import MIN_TRAINING_MASKS, Surrogate
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
