@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 PAGE, FIGURES = HERE / "methods.md", HERE / "pictures" / "methods"
 INTRODUCTION = """# Methods
 
-Every method, made from its card by `docs/build_methods.py`. `unboxed methods NAME` prints the same in a terminal, `unboxed run NAME` runs it, and
-`help(ub.attribution.lime)` says more.
+Every method, made from its card by `docs/build_methods.py`. `unboxed methods NAME` prints the same in a terminal,
+`unboxed run NAME` runs it, and `help(ub.attribution.lime)` says more.
 """
 WIDTH_PIXELS = 640  # of a figure, at most
 

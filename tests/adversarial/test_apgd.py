@@ -38,8 +38,8 @@ def least(box: ub.Box, layer: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Ten
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
     ("classes", "how"),
-    [(2, {"loss": "ce"}), (2, {"loss": "margin"}), (5, {"loss": "margin"}), (5, {"targets": 9, "loss": "ce"}),
-     (5, {"targets": 9, "loss": "margin"})],
+    [(2, {"loss": "ce"}), (2, {"loss": "margin"}), (5, {"loss": "margin"}), (5, {"n_targets": 9, "loss": "ce"}),
+     (5, {"n_targets": 9, "loss": "margin"})],
 )  # fmt: skip
 def test_it_fools_where_and_only_where_it_can(norm: str, how: dict[str, Any], classes: int) -> None:
     box, layer = linear(classes)
@@ -50,7 +50,7 @@ def test_it_fools_where_and_only_where_it_can(norm: str, how: dict[str, Any], cl
         eps = factor * float(far.sort().values[nth])
         got = apgd(box, x, y, eps=eps, norm=norm, steps=60, **how)
         assert not got.success[far >= eps].any()
-        led_astray = classes > 2 and "targets" not in how
+        led_astray = classes > 2 and "n_targets" not in how
         assert got.success[far < eps].all() or led_astray
 
 
@@ -60,7 +60,7 @@ def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
     c = make_case(model)
     got = apgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=5)
     assert_in_its_ball(c, got, norm, eps)
-    assert got.already.tolist() == [False, False, True]
+    assert got.initially_misclassified.tolist() == [False, False, True]
 
 
 def forwards(c: MethodCase) -> list[int]:
@@ -69,7 +69,7 @@ def forwards(c: MethodCase) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize(("how", "looks"), [({}, 1 + 5), ({"restarts": 3}, 1 + 15), ({"targets": 9}, 2 + 15)])
+@pytest.mark.parametrize(("how", "looks"), [({}, 1 + 5), ({"restarts": 3}, 1 + 15), ({"n_targets": 9}, 2 + 15)])
 def test_looks_are_counted(how: dict[str, Any], looks: int) -> None:
     """One look at the original; a run of four steps has five; targets= ranks the classes by one more."""
     c = make_case("plain")
@@ -169,9 +169,9 @@ def test_checkpoints_are_the_papers() -> None:
         ({"norm": "l1"}, "linf"),
         ({"ball": L1(1.0), "eps": None}, "linf"),
         ({"loss": "hinge"}, "ce, margin, dlr"),
-        ({"loss": "hinge", "targets": 2}, "ce, margin, dlr"),
-        ({"targets": 0}, "targets"),
-        ({"targets": 2, "target": 1}, "targets="),
+        ({"loss": "hinge", "n_targets": 2}, "ce, margin, dlr"),
+        ({"n_targets": 0}, "n_targets"),
+        ({"n_targets": 2, "target": 1}, "n_targets="),
         ({"restarts": 0}, "restarts"),
         ({"steps": -1}, "steps"),
         ({"eps": -0.1}, "eps"),

@@ -111,7 +111,7 @@ def test_each_row_halves_its_own_interval(first: float, monkeypatch: pytest.Monk
 
     def descend(attempt: Any, search: Any, *args: Any) -> tuple[Tensor, Tensor]:
         tried.append(search.c.double().clone())
-        return search.w, search.c >= enough[search.rows]
+        return search.start_w, search.c >= enough[search.rows]
 
     monkeypatch.setattr(searching, "_descend", descend)
     carlini_wagner(box, x, y, initial_c=first, binary_search_steps=20)

@@ -58,7 +58,7 @@ def test_comes_as_near_as_the_plane_is(attack: Any, norm: str, within: float) ->
     """Without a gradient, to within some percent of the closed form |w.x - b| / |w| of the dual norm, never nearer."""
     c, far = halves()
     far = far if norm == "l2" else far / c.box.model.w.detach().abs().sum()
-    more = {"draws": 30, "queries": 1000} if attack is hop else {"queries": 500}
+    more = {"initial_num_evals": 30, "queries": 1000} if attack is hop else {"queries": 500}
     made = attack(c.box, c.x, c.y, norm=norm, **more)
     assert made.success.all()
     assert (made.distance >= far * (1 - 1e-9)).all()
@@ -83,7 +83,7 @@ def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
 def test_each_row_keeps_its_budget(attack: Any, queries: int) -> None:
     """Rows spend theirs at different paces, some on the way to a start that others found at once."""
     c, _ = halves()
-    more = {"draws": 5} if attack is hop else {}
+    more = {"initial_num_evals": 5} if attack is hop else {}
     made = attack(c.box, c.x, c.y, queries=queries, **more)
     assert made.queries.max() <= queries
 
@@ -116,7 +116,7 @@ def test_what_is_fooled_already_is_asked_once(attack: Any) -> None:
     c, _ = halves()
     c.y[2] = 1 - c.y[2]
     made = attack(c.box, c.x, c.y, queries=60)
-    assert made.already.tolist() == [i == 2 for i in range(6)]
+    assert made.initially_misclassified.tolist() == [i == 2 for i in range(6)]
     assert made.queries[2] == 1
     assert torch.equal(made.images[2], c.x[2])
 
@@ -223,7 +223,7 @@ def test_memory_for_the_directions_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     """In smaller parts, the same images of each row, and the same answer."""
     c, _ = halves(3)
     monkeypatch.setattr(
-        sys.modules[_HopSkipJump.__module__], "VALUES", 30 * 8 * 4
+        sys.modules[_HopSkipJump.__module__], "MAX_VALUES_AT_ONCE", 30 * 8 * 4
     )  # in blocks of 4, for one row at a time
     held = list[int]()
     c.box.model.register_forward_pre_hook(lambda m, args: held.append(len(args[0])))

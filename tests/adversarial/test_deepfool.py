@@ -50,7 +50,7 @@ def peer(box: ub.Box) -> tuple[Any, Any]:
 
 
 @each_norm
-@pytest.mark.parametrize("more", [{}, {"rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}])
+@pytest.mark.parametrize("more", [{}, {"return_rounds": 0}, {"candidates": None}, {"overshoot": 0}, {"overshoot": 0.5}])
 def test_the_least_distance_to_a_linear_boundary(norm: str, more: dict[str, Any]) -> None:
     box, x, y, last = linear()
     made = deepfool(box, x, y, norm=norm, **more)
@@ -73,7 +73,7 @@ def test_the_least_distance_to_one_class(norm: str) -> None:
 def test_the_least_distance_to_an_objectives_zero(norm: str) -> None:
     box, x, _, last = linear()
     made = deepfool(box, x, norm=norm, objective=ub.logit(2) - 3)
-    asked = ~made.already
+    asked = ~made.initially_misclassified
     assert asked.sum() >= 6
     assert (box(made.images)[:, 2] > 3).all()
     size = torch.linalg.vector_norm(last.weight[2], DUAL[norm])
@@ -160,7 +160,7 @@ def test_fewer_candidates_ask_as_often_and_fool_too() -> None:
 def test_beyond_eps_is_no_success() -> None:
     box, x, y = digits()
     free = deepfool(box, x, y)
-    eps = float(free.distance[~free.already].median())
+    eps = float(free.distance[~free.initially_misclassified].median())
     made = deepfool(box, x, y, eps=eps)
     assert torch.equal(made.success, free.distance <= eps)
     assert torch.equal(made.images[~made.success], x[~made.success])
@@ -170,14 +170,14 @@ def test_what_is_fooled_already_is_not_asked_again() -> None:
     box, x, y = digits(4)
     y[0] = (y[0] + 1) % 10
     made = deepfool(box, x, y)
-    assert made.already.tolist() == [True, False, False, False]
+    assert made.initially_misclassified.tolist() == [True, False, False, False]
     assert made.queries[0] == 1
     assert made.distance[0] == 0
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"rounds": -1}, {"norm": "l1"}, {"eps": -1.0},
+    [{"candidates": 1}, {"candidates": 2.5}, {"overshoot": -0.1}, {"return_rounds": -1}, {"norm": "l1"}, {"eps": -1.0},
      {"y": None}, {"target": 1, "objective": ub.logit(1)}],
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:

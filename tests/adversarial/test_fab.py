@@ -28,7 +28,7 @@ def to_boundaries(last: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
 
 
 @each_norm
-@pytest.mark.parametrize("settings", [{}, {"targets": 3}])
+@pytest.mark.parametrize("settings", [{}, {"n_targets": 3}])
 def test_the_least_distance_to_a_linear_boundary(norm: str, settings: dict[str, Any]) -> None:
     box, x, y, last = near_a_boundary(4, 12)
     found = fab(box, x, y, norm=norm, steps=10, **settings)
@@ -52,7 +52,7 @@ def test_an_objective_is_raised_above_zero() -> None:
     assert (box(found.images)[:, 2] > 3).all()
     away = (3 - last(x.flatten(1))[:, 2]).clamp_min(0) / last.weight[2].norm()
     assert torch.allclose(found.distance, away, rtol=5e-3)
-    assert torch.equal(found.already, away == 0)
+    assert torch.equal(found.initially_misclassified, away == 0)
 
 
 def test_where_the_box_holds_pixels_back() -> None:
@@ -158,11 +158,11 @@ def test_queries_are_counted() -> None:
     found = fab(box, x, wrong, steps=3, n_targets=2, restarts=2)
     assert found.queries.tolist() == [1] + [1 + 1 + 2 * 3 * 4 + 5] * 11
     assert sum(rows) == found.queries.sum()
-    assert found.already.tolist() == [True] + [False] * 11
+    assert found.initially_misclassified.tolist() == [True] + [False] * 11
     assert torch.equal(found.images[0], x[0])
 
 
-@pytest.mark.parametrize("settings", [{}, {"targets": 2}, {"targets": 2, "eps": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"n_targets": 2}, {"n_targets": 2, "eps": 0.5}])
 def test_splitting_with_restarts(settings: dict[str, Any]) -> None:
     box, x, y = curved(10)
     whole = fab(box, x, y, steps=5, restarts=3, seed=7, **settings)
@@ -193,11 +193,11 @@ def test_features_without_bounds(norm: str) -> None:
         ({"alpha_max": 1.5}, "alpha_max"),
         ({"beta": -0.2}, "beta"),
         ({"eta": 0.0}, "eta"),
-        ({"targets": 0}, "targets"),
+        ({"n_targets": 0}, "n_targets"),
         ({"restarts": 0}, "restarts"),
         ({"steps": -1}, "steps"),
         ({"y": None}, "true classes"),
-        ({"objective": ub.logit(0), "targets": 3}, "targets"),
+        ({"objective": ub.logit(0), "n_targets": 3}, "n_targets"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:

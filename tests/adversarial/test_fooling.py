@@ -173,7 +173,7 @@ def test_several_classes_at_once() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"how": "magic"}, {"how": None}, {"confidence": 1.0}, {"confidence": 0}, {"sample": 0}, {"target": []},
+    [{"algorithm": "magic"}, {"algorithm": None}, {"confidence": 1.0}, {"confidence": 0}, {"n_children": 0}, {"target": []},
      {"target": 4}],
 )  # fmt: skip
 def test_bad_settings(bad: dict[str, Any]) -> None:

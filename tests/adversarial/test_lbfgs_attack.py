@@ -195,7 +195,7 @@ def test_distortion_is_the_root_of_the_mean_square() -> None:
         ({"eps": 0.0}, "eps"),
         ({"eps": 7.0}, "images lie in"),
         ({"steps": -1}, "steps"),
-        ({"searches": 0}, "searches"),
+        ({"n_searches": 0}, "n_searches"),
         ({"tolerance": 0}, "tolerance"),
         ({"y": None}, "true classes"),
     ],

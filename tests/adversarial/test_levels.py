@@ -96,7 +96,7 @@ def test_on_a_linear_net_the_file_is_the_nearest_there_is(norm: str, far: float)
     box = ub.Box(Linear(0, far=far), ub.Pixels(SHAPE))
     low, high = knapsack(box, x[box.predict(x) == 0], norm)
     made = result(on_the_boundary(box, x, norm))
-    own = made.distance[~made.already].double()
+    own = made.distance[~made.initially_misclassified].double()
     assert made.success.all()
     assert len(own) > 6
     assert (own >= low - 1e-6).all()
@@ -111,7 +111,7 @@ def test_brute_force_finds_nothing_nearer() -> None:
     box = ub.Box(model, ub.Pixels(shape))
     model.b.data = -(x[2].flatten() @ model.w.data) - 0.008  # the boundary lies a level or two from the middle one
     made = result(on_the_boundary(box, x, "l2"))
-    tried = (~made.already & (made.distance <= 3 / 255)).nonzero()[:, 0].tolist()
+    tried = (~made.initially_misclassified & (made.distance <= 3 / 255)).nonzero()[:, 0].tolist()
     assert len(tried) >= 2
     for i in tried:
         fools = box.predict((x[i].flatten() + moves / 255).view(-1, *shape)) == 1
@@ -168,7 +168,9 @@ def test_an_interruption_keeps_what_it_has(after: int) -> None:
     assert made.interrupted
     assert len(asked) == after + 1
     assert not all_of_it.interrupted
-    assert made.success.sum() > made.already.sum()  # rounding alone leaves some, and the looks so far find more
+    assert (
+        made.success.sum() > made.initially_misclassified.sum()
+    )  # rounding alone leaves some, and the looks so far find more
     assert made.success.all() or after < 5
 
 
@@ -179,7 +181,7 @@ def test_what_was_not_found_is_not_looked_for() -> None:
     lost = AttackState(box, x, 0, norm=unbounded_ball("l2"))
     lost.evaluate_originals()
     made = result(lost)
-    assert torch.equal(made.success, made.already)
+    assert torch.equal(made.success, made.initially_misclassified)
     assert torch.equal(made.images, x)
     ball = L2(0.3)
     tried = AttackState(box, x, 0, norm=ball)

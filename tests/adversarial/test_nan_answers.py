@@ -170,7 +170,7 @@ def test_calibration_with_a_masked_class() -> None:
         y[:5] = 3
         found.append(robustness.calibration(box, (x, y)))
     assert found[0].temperature == pytest.approx(found[1].temperature, rel=1e-6)
-    assert found[0].own.ece == pytest.approx(found[1].own.ece, rel=1e-6)
+    assert found[0].uncalibrated.ece == pytest.approx(found[1].uncalibrated.ece, rel=1e-6)
 
 
 def test_the_label_is_never_among_the_others() -> None:

@@ -141,7 +141,7 @@ def test_the_mask_is_the_shape() -> None:
     [
         {"area": 0}, {"area": 1.0}, {"area": "big"}, {"area": 0.9}, {"shape": "star"}, {"shape": None},
         {"rotation": -1}, {"rotation": 200}, {"rotation": float("nan")}, {"scale": -0.1}, {"scale": 1}, {"scale": "no"},
-        {"area": 0.6, "rotation": 45}, {"sample": 0}, {"step": 0}, {"target": None, "y": None, "x": images(0)},
+        {"area": 0.6, "rotation": 45}, {"images_per_step": 0}, {"step": 0}, {"target": None, "y": None, "x": images(0)},
         {"target": torch.tensor([1, 2, 3])},
     ],
     ids=str,
@@ -226,7 +226,7 @@ def test_a_sample_at_each_step() -> None:
         return keep(self, z, rows, *args)
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(universal_objective.AttackState, "slope", noting)
+        m.setattr(universal_objective.AttackState, "evaluate_with_grad", noting)
         patch(box, x, torch.zeros(40, dtype=torch.long), target=1, area=0.2, steps=30, images_per_step=5)
     assert {len(rows) for rows in seen} == {5}
     assert all(len(rows.unique()) == 5 for rows in seen)
@@ -302,7 +302,7 @@ def test_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that is never turned, and a success that counts images of the target."""
     seen = PatchPlacement._patch_coordinates
     monkeypatch.setattr(
-        PatchPlacement, "_seen", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5))
+        PatchPlacement, "_patch_coordinates", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5))
     )
     with pytest.raises(AssertionError):
         test_placing_against_the_literal_twin(RULES[1], (1, 8, 8))

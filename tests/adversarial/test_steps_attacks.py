@@ -68,25 +68,25 @@ def test_what_is_fooled_already_is_returned_as_it_is(
     attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor
 ) -> None:
     made = attack(box, x, y, eps=0.02)
-    assert made.already.nonzero()[:, 0].tolist() == [3, 8]
-    assert torch.equal(made.images[made.already], x[made.already])
-    assert made.success[made.already].all()
-    assert (made.distance[made.already] == 0).all()
-    assert (made.queries[made.already] == 1).all()
+    assert made.initially_misclassified.nonzero()[:, 0].tolist() == [3, 8]
+    assert torch.equal(made.images[made.initially_misclassified], x[made.initially_misclassified])
+    assert made.success[made.initially_misclassified].all()
+    assert (made.distance[made.initially_misclassified] == 0).all()
+    assert (made.queries[made.initially_misclassified] == 1).all()
     goes = attack(box, x, y, eps=0.02, early_stop=False)
-    assert torch.equal(goes.already, made.already)
+    assert torch.equal(goes.initially_misclassified, made.initially_misclassified)
     assert (goes.distance > 0).all()
-    assert goes.success[made.already].all()
+    assert goes.success[made.initially_misclassified].all()
 
 
 @every_one
-@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("more", [{}, {"batch_size": 5}, {"target": 2}])
 def test_queries_are_the_rows_that_the_net_saw(
-    attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, more: dict[str, Any]
+    attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor, early_stop: bool, more: dict[str, Any]
 ) -> None:
     box.model.rows = 0
-    made = attack(box, x, y, eps=0.02, early_stop=not keep_going, **more)
+    made = attack(box, x, y, eps=0.02, early_stop=early_stop, **more)
     assert int(made.queries.sum()) == box.model.rows
 
 
@@ -100,7 +100,7 @@ def test_queries_of_restarts(box: ub.Box, x: Tensor, y: Tensor) -> None:
 
 @every_one
 def test_success_is_the_nets_answer(attack: Callable[..., Adversarial], box: ub.Box, x: Tensor, y: Tensor) -> None:
-    for more in ({}, {"keep_going": True}):
+    for more in ({}, {"early_stop": False}):
         made = attack(box, x, y, eps=0.03, **more)
         assert torch.equal(made.success, box.predict(made.images) != y)
         hit = attack(box, x, target=(y + 1) % 4, eps=0.05, **more)
@@ -112,16 +112,16 @@ def test_success_is_the_nets_answer(attack: Callable[..., Adversarial], box: ub.
 # ---- restarts and what is kept ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep_going", [False, True])
+@pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_more_restarts_never_fool_fewer(box: ub.Box, x: Tensor, y: Tensor, keep_going: bool, norm: str) -> None:
+def test_more_restarts_never_fool_fewer(box: ub.Box, x: Tensor, y: Tensor, early_stop: bool, norm: str) -> None:
     eps = {"linf": 0.015, "l2": 0.1, "l1": 0.5}[norm]
     before = None
     for restarts in (1, 2, 5):
-        made = pgd(box, x, y, eps=eps, norm=norm, steps=2, restarts=restarts, early_stop=not keep_going)
+        made = pgd(box, x, y, eps=eps, norm=norm, steps=2, restarts=restarts, early_stop=early_stop)
         if before is not None:
             assert (made.success | ~before.success).all()
-            same = before.success & ~torch.tensor(keep_going)
+            same = before.success & torch.tensor(early_stop)
             assert torch.equal(made.images[same], before.images[same])
             assert (loss_of(box, made, y) >= loss_of(box, before, y) - 1e-12)[made.success == before.success].all()
         before = made
@@ -178,7 +178,7 @@ def test_losses(box: ub.Box, x: Tensor, y: Tensor, loss: str) -> None:
 
 def test_losses_climb_their_own(box: ub.Box, x: Tensor) -> None:
     y = box.predict(x)
-    plan: dict[str, Any] = {"eps": 0.05, "norm": "l2", "steps": 1, "random_start": False, "keep_going": True}
+    plan: dict[str, Any] = {"eps": 0.05, "norm": "l2", "steps": 1, "random_start": False, "early_stop": False}
     ways = [pgd(box, x, y, loss=loss, **plan).images for loss in ("ce", "margin", "dlr")]
     assert not any(torch.allclose(a, b, atol=1e-6) for a, b in ((ways[0], ways[1]), (ways[1], ways[2])))
 
@@ -304,7 +304,7 @@ def test_what_is_fooled_already_stays_in_company() -> None:
     box = ub.Box(Company(), ub.Pixels((1, 1, 1)), outputs="logits")
     x = torch.tensor([0.45, 0.2]).view(2, 1, 1, 1)
     made = pgd(box, x, 0, eps=0.3, restarts=3)
-    assert made.already.tolist() == [True, False]
+    assert made.initially_misclassified.tolist() == [True, False]
     assert made.images[0] == x[0]
 
 

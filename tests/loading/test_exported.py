@@ -32,7 +32,7 @@ def test_an_exported_net_takes_any_number_of_rows(tmp_path: Path, batch: int | N
 
 def test_an_exported_net_keeps_the_least_batch_of_its_graph(tmp_path: Path) -> None:
     made, _ = loading.model(str(export(tmp_path / "model.pt2", None, least=4)))
-    assert made.exported_rows[0] == 4
+    assert made.row_limits[0] == 4
     assert made(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 

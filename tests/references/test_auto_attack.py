@@ -114,7 +114,7 @@ def test_apgd_is_the_papers_algorithm(norm: str, way: str) -> None:
     y = box.predict(x)
     fooled = list[bool]()
     for eps in EPS[norm]:
-        how = {"targets": 2} if way == "targeted" else {"loss": way, "restarts": 2}
+        how = {"n_targets": 2} if way == "targeted" else {"loss": way, "restarts": 2}
         got = ub.adversarial.apgd(box, x, y, eps=eps, norm=norm, steps=steps, seed=4, **how)
         ball: NormBall = (Linf if norm == "linf" else L2)(eps)
         starts = [ball.sample(x, 4 + RESTART_SEED_STRIDE * run).clamp(0, 1) for run in range(2)]

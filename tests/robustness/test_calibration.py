@@ -144,7 +144,7 @@ def test_data_of_any_kind() -> None:
     assert int(first.uncalibrated.bin_counts.sum()) == 10
     with pytest.raises((DataError, InputError)):
         ub.robustness.calibration(box, x)
-    for bad in ({"bins": 0}, {"errors": -1}, {"most": 0}):
+    for bad in ({"n_bins": 0}, {"n_errors": -1}, {"max_examples": 0}):
         with pytest.raises(InputError):
             ub.robustness.calibration(box, (x, y), **bad)
 

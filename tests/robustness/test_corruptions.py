@@ -196,7 +196,7 @@ def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
     assert made.n_examples == 4
 
 
-BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [0]}, {"severities": 6}, {"most": 0},
+BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [0]}, {"severities": 6}, {"max_examples": 0},
                              {"seed": 0.5}]  # fmt: skip
 
 

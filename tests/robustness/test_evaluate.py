@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
-from unboxed.robustness.check_masking import check_gradient_masking
 
 import unboxed as ub
 from unboxed import adversarial, cli
@@ -27,6 +26,7 @@ from unboxed.errors import DataError, InputError, ModelError
 from unboxed.plots import attack_sheet, colors, save
 from unboxed.plots.sheet import Tile, contact_sheet
 from unboxed.robustness.evaluate import Robustness, evaluate
+from unboxed.robustness.gradient_masking import check_gradient_masking
 from unboxed.robustness.proportion import Proportion
 
 SHAPE = (1, 6, 6)
@@ -137,7 +137,7 @@ def test_what_is_fooled_is_not_asked_again_at_a_larger_eps() -> None:
 
 
 def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "PART", 10)
+    monkeypatch.setitem(evaluate.__globals__, "EXAMPLES_PER_TASK", 10)
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
@@ -152,7 +152,7 @@ def test_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:
         return adversarial.pgd(box, x, y, steps=5, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(warnings, "warn", called)
-    settings = {"eps": [0.003, 0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+    settings = {"eps": [0.003, 0.01], "check_masking": False, "checkpoint": tmp_path / "state.pt"}
     whole = evaluate(box, data, {"stopping": partial(adversarial.pgd, steps=5)}, eps=[0.003, 0.01], check_masking=False)
     part = evaluate(box, data, {"stopping": stopping}, **settings)
     assert part.interrupted
@@ -521,7 +521,7 @@ def test_a_tie_is_what_the_net_answers(label: int) -> None:
     x = middling(4)
     y = torch.full((4,), label)
     found = adversarial.pgd(box, x, y, eps=0.1, steps=2)
-    assert torch.equal(found.already, box.predict(x) != y)
+    assert torch.equal(found.initially_misclassified, box.predict(x) != y)
     assert torch.equal(found.success, box.predict(found.images) != y)
 
 
@@ -597,7 +597,10 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
     ],
 )
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
-    box, more = box_of(Linear()), {"eps": [0.01], "alarms": False, "minimal": None, "checkpoint": tmp_path / "state.pt"}
+    box, more = (
+        box_of(Linear()),
+        {"eps": [0.01], "check_masking": False, "minimal_attack": None, "checkpoint": tmp_path / "state.pt"},
+    )
     x, y = labeled(box)
     first = evaluate(box, (x, y), ATTACKS, **more)
     assert repr(evaluate(box, (x, y), ATTACKS, **more)) == repr(first)
@@ -636,11 +639,13 @@ ATTACKS_OF_STEPS = {
 @pytest.mark.parametrize("role", ["attacks", "minimal"])
 def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role: str, tmp_path) -> None:
     box, make = box_of(Linear()), ATTACKS_OF_STEPS[kind]
-    data, more = labeled(box), {"eps": [0.01], "alarms": False, "checkpoint": tmp_path / "state.pt"}
+    data, more = labeled(box), {"eps": [0.01], "check_masking": False, "checkpoint": tmp_path / "state.pt"}
 
     def asked(n: int) -> Robustness:
-        one = {"attacks": {"one": make(n)}, "minimal": None}
-        return evaluate(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal": make(n)}))
+        one = {"attacks": {"one": make(n)}, "minimal_attack": None}
+        return evaluate(
+            box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal_attack": make(n)})
+        )
 
     assert repr(asked(1)) == repr(asked(1))
     with pytest.raises(ModelError, match=role):
@@ -655,7 +660,7 @@ def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
 
 @pytest.fixture
 def _no_alarms(monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "alarms_of", lambda *args, **more: ())
+    monkeypatch.setitem(evaluate.__globals__, "check_gradient_masking", lambda *args, **more: ())
 
 
 @pytest.mark.usefixtures("_no_alarms")
@@ -672,10 +677,10 @@ def test_the_command_starts_over_with_mended_labels(tmp_path) -> None:
 
 def test_an_attack_that_saves_its_own_state_goes_on_within_a_task(tmp_path, monkeypatch) -> None:
     """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
-    monkeypatch.setitem(adversarial.auto_attack.__globals__, "OPERATIONS", 1.0)  # parts of as few rows as can be
+    monkeypatch.setitem(adversarial.auto_attack.__globals__, "FLOPS_PER_CHUNK", 1.0)  # parts of as few rows as can be
     attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
     box, calls = box_of(Linear()), []
-    data, more = labeled(box), {"eps": [0.003], "alarms": False, "minimal": None}
+    data, more = labeled(box), {"eps": [0.003], "check_masking": False, "minimal_attack": None}
 
     def counted(module: nn.Module, args: object) -> None:
         calls.append(1)

@@ -21,7 +21,7 @@ from unboxed.zoo.models import RobustCNN
 
 EVERYTHING = {
     "epochs": 4, "batch_size": 8, "lr": 0.02, "weight_decay": 0.01, "seed": 3, "augment": random_affine(jitter=0.1),
-    "defend": PGD(0.1, steps=2), "average": 0.9, "quiet": True,
+    "defend": PGD(0.1, steps=2), "ema_decay": 0.9, "quiet": True,
 }  # fmt: skip
 INPUTS = Pixels((1, 6, 6), mean=0.5, std=0.25)
 
@@ -72,7 +72,7 @@ def stopping(at):
     [
         {},
         {"autocast": torch.bfloat16},
-        {"defend": Fast(0.1), "average": None},
+        {"defend": Fast(0.1), "ema_decay": None},
         {"defend": Trades(0.1, steps=2), "augment": None},
         {"defend": None, "epochs": 3},
     ],
@@ -132,7 +132,7 @@ def test_global_rngs_are_left_alone(tmp_path):
         ({"defend": PGD(0.2, steps=2)}, r"defend was .*PGD\(eps=0\.1.*, and is .*PGD\(eps=0\.2"),
         ({"defend": None}, r"defend was .*, and is None"),
         ({"augment": random_affine(jitter=0.2)}, r"augment was .*0\.1.*, and is .*0\.2"),
-        ({"average": None}, r"average was 0\.9, and is None"),
+        ({"ema_decay": None}, r"ema_decay was 0\.9, and is None"),
         ({"autocast": torch.bfloat16}, "autocast was None, and is torch.bfloat16"),
     ],
 )

@@ -353,7 +353,7 @@ class Drawn:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.blocks: list[dict[str, Any]] = []
         self._sheet = confusion_sheet.contact_sheet
-        monkeypatch.setattr(confusion_sheet, "sheet", self)
+        monkeypatch.setattr(confusion_sheet, "contact_sheet", self)
 
     def __call__(self, rows: Any, **more: Any) -> Image.Image:
         self.blocks.append({"rows": rows, **more})
@@ -381,14 +381,14 @@ def test_the_block_of_an_input(drawn: Drawn, channels: int, factor: float) -> No
     a, b = (names[k] for k in found.classes[0].tolist())
     assert block["title"] == f"step 7: {a} or {b}?"
     assert x.caption == f"input, label {names[found.labels[0]]}"
-    assert np.array_equal(x.picture, colors.image_to_rgb(inputs.decode(found.inputs[0])))
+    assert np.array_equal(x.image, colors.image_to_rgb(inputs.decode(found.inputs[0])))
     for tile, moved, grad, name in ((up_a, plus_a, found.gradients[0, 0], a), (up_b, plus_b, found.gradients[0, 1], b)):
         value = found.logits[0, names.index(name)].item()
         assert tile.caption == f"d logit {name} / dx\nlogit {value:.3f}"
         assert moved.caption == f"input\n+ {factor:g} × d logit {name} / dx"
         (bar,) = block["bars"]  # one scale for both
-        assert np.array_equal(tile.picture, colors.signed_to_rgb(grad.sum(0), bar.scale))
-        assert np.array_equal(moved.picture, colors.image_to_rgb(inputs.decode(found.inputs[0] + factor * grad)))
+        assert np.array_equal(tile.image, colors.signed_to_rgb(grad.sum(0), bar.scale))
+        assert np.array_equal(moved.image, colors.image_to_rgb(inputs.decode(found.inputs[0] + factor * grad)))
 
 
 def test_the_projection_factor_shows() -> None:
@@ -402,7 +402,7 @@ def test_maps_before_a_clamp_are_named_so(drawn: Drawn) -> None:
     model, (x, y) = small(), batch()
     found = ConfusedLogits(1, **FORCED).watch(model, x, y, 0)
     confused = ConfusedLogits()
-    clamped = Confused(**{**vars(found), "before_clamp": torch.tensor([[False, True]])})
+    clamped = Confused(**{**vars(found), "is_clamped": torch.tensor([[False, True]])})
     confused.draw(clamped)
     (_, up_a, up_b), _ = drawn.blocks[0]["rows"]
     assert "clamp" not in up_a.caption
@@ -445,7 +445,7 @@ def test_without_inputs_the_range_that_is_drawn_is_printed(drawn: Drawn) -> None
     low, high = found.inputs.min().item(), found.inputs.max().item()
     x = drawn.blocks[0]["rows"][0][0]
     assert x.caption == f"input\nblack {low:.3g}, white {high:.3g}\nmean of 2 channels"
-    assert np.array_equal(x.picture, colors.image_to_rgb((found.inputs[0] - low) / (high - low)))
+    assert np.array_equal(x.image, colors.image_to_rgb((found.inputs[0] - low) / (high - low)))
 
 
 def test_inputs_that_are_no_images_say_so() -> None:
@@ -464,7 +464,7 @@ def test_flattened_images_are_drawn_by_their_inputs(drawn: Drawn) -> None:
     confused = ConfusedLogits(inputs=ub.Pixels((1, 4, 5)), **FORCED)
     x = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
     confused.draw(confused.watch(nn.Linear(20, 4), x, None, 0))
-    assert drawn.blocks[0]["rows"][0][0].picture.shape == (4, 5, 3)
+    assert drawn.blocks[0]["rows"][0][0].image.shape == (4, 5, 3)
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_the_training(tmp_path: Path) -> None:

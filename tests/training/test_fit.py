@@ -99,7 +99,7 @@ def test_same_seed_same_weights(parts):
 
 def test_global_rngs_are_left_alone(parts):
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    fitted(parts, defend=PGD(0.1, steps=1), average=0.9)
+    fitted(parts, defend=PGD(0.1, steps=1), ema_decay=0.9)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
@@ -245,7 +245,7 @@ def test_ctrl_c_in_an_attack_stops_the_training(parts):
 def test_average_is_the_moving_average_of_the_weights(parts):
     """After step t the average keeps min(decay, (1 + t) / (10 + t)) of itself."""
     passed = [weights(fresh()[0])]
-    final, _ = fitted(parts, epochs=3, average=0.5, watch=lambda m, z, y, s: passed.append(weights(m)))
+    final, _ = fitted(parts, epochs=3, ema_decay=0.5, watch=lambda m, z, y, s: passed.append(weights(m)))
     want = passed[0]
     for t, w in enumerate(passed[1:], start=1):
         decay = min(0.5, (1 + t) / (10 + t))
@@ -294,7 +294,7 @@ def test_ctrl_c_leaves_the_average_of_what_was_passed(parts):
             raise KeyboardInterrupt
 
     passed = [weights(fresh()[0])]
-    kept, history = fitted(parts, average=0.5, watch=lambda m, z, y, s: passed.append(weights(m)) or stop(m, z, y, s))
+    kept, history = fitted(parts, ema_decay=0.5, watch=lambda m, z, y, s: passed.append(weights(m)) or stop(m, z, y, s))
     want = passed[0]
     for t, w in enumerate(passed[1:], start=1):
         want = torch.lerp(want, w, 1 - min(0.5, (1 + t) / (10 + t)))
@@ -355,8 +355,8 @@ def test_an_error_of_the_watcher_is_passed_on(parts):
         ({"batch_size": -1}, "batch_size .* got -1"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
-        ({"average": 1.0}, r"average is the decay .*; got 1\.0"),
-        ({"average": 0}, "average is the decay .*; got 0"),
+        ({"ema_decay": 1.0}, r"ema_decay is the decay .*; got 1\.0"),
+        ({"ema_decay": 0}, "ema_decay is the decay .*; got 0"),
     ],
 )
 def test_bad_settings(parts, more, said):
@@ -501,7 +501,7 @@ def test_figures_are_those_of_the_rounded_weights(tmp_path, parts, monkeypatch):
 
 
 def test_train_a_judge(tmp_path, parts, monkeypatch):
-    monkeypatch.setattr(recipes, "ADVERSARIAL_STEPS", 5)
+    monkeypatch.setattr(recipes, "PGD_STEPS", 5)
     made = train("digits-judge", data=parts, epochs=1, out=tmp_path / "judge.safetensors", quiet=True)
     robust = made.card["robust"]
     assert robust["attack"] == "PGD-5"
@@ -562,4 +562,6 @@ def test_train_refuses_before_it_trains(tmp_path, parts, monkeypatch):
 
 
 def test_public_names():
-    assert {"fit", "train", "save", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(dir(training))
+    assert {"fit", "train", "save_weights", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(
+        dir(training)
+    )

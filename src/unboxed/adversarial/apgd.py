@@ -9,17 +9,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, NormBall, broadcast_rows, resolve_ball
+from ..engine.optimize.constraints import L1, Ball, NormBall, broadcast_rows, resolve_ball
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
-from ..validation import check_int, check_seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Eps,
+    Inputs,
+    Labels,
+    LinfOrL2,
+    Restarts,
+    Seed,
+    Steps,
+)
+from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
 from .attack_state import AttackState, check_eps_range
 from .predictions import top_other_classes
 from .quantization import quantize_images
@@ -35,42 +49,84 @@ RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
     shows="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
     does_not_show="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
-    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
+    runs=lambda s: 1 + (s["n_targets"] or 1) * s["restarts"] * (s["steps"] + 1),
+    order=3,
 )
 def apgd(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    loss: str | None = None,
-    n_targets: int | None = None,
-    steps: int = 100,
-    restarts: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    loss: Annotated[Literal["ce", "margin", "dlr"] | None, "Loss that is maximized."] = None,
+    n_targets: Annotated[
+        int | None, AtLeast(1), Unit("classes"), "Number of likeliest wrong classes that are targeted in turn."
+    ] = None,
+    steps: Steps = 100,
+    restarts: Restarts = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x: PGD that chooses its step size itself, with momentum.
 
-    `loss` is "ce" (by default), "margin" or "dlr". `targets=9` is APGD-T: towards each of the 9 likeliest wrong classes
-    in turn, by the targeted DLR (for models of fewer than four classes, by the difference of the two logits). A row
-    that is fooled stops. Raises InputError.
+    Stronger than `pgd` at the same number of steps, with nothing to tune. An example that is fooled stops.
+    `auto_attack` runs this with two losses, and two attacks of other kinds after it.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        loss: Loss that is maximized. "ce" is the cross-entropy; "margin" the largest other logit minus that of y; "dlr"
+            the margin over the spread of the logits. None: "ce"; with n_targets, "dlr", or "margin" where there are
+            fewer than four classes.
+        n_targets: Number of likeliest wrong classes that are targeted in turn. That is APGD-T; the paper takes 9. None:
+            untargeted.
+        steps: Number of iterations.
+        restarts: Number of runs, each from another random start.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.apgd(box, x, y, eps=0.3, steps=10).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Croce & Hein 2020, arXiv:2003.01690, algorithm 1; targeted DLR: equation 5. The step size is halved at the steps
+        of section 3.1. Restarts run on examples that are not fooled yet.
     """
+    check_settings(apgd, locals())
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
-    check_int("steps", steps), check_int("restarts", restarts, minimum=1)
     seed = check_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size
     )
     if n_targets is not None:
-        _check_targets(state, check_int("n_targets", n_targets, minimum=1))
+        _check_targets(state)
     rows = state.evaluate_originals()
     with state:
         for i, target_labels in enumerate(
@@ -97,9 +153,9 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     return ball
 
 
-def _check_targets(state: AttackState, n_targets: int) -> None:
+def _check_targets(state: AttackState) -> None:
     if state.goal.labels is None or state.goal.target_labels is not None:
-        raise InputError("targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
+        raise InputError("n_targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
 
 
 # -- towards other classes ---------------------------------------------------------------------------------------------

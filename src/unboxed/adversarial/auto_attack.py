@@ -7,24 +7,37 @@ arXiv:2003.01690, section 5.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import L2, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import L2, Ball, Linf, NormBall, resolve_ball
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
-from ..validation import check_int, check_seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Checkpoint,
+    Eps,
+    Inputs,
+    Labels,
+    LinfOrL2,
+    Queries,
+    Seed,
+    Steps,
+)
+from ..settings import check_settings
+from ..validation import check_seed
 from .apgd import RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
 from .attack_state import AttackState, check_eps_range
 from .fab import FAB as Fab
@@ -63,41 +76,84 @@ class AutoAdversarial(Adversarial):
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
     shows="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
     does_not_show="That there is none where all four fail, though few such claims have fallen to other attacks since.",
-    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
+    runs=lambda s: 28 * s["steps"] + s["queries"],
+    order=4,
     exempt={"interrupt": "its stages are told apart: tests/adversarial/test_auto_attack.py"},
 )
 def auto_attack(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 100,
-    queries: int = 5000,
-    checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callable[[str, int], None] | None = None,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 100,
+    queries: Queries = 5000,
+    checkpoint: Checkpoint = None,
+    callback: Annotated[
+        Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
+    ] = None,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> AutoAdversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x by the standard ensemble of four attacks.
 
-    Four attacks in turn, each on the rows that none before it fooled: "apgd-ce", "apgd-t" and "fab-t" (each towards the
-    9 likeliest wrong classes), of `steps` steps, and "square" (for images) of `queries`. Models of fewer than four
-    classes, for which the targeted DLR is not defined, get the difference of two logits in its place. With a `target`
-    the second and third lead to it alone, with an `objective` there is no second. `tell(name, survivors)` is called
-    after each. A run with a `checkpoint` file goes on where one that ended stood. Raises InputError, ModelError and
-    WriteError.
+    For a robust accuracy that others can compare with. Each attack runs on the examples that none before it fooled:
+    "apgd-ce", "apgd-t" and "fab-t" (towards each of the 9 likeliest wrong classes) and, for images, "square". It takes
+    about a hundred times as long as `pgd`, mostly on robust examples: try `pgd` first.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations. Of each of the three gradient attacks.
+        queries: Largest number of forward passes per example. Of Square.
+        checkpoint: File from which a call that was stopped goes on. It is written every half minute or so, and refused
+            where model, images, labels or settings differ.
+        callback: Called after each attack: callback(name, number of robust examples).
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `AutoAdversarial`: an `Adversarial` with `robust_after`, {attack: (N,) bool, True where an example is not
+        fooled yet}.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+        ModelError: for a checkpoint of another model, other images or other settings.
+        WriteError: where the checkpoint cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> result = ub.adversarial.auto_attack(box, x, y, eps=0.3, steps=5, queries=20)
+        >>> list(result.robust_after)
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+    Source:
+        Croce & Hein 2020, arXiv:2003.01690, section 5, the standard version: APGD-CE, APGD-T, FAB-T, Square. Models of
+        fewer than four classes, for which the targeted DLR is not defined, get the difference of two logits in its
+        place. With a target, the second and third attack aim at it alone; with an objective, there is no second.
     """
+    check_settings(auto_attack, locals())
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
     if bits is not None:
         max_level(box, bits)  # refused now, not after an hour
-    config = _AutoAttackConfig(check_int("steps", steps), check_int("queries", queries, minimum=1), check_seed(seed))
+    config = _AutoAttackConfig(steps, queries, check_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
     if checkpoint is not None:

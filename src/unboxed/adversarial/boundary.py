@@ -14,9 +14,21 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, broadcast_rows, l2_norm, unbounded_ball
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    OnlyL2,
+    Queries,
+    Seed,
+    Starts,
+)
+from ..settings import check_settings
 from .attack_state import AttackState
 from .decisions import DecisionOracle, hashed_normal
 from .quantization import quantize_images
@@ -36,35 +48,74 @@ SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
     source="Brendel et al. 2018, arXiv:1712.04248",
     shows="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
-    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),
+    runs=lambda s: s["queries"],
+    minimal=True,
+    order=27,
     exempt={"one forward": "it asks the model `queries` times"},
 )
 def boundary(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    starts: Tensor | None = None,
-    queries: int = 5000,
-    early_stop: bool = True,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: OnlyL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    starts: Starts = None,
+    queries: Queries = 5000,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images as near as can be (in "l2") that fool the model, in `queries` looks an example.
+    """Near adversarial images by a random walk along the decision boundary, from decisions alone.
 
-    It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
-    chance. With `eps`, an example leaves once it is within eps (`early_stop=False`: it goes on), and what is farther is
-    no success. Raises InputError.
+    The classical decision-based attack. `hop_skip_jump` comes nearer in as many queries.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        starts: Images (S, ...) to start from. A targeted attack needs some of the target class; None starts from random
+            images.
+        queries: Largest number of forward passes per example.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.boundary(box, x, y, queries=100).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Brendel et al. 2018, arXiv:1712.04248: a step on the sphere around x, then one towards x, both of adaptive
+        length. Deviation: the start is first moved to the boundary by 7 bisections.
     """
+    check_settings(boundary, locals())
     state = AttackState(box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    max_distance = math.inf if eps is None else check_float("eps", eps, above=0)
+    max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else box.validate_inputs(starts)
     rows = state.evaluate_originals()

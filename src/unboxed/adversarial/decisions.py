@@ -12,7 +12,7 @@ from ..engine.optimize.constraints import Linf, broadcast_rows
 from ..errors import InputError, warn
 from ..inputs.pixels import Pixels
 from ..rng import hashed_uniform, sample_generator
-from ..validation import check_int, check_seed
+from ..validation import check_seed
 from .attack_state import AttackState
 
 MAX_START_TRIES = 100  # images of chance that may be tried as a start
@@ -23,7 +23,7 @@ class DecisionOracle:
     """The model as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
 
     def __init__(self, state: AttackState, queries: int, seed: int) -> None:
-        self.state, self.queries, self.seed = state, check_int("queries", queries, minimum=1), check_seed(seed)
+        self.state, self.queries, self.seed = state, queries, check_seed(seed)
         self.box, self.x, self.norm = state.box, state.x, state.norm
 
     def remaining_queries(self, rows: Tensor) -> Tensor:

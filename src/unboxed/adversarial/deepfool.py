@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,9 +17,8 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, NormBall, broadcast_rows, unbounded_ball
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float, check_int
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Steps
+from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .predictions import top_other_classes
 from .quantization import quantize_images
@@ -38,51 +38,91 @@ SEARCH_TOLERANCE = 1e-3  # it ends where so small a part of the distance is left
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
     shows="A small change that makes the model answer otherwise, and so about how near its boundary is.",
     does_not_show="The smallest change: it goes by straight planes where the boundary is curved.",
-    norms=("l2", "linf"),
     example=lambda method, box, x, y: method(box, x, y, steps=3),
+    runs=lambda s: 2 * s["steps"],
+    minimal=True,
+    order=20,
     exempt={
         "partial results": "a run that comes to its end is followed by a search back, one that is cut short is not"
     },
 )
 def deepfool(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 50,
-    return_rounds: int = 2,
-    candidates: int | None = 10,
-    overshoot: float = 0.02,
-    bits: int | None = None,
+    eps: Eps = None,
+    norm: LinfOrL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 50,
+    return_rounds: Annotated[
+        int, AtLeast(0), Unit("rounds"), "Number of further walks from the boundary, each back towards x."
+    ] = 2,
+    candidates: Annotated[
+        int | None, AtLeast(2), Unit("classes"), "Number of likeliest classes whose boundaries are tried, y included."
+    ] = 10,
+    overshoot: Annotated[float, AtLeast(0), "Share of its length by which a step is lengthened."] = 0.02,
+    bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images near x, in the norm "l2" or "linf", that the model does not take for y.
+    """Adversarial images near x: steps onto the nearest linearized decision boundary.
 
-    Each step goes to the nearest of the `candidates` likeliest classes (None: of all), one way back through the model
-    each, and `overshoot` of its length beyond. Then, up to `rounds` times (0: the paper's algorithm), it walks on from
-    where the original lies nearest on the boundary's plane as it is seen where it was met, as FAB does (Croce & Hein
-    2020, arXiv:1907.02044). `target` is the class to become instead; `objective=` is to rise above zero. An image
-    farther than `eps` is no success. Raises InputError.
+    A quick estimate of the distance to the decision boundary in L2 or L-inf. `fab` comes somewhat nearer and takes
+    longer; `fmn` and `ddn` are its rivals in speed.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations.
+        return_rounds: Number of further walks from the boundary, each back towards x. 0 gives the algorithm of the
+            paper.
+        candidates: Number of likeliest classes whose boundaries are tried, y included. One backward pass each per step;
+            None: all.
+        overshoot: Share of its length by which a step is lengthened. Without it, rounding decides on the boundary.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.deepfool(box, x, y).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2. Three deviations: a step is the shortest one that
+        stays in the valid range, which the paper ignores; what fools is then moved back along the line to x; and
+        `return_rounds` further walks start at the projection of x onto the boundary found, as in FAB (Croce & Hein
+        2020, arXiv:1907.02044).
     """
-    eps = math.inf if eps is None else check_float("eps", eps, above=0)
+    check_settings(deepfool, locals())
     state = AttackState(
         box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective, loss_name="margin",
         batch_size=batch_size,
     )  # fmt: skip
-    candidates = None if candidates is None else check_int("candidates", candidates, minimum=2)
-    overshoot = check_float("overshoot", overshoot, minimum=0)
-    steps, return_rounds = check_int("steps", steps), check_int("return_rounds", return_rounds)
     with state:
         initial_score, step_factor = torch.full_like(state.distance, math.nan), 1 + overshoot
         walker, rows = _DeepFool(state, candidates, step_factor, step_factor, initial_score), state.evaluate_originals()
         walker.walk(rows, state.x[rows], steps)
         walker.return_nearer(rows, min(steps, RETURN_STEPS), return_rounds)
     quantize_images(state, bits)
-    return state.to_result(eps)
+    return state.to_result(math.inf if eps is None else eps)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,9 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
 from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, select_states
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective
-from ..validation import check_float, check_int
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, EarlyStop, Eps, Inputs, Labels, OnlyL2, Steps
+from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
 from .attack_state import AttackState, check_eps_range
 from .goal import AttackGoal
@@ -33,47 +34,80 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
     shows="An input near this one that the model takes for something else.",
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
-    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
+    runs=lambda s: 2 + s["n_searches"] * s["steps"],
+    minimal=True,
+    order=25,
     exempt={
         "partial results": "`steps` bounds each of several searches: with one of them it is not where another ended"
     },
 )
 def lbfgs(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 50,
-    n_searches: int = 10,
-    tolerance: float = 1e-4,
-    early_stop: bool = True,
-    bits: int | None = None,
+    eps: Eps = None,
+    norm: OnlyL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 50,
+    n_searches: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 10,
+    tolerance: Annotated[float, Above(0), "Relative gradient at which a minimization ends."] = 1e-4,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The nearest images to x, in L2, that the model takes for `target`, or that it does not take for y.
+    """The nearest adversarial images in L2: box-constrained L-BFGS, the first attack of all.
 
-    For each of `searches` values of c, c |r|^2 + loss(x + r) is made least with x + r in the valid range, by at most
-    `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
-    the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted, that of
-    all other classes taken as one, and for the second half of the searches that of the class found, beside y alone.
-    With `eps`, an image beyond it is no success, and examples fooled within it stop (`early_stop=False`: they get nearer
-    still). Raises InputError.
+    Of historical interest, and accurate. `fab` and `ddn` are faster.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations. At most, for each c; one forward pass each.
+        n_searches: Number of values of c that are tried. c weighs the distance against the loss.
+        tolerance: Relative gradient at which a minimization ends. Smaller is more exact, and slower.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.lbfgs(box, x, y, steps=20, n_searches=4).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Szegedy et al. 2013, arXiv:1312.6199, section 4.1: minimize c |r|^2 + loss(x + r) within the valid range, with a
+        search for c by bisection of its logarithm, per example. Deviations: |r|^2 in place of |r|, which has the same
+        minimizers at another c and is smooth at r = 0; and untargeted attacks, whose loss is the cross-entropy of all
+        other classes taken as one, and in the second half of the searches that of the class found, against y alone.
     """
+    check_settings(lbfgs, locals())
     ball = unbounded_ball(norm, ("l2",))
     if eps is not None:
-        eps = check_float("eps", eps, above=0)
         check_eps_range(box, L2(eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     target_distance = -1.0 if not early_stop or eps is None else eps
-    attack = _LBFGSAttack(
-        state, check_int("steps", steps), check_float("tolerance", tolerance, above=0), target_distance
-    )
-    n_searches = check_int("n_searches", n_searches, minimum=1)
+    attack = _LBFGSAttack(state, steps, tolerance, target_distance)
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             attack.run(rows, n_searches)

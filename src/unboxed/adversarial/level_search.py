@@ -91,7 +91,8 @@ class LevelSearch:
             state.success, state.norm.distance(self.best_levels, grid.x_levels) / grid.highest_level, infinite
         )
         if n_without_level := int((~self.has_level_in_ball).sum()):
-            message = f"for {n_without_level} of {len(images)} images the ball holds no image of {grid.highest_level + 1} levels"
+            n_levels = grid.highest_level + 1
+            message = f"for {n_without_level} of {len(images)} images the ball holds no image of {n_levels} levels"
             warn(f"{message}: the nearest one, outside the ball, is returned as a failure")
 
     # -- looking -----------------------------------------------------------------------------------------------------

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
+from ..engine.optimize.constraints import L2, TINY, Ball, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Queries, Seed
 from ..rng import hashed_uniform
-from ..validation import check_float, check_int, check_seed
+from ..settings import Above, AtMost, check_settings
+from ..validation import check_seed
 from .attack_state import AttackState, check_eps_range
 from .quantization import quantize_images
 from .result import Adversarial
@@ -46,39 +46,74 @@ INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 atta
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
     shows="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
     does_not_show="That there is none where it fails: it is a random search, and more queries find more.",
-    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
+    runs=lambda s: 1 + s["queries"],
+    order=12,
     needs=("pixels",),
     exempt={"one forward": "it is a search: `queries` looks"},
 )
 def square(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    queries: int = 5000,
-    p: float = 0.8,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    queries: Queries = 5000,
+    p: Annotated[float, Above(0), AtMost(1), "Share of the image that the first squares cover."] = 0.8,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x by random squares, without gradients.
 
-    At most `queries` images a row are tried, beside the original. `p` is the share of the image that the first squares
-    cover. Climbs the margin; towards a `target`, the cross-entropy. Raises InputError.
+    For models that give scores but no useful gradient, and as a check on `pgd`: where it finds more, gradients are
+    masked. It needs the model's scores; where there are only decisions, use `hop_skip_jump`. For images only.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        queries: Largest number of forward passes per example. The one of the original is not counted.
+        p: Share of the image that the first squares cover. It is halved on the schedule of the paper, stretched to
+            `queries`.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.square(box, x, y, eps=0.3, queries=50).distance.max() <= 0.3 * (1 + 1e-6)
+        tensor(True)
+
+    Source:
+        Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3. The margin is maximized; towards a target, the
+        cross-entropy. Two deviations: a square that would leave the image as it is gets other colors, and the smallest
+        squares in L2 are 3 pixels wide.
     """
+    check_settings(square, locals())
     require_images(box, "the square attack")
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
-    queries, seed, p = (
-        check_int("queries", queries, minimum=1),
-        check_seed(seed),
-        check_float("p", p, above=0, maximum=1),
-    )
+    seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = state.evaluate_originals()
     with state:

@@ -18,7 +18,7 @@ from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from ..rng import hashed_uniform
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_int
 from .attack_state import AttackState
 from .goal import AttackGoal, make_goal
 from .predictions import predict_classes
@@ -171,11 +171,3 @@ def fooling_rate(
 def _is_positive(box: Box, objective: Objective, z: Tensor, *, batch_size: BatchSize) -> Tensor:
     acts = box.read(z, sorted(objective.layers), batch_size=batch_size)
     return check_no_nan(objective(acts)) > 0
-
-
-def check_settings(steps: int, step_size: float, images_per_step: int, seed: int) -> int:
-    """The seed to draw by. Raises InputError for what is no setting."""
-    check_int("steps", steps)
-    check_float("step", step_size, above=0)
-    check_int("images_per_step", images_per_step, minimum=1)
-    return check_seed(seed)

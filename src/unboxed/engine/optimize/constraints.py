@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class NormBall(Protocol):
     def steepest_direction(self, grad: Tensor) -> Tensor: ...
     def project(self, x: Tensor, center: Tensor) -> Tensor: ...
     def distance(self, x: Tensor, center: Tensor) -> Tensor: ...
+
+
+Ball = Annotated[NormBall | None, "Norm ball to stay in, in place of eps and norm."]
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def reassigns() -> nn.Module:
 
     model = Net()
     model.register_buffer("mean", torch.zeros(4))
-    model.register_buffer("seen", None, persistent=False)
+    model.register_buffer("last_activation", None, persistent=False)
     return model
 
 
