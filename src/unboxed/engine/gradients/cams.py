@@ -100,12 +100,12 @@ def _concatenate(parts: Sequence[CamResult]) -> CamResult:
 def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
     """Warn of maps (N, 1, h, w) that are zero, not finite or before a clamp (N,)."""
     if clamped is None:
-        if all(0 < p < math.inf for p in maps.amax((1, 2, 3)).tolist()):  # NaN where a value is
+        if all(0 < p < math.inf for p in maps.abs().amax((1, 2, 3)).tolist()):  # NaN where a value is
             return
         clamped = no_rows(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     warn_not_finite(name, maps)
-    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
+    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
 
 
 def _batch_first_address(box: Box, layer: str) -> str:
