@@ -29,6 +29,11 @@ Layers = Annotated[Sequence[str] | str | None, Holds("layers"), "Addresses of th
 MaxExamples = Annotated[int | None, AtLeast(1), Unit("examples"), "Use only the first of the examples; None uses all."]
 Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
 
+Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]
+On = Annotated[
+    Literal["probability", "score"] | None, "What is explained: the probability of the class, or the score of `target`."
+]
+
 # -- attacks -----------------------------------------------------------------------------------------------------------
 
 Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]
