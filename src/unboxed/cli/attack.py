@@ -18,7 +18,7 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checkpointing import tensor_digest
-from ..engine.optimize.constraints import format_eps
+from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError
 from ..inputs.pixels import Pixels
@@ -43,7 +43,7 @@ def attack_cards() -> tuple[Card, ...]:
 def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
     attacks = {name: find_card(name, attack_cards()).method for name in names}
-    norm = norm or common_norm(attacks)
+    norm = type(unbounded_ball(norm or common_norm(attacks))).__name__.lower()
     attacks = attacks or compatible_attacks(DEFAULT_ATTACKS, box, norm)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
 
@@ -100,7 +100,7 @@ def _skipped_files(data: Any) -> list[dict[str, str]]:
 
 def _minimal_attack(norm: str) -> Card:
     """The first minimal attack that takes the norm."""
-    return next(card for card in attack_cards() if card.minimal and norm.lower() in card.norms)
+    return next(card for card in attack_cards() if card.minimal and norm in card.norms)
 
 
 def _checkpoint_name(*settings: object) -> str:
