@@ -44,8 +44,8 @@ CHEAP: dict[str, dict[str, dict[str, Any]]] = {
         "fooling": {"steps": 10},
     },
     "robustness": {
-        "evaluate": {"most": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
-        "corruptions": {"most": 10}, "calibration": {"most": 50}, "smoothed": {"n": 20, "n0": 5},
+        "evaluate": {"max_examples": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
+        "corruptions": {"max_examples": 10}, "calibration": {"max_examples": 50}, "smoothed": {"n": 20, "n0": 5},
     },
 }  # fmt: skip
 """Defaults for what takes long; a setting that a function does not have is left out."""

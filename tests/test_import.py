@@ -62,7 +62,7 @@ import numpy
 from unboxed.engine.read import embedding
 random.seed(1), numpy.random.seed(1)
 before = random.getstate(), numpy.random.get_state()[1].copy()
-embedding.embed(numpy.random.default_rng(0).normal(size=(20, 60)))
+embedding.fit_tsne(numpy.random.default_rng(0).normal(size=(20, 60)))
 found["drew"] = random.getstate() != before[0] or bool((numpy.random.get_state()[1] != before[1]).any())
 
 sys.modules.update(dict.fromkeys({EXTRAS}))

@@ -66,7 +66,7 @@ def own_card(module: str, **more: Any) -> Any:
         return x
 
     mine.__module__ = module
-    settings = {"tells": "a", "not_tells": "b", "example": lambda method, box, x, y: method(box, x), **more}
+    settings = {"shows": "a", "does_not_show": "b", "example": lambda method, box, x, y: method(box, x), **more}
     return card(name="mine", source="me", **settings)(mine)
 
 
@@ -82,7 +82,7 @@ def test_cards_of_ones_own(module: str, family: str) -> None:
 
 
 def test_needs_are_of_a_closed_set() -> None:
-    with pytest.raises(InputError, match="pixels, images, relu, attention; got pixel"):
+    with pytest.raises(InputError, match="pixels, images, relu, attention, classes; got pixel"):
         own_card("__main__", needs=("pixel",))
     assert {need for c in CARDS.values() for need in c.needs} == set(ub.cards.__globals__["NEEDS"])
 

@@ -61,7 +61,11 @@ def bounds() -> Iterator[tuple[str, ast.expr]]:
     """(place, expression) of every bound that a check of a setting is called with."""
     for file in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("number", "whole"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("check_float", "check_int")
+            ):
                 for bound in (*node.args[2:], *(k.value for k in node.keywords if k.arg)):
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", bound
 
@@ -132,8 +136,8 @@ def fitted(seed: Any) -> Any:
 DOORS: dict[str, Callable[[Any], Any]] = {
     "robustness.corrupted": lambda s: ub.robustness.corrupted(X, "gaussian_noise", seed=s),
     "robustness.evaluate": lambda s: ub.robustness.evaluate(
-        BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1], minimal_attack=None,
-        check_masking=False, seed=s,
+        BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1],
+        minimal_attack=None, check_masking=False, seed=s,
     ),
     "robustness.smoothed_predict": lambda s: ub.robustness.smoothed_predict(BOX, X, 0.1, n=10, seed=s),
     "attribution.lime_top": lambda s: ub.attribution.lime_top(BOX, X, 2, segments=("squares", 4), n_samples=20, seed=s),
@@ -142,15 +146,15 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.insertion": lambda s: ub.checks.insertion(BOX, X, MAPS, n_steps=4, seed=s),
     "checks.infidelity": lambda s: ub.checks.infidelity(BOX, X, MAPS, n_samples=4, seed=s),
     "checks.max_sensitivity": lambda s: ub.checks.max_sensitivity(BOX, X, gradient, n_samples=2, seed=s),
-    "checks.planted": lambda s: ub.checks.plant_shortcut(X.repeat(5, 1, 1, 1), Y.repeat(5), MARK, seed=s),
+    "checks.plant_shortcut": lambda s: ub.checks.plant_shortcut(X.repeat(5, 1, 1, 1), Y.repeat(5), MARK, seed=s),
     "checks.random_input": lambda s: ub.checks.random_input(BOX, X, gradient, seed=s),
     "checks.random_maps": lambda s: ub.checks.random_maps(BOX, X, seed=s),
     "checks.randomization": lambda s: ub.checks.randomization(BOX, X, gradient, seed=s),
-    "checks.ranked": lambda s: ub.checks.rank_methods(BOX, X, {"gradient": gradient}, seed=s),
-    "checks.retrained": lambda s: ub.checks.train_twice(lambda y: two(), Y, seed=s),
+    "checks.rank_methods": lambda s: ub.checks.rank_methods(BOX, X, {"gradient": gradient}, seed=s),
+    "checks.train_twice": lambda s: ub.checks.train_twice(lambda y: two(), Y, seed=s),
     "checks.road": lambda s: ub.checks.road(BOX, X, MAPS, seed=s),
     "checks.sensitivity_n": lambda s: ub.checks.sensitivity_n(BOX, X, MAPS, n_samples=4, seed=s),
-    "checks.shuffled": lambda s: ub.checks.shuffle_labels(Y, seed=s),
+    "checks.shuffle_labels": lambda s: ub.checks.shuffle_labels(Y, seed=s),
     "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, min_pairs=2, seed=s),
     "data.digits": lambda s: ub.data.digits(seed=s),
     "cli.explain.explain": lambda s: importlib.import_module("unboxed.cli.explain").explain(
@@ -161,7 +165,13 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "training.fit": lambda s: fitted(s),
     "zoo.load": lambda s: ub.zoo.load("digits-cnn", weights=None, seed=s),
 }  # fmt: skip
-LONG = {"report", "checks.shortcut", "training.train", "training.shortcut.pair", "cli.explain.command"}
+LONG = {
+    "report",
+    "checks.shortcut",
+    "training.train",
+    "training.shortcut.train_shortcut_pair",
+    "cli.explain.run_explain",
+}
 """Doors that work for long: only their refusal is tried, and each hands its seed to one of the others."""
 
 

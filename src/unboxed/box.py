@@ -1,4 +1,4 @@
-"""The box: a model, opened."""
+"""The box: an opened model, with what its inputs are and what its output means."""
 
 from __future__ import annotations
 
@@ -25,19 +25,56 @@ from .model.outputs import OutputReader, Outputs, with_batch_axis
 from .objectives import MODEL_ENDS, Objective, as_classes, check_classes, class_logit, logit
 from .validation import address_list, check_class_names
 
-MAX_BATCH_BYTES = 2**29  # what the activations of one automatic batch may hold
+MAX_BATCH_BYTES = 2**29  # for the activations of one automatic batch
 
 
 class Box:
-    """A model with what its inputs are, what its output means and what its classes are called.
+    """An opened model: the module, what its inputs are, what its output means, and its class names.
 
-    `outputs` says what the output means; it is recognized from row sums when not given. `output` picks the tensor from
-    a structure (default: `.logits`, `["logits"]`, else the only tensor (N, K)): a key, an index or a function.
-    The model is run in eval (`mode="as-is"`: as it stands; batches may then be coupled) and left as it was.
-    For speed on accelerators: `autocast` (torch.bfloat16 or torch.float16) runs a float32 model's forward in mixed
-    precision, all else staying in float32; `channels_last` gives it images in that memory format.
+    Every method takes a box as its first argument. Opening runs the model once on noise, to list its layers and to see
+    whether the examples of a batch depend on one another. The box runs the model in eval mode for each call and leaves
+    no trace: train flags, buffers, gradients, hooks and random number generators are then as they were. Inputs are in
+    the units of `inputs` (images in [0, 1]); normalization happens inside the box. `ub.load` opens a model by a path,
+    a name or an object, and finds out most of these arguments.
 
-    Raises InputError where the model can't take such inputs, OutputError where its output can't be understood.
+    Args:
+        model: The model, a torch.nn.Module, on any device and in any floating point dtype.
+        inputs: What one input is: `Pixels(...)`, `Features(...)`, or a `MultiInput(...)` of these.
+        classes: Names of the outputs, in their order. None names them "0", "1", ...
+        outputs: What the output means: "logits", "logprobs", "probs", "multilabel" or "regression". None infers it from
+            the sums of the outputs of a few inputs, and warns or raises where they do not determine it.
+        output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
+            `.logits` or `["logits"]`, else the only tensor (N, K).
+        mode: "eval" runs all modules in eval mode; "as-is" leaves their train flags alone. With BatchNorm or dropout in
+            train mode, examples then depend on one another, and no batch is split.
+        autocast: Mixed precision of the forward pass on accelerators, torch.bfloat16 or torch.float16, for a float32
+            model; everything else stays in float32. None runs the model in its own precision.
+        channels_last: Whether images are passed in that memory format, which is faster on some accelerators.
+
+    Attributes:
+        layers: The layers that ran, in order, each with path, type, output shape, parameters and share of the FLOPs;
+            prints as a table.
+        classes: Names of the outputs.
+        outputs: What the output means.
+        device, dtype: Where the model is, and the dtype of images and results: float32, float64 for a double model.
+        n_outputs, output_map_shape: Number of outputs K, and the other axes of an output map (N, K, ...); () for none.
+        batch_dependent: Whether the examples of a batch depend on one another: then no batch is split.
+        stochastic, stateless: Whether it asks for random numbers; whether it neither draws any nor writes buffers.
+        flops_per_example: FLOPs of one forward pass of one example.
+
+    Raises:
+        InputError: when the model does not take such inputs, or an argument is none of the above.
+        OutputError: when the output tensor or its meaning cannot be determined.
+
+    Example:
+        >>> import unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn")
+        >>> box = ub.Box(model, inputs)
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> box.predict(x)
+        tensor([6, 6, 6, 2])
+        >>> box.layers["conv2"].shape
+        (32, 10, 10)
     """
 
     def __init__(
@@ -53,11 +90,15 @@ class Box:
         channels_last: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"a box opens a torch.nn.Module; got {type(model).__name__}")
+            raise InputError(
+                f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names"
+            )
         if not isinstance(inputs, Inputs):
-            raise InputError(f"inputs is Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}")
+            raise InputError(
+                f"inputs must be Pixels(...), Features(...) or MultiInput(...); got {type(inputs).__name__}"
+            )
         if mode not in ("eval", "as-is"):
-            raise InputError(f'mode is "eval" or "as-is"; got {mode!r}')
+            raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode
         self._options: dict[str, Any] = {"classes": classes, "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
@@ -67,16 +108,31 @@ class Box:
         self._open()
 
     def reopen(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
-        """Another model, opened as this one is: the same inputs (or others), classes, outputs, mode and precision."""
+        """A box of another model, opened with the settings of this one: classes, outputs, mode and precision.
+
+        Args:
+            model: The other model, with as many outputs.
+            inputs: What its inputs are; None takes this box's.
+
+        Returns:
+            A new `Box`.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> untrained, _ = ub.zoo.load("digits-cnn", weights=None)
+            >>> box.reopen(untrained).classes == box.classes
+            True
+        """
         options = self._options | {"classes": self.classes, "outputs": self.outputs}
         return Box(model, inputs or self.inputs, mode=self.mode, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, or what another process gets, is opened there."""
+        """Copies and unpickled boxes open their model again."""
         return _reopen, (type(self), self.model, self.inputs, self.mode, self._options)
 
     def _open(self) -> None:
-        """Look at the model as it is now, in full precision, for rows are compared there."""
+        """Survey the model as it is now, in full precision: rows are compared."""
         self._is_opening = True
         try:
             self._model = model = IsolatedModel(self.model, self.mode)
@@ -95,37 +151,61 @@ class Box:
             self._is_opening = False
 
     def refresh(self, *, hooks: bool = True) -> None:
-        """Open the model again if it was changed: moved, cast, given other modules or (`hooks`) new forward hooks.
+        """Open the model again if it was changed: moved, cast, given other modules or new forward hooks.
 
-        Every call does so by itself, but for hooks, most of which only look: one that is seen to change what passes is
-        warned of, and the next call opens the model again. Class names must fit still. Raises OutputError.
+        Every call does this by itself, except for new hooks, most of which only read: when a hook is seen to change an
+        activation, a warning is issued and the next call opens the model again.
+
+        Args:
+            hooks: Whether new forward hooks count as a change.
+
+        Raises:
+            OutputError: when the output can no longer be determined.
+            InputError: when the class names no longer fit.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> _ = box.model.double()
+            >>> box.refresh()
+            >>> box.dtype
+            torch.float64
         """
         if not self._is_opening and (self._is_stale or self._model.has_changed() or (hooks and self._model.late_hooks)):
-            self._is_stale = True  # until it is open
+            self._is_stale = True  # until it has been opened
             self._open()
         self._is_refreshed = True
 
     def _run_first_forward(self) -> None:
-        """A first forward, on noise: which layers run, what the output means, whether rows are coupled."""
+        """One forward pass on noise: which layers run, what the output means, whether rows are independent."""
         noise = self.noise(3 if self.max_rows >= 3 else 1)
         contrast_inputs = inputs_at_levels(self.inputs, contrast_levels(self.inputs.shape, self.device)).to(self.dtype)
         self.profile, self.batch_dependent = first_forward(
             self._model, self.raw_output, noise, contrast_inputs, (self.min_rows, self.max_rows)
         )
-        self.stochastic, self.stateless = (
-            self.profile.stochastic,
-            self._model.is_stateless,
-        )  # asks for noise; a pure function
+        self.stochastic, self.stateless = self.profile.stochastic, self._model.is_stateless
         self.layers: Layers = self.profile.layers
         probe_args = self.profile.output, self.inputs, lambda x: self._run(noise if x is None else x)
         self.outputs: Outputs = self._options["outputs"] or self.output_reader.infer_outputs(*probe_args)
         self.output_reader = OutputReader(self.output_reader.pick, self.outputs)
-        self.flops_per_example = self.profile.flops_per_example  # of one example's way through
+        self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
         self.n_outputs, self.output_map_shape = output.shape[1], tuple(output.shape[2:])
 
     def noise(self, n: int) -> Tensor:
-        """Valid inputs (n, ...) that differ, the same each time."""
+        """Random valid inputs, the same at each call.
+
+        Args:
+            n: Number of inputs.
+
+        Returns:
+            Inputs (n, ...) in the box's units, on its device.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).noise(2).shape
+            torch.Size([2, 1, 28, 28])
+        """
         return self.inputs.sample(n, torch.Generator(self.device).manual_seed(0)).to(self.dtype)
 
     def _run(self, x: Tensor) -> object:
@@ -133,7 +213,7 @@ class Box:
             return self.raw_output(x)
 
     def _enable_autocast(self, autocast: torch.dtype) -> None:
-        """From here on in mixed precision, if the model can. Raises InputError."""
+        """Run in mixed precision from here on. Raises InputError where the model fails in it."""
         self.autocast = state.check_autocast(autocast, self.model_dtype)
         with explain_failure(f"run under autocast={autocast}"):
             self._run(self.noise(max(2, self.min_rows))[: self.max_rows])
@@ -141,12 +221,28 @@ class Box:
     def isolated(
         self, *, grad: bool = True, rule: relu_rules.ReluRule | None = None, seed: int = 0
     ) -> AbstractContextManager[None]:
-        """Everything that touches the model happens inside: it runs in its mode, and no trace is left.
+        """A context in which the model may be run: in the box's mode, by one thread at a time, leaving no trace.
 
-        One thread at a time is inside a model. A model that draws runs on RNGs started at `seed`; the process's own go
-        on as if it had not run. A model that draws nothing touches none.
+        For methods of your own: everything that runs the model belongs inside.
+
+        Args:
+            grad: Whether gradients are recorded.
+            rule: A backward rule of the ReLUs, `model.relu_rules.guided` or `deconvnet`; None is the plain gradient.
+            seed: Seed of the random numbers that a stochastic model draws. The generators of the process are restored
+                afterwards; those of a model that draws nothing are never touched.
+
+        Returns:
+            A context manager.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> with box.isolated(grad=False):
+            ...     acts = box.forward(box.noise(2), ["conv2", "logits"])
+            >>> acts["conv2"].shape
+            torch.Size([2, 32, 10, 10])
         """
-        if not self._is_refreshed:  # else the inputs were accepted just now
+        if not self._is_refreshed:  # else `validate_inputs` has just done it
             self.refresh(hooks=False)
         self._is_refreshed = False
         return self._model.run(grad=grad, rule=rule, seed=seed)
@@ -154,9 +250,29 @@ class Box:
     def forward(
         self, x: Tensor, addresses: Collection[str], edits: Mapping[str, Edit] | None = None, n_rows: int | None = None
     ) -> Acts:
-        """Activations at the wanted addresses and ends, inside `quiet`. The forward stops at the deepest one needed.
+        """Activations of one batch, inside `isolated`; the forward pass stops at the deepest layer needed.
 
-        `rows` is how many come out where an edit gives more of them than it gets.
+        For methods of your own; `read` is simpler where no gradient is wanted.
+
+        Args:
+            x: Inputs (N, ...) from `validate_inputs`, or made by the method.
+            addresses: Layers, and "input", "output" or "logits".
+            edits: {address: function of an activation} that replaces activations during the forward pass.
+            n_rows: Number of rows of the output where an edit changes it. None is N.
+
+        Returns:
+            {address: activation (N, ...)} in the model's dtype, with its graph where gradients are recorded.
+
+        Raises:
+            LayerError: when a layer does not run for this input.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> with box.isolated(grad=False):
+            ...     acts = box.forward(box.noise(2), ["logits"], edits={"relu1": lambda h: 0 * h})
+            >>> bool((acts["logits"][0] == acts["logits"][1]).all())  # all that differed was set to 0
+            True
         """
         inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_ENDS}
         needs_output = "output" in addresses or "logits" in addresses
@@ -186,7 +302,21 @@ class Box:
         return acts
 
     def raw_output(self, x: Tensor) -> object:
-        """What the model itself returns for accepted inputs x (N, ...), run as it stands; None where it was stopped."""
+        """What the model itself returns, inside `isolated`.
+
+        Args:
+            x: Inputs (N, ...) in the box's units; they are normalized here.
+
+        Returns:
+            The model's output, of any type; None where a hook stopped the forward pass.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> with box.isolated(grad=False):
+            ...     box.raw_output(box.noise(2)).shape
+            torch.Size([2, 10])
+        """
         try:
             with state.autocast_to(self.device, self.autocast):
                 args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
@@ -197,7 +327,25 @@ class Box:
     # -- asking the model ----------------------------------------------------------------------------------------------
 
     def validate_inputs(self, x: Packed) -> Tensor:
-        """A checked copy of the inputs on the model's device, in the box's dtype; several packed. Raises InputError."""
+        """Check inputs, and copy them to the model's device in the box's dtype. The first line of most methods.
+
+        Args:
+            x: Inputs (N, ...) in the box's units; a dict or tuple of them for `MultiInput`.
+
+        Returns:
+            A copy (N, ...); several inputs are packed into one tensor (N, D).
+
+        Raises:
+            InputError: when shape, dtype or range are wrong, or values are NaN or infinite.
+
+        Example:
+            >>> import torch, unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> box.validate_inputs(torch.zeros(28, 28))
+            Traceback (most recent call last):
+            ...
+            unboxed.errors.InputError: wanted images in [0, 1], shape (N, 1, 28, 28); got shape (28, 28)
+        """
         self.refresh(hooks=False)
         x = self.inputs.check(x)
         with state.out_of_inference():
@@ -205,68 +353,207 @@ class Box:
             return packed.detach().to(self.device, self.dtype, copy=True)
 
     def restore_structure(self, h: Tensor) -> Any:
-        """What a method found for each input number, (N, ...), as the inputs came: a dict or tuple for several."""
+        """Give a packed result the structure that the inputs came in. The last line of most methods.
+
+        Args:
+            h: A tensor with the shape of `validate_inputs(x)`.
+
+        Returns:
+            h itself; for `MultiInput`, a dict or tuple of tensors in the parts' own shapes.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> box.restore_structure(box.noise(2)).shape
+            torch.Size([2, 1, 28, 28])
+        """
         return self.inputs.unpack(h) if isinstance(self.inputs, MultiInput) else h
 
     def class_labels(self, y: Tensor | int | Sequence[int], n: int) -> Tensor:
-        """Classes (n,) on the model's device; one class stands for all. Raises InputError."""
+        """Check class numbers, and copy them to the model's device.
+
+        Args:
+            y: Classes (n,), or one for all.
+            n: Number of examples.
+
+        Returns:
+            Classes (n,), int64.
+
+        Raises:
+            InputError: when there are not n of them, or the model has no such class.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).class_labels(3, 2)
+            tensor([3, 3])
+        """
         y = as_classes(y)
         check_classes(y, n, self.n_outputs)
         with state.out_of_inference():
             return y.to(self.device, torch.long, copy=True).expand(n)
 
     def objective(self, target: int | Tensor | Objective | None, n: int) -> Objective:
-        """What `target` means in attribution: a class, one an example (n,), None (the predicted one), an objective."""
+        """The objective that a `target` means in attribution and synthesis.
+
+        Args:
+            target: The score: a class, one per example (n,), or an objective. None is the predicted class.
+            n: Number of examples.
+
+        Returns:
+            An `Objective`: the logit of the class, or the given objective.
+
+        Raises:
+            InputError: when the model has no such class, or there are not n of them.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).objective(3, 4)
+            Objective(logit 3)
+        """
         if target is None or isinstance(target, Objective):
             return target or logit()
         return class_logit(as_classes(target), n, self.n_outputs, self.device)
 
     def has_batch_axis(self, address: str) -> bool:
-        """Whether the first axis of what is found there is the batch. Raises LayerError for an unknown address."""
+        """Whether the first axis of an activation is the batch.
+
+        Args:
+            address: A layer, or "input", "output" or "logits".
+
+        Returns:
+            False for layers that move, merge or drop the batch axis.
+
+        Raises:
+            LayerError: when there is no such layer.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).has_batch_axis("conv1")
+            True
+        """
         return address in MODEL_ENDS or self.layers.has_batch_axis(address)
 
     def check_objective(self, objective: Objective, n: int) -> Objective:
-        """An objective that fits n examples and this model. Raises InputError or LayerError."""
+        """Check that an objective fits this model and a number of examples.
+
+        Args:
+            objective: The objective.
+            n: Number of examples.
+
+        Returns:
+            The objective.
+
+        Raises:
+            InputError: when it holds values for another number of examples.
+            LayerError: when a layer does not exist, or its first axis is not the batch.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).check_objective(ub.channel("conv2", 3), 4)
+            Objective(conv2 channel 3)
+        """
         for a in objective.layers:
             if not self.has_batch_axis(a):
                 mismatch = f"gives {self.layers[a].shape} for a batch" if ":" not in a else "mixes examples"
-                raise LayerError(f"{a!r} {mismatch}: its first axis is not the batch, so it scores no row")
+                raise LayerError(f"{a!r} {mismatch}: its first axis is not the batch, so it gives no score per example")
         return objective.check_batch(n)
 
     def require_class_scores(self, caller: str) -> None:
-        """Raise OutputError unless the model gives each example one row of class scores."""
+        """Check that the model gives each example one row of class scores (K,).
+
+        Args:
+            caller: The method that needs them, for the error text.
+
+        Raises:
+            OutputError: for a regression model or a map of outputs (N, K, ...).
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).require_class_scores("my_method")
+        """
         if self.outputs == "regression":
-            raise OutputError(f"{caller} needs classes, and a regression model has none; climb an objective instead")
+            raise OutputError(f"{caller} needs classes, and a regression model has none; optimize an objective instead")
         if shape := self.output_map_shape:
-            raise OutputError(f"{caller} needs one row of class scores an example; the model gives a map {shape}")
+            raise OutputError(f"{caller} needs one row of class scores per example; the model gives a map {shape}")
 
     @property
     def _read_batch_limit(self) -> int:
-        """As `batch_limit`, for forward passes alone, which hold few layers at a time."""
+        """As `batch_limit`, for forward passes without gradients, which hold few layers at a time."""
         return self.rows_within(self.profile.peak_bytes_per_example)
 
     @property
     def batch_limit(self) -> int:
-        """How many examples an automatic batch takes: their activations fit in half a gigabyte."""
+        """Number of examples in an automatic batch: their activations fit in half a gigabyte."""
         return self.rows_within(self.profile.bytes_per_example)
 
     def rows_within(self, bytes_per_example: int) -> int:
-        """How many examples an automatic batch takes where each holds so many bytes."""
+        """Number of examples in an automatic batch where each needs some memory.
+
+        Args:
+            bytes_per_example: Memory per example.
+
+        Returns:
+            At least 1, at most 1024.
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).rows_within(2**24)
+            32
+        """
         return max(1, min(1024, self.max_rows, MAX_BATCH_BYTES // max(1, bytes_per_example)))
 
     @property
     def accepts_proxies(self) -> bool:
-        """Whether the model may be given what only stands for a tensor: its rows are free, and noise draws no shape."""
+        """Whether the model may be run on tensor-like proxies: its rows are independent, and it draws no noise."""
         return not (self.batch_dependent or self.stochastic) and self.min_rows == 1
 
     def batch_plan(self, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
-        """(size, most) for `in_batches`: rows that depend on one another are never split."""
+        """The arguments of `model.batching.in_batches`: rows that depend on one another are never split.
+
+        Args:
+            n: Number of examples.
+            batch_size: Number of examples per batch, or "auto".
+            batch_dependent: Whether the work itself relates examples to one another.
+
+        Returns:
+            (batch_size, max_rows).
+
+        Example:
+            >>> import unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).batch_plan(100, 32)
+            (32, 1024)
+        """
         if batch_dependent or self.batch_dependent:
             return max(n, 1), n
         return min(batch_size, self.max_rows) if isinstance(batch_size, int) else batch_size, self.batch_limit
 
     def read(self, x: Tensor, addresses: str | Sequence[str], *, batch_size: BatchSize = "auto") -> dict[str, Tensor]:
-        """Activations {address: (N, ...)} of inputs x, in the box's dtype. Raises LayerError for unknown addresses."""
+        """Activations of layers for a batch of inputs.
+
+        The forward pass stops at the deepest layer needed. `ub.activations.maps` makes figures of them.
+
+        Args:
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            addresses: Addresses of the layers, as `box.layers` lists them: "conv1" is what the module gives, "conv1#1"
+                what its second call gives, "conv1:input" what it receives, "block:relu#0" the first ReLU called as a
+                function in its forward. "input", "output" and "logits" are taken, too.
+            batch_size: Number of examples per batch; "auto" takes what fits in half a gigabyte, and halves it when
+                memory runs out.
+
+        Returns:
+            {address: activation (N, ...)} in the box's dtype, on its device.
+
+        Raises:
+            LayerError: when an address names no layer, or more than one call of it; the nearest names are listed.
+            InputError: when x is not what the model takes.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> x, y = ub.data.digits("test").first(4)
+            >>> {a: tuple(h.shape) for a, h in box.read(x, ["relu1", "logits"]).items()}
+            {'relu1': (4, 16, 24, 24), 'logits': (4, 10)}
+        """
         addresses = address_list(addresses)
         for a in addresses:
             if a not in MODEL_ENDS:
@@ -278,9 +565,8 @@ class Box:
                 acts = self.forward(x[rows], addresses)
                 return {a: h if h.is_complex() else h.to(self.dtype) for a, h in acts.items()}
 
-        unsplittable = any(
-            not self.has_batch_axis(a) for a in addresses
-        )  # such a layer can't be put together from parts
+        # activations without a batch axis cannot be joined from parts
+        unsplittable = any(not self.has_batch_axis(a) for a in addresses)
         size, limit = self.batch_plan(len(x), batch_size, batch_dependent=unsplittable)
         parts = in_batches(
             read_rows, len(x), size, limit if self.batch_dependent or unsplittable else self._read_batch_limit
@@ -290,20 +576,94 @@ class Box:
         return {a: torch.cat([p[a] for p in parts]) for a in addresses}
 
     def __call__(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
-        """The logits (N, K) of inputs x."""
+        """The logits of a batch of inputs: pre-softmax values, also of a model that ends in a softmax.
+
+        Args:
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            batch_size: Number of examples per batch, or "auto".
+
+        Returns:
+            Logits (N, K), or (N, K, ...) for a map of outputs; the output itself of a regression model.
+
+        Raises:
+            InputError: when x is not what the model takes.
+            OutputError: when the logits before the final softmax or sigmoid cannot be found.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> x, y = ub.data.digits("test").first(4)
+            >>> box(x).shape
+            torch.Size([4, 10])
+        """
         return self.read(x, ["logits"], batch_size=batch_size)["logits"]
 
     def probs(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
-        """The probabilities (N, K) of inputs x: softmax of the logits, or sigmoid where outputs are multilabel."""
+        """The probabilities of a batch of inputs.
+
+        Args:
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            batch_size: Number of examples per batch, or "auto".
+
+        Returns:
+            Probabilities (N, K): the softmax of the logits; their sigmoid where outputs are "multilabel".
+
+        Raises:
+            InputError: when x is not what the model takes.
+            OutputError: for a regression model.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> x, y = ub.data.digits("test").first(4)
+            >>> (box.probs(x).amax(1) > 0.99).tolist()
+            [True, True, True, True]
+        """
         return self.probs_from(self(x, batch_size=batch_size))
 
     def probs_from(self, logits: Tensor) -> Tensor:
+        """The probabilities that logits mean.
+
+        Args:
+            logits: Logits (N, K).
+
+        Returns:
+            Probabilities (N, K): softmax, or sigmoid where outputs are "multilabel".
+
+        Raises:
+            OutputError: for a regression model.
+
+        Example:
+            >>> import torch, unboxed as ub
+            >>> ub.Box(*ub.zoo.load("digits-cnn")).probs_from(torch.zeros(1, 10))[0, 0]
+            tensor(0.1000)
+        """
         if self.outputs == "regression":
             raise OutputError("a regression model gives no probabilities; read box(x)")
         return logits.sigmoid() if self.outputs == "multilabel" else logits.softmax(1)
 
     def predict(self, x: Tensor, *, batch_size: BatchSize = "auto") -> Tensor:
-        """The class (N,) with the largest output for each input. Raises NaNError where the model gives NaN."""
+        """The class with the largest output for each input.
+
+        Args:
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            batch_size: Number of examples per batch, or "auto".
+
+        Returns:
+            Classes (N,), int64; (N, ...) for a map of outputs.
+
+        Raises:
+            InputError: when x is not what the model takes.
+            NaNError: when the model gives NaN.
+            OutputError: for a regression model.
+
+        Example:
+            >>> import unboxed as ub
+            >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+            >>> x, y = ub.data.digits("test").first(4)
+            >>> bool((box.predict(x) == y).all())
+            True
+        """
         if self.outputs == "regression":
             raise OutputError("a regression model predicts no class; read box(x)")
         return check_no_nan(self(x, batch_size=batch_size)).argmax(1)
@@ -311,7 +671,7 @@ class Box:
     def __repr__(self) -> str:
         head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} classes"
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
-        notes += ["rows are coupled: batches are never split"] * self.batch_dependent
+        notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
 

@@ -136,12 +136,12 @@ def card(
 
     Example:
         >>> from unboxed.cards import card
-        >>> @card(name="Brightness", source="-", shows="How bright it is.", does_not_show="Why.",
+        >>> @card(name="Brightness", family="attribution", source="-", shows="How bright it is.", does_not_show="Why.",
         ...       example=lambda method, box, x, y: method(box, x))
-        ... def brightness(box, x):
+        ... def brightness(box, x, target=None):
         ...     return x.mean((1, 2, 3))
         >>> brightness.card.family
-        'own'
+        'attribution'
     """
     _check_known("needs", needs, NEEDS)
     _check_known("axioms", axioms, AXIOMS)

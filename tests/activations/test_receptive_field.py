@@ -150,13 +150,13 @@ def test_layers_that_see_everything() -> None:
     entry = awkward.get_model("transformer")
     box = ub.Box(entry.model, entry.inputs)
     whole = torch.tensor([0, 0, 8, 8])
-    for path in ("fc", "mix.layers.0", "logits"):
+    for path in ("fc", "mixer.layers.0", "logits"):
         field = receptive_field(box, path)
         assert bool((field.bounds == whole).all())
     tokens = receptive_field(box, "embed")
     assert tokens.size == (4, 4)
     assert tokens.stride == (4, 4)
-    assert receptive_field(box, "mix.layers.0", axis=-1).bounds.shape == (4, 4)  # the tokens are positions
+    assert receptive_field(box, "mixer.layers.0", axis=-1).bounds.shape == (4, 4)  # the tokens are positions
     assert receptive_field(box, "fc").bounds.shape == (4,)
     assert receptive_field(box, "fc").stride == (0, 0)
 

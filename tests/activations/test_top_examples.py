@@ -101,12 +101,12 @@ def test_several_layers_in_one_pass() -> None:
 
 def test_tokens_have_their_units_where_one_says() -> None:
     box, x = box_of("transformer")
-    (tokens,) = top_examples(box, x, "mix.layers.0.linear1", 3)
+    (tokens,) = top_examples(box, x, "mixer.layers.0.linear1", 3)
     assert tokens.example_index.shape == (4, 3)  # four tokens
-    (features,) = top_examples(box, x, "mix.layers.0.linear1", 3, axis=-1)
+    (features,) = top_examples(box, x, "mixer.layers.0.linear1", 3, axis=-1)
     assert features.example_index.shape == (16, 3)
     assert features.position.shape == (16, 3, 1)
-    h = box.read(x, "mix.layers.0.linear1")["mix.layers.0.linear1"]  # (N, T, C)
+    h = box.read(x, "mixer.layers.0.linear1")["mixer.layers.0.linear1"]  # (N, T, C)
     assert torch.equal(features.example_index[:, 0], h.amax(1).argmax(0))
     field = receptive_field(box, "embed")
     assert field.bounds.shape == (2, 2, 4)

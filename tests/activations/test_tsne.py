@@ -46,11 +46,11 @@ def test_new_examples_lie_beside_their_like(made: Any) -> None:
     _, x, y, maps = made
     before = maps["fc:input"].points.clone()
     new = (x[:12] + 0.02).clamp(0, 1)
-    for path, placed in maps.place(new).items():
+    for path, placed in maps.transform(new).items():
         nearest = torch.cdist(placed, maps[path].points).argmin(1)
         assert torch.equal(y[nearest], y[:12])
     assert torch.equal(maps["fc:input"].points, before)
-    assert torch.allclose(maps.place(new, batch_size=5)["input"], maps.place(new)["input"], atol=1e-3)
+    assert torch.allclose(maps.transform(new, batch_size=5)["input"], maps.transform(new)["input"], atol=1e-3)
 
 
 def test_nothing_depends_on_chance() -> None:
@@ -147,8 +147,8 @@ def test_a_sketch_keeps_distances() -> None:
 
 
 def test_what_is_too_wide_is_sketched_and_placed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "SKETCH", 32)
-    monkeypatch.setattr(features, "HELD", 1)
+    monkeypatch.setattr(features, "SKETCH_SIZE", 32)
+    monkeypatch.setattr(features, "MAX_FEATURE_VALUES", 1)
     box, (x, y) = make_case("plain").box, clustered(60)
     maps = tsne(box, x)
     assert maps.layers[1].embedding.components.shape[1] <= 32
@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_the_maps_that_are_done(monkeypatch: pytest.MonkeyPatch) ->
             raise KeyboardInterrupt
         return embedding.fit_tsne(*args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["unboxed.activations.tsne"], "embed", embed)  # the method has its file's name
+    monkeypatch.setattr(sys.modules["unboxed.activations.tsne"], "fit_tsne", embed)  # the method has its file's name
     got = tsne(c.box, c.x)
     assert got.interrupted
     assert [m.path for m in got.layers] == [m.path for m in whole.layers[:2]]

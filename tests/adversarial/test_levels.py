@@ -168,7 +168,9 @@ def test_an_interruption_keeps_what_it_has(after: int) -> None:
     assert made.interrupted
     assert len(asked) == after + 1
     assert not all_of_it.interrupted
-    assert made.success.sum() > made.initially_misclassified.sum()  # rounding alone leaves some, and the looks so far find more
+    assert (
+        made.success.sum() > made.initially_misclassified.sum()
+    )  # rounding alone leaves some, and the looks so far find more
     assert made.success.all() or after < 5
 
 

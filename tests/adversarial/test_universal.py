@@ -116,7 +116,8 @@ def test_an_interrupted_one_keeps_its_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"eps": None}, {"eps": 2.0}, {"norm": "l7"}, {"images_per_step": 0}, {"target": torch.tensor([1, 0, 1, 0, 1, 0])}]
+    "bad",
+    [{"eps": None}, {"eps": 2.0}, {"norm": "l7"}, {"images_per_step": 0}, {"target": torch.tensor([1, 0, 1, 0, 1, 0])}],
 )
 def test_bad_settings(bad: dict[str, Any]) -> None:
     box, x = linear()

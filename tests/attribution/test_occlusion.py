@@ -145,7 +145,7 @@ def test_windows_are_taken_where_they_pay() -> None:
     assert kinds.count("Tensor") == 2
     kinds.clear()
     occlusion(box, images(1), 0, window=(30, 37), stride=1)
-    assert "Windowed" not in kinds
+    assert "WindowedTensor" not in kinds
 
 
 def test_batches_are_as_large_as_asked() -> None:
@@ -252,7 +252,7 @@ def test_where_the_largest_lies_is_told_by_whole_runs() -> None:
     box = opened(Unpooled())
     kinds = seen(box)
     occlusion(box, images(1), 0, window=6, stride=3)
-    assert kinds[0] == "Windowed"  # the try
+    assert kinds[0] == "WindowedTensor"  # the try
     assert set(kinds[1:]) == {"Tensor"}
 
 

@@ -1,4 +1,4 @@
-"""Law 6: every method works on the models that people have, or says why not. Never a silent wrong picture."""
+"""Contract 6: every method works on the models that people have, or says why not. Never a silent wrong picture."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_layers_read_as_they_were_given(model: str) -> None:
     box, x = open_box(entry), entry.images().double()
     p = awkward.get_model("plain", torch.float64).model
     z = awkward.GRAY_INPUTS.encode(x)
-    want = {"conv1": p.conv1(z), "conv2": p.conv2(p.first(z)), "fc": p(z), "logits": p(z)}
+    want = {"conv1": p.conv1(z), "conv2": p.conv2(p.first_block(z)), "fc": p(z), "logits": p(z)}
     rows = {row.path for row in box.layers} | {"logits"}
     got = box.read(x, [k for k in want if k in rows])
     assert len(got) >= (1 if model == "exported_flat" else 3)

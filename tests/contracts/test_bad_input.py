@@ -1,4 +1,4 @@
-"""Law 8: bad input is refused with one clear error: what came, what was wanted, what to do next."""
+"""Contract 8: bad input is refused with one clear error: what came, what was wanted, what to do next."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NAN = float("nan")
 BAD_SETTINGS: list[tuple[str, Any]] = [
     ("batch_size", 0), ("batch_size", -1), ("batch_size", 1.5), ("batch_size", "all"), ("batch_size", True),
     ("batch_size", None), ("steps", -1), ("steps", 1.5), ("steps", "many"), ("steps", NAN),
-    ("every", 0), ("every", -2), ("every", 1.5),
+    ("frame_every", 0), ("frame_every", -2), ("frame_every", 1.5),
     ("eps", -0.1), ("eps", 0), ("eps", NAN), ("eps", float("inf")), ("eps", "8/255"),
     ("step", -0.1), ("step", NAN), ("step", "small"),
     ("norm", "l7"), ("norm", 2), ("norm", None),

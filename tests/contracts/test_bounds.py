@@ -16,7 +16,7 @@ SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 
 @pytest.mark.parametrize("model", GENTLE)
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
-@pytest.mark.parametrize("more", [{}, {"keep_going": True}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
+@pytest.mark.parametrize("more", [{}, {"early_stop": False}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
 def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str, object]) -> None:
     c = make_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)

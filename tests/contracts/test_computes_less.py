@@ -128,7 +128,7 @@ def test_bounded_batches(name: str, size: int) -> None:
 def test_bounded_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("plain", n=5)
     each = c.box.profile.bytes_per_example
-    monkeypatch.setattr("unboxed.box.BATCH_BYTES", 2 * each)
+    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 2 * each)
     rows = Rows(c.box.model)
     call_example(CARDS[name], c)
     assert rows.seen
@@ -236,8 +236,8 @@ class Looks(TorchDispatchMode):
 
 def looks(c: MethodCase, plan: OptimizationConfig, canvas: Canvas, monkeypatch: pytest.MonkeyPatch) -> Looks:
     """How often a climb looks at values if its device is slow to ask."""
-    monkeypatch.setattr("unboxed.engine.optimize.loop.slow_to_ask", lambda device: True)
-    monkeypatch.setattr("unboxed.model.outputs.slow_to_ask", lambda device: True)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.syncs_on_read", lambda device: True)
+    monkeypatch.setattr("unboxed.model.outputs.syncs_on_read", lambda device: True)
     monkeypatch.setattr(Constant, "value_range", lambda self: None)  # as it is for what lies on an accelerator
     rows = Rows(c.box.model)
     with Looks(lambda: len(rows.seen)) as found:
@@ -286,17 +286,17 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("rule", [NormalizedGradient, RowLBFGS])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("color")
-    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_pulls=True)
+    plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_abs_grads=True)
     assert len(looks(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_EVERY
 
 
 def test_looks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter can count: a look at each step, and a climb on a device that is quick to ask."""
     c = make_case("plain")
-    monkeypatch.setattr("unboxed.engine.optimize.loop.MEET", 1)
+    monkeypatch.setattr("unboxed.engine.optimize.loop.SYNC_EVERY", 1)
     assert len(looks(c, climbing(c), RawCanvas(c.x), monkeypatch).meetings) > STEPS // 2
     monkeypatch.undo()
-    plan = climbing(c, early_stop=False, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
+    plan = climbing(c, keep_going=True, after=lambda p, grad, step: p if p.sum() > -torch.inf else grad)
     assert len(looks(c, plan, RawCanvas(c.x), monkeypatch).meetings) >= STEPS
 
 

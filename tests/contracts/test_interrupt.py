@@ -59,7 +59,7 @@ def interrupted(c: MethodCase, name: str, k: int, **settings: Any) -> Any:
     return result
 
 
-LONG = {"steps": 3, "keep_going": True, "step": 0.01}  # nobody is done before the end
+LONG = {"steps": 3, "early_stop": False, "step": 0.01}  # nobody is done before the end
 
 
 def forwards(name: str, **settings: Any) -> tuple[int, int]:
@@ -95,8 +95,8 @@ def test_what_was_reached_is_returned(name: str, share: float, size: Any) -> Non
 def test_the_steps_taken_are_kept(name: str) -> None:
     """Stopped at the third look, the work is that of the second: not lost, and not begun anew."""
     c = make_case("plain", torch.float64)
-    if has_parameters(CARDS[name], "every"):
-        start, reached = call_example(CARDS[name], c, **LONG, every=1).frames[:2]
+    if has_parameters(CARDS[name], "frame_every"):
+        start, reached = call_example(CARDS[name], c, **LONG, frame_every=1).frames[:2]
     else:
         start, reached = (call_example(CARDS[name], c, **{**LONG, "steps": n}).images for n in (0, 1))
     got = interrupted(c, name, forwards(name, **LONG)[0] + 2, **LONG)
@@ -122,7 +122,7 @@ def test_a_morph_keeps_its_frames() -> None:
 def test_batches_before_ctrl_c_are_whole() -> None:
     """Rows of a batch that was finished keep their result; those not begun stay as they started."""
     c = make_case("plain", torch.float64)
-    plan = {"eps": 1e-3, "steps": 2, "random_start": False, "keep_going": True, "batch_size": 1}
+    plan = {"eps": 1e-3, "steps": 2, "random_start": False, "early_stop": False, "batch_size": 1}
     whole = ub.adversarial.pgd(c.box, c.x, c.y, **plan)
     ctrl_c = CtrlC(c.box.model)
     ctrl_c.at(5)  # three looks a row: in the second row

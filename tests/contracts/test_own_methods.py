@@ -201,7 +201,7 @@ def test_methods_without_a_name() -> None:
 
 def test_a_method_that_was_made_without_a_module() -> None:
     names: dict[str, Any] = {"card": card}
-    said = "name='', source='', tells='', not_tells='', example=lambda method, box, x, y: method(box, x)"
+    said = "name='', source='', shows='', does_not_show='', example=lambda method, box, x, y: method(box, x)"
     exec(f"@card({said})\ndef f(box, x): return x", names)
     assert (names["f"].card.family, names["f"].__module__) == ("own", None)
     covering.covering_pairs([names["f"].card], ["plain"])

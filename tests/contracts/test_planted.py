@@ -285,7 +285,8 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "part"), [("counts", "restored"), ("reassigns", "buffers_in_place"), ("registers", "buffers_in_place")]
+    ("model", "part"),
+    [("counts", "preserve_values"), ("reassigns", "preserve_buffers"), ("registers", "preserve_buffers")],
 )
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)
@@ -304,13 +305,13 @@ def test_generators_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_one_dropout_mask_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "SharedNoise", nothing)
-    monkeypatch.setattr(first_forward, "rows_couple", lambda *args: False)  # which would see it
+    monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)  # which would see it
     with Fault:
         covered(check_values, "dropout_always_on")
 
 
 def test_rows_that_couple_and_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_forward, "rows_couple", lambda *args: False)
+    monkeypatch.setattr(first_forward, "is_batch_dependent", lambda *args: False)
     with Fault:
         covered(check_values, "draws_rows")
     with Fault:
@@ -358,8 +359,8 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5), ("l1", 0.3)])
 def test_a_ball_that_holds_nothing(norm: str, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for ball in constraints.BALL_BY_NORM.values():
-        monkeypatch.setattr(ball, "project", lambda self, x, centre: x)
-    monkeypatch.setattr(constraints.Constraint, "inside", lambda self, x: x)
+        monkeypatch.setattr(ball, "project", lambda self, x, center: x)
+    monkeypatch.setattr(constraints.Constraint, "apply", lambda self, x: x)
     with Fault:
         test_bounds.test_pgd_stays_in_its_ball("plain", norm, eps, {"step": 10.0})
 

@@ -40,6 +40,6 @@ def test_another_target_another_map(name: str) -> None:
 def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("plain", torch.float64, n=7)
     want = result_tensors(call_example(CARDS[name], c))
-    monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
+    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 1)
     assert c.box.batch_limit == 1
     assert differences(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []

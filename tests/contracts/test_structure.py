@@ -19,9 +19,9 @@ ROOT = Path(unboxed.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
-    {"errors", "cards", "validation", "atomic_write", "checkpointing", "rng"},
+    {"errors", "cards", "settings", "validation", "atomic_write", "checkpointing", "rng"},
     {"objectives", "inputs", "model"},
-    {"box"},
+    {"box", "parameters"},
     {"engine"},
     {*FAMILIES, "data", "zoo"},
     {"robustness"},
@@ -34,8 +34,9 @@ TIERS = [
 METHODS = {*FAMILIES, "robustness"}  # robustness is evaluated by attacks, so it lies above them
 RANK = {room: i for i, tier in enumerate(TIERS) for room in tier}
 SCOPES = (
-    "quiet", "tapped", "ruled", "seeded", "flags", "restored", "grad", "inference_mode", "Noise", "FinalOp", "stance",
-    "ExitStack", "own_settings", "_lock", "fork_rng", "autocast", "before_clamp", "unoptimized",
+    "isolated", "capture", "apply_rule", "seeded", "flags", "restore", "preserve", "grad", "inference_mode", "Noise",
+    "FinalOp", "stance", "ExitStack", "neutral_settings", "_lock", "rng", "autocast", "bypass_relus", "unoptimized",
+    "record", "replay", "follow_forward",
 )  # fmt: skip
 HEAVY = {"torchvision", "timm", "zennit", "kronfluence", "torchattacks", "pytorch_grad_cam", "captum", "foolbox"}
 DRAWS = {f"torch.{d}" for d in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")}
@@ -185,12 +186,20 @@ def test_no_draw_is_global(file: Path) -> None:
             assert any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: {called} without a generator"
 
 
+def docstring_lines(node: ast.AST) -> int:
+    """The lines of all docstrings below a node: they teach, and need not be short."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    owners = [n for n in ast.walk(node) if isinstance(n, documented) and ast.get_docstring(n, clean=False)]
+    return sum((n.body[0].end_lineno or 0) - n.body[0].lineno + 1 for n in owners)
+
+
 @each_file
 def test_files_and_functions_stay_short(file: Path) -> None:
-    lines = len(file.read_text(encoding="utf-8").splitlines())
+    """Without their docstrings."""
+    lines = len(file.read_text(encoding="utf-8").splitlines()) - docstring_lines(tree(file))
     assert lines < 320, f"{lines} lines"
     for function in functions(file):
-        length = (function.end_lineno or 0) - function.lineno + 1
+        length = (function.end_lineno or 0) - function.lineno + 1 - docstring_lines(function)
         assert length <= 60, f"{function.name} has {length} lines"
 
 
@@ -201,6 +210,7 @@ def test_errors_are_ours(file: Path) -> None:
         return
     ours = {n for n in vars(__import__("unboxed.errors", fromlist=["errors"])) if n.endswith(("Error", "Warning"))}
     allowed = {*ours, "Stop", "KeyboardInterrupt", "AttributeError", "NotImplementedError", "TypeError"}
+    allowed.add("DownloadError")  # inside of data: becomes a DataError
     for node in nodes(file):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             name = d_name(node.exc.func)
@@ -209,13 +219,13 @@ def test_errors_are_ours(file: Path) -> None:
 
 def test_the_walls_stand() -> None:
     """The checks above can fail: planted sources are caught."""
-    with_scope = ast.parse("def f(box):\n    with box.quiet():\n        for i in range(3):\n            yield i\n")
+    with_scope = ast.parse("def f(box):\n    with box.isolated():\n        for i in range(3):\n            yield i\n")
     function = next(n for n in ast.walk(with_scope) if isinstance(n, ast.FunctionDef))
-    assert list(own_yields(function)) == [(4, ("box.quiet()",))]
+    assert list(own_yields(function)) == [(4, ("box.isolated()",))]
     assert not is_scope(function)
-    assert any(s in "box.quiet()" for s in SCOPES)
+    assert any(s in "box.isolated()" for s in SCOPES)
     assert RANK["engine"] < RANK["attribution"] < RANK["report"]
-    assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "optimize" / "ascent.py")]
+    assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "optimize" / "loop.py")]
 
 
 def counted_by_hand(source: ast.AST) -> list[int]:
@@ -348,7 +358,7 @@ def test_no_import_circles() -> None:
     assert "unboxed.box" in circle(graph)
 
 
-@pytest.trigger.parametrize("folder", sorted({file.parent for file in FILES} - {ROOT}), ids=lambda f: f.name)
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES} - {ROOT}), ids=lambda f: f.name)
 def test_a_folder_says_what_it_is_for(folder: Path) -> None:
     """In two lines or more: what the folder is for, and what moves in."""
     text = ast.get_docstring(tree(folder / "__init__.py")) or ""

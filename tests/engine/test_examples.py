@@ -104,8 +104,8 @@ def test_batches_are_bounded_and_rows_that_are_coupled_stay_together(monkeypatch
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs)
     assert sizes(box, X, batch_size=3) == [3, 3, 1]
-    assert sizes(box, iter(X), most=5) == [5, 2]
-    monkeypatch.setattr("unboxed.box.BATCH_BYTES", 1)
+    assert sizes(box, iter(X), max_rows=5) == [5, 2]
+    monkeypatch.setattr("unboxed.box.MAX_BATCH_BYTES", 1)
     assert sizes(box, X) == [1] * 7
     coupled = awkward.get_model("batchnorm_without_statistics")
     assert sizes(ub.Box(coupled.model, coupled.inputs), iter(X), batch_size=2) == [7]

@@ -241,7 +241,7 @@ def test_a_server_that_has_no_such_range_of_a_file_never_begun(server, tmp_path)
 
 
 def test_a_server_without_end_is_left(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "LIMIT", 100_000)
+    monkeypatch.setattr(download, "MAX_FILE_BYTES", 100_000)
     with pytest.raises(download.DownloadError, match="larger than"):
         download.fetch([server.url + "f.gz"], tmp_path / "f.gz", MD5, quiet=True)
     assert names(tmp_path) == []
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_once_and_is_no_fault_of_the_mirror(server, tmp_path
         with download._wrap_write_errors(part):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "_write", full)
+    monkeypatch.setattr(download, "_write_chunk", full)
     with pytest.raises(WriteError, match=r"f\.gz\.part: No space left"):
         download.fetch([server.url + "f.gz"] * 2, tmp_path / "f.gz", MD5, quiet=True)
     assert len(server.asked) == 1

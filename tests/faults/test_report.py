@@ -129,7 +129,7 @@ def test_whatever_is_raised_leaves_nothing(box: Box, tmp_path: Path, monkeypatch
     def broken(*_: object) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["unboxed.report"], "page", broken)
+    monkeypatch.setattr(sys.modules["unboxed.report"], "render_page", broken)
     with pytest.raises(ZeroDivisionError):
         report(box, EXAMPLES, tmp_path / "new", sections=QUICK, quiet=True)
     assert not (tmp_path / "new").exists()

@@ -390,7 +390,7 @@ def test_noise_of_rows_from_numpy(rows: bool) -> None:
 def test_a_model_that_draws_nothing_touches_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), images()
     box = ub.Box(model, PIXELS)
-    for name in ("seeded", "forked", "rng_states"):
+    for name in ("seeded_rngs", "forked_rngs", "rng_states"):
         monkeypatch.setattr(f"unboxed.model.state.{name}", lambda *args: pytest.fail("a generator was touched"))
     box(x)
     ub.attribution.gradient(box, x, 1)

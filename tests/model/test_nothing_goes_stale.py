@@ -93,7 +93,7 @@ class Flips(Small):
         return super().forward(x)
 
 
-@pytest.trigger.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, False])
 def test_a_flag_that_the_model_sets_itself(training: bool) -> None:
     box = ub.Box(model := Flips().train(training), PIXEL_NOUNS)
     box(images())
@@ -122,7 +122,7 @@ class Exchanges(Small):
         return super().forward(x)
 
 
-@pytest.trigger.parametrize("to_another", [False, True])
+@pytest.mark.parametrize("to_another", [False, True])
 def test_buffers_that_change_places(to_another: bool) -> None:
     model = Exchanges(to_another)
     before = dict(model.named_buffers())
@@ -159,17 +159,17 @@ class Evaluation(nn.Module):
         return torch.stack([self.of(h), h], 1)
 
 
-@pytest.trigger.parametrize(
+@pytest.mark.parametrize(
     ("of", "what"), [(lambda h: 0 * h, "exactly zero"), (torch.sqrt, "NaN or infinite")], ids=["zero", "infinite"]
 )
-@pytest.trigger.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3])
 def test_a_map_that_says_nothing_is_warned_of(of: Callable[[Tensor], Tensor], what: str, n: int) -> None:
     box, x = ub.Box(Evaluation(of), ub.Pixels((1, 8, 8)), outputs="logits"), torch.zeros(n, 1, 8, 8)
     with pytest.warns(UnboxedWarning, match=f"{what} for {n} of {n}"):
         ub.attribution.gradient(box, x, torch.zeros(n).long())
 
 
-@pytest.trigger.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
 def test_a_map_of_one_sign_says_something(sign: int) -> None:
     box = ub.Box(Evaluation(lambda h: sign * h), ub.Pixels((1, 8, 8)), outputs="logits")
     assert ub.attribution.gradient(box, torch.zeros(1, 1, 8, 8), torch.tensor([0])).eq(sign).all()

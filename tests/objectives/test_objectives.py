@@ -102,9 +102,9 @@ def ub_median(box: ub.Box, x: Tensor) -> float:
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (lambda: channel("1", 9), "1 has 4 channels; there is no number 9"),
-        (lambda: channel("1", torch.tensor([0, 1, 4])), "1 has 4 channels; there is no number 0 or 4"),
-        (lambda: channel("3", -5), "3 has 4 channels; there is no number -5"),
+        (lambda: channel("1", 9), "1 has 4 channels; there is no channel 9"),
+        (lambda: channel("1", torch.tensor([0, 1, 4])), "1 has 4 channels; there is no channel 0 or 4"),
+        (lambda: channel("3", -5), "3 has 4 channels; there is no channel -5"),
         (lambda: channel("1", 1.5), "a channel is an int"),
         (lambda: channel("1", True), "a channel is an int"),
         (lambda: channel("1", "first"), "a channel is an int"),

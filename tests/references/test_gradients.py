@@ -187,7 +187,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 class Disguised(awkward.ReLUVariant):
     """One honest ReLU, so that there is something to rule, and one in disguise."""
 
-    def first(self, x: Tensor) -> Tensor:
+    def first_block(self, x: Tensor) -> Tensor:
         return F.relu(self.conv1(x))
 
 

@@ -73,7 +73,7 @@ def test_far_from_zero() -> None:
 def test_in_small_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(700, 8, generator=DRAW)
     want = nearest_points(points, points, 5)
-    monkeypatch.setattr(neighbors, "BLOCK", block)
+    monkeypatch.setattr(neighbors, "MAX_BLOCK_VALUES", block)
     got = nearest_points(points, points, 5)
     assert torch.equal(got.indices, want.indices)
     assert torch.allclose(got.distances, want.distances)

@@ -309,15 +309,15 @@ def test_rectangles_run_as_windows_lose_what_they_lose_otherwise(
     x = x + 0.1 * (1 - x)  # so that every pixel hides something
     module = sys.modules[method.__module__]
     asked: list[Any] = []
-    real = module.windows
+    real = module.window_scores
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         asked.append(args[5])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "windows", counted)
+    monkeypatch.setattr(module, "window_scores", counted)
     got = method(box, x, y, segments=segments)
     assert len(asked) == (4 if segments == ("squares", 5) else 1)
-    monkeypatch.setattr(module, "_by_windows", lambda *args: None)
+    monkeypatch.setattr(module, "_rectangle_scores", lambda *args: None)
     want = method(box, x, y, segments=segments)
     assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())

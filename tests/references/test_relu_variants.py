@@ -198,7 +198,7 @@ GATES: dict[str, tuple[Op, Op]] = {
 @pytest.mark.parametrize("gate", GATES)
 def test_a_hard_sigmoid_written_out_is_what_the_op_is(name: str, gate: str) -> None:
     class Net(awkward.ReLUVariant):
-        def first(self, x: Tensor) -> Tensor:
+        def first_block(self, x: Tensor) -> Tensor:
             return F.relu6(self.conv1(x))
 
     maps = []
@@ -215,7 +215,7 @@ def test_a_frozen_bias_before_a_relu6_makes_no_gate() -> None:
             super().__init__(F.relu6)
             self.frozen, self.learned = frozen, nn.Parameter(torch.tensor(0.5))
 
-        def second(self, h: Tensor) -> Tensor:
+        def second_block(self, h: Tensor) -> Tensor:
             return F.relu6(self.conv2(h) + (0.5 if self.frozen else self.learned))
 
     maps = []

@@ -31,7 +31,7 @@ def only(*ways: str) -> Iterator[list[str]]:
         return fits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edited_runs._VariantRunner, "gives", gives)
+        patch.setattr(edited_runs._VariantRunner, "matches_full_run", gives)
         yield taken
 
 
@@ -80,14 +80,14 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.seen = nn.Linear(64, 6), Seen()
-        self.block, self.distribute = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
+        self.block, self.shared = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)), nn.Linear(6, 6)
         self.norm, self.relu = nn.LayerNorm(6), nn.ReLU(inplace=True)
         self.mid, self.top = nn.Linear(6, 5), nn.Linear(11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.seen(self.stem(x.flatten(1)))
         h = h + self.block(h)
-        h = self.distribute(h) + self.distribute(h.cos())
+        h = self.shared(h) + self.shared(h.cos())
         z = self.norm(h)
         self.relu(z)  # what it gives back is not looked at
         z += 1
@@ -197,7 +197,7 @@ def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> N
         if calls[0] == calls[1]:
             raise error
 
-    box.model.distribute.register_forward_pre_hook(breaks)
+    box.model.shared.register_forward_pre_hook(breaks)
     for k in range(1, 40):
         calls[:] = [0, k]
         with suppress(error):
@@ -212,7 +212,7 @@ def test_another_way_through_the_net_is_run_for_real() -> None:
     before, rows = PrefixReplay(box, x, logit(0)), torch.arange(3)
     before.record_prefix(rows, ["mid"])
     with box.isolated(grad=False), before.replaying(rows):
-        h = box.model.distribute(torch.ones(3, 6).double())  # the recorded run begins with the stem
+        h = box.model.shared(torch.ones(3, 6).double())  # the recorded run begins with the stem
         again = box.model.stem(torch.ones(3, 64).double())
-    assert torch.equal(h, box.model.distribute(torch.ones(3, 6).double()))
+    assert torch.equal(h, box.model.shared(torch.ones(3, 6).double()))
     assert torch.equal(again, box.model.stem(torch.ones(3, 64).double()))

@@ -179,7 +179,7 @@ def test_ablation_of_features_and_regression() -> None:
     assert torch.allclose(found.score_change, -h * model[2].weight.detach())
 
 
-@pytest.mark.parametrize("more", [{"to": "mean"}, {"to": "noise"}, {"data": torch.rand(3, 1, 8, 8)}])
+@pytest.mark.parametrize("more", [{"replacement": "mean"}, {"replacement": "noise"}, {"data": torch.rand(3, 1, 8, 8)}])
 def test_bad_ways_to_ablate(box: ub.Box, more: Any) -> None:
     with pytest.raises(InputError):
         ablation(box, images(2), "conv1", **more)

@@ -597,7 +597,10 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
     ],
 )
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:
-    box, more = box_of(Linear()), {"eps": [0.01], "check_masking": False, "minimal_attack": None, "checkpoint": tmp_path / "state.pt"}
+    box, more = (
+        box_of(Linear()),
+        {"eps": [0.01], "check_masking": False, "minimal_attack": None, "checkpoint": tmp_path / "state.pt"},
+    )
     x, y = labeled(box)
     first = evaluate(box, (x, y), ATTACKS, **more)
     assert repr(evaluate(box, (x, y), ATTACKS, **more)) == repr(first)
@@ -640,7 +643,9 @@ def test_a_checkpoint_of_another_attack_of_that_name_is_refused(kind: str, role:
 
     def asked(n: int) -> Robustness:
         one = {"attacks": {"one": make(n)}, "minimal_attack": None}
-        return evaluate(box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal_attack": make(n)}))
+        return evaluate(
+            box, data, **more, **(one if role == "attacks" else {"attacks": ATTACKS, "minimal_attack": make(n)})
+        )
 
     assert repr(asked(1)) == repr(asked(1))
     with pytest.raises(ModelError, match=role):

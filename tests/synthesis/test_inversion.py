@@ -103,8 +103,8 @@ def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
-    bad = [{"objective": "l1"}, {"canvas": "oil"}, {"smooth": -1}, {"beta": 0}, {"fall": 2}, {"alpha": -1}]
-    for settings in [*bad, {"jitter": -1}, {"starts": 0}, {"every": 0}]:
+    bad = [{"objective": "l1"}, {"canvas": "oil"}, {"smooth": -1}, {"beta": 0}, {"final_prior_scale": 2}, {"alpha": -1}]
+    for settings in [*bad, {"jitter": -1}, {"starts": 0}, {"frame_every": 0}]:
         with pytest.raises(InputError):
             inversion(box, x, "fc1", **settings)
     with pytest.raises(LayerError, match="conv1"):

@@ -562,4 +562,6 @@ def test_train_refuses_before_it_trains(tmp_path, parts, monkeypatch):
 
 
 def test_public_names():
-    assert {"fit", "train", "save_weights", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(dir(training))
+    assert {"fit", "train", "save_weights", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(
+        dir(training)
+    )

@@ -58,7 +58,7 @@ class Patching:
     shows="Where the difference between two inputs that makes the answer differ is carried through the model.",
     does_not_show="That a part is needed: it was enough here, and others may carry the same.",
     example=lambda method, box, x, y: method(
-        box, box.accept(x), box.accept(x).roll(1, 0), unit_addresses(box)[-1:], y, by="channel"
+        box, box.validate_inputs(x), box.validate_inputs(x).roll(1, 0), unit_addresses(box)[-1:], y, by="channel"
     ),
     exempt={"rows": "its example takes each input's neighbor for the corrupted one"},
 )

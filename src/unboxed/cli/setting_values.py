@@ -61,7 +61,7 @@ def _parsed(setting: Setting, text: str, box: Box) -> Any:
 
 def _bool_word(text: str) -> str:
     if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
-        raise ValueError(text)
+        raise InputError(f"wanted yes or no; got {text!r}")
     return text.lower()
 
 

@@ -22,14 +22,28 @@ SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what s
 
 
 def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
-    """The images in a folder, decoded when they are taken out, each made like `like`: a box, or its `inputs`.
+    """The images in a folder, decoded when they are taken out.
 
-    Subfolders are classes, in the order of their names (numbers by value: 2 before 10), without subfolders there are no
-    labels. Given a box, or `classes`, labels are the numbers of those classes, matched by name (case, spaces, `-` and
-    `_` don't matter); robustness, calibration and the report match them to their box's by themselves. Images are turned
-    upright (EXIF), resized by the short side with antialiasing, cut around the center; transparency shows white. What
-    is no sound image is skipped and listed in `.skipped`. Raises DataError for a wrong path, classes that don't match
-    and where no image is left.
+    Images are turned upright (EXIF), resized by the short side with antialiasing and cropped around the center;
+    transparency becomes white. Files that are no sound image are skipped and listed in `.skipped`.
+
+    Args:
+        path: The folder. Its subfolders are classes, in the order of their names (numbers by value: 2 before 10); without
+            subfolders there are no labels.
+        like: What images become: a box, or its `inputs`.
+        classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else the subfolders'.
+            Names are matched without regard to case, spaces, `-` and `_`.
+
+    Returns:
+        Images (C, H, W) in [0, 1] with class numbers, -1 without labels.
+
+    Raises:
+        DataError: for a wrong path, subfolders that are not the classes, and where no image is left.
+
+    Example:
+        >>> import unboxed as ub
+        >>> photos = ub.data.folder("path/to/photos", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
+        >>> x, y = photos.first(8)  # doctest: +SKIP
     """
     if isinstance(like, Box):
         classes = matchable_classes(like) if classes is None else classes

@@ -68,16 +68,56 @@ FASHION_MNIST = IDXSource(
 
 
 def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
-    """MNIST: 60,000 handwritten digits to train with, or with `train=False` the 10,000 to test with.
+    """MNIST: 60,000 handwritten digits for training, or the 10,000 for testing.
 
-    Read from `root` (the folder of the four .gz files) or the user's cache; what is not there is downloaded to there.
-    Files of one's own in this format are taken too. Raises DataError offline and for broken files.
+    Files of your own in the same format are read, too.
+
+    Args:
+        root: Folder of the four IDX files, packed or not. None takes the user's cache folder. What is missing is downloaded
+            to it.
+        train: True for the training images, False for the test images.
+        quiet: No progress bar while downloading.
+
+    Returns:
+        Images (1, 28, 28) in [0, 1] with labels 0 to 9, held in memory as bytes.
+
+    Raises:
+        DataError: offline with files missing, and for broken files.
+        WriteError: where the folder cannot be made.
+
+    Example:
+        >>> import unboxed as ub
+        >>> data = ub.data.mnist("path/to/mnist", train=False)  # doctest: +SKIP
+        >>> x, y = data.first(8)  # doctest: +SKIP
+
+    Source:
+        LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition".
     """
     return _load(MNIST, root, train, quiet)
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, quiet: bool = False) -> InMemory:
-    """Fashion-MNIST: 60,000 pictures of clothes to train with, or 10,000 to test with; as `mnist`."""
+    """Fashion-MNIST: 60,000 images of clothes for training, or the 10,000 for testing.
+
+    Args:
+        root: Folder of the four IDX files; see `mnist`.
+        train: True for the training images, False for the test images.
+        quiet: No progress bar while downloading.
+
+    Returns:
+        Images (1, 28, 28) in [0, 1] with ten named classes.
+
+    Raises:
+        DataError: offline with files missing, and for broken files.
+        WriteError: where the folder cannot be made.
+
+    Example:
+        >>> import unboxed as ub
+        >>> data = ub.data.fashion_mnist("path/to/fashion", train=False)  # doctest: +SKIP
+
+    Source:
+        Xiao et al. 2017, arXiv:1708.07747.
+    """
     return _load(FASHION_MNIST, root, train, quiet)
 
 

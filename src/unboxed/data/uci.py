@@ -31,10 +31,28 @@ N_REFINEMENTS = 3
 
 
 def digits(split: Split = "all", seed: int = 0) -> InMemory:
-    """1,797 real handwritten digits, 28x28, in an order shuffled by `seed`; nothing is downloaded.
+    """1,797 real handwritten digits, resized to 28 x 28 like MNIST; nothing is downloaded.
 
-    `train` (1,438) and `test` (359) part them, the same share of each class. The file does not say who wrote what, so
-    a writer may be in both parts. Raises InputError for another split.
+    For examples and tests. The data do not say who wrote which digit, so a writer may be in both parts.
+
+    Args:
+        split: "train" (1,438 digits), "test" (359, the same fraction of each class), or "all".
+        seed: Seed of the split and of the order.
+
+    Returns:
+        Images (1, 28, 28) in [0, 1] with labels 0 to 9.
+
+    Raises:
+        InputError: for another split.
+
+    Example:
+        >>> import unboxed as ub
+        >>> x, y = ub.data.digits("test").first(8)
+        >>> x.shape, y.shape
+        (torch.Size([8, 1, 28, 28]), torch.Size([8]))
+
+    Source:
+        Alpaydin & Kaynak 1998, UCI, doi:10.24432/C50P49; margins as in LeCun et al. 1998, section III-A.
     """
     if split not in ("all", "train", "test"):
         raise InputError(f"digits come as 'all', 'train' or 'test'; got {split!r}")

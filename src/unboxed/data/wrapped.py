@@ -35,10 +35,24 @@ ITEM_FORMAT_TEXT = (
 
 
 def first(dataset: Any, n: int) -> Batch:
-    """The first n examples of any torch Dataset of (image, label), also an iterable one; all where there are fewer.
+    """The first n examples of any torch Dataset of (image, label), also of an iterable one.
 
-    An image may be a tensor (C, H, W) or (H, W), uint8 or float in [0, 1], a NumPy array or a Pillow image; the label
-    an int, a tensor of one, or absent. Raises DataError for anything else and where there is nothing.
+    Args:
+        dataset: A Dataset whose items are images, or (image, label). An image is a tensor (C, H, W) or (H, W), uint8 or
+            float in [0, 1], a NumPy array or a Pillow image; a label is an int, a tensor of one, or absent.
+        n: Number of examples; all are taken where there are fewer.
+
+    Returns:
+        (x, y): images (N, C, H, W) in [0, 1], and labels (N,) or None.
+
+    Raises:
+        DataError: for items of another form, images out of range, and an empty data set.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> x, y = ub.data.first([(torch.rand(3, 8, 8), 1)] * 5, 2)
+        >>> x.shape, y.tolist()
+        (torch.Size([2, 3, 8, 8]), [1, 1])
     """
     n = check_count(n)
     if not isinstance(dataset, IterableDataset):
@@ -58,10 +72,26 @@ def wrap(
     decode: DecodeFn | None = None,
     name: str | None = None,
 ) -> Images:
-    """Any torch Dataset of (image, label), or a pair of tensors (x, y), with the manners of the data sets here.
+    """Any torch Dataset of (image, label), or a pair of tensors (x, y), as one of the data sets here.
 
-    like: what Pillow images are resized and cropped to (as in `folder`), and what all others must be already.
-    decode: brings an image back to [0, 1] where the data set normalizes: `decode=box.inputs.decode`.
+    Args:
+        dataset: The Dataset (with a length), a list, or tensors (x, y).
+        like: What Pillow images are resized and cropped to, and what all others must be already. None keeps sizes.
+        classes: Class names. None takes those of the data set, if it has any.
+        decode: What brings an image back to [0, 1] where the data set normalizes: `decode=box.inputs.decode`.
+        name: What errors and reports call it. None takes the type's name.
+
+    Returns:
+        Images with `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
+
+    Raises:
+        DataError: for what is no Dataset, and for images that are neither in [0, 1] nor 8-bit.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> data = ub.data.wrap((torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 0, 1, 0])), classes=["cat", "dog"])
+        >>> len(data), data.classes
+        (5, ('cat', 'dog'))
     """
     if isinstance(dataset, Images) and all(option is None for option in (like, classes, decode, name)):
         return dataset

@@ -24,10 +24,28 @@ def load(
     outputs: Outputs | None = None,
     seed: int = 0,
 ) -> Box:
-    """Open the model that `spec` names (see `loading.model`), with the weights in a file if given.
+    """Open a model that is named by a text, with its weights from a file if given.
 
-    `inputs` is needed where the factory does not return (model, inputs). What a factory draws starts at `seed`.
-    Raises ModelError.
+    The Python side of `unboxed report --model ... --weights ...`; for a module that you hold already use `ub.Box`.
+
+    Args:
+        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2).
+        weights: A safetensors file or a checkpoint; nothing in it is ever executed. None takes the model as it is made.
+        inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model, inputs).
+        classes: Class names, in the order of the outputs.
+        outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
+        seed: Seed of what the factory draws.
+
+    Returns:
+        The opened model.
+
+    Raises:
+        ModelError: for a wrong spec, weights that do not fit, and inputs that are not known.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.load("zoo:digits-cnn").n_outputs
+        10
     """
     module, factory_inputs = model(spec, trained=weights is None, seed=seed)
     if weights is not None:

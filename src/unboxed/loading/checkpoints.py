@@ -40,9 +40,23 @@ CONVERT_COMMAND = (
 
 
 def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
-    """Put the weights in a file (or a state dict) into the model; names that a wrapper has prefixed are recognized.
+    """Load weights from a file or a state dict into a model, in place.
 
-    Raises ModelError, with the names that don't fit; the model is then as it was.
+    Names that a wrapper has prefixed (DataParallel, torch.compile, Lightning) are recognized. Pickled objects are refused:
+    nothing in a file is ever executed.
+
+    Args:
+        model: The module that the weights belong to.
+        source: A safetensors file, a checkpoint of `torch.save`, or a state dict.
+
+    Raises:
+        ModelError: with the names that do not fit; the model is then as it was.
+
+    Example:
+        >>> from unboxed import loading, zoo
+        >>> trained, _ = zoo.load("digits-cnn")
+        >>> fresh, _ = zoo.load("digits-cnn", weights=None)
+        >>> loading.weights(fresh, trained.state_dict())
     """
     path = Path("the state dict") if isinstance(source, Mapping) else Path(source)
     loaded = source if isinstance(source, Mapping) else _read(path)

@@ -21,11 +21,25 @@ WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module, Inputs | None]:
-    """The model that `spec` names, and what its inputs are if the factory says so.
+    """The model that a text names, and what its inputs are if it says so.
 
-    A factory is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
-    `trained=False` takes a zoo model without its weights; a factory's random numbers start at `seed`. Raises
-    ModelError.
+    Args:
+        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2). A factory is
+            a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
+        trained: Whether a model of the zoo has its trained weights.
+        seed: Seed of what the factory draws.
+
+    Returns:
+        (model, inputs); inputs is None where the factory does not return them.
+
+    Raises:
+        ModelError: for a wrong spec, and for what is no model.
+
+    Example:
+        >>> from unboxed import loading
+        >>> module, inputs = loading.model("zoo:digits-cnn")
+        >>> type(module).__name__
+        'DigitsCNN'
     """
     spec, seed = str(spec), check_seed(seed)
     if spec.startswith("zoo:"):

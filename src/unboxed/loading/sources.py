@@ -31,10 +31,25 @@ def data(
     root: str | Path | None = None,
     classes: Sequence[str] | None = None,
 ) -> Dataset[Any]:
-    """The data set that `spec` names.
+    """The data set that a text names.
 
-    `like` says what images of a folder become, `classes` what the labels are called (a folder's subfolders are matched
-    to them); `root` is where the MNIST files lie. `mnist` is its test images, `digits` all of them. Raises DataError.
+    Args:
+        spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder per
+            class, or flat), or "module:factory" of a torch Dataset.
+        like: What images of a folder are resized and cropped to.
+        root: Folder of the MNIST files. None takes the user's cache folder.
+        classes: Class names; a folder's subfolders are matched to them.
+
+    Returns:
+        A Dataset of (image, label).
+
+    Raises:
+        DataError: for what names no data, and for broken files.
+
+    Example:
+        >>> from unboxed import loading
+        >>> len(loading.data("digits:test"))
+        359
     """
     spec = str(spec)
     name, _, split = spec.partition(":")
@@ -48,9 +63,25 @@ def data(
 
 
 def data_for(spec: str, box: Box, root: str | Path | None = None, classes: Sequence[str] | None = None) -> Dataset[Any]:
-    """The data set that `spec` names, with labels that mean the box's classes: those of subfolders are matched by name.
+    """The data set that a text names, with labels that mean the model's classes.
 
-    Raises DataError for subfolders that are not the classes (see `engine.read.class_labels`).
+    Args:
+        spec: As in `data`.
+        box: The opened model: images are resized for it, and subfolders are matched to its class names.
+        root: Folder of the MNIST files. None takes the user's cache folder.
+        classes: Class names, where the model has none.
+
+    Returns:
+        A Dataset of (image, label).
+
+    Raises:
+        DataError: also for subfolders that are not the model's classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> from unboxed import loading
+        >>> len(loading.data_for("digits:test", ub.load("zoo:digits-cnn")))
+        359
     """
     images = data(spec, like=box.inputs, root=root, classes=None if Path(spec).is_dir() else classes)
     classes = matchable_classes(box)

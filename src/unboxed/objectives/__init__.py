@@ -1,10 +1,10 @@
-"""Objectives: functions of activations that give one score an example, (N,).
+"""Objectives: functions of activations that give one score per example, (N,).
 
-Higher is better, always: the engine climbs, and `-objective` descends, so no objective carries a sign of its own.
-`input`, `output` and `logits` name the two ends of the model. What an objective holds for each example (labels, a
-target activation) follows `.rows(index)` when a batch is split or examples that are done leave it.
+Higher is better, always: the engine maximizes, and `-objective` is minimized, so no objective has a sign of its own.
+Besides layers, "input", "output" and "logits" can be scored. What an objective holds per example (labels, a target
+activation) is selected by `.rows(index)` when a batch is split or finished examples are dropped.
 
-A score of activations is a function here; what climbs one moves into `engine.optimize`.
+A new score of activations moves in here; what optimizes one moves into `engine.optimize`.
 """
 
 from .algebra import MODEL_ENDS as MODEL_ENDS

@@ -24,34 +24,71 @@ MODEL_ENDS = frozenset({"input", "output", "logits"})
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """An immutable score of activations, one an example (N,); higher is better.
+    """An immutable function of activations with one score per example (N,); higher is better.
 
-    Combine it by + - * / with numbers, tensors or arrays (N,) and objectives, on either side; `sum` takes them, too.
-    There is no `**`: multiply an objective by itself. What is divided by an objective is infinite where that is 0.
-    Objectives of this package pickle, copy and compare by value: they are equal where the same calls made them with
-    equal numbers and tensors, of which they hold copies. One of your own, `Objective(score, layers, name)`, pickles if
-    `score` does.
+    Combine objectives by + - * / with numbers, tensors or arrays (N,) and other objectives, on either side; `sum` works,
+    too. There is no `**`: multiply an objective by itself. A quotient is infinite where its divisor is 0.
+    The objectives of Unboxed pickle, copy and compare by value: two are equal when the same calls with equal numbers and
+    tensors made them; they hold copies of these tensors. One of your own pickles if its `score` does.
+
+    Args:
+        score: Function of {address: activation (N, ...)} that gives scores (N,).
+        layers: Addresses that `score` reads: layers, or "input", "output" or "logits".
+        name: How it is written in figures and errors.
+        select: Function of row indices that gives the objective for these rows. None: the same for all rows.
+        batch_dependent: Whether the scores of rows depend on one another: then no batch is split.
+        n: Number of examples that it holds values for. None: the same for all.
+        call: The call that made it, by which it pickles and compares. None for one of your own.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> difference = ub.logit(3) - ub.logit(5)
+        >>> difference
+        Objective(logit 3 - logit 5)
+        >>> difference({"logits": torch.arange(20.0).view(2, 10)})
+        tensor([-2., -2.])
+        >>> from unboxed.objectives import Objective
+        >>> Objective(lambda acts: acts["fc1"].amax(1), frozenset({"fc1"}), "fc1 maximum")
+        Objective(fc1 maximum)
     """
 
     score: Callable[[Acts], Tensor]
     layers: frozenset[str]
     name: str
     select: Callable[[Index], Objective] | None = None
-    batch_dependent: bool = False  # rows depend on one another: never split
-    n: int | None = None  # how many examples it holds a row for; None: it is the same for all
-    call: Call | None = field(default=None, repr=False)  # the call that made it: see `recorded`
+    batch_dependent: bool = False
+    n: int | None = None
+    call: Call | None = field(default=None, repr=False)  # set by `remember_call`
 
     __array_ufunc__ = None  # an array or a number of NumPy on the left leaves the operation to the objective
 
     def __call__(self, acts: Acts) -> Tensor:
+        """The scores (N,) of {address: activation (N, ...)}."""
         return self.score(acts)
 
     def rows(self, index: Index) -> Objective:
-        """The same objective for some of the examples."""
+        """The same objective for some of the examples.
+
+        Args:
+            index: A slice, or row indices.
+
+        Returns:
+            An `Objective` with the values of these rows.
+        """
         return self if self.select is None else self.select(index)
 
     def check_batch(self, n: int) -> Objective:
-        """This objective, if it goes with n examples. Raises InputError."""
+        """This objective, if it fits a batch of n examples.
+
+        Args:
+            n: Number of examples.
+
+        Returns:
+            The objective itself.
+
+        Raises:
+            InputError: when it holds values for another number.
+        """
         if self.n not in (None, n):
             raise InputError(f"{self.name} holds rows for {self.n} examples; there are {n}")
         return self
@@ -60,7 +97,7 @@ class Objective:
         return _combine(self, "+", _check_operand(self, "+", other))
 
     def __radd__(self, other: Operand) -> Objective:
-        if type(other) is int and other == 0:  # where `sum` begins
+        if type(other) is int and other == 0:  # the start value of `sum`
             return self
         return _combine(_check_operand(self, "+", other), "+", self)
 
@@ -107,7 +144,7 @@ class Objective:
 
 
 def _check_operand(objective: Objective, symbol: str, value: Operand) -> Objective | Constant | float:
-    """The other side of an operation: an objective, a number, or a number an example. Raises InputError."""
+    """The other operand: an objective, a number, or a number per example. Raises InputError."""
     if isinstance(value, (Objective, Constant)):
         return value
     operand = _number_or_constant(value)
@@ -119,7 +156,7 @@ def _check_operand(objective: Objective, symbol: str, value: Operand) -> Objecti
 
 
 def _number_or_constant(value: object) -> Constant | float | None:
-    """What an objective holds of a number or a tensor (N,); None where it is neither."""
+    """A number, or a copy of a tensor (N,); None where the value is neither."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
         k = _as_tensor(value)
         return (
@@ -134,17 +171,17 @@ def _number_or_constant(value: object) -> Constant | float | None:
 def _as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
     try:
         return torch.as_tensor(value)
-    except TypeError:  # an array of words or objects
+    except TypeError:  # an array of strings or objects
         return None
 
 
 def _all_pass(k: Tensor, check: Callable[[Tensor], Tensor]) -> bool:
-    """Whether all of a tensor's values pass; those on an accelerator are not waited for."""
+    """Whether all values pass; those on an accelerator are not checked, which would wait for it."""
     return k.device.type != "cpu" or bool(check(k).all())
 
 
 def _check_divisor(objective: Objective, value: Operand) -> Objective | Constant | float:
-    """As `_operand`, and not zero. Raises InputError."""
+    """As `_check_operand`, and not zero. Raises InputError."""
     k = _check_operand(objective, "/", value)
     if k == 0.0 or (isinstance(k, Constant) and not _all_pass(k.value, lambda v: v != 0)):
         raise InputError(f"({objective.name}) can't be divided by {'a tensor that holds zeros' if k else 0}")
@@ -153,7 +190,7 @@ def _check_divisor(objective: Objective, value: Operand) -> Objective | Constant
 
 @remember_call
 def _combine(a: Objective | Constant | float, symbol: str, b: Objective | Constant | float) -> Objective:
-    """a + b, a - b, a * b or a / b, example by example."""
+    """a + b, a - b, a * b or a / b, per example."""
     sides: list[Objective | Constant] = [side for side in (a, b) if not isinstance(side, float)]
     name = _operation_name(a, symbol, b)
     counts = [len(side) if isinstance(side, Constant) else side.n for side in sides]
@@ -205,21 +242,21 @@ def _operation_name(a: Objective | Constant | float, symbol: str, b: Objective |
 
 
 def _side_text(side: Objective | Constant | float, precedence: int) -> str:
-    """One side of an operation, in parentheses if it binds less than `rank`."""
+    """An operand, in parentheses if its precedence is lower."""
     if not isinstance(side, Objective):
         return f"tensor {tuple(side.value.shape)}" if isinstance(side, Constant) else f"{side:g}"
     return side.name if _precedence(side) >= precedence else f"({side.name})"
 
 
 def _precedence(objective: Objective) -> int:
-    """How tightly a name binds: a sum less than a product. A leaf's own name may hold a sign, too."""
+    """The precedence of a name: a sum's is lower than a product's. A leaf's name may contain an operator, too."""
     if objective.call is not None and objective.call[0] is _combine:
         return PRECEDENCE[objective.call[1][1]]
     return PRECEDENCE["+"] if any(f" {symbol} " in objective.name for symbol in OPERATORS) else LEAF_PRECEDENCE
 
 
 class Constant:
-    """A tensor that an objective holds. It is copied to where the activations are once, not at every look."""
+    """A tensor that an objective holds. It is copied to the device of the activations once, not at each evaluation."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -246,7 +283,7 @@ class Constant:
         return Constant(self.value[i.to(self.value.device) if isinstance(i, Tensor) else i])
 
     def to_like(self, like: Tensor) -> Tensor:
-        """On an activation's device and, where both are floats, in its dtype; fit for a graph wherever it was made."""
+        """On an activation's device and, where both are floats, in its dtype; never an inference tensor."""
         floats = self.value.is_floating_point() and like.is_floating_point()
         key = like.device, like.dtype if floats else self.value.dtype
         if key not in self._copies:
@@ -255,14 +292,14 @@ class Constant:
         return self._copies[key]
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> Constant:
-        """A copy on a device; what was seen of its values stays known."""
-        key = self.value.device == device and self.value.dtype == dtype
-        copy = Constant(self.value.clone() if key else self.value.to(device, dtype, copy=True))
+        """A copy on a device, which keeps the cached range."""
+        is_same = self.value.device == device and self.value.dtype == dtype
+        copy = Constant(self.value.clone() if is_same else self.value.to(device, dtype, copy=True))
         copy._value_range = self._value_range
         return copy
 
     def value_range(self) -> tuple[int, int] | None:
-        """The least and the most of whole numbers, looked at once; None on an accelerator, which is not waited for."""
+        """The minimum and maximum of integers, cached; None on an accelerator, which would have to be waited for."""
         if self._value_range is None and self.value.device.type == "cpu" and self.value.numel():
             values = self.value.tolist() if self.value.ndim == 1 else self.value.flatten().tolist()
             self._value_range = min(values), max(values)
@@ -270,16 +307,16 @@ class Constant:
 
 
 def constant(value: Tensor, like: Tensor) -> Tensor:
-    """What is held, beside an activation: on its device, and fit for a graph wherever it was made."""
+    """A held tensor on the device of an activation; an inference tensor is cloned, so that graphs take it."""
     value = value.to(like.device)
     return value.clone() if value.is_inference() else value
 
 
 def as_float(h: Tensor, layer: str = "the layer") -> Tensor:
-    """An activation in at least single precision. Raises LayerError for one of whole or complex numbers."""
+    """An activation in at least single precision. Raises LayerError for integers and complex numbers."""
     if not h.is_floating_point():
         kind = "complex numbers" if h.is_complex() else "whole numbers, which have no gradient"
-        raise LayerError(f"{layer} gives {kind}: an objective wants real ones")
+        raise LayerError(f"{layer} gives {kind}: an objective needs floats")
     return h.float() if h.dtype in (torch.bfloat16, torch.float16) else h
 
 

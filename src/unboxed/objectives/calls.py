@@ -1,6 +1,6 @@
-"""Objectives as values: each remembers the call that made it, by which it is pickled, copied and compared.
+"""Objectives as values: each records the call that made it, by which it is pickled, copied and compared.
 
-The call is remembered with copies of its tensors, arrays and lists, so that writing over one changes no objective.
+The record has copies of the tensors, arrays and lists, so that overwriting one changes no objective.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
-    """A function that makes a new objective at each call, which then remembers that call as its `call`."""
+    """Decorate a function that makes an objective, so that the objective records the call in its field `call`."""
 
     @wraps(factory)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -33,7 +33,7 @@ def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
 
 
 def map_nested(func: Callable[[Any], Any], value: Any) -> Any:
-    """`work` on every value in tuples, lists and dicts."""
+    """Apply `func` to every value in tuples, lists and dicts."""
     if type(value) in (tuple, list):
         return type(value)(map_nested(func, v) for v in value)
     return {k: map_nested(func, v) for k, v in value.items()} if type(value) is dict else func(value)
@@ -52,7 +52,7 @@ def detach_value(value: Any) -> Any:
 
 
 def replay_call(factory: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    """The objective of a remembered call: what a pickle of one does when it is read."""
+    """The objective of a recorded call: how a pickle is read."""
     return factory(*args, **kwargs)
 
 
@@ -79,7 +79,7 @@ def is_equal(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(is_equal(a[k], b[k]) for k in a)
     try:
         return bool(a == b)
-    except (RuntimeError, TypeError, ValueError):  # of a type whose `==` is no yes or no
+    except (RuntimeError, TypeError, ValueError):  # of a type whose `==` gives no bool
         return False
 
 
@@ -87,5 +87,5 @@ def _equal_tensors(a: Any, b: Any) -> bool:
     try:
         a, b = torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()
         return a.shape == b.shape and bool((a == b).all())
-    except (TypeError, ValueError, RuntimeError):  # no numbers, or tensors without values (meta)
+    except (TypeError, ValueError, RuntimeError):  # not numbers, or tensors without values (meta)
         return False

@@ -1,4 +1,4 @@
-"""Objectives of the image itself: what keeps a drawing smooth, in range and of its data's color. Subtract them."""
+"""Priors of the image itself: they keep synthesized images smooth, in range and close in color. Subtract them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from torch import Tensor
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 
-EPSILON = 1e-12  # a root has no slope at zero
+EPSILON = 1e-12  # a root has no derivative at zero
 
 
 @remember_call
 def color_distance(mean: Tensor) -> Objective:
-    """The squared distance of an image's mean color from a given one (C,), summed over channels."""
+    """The squared distance of an image's mean color from a given color, summed over channels.
+
+    Args:
+        mean: Color (C,) in [0, 1].
+
+    Returns:
+        An `Objective` on the input; subtract it.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import color_distance
+        >>> color_distance(torch.zeros(3))({"input": torch.ones(2, 3, 4, 4)})
+        tensor([3., 3.])
+    """
     target = Constant(mean)
     return layer_objective(
         "input", lambda x: (x.mean((2, 3)) - target.to_like(x)).pow(2).sum(1), "distance from the mean color"
@@ -22,7 +35,19 @@ def color_distance(mean: Tensor) -> Objective:
 
 @remember_call
 def roughness() -> Objective:
-    """The total variation of an image, a channel's mean difference between neighbors."""
+    """The anisotropic total variation of an image: the mean absolute difference between neighboring pixels.
+
+    As `total_variation(beta=1)` but with the L1 norm of the two differences, and a mean in place of the sum: its scale
+    does not depend on the size of the image.
+
+    Returns:
+        An `Objective` on the input; subtract it.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.roughness()({"input": torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])})
+        tensor([1.])
+    """
 
     def score(x: Tensor) -> Tensor:  # (N, C, H, W)
         dx, dy = x.diff(dim=-1).abs(), x.diff(dim=-2).abs()
@@ -33,15 +58,46 @@ def roughness() -> Objective:
 
 @remember_call
 def alpha_norm(alpha: float = 6.0, center: float = 0.5) -> Objective:
-    """Sum |x - center| ** alpha (Mahendran & Vedaldi 2015, section 3): few pixels near the ends of the range."""
+    """The alpha-norm of an image: sum |x - center| ** alpha. It keeps pixels away from the ends of the range.
+
+    Args:
+        alpha: Exponent; a large one penalizes extreme pixels alone.
+        center: The value that costs nothing.
+
+    Returns:
+        An `Objective` on the input; subtract it.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.alpha_norm(2)({"input": torch.ones(1, 1, 2, 2)})
+        tensor([1.])
+
+    Source:
+        Mahendran & Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them", section 3; there the
+        image has zero mean, so that the center is 0.
+    """
     return layer_objective("input", lambda x: (x - center).abs().pow(alpha).flatten(1).sum(1), f"alpha-norm {alpha:g}")
 
 
 @remember_call
 def total_variation(beta: float = 2.0) -> Objective:
-    """Sum ((x[i, j+1] - x[i, j])^2 + (x[i+1, j] - x[i, j])^2) ** (beta / 2) (Mahendran & Vedaldi 2015, eq. 3).
+    """The total variation of an image: sum ((x[i, j+1] - x[i, j])^2 + (x[i+1, j] - x[i, j])^2) ** (beta / 2).
 
-    What lies beyond an edge counts as no different.
+    It keeps images smooth. Differences across the edge of the image count as zero.
+
+    Args:
+        beta: Exponent; 1 allows sharp edges, 2 blurs them.
+
+    Returns:
+        An `Objective` on the input; subtract it.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.total_variation()({"input": torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])})
+        tensor([2.])
+
+    Source:
+        Mahendran & Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them", eq. 3.
     """
 
     def score(x: Tensor) -> Tensor:  # (N, C, H, W)

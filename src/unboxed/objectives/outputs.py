@@ -13,18 +13,50 @@ from ..errors import InputError
 from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 
-MAX_CACHED_LABELS = 8  # labels of the largest batch whose objective is cached
+MAX_CACHED_LABELS = 8  # examples: the objective of a larger batch of labels is not cached
 
 
 @remember_call
 def logit(k: int | Tensor | Constant | None = None) -> Objective:
-    """The pre-softmax value of class k: an int, one class an example (N,), or None for the predicted class."""
+    """The logit of a class: its pre-softmax value. The usual target of attribution and synthesis.
+
+    Args:
+        k: Class: an int, or one per example (N,). None is the class with the largest logit.
+
+    Returns:
+        An `Objective` on the logits; the mean over positions for a map of outputs (N, K, ...).
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.logit(3)({"logits": torch.arange(20.0).view(2, 10)})
+        tensor([ 3., 13.])
+        >>> ub.logit(3) - ub.logit(5)
+        Objective(logit 3 - logit 5)
+    """
     return _class_objective(logit, k, "logit", lambda z: z)
 
 
 @remember_call
 def logprob(k: int | Tensor | Constant | None = None) -> Objective:
-    """The log-probability of class k (as for `logit`)."""
+    """The log-probability of a class: its log-softmax. Unlike `logit`, it also rises when other classes fall.
+
+    Args:
+        k: Class: an int, or one per example (N,). None is the class with the largest logit.
+
+    Returns:
+        An `Objective` on the logits; the mean over positions for a map of outputs (N, K, ...).
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.logprob(1)({"logits": torch.zeros(1, 2)})
+        tensor([-0.6931])
+    """
     return _class_objective(logprob, k, "logprob", lambda z: z.log_softmax(1))
 
 
@@ -36,7 +68,7 @@ def _class_objective(
 ) -> Objective:
     labels = k if k is None else _as_constant(k)
 
-    def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...): a map of outputs counts by its mean
+    def score(z: Tensor) -> Tensor:  # (N, K) or (N, K, ...)
         values = mean_over_positions(transform(z))
         if labels is None:
             return values.gather(1, values.detach().argmax(1, keepdim=True))[:, 0]
@@ -55,7 +87,7 @@ def _class_objective(
 
 
 def mean_over_positions(z: Tensor) -> Tensor:
-    """(N, K) of outputs (N, K, ...): a map of outputs counts by its mean."""
+    """(N, K) of outputs (N, K, ...): the mean over the positions of an output map."""
     return z if z.ndim == 2 else z.flatten(2).mean(2)
 
 
@@ -70,18 +102,18 @@ def _labels_per_row(labels: Constant, z: Tensor) -> Tensor:
 
 
 def as_classes(y: object, what: str = "a class") -> Tensor:
-    """Class numbers as a tensor. Raises InputError for what is no number, or numbers that are not whole."""
+    """Class numbers as a tensor. Raises InputError for anything but integers."""
     try:
         values = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} is an int, or (N,) ints one an example; got {type(y).__name__}") from error
+        raise InputError(f"{what} must be an int, or one int per example (N,); got {type(y).__name__}") from error
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise InputError(f"{what} is an int, or (N,) ints one an example; got {values.dtype}")
+        raise InputError(f"{what} must be an int, or one int per example (N,); got {values.dtype}")
     return values
 
 
 def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
-    """Raise InputError unless k is a class, or one an example. Values on an accelerator are not waited for."""
+    """Raise InputError unless k is a class, or one per example. Values on an accelerator are not checked."""
     if k is not None:
         _check_class_range(_as_constant(k), n, n_classes)
 
@@ -97,7 +129,7 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
 
 
 def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -> Objective:
-    """The logit of a class, or of one class an example (n,), held on a device. Raises InputError."""
+    """The logit of a class, or of one class per example (n,), held on a device. Raises InputError."""
     if classes.ndim == 1 and n <= MAX_CACHED_LABELS and classes.device.type == device.type == "cpu":
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs)
     labels = Constant(classes)
@@ -110,7 +142,7 @@ def class_logit(classes: Tensor, n: int, n_outputs: int, device: torch.device) -
 
 @lru_cache(maxsize=256)
 def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int) -> Objective:
-    """Made once, as objectives never change: to make one takes longer than to look it up."""
+    """Cached, as objectives are immutable: making one takes longer than the lookup."""
     with torch.inference_mode(False):
         labels = Constant(torch.tensor(classes, dtype=torch.long))
         check_classes(labels, n, n_outputs)
@@ -119,7 +151,22 @@ def _cached_class_logit(classes: tuple[int, ...], n: int, n_outputs: int) -> Obj
 
 @remember_call
 def loss(y: int | Tensor | Constant) -> Objective:
-    """The cross-entropy of each example under its label y: (N,), or one for all."""
+    """The cross-entropy loss of each example. Maximize it to attack; `-loss(y)` makes the class likelier.
+
+    Args:
+        y: Correct classes (N,), or one for all.
+
+    Returns:
+        An `Objective` on the logits.
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.loss(1)({"logits": torch.zeros(1, 2)})
+        tensor([0.6931])
+    """
 
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
         return F.cross_entropy(z, labels, reduction="none")
@@ -129,16 +176,34 @@ def loss(y: int | Tensor | Constant) -> Objective:
 
 @remember_call
 def margin(y: int | Tensor | Constant) -> Objective:
-    """The best wrong logit minus the right one: above zero once the example is taken for another class.
+    """The largest other logit minus the logit of the correct class: above zero once an example is misclassified.
 
-    Where both are exactly equal the answer is the first of them, and the margin the least number on its side of zero.
+    Where both are equal, the prediction is the first of them, and the margin is the smallest positive or negative
+    number accordingly, so that its sign always agrees with `box.predict`.
+
+    Args:
+        y: Correct classes (N,), or one for all.
+
+    Returns:
+        An `Objective` on the logits.
+
+    Raises:
+        InputError: for what is no class number, and when scored, for a class that the model does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.margin(0)({"logits": torch.tensor([[3.0, 1.0, 2.0]])})
+        tensor([-1.])
+
+    Source:
+        Carlini & Wagner 2017, arXiv:1608.04644, f6 without its floor at -kappa.
     """
 
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
         index = labels[:, None]
         difference = z.scatter(1, index, -float("inf")).amax(1) - z.gather(1, index)[:, 0]
         equal = difference.detach() == 0
-        if z.device.type == "cpu" and not equal.any():  # as nearly always; an accelerator would wait
+        if z.device.type == "cpu" and not equal.any():  # the usual case; on an accelerator it would wait
             return difference
         tie_sign = (z.argmax(1) != labels).to(z) * 2 - 1
         return difference + equal * tie_sign * torch.finfo(z.dtype).tiny
@@ -148,10 +213,28 @@ def margin(y: int | Tensor | Constant) -> Objective:
 
 @remember_call
 def dlr(y: int | Tensor | Constant) -> Objective:
-    """The difference of logits ratio: the margin over the gap between the largest and the third largest logit.
+    """The difference of logits ratio: the margin divided by the largest minus the third largest logit.
 
-    It does not change when the logits are scaled. Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness
-    with an Ensemble of Diverse Parameter-free Attacks", arXiv:2003.01690, eq. 6.
+    Scaling the logits does not change it, so that its gradient does not vanish where a model is over-confident.
+
+    Args:
+        y: Correct classes (N,), or one for all.
+
+    Returns:
+        An `Objective` on the logits.
+
+    Raises:
+        InputError: when scored, for fewer than 3 classes.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import dlr
+        >>> dlr(0)({"logits": torch.tensor([[3.0, 1.0, 2.0]])})
+        tensor([-0.5000])
+
+    Source:
+        Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", arXiv:2003.01690, eq. 6.
     """
 
     def score(z: Tensor, labels: Tensor) -> Tensor:  # (N, K), (N,)
@@ -165,7 +248,28 @@ def dlr(y: int | Tensor | Constant) -> Objective:
 
 @remember_call
 def targeted_dlr(y: Tensor | Constant, target: Tensor | Constant) -> Objective:
-    """As `dlr`, from each class y (N,) to a target (N,): arXiv:2003.01690, eq. 7."""
+    """The targeted difference of logits ratio, as `dlr` but towards one class.
+
+    Args:
+        y: Correct classes (N,).
+        target: Class to become (N,).
+
+    Returns:
+        An `Objective` on the logits.
+
+    Raises:
+        InputError: when scored, for fewer than 4 classes.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import targeted_dlr
+        >>> score = targeted_dlr(torch.tensor([0]), torch.tensor([2]))
+        >>> score({"logits": torch.tensor([[3.0, 1.0, 2.0, 0.0]])})
+        tensor([-0.4000])
+
+    Source:
+        Croce & Hein 2020, arXiv:2003.01690, eq. 7.
+    """
     labels, targets = _as_constant(y), _as_constant(target)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
@@ -180,14 +284,14 @@ def _top_logits(z: Tensor, k: int) -> Tensor:
     """The k largest logits (N, k). Raises InputError where there are fewer."""
     if z.shape[1] < k:
         raise InputError(
-            f"the difference of logits ratio needs {k} classes, the model has {z.shape[1]}: use margin or ce"
+            f"the difference of logits ratio needs {k} classes, the model has {z.shape[1]}: use margin or loss"
         )
     return z.topk(k).values
 
 
 def _safe_divisor(d: Tensor) -> Tensor:
-    """What the margin is divided by; one, where the gap reaches down to masked classes and so says nothing of scale."""
-    is_masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the type's least number
+    """The divisor of the margin; 1 where it contains masked classes, and so does not measure the scale of the logits."""
+    is_masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the dtype's minimum
     return torch.where(is_masked, 1.0, d.clamp_min(1e-12))
 
 

@@ -1,4 +1,4 @@
-"""Objectives that compare activations: with a given one, by distance, product or texture, and with one another."""
+"""Objectives that compare activations: with a given one by distance, product or Gram matrix, and with each other."""
 
 from __future__ import annotations
 
@@ -17,9 +17,27 @@ EPSILON = 1e-12
 
 @remember_call
 def match(layer: str, h: Tensor | Constant, *, relative: bool = False) -> Objective:
-    """Minus the squared distance to an activation h, (N, ...) one an example or (1, ...) one for all.
+    """Minus the squared distance between an activation and a given one: feature inversion maximizes it.
 
-    `relative`: divided by |h|^2 (Mahendran & Vedaldi 2015, eq. 2 with its normalization).
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        h: Activation to compare with, (N, ...) one per example or (1, ...) one for all.
+        relative: Whether to divide by |h|^2, so that layers compare.
+
+    Returns:
+        An `Objective` on the layer, 0 where both are equal.
+
+    Raises:
+        InputError: when scored, for activations of another shape.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.match("fc1", torch.zeros(1, 4))({"fc1": torch.ones(2, 4)})
+        tensor([-4., -4.])
+
+    Source:
+        Mahendran & Vedaldi 2015, "Understanding Deep Image Representations by Inverting Them", eq. 2; `relative` is its
+        normalization.
     """
 
     def score(current: Tensor, h: Tensor) -> Tensor:
@@ -31,14 +49,32 @@ def match(layer: str, h: Tensor | Constant, *, relative: bool = False) -> Object
 
 @remember_call
 def dot(layer: str, h: Tensor | Constant, *, power: float = 0.0) -> Objective:
-    """<now, h>, summed over channels and positions; unbounded, so climb it inside a norm.
+    """The dot product of an activation and a given one, summed over channels and positions.
 
-    `power` > 0 multiplies each position by max(.1, cosine) ** power, which keeps the direction (Olah et al. 2017's
-    caricatures and activation grids).
+    It is unbounded: maximize it inside a norm ball, or with `power`. `cosine` is bounded.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        h: Activation to compare with, (N, ...) one per example or (1, ...) one for all.
+        power: Exponent p of a factor max(0.1, cosine) ** p per position, which keeps the direction; 0 has none.
+
+    Returns:
+        An `Objective` on the layer.
+
+    Raises:
+        InputError: when scored, for activations of another shape.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.dot("fc1", torch.ones(1, 4))({"fc1": torch.ones(2, 4)})
+        tensor([4., 4.])
+
+    Source:
+        Olah et al. 2017, "Feature Visualization", caricatures and activation grids (with `power`).
     """
 
     def score(current: Tensor, h: Tensor) -> Tensor:
-        product = (current * h).sum(1)  # (N, ...), a position each
+        product = (current * h).sum(1)  # (N, ...), one per position
         if power:
             norms = current.norm(dim=1) * h.norm(dim=1)
             product = product * (product / norms.clamp_min(EPSILON)).clamp_min(0.1) ** power
@@ -49,7 +85,23 @@ def dot(layer: str, h: Tensor | Constant, *, power: float = 0.0) -> Objective:
 
 @remember_call
 def cosine(layer: str, h: Tensor | Constant) -> Objective:
-    """The cosine between the layer's whole activation and h."""
+    """The cosine between an activation and a given one, all channels and positions taken as one vector.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        h: Activation to compare with, (N, ...) one per example or (1, ...) one for all.
+
+    Returns:
+        An `Objective` on the layer, from -1 to 1.
+
+    Raises:
+        InputError: when scored, for activations of another shape.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.cosine("fc1", torch.ones(1, 4))({"fc1": -torch.ones(2, 4)})
+        tensor([-1., -1.])
+    """
 
     def score(current: Tensor, h: Tensor) -> Tensor:
         return torch.cosine_similarity(current.flatten(1), h.flatten(1), dim=1, eps=EPSILON)
@@ -60,16 +112,49 @@ def cosine(layer: str, h: Tensor | Constant) -> Objective:
 
 
 def gram(h: Tensor) -> Tensor:
-    """Which channels answer together, (N, C, C): the mean over positions of h h^T (Gatys et al. 2015, eq. 1)."""
+    """The Gram matrix of an activation: for each two channels, the mean over positions of their product.
+
+    Args:
+        h: Activation (N, C, ...).
+
+    Returns:
+        Gram matrices (N, C, C).
+
+    Example:
+        >>> import torch
+        >>> from unboxed.objectives import gram
+        >>> gram(torch.ones(1, 2, 3, 3)).tolist()
+        [[[1.0, 1.0], [1.0, 1.0]]]
+
+    Source:
+        Gatys et al. 2015, "Texture Synthesis Using Convolutional Neural Networks", arXiv:1505.07376, eq. 1, as a mean.
+    """
     f = h.flatten(2) if h.ndim > 2 else h[:, :, None]  # (N, C, M)
     return f @ f.mT / f.shape[2]
 
 
 @remember_call
 def style(layer: str, g: Tensor | Constant) -> Objective:
-    """Minus the texture's distance to that of Gram matrices g (N or 1, C, C): sum (G - g)^2 / (4 C^2).
+    """Minus the squared distance between Gram matrices, sum (G - g)^2 / (4 C^2): texture and style transfer.
 
-    Gatys et al. 2015, arXiv:1505.07376, eq. 3; over positions as means, so that images of other sizes compare.
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        g: Gram matrices to match, from `gram`: (N, C, C) one per example or (1, C, C) one for all.
+
+    Returns:
+        An `Objective` on the layer, 0 where the textures are equal.
+
+    Raises:
+        InputError: when scored, for activations of another number of channels.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.style("conv1", torch.zeros(1, 2, 2))({"conv1": torch.ones(1, 2, 3, 3)})
+        tensor([-0.2500])
+
+    Source:
+        Gatys et al. 2015, arXiv:1505.07376, eq. 3; Gram matrices are means over positions, so that images of different
+        sizes compare.
     """
 
     def score(current: Tensor, g: Tensor) -> Tensor:
@@ -80,9 +165,24 @@ def style(layer: str, g: Tensor | Constant) -> Objective:
 
 @remember_call
 def diversity(layer: str, groups: Tensor | None = None) -> Objective:
-    """Minus the mean cosine of a row's Gram matrix to those of the other rows (of its group (N,), where given).
+    """Minus the mean cosine between the Gram matrices of an example and of the others: makes images differ.
 
-    Olah et al. 2017, appendix "Diversity". Couples rows.
+    Its scores depend on one another, so that the batch is never split.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        groups: Group of each example (N,); only examples of one group are compared. None compares all.
+
+    Returns:
+        An `Objective` on the layer, from -1 to 1.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.diversity("conv1")({"conv1": torch.ones(2, 3, 4, 4)})
+        tensor([-1., -1.])
+
+    Source:
+        Olah et al. 2017, "Feature Visualization", appendix "Diversity".
     """
 
     group_labels = None if groups is None else Constant(groups)
@@ -109,7 +209,7 @@ def _reference_objective(
     name: str,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
-    """The objective `score(made(now), h)`; h has a row an example, or one for all. `remake` is for other rows of h."""
+    """The objective `score(transform(current), h)`; `rebuild` makes it for other rows of h."""
     reference = Constant.wrap(h)
     shape = tuple(reference.value.shape)
 

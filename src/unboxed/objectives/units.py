@@ -1,4 +1,4 @@
-"""Objectives inside the model: channels, neurons, positions, directions, whole layers."""
+"""Objectives inside the model: channels, neurons, positions, directions, layers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,28 @@ from .algebra import Constant, Objective, layer_objective
 from .calls import remember_call
 from .outputs import as_classes
 
-IndexLike = int | Tensor | Constant  # one for all examples, or (N,) ints, one an example
+IndexLike = int | Tensor | Constant  # one for all examples, or one int per example (N,)
 
 
 @remember_call
 def channel(layer: str, k: IndexLike) -> Objective:
-    """The mean of channel k of a layer over its positions (of unit k, for a layer without positions)."""
+    """The mean of a channel over its positions; the unit itself for a layer without positions.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        k: Channel: an int, or one per example (N,).
+
+    Returns:
+        An `Objective` on the layer.
+
+    Raises:
+        InputError: for what is no channel number, and when scored, for a channel that the layer does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.channel("conv2", 1)({"conv2": torch.ones(2, 3, 4, 4)})
+        tensor([1., 1.])
+    """
 
     def score(h: Tensor, k: _StoredIndex) -> Tensor:
         return _select_channel(h, k, layer).reshape(len(h), -1).mean(1)
@@ -30,7 +46,26 @@ def channel(layer: str, k: IndexLike) -> Objective:
 
 @remember_call
 def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
-    """One neuron: channel k at a position, by default the central one."""
+    """One neuron: a channel at one position.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        k: Channel: an int, or one per example (N,).
+        position: Position, one number per axis, each an int or one per example (N,). The center when not given.
+
+    Returns:
+        An `Objective` on the layer.
+
+    Raises:
+        InputError: for what is no number, and when scored, for a channel or position that the layer does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.neuron("conv2", 3, 10, 12)
+        Objective(conv2 channel 3 at 10, 12)
+        >>> ub.neuron("conv2", 0, 0, 1)({"conv2": torch.arange(4.0).view(1, 1, 2, 2)})
+        tensor([1.])
+    """
 
     def score(h: Tensor, k: _StoredIndex, *position: _StoredIndex) -> Tensor:
         indices = _position_or_center(h, position, layer)
@@ -51,7 +86,26 @@ def neuron(layer: str, k: IndexLike, *position: IndexLike) -> Objective:
 
 @remember_call
 def spatial(layer: str, *position: IndexLike) -> Objective:
-    """The mean square of all channels at one position, by default the central one (Olah et al. 2017)."""
+    """The mean square of all channels at one position.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        position: Position, one number per axis, each an int or one per example (N,). The center when not given.
+
+    Returns:
+        An `Objective` on the layer.
+
+    Raises:
+        InputError: for what is no number, and when scored, for a position that the layer does not have.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.spatial("conv2", 0, 1)({"conv2": torch.full((1, 3, 2, 2), 2.0)})
+        tensor([4.])
+
+    Source:
+        Olah et al. 2017, "Feature Visualization".
+    """
 
     def score(h: Tensor, *position: _StoredIndex) -> Tensor:
         indices = _position_or_center(h, position, layer)
@@ -66,13 +120,44 @@ def spatial(layer: str, *position: IndexLike) -> Objective:
 
 @remember_call
 def energy(layer: str) -> Objective:
-    """The mean square of all that a layer gives: what DeepDream climbs (Mordvintsev et al. 2015)."""
+    """The mean square of a layer's activation: the objective of DeepDream.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+
+    Returns:
+        An `Objective` on the layer.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.energy("conv2")({"conv2": torch.full((1, 3, 2, 2), 2.0)})
+        tensor([4.])
+
+    Source:
+        Mordvintsev et al. 2015, "Inceptionism".
+    """
     return layer_objective(layer, lambda h: h.flatten(1).pow(2).mean(1), f"{layer} as a whole")
 
 
 @remember_call
 def direction(layer: str, v: Tensor) -> Objective:
-    """The mean over positions of <h, v>: v has one value a channel (C,), or the layer's whole shape."""
+    """The dot product of a layer's activation with a direction.
+
+    Args:
+        layer: Address of the layer, as `box.layers` lists them.
+        v: Direction: one value per channel (C,), averaged over positions, or the shape of the layer.
+
+    Returns:
+        An `Objective` on the layer.
+
+    Raises:
+        InputError: when scored, for a direction of another shape.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> ub.direction("fc1", torch.tensor([1.0, -1.0]))({"fc1": torch.tensor([[3.0, 1.0]])})
+        tensor([2.])
+    """
     vector = Constant(v)
 
     def score(h: Tensor) -> Tensor:
@@ -92,12 +177,12 @@ _StoredIndex = int | Constant
 
 
 def _as_index(index: IndexLike, what: str) -> _StoredIndex:
-    """A place as the objective holds it: an int, or (N,) longs. Raises InputError."""
+    """An index as the objective holds it: an int, or int64 (N,). Raises InputError."""
     if isinstance(index, Constant):
         return index
     indices = as_classes(index, what)
     if indices.ndim > 1:
-        raise InputError(f"{what} is an int, or (N,) ints one an example; got shape {tuple(indices.shape)}")
+        raise InputError(f"{what} must be an int, or one int per example (N,); got shape {tuple(indices.shape)}")
     return Constant(indices.long()) if indices.ndim else int(indices)
 
 
@@ -112,13 +197,12 @@ def _indexed_objective(
     score: Callable[..., Tensor],
     name: str,
 ) -> Objective:
-    """The objective `score(h, *places)`, whose places follow the rows where they have one an example.
-
-    `remake(layer, *places)` is the same for other rows.
-    """
+    """The objective `score(h, *indices)`; `rebuild(layer, *indices)` makes it for other rows."""
     lengths = {len(p) for p in indices if isinstance(p, Constant)}
     if len(lengths) > 1:
-        raise InputError(f"{name} holds places for {' and '.join(map(str, sorted(lengths)))} examples; give one each")
+        raise InputError(
+            f"{name} holds indices for {' and '.join(map(str, sorted(lengths)))} examples; give one per example"
+        )
 
     def select(i: slice | Tensor) -> Objective:
         return rebuild(layer, *(p[i] if isinstance(p, Constant) else p for p in indices))
@@ -127,14 +211,14 @@ def _indexed_objective(
 
 
 def _format_indices(*indices: _StoredIndex) -> str:
-    return ", ".join("one each" if isinstance(p, Constant) else str(p) for p in indices) or "the center"
+    return ", ".join("one per example" if isinstance(p, Constant) else str(p) for p in indices) or "the center"
 
 
 def _select_channel(h: Tensor, k: _StoredIndex, layer: str) -> Tensor:
     """Channel k, (N, ...)."""
     if h.ndim < 2 or not _is_in_range(k, h.shape[1]):
         raise InputError(
-            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no number {_format_index(k)}"
+            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_format_index(k)}"
         )
     return _select_index(h, k)
 
@@ -144,7 +228,7 @@ def _format_index(k: _StoredIndex) -> str:
 
 
 def _position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], layer: str) -> tuple[_StoredIndex, ...]:
-    """The position, or the central one. Raises InputError where the layer has none such."""
+    """The position, or the center. Raises InputError where the layer does not have it."""
     indices = position or tuple(s // 2 for s in h.shape[2:])
     if len(indices) != h.ndim - 2 or not all(_is_in_range(i, s) for i, s in zip(indices, h.shape[2:], strict=True)):
         position_text = ", ".join(map(_format_index, position))
@@ -153,13 +237,13 @@ def _position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], layer: st
 
 
 def _is_in_range(i: _StoredIndex, size: int) -> bool:
-    """Whether there is such a number; those on an accelerator are not waited for."""
+    """Whether the index exists; on an accelerator it is not checked, which would wait for it."""
     lower, upper = (i.value_range() or (0, 0)) if isinstance(i, Constant) else (i, i)
     return -size <= lower and upper < size
 
 
 def _select_index(h: Tensor, i: _StoredIndex) -> Tensor:
-    """Number i of the second axis, (N, ...)."""
+    """The i-th entry of the second axis, (N, ...)."""
     if isinstance(i, Constant):
         return h[torch.arange(len(h), device=h.device), i.to_like(h)]
     return h[:, i]

@@ -209,9 +209,10 @@ def _check_single_rows(violations: Violations, method_case: MethodCase, batched:
     if shapes != {at: tuple(h.shape) for at, h in single_rows.items()}:
         violations.add("splitting", ["with batch_size=1, other parts or shapes"])
         return
+    # the error of a completeness is as exact as the difference of scores that it is a remainder of
     references = {
-        at: batched.get(at.replace(".error", ".difference"), h) for at, h in batched.items()
-    }  # what is left of it
+        at: batched.get(at.replace(".completeness_error", ".score_difference"), h) for at, h in batched.items()
+    }
     wrong = [at for at, h in batched.items() if not is_equivalent(h, single_rows[at], method_case, references[at])]
     violations.add("splitting", [f"with batch_size=1, {result_path(at)} differs in its verdict" for at in wrong])
 

@@ -19,9 +19,24 @@ from ..errors import InputError, WriteError
 
 
 def save_weights(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> Path:
-    """Write the weights to `path` (.safetensors) and the card to a JSON file of the same name, each whole.
+    """Write a model's weights as safetensors, and a card beside them as JSON, each file whole or not at all.
 
-    Raises WriteError where that can't be written, InputError for a card that JSON can't hold.
+    Args:
+        model: The module.
+        path: File that ends in .safetensors; the card has the same name with .json.
+        card: What is worth knowing of the weights, of values that JSON holds.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        WriteError: where the files cannot be written.
+        InputError: for a card that JSON cannot hold.
+
+    Example:
+        >>> import unboxed as ub
+        >>> model, _ = ub.zoo.load("digits-cnn")
+        >>> ub.training.save_weights(model, "model.safetensors", {"data": "digits"})  # doctest: +SKIP
     """
     path, text = check_writable(path), _card_json(card)
     tensors = {
@@ -44,7 +59,16 @@ def check_writable(path: str | Path) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """What a result was made with."""
+    """The versions that a result was made with.
+
+    Returns:
+        {"unboxed": ..., "torch": ..., "python": ...}.
+
+    Example:
+        >>> import unboxed as ub
+        >>> sorted(ub.training.versions())
+        ['python', 'torch', 'unboxed']
+    """
     return {"unboxed": version("unboxed"), "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -43,6 +43,8 @@ AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class History:
+    """What a training did: losses, accuracies, steps and time."""
+
     loss: tuple[float, ...]  # (epochs,) mean training loss
     accuracy: tuple[float, ...]  # (epochs,) on the test data after each epoch; empty without test data
     steps: int  # batches that the model learned from
@@ -70,17 +72,47 @@ def fit(
     quiet: bool = False,
     watch: WatchFn | None = None,
 ) -> History:
-    """Train a model that gives logits (N, K) on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
+    """Train a model on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
-    The model is changed in place and left in eval mode, without gradients; the global RNGs are left alone. `augment(x,
-    generator)` changes each batch (see `engine.optimize.transforms`), `defend` says what is learned of it in place of
-    the cross-entropy (see `training.defense`). `ema_decay` is the decay, such as 0.999, of an exponential moving average
-    of the weights, which is what the test data meets and what is left in the model. `autocast` trains in mixed
-    precision. `watch(model, z, y, step)` is called after each batch, with the model's own encoded inputs.
+    The plain loop that the zoo's models were trained with, with or without a defense against attacks. The model is changed
+    in place and left in eval mode; global RNGs are left alone. Ctrl-C stops it: the history then says `interrupted`.
 
-    `checkpoint` names a file, written after each epoch, from which a fit with the same settings goes on, to the same
-    weights. On Ctrl-C the model stays as it is and the history says `interrupted`.
-    Raises InputError, DataError, OutputError, WriteError, and ModelError for a checkpoint of another training.
+    Args:
+        model: A module that gives logits (N, K).
+        inputs: What its inputs are.
+        train: Dataset of (image, class) to train on.
+        test: Dataset of (image, class) to measure accuracy on after each epoch. None measures nothing.
+        epochs: Passes over the training data, 1 or more.
+        batch_size: Examples per step, 1 or more.
+        lr: Largest learning rate of the one-cycle schedule, above 0.
+        weight_decay: Of AdamW.
+        seed: Seed of the order of the data, of dropout and of attacks.
+        augment: `augment(x, generator)` changes each batch; see `engine.optimize.transforms`.
+        defend: What is learned of a batch in place of its cross-entropy: `training.PGD(eps)`, `Fast`, `Trades`.
+        ema_decay: Decay of an exponential moving average of the weights, such as 0.999: what is measured and returned. None
+            keeps none.
+        autocast: torch.bfloat16 or torch.float16 trains in mixed precision.
+        checkpoint: File that is written after each epoch; the same call then goes on to the same weights.
+        quiet: No progress bar.
+        watch: `watch(model, z, y, step)` is called after each batch, with the model's own encoded inputs.
+
+    Returns:
+        Losses and accuracies per epoch, steps and seconds.
+
+    Raises:
+        InputError: for settings out of range, a loss that is not finite, a model without parameters to train.
+        DataError: for an empty data set.
+        ModelError: for a checkpoint of another training.
+        OutputError: for a model that gives no logits.
+        WriteError: where the checkpoint cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn", weights=None)
+        >>> data = ub.data.digits("test")
+        >>> history = ub.training.fit(model, inputs, data, epochs=1, quiet=True)
+        >>> history.steps
+        3
     """
     _check_settings(epochs, batch_size, lr, ema_decay)
     box, seed = check_trainable(Box(model, inputs, autocast=autocast)), check_seed(seed)
@@ -105,7 +137,24 @@ def fit(
 
 
 def accuracy(box: Box, dataset: Dataset[Any]) -> float:
-    """The share of a Dataset of (image, class) that the box names right. Raises InputError and DataError."""
+    """The fraction of a Dataset of (image, class) that a model classifies correctly.
+
+    Args:
+        box: The opened model.
+        dataset: Dataset of (image, class).
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        InputError: for classes that the model does not have.
+        DataError: for an empty data set.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.training.accuracy(ub.load("zoo:digits-cnn"), ub.data.digits("test")) > 0.9
+        True
+    """
     n_correct = n_seen = 0
     for x, y in _data_loader(dataset, 1000):
         n_correct += int((box.predict(x) == box.class_labels(y, len(x))).sum())
@@ -267,7 +316,9 @@ def _check_settings(epochs: int, batch_size: int, lr: float, ema_decay: float | 
     if not 0 < lr < math.inf:
         raise InputError(f"lr must be positive and finite; got {lr!r}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise InputError(f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}")
+        raise InputError(
+            f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}"
+        )
 
 
 def _data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> Batches:

@@ -55,7 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `train` made. `card` says how: data, recipe, seed, accuracy, versions."""
+    """What `train` made: the weights' file, the model, and a card that says how (data, recipe, seed, accuracy, versions)."""
 
     path: Path
     model: nn.Module
@@ -73,7 +73,22 @@ class TrainedModel:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The arguments with which `fit` trains that model of the zoo. Raises ModelError for an unknown name."""
+    """The arguments with which `fit` trains a model of the zoo.
+
+    Args:
+        name: One of `zoo.names()`.
+
+    Returns:
+        Keyword arguments of `fit`.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.training.recipe("mnist-cnn")["epochs"]
+        6
+    """
     zoo.entry(name)
     arguments = dict(RECIPES[name])
     return arguments | {"augment": random_affine(**arguments["augment"])} if "augment" in arguments else arguments
@@ -93,14 +108,37 @@ def train(
     quiet: bool = False,
     watch: WatchFn | None = None,
 ) -> TrainedModel:
-    """Train a model of the zoo by its recipe, look at held-out data, write `out` (NAME.safetensors) and a card beside
-    it.
+    """Train a model of the zoo by its recipe, measure it on held-out data, write its weights and a card.
 
-    `data` is digits, mnist or fashion-mnist, a folder that holds train/ and test/, or two data sets; by default what
-    the model is meant for. `defend` is fast, pgd or trades, within `eps` (the recipe's, or 0.3), or a defense.
-    `checkpoint` is a file from which an interrupted training goes on. The weights are rounded to half precision first,
-    so that the figures are those of the file. On Ctrl-C what was learned is kept.
-    Raises ModelError, DataError, InputError and WriteError.
+    The Python side of `unboxed train`; for a model of your own use `fit`. Weights are rounded to half precision before they
+    are measured, so that the figures are those of the file. Ctrl-C keeps what was learned.
+
+    Args:
+        name: One of `zoo.names()`.
+        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes the
+            data that the model is meant for.
+        root: Folder of the MNIST files. None takes the user's cache folder.
+        epochs: Passes over the training data. None takes the recipe's.
+        defend: "fast", "pgd" or "trades", or a defense. None takes the recipe's.
+        eps: Perturbation budget of the defense, L-inf, in pixel range. None takes the recipe's, or 0.3.
+        checkpoint: File that is written after each epoch; the same call then goes on.
+        out: File for the weights (.safetensors). None takes NAME.safetensors.
+        seed: Seed of all random draws: same seed, same result.
+        quiet: No progress bar.
+        watch: `watch(model, z, y, step)` is called after each batch.
+
+    Returns:
+        The file, the model, its inputs and the card.
+
+    Raises:
+        ModelError: for an unknown name, and a checkpoint of another training.
+        DataError: for data that cannot be trained on.
+        InputError: for settings out of range.
+        WriteError: where the files cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> made = ub.training.train("digits-cnn", out="digits.safetensors")  # doctest: +SKIP
     """
     seed = check_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
@@ -123,7 +161,30 @@ def train(
 
 
 def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
-    """The share of a Dataset of (image, class) that stays right under PGD of 100 steps, a thirtieth of eps each."""
+    """The fraction of a Dataset of (image, class) that stays correct under PGD of 100 steps, of eps / 30 each.
+
+    A quick figure after training; `robustness.evaluate` runs several attacks and checks for gradient masking.
+
+    Args:
+        box: The opened model.
+        dataset: Dataset of (image, class).
+        eps: Largest distance from x, in pixel range.
+        norm: "linf", "l2" or "l1".
+        quiet: No progress bar.
+
+    Returns:
+        Robust accuracy in [0, 1].
+
+    Raises:
+        InputError: for a norm or an eps out of range.
+
+    Example:
+        >>> import unboxed as ub
+        >>> x, y = ub.data.digits("test").first(8)
+        >>> data = ub.data.wrap((x, y))
+        >>> 0 <= ub.training.robust_accuracy(ub.load("zoo:digits-cnn"), data, eps=0.01, quiet=True) <= 1
+        True
+    """
     n_fooled = n_seen = 0
     with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
         for x, y in DataLoader(dataset, 500):

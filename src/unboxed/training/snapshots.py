@@ -11,10 +11,26 @@ from .files import save_weights
 
 
 class Snapshots:
-    """Keeps the weights every `every` batches: `fit(..., watch=snapshots)`, then `epochs(box, snapshots.kept)`.
+    """The weights of a model every few batches of a training, for `ub.epochs`.
 
-    In memory, or as .safetensors files in the folder `to`. Any loop can call it: `snapshots(model, x, y, step)`; x and
-    y are not looked at. Raises WriteError where a file can't be written.
+    Pass it to `fit(..., watch=snapshots)`, or call it in a loop of your own: `snapshots(model, x, y, step)`; x and y are not
+    used.
+
+    Args:
+        every: Batches between two snapshots, 1 or more.
+        to: Folder for .safetensors files. None keeps the weights in memory.
+
+    Raises:
+        InputError: for an interval out of range.
+        WriteError: where a file cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> snapshots = ub.training.Snapshots(every=2)
+        >>> model, inputs = ub.zoo.load("digits-cnn", weights=None)
+        >>> _ = ub.training.fit(model, inputs, ub.data.digits("test"), epochs=1, quiet=True, watch=snapshots)
+        >>> list(snapshots.weights)
+        ['step 2']
     """
 
     def __init__(self, every: int, *, to: str | Path | None = None) -> None:

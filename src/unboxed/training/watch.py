@@ -36,30 +36,48 @@ NO_SINK_TEXT = (
 class ConfusedLogits:
     """Inputs that confuse the model, shown while it trains: two nearly equal logits, and where each would grow.
 
-    Every `logging_batch_interval` batches, at most `top_k` inputs whose two largest logits differ by less than
-    `max_logit_difference` while the largest exceeds `min_logit_value`: the batch's largest (`min_logit_scope="batch"`,
-    the published rule) or the input's own (`"example"`). `min_probability` takes the place of `min_logit_value`, and
-    is needed where the model gives (log-)probabilities. Two logits clamped to an equal zero are no confusion.
+    Every `logging_batch_interval` batches, inputs are searched whose two largest logits differ by less than
+    `max_logit_difference` while the largest exceeds `min_logit_value`. A sheet shows each with its label, d logit_a / dx,
+    d logit_b / dx, and the input plus `projection_factor` times each. Two logits that a final ReLU clamps to zero do not
+    count.
 
-    A sheet shows each with its label, d logit_a / dx, d logit_b / dx, and the input plus `projection_factor` times
-    each. It goes `to` a folder or a function (sheet, step); a trainer's callback hands it to the trainer's logger by
-    default. `inputs` only serves the drawing: it decodes what the model gets to pixels. `classes` are names; `outputs`
-    and `output` are those of `Box`.
+    Training ends in the same weights, bit for bit, as without it: logits and gradients come from extra passes in eval and
+    float32. In a loop of your own call `watch` at each step; for trainers pass `callbacks=[confused.lightning()]` or
+    `callbacks=[confused.huggingface()]`. Of several devices rank zero looks, at its own part of the batch.
+    `print(confused)` says how often it looked, what it found, and the largest logit: of a model that learned little it
+    seldom exceeds `min_logit_value`.
 
-    Training ends in the same weights, bit for bit, as without it. Logits and gradients come from passes of its own,
-    in eval and float32, in the space in which the model is trained. In a hand-written loop call `watch` at each step:
+    Args:
+        top_k: Inputs per sheet, at most.
+        projection_factor: Factor of the gradients that are added to the input.
+        min_logit_value: What the largest logit must exceed.
+        logging_batch_interval: Batches between two checks, 1 or more.
+        max_logit_difference: What the difference of the two largest logits must stay below.
+        min_logit_scope: "batch" compares the batch's largest logit with `min_logit_value` (the published rule), "example"
+            the input's own.
+        min_probability: What the largest probability must exceed, in place of `min_logit_value`; needed where the model
+            gives (log-)probabilities.
+        inputs: What the model's inputs are; used only to decode them to pixels.
+        classes: Class names.
+        outputs: What the output means, as in `Box`.
+        output: Which part of a structured output, as in `Box`.
+        to: A folder for PNG files, or `to(sheet, step)`. None hands sheets to the trainer's logger.
 
-        confused = ConfusedLogits(to="confused/")
-        for step, (x, y) in enumerate(loader):
-            ...
-            confused.watch(model, x, y, step)
+    Raises:
+        InputError: for settings that cannot be right.
 
-    and in others pass `callbacks=[confused.lightning()]` or `callbacks=[confused.huggingface()]` to the trainer.
-    `print(confused)` says how often it looked, what it found, and how large the logits (`largest_logit`) were: those
-    of a model that learned little seldom exceed `min_logit_value`.
+    Example:
+        >>> import torch, unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn")
+        >>> confused = ub.training.ConfusedLogits(to=lambda sheet, step: None, inputs=inputs)
+        >>> x, y = ub.data.digits("test").first(32)
+        >>> for step in (19, 20, 21):
+        ...     _ = confused.watch(model, inputs.encode(x), y, step)
+        >>> confused.n_checks
+        1
 
-    Of several devices rank zero looks, at its own part of the batch. Raises InputError for settings that can't be
-    right.
+    Source:
+        The confused logit callback of Lightning Bolts (Canziani & Falcon 2020): its rule, settings and defaults.
     """
 
     def __init__(

@@ -51,6 +51,16 @@ ZOO_ENTRIES = {
 
 
 def names() -> tuple[str, ...]:
+    """The models of the zoo.
+
+    Returns:
+        Their names, as `load` takes them.
+
+    Example:
+        >>> import unboxed as ub
+        >>> "digits-cnn" in ub.zoo.names()
+        True
+    """
     return tuple(ZOO_ENTRIES)
 
 
@@ -63,9 +73,26 @@ def entry(name: str) -> ZooEntry:
 
 
 def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
-    """A model in eval mode and what its inputs are. `weights=None` draws fresh weights from `seed`.
+    """A small model in eval mode, and what its inputs are.
 
-    Raises ModelError for an unknown name.
+    For examples, tests and as a robust judge; for a model of your own use `ub.load` or `ub.Box`.
+
+    Args:
+        name: One of `zoo.names()`.
+        weights: "trained", or None for newly initialized weights.
+        seed: Seed of newly initialized weights.
+
+    Returns:
+        (model, inputs), as `ub.Box(*ub.zoo.load(name))` takes them.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn")
+        >>> inputs.shape
+        (1, 28, 28)
     """
     zoo_entry = entry(name)
     if weights not in ("trained", None):
@@ -79,7 +106,22 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
 
 
 def card(name: str) -> dict[str, Any]:
-    """How the trained weights were made, and their figures. Raises ModelError for an unknown name."""
+    """How the trained weights of a model were made, and its figures.
+
+    Args:
+        name: One of `zoo.names()`.
+
+    Returns:
+        The data, the recipe, accuracies, versions and the command, as a dict.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.zoo.card("digits-cnn")["accuracy"] > 0.9
+        True
+    """
     entry(name)
     with _weights_file(name, "json") as path:
         return dict(json.loads(path.read_text(encoding="utf-8")))

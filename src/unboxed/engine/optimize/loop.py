@@ -27,10 +27,8 @@ from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 CPU_CACHE_BYTES = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
-MIN_BATCH_ROWS, MAX_BATCH_ROWS = (
-    16,
-    192,
-)  # rows: fewer read the weights too often, more leave the cache by their own size
+MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16, 128
+"""Rows: of fewer, the weights are read too often; of more, blocks of memory are so large that each is mapped anew."""
 SYNC_EVERY = 8  # on an accelerator, look at values every so many steps: each look waits for the device
 
 
@@ -132,6 +130,7 @@ class _BatchOptimizer:
             self.sync_is_slow or self.batch_dependent
         )  # and among those alive
         self.unfinished_index: Tensor | None = None  # the rows not done, where some are and may leave
+        self.unwritten_input: Tensor | None = None  # the active rows, where not written to `state.input` yet
         self.clamped_rows: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
 
     def run(self) -> OptimizationResult:
@@ -139,6 +138,7 @@ class _BatchOptimizer:
         try:
             for step in self._iterate():
                 if self.config.frame_every and step % self.config.frame_every == 0:
+                    self._write_input()
                     frames.append(self.state.input.clone())
                 history.append(self.state.score.clone())
         except KeyboardInterrupt:
@@ -241,6 +241,7 @@ class _BatchOptimizer:
         was_finished = state.finished if all_active else state.finished[active]
         keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
         if self.sync_is_slow or keep_previous.any():
+            self._write_input()
             x, score = (
                 torch.where(broadcast_rows(keep_previous, x), state.input[active], x),
                 torch.where(keep_previous, state.score[active], score),
@@ -248,9 +249,16 @@ class _BatchOptimizer:
         if all_active:
             state.input, state.score, state.finished = x, score.clone(), was_finished | finished
         else:
-            state.input[active], state.score[active], state.finished[active] = x, score, was_finished | finished
+            state.score[active], state.finished[active] = score, was_finished | finished
+            self.unwritten_input = x  # a copy at each step would cost as much as the step
         if step == 0:
             state.initially_finished = state.finished.clone()
+
+    def _write_input(self) -> None:
+        """Into the state, which holds the rows that have left, too."""
+        if self.unwritten_input is not None:
+            self.state.input[self.active] = self.unwritten_input
+            self.unwritten_input = None
 
     def _all_finished(self, step: int) -> bool:
         """Whether no row has a step to take; at a meeting, this also finds which stay."""
@@ -351,7 +359,8 @@ class _BatchOptimizer:
             self.state.steps[self.active] += (~finished).long()
 
     def _record_counts(self) -> None:
-        """Before rows leave: what all that are alive have taken."""
+        """Before rows leave: where all that are alive are, and what they have taken."""
+        self._write_input()
         self.state.n_forwards.index_fill_(0, self.active, self.forward_count)  # a number, not a tensor made of one
         if not self.keeps_finished_rows:
             self.state.steps.index_fill_(0, self.active, self.step_count)

@@ -28,15 +28,15 @@ class Canvas(nn.Module, ABC):
 class RawCanvas(Canvas):
     """The input itself."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, *, copy: bool = True) -> None:
         super().__init__()
-        self.x = nn.Parameter(x.detach().clone())
+        self.x = nn.Parameter(x.detach().clone() if copy else x.detach())
 
     def forward(self) -> Tensor:
         return self.x
 
     def rows(self, index: Index) -> RawCanvas:
-        return RawCanvas(self.x[index])
+        return RawCanvas(self.x[index], copy=isinstance(index, slice))  # other indices copy themselves
 
 
 class FourierCanvas(Canvas):

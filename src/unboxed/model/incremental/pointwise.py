@@ -176,7 +176,7 @@ def cast(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles("clone")
 def clone(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    return x.mapped(x.base_map, torch.clone)  # base maps are never written
+    return x.map_windows(x.base_map, torch.clone)  # base maps are never written
 
 
 @handles("batch_norm")
@@ -209,5 +209,5 @@ def cat(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
     base = first.base_pass.run(torch.cat, [p.base_map for p in maps], 1)
     groups = [WindowGroup(rows, top, left, torch.cat(cuts, 1)) for rows, top, left, cuts in common_regions(maps)]
-    first.base_pass.local += sum(g.values.numel() for g in groups)
+    first.base_pass.n_local_values += sum(g.values.numel() for g in groups)
     return WindowedTensor(first.base_pass, base, groups, first.n_rows)

@@ -89,4 +89,4 @@ def _common_groups(maps: Sequence[WindowedTensor]) -> Iterator[list[WindowGroup]
     group_sets, inverse = np.unique(group_positions[:, :, 0], axis=1, return_inverse=True)
     for i in range(group_sets.shape[1]):
         rows = np.flatnonzero(inverse.reshape(-1) == i)
-        yield [part.groups[group_sets[k, i]].pick(group_positions[k, rows, 1]) for k, part in enumerate(maps)]
+        yield [part.groups[group_sets[k, i]].select(group_positions[k, rows, 1]) for k, part in enumerate(maps)]

@@ -133,8 +133,8 @@ class LRPMode(OpMode):
         if isinstance(func, FunctionType) and func.__module__ in ("torch.nn.functional", "torch.functional"):
             return self._run_decomposed(func, args, kwargs)
         raise RuleError(
-            f"LRP has no rule for the op {op_name}: write it in ops that it knows, or use a method without rules, such as "
-            "gradient"
+            f"LRP has no rule for the op {op_name}: write it in ops that it knows, or use a method without rules, such "
+            "as gradient"
         )
 
     def _run_decomposed(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -271,10 +271,11 @@ class LRPMode(OpMode):
         x = args[0]
         scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
         linear_source = annotation_of(x).linear_source
-        if linear_source is not None and linear_source[0].axis is not None and (linear_source[0].conv or x.ndim == 2):
+        if linear_source is not None and _can_merge(linear_source[0], x):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
-            return self._attach_rule(_first_tensor(out).detach(), op.scaled(scale.to(op.w), shift.to(op.w)), *sources)
+            merged = op.scale_outputs(scale.to(op.w), shift.to(op.w))
+            return self._attach_rule(_first_tensor(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
@@ -285,6 +286,11 @@ class LRPMode(OpMode):
     def _recurrent_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
             return run_recurrent(plain_op_name(func), *args)
+
+
+def _can_merge(op: LinearOp, x: Tensor) -> bool:
+    """Whether batch norm of x scales the units of the linear op that x came out of."""
+    return op.unit_axis is not None and (op.is_conv or x.ndim == 2)
 
 
 OP_RULES: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
