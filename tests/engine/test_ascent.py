@@ -175,9 +175,9 @@ def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
     [
         (lambda box, x: ub.adversarial.pgd(box, x, 0), "eps"),
         (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=-1), "above 0"),
-        (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=0.1, norm="l7"), "norm is one of"),
+        (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=0.1, norm="l7"), "norm must be"),
         (lambda box, x: ub.adversarial.pgd(box, x, 0, eps=8), r"for 8 gray levels give eps=8/255"),
-        (lambda box, x: ub.adversarial.pgd(box, x, eps=0.1), "true classes"),
+        (lambda box, x: ub.adversarial.pgd(box, x, eps=0.1), "correct classes"),
         (lambda box, x: ub.adversarial.pgd(box, x, 9, eps=0.1), "classes 0 to 3"),
         (lambda box, x: ub.adversarial.pgd(box, x, torch.tensor([1, 2]), eps=0.1), "one for each of 5"),
         (lambda box, x: ub.synthesis.morph(box, x, 1, confidence=1.5), "between 0 and 1"),
