@@ -183,7 +183,7 @@ def test_a_gradient_that_is_dead_for_another_reason_is_reported() -> None:
         (lambda box, x: ub.synthesis.morph(box, x, 1, confidence=1.5), "between 0 and 1"),
         (lambda box, x: ub.synthesis.class_image(box, recipe="pretty"), "recipe is one of"),
         (lambda box, x: ub.synthesis.class_image(box, 7), "classes 0 to 3"),
-        (lambda box, x: ub.attribution.gradient(box, x, 1.5), "a class is an int"),
+        (lambda box, x: ub.attribution.gradient(box, x, 1.5), "a class must be an int"),
         (lambda box, x: ub.attribution.gradient(box, x, -1), "classes 0 to 3"),
         (lambda box, x: ub.attribution.gradient(box, x, 1, batch_size=0), "batch_size"),
     ],
