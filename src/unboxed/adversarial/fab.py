@@ -136,7 +136,7 @@ def fab(
         check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
-        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
+        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave out target= and objective=")
     config = FABConfig(
         norm.lower(),
         steps,
