@@ -68,7 +68,8 @@ class TrainedModel:
         robust_note = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
         resume_note = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
         interrupt_note = f" (interrupted{resume_note})" if card["interrupted"] else ""
-        return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust_note}{interrupt_note}"
+        accuracy_note = f"{card['accuracy']:.2%} of {card['test_examples']} held-out images right"
+        return f"{self.path}: {accuracy_note}{robust_note}{interrupt_note}"
 
 
 def recipe(name: str) -> dict[str, Any]:
