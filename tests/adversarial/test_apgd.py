@@ -168,8 +168,8 @@ def test_checkpoints_are_the_papers() -> None:
     [
         ({"norm": "l1"}, "linf"),
         ({"ball": L1(1.0), "eps": None}, "linf"),
-        ({"loss": "hinge"}, "\"ce\", \"margin\" or \"dlr\""),
-        ({"loss": "hinge", "n_targets": 2}, "\"ce\", \"margin\" or \"dlr\""),
+        ({"loss": "hinge"}, '"ce", "margin" or "dlr"'),
+        ({"loss": "hinge", "n_targets": 2}, '"ce", "margin" or "dlr"'),
         ({"n_targets": 0}, "n_targets"),
         ({"n_targets": 2, "target": 1}, "n_targets="),
         ({"restarts": 0}, "restarts"),

@@ -9,6 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from unboxed.engine.randomize_layers import (
+    MODEL_ITSELF,
+    WeightedLayer,
+    layers_with_weights,
+    randomize_all_layers,
+    randomize_layers,
+)
 
 import awkward
 import unboxed as ub
@@ -17,13 +24,6 @@ from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
 from unboxed.engine import randomized as engine
-from unboxed.engine.randomize_layers import (
-    MODEL_ITSELF,
-    WeightedLayer,
-    layers_with_weights,
-    randomize_all_layers,
-    randomize_layers,
-)
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 
 FIGURES = ("signed", "absolute", "ssim", "hog")

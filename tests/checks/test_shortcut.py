@@ -353,7 +353,9 @@ REFUSED = {"rollout": "the model has no attention"}
 @pytest.fixture(scope="module")
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
-    few = {name: {**JUDGING.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
+    few = {
+        name: {**JUDGING.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JUDGING, "METHOD_SETTINGS", {**JUDGING.METHOD_SETTINGS, **few})
         return judged(trained, methods=None, n_examples=2)

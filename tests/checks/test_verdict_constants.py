@@ -276,5 +276,7 @@ def test_figures_are_means_over_images_and_draws() -> None:
         MapSimilarity(*(torch.tensor(v) for v in ([0.2, nan], [0.1, 0.3], [nan, nan], [0.0, 1.0]))),
         MapSimilarity(*(torch.tensor(v) for v in ([0.4, 0.9], [0.5, 0.7], [0.6, nan], [1.0, 1.0]))),
     ]
-    assert judging._mean_similarities(pairs) == pytest.approx({"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75})
+    assert judging._mean_similarities(pairs) == pytest.approx(
+        {"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75}
+    )
     assert all(math.isnan(v) for v in judging._mean_similarities([]).values())

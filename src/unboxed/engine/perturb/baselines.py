@@ -31,9 +31,9 @@ Baseline = Annotated[
     "What x is compared with: a kind, a number or a tensor; None is black for images, the mean for features.",
 ]
 """The kinds are "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself, blurred)
-and "random" (one draw per row) for images, "mean" and "random" for features. A number is taken for every value. A tensor
-is one baseline for all (1, ...) or (...), or one per example (N, ...). Several inputs take a dict or tuple of these, or
-one for all.
+and "random" (one draw per row) for images, "mean" and "random" for features. A number is taken for every value. A
+tensor is one baseline for all (1, ...) or (...), or one per example (N, ...). Several inputs take a dict or tuple of
+these, or one for all.
 """
 
 BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, in shorter sides of the image
