@@ -65,7 +65,7 @@ class Card:
     needs: tuple[str, ...] = ()  # keys of NEEDS
     exempt: Mapping[str, str] = field(default_factory=dict)  # {contract: the reason why it does not apply}
     axioms: tuple[str, ...] = ()  # of attribution, that it keeps exactly: keys of AXIOMS
-    norms: tuple[str, ...] = ()  # that an attack takes; none: all
+    minimal: bool = False  # of attacks: searches for the smallest change, instead of any within eps
     runs: Callable[[Mapping[str, Any]], float] = lambda settings: 1  # model runs per input, from the settings
     order: int = 100  # small numbers first where methods are listed or not all can be run
 
@@ -78,6 +78,11 @@ class Card:
     def settings(self) -> Mapping[str, Setting]:
         """{name: setting} of the method's parameters, without its box."""
         return settings_of(self.method)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that an attack takes, as its setting `norm` lists them; empty where it lists none."""
+        return tuple(map(str, self.settings["norm"].choices)) if "norm" in self.settings else ()
 
     @property
     def returns(self) -> str:
@@ -105,7 +110,7 @@ def card(
     needs: tuple[str, ...] = (),
     exempt: Mapping[str, str] | None = None,
     axioms: tuple[str, ...] = (),
-    norms: tuple[str, ...] = (),
+    minimal: bool = False,
     runs: Callable[[Mapping[str, Any]], float] | float = 1,
     order: int = 100,
 ) -> Callable[[Method], Method]:
@@ -122,7 +127,7 @@ def card(
         needs: What the model or its inputs must have, of `NEEDS`.
         exempt: {contract: reason} of contracts that cannot hold for it.
         axioms: Those of `AXIOMS` that it keeps exactly.
-        norms: The norms that an attack takes; none means all.
+        minimal: Of an attack: it searches for the smallest change; False: for any within eps.
         runs: Model runs per input: a number, or a function of the settings, `lambda s: s["n_samples"]`.
         order: Place among the methods of its family, small numbers first.
 
@@ -155,7 +160,7 @@ def card(
             needs,
             dict(exempt or {}),
             axioms,
-            norms,
+            minimal,
             runs if callable(runs) else lambda settings: runs,
             order,
         )

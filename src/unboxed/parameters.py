@@ -6,6 +6,7 @@ what is particular to it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
-from .settings import AtLeast, Holds, Unit
+from .settings import Above, AtLeast, Holds, Unit
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
 
@@ -25,23 +26,38 @@ Target = Annotated[
 Layer = Annotated[str | None, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
 RequiredLayer = Annotated[str, Holds("layer"), "Address of the layer, as `box.layers` lists them."]
 Layers = Annotated[Sequence[str] | str | None, Holds("layers"), "Addresses of the layers, as `box.layers` lists them."]
+MaxExamples = Annotated[int | None, AtLeast(1), Unit("examples"), "Use only the first of the examples; None uses all."]
 Data = Annotated[Any, Holds("data"), "Examples: a Dataset, a DataLoader, an iterable, or tensors."]
+
+Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]
+On = Annotated[
+    Literal["probability", "score"] | None, "What is explained: the probability of the class, or the score of `target`."
+]
 
 # -- attacks -----------------------------------------------------------------------------------------------------------
 
 Norm = Annotated[Literal["linf", "l2", "l1"], "Norm in which the distance from x is measured."]
-Eps = Annotated[float | None, AtLeast(0), Unit("pixel range"), "Largest distance from x."]
+LinfOrL2 = Annotated[Literal["linf", "l2"], "Norm in which the distance from x is measured."]
+OnlyL2 = Annotated[Literal["l2"], "Norm in which the distance from x is measured."]
+Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
 AttackTarget = Annotated[Tensor | int | None, Holds("labels"), "Class to become (N,), or one for all."]
 AttackObjective = Annotated[
     Objective | None, Holds("objective"), "What is raised above zero, instead of a wrong class."
 ]
 Steps = Annotated[int, AtLeast(0), Unit("steps"), "Number of iterations."]
+StepSize = Annotated[float | None, Above(0), Unit("pixel range"), "Length of a step, in the norm."]
+RandomStart = Annotated[bool, "Start at a random point of the ball instead of at x."]
 Restarts = Annotated[int, AtLeast(1), Unit("runs"), "Number of runs, each from another random start."]
+EarlyStop = Annotated[bool, "Stop examples as soon as they are good enough."]
+Starts = Annotated[Tensor | None, "Images (S, ...) to start from."]
 Queries = Annotated[int, AtLeast(1), Unit("forward passes"), "Largest number of forward passes per example."]
 NoiseDraws = Annotated[
     int, AtLeast(1), Unit("draws"), "Draws of the model's own noise that gradients are averaged over."
 ]
-Bits = Annotated[Literal[8] | None, "8 rounds images to 256 levels, as PNG files hold them."]
+Bits = Annotated[
+    Literal[8, 4, 2, 1] | None, "Bits per value to which images are rounded: 8 gives the levels of PNG files."
+]
+Checkpoint = Annotated[str | os.PathLike[str] | None, Holds("path"), "File from which a call that was stopped goes on."]
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 

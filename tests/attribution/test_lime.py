@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
-from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
 from unboxed.engine.perturb.masks import SampledMasks, all_subsets, bernoulli_masks
+from unboxed.engine.perturb.surrogate import MIN_TRAINING_MASKS, Surrogate
 from unboxed.errors import InputError, UnboxedWarning
 
 A = ub.attribution
@@ -183,7 +183,7 @@ def test_several_classes_in_one_set_of_runs() -> None:
     for t, own in enumerate(top.explanations):
         alone = A.lime(box, x, top.classes[:, t], segments="slic", n_samples=150)
         assert torch.allclose(own.weights, alone.weights, atol=1e-5)
-        assert torch.equal(own.classes, top.classes[:, t])
+        assert torch.equal(own.target, top.classes[:, t])
 
 
 def test_positive_masks() -> None:
@@ -205,7 +205,7 @@ def test_the_model_is_what_it_says() -> None:
     box, x = digits()
     found = A.lime(box, x, segments="slic", n_samples=400, baseline=0.5)
     assert torch.allclose(found.prediction, found.intercept + found.weights.sum(1), atol=1e-5)
-    assert torch.allclose(found.score, box.probs(x).gather(1, found.classes[:, None])[:, 0], atol=1e-5)
+    assert torch.allclose(found.score, box.probs(x).gather(1, found.target[:, None])[:, 0], atol=1e-5)
     assert bool((found.r2 > 0).all())
     assert bool((found.r2 < 1).all())
     assert bool((found.standard_error > 0)[:, :20].all())

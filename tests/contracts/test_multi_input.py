@@ -66,7 +66,9 @@ def case(kind: str) -> Case:
 
 def structures(value: Any, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Every (image part, row part) in a result, however deep."""
-    if isinstance(value, Mapping):
+    if isinstance(value, ub.attribution.Attribution):
+        yield from structures([value.map, value.extras], kind)
+    elif isinstance(value, Mapping):
         if set(value) == set(PARTS):
             yield value["image"], value["row"]
         else:

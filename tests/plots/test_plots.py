@@ -134,7 +134,9 @@ def morphed(t: int = 6, still: int = 0) -> SimpleNamespace:
     frames = steps.view(t, 1, 1, 1, 1).expand(t, 2, 1, 8, 8)
     probs = torch.stack([1 - steps, steps], 1)[:, None].expand(t, 2, 2)
     gradient = torch.ones(2, 1, 8, 8)
-    return SimpleNamespace(frames=frames, probs=probs, gradient=gradient, before_clamp=torch.tensor([False, True]))
+    return SimpleNamespace(
+        frames=frames, probs=probs, initial_gradient=gradient, before_clamp=torch.tensor([False, True])
+    )
 
 
 def test_frames_end_where_a_row_is_done() -> None:
@@ -196,7 +198,7 @@ def test_class_images_and_activation_maps_become_sheets() -> None:
     rows = {"a": torch.full((3, 1, 8, 8), 0.2), "control": torch.zeros(3, 1, 8, 8)}
     page = np.asarray(plots.class_sheet(rows, ["x", "y", "z"], {"a": ["p 0.5"] * 3}))
     assert (page == 51).all(-1).sum() == 3 * 80**2
-    layer = SimpleNamespace(path="conv", type="Conv2d", received=torch.rand(2, 1, 8, 8), given=torch.randn(2, 4, 6, 6))
+    layer = SimpleNamespace(path="conv", type="Conv2d", inputs=torch.rand(2, 1, 8, 8), outputs=torch.randn(2, 4, 6, 6))
     assert plots.activations([layer], 1).height > 100
 
 
@@ -251,7 +253,7 @@ def test_what_can_not_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_drawing_needs_neither_torch_nor_a_figure_library() -> None:
-    drawn = "import sys, unboxed.plots as p; p.sheet.sheet([[]], title='x')"
+    drawn = "import sys, unboxed.plots as p; p.sheet.contact_sheet([[]], title='x')"
     code = f"{drawn}; print({{'torch', 'matplotlib'}} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

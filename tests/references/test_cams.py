@@ -1,7 +1,9 @@
-"""Grad-CAM, Grad-CAM++, LayerCAM and Guided Grad-CAM against twins in loops, from the equations, and captum."""
+"""Grad-CAM, Grad-CAM++, LayerCAM, HiResCAM and Guided Grad-CAM against twins in loops, from the equations, and
+captum."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import captum.attr
@@ -65,8 +67,19 @@ def layer_cam(a: Tensor, g: Tensor) -> Tensor:
     return total.clamp(min=0)
 
 
+def hires_cam(a: Tensor, g: Tensor) -> Tensor:
+    """Draelos & Carin 2020: sum_k g_kij A_kij, with its sign."""
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        for i in range(a.shape[1]):
+            for j in range(a.shape[2]):
+                total[i, j] += g[k, i, j] * a[k, i, j]
+    return total
+
+
 TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "layer_cam": layer_cam,
+    "hires_cam": hires_cam,
 }  # fmt: skip
 methods = pytest.mark.parametrize("name", TWINS)
 
@@ -103,11 +116,11 @@ def test_the_default_layer_in_every_spelling(name: str, model: str) -> None:
     assert float(want.max()) > 0
 
 
-def test_the_three_differ() -> None:
+def test_they_differ() -> None:
     k = torch.tensor([2, 0, 3])
     maps = [twin(name, k, "relu2", -1) for name in TWINS]
-    for i in range(3):
-        assert not torch.allclose(maps[i], maps[i - 1], rtol=1e-2)
+    for i, j in itertools.combinations(range(len(maps)), 2):
+        assert not torch.allclose(maps[i], maps[j], rtol=1e-2)
 
 
 @pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
@@ -118,6 +131,26 @@ def test_captum(layer: str) -> None:
     want = peer.attribute(awkward.GRAY_INPUTS.encode(images()), target=k, relu_attributions=True).detach()
     got = ub.attribution.grad_cam(box, images(), k, layer=layer, upsample=False)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+def test_hires_cam_is_captums_gradient_times_activation(layer: str) -> None:
+    entry = awkward.get_model("plain", torch.float64)
+    box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])
+    peer = captum.attr.LayerGradientXActivation(entry.model, entry.model.get_submodule(layer))
+    want = peer.attribute(awkward.GRAY_INPUTS.encode(images()), target=k).detach().sum(1, keepdim=True)
+    got = ub.attribution.hires_cam(box, images(), k, layer=layer, upsample=False)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+    assert float(got.min()) < 0 < float(got.max())
+
+
+def test_hires_cam_sums_to_the_score_before_a_linear_layer() -> None:
+    entry = awkward.get_model("plain", torch.float64)
+    box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])
+    a = ub.attribution.hires_cam(box, images(), k, upsample=False)
+    assert a.score is not None
+    assert torch.equal(ub.attribution.hires_cam(box, images(), k, layer=a.layer, upsample=False), a)
+    assert torch.allclose(a.sum((1, 2, 3)), a.score - entry.model.fc.bias[k].detach(), rtol=1e-9)
 
 
 def test_guided_grad_cam_is_the_product() -> None:

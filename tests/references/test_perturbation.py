@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.engine.perturb.estimators import RegressionDesign, fit_local_model, kernel_shapley
+from unboxed.engine.perturb.control_variate import RegressionDesign, fit_local_model
+from unboxed.engine.perturb.estimators import kernel_shapley
 from unboxed.engine.perturb.masks import all_subsets, bernoulli_masks, rise_masks, shapley_mask_pairs
 
 A = ub.attribution

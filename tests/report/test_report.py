@@ -548,7 +548,7 @@ def test_examples_are_evenly_spread_and_bounded() -> None:
 
 
 def test_most_bounds_what_is_looked_at(tmp_path: Path) -> None:
-    _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, most=5)
+    _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, max_examples=5)
     assert facts["overview"]["examples"] == 5
     assert page.has("Looked at 5 of 10 examples, evenly spread over the data")
 

@@ -290,7 +290,7 @@ def test_words_below_an_image_that_fools_are_of_the_class_that_it_is_taken_for()
     change = PredictionChange(
         0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
     )
-    context = SimpleNamespace(name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
+    context = SimpleNamespace(class_name=lambda k: NAMES[k], pictures=SimpleNamespace(inline=lambda *args: ""))
     figure, _ = fooled._adversarial_figures(context, SimpleNamespace(name="this model"), change, 1.0)  # type: ignore[arg-type]
     assert [number(line) for line in figure.lines] == [0.58, 0.12]
     assert NAMES[2] in figure.lines[0]

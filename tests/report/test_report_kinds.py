@@ -102,7 +102,7 @@ def test_numbers_have_a_minus_and_names_keep_their_hyphen() -> None:
 
 def test_code_is_left_as_it_was_typed() -> None:
     macros = _jinja_environment().get_template("blocks.html").make_module()
-    assert "--eps -1" in macros.images(Code("unboxed attack --eps -1"))  # type: ignore[attr-defined]
+    assert "--eps -1" in macros.drawn(Code("unboxed attack --eps -1"))  # type: ignore[attr-defined]
 
 
 def test_large_numbers_are_whole() -> None:

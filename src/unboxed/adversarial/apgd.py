@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient descent that finds its step size by itself, with momentum, from restarts.
+"""Auto-PGD: projected gradient descent that adapts its step size, with momentum.
 
 Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
 arXiv:2003.01690, Algorithm 1.
@@ -9,68 +9,124 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L1, NormBall, broadcast_rows, resolve_ball
+from ..engine.optimize.constraints import L1, Ball, NormBall, broadcast_rows, resolve_ball
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective, logit, loss, targeted_dlr
-from ..validation import check_int, check_seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Eps,
+    Inputs,
+    Labels,
+    LinfOrL2,
+    Restarts,
+    Seed,
+    Steps,
+)
+from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
 from .attack_state import AttackState, check_eps_range
 from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
-MOMENTUM_ALPHA = 0.75  # the share of the step, the rest is momentum
-MIN_RISE_FRACTION = 0.75  # the share of steps that must rise, or the step is halved
+MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
+MIN_RISE_FRACTION = 0.75  # share of steps that must increase the loss, or the step size is halved
 RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    shows="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
-    does_not_show="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
-    norms=("linf", "l2"),
+    shows="An input within eps of this one that the model takes for something else, searched with adaptive steps.",
+    does_not_show="That there is none where it fails: gradients may be masked. AutoAttack adds attacks of other kinds.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
+    runs=lambda s: 1 + (s["n_targets"] or 1) * s["restarts"] * (s["steps"] + 1),
+    order=3,
 )
 def apgd(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    loss: str | None = None,
-    n_targets: int | None = None,
-    steps: int = 100,
-    restarts: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    loss: Annotated[Literal["ce", "margin", "dlr"] | None, "Loss that is maximized."] = None,
+    n_targets: Annotated[
+        int | None, AtLeast(1), Unit("classes"), "Number of likeliest wrong classes that are targeted in turn."
+    ] = None,
+    steps: Steps = 100,
+    restarts: Restarts = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x: PGD that chooses its step size itself, with momentum.
 
-    `loss` is "ce" (by default), "margin" or "dlr". `targets=9` is APGD-T: towards each of the 9 likeliest wrong classes
-    in turn, by the targeted DLR (for models of fewer than four classes, by the difference of the two logits). A row
-    that is fooled stops. Raises InputError.
+    Stronger than `pgd` at the same number of steps, with nothing to tune. An example that is fooled stops.
+    `auto_attack` runs this with two losses, and two attacks of other kinds after it.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        loss: Loss that is maximized. "ce" is the cross-entropy; "margin" the largest other logit minus that of y; "dlr"
+            the margin over the spread of the logits. None: "ce"; with n_targets, "dlr", or "margin" where there are
+            fewer than four classes.
+        n_targets: Number of likeliest wrong classes that are targeted in turn. That is APGD-T; the paper takes 9. None:
+            untargeted.
+        steps: Number of iterations.
+        restarts: Number of runs, each from another random start.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.apgd(box, x, y, eps=0.3, steps=10).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Croce & Hein 2020, arXiv:2003.01690, algorithm 1; targeted DLR: equation 5. The step size is halved at the steps
+        of section 3.1. Restarts run on examples that are not fooled yet.
     """
+    check_settings(apgd, locals())
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
-    check_int("steps", steps), check_int("restarts", restarts, minimum=1)
     seed = check_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size
     )
     if n_targets is not None:
-        _check_targets(state, check_int("n_targets", n_targets, minimum=1))
+        _check_targets(state)
     rows = state.evaluate_originals()
     with state:
         for i, target_labels in enumerate(
@@ -97,7 +153,7 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
     return ball
 
 
-def _check_targets(state: AttackState, n_targets: int) -> None:
+def _check_targets(state: AttackState) -> None:
     if state.goal.labels is None or state.goal.target_labels is not None:
         raise InputError("n_targets= tries the likeliest wrong classes in turn: give y, and no target= or objective=")
 
@@ -109,7 +165,7 @@ def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Ten
     """The likeliest wrong classes (N, T) of the originals, the likeliest first, filled in for `rows` (M,)."""
     labels, logits = state.goal.labels, state.logits(state.x[rows], rows)  # (N,), (M, K)
     if labels is None:
-        raise InputError("the likeliest wrong classes are those beside y: give y")
+        raise InputError("the likeliest wrong classes need the correct ones: give y")
     top_classes = top_other_classes(logits, labels[rows], min(max_classes, logits.shape[1] - 1))
     classes = torch.zeros(len(state.x), top_classes.shape[1], dtype=torch.long, device=rows.device)
     classes[rows] = top_classes
@@ -117,16 +173,16 @@ def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Ten
 
 
 def targeted_objective(state: AttackState, target_labels: Tensor, loss_name: str | None = None) -> Objective:
-    """What leads from y to classes k (N,): the targeted DLR, where there are the four classes that it takes."""
+    """From y to classes k (N,): the targeted DLR, which takes four classes or more, else the margin."""
     labels, loss_name = state.goal.labels, loss_name or ("dlr" if state.box.n_outputs >= 4 else "margin")
     if labels is None or loss_name not in ("dlr", "margin", "ce"):
-        raise InputError(f"loss is one of ce, margin, dlr; got {loss_name!r}")
+        raise InputError(f'loss must be "ce", "margin" or "dlr"; got {loss_name!r}')
     if loss_name == "dlr":
         return targeted_dlr(labels, target_labels)
     return -loss(target_labels) if loss_name == "ce" else logit(target_labels) - logit(labels)
 
 
-# -- the climb ---------------------------------------------------------------------------------------------------------
+# -- the ascent --------------------------------------------------------------------------------------------------------
 
 
 def checkpoint_steps(steps: int) -> list[int]:
@@ -141,18 +197,18 @@ def checkpoint_steps(steps: int) -> list[int]:
 def run_apgd(
     state: AttackState, ball: NormBall, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
 ) -> None:
-    """One run of APGD for those of the rows that are not fooled yet, from a random point of the ball."""
+    """One run of APGD for those of the rows that are not successes yet, from a random point of the ball."""
     rows = rows[~state.success[rows]]
     if not len(rows):
         return
-    start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row's draw is its own, whoever is left
+    start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row draws the same whichever others are left
     for batch_rows in state.row_batches(rows):
         _APGD(state, ball, objective, steps).run(batch_rows, start_images[batch_rows])
 
 
 @dataclass
 class _APGDIterates:
-    """Where the rows stand that are not fooled yet; every field has a row an example."""
+    """The rows that are not successes yet; every field has one row per example."""
 
     rows: Tensor  # (n,)
     center: Tensor  # (n, ...) the originals
@@ -236,7 +292,7 @@ class _APGD:
         )
 
     def _next_point(self, iterates: _APGDIterates, step: int) -> Tensor:
-        """The next point: a projected step z, then three quarters of it and a quarter of the last step's way."""
+        """The next point: a projected step z, then three quarters of it and a quarter of the last step."""
         z = self._project(
             iterates.x + broadcast_rows(iterates.step_size, iterates.x) * self.ball.steepest_direction(iterates.grad),
             iterates.center,
@@ -255,7 +311,7 @@ class _APGD:
         return self.state.box.inputs.clip(self.ball.project(x, center))
 
     def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
-        """At a checkpoint: rows that rose too seldom, or are stuck, halve their step and go back to their best."""
+        """At a checkpoint: rows whose loss rose too seldom, or is stuck, halve their step and return to their best."""
         rises_too_seldom = iterates.n_rises < MIN_RISE_FRACTION * n_steps
         is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
             iterates.best_score == iterates.checkpoint_best_score

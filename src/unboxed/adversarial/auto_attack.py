@@ -1,4 +1,4 @@
-"""AutoAttack, the standard ensemble: APGD on the cross-entropy, APGD-T, FAB-T and Square, each on what still stands.
+"""AutoAttack, the standard ensemble: APGD on the cross-entropy, APGD-T, FAB-T and Square, each on what is still robust.
 
 Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
 arXiv:2003.01690, section 5.
@@ -7,24 +7,37 @@ arXiv:2003.01690, section 5.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
 from ..checkpointing import CheckpointFile, tensor_digest
-from ..engine.optimize.constraints import L2, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import L2, Ball, Linf, NormBall, resolve_ball
 from ..engine.stable_repr import box_checkpoint_settings, checkpoint_repr, comparable_outputs
 from ..errors import InputError
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize
 from ..objectives import Objective, dlr
-from ..validation import check_int, check_seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    Checkpoint,
+    Eps,
+    Inputs,
+    Labels,
+    LinfOrL2,
+    Queries,
+    Seed,
+    Steps,
+)
+from ..settings import check_settings
+from ..validation import check_seed
 from .apgd import RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
 from .attack_state import AttackState, check_eps_range
 from .fab import FAB as Fab
@@ -34,12 +47,12 @@ from .result import Adversarial
 from .square import run_square_attack
 
 N_TARGETS = 9
-MAX_CHUNK_ROWS = 1000  # rows between two writings of a checkpoint, at most, and
-MIN_CHUNK_ROWS = 4  # at least: single rows take several times as long each
-FLOPS_PER_CHUNK = 2e11  # of the model between two writings: about half a minute of one core
-ACCELERATOR_SPEEDUP = 100  # times as many on an accelerator
-FORWARDS_PER_GRADIENT = 3  # forwards that a gradient costs
-SQUARE_P = 0.8  # of the image is in Square's first squares
+MAX_CHUNK_ROWS = 1000  # largest number of rows between two writes of a checkpoint, and
+MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each
+FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
+ACCELERATOR_SPEEDUP = 100  # factor of FLOPS_PER_CHUNK on an accelerator
+FORWARDS_PER_GRADIENT = 3  # of which a gradient costs as much
+SQUARE_P = 0.8  # share of the image that Square's first squares cover
 SAVED_FIELDS = (
     "images",
     "distance",
@@ -53,51 +66,94 @@ SAVED_FIELDS = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AutoAdversarial(Adversarial):
-    """As `Adversarial`; `stages` says who still stood after each attack."""
+    """An `Adversarial` that also has the robust examples after each attack."""
 
-    robust_after: Mapping[str, Tensor] = field(default_factory=dict)  # {name: (N,) bool}: not fooled yet
+    robust_after: Mapping[str, Tensor] = field(default_factory=dict)  # {attack: (N,) bool} not fooled yet
 
 
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    shows="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
-    does_not_show="That there is none where all four fail, though few such claims have fallen to other attacks since.",
-    norms=("linf", "l2"),
+    shows="An input within eps of this one that the model takes for something else, by four different attacks.",
+    does_not_show="That there is none where all four fail, though other attacks have rarely found one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
-    exempt={"interrupt": "its stages are told apart: tests/adversarial/test_auto_attack.py"},
+    runs=lambda s: 28 * s["steps"] + s["queries"],
+    order=4,
+    exempt={"interrupt": "it has stages, with a test of their own: tests/adversarial/test_auto_attack.py"},
 )
 def auto_attack(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 100,
-    queries: int = 5000,
-    checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callable[[str, int], None] | None = None,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 100,
+    queries: Queries = 5000,
+    checkpoint: Checkpoint = None,
+    callback: Annotated[
+        Callable[[str, int], None] | None, "Called after each attack: callback(name, number of robust examples)."
+    ] = None,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> AutoAdversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x by the standard ensemble of four attacks.
 
-    Four attacks in turn, each on the rows that none before it fooled: "apgd-ce", "apgd-t" and "fab-t" (each towards the
-    9 likeliest wrong classes), of `steps` steps, and "square" (for images) of `queries`. Models of fewer than four
-    classes, for which the targeted DLR is not defined, get the difference of two logits in its place. With a `target`
-    the second and third lead to it alone, with an `objective` there is no second. `tell(name, survivors)` is called
-    after each. A run with a `checkpoint` file goes on where one that ended stood. Raises InputError, ModelError and
-    WriteError.
+    For a robust accuracy that others can compare with. Each attack runs on the examples that none before it fooled:
+    "apgd-ce", "apgd-t" and "fab-t" (towards each of the 9 likeliest wrong classes) and, for images, "square". It takes
+    about a hundred times as long as `pgd`, mostly on robust examples: try `pgd` first.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations. Of each of the three gradient attacks.
+        queries: Largest number of forward passes per example. Of Square.
+        checkpoint: File from which a call that was stopped goes on. It is written every half minute or so, and refused
+            where model, images, labels or settings differ.
+        callback: Called after each attack: callback(name, number of robust examples).
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `AutoAdversarial`: an `Adversarial` with `robust_after`, {attack: (N,) bool, True where an example is not
+        fooled yet}.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+        ModelError: for a checkpoint of another model, other images or other settings.
+        WriteError: where the checkpoint cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> result = ub.adversarial.auto_attack(box, x, y, eps=0.3, steps=5, queries=20)
+        >>> list(result.robust_after)
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+    Source:
+        Croce & Hein 2020, arXiv:2003.01690, section 5, the standard version: APGD-CE, APGD-T, FAB-T, Square. Models of
+        fewer than four classes, for which the targeted DLR is not defined, get the difference of two logits in its
+        place. With a target, the second and third attack aim at it alone; with an objective, there is no second.
     """
+    check_settings(auto_attack, locals())
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
     if bits is not None:
-        max_level(box, bits)  # refused now, not after an hour
-    config = _AutoAttackConfig(check_int("steps", steps), check_int("queries", queries, minimum=1), check_seed(seed))
+        max_level(box, bits)  # raises now, not after an hour
+    config = _AutoAttackConfig(steps, queries, check_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
     if checkpoint is not None:
@@ -130,13 +186,13 @@ RowsAttack = Callable[[Tensor], None]  # of some rows (n,)
 
 
 class _AutoAttack:
-    """The attacks in their order, chunk by chunk; where it stands can be written down and read."""
+    """The attacks in their order, chunk by chunk, with a checkpoint of their progress."""
 
     def __init__(self, state: AttackState, ball: NormBall, config: _AutoAttackConfig, rows: Tensor) -> None:
         self.state, self.ball, self.config, self.rows = state, ball, config, rows
         self.checkpoint: CheckpointFile | None = None
         self.robust_after = dict[str, Tensor]()
-        self.stage_part, self.next_row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
+        self.stage_part, self.next_row = 0, 0  # of the running stage: its part, and the next row
         self.top_classes: Tensor | None = None  # (N, T) classes
 
     # -- the stages --------------------------------------------------------------------------------------------------
@@ -153,7 +209,7 @@ class _AutoAttack:
                 callback(name, int(self.robust_after[name].sum()))
 
     def _stage_parts(self) -> dict[str, int]:
-        """The attacks that are fit, and in how many parts each comes."""
+        """The attacks that apply, and the number of parts of each."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         parts = {"apgd-ce": 1}
         if goal.is_class_goal:
@@ -167,7 +223,7 @@ class _AutoAttack:
         return ~self.state.success
 
     def _run_stage_part(self, name: str, part: int) -> None:
-        """One part of a stage, for the rows that still stand from where it was on."""
+        """One part of a stage, for the robust rows from next_row on."""
         attack, self.stage_part = self._stage_attack(name, part), part
         while len(remaining := self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]):
             chunk = remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
@@ -177,7 +233,7 @@ class _AutoAttack:
         self.stage_part, self.next_row = part + 1, 0
 
     def _chunk_size(self, name: str) -> int:
-        """How many rows go between two writings: by the operations that they take, never by the clock."""
+        """Rows between two writes, by their operations, never by the clock."""
         box, config = self.state.box, self.config
         forwards = {"square": config.queries, "fab-t": N_TARGETS * (FORWARDS_PER_GRADIENT + 1) * config.steps}
         flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
@@ -197,7 +253,7 @@ class _AutoAttack:
         return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
     def _target_objective(self, part: int) -> Objective:
-        """Towards the likeliest wrong class but `part`, or to the target."""
+        """Towards the likeliest wrong class number `part`, or the target."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if goal.target_labels is not None:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
@@ -206,7 +262,7 @@ class _AutoAttack:
         return targeted_objective(self.state, self.top_classes[:, part])
 
     def _run_fab(self, rows: Tensor) -> None:
-        """FAB-T, which looks for the nearest image: those beyond eps are no success here."""
+        """FAB-T, which searches for the nearest image: those beyond eps are no success here."""
         state, config, eps = self.state, self.config, self.ball.eps
         previous_images = state.images[rows]
         fab_config = FABConfig(
@@ -249,7 +305,7 @@ class _AutoAttack:
 
 
 def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConfig, path: Path) -> CheckpointFile:
-    """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
+    """The checkpoint of this call: of its model, images, goal, ball and settings. Raises InputError."""
     goal = state.goal
     settings = box_checkpoint_settings(state.box) | {
         "examples": tensor_digest(state.x),

@@ -5,13 +5,25 @@ Kurakin et al. 2017, "Adversarial examples in the physical world", arXiv:1607.02
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NormBall
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..engine.optimize.constraints import Ball
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    NoiseDraws,
+    Norm,
+    Seed,
+    Steps,
+    StepSize,
+)
+from ..settings import check_settings
 from .attack_state import AttackState
 from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
@@ -23,30 +35,72 @@ from .result import Adversarial
     shows="An input within eps of this one, reached in small steps from it, that the model takes for something else.",
     does_not_show="That there is none where it fails: it starts at one point alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
+    runs=lambda s: s["eot"] * (s["steps"] + 1),
+    order=10,
     exempt={"another seed": "it draws nothing", "row seeds": "it draws nothing"},
 )
 def bim(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 10,
-    step: float | None = None,
-    early_stop: bool = True,
-    eot: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 10,
+    step: StepSize = None,
+    early_stop: EarlyStop = True,
+    eot: NoiseDraws = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Steps up the cross-entropy, 1.25 eps long in all by default; arguments, result and errors as in `pgd`.
+    """Adversarial images within `eps` of x: FGSM in small steps, from x itself.
 
-    1.25 is the paper's own: it takes 1.25 eps steps of one gray level. Nothing is drawn, so `seed` changes nothing.
+    Deterministic, where `pgd` starts at random. It takes a single start, so `pgd` with restarts finds more.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations.
+        step: Length of a step, in the norm. None: 1.25 eps / steps.
+        early_stop: Stop examples as soon as they are good enough. That is, once fooled. False: all take every step and
+            keep the last image that fools.
+        eot: Draws of the model's own noise that gradients are averaged over. Used only where the model draws random
+            numbers when it runs.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result. Nothing is drawn here, so it changes nothing.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.bim(box, x, y, eps=0.3).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Kurakin et al. 2017, arXiv:1607.02533, section 2.2 (targeted: 2.3). The paper takes 1.25 eps steps of one gray
+        level; here the number of steps is given, and their total length is 1.25 eps.
     """
+    check_settings(bim, locals())
     norm_ball = attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, 1.25 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, seed=seed)

@@ -1,4 +1,4 @@
-"""The boundary attack: a walk along the decision boundary, towards the original.
+"""The boundary attack: a random walk along the decision boundary, towards the original.
 
 Brendel, Rauber & Bethge 2018, "Decision-Based Adversarial Attacks: Reliable Attacks Against Black-Box Machine Learning
 Models", arXiv:1712.04248.
@@ -14,57 +14,108 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, broadcast_rows, l2_norm, unbounded_ball
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    OnlyL2,
+    Queries,
+    Seed,
+    Starts,
+)
+from ..settings import check_settings
 from .attack_state import AttackState
 from .decisions import DecisionOracle, hashed_normal
 from .quantization import quantize_images
 from .result import Adversarial
 
-INITIAL_BISECTIONS = 7  # bisections before the walk: the start to within 1 %
-SPHERICAL_CHECK_EVERY = 10  # every so many steps the step aside is asked about by itself
-INITIAL_STEPS = 0.1, 0.03  # aside and nearer, relative to the distance; the walk adapts both
+INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
+SPHERICAL_CHECK_EVERY = 10  # steps between two evaluations of the spherical step alone
+INITIAL_STEPS = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
 SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
     0.5,
     0.25,
-)  # the shares of steps aside, and of whole steps, that should fool
+)  # success rates that the step sizes are adapted to
 
 
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    shows="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
+    shows="A near input that the model takes for something else, found by a walk from decisions alone.",
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
-    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, queries=40),
-    exempt={"one forward": "it asks the model `queries` times"},
+    runs=lambda s: s["queries"],
+    minimal=True,
+    order=27,
+    exempt={"one forward": "it runs the model `queries` times"},
 )
 def boundary(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    starts: Tensor | None = None,
-    queries: int = 5000,
-    early_stop: bool = True,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: OnlyL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    starts: Starts = None,
+    queries: Queries = 5000,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images as near as can be (in "l2") that fool the model, in `queries` looks an example.
+    """Near adversarial images by a random walk along the decision boundary, from decisions alone.
 
-    It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
-    chance. With `eps`, an example leaves once it is within eps (`early_stop=False`: it goes on), and what is farther is
-    no success. Raises InputError.
+    The classical decision-based attack. `hop_skip_jump` comes nearer in as many queries.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        starts: Images (S, ...) to start from. A targeted attack needs some of the target class; None starts from random
+            images.
+        queries: Largest number of forward passes per example.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.boundary(box, x, y, queries=100).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Brendel et al. 2018, arXiv:1712.04248: a step on the sphere around x, then one towards x, both of adaptive
+        length. Deviation: the start is first moved to the boundary by 7 bisections.
     """
+    check_settings(boundary, locals())
     state = AttackState(box, x, y, norm=unbounded_ball(norm, ("l2",)), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    max_distance = math.inf if eps is None else check_float("eps", eps, above=0)
+    max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else box.validate_inputs(starts)
     rows = state.evaluate_originals()
@@ -78,7 +129,7 @@ def boundary(
 
 
 class _BoundaryState:
-    """The rows still under way: where they are, and how far a step of each goes, relative to its distance."""
+    """The rows still attacked: their images, and step sizes relative to the distance."""
 
     def __init__(self, oracle: DecisionOracle, z: Tensor, rows: Tensor) -> None:
         self.oracle, self.z, self.rows = oracle, z, rows
@@ -103,7 +154,7 @@ class _BoundaryState:
         return bool(is_active.any())
 
     def _propose(self, step_index: int) -> None:
-        """Aside on the sphere around the original, then nearer to it: kept where that fools."""
+        """A step on the sphere around the original, then one towards it: kept where that is adversarial."""
         on_sphere = self._spherical_proposal(step_index)
         candidates = self.oracle.box.inputs.clip(
             self.x + broadcast_rows(1 - self.source_step, self.x) * (on_sphere - self.x)
@@ -111,7 +162,7 @@ class _BoundaryState:
         is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
         self.source_step = (self.source_step * _step_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
         distance = l2_norm(candidates - self.x)
-        is_adversarial &= distance < self.distance  # clipping may have turned it
+        is_adversarial &= distance < self.distance  # clipping may have changed it
         self.z, self.distance = (
             torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.z),
             torch.where(is_adversarial, distance, self.distance),
@@ -121,7 +172,7 @@ class _BoundaryState:
             self._adapt_spherical_step(on_sphere)
 
     def _adapt_spherical_step(self, on_sphere: Tensor) -> None:
-        """Adapt the step aside, so that half of them fool: the boundary is then nearly flat as far as they go."""
+        """Adapt the spherical step so that half of them succeed: the boundary is then nearly flat on that scale."""
         has_budget = self.oracle.remaining_queries(self.rows) > 0
         is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(on_sphere), self.rows)
         self.spherical_step = torch.where(
@@ -131,7 +182,7 @@ class _BoundaryState:
         ).clamp_max(1.0)
 
     def _spherical_proposal(self, step_index: int) -> Tensor:
-        """A random point as far from the original as z is, a step aside from z."""
+        """A random point at the same distance from the original, a spherical step from z."""
         offset = self.z - self.x
         noise = (
             hashed_normal(self.oracle.seed, self.rows, step_index, offset[0].numel()).to(offset.dtype).view_as(offset)
@@ -145,5 +196,5 @@ class _BoundaryState:
 
 
 def _step_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
-    """By how much to lengthen (n,) a step that was good or not: not at all in the mean, where `share` of them are."""
+    """Factor (n,) for a step size: 1 in the mean where `target_rate` of the steps succeed."""
     return torch.exp((succeeded.to(torch.float32) - target_rate) / smoothing)

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: to the nearest point of the linearized decision boundary, drawn back to the original.
+"""Fast adaptive boundary attack: projections onto the linearized decision boundary, biased towards the original.
 
 Croce & Hein 2020, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack", arXiv:1907.02044.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,17 +18,31 @@ from ..cards import card
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, broadcast_rows, unbounded_ball
 from ..engine.optimize.hyperplanes import DUAL_NORM, Hyperplane, projection_step, random_direction, vector_norms
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective, logit
-from ..validation import check_float, check_int, check_seed
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    Norm,
+    Restarts,
+    Seed,
+    Steps,
+)
+from ..settings import Above, AtLeast, AtMost, Unit, check_settings
+from ..validation import check_seed
 from . import quantization
 from .attack_state import AttackState, check_eps_range
 from .predictions import top_other_classes
 from .result import Adversarial
 
 INF = math.inf
-FINAL_SEARCH_STEPS = 3  # looks of the final search
-SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the model is fooled and not just undecided
+FINAL_SEARCH_STEPS = 3  # forward passes of the final search
+SCORE_MARGIN = 1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
 
 
 @card(
@@ -36,60 +51,101 @@ SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the
     shows="An input near this one, by the norm's measure, that the model takes for something else.",
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
+    runs=lambda s: 2 * s["steps"] * s["restarts"] * (s["n_targets"] or 1),
+    minimal=True,
+    order=21,
     exempt={
-        "partial results": "a run that comes to its end is followed by a final search, one that is cut short is not",
-        "another seed": "only restarts are random, and they count where they come nearer; see the method's own test",
-        "row seeds": "likewise",
+        "partial results": "a full run is followed by a final search, an interrupted one is not",
+        "another seed": "only restarts are random, and only those that come nearer show; see its own test",
+        "row seeds": "as for another seed",
     },
 )
 def fab(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    n_targets: int | None = None,
-    steps: int = 100,
-    restarts: int = 1,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
-    early_stop: bool = True,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    n_targets: Annotated[
+        int | None, AtLeast(1), Unit("classes"), "Number of likeliest wrong classes that are targeted in turn."
+    ] = None,
+    steps: Steps = 100,
+    restarts: Restarts = 1,
+    alpha_max: Annotated[float, AtLeast(0), AtMost(1), "Largest weight of the projection from x."] = 0.1,
+    eta: Annotated[float, Above(0), "Factor by which a step is lengthened."] = 1.05,
+    beta: Annotated[float, AtLeast(0), AtMost(1), "Share of the distance to x that is kept after a success."] = 0.9,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The nearest images to x, by `norm` "linf", "l2" or "l1", that the model does not take for y.
+    """The nearest adversarial images: projections onto the linearized boundary, biased towards x.
 
-    Each step goes `eta` times the way to the nearest boundary among those of all classes; with `targets=k` it is run
-    for each of the k likeliest other classes in turn (FAB-T), which is quicker where classes are many. With `eps`, an
-    image beyond it is no success, and examples fooled within it stop (`early_stop=False`: they get nearer still).
-    `restarts` counts the runs: the first starts at x, others at random. Raises InputError.
+    The most accurate of the quick minimal attacks, in all three norms. Use `deepfool` or `fmn` where it takes too long,
+    and `pgd` where only success within eps matters.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        n_targets: Number of likeliest wrong classes that are targeted in turn. That is FAB-T, quicker where there are
+            many classes. None: the boundaries of all classes at once.
+        steps: Number of iterations.
+        restarts: Number of runs, each from another random start. The first starts at x.
+        alpha_max: Largest weight of the projection from x. The rest is the projection from the present point.
+        eta: Factor by which a step is lengthened. 1 ends on the linearized boundary itself.
+        beta: Share of the distance to x that is kept after a success. It is the step back of the paper.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.fab(box, x, y, steps=10).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Croce & Hein 2020, arXiv:1907.02044: algorithm 1, the nearest class by equation 7, final search of 3 steps.
+        Deviations: the projection onto the plane within bounds is found by Newton steps in place of sorting, and the
+        final search goes where the score's chord crosses zero.
     """
+    check_settings(fab, locals())
     ball = unbounded_ball(norm)
     if eps is not None:
-        eps = check_float("eps", eps, above=0)
         check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
-        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
+        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave out target= and objective=")
     config = FABConfig(
         norm.lower(),
-        check_int("steps", steps),
-        _check_fraction("alpha_max", alpha_max),
-        check_float("eta", eta, above=0),
-        _check_fraction("beta", beta),
+        steps,
+        alpha_max,
+        eta,
+        beta,
         -1.0 if not early_stop or eps is None else eps,
     )
-    seed = check_seed(seed)
-    restarts, n_targets = (
-        check_int("restarts", restarts, minimum=1),
-        None if n_targets is None else check_int("n_targets", n_targets, 1),
-    )
-    attack = FAB(state, config, INF if eps is None else eps, seed)
+    attack = FAB(state, config, INF if eps is None else eps, check_seed(seed))
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             attack.run(rows, n_targets, restarts)
@@ -97,13 +153,9 @@ def fab(
     return state.to_result(INF if eps is None else eps)
 
 
-def _check_fraction(name: str, value: float) -> float:
-    return check_float(name, value, minimum=0, maximum=1)
-
-
 @dataclass(frozen=True)
 class FABConfig:
-    """How a run goes. An example found within `enough` has no need of a nearer one."""
+    """Settings of a run. An example is done once within target_distance."""
 
     norm: str
     steps: int
@@ -115,17 +167,17 @@ class FABConfig:
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """The boundary as it seems from some points, and which of them fool the model already."""
+    """The linearized boundary at some points, and which of them are adversarial."""
 
     plane: Hyperplane
     is_adversarial: Tensor  # (n,) bool
 
 
-BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> the boundary to go to
+BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> boundary
 
 
 class FAB:
-    """The runs of one call, for all rows that are still to be fooled, or to be fooled from nearer."""
+    """The runs of one call, for all rows that are not done."""
 
     def __init__(self, state: AttackState, config: FABConfig, eps: float, seed: int) -> None:
         self.state, self.config, self.eps, self.seed = state, config, eps, seed
@@ -135,7 +187,7 @@ class FAB:
         )
 
     def run(self, rows: Tensor, n_targets: int | None, n_restarts: int) -> None:
-        """Each run goes on from what those before have found, so that with more of them nothing gets worse."""
+        """Each run starts from what earlier ones found, so that more of them never make an image farther."""
         boundary_fns = self.boundary_fns(rows, n_targets)
         z = self.state.x[rows]
         for restart in range(n_restarts):
@@ -152,7 +204,7 @@ class FAB:
             self.final_search(rows[self.state.distance[rows] < old_distance[rows]])
 
     def drop_finished(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Those that were not fooled from near enough."""
+        """The rows that are not within target_distance yet."""
         is_active = self.state.distance[rows] > self.config.target_distance
         return (rows, z) if bool(is_active.all()) else (rows[is_active], z[is_active])
 
@@ -180,7 +232,7 @@ class FAB:
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
     def to_zero_of(self, score: Objective) -> BoundaryFn:
-        """To where a score is zero."""
+        """The zero of a score as the boundary."""
 
         def linearize(z: Tensor, rows: Tensor) -> Linearization:
             evaluation = self.state.evaluate_with_grad(z, rows, score)
@@ -189,7 +241,7 @@ class FAB:
         return linearize
 
     def to_nearest_class(self, labels: Tensor) -> BoundaryFn:
-        """To the nearest boundary of all, as they seem from a point: arXiv:1907.02044, eq. 7."""
+        """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
         dual_norm, n_values = DUAL_NORM[self.config.norm], self.lower.shape[1]
@@ -210,7 +262,7 @@ class FAB:
     # -- one run -----------------------------------------------------------------------------------------------------
 
     def random_start(self, last_images: Tensor, rows: Tensor, run_index: int) -> Tensor:
-        """A random point half as far from x as the nearest image found, or as eps, or as the last run came."""
+        """A random point at half the distance from x of the nearest image found, of eps, or of the last run's end."""
         x = self.state.x[rows]
         distance = self.state.distance[rows].clamp_max(self.eps)
         distance = torch.where(distance.isfinite(), distance, self.state.norm.distance(last_images, x))
@@ -218,7 +270,7 @@ class FAB:
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
     def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, z: Tensor) -> Tensor:
-        """Steps from z; where they end, for all rows that were given."""
+        """Steps from z; returns the last images of all given rows."""
         final_images, position = z.clone(), torch.arange(len(rows), device=rows.device)
         for _ in range(self.config.steps):
             if not len(rows):
@@ -236,7 +288,7 @@ class FAB:
         return final_images
 
     def fab_step(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
-        """Over the boundary from z and from x, and between both: arXiv:1907.02044, algorithm 1."""
+        """A weighted mean of the projections from z and from x: arXiv:1907.02044, algorithm 1."""
         norm, eta, box = self.config.norm, self.config.eta, self.state.box
         z, x = z.flatten(1), self.state.x[rows].flatten(1)
         plane_from_x = Hyperplane(
@@ -252,7 +304,7 @@ class FAB:
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
     def final_search(self, rows: Tensor) -> None:
-        """The final search: on the way from x to what fools, to just beyond where the score's chord crosses zero."""
+        """The final search: between x and the adversarial image, just beyond the zero of the score's chord."""
         if not len(rows):
             return
         near_images, far_images = self.state.x[rows], self.state.images[rows]

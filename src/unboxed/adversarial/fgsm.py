@@ -5,13 +5,25 @@ Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples", arXiv:
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NormBall
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..engine.optimize.constraints import Ball
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    NoiseDraws,
+    Norm,
+    RandomStart,
+    Seed,
+    StepSize,
+)
+from ..settings import check_settings
 from .attack_state import AttackState
 from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
@@ -20,39 +32,81 @@ from .result import Adversarial
 @card(
     name="FGSM",
     source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
-    shows="Whether one step along the slope of the loss fools the model.",
-    does_not_show="What many steps find: a model trained on single steps may stand against these alone.",
+    shows="Whether one step along the gradient of the loss fools the model.",
+    does_not_show="What many steps find: a model trained on single steps may be robust to those alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
+    runs=lambda s: 2 * s["eot"],
+    order=2,
     exempt={
-        "one forward": "it looks again at what it made: success is the model's answer",
-        "interrupt": "it is short work that keeps the start, as the climb of one step that it is",
+        "one forward": "it runs the model again on its images: success is what the model predicts",
+        "interrupt": "it is one step, and returns the start",
         "another seed": "it draws nothing without random_start",
         "row seeds": "it draws nothing without random_start",
     },
 )
 def fgsm(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    step: float | None = None,
-    random_start: bool = False,
-    early_stop: bool = True,
-    eot: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    step: StepSize = None,
+    random_start: RandomStart = False,
+    early_stop: EarlyStop = True,
+    eot: NoiseDraws = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """One step of length eps up the cross-entropy; arguments, result and errors as in `pgd`.
+    """Adversarial images within `eps` of x by one step along the sign of the gradient.
 
-    `random_start` begins at a random point of the ball, with a step of 1.25 eps by default: Wong et al. 2020, "Fast is
-    better than free: Revisiting adversarial training", arXiv:2001.03994, algorithm 3.
+    The fastest attack: two forward passes and one backward pass. It misses much that many steps find, so a model that
+    it fails on may still not be robust: then use `pgd`.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        step: Length of a step, in the norm. None: eps, or 1.25 eps with random_start.
+        random_start: Start at a random point of the ball instead of at x.
+        early_stop: Stop examples as soon as they are good enough. That is, keep originals that are misclassified as
+            they are. False: they take the step too.
+        eot: Draws of the model's own noise that gradients are averaged over. Used only where the model draws random
+            numbers when it runs.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.fgsm(box, x, y, eps=0.3).distance.max() <= 0.3 * (1 + 1e-6)
+        tensor(True)
+
+    Source:
+        Goodfellow et al. 2015, arXiv:1412.6572, section 4: x + eps sign(gradient). With random_start: Wong et al. 2020,
+        arXiv:2001.03994, algorithm 3.
     """
+    check_settings(fgsm, locals())
     norm_ball = attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, (1.25 if random_start else 1.0) * norm_ball.eps, 1)
     config = GradientAttackConfig(norm_ball, 1, step, random_start, early_stop=early_stop, seed=seed)

@@ -3,13 +3,14 @@
 Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", arXiv:2102.12827,
 algorithm 1. As published it stalls where images have values at 0 and 1: the gradient's part that points out of the
 valid range is clipped off after the step, but counts in its length and in the estimate of the distance, and that
-estimate is approached from below and not crossed. For rows that no image has fooled within the first steps, two lines
+estimate is approached from below and not crossed. For rows without a success within the first steps, two lines
 differ for that reason; they are marked.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -25,74 +26,99 @@ from ..engine.optimize.constraints import (
     zero_grad_at_bounds,
 )
 from ..engine.optimize.hyperplanes import DUAL_NORM, vector_norms
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float, check_int
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, Norm, Steps
+from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, Evaluation
 from .quantization import quantize_images
 from .result import Adversarial
 
-FINAL_STEP_FRACTION, FINAL_GAMMA = (
-    0.01,
-    0.001,
-)  # where the cosines end: the first as a share of the step, the second as it is
-STALL_AFTER_STEPS = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
+FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a share of the step, and as it is
+STALL_AFTER_STEPS = 5  # steps as published; rows without a success by then are stalled
 L2_DIRECTION = L2(math.inf).steepest_direction
 
 
 @card(
     name="FMN",
     source="Pintor et al. 2021, arXiv:2102.12827, algorithm 1",
-    shows="About the smallest change, by the norm's measure, that makes the model answer otherwise, in few steps.",
+    shows="About the smallest change, in the norm, that alters the model's answer, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
-    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
+    runs=lambda s: s["steps"] + 2,
+    minimal=True,
+    order=22,
+    exempt={"partial results": "only adversarial images are kept, and the first steps may find none"},
 )
 def fmn(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 100,
-    step: float = 1.0,
-    gamma: float = 0.05,
-    bits: int | None = None,
+    eps: Eps = None,
+    norm: Norm = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 100,
+    step: Annotated[float, Above(0), Unit("pixel range"), "Length of the first step, in L2."] = 1.0,
+    gamma: Annotated[float, Above(0), Below(1), "Share by which the radius changes at first."] = 0.05,
+    bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The images nearest to x, by `norm` "l2", "linf" or "l1", that the model does not take for y: quick.
+    """The nearest adversarial images, quickly: gradient steps in a ball that follows the boundary.
 
-    Each of `steps` goes up the margin, its Euclidean length falling from `step` to a hundredth of that along a cosine,
-    and back into a ball around x. Until an image fools, the ball's radius is the distance to the boundary by a linear
-    estimate; then it is 1 - `gamma` times its last where the image fools, the nearest found at most, and 1 + `gamma`
-    times where not; `gamma` falls to .001. Two lines differ from the paper: the estimate is exceeded by .001 of it, or
-    on the boundary itself rounding decides; and for images that nothing fools within five steps, by `gamma`, and a
-    gradient that points out of the valid range is left out. L0 and the start from an image that fools are left out.
-    `target` is the class to become instead; `objective=` is to rise above zero. An image farther than `eps` is no
-    success. Raises InputError.
+    For a short budget, in all three norms. `fab` comes nearer where there is more time.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations.
+        step: Length of the first step, in L2. It falls to a hundredth of that along a cosine.
+        gamma: Share by which the radius changes at first. It falls to 0.001 along a cosine.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.fmn(box, x, y, steps=30).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Pintor et al. 2021, arXiv:2102.12827, algorithm 1. The radius is the linear estimate of the distance to the
+        boundary until an image fools; then 1 - gamma times the last one where the image fools (at most the nearest
+        distance found), else 1 + gamma times. Deviations: the estimate is exceeded by 0.1 %, or rounding decides on the
+        boundary; for examples that nothing fools within five steps it is exceeded by gamma, and the gradient's part
+        that points out of the valid range is left out. L0 and the start from an adversarial image are left out.
     """
-    eps = math.inf if eps is None else check_float("eps", eps, above=0)
+    check_settings(fmn, locals())
     ball = unbounded_ball(norm)
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name="margin", batch_size=batch_size
-    )
-    steps, step, gamma = (
-        check_int("steps", steps),
-        check_float("step", step, above=0),
-        check_float("gamma", gamma, above=0, below=1),
     )
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             _run_fmn(state, rows, steps, step, gamma)
     quantize_images(state, bits)
-    return state.to_result(eps)
+    return state.to_result(math.inf if eps is None else eps)
 
 
 def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gamma: float) -> None:
-    """Algorithm 1 for one block of rows; the last image is looked at too."""
+    """Algorithm 1 for one batch of rows; the last image is evaluated too."""
     x = z = state.x[rows]
     clip_to_range, radius = state.box.inputs.clip, x.new_full((len(rows),), math.inf)
     is_stalled = torch.zeros_like(rows, dtype=torch.bool)
@@ -115,9 +141,8 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
             _cosine_schedule(gamma, FINAL_GAMMA, step_index, steps),
             is_stalled,
         )
-        stepped = z + _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps) * L2_DIRECTION(
-            grad
-        )
+        length = _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps)
+        stepped = z + length * L2_DIRECTION(grad)
         z = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
         state.keep_nearer(z, rows, state.success_score(z, rows) > 0)

@@ -1,4 +1,4 @@
-"""Fooling images: noise to people, and yet the model is sure of what it sees.
+"""Fooling images: meaningless to people, classified by the model with high confidence.
 
 Nguyen et al. 2015, "Deep Neural Networks are Easily Fooled", arXiv:1412.1897.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,68 +22,97 @@ from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interr
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective, as_classes, logit, logprob
+from ..parameters import BatchSize, Seed
 from ..rng import uniform
-from ..validation import check_float, check_int, check_seed
+from ..settings import Above, AtLeast, Below, Holds, Unit, check_settings
+from ..validation import check_seed
 from .evolution import ENCODINGS, evolve
 
-ALGORITHMS = ("gradient", *ENCODINGS)
 DEFAULT_STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
-ADAM_LR = 0.02  # of the range, a step of Adam
+ADAM_LR = 0.02  # learning rate of Adam, in pixel range
 
 
 @dataclass(frozen=True, eq=False)
 class Fooling:
+    """Images without meaning that a model is sure of."""
+
+    returns: ClassVar[str] = "images"
+
     images: Tensor  # (K, C, H, W)
     targets: Tensor  # (K,)
     confidence: Tensor  # (K,) the model's probability of the target
-    confidence_history: Tensor  # (T, K) the same after each step or generation; the start's first
-    n_evaluated: int  # how many images the model has seen
-    interrupted: bool
+    confidence_history: Tensor  # (T, K) the same after each step or generation, the start first
+    n_evaluated: int  # images that the model was run on
+    interrupted: bool  # by Ctrl-C
 
 
 @card(
     name="Fooling images",
     source="Nguyen et al. 2015, arXiv:1412.1897, sections 2.2 and 3 (MAP-Elites) and gradient ascent; the CPPN's "
     "topology is fixed, where the paper grows it",
-    shows="That the model is sure of images that show nothing: its confidence is no sign that it knows.",
-    does_not_show="What the class looks like, to the model or to us: class images and features are for that.",
+    shows="That the model is confident of images that show nothing: its confidence is no sign of knowledge.",
+    does_not_show="What the class looks like, to the model or to people: class images are for that.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, steps=3),
+    runs=lambda s: 256 if s["steps"] is None else s["steps"] + 1,
+    order=42,
 )
 def fooling(
     box: Box,
-    target: int | Sequence[int] | Tensor | None = None,
+    target: Annotated[
+        int | Sequence[int] | Tensor | None, Holds("labels"), "Classes (K,) to make an image for."
+    ] = None,
     *,
-    algorithm: str = "gradient",
-    confidence: float = 0.9999,
-    steps: int | None = None,
-    n_children: int = 100,
-    seed: int = 0,
+    algorithm: Annotated[Literal["gradient", "evolution", "cppn"], "How images are found."] = "gradient",
+    confidence: Annotated[float, Above(0), Below(1), "Probability of the target at which an image is done."] = 0.9999,
+    steps: Annotated[int | None, AtLeast(0), Unit("steps"), "Number of iterations."] = None,
+    n_children: Annotated[int, AtLeast(1), Unit("images"), "Images per generation of an evolution."] = 100,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Fooling:
-    """Images of nothing that the model takes for each target class (None: every class) as surely as `confidence`.
+    """Images that show nothing, and that the model takes for each target class with high confidence.
 
-    `how`: "gradient" climbs from uniform noise; "evolution" (pixels, one by one) and "cppn" (patterns that a small
-    model draws) breed `sample` children a generation in one archive of all the classes, and need no gradient. An image
-    that is sure enough is left; the others go on for `steps`. No data are used. Raises InputError, OutputError.
+    To show that a high confidence is no sign of knowledge. No data are used. For what a class looks like to the model
+    use `class_image`.
+
+    Args:
+        box: The model.
+        target: Classes (K,) to make an image for. None: every class.
+        algorithm: How images are found. "gradient": gradient ascent from uniform noise; "evolution": pixels that mutate
+            one by one; "cppn": patterns of a small network that mutates. The latter two need no gradient.
+        confidence: Probability of the target at which an image is done.
+        steps: Number of iterations. Of evolution: generations. None: 256 for gradient ascent, 200 for evolution.
+        n_children: Images per generation of an evolution.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Fooling`: `images` (K, C, H, W) in [0, 1], their `targets` (K,) and `confidence` (K,).
+
+    Raises:
+        InputError: for settings out of their range, an unknown class, or a box of other inputs than images.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> ub.adversarial.fooling(box, [3, 8], steps=100).images.shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Nguyen et al. 2015, arXiv:1412.1897, section 2.2 (MAP-Elites, with a direct encoding or a CPPN) and section 3
+        (gradient ascent). The CPPN has a fixed topology, where the paper grows it.
     """
+    check_settings(fooling, locals())
     require_images(box, "a fooling image")
     box.require_class_scores("a fooling image")
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        raise InputError(f"how is one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
-    targets, max_steps = (
-        _target_classes(box, target),
-        check_int("steps", DEFAULT_STEPS[algorithm] if steps is None else steps),
-    )
-    min_confidence = check_float("confidence", confidence, above=0, below=1)
+    targets, max_steps = _target_classes(box, target), DEFAULT_STEPS[algorithm] if steps is None else steps
     seed = check_seed(seed)
-    check_int("n_children", n_children, minimum=1)
     with torch.inference_mode(False):
         if algorithm == "gradient":
-            return _optimize_images(box, targets, min_confidence, max_steps, seed, batch_size)
-        evolved = evolve(box, targets, ENCODINGS[algorithm], min_confidence, max_steps, n_children, seed, batch_size)
+            return _optimize_images(box, targets, confidence, max_steps, seed, batch_size)
+        evolved = evolve(box, targets, ENCODINGS[algorithm], confidence, max_steps, n_children, seed, batch_size)
     return Fooling(
         evolved.images, targets, evolved.fitness.exp(), evolved.history.exp(), evolved.n_evaluated, evolved.interrupted
     )
@@ -94,7 +124,7 @@ def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Te
     requested = as_classes(target)
     targets = box.class_labels(requested, requested.numel() if requested.ndim else 1)
     if len(targets) == 0:
-        raise InputError("no class to fool the model with: target is empty")
+        raise InputError("target has no class: give at least one, or None for all")
     return targets
 
 
@@ -121,7 +151,7 @@ def _optimize_images(
 
 
 def _score_and_stop(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
-    """What to climb, and what is above zero where the model is sure."""
+    """What is maximized, and what is above zero where min_confidence is reached."""
     if box.outputs == "multilabel":
         return logit(targets), logit(targets) - math.log(min_confidence / (1 - min_confidence))
     return logprob(targets), logprob(targets) - math.log(min_confidence)

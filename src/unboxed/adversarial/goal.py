@@ -1,4 +1,4 @@
-"""What an attack wants of each example: which score to climb, and when the model counts as fooled."""
+"""What an attack wants of each example: the score to maximize, and when it has succeeded."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ..errors import InputError, OutputError
 from ..objectives import Index, Objective, dlr, loss, margin
 
 LOSSES: dict[str, Callable[[Tensor], Objective]] = {"ce": loss, "margin": margin, "dlr": dlr}
-"""What leads away from a class, by name; its negative leads to it."""
+"""Objectives that lead away from a class, by name; the negative leads to it."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttackGoal:
-    ascent_objective: Objective  # what a gradient attack climbs
-    criterion: Objective  # above zero once the example is what the attack wants
+    """What an attack maximizes, and what decides about success."""
+
+    ascent_objective: Objective  # what a gradient attack maximizes
+    criterion: Objective  # above zero: success
     labels: Tensor | None = None  # (N,) classes to leave
     target_labels: Tensor | None = None  # (N,) the target classes
-    is_class_goal: bool = True  # False where an objective of the caller's own says what is wanted
+    is_class_goal: bool = True  # False for an objective of the caller
 
     def rows(self, index: Index) -> AttackGoal:
         """The same goal for some of the examples."""
@@ -53,13 +55,11 @@ def make_goal(
         return AttackGoal(objective, objective, is_class_goal=False)
     box.require_class_scores("an attack on classes")
     if box.outputs == "multilabel":
-        raise OutputError(f"the box's outputs are {box.outputs}, not one class an example: give the attack objective=")
-    if loss_name not in LOSSES:
-        raise InputError(f"loss is one of {', '.join(LOSSES)}; got {loss_name!r}")
+        raise OutputError(f"the box's outputs are {box.outputs}, not one class per example: give objective=")
     labels = None if y is None else box.class_labels(y, n_examples)
     if target is not None:
         target_labels = box.class_labels(target, n_examples)
         return AttackGoal(-LOSSES[loss_name](target_labels), -margin(target_labels), labels, target_labels)
     if labels is None:
-        raise InputError("an untargeted attack needs the true classes y, (N,) ints")
+        raise InputError("an untargeted attack needs the correct classes y, (N,) ints")
     return AttackGoal(LOSSES[loss_name](labels), margin(labels), labels)

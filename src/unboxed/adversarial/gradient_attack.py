@@ -1,4 +1,12 @@
-"""What FGSM, BIM, PGD and MI-FGSM share: steps uphill inside a ball, by the engine's one loop."""
+"""What FGSM, BIM, PGD and MI-FGSM share: projected gradient ascent of the loss.
+
+    z = x, or a random point of the ball
+    for _ in range(steps):
+        z = project(z + step * direction(gradient of the loss at z))        # Constraint.step
+
+`engine.optimize.loop` runs these steps in batches and drops examples that are successes; here are the start of each
+restart, and the best image over all of them. Adversarial training takes the same step (`training.defense`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,7 @@ from ..engine.optimize.loop import OptimizationConfig, OptimizationResult, Optim
 from ..engine.optimize.optimizers import Momentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..errors import InputError, warn
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_seed
 from .attack_state import GRADIENT_FREE_HINT, AttackState, check_eps_range, explain_missing_gradient
 from .quantization import quantize_images
 from .result import Adversarial
@@ -26,7 +34,7 @@ RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next
 
 @dataclass(frozen=True)
 class GradientAttackConfig:
-    """What a method of this family chooses. `decay` is that of momentum."""
+    """What a method of this family chooses."""
 
     ball: NormBall
     steps: int
@@ -38,20 +46,18 @@ class GradientAttackConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_int("steps", self.steps)
         object.__setattr__(self, "seed", check_seed(self.seed))
-        check_float("step", self.step, above=0)
-        if check_int("restarts", self.restarts, minimum=1) > 1 and not self.random_start:
+        if self.restarts > 1 and not self.random_start:
             raise InputError("restarts differ by their random starts, and random_start=False")
 
     def start_images(self, box: Box, x: Tensor, restart: int) -> Tensor:
-        """Where turn number `turn` begins: a row draws the same whichever others are still to be fooled."""
+        """The start of a run. An example draws the same whichever others are still attacked."""
         return (
             box.inputs.clip(self.ball.sample(x, self.seed + RESTART_SEED_STRIDE * restart)) if self.random_start else x
         )
 
     def optimizer_and_constraint(self, constraint: Constraint) -> tuple[OptimizerFactory, Constraint]:
-        """How steps are made of gradients, and what is left for the constraint to do."""
+        """The optimizer, and what is left for the constraint to do."""
         if self.momentum_decay is None:
             return partial(PlainAscent, lr=self.step), constraint
         make_optimizer = partial(
@@ -61,23 +67,22 @@ class GradientAttackConfig:
 
 
 def attack_ball(box: Box, eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
-    """The ball that an attack was given. Raises InputError."""
+    """The ball of `eps` and `norm`, or the given one. Raises InputError."""
     return check_eps_range(box, resolve_ball(eps, norm, ball))
 
 
 def resolve_step_size(step: float | None, total_length: float, steps: int) -> float:
-    """The length of a step; by default all of them together reach so far. Raises InputError."""
-    return total_length / max(check_int("steps", steps), 1) if step is None else step
+    """The length of a step; by default all of them together are `total_length`."""
+    return total_length / max(steps, 1) if step is None else step
 
 
 def n_eot_samples(box: Box, eot: int) -> int:
-    """How many draws a look takes: a model that draws nothing answers alike each time."""
-    n_samples = check_int("eot", eot, minimum=1)
-    return n_samples if box.stochastic else 1
+    """Draws per evaluation: one where the model draws nothing."""
+    return eot if box.stochastic else 1
 
 
 def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: int | None) -> Adversarial:
-    """Attack what the model is not fooled by, again from elsewhere where that fails; without `early_stop`, everything."""
+    """Attack all examples that are not successes yet, `restarts` times; without `early_stop`, all examples."""
     attack_state = _GradientAttackState(state, config)
     with state:
         if config.random_start:
@@ -96,7 +101,7 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
 
 
 class _GradientAttackState:
-    """The best image of each example over the turns: one that fools, and of two such (or none) that of higher score."""
+    """The best image of each example over all runs: a success, and of two alike the one of the higher score."""
 
     def __init__(self, state: AttackState, config: GradientAttackConfig) -> None:
         self.state, self.config = state, config
@@ -107,7 +112,7 @@ class _GradientAttackState:
         self.best_score = state.x.new_full((len(state.x),), -torch.inf)
 
     def rows_to_attack(self) -> Tensor:
-        """The rows to climb (M,). Those that change others climb with them, though they stay where they are."""
+        """The rows (M,) to attack: all in a batch-dependent model, where those that are done stay fixed."""
         is_active = ~self.state.success | (not self.config.early_stop)
         if self.batch_dependent and is_active.any():
             is_active = torch.ones_like(is_active)
@@ -142,11 +147,11 @@ class _GradientAttackState:
             )
 
     def update_best(self, optimization: OptimizationResult, rows: Tensor, restart: int) -> None:
-        """Note what a turn came to, where it is better than what was there."""
+        """Keep what a run found where it is better than what was there."""
         state, had_success = self.state, self.state.success[rows]
         state.interrupted |= optimization.interrupted
         state.queries[rows] += optimization.n_forwards
-        if restart == 0 and not self.config.random_start:  # the first look was at the originals
+        if restart == 0 and not self.config.random_start:  # the first evaluation was of the originals
             state.initially_misclassified[rows] = optimization.initially_finished
         if len(
             nan_index := (optimization.score.isnan() & ~optimization.finished).nonzero()[:, 0]
@@ -165,21 +170,20 @@ class _GradientAttackState:
         self.best_score[better_rows] = optimization.score[is_better]
 
     def recheck_success(self) -> None:
-        """Where the objective makes examples change one another, each is judged in the company that it ends in."""
+        """Judge all examples together where the objective mixes them: each as the others are at the end."""
         state = self.state
-        if (
-            self.batch_dependent and not state.box.batch_dependent
-        ):  # the attempt's result sees to the model's own coupling
+        if self.batch_dependent and not state.box.batch_dependent:  # of the model's own mixing, `to_result` takes care
             rows = torch.arange(len(state.x), device=state.x.device)
             state.success = state.success_score(state.images, rows) > 0
 
 
 def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig) -> None:
-    """Warn of examples that can't be climbed from where they start."""
+    """Warn of examples whose first gradient is zero."""
     was_evaluated = ~optimization.initially_finished & (optimization.n_forwards > 0)
     has_zero_gradient = was_evaluated & ~(optimization.initial_grad.abs() > 0).flatten(1).any(1)
     if config.steps and not optimization.interrupted and (n_zero := int(has_zero_gradient.sum())):
         warn(
-            f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which take no step "
-            f"there; loss='margin' has a slope where the cross-entropy is saturated, and {GRADIENT_FREE_HINT}"
+            f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which "
+            f"take no step there; loss='margin' has a gradient where the cross-entropy is saturated, and "
+            f"{GRADIENT_FREE_HINT}"
         )

@@ -1,4 +1,4 @@
-"""HopSkipJump: which way the boundary lies is told by decisions around a point of it.
+"""HopSkipJump: the direction of the boundary is estimated from decisions around a point on it.
 
 Chen, Jordan & Wainwright 2020, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", arXiv:1904.02144.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,62 +15,118 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import TINY, Linf, broadcast_rows, l2_norm, unbounded_ball
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    LinfOrL2,
+    Queries,
+    Seed,
+    Starts,
+)
 from ..rng import sample_generator
-from ..validation import check_float, check_int
+from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
 from .decisions import DecisionOracle
 from .quantization import quantize_images
 from .result import Adversarial
 
-MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary that are held at a time
+MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary in memory at a time
 INITIAL_NUM_EVALS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
-MAX_HALVINGS = 12  # of a step, until it fools
+MAX_HALVINGS = 12  # of a step, until it is adversarial
 
 
 @card(
     name="HopSkipJump",
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
     shows="The nearest input found that the model takes for something else, from its decisions alone, no gradient.",
-    does_not_show="That none is nearer: with more queries it comes nearer, and where a gradient can be had, that is surer.",
-    norms=("l2", "linf"),
+    does_not_show="That none is nearer: more queries find nearer ones, and gradients, where there are any, do better.",
     example=lambda method, box, x, y: method(box, x, y, queries=40, initial_num_evals=10),
-    exempt={"one forward": "it asks the model `queries` times"},
+    runs=lambda s: s["queries"],
+    minimal=True,
+    order=26,
+    exempt={"one forward": "it runs the model `queries` times"},
 )
 def hop_skip_jump(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    starts: Tensor | None = None,
-    queries: int = 5000,
-    initial_num_evals: int | None = None,
-    early_stop: bool = True,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    starts: Starts = None,
+    queries: Queries = 5000,
+    initial_num_evals: Annotated[
+        int | None,
+        AtLeast(2),
+        Unit("forward passes"),
+        "Points around the boundary that are asked about in the first step.",
+    ] = None,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images as near as can be (in `norm`, "l2" or "linf") that fool the model, in `queries` looks an example.
+    """The nearest adversarial images that decisions alone can find: the boundary's direction is estimated by sampling.
 
-    It starts from the nearest fooling one of `starts` (S, ...), which a targeted attack must have, or from images of
-    chance, and asks about `draws` points around the boundary at first (by default 50, in L-inf, where signs are wanted,
-    200; the paper takes 100), and about sqrt(t) times as many at step t. With `eps`, an example leaves once it is
-    within eps (`early_stop=False`: it goes on), and what is farther is no success.
-    Raises InputError.
+    For models that give only their decision. It comes nearer than `boundary` in as many queries. Where there are scores
+    use `square`; where there is a gradient, `fab`.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        starts: Images (S, ...) to start from. A targeted attack needs some of the target class; None starts from random
+            images.
+        queries: Largest number of forward passes per example.
+        initial_num_evals: Points around the boundary that are asked about in the first step. At step t it is sqrt(t)
+            times as many. None: 50, or 200 in L-inf.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.hop_skip_jump(box, x, y, queries=200).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Chen et al. 2020, arXiv:1904.02144, algorithm 2; the estimate of the direction is equation 16. Deviations: the
+        first step takes 50 points (200 in L-inf) where the paper takes 100, and an image is started from the nearest of
+        `starts`.
     """
+    check_settings(hop_skip_jump, locals())
     state = AttackState(box, x, y, norm=unbounded_ball(norm, ("l2", "linf")), target=target, objective=objective,
                       batch_size=batch_size)  # fmt: skip
-    max_distance = math.inf if eps is None else check_float("eps", eps, above=0)
+    max_distance = math.inf if eps is None else eps
     oracle = DecisionOracle(state, queries, seed)
     start_pool = None if starts is None else box.validate_inputs(starts)
-    first_num_evals = check_int(
-        "draws", INITIAL_NUM_EVALS[norm.lower()] if initial_num_evals is None else initial_num_evals, minimum=2
-    )
+    first_num_evals = INITIAL_NUM_EVALS[norm] if initial_num_evals is None else initial_num_evals
     attack = _HopSkipJump(oracle, first_num_evals, 0.0 if not early_stop or eps is None else max_distance)
     rows = state.evaluate_originals()
     with state:
@@ -80,7 +137,7 @@ def hop_skip_jump(
 
 @dataclass
 class _HopSkipJump:
-    """The rows still under way; enough is their distance."""
+    """Algorithm 2, until a row is within target_distance or has no queries left."""
 
     oracle: DecisionOracle
     initial_num_evals: int
@@ -94,12 +151,12 @@ class _HopSkipJump:
         )  # theta = d^-3/2; L-inf d^-2
 
     def run(self, z: Tensor, rows: Tensor) -> None:
-        """From fooling images z (n, ...) to the boundary, and along it, until the budget is spent."""
+        """From adversarial images z (n, ...) to the boundary, and along it, until the budget is spent."""
         z = self.oracle.bisect(z, rows, self.bisection_steps)
         iteration = 1
         while len(rows):
             distance = self.oracle.norm.distance(z, self.oracle.x[rows])
-            reserved_queries = self.bisection_steps + 4  # for the step and the way back
+            reserved_queries = self.bisection_steps + 4  # for the step and the bisection
             is_active = (self.oracle.remaining_queries(rows) > reserved_queries + 1) & (
                 distance > max(self.target_distance, TINY)
             )
@@ -109,7 +166,7 @@ class _HopSkipJump:
             iteration += 1
 
     def _iterate(self, z: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int) -> Tensor:
-        """One step of algorithm 2: a direction, a step that still fools, back to the boundary."""
+        """One step of algorithm 2: estimate a direction, step, return to the boundary."""
         radius = distance / self.n_values if iteration > 1 else 0.01 * distance
         num_evals = (self.oracle.remaining_queries(rows) - reserved_queries).clamp_max(
             int(self.initial_num_evals * math.sqrt(iteration))
@@ -119,7 +176,7 @@ class _HopSkipJump:
         return self.oracle.bisect(stepped, rows, self.bisection_steps)
 
     def estimate_direction(self, z: Tensor, rows: Tensor, radius: Tensor, num_evals: Tensor, iteration: int) -> Tensor:
-        """Where more of the neighborhood fools the model, eq. 16, from `many` (n,) decisions within `radius` (n,)."""
+        """The direction of the gradient, eq. 16, from num_evals (n,) decisions at distance radius (n,)."""
         adversarial_sum, direction_sum, n_adversarial = (
             torch.zeros_like(z),
             torch.zeros_like(z),
@@ -149,7 +206,7 @@ class _HopSkipJump:
     def _query_around(
         self, z: Tensor, rows: Tensor, radius: Tensor, block_evals: Tensor, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Directions u (n, B, ...) to valid points around z (zero beyond `some`), and which of those fool."""
+        """Directions (n, B, ...) to valid points around z (zero beyond block_evals), and which are adversarial."""
         n_directions = max(1, int(block_evals.max()))
         is_asked = torch.arange(n_directions, device=z.device) < block_evals[:, None]  # (n, B)
         directions = torch.stack([self._sample_directions(int(row), key, n_directions, z) for row in rows])
@@ -158,11 +215,11 @@ class _HopSkipJump:
         ).view_as(directions)
         directions = (
             (perturbed - z[:, None]) / broadcast_rows(radius, directions) * expand_like(is_asked, directions)
-        )  # clipping turned some of them
+        )  # clipping changed some of them
         return directions, self.oracle.decisions(perturbed, rows, is_asked)
 
     def _sample_directions(self, row: int, key: int, n_directions: int, z: Tensor) -> Tensor:
-        """Directions (count, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube, as the paper's."""
+        """Directions (n_directions, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube."""
         generator = sample_generator(self.oracle.seed, row, key + 2**20, z.device)
         sampler = torch.rand if self.is_linf else torch.randn
         directions = sampler(n_directions, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
@@ -170,7 +227,7 @@ class _HopSkipJump:
         return directions / broadcast_rows(l2_norm(directions).clamp_min(TINY), directions)
 
     def _line_search(self, z: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
-        """The longest step along v, halved from `size` (n,), that still fools; z where none does."""
+        """The longest step, halved from step_size (n,), that is adversarial; z where none is."""
         stepped, pending = z.clone(), torch.arange(len(rows), device=z.device)
         for halvings in range(MAX_HALVINGS):
             candidates = self.oracle.box.inputs.clip(
@@ -187,7 +244,7 @@ class _HopSkipJump:
 def _gradient_estimate(
     adversarial_sum: Tensor, direction_sum: Tensor, n_adversarial: Tensor, num_evals: Tensor
 ) -> Tensor:
-    """The sum of (phi - mean phi) u, phi being 1 where a direction fools and else -1; of phi u where all are alike."""
+    """The sum of (phi - mean phi) u, phi = 1 where one is adversarial, else -1; of phi u where all are alike."""
     num_evals = num_evals.to(adversarial_sum.dtype)
     weighted_sum = 2 * (adversarial_sum - broadcast_rows(n_adversarial / num_evals, adversarial_sum) * direction_sum)
     unanimous_sum = torch.where(broadcast_rows(n_adversarial > 0, direction_sum), direction_sum, -direction_sum)
@@ -197,5 +254,5 @@ def _gradient_estimate(
 
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """(n, B) -> (n, B, 1, ...), to go with a tensor (n, B, ...)."""
+    """(n, B) -> (n, B, 1, ...), to broadcast with a tensor (n, B, ...)."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

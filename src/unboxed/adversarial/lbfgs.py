@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,15 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, TINY, l2_norm, unbounded_ball
 from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, select_states
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Acts, Constant, Objective, layer_objective
-from ..validation import check_float, check_int
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, EarlyStop, Eps, Inputs, Labels, OnlyL2, Steps
+from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
 from .attack_state import AttackState, check_eps_range
 from .goal import AttackGoal
 from .result import Adversarial
 
-C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools and one that does not are known
+C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # factor of c until a success and a failure are known
 
 
 @card(
@@ -33,47 +34,78 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
     shows="An input near this one that the model takes for something else.",
     does_not_show="That there is none nearer: its distance bounds the least one from above.",
-    norms=("l2",),
     example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
-    exempt={
-        "partial results": "`steps` bounds each of several searches: with one of them it is not where another ended"
-    },
+    runs=lambda s: 2 + s["n_searches"] * s["steps"],
+    minimal=True,
+    order=25,
+    exempt={"partial results": "`steps` bounds each of several searches, so fewer steps are no part of more steps"},
 )
 def lbfgs(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "l2",
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 50,
-    n_searches: int = 10,
-    tolerance: float = 1e-4,
-    early_stop: bool = True,
-    bits: int | None = None,
+    eps: Eps = None,
+    norm: OnlyL2 = "l2",
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 50,
+    n_searches: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 10,
+    tolerance: Annotated[float, Above(0), "Relative gradient at which a minimization ends."] = 1e-4,
+    early_stop: EarlyStop = True,
+    bits: Bits = None,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """The nearest images to x, in L2, that the model takes for `target`, or that it does not take for y.
+    """The nearest adversarial images in L2: box-constrained L-BFGS, the first attack of all.
 
-    For each of `searches` values of c, c |r|^2 + loss(x + r) is made least with x + r in the valid range, by at most
-    `steps` looks; c is searched for by halving, in logarithms, an example's own. The square has the same least r as
-    the paper's |r|, at another c, and is smooth at r = 0. The loss is the target's cross-entropy; untargeted, that of
-    all other classes taken as one, and for the second half of the searches that of the class found, beside y alone.
-    With `eps`, an image beyond it is no success, and examples fooled within it stop (`early_stop=False`: they get nearer
-    still). Raises InputError.
+    Of historical interest, and accurate. `fab` and `ddn` are faster.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. An image farther away is no success, and the original is returned for it. None:
+            any distance will do.
+        norm: Norm in which the distance from x is measured.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations. At most, for each c; one forward pass each.
+        n_searches: Number of values of c that are tried. c weighs the distance against the loss.
+        tolerance: Relative gradient at which a minimization ends. Smaller is more exact, and slower.
+        early_stop: Stop examples as soon as they are good enough. That is, fooled within eps. False: they get nearer
+            still.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has the original.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.lbfgs(box, x, y, steps=20, n_searches=4).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Szegedy et al. 2013, arXiv:1312.6199, section 4.1: minimize c |r|^2 + loss(x + r) within the valid range, with a
+        search for c by bisection of its logarithm, per example. Deviations: |r|^2 in place of |r|, which has the same
+        minimizers at another c and is smooth at r = 0; and untargeted attacks, whose loss is the cross-entropy of all
+        other classes taken as one, and in the second half of the searches that of the class found, against y alone.
     """
+    check_settings(lbfgs, locals())
     ball = unbounded_ball(norm, ("l2",))
     if eps is not None:
-        eps = check_float("eps", eps, above=0)
         check_eps_range(box, L2(eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     target_distance = -1.0 if not early_stop or eps is None else eps
-    attack = _LBFGSAttack(
-        state, check_int("steps", steps), check_float("tolerance", tolerance, above=0), target_distance
-    )
-    n_searches = check_int("n_searches", n_searches, minimum=1)
+    attack = _LBFGSAttack(state, steps, tolerance, target_distance)
     with state:
         for rows in state.row_batches(state.evaluate_originals()):
             attack.run(rows, n_searches)
@@ -89,7 +121,7 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
 
 
 def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objective:
-    """What is climbed, at most zero: the log-probability of what is wanted; of classes `among` (N, K) beside y."""
+    """What is maximized: the log-probability of the goal; of the classes in class_mask (N, K) against y."""
     if not goal.is_class_goal:
         return _log_sigmoid(goal.criterion)
     return (
@@ -100,7 +132,7 @@ def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objec
 
 
 def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
-    """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
+    """The log-probability (N,) of some classes (N, K), with no others than those and the correct one."""
     label_index, excluded = Constant(labels[:, None]), Constant(~class_mask)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
@@ -117,7 +149,7 @@ def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
 
 
 def _log_sigmoid(criterion: Objective) -> Objective:
-    """The log-probability that a score is above zero, were it a logit."""
+    """The log-probability that a score is above zero, taking it as a logit."""
 
     def score(acts: Acts) -> Tensor:
         return -F.softplus(-criterion(acts))
@@ -130,19 +162,19 @@ def _log_sigmoid(criterion: Objective) -> Objective:
 
 @dataclass(frozen=True, eq=False)
 class CBracket:
-    """c of each row, between the largest that was seen to fool and the least that was not."""
+    """c of each row, between the largest of a success and the smallest of a failure."""
 
     c: Tensor  # (n,)
-    largest_success: Tensor  # (n,) zero: none seen
-    smallest_failure: Tensor  # (n,) infinite: none seen
-    growth: Tensor  # (n,) by how much it changes until both are known
+    largest_success: Tensor  # (n,) zero: none
+    smallest_failure: Tensor  # (n,) infinite: none
+    growth: Tensor  # (n,) factor until both are known
 
     @classmethod
     def start_at(cls, c: Tensor, growth: float) -> CBracket:
         return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
 
     def next_c(self, is_adversarial: Tensor) -> CBracket:
-        """The larger c is, the nearer the image, until it no longer fools."""
+        """The larger c is, the nearer the image, until it is not adversarial any more."""
         largest_success = torch.where(is_adversarial, self.c, self.largest_success)
         smallest_failure = torch.where(is_adversarial, self.smallest_failure, self.c)
         geometric_mean = (largest_success * smallest_failure).sqrt()
@@ -157,7 +189,7 @@ class CBracket:
         return CBracket(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def replace_rows(self, index: Tensor, other: CBracket) -> CBracket:
-        """With another's rows in the place of some, `at` (m,)."""
+        """With the rows at index (m,) replaced by another's."""
         return CBracket(*(getattr(self, f.name).index_copy(0, index, getattr(other, f.name)) for f in fields(self)))
 
 
@@ -177,9 +209,7 @@ class _LBFGSAttack:
             return
         z = self.state.x[rows].flatten(1)
         loss, loss_grad, _ = self.evaluate(z, rows)
-        linear_distance = loss / l2_norm(loss_grad).clamp_min(
-            TINY
-        )  # (n,) to where the loss would be none, were it linear
+        linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
         bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
         minimizer, minimizer_c = (
             initial_state(z, loss, loss_grad, linear_distance, self.lower, self.upper),
@@ -208,7 +238,7 @@ class _LBFGSAttack:
             )
 
     def other_classes(self) -> Tensor | None:
-        """All classes but y, where that is what is wanted."""
+        """All classes but y, for an untargeted attack."""
         goal = self.state.goal
         if goal.labels is None or goal.target_labels is not None:
             return None
@@ -217,7 +247,7 @@ class _LBFGSAttack:
     def focus_on_found_class(
         self, minimizer: LBFGSState, rows: Tensor, bracket: CBracket, minimizer_c: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
-        """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
+        """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
         success_index = self.state.success[rows].nonzero()[:, 0]
         if self.class_mask is None or self.class_mask.shape[1] == 2 or not len(success_index):
             return minimizer, bracket, minimizer_c
@@ -231,7 +261,7 @@ class _LBFGSAttack:
         loss, loss_grad, _ = self.evaluate(z, success_rows)
         new_bracket = CBracket.start_at(
             l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
-        )  # where both pull alike
+        )  # where both gradients balance
         penalty, grad = self.distance_penalty(z, success_rows, new_bracket.c)
         new_minimizer = initial_state(z, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
         return (
@@ -241,7 +271,7 @@ class _LBFGSAttack:
         )
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (n,), its gradient (n, D) and whether the model is fooled (n,); what fools is kept."""
+        """The loss (n,), its gradient (n, D) and whether images are adversarial (n,); those are kept."""
         z = z.view(len(rows), *self.state.x.shape[1:])
         evaluation = self.state.evaluate_with_grad(z, rows, self.log_prob)
         is_adversarial = evaluation.success_score > 0
@@ -251,7 +281,7 @@ class _LBFGSAttack:
     def minimize(
         self, rows: Tensor, c: Tensor, minimizer: LBFGSState, is_adversarial: Tensor
     ) -> tuple[LBFGSState, Tensor]:
-        """The least of c |r|^2 + loss, from where a search stands, and whether the model is fooled there."""
+        """Minimize c |r|^2 + loss from the present state; returns whether the minimum is adversarial."""
         is_adversarial, finished_parts = is_adversarial.clone(), list[tuple[Tensor, LBFGSState]]()
         position = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):
@@ -275,7 +305,7 @@ class _LBFGSAttack:
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
     def change_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
-        """The same place, the same memory, as with so much more c: what that changes of the curvature is known."""
+        """The same point and history with c increased, whose effect on the curvature is known exactly."""
         penalty, grad = self.distance_penalty(minimizer.z, rows, c_increase)
         minimizer = replace(
             minimizer, grad_history=minimizer.grad_history + 2 * c_increase[:, None, None] * minimizer.step_history

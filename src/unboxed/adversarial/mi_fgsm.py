@@ -5,14 +5,27 @@ Dong et al. 2018, "Boosting Adversarial Attacks with Momentum", arXiv:1710.06081
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Annotated
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NormBall
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float
+from ..engine.optimize.constraints import Ball
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    NoiseDraws,
+    Norm,
+    Seed,
+    Steps,
+    StepSize,
+)
+from ..settings import AtLeast, check_settings
 from .attack_state import AttackState
 from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
@@ -22,36 +35,78 @@ from .result import Adversarial
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
     shows="An input within eps of this one that the model takes for something else, and other models often do too.",
-    does_not_show="That there is none where it fails, nor that another model is fooled: ask it.",
+    does_not_show="That there is none where it fails, nor that another model is fooled: try it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
+    runs=lambda s: s["eot"] * (s["steps"] + 1),
+    order=11,
     exempt={"another seed": "it draws nothing", "row seeds": "it draws nothing"},
 )
 def mi_fgsm(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    steps: int = 10,
-    step: float | None = None,
-    decay: float = 1.0,
-    early_stop: bool = True,
-    eot: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    steps: Steps = 10,
+    step: StepSize = None,
+    decay: Annotated[float, AtLeast(0), "Share of the accumulated gradient that is kept after a step."] = 1.0,
+    early_stop: EarlyStop = True,
+    eot: NoiseDraws = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Steps of eps / steps along the sum of all gradients so far, each divided by its L1 norm, older ones fading.
+    """Adversarial images within `eps` of x: steps along the accumulated gradient, which often fool other models too.
 
-    `decay` (mu in the paper) is what is left of them after a step; for images that are to fool other models, give
-    `early_stop=False`. Other arguments, result and errors as in `pgd`. Nothing is drawn, so `seed` changes nothing.
+    For transfer attacks, with early_stop=False: make the images on a model of yours and try them on another. Against
+    the model at hand `pgd` and `apgd` find more.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations.
+        step: Length of a step, in the norm. None: eps / steps.
+        decay: Share of the accumulated gradient that is kept after a step. It is mu in the paper; 0 gives `bim`.
+        early_stop: Stop examples as soon as they are good enough. That is, once fooled. False: all take every step,
+            which transfers better to other models.
+        eot: Draws of the model's own noise that gradients are averaged over. Used only where the model draws random
+            numbers when it runs.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result. Nothing is drawn here, so it changes nothing.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.mi_fgsm(box, x, y, eps=0.3).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Dong et al. 2018, arXiv:1710.06081, algorithm 1: g <- decay * g + gradient / |gradient|_1, then a step along the
+        sign of g (in L2, along g itself, normalized).
     """
+    check_settings(mi_fgsm, locals())
     norm_ball = attack_ball(box, eps, norm, ball)
-    decay = check_float("decay", decay, minimum=0)
     step = resolve_step_size(step, norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, early_stop=early_stop, momentum_decay=decay, seed=seed)
     state = AttackState(

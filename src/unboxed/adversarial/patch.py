@@ -1,4 +1,4 @@
-"""Adversarial patches: one sticker that turns whatever it lies on into what one likes.
+"""Adversarial patches: one patch that decides the prediction of any image that it is put on.
 
 Brown et al. 2017, "Adversarial Patch", arXiv:1712.09665, section 2.
 """
@@ -6,6 +6,7 @@ Brown et al. 2017, "Adversarial Patch", arXiv:1712.09665, section 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,15 +16,15 @@ from ..cards import card
 from ..engine.optimize.constraints import unbounded_ball
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective
+from ..parameters import AttackObjective, BatchSize, Inputs, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
+from ..settings import Above, AtLeast, AtMost, Below, Holds, Unit, check_settings
 from ..validation import check_seed
 from .patch_placement import PatchPlacement
 from .universal_objective import (
     UNIFORMS_PER_PLACEMENT,
     UniversalAttack,
-    check_settings,
     fooling_rate,
     start_universal_attack,
 )
@@ -34,18 +35,20 @@ ADAM_EPS = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A patch with its rules. `plots.printable` makes a picture to print of it."""
+    """A patch, and where it may be placed. `plots.printable_patch` makes a page to print of it."""
+
+    returns: ClassVar[str] = "images"
 
     image: Tensor  # (C, h, w) in [0, 1]
     mask: Tensor  # (h, w) bool: the pixels that belong to it
     target: int | None  # the class that images with it become; None: any but their own
     placement: PatchPlacement
-    fooling_rates: Tensor  # (T,) the share of each step's images that it fooled
+    fooling_rates: Tensor  # (T,) share of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
     def apply_to(self, x: Tensor, seed: int = 0) -> Tensor:
-        """Images x (N, C, H, W) with the patch at random places, a draw an image. Raises InputError."""
+        """Images x (N, C, H, W) with the patch, each at a random position. Raises InputError for another size."""
         rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
         patch_side = self.image.shape[-1]
         if x.ndim != 4 or x.shape[1] != len(self.image) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
@@ -56,10 +59,21 @@ class Patch:
         self, box: Box, x: Tensor, y: Tensor | int | None = None, *, n_samples: int = 1, seed: int = 0,
         batch_size: BatchSize = "auto",
     ) -> float:  # fmt: skip
-        """The share of images x that it fools, each at `draws` random places.
+        """The fooling rate: the share of images x (N, C, H, W) that the patch makes the model misclassify.
 
-        Those of the target's class, by the labels y or else by the model, do not count; nor, untargeted, those that the
-        model gets wrong without it. Raises InputError where none counts.
+        Not counted are images that are misclassified without it or, targeted, that are of the target's class. Measure
+        it on images that the patch was not made from.
+
+        Args:
+            box: The model.
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            y: Correct classes (N,), or one for all. None: the model's own predictions.
+            n_samples: Number of random samples. That is, positions of the patch per image.
+            seed: Seed of all random draws: same seed, same result.
+            batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+        Raises:
+            InputError: where no image counts.
         """
         x, seed = box.validate_inputs(x), check_seed(seed)
         return fooling_rate(
@@ -70,41 +84,77 @@ class Patch:
 @card(
     name="Adversarial patch",
     source="Brown et al. 2017, arXiv:1712.09665, section 2; the score's root is ours",
-    shows="What a small part of a picture has to look like for the model to see nothing else in it.",
-    does_not_show="That no better patch exists, or that a printed one works: light, paper and camera are not part of this.",
+    shows="A small part of an image that decides the model's answer, wherever it is put.",
+    does_not_show="That no better patch exists, or that a printed one works: light, paper and camera are left out.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, target=1, area=0.2, steps=3),
+    runs=lambda s: s["steps"],
+    order=41,
     exempt={
-        "row seeds": "one patch serves all images: the start is no row's",
-        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one patch is made for all images: its start belongs to no row",
+        "partial results": "a step is one forward pass, so an interrupted run is a step further; see its own test",
     },
 )
 def patch(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    target: int | None = None,
-    objective: Objective | None = None,
-    area: float = 0.1,
-    shape: str = "square",
-    rotation: float = 22.5,
-    scale: float = 0.1,
-    steps: int = 300,
-    step: float = 0.1,
-    images_per_step: int = 64,
-    seed: int = 0,
+    target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
+    objective: AttackObjective = None,
+    area: Annotated[float, Above(0), Below(1), "Share of the image that the patch covers."] = 0.1,
+    shape: Annotated[Literal["square", "circle"], "Shape of the patch."] = "square",
+    rotation: Annotated[float, AtLeast(0), AtMost(180), Unit("degrees"), "Largest rotation to either side."] = 22.5,
+    scale: Annotated[float, AtLeast(0), Below(1), "Largest relative change of the patch's side."] = 0.1,
+    steps: Steps = 300,
+    step: Annotated[float, Above(0), Unit("pixel range"), "Learning rate of Adam."] = 0.1,
+    images_per_step: Annotated[int, AtLeast(1), Unit("images"), "Images that a step sees, drawn at random."] = 64,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Patch:
-    """A patch for the class `target` (None: for any but y, or but the model's own answers), made from images x.
+    """A patch that makes the model see one class wherever it is put on an image.
 
-    It covers a share `area` of the image as a "square" or "circle" (which is weaker), lies anywhere inside, is turned
-    by up to `rotation` degrees and scaled by 1 ± `scale`; each of the `steps` sees `sample` images, each with a place
-    of its own. Ctrl-C keeps what was reached. How good it is, other images say: `Patch.success`. Raises InputError,
-    OutputError.
+    For an attack that could be printed. It works at any position, a little rotated and scaled. It is judged on other
+    images: `Patch.success`. Ctrl-C keeps what was reached. For a change that is small everywhere use `universal`.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. None: the model's own predictions.
+        target: Class that all images are to become. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        area: Share of the image that the patch covers.
+        shape: Shape of the patch. A circle of the same area fools less often.
+        rotation: Largest rotation to either side.
+        scale: Largest relative change of the patch's side. 0.1: 10 % smaller to 10 % larger.
+        steps: Number of iterations.
+        step: Learning rate of Adam. It falls to zero along a cosine.
+        images_per_step: Images that a step sees, drawn at random.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Patch`: `image` (C, h, w) in [0, 1], its `mask` (h, w), and `fooling_rates` (T,) over the steps.
+
+    Raises:
+        InputError: for settings out of their range, a patch that does not fit, or a box of other inputs than images.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(64)
+        >>> result = ub.adversarial.patch(box, x, y, target=8, area=0.2, steps=5)
+        >>> result.image.shape
+        torch.Size([1, 13, 13])
+
+    Source:
+        Brown et al. 2017, arXiv:1712.09665, section 2. Deviation: the fourth root of the loss is maximized, so that few
+        images that cannot be fooled weigh less than many that nearly are.
     """
+    check_settings(patch, locals())
     inputs, placement = require_images(box, "a patch"), PatchPlacement(area, shape, rotation, scale)
-    seed = check_settings(steps, step, images_per_step, seed)
+    seed = check_seed(seed)
     patch_side = placement.patch_side(*inputs.shape[1:])
 
     def apply_patch(patch_image: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
@@ -126,7 +176,7 @@ def patch(
 
 
 class _ClippedAdam:
-    """Steps by Adam that end inside [0, 1]."""
+    """Adam steps, clipped to [0, 1]."""
 
     def __init__(self, start: Tensor, step_size: float) -> None:
         self.grad_mean, self.grad_square = torch.zeros_like(start), torch.zeros_like(start)

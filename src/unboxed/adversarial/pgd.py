@@ -5,13 +5,29 @@ Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attack
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Annotated, Literal
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NormBall
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..engine.optimize.constraints import Ball
+from ..parameters import (
+    AttackObjective,
+    AttackTarget,
+    BatchSize,
+    Bits,
+    EarlyStop,
+    Eps,
+    Inputs,
+    Labels,
+    NoiseDraws,
+    Norm,
+    RandomStart,
+    Restarts,
+    Seed,
+    Steps,
+    StepSize,
+)
+from ..settings import check_settings
 from .attack_state import AttackState
 from .gradient_attack import GradientAttackConfig, attack_ball, n_eot_samples, resolve_step_size, run_gradient_attack
 from .result import Adversarial
@@ -23,37 +39,82 @@ from .result import Adversarial
     shows="An input within eps of this one that the model takes for something else.",
     does_not_show="That there is none where it fails: stronger attacks may find one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
+    runs=lambda s: s["eot"] * (1 + s["restarts"] * (s["steps"] + 1)),
+    order=1,
 )
 def pgd(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    loss: str = "ce",
-    steps: int = 40,
-    step: float | None = None,
-    random_start: bool = True,
-    restarts: int = 1,
-    early_stop: bool = True,
-    eot: int = 1,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    loss: Annotated[Literal["ce", "margin", "dlr"], "Loss that is maximized."] = "ce",
+    steps: Steps = 40,
+    step: StepSize = None,
+    random_start: RandomStart = True,
+    restarts: Restarts = 1,
+    early_stop: EarlyStop = True,
+    eot: NoiseDraws = 1,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (in pixel range; `norm` "linf", "l2" or "l1", or `ball=`) that the model takes for
-    others.
+    """Adversarial images within `eps` of x: projected gradient descent from a random start.
 
-    `target` is the class to become, instead of just leaving y; `objective=` is raised above zero instead. `loss` "ce",
-    "margin" or "dlr" is what is climbed; `step` is 2.5 eps / steps by default. Examples that fool the model stop, and
-    `restarts` try the others again. `early_stop=False`: all take every step, and are what the last one gives (where that
-    doesn't fool the model, the last image that did), over restarts the one of the highest loss. `eot`: how many draws
-    of its own noise a model that has some is averaged over. Raises InputError and OutputError.
+    The standard white-box attack, and the one to start with. For a robust accuracy to publish prefer `auto_attack`; for
+    the smallest change that fools the model, `fab` or `deepfool`; for a model without gradients, `square`.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        loss: Loss that is maximized. "ce" is the cross-entropy; "margin" the largest other logit minus that of y; "dlr"
+            the margin over the spread of the logits.
+        steps: Number of iterations.
+        step: Length of a step, in the norm. None: 2.5 eps / steps, so that all steps together can cross the ball.
+        random_start: Start at a random point of the ball instead of at x.
+        restarts: Number of runs, each from another random start. Needs random_start. Only examples that are not fooled
+            yet are run again.
+        early_stop: Stop examples as soon as they are good enough. That is, once fooled. False: all take every step and
+            keep the last image that fools, of several runs the one of the highest loss.
+        eot: Draws of the model's own noise that gradients are averaged over. Used only where the model draws random
+            numbers when it runs.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.pgd(box, x, y, eps=0.3, steps=10).success.tolist()
+        [True, True, True, True]
+
+    Source:
+        Madry et al. 2018, arXiv:1706.06083, section 2.1: x <- project(x + step * direction(gradient)). The loop is
+        `gradient_attack`'s. Steps in L2 go along the normalized gradient, in L1 along the signs of the largest 1 % of
+        its values (Tramer & Boneh 2019, arXiv:1904.13000). Unlike the paper, an example stops once it is fooled, unless
+        early_stop=False.
     """
+    check_settings(pgd, locals())
     norm_ball = attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)

@@ -1,24 +1,29 @@
-"""What every attack gives back."""
+"""What every attack returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Adversarial:
-    """Where an attack failed, `images` holds its best try (attacks within eps) or the original (minimal ones)."""
+    """The images that an attack made, and which of them fool the model.
 
-    images: Any  # (N, ...) inside the ball and the valid range; a dict or tuple for models of several inputs
-    success: Tensor  # (N,) bool: the model's answer is wrong (targeted: is the target; with an objective: above zero)
-    queries: Tensor  # (N,) forward passes spent on each
+    Where an attack failed, `images` has its best try (attacks within eps) or the original (minimal attacks).
+    """
+
+    returns: ClassVar[str] = "adversarial"
+
+    images: Any  # (N, ...) in the valid range and in the ball; a dict or tuple for models of several inputs
+    success: Tensor  # (N,) bool: misclassified; targeted: classified as the target; objective: above zero
+    queries: Tensor  # (N,) forward passes per example
     distance: Tensor  # (N,) from the original, in the attack's norm
-    initially_misclassified: Tensor  # (N,) bool: fooled by the original itself, which is returned as it is (but attacked with early_stop=False)
+    initially_misclassified: Tensor  # (N,) bool: the original itself is a success; it is returned (if early_stop)
     norm: str  # of the distance: "linf", "l2" or "l1"
-    interrupted: bool = False
+    interrupted: bool = False  # by Ctrl-C: the fields have what was found until then
 
     def __repr__(self) -> str:
         n, n_fooled = len(self.success), int(self.success.sum())

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import L2, TINY, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
+from ..engine.optimize.constraints import L2, TINY, Ball, Linf, NormBall, broadcast_rows, l2_norm, resolve_ball
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..parameters import AttackObjective, AttackTarget, BatchSize, Bits, Eps, Inputs, Labels, LinfOrL2, Queries, Seed
 from ..rng import hashed_uniform
-from ..validation import check_float, check_int, check_seed
+from ..settings import Above, AtMost, check_settings
+from ..validation import check_seed
 from .attack_state import AttackState, check_eps_range
 from .quantization import quantize_images
 from .result import Adversarial
@@ -37,48 +37,83 @@ AREA_HALVING_QUERIES = (
     6000,
     8000,
 )  # of 10,000 queries: the squares' area halves after each
-MIN_L2_SIDE = 3  # the side of the smallest square of the l2 attack: in a single pixel, hill and hollow cancel out
+MIN_L2_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
 INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 attack
 
 
 @card(
     name="Square attack",
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
-    shows="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
+    shows="An image within eps of this one that the model takes for something else, found from outputs alone.",
     does_not_show="That there is none where it fails: it is a random search, and more queries find more.",
-    norms=("linf", "l2"),
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
+    runs=lambda s: 1 + s["queries"],
+    order=12,
     needs=("pixels",),
-    exempt={"one forward": "it is a search: `queries` looks"},
+    exempt={"one forward": "it is a search of `queries` forward passes"},
 )
 def square(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: Tensor | int | None = None,
-    objective: Objective | None = None,
-    queries: int = 5000,
-    p: float = 0.8,
-    bits: int | None = None,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: LinfOrL2 = "linf",
+    ball: Ball = None,
+    target: AttackTarget = None,
+    objective: AttackObjective = None,
+    queries: Queries = 5000,
+    p: Annotated[float, Above(0), AtMost(1), "Share of the image that the first squares cover."] = 0.8,
+    bits: Bits = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Adversarial:
-    """Images within `eps` of x (`norm` "linf" or "l2", or `ball=`) that the model does not take for y.
+    """Adversarial images within `eps` of x by random squares, without gradients.
 
-    At most `queries` images a row are tried, beside the original. `p` is the share of the image that the first squares
-    cover. Climbs the margin; towards a `target`, the cross-entropy. Raises InputError.
+    For models that give scores but no useful gradient, and as a check on `pgd`: where it finds more, gradients are
+    masked. It needs the model's scores; where there are only decisions, use `hop_skip_jump`. For images only.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. Needed unless `target` or `objective` is given.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class to become (N,), or one for all. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        queries: Largest number of forward passes per example. The one of the original is not counted.
+        p: Share of the image that the first squares cover. It is halved on the schedule of the paper, stretched to
+            `queries`.
+        bits: Bits per value to which images are rounded: 8 gives the levels of PNG files. Rounding would undo many
+            attacks, so a search among the rounded images follows; `success` is then that of the rounded image.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
+        (N,). Where the attack fails, `images` has its best try.
+
+    Raises:
+        InputError: for settings out of their range, or without y, target and objective.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.adversarial.square(box, x, y, eps=0.3, queries=50).distance.max() <= 0.3 * (1 + 1e-6)
+        tensor(True)
+
+    Source:
+        Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3. The margin is maximized; towards a target, the
+        cross-entropy. Two deviations: a square that would leave the image as it is gets other colors, and the smallest
+        squares in L2 are 3 pixels wide.
     """
+    check_settings(square, locals())
     require_images(box, "the square attack")
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
-    queries, seed, p = (
-        check_int("queries", queries, minimum=1),
-        check_seed(seed),
-        check_float("p", p, above=0, maximum=1),
-    )
+    seed = check_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     rows = state.evaluate_originals()
     with state:
@@ -95,7 +130,7 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
 
 
 def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
-    """The square attack on those of the rows that are not fooled yet."""
+    """The square attack on those of the rows that are not successes yet."""
     rows = rows[~state.success[rows]]
     for batch_rows in state.row_batches(rows) if len(rows) else ():
         sampler = _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball)
@@ -109,7 +144,7 @@ def square_side(query: int, queries: int, p: float, height: int, width: int) -> 
 
 
 class SquareSampler(Protocol):
-    """How a norm's squares are drawn."""
+    """The random squares of a norm."""
 
     def initial_images(self, rows: Tensor, seed: int) -> Tensor: ...
     def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
@@ -117,7 +152,7 @@ class SquareSampler(Protocol):
 
 @dataclass
 class _RandomSearch:
-    """Random search on one block of rows, batched: all rows try their own square at once."""
+    """Random search on one batch of rows: each row tries its own square."""
 
     state: AttackState
     sampler: SquareSampler
@@ -152,7 +187,7 @@ class _RandomSearch:
             self.state.keep_best_failure(best_images, rows, success_score)
 
     def _evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Score and fooled: the margin is both, but towards a target the paper climbs the cross-entropy."""
+        """Score and success score: the margin is both, but towards a target the paper maximizes the cross-entropy."""
         if self.state.goal.target_labels is not None:
             return self.state.evaluate(z, rows)
         success_score = self.state.success_score(z, rows)
@@ -160,7 +195,7 @@ class _RandomSearch:
 
 
 def _square_index(uniform: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The index of a square a row of `like` (n, C, H, W), in all channels, placed by uniform draws (n, 2)."""
+    """The index of one square per row of `like` (n, C, H, W), in all channels, placed by uniform draws (n, 2)."""
     n, channels, offsets = (torch.arange(m, device=uniform.device) for m in (*like.shape[:2], side))
     top, left = ((uniform[:, i] * (like.shape[2 + i] - side + 1)).long()[:, None] for i in (0, 1))
     i, j = top + offsets, left + offsets  # (n, h)
@@ -178,7 +213,7 @@ class _LinfSquares:
         self._cached_rows: Tensor | None = None
 
     def _bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the most that pixels may be, kept for as long as the same rows ask."""
+        """Lower and upper bounds of the pixels, cached for as long as the rows are the same."""
         if self._cached_rows is None or len(self._cached_rows) != len(rows):
             x = self.x[rows]
             self._cached_rows, self._low, self._high = rows, self.clip(x - self.eps), self.clip(x + self.eps)
@@ -197,15 +232,15 @@ class _LinfSquares:
         is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == z[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
             _channel_subset(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
-        )  # to look at the same image again would be a loss
+        )  # the same image again would be a wasted query
         candidates = z.clone()
         candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
         return candidates
 
 
 def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
-    """Of uniform draws (n,), sets of channels (n, C) that are not empty, all alike likely."""
-    subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 sets are told apart
+    """From uniform draws (n,), non-empty sets of channels (n, C), all equally likely."""
+    subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 different sets
     subset: Tensor = (subset_code[:, None] >> torch.arange(n_channels, device=uniform.device) & 1).bool()
     return subset
 
@@ -214,7 +249,7 @@ def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
 
 
 class _L2Squares:
-    """A hill beside a hollow in a square, paid for by what another square gives up."""
+    """A hill and a hollow in a square, with the norm freed by setting another square to zero."""
 
     def __init__(self, state: AttackState, ball: NormBall) -> None:
         self.x, self.ball, self.clip = state.x, ball, state.box.inputs.clip
@@ -288,7 +323,7 @@ def l2_pattern(side: int) -> Tensor:
 
 
 def half_pattern(height: int, width: int) -> Tensor:
-    """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, the higher the farther inside."""
+    """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, rising inward."""
     n = height // 2
     r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (height, width))
     ring = n - torch.maximum(r[:, None], s[None, :])  # M(r, s)

@@ -1,39 +1,44 @@
 """Universal perturbations: one small change that fools the model on most images.
 
-Found by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on many
-images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
+Discovered by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on
+many images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.optimize.constraints import NormBall, resolve_ball
-from ..model.batching import BatchSize
+from ..engine.optimize.constraints import Ball, resolve_ball
 from ..objectives import Objective
-from ..validation import check_float
+from ..parameters import AttackObjective, BatchSize, Eps, Inputs, Labels, Norm, Seed, Steps, StepSize
+from ..settings import AtLeast, Holds, Unit, check_settings
+from ..validation import check_seed
 from .attack_state import check_eps_range
-from .universal_objective import UniversalAttack, check_settings, fooling_rate, start_universal_attack
+from .universal_objective import UniversalAttack, fooling_rate, start_universal_attack
 
 
 @dataclass(frozen=True, eq=False)
 class Universal:
+    """One perturbation for many images."""
+
+    returns: ClassVar[str] = "images"
+
     perturbation: Any  # (1, ...), within eps; a dict or tuple for models of several inputs
     target: int | None  # the class that images with it become; None: any but their own
     eps: float
     norm: str
-    fooling_rates: Tensor  # (T,) the share of each step's images that it fooled
+    fooling_rates: Tensor  # (T,) share of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
 
     def apply_to(self, box: Box, x: Any) -> Any:
-        """Inputs x (N, ...) with the perturbation, inside the valid range."""
+        """Inputs x (N, ...) plus the perturbation, clipped to the valid range."""
         return box.restore_structure(self._apply_packed(box, box.validate_inputs(x)))
 
     def _apply_packed(self, box: Box, x: Tensor) -> Tensor:
@@ -42,10 +47,19 @@ class Universal:
     def success(
         self, box: Box, x: Any, y: Tensor | int | None = None, *, batch_size: BatchSize = "auto"
     ) -> float:  # fmt: skip
-        """The fooling rate: the share of inputs x whose answer leaves y (by default the model's own) for another.
+        """The fooling rate: the share of inputs x (N, ...) that the perturbation makes the model misclassify.
 
-        Those that the model gets wrong without it do not count, nor, targeted, those of the target's class. Raises
-        InputError where none counts.
+        Not counted are inputs that are misclassified without it or, targeted, that are of the target's class. Measure
+        it on inputs that the perturbation was not made from.
+
+        Args:
+            box: The model.
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            y: Correct classes (N,), or one for all. None: the model's own predictions.
+            batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+        Raises:
+            InputError: where no input counts.
         """
         x = box.validate_inputs(x)
         return fooling_rate(self, box, x, y, lambda sample_index: self._apply_packed(box, x), 1, batch_size)
@@ -55,39 +69,76 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    shows="One change, hardly visible, that the model's answers to most inputs do not survive.",
-    does_not_show="That it works on inputs of another kind, or that there is none where this one fails.",
+    shows="One small change that alters the model's answers to most inputs.",
+    does_not_show="That it works on other kinds of inputs, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
+    runs=lambda s: s["steps"],
+    order=40,
     exempt={
-        "row seeds": "one change serves all images: the start is no row's",
-        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one change is made for all images: its start belongs to no row",
+        "partial results": "a step is one forward pass, so an interrupted run is a step further; see its own test",
     },
 )
 def universal(
     box: Box,
-    x: Tensor,
-    y: Tensor | int | None = None,
+    x: Inputs,
+    y: Labels = None,
     *,
-    eps: float | None = None,
-    norm: str = "linf",
-    ball: NormBall | None = None,
-    target: int | None = None,
-    objective: Objective | None = None,
-    steps: int = 300,
-    step: float | None = None,
-    images_per_step: int = 64,
-    seed: int = 0,
+    eps: Eps = None,
+    norm: Norm = "linf",
+    ball: Ball = None,
+    target: Annotated[int | None, Holds("labels"), "Class that all images are to become."] = None,
+    objective: AttackObjective = None,
+    steps: Steps = 300,
+    step: StepSize = None,
+    images_per_step: Annotated[int, AtLeast(1), Unit("images"), "Images that a step sees, drawn at random."] = 64,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Universal:
-    """One change within `eps` that makes the model leave y (by default its own answers) for most of the images x.
+    """One perturbation within `eps` that fools the model on most of the images x.
 
-    `target` is the class that all are to become. Each of the `steps` sees `sample` images; `step` is eps / 5 at first
-    and falls to zero. Ctrl-C keeps what was reached. How good it is, other images say: `Universal.success`. Raises
-    InputError, OutputError.
+    To show that a change need not fit the image. It is judged on other images: `Universal.success`. Ctrl-C keeps what
+    was reached. For a change of a small part of the image without a bound use `patch`; for one image use `pgd`.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,), or one for all. None: the model's own predictions.
+        eps: Largest distance from x. In pixel range: 8/255 is eight gray levels. Give this or `ball`.
+        norm: Norm in which the distance from x is measured.
+        ball: Norm ball to stay in, in place of eps and norm.
+        target: Class that all images are to become. None: any class but y.
+        objective: What is raised above zero, instead of a wrong class. Not together with `target`.
+        steps: Number of iterations.
+        step: Length of a step, in the norm. Of the first step; it falls to zero along a cosine. None: eps / 5.
+        images_per_step: Images that a step sees, drawn at random.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Universal`: `perturbation` (1, ...), and `fooling_rates` (T,) over the steps.
+
+    Raises:
+        InputError: for settings out of their range.
+        OutputError: for a model without classes or without a gradient.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(64)
+        >>> result = ub.adversarial.universal(box, x, y, eps=0.3, steps=20)
+        >>> result.perturbation.shape
+        torch.Size([1, 1, 28, 28])
+
+    Source:
+        Discovered by Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by gradient ascent as in Shafahi et al. 2020,
+        arXiv:1811.11304, section 4. Deviation: the fourth root of the loss is maximized in place of the clipped loss,
+        so that few images that cannot be fooled weigh less than many that nearly are.
     """
+    check_settings(universal, locals())
     ball = check_eps_range(box, resolve_ball(eps, norm, ball))
-    first_step_size = ball.eps / 5 if step is None else check_float("step", step, above=0)
-    seed = check_settings(steps, first_step_size, images_per_step, seed)
+    first_step_size = ball.eps / 5 if step is None else step
+    seed = check_seed(seed)
 
     def apply_perturbation(delta: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
         return box.inputs.clip(images + delta)

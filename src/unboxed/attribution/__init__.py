@@ -1,11 +1,13 @@
 """Why this answer? Maps of how much each input value counts for a score: gradients, class activation maps, masks.
 
-Every method raises NaNError where a score that it attributes is NaN or infinite, and names the rows. Of a map that is
-NaN or infinite though its score is a number (a root has no slope at 0) an UnboxedWarning tells.
+Every method gives an `Attribution`: the map as a tensor, with what it explains as attributes. Every method raises
+NaNError where a score that it attributes is NaN or infinite, and names the rows. Where a map is NaN or infinite though
+its score is finite (a square root has no slope at 0), an UnboxedWarning says so.
 
-A method is a file here; what two of them share moves into `engine.gradients` or `engine.perturb`.
+Each method is one file; what two of them share is in `engine.gradients` or `engine.perturb`.
 """
 
+from ..engine.attribution_result import Attribution as Attribution
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift
 from .expected_gradients import expected_gradients as expected_gradients
@@ -16,6 +18,7 @@ from .gradient import gradient as gradient
 from .gradient_x_input import gradient_x_input as gradient_x_input
 from .guided_backprop import guided_backprop as guided_backprop
 from .guided_grad_cam import guided_grad_cam as guided_grad_cam
+from .hires_cam import hires_cam as hires_cam
 from .integrated_gradients import integrated_gradients as integrated_gradients
 from .kernel_shap import kernel_shap as kernel_shap
 from .layer_cam import layer_cam as layer_cam
@@ -23,7 +26,6 @@ from .lime import lime as lime
 from .lime import lime_top as lime_top
 from .lime import positive as positive
 from .lrp import lrp as lrp
-from .occlusion import Occlusion as Occlusion
 from .occlusion import occlusion as occlusion
 from .rise import rise as rise
 from .rollout import rollout as rollout

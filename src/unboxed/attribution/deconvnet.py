@@ -1,40 +1,61 @@
-"""Deconvnet: each ReLU passes down only what is positive above it, open or not.
+"""Deconvnet: each ReLU passes back only the positive part of the signal, whether it was active or not.
 
 Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, section 2.1.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import attribute
 from ..model import relu_rules
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..parameters import BatchSize, Inputs, Target
+from ..settings import check_settings
 
 
 @card(
     name="Deconvnet",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
-    shows="The pattern that this score's positive weights draw when they are read downwards through the model.",
+    shows="The pattern in the input that the positive weights behind this score project back to.",
     does_not_show="Which of it this input has: without pooling, the input enters only through the choice of target.",
     needs=("relu",),
     example=lambda method, box, x, y: method(box, x, y),
 )
-def deconvnet(
-    box: Box, x: Tensor, target: int | Tensor | Objective | None = None, *, batch_size: BatchSize = "auto"
-) -> Tensor:
-    """The score's signal sent down through x's pooling switches, ReLUs applied to the signal; signed, shaped like x.
+def deconvnet(box: Box, x: Inputs, target: Target = None, *, batch_size: BatchSize = "auto") -> Attribution:
+    """The score projected back to the input through x's pooling switches, with ReLUs applied to the backward signal.
 
-    The rule holds for ReLU, ReLU6, hardtanh, threshold, leaky and parametric ReLU, however they are spelled: each sends
-    down the positive part of the signal. Other activations (GELU, SiLU, hardswish) keep their gradient.
+    Shows what kind of pattern a unit responds to in models with max pooling. For what this input contributes take
+    `guided_backprop` (sharper), or a method that passes the randomization test, such as `grad_cam` or
+    `integrated_gradients`.
 
-    Raises RuleError where a ReLU would escape the rule (spelled as a minimum, inside opaque code) or there is none; an
-    UnboxedWarning says where one may have (a mask, `torch.where`).
+    Args:
+        box: The opened model; it must have ReLUs.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
-    Deviation: the paper, and captum, know ReLU only. The signal is rectified so that reconstructions are positive,
-    which asks for no more at ReLU6 and leaky ReLU: their cap and their leak are not applied to the signal.
+    Returns:
+        The backward signal at the input, signed, shaped like x. It has no natural unit.
+
+    Raises:
+        RuleError: where a ReLU would escape the rule (written as a minimum, or inside code that cannot be seen into),
+            or there is none. An UnboxedWarning says where one may have escaped (a mask, `torch.where`).
+        NaNError: where the score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.deconvnet(box, x, y).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1. Deviation: the paper, and captum, treat ReLU only. Here the
+        rule holds for ReLU, ReLU6, hardtanh, threshold, leaky and parametric ReLU, however they are written: each
+        passes back the positive part of the signal. The paper rectifies the signal to keep reconstructions positive,
+        which needs no more at ReLU6 and leaky ReLU, so their cap and their leak are not applied to it. Other
+        activations (GELU, SiLU, hardswish) keep their gradient.
     """
-    return attribute(box, x, target, rule=relu_rules.deconvnet, batch_size=batch_size)
+    check_settings(deconvnet, locals())
+    return attribute(box, x, target, method="Deconvnet", rule=relu_rules.deconvnet, batch_size=batch_size)

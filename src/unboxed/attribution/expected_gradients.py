@@ -1,4 +1,4 @@
-"""Expected gradients: integrated gradients with a whole distribution as the baseline.
+"""Expected gradients: integrated gradients with a distribution as the baseline.
 
 Erion et al. 2021, "Improving performance of deep learning models with axiomatic attribution priors and expected
 gradients", arXiv:1906.10670.
@@ -7,14 +7,14 @@ gradients", arXiv:1906.10670.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution, resolved_target
 from ..engine.gradients.paths import References, equal_weights, path_mean_gradient, path_scores
 from ..engine.perturb.baselines import score_difference
 from ..engine.read.edited_runs import run_variants
@@ -22,65 +22,100 @@ from ..engine.read.edits import resolve_target
 from ..engine.read.examples import input_batches
 from ..engine.results import warn_not_finite
 from ..inputs.multi import MultiInput
-from ..model.batching import BatchSize
-from ..objectives import Objective
+from ..parameters import BatchSize, Inputs, NSamples, Seed, Target
 from ..rng import sample_generator
-from ..validation import check_int, check_seed
+from ..settings import Holds, check_settings
+from ..validation import check_seed
 
-MAX_REFERENCES = 1024  # references taken of a data set: its first
-
-
-@dataclass(frozen=True, eq=False)
-class ExpectedGradients:
-    map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
-    completeness_error: Tensor  # (N,) |sum of the map - difference|
-    score_difference: Tensor  # (N,) score(x) - the mean score of the references drawn for it
+MAX_REFERENCES = 1024  # taken of a data set: its first examples
 
 
 @card(
     name="Expected gradients",
     source="Erion et al. 2021, arXiv:1906.10670",
-    shows="How this score is made up of the input's changes from what other inputs have there.",
-    does_not_show="More than a mean of draws can: shares add up to the difference only as samples become many.",
+    shows="How this score is made up of the input's differences from other inputs.",
+    does_not_show="More than a mean of samples can: contributions sum to the difference only as samples become many.",
     example=lambda method, box, x, y: method(box, x, y, references=example_references(box), n_samples=4),
-    exempt={"one forward": "it looks at many points on the way from many references"},
+    exempt={"one forward": "it takes gradients at many points between many references and x"},
     axioms=("dummy",),
+    runs=lambda s: s["n_samples"],
 )
 def expected_gradients(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    references: Any,
-    n_samples: int = 100,
-    seed: int = 0,
+    references: Annotated[
+        Any, Holds("data"), "Inputs that x is compared with: a tensor (M, ...), or a data set, of which 1024 are taken."
+    ],
+    n_samples: NSamples = 100,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> ExpectedGradients:
-    """The mean of (x - x') * d score / d x at x' + alpha (x - x'), over references x' and alpha uniform in [0, 1].
+) -> Attribution:
+    """Integrated gradients with a data set as the baseline: what x shares with all references gets nothing.
 
-    `references` (M, ...) are inputs like x, or a data set, of which the first 1024 are taken: what all of them share
-    with x gets nothing. Each example draws `n_samples` of them without putting back, until all are drawn, and one alpha
-    from each of as many equal parts of [0, 1]: both keep the mean and lower its variance. The map sums to the
-    difference in expectation; `error` is how far it is off. Draws are keyed by (seed, row). Raises InputError.
+    Take it where no single baseline is neutral. `integrated_gradients` with one baseline is exact to a tolerance; here
+    contributions are a mean of random samples.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        references: Inputs that x is compared with: a tensor (M, ...), or a data set, of which 1024 are taken.
+        n_samples: Number of random samples. Each is a reference (each example draws without replacement until all have
+            been drawn) and a point between it and x (one from each of as many equal parts of [0, 1]); both keep the
+            mean and lower its variance.
+        seed: Seed of all random draws: same seed, same result. Draws are keyed by (seed, row).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The mean over references x' and alpha uniform in [0, 1] of (x - x') * d score / d x at x' + alpha (x - x');
+        signed, shaped like x, in units of the score. Besides: `score_difference` (N,), score(x) less the mean score of
+        the references drawn for it, which the map sums to in expectation; `completeness_error` (N,), how far it is off.
+
+    Raises:
+        InputError or DataError: for references that do not fit the model.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> references, _ = ub.data.digits("train").first(20)
+        >>> a = ub.attribution.expected_gradients(box, x, y, references=references, n_samples=20)
+        >>> tuple(a.shape), list(a.extras)
+        ((2, 1, 28, 28), ['completeness_error', 'score_difference'])
+
+    Source:
+        Erion et al. 2021, arXiv:1906.10670, equation 3. Deviation: references and alphas are stratified, as above.
     """
-    x, k = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
-    seed = check_seed(seed)
+    check_settings(expected_gradients, locals())
+    x, k, seed = box.validate_inputs(x), n_samples, check_seed(seed)
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
     order, alpha = _sample_references(len(x), len(reference_inputs), k, seed)
     path = References(x, reference_inputs, order[:, torch.arange(k) % len(reference_inputs)], alpha, equal_weights(k))
     path_mean = path_mean_gradient(box, objective, path, len(x), batch_size=batch_size).map
     high = run_variants(box, x, objective, logits=False, batch_size=batch_size).score[:, 0]
-    reference_weights = torch.bincount(torch.arange(k) % len(reference_inputs)) / k  # (min(M, K),) the share of each
+    # (min(M, K),) the fraction of samples that each reference gets
+    reference_weights = torch.bincount(torch.arange(k) % len(reference_inputs)) / k
     endpoints = References(x, reference_inputs, order, torch.zeros_like(alpha), reference_weights)
     low = path_scores(box, objective, endpoints, len(x), batch_size=batch_size) @ reference_weights.to(x)
     gap = score_difference(high, low)
     warn_not_finite(f"the gradient of {objective.name} between references and x", path_mean)
-    return ExpectedGradients(box.restore_structure(path_mean), (path_mean.flatten(1).sum(1) - gap).abs(), gap)
+    return make_attribution(
+        box,
+        path_mean,
+        method="Expected gradients",
+        target=resolved_target(objective, target),
+        score=high,
+        completeness_error=(path_mean.flatten(1).sum(1) - gap).abs(),
+        score_difference=gap,
+    )
 
 
 def example_references(box: Box) -> Any:
-    """A few valid inputs, for want of data."""
+    """A few random valid inputs, where there is no data."""
     samples = box.inputs.sample(8, torch.Generator(box.device).manual_seed(0))
     return box.restore_structure(samples)
 
@@ -92,7 +127,7 @@ def _validate_references(box: Box, references: Any) -> Tensor:
 
 
 def _sample_references(n: int, m: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """For each row: the references in an order of its own (N, M), and alphas (N, K), one from each K-th of [0, 1]."""
+    """For each row: the references in a random order (N, M), and alphas (N, K), one from each of K parts of [0, 1]."""
     orders, alphas = list[Tensor](), list[Tensor]()
     for row in range(n):
         generator = sample_generator(seed, row, 0, torch.device("cpu"))

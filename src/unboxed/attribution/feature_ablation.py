@@ -1,4 +1,4 @@
-"""Feature ablation: hide one player at a time, and see what the score loses.
+"""Feature ablation: mask one segment at a time, and measure what the score loses.
 
 Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2, with segments in place of a sliding square.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.estimators import zero_rounding_noise
 from ..engine.perturb.masking import MASKED_INPUT, Masking, make_masking, masked_scores, resolve_objective
@@ -17,40 +18,71 @@ from ..engine.perturb.masks import leave_one_out
 from ..engine.perturb.segments import Segments, square_side
 from ..engine.perturb.windows import window_scores
 from ..engine.read.sizes import Size
-from ..model.batching import BatchSize
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
+from ..parameters import BatchSize, Inputs, Target
+from ..settings import check_settings
 
-MAX_RECTANGLES = 1024  # players that are looked at one by one, whether they are rectangles
+MAX_RECTANGLES = 1024  # segments that are checked one by one for being rectangles
+DEFAULT_RUNS = 100  # about how many segments an input has by default
 
 
 @card(
     name="Feature ablation",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2 (there a sliding square)",
-    shows="What this score loses when one part of the input is hidden and the rest stays.",
-    does_not_show="What parts do together: where either of two is enough, hiding one loses nothing.",
+    shows="What this score loses when one part of the input is masked and the rest stays.",
+    does_not_show="What parts do together: where either of two is enough, masking one loses nothing.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 4))),
-    exempt={"one forward": "it runs the model once for each player"},
+    exempt={"one forward": "it runs the model once for each segment"},
     axioms=("contribution", "dummy", "symmetry"),
+    runs=DEFAULT_RUNS,
 )
 def feature_ablation(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
     segments: Segments = None,
     baseline: Baseline = None,
     batch_size: BatchSize = "auto",
-) -> Tensor:
-    """The score lost when a number's player is hidden: (N, 1 or C, H, W) of images, else shaped like x.
+) -> Attribution:
+    """The score lost when one segment of the input is masked: the simplest method for superpixels and tables.
 
-    `segments` says which numbers are hidden together (see `engine.perturb.segments`): by default a column each, and
-    about 50 SLIC superpixels of an image. The map has a player's whole loss on each of its pixels, in the unit of the
-    score. Players that hide nothing cost nothing and get zero. What rectangles (squares, pixels) don't reach in the
-    model is not computed. Raises InputError for segments or a baseline that do not fit x.
+    Costs one forward pass per segment. Where segments can replace each other, take `shapley` (exact, up to 16
+    segments) or `kernel_shap`, which share out what they do together.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
+            None is each column of a table, and about 50 SLIC superpixels of an image (`engine.perturb.segments`).
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The score lost, in units of the score: (N, 1 or C, H, W) for images, else shaped like x; each value of a segment
+        has the segment's full loss. Segments that masking does not change cost no run and get zero. Of rectangles
+        (squares, pixels) only what they reach in the model is computed.
+
+    Raises:
+        InputError: for segments or a baseline that do not fit x.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.feature_ablation(box, x, y, segments=("squares", 7)).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2, with segments in place of a sliding square.
     """
+    check_settings(feature_ablation, locals())
     x = box.validate_inputs(x)
-    score, _ = resolve_objective(box, target, x, batch_size)
+    score, classes = resolve_objective(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline)
     row_scores = _rectangle_scores(masking, score, batch_size)
     if row_scores is None:
@@ -58,11 +90,17 @@ def feature_ablation(
         row_scores = masked_scores(masking, [masks[a] for a in masking.n_active], [score], batch_size)
     eps = torch.finfo(box.model_dtype).eps
     score_drops = [zero_rounding_noise((v[:1] - v[1:]), v, eps)[:, 0] for v in row_scores]  # (A,) each
-    return box.restore_structure(masking.features.broadcast(masking.scatter_active(score_drops)))  # type: ignore[no-any-return]
+    return make_attribution(
+        box,
+        masking.features.broadcast(masking.scatter_active(score_drops)),
+        method="Feature ablation",
+        target=target if classes is None else classes,
+        score=torch.stack([v[0, 0] for v in row_scores]).to(box.dtype).to(box.device),
+    )
 
 
 def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize) -> list[Tensor] | None:
-    """The score of each row as it is, and without each of its active players, (1 + A, 1), if all are rectangles.
+    """The score of each row as it is, and without each of its active segments, (1 + A, 1), if all are rectangles.
 
     Then only what a rectangle reaches in the model is computed, as for occlusion.
     """
@@ -92,7 +130,7 @@ def _rectangle_scores(masking: Masking, score: Objective, batch_size: BatchSize)
 
 
 def _rectangular_segments(masking: Masking) -> dict[Size, dict[int, tuple[int, int]]] | None:
-    """{size: {player: its corner}} of the players that hide something, where images are cut alike into rectangles."""
+    """{size: {segment: its corner}} of the active segments, where all images have the same rectangles."""
     ids, active = masking.features.ids, masking.active.any(0).nonzero().flatten().tolist()
     if ids.ndim != 4 or ids.shape[1] != 1 or not MAX_RECTANGLES >= len(active) > 0 or not bool((ids == ids[:1]).all()):
         return None

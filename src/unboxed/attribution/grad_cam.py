@@ -1,4 +1,4 @@
-"""Grad-CAM and Grad-CAM++: where a layer's maps speak for a score.
+"""Grad-CAM and Grad-CAM++: where a layer's activations raise a score.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
 arXiv:1610.02391, equations 1 and 2. Chattopadhyay et al. 2018, "Grad-CAM++", arXiv:1710.11063.
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution
 from ..engine.gradients.cams import cam
-from ..model.batching import BatchSize
-from ..objectives import Objective, logit
+from ..objectives import logit
+from ..parameters import BatchSize, Inputs, Layer, Target, Upsample
+from ..settings import check_settings
 
 
 def weigh_by_mean_gradient(h: Tensor, g: Tensor) -> Tensor:
-    """sum_k alpha_k A_k, where alpha_k is the mean gradient of map k."""
+    """sum_k alpha_k A_k, where alpha_k is the mean gradient of channel k."""
     return weighted(h, g.mean((2, 3)))
 
 
@@ -29,61 +31,121 @@ def weigh_by_higher_orders(h: Tensor, g: Tensor) -> Tensor:
 
 
 def weighted(h: Tensor, w: Tensor) -> Tensor:
-    """sum_k w_k A_k, (N, h, w), of maps (N, C, h, w) and weights (N, C): what einsum does, in a third of its time."""
+    """sum_k w_k A_k, (N, h, w), of activations (N, C, h, w) and weights (N, C); bmm takes a third of einsum's time."""
     return torch.bmm(h.flatten(2).mT, w[:, :, None]).view(len(h), *h.shape[2:])
 
 
 @card(
     name="Grad-CAM",
     source="Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2",
-    shows="Where in the image the last maps of the model speak for this score.",
-    does_not_show="Details smaller than a position of the layer, and what speaks against the score: that is cut off.",
+    shows="Where in the image the activations of the last layer with positions raise this score.",
+    does_not_show="Details finer than a position of the layer, and what lowers the score: that is cut off.",
     needs=("images",),
-    example=lambda method, box, x, y: method(box, x, -logit(y)),  # what speaks against y: section 3.3
+    example=lambda method, box, x, y: method(box, x, -logit(y)),  # evidence against y: section 3.3
+    order=2,
 )
 def grad_cam(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    layer: str | None = None,
-    upsample: bool = True,
+    layer: Layer = None,
+    upsample: Upsample = True,
     batch_size: BatchSize = "auto",
-) -> Tensor:
-    """relu(sum_k alpha_k A_k) over a layer's maps A_k, (N, 1, H, W), or (N, 1, h, w) without `upsample`; >= 0.
+) -> Attribution:
+    """A coarse map of where the image raises the score, from a late layer's activations and their mean gradients.
 
-    alpha_k is the mean of d score / d A_k over its positions. `layer` is by default the last maps that all of the score
-    passes through, of more than one position and not pooled ones: after the last ReLU, residual sum or gate, module or
-    not. Tokens of a ViT are laid on their grid, the last of them that other tokens than the class's have a say in.
-    Raises LayerError where a layer has no positions, and where the last maps can't be told: name one then.
+    The usual first choice for image classifiers: cheap, and specific to the class. Take `layer_cam` for finer maps from
+    earlier layers, `hires_cam` to keep what lowers the score, and `guided_grad_cam` for pixel detail.
+
+    Args:
+        box: The opened model; one of its inputs must be an image.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        layer: Address of the layer, as `box.layers` lists them. None is the last one that all of the score
+            passes through and that has more than one position, before pooling: after the last ReLU, residual sum or
+            gate, whether a module or not. Tokens of a ViT are laid on their grid; of these it is the last layer in
+            which other tokens than the class token influence the score.
+        upsample: Enlarge the map to the size of the image (bilinear).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        relu(sum_k alpha_k A_k) over the layer's channels A_k, where alpha_k is the mean of d score / d A_k over
+        positions: (N, 1, H, W), or (N, 1, h, w) without `upsample`; 0 or more. `layer` is the address that was read.
+
+    Raises:
+        LayerError: where the layer has no positions, and where the last such layer is ambiguous: name one then.
+        NaNError: where the score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.grad_cam(box, x, y)
+        >>> tuple(a.shape), bool((a >= 0).all())
+        ((2, 1, 28, 28), True)
+
+    Source:
+        Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
+    check_settings(grad_cam, locals())
     return cam(box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", upsample=upsample, batch_size=batch_size)
 
 
 @card(
     name="Grad-CAM++",
     source="Chattopadhyay et al. 2018, arXiv:1710.11063",
-    shows="Where the last maps of the model speak for this score, also where several places do.",
-    does_not_show="What speaks against the score; and its weights hold for a ReLU model whose output is exp(score).",
+    shows="Where in the image the activations of the last layer with positions raise this score, also where several "
+    "objects do.",
+    does_not_show="What lowers the score; and its weights assume a ReLU model whose output is exp(score).",
     needs=("images",),
     example=lambda method, box, x, y: method(box, x, y),
 )
 def grad_cam_plus_plus(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    layer: str | None = None,
-    upsample: bool = True,
+    layer: Layer = None,
+    upsample: Upsample = True,
     batch_size: BatchSize = "auto",
-) -> Tensor:
-    """As `grad_cam`, with weights w_k = sum_ij alpha_kij relu(d score / d A_kij); (N, 1, H, W), >= 0.
+) -> Attribution:
+    """Grad-CAM with weights from higher-order gradients, for images that show an object several times.
 
-    The paper takes Y = exp(score), so that the second and third derivatives of Y in A are exp(score) times powers of
-    the score's own gradient g, and alpha = g^2 / (2 g^2 + sum_ab A_ab g^3), in which exp(score) cancels. The factor
-    exp(score) that is left scales an example's whole map (and overflows): it is left out, so weights are of g itself.
-    alpha is 0 where g is. Raises LayerError as `grad_cam` does.
+    Take `grad_cam` otherwise: its weights need no assumption about the model's output.
+
+    Args:
+        box: The opened model; one of its inputs must be an image.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        layer: Address of the layer, as `box.layers` lists them. None is the last one with positions, as in
+            `grad_cam`.
+        upsample: Enlarge the map to the size of the image (bilinear).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        relu(sum_k w_k A_k) with w_k = sum_ij alpha_kij relu(d score / d A_kij): (N, 1, H, W), or (N, 1, h, w) without
+        `upsample`; 0 or more.
+
+    Raises:
+        LayerError: as `grad_cam` does.
+        NaNError: where the score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.grad_cam_plus_plus(box, x, y).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Chattopadhyay et al. 2018, arXiv:1710.11063. The paper takes Y = exp(score), so that
+        the second and third derivatives of Y in A are exp(score) times powers of the score's gradient g, and
+        alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab), in which exp(score) cancels. Deviation: the factor exp(score) of the
+        weights, which scales an example's map as one (and overflows), is left out: weights are of g itself. alpha is 0
+        where g is 0.
     """
+    check_settings(grad_cam_plus_plus, locals())
     return cam(
         box, x, target, layer, weigh_by_higher_orders, name="Grad-CAM++", upsample=upsample, batch_size=batch_size
     )

@@ -1,18 +1,18 @@
-"""Integrated gradients: the gradient's mean on the way from a baseline, times how far x is from it.
+"""Integrated gradients: the mean gradient between a baseline and x, times the difference between them.
 
 Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", arXiv:1703.01365, section 3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution, resolved_target
 from ..engine.gradients.paths import QUADRATURE_RULES, midpoints
 from ..engine.gradients.quadrature import IntegrationProblem, initial_points, integrate, integrate_fixed
 from ..engine.perturb.baselines import Baseline, score_difference
@@ -21,60 +21,92 @@ from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
 from ..errors import InputError, warn
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_float, check_int
+from ..parameters import BatchSize, Inputs, Target
+from ..settings import Above, AtLeast, Unit, check_settings
 
-BATCH_DEPENDENT_STEPS = 50
-"""By default, where examples can't be looked at one without the other."""
-
-
-@dataclass(frozen=True, eq=False)
-class IntegratedGradients:
-    map: Any  # (N, ...) shaped like x; for several inputs a dict or tuple
-    completeness_error: Tensor  # (N,) |sum of the map - difference|
-    n_steps: Tensor  # (N,) gradients taken
-    converged: Tensor  # (N,) bool: the error is within the tolerance
-    score_difference: Tensor  # (N,) score(x) - score(baseline)
+BATCH_DEPENDENT_STEPS = 50  # by default, where the examples of a batch depend on one another
+DEFAULT_RUNS = 100  # about how many gradients an input takes where no number of steps is given
 
 
 @card(
     name="Integrated gradients",
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
-    shows="How this score is made up of the input's changes from a baseline; the shares add up to the difference.",
-    does_not_show="What would have been said of another baseline: values that equal it get nothing, whatever they mean.",
+    shows="How this score is made up of the input's changes from a baseline; the contributions sum to the difference.",
+    does_not_show="What another baseline would show: values that equal the baseline get nothing, whatever they mean.",
     example=lambda method, box, x, y: method(box, x, y),
-    exempt={"one forward": "it looks at many points on the way to x"},
+    exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
+    runs=lambda s: s["n_steps"] or DEFAULT_RUNS,
+    order=3,
 )
 def integrated_gradients(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
     baseline: Baseline = None,
-    tol: float = 0.001,
-    n_steps: int | None = None,
-    rule: str | None = None,
-    max_steps: int = 1000,
+    tol: Annotated[float, Above(0), "Largest completeness error, as a fraction of the score's difference."] = 0.001,
+    n_steps: Annotated[
+        int | None, AtLeast(1), Unit("gradients"), "A fixed number of steps; None takes as many as `tol` needs."
+    ] = None,
+    rule: Annotated[
+        Literal["midpoint", "gauss-legendre"] | None, "Quadrature rule of a fixed number of steps; None is midpoint."
+    ] = None,
+    max_steps: Annotated[int, AtLeast(1), Unit("gradients"), "Largest number of steps that `tol` may take."] = 1000,
     batch_size: BatchSize = "auto",
-) -> IntegratedGradients:
-    """(x - x0) times the mean gradient on the straight line from the baseline x0; signed, in units of score.
+) -> Attribution:
+    """Contributions of the input's differences from a baseline: the mean gradient between them, times the difference.
 
-    Each example takes as many steps as it needs until |sum of its map - difference| <= `tol` * |difference|, where the
-    difference is score(x) - score(x0), or to the scores' own rounding error (4 units of both scores' last place in the
-    model's precision) where that is larger; an UnboxedWarning says where that was not reached. Or `n_steps` by
-    "midpoint" (the default) or "gauss-legendre" `rule`; a model whose examples depend on one another takes 50 of these.
+    The standard choice for contributions that sum to the score's difference, for any differentiable model. It takes
+    tens of gradients per input; `deep_lift` takes two, `gradient_x_input` one. Results depend on the baseline: try
+    more than one, or `expected_gradients` over a data set.
 
-    A small error does not vouch for each pixel: errors of pixels cancel in the sum. A map's own distance from the limit
-    falls as 1 / steps (about .4 / steps of the map's absolute sum on the MNIST CNN), so for exact maps ask for steps. A
-    loose `tol` starts from fewer steps, 1 / (4 tol) of them, from 4 to 16. So at .05 maps are .08 off on that model and
-    .16 on a ResNet-20, at .01 they are .026 and .05 off.
-    Memory does not grow with steps: 64 gradients of an example are kept at a time. Draws of a "random" baseline are
-    those of seed 0. Raises InputError.
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features. "random" draws with seed 0.
+        tol: Largest completeness error, as a fraction of the score's difference. Each example takes as many steps as it
+            needs until |sum of its map - difference| <= tol * |difference|, or is within the rounding error of the
+            scores (4 units in the last place of both, in the model's precision) where that is larger. A loose `tol`
+            also starts from fewer steps: 1 / (4 tol), between 4 and 16.
+        n_steps: A fixed number of steps; None takes as many as `tol` needs. A model whose examples depend on one
+            another takes 50 by default.
+        rule: Quadrature rule of a fixed number of steps; None is midpoint.
+        max_steps: Largest number of steps that `tol` may take.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        (x - baseline) times the mean gradient on the straight line between them, signed, shaped like x, in units of the
+        score. Besides: `score_difference` (N,), score(x) - score(baseline); `completeness_error` (N,), how far the sum
+        of the map is from it; `n_steps` (N,), gradients taken; `converged` (N,) bool, whether the error is within the
+        tolerance.
+
+        A small error does not make each value exact: errors of single values cancel in the sum. A map's distance from
+        its limit falls as 1 / steps (about .4 / steps of the map's absolute sum on the MNIST CNN): at tol=.05 maps are
+        .08 off on that model and .16 on a ResNet-20, at .01 .026 and .05. For exact maps ask for many `n_steps`.
+        Memory does not grow with steps: at most 64 gradients per example are held at a time.
+
+    Raises:
+        InputError: for a baseline that does not fit, or a `rule` without `n_steps`.
+        NaNError: where a score is NaN or infinite.
+        UnboxedWarning (a warning): where the tolerance was not reached.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.integrated_gradients(box, x, y)
+        >>> a.converged.tolist(), list(a.extras)
+        ([True, True], ['completeness_error', 'n_steps', 'converged', 'score_difference'])
+
+    Source:
+        Sundararajan et al. 2017, arXiv:1703.01365, section 3, equation 1; the number of steps is adapted per example by
+        halving intervals (`engine.gradients.quadrature`), which the paper leaves open.
     """
+    check_settings(integrated_gradients, locals())
     x = box.validate_inputs(x)
-    tol, max_steps = check_float("tol", tol, above=0), check_int("max_steps", max_steps, minimum=1)
     points = _fixed_points(n_steps, rule)
     start = baseline_of(box, x, baseline)
     objective = resolve_target(box, target, x, batch_size)
@@ -90,25 +122,26 @@ def integrated_gradients(
     not_converged = ~converged & integral.completeness_error.isfinite()
     if n_steps is None and bool(not_converged.any()):
         _warn_not_converged(not_converged, integral.completeness_error, score_gap)
-    return IntegratedGradients(
-        box.restore_structure(integral.mean_gradient * problem.delta),
-        integral.completeness_error,
-        integral.n_points,
-        converged,
-        score_gap,
+    return make_attribution(
+        box,
+        integral.mean_gradient * problem.delta,
+        method="Integrated gradients",
+        target=resolved_target(objective, target),
+        score=high,
+        completeness_error=integral.completeness_error,
+        n_steps=integral.n_points,
+        converged=converged,
+        score_difference=score_gap,
     )
 
 
 def _fixed_points(n_steps: int | None, rule: str | None) -> tuple[Tensor, Tensor] | None:
-    """Times and weights of a fixed number of steps. Raises InputError."""
+    """Points and weights of a fixed number of steps. Raises InputError."""
     if n_steps is None:
         if rule is not None:
             raise InputError("a rule is for a fixed number of steps: give n_steps, or leave the rule out")
         return None
-    rule = "midpoint" if rule is None else rule
-    if not isinstance(rule, str) or rule not in QUADRATURE_RULES:
-        raise InputError(f"rule is {' or '.join(map(repr, QUADRATURE_RULES))}; got {rule!r}")
-    return QUADRATURE_RULES[rule](check_int("n_steps", n_steps, minimum=1))
+    return QUADRATURE_RULES[rule or "midpoint"](n_steps)
 
 
 def _relative_rounding_error(box: Box) -> float:
@@ -119,6 +152,7 @@ def _relative_rounding_error(box: Box) -> float:
 def _warn_not_converged(rows: Tensor, error: Tensor, gap: Tensor) -> None:
     worst = int(torch.where(rows, error, -1).argmax())
     warn(
-        f"integrated gradients did not reach the tolerance for {int(rows.sum())} of {len(rows)} inputs: the shares are "
-        f"off by up to {float(error[worst]):.2g}, of a difference of {float(gap[worst]):.2g}; raise tol, or max_steps"
+        f"integrated gradients did not reach the tolerance for {int(rows.sum())} of {len(rows)} inputs: the sum of a "
+        f"map is off by up to {float(error[worst]):.2g}, of a difference of {float(gap[worst]):.2g}; raise tol, or "
+        "max_steps"
     )

@@ -1,4 +1,4 @@
-"""KernelSHAP: Shapley values of many players, from some of their subsets.
+"""KernelSHAP: Shapley values of many segments, estimated from some of their subsets.
 
 Lundberg & Lee 2017, "A Unified Approach to Interpreting Model Predictions", arXiv:1705.07874, section 4.1; Covert & Lee
 2021, "Improving KernelSHAP", arXiv:2012.01536 (subsets in pairs, standard errors).
@@ -6,14 +6,14 @@ Lundberg & Lee 2017, "A Unified Approach to Interpreting Model Predictions", arX
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
@@ -27,62 +27,90 @@ from ..engine.perturb.masking import (
 from ..engine.perturb.masks import SampledMasks, all_subsets, shapley_mask_pairs
 from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
-from ..model.batching import BatchSize
-from ..objectives import Objective
-from ..validation import check_int, check_seed
-
-
-@dataclass(frozen=True, eq=False)
-class KernelShap:
-    map: Any  # (N, 1 or C, H, W), or as x came: each value dealt out evenly among its player's numbers
-    values: Tensor  # (N, F) of the players; zero beyond a row's own
-    standard_error: Tensor  # (N, F) standard errors of the values, by the draw of subsets; zero where all were run
-    segments: Any  # (N, H, W) or as x came: the player of each number
-    score: Tensor  # (N,) of x
-    baseline_score: Tensor  # (N,) of the baseline: values sum to score - base
+from ..parameters import BatchSize, Inputs, Seed, Target
+from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
 
 
 @card(
     name="KernelSHAP",
     source="Lundberg & Lee 2017, arXiv:1705.07874, section 4.1; pairs of subsets: Covert & Lee 2021, arXiv:2012.01536",
-    shows="How this score's distance from the baseline's is shared out among the parts of the input, with its error.",
-    does_not_show="What the model would say of inputs as they occur: parts are hidden in ways that no real input shows.",
+    shows="How the difference between this score and the baseline's is shared out among the parts of the input, with "
+    "standard errors.",
+    does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
         "one forward": "it runs the model once for each subset drawn",
-        "row seeds": "subsets are drawn once for all rows with as many players, so that rows can be compared",
+        "row seeds": "subsets are drawn once for all rows with as many segments, so that rows can be compared",
     },
     axioms=("contribution", "completeness"),
+    runs=lambda s: s["n_samples"],
+    order=10,
 )
 def kernel_shap(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
     segments: Segments = None,
-    n_samples: int = 1000,
+    n_samples: Annotated[int, AtLeast(2), Unit("forward passes"), "Largest number of masked inputs per row."] = 1000,
     baseline: Baseline = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> KernelShap:
-    """Shapley values by constrained weighted least squares; they sum to score(x) - score(baseline) exactly.
+) -> Attribution:
+    """Shapley values of many segments, estimated from some of their subsets by weighted least squares.
 
-    `segments` says who plays (see `engine.perturb.segments`): by default a column each, and of an image about 50 SLIC
-    superpixels, or n_samples / 4 where that is less. In the map a player's value is shared evenly among its pixels (in
-    the score's unit, a pixel), so that the map sums to score(x) - score(baseline).
+    Needs only the model's output; values sum to score(x) - score(baseline) exactly, and have standard errors. For up to
+    16 segments `shapley` is exact; `lime` fits the same kind of model with a kernel that favors inputs close to x;
+    `integrated_gradients` has the same completeness for a fraction of the cost where gradients can be had.
 
-    The model runs at most `n_samples` times a row. All subsets are run where they are no more than that: the values are
-    then Shapley's own. Errors are the jackknife's over pairs of subsets (see `engine.perturb.standard_errors`); an
-    UnboxedWarning tells of fewer than 4 samples for each player that hides something. Raises InputError where n_samples
-    is below 2 F + 2 and all subsets of the F players.
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
+            None is each column of a table, and about 50 SLIC superpixels of an image, or n_samples / 4 where that is
+            less.
+        n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that: the
+            values are then exact.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The map, (N, 1 or C, H, W) for images, else shaped like x: each segment's value divided evenly among its pixels
+        (in units of the score, per pixel), so that the map sums to score(x) - score(baseline). Besides: `values`
+        (N, F) of the segments, zero beyond a row's own; `standard_error` (N, F), by the draw of subsets (zero where all
+        were run); `segments` (N, H, W) or shaped like x, the segment of each value; `baseline_score` (N,). An
+        UnboxedWarning says where there are fewer than 4 samples per segment that masking changes.
+
+    Raises:
+        InputError: where n_samples is below 2 F + 2 (and below all subsets) of F segments; for segments or a baseline
+            that do not fit x.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.kernel_shap(box, x, y, segments=("squares", 7), n_samples=200)
+        >>> tuple(a.values.shape), tuple(a.standard_error.shape)
+        ((2, 16), (2, 16))
+
+    Source:
+        Lundberg & Lee 2017, arXiv:1705.07874, section 4.1, theorem 2. Subsets in complementary pairs: Covert & Lee
+        2021, arXiv:2012.01536. Deviation: standard errors are the jackknife's over pairs
+        (`engine.perturb.standard_errors`).
     """
-    n, seed = check_int("n_samples", n_samples, minimum=2), check_seed(seed)
+    check_settings(kernel_shap, locals())
+    n, seed = int(n_samples), check_seed(seed)
     x = box.validate_inputs(x)
-    score, _ = resolve_objective(box, target, x, batch_size)
+    score, classes = resolve_objective(box, target, x, batch_size)
     masking = make_masking(box, x, segments, baseline, max_features=max(1, n // MIN_SAMPLES_PER_FEATURE), seed=seed)
     if n < min(2 * masking.features.max_count + 2, 2**masking.features.max_count):
         min_samples = 2 * masking.features.max_count + 2
-        message = f"{masking.features.max_count} players take n_samples of {min_samples} or more; got {n_samples}"
+        message = f"{masking.features.max_count} segments take n_samples of {min_samples} or more; got {n_samples}"
         raise InputError(f"{message}: take more, or larger segments")
     warn_few_samples(masking, n)
     subsets = {a: _subsets(a, n, seed) for a in set(masking.n_active)}
@@ -97,12 +125,21 @@ def kernel_shap(
     )
     ends = ends.to(box.dtype).to(box.device)
     score_difference(ends[:, 0], ends[:, 1])
-    shares = box.restore_structure(masking.features.distribute(values))
-    return KernelShap(shares, values, error, restore_segments(box, masking.features.ids), ends[:, 0], ends[:, 1])
+    return make_attribution(
+        box,
+        masking.features.distribute(values),
+        method="KernelSHAP",
+        target=target if classes is None else classes,
+        score=ends[:, 0],
+        values=values,
+        standard_error=error,
+        segments=restore_segments(box, masking.features.ids),
+        baseline_score=ends[:, 1],
+    )
 
 
 def _subsets(n_features: int, n_samples: int, seed: int) -> tuple[Tensor, SampledMasks | None]:
-    """The masks to run: all of them; or some, and after them all players and none."""
+    """The masks to run: all of them; or some, followed by the full and the empty mask."""
     if 2**n_features <= n_samples:
         return all_subsets(n_features), None
     sampled = shapley_mask_pairs(n_features, n_samples - 2, seed)

@@ -1,23 +1,27 @@
-"""LIME: a linear model of the score around one input, in which superpixels are there or not.
+"""LIME: a linear model of the score around one input, in which superpixels are present or masked.
 
 Ribeiro et al. 2016, "Why Should I Trust You?": Explaining the Predictions of Any Classifier, arXiv:1602.04938.
+
+This file is the method: masks, scores, regression, weights. How the variance of the weights is reduced is in
+`engine.perturb.control_variate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline
-from ..engine.perturb.control_variate import MIN_TRAINING_MASKS, Surrogate
-from ..engine.perturb.estimators import DEFAULT_ALPHA, LocalModel, Regression, RegressionDesign, fit_local_model
+from ..engine.perturb.control_variate import RegressionDesign, fit_local_model, make_surrogate
+from ..engine.perturb.local_model import DEFAULT_ALPHA, LocalModel, Regression
 from ..engine.perturb.masking import (
     MIN_SAMPLES_PER_FEATURE,
     Masking,
@@ -31,238 +35,295 @@ from ..engine.perturb.masking import (
 from ..engine.perturb.masks import SampledMasks, bernoulli_masks
 from ..engine.perturb.segments import Segments, square_side
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..objectives import Objective, mean_over_positions
-from ..rng import derive_seed
-from ..validation import check_float, check_int, check_seed
-
-N_REFERENCE_MASKS = 4096  # masks that are scored by the surrogate alone
-
-
-@dataclass(frozen=True, eq=False)
-class Lime:
-    map: Any  # (N, 1 or C, H, W), or as x came: each number bears the weight of its segment
-    weights: Tensor  # (N, F) of the segments; zero beyond a row's own
-    standard_error: Tensor  # (N, F) standard errors of the weights, by the draw of masks; zero where all masks were run
-    r2: Tensor  # (N,) how much of the score's weighted variance the linear model explains
-    intercept: Tensor  # (N,)
-    prediction: Tensor  # (N,) the linear model's score of x
-    score: Tensor  # (N,) the model's own
-    classes: Tensor | None  # (N,) that are explained; None where the target is an objective
-    segments: Any  # (N, H, W), or as x came: the segment of each number
+from ..parameters import BatchSize, Inputs, On, Seed, Target
+from ..settings import Above, AtLeast, Unit, check_settings
+from ..validation import check_int, check_seed
 
 
 @dataclass(frozen=True, eq=False)
 class LimeTop:
-    classes: Tensor  # (N, T), the likeliest first
-    explanations: tuple[Lime, ...]  # T
+    """LIME of each input's most likely classes."""
 
-
-@dataclass(frozen=True)
-class LimeSettings:
-    """Of the regression, checked."""
-
-    n_samples: int
-    kernel_width: float
-    regression: Regression
-    alpha: float
-    n_features: int | None
-    seed: int
-
-    @classmethod
-    def validated(
-        cls, n_samples: int, kernel_width: float, regression: Regression, alpha: float | None,
-        n_features: int | None, seed: int,
-    ) -> LimeSettings:  # fmt: skip
-        if regression not in DEFAULT_ALPHA:
-            raise InputError(f"regression is {', '.join(map(repr, DEFAULT_ALPHA))}; got {regression!r}")
-        alpha = DEFAULT_ALPHA[regression] if alpha is None else check_float("alpha", alpha)
-        if alpha < 0:
-            raise InputError(f"alpha must be 0 or more; got {alpha}")
-        features = None if n_features is None else check_int("n_features", n_features, minimum=1)
-        width, seed = check_float("kernel_width", kernel_width, 0), check_seed(seed)
-        return cls(check_int("n_samples", n_samples, minimum=2), width, regression, alpha, features, seed)
-
-    @property
-    def max_segments(self) -> int:
-        """Segments by default."""
-        return max(1, self.n_samples // MIN_SAMPLES_PER_FEATURE)
-
-    def sample_masks(self, masking: Masking) -> list[SampledMasks]:
-        """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
-        min_samples = masking.features.max_count + 2
-        if self.n_samples < min_samples:
-            message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {self.n_samples}"
-            raise InputError(f"{message}: take more, or larger segments")
-        warn_few_samples(masking, self.n_samples)
-        masks = {a: bernoulli_masks(a, self.n_samples, self.seed) for a in set(masking.n_active)}
-        return [masks[a] for a in masking.n_active]
+    classes: Tensor  # (N, T), the most likely first
+    explanations: tuple[Attribution, ...]  # T: the k-th is of classes[:, k]
 
 
 @card(
     name="LIME",
     source="Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5",
-    shows="Which parts of the input speak for this answer and which against it, with the error of each weight.",
-    does_not_show="More than a linear model can: where R² is low, parts work together and the weights say little.",
+    shows="Which parts of the input raise this answer and which lower it, with the standard error of each weight.",
+    does_not_show="More than a linear model can: where R² is low, parts interact and the weights mean little.",
     example=lambda method, box, x, y: method(box, x, y, segments=("squares", square_side(box, 3)), n_samples=48),
     exempt={
         "one forward": "it runs the model once for each mask drawn",
         "row seeds": "masks are drawn once for all rows with as many segments, so that rows can be compared",
     },
+    runs=lambda s: s["n_samples"],
+    order=9,
 )
 def lime(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
     segments: Segments = None,
-    n_samples: int = 1000,
-    kernel_width: float = 0.25,
-    regression: Regression = "ridge",
-    alpha: float | None = None,
-    n_features: int | None = None,
-    on: Literal["probability", "score"] | None = None,
+    n_samples: Annotated[int, AtLeast(2), Unit("forward passes"), "Largest number of masked inputs per row."] = 1000,
+    kernel_width: Annotated[float, Above(0), Unit("cosine distance"), "Width of the kernel that weights masks."] = 0.25,
+    regression: Annotated[Regression, "Kind of the linear regression."] = "ridge",
+    alpha: Annotated[
+        float | None, AtLeast(0), "Penalty of the regression; None is 1 for ridge, 0.001 for lasso."
+    ] = None,
+    n_features: Annotated[
+        int | None, AtLeast(1), Unit("segments"), "Keep only the segments of the largest weights; None keeps all."
+    ] = None,
+    on: On = None,
     baseline: Baseline = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Lime:
-    """The weight of each segment in a linear model of the score, fitted to x with segments hidden at random.
+) -> Attribution:
+    """The weight of each segment in a linear model of the score, fitted to x with segments masked at random.
 
-    `segments` (see `engine.perturb.segments`) are by default a column each, and quickshift superpixels, as in the lime
-    package; where there are more than n_samples / 4 of these, SLIC superpixels or squares. The map has a segment's
-    whole weight on each of its pixels, in the unit of the score. Masks keep each segment with probability 1/2; they
-    weigh sqrt(exp(-d^2 / kernel_width^2)), d being the cosine distance to the mask of all, and `alpha` is the ridge's
-    penalty (1 by default, as in the package) or the lasso's (0.001). `n_features` fits once more with only the
-    heaviest. `on="probability"` explains the class's probability, the default where target means a class; "score"
-    explains what target means by itself. `baseline="segment"` hides a segment by its own mean, as the package does.
+    Needs only the model's output, and reports how well a linear model fits (`r2`). Weights do not sum to anything: take
+    `kernel_shap` for values that sum to the score's difference, and `feature_ablation` for a quick look at one segment
+    at a time.
 
-    What is estimated is the package's weighted regression, with less noise. Masks are drawn together: each is by itself
-    drawn as before, all of them are an orthogonal array (and all subsets, where they are no more than n_samples).
-    Segments in which x is the baseline, which can't matter to the model, are summed over. And what bends in the score
-    is learned from the masks run and taken out as a control variate (see `engine.perturb.control_variate`). The model
-    runs at most n_samples times a row.
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
+            None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
+            are more than n_samples / 4, SLIC superpixels or squares.
+        n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
+        kernel_width: Width of the kernel that weights masks: sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
+            distance between a mask and the full mask.
+        regression: Kind of the linear regression.
+        alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
+        n_features: Keep only the segments of the largest weights; None keeps all. The regression is fitted once more
+            with those alone.
+        on: What is explained: the probability of the class, or the score of `target`. None is the probability where
+            target is a class.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features. "segment" masks a segment by its own mean, as the lime package does.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
-    Errors are the jackknife's over pairs of masks (see `engine.perturb.standard_errors`), about the same regression on
-    all subsets, x itself counting as one mask in n_samples; with the lasso, given its choice of segments. An
-    UnboxedWarning tells of fewer than 4 samples for each segment that hides something. Raises InputError where
-    n_samples is below the number of segments + 2.
+    Returns:
+        The map, (N, 1 or C, H, W) for images, else shaped like x: each value has its segment's weight, in units of the
+        score. Besides: `weights` (N, F) of the segments, zero beyond a row's own; `standard_error` (N, F) of the
+        weights, by the draw of masks (zero where all were run); `r2` (N,), how much of the score's weighted variance
+        the linear model explains; `intercept` (N,); `prediction` (N,), the linear model's score of x; `segments`
+        (N, H, W) or shaped like x, the segment of each value. An UnboxedWarning says where there are fewer than 4
+        samples per segment that masking changes.
+
+    Raises:
+        InputError: where n_samples is below the number of segments + 2; for segments or a baseline that do not fit x.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.lime(box, x, y, segments=("squares", 7), n_samples=200)
+        >>> tuple(a.weights.shape), tuple(a.r2.shape)
+        ((2, 16), (2,))
+
+    Source:
+        Ribeiro et al. 2016, arXiv:1602.04938, sections 3.2 to 3.5; the regression is the lime package's. Deviations,
+        which leave what is estimated unchanged and lower its variance: masks keep each segment with probability 1/2 as
+        in the package, but all of them together are an orthogonal array; segments that masking does not change are
+        summed over; and the nonlinear part of the score is learned from the masks that were run and used as a control
+        variate (`engine.perturb.control_variate`). Standard errors are the jackknife's over pairs of masks
+        (`engine.perturb.standard_errors`), about the same regression on all subsets, x itself counting as one mask in
+        n_samples; for the lasso, given its choice of segments.
     """
-    settings = LimeSettings.validated(n_samples, kernel_width, regression, alpha, n_features, seed)
+    check_settings(lime, locals())
+    settings = locals()
     x = box.validate_inputs(x)
     score, classes = resolve_objective(box, target, x, batch_size, on)
+    masking = _mask_segments(box, x, settings)
     use_log_odds = classes is not None and on != "score"
-    masking = make_masking(
-        box,
-        x,
-        segments,
-        baseline,
-        default="quickshift",
-        max_features=settings.max_segments,
-        seed=settings.seed,
-        allow_segment_mean=True,
-    )
-    return _explain(masking, [score], [classes], settings, use_log_odds, batch_size)[0]
+    return _explain(masking, [score], [target if classes is None else classes], settings, use_log_odds)[0]
 
 
 def lime_top(
     box: Box,
-    x: Tensor,
-    top: int = 5,
+    x: Inputs,
+    top: Annotated[int, AtLeast(1), Unit("classes"), "Number of classes."] = 5,
     *,
     segments: Segments = None,
-    n_samples: int = 1000,
-    kernel_width: float = 0.25,
-    regression: Regression = "ridge",
-    alpha: float | None = None,
-    n_features: int | None = None,
+    n_samples: Annotated[int, AtLeast(2), Unit("forward passes"), "Largest number of masked inputs per row."] = 1000,
+    kernel_width: Annotated[float, Above(0), Unit("cosine distance"), "Width of the kernel that weights masks."] = 0.25,
+    regression: Annotated[Regression, "Kind of the linear regression."] = "ridge",
+    alpha: Annotated[
+        float | None, AtLeast(0), "Penalty of the regression; None is 1 for ridge, 0.001 for lasso."
+    ] = None,
+    n_features: Annotated[
+        int | None, AtLeast(1), Unit("segments"), "Keep only the segments of the largest weights; None keeps all."
+    ] = None,
     baseline: Baseline = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> LimeTop:
-    """The probabilities of each input's likeliest classes, explained in one set of runs. Settings as in `lime`."""
-    settings = LimeSettings.validated(n_samples, kernel_width, regression, alpha, n_features, seed)
-    if check_int("top", top, minimum=1) > box.n_outputs:
+    """LIME of the probabilities of each input's most likely classes, for the cost of one.
+
+    Take `lime` for one class, or for a score that is no probability.
+
+    Args:
+        box: The opened model, with classes.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        top: Number of classes.
+        segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
+            None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
+            are more than n_samples / 4, SLIC superpixels or squares.
+        n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
+        kernel_width: Width of the kernel that weights masks: sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
+            distance between a mask and the full mask.
+        regression: Kind of the linear regression.
+        alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
+        n_features: Keep only the segments of the largest weights; None keeps all. The regression is fitted once more
+            with those alone.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features. "segment" masks a segment by its own mean, as the lime package does.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        `classes` (N, T), the most likely first, and `explanations`, T results of `lime`.
+
+    Raises:
+        InputError: for more classes than the model has, and as `lime` does.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> result = ub.attribution.lime_top(box, x, 3, segments=("squares", 7), n_samples=200)
+        >>> tuple(result.classes.shape), len(result.explanations)
+        ((2, 3), 3)
+
+    Source:
+        Ribeiro et al. 2016, arXiv:1602.04938, section 4.
+    """
+    check_settings(lime_top, locals())
+    settings = locals()
+    if top > box.n_outputs:
         raise InputError(f"the model has {box.n_outputs} classes; got top={top}")
     x = box.validate_inputs(x)
-    p = box.probs(x, batch_size=batch_size)
-    classes = mean_over_positions(p).topk(top, 1).indices  # (N, T)
-    masking = make_masking(
+    classes = mean_over_positions(box.probs(x, batch_size=batch_size)).topk(top, 1).indices  # (N, T)
+    objectives = [class_probability(box, labels) for labels in classes.T]
+    explanations = _explain(_mask_segments(box, x, settings), objectives, list(classes.T), settings, True)
+    return LimeTop(classes, tuple(explanations))
+
+
+def positive(result: Attribution, n: int = 5) -> Tensor:
+    """A mask of the n segments that raise the answer most; segments that lower it are left out.
+
+    For a picture of the evidence, as in the paper's figures.
+
+    Args:
+        result: What `lime` gives for images.
+        n: Largest number of segments.
+
+    Returns:
+        The mask (N, H, W), bool.
+
+    Raises:
+        InputError: where the result is not LIME's, or not of images.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.lime(box, x, y, segments=("squares", 7), n_samples=200)
+        >>> ub.attribution.positive(a, 3).shape
+        torch.Size([2, 28, 28])
+    """
+    extras: Mapping[str, Any] = result.extras if isinstance(result, Attribution) else {}
+    weights, segments = extras.get("weights"), extras.get("segments")
+    if not isinstance(weights, Tensor) or not isinstance(segments, Tensor) or segments.ndim != 3:
+        raise InputError("positive takes the result of lime for images, which has weights of superpixels")
+    best = weights.topk(min(check_int("n", n, minimum=1), weights.shape[1]), 1)
+    chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
+    return chosen.gather(1, segments.flatten(1)).view(segments.shape)
+
+
+Settings = Mapping[str, Any]  # the checked settings of `lime` or `lime_top`, by name
+
+
+def _mask_segments(box: Box, x: Tensor, settings: Settings) -> Masking:
+    return make_masking(
         box,
         x,
-        segments,
-        baseline,
+        settings["segments"],
+        settings["baseline"],
         default="quickshift",
-        max_features=settings.max_segments,
-        seed=settings.seed,
+        max_features=max(1, settings["n_samples"] // MIN_SAMPLES_PER_FEATURE),
+        seed=check_seed(settings["seed"]),
         allow_segment_mean=True,
     )
-    objectives = [class_probability(box, labels) for labels in classes.T]
-    return LimeTop(classes, tuple(_explain(masking, objectives, list(classes.T), settings, True, batch_size)))
 
 
-def positive(result: Lime, n: int = 5) -> Tensor:
-    """A mask (N, H, W) of the n segments that speak most for the answer; those that speak against it are left out.
-
-    Raises InputError where the result is not of images.
-    """
-    if not isinstance(result, Lime) or not isinstance(result.segments, Tensor) or result.segments.ndim != 3:
-        raise InputError("a mask is made of what lime says of images, superpixel by superpixel")
-    best = result.weights.topk(min(check_int("n", n, minimum=1), result.weights.shape[1]), 1)
-    chosen = torch.zeros_like(result.weights, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
-    return chosen.gather(1, result.segments.flatten(1)).view(result.segments.shape)
+def _sample_masks(masking: Masking, n_samples: int, seed: int) -> list[SampledMasks]:
+    """The masks of each row. Raises InputError where they are too few to tell the segments apart."""
+    min_samples = masking.features.max_count + 2
+    if n_samples < min_samples:
+        message = f"{min_samples - 2} segments take n_samples of {min_samples} or more; got {n_samples}"
+        raise InputError(f"{message}: take more, or larger segments")
+    warn_few_samples(masking, n_samples)
+    masks = {a: bernoulli_masks(a, n_samples, seed) for a in set(masking.n_active)}
+    return [masks[a] for a in masking.n_active]
 
 
 def _explain(
-    masking: Masking,
-    objectives: Sequence[Objective],
-    classes: Sequence[Tensor | None],
-    settings: LimeSettings,
-    use_log_odds: bool,
-    batch_size: BatchSize,
-) -> list[Lime]:
-    sampled = settings.sample_masks(masking)
-    row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, batch_size)  # N of (U, T)
-    surrogates = {id(d): _make_surrogate(d, settings) for d in sampled}
-    masks_and_counts = zip(sampled, masking.features.counts, strict=True)
-    designs = [RegressionDesign.from_masks(d, f, settings.kernel_width, surrogates[id(d)]) for d, f in masks_and_counts]
+    masking: Masking, objectives: Sequence[Objective], targets: Sequence[Any], settings: Settings, use_log_odds: bool
+) -> list[Attribution]:
+    """Run x under random masks, and fit a linear model to each objective's scores."""
+    seed = check_seed(settings["seed"])
+    sampled = _sample_masks(masking, settings["n_samples"], seed)
+    row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
+    surrogates = {id(d): make_surrogate(d, seed) for d in sampled}
+    designs = [
+        RegressionDesign.from_masks(d, n_segments, settings["kernel_width"], surrogates[id(d)])
+        for d, n_segments in zip(sampled, masking.features.counts, strict=True)
+    ]
+    alpha = DEFAULT_ALPHA[settings["regression"]] if settings["alpha"] is None else float(settings["alpha"])
     fit = partial(
         fit_local_model,
-        regression=settings.regression,
-        alpha=settings.alpha,
-        max_features=settings.n_features,
+        regression=settings["regression"],
+        alpha=alpha,
+        max_features=settings["n_features"],
         use_log_odds=use_log_odds,
     )
-    limes = []
-    for t, class_labels in enumerate(classes):
+    results = []
+    for t, target in enumerate(targets):
         ys = [v[:, t][d.mask_index] for v, d in zip(row_scores, sampled, strict=True)]
-        limes.append(_lime_result(masking, [fit(d, y) for d, y in zip(designs, ys, strict=True)], ys, class_labels))
-    return limes
+        fits = [fit(design, y) for design, y in zip(designs, ys, strict=True)]
+        results.append(_lime_result(masking, fits, [float(y[0]) for y in ys], target))
+    return results
 
 
-def _make_surrogate(sampled: SampledMasks, settings: LimeSettings) -> tuple[Surrogate, SampledMasks] | None:
-    """What learns the score of masks, and masks to be scored by it alone; None where all masks are run, or too few."""
-    if bool((sampled.cluster < 0).all()) or len(sampled.mask_index) < MIN_TRAINING_MASKS:
-        return None
-    n_masks = min(N_REFERENCE_MASKS, 16 * len(sampled.mask_index))
-    return Surrogate(sampled.z[1:]), bernoulli_masks(
-        sampled.masks.shape[1], n_masks, derive_seed("surrogate", settings.seed), deduplicate=False
-    )
-
-
-def _lime_result(masking: Masking, fits: list[LocalModel], ys: list[Tensor], classes: Tensor | None) -> Lime:
+def _lime_result(masking: Masking, fits: list[LocalModel], scores: list[float], target: Any) -> Attribution:
+    """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
-    weights, error = (
-        masking.scatter_active([f.weights for f in fits]),
-        masking.scatter_active([f.standard_error for f in fits]),
-    )
-    exists = (
-        torch.arange(features.max_count, device=box.device) < torch.tensor(features.counts, device=box.device)[:, None]
-    )
+    weights = masking.scatter_active([f.weights for f in fits])
+    counts = torch.tensor(features.counts, device=box.device)
+    exists = torch.arange(features.max_count, device=box.device) < counts[:, None]
     unchanged = torch.tensor([f.unchanged_weight for f in fits]).to(weights)[:, None]
     weights = torch.where(exists & ~masking.active, unchanged, weights)
-    statistics = torch.tensor(
-        [[f.r2, f.intercept, float(y[0])] for f, y in zip(fits, ys, strict=True)], dtype=torch.float64
+    statistics = [[f.r2, f.intercept, score] for f, score in zip(fits, scores, strict=True)]
+    r2, intercept, score = torch.tensor(statistics, dtype=torch.float64).to(box.dtype).to(box.device).T
+    return make_attribution(
+        box,
+        features.broadcast(weights),
+        method="LIME",
+        target=target,
+        score=score,
+        weights=weights,
+        standard_error=masking.scatter_active([f.standard_error for f in fits]),
+        r2=r2,
+        intercept=intercept,
+        prediction=intercept + weights.sum(1),
+        segments=restore_segments(box, features.ids),
     )
-    r2, intercept, score = statistics.to(box.dtype).to(box.device).T
-    restored = box.restore_structure(features.broadcast(weights)), restore_segments(box, features.ids)
-    return Lime(restored[0], weights, error, r2, intercept, intercept + weights.sum(1), score, classes, restored[1])

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation: the score, handed down layer by layer until it lies on the pixels.
+"""Layer-wise relevance propagation: the score, distributed layer by layer from the output back to the input.
 
 Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
 PLOS ONE 10(7); Montavon et al. 2017, "Explaining nonlinear classification decisions with deep Taylor decomposition",
@@ -10,23 +10,26 @@ for Transformers: Better Explanations through Conservative Propagation", arXiv:2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution
+from ..engine.gradients.score import predicted_classes
 from ..engine.results import warn_not_finite, warn_rows
-from ..errors import InputError, OutputError
-from ..inputs.base import Inputs
+from ..errors import OutputError
+from ..inputs.base import Inputs as InputSpec
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import in_batches
 from ..model.lrp import LayerRules, LRPMode, annotate, check_all_ruled, frozen_parameters, linear_rules
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..validation import check_float
+from ..parameters import BatchSize, Inputs, Target
+from ..settings import AtLeast, check_settings
 
 LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
     "composite": lambda e, g: LayerRules(
@@ -45,62 +48,90 @@ LAYER_RULES: Mapping[str, Callable[[float, float], LayerRules]] = {
 @card(
     name="LRP",
     source="Bach et al. 2015; Montavon et al. 2019, LNCS 11700; Kohlbrenner et al. 2020, arXiv:1910.09840",
-    shows="How the score is made up of the inputs, if each layer shares out what it got among what it was made of.",
-    does_not_show="What would happen if a value changed; and other rules, all of them sums to the same score, share it "
-    "out otherwise.",
+    shows="How the score is made up of the inputs, if each layer distributes its relevance over what it was computed "
+    "from.",
+    does_not_show="What would happen if a value changed; and other rules distribute the same score differently.",
     example=lambda method, box, x, y: method(box, x, y),
     axioms=("dummy", "symmetry"),
+    order=5,
 )
 def lrp(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    rule: str = "composite",
-    epsilon: float = 1e-6,
-    gamma: float = 0.25,
+    rule: Annotated[
+        Literal["composite", "composite-plus", "epsilon", "gamma", "z-plus", "alpha-beta"],
+        "Propagation rule: one for all layers, or a composite that depends on the kind of layer.",
+    ] = "composite",
+    epsilon: Annotated[float, AtLeast(0), "Stabilizer of the epsilon rule; 0 is LRP-0."] = 1e-6,
+    gamma: Annotated[float, AtLeast(0), "How much the gamma rule favors positive weights."] = 0.25,
     batch_size: BatchSize = "auto",
-) -> Any:
-    """The relevance of each pixel, signed, shaped like x and in units of the score; it sums to the score but for what
-    biases and epsilon keep.
+) -> Attribution:
+    """The score distributed layer by layer, from the output back to the input, by propagation rules.
 
-    `rule` is one for all layers, or one by the kind of layer:
-    "composite": epsilon in dense layers, gamma in convolutions, z-B in layers that see pixels (Montavon et al. 2019);
-    "composite-plus": epsilon, z-plus, flat (Kohlbrenner et al. 2020); "epsilon" (with 0: LRP-0), "gamma", "z-plus",
-    "alpha-beta" (alpha = 2, beta = 1).
-    Relevance of an input is what its distance from zero after normalization bears: a pixel at the mean has none but by
-    z-B and flat, which go by the range of pixels.
+    As cheap as a gradient, with clean maps on convolutional models and (by Ali et al.'s rules) transformers. The map
+    depends on the rules and on how the model is written; `integrated_gradients` depends on its function alone.
 
-    Elsewhere: activations pass on what they get (f(0), where it is not zero, keeps its part as a bias does); sums share
-    in proportion, maxima give all to the winner; batch norm is one with the convolution or linear layer before it, or
-    else a scale with a bias; what layer norm and the like divide by is held constant, and so are gates and attention's
-    weights in products (Ali et al. 2022), of which other factors bear half each.
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        rule: Propagation rule: one for all layers, or a composite that depends on the kind of layer.
+            "composite": epsilon in dense layers, gamma in convolutions, z-B in layers that see pixels (Montavon et al.
+            2019). "composite-plus": epsilon, z-plus, flat (Kohlbrenner et al. 2020). "epsilon", "gamma", "z-plus" and
+            "alpha-beta" (alpha = 2, beta = 1) are for all layers.
+        epsilon: Stabilizer of the epsilon rule; 0 is LRP-0.
+        gamma: How much the gamma rule favors positive weights.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
-    Raises RuleError at an op that no rule is for, or that is hidden from view (scripted code).
+    Returns:
+        The relevance of each value, signed, shaped like x, in units of the score. It sums to the score, less what
+        biases and epsilon absorb. The relevance of a value is that of its distance from zero after normalization: a
+        pixel at the mean has none, except by z-B and flat, which use the range of pixels.
+
+    Raises:
+        RuleError: at an op that no rule is for, or that cannot be seen (scripted code).
+        OutputError: where the score does not depend on the input by any path that carries relevance.
+        NaNError: where the score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.lrp(box, x, y)
+        >>> tuple(a.shape), tuple(a.score.shape)
+        ((2, 1, 28, 28), (2,))
+
+    Source:
+        Bach et al. 2015; Montavon et al. 2017 (z-B) and 2019 (gamma, composite); Kohlbrenner et al. 2020; Ali et al.
+        2022 (attention). Where the papers leave it open: activations pass on what they receive (where f(0) is not zero,
+        it absorbs its part as a bias does); sums distribute in proportion and maxima give all to the winner; batch norm
+        is merged with the convolution or linear layer before it, or else is a scale with a bias; the divisor of layer
+        norm and its like is held constant, and so are gates and attention weights in products (Ali et al. 2022);
+        other factors of a product get half each.
     """
-    layer_rules = _layer_rules(rule, epsilon, gamma)
+    check_settings(lrp, locals())
+    layer_rules = LAYER_RULES[rule](float(epsilon), float(gamma))
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
 
-    def run_batch(rows: slice) -> tuple[Tensor, Tensor]:
+    def run_batch(rows: slice) -> tuple[Tensor, Tensor, Any]:
         return _relevance(box, objective.rows(rows), x[rows], layer_rules)
 
     parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
-    relevance, score = (torch.cat(h) for h in zip(*parts, strict=True))
+    relevance, score = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     check_finite_scores(score)
     warn_not_finite(f"the relevance of {objective.name}", relevance)
     warn_rows(f"the relevance of {objective.name} is exactly zero for", (relevance == 0).flatten(1).all(1))
-    return box.restore_structure(relevance)
+    predicted = torch.cat([p[2] for p in parts]) if target is None else None
+    return make_attribution(
+        box, relevance, method="LRP", target=predicted if target is None else target, score=score.to(box.dtype)
+    )
 
 
-def _layer_rules(rule: str, epsilon: float, gamma: float) -> LayerRules:
-    if not isinstance(rule, str) or rule not in LAYER_RULES:
-        raise InputError(f"rule is one of {', '.join(map(repr, LAYER_RULES))}; got {rule!r}")
-    return LAYER_RULES[rule](check_float("epsilon", epsilon, minimum=0), check_float("gamma", gamma, minimum=0))
-
-
-def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules) -> tuple[Tensor, Tensor]:
-    """Relevance (n, ...) of one batch, (x - x0) c, with x0 what the normalization makes zero; and the score (n,)."""
+def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRules) -> tuple[Tensor, Tensor, Any]:
+    """Relevance (n, ...) of one batch, (x - x0) c, x0 being zero after normalization; scores and classes (n,)."""
     with box.isolated(), frozen_parameters(box.model):
         x, *bounds = leaves = _leaves(box.inputs, x, layer_rules)
         annotate(x, bounds=tuple(bounds) or None)
@@ -110,27 +141,28 @@ def _relevance(box: Box, objective: Objective, x: Tensor, layer_rules: LayerRule
             check_all_ruled(acts[a])
         score = objective(acts)
         if not score.requires_grad:
-            raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
+            raise OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")
         grads = torch.autograd.grad(score.sum(), leaves, allow_unused=True)
         if all(c is None for c in grads):
-            raise OutputError(f"{objective.name} does not depend on the input by any path that bears relevance")
+            raise OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")
         reference = box.inputs.decode(torch.zeros_like(x))
         shares = [
             torch.where(at.isnan(), 0, (at - reference) * c)
             for at, c in zip(leaves, grads, strict=True)
             if c is not None
         ]
-        return torch.stack(shares).sum(0).detach().to(box.dtype), score.detach()
+        relevance = torch.stack(shares).sum(0).detach().to(box.dtype)
+        return relevance, score.detach(), predicted_classes(objective, acts)
 
 
-def _leaves(inputs: Inputs, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
-    """x, and the least and the most that it can be where the recipe asks for them."""
+def _leaves(inputs: InputSpec, x: Tensor, layer_rules: LayerRules) -> list[Tensor]:
+    """x, and its lower and upper bounds where a rule of the first layer needs them."""
     bounds = (_input_bound(inputs, x, 0.0), _input_bound(inputs, x, 1.0)) if layer_rules.first_layer else ()
     return [h.detach().clone().requires_grad_() for h in (x, *bounds)]
 
 
-def _input_bound(inputs: Inputs, x: Tensor, value: float) -> Tensor:
-    """An end of the range of x: a pixel's is known, a column's is none (NaN)."""
+def _input_bound(inputs: InputSpec, x: Tensor, value: float) -> Tensor:
+    """A bound of x, shaped like it: that of pixels; NaN for columns, which have none."""
     if isinstance(inputs, MultiInput):
         parts = inputs.parts.values() if isinstance(inputs.parts, Mapping) else inputs.parts
         parts_and_values = zip(parts, inputs.split(x), strict=True)

@@ -1,4 +1,4 @@
-"""Occlusion: cover the image, one window after another, and see what the score loses.
+"""Occlusion: cover one window of the image after another, and measure what the score loses.
 
 Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, sections 2.2 and
 4.2. Run as incremental inference, after Nakandala, Kumar & Papakonstantinou 2019, "Incremental and Approximate
@@ -7,14 +7,15 @@ Inference for Faster Occlusion-based Deep CNN Explanations" (SIGMOD): exact, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution
+from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.perturb.masking import MASKED_INPUT
 from ..engine.perturb.segments import square_side
@@ -23,59 +24,83 @@ from ..engine.read import sizes
 from ..engine.read.edited_runs import VariantOutputs
 from ..engine.read.edits import resolve_target
 from ..errors import InputError
-from ..model.batching import BatchSize
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective, logit
+from ..parameters import BatchSize, Inputs, Target
+from ..settings import Unit, check_settings
 from ..validation import check_int
 
 WindowSize = int | tuple[int, int]
-WINDOWS_PER_SIDE = 7  # of an image's side that a window covers by default: 32 of 224 pixels, 4 of 28
-
-
-@dataclass(frozen=True, eq=False)
-class Occlusion:
-    """What covering does, at each of rows x cols positions of the window."""
-
-    map: Tensor  # (N, 1, H, W) of each pixel: the mean score lost over the windows that cover it
-    score_drops: Tensor  # (N, rows, cols) score lost
-    score: Tensor  # (N,) of the whole images
-    predicted: Tensor | None  # (N, rows, cols) class predicted
-    probability: (
-        Tensor | None
-    )  # (N, rows, cols) of the class asked for, or else of the one predicted for the whole image
-    top: Tensor  # (rows,) of the window, in pixels
-    left: Tensor  # (cols,)
-    window: tuple[int, int]  # (h, w)
+WINDOWS_PER_SIDE = 7  # a window covers a seventh of a side by default: 32 of 224 pixels, 4 of 28
+DEFAULT_RUNS = 200  # about how many positions the window has by default
 
 
 @card(
     name="Occlusion",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2",
-    shows="Which parts of the image this score can't do without: what it loses when they are covered.",
-    does_not_show="What two parts do together, or a part for which another stands in; and the cover is a picture, too.",
+    shows="Which parts of the image this score depends on: what it loses when they are covered.",
+    does_not_show="What two parts do together, or a part that another can replace; and the cover is itself a pattern "
+    "that the model responds to.",
     example=lambda method, box, x, y: method(box, x, y, window=square_side(box, 3), stride=square_side(box, 4)),
     exempt={"one forward": "it runs the model once for each position of the window"},
     axioms=("contribution", "dummy", "symmetry"),
     needs=("pixels",),
+    runs=DEFAULT_RUNS,
+    order=8,
 )
 def occlusion(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    window: WindowSize | None = None,
-    stride: WindowSize | None = None,
-    baseline: Any = None,
+    window: Annotated[WindowSize | None, Unit("pixels"), "Size of the window, (h, w) or one number for both."] = None,
+    stride: Annotated[WindowSize | None, Unit("pixels"), "Steps of the window, (vertical, horizontal) or one."] = None,
+    baseline: Baseline = None,
     batch_size: BatchSize = "auto",
-) -> Occlusion:
-    """The score that images lose where a window of the baseline covers them, (N, rows, cols), and spread over pixels.
+) -> Attribution:
+    """What the score loses when a window of the image is covered, for every position of the window.
 
-    `window` is (h, w) or one number for both, by default a seventh of each side; `stride` by default half of it. The
-    last window of a row or column lies at the border, nearer to the one before it where the stride does not divide.
-    A pixel's value is the mean over the windows that cover it; one that a stride larger than the window leaves out is
-    zero. With a window of one pixel on images of one channel it is what the pixel contributes. Raises InputError for
-    inputs that are not images, a window that does not fit into them, and baselines of another shape.
+    Needs no gradients and shows an effect that really happens. It is exact but costs a forward pass per position (only
+    what a window reaches in the model is computed anew). For superpixels take `feature_ablation`, for parts that act
+    together `kernel_shap`.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        window: Size of the window, (h, w) or one number for both. None is a seventh of each side.
+        stride: Steps of the window, (vertical, horizontal) or one. None is half of the window. The last window of a row
+            or column is at the border, closer to the one before it where the stride does not divide the side.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The map (N, 1, H, W): for each pixel the mean score lost over the windows that cover it, in units of the score;
+        zero where a stride larger than the window covers none. With a window of one pixel on images of one channel it
+        is what the pixel contributes. Besides, over rows x cols positions of the window: `score_drops`
+        (N, rows, cols), the score lost; `predicted` (N, rows, cols), the class predicted, and `probability`
+        (N, rows, cols) of the class asked for, or else of the one predicted for the whole image (both None for a
+        regression model); `top` (rows,) and `left` (cols,) of the window, and `window` (h, w), in pixels.
+
+    Raises:
+        InputError: for inputs that are not images, a window that does not fit into them, or a baseline of another
+            shape.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.occlusion(box, x, y, window=8, stride=4)
+        >>> tuple(a.shape), tuple(a.score_drops.shape)
+        ((2, 1, 28, 28), (2, 6, 6))
+
+    Source:
+        Zeiler & Fergus 2014, arXiv:1311.2901, sections 2.2 and 4.2 (a gray square there). Incremental inference:
+        Nakandala et al. 2019.
     """
+    check_settings(occlusion, locals())
     image_size = sizes.native_size(box) if sizes.require_images(box, "occlusion") else (0, 0)
     size = _check_sides("window", window, tuple(max(1, round(s / WINDOWS_PER_SIDE)) for s in image_size))
     strides = _check_sides("stride", stride, tuple(max(1, s // 2) for s in size))
@@ -98,11 +123,23 @@ def occlusion(
     score_drops = (score[:, None] - scores[:, :-1]).view(grid)
     predicted, probability = _predictions(box, runs.logits[:, :-1], classes, grid)
     pixel_drops = _spread_drops(score_drops, (top, left), size, image_size)
-    return Occlusion(pixel_drops, score_drops, score, predicted, probability, top, left, size)
+    return Attribution(
+        pixel_drops,
+        target=target if isinstance(target, Objective) else classes,
+        score=score,
+        method="Occlusion",
+        classes=box.classes,
+        score_drops=score_drops,
+        predicted=predicted,
+        probability=probability,
+        top=top,
+        left=left,
+        window=size,
+    )
 
 
 def window_starts(side: int, window: int, stride: int) -> Tensor:
-    """Where a window starts along one side: every `stride` pixels, and at the last place that it fits in."""
+    """Where a window starts along one side: every `stride` pixels, and at the last position where it fits."""
     last = side - window
     starts = torch.arange(0, last + 1, stride)
     return starts if int(starts[-1]) == last else torch.cat([starts, torch.tensor([last])])
@@ -119,7 +156,7 @@ def _check_sides(name: str, value: object, default: tuple[int, ...]) -> tuple[in
 def _scores_and_classes(
     box: Box, runs: VariantOutputs, target: int | Tensor | Objective | None
 ) -> tuple[Tensor, Tensor]:
-    """The scores (N, P + 1), and the class (N,) whose probability is told. The last run is of the whole images."""
+    """The scores (N, P + 1), and the class (N,) whose probability is reported. The last run is of the whole images."""
     logits = torch.as_tensor(runs.logits)  # (N, P + 1, K)
     if target is not None and not isinstance(target, Objective):
         return runs.score, box.class_labels(target, len(logits))
@@ -141,7 +178,7 @@ def _predictions(
 def _spread_drops(
     drops: Tensor, starts: tuple[Tensor, Tensor], size: tuple[int, int], sides: tuple[int, int]
 ) -> Tensor:
-    """For each pixel (N, 1, H, W) the mean of what the windows cost that cover it."""
+    """For each pixel (N, 1, H, W) the mean score lost over the windows that cover it."""
     rows, cols = (_coverage(t, w, n).to(drops) for t, w, n in zip(starts, size, sides, strict=True))
     count = rows.sum(0)[:, None] * cols.sum(0)  # (H, W)
     total = rows.T @ drops @ cols

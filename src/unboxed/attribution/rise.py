@@ -6,23 +6,26 @@ Petsiuk et al. 2018, "RISE: Randomized Input Sampling for Explanation of Black-b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, explained
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.perturb.masking import MASKED_INPUT, forward_batch_plan, resolve_objective, score_points
 from ..engine.perturb.masks import rise_masks
 from ..engine.read.sizes import require_images
 from ..errors import InputError
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import in_batches
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..validation import check_float, check_int, check_seed
+from ..parameters import BatchSize, Inputs, NSamples, On, Seed, Target
+from ..settings import Above, AtLeast, Below, Unit, check_settings
+from ..validation import check_seed
 
 Normalize = Literal["expectation", "coverage", "difference"]
 
@@ -30,56 +33,89 @@ Normalize = Literal["expectation", "coverage", "difference"]
 @card(
     name="RISE",
     source="Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2",
-    shows="Which regions the score stays high with when all else is dimmed at random.",
-    does_not_show="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly their noise.",
+    shows="Which regions keep the score high when the rest of the image is dimmed at random.",
+    does_not_show="Fine detail, or signs: the map is as coarse as the grid, and one from few masks is mostly noise.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, y, n_samples=24, cells=3),
     exempt={
         "one forward": "it runs the model once for each mask",
         "row seeds": "all rows are seen through the same masks, so that their maps can be compared",
     },
+    runs=lambda s: s["n_samples"],
+    order=12,
 )
 def rise(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    n_samples: int = 4000,
-    cells: int = 7,
-    keep: float = 0.5,
-    normalize: Normalize = "expectation",
-    on: Literal["probability", "score"] | None = None,
+    n_samples: NSamples = 4000,
+    cells: Annotated[int, AtLeast(1), Unit("cells"), "Cells along each side of the grid that masks are drawn on."] = 7,
+    keep: Annotated[float, Above(0), Below(1), "Probability with which a cell is kept."] = 0.5,
+    normalize: Annotated[Normalize, "What the sum of weighted masks is divided by."] = "expectation",
+    on: On = None,
     baseline: Baseline = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Tensor:
-    """The mean over masks M (1, H, W) of score(x M + baseline (1 - M)) M / keep, (N, 1, H, W).
+) -> Attribution:
+    """The mean of random smooth masks, each weighted by the score that the image keeps under it.
 
-    Masks are grids of cells x cells, each kept with probability `keep`, enlarged and shifted at random; the same for
-    all rows. `normalize="coverage"` divides by each pixel's own sum of masks in place of n_samples * keep, and
-    "difference" subtracts from that the mean score. `on="probability"` scores the class's probability, as in the paper
-    and by default where target means a class; "score" takes what target means by itself.
-    Raises InputError for inputs that are no images, or more cells than pixels.
+    Needs only the model's output. It takes thousands of forward passes; `lime` and `kernel_shap` say more with fewer,
+    and with standard errors, and `grad_cam` is as coarse but takes one pass.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the predicted class.
+        n_samples: Number of random samples. Each is a mask, the same for all rows.
+        cells: Cells along each side of the grid that masks are drawn on. Grids are enlarged (bilinear) and shifted at
+            random.
+        keep: Probability with which a cell is kept.
+        normalize: What the sum of weighted masks is divided by. "expectation": n_samples * keep, as in the paper;
+            "coverage": each pixel's own sum of masks; "difference": coverage, less the mean score.
+        on: What is explained: the probability of the class, or the score of `target`. None is the probability where
+            target is a class, as in the paper.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The mean over masks M (1, H, W) of score(x M + baseline (1 - M)) M / keep, (N, 1, H, W).
+
+    Raises:
+        InputError: for inputs that are not images, or more cells than pixels.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.rise(box, x, y, n_samples=64, cells=5).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2, equation 6.
     """
-    inputs = require_images(box, "RISE")
-    n, cells = check_int("n_samples", n_samples, minimum=1), check_int("cells", cells, minimum=1)
-    keep, seed = check_float("keep", keep, 0, 1), check_seed(seed)
-    if normalize not in ("expectation", "coverage", "difference"):
-        raise InputError(f'normalize is "expectation", "coverage" or "difference"; got {normalize!r}')
+    check_settings(rise, locals())
+    inputs, seed = require_images(box, "RISE"), check_seed(seed)
     size = inputs.shape[-2], inputs.shape[-1]
     if cells > min(size):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")
     x = box.validate_inputs(x)
-    score, _ = resolve_objective(box, target, x, batch_size, on)
+    score, classes = resolve_objective(box, target, x, batch_size, on)
     baseline_values = baseline_of(box, x, baseline, seed=seed)
     sums = _RiseSums(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
-    sums.run(n, batch_size)
+    sums.run(n_samples, batch_size)
     check_finite_scores(sums.score_sums, MASKED_INPUT)
-    return sums.normalized_map(n, keep, normalize).to(box.dtype).to(box.device)
+    maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
+    return Attribution(
+        maps, target=explained(box, target if classes is None else classes, len(x)), method="RISE", classes=box.classes
+    )
 
 
 class _RiseSums:
-    """Sums over masks so far: they are drawn batch by batch, and none is kept."""
+    """Sums over the masks so far: masks are drawn batch by batch, and none is stored."""
 
     def __init__(
         self, box: Box, x: Tensor, baseline_values: Tensor, score: Objective, masks: Callable[[range], Tensor]
@@ -100,7 +136,7 @@ class _RiseSums:
             in_batches(self._add_batch, n * rows, *forward_batch_plan(self.box, n * rows, batch_size))
 
     def _add_batch(self, pairs: slice) -> None:
-        """Pairs of mask and row, the rows of one mask side by side."""
+        """Pairs of mask and row; all rows of a mask come before the next mask."""
         rows = len(self.x)
         first, last = pairs.start // rows, -(-pairs.stop // rows)
         masks = self.masks(range(first, last))  # (K, 1, H, W)

@@ -6,20 +6,22 @@ Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv:2005.0
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution
 from ..engine.read.position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
 from ..engine.read.sizes import require_images
 from ..engine.results import warn_not_finite
-from ..errors import InputError, LayerError
+from ..errors import LayerError
 from ..model.attention import capture_attention
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import in_batches
+from ..parameters import BatchSize, Inputs, Upsample
+from ..settings import check_settings
 
 Heads = Literal["mean", "max", "min"]
 HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,34 +31,56 @@ HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Rollout:
-    map: Tensor  # (N, 1, H, W), or (N, 1, h, w) of the patches; >= 0
-    attention: Tensor  # (N, T, T): of each last token to each first one; rows sum to one
-    n_layers: int  # of attention, that were multiplied
-
-
 @card(
     name="Attention rollout",
     source="Abnar & Zuidema 2020, arXiv:2005.00928, section 3",
-    shows="From which patches attention can have brought something to the end of the model.",
-    does_not_show="Why this class and not another: no score is in it, so it is the same map for every target.",
+    shows="From which patches attention can have carried information to the end of the model.",
+    does_not_show="Why this class and not another: no score is involved, so the map is the same for every target.",
     needs=("pixels", "attention"),
     example=lambda method, box, x, y: method(box, x),
 )
 def rollout(
-    box: Box, x: Tensor, *, heads: Heads = "mean", upsample: bool = True, batch_size: BatchSize = "auto"
-) -> Rollout:
-    """The product over layers of 0.5 A + 0.5 I, where A is a layer's attention, its heads' mean (max, min).
+    box: Box,
+    x: Inputs,
+    *,
+    heads: Annotated[Heads, "How a layer's heads are combined."] = "mean",
+    upsample: Upsample = True,
+    batch_size: BatchSize = "auto",
+) -> Attribution:
+    """The attention of a vision transformer multiplied through its layers: where information can have come from.
 
-    The map is the class token's row where there is one, else the mean of all rows, laid on the patches' grid and
-    enlarged to the image (bilinear). Raises LayerError for a model without attention of all tokens to all, or whose
-    tokens lie on no grid that can be told.
+    Takes one forward pass and no target. For a map of a class take `lrp`, `grad_cam` or `integrated_gradients`, which
+    work on transformers too.
+
+    Args:
+        box: The opened model; its inputs must be images, and it must have attention layers.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        heads: How a layer's heads are combined.
+        upsample: Enlarge the map to the size of the image (bilinear).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The map (N, 1, H, W), or (N, 1, h, w) of the patches without `upsample`; 0 or more. It is the class token's row
+        of the product over layers of 0.5 A + 0.5 I, A being a layer's attention, or the mean of all rows where there is
+        no class token. Besides: `attention` (N, T, T), from each last token to each first one, whose rows sum to one;
+        `n_layers`, how many layers were multiplied.
+
+    Raises:
+        LayerError: for a model without attention of all tokens to all, or whose tokens have no grid that can be
+            determined.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.rollout(box, x)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        unboxed.errors.LayerError: no layer of this model attends from all tokens to all, ...
+
+    Source:
+        Abnar & Zuidema 2020, arXiv:2005.00928, section 3 (attention rollout).
     """
-    if heads not in HEAD_FUSIONS:
-        raise InputError(f"heads is {', '.join(map(repr, HEAD_FUSIONS))}; got {heads!r}")
-    if not isinstance(upsample, bool):
-        raise InputError(f"upsample is True or False; got {upsample!r}")
+    check_settings(rollout, locals())
     require_images(box, "attention rollout")
     x = box.validate_inputs(x)
     parts = in_batches(
@@ -67,11 +91,17 @@ def rollout(
     patch_attention = attention[:, 0] if grid.n_extra_tokens else attention.mean(1)  # (N, T)
     maps = patch_attention[:, grid.n_extra_tokens :].reshape(-1, 1, *grid.size)
     warn_not_finite("attention rollout", maps)
-    return Rollout(upsample_bilinear(maps, image_size(box)) if upsample else maps, attention, parts[0][1])
+    return Attribution(
+        upsample_bilinear(maps, image_size(box)) if upsample else maps,
+        method="Attention rollout",
+        classes=box.classes,
+        attention=attention,
+        n_layers=parts[0][1],
+    )
 
 
 def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-    """The rollout (n, T, T), and of how many layers; one matrix is held at a time."""
+    """The rollout (n, T, T), and the number of layers; one matrix is held at a time."""
     total: list[Tensor] = []
     count = 0
 
@@ -98,6 +128,6 @@ def _token_grid(box: Box, n_tokens: int) -> PositionGrid:
     grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
     if grid is None:
         raise LayerError(
-            f"the model attends among {n_tokens} tokens, which lie on no grid over the image that can be told"
+            f"the model attends among {n_tokens} tokens, which have no grid over the image that can be determined"
         )
     return grid

@@ -1,4 +1,4 @@
-"""From a map to the object: seeds by the map's quantiles, color models of both, and a cut between them.
+"""From a map to the object: seeds by the map's quantiles, color models of object and background, and a graph cut.
 
 Simonyan et al. 2014, "Deep Inside Convolutional Networks", arXiv:1312.6034, section 3.2 (thresholds at the 95 % and
 30 % quantiles, then GraphCut on color models); GrabCut's energy and rounds are of Rother et al. 2004.
@@ -7,6 +7,7 @@ Simonyan et al. 2014, "Deep Inside Convolutional Networks", arXiv:1312.6034, sec
 from __future__ import annotations
 
 import warnings
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, warn
-from ..validation import check_float, check_int, check_seed
+from ..parameters import Seed
+from ..settings import Above, AtLeast, Below, Unit, check_settings
+from ..validation import check_seed
 
 NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 BORDER_WEIGHT = 50.0  # Rother et al.'s weight of a border, in nats
@@ -23,33 +26,50 @@ Array = NDArray[np.float64]
 
 
 def segmentation(
-    maps: Tensor,
-    x: Tensor,
+    maps: Annotated[Tensor, "Attribution maps (N, C or 1, H, W)."],
+    x: Annotated[Tensor, "The images (N, C, H, W) that the maps are of."],
     *,
-    foreground: float = 0.95,
-    background: float = 0.3,
-    components: int = 5,
-    rounds: int = 2,
-    seed: int = 0,
+    foreground: Annotated[float, Above(0), Below(1), "Quantile of the map from which pixels are the object."] = 0.95,
+    background: Annotated[float, Above(0), Below(1), "Quantile of the map up to which pixels are background."] = 0.3,
+    components: Annotated[int, AtLeast(1), Unit("Gaussians"), "Gaussians in each color model."] = 5,
+    rounds: Annotated[int, AtLeast(1), Unit("rounds"), "How often color models and cut are computed."] = 2,
+    seed: Seed = 0,
 ) -> Tensor:
-    """Masks (N, H, W), bool, of the object that the maps (N, C or 1, H, W) of images x (N, C, H, W) point at.
+    """A mask of the object that an attribution map points at, by a graph cut on colors.
 
-    A pixel's strength is its largest |map| over channels. Pixels from the `foreground` quantile of an image's
-    strengths on are the object's seeds, those up to the `background` quantile the background's. Mixtures of
-    `components` Gaussians model the colors of both; the mask is the cut of least energy that keeps the seeds. In each
-    of `rounds`, models and cut are made anew of the mask before, as in GrabCut. Masks lie on the maps' device; an
-    UnboxedWarning tells of maps without seeds, whose masks are empty.
-    Raises InputError.
+    For turning a map of scattered pixels (`gradient`) into a region: an object detector without boxes to train on.
+
+    Args:
+        maps: Attribution maps (N, C or 1, H, W). A pixel's strength is its largest |map| over channels.
+        x: The images (N, C, H, W) that the maps are of.
+        foreground: Quantile of the map from which pixels are the object.
+        background: Quantile of the map up to which pixels are background.
+        components: Gaussians in each color model.
+        rounds: How often color models and cut are computed: each round starts from the mask of the one before.
+        seed: Seed of all random draws: same seed, same result.
+
+    Returns:
+        Masks (N, H, W), bool, on the maps' device. An UnboxedWarning says for how many maps there are no seeds (they
+        are the same everywhere); their masks are empty.
+
+    Raises:
+        InputError: for maps and images of different sizes, or `background` not below `foreground`.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.segmentation(ub.attribution.gradient(box, x, y), x).shape
+        torch.Size([2, 28, 28])
+
+    Source:
+        Simonyan et al. 2014, arXiv:1312.6034, section 3.2; energy and rounds of GrabCut, Rother et al. 2004.
     """
-    foreground, background = check_float("foreground", foreground, 0, 1), check_float("background", background, 0, 1)
-    components, rounds, seed = (
-        check_int("components", components, minimum=1),
-        check_int("rounds", rounds, minimum=1),
-        check_seed(seed),
-    )
+    check_settings(segmentation, locals())
+    seed = check_seed(seed)
     _check_maps(maps, x)
     if background >= foreground:
-        raise InputError(f"background is a quantile below foreground; got {background:g} and {foreground:g}")
+        raise InputError(f"background must be a quantile below foreground; got {background:g} and {foreground:g}")
     strength = maps.detach().abs().amax(1).double().cpu()  # (N, H, W)
     colors = x.detach().double().cpu().movedim(1, -1)  # (N, H, W, C)
     masks = [
@@ -59,7 +79,7 @@ def segmentation(
     empty = [i for i, m in enumerate(masks) if m is None]
     if empty:
         message = (
-            f"{len(empty)} of {len(masks)} maps are the same everywhere: they point at nothing; their masks are empty"
+            f"{len(empty)} of {len(masks)} maps are the same everywhere and point at nothing: their masks are empty"
         )
         warn(message)
     filled = [np.zeros(strength.shape[1:], bool) if m is None else m for m in masks]
@@ -81,7 +101,7 @@ def _check_maps(maps: object, x: object) -> None:
 def _segment_image(
     strength: Array, colors: Array, foreground: float, background: float, components: int, rounds: int, seed: int
 ) -> NDArray[np.bool_] | None:
-    """The mask (H, W); None where the map tells no seeds apart."""
+    """The mask (H, W); None where the map has no seeds."""
     low, high = np.quantile(strength, [background, foreground])
     object_seeds, background_seeds = (strength >= high) & (strength > low) & (strength > 0), strength <= low
     if not object_seeds.any() or not background_seeds.any():
@@ -112,11 +132,11 @@ def _negative_log_likelihood(colors: Array, region: NDArray[np.bool_], component
     return nll
 
 
-Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, pixels beside them, and what parts them costs
+Edges = tuple[NDArray[np.int64], NDArray[np.int64], Array]  # pixels, their neighbors, the cost of a cut between
 
 
 def _edges(colors: Array) -> Edges:
-    """Neighbors, dearer to part the more they are alike: 50 exp(-beta |difference|^2) / distance."""
+    """Pairs of neighbors; cutting costs 50 exp(-beta |color difference|^2) / distance."""
     height, width = colors.shape[:2]
     pixel_index = np.arange(height * width).reshape(height, width)
     first, second, color_distances, distances = [], [], [], []
@@ -150,7 +170,7 @@ def _minimal_cut(
 
     n = object_cost.size
     source, sink, pixels = n, n + 1, np.arange(n)
-    gain = (background_cost - object_cost).ravel().clip(-1e4, 1e4)  # what belonging to the object saves
+    gain = (background_cost - object_cost).ravel().clip(-1e4, 1e4)  # what is saved by belonging to the object
     seed_capacity = 1e5
     to_source = np.where(object_seeds.ravel(), seed_capacity, np.where(background_seeds.ravel(), 0, gain.clip(0)))
     to_sink = np.where(background_seeds.ravel(), seed_capacity, np.where(object_seeds.ravel(), 0, (-gain).clip(0)))

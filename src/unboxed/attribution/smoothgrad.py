@@ -6,55 +6,88 @@ Hooker et al. 2019, arXiv:1806.10758. VarGrad: Adebayo et al. 2018, arXiv:1810.0
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
-from torch import Tensor
+from typing import Annotated
 
 from ..box import Box
 from ..cards import card
+from ..engine.attribution_result import Attribution, make_attribution, resolved_target
 from ..engine.gradients.paths import Moment, Noise, equal_weights, noise_unit, path_mean_gradient
 from ..engine.gradients.score import warn_gradients
 from ..engine.read.edits import resolve_target
 from ..engine.results import warn_not_finite
-from ..errors import InputError
-from ..model.batching import BatchSize
 from ..model.nan_checks import raise_for_nonfinite
-from ..objectives import Objective
-from ..validation import check_float, check_int, check_seed
+from ..parameters import BatchSize, Inputs, NSamples, Seed, Target
+from ..settings import Above, Unit, check_settings
+from ..validation import check_seed
 
 
 @card(
     name="SmoothGrad",
     source="Smilkov et al. 2017, arXiv:1706.03825, section 3 (Hooker et al. 2019 squared, Adebayo et al. 2018)",
-    shows="Where larger or smaller values would change this score, in the input and in noisy ones like it alike.",
-    does_not_show="How the model answers on clean inputs alone: most noisy copies are inputs that it never saw.",
+    shows="Where larger or smaller values would change this score, on average over noisy copies of the input.",
+    does_not_show="How the model answers on clean inputs alone: noisy copies are unlike what it was trained on.",
     example=lambda method, box, x, y: method(box, x, y, n_samples=4),
-    exempt={"one forward": "it looks at many noisy copies"},
+    exempt={"one forward": "it takes gradients at many noisy copies"},
     axioms=("dummy",),
+    runs=lambda s: s["n_samples"],
+    order=4,
 )
 def smoothgrad(
     box: Box,
-    x: Tensor,
-    target: int | Tensor | Objective | None = None,
+    x: Inputs,
+    target: Target = None,
     *,
-    n_samples: int = 50,
-    noise: float = 0.15,
-    kind: Moment = "mean",
-    seed: int = 0,
+    n_samples: NSamples = 50,
+    noise: Annotated[
+        float,
+        Above(0),
+        Unit("input range"),
+        "Standard deviation of the noise, as a fraction of the input's range.",
+    ] = 0.15,
+    kind: Annotated[Moment, "What is taken of the gradients: their mean, mean square or variance."] = "mean",
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Any:
-    """The gradient over `n_samples` copies of x with normal noise: its "mean" (signed), mean square ("squared"), or
-    "variance" (over the samples, not an estimate beyond them); shaped like x.
+) -> Attribution:
+    """The gradient averaged over noisy copies of the input: less noisy than `gradient`, at `n_samples` times its cost.
 
-    `noise` is its standard deviation in parts of max - min of each image (of a column's std for features). The score is
-    that of x: None is the class predicted for x without noise. Noise is keyed by (seed, row, sample). Where a final
-    ReLU clamps the score, gradients before the clamp are taken, and an UnboxedWarning says so. Raises InputError.
+    Take kind="squared" for maps that rank where the score is sensitive (Hooker et al. 2019). For contributions that sum
+    to a score take `integrated_gradients`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted
+            for x without noise.
+        n_samples: Number of random samples. Each is a copy of x with normal noise.
+        noise: Standard deviation of the noise, as a fraction of the input's range: max - min of each image, a column's
+            standard deviation for features.
+        kind: What is taken of the gradients: their mean, mean square or variance. The mean is signed; the variance is
+            that of the samples, not an estimate for a larger population.
+        seed: Seed of all random draws: same seed, same result. Noise is keyed by (seed, row, sample).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        The map, shaped like x. Where a final ReLU clamps the score, gradients before the clamp are taken, and an
+        UnboxedWarning says so.
+
+    Raises:
+        InputError: for inputs, classes or settings that do not fit.
+        NaNError: where a score is NaN or infinite.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.attribution.smoothgrad(box, x, y, n_samples=8).shape
+        torch.Size([2, 1, 28, 28])
+
+    Source:
+        Smilkov et al. 2017, arXiv:1706.03825, section 3. "squared": SmoothGrad-Squared, Hooker et al. 2019,
+        arXiv:1806.10758. "variance": VarGrad, Adebayo et al. 2018, arXiv:1810.03307.
     """
-    if kind not in get_args(Moment):
-        raise InputError(f"kind is {', '.join(map(repr, get_args(Moment)))}; got {kind!r}")
-    x, n_points = box.validate_inputs(x), check_int("n_samples", n_samples, minimum=1)
-    sigma = check_float("noise", noise, above=0) * noise_unit(box.inputs, x)
-    path = Noise(x, sigma, equal_weights(n_points), check_seed(seed))
+    check_settings(smoothgrad, locals())
+    x = box.validate_inputs(x)
+    path = Noise(x, noise * noise_unit(box.inputs, x), equal_weights(n_samples), check_seed(seed))
     objective = resolve_target(box, target, x, batch_size)
     result = path_mean_gradient(box, objective, path, len(x), moment=kind, batch_size=batch_size, relu_bypass="last")
     raise_for_nonfinite(~result.has_finite_scores, "x with noise")
@@ -62,4 +95,4 @@ def smoothgrad(
         warn_not_finite(f"the variance of the gradient of {objective.name}", result.map)
     else:
         warn_gradients(objective, result.map, result.before_clamp)
-    return box.restore_structure(result.map)
+    return make_attribution(box, result.map, method="SmoothGrad", target=resolved_target(objective, target))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.attribution_result import Attribution
 from ..engine.results import attribution_map
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
@@ -41,7 +42,7 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
         if not show_warnings:
             warnings.simplefilter("ignore", UnboxedWarning)
         output = method(box, _to_user_inputs(box, x), target)
-    result = getattr(output, "map", output)
+    result = attribution_map(output) if isinstance(output, Attribution) else getattr(output, "map", output)
     if isinstance(box.inputs, MultiInput) and isinstance(result, (dict, tuple)):
         result = box.inputs.pack(result)
     map_ = attribution_map(result)

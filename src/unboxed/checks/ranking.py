@@ -9,20 +9,15 @@ from functools import partial
 from typing import Any
 
 from ..box import Box
-from ..cards import Card, cards
+from ..cards import Card, card_of, cards
 from ..errors import InputError
 from ..inputs.multi import MultiInput
 from ..validation import check_seed
 from .methods import Method, Target
-from .verdict import DELETION_STEPS, MIN_RANDOMIZED_PAIRS, Verdict, name_of, verdict
+from .verdict import DELETION_STEPS, MIN_RANDOMIZED_PAIRS, Verdict, verdict
 
 MAX_FLOPS_PER_MAP = 1e10  # FLOPs that the map of one input may take before a method is asked with fewer samples
 MIN_SAMPLES, MAX_RUNS = 100, 200  # samples of a method that draws any; runs of one that draws none
-SHAPLEY_SUBSETS = 512  # that exact Shapley values take
-RUNS_BY_SETTING = {"n_samples": 0, "window": 200, "n_steps": 100, "segments": 100}  # about how often they run it
-PREFERRED_ORDER = ("gradient", "grad_cam", "integrated_gradients", "smoothgrad", "lrp", "guided_backprop", "deep_lift",
-         "occlusion", "lime", "kernel_shap", "gradient_x_input", "rise", "layer_cam", "guided_grad_cam")  # fmt: skip
-"""Methods in the order in which they are asked, where not all can be: those that most people know."""
 
 
 def candidates(box: Box, max_flops: float = MAX_FLOPS_PER_MAP) -> dict[str, Method]:
@@ -38,20 +33,12 @@ def candidates(box: Box, max_flops: float = MAX_FLOPS_PER_MAP) -> dict[str, Meth
         for name, method in _affordable_methods(max_runs).items()
         if n_forwards(method) <= max(max_runs, MAX_RUNS)
     }
-    return {
-        name: methods[name]
-        for name in sorted(methods, key=_preference)
-        if _covers_all_inputs(box, attribution_cards()[name])
-    }
+    return {name: method for name, method in methods.items() if _covers_all_inputs(box, attribution_cards()[name])}
 
 
 def _covers_all_inputs(box: Box, card: Card) -> bool:
     """Whether a map marks all that the model takes: of an image and a row, maps of images leave out the row."""
     return not (isinstance(box.inputs, MultiInput) and {"images", "pixels"} & {*card.needs})
-
-
-def _preference(name: str) -> int:
-    return PREFERRED_ORDER.index(name) if name in PREFERRED_ORDER else len(PREFERRED_ORDER)
 
 
 def _affordable_methods(max_runs: int) -> dict[str, Method]:
@@ -61,13 +48,11 @@ def _affordable_methods(max_runs: int) -> dict[str, Method]:
 
 
 def n_forwards(method: Method) -> int:
-    """About how often a method runs the model for the map of one input."""
-    settings = inspect.signature(method).parameters
-    samples = settings["n_samples"].default if "n_samples" in settings else 0
-    n_subsets = SHAPLEY_SUBSETS if name_of(method) == "Shapley values" else 0
-    return max(
-        [1, int(samples), n_subsets, *(n for name, n in RUNS_BY_SETTING.items() if name in settings and not samples)]
-    )
+    """About how often a method runs the model for the map of one input; of one without a card, its `n_samples`."""
+    parameters = inspect.signature(method).parameters.values()
+    settings = {p.name: p.default for p in parameters if p.default is not p.empty}
+    card = card_of(method)
+    return max(1, int(card.n_runs(**settings) if card else settings.get("n_samples", 1)))
 
 
 def verdict_flops(box: Box, method: Method, n: int) -> float:

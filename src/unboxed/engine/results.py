@@ -1,4 +1,4 @@
-"""What attribution methods give: a tensor shaped like x, or more, with the map as its `map`; and what is said of it."""
+"""What is in a result: its tensors, a summary for JSON, the map of an attribution; and warnings about maps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, warn
+from ..objectives import Objective
+from .attribution_result import Attribution
 
 
 def attribution_map(result: Any) -> Tensor:
-    """The map (N, ...) of whatever an attribution method gave. Raises InputError where there is none, or several."""
-    attribution = getattr(result, "map", result)
+    """The map (N, ...) of what an attribution method gave, as a plain tensor; of several inputs the packed map (N, D).
+
+    A method of a user's own may give a tensor, or a result with the map as its `map`. Raises InputError where there is
+    no map.
+    """
+    attribution = result.detach() if isinstance(result, Attribution) else getattr(result, "map", result)
     if not isinstance(attribution, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")
     return attribution
 
 
 def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
-    """`work` on tensors, or on each part of dicts or tuples of them, as they come of several inputs."""
+    """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
     first = structures[0]
     if isinstance(first, Mapping):
         return {name: fn(*(h[name] for h in structures)) for name in first}
@@ -50,7 +56,10 @@ def result_tensors(result: Any, path: str = "") -> dict[str, Tensor]:
 
 
 def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
+    if isinstance(value, Attribution):
+        for name, part in vars(value).items():
+            yield from _iter_tensors(part, f"{path}.{name}")
+    elif isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, (bool, int, float)):
         yield path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
@@ -67,6 +76,8 @@ def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def summary(result: Any) -> Any:
     """A result for JSON: words and numbers as they are, small tensors in full, of large ones shape, range and mean."""
+    if isinstance(result, Attribution):
+        return {name: summary(value) for name, value in vars(result).items()}
     if isinstance(result, Tensor):
         return _tensor_summary(result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
@@ -76,6 +87,8 @@ def summary(result: Any) -> Any:
         return {str(key): summary(value) for key, value in result.items()}
     if isinstance(result, (tuple, list)):
         return [summary(value) for value in result]
+    if isinstance(result, Objective):
+        return result.name
     return result if isinstance(result, (bool, int, float, str, type(None))) else repr(result)
 
 

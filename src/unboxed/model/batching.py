@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..settings import AtLeast
 
-BatchSize = int | Literal["auto"]
+BatchSize = Annotated[
+    int | Literal["auto"], AtLeast(1), 'Examples per forward pass; "auto" takes as many as fit in memory.'
+]
 T = TypeVar("T")
 
 

@@ -17,6 +17,7 @@ from ..box import Box
 from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.pixels import Pixels
+from ..parameters import Norm
 from ..validation import check_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_writable, save_weights, versions
@@ -54,7 +55,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `train` made: the weights' file, the model, and a card that says how (data, recipe, seed, accuracy, versions)."""
+    """What `train` made: the weights' file, the model, and a card that says how (data, recipe, seed, accuracy,
+    versions)."""
 
     path: Path
     model: nn.Module
@@ -67,7 +69,8 @@ class TrainedModel:
         robust_note = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
         resume_note = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
         interrupt_note = f" (interrupted{resume_note})" if card["interrupted"] else ""
-        return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust_note}{interrupt_note}"
+        accuracy_note = f"{card['accuracy']:.2%} of {card['test_examples']} held-out images right"
+        return f"{self.path}: {accuracy_note}{robust_note}{interrupt_note}"
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -108,13 +111,13 @@ def train(
 ) -> TrainedModel:
     """Train a model of the zoo by its recipe, measure it on held-out data, write its weights and a card.
 
-    The Python side of `unboxed train`; for a model of your own use `fit`. Weights are rounded to half precision before they
-    are measured, so that the figures are those of the file. Ctrl-C keeps what was learned.
+    The Python side of `unboxed train`; for a model of your own use `fit`. Weights are rounded to half precision before
+    they are measured, so that the figures are those of the file. Ctrl-C keeps what was learned.
 
     Args:
         name: One of `zoo.names()`.
-        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes the
-            data that the model is meant for.
+        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes
+            the data that the model is meant for.
         root: Folder of the MNIST files. None takes the user's cache folder.
         epochs: Passes over the training data. None takes the recipe's.
         defend: "fast", "pgd" or "trades", or a defense. None takes the recipe's.
@@ -158,7 +161,7 @@ def train(
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
 
-def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: str = "linf", *, quiet: bool = False) -> float:
+def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
     """The fraction of a Dataset of (image, class) that stays correct under PGD of 100 steps, of eps / 30 each.
 
     A quick figure after training; `robustness.evaluate` runs several attacks and checks for gradient masking.

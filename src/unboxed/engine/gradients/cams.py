@@ -11,22 +11,32 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...errors import InputError, LayerError, OutputError
+from ...errors import LayerError, OutputError
 from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.layers import Layer
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective
+from ..attribution_result import Attribution, explained
 from ..read.position_grids import PositionGrid, grid_at, image_size, layers_with_grids, upsample_bilinear
 from ..results import warn_not_finite, warn_rows
 from .cam_layers import MapTrace
-from .score import in_dtype, no_rows, score_gradients_with_bypass
+from .score import in_dtype, no_rows, predicted_classes, score_gradients_with_bypass
 
 CombineMaps = Callable[[Tensor, Tensor], Tensor]
 """Activations and gradients, (n, C, h, w) both -> the map (n, h, w) before its ReLU."""
 
-CamResult = tuple[Tensor, Tensor | None, Tensor]
-"""Maps (n, 1, h, w), the rows (n,) taken before a clamp (None where none is), and scores (n,)."""
+
+@dataclass(frozen=True, eq=False)
+class CamResult:
+    """Class activation maps of a batch of n examples."""
+
+    maps: Tensor  # (n, 1, h, w)
+    clamped: Tensor | None  # (n,) bool: taken before a ReLU that clamps the score; None where no row is
+    score: Tensor  # (n,)
+    predicted: Tensor | None  # (n,) classes, where the objective is the predicted class's logit
+    layer: str  # the address of the layer that was read
+
 
 MAX_TOKEN_LAYERS = 6  # token layers among which the last is sought that the patches still have a say in
 
@@ -39,12 +49,15 @@ def cam(
     combine: CombineMaps,
     *,
     name: str,
-    upsample: bool,
-    batch_size: BatchSize,
-) -> Tensor:
-    """The map (N, 1, H, W), or of the layer's grid (N, 1, h, w). Raises LayerError for a layer without positions."""
-    if not isinstance(upsample, bool):
-        raise InputError(f"upsample is True or False; got {upsample!r}")
+    upsample: bool = True,
+    batch_size: BatchSize = "auto",
+    clamp: bool = True,
+) -> Attribution:
+    """The class activation map (N, 1, H, W) of a method, or on the layer's own grid (N, 1, h, w).
+
+    `combine` makes the map of activations and gradients; what is negative in it is set to zero, unless `clamp` is
+    False. Raises LayerError for a layer without positions.
+    """
     x = box.validate_inputs(x)
     size = image_size(box)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
@@ -59,27 +72,40 @@ def cam(
         parts = [run_batch(slice(0, 1))]
     else:
         parts = in_batches(run_batch, len(x), *box.batch_plan(len(x), batch_size, objective.batch_dependent))
-    maps, clamped, score = parts[0] if len(parts) == 1 else _concatenate(parts)
-    check_finite_scores(score)
-    _record_facts(name, objective, maps, clamped)
-    return upsample_bilinear(maps, size) if upsample else maps
+    result = parts[0] if len(parts) == 1 else _concatenate(parts)
+    check_finite_scores(result.score)
+    maps = result.maps.clamp(min=0) if clamp else result.maps
+    _warn_maps(name, objective, maps, result.clamped)
+    return Attribution(
+        upsample_bilinear(maps, size) if upsample else maps,
+        target=explained(box, result.predicted if target is None else target, len(x)),
+        score=in_dtype(result.score, box.dtype),
+        method=name,
+        layer=result.layer,
+        classes=box.classes,
+    )
 
 
 def _concatenate(parts: Sequence[CamResult]) -> CamResult:
-    maps, clamped, scores = zip(*parts, strict=True)
-    rows = [no_rows(s) if c is None else c for c, s in zip(clamped, scores, strict=True)]
-    return torch.cat(maps), torch.cat(rows), torch.cat(scores)
+    predicted = [p.predicted for p in parts if p.predicted is not None]
+    return CamResult(
+        torch.cat([p.maps for p in parts]),
+        torch.cat([no_rows(p.score) if p.clamped is None else p.clamped for p in parts]),
+        torch.cat([p.score for p in parts]),
+        torch.cat(predicted) if predicted else None,
+        parts[0].layer,
+    )
 
 
-def _record_facts(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
-    """Warn of maps (N, 1, h, w) >= 0 that are zero, not finite or before a clamp (N,)."""
+def _warn_maps(name: str, objective: Objective, maps: Tensor, clamped: Tensor | None) -> None:
+    """Warn of maps (N, 1, h, w) that are zero, not finite or before a clamp (N,)."""
     if clamped is None:
-        if all(0 < p < math.inf for p in maps.amax((1, 2, 3)).tolist()):  # NaN where a value is
+        if all(0 < p < math.inf for p in maps.abs().amax((1, 2, 3)).tolist()):  # NaN where a value is
             return
         clamped = no_rows(maps)
     warn_rows(f"{objective.name} is clamped at 0 by a final ReLU for", clamped, ": maps taken before the clamp")
     warn_not_finite(name, maps)
-    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer speaks for the score")
+    warn_rows(f"{name} is zero everywhere for", ~maps.flatten(1).any(1), ": nothing at the layer raises the score")
 
 
 def _batch_first_address(box: Box, layer: str) -> str:
@@ -131,7 +157,8 @@ def _combine_at_layers(
     grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
     i = cam_layers.first_with_gradient(grads)
     h, g = (grid.to_maps(in_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
-    return combine(h, g).clamp(min=0)[:, None], clamped, score.detach()
+    predicted, address = predicted_classes(objective, acts), cam_layers.addresses[i]
+    return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address)
 
 
 # -- the layer, where none is named ------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from ...model.batching import BatchSize, in_batches
 from ...model.hooks import Acts
 from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
-from ...objectives import Objective
+from ...objectives import Objective, logit, mean_over_positions
+from ..attribution_result import Attribution, make_attribution
 from ..results import warn_not_finite, warn_rows
 
 ReluBypass = Literal["no", "last", "all"]
@@ -36,6 +37,7 @@ class Gradients:
     score: Tensor  # (N,)
     map: Tensor  # (N, ...), shaped like the input, or like the layer
     clamped: Tensor | None  # as `before_clamp`; None where it is no row
+    predicted: Tensor | None = None  # (N,) classes, where the objective is the predicted class's logit
 
     @property
     def before_clamp(self) -> Tensor:
@@ -86,7 +88,9 @@ def gradients_in_batches(
     parts = in_batches(run_batch, len(x), size, limit if max_rows is None else min(limit, max_rows))
     if len(parts) == 1:
         return parts[0]
-    return Gradients(*(torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp")))
+    predicted = [p.predicted for p in parts if p.predicted is not None]
+    score, map_, clamped = (torch.cat([getattr(p, f) for p in parts]) for f in ("score", "map", "before_clamp"))
+    return Gradients(score, map_, clamped, torch.cat(predicted) if predicted else None)
 
 
 def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,7 +116,16 @@ def batch_gradients(
         (grad,), clamped = score_gradients_with_bypass(
             score, acts, objective, [leaf], rule=rule, relu_bypass=relu_bypass, like=[acts[wrt]]
         )
-        return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped)
+        predicted = predicted_classes(objective, acts)
+        return Gradients(in_dtype(score.detach(), box.dtype), in_dtype(grad, box.dtype), clamped, predicted)
+
+
+def predicted_classes(objective: Objective, acts: Acts) -> Tensor | None:
+    """The classes (N,) that `logit()` scores; None for another objective."""
+    call = objective.call
+    if call is None or call[0] is not logit or any(k is not None for k in (*call[1], *call[2].values())):
+        return None
+    return mean_over_positions(acts["logits"].detach()).argmax(1)
 
 
 def score_gradients(
@@ -209,9 +222,10 @@ def attribute(
     x: Tensor,
     target: int | Tensor | Objective | None,
     *,
+    method: str,
     rule: ReluRule | None = None,
     batch_size: BatchSize = "auto",
-) -> Tensor:
+) -> Attribution:
     """The map (N, ...) of a gradient method; an UnboxedWarning says where it is zero, not finite or before a clamp.
 
     Raises NaNError where the score is NaN or infinite.
@@ -221,7 +235,8 @@ def attribute(
     result = gradients_in_batches(box, objective, x, rule, "input", batch_size, "last")
     check_finite_scores(result.score)
     warn_gradients(objective, result.map, result.clamped)
-    return box.restore_structure(result.map)  # type: ignore[no-any-return]
+    target = result.predicted if target is None else target
+    return make_attribution(box, result.map, method=method, target=target, score=result.score)
 
 
 def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor | None) -> None:

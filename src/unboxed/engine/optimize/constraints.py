@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class NormBall(Protocol):
     def steepest_direction(self, grad: Tensor) -> Tensor: ...
     def project(self, x: Tensor, center: Tensor) -> Tensor: ...
     def distance(self, x: Tensor, center: Tensor) -> Tensor: ...
+
+
+Ball = Annotated[NormBall | None, "Norm ball to stay in, in place of eps and norm."]
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,10 @@ class Constraint:
     def apply(self, x: Tensor) -> Tensor:
         """The point where x must stay."""
         return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
+
+    def step(self, x: Tensor, grad: Tensor, length: float) -> Tensor:
+        """x <- project(x + length * direction(grad)): the update of projected gradient ascent (Madry et al. 2018)."""
+        return self.apply(torch.add(x, self.ascent_direction(grad, x), alpha=length))
 
     def rows(self, index: Index) -> Constraint:
         center = None if self.centre is None else self.centre[index]

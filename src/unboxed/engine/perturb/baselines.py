@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,19 @@ from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...model.nan_checks import check_finite_scores
+from ...settings import Holds
 from ...validation import check_float, check_seed
 
-Baseline = str | float | Tensor | None
-"""A kind, a number for every pixel or column, values beside x, or None: black for images, the mean for features."""
+Baseline = Annotated[
+    str | float | Tensor | None,
+    Holds("str"),
+    "What x is compared with: a kind, a number or a tensor; None is black for images, the mean for features.",
+]
+"""The kinds are "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself, blurred)
+and "random" (one draw per row) for images, "mean" and "random" for features. A number is taken for every value. A
+tensor is one baseline for all (1, ...) or (...), or one per example (N, ...). Several inputs take a dict or tuple of
+these, or one for all.
+"""
 
 BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, in shorter sides of the image
 

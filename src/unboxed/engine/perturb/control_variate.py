@@ -1,123 +1,168 @@
-"""A cheap model of the score, learned from masks already run: what bends in it is taken out of the noise.
+"""Variance reduction for LIME: a control variate learned from the masks that were run.
 
-Let g be any function of masks and Pg its weighted linear regression over all masks, which costs no run of the model. A
-regression of y - (g - Pg) has the solution of that of y, for g - Pg has none, and where g is like y it has less noise:
-g is a control variate. Each mask's g is learned without it and its pair, so that no y is held against itself.
+LIME estimates theta, the weighted least squares coefficients of the score y on masks z, from K random masks. Most of
+their variance comes from what no linear function of z explains in y: interactions between segments.
+
+Derivation. Let g be any function of masks, and let P be the weighted linear regression over all masks, with the same
+weights. By definition P(g - P g) = 0: g - P g adds nothing to the coefficients. So for any c
+
+    P(y - c (g - P g)) = P y,
+
+and the regression of y - c (g - P g) on the sampled masks estimates the same theta as that of y, with less variance
+where g - P g is correlated with the residual of y: g - P g is a control variate, and c its coefficient, here the least
+squares one, clipped to [0, 1].
+
+- g is kernel ridge regression on the masks that were run (`surrogate`). It costs no run of the model, so P g can be
+  computed from thousands of reference masks that are scored by g alone.
+- So that the estimate is not biased by fitting y to itself, the value of g at a sampled mask is learned without that
+  mask and its complementary pair (leave-pair-out, in closed form).
+- Segments that masking does not change get one common weight; `control_slope` carries P g's own weight of them.
+
+Two more reductions are elsewhere: masks are drawn as orthogonal arrays (`masks`), and segments that masking does not
+change are summed over (`local_model.KernelWeights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-INTERACTION_WEIGHTS = ((1.0, 10.0, 0.0, 0.0), (1.0, 10.0, 10.0, 0.0), (1.0, 10.0, 10.0, 10.0), (1.0, 10.0, 3.0, 1.0))
-"""How much of the score is expected in 0 to 3 players working together."""
-NOISE_LEVELS = (0.03, 0.3, 1.0, 3.0)  # how much in what is beyond
-MAX_TRAINING_MASKS = 512  # masks to learn from: what they cost grows with their cube
-N_SELECTION_MASKS = 192  # masks on which kernel and noise are chosen
-MIN_TRAINING_MASKS = 32  # masks without which nothing is learned
-MASKS_PER_BATCH = 2048  # masks at a time that are scored by it
-MIN_PROBABILITY = 1e-6  # of probabilities
-InteractionWeights = tuple[float, float, float, float]
-UnexplainedFn = Callable[[Tensor], float]
+from ...rng import derive_seed
+from .local_model import KernelWeights, LocalModel, Regression, fit_weighted
+from .masks import SampledMasks, bernoulli_masks
+from .surrogate import MIN_TRAINING_MASKS, N_SELECTION_MASKS, Surrogate
+
+MAX_REFERENCE_MASKS = 4096  # masks that are scored by the surrogate alone
 
 
-@dataclass(frozen=True, eq=False)
-class Surrogate:
-    """Kernel ridge regression on masks z (K, A), its kernel a polynomial in how many players agree.
+def make_surrogate(sampled: SampledMasks, seed: int) -> tuple[Surrogate, SampledMasks] | None:
+    """A surrogate of the score, and masks to be scored by it alone; None where all masks are run, or too few."""
+    if bool((sampled.cluster < 0).all()) or len(sampled.mask_index) < MIN_TRAINING_MASKS:
+        return None
+    n_masks = min(MAX_REFERENCE_MASKS, 16 * len(sampled.mask_index))
+    n_segments = sampled.masks.shape[1]
+    masks = bernoulli_masks(n_segments, n_masks, derive_seed("surrogate", seed), deduplicate=False)
+    return Surrogate(sampled.z[1:]), masks
 
-    What depends on the masks alone is solved once for all scores. Pairs of masks lie side by side.
+
+def fit_local_model(
+    design: RegressionDesign,
+    y: Tensor,
+    *,
+    regression: Regression,
+    alpha: float,
+    max_features: int | None = None,
+    use_log_odds: bool = False,
+) -> LocalModel:
+    """The weighted regression of y (K,) on the masks: on all segments, or the `max_features` of the largest weights.
+
+    Ribeiro et al. 2016, section 3.4. `use_log_odds`: y are probabilities, and the surrogate learns their log-odds.
     """
+    adjusted, control_slope = design.apply_control_variate(y, use_log_odds)
+    z, kernel_weights, cluster = design.sampled.z, design.kernel_weights, design.sampled.cluster
+    local = fit_weighted(z, y, adjusted, control_slope, kernel_weights, cluster, regression, alpha)
+    if max_features is None or max_features >= z.shape[1]:
+        return local
+    top = local.weights.abs().topk(max_features).indices.sort().values
+    refit = fit_weighted(
+        z[:, top], y, adjusted, 0.0, replace(kernel_weights, n_unchanged=0), cluster, regression, alpha
+    )
+    zeros = torch.zeros_like(local.weights)
+    weights, error = zeros.index_copy(0, top, refit.weights), zeros.index_copy(0, top, refit.standard_error)
+    return LocalModel(weights, error, 0.0, refit.intercept, refit.r2)
 
-    z: Tensor
-    _inverses: dict[tuple[InteractionWeights, float], Tensor] = field(default_factory=dict)
-    _eigenpairs: dict[InteractionWeights, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def fit(
-        self, y: Tensor, unexplained: UnexplainedFn, *, use_log_odds: bool
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """g of each mask (K,), learned without it and its pair, and g itself: (M, A) -> (M,).
+@dataclass(frozen=True)
+class RegressionDesign:
+    """The masks of a row with their weights and, for the control variate, many more masks that are not run."""
 
-        `odds`: y are probabilities, whose log-odds are learned. `remaining` tells how much of y stays unexplained by
-        values g of the first masks (at most TRY): kernel and noise are those that leave the least.
-        """
-        p = y.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-        t = (p / (1 - p)).log() if use_log_odds else y
-        center, scale = t[:MAX_TRAINING_MASKS].mean(), t[:MAX_TRAINING_MASKS].std().clamp(min=1e-12)
-        standardized = (t - center) / scale
+    sampled: SampledMasks
+    kernel_weights: KernelWeights
+    surrogate: Surrogate | None  # None where all masks are run, or too few
+    reference_masks: SampledMasks | None
+    reference_weights: KernelWeights | None  # the weights of those
 
-        def unstandardize(h: Tensor) -> Tensor:
-            return (h * scale + center).sigmoid() if use_log_odds else h * scale + center
-
-        interaction_weights, noise = self._select_kernel(
-            standardized[:N_SELECTION_MASKS], lambda h: unexplained(unstandardize(h))
+    @classmethod
+    def from_masks(
+        cls,
+        sampled: SampledMasks,
+        n_features: int,
+        kernel_width: float,
+        surrogate_and_masks: tuple[Surrogate, SampledMasks] | None,
+    ) -> RegressionDesign:
+        kernel_weights = KernelWeights.from_masks(sampled, n_features, kernel_width)
+        if surrogate_and_masks is None:
+            return cls(sampled, kernel_weights, None, None, None)
+        surrogate, reference_masks = surrogate_and_masks
+        share = sampled.weight[1:].sum() / reference_masks.weight[1:].sum()  # the input itself counts as much in both
+        weight = torch.cat([reference_masks.weight[:1], reference_masks.weight[1:] * share])
+        reference_masks = replace(reference_masks, weight=weight)
+        return cls(
+            sampled,
+            kernel_weights,
+            surrogate,
+            reference_masks,
+            KernelWeights.from_masks(reference_masks, n_features, kernel_width),
         )
-        inverse = self._inverse(interaction_weights, noise)
-        alpha = inverse @ standardized[:MAX_TRAINING_MASKS]
-        held_out = standardized[:MAX_TRAINING_MASKS] - _leave_pair_out_errors(
-            alpha, inverse.diagonal(), inverse.diagonal(1)
+
+    def apply_control_variate(self, y: Tensor, use_log_odds: bool) -> tuple[Tensor, float]:
+        """y less its control variate, (K,), and the slope of that in the number of unchanged segments kept."""
+        if (
+            self.surrogate is None
+            or self.reference_masks is None
+            or self.reference_weights is None
+            or float(y.std()) < 1e-12
+        ):
+            return y, 0.0
+        z, m0, selection = self.sampled.z, self.kernel_weights.moment0, slice(1, 1 + N_SELECTION_MASKS)
+        selection_residual = _LinearResidual(z[selection], m0[selection])
+        y_residual = selection_residual(y[selection])
+        predicted, g = self.surrogate.fit(
+            y[1:],
+            lambda h: selection_residual.unexplained(y_residual, selection_residual(h)),
+            use_log_odds=use_log_odds,
         )
-
-        def g(masks: Tensor) -> Tensor:
-            parts = [
-                interaction_kernel(part, self.z[:MAX_TRAINING_MASKS], interaction_weights) @ alpha
-                for part in torch.split(masks, MASKS_PER_BATCH)
-            ]
-            return unstandardize(torch.cat(parts))
-
-        return (
-            torch.cat([unstandardize(held_out), g(self.z[MAX_TRAINING_MASKS:])])
-            if len(self.z) > MAX_TRAINING_MASKS
-            else unstandardize(held_out)
-        ), g
-
-    def _select_kernel(self, r: Tensor, unexplained: UnexplainedFn) -> tuple[InteractionWeights, float]:
-        losses = {}
-        for interaction_weights in INTERACTION_WEIGHTS:
-            values, vectors = self._eigendecomposition(interaction_weights)
-            projections = vectors.T @ r
-            for noise in NOISE_LEVELS:
-                d = 1 / (values.clamp(min=0) + noise)
-                diagonal, off_diagonal = (vectors**2) @ d, (vectors[:-1] * vectors[1:]) @ d
-                losses[interaction_weights, noise] = unexplained(
-                    r - _leave_pair_out_errors(vectors @ (projections * d), diagonal, off_diagonal)
-                )
-        return min(losses, key=lambda k: losses[k])
-
-    def _eigendecomposition(self, interaction_weights: InteractionWeights) -> tuple[Tensor, Tensor]:
-        if interaction_weights not in self._eigenpairs:
-            values, vectors = torch.linalg.eigh(
-                interaction_kernel(self.z[:N_SELECTION_MASKS], self.z[:N_SELECTION_MASKS], interaction_weights)
-            )
-            self._eigenpairs[interaction_weights] = values, vectors
-        return self._eigenpairs[interaction_weights]
-
-    def _inverse(self, interaction_weights: InteractionWeights, noise: float) -> Tensor:
-        if (interaction_weights, noise) not in self._inverses:
-            kernel = interaction_kernel(self.z[:MAX_TRAINING_MASKS], self.z[:MAX_TRAINING_MASKS], interaction_weights)
-            kernel.diagonal().add_(noise)
-            self._inverses[interaction_weights, noise] = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
-        return self._inverses[interaction_weights, noise]
+        mask_predictions, reference_predictions = torch.cat([g(z[:1]), predicted]), g(self.reference_masks.z)
+        unsampled = self.reference_masks.cluster.new_full((1,), -1)
+        linear_part = fit_weighted(
+            self.reference_masks.z,
+            reference_predictions,
+            reference_predictions,
+            0.0,
+            self.reference_weights,
+            unsampled,
+            "ols",
+            0.0,
+        )
+        control = (
+            mask_predictions
+            - linear_part.intercept
+            - z @ linear_part.weights
+            - linear_part.unchanged_weight * self.kernel_weights.moment1 / m0
+        )
+        residual = _LinearResidual(z, m0)
+        coefficient = residual.control_coefficient(residual(y), residual(control))
+        return y - coefficient * control, coefficient * linear_part.unchanged_weight
 
 
-def interaction_kernel(a: Tensor, b: Tensor, interaction_weights: InteractionWeights) -> Tensor:
-    """The kernel (M, L) of masks (M, A) and (L, A): a polynomial in the mean of their products, as -1 and 1."""
-    t = (2 * a - 1) @ (2 * b - 1).T / max(1, a.shape[1])
-    c0, c1, c2, c3 = interaction_weights
-    return t.mul(c3).add_(c2).mul_(t).add_(c1).mul_(t).add_(c0)
+class _LinearResidual:
+    """The residual of a weighted linear regression on masks z (K, A), of values (K,), times the root of the weights."""
 
+    def __init__(self, z: Tensor, weight: Tensor) -> None:
+        self.root = weight.sqrt()
+        self.q: Tensor = torch.linalg.qr(self.root[:, None] * torch.cat([torch.ones_like(z[:, :1]), z], 1)).Q
 
-def _leave_pair_out_errors(alpha: Tensor, diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
-    """The errors (L,) of kernel ridge regression at each mask, learned without it and the one beside it.
+    def __call__(self, h: Tensor) -> Tensor:
+        h = self.root * h
+        return h - self.q @ (self.q.T @ h)
 
-    In closed form: the block of the kernel's inverse, solved for the weights alpha (Allen's PRESS, 1974, in pairs).
-    """
-    n_paired = len(alpha) // 2 * 2
-    first, second = alpha[:n_paired:2], alpha[1:n_paired:2]
-    a, d, b = diagonal[:n_paired:2], diagonal[1:n_paired:2], off_diagonal[:n_paired:2]
-    det = a * d - b * b
-    errors = torch.stack([(d * first - b * second) / det, (a * second - b * first) / det], 1).flatten()
-    return errors if n_paired == len(alpha) else torch.cat([errors, alpha[-1:] / diagonal[-1:]])
+    def control_coefficient(self, y: Tensor, control: Tensor) -> float:
+        """The coefficient of a control variate, in [0, 1], that leaves the smallest residual."""
+        size = float(control @ control)
+        return min(1.0, max(0.0, float(y @ control) / size)) if size > 1e-300 else 0.0
+
+    def unexplained(self, y: Tensor, control: Tensor) -> float:
+        """The sum of squares that is left."""
+        return float(((y - self.control_coefficient(y, control) * control) ** 2).sum())

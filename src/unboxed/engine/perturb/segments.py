@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from ...errors import InputError
 from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
+from ...settings import Holds
 from ...validation import check_int
 
-Segments = Any
-"""A name ("slic", "quickshift", "squares", "pixels"), a name with a number (("slic", 30) superpixels, ("squares", 4)
-pixels a side), an int (so many SLIC superpixels), or ints as a tensor: (H, W) for all, (N, H, W) one an image, or
-shaped like one input or like the batch. For several inputs: a dict or tuple of those, or one for all. Columns of a
-table are players each, or grouped by ints (F,) or (N, F).
+Segments = Annotated[
+    Any, Holds("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
+]
+"""A name ("slic", "quickshift", "squares", "pixels"); a name with a number, such as ("slic", 30) for 30 superpixels or
+("squares", 4) for squares of 4 x 4 pixels; an int for so many SLIC superpixels; or a tensor of ids (int): (H, W) for
+all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a feature of its
+own, unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
 """
 
 SEGMENT_NAMES = ("slic", "quickshift", "squares", "pixels")

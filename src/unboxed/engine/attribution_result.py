@@ -1,0 +1,163 @@
+"""The result of every attribution method: a tensor that knows what it explains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..objectives import Objective
+
+FIXED_FIELDS = ("map", "target", "score", "method", "layer", "classes")
+MAX_LISTED = 5  # targets and scores that a repr lists
+
+
+class Attribution(Tensor):
+    """An attribution map, with what it explains; it is a tensor, and can be used wherever one is wanted.
+
+    Operations on it (`a + 1`, `a[0]`, `a.abs()`) give plain tensors. What a method gives besides the map (LIME's
+    `weights`, integrated gradients' `completeness_error`) are attributes, which `extras` lists.
+
+    Attributes:
+        map: The map (N, ...) as a plain tensor; for several inputs a dict or tuple of maps, as x was given. The
+            attribution itself is then the packed map (N, D): all inputs' values side by side.
+        target: What is explained: classes (N,), or the objective; None where the method explains no score.
+        score: The score (N,) of x, in the units of the objective; None where the method does not compute it.
+        method: The name of the method, as its card has it.
+        layer: The address of the layer that was read; None for methods without one.
+        classes: The names of the model's classes.
+        extras: {name: value} of what the method gives besides.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> a = ub.attribution.grad_cam(box, x, y)
+        >>> a.method, tuple(a.shape), tuple(a.score.shape), type(a + 1).__name__
+        ('Grad-CAM', (2, 1, 28, 28), (2,), 'Tensor')
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    returns = "attribution"
+
+    map: Any
+    target: Tensor | Objective | None
+    score: Tensor | None
+    method: str
+    layer: str | None
+    classes: tuple[str, ...]
+    values: Any  # of Shapley values; torch's method of this name is for sparse tensors, which no map is
+
+    def __new__(
+        cls,
+        data: Tensor,
+        /,
+        *,
+        map: Any = None,
+        target: Tensor | Objective | None = None,
+        score: Tensor | None = None,
+        method: str = "",
+        layer: str | None = None,
+        classes: tuple[str, ...] = (),
+        **extras: Any,
+    ) -> Self:
+        plain = data.detach()
+        attribution = plain.as_subclass(cls)
+        fields = (plain if map is None else map, target, score, method, layer, classes)
+        vars(attribution).update(zip(FIXED_FIELDS, fields, strict=True), **extras)
+        return attribution
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """{name: value} of what the method gives besides the map, its target and its score."""
+        return {name: value for name, value in vars(self).items() if name not in FIXED_FIELDS}
+
+    def __getattr__(self, name: str) -> Any:
+        extras = ", ".join(self.extras)
+        besides = f"; besides the map it gives {extras}" if extras else ""
+        raise AttributeError(f"{vars(self).get('method') or 'an attribution'} gives no {name!r}{besides}")
+
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
+        fields = {
+            "map": _shapes(self.map),
+            "target": self.target.name if isinstance(self.target, Objective) else self.target,
+            "score": self.score,
+            "layer": self.layer,
+        }
+        texts = [f"{name}={_short(value)}" for name, value in fields.items() if value is not None]
+        return f"Attribution({', '.join([repr(self.method), *texts, *self.extras])})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if id(self) not in memo:
+            memo[id(self)] = self._rebuild(copy.deepcopy(vars(self), memo), self.detach().clone())
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    def __copy__(self) -> Self:
+        return self._rebuild(vars(self), self.detach())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _unpickle, (type(self), self.detach(), dict(vars(self)))
+
+    @classmethod
+    def _rebuild(cls, fields: Mapping[str, Any], data: Tensor) -> Self:
+        is_plain = isinstance(fields["map"], Tensor) and fields["map"].shape == data.shape
+        return cls(fields["map"] if is_plain else data, **fields)  # the map and the tensor share their memory
+
+
+def _unpickle(cls: type[Attribution], data: Tensor, fields: dict[str, Any]) -> Attribution:
+    return cls._rebuild(fields, data)
+
+
+def _shapes(maps: Any) -> Any:
+    if isinstance(maps, Mapping):
+        return {name: _shapes(part) for name, part in maps.items()}
+    return tuple(maps.shape) if isinstance(maps, Tensor) else tuple(map(_shapes, maps))
+
+
+def _short(value: Any) -> str:
+    """A value on part of a line."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    listed = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in value[:MAX_LISTED].tolist()]
+    return f"[{', '.join(listed)}{', ...' if len(value) > MAX_LISTED else ''}]"
+
+
+def make_attribution(
+    box: Box,
+    data: Tensor,
+    /,
+    *,
+    method: str,
+    target: Any,
+    score: Tensor | None = None,
+    **extras: Any,
+) -> Attribution:
+    """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
+
+    `target` is what the caller gave, or the classes that were predicted where that was None.
+    """
+    return Attribution(
+        data,
+        map=box.restore_structure(data),
+        target=explained(box, target, len(data)),
+        score=score,
+        method=method,
+        classes=box.classes,
+        **extras,
+    )
+
+
+def explained(box: Box, target: Any, n: int) -> Tensor | Objective | None:
+    """A target as a result holds it: classes (n,) or the objective."""
+    return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
+
+
+def resolved_target(objective: Objective, target: Any) -> Any:
+    """The target that an objective of `resolve_target` explains: where it was None, the classes predicted."""
+    if target is None and objective.call is not None:
+        return objective.call[1][0]
+    return target
