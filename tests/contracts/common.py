@@ -1,4 +1,4 @@
-"""What the law tests share: every card on every awkward model, and the numbers in whatever a method gives back."""
+"""What the contract tests share: every card, every awkward model, and which method refuses which model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ __all__ = [
     "result_tensors",
 ]  # fmt: skip
 
-CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards()}
+CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards() if c.method.__module__.startswith("unboxed.")}
+"""The methods of Unboxed; cards that other tests attach to methods of their own do not enter."""
 MODELS = tuple(models.MODELS)
 RULED = ("guided_backprop", "deconvnet")
 GRADIENTS = ("gradient", *RULED, "morph", "class_image", "pgd", "inversion", "inversions", "silence")
@@ -82,12 +83,12 @@ refuse(("deepfool", "carlini_wagner"), ("checkpointed_reentrant",), OutputError)
 refuse(("apgd", "auto_attack"), ("checkpointed_reentrant",), UnboxedError)  # likewise
 
 
-def methods(law: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:
-    """Every card that takes a plain model, or the chosen ones of them."""
+def methods(contract: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:
+    """Parametrize by every method that takes the plain model, or the chosen ones of them."""
     chosen_ones = [n for n, c in CARDS.items() if chosen(c) and (n, "plain") not in REFUSED]
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=_exempt(n, law)) for n in chosen_ones])
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=_exempt(n, contract)) for n in chosen_ones])
 
 
-def _exempt(name: str, law: str) -> list[pytest.MarkDecorator]:
-    why = CARDS[name].exempt.get(law)
-    return [] if why is None else [pytest.mark.skip(reason=f"{name} is exempt from {law}: {why}")]
+def _exempt(name: str, contract: str) -> list[pytest.MarkDecorator]:
+    why = CARDS[name].exempt.get(contract)
+    return [] if why is None else [pytest.mark.skip(reason=f"{name} is exempt from {contract}: {why}")]

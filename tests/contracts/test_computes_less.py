@@ -1,4 +1,4 @@
-"""Law 5: compute only what is asked: no deeper, no more examples, no larger batch."""
+"""Contract 5: compute only what is asked: no deeper, no more examples, no larger batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law 4: where the model is, there the work is: the model in its own device and dtype, all else float32 or float64."""
+"""Contract 4: where the model is, there the work is: the model in its own device and dtype, all else float32 or float64."""
 
 from __future__ import annotations
 

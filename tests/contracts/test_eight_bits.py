@@ -1,4 +1,4 @@
-"""Law 7 for files: with bits=8 an adversarial image is what its PNG gives, in its ball, and judged as such."""
+"""Contract 7 for files: with bits=8 an adversarial image is what its PNG gives, in its ball, and judged as such."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law 9: interrupted long work keeps what it has."""
+"""Contract 9: interrupted long work keeps what it has."""
 
 from __future__ import annotations
 

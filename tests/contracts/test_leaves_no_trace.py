@@ -1,4 +1,4 @@
-"""Law 1: a method leaves the model, torch, the process and the caller's tensors as they were."""
+"""Contract 1: a method leaves the model, torch, the process and the caller's tensors as they were."""
 
 from __future__ import annotations
 

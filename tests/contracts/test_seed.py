@@ -1,4 +1,4 @@
-"""Law 3: the same seed gives the same answer; randomness is an argument, never global."""
+"""Contract 3: the same seed gives the same answer; randomness is an argument, never global."""
 
 from __future__ import annotations
 

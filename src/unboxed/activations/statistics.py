@@ -77,7 +77,7 @@ def statistics(
     Ctrl-C ends the pass and gives what was seen. Raises DataError, InputError, LayerError.
     """
     if histogram_of not in ("positions", "peak", "mean"):
-        raise InputError(f'of is "positions", "peak" or "mean"; got {histogram_of!r}')
+        raise InputError(f'histogram_of must be "positions", "peak" or "mean"; got {histogram_of!r}')
     paths = unit_layers(box, layers, axis)
     surveys = {path: UnitSurvey(path, axis, histogram_of) for path in paths}
 

@@ -3,7 +3,7 @@
 `contracts` and `rows` are the checks one by one, `models` is a zoo of awkward models, `trace` a snapshot of all that a
 method may not change. `strategies` (random models, inputs and objectives) needs Hypothesis, and loads on first use.
 
-What a user needs to test a method of their own moves in here; our own tests lie in `tests/`.
+What a user needs to test a method of their own moves in here; the tests of Unboxed are in `tests/`.
 """
 
 from importlib import import_module as _import_module

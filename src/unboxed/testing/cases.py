@@ -1,4 +1,4 @@
-"""A box with a batch for it, a method's example called on it, and the numbers in whatever comes back."""
+"""A box with a batch for it, a method's example called on it, and the tensors in its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import models
 
 @dataclass(frozen=True, eq=False)
 class MethodCase:
-    """A box with a batch for it: rows 0 and 1 have the class that the model gives them, row 2 another."""
+    """A box with a batch for it: rows 0 and 1 are labeled with their predicted class, row 2 with another."""
 
     box: Box
     x: Tensor
@@ -44,7 +44,7 @@ def make_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Metho
 
 @cache
 def case_labels(model: str, n: int) -> Tensor:
-    """Of a box of its own, so that making a case leaves no trace in the case's box."""
+    """Labels for a model's images, by a separate box, so that making a case leaves no trace in its box."""
     entry = models.get_model(model)
     box = open_box(entry)
     y = box.predict(entry.images(n).to(box.dtype))
@@ -58,19 +58,19 @@ def has_parameters(card: Card, *names: str) -> bool:
 
 
 def method_name(card: Card) -> str:
-    """The method's own name; the card's for what has none, such as a `functools.partial`."""
+    """The method's name; the card's for methods without one, such as a `functools.partial`."""
     return getattr(card.method, "__name__", card.name)
 
 
 def call_example(card: Card, c: MethodCase, **settings: Any) -> Any:
-    """The card's example with some settings changed; those that the method doesn't take are left out."""
+    """Call the card's example with some settings changed; those that the method does not have are ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboxedWarning)
         return call_with_warnings(card, c, **settings)
 
 
 def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
-    """As `call`, with its warnings."""
+    """As `call_example`, with its warnings."""
     overrides = {k: v for k, v in settings.items() if has_parameters(card, k)}
 
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ def call_with_warnings(card: Card, c: MethodCase, **settings: Any) -> Any:
 
 
 def differences(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float) -> list[str]:
-    """What differs between two results, in words: empty where they agree (relative to the largest value)."""
+    """The differences between two results in words; empty where they agree, relative to the largest value."""
     if a.keys() != b.keys():
         return [f"other parts: {', '.join(map(result_path, sorted(a.keys() ^ b.keys())))}"]
     return [f"{result_path(at)} {message}" for at in a if (message := _difference_text(a[at], b[at], tolerance))]
@@ -98,7 +98,7 @@ def _difference_text(a: Tensor, b: Tensor, tolerance: float) -> str:
     if not a.is_floating_point():
         return "" if torch.equal(a, b) else "has other values"
     if not torch.equal(a.isnan(), b.isnan()):
-        return "is NaN in other places"
+        return "is NaN at other positions"
     if tolerance == 0 and torch.equal(a.nan_to_num(), b.nan_to_num()):
         return ""
     max_difference = (a.double() - b.double()).abs().nan_to_num().max().item() if a.numel() else 0.0

@@ -1,9 +1,9 @@
-"""The contracts as functions: few runs of a method on a model, each looked at by many observers.
+"""The contracts as functions: few runs of a method on a model, each observed by many checks.
 
-`check_run` runs a method in the model's own precision and looks at what it leaves behind (also when it fails), at its
-seed, at types, bounds and warnings, and at one row at a time. `check_values` runs it in double precision and compares
-it with the plain spelling of the model, and with itself in batches of two. `check_refusal` is for a model that the
-method can't take. `rows` has more. All raise ContractError, which names every contract that is broken and how.
+`check_run` runs a method in the model's own precision and checks what it leaves behind (also when it fails), its seed,
+types, bounds and warnings, and one row at a time. `check_values` runs it in double precision and compares it with the
+plain version of the model, and with itself in batches of two. `check_refusal` is for a model that the method does not
+take. `rows` has more. All raise ContractError, which names every contract that is broken and how.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ IMAGE_FIELDS = ("images", "frames", "input", "result")
 
 
 class ContractError(AssertionError):
-    """What a method breaks on a model, contract by contract."""
+    """The contracts that a method breaks on a model."""
 
 
 class PlantedError(Exception):
-    """Raised by a model on purpose; no library may know it."""
+    """Raised by a model on purpose; no library handles it."""
 
 
 class FailingHook:
-    """A hook of the user's own on every module: it counts calls, and the k-th of them raises."""
+    """A user's hook on every module: it counts calls, and the k-th of them raises."""
 
     def __init__(self, model: nn.Module) -> None:
         self.n_calls, self.fail_at_call, self.error = 0, -1, PlantedError
@@ -67,7 +67,7 @@ class FailingHook:
 
 
 def scramble_rngs(seed: int) -> None:
-    """Away from any state that a seed gives, so that a state that was merely seeded again shows."""
+    """Set the RNGs to a state that no seed gives, so that reseeding in place of restoring is detected."""
     torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     torch.rand(5), np.random.rand(5), random.random()
 
@@ -89,9 +89,9 @@ def check_run(card: Card, model: str) -> None:
 
 
 def check_values(card: Card, model: str, method_case: MethodCase | None = None, *, batches: bool = True) -> None:
-    """Contracts 2 and 6 in double precision: as on the plain spelling, and (`batches`) the same in batches of two.
+    """Contracts 2 and 6 in double precision: as on the plain version, and (`batches`) the same in batches of two.
 
-    `c` is the model opened in double precision, if it is at hand.
+    `method_case` is the model opened in double precision, if available.
     """
     violations = Violations(card)
     method_case = method_case or make_case(model, torch.float64)
@@ -112,7 +112,7 @@ def check_values(card: Card, model: str, method_case: MethodCase | None = None, 
 
 
 def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """What differs in the parts that both have: layers have their own names in some models."""
+    """Differences in the parts that both have, as layer names differ between models."""
     shared = outputs.keys() & expected.keys()
     return (
         differences({k: outputs[k] for k in shared}, {k: expected[k] for k in shared}, 1e-9)
@@ -122,7 +122,7 @@ def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedError) -> None:
-    """A model that the method can't take is refused by one clear error, and left as it was."""
+    """A model that the method does not take is refused by one clear error, and unchanged."""
     violations = Violations(card)
     method_case = make_case(model)
     before = snapshot(method_case.box.model, method_case.x, method_case.y)
@@ -138,7 +138,7 @@ def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedErr
 
 
 class Violations:
-    """What was found against a card, by contract; one that the card is exempt from is not looked at."""
+    """The violations of a card, by contract; contracts that it is exempt from are skipped."""
 
     def __init__(self, card: Card) -> None:
         self.card, self.messages = card, list[str]()
@@ -148,13 +148,13 @@ class Violations:
             self.messages += [f"{contract}: {message}" for message in new_messages]
 
     def raise_if_any(self, title: str) -> None:
-        """Raise ContractError if anything was found."""
+        """Raise ContractError if there are violations."""
         if self.messages:
             raise ContractError(f"{title} breaks its contracts:\n  " + "\n  ".join(self.messages))
 
 
 def run_observed(violations: Violations, method_case: MethodCase, run: Callable[[], Any]) -> Any:
-    """What `work` gives; what it changed, and warnings that are not ours, are noted."""
+    """The result of `run`; what it changed, and warnings that are not ours, are recorded."""
     before = snapshot(method_case.box.model, method_case.x, method_case.y)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -192,14 +192,14 @@ def _expected_dtype_device(method_case: MethodCase) -> tuple[torch.dtype, torch.
 
 
 def _check_bounds(violations: Violations, outputs: dict[str, Tensor]) -> None:
-    """Whatever is called an image or a frame lies in [0, 1], exactly."""
+    """Fields called an image or a frame are in [0, 1], exactly."""
     images = {at: h for at, h in outputs.items() if at.rpartition(".")[2] in IMAGE_FIELDS}
     wrong = [at for at, h in images.items() if not (h.min() >= 0 and h.max() <= 1)]
     violations.add("bounds", [f"{result_path(at)} leaves [0, 1]" for at in wrong])
 
 
 def _check_single_rows(violations: Violations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
-    """The verdict of rows alone; of a method without batches, the same again, bit for bit."""
+    """Rows one at a time give an equivalent result; a method without batches gives the same again, bit for bit."""
     scramble_rngs(2)
     single_rows = result_tensors(call_example(violations.card, method_case, batch_size=1))
     if not has_parameters(violations.card, "batch_size"):
@@ -214,11 +214,11 @@ def _check_single_rows(violations: Violations, method_case: MethodCase, batched:
         at: batched.get(at.replace(".completeness_error", ".score_difference"), h) for at, h in batched.items()
     }
     wrong = [at for at, h in batched.items() if not is_equivalent(h, single_rows[at], method_case, references[at])]
-    violations.add("splitting", [f"with batch_size=1, {result_path(at)} differs in its verdict" for at in wrong])
+    violations.add("splitting", [f"with batch_size=1, {result_path(at)} differs beyond rounding" for at in wrong])
 
 
 def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tensor) -> bool:
-    """What a reader takes from it: flags and counts exactly, an image by what the model says of it, a map roughly."""
+    """Equivalent for a reader: flags and counts exactly, an image by its predicted class, a map approximately."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     if a.shape[1:] == method_case.x.shape[1:] and a.min() >= 0 and a.max() <= 1:
@@ -228,7 +228,7 @@ def is_equivalent(a: Tensor, b: Tensor, method_case: MethodCase, reference: Tens
 
 
 def _check_after_failures(violations: Violations, card: Card, model: str, first: dict[str, Tensor]) -> None:
-    """In a fresh box the same, bit for bit; also after it failed at its start, in the middle and at its end."""
+    """A fresh box gives the same, bit for bit, also after failures at the start, in the middle and at the end."""
     method_case = make_case(model)
     hook = FailingHook(method_case.box.model)
     scramble_rngs(3)
@@ -265,7 +265,7 @@ def _check_after_failures(violations: Violations, card: Card, model: str, first:
 
 
 def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:
-    """What keeps a result from being one: nothing in it, not finite, or blank."""
+    """Whether a result is empty, not finite, or constant."""
     if not outputs:
         return ["the result holds no tensor or number"]
     wrong = [f"{result_path(at)} is not finite" for at, h in outputs.items() if not torch.isfinite(h).all()]
@@ -281,7 +281,7 @@ _TWIN_RESULTS: dict[tuple[Any, str], dict[str, Tensor]] = {}
 
 
 def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
-    """What the method gives on the plain spelling, in double precision."""
+    """The result on the plain version of a model, in double precision, cached."""
     key = card.method, twin
     if key not in _TWIN_RESULTS:
         _TWIN_RESULTS[key] = result_tensors(call_example(card, make_case(twin, torch.float64)))
@@ -289,7 +289,7 @@ def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
 
 
 def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
-    """What is wrong with an error: it is not ours, fits no builtin, or prints a tensor instead of a sentence."""
+    """What is wrong with an error: another class, no fitting builtin, or no clear sentence."""
     if not isinstance(raised, expected):
         return [f"raises {type(raised).__name__}, wanted {expected.__name__}: {str(raised)[:200]}"]
     message = str(raised)

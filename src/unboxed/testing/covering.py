@@ -1,9 +1,8 @@
 """Which pairs of methods and models to try where trying all would take too long.
 
-What goes wrong between a method and a model goes wrong between how the one touches models and what is odd about the
-other. So every method meets a model of each kind, and every model meets a method of each mechanism. A method's
-mechanisms are the parts of `engine` and `model` that its code is made of; a model's kind is the file of the zoo that it
-stands in. The choice is greedy and always the same.
+A failure comes from how a method touches models and what is awkward about the model. So every method is run on a model
+of each kind, and every model by a method of each mechanism. A method's mechanisms are the parts of `engine` and `model`
+that its code imports; a model's kind is its file in the zoo. The choice is greedy and deterministic.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ MODEL_INDEPENDENT_PARTS = frozenset({
     "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features", "engine.stable_repr",
     "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode", "model.lrp.linear_rules",
 })  # fmt: skip
-"""Parts that touch no model in a way of their own. A new part counts as a mechanism until it stands here."""
+"""Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
 def mechanisms(card: Card) -> frozenset[str]:
-    """The parts of `engine` and `model` that a method's module is made of, or its family where there are none."""
+    """The parts of `engine` and `model` that a method's module imports, or its family if there are none."""
     parts = _imported_parts(str(card.method.__module__))
     return parts or frozenset({card.family})
 
@@ -72,20 +71,20 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
 ]:  # fmt: skip
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
 
-    `without` are pairs that are left out: those that are refused are another test's.
+    `excluded` pairs are left out: refusals are another test.
     """
     goals = {
         (method_name(card), model): _covered_goals(card, model)
         for card in cards for model in models if (method_name(card), model) not in excluded
     }  # fmt: skip
     uncovered = set().union(*goals.values()) if goals else set()
-    heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # most is covered by the first
+    heap = [(-len(goal), i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the pair that covers most is first
     heapify(heap)
     selected: list[tuple[str, str]] = []
     while uncovered:
         old_count, i, pair = heap[0]
         new_count = -len(goals[pair] & uncovered)
-        if new_count > old_count:  # others were chosen since: it may be the best no longer
+        if new_count > old_count:  # others were chosen since, so that it may not be the best
             heapreplace(heap, (new_count, i, pair))
             continue
         selected.append(pair)
@@ -94,7 +93,7 @@ def covering_pairs(cards: Iterable[Card], models: Collection[str], excluded: Col
 
 
 def _covered_goals(card: Card, model: str) -> frozenset[tuple[str, str]]:
-    """What is covered by trying a pair."""
+    """What a pair covers."""
     return frozenset(
         {(method_name(card), f"kind {model_kind(model)}"), *((model, f"by {m}") for m in mechanisms(card))}
     )

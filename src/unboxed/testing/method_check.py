@@ -20,26 +20,26 @@ def check_method(
     """Check that a method of your own keeps the contracts that every method of Unboxed keeps.
 
     Use it in a test of your own: it runs the method on small awkward models (in-place ReLUs, modules called twice,
-    dict outputs, BatchNorm in train mode, dropout left on, bfloat16, scripted, compiled, ...) and looks at what it
-    leaves behind (also when the model fails half-way), at seeds, types, bounds, warnings, batches and values. A model
-    that the method refuses by a clear `UnboxedError` is no fault.
+    dict outputs, BatchNorm in train mode, dropout left on, bfloat16, scripted, compiled, ...) and checks what it
+    leaves behind (also when the model fails half-way), seeds, types, bounds, warnings, batches and values. A model that
+    the method refuses by a clear `UnboxedError` is no fault.
 
     Two contracts are about the method's own inputs. "rows": each input alone gets the row that it gets among others,
-    in whatever has a row per input (with `seed`, the first input alone). "target": of a method that takes `target`,
+    in results with one row per input (with `seed`, the first input alone). "target": of a method that takes `target`,
     maps of different classes differ; whether a map is right for its class is not checked.
 
     Args:
-        method: a function whose first parameter is a box, with a card (`from unboxed.cards import card`) or without.
+        method: A function whose first parameter is a box, with a card (`from unboxed.cards import card`) or without.
             `batch_size`, `seed` and `target`, where it takes them, are tried. A card's `exempt={"contract": "why"}`
             switches a contract off.
         example: `example(method, box, x, y)`, its smallest useful call, for images x (N, C, H, W) and classes y (N,),
             3 of them or 1. None takes the card's, or `method(box, x)`.
-        on: names of models of `unboxed.testing.models.NETS`; None takes some of each kind.
+        on: Names of models of `unboxed.testing.models.MODELS`; None takes some of each kind.
 
     Raises:
         AssertionError: names every contract that is broken, on which model, and how; also where the method raises
-            what is no `UnboxedError`.
-        InputError: `method` or `example` can't be called like that, `on` is empty or names a model that there is not.
+            another error than an `UnboxedError`.
+        InputError: when `method` or `example` can't be called so, or `on` is empty or names an unknown model.
 
     Example:
         >>> from unboxed.testing import check_method
@@ -95,7 +95,7 @@ def _check_model_names(on: Collection[str]) -> list[str]:
 
 
 def _contract_errors(card: Card, model: str) -> Iterator[contracts.ContractError]:
-    """What is broken on a model, by check; after an error of the method's own, which is the cause, no more is tried."""
+    """The broken contracts on a model, check by check; after an error of the method itself, no more checks are run."""
     try:
         for check in _applicable_checks(card, model):
             try:

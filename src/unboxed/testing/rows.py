@@ -28,10 +28,10 @@ ResultTensors = dict[str, Tensor]
 def check_rows(card: Card, model: str, method_case: MethodCase | None = None) -> None:
     """Contract 2 in double precision: each input alone gets the row that it gets among others.
 
-    What has a row per input has 1 where there were 3. A method with a seed draws for each row by its index, so that
-    only the first row draws alone as among others. Nothing is looked at where the card is exempt from "rows" or
-    "splitting" (with a seed, from "row seeds"), where the method refuses a single input, or where the model itself
-    answers otherwise for an input alone.
+    A part of the result has rows if one of its axes is 1 for one input and 3 for three. A method with a seed draws for
+    each row by its index, so that only the first row gets the same numbers alone. Skipped where the card is exempt from
+    "rows" or "splitting" (with a seed, from "row seeds"), where the method refuses a single input, or where the model's
+    own output differs for an input alone.
     """
     if card.exempt.keys() & {"rows", "splitting", *(["row seeds"] if has_parameters(card, "seed") else [])}:
         return
@@ -61,7 +61,7 @@ def _run_on_rows(card: Card, method_case: MethodCase, index: Sequence[int]) -> R
 
 
 def _row_differences(single: ResultTensors, batched: ResultTensors, i: int) -> list[str]:
-    """How the result for one input differs from its row among all."""
+    """How the result for one input differs from its row in the batch."""
     pairs = {at: _matching_row(batched[at], h, i) for at, h in single.items() if at in batched}
     rows = {at: pair for at, pair in pairs.items() if pair is not None}
     return differences(
@@ -70,13 +70,13 @@ def _row_differences(single: ResultTensors, batched: ResultTensors, i: int) -> l
 
 
 def _matching_row(batched: Tensor, single: Tensor, i: int) -> tuple[Tensor, Tensor] | None:
-    """What is to be compared for input i; None where no axis, or more than one, has a row per input."""
+    """The tensors to compare for input i; None where no axis, or more than one, has a row per input."""
     sizes = list(zip(batched.shape, single.shape, strict=False))
     axes = [axis for axis, pair in enumerate(sizes) if pair == (3, 1)]
     if batched.ndim != single.ndim or len(axes) != 1:
         return None
     row = batched.narrow(axes[0], i, 1)
-    if axes[0] == 1 and len(row) != len(single):  # frames (T, N, ...): an input alone may be done sooner
+    if axes[0] == 1 and len(row) != len(single):  # frames (T, N, ...): an input alone may finish sooner
         return single[-1], row[-1]
     return single, row
 
@@ -84,7 +84,7 @@ def _matching_row(batched: Tensor, single: Tensor, i: int) -> tuple[Tensor, Tens
 def _ignored_inputs(
     card: Card, method_case: MethodCase, batched: ResultTensors, first_single: ResultTensors
 ) -> list[str]:
-    """Parts that are the rows of inputs at some positions, whatever these inputs are, and leave out the others."""
+    """Parts that have the rows of inputs at fixed positions only, and ignore the other inputs."""
     short = [at for at, h in batched.items() if at in first_single and _is_short(h, first_single[at])]
     if not short or batched.keys() != first_single.keys():
         return []
@@ -94,7 +94,7 @@ def _ignored_inputs(
     )
 
     def is_fixed_row(at: str, j: int) -> bool:
-        """Whether row j belongs to the input at one position, before and after the inputs changed theirs."""
+        """Whether row j belongs to the input at one position, before and after permuting the inputs."""
         before, after = batched[at][j], permuted[at][j]
         matches = [_is_close(single[p][at][0], before) and _is_close(single[p - 1][at][0], after) for p in range(3)]
         return any(matches) and not _is_close(before, after)
@@ -115,8 +115,8 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 def check_target(card: Card, model: str = "plain") -> None:
     """Maps of different classes differ on a model where all logits depend on the input by weights of their own.
 
-    Looked at are real numbers of at least two axes that are no images: the `target` of an attack is what it tries to
-    reach, and it may fail for all. A method is left alone that takes no class as `target`.
+    Compared are floats of at least two axes that are not images: an attack may fail for every `target`. A method whose
+    `target` is not a class is skipped.
     """
     if not has_parameters(card, "target"):
         return

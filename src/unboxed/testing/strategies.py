@@ -48,7 +48,7 @@ RELU_FACTORIES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "Tensor.relu": lambda: Tensor.relu,
     "Tensor.relu_": lambda: Tensor.relu_,
 }
-"""Every way in which people write the same ReLU."""
+"""Every spelling of the same ReLU."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class RandomCase:
 
 
 class RandomModel(nn.Module):
-    """Inputs (N, ...), one or several, to logits (N, K): parts side by side, then a linear layer; odd in its spelling.
+    """Inputs (N, ...), one or several, to logits (N, K): one part per input, then a linear layer.
 
-    `style` of an image's part: "mlp", "conv", "residual" or "shared" (one module that is called twice). `wrap` is how
-    the logits are returned: "tensor", "dict" or "tuple".
+    `style` of the part of an image: "mlp", "conv", "residual" or "shared" (one module that is called twice).
+    `output_wrapper` is how the logits are returned: "tensor", "dict" or "tuple".
     """
 
     def __init__(self, inputs: Inputs, classes: int, style: str, relu: str, norm: bool, output_wrapper: str) -> None:
@@ -89,7 +89,7 @@ PART_FEATURES = 6  # features that a part of the model gives
 
 
 class DensePart(nn.Module):
-    """(N, ...) -> (N, WIDTH)."""
+    """(N, ...) -> (N, PART_FEATURES)."""
 
     def __init__(self, size: int, relu: str, norm: bool) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class DensePart(nn.Module):
 
 
 class ConvPart(nn.Module):
-    """(N, C, H, W) -> (N, WIDTH), with a second convolution that adds to the first, or is the first once more."""
+    """(N, C, H, W) -> (N, PART_FEATURES) by two convolutions, with a residual sum or one of them called twice."""
 
     def __init__(self, channels: int, style: str, relu: str, norm: bool) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def _make_part(inputs: Inputs, style: str, relu: str, norm: bool) -> nn.Module:
 
 @st.composite
 def pixels(draw: st.DrawFn) -> Pixels:
-    """Images of 1 to 3 channels and 4 to 9 pixels a side, normalized by a number or by channel."""
+    """Images of 1 to 3 channels and 4 to 9 pixels per side, normalized by one number or per channel."""
     channels = draw(st.integers(1, MAX_CHANNELS))
     shape = channels, draw(st.integers(4, MAX_SIDE_PIXELS)), draw(st.integers(4, MAX_SIDE_PIXELS))
     if draw(st.booleans()):
@@ -163,7 +163,7 @@ def inputs() -> st.SearchStrategy[Inputs]:
 
 @st.composite
 def models(draw: st.DrawFn, kind: Inputs) -> nn.Module:
-    """A model in eval for inputs of this kind, with random weights and batch means; the global RNG is left alone."""
+    """A model in eval mode for this kind of inputs, with random weights and batch means; the global RNG is not used."""
     classes = draw(st.integers(2, MAX_CLASSES))
     style = draw(st.sampled_from(("mlp", "conv", "residual", "shared")))
     spelling = (
@@ -192,7 +192,7 @@ def random_batch(kind: Inputs, rows: int, seed: int) -> Any:
 
 
 def open_box(model: nn.Module, kind: Inputs) -> Box:
-    """A box of a random model, which is told where a tuple holds the logits."""
+    """A box of a random model, with `output=0` where it returns a tuple."""
     return Box(model, kind, outputs="logits", output=0 if getattr(model, "output_wrapper", "") == "tuple" else None)
 
 
@@ -214,14 +214,14 @@ def _random_tensors(shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
 
 
 def _indices(size: int, rows: int) -> st.SearchStrategy[Any]:
-    """A number below `size`, or one a row."""
+    """A number below `size`, or one per row."""
     single = st.integers(0, size - 1)
     return st.one_of(single, st.lists(single, min_size=rows, max_size=rows).map(torch.tensor))
 
 
 @st.composite
 def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
-    """A score of a hidden layer: a channel, neuron, position or direction, all of it, or likeness to a given one."""
+    """A score of a hidden layer: a channel, neuron, position, direction or all of it, or its similarity to another."""
     layer = draw(st.sampled_from(HIDDEN_LAYERS))
     channels, *sides = shape = tuple(case.box.layers[layer].shape)
     k, all_positions = draw(_indices(channels, case.n_rows)), draw(st.booleans())
@@ -243,7 +243,7 @@ def layer_objectives(draw: st.DrawFn, case: RandomCase) -> Objective:
 
 
 def leaf_objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
-    """A score of the logits or of a hidden layer, the same for all rows or one a row."""
+    """A score of the logits or of a hidden layer, the same for all rows or one per row."""
     labels = _indices(len(case.box.classes), case.n_rows)
     output_objectives: tuple[Callable[[Any], Objective], ...] = (
         scores.logit,
@@ -256,7 +256,7 @@ def leaf_objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
 
 
 def objectives(case: RandomCase) -> st.SearchStrategy[Objective]:
-    """Any combination of leaves with + - * / and numbers, or numbers a row (N,). No divisor comes near 0."""
+    """Any combination of leaves with + - * / and numbers, or numbers per row (N,). No divisor is close to 0."""
     numbers, divisors = st.sampled_from((-2.0, -0.5, 0.0, 0.25, 3.0)), st.sampled_from((-2.0, -0.5, 0.25, 3.0))
     factors = st.one_of(numbers, _per_row(numbers, case.n_rows))
     divisors_or_rows = st.one_of(divisors, _per_row(divisors, case.n_rows))

@@ -38,12 +38,44 @@ class TensorCopy:
 
 
 def snapshot(model: nn.Module, *user_tensors: Tensor) -> dict[str, Any]:
-    """Everything by name; `mine` are the caller's own tensors."""
+    """All state that a method may not change: of the model, the caller's tensors, torch and the process.
+
+    Args:
+        model: The model.
+        user_tensors: Tensors of the caller, such as inputs and labels.
+
+    Returns:
+        {name: state}, for `changes`.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.testing import changes, snapshot
+        >>> model = torch.nn.BatchNorm1d(2)
+        >>> before = snapshot(model)
+        >>> _ = model(torch.rand(4, 2))
+        >>> changes(before, snapshot(model))
+        ['.num_batches_tracked', '.running_mean', '.running_var']
+    """
     return dict([*_model_state(model), *_torch_state(), *_process_state(), *_tensor_states(user_tensors)])
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names of what is no longer as it was."""
+    """The names of all state that differs between two snapshots.
+
+    Args:
+        before: A snapshot.
+        after: A later one.
+
+    Returns:
+        Sorted names; empty where nothing changed.
+
+    Example:
+        >>> import torch
+        >>> from unboxed.testing import changes, snapshot
+        >>> model = torch.nn.Linear(2, 2)
+        >>> changes(snapshot(model), snapshot(model.eval()))
+        [' training']
+    """
     added_or_removed = before.keys() ^ after.keys()
     return sorted(added_or_removed | {k for k in before.keys() & after.keys() if not _is_same(before[k], after[k])})
 
@@ -111,7 +143,7 @@ def _torch_state() -> Iterator[tuple[str, Any]]:
     yield from (
         (k, list(v.items())) for k, v in vars(module_globals).items() if k.startswith("_global") and hasattr(v, "items")
     )
-    dynamo = sys.modules.get("torch._dynamo")  # importing it is nobody's trace
+    dynamo = sys.modules.get("torch._dynamo")  # importing it here would be a change
     yield "compiler stance", "default" if dynamo is None else dynamo.eval_frame._stance.stance
 
 

@@ -1,16 +1,16 @@
-"""The zoo of awkward models: what people's models do that the obvious code gets wrong. Tiny, seeded, on the CPU.
+"""The zoo of awkward models, which do what real models do and simple code gets wrong. Tiny, seeded, on the CPU.
 
-Most are `Plain` spelled another way: the same weights compute the same function, so every method must give the same
-result on both. `Awkward.twin` names the plain spelling where there is one.
+Most are `PlainCNN` written differently: the same weights compute the same function, so every method must give the same
+result on both. `AwkwardModel.twin` is the name of the plain version where there is one.
 
 A model that broke a method moves in here, into the file of its kind.
 
 >>> from unboxed.testing import models
->>> models.get("functional_relu").twin
+>>> models.get_model("functional_relu").twin
 'plain'
 """
 
-# ruff: noqa: I001  (the imports stand in the order of the zoo)
+# ruff: noqa: I001  (the imports are in the order of the zoo)
 from .base import (
     N_CLASSES,
     COLOR_INPUTS,

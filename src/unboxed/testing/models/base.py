@@ -1,4 +1,4 @@
-"""The registry of awkward models, and the plain model that most of them spell another way."""
+"""The registry of awkward models, and the plain model of which most are variants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N_CLASSES = 4
 
 @dataclass(frozen=True)
 class AwkwardModel:
-    """A model with what a box needs to know of it; `twin` names the entry that computes the same function plainly."""
+    """A model with the arguments of its box; `twin` is the name of a plain model that computes the same function."""
 
     model: nn.Module
     inputs: Pixels
@@ -37,17 +37,17 @@ _TWIN_BY_MODEL: dict[str, str | None] = {}
 
 
 def model_kind(name: str) -> str:
-    """What is odd about a model of the zoo: the name of the file that it stands in."""
+    """The kind of a model of the zoo: the name of its file."""
     return _KIND_BY_MODEL[name]
 
 
 def twin_name(name: str) -> str | None:
-    """The plain spelling of a model of the zoo, if there is one, without building the model."""
+    """The name of the plain version of a model of the zoo, or None, without building the model."""
     return _TWIN_BY_MODEL[name]
 
 
 def register_model(twin: str | None = None, **box: Any) -> Callable[[Callable[[], Any]], Callable[[], AwkwardModel]]:
-    """Enter the zoo: the function gives a model, or a model and its inputs; its weights come from seed 0."""
+    """Add a model to the zoo: the function returns it, or it and its inputs; its weights come from seed 0."""
 
     def register(build: Callable[[], Any]) -> Callable[[], AwkwardModel]:
         def build_seeded() -> AwkwardModel:
@@ -92,7 +92,7 @@ class PlainCNN(nn.Module):
 
     @torch.no_grad()
     def _spread_logits(self, x: Tensor) -> None:
-        """Answers that differ from image to image, as a trained model's do."""
+        """Make outputs differ between images, as those of a trained model."""
         h = self.conv2(self.conv1(x).relu()).relu().flatten(1)
         self.fc.weight.mul_(2 / self.fc(h).std(0).mean())
         self.fc.bias.sub_(self.fc(h).mean(0))
