@@ -177,7 +177,7 @@ def test_bad_data(method: Any) -> None:
     for data, error in ((x[:0], DataError), (7, DataError), (x * 255, InputError), (x[:, :, 1:], InputError)):
         with pytest.raises(error):
             method(box, data, "conv1")
-    with pytest.raises(InputError, match="of is"):
+    with pytest.raises(InputError, match="histogram_of must be"):
         statistics(box, x, "conv1", histogram_of="sum")
 
 

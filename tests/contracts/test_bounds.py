@@ -1,4 +1,4 @@
-"""Contract 7: bounded results are checked at the boundary: an adversarial image is inside its ball and inside [0, 1]."""
+"""Contract 7: bounded results are verified: an adversarial image is inside its ball and inside [0, 1]."""
 
 from __future__ import annotations
 

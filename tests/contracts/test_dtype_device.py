@@ -1,4 +1,4 @@
-"""Contract 4: where the model is, there the work is: the model in its own device and dtype, all else float32 or float64."""
+"""Contract 4: work happens where the model is, in its dtype; results are float32, or float64 for a double model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract 2: splitting a batch changes nothing, in float64 to 1e-9, in float32 in the verdict; each target has its map."""
+"""Contract 2: splitting a batch changes nothing: to 1e-9 in float64, up to rounding in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How robust is it? Accuracy under attacks and corruptions, signs of gradient masking, calibration, certification."""
+"""How robust is it? Accuracy under attacks and corruptions, signs of gradient masking, calibration, certification.
+
+An evaluation of a model on labeled data moves in here; the attacks that it uses are in `adversarial`.
+"""
 
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability

@@ -52,7 +52,7 @@ def snapshot(model: nn.Module, *user_tensors: Tensor) -> dict[str, Any]:
         >>> from unboxed.testing import changes, snapshot
         >>> model = torch.nn.BatchNorm1d(2)
         >>> before = snapshot(model)
-        >>> _ = model(torch.rand(4, 2))
+        >>> _ = model(torch.ones(4, 2))
         >>> changes(before, snapshot(model))
         ['.num_batches_tracked', '.running_mean', '.running_var']
     """
