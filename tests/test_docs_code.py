@@ -115,7 +115,7 @@ def beside_the_guide() -> dict[str, Any]:
 def test_the_code_of_readme_runs() -> None:
     names = run(README, {})
     assert names["why"].shape == names["x"].shape
-    assert names["other"].reached.all()
+    assert names["other"].confidence_reached.all()
     assert torch.isfinite(names["fine"]).all()
 
 

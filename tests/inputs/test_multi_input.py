@@ -56,7 +56,7 @@ def test_the_net_gets_its_arguments(kind: str) -> None:
 @both
 def test_what_is_found_comes_back_as_it_went_in(kind: str) -> None:
     opened, x = box(kind), values(kind)
-    found = ub.attribution.gradient(opened, x, 2)
+    found = ub.attribution.gradient(opened, x, 2).map
     parts = list(found.values()) if kind == "dict" else list(found)
     assert type(found) is type(x)
     w, v = opened.model.image.weight.detach(), opened.model.table.weight.detach()

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -277,15 +278,15 @@ def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:
     return wrong if varies else [*wrong, "the result is blank: every value is the same"]
 
 
-_TWIN_RESULTS: dict[tuple[Any, str], dict[str, Tensor]] = {}
+_TWIN_RESULTS: WeakKeyDictionary[Callable[..., Any], dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
 def twin_result(card: Card, twin: str) -> dict[str, Tensor]:
     """The result on the plain version of a model, in double precision, cached."""
-    key = card.method, twin
-    if key not in _TWIN_RESULTS:
-        _TWIN_RESULTS[key] = result_tensors(call_example(card, make_case(twin, torch.float64)))
-    return _TWIN_RESULTS[key]
+    results = _TWIN_RESULTS.setdefault(card.method, {})
+    if twin not in results:
+        results[twin] = result_tensors(call_example(card, make_case(twin, torch.float64)))
+    return results[twin]
 
 
 def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:
