@@ -198,9 +198,10 @@ def inline(page: Path) -> list[str]:
 def command_of(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words call, and its own words."""
     command, rest = typer.main.get_command(cli.app), words[1:]
-    while hasattr(command, "commands") and rest and not rest[0].isupper():  # METHOD stands for any of them
-        assert rest[0] in command.commands, words
-        command, rest = command.commands[rest[0]], rest[1:]
+    while hasattr(command, "commands") and rest:
+        name = "pgd" if rest[0].isupper() else rest[0]  # METHOD and NAME stand for any method
+        command, rest = command.get_command(typer.Context(command), name), rest[1:]  # type: ignore[arg-type]
+        assert command is not None, words
     return command, rest
 
 

@@ -90,6 +90,26 @@ def test_an_mlp_in_numpy() -> None:
     assert np.allclose(got.flatten(1).numpy(), want, rtol=1e-9, atol=1e-12)
 
 
+class Maxout(nn.Module):
+    """Takes the values of a maximum by their name, from a named tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(64, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.fc(x.flatten(1)).view(-1, 4, 3).max(2).values)
+
+
+def test_named_tuples_stay_so_in_half_precision() -> None:
+    """Rules work in single precision there, and their results are cast back."""
+    torch.manual_seed(0)
+    model, x = Maxout().eval(), images().float()
+    want = ub.attribution.deep_lift(ub.Box(model, awkward.GRAY_INPUTS), x, 1)
+    got = ub.attribution.deep_lift(ub.Box(model.bfloat16(), awkward.GRAY_INPUTS), x, 1)
+    assert torch.allclose(got.flatten(), want.flatten(), atol=0.05 * float(want.abs().max()))
+
+
 CAPTUM: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 9), nn.ReLU(),
                                   nn.Linear(9, 4)),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...errors import RuleError
 from ..relu_rules import graph_nodes
@@ -149,7 +150,7 @@ class OpCall:
     kwargs: dict[str, Any]
 
     def tensors(self) -> list[Tensor]:
-        return [t for t in _flatten((self.args, self.kwargs)) if isinstance(t, Tensor)]
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
 
     def has_floating_tensors(self) -> bool:
         """Whether it has activations: not only classes, indices or masks."""
@@ -212,31 +213,13 @@ HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
 def _cast_tensors(value: Any, from_dtypes: Collection[torch.dtype], dtype: torch.dtype) -> Any:
-    """A structure with tensors of some dtypes in another."""
-    if isinstance(value, dict):
-        return {k: _cast_tensors(v, from_dtypes, dtype) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_cast_tensors(v, from_dtypes, dtype) for v in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.dtype in from_dtypes else value
-
-
-def _flatten(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [t for v in value for t in _flatten(v)] if isinstance(value, (tuple, list)) else [value]
+    """A structure with its tensors of some dtypes cast to another."""
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.dtype in from_dtypes else t, value)
 
 
 def _clone_tensors(value: Any) -> Any:
-    """A copy: the model may write over what it gave to an op. Parameters stand for themselves."""
-    if isinstance(value, dict):
-        return {k: _clone_tensors(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return (
-            type(value)(map(_clone_tensors, value))
-            if not hasattr(value, "_fields")
-            else tuple(map(_clone_tensors, value))
-        )
-    return value.clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+    """A copy, as the model may overwrite an op's arguments; parameters are not copied."""
+    return tree_map_only(Tensor, lambda t: t if isinstance(t, nn.Parameter) else t.clone(), value)
 
 
 # -- every op has a rule -----------------------------------------------------------------------------------------------
