@@ -90,9 +90,24 @@ def conv_input_gradient(n_dims: int, settings: dict[str, Any]) -> InputGradient 
     return input_gradient
 
 
+def conv_op_input_gradient(
+    op_name: str, x: Tensor, w: Tensor, trailing_args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> InputGradient | None:
+    """The transposed convolution of a convolution op, by its arguments after the bias; None for other ops."""
+    if op_name not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
+        return None
+    settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    return conv_input_gradient(w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs})
+
+
 def _per_axis(value: Any, n_dims: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * n_dims if len(values) == 1 else values
+
+
+def broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:
+    """A bias (K,) with the axes of the op's output."""
+    return b if op_name == "linear" else b.view(-1, *[1] * (w.ndim - 2))
 
 
 def dense_input_gradient(a: Tensor, w: Tensor, u: Tensor) -> Tensor:
