@@ -1,8 +1,8 @@
-"""Layer-wise relevance propagation, op by op: how each op propagates the relevance of its output to its inputs.
+"""Layer-wise relevance propagation, op by op: what each op of a running model hands down of the relevance above it.
 
-Not the relevance R of an activation a is propagated but c = R / a, so that R = a * c; without a rule, c is the
-gradient. Linear ops (sums, views, pooling) then need no rule: their gradient distributes the relevance of a sum in
-proportion to its terms, gives that of a maximum to its winner, and never divides.
+Throughout, what goes down the graph is not the relevance R of an activation a but c = R / a, so that R = a * c: the
+gradient, where no rule says otherwise. Ops that are linear without mixing rules (sums, views, pooling) then need no
+rule at all: their gradient shares a sum in proportion, gives a maximum to its winner, and divides by nothing.
 
 A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """

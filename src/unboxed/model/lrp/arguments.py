@@ -1,4 +1,4 @@
-"""An op's arguments: replaced and read; and functions of torch whose inner ops are to be intercepted."""
+"""An op's arguments: taken apart, exchanged, read; and functions of torch looked into."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def detached(value: Any) -> Any:
 
 
 def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
-    """Call func with these tensors of its arguments replaced."""
+    """func with these tensors of its arguments exchanged."""
 
     def substitute(t: Tensor) -> Tensor:
         return next((n for o, n in zip(old, new, strict=True) if o is t), t)
@@ -48,7 +48,7 @@ def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tens
 def call_with_variables(
     func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], receivers: list[int], *new: Tensor
 ) -> Any:
-    """Call func with new tensors for the variables at `receivers`; the other variables are constant."""
+    """func of new tensors in some of its variables' places, the k-th for the k-th of `bear`; the others stand still."""
     indices = iter(range(len(variables)))
 
     def substitute(t: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:
 
 
 def is_one_sided_clamp(op_name: str, args: Args, kwargs: Kwargs) -> bool:
-    """Whether a clamp has one bound only, as a ReLU."""
+    """Whether a clamp has one end only, as a ReLU has."""
     bounds = [*args[1:3], kwargs.get("min"), kwargs.get("max")]
     return op_name in ("clamp", "clip") and sum(e is not None for e in bounds) < 2
 
@@ -78,7 +78,7 @@ def is_active_dropout(op_name: str, args: Args, kwargs: Kwargs) -> bool:
 
 @lru_cache(maxsize=64)
 def without_override_checks(func: FunctionType) -> FunctionType:
-    """A copy of a function that does not offer itself to modes, so that they see the ops inside it."""
+    """The function without its first question, whether a mode wants it whole."""
     replaced_checks = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _return_false
     )

@@ -1,8 +1,8 @@
-"""Normalizations and attention written in ops that have rules.
+"""Normalizations and attention in ops that have rules.
 
-The divisor of a normalization is held constant, and so are the attention weights that multiply the values: Ali et al.
-2022, "XAI for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304. Relevance is then
-conserved except for what biases absorb.
+What a normalization divides by is held constant, and so are attention's weights beside the values: Ali et al. 2022,
+"XAI for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304. Relevance is then
+conserved but for what biases keep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _normalize(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
-    """(x - mean) / std over these axes, with the std (or root mean square) held constant."""
+    """(x - mean) / std over these axes, the std (or the root of the mean square) held constant."""
     x = x - x.mean(axes, keepdim=True) if center else x
     square: Tensor = x.detach().square()
     return x / square.mean(axes, keepdim=True).add(eps).sqrt()
@@ -60,7 +60,7 @@ def instance_norm(
 def batch_norm_affine(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each (C,), of batch norm as an affine map; batch statistics are held constant."""
+    """(scale, shift), each (C,), of batch norm as an affine map; statistics of the batch are held constant."""
     if training:
         h = x.detach().transpose(0, 1).flatten(1)
         mean, var = h.mean(1), h.var(1, correction=0)
@@ -87,7 +87,7 @@ def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple
 def attention_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, op by op."""
+    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in ops of its own."""
     mask, dropout = kwargs.get("attn_mask", mask), kwargs.get("dropout_p", dropout)
     causal, scale = kwargs.get("is_causal", causal), kwargs.get("scale")
     if kwargs.get("enable_gqa"):

@@ -1,4 +1,4 @@
-"""Around a forward pass with rules: parameters are frozen, and afterwards every op must have had a rule."""
+"""Around a ruled forward: parameters stand still, and afterwards nothing may have escaped its rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import op_rules
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter requires a gradient: what does depends on the input."""
+    """While open, no parameter has a gradient: what has one depends on the input."""
     trainable = [p for p in model.parameters() if p.requires_grad and p.is_leaf]
     try:
         for p in trainable:
@@ -27,7 +27,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def check_all_ruled(root: Tensor) -> None:
-    """Raise RuleError if an op below `root` ran without a rule: its gradient is not relevance."""
+    """Raise RuleError if an op below `root` ran where the mode does not see it: its plain gradient is no relevance."""
     for node in graph_nodes(root):
         name: str = node.name()
         opaque_reason = next(
@@ -39,6 +39,6 @@ def check_all_ruled(root: Tensor) -> None:
         is_bilinear = is_product and all(input_node is not None for input_node, _ in node.next_functions[:2])
         if is_bilinear or not name.startswith(op_rules.RULED_NODES):
             raise RuleError(
-                f"LRP has no rule for {name}: the op ran hidden in scripted code, or is a function with its own "
-                "gradient. Run the original module, or use a method without rules, such as gradient"
+                f"LRP has no rule for {name}: the op ran out of sight, in scripted code or a function of its own with "
+                "its own gradient. Run the original module, or use a method without rules, such as gradient"
             )

@@ -1,7 +1,7 @@
-"""Rules for layers with weights: how the relevance of z_k = sum_j a_j w_jk + b_k is distributed to the a_j.
+"""Rules for layers with weights: how z_k = sum_j a_j w_jk + b_k shares out its relevance among the a_j.
 
 Contributions p_jk = a_j w_jk are split by sign, p = p+ + p-; for activations a >= 0 that is the papers' split of the
-weights. The relevance of the output is R_k = z_k c_k.
+weights. The relevance above is R_k = z_k c_k.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ InputGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LinearOp:
-    """out = bilinear(a, w) + b, with b of the output's axes; linear in a and in w."""
+    """out = f(a, w) + b with b beside the output; f is linear in both."""
 
     bilinear: Callable[[Tensor, Tensor], Tensor]
-    a: Tensor  # a copy, as the model may overwrite its own
+    a: Tensor  # a copy, for the model may write over its own
     w: Tensor
     b: Tensor | None
     is_conv: bool
-    unit_axis: int | None = None  # axis of the units in w, where units can be scaled
-    input_gradient_fn: InputGradient | None = None  # (a, w, u) -> sum_k w_jk u_k, if torch has an op
+    unit_axis: int | None = None  # of the units in w, where units can be scaled
+    input_gradient_fn: InputGradient | None = None  # (a, w, u) -> sum_k w_jk u_k, where torch has an op for it
 
     def output(self) -> Tensor:
         z = self.bilinear(self.a, self.w)
         return z if self.b is None else z + self.b
 
     def input_gradient(self, w: Tensor, u: Tensor) -> Tensor:
-        """sum_k w_jk u_k, of the shape of a, (N, ...)."""
+        """sum_k w_jk u_k, (N, ...) shaped like a."""
         if self.input_gradient_fn is not None:
             return self.input_gradient_fn(self.a, w, u)
         with torch.enable_grad():
@@ -69,7 +69,7 @@ class LinearOp:
         return torch.where(self.a < 0, for_negative, for_positive)
 
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> LinearOp:
-        """The op with each unit of its output scaled and shifted, both (K,)."""
+        """The op with each unit of its output multiplied and moved; both (K,)."""
         w = self.w * scale.view(*[-1 if i == self.unit_axis else 1 for i in range(self.w.ndim)])
         unit_shape = (-1, *[1] * (self.w.ndim - 2)) if self.is_conv else (-1,)
         b = shift.view(unit_shape) if self.b is None else self.b * scale.view(unit_shape) + shift.view(unit_shape)
@@ -77,7 +77,7 @@ class LinearOp:
 
 
 def conv_input_gradient(n_dims: int, settings: dict[str, Any]) -> InputGradient | None:
-    """The transposed convolution, without a forward pass; None for padding="same" or "valid"."""
+    """The transposed convolution, without a forward pass before it; None for paddings that torch works out itself."""
     if isinstance(settings["padding"], str):
         return None
     stride, padding, dilation = (_per_axis(settings[k], n_dims) for k in ("stride", "padding", "dilation"))
@@ -90,24 +90,9 @@ def conv_input_gradient(n_dims: int, settings: dict[str, Any]) -> InputGradient 
     return input_gradient
 
 
-def conv_op_input_gradient(
-    op_name: str, x: Tensor, w: Tensor, trailing_args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> InputGradient | None:
-    """The transposed convolution of a convolution op, by its arguments after the bias; None for other ops."""
-    if op_name not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
-        return None
-    settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return conv_input_gradient(w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs})
-
-
 def _per_axis(value: Any, n_dims: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * n_dims if len(values) == 1 else values
-
-
-def broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:
-    """A bias (K,) with the axes of the op's output."""
-    return b if op_name == "linear" else b.view(-1, *[1] * (w.ndim - 2))
 
 
 def dense_input_gradient(a: Tensor, w: Tensor, u: Tensor) -> Tensor:
@@ -115,7 +100,7 @@ def dense_input_gradient(a: Tensor, w: Tensor, u: Tensor) -> Tensor:
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
-    """z + epsilon sign(z), with sign(0) = 1; never zero."""
+    """z moved away from zero by epsilon, upwards where it is zero; never zero."""
     shifted = z + epsilon * torch.where(z < 0, -1.0, 1.0).to(z)
     return torch.where(shifted == 0, torch.ones_like(z), shifted)
 
@@ -133,9 +118,9 @@ def epsilon_rule(eps: float) -> LinearRule:
 
 
 def gamma_rule(g: float, eps: float) -> LinearRule:
-    """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias one of the p; where z_k < 0, p- replaces p+.
+    """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias among the p; where z_k < 0, p- in p+'s place.
 
-    Montavon et al. 2019; a unit below zero, which a ReLU would make inactive, as Andeol et al. 2021.
+    Montavon et al. 2019; a unit below zero, which a ReLU would shut, as Andeol et al. 2021 do.
     """
 
     def rule(op: LinearOp, c: Tensor) -> Tensor:
@@ -156,7 +141,7 @@ def z_plus_rule(eps: float) -> LinearRule:
 
 
 def alpha_beta_rule(alpha: float, eps: float) -> LinearRule:
-    """R_j = sum_k (alpha p+_jk / sum_j p+_jk - beta p-_jk / sum_j p-_jk) R_k, the bias one of the p; beta = alpha - 1.
+    """R_j = sum_k (alpha p+_jk / sum_j p+_jk - beta p-_jk / sum_j p-_jk) R_k, the bias among the p; beta = alpha - 1.
 
     Bach et al. 2015.
     """
@@ -185,9 +170,9 @@ def z_box_rule(eps: float) -> FirstLayerRule:
 
 
 def flat_rule() -> FirstLayerRule:
-    """R_j = sum_k R_k / n_k over the n_k inputs of unit k. Lapuschkin et al. 2019.
+    """R_j = sum_k R_k / n_k over the n_k inputs that unit k sees. Lapuschkin et al. 2019.
 
-    It does not depend on a_j, so it is assigned to the bounds: the part of high - low is all of it.
+    It does not go by a_j, so it is handed to the bounds: what goes to high - low arrives whole.
     """
 
     def rule(op: LinearOp, low: Tensor, high: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

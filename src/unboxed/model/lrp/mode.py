@@ -1,4 +1,4 @@
-"""The mode in which a model runs so that a backward pass through its graph propagates relevance."""
+"""The mode under which a model runs so that what then goes down its graph is relevance."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ from .linear_rules import (
     FirstLayerRule,
     LinearOp,
     LinearRule,
-    broadcast_bias,
-    conv_op_input_gradient,
     dense_input_gradient,
 )
 from .recurrent import CELLS, run_recurrent
+from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient, first_tensor
 
 
 @dataclass(frozen=True)
 class LayerRules:
-    """The rules: for dense layers, convolutions, and (if any) layers whose input is the pixels."""
+    """Which rule is for which layer: `pixels`, if any, for those that see the pixels themselves."""
 
     dense: LinearRule
     conv: LinearRule
@@ -60,9 +59,9 @@ class LayerRules:
 
 
 class LRPMode(OpMode):
-    """While open, each op of a model with frozen parameters propagates relevance by the rules.
+    """While open, each op of a model whose parameters are `constant` sends down relevance, by the recipe.
 
-    Raises RuleError, inside the forward pass, at an op without a rule.
+    Raises RuleError, from within the forward, at an op that no rule is for.
     """
 
     def __init__(self, rules: LayerRules) -> None:
@@ -84,13 +83,14 @@ class LRPMode(OpMode):
 
     def _run_op(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         op_name = name.strip("_") if name.startswith("__") else name
-        variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are frozen
+        variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are constant
         if not variables or op_name in op_rules.NON_OPS or not torch.is_grad_enabled():
             return NotImplemented
-        if is_in_place(func, args, {}):  # on a copy, without the annotation
+        if is_in_place(func, args, {}):  # on a copy, which what is noted of the copy does not survive
             func = partial(run_on_clone, func)
-        # else a checkpoint would run ops again, without rules
-        with torch.autograd.graph.saved_tensors_hooks(_identity, _identity):
+        with torch.autograd.graph.saved_tensors_hooks(
+            _identity, _identity
+        ):  # else a checkpoint would run ops again, unruled
             return self._apply_rule(op_name, func, args, kwargs, variables)
 
     def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
@@ -116,8 +116,8 @@ class LRPMode(OpMode):
         return self._default_rule(op_name, func, args, kwargs, variables)
 
     def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
-        """Ops whose gradient is right, ops that are not differentiable, and else an error."""
-        if op_name in op_rules.INVERSE_OPS:  # a scale, which receives no relevance
+        """What its own gradient is right for, what is not differentiable, and what is neither."""
+        if op_name in op_rules.INVERSE_OPS:  # a scale, which bears no relevance
             return func(*detached(args), **detached(kwargs))
         if op_name in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
             args = (args[0], *detached(args[1:]))
@@ -132,12 +132,12 @@ class LRPMode(OpMode):
         if isinstance(func, FunctionType) and func.__module__ in ("torch.nn.functional", "torch.functional"):
             return self._run_decomposed(func, args, kwargs)
         raise RuleError(
-            f"LRP has no rule for the op {op_name}: write it in supported ops, or use a method without rules, such as "
-            "gradient"
+            f"LRP has no rule for the op {op_name}: write it in ops that it knows, or use a method without rules, such "
+            "as gradient"
         )
 
     def _run_decomposed(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """Run a function of torch.nn.functional so that the ops inside it are intercepted."""
+        """Run a function of torch.nn.functional so that the ops that it is made of are seen."""
         with self:
             return without_override_checks(func)(*args, **kwargs)
 
@@ -146,7 +146,7 @@ class LRPMode(OpMode):
     def _carry_annotations(
         self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], out: Any
     ) -> None:
-        """Annotations of the variables apply to ops that only move or scale them."""
+        """What was known of the variables holds for what only moves or scales them."""
         if op_name not in op_rules.ANNOTATION_PRESERVING_OPS or not variables:
             return
         annotations = [annotation_of(v) for v in variables]
@@ -199,7 +199,7 @@ class LRPMode(OpMode):
             )
             return out if b is None else out + broadcast_bias(b, w, op_name)
         is_transposed = "transpose" in op_name or (op_name == "convolution" and bool(rest[3]))
-        f = partial(_call_without_bias, func, rest, arguments)
+        f = partial(call_without_bias, func, rest, arguments)
         bias = None if b is None else broadcast_bias(b, w, op_name)
         input_gradient = (
             dense_input_gradient if op_name == "linear" else conv_op_input_gradient(op_name, x, w, rest, arguments)
@@ -216,7 +216,7 @@ class LRPMode(OpMode):
         return self._attach_rule(out.detach(), op, source, *(bounds if known else ()))
 
     def _attach_rule(self, out: Tensor, op: LinearOp, source: Tensor, *bounds: Tensor) -> Tensor:
-        """The op's output, whose relevance goes to the source (and for pixels to their bounds) by its rule."""
+        """The op's output, whose relevance goes to the source (and, for pixels, to their bounds) by its rule."""
 
         def backward_rule(c: Tensor) -> Sequence[Tensor | None]:
             c = c.to(op.w.dtype)
@@ -228,7 +228,7 @@ class LRPMode(OpMode):
         return annotate(with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds))
 
     def _product_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
-        """A product with a constant is a layer or a scale. Of two variables a gate gets nothing, equals half each."""
+        """By a constant: a layer or a scale. By another variable: the gate bears none, equals bear half each."""
         if len(variables) == 1:
             if op_name in op_rules.AFFINE_OPS:
                 return self._default_rule(op_name, func, args, kwargs, variables)
@@ -245,7 +245,7 @@ class LRPMode(OpMode):
         )
 
     def _addmm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """addmm and baddbmm: beta * bias + alpha * (a @ b)."""
+        """addmm and its kin: beta * bias + alpha * (a @ b)."""
         bias, a, b = args
         if a.requires_grad and not (bias.requires_grad or b.requires_grad or kwargs):
             return self._linear_rule(func(*args), LinearOp(torch.matmul, a, b, bias, is_conv=False), a)
@@ -266,7 +266,7 @@ class LRPMode(OpMode):
         return propagate_gradient(lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v])
 
     def _batch_norm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """An affine map by its statistics, merged with the convolution or linear layer that it directly follows."""
+        """An affine map by its statistics; one with the convolution or linear layer that it directly follows."""
         x = args[0]
         scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
         linear_source = annotation_of(x).linear_source
@@ -274,7 +274,7 @@ class LRPMode(OpMode):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
             merged = op.scale_outputs(scale.to(op.w), shift.to(op.w))
-            return self._attach_rule(_first_tensor(out).detach(), merged, *sources)
+            return self._attach_rule(first_tensor(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
@@ -288,7 +288,7 @@ class LRPMode(OpMode):
 
 
 def _can_merge(op: LinearOp, x: Tensor) -> bool:
-    """Whether batch norm of x scales the units of the linear op whose output x is."""
+    """Whether batch norm of x scales the units of the linear op that x came out of."""
     return op.unit_axis is not None and (op.is_conv or x.ndim == 2)
 
 
@@ -316,11 +316,3 @@ def _gate_rank(op_name: str) -> int:
     return (
         GATE_RANK if op_name in op_rules.GATE_OPS else BOUNDED_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_RANK
     )
-
-
-def _first_tensor(out: Any) -> Tensor:
-    return next(tensors_in(out))
-
-
-def _call_without_bias(func: Func, trailing_args: Args, kwargs: Kwargs, a: Tensor, w: Tensor) -> Any:
-    return func(a, w, None, *trailing_args, **kwargs)

@@ -1,4 +1,4 @@
-"""Which ops have which rule, by their plain names (see `model.op_tables`), and which graph nodes have one."""
+"""Which ops need which rule, by their plain names (see `model.op_tables`), and which nodes of the graph are ruled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ def _split_words(text: str) -> frozenset[str]:
 
 
 NON_OPS = _split_words("get set delete requires_grad register_hook retain_grad data resize backward")
-"""Not ops: properties, and calls that must reach the tensor itself."""
+"""What is no op: properties, and calls that must reach the tensor itself."""
 
 SHAPE_OPS = _split_words("""
     view view_as view_copy reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes
@@ -21,7 +21,7 @@ SHAPE_OPS = _split_words("""
     dropout dropout1d dropout2d dropout3d native_dropout feature_dropout alpha_dropout feature_alpha_dropout
     masked_fill _unsafe_view unsafe_view _to_copy to_copy resolve_conj resolve_neg identity
 """)
-"""Ops that move values, or select some."""
+"""Move numbers, or keep some of them."""
 
 AFFINE_OPS = _split_words("""
     add sub subtract radd rsub iadd isub neg negative positive mul multiply rmul imul div divide true_divide truediv
@@ -37,7 +37,7 @@ LINEAR_OPS = _split_words("""
     upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa where masked_scatter masked_select index_put
     index_fill index_add index_copy scatter scatter_add copy fill zero setitem trace addr
 """)
-"""Linear ops without parameters."""
+"""Weights that no rule is for: plain sums."""
 
 MAX_OPS = _split_words("""
     max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
@@ -47,7 +47,7 @@ MAX_OPS = _split_words("""
 """)
 
 PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | JOIN_OPS | LINEAR_OPS | MAX_OPS
-"""Ops whose gradient propagates relevance correctly."""
+"""Their gradient shares relevance as it should be."""
 
 ANNOTATION_PRESERVING_OPS = (
     SHAPE_OPS
@@ -58,7 +58,7 @@ ANNOTATION_PRESERVING_OPS = (
     adaptive_avg_pool2d adaptive_avg_pool3d
 """)
 )
-"""Ops through which annotations are carried."""
+"""What is known of pixels, or of a gate, can be known of what these make of it."""
 
 ELEMENTWISE_OPS = _split_words("""
     relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid log_sigmoid hardtanh
@@ -73,7 +73,7 @@ GRADIENT_SCALES = {
     "softmax": 1.0, "log_softmax": 1.0, "logsumexp": 1.0, "norm": 1.0, "linalg_norm": 1.0, "linalg_vector_norm": 1.0,
     "std": 1.0, "var": 0.5, "softmin": 1.0,
 }  # fmt: skip
-"""Taylor expansions at the point itself, times a factor: gradient times input of a square is twice its value."""
+"""Taylor expansions at the point itself, times a share: a square has twice its value as gradient times input."""
 
 PRODUCT_OPS = _split_words("matmul rmatmul imatmul mm bmm mv dot inner einsum tensordot bilinear outer")
 CONV_OPS = _split_words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
@@ -82,7 +82,7 @@ DECOMPOSED_FUNCTIONS = _split_words("""
     multi_head_attention_forward batch_norm layer_norm group_norm instance_norm rms_norm normalize local_response_norm
     glu
 """)
-"""Functions of torch.nn.functional whose inner ops are intercepted."""
+"""Functions of torch.nn.functional that are looked into."""
 
 _RULED_NODE_NAMES = _split_words("""
     Relevance View ViewAs Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Alias Clone Transpose Permute T Slice Select
@@ -99,4 +99,4 @@ _RULED_NODE_NAMES = _split_words("""
 """)
 RULED_NODES = (*(f"{n}Backward" for n in _RULED_NODE_NAMES), *(f"{at}{n}" for at in ("", "torch::autograd::") for n in
          ("AccumulateGrad", "CopyBackwards", "CopySlices")))  # fmt: skip
-"""Autograd nodes that propagate relevance correctly, by the start of their names."""
+"""Autograd nodes that hand down relevance as they should, by the start of their names."""

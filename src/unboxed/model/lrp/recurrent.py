@@ -1,6 +1,6 @@
-"""Recurrent layers, which torch runs as one fused op, written in ops that have rules.
+"""Recurrent layers, which torch runs as one fused op, in ops that have rules.
 
-Gates are sigmoids, so the signal that they multiply receives all relevance: Arras et al. 2017, "Explaining Recurrent
+Gates are sigmoids, so the signal that they let through bears all relevance: Arras et al. 2017, "Explaining Recurrent
 Neural Network Predictions in Sentiment Analysis", arXiv:1706.07206.
 """
 
@@ -54,13 +54,13 @@ CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tan
 
 
 def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
-    """(output (T, N, H) or (N, T, H), last states (layers, N, H) each), as torch returns them. Raises RuleError."""
+    """(output (T, N, H) or (N, T, H), last states (layers, N, H) each), as torch gives them. Raises RuleError."""
     if len(args) < 9 or not isinstance(args[2], (list, tuple)):
-        raise RuleError(f"LRP has no rule for {kind} on packed sequences: use padded ones")
+        raise RuleError(f"LRP has no rule for {kind} on packed sequences: give it padded ones")
     x, initial_state, weights, has_biases, n_layers, dropout, training, bidirectional, batch_first = args[:9]
     n_directions, n_weights = 1 + bidirectional, 4 if has_biases else 2
     if len(weights) != n_directions * n_layers * n_weights:
-        raise RuleError(f"LRP has no rule for {kind} with projections: write its cell in linear, sigmoid and tanh")
+        raise RuleError(f"LRP has no rule for {kind} with projections: write its cell out in linear, sigmoid and tanh")
     initial_state = (initial_state,) if isinstance(initial_state, Tensor) else tuple(initial_state)
     h, last_states = x.transpose(0, 1) if batch_first else x, list[State]()
     for layer in range(n_layers):
