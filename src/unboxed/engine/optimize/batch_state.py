@@ -15,7 +15,7 @@ from .optimizers import OptimizerLike
 from .parameterizations import Canvas
 
 
-@dataclass
+@dataclass(eq=False)
 class BatchState:
     """All rows of one batch, those that are done too."""
 
