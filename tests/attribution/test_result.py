@@ -65,7 +65,9 @@ def test_the_target_is_the_class_that_was_predicted(name: str) -> None:
     assert method(case.box, case.x, objective, **settings).target is objective
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("rollout", "expected_gradients", "smoothgrad", "rise")])
+@pytest.mark.parametrize(
+    "name", [n for n in METHODS if n not in ("rollout", "expected_gradients", "smoothgrad", "rise")]
+)
 def test_the_score_is_that_of_x(name: str) -> None:
     case = make_case("plain", torch.float64)
     settings: dict[str, Any] = {"n_samples": 40} if "n_samples" in CARDS[name].settings else {}
