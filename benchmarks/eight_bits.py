@@ -47,7 +47,7 @@ def main() -> None:
 
 def nearest(box: ub.Box, x: Tensor, y: Tensor, attack: Callable[..., Adversarial]) -> Row:
     plain, ours = attack(box, x, y), attack(box, x, y, bits=8)
-    found = plain.success & ~plain.already
+    found = plain.success & ~plain.initially_misclassified
     rounded, saved = decoded(plain.images.mul(TOP).round() / TOP), decoded(ours.images)
     if not torch.equal(saved, ours.images):
         raise SystemExit("an image differs from its file")

@@ -1,7 +1,7 @@
 """PGD against foolbox's LinfPGD: 500 MNIST test images, eps .3, 40 steps, a random start; ours as strong, and faster.
 
 On the natural CNN, where examples that fool the model leave; on robust models, where few can; and with leaving switched
-off (`keep_going`). Strength is checked first: ours leaves at most half a point more unfooled. foolbox gets frozen
+off (`early_stop=False`). Strength is checked first: ours leaves at most half a point more unfooled. foolbox gets frozen
 parameters and the batch that suits it best, by the median of three runs.
 """
 

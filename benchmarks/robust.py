@@ -114,7 +114,7 @@ def auto(state: State, box: ub.Box, x: Tensor, y: Tensor, file: Path, **settings
         raise SystemExit("interrupted; the same command goes on from here")
     shares = {name: Proportion(int(left.sum()), len(x)).to_dict() for name, left in got.robust_after.items()}
     told = {name: {**share, "seconds": state.done["seconds"].get(name)} for name, share in shares.items()}
-    return {"autoattack": told, **alone(box, x, y, got.robust_after, got.already, **settings)}
+    return {"autoattack": told, **alone(box, x, y, got.robust_after, got.initially_misclassified, **settings)}
 
 
 def alone(

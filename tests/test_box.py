@@ -178,7 +178,7 @@ def test_tabular_features() -> None:
     x = torch.tensor([[30.0, 1.8, 1.0], [70.0, 1.6, 0.0]])
     assert torch.allclose(box(x), model((x - torch.tensor([40, 1.7, 0.5])) / torch.tensor([20, 0.1, 0.5])))
     assert ub.attribution.gradient(box, x, 1).shape == x.shape
-    with pytest.raises(InputError, match="'age' must lie"):
+    with pytest.raises(InputError, match="'age' must be in"):
         box(x + 100)
     with pytest.raises(InputError, match="categories"):
         box(torch.tensor([[30.0, 1.8, 0.5]]))

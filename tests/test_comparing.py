@@ -45,7 +45,7 @@ def test_other_inputs_are_refused_before_any_net_runs() -> None:
     table = ub.Box(nn.Linear(3, 4), ub.Features(("a", "b", "c")))
     large = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 4)), ub.Pixels((1, 10, 10)))
     for other in (table, large):
-        with pytest.raises(InputError, match="same inputs: 'a'"):
+        with pytest.raises(InputError, match="same inputs; got 'a'"):
             compare({"a": box(), "other": other}, asked.append)
     few = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), awkward.GRAY_INPUTS)
     with pytest.raises(InputError, match="outputs"):
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_the_comparison() -> None:
     def cut(box: ub.Box) -> Any:
         return SimpleNamespace(interrupted=True, box=box)
 
-    with pytest.warns(UnboxedWarning, match="'a' was cut short"):
+    with pytest.warns(UnboxedWarning, match="'a' is incomplete"):
         found = compare({"a": box(0), "b": box(1)}, cut)
     assert list(found) == ["a"]
 

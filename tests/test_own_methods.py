@@ -100,7 +100,7 @@ def test_the_attack_evaluates_and_the_attribution_is_ranked(source: Path, tmp_pa
     model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "4", "-o", str(tmp_path)]
     done = CliRunner().invoke(app, ["attack", *model, "--attack", "random_signs", "--eps", "0.1", "-q"])
     assert done.exit_code == 0, done.output
-    assert "random_signs" in json.loads((tmp_path / "attack.json").read_text())["attacks"]
+    assert "random_signs" in json.loads((tmp_path / "attack.json").read_text())["robust"]
     box = ub.load("zoo:digits-cnn")
     assert "scaled_gradient" in candidates(box)
 

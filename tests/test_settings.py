@@ -58,7 +58,7 @@ def test_what_annotations_say() -> None:
         ("kind", "median", 'kind must be "mean" or "squared"; got \'median\''),
         ("size", "all", "size must be a whole number, 1 or more, or \"auto\"; got 'all'"),
         ("flag", "yes", "flag must be True or False; got 'yes'"),
-        ("eps", -0.1, "eps must be a number, 0 or more, or None; got -0.1"),
+        ("eps", -0.1, "eps must be a number above 0, or None; got -0.1"),
     ],
 )
 def test_what_is_out_of_range_is_refused(name: str, value: object, text: str) -> None:
@@ -68,5 +68,5 @@ def test_what_is_out_of_range_is_refused(name: str, value: object, text: str) ->
 
 
 def test_what_is_in_range_is_taken() -> None:
-    method(None, None, n=np.int64(3), share=np.float32(0.5), top=1, kind="squared", size=4, flag=True, eps=0)  # type: ignore[arg-type]
+    method(None, None, n=np.int64(3), share=np.float32(0.5), top=1, kind="squared", size=4, flag=True, eps=0.1)  # type: ignore[arg-type]
     method(None, None, top=None, size="auto", eps=None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Files are written whole: under a temporary name in the same folder, then renamed."""
+"""Atomic writes: to a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .errors import WriteError
 
 
 def encode_utf8(text: str) -> bytes:
-    """UTF-8 of any text. File names that are no UTF-8 come as lone surrogates, which have none: written as \\udce9."""
+    """UTF-8 of any text. Lone surrogates, from file names that are not UTF-8, are written as \\udce9."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def to_printable(text: str) -> str:
-    """A name that can be printed and drawn, whatever bytes it was made of."""
+    """A name that can be printed and rendered, whatever its bytes are."""
     return encode_utf8(text).decode("utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all. Raises WriteError, and then leaves nothing behind."""
+    """Write a complete file or none. Raises WriteError; the temporary file is then removed."""
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Models side by side: one method asked of several boxes, and a box for each checkpoint of a training."""
+"""Compare models: one method on several boxes, and one box per checkpoint of a training."""
 
 from __future__ import annotations
 
@@ -21,26 +21,45 @@ Checkpoint = str | Path | Mapping[str, Any]
 def compare(
     boxes: Mapping[str, Box] | Iterable[tuple[str, Box]], method: Callable[..., T], *args: Any, **kwargs: Any
 ) -> dict[str, T]:
-    """{name: method(box, *args, **kwargs)} for each box: the same question to each model.
+    """Call one method on several boxes with the same arguments.
 
-    `boxes` may come one by one, as from `epochs`; each is let go of before the next. The results are drawn on one scale
-    by `plots.compare.side_by_side`. Raises InputError where the models don't take the same inputs.
+    `plots.compare.side_by_side` draws the results on one scale. Ctrl-C keeps the results of the boxes that are done.
+
+    Args:
+        boxes: {name: box}, or an iterable of (name, box), such as `epochs`: each box is then freed before the next.
+        method: The method, called as `method(box, *args, **kwargs)`.
+        args: Its arguments after the box.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        {name: result}.
+
+    Raises:
+        InputError: when the models do not take the same inputs or have different numbers of outputs.
+
+    Example:
+        >>> import unboxed as ub
+        >>> weights = {"trained": "trained", "untrained": None}
+        >>> boxes = {name: ub.Box(*ub.zoo.load("digits-cnn", weights=w)) for name, w in weights.items()}
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.compare(boxes, ub.attribution.gradient, x, y)
+        >>> {name: tuple(m.shape) for name, m in maps.items()}
+        {'trained': (4, 1, 28, 28), 'untrained': (4, 1, 28, 28)}
     """
     results: dict[str, T] = {}
     first: tuple[str, Box] | None = None
     if isinstance(boxes, Mapping):
-        for pair in boxes.items():  # before any is asked
+        for pair in boxes.items():  # before any is run
             _check_same_inputs(next(iter(boxes.items())), pair)
     for pair in boxes.items() if isinstance(boxes, Mapping) else boxes:
         if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise InputError(f"compare wants {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
+            raise InputError(f"boxes must be {{name: Box}}, or pairs (name, Box); got {type(pair).__name__}")
         name, box = pair
         first = first or (name, box)
         _check_same_inputs(first, (name, box))
         results[name] = method(box, *args, **kwargs)
         if getattr(results[name], "interrupted", False):
-            message = f"interrupted: {name!r} was cut short, and what comes after it is not made"
-            warn(message)
+            warn(f"interrupted: {name!r} is incomplete, and the models after it were not run")
             break
     if not results:
         raise InputError("there is no model to compare: give {name: box}")
@@ -50,7 +69,7 @@ def compare(
 def _check_same_inputs(first: tuple[str, Box], second: tuple[str, Box]) -> None:
     for name, box in (first, second):
         if not isinstance(box, Box):
-            raise InputError(f"compare wants {{name: Box}}; {name!r} is a {type(box).__name__}")
+            raise InputError(f"boxes must be {{name: Box}}; {name!r} is a {type(box).__name__}")
     (name_a, box_a), (name_b, box_b) = first, second
     kinds = [type(box.inputs).__name__ for box in (box_a, box_b)]
     if kinds[0] != kinds[1] or box_a.inputs.shape != box_b.inputs.shape:
@@ -58,7 +77,9 @@ def _check_same_inputs(first: tuple[str, Box], second: tuple[str, Box]) -> None:
             f"{n!r} {kind}{tuple(box.inputs.shape)}"
             for n, kind, box in zip((name_a, name_b), kinds, (box_a, box_b), strict=True)
         ]
-        raise InputError(f"models that are compared take the same inputs: {descriptions[0]} and {descriptions[1]}")
+        raise InputError(
+            f"models that are compared must take the same inputs; got {descriptions[0]} and {descriptions[1]}"
+        )
     if len(box_a.classes) != len(box_b.classes):
         raise InputError(
             f"{name_a!r} has {len(box_a.classes)} outputs and {name_b!r} {len(box_b.classes)}: a target means another"
@@ -66,10 +87,30 @@ def _check_same_inputs(first: tuple[str, Box], second: tuple[str, Box]) -> None:
 
 
 def epochs(box: Box, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> Iterator[tuple[str, Box]]:
-    """(name, box) for each checkpoint: a copy of the box's model with those weights; the model itself is not touched.
+    """A box for each checkpoint of a training: a copy of the box's model with these weights.
 
-    Names are the keys, or the files' names, or numbers from 1. Checkpoints are read as `unboxed.load` reads weights
-    (nothing is unpickled), each when its turn comes. Raises ModelError for a file that does not fit.
+    Each is read when its turn comes, as `unboxed.load` reads weights: nothing is unpickled. The model itself is not
+    changed.
+
+    Args:
+        box: The box of the model.
+        checkpoints: Files of weights or state dicts, in a list or as {name: ...}. Without names, the names of the files
+            are used, or numbers from 1.
+
+    Yields:
+        (name, box).
+
+    Raises:
+        ModelError: when a file cannot be read or does not fit the model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> untrained, _ = ub.zoo.load("digits-cnn", weights=None)
+        >>> x, y = ub.data.digits("test").first(100)
+        >>> both = {"start": untrained.state_dict(), "end": box.model.state_dict()}
+        >>> {name: int((b.predict(x) == y).sum()) > 50 for name, b in ub.epochs(box, both)}
+        {'start': False, 'end': True}
     """
     for name, checkpoint in _named_checkpoints(checkpoints):
         yield name, _box_with_weights(box, checkpoint)
@@ -94,6 +135,6 @@ def _box_with_weights(box: Box, checkpoint: Checkpoint) -> Box:
     try:
         model = copy.deepcopy(box.model)
     except Exception as error:
-        raise ModelError(f"this model can't be copied, so it can't stand beside itself: {error}") from error
+        raise ModelError(f"this model can't be copied, which each checkpoint needs: {error}") from error
     weights(model, checkpoint)
     return box.reopen(model)

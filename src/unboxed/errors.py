@@ -1,4 +1,4 @@
-"""Every error that Unboxed raises on purpose: each says what came, what was wanted and what to do next."""
+"""The errors of Unboxed: each says what came, what was wanted and what to do next."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ import warnings
 
 
 class UnboxedError(Exception):
-    """The root of all; each error below is also the fitting builtin."""
+    """The base class of all errors here; each is also the fitting builtin."""
 
 
 class InputError(UnboxedError, ValueError):
-    """An input, label or setting that can't be right: shape, range, NaN, a class that the model doesn't have."""
+    """An input, label or setting is invalid: shape, range, NaN, a class that the model does not have."""
 
 
 class LayerError(UnboxedError, LookupError):
-    """A layer address that names nothing, or more than one thing."""
+    """A layer address names no layer, or more than one; or the layer does not suit the method."""
 
 
 class OutputError(UnboxedError, TypeError):
-    """The model's output can't be read as what the method needs."""
+    """The model's output is not what the method needs."""
 
 
 class NaNError(OutputError):
-    """The model gives NaN for some `rows`: no class, though argmax takes it for one. Or a score to be attributed is NaN
-    or infinite.
-    """
+    """The model gives NaN for some examples, or a score to be attributed is NaN or infinite."""
 
     def __init__(self, message: str, rows: list[int] | None = None, what: str = "") -> None:
         super().__init__(message)
@@ -33,19 +31,19 @@ class NaNError(OutputError):
 
 
 class RuleError(UnboxedError, RuntimeError):
-    """A backward rule that would not reach every op it is meant for."""
+    """A backward rule cannot be applied to every op that it is for."""
 
 
 class DataError(UnboxedError, ValueError):
-    """A data set that is empty, broken or not what it claims to be."""
+    """A data set is empty, broken or of another format than expected."""
 
 
 class BrokenImageError(DataError):
-    """An image file that can't be decoded. Passes over data leave such an example out, and list it."""
+    """An image file cannot be decoded. Methods that read a data set skip such an example, and list it."""
 
 
 class ModelError(UnboxedError, ValueError):
-    """A model or its weights can't be loaded."""
+    """A model or its weights cannot be loaded."""
 
 
 class MissingError(UnboxedError, ImportError):
@@ -53,21 +51,21 @@ class MissingError(UnboxedError, ImportError):
 
 
 class WriteError(UnboxedError, OSError):
-    """A result can't be written where it should go."""
+    """A result cannot be written to its path."""
 
 
 class UnboxedWarning(UserWarning):
-    """Something a reader of the picture must know; nothing was refused."""
+    """Something that matters for reading a result."""
 
 
 INTERNAL_PACKAGES = frozenset({"unboxed", "torch", "contextlib", "functools"})
-"""Top-level packages whose frames are never what a warning is about: ours, and those that we call ourselves through."""
+"""Top-level packages whose frames a warning is never attributed to: ours, and those between our own frames."""
 
 
 def warn(message: str) -> None:
-    """Issue an UnboxedWarning at the line that called into Unboxed: the innermost frame of the caller's own code.
+    """Issue an UnboxedWarning that names the line that called into Unboxed, in the caller's own code.
 
-    As `warnings.warn(skip_file_prefixes=...)` of Python 3.12, which 3.11 does not have.
+    As `warnings.warn(skip_file_prefixes=...)` of Python 3.12.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and _module_name(frame.f_globals).partition(".")[0] in INTERNAL_PACKAGES:
@@ -78,6 +76,6 @@ def warn(message: str) -> None:
 
 
 def _module_name(frame_globals: dict[str, object]) -> str:
-    """The dotted name of a frame's module; of one that runs as a script by `python -m`, too."""
+    """The dotted name of a frame's module, also of one run by `python -m`."""
     spec = frame_globals.get("__spec__")
     return str(getattr(spec, "name", None) or frame_globals.get("__name__", ""))

@@ -1,7 +1,7 @@
-"""Random numbers keyed by (stream, seed, row, ...): a row draws the same however the batch is split.
+"""Random numbers keyed by (stream, seed, row, ...): a row gets the same numbers however the batch is split.
 
-Streams are independent: what they are for is part of the key, so the start of a row never equals what a step draws, and
-seed 8 shares nothing with a second draw of seed 7.
+Streams are independent, as their purpose is part of the key: the random start of a row never equals what a step draws,
+and seed 8 shares nothing with a second sample of seed 7.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def derive_seed(*parts: int | str) -> int:
-    """63 bits for a tuple of whole numbers (of any size) and names: another seed for every other tuple."""
+    """A 63-bit seed for a tuple of ints (of any size) and names: a different one for each tuple."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -51,15 +51,17 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def sample_generator(seed: int, row: int, sample: int, device: torch.device) -> torch.Generator:
-    """The generator of one sample (or block of them) of one row, whatever batch it is drawn in."""
+    """The generator of one sample (or block of them) of one row, independent of the batch."""
     return keyed_generator(device, "sample", seed, row, sample)
 
 
 def hashed_uniform(seed: int, rows: Tensor, step: int, n_values: int) -> Tensor:
-    """Uniform float32 values (n, count) in [0, 1) keyed by (seed, row, step), without a generator: for draws at every
-    step of rows that come and go. `rows` (n,) are the rows' indices in the call; the same on every device.
+    """Uniform float32 values (n, n_values) in [0, 1), keyed by (seed, row, step) and the same on every device.
 
-    The finalizer of Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators" (splitmix64).
+    Without a generator: for numbers at each step for the rows that are still active. `rows` (n,) are their indices.
+
+    Source:
+        Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators": the finalizer of splitmix64.
     """
     k = torch.arange(n_values, device=rows.device)
     z = _splitmix64(_splitmix64(_splitmix64(rows + derive_seed("hashed", seed)) + step)[:, None] + k)
@@ -67,7 +69,7 @@ def hashed_uniform(seed: int, rows: Tensor, step: int, n_values: int) -> Tensor:
 
 
 def _splitmix64(z: Tensor) -> Tensor:
-    z = (z + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15, as torch's whole numbers are signed
+    z = (z + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15; torch's ints are signed
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * -7723592293110705685  # 0x94D049BB133111EB
     return z ^ (z >> 31 & (1 << 33) - 1)

@@ -1,4 +1,4 @@
-"""Checks of settings: each returns the value or raises InputError that says what was wanted."""
+"""Checks of settings: each returns the value, or raises InputError that says what was wanted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numbers import Integral, Real
 
 from .errors import InputError, LayerError
 
-SEED_BITS = 40  # larger seeds are folded: what random streams are keyed by must fit 64 bits with row and step beside it
+SEED_BITS = 40  # larger seeds are folded: a key of a random stream has seed, row and step in 64 bits
 
 
 def check_int(name: str, value: object, minimum: int = 0) -> int:
-    """A whole number, `least` or more."""
+    """A whole number, `minimum` or more."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise InputError(f"{name} must be a whole number, {minimum} or more; got {value!r}")
     return int(value)
@@ -23,7 +23,7 @@ def check_float(
     name: str, value: object, above: float = -math.inf, below: float = math.inf, *,
     minimum: float = -math.inf, maximum: float = math.inf,
 ) -> float:  # fmt: skip
-    """A finite number strictly between `above` and `below`, and from `least` to `most`, the two included."""
+    """A finite number strictly between `above` and `below`, and from `minimum` to `maximum`, both included."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real or not above < float(value) < below or not minimum <= float(value) <= maximum:  # type: ignore[arg-type]
         raise InputError(f"{name} must be a number{_describe_bounds(above, below, minimum, maximum)}; got {value!r}")
@@ -53,27 +53,27 @@ def _join_bounds(lower_text: str, below: float) -> str:
 
 
 def check_seed(seed: object) -> int:
-    """The seed of random draws: any whole number. Negative and huge ones are folded, always alike.
+    """A seed of random draws: any whole number. Negative and large ones are folded, always in the same way.
 
-    Whoever takes a seed from a caller uses what this returns.
+    A function that takes a seed uses the value that this returns.
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise InputError(f"seed must be a whole number, of any size; got {seed!r}")
     value, modulus = int(seed), 1 << SEED_BITS
-    if 0 <= value < 2 * modulus:  # what was folded stays as it is
+    if 0 <= value < 2 * modulus:  # a folded seed is not changed again
         return value
     return modulus + int.from_bytes(blake2b(b"%d" % value, digest_size=8).digest(), "big") % modulus
 
 
 def check_class_names(classes: object, n_outputs: int, n_before: int | None = None) -> tuple[str, ...]:
-    """The names of n outputs, of which there were `before` when the model was opened; their numbers without names."""
+    """The names of n outputs, by default their numbers; the model had `n_before` outputs when it was opened."""
     values = range(n_outputs) if classes is None else classes
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"classes are the names of the {n_outputs} outputs, in their order; got {classes!r}")
+        raise InputError(f"classes must be the names of the {n_outputs} outputs, in their order; got {classes!r}")
     names = tuple(map(str, values))
     if len(names) != n_outputs:
         reopen_hint = f"It had {n_before} when it was opened; open it again: ub.Box(model, inputs, classes=...)"
-        count_hint = "Give one per output, in their order, or none: outputs are then named by their numbers"
+        count_hint = "Give one per output, in their order, or None: outputs are then named by their numbers"
         hint = count_hint if n_before in (None, n_outputs) else reopen_hint
         raise InputError(f"the model has {n_outputs} outputs; got {len(names)} class names. {hint}")
     return names

@@ -168,15 +168,15 @@ def test_checkpoints_are_the_papers() -> None:
     [
         ({"norm": "l1"}, "linf"),
         ({"ball": L1(1.0), "eps": None}, "linf"),
-        ({"loss": "hinge"}, "ce, margin, dlr"),
-        ({"loss": "hinge", "n_targets": 2}, "ce, margin, dlr"),
+        ({"loss": "hinge"}, '"ce", "margin" or "dlr"'),
+        ({"loss": "hinge", "n_targets": 2}, '"ce", "margin" or "dlr"'),
         ({"n_targets": 0}, "n_targets"),
         ({"n_targets": 2, "target": 1}, "n_targets="),
         ({"restarts": 0}, "restarts"),
         ({"steps": -1}, "steps"),
         ({"eps": -0.1}, "eps"),
         ({"eps": 8.0}, "8/255"),
-        ({"y": None}, "true classes"),
+        ({"y": None}, "correct classes"),
     ],
 )
 def test_refusals(settings: dict[str, Any], said: str) -> None:

@@ -173,8 +173,8 @@ def beyond(numbers: float) -> Objective:
 @pytest.mark.parametrize(
     ("box", "other", "said"),
     [
-        (dense(mean=0.9, std=0.5), {"y": 0}, "inputs was .*mean=0.0.*, and is .*mean=0.9"),
-        (dense(torch.sin), {"y": 0}, "the model's answers are others now"),
+        (dense(mean=0.9, std=0.5), {"y": 0}, "inputs was .*mean=0.0.*, and is now .*mean=0.9"),
+        (dense(torch.sin), {"y": 0}, "the model's answers have changed"),
         (dense(), {"objective": beyond(-100.0)}, "goal"),
         (dense(), {"objective": Objective(lambda acts: acts["logits"][:, 3] + 100, END, "own")}, "goal"),
     ],

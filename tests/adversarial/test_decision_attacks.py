@@ -158,7 +158,7 @@ def test_no_start_at_all_is_told() -> None:
             return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * self.b.detach()
 
     box = ub.Box(Sure(30), ub.Pixels((1, 5, 6)), outputs="logits")
-    with pytest.warns(UnboxedWarning, match="chance"):
+    with pytest.warns(UnboxedWarning, match="random image"):
         made = hop(box, torch.rand(2, 1, 5, 6), 0, queries=40)
     assert not made.success.any()
     assert made.queries.tolist() == [40, 40]

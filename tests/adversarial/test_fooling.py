@@ -173,9 +173,16 @@ def test_several_classes_at_once() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"algorithm": "magic"}, {"algorithm": None}, {"confidence": 1.0}, {"confidence": 0}, {"n_children": 0}, {"target": []},
-     {"target": 4}],
-)  # fmt: skip
+    [
+        {"algorithm": "magic"},
+        {"algorithm": None},
+        {"confidence": 1.0},
+        {"confidence": 0},
+        {"n_children": 0},
+        {"target": []},
+        {"target": 4},
+    ],
+)
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         fooling(boxed(), **{"steps": 1, **bad})

@@ -362,11 +362,11 @@ def test_a_net_without_a_gradient_names_the_attacks_that_need_none(x: Tensor) ->
         (lambda box, x: pgd(box, x, 0, eps=0.1, restarts=2, random_start=False), "random_start"),
         (lambda box, x: pgd(box, x, 0, eps=0.1, steps="many"), "steps"),
         (lambda box, x: pgd(box, x, 0, eps=0.1, step=0), "step"),
-        (lambda box, x: pgd(box, x, 0, eps=0.1, loss="hinge"), "loss is one of"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, loss="hinge"), "loss must be"),
         (lambda box, x: pgd(box, x, 0, eps=0.1, eot=0), "eot"),
         (lambda box, x: pgd(box, x, 4, eps=0.1), "classes 0 to 3"),
         (lambda box, x: pgd(box, x, target=7, eps=0.1), "classes 0 to 3"),
-        (lambda box, x: pgd(box, x, 0, eps=0.1, norm="l0"), "norm is one of linf, l2, l1"),
+        (lambda box, x: pgd(box, x, 0, eps=0.1, norm="l0"), "norm must be"),
         (lambda box, x: pgd(box, x, 0, target=1, objective=ub.logit(1), eps=0.1), "not both"),
     ],
 )

@@ -9,6 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from unboxed.engine.randomize_layers import (
+    MODEL_ITSELF,
+    WeightedLayer,
+    layers_with_weights,
+    randomize_all_layers,
+    randomize_layers,
+)
 
 import awkward
 import unboxed as ub
@@ -17,13 +24,6 @@ from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
 from unboxed.engine import randomized as engine
-from unboxed.engine.randomized import (
-    MODEL_ITSELF,
-    WeightedLayer,
-    layers_with_weights,
-    randomize_all_layers,
-    randomize_layers,
-)
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 
 FIGURES = ("signed", "absolute", "ssim", "hog")
@@ -93,7 +93,7 @@ def test_a_picture_of_the_input_never_changes(mode: Any) -> None:
 
 def test_a_randomization_that_randomizes_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     box, x = digits(3)
-    monkeypatch.setattr(engine, "_renew", lambda *args: None)
+    monkeypatch.setattr(engine, "_randomize_module", lambda *args: None)
     with pytest.warns(UnboxedWarning, match="are what they were, so their steps say nothing: fc2, fc1, conv2, conv1"):
         found = randomization(box, x, attribution.gradient)
     assert found.weight_change.tolist() == [0] * 4

@@ -41,15 +41,15 @@ def trained() -> ShortcutPair:
 
 def judged(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
     """By the judge of attribution alone, who is quick, unless told otherwise."""
-    made = {"mark": MARK, "examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
-    made = {"judges": [JUDGING.attributing]} | made
+    made = {"trigger": MARK, "n_examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
+    made = {"tests": [JUDGING.attribution_test]} | made
     return checks.shortcut(trained.model, trained.control, trained.x, trained.y, **made)
 
 
 @pytest.fixture(scope="module")
 def found(trained: ShortcutPair) -> checks.ShortcutReport:
     """What all judges say."""
-    return judged(trained, judges=None)
+    return judged(trained, tests=None)
 
 
 def of(found: checks.ShortcutReport, method: str) -> ShortcutFinding:
@@ -135,7 +135,7 @@ def test_none_all_and_every_stray(share: float, strays: float) -> None:
 
 def test_shares_are_shares() -> None:
     x, y = ub.data.digits("test").first(4)
-    for wrong in ({"share": 1.1}, {"strays": -0.1}, {"share": "all"}):
+    for wrong in ({"fraction": 1.1}, {"poison_fraction": -0.1}, {"fraction": "all"}):
         with pytest.raises(InputError):
             plant_shortcut(x, y, MARK, **wrong)  # type: ignore[arg-type]
 
@@ -259,7 +259,7 @@ def test_a_method_is_asked_for_the_marks_class(trained: ShortcutPair) -> None:
         asked.append((box, x, target))
         return x
 
-    judged(trained, methods={"asked": method}, examples=4)
+    judged(trained, methods={"asked": method}, n_examples=4)
     assert [box for box, _, _ in asked] == [trained.model, trained.control]
     assert torch.equal(asked[0][1], asked[1][1])
     assert asked[0][2].tolist() == [3] * 8
@@ -306,20 +306,20 @@ def test_a_control_that_learned_it_too_is_refused(trained: ShortcutPair) -> None
 
 def test_what_does_not_go_together_is_refused(trained: ShortcutPair) -> None:
     with pytest.raises(InputError, match="the mark is for images"):
-        judged(trained, mark=Trigger((1, 20, 20)))
+        judged(trained, trigger=Trigger((1, 20, 20)))
     with pytest.raises(InputError):
-        judged(trained, mark=Trigger(SHAPE, (12,)))
+        judged(trained, trigger=Trigger(SHAPE, (12,)))
     with pytest.raises(InputError, match="those of y are not both"):
         judged(replace(trained, x=trained.x[trained.y == 3], y=trained.y[trained.y == 3]))
     with pytest.raises(InputError, match="examples"):
-        judged(trained, examples=0)
+        judged(trained, n_examples=0)
 
 
 def test_ctrl_c_keeps_what_was_found(trained: ShortcutPair) -> None:
     def stop(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    found = judged(trained, methods={"gradient": ub.attribution.gradient, "stop": stop}, judges=None)
+    found = judged(trained, methods={"gradient": ub.attribution.gradient, "stop": stop}, tests=None)
     assert found.interrupted
     assert [f.method for f in found.findings] == ["occluding", "gradient"]
 
@@ -329,14 +329,14 @@ def test_a_judge_more_is_a_line_more(trained: ShortcutPair) -> None:
         yield ShortcutFinding("influence", "tracin", "TracIn", grade_shortcut(1, 0), "finds them", "marked", 1, 0)
 
     seen: list[ShortcutFinding] = []
-    found = judged(trained, judges=[judge], watch=seen.append)
+    found = judged(trained, tests=[judge], callback=seen.append)
     assert [f.method for f in found.findings] == ["tracin"]
     assert seen == list(found.findings)
 
 
 def test_the_figures_are_json(found: checks.ShortcutReport) -> None:
     said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert said["answers"]["model"]["fooled"] > 0.95
+    assert said["answers"]["model"]["fooled_rate"] > 0.95
     assert [row["method"] for row in said["findings"]] == ["occluding", "gradient", "class_image", "top_examples"]
     assert said["findings"][1]["figures"]["area"] == pytest.approx(49 / 784)
 
@@ -354,10 +354,12 @@ REFUSED = {"rollout": "the model has no attention"}
 @pytest.fixture(scope="module")
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
-    few = {name: {**JUDGING.SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
+    few = {
+        name: {**JUDGING.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JUDGING, "SETTINGS", {**JUDGING.SETTINGS, **few})
-        return judged(trained, methods=None, examples=2)
+        patch.setattr(JUDGING, "METHOD_SETTINGS", {**JUDGING.METHOD_SETTINGS, **few})
+        return judged(trained, methods=None, n_examples=2)
 
 
 @pytest.mark.parametrize("name", [c.method.__name__ for c in ub.cards() if c.family == "attribution"])
@@ -405,10 +407,10 @@ def run(*words: object) -> Result:
 @pytest.fixture
 def quick(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with the models trained already, two methods, and class images of a few steps."""
-    monkeypatch.setattr(TELLING, "pair", lambda mark, **settings: trained)
+    monkeypatch.setattr(TELLING, "train_shortcut_pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
     monkeypatch.setattr(JUDGING, "cards", lambda: two)
-    monkeypatch.setattr(JUDGING, "DRAWS", 1)
+    monkeypatch.setattr(JUDGING, "IMAGES_PER_CLASS", 1)
     few = wraps(JUDGING.synthesis.class_image)(partial(JUDGING.synthesis.class_image, steps=4))
     monkeypatch.setattr(JUDGING.synthesis, "class_image", few)
 
@@ -446,7 +448,7 @@ def test_marks_of_no_digits_are_refused(marked: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TELLING, "pair", None)
+    monkeypatch.setattr(TELLING, "train_shortcut_pair", None)
     (tmp_path / "file").write_text("")
     done = run("-o", tmp_path / "file")
     assert (done.exit_code, done.stderr.startswith("error: ")) == (2, True)
@@ -456,7 +458,7 @@ def test_ctrl_c_in_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*words: Any, **settings: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TELLING, "pair", stop)
+    monkeypatch.setattr(TELLING, "train_shortcut_pair", stop)
     done = run("-o", tmp_path / "out")
     assert (done.exit_code, done.stderr) == (130, "stopped\n")
     assert not (tmp_path / "out").exists()

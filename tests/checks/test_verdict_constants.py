@@ -110,8 +110,8 @@ class Planned:
         self.orders.append(parts)
         chance = self.random[kwargs["baseline"]]
         area = chance if signed is None else self.signed if signed else self.magnitude
-        middle = 2 * area - (self.start + self.final_op) / 2  # trapezoids over 0, 1/2, 1
-        curve = torch.tensor([[self.start, middle, self.final_op]], dtype=torch.float64).expand(len(x), 3)
+        middle = 2 * area - (self.start + self.end) / 2  # trapezoids over 0, 1/2, 1
+        curve = torch.tensor([[self.start, middle, self.end]], dtype=torch.float64).expand(len(x), 3)
         return PerturbationCurve(torch.tensor([0, 0.5, 1], dtype=torch.float64), curve)
 
     @property
@@ -123,7 +123,7 @@ def kept(planned: Planned, monkeypatch: pytest.MonkeyPatch, **box: Any) -> dict[
     monkeypatch.setattr(judging, "deletion", planned)
     opened = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), ub.Pixels((1, 8, 8)), **box)
     x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return judging._kept(opened, x, x - 0.5, torch.tensor([0, 1]), 7, "auto")
+    return judging._score_after_removal(opened, x, x - 0.5, torch.tensor([0, 1]), 7, "auto")
 
 
 def test_black_is_the_cover_unless_it_leaves_a_quarter_or_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_random_orders_are_two_and_a_step_is_a_twentieth(monkeypatch: pytest.Mon
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).eval(), ub.Pixels((1, 3, 3)))
     few = Planned({"black": 0.5})
     monkeypatch.setattr(judging, "deletion", few)
-    judging._kept(box, torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), torch.tensor([0]), 0, "auto")
+    judging._score_after_removal(box, torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3), torch.tensor([0]), 0, "auto")
     assert {asked["n_steps"] for asked in few.asked} == {9}  # at most a pixel each
 
 
@@ -191,7 +191,7 @@ def test_a_map_is_read_by_sign_or_by_magnitude_whichever_tells_more(read: Any) -
     """Shares with their signs are right by sign alone; minus the helpful pixels' strength by magnitude alone."""
     box, x, share = weights_of_a_linear_net()
     map_, target = read(share), torch.tensor([0, 0])
-    found = judging._kept(box, x, map_, target, 3, "auto")
+    found = judging._score_after_removal(box, x, map_, target, 3, "auto")
 
     def area(order: Tensor, signed: bool = True) -> float:
         return float(deletion(box, x, order, target, n_steps=20, baseline="black", seed=3, signed=signed).auc.mean())
@@ -207,7 +207,7 @@ def test_a_map_is_read_by_sign_or_by_magnitude_whichever_tells_more(read: Any) -
 @pytest.mark.parametrize(("shorter", "side"), [(8, 1), (20, 1), (22, 2), (28, 2), (34, 2), (36, 3), (224, 16)])
 def test_parts_are_squares_of_a_fourteenth(shorter: int, side: int) -> None:
     h = torch.randn(2, 3, shorter, shorter + 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    parts = judging._parts(h)
+    parts = judging._average_over_squares(h)
     grid = shorter // side, (shorter + 8) // side
     values = F.adaptive_avg_pool2d(h.sum(1, keepdim=True), grid)
     assert parts.shape == (2, 1, shorter, shorter + 8)
@@ -218,7 +218,7 @@ def test_parts_are_squares_of_a_fourteenth(shorter: int, side: int) -> None:
 
 def test_rows_of_a_table_are_removed_one_by_one() -> None:
     h = torch.randn(2, 5)
-    assert judging._parts(h) is h
+    assert judging._average_over_squares(h) is h
 
 
 # ---- models that say nothing -----------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_the_stronger_of_both_constant_models_counts(
     map_ = torch.rand(1, 1, 2, 2)
     made = ConstantModel(torch.tensor([blind]), torch.tensor([mute]), map_, map_)
     monkeypatch.setattr(judging, "constant_model", lambda *args, **kwargs: made)
-    found = judging._constant(deep(1), torch.rand(2, 1, 2, 2), gradient, torch.tensor([0, 1]), map_)
+    found = judging._constant_model_spread(deep(1), torch.rand(2, 1, 2, 2), gradient, torch.tensor([0, 1]), map_)
     assert found == pytest.approx(figure, nan_ok=True)
 
 
@@ -251,8 +251,8 @@ def deep(layers: int) -> ub.Box:
 @pytest.mark.parametrize(("n", "copies"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
 def test_four_pairs_of_image_and_draw_at_least(n: int, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    drawn = judging._without_the_top
-    monkeypatch.setattr(judging, "_without_the_top", lambda box, k, seed: asked.append(k) or drawn(box, k, seed))
+    drawn = judging._randomize_upper_half
+    monkeypatch.setattr(judging, "_randomize_upper_half", lambda box, k, seed: asked.append(k) or drawn(box, k, seed))
     verdict(deep(2), torch.rand(n, 1, 2, 2), gradient)
     assert asked == [copies]
 
@@ -261,7 +261,7 @@ def test_four_pairs_of_image_and_draw_at_least(n: int, copies: int, monkeypatch:
 def test_the_upper_half_of_the_layers_has_new_weights(layers: int, replaced: int) -> None:
     box = deep(layers)
     old = [m.weight for m in box.model if isinstance(m, nn.Linear)]
-    found = judging._without_the_top(box, 2, 0)
+    found = judging._randomize_upper_half(box, 2, 0)
     assert len(found) == 2
     for other in found:
         new = [m.weight for m in other.model if isinstance(m, nn.Linear)]
@@ -276,5 +276,7 @@ def test_figures_are_means_over_images_and_draws() -> None:
         MapSimilarity(*(torch.tensor(v) for v in ([0.2, nan], [0.1, 0.3], [nan, nan], [0.0, 1.0]))),
         MapSimilarity(*(torch.tensor(v) for v in ([0.4, 0.9], [0.5, 0.7], [0.6, nan], [1.0, 1.0]))),
     ]
-    assert judging._alike(pairs) == pytest.approx({"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75})
-    assert all(math.isnan(v) for v in judging._alike([]).values())
+    assert judging._mean_similarities(pairs) == pytest.approx(
+        {"signed": 0.5, "absolute": 0.4, "ssim": 0.6, "hog": 0.75}
+    )
+    assert all(math.isnan(v) for v in judging._mean_similarities([]).values())

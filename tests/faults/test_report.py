@@ -77,7 +77,7 @@ def test_a_bad_table_is_refused(tmp_path: Path) -> None:
     from unboxed import Features
 
     table = Box(nn.Linear(2, 2), Features(("a", "b"), low=(0, 0), high=(1, 1)))
-    with pytest.raises(InputError, match="column 'a' must lie in"):
+    with pytest.raises(InputError, match="column 'a' must be in"):
         report(table, torch.full((3, 2), 7.0), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
 

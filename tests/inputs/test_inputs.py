@@ -125,7 +125,7 @@ def test_a_callers_dict_can_change() -> None:
 
 
 GIVEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, Any], str]] = {
-    "0 to 255": (lambda x: 255 * x, {}, r"run from \S+ to 2\d\d: they look like 8-bit values, divide them by 255"),
+    "0 to 255": (lambda x: 255 * x, {}, r"go from \S+ to 2\d\d: they look like 8-bit values, divide them by 255"),
     "dark, 0 to 255": (lambda x: 8 * x, {}, "look like 8-bit values, divide them by 255"),
     "bytes": (lambda x: (255 * x).byte(), {}, r"got torch\.uint8: divide 8-bit images by 255"),
     "16 bits": (lambda x: 65535 * x, {}, "divide them by the largest value there can be, 65535 for 16 bits"),

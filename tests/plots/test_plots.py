@@ -134,7 +134,9 @@ def morphed(t: int = 6, still: int = 0) -> SimpleNamespace:
     frames = steps.view(t, 1, 1, 1, 1).expand(t, 2, 1, 8, 8)
     probs = torch.stack([1 - steps, steps], 1)[:, None].expand(t, 2, 2)
     gradient = torch.ones(2, 1, 8, 8)
-    return SimpleNamespace(frames=frames, probs=probs, initial_gradient=gradient, before_clamp=torch.tensor([False, True]))
+    return SimpleNamespace(
+        frames=frames, probs=probs, initial_gradient=gradient, before_clamp=torch.tensor([False, True])
+    )
 
 
 def test_frames_end_where_a_row_is_done() -> None:

@@ -111,7 +111,7 @@ def test_what_is_calibrated_is_found_so() -> None:
     assert sharp.uncalibrated.ece > 0.1
     assert abs(sharp.temperature - 4) < 0.4
     assert sharp.scaled.ece < 0.03
-    assert "too sure" in str(sharp)
+    assert "overconfident" in str(sharp)
 
 
 def test_all_right_or_all_wrong_stays_finite() -> None:

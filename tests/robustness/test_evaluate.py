@@ -592,8 +592,8 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
         (two_labels_exchanged, "its labels differ"),
         (other_order, "in values or in order"),
         (other_weights, "its weights differ"),
-        (other_normalization, "inputs was .*std=1.0.*, and is .*std=0.9"),
-        (other_function, "the model's answers are others now"),
+        (other_normalization, "inputs was .*std=1.0.*, and is now .*std=0.9"),
+        (other_function, "the model's answers have changed"),
     ],
 )
 def test_a_checkpoint_of_another_question_is_refused(change, said, tmp_path) -> None:

@@ -126,21 +126,21 @@ def test_global_rngs_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"lr": 0.01}, r"lr was 0\.02, and is 0\.01"),
-        ({"seed": 4}, "seed was 3, and is 4"),
-        ({"epochs": 5}, "epochs was 4, and is 5"),
-        ({"defend": PGD(0.2, steps=2)}, r"defend was .*PGD\(eps=0\.1.*, and is .*PGD\(eps=0\.2"),
-        ({"defend": None}, r"defend was .*, and is None"),
-        ({"augment": random_affine(jitter=0.2)}, r"augment was .*0\.1.*, and is .*0\.2"),
-        ({"ema_decay": None}, r"ema_decay was 0\.9, and is None"),
-        ({"autocast": torch.bfloat16}, "autocast was None, and is torch.bfloat16"),
+        ({"lr": 0.01}, r"lr was 0\.02, and is now 0\.01"),
+        ({"seed": 4}, "seed was 3, and is now 4"),
+        ({"epochs": 5}, "epochs was 4, and is now 5"),
+        ({"defend": PGD(0.2, steps=2)}, r"defend was .*PGD\(eps=0\.1.*, and is now .*PGD\(eps=0\.2"),
+        ({"defend": None}, r"defend was .*, and is now None"),
+        ({"augment": random_affine(jitter=0.2)}, r"augment was .*0\.1.*, and is now .*0\.2"),
+        ({"ema_decay": None}, r"ema_decay was 0\.9, and is now None"),
+        ({"autocast": torch.bfloat16}, "autocast was None, and is now torch.bfloat16"),
     ],
 )
 def test_of_other_settings_is_refused(tmp_path, more, said):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
     fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
     other = model()
-    with pytest.raises(ModelError, match=f"checkpoint of other settings .*{said}.*remove this one to start anew"):
+    with pytest.raises(ModelError, match=f"checkpoint of other settings .*{said}.*remove this one to start again"):
         fit(other, INPUTS, Noisy(), **settings | more)
     assert torch.equal(state(other), state(model()))
 
@@ -148,11 +148,11 @@ def test_of_other_settings_is_refused(tmp_path, more, said):
 def test_of_another_net_or_other_data_is_refused(tmp_path):
     settings = EVERYTHING | {"checkpoint": tmp_path / "c"}
     fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
-    with pytest.raises(ModelError, match=r"model was Sequential|its model are others"):
+    with pytest.raises(ModelError, match=r"model was Sequential|its model differ"):
         fit(model(hidden=9), INPUTS, Noisy(), **settings)
-    with pytest.raises(ModelError, match="examples was 20, and is 21"):
+    with pytest.raises(ModelError, match="examples was 20, and is now 21"):
         fit(model(), INPUTS, Noisy(21), **settings)
-    with pytest.raises(ModelError, match="held_out was 0, and is 12"):
+    with pytest.raises(ModelError, match="held_out was 0, and is now 12"):
         fit(model(), INPUTS, Noisy(), held_out(), **settings)
 
 
@@ -174,8 +174,8 @@ def shifted(by):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"inputs": Pixels((1, 6, 6), mean=0.4, std=0.25)}, r"inputs was .*mean=0\.5.*, and is .*mean=0\.4"),
-        ({"model": Between(torch.sin)}, "the model's answers are others now"),
+        ({"inputs": Pixels((1, 6, 6), mean=0.4, std=0.25)}, r"inputs was .*mean=0\.5.*, and is now .*mean=0\.4"),
+        ({"model": Between(torch.sin)}, "the model's answers have changed"),
         ({"train": TensorDataset(held_out().tensors[0].flip(0), held_out().tensors[1])}, "its training data differ"),
         ({"train": TensorDataset(held_out().tensors[0], 1 - held_out().tensors[1])}, "its training data differ"),
         ({"test": TensorDataset(held_out().tensors[0] / 2, held_out().tensors[1])}, "its test data differ"),
@@ -200,7 +200,7 @@ def test_another_dropout_is_another_net(tmp_path):
     settings, other = EVERYTHING | {"checkpoint": tmp_path / "c"}, model()
     fit(model(), INPUTS, Noisy(), **settings, watch=stopping(4))
     other[5].p = 0.1
-    with pytest.raises(ModelError, match=r"model was Sequential|its model are others"):
+    with pytest.raises(ModelError, match=r"model was Sequential|its model differ"):
         fit(other, INPUTS, Noisy(), **settings)
 
 
@@ -222,7 +222,7 @@ def test_broken_files_are_refused(tmp_path, content, monkeypatch):
         torch.save(Hostile(), file)
     else:
         file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"can't read the checkpoint .*c:|is no checkpoint of this work"):
+    with pytest.raises(ModelError, match=r"can't read the checkpoint .*c:|is not a checkpoint of this task"):
         fit(model(), INPUTS, Noisy(), **settings)
     assert os.listdir(tmp_path) == ["c"]
 

@@ -352,9 +352,9 @@ def test_by_name() -> None:
     assert resolve_defense("pgd", 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)  # the recipe's own, further
     assert resolve_defense(None, 0.2, PGD(0.1, steps=9)) == PGD(0.2, steps=9)
     assert resolve_defense(Trades(0.1), None, PGD(0.1)) == Trades(0.1)
-    with pytest.raises(InputError, match="defend is fast, pgd, trades; got 'pdg'"):
+    with pytest.raises(InputError, match="defend must be one of fast, pgd, trades; got 'pdg'"):
         resolve_defense("pdg")
-    with pytest.raises(InputError, match="say what defends"):
+    with pytest.raises(InputError, match="give one of"):
         resolve_defense(None, 0.2)
     with pytest.raises(InputError, match="an eps of its own"):
         resolve_defense(Fast(0.1), 0.2)

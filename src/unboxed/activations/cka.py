@@ -103,7 +103,8 @@ def _resolve_layers(box: Box, layers: Sequence[str] | None) -> tuple[str, ...]:
 def _warn_undefined(values: Tensor) -> Tensor:
     if n := int(values.isnan().sum()):
         warn(
-            f"{n} of {values.numel()} similarities are undefined (NaN): a layer is the same for all examples, or they are "
+            f"{n} of {values.numel()} similarities are undefined (NaN): "
+            "a layer is the same for all examples, or they are "
             "too few to tell"
         )
     return values

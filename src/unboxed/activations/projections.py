@@ -45,7 +45,8 @@ class Projections:
     name="Projections",
     source="Zeiler & Fergus 2014, arXiv:1311.2901, section 2.1",
     shows="The pattern, in the part of an example that one neuron sees, by which it was excited.",
-    does_not_show="What excites the neuron elsewhere; and where a unit has many reasons, one example shows one of them.",
+    does_not_show="What excites the neuron elsewhere; and where a unit "
+    "has many reasons, one example shows one of them.",
     example=lambda method, box, x, y: method(box, x, unit_layers(box, None)[-2:][0], y % 2, rule="gradient"),
     exempt={"one forward": "where the unit is largest must be known first, and what it sees is found by probing"},
 )

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient descent that finds its step size by itself, with momentum, from restarts.
+"""Auto-PGD: projected gradient descent that adapts its step size, with momentum.
 
 Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
 arXiv:2003.01690, Algorithm 1.
@@ -39,16 +39,16 @@ from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
-MOMENTUM_ALPHA = 0.75  # the share of the step, the rest is momentum
-MIN_RISE_FRACTION = 0.75  # the share of steps that must rise, or the step is halved
+MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
+MIN_RISE_FRACTION = 0.75  # share of steps that must increase the loss, or the step size is halved
 RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
 @card(
     name="APGD",
     source="Croce & Hein 2020, arXiv:2003.01690, Algorithm 1",
-    shows="An input within eps of this one that the model takes for something else, sought in steps that adapt.",
-    does_not_show="That there is none where it fails: gradients may be masked. AutoAttack asks in other ways too.",
+    shows="An input within eps of this one that the model takes for something else, searched with adaptive steps.",
+    does_not_show="That there is none where it fails: gradients may be masked. AutoAttack adds attacks of other kinds.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     runs=lambda s: 1 + (s["n_targets"] or 1) * s["restarts"] * (s["steps"] + 1),
     order=3,
@@ -165,7 +165,7 @@ def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Ten
     """The likeliest wrong classes (N, T) of the originals, the likeliest first, filled in for `rows` (M,)."""
     labels, logits = state.goal.labels, state.logits(state.x[rows], rows)  # (N,), (M, K)
     if labels is None:
-        raise InputError("the likeliest wrong classes are those beside y: give y")
+        raise InputError("the likeliest wrong classes need the correct ones: give y")
     top_classes = top_other_classes(logits, labels[rows], min(max_classes, logits.shape[1] - 1))
     classes = torch.zeros(len(state.x), top_classes.shape[1], dtype=torch.long, device=rows.device)
     classes[rows] = top_classes
@@ -173,16 +173,16 @@ def top_wrong_classes(state: AttackState, rows: Tensor, max_classes: int) -> Ten
 
 
 def targeted_objective(state: AttackState, target_labels: Tensor, loss_name: str | None = None) -> Objective:
-    """What leads from y to classes k (N,): the targeted DLR, where there are the four classes that it takes."""
+    """From y to classes k (N,): the targeted DLR, which takes four classes or more, else the margin."""
     labels, loss_name = state.goal.labels, loss_name or ("dlr" if state.box.n_outputs >= 4 else "margin")
     if labels is None or loss_name not in ("dlr", "margin", "ce"):
-        raise InputError(f"loss is one of ce, margin, dlr; got {loss_name!r}")
+        raise InputError(f'loss must be "ce", "margin" or "dlr"; got {loss_name!r}')
     if loss_name == "dlr":
         return targeted_dlr(labels, target_labels)
     return -loss(target_labels) if loss_name == "ce" else logit(target_labels) - logit(labels)
 
 
-# -- the climb ---------------------------------------------------------------------------------------------------------
+# -- the ascent --------------------------------------------------------------------------------------------------------
 
 
 def checkpoint_steps(steps: int) -> list[int]:
@@ -197,18 +197,18 @@ def checkpoint_steps(steps: int) -> list[int]:
 def run_apgd(
     state: AttackState, ball: NormBall, rows: Tensor, objective: Objective | None = None, *, steps: int, seed: int
 ) -> None:
-    """One run of APGD for those of the rows that are not fooled yet, from a random point of the ball."""
+    """One run of APGD for those of the rows that are not successes yet, from a random point of the ball."""
     rows = rows[~state.success[rows]]
     if not len(rows):
         return
-    start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row's draw is its own, whoever is left
+    start_images = state.box.inputs.clip(ball.sample(state.x, seed))  # a row draws the same whichever others are left
     for batch_rows in state.row_batches(rows):
         _APGD(state, ball, objective, steps).run(batch_rows, start_images[batch_rows])
 
 
 @dataclass
 class _APGDIterates:
-    """Where the rows stand that are not fooled yet; every field has a row an example."""
+    """The rows that are not successes yet; every field has one row per example."""
 
     rows: Tensor  # (n,)
     center: Tensor  # (n, ...) the originals
@@ -292,7 +292,7 @@ class _APGD:
         )
 
     def _next_point(self, iterates: _APGDIterates, step: int) -> Tensor:
-        """The next point: a projected step z, then three quarters of it and a quarter of the last step's way."""
+        """The next point: a projected step z, then three quarters of it and a quarter of the last step."""
         z = self._project(
             iterates.x + broadcast_rows(iterates.step_size, iterates.x) * self.ball.steepest_direction(iterates.grad),
             iterates.center,
@@ -311,7 +311,7 @@ class _APGD:
         return self.state.box.inputs.clip(self.ball.project(x, center))
 
     def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
-        """At a checkpoint: rows that rose too seldom, or are stuck, halve their step and go back to their best."""
+        """At a checkpoint: rows whose loss rose too seldom, or is stuck, halve their step and return to their best."""
         rises_too_seldom = iterates.n_rises < MIN_RISE_FRACTION * n_steps
         is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
             iterates.best_score == iterates.checkpoint_best_score

@@ -1,4 +1,4 @@
-"""One call of an attack: whom it asks, what it wants, what it has found and what it has spent."""
+"""The state of one call of an attack: the model, the goal, the best images so far, and the queries spent."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one look at some rows shows."""
+    """Scores and gradient at some images."""
 
     score: Tensor  # (n,)
-    success_score: Tensor  # (n,) above zero: the example is what the attack wants
+    success_score: Tensor  # (n,) above zero: success
     grad: Tensor  # (n, ...) of the score in the image
 
 
 class AttackState:
-    """The model as an attack sees it, every look counted; and the best image found for each example.
+    """Evaluates the model for an attack, counts its queries, and keeps the best image of each example.
 
-    An attack asks about images z (n, ...) of some `rows` (n,): those that are still to be fooled. As a context it ends
-    on Ctrl-C with `interrupted` set, so that what was found so far is returned.
+    An attack evaluates images z (n, ...) of some `rows` (n,): those that are still attacked. As a context manager it
+    catches Ctrl-C and sets `interrupted`, so that what was found is returned.
     """
 
     def __init__(
@@ -68,15 +68,11 @@ class AttackState:
         self.distance = torch.full((n,), math.inf, device=device, dtype=self.x.dtype)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
         self.success, self.initially_misclassified = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
-        self.initial_score = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original fools
+        self.initial_score = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original is a success
         self.fallback_images = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
-        self._best_failure_score = torch.full_like(
-            self.distance, -math.inf
-        )  # how near the tries in `images` come to fooling
-        self._full_batch = (
-            self.x.clone() if box.batch_dependent else None
-        )  # rows that change one another are asked together
+        self._best_failure_score = torch.full_like(self.distance, -math.inf)  # (N,) of failures in `images`
+        self._full_batch = self.x.clone() if box.batch_dependent else None  # (N, ...) then evaluated as a whole
 
     def __enter__(self) -> AttackState:
         return self
@@ -91,7 +87,7 @@ class AttackState:
     # -- what was found ----------------------------------------------------------------------------------------------
 
     def evaluate_originals(self) -> Tensor:
-        """Look at the originals: those that fool the model as they are need no attack. The rows (M,) of all others."""
+        """Evaluate the originals, and return the rows (M,) of those that are not successes already."""
         rows = torch.arange(len(self.x), device=self.x.device)
         self.initial_score = self.success_score(self.x, rows)
         self.initially_misclassified = self.initial_score > 0
@@ -99,7 +95,7 @@ class AttackState:
         return rows[~self.initially_misclassified]
 
     def keep_nearer(self, z: Tensor, rows: Tensor, is_adversarial: Tensor) -> Tensor:
-        """Keep images z of the rows where they are good (n,) and nearer than what was found; where that was so."""
+        """Keep images z that are successes and nearer than the best so far; returns (n,) where that was so."""
         distance = self.norm.distance(z, self.x[rows])
         is_nearer = is_adversarial & (distance < self.distance[rows])
         nearer_rows = rows[is_nearer]
@@ -111,10 +107,7 @@ class AttackState:
         return is_nearer
 
     def keep_best_failure(self, z: Tensor, rows: Tensor, success_score: Tensor) -> None:
-        """Where nothing fools yet, keep images z of the rows that come nearer to it (n,) than what was offered before.
-
-        So an attack within eps gives its best try back where it fails.
-        """
+        """Where there is no success yet, keep images z of a higher score: attacks within eps return them."""
         is_better = ~self.success[rows] & (success_score > self._best_failure_score[rows])
         better_rows = rows[is_better]
         self.images[better_rows], self._best_failure_score[better_rows] = (
@@ -123,11 +116,11 @@ class AttackState:
         )
 
     def to_result(self, eps: float = math.inf) -> Adversarial:
-        """What was found; beyond `eps`, an image is no success and the original is returned."""
+        """The result. An image beyond `eps` is no success, and the original is returned for it."""
         is_too_far = self.distance > eps * (1 + 1e-6)
         images = torch.where(broadcast_rows(is_too_far, self.x), self.fallback_images, self.images)
         success = self.success & ~is_too_far
-        if self._full_batch is not None:  # rows that change one another are judged in the company that they end in
+        if self._full_batch is not None:  # judged with the final images of all rows
             success = self.success_score(images, torch.arange(len(images), device=images.device)) > 0
         return Adversarial(
             self.box.restore_structure(images),
@@ -140,12 +133,12 @@ class AttackState:
         )
 
     def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The rows in parts that one batch holds, to be attacked one after the other; those that mix stay together."""
+        """The rows in parts that fit one batch, to be attacked one after the other; all together if batch-dependent."""
         size, max_rows = self.box.batch_plan(len(rows), self.batch_size)
         even_size = -(-len(rows) // max(1, -(-len(rows) // max(1, max_rows))))
         return torch.split(rows, max(1, even_size if size == "auto" else size))
 
-    # -- asking the model ----------------------------------------------------------------------------------------------
+    # -- evaluating the model ------------------------------------------------------------------------------------------
 
     def logits(self, z: Tensor, rows: Tensor) -> Tensor:
         """(n, K), without a gradient."""
@@ -158,7 +151,7 @@ class AttackState:
         return out
 
     def success_score(self, z: Tensor, rows: Tensor) -> Tensor:
-        """(n,) above zero where the example is what the attack wants; without a gradient."""
+        """(n,) above zero where an image is a success; without a gradient."""
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
             criterion = self.goal.criterion.rows(row_index)
@@ -167,7 +160,7 @@ class AttackState:
         return self._evaluate_checked(z, rows, evaluate_rows, ())[0]
 
     def evaluate(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
-        """The score and `fooled` (n,) of `slope`, without a gradient."""
+        """Score and success score (n,), without a gradient."""
         score_objective = self.goal.ascent_objective if objective is None else objective
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
@@ -183,7 +176,7 @@ class AttackState:
         return score, success_score
 
     def evaluate_with_grad(self, z: Tensor, rows: Tensor, objective: Objective | None = None) -> Evaluation:
-        """Score, whether fooled, and gradient: of the goal's own score, or of an objective with a row for each of N."""
+        """Scores and gradient, of the goal's objective or of another one with a row for each of N."""
         score_objective = self.goal.ascent_objective if objective is None else objective
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
@@ -192,9 +185,9 @@ class AttackState:
         return Evaluation(*self._evaluate_checked(z, rows, evaluate_rows, (), (), tuple(self.x.shape[1:])))
 
     def jacobian(self, z: Tensor, rows: Tensor, select_scores: ScoreSelector) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, K), the scores (n, J) that `pick(logits, rows)` makes of them, their gradients (n, J, ...).
+        """Logits (n, K), the scores (n, J) of `select_scores(logits, rows)`, and their gradients (n, J, ...).
 
-        One look, and J ways back through the model.
+        One forward pass and J backward passes.
         """
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
@@ -219,10 +212,10 @@ class AttackState:
     def _evaluate_checked(
         self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors], *shapes: Shape
     ) -> Tensors:
-        """What `_each` gives, refused where the answers are NaN. `shapes` are those of one row's parts.
+        """`_evaluate_in_batches`; raises NaNError where outputs are NaN. `shapes` are those of each output per row.
 
-        Judged are logits, or what says whether an example fools: another score may be NaN where a class is masked by
-        a logit of -inf. Where there is no row, the model is not asked.
+        Logits or success scores are checked: another score may be NaN where a class is masked by a logit of -inf.
+        Without rows the model is not run.
         """
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
@@ -233,15 +226,13 @@ class AttackState:
     def _evaluate_in_batches(
         self, z: Tensor, rows: Tensor, evaluate_rows: Callable[[Tensor, Tensor], Tensors]
     ) -> Tensors:
-        """`part(images, rows)` in bounded batches; rows that change one another are all asked, and all counted."""
+        """`evaluate_rows(images, rows)` in bounded batches; of all rows, and all counted, if batch-dependent."""
         if self._full_batch is not None:
             self._full_batch[rows] = z.to(self._full_batch.dtype)
             self.queries += self.n_samples
             outputs = evaluate_rows(self._full_batch, torch.arange(len(self.x), device=rows.device))
             return tuple(h[rows] for h in outputs)
-        self.queries.index_add_(
-            0, rows, torch.full_like(rows, self.n_samples)
-        )  # a row may be asked about several images
+        self.queries.index_add_(0, rows, torch.full_like(rows, self.n_samples))  # a row may have several images
         size, max_rows = cache_batch_plan(self.box, len(rows), self.batch_size)
         with torch.inference_mode(False):  # the caller may be in it
             z = z.clone() if z.is_inference() else z
@@ -254,7 +245,7 @@ class AttackState:
         )
 
     def _score_and_grad(self, z: Tensor, score_objective: Objective, criterion: Objective) -> Tensors:
-        """Score (n,), fooled (n,) and gradient (n, ...)."""
+        """Score (n,), success score (n,) and gradient (n, ...)."""
 
         def sample_once() -> Tensor:  # (n, 2 + D)
             leaf = z.detach().requires_grad_()
@@ -268,7 +259,7 @@ class AttackState:
         return outputs[:, 0], outputs[:, 1], outputs[:, 2:].view(z.shape)
 
     def _mean_over_samples(self, sample_once: Callable[[], Tensor], needs_grad: bool) -> Tensor:
-        """What a look shows, the mean over so many draws of the model's own noise."""
+        """The mean over `n_samples` draws of the model's own noise."""
         samples = list[Tensor]()
         for seed in range(self.n_samples):
             with explain_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
@@ -278,7 +269,7 @@ class AttackState:
 
 @contextmanager
 def explain_missing_gradient() -> Iterator[None]:
-    """An attack by gradient that meets a model without one names the attacks that need none."""
+    """Where the model has no gradient, the error names the attacks that need none."""
     try:
         yield
     except NaNError:
@@ -294,7 +285,7 @@ def explain_missing_gradient() -> Iterator[None]:
 
 
 def check_eps_range(box: Box, ball: NormBall) -> NormBall:
-    """The ball, unless its eps is larger than two images can be apart. Raises InputError."""
+    """The ball. Raises InputError where eps is larger than any two images are apart."""
     if not isinstance(box.inputs, Pixels):
         return ball
     max_distance = float(ball.distance(torch.ones(1, *box.inputs.shape), torch.zeros(1, *box.inputs.shape)))

@@ -1,4 +1,4 @@
-"""AutoAttack, the standard ensemble: APGD on the cross-entropy, APGD-T, FAB-T and Square, each on what still stands.
+"""AutoAttack, the standard ensemble: APGD on the cross-entropy, APGD-T, FAB-T and Square, each on what is still robust.
 
 Croce & Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
 arXiv:2003.01690, section 5.
@@ -47,12 +47,12 @@ from .result import Adversarial
 from .square import run_square_attack
 
 N_TARGETS = 9
-MAX_CHUNK_ROWS = 1000  # rows between two writings of a checkpoint, at most, and
-MIN_CHUNK_ROWS = 4  # at least: single rows take several times as long each
-FLOPS_PER_CHUNK = 2e11  # of the model between two writings: about half a minute of one core
-ACCELERATOR_SPEEDUP = 100  # times as many on an accelerator
-FORWARDS_PER_GRADIENT = 3  # forwards that a gradient costs
-SQUARE_P = 0.8  # of the image is in Square's first squares
+MAX_CHUNK_ROWS = 1000  # largest number of rows between two writes of a checkpoint, and
+MIN_CHUNK_ROWS = 4  # smallest: single rows take several times as long each
+FLOPS_PER_CHUNK = 2e11  # of the model between two writes: about half a minute on one core
+ACCELERATOR_SPEEDUP = 100  # factor of FLOPS_PER_CHUNK on an accelerator
+FORWARDS_PER_GRADIENT = 3  # of which a gradient costs as much
+SQUARE_P = 0.8  # share of the image that Square's first squares cover
 SAVED_FIELDS = (
     "images",
     "distance",
@@ -66,20 +66,20 @@ SAVED_FIELDS = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AutoAdversarial(Adversarial):
-    """As `Adversarial`; `stages` says who still stood after each attack."""
+    """An `Adversarial` that also has the robust examples after each attack."""
 
-    robust_after: Mapping[str, Tensor] = field(default_factory=dict)  # {name: (N,) bool}: not fooled yet
+    robust_after: Mapping[str, Tensor] = field(default_factory=dict)  # {attack: (N,) bool} not fooled yet
 
 
 @card(
     name="AutoAttack",
     source="Croce & Hein 2020, arXiv:2003.01690, section 5",
-    shows="An input within eps of this one that the model takes for something else, sought by four unlike attacks.",
-    does_not_show="That there is none where all four fail, though few such claims have fallen to other attacks since.",
+    shows="An input within eps of this one that the model takes for something else, by four different attacks.",
+    does_not_show="That there is none where all four fail, though other attacks have rarely found one.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=2, queries=3),
     runs=lambda s: 28 * s["steps"] + s["queries"],
     order=4,
-    exempt={"interrupt": "its stages are told apart: tests/adversarial/test_auto_attack.py"},
+    exempt={"interrupt": "it has stages, with a test of their own: tests/adversarial/test_auto_attack.py"},
 )
 def auto_attack(
     box: Box,
@@ -152,7 +152,7 @@ def auto_attack(
     check_settings(auto_attack, locals())
     ball = check_eps_range(box, _make_ball(eps, norm, ball))
     if bits is not None:
-        max_level(box, bits)  # refused now, not after an hour
+        max_level(box, bits)  # raises now, not after an hour
     config = _AutoAttackConfig(steps, queries, check_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config, state.evaluate_originals())
@@ -186,13 +186,13 @@ RowsAttack = Callable[[Tensor], None]  # of some rows (n,)
 
 
 class _AutoAttack:
-    """The attacks in their order, chunk by chunk; where it stands can be written down and read."""
+    """The attacks in their order, chunk by chunk, with a checkpoint of their progress."""
 
     def __init__(self, state: AttackState, ball: NormBall, config: _AutoAttackConfig, rows: Tensor) -> None:
         self.state, self.ball, self.config, self.rows = state, ball, config, rows
         self.checkpoint: CheckpointFile | None = None
         self.robust_after = dict[str, Tensor]()
-        self.stage_part, self.next_row = 0, 0  # of the stage that runs: which of its parts, and the first row to come
+        self.stage_part, self.next_row = 0, 0  # of the running stage: its part, and the next row
         self.top_classes: Tensor | None = None  # (N, T) classes
 
     # -- the stages --------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class _AutoAttack:
                 callback(name, int(self.robust_after[name].sum()))
 
     def _stage_parts(self) -> dict[str, int]:
-        """The attacks that are fit, and in how many parts each comes."""
+        """The attacks that apply, and the number of parts of each."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         parts = {"apgd-ce": 1}
         if goal.is_class_goal:
@@ -223,7 +223,7 @@ class _AutoAttack:
         return ~self.state.success
 
     def _run_stage_part(self, name: str, part: int) -> None:
-        """One part of a stage, for the rows that still stand from where it was on."""
+        """One part of a stage, for the robust rows from next_row on."""
         attack, self.stage_part = self._stage_attack(name, part), part
         while len(remaining := self.rows[self._is_robust()[self.rows] & (self.rows >= self.next_row)]):
             chunk = remaining if self.state.box.batch_dependent else remaining[: self._chunk_size(name)]
@@ -233,7 +233,7 @@ class _AutoAttack:
         self.stage_part, self.next_row = part + 1, 0
 
     def _chunk_size(self, name: str) -> int:
-        """How many rows go between two writings: by the operations that they take, never by the clock."""
+        """Rows between two writes, by their operations, never by the clock."""
         box, config = self.state.box, self.config
         forwards = {"square": config.queries, "fab-t": N_TARGETS * (FORWARDS_PER_GRADIENT + 1) * config.steps}
         flops_per_row = forwards.get(name, FORWARDS_PER_GRADIENT * config.steps) * max(box.flops_per_example, 1)
@@ -253,7 +253,7 @@ class _AutoAttack:
         return lambda rows: run_apgd(state, ball, rows, target_objective, steps=config.steps, seed=seed)
 
     def _target_objective(self, part: int) -> Objective:
-        """Towards the likeliest wrong class but `part`, or to the target."""
+        """Towards the likeliest wrong class number `part`, or the target."""
         goal, n_classes = self.state.goal, self.state.box.n_outputs
         if goal.target_labels is not None:
             return -dlr(goal.target_labels) if n_classes >= 3 else goal.criterion
@@ -262,7 +262,7 @@ class _AutoAttack:
         return targeted_objective(self.state, self.top_classes[:, part])
 
     def _run_fab(self, rows: Tensor) -> None:
-        """FAB-T, which looks for the nearest image: those beyond eps are no success here."""
+        """FAB-T, which searches for the nearest image: those beyond eps are no success here."""
         state, config, eps = self.state, self.config, self.ball.eps
         previous_images = state.images[rows]
         fab_config = FABConfig(
@@ -305,7 +305,7 @@ class _AutoAttack:
 
 
 def _checkpoint_file(state: AttackState, ball: NormBall, config: _AutoAttackConfig, path: Path) -> CheckpointFile:
-    """The checkpoint of this very call: the same model, images, goal, ball and plan. Raises InputError."""
+    """The checkpoint of this call: of its model, images, goal, ball and settings. Raises InputError."""
     goal = state.goal
     settings = box_checkpoint_settings(state.box) | {
         "examples": tensor_digest(state.x),

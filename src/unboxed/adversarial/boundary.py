@@ -1,4 +1,4 @@
-"""The boundary attack: a walk along the decision boundary, towards the original.
+"""The boundary attack: a random walk along the decision boundary, towards the original.
 
 Brendel, Rauber & Bethge 2018, "Decision-Based Adversarial Attacks: Reliable Attacks Against Black-Box Machine Learning
 Models", arXiv:1712.04248.
@@ -34,25 +34,25 @@ from .decisions import DecisionOracle, hashed_normal
 from .quantization import quantize_images
 from .result import Adversarial
 
-INITIAL_BISECTIONS = 7  # bisections before the walk: the start to within 1 %
-SPHERICAL_CHECK_EVERY = 10  # every so many steps the step aside is asked about by itself
-INITIAL_STEPS = 0.1, 0.03  # aside and nearer, relative to the distance; the walk adapts both
+INITIAL_BISECTIONS = 7  # before the walk: to the boundary, to within 1 %
+SPHERICAL_CHECK_EVERY = 10  # steps between two evaluations of the spherical step alone
+INITIAL_STEPS = 0.1, 0.03  # spherical step and step to the source, relative to the distance; both adapt
 SPHERICAL_SUCCESS_TARGET, STEP_SUCCESS_TARGET = (
     0.5,
     0.25,
-)  # the shares of steps aside, and of whole steps, that should fool
+)  # success rates that the step sizes are adapted to
 
 
 @card(
     name="Boundary attack",
     source="Brendel et al. 2018, arXiv:1712.04248",
-    shows="A near input that the model takes for something else, found by a walk that sees decisions, no gradient.",
+    shows="A near input that the model takes for something else, found by a walk from decisions alone.",
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
     example=lambda method, box, x, y: method(box, x, y, queries=40),
     runs=lambda s: s["queries"],
     minimal=True,
     order=27,
-    exempt={"one forward": "it asks the model `queries` times"},
+    exempt={"one forward": "it runs the model `queries` times"},
 )
 def boundary(
     box: Box,
@@ -129,7 +129,7 @@ def boundary(
 
 
 class _BoundaryState:
-    """The rows still under way: where they are, and how far a step of each goes, relative to its distance."""
+    """The rows still attacked: their images, and step sizes relative to the distance."""
 
     def __init__(self, oracle: DecisionOracle, z: Tensor, rows: Tensor) -> None:
         self.oracle, self.z, self.rows = oracle, z, rows
@@ -154,7 +154,7 @@ class _BoundaryState:
         return bool(is_active.any())
 
     def _propose(self, step_index: int) -> None:
-        """Aside on the sphere around the original, then nearer to it: kept where that fools."""
+        """A step on the sphere around the original, then one towards it: kept where that is adversarial."""
         on_sphere = self._spherical_proposal(step_index)
         candidates = self.oracle.box.inputs.clip(
             self.x + broadcast_rows(1 - self.source_step, self.x) * (on_sphere - self.x)
@@ -162,7 +162,7 @@ class _BoundaryState:
         is_adversarial = self.oracle.is_adversarial(candidates, self.rows)
         self.source_step = (self.source_step * _step_factor(is_adversarial, STEP_SUCCESS_TARGET, 20)).clamp_max(0.5)
         distance = l2_norm(candidates - self.x)
-        is_adversarial &= distance < self.distance  # clipping may have turned it
+        is_adversarial &= distance < self.distance  # clipping may have changed it
         self.z, self.distance = (
             torch.where(broadcast_rows(is_adversarial, candidates), candidates, self.z),
             torch.where(is_adversarial, distance, self.distance),
@@ -172,7 +172,7 @@ class _BoundaryState:
             self._adapt_spherical_step(on_sphere)
 
     def _adapt_spherical_step(self, on_sphere: Tensor) -> None:
-        """Adapt the step aside, so that half of them fool: the boundary is then nearly flat as far as they go."""
+        """Adapt the spherical step so that half of them succeed: the boundary is then nearly flat on that scale."""
         has_budget = self.oracle.remaining_queries(self.rows) > 0
         is_adversarial = self.oracle.is_adversarial(self.oracle.box.inputs.clip(on_sphere), self.rows)
         self.spherical_step = torch.where(
@@ -182,7 +182,7 @@ class _BoundaryState:
         ).clamp_max(1.0)
 
     def _spherical_proposal(self, step_index: int) -> Tensor:
-        """A random point as far from the original as z is, a step aside from z."""
+        """A random point at the same distance from the original, a spherical step from z."""
         offset = self.z - self.x
         noise = (
             hashed_normal(self.oracle.seed, self.rows, step_index, offset[0].numel()).to(offset.dtype).view_as(offset)
@@ -196,5 +196,5 @@ class _BoundaryState:
 
 
 def _step_factor(succeeded: Tensor, target_rate: float, smoothing: int) -> Tensor:
-    """By how much to lengthen (n,) a step that was good or not: not at all in the mean, where `share` of them are."""
+    """Factor (n,) for a step size: 1 in the mean where `target_rate` of the steps succeed."""
     return torch.exp((succeeded.to(torch.float32) - target_rate) / smoothing)

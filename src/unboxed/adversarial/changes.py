@@ -1,4 +1,4 @@
-"""What an attack changed, example by example: what the model said before and says after, and how surely."""
+"""What an attack changed, example by example: prediction and probability before and after."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from .result import Adversarial
 
 @dataclass(frozen=True, eq=False)
 class PredictionChange:
+    """One example before and after an attack."""
+
     row: int  # of the attack's call
     original: Tensor  # (C, H, W)
     image: Tensor  # (C, H, W)
-    class_before: int  # the class that the model says
+    class_before: int  # the predicted class
     class_after: int
     probs_before: tuple[float, float]  # of those two classes, before the attack
     probs_after: tuple[float, float]
@@ -32,7 +34,7 @@ class PredictionChange:
 def prediction_changes(
     box: Box, x: Tensor, result: Adversarial, rows: Sequence[int] | None = None
 ) -> list[PredictionChange]:
-    """Of these rows of the attack's call (default: all). Raises InputError and OutputError as the box does."""
+    """The changes of these rows of an attack's result (None: all). Raises what the box raises."""
     row_list = list(range(len(x)) if rows is None else rows)
     x, z = box.validate_inputs(x)[row_list], box.validate_inputs(result.images)[row_list]
     logits_before, logits_after = (check_no_nan(box(h)).cpu() for h in (x, z))  # (n, K) logits

@@ -1,4 +1,4 @@
-"""DDN: gradient steps of the direction, and a norm that shrinks where the image fools and grows where it does not.
+"""DDN: gradient steps for the direction, and a norm that shrinks where the image is adversarial, else grows.
 
 Rony et al. 2019, "Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks and Defenses",
 arXiv:1811.09600, algorithm 1.
@@ -28,13 +28,13 @@ L2_DIRECTION = L2(math.inf).steepest_direction
 @card(
     name="DDN",
     source="Rony et al. 2019, arXiv:1811.09600, algorithm 1",
-    shows="About the smallest change, in L2, that makes the model answer otherwise, in few steps.",
+    shows="About the smallest change, in L2, that alters the model's answer, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: s["steps"] + 2,
     minimal=True,
     order=23,
-    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
+    exempt={"partial results": "only adversarial images are kept, and the first steps may find none"},
 )
 def ddn(
     box: Box,
@@ -103,7 +103,7 @@ def ddn(
 
 
 def _run_ddn(state: AttackState, rows: Tensor, steps: int, initial_radius: float, gamma: float) -> None:
-    """Algorithm 1 for one block of rows; the last image is looked at too."""
+    """Algorithm 1 for one batch of rows; the last image is evaluated too."""
     x = z = state.x[rows]
     delta, radius = torch.zeros_like(x), x.new_full((len(rows),), initial_radius)
     for step_index in range(steps):

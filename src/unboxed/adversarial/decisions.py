@@ -1,4 +1,4 @@
-"""What attacks by decisions share: a budget of looks, where to start, and the way back to the decision boundary."""
+"""What decision-based attacks share: a budget of queries, starting images, and bisection to the boundary."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..rng import hashed_uniform, sample_generator
 from ..validation import check_seed
 from .attack_state import AttackState
 
-MAX_START_TRIES = 100  # images of chance that may be tried as a start
+MAX_START_TRIES = 100  # random images that are tried as a start
 NOISE_CELLS = 7  # on the longer side of coarse noise
 
 
 class DecisionOracle:
-    """The model as one who sees only whether it is fooled; each row is asked no more than `queries` times."""
+    """Whether images are adversarial, and nothing else; at most `queries` times per row."""
 
     def __init__(self, state: AttackState, queries: int, seed: int) -> None:
         self.state, self.queries, self.seed = state, queries, check_seed(seed)
         self.box, self.x, self.norm = state.box, state.x, state.norm
 
     def remaining_queries(self, rows: Tensor) -> Tensor:
-        """(n,) how often each row may still be asked."""
+        """(n,) queries left of each row."""
         return self.queries - self.state.queries[rows]
 
     def is_adversarial(self, z: Tensor, rows: Tensor) -> Tensor:
-        """(n,) bool. Rows of whom none may be asked any more give False: `z` is then not looked at."""
+        """(n,) bool; False, without running the model, for rows that have no queries left."""
         has_budget = self.remaining_queries(rows) > 0
         decisions = torch.zeros_like(has_budget)
         if has_budget.any():
@@ -39,24 +39,24 @@ class DecisionOracle:
         return decisions
 
     def decisions(self, z: Tensor, rows: Tensor, is_asked: Tensor) -> Tensor:
-        """(n, B) bool, of several images z (n, B, ...) a row: those `asked` (n, B) for, which the budget must allow."""
+        """(n, B) bool, of several images z (n, B, ...) per row: those where is_asked (n, B), within the budget."""
         decisions = torch.zeros_like(is_asked)
         if not self.box.batch_dependent:
             decisions[is_asked] = self.state.success_score(z[is_asked], rows[:, None].expand_as(is_asked)[is_asked]) > 0
             return decisions
-        for column in range(z.shape[1]):  # rows that change one another: one image of each row at a time
+        for column in range(z.shape[1]):  # batch-dependent: one image of each row at a time
             has_query = is_asked[:, column]
             if has_query.any():
                 decisions[has_query, column] = self.state.success_score(z[has_query, column], rows[has_query]) > 0
         return decisions
 
-    # -- where to start ----------------------------------------------------------------------------------------------
+    # -- starting images ---------------------------------------------------------------------------------------------
 
     def find_starts(self, rows: Tensor, start_images: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fooling images (m, ...) of those rows (m,) for which one was found, at any distance."""
+        """Adversarial images (m, ...) at any distance, and the rows (m,) for which one was found."""
         if start_images is None and self.state.goal.target_labels is not None:
-            raise InputError("a targeted attack by decisions has to start somewhere: give images of the target class, "
-                             "starts=, any number of them")  # fmt: skip
+            raise InputError("a targeted attack by decisions needs images to start from: give some of the target "
+                             "class, starts=")  # fmt: skip
         z = self.x[rows]
         has_start = torch.zeros_like(rows, dtype=torch.bool)
         start_order = None if start_images is None else self._starts_by_distance(rows, start_images)
@@ -76,12 +76,12 @@ class DecisionOracle:
         return z[has_start], rows[has_start]
 
     def _starts_by_distance(self, rows: Tensor, start_images: Tensor) -> Tensor:
-        """(n, S) the starts in the order of their distance from each row."""
+        """(n, S) the starts ordered by their distance from each row."""
         distances = [self.norm.distance(start_images, self.x[row].expand_as(start_images)) for row in rows]
         return torch.stack(distances).argsort(dim=1, stable=True) if distances else rows.new_zeros(0, len(start_images))
 
     def _random_images(self, rows: Tensor, try_index: int) -> Tensor:
-        """The k-th try of each row (n, ...): valid inputs drawn at random; of images, of four kinds."""
+        """The k-th random start of each row (n, ...): valid inputs; for images, of four kinds."""
         images = [self._random_image(int(row), try_index) for row in rows]
         return self.box.inputs.clip(torch.stack(images).to(self.x.dtype))
 
@@ -98,16 +98,16 @@ class DecisionOracle:
 
     def _warn_no_start(self, n_missing: int, has_start_images: bool) -> None:
         if n_missing:
-            hint = "none of `starts`" if has_start_images else "no image of chance"
+            hint = "none of `starts`" if has_start_images else "no random image"
             advice = "" if has_start_images else ": give images of other classes, starts="
-            warn(f"{hint} fools the model for {n_missing} examples, which were not attacked{advice}")
+            warn(f"{hint} is adversarial for {n_missing} examples, which were not attacked{advice}")
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 
     def interpolate(self, z: Tensor, rows: Tensor, fraction: Tensor) -> Tensor:
-        """On the way from the original (share 0) to z (share 1): a straight one; in L-inf, clipped nearer and nearer.
+        """Between the original (fraction 0) and z (fraction 1): on a straight line; in L-inf, by clipping the change.
 
-        `share` (n,) is of the distance in the norm.
+        `fraction` (n,) is of the distance in the norm.
         """
         x = self.x[rows]
         if isinstance(self.norm, Linf):
@@ -116,7 +116,7 @@ class DecisionOracle:
         return self.box.inputs.clip(x + broadcast_rows(fraction, z) * (z - x))
 
     def bisect(self, z: Tensor, rows: Tensor, steps: int) -> Tensor:
-        """The nearest fooling image on the way to z, which fools, to a share of 2 ** -steps; kept where it is best."""
+        """The nearest adversarial image between the original and an adversarial z, to 2 ** -steps of the distance."""
         lower, upper = torch.zeros(len(rows), dtype=z.dtype, device=z.device), z.new_ones(len(rows))
         for _ in range(steps):
             middle = (lower + upper) / 2
@@ -134,7 +134,7 @@ class DecisionOracle:
 
 
 def _coarse_noise(noise: Tensor) -> Tensor:
-    """Noise (C, H, W) of few large cells."""
+    """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
     cells = [-(-length * min(NOISE_CELLS, longer_side) // longer_side) for length in noise.shape[-2:]]
     cell_values = noise[:, : cells[0], : cells[1]]
@@ -142,7 +142,7 @@ def _coarse_noise(noise: Tensor) -> Tensor:
 
 
 def hashed_normal(seed: int, rows: Tensor, step_index: int, n_values: int) -> Tensor:
-    """Standard normal float32 values (n, count), keyed as `hashed` values are, of which it takes two for each two."""
+    """Standard normal float32 values (n, n_values), keyed as `hashed_uniform`."""
     half = (n_values + 1) // 2
     u, v = hashed_uniform(seed, rows, step_index, 2 * half).view(-1, 2, half).unbind(1)
     r = (-2 * torch.log1p(-u)).sqrt()  # Box & Muller 1958

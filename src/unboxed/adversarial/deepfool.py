@@ -1,8 +1,8 @@
-"""DeepFool: step after step onto the nearest of the planes that the model's boundaries look like from here.
+"""DeepFool: repeated projection onto the nearest linearized decision boundary.
 
 Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", arXiv:1511.04599,
 algorithm 2. Images have bounds, which the paper leaves out: here a step is the shortest that stays inside them, so that
-pixels at 0 or 1 cost nothing and stop nothing. What fools is then drawn back along the line to the original.
+pixels at 0 or 1 cost nothing. Adversarial images are then moved back along the line to the original.
 """
 
 from __future__ import annotations
@@ -24,27 +24,25 @@ from .predictions import top_other_classes
 from .quantization import quantize_images
 from .result import Adversarial
 
-PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: exactly on it, nothing is decided
-MAX_SEARCH_STEPS = 6  # of the search between an image that fools and the original
+PLANE_OVERSHOOT = 1e-4  # how far beyond a plane a step goes at least: on it, rounding decides
+MAX_SEARCH_STEPS = 6  # of the search between an adversarial image and the original
 RETURN_STEPS, MIN_DISTANCE_GAIN = (
     4,
     0.01,
-)  # steps of a walk that starts from the boundary; the least gain for which there is another
-SEARCH_TOLERANCE = 1e-3  # it ends where so small a part of the distance is left to be won
+)  # steps of a walk from the boundary; smallest gain for another walk
+SEARCH_TOLERANCE = 1e-3  # it ends where no more than this share of the distance can be gained
 
 
 @card(
     name="DeepFool",
     source="Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2",
-    shows="A small change that makes the model answer otherwise, and so about how near its boundary is.",
-    does_not_show="The smallest change: it goes by straight planes where the boundary is curved.",
+    shows="A small change that alters the model's answer, and so about how near its decision boundary is.",
+    does_not_show="The smallest change: it uses planes where the boundary is curved.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: 2 * s["steps"],
     minimal=True,
     order=20,
-    exempt={
-        "partial results": "a run that comes to its end is followed by a search back, one that is cut short is not"
-    },
+    exempt={"partial results": "a full run is followed by a search back, an interrupted one is not"},
 )
 def deepfool(
     box: Box,
@@ -131,12 +129,12 @@ class _DeepFool:
     candidates: int | None
     step_factor: float  # of a step, in its own length
     first_step_factor: float  # of the first
-    initial_score: Tensor  # (N,) what the originals score, below zero
+    initial_score: Tensor  # (N,) of the originals, below zero
 
     def walk(self, rows: Tensor, z: Tensor, steps: int) -> None:
-        """From the original onto the nearest plane seen from z (n, ...); from there on, until fooled.
+        """From the original onto the nearest plane, linearized at z (n, ...), and on from there until adversarial.
 
-        A row that no step moves any more leaves too. What fools is drawn back.
+        A row that no longer moves is dropped. Adversarial images are moved back.
         """
         projection_start, successes = self.state.x[rows], [(rows[:0], z[:0], self.initial_score[:0])]
         for step in range(steps):
@@ -155,13 +153,13 @@ class _DeepFool:
         search_back(self.state, success_rows, images, success_scores, self.initial_score[success_rows])
 
     def _next_images(self, rows: Tensor, z: Tensor, projection_start: Tensor, step_factor: float) -> Tensor:
-        """In bounded batches also of what a step holds: a gradient for each candidate."""
+        """In bounded batches also of the gradients, one per candidate."""
         batch_rows, max_rows = self.state.box.batch_plan(len(rows), self.state.batch_size)
         batch_rows, parts = max_rows if batch_rows == "auto" else batch_rows, []
         for i in range(0, len(rows), batch_rows):
             batch_index, batch_images = rows[i : i + batch_rows], z[i : i + batch_rows]
             linearization = _linearize(self.state, batch_images, batch_index, self.candidates)
-            is_first = self.initial_score[batch_index].isnan()  # the first look is at the original
+            is_first = self.initial_score[batch_index].isnan()  # the first evaluation is of the original
             self.initial_score[batch_index] = torch.where(
                 is_first, linearization.values.amax(1), self.initial_score[batch_index]
             )
@@ -173,10 +171,10 @@ class _DeepFool:
         return torch.cat(parts)
 
     def return_nearer(self, rows: Tensor, steps: int, n_rounds: int) -> None:
-        """Walk again, by the plane of the boundary where it was met, while that leads to nearer images."""
+        """Walk again from the original, by the plane linearized at the boundary, while that gains."""
         return_walker = replace(
             self, candidates=2, first_step_factor=1.0
-        )  # the plane is known where it is met: nothing need be overshot
+        )  # the plane is linearized at the boundary: no overshoot needed
         rows = rows[self.state.success[rows]]
         for _ in range(n_rounds):
             if not len(rows):
@@ -191,9 +189,9 @@ class _DeepFool:
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """What the boundaries to J other classes look like from an image: f + w . r = 0."""
+    """The linearized boundaries to J other classes: f + w . r = 0."""
 
-    values: Tensor  # (n, J) below zero: not there yet
+    values: Tensor  # (n, J) below zero: not crossed
     normals: Tensor  # (n, J, ...)
 
 
@@ -215,7 +213,7 @@ def _linearize(state: AttackState, z: Tensor, rows: Tensor, candidates: int | No
 def _step_to_nearest_plane(
     state: AttackState, linearization: Linearization, projection_start: Tensor, z: Tensor, step_factor: float
 ) -> Tensor:
-    """The point nearest to `start` on the nearest of the planes seen from z, and `reach` times as far; valid."""
+    """The valid point nearest to `projection_start` on the nearest plane, `step_factor` times as far."""
     clip, normals = state.box.inputs.clip, linearization.normals.flatten(2)  # (n, J, D)
     upward_room, downward_room = (
         clip(torch.full_like(projection_start, bound)).sub(projection_start).flatten(1)[:, None]
@@ -225,11 +223,11 @@ def _step_to_nearest_plane(
     needed_rise = -linearization.values - (normals * (projection_start - z).flatten(1)[:, None]).sum(
         2
     )  # (n, J) from `start`
-    is_masked = linearization.values == -math.inf  # (n, J) classes that nothing can become
+    is_masked = linearization.values == -math.inf  # (n, J) classes of logit -inf
     needed_rise = needed_rise.where(~is_masked, 0)
     steps = shortest_bounded_step(normals, needed_rise.clamp_min(0) * step_factor, room, state.norm)  # (n, J, D)
     step_lengths = steps.abs().amax(2) if isinstance(state.norm, Linf) else steps.norm(dim=2)
-    is_out_of_reach = (normals * steps).sum(2) < needed_rise * (1 - 1e-3)  # all the room there is does not do
+    is_out_of_reach = (normals * steps).sum(2) < needed_rise * (1 - 1e-3)  # the plane is outside the valid range
     nearest_index = (
         (step_lengths + is_out_of_reach * step_lengths.amax().clamp_min(1)).where(~is_masked, math.inf).argmin(1)
     )
@@ -238,17 +236,14 @@ def _step_to_nearest_plane(
 
 
 def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, norm: NormBall) -> Tensor:
-    """The shortest r (n, J, D) with w . r = rise (n, J) and no |r_i| above its room (n, J, D), in the way w points.
+    """The shortest r (n, J, D) with w . r = needed_rise (n, J) and |r_i| <= room (n, J, D), in the direction of w.
 
-    r is t w (or t sign(w), in the norm "linf") with each value cut at its room. What that gives, as a function of t, is
-    concave and of straight pieces, so Newton's method from below ends exactly, as soon as no more values are cut.
+    r is t w (or t sign(w), in the norm "linf") with each value clipped at its room. w . r as a function of t is
+    concave and piecewise linear, so Newton's method from below is exact as soon as no further value is clipped.
     """
     is_linf = isinstance(norm, Linf)
     direction = torch.where(normals != 0, 1.0, 0.0).to(normals.dtype) if is_linf else normals.abs()
-    t_max, gain_per_t = (
-        room / direction.clamp_min(TINY),
-        direction * normals.abs(),
-    )  # a value is cut at t = most; gain a unit of t
+    t_max, gain_per_t = room / direction.clamp_min(TINY), direction * normals.abs()  # (n, J, D) clipped from t_max on
     needed_rise = needed_rise + PLANE_OVERSHOOT * torch.where(t_max > 0, gain_per_t, 0).sum(2).pow(
         1.0 if is_linf else 0.5
     )
@@ -265,16 +260,14 @@ def shortest_bounded_step(normals: Tensor, needed_rise: Tensor, room: Tensor, no
 
 
 def search_back(state: AttackState, rows: Tensor, z: Tensor, image_score: Tensor, original_score: Tensor) -> None:
-    """Keep the nearest image that still fools on the way from z (n, ...) to the original.
+    """Keep the nearest adversarial image between z (n, ...) and the original.
 
-    z fools by `high` (n,) > 0, the original falls short by `low` (n,) < 0: looks go where a straight line between the
-    two crosses zero, and every other one to the middle, so that no bend is followed for long.
+    z has image_score (n,) > 0, the original original_score (n,) < 0. Evaluated are in turn the zero of the chord and
+    the middle, in case the score is far from linear.
     """
     x, near_fraction, far_fraction = state.x[rows], torch.zeros_like(image_score), torch.ones_like(image_score)
     for iteration in range(MAX_SEARCH_STEPS):
-        crossing = image_score / (image_score - original_score).clamp_min(
-            TINY
-        )  # of what lies between near and far, that can be given back
+        crossing = image_score / (image_score - original_score).clamp_min(TINY)  # (n,) from far, of what is between
         is_active = crossing * (far_fraction - near_fraction) > SEARCH_TOLERANCE * far_fraction
         rows, z, x, near_fraction, far_fraction, image_score, original_score, crossing = (
             values[is_active]

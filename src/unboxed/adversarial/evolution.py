@@ -1,7 +1,7 @@
 """MAP-Elites: one archive with the best image of each class, bred by mutation alone.
 
-Mouret & Clune 2015, arXiv:1504.04909, as Nguyen et al. 2015, arXiv:1412.1897, section 2.2, use it: an image made from
-one class's elite takes the place of any class's elite that the model is less sure of.
+Mouret & Clune 2015, arXiv:1504.04909, as in Nguyen et al. 2015, arXiv:1412.1897, section 2.2: an image made from one
+class's elite replaces the elite of any class that it has a higher probability of.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Shape = tuple[int, ...]
 
 
 class Encoding(ABC):
-    """How a genome (N, D) becomes images, and how it mutates."""
+    """The image of a genome (N, D), and its mutations."""
 
     @abstractmethod
     def initial_genomes(self, n_genomes: int, shape: Shape, generator: torch.Generator) -> Tensor:
-        """Genomes (n, D) to begin with."""
+        """The first genomes (n, D)."""
 
     @abstractmethod
     def to_images(self, genomes: Tensor, shape: Shape) -> Tensor:
@@ -38,7 +38,7 @@ class Encoding(ABC):
 
 
 class DirectEncoding(Encoding):
-    """A gene a pixel: each is mutated with a chance of 10 %, halved every 1,000 generations, by polynomial mutation."""
+    """One gene per pixel, mutated with probability 0.1, halved every 1,000 generations, by polynomial mutation."""
 
     mutation_rate, rate_half_life, eta = 0.1, 1000, 15.0
 
@@ -57,8 +57,7 @@ class DirectEncoding(Encoding):
 
 
 class CPPNEncoding(Encoding):
-    """A gene a weight of a small model from a pixel's place to its color: each moves a little, with a chance of 10
-    %."""
+    """One gene per weight of a small network from pixel position to color, mutated with probability 0.1."""
 
     mutation_rate, width, depth, initial_std, mutation_std = 0.1, 8, 4, 1.0, 0.5
 
@@ -87,7 +86,7 @@ class CPPNEncoding(Encoding):
         return genomes + is_mutated * self.mutation_std * _normal(tuple(genomes.shape), generator)
 
     def _layer_sizes(self, shape: Shape) -> list[tuple[int, int]]:
-        """(inputs, outputs) of each layer; a layer's bends are odd and even, so the next has twice as many inputs."""
+        """(inputs, outputs) of each layer; activations are an odd and an even one, so the next has twice the inputs."""
         return [(2, self.width), *[(2 * self.width, self.width)] * (self.depth - 1), (2 * self.width, shape[0])]
 
 
@@ -103,6 +102,8 @@ def polynomial_mutation(uniform: Tensor, eta: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class EvolutionResult:
+    """The elites of K classes, and their fitness over T generations."""
+
     images: Tensor  # (K, C, H, W)
     fitness: Tensor  # (K,) log-probability of each one's class
     history: Tensor  # (T, K)
@@ -112,13 +113,13 @@ class EvolutionResult:
 
 @dataclass
 class _EliteArchive:
-    """The best genome (K, D) of each class and what the model says of it."""
+    """The best genome (K, D) of each class, and its fitness."""
 
     genomes: Tensor
     fitness: Tensor  # (K,)
 
     def update_elites(self, genomes: Tensor, fitness: Tensor) -> None:
-        """Each child (n,) stands against the elite of every class, fitness (n, K)."""
+        """Each child competes with the elite of every class, by fitness (n, K)."""
         best_children = fitness.max(0)
         is_better = best_children.values > self.fitness
         self.genomes = torch.where(is_better[:, None], genomes[best_children.indices], self.genomes)
@@ -135,7 +136,7 @@ def evolve(
     seed: int,
     batch_size: BatchSize,
 ) -> EvolutionResult:
-    """Elites of the classes `goal` (K,), until the model is `sure` of all of them. On Ctrl-C, those found so far."""
+    """Elites of the target classes (K,), until all reach min_confidence. On Ctrl-C, those found so far."""
     shape, min_log_prob = box.inputs.shape, torch.tensor(min_confidence).log().item()
 
     def class_log_probs(genomes: Tensor) -> Tensor:  # (n, K)

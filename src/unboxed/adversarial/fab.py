@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: to the nearest point of the linearized decision boundary, drawn back to the original.
+"""Fast adaptive boundary attack: projections onto the linearized decision boundary, biased towards the original.
 
 Croce & Hein 2020, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack", arXiv:1907.02044.
 """
@@ -41,8 +41,8 @@ from .predictions import top_other_classes
 from .result import Adversarial
 
 INF = math.inf
-FINAL_SEARCH_STEPS = 3  # looks of the final search
-SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the model is fooled and not just undecided
+FINAL_SEARCH_STEPS = 3  # forward passes of the final search
+SCORE_MARGIN = 1e-3  # of the score at x: the final search aims that far above zero, so that rounding does not decide
 
 
 @card(
@@ -55,9 +55,9 @@ SCORE_MARGIN = 1e-3  # of the score at x: so far above zero it aims, so that the
     minimal=True,
     order=21,
     exempt={
-        "partial results": "a run that comes to its end is followed by a final search, one that is cut short is not",
-        "another seed": "only restarts are random, and they count where they come nearer; see the method's own test",
-        "row seeds": "likewise",
+        "partial results": "a full run is followed by a final search, an interrupted one is not",
+        "another seed": "only restarts are random, and only those that come nearer show; see its own test",
+        "row seeds": "as for another seed",
     },
 )
 def fab(
@@ -136,7 +136,7 @@ def fab(
         check_eps_range(box, BALL_BY_NORM[norm.lower()](eps))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     if n_targets is not None and (state.goal.labels is None or state.goal.target_labels is not None):
-        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave target= and objective= away")
+        raise InputError("n_targets=k runs to the k likeliest classes other than y: leave out target= and objective=")
     config = FABConfig(
         norm.lower(),
         steps,
@@ -155,7 +155,7 @@ def fab(
 
 @dataclass(frozen=True)
 class FABConfig:
-    """How a run goes. An example found within `enough` has no need of a nearer one."""
+    """Settings of a run. An example is done once within target_distance."""
 
     norm: str
     steps: int
@@ -167,17 +167,17 @@ class FABConfig:
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """The boundary as it seems from some points, and which of them fool the model already."""
+    """The linearized boundary at some points, and which of them are adversarial."""
 
     plane: Hyperplane
     is_adversarial: Tensor  # (n,) bool
 
 
-BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> the boundary to go to
+BoundaryFn = Callable[[Tensor, Tensor], Linearization]  # points z (n, ...) of rows (n,) -> boundary
 
 
 class FAB:
-    """The runs of one call, for all rows that are still to be fooled, or to be fooled from nearer."""
+    """The runs of one call, for all rows that are not done."""
 
     def __init__(self, state: AttackState, config: FABConfig, eps: float, seed: int) -> None:
         self.state, self.config, self.eps, self.seed = state, config, eps, seed
@@ -187,7 +187,7 @@ class FAB:
         )
 
     def run(self, rows: Tensor, n_targets: int | None, n_restarts: int) -> None:
-        """Each run goes on from what those before have found, so that with more of them nothing gets worse."""
+        """Each run starts from what earlier ones found, so that more of them never make an image farther."""
         boundary_fns = self.boundary_fns(rows, n_targets)
         z = self.state.x[rows]
         for restart in range(n_restarts):
@@ -204,7 +204,7 @@ class FAB:
             self.final_search(rows[self.state.distance[rows] < old_distance[rows]])
 
     def drop_finished(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Those that were not fooled from near enough."""
+        """The rows that are not within target_distance yet."""
         is_active = self.state.distance[rows] > self.config.target_distance
         return (rows, z) if bool(is_active.all()) else (rows[is_active], z[is_active])
 
@@ -232,7 +232,7 @@ class FAB:
         return [logit(other_classes[:, rank]) - logit(labels) for rank in range(n_targets)]
 
     def to_zero_of(self, score: Objective) -> BoundaryFn:
-        """To where a score is zero."""
+        """The zero of a score as the boundary."""
 
         def linearize(z: Tensor, rows: Tensor) -> Linearization:
             evaluation = self.state.evaluate_with_grad(z, rows, score)
@@ -241,7 +241,7 @@ class FAB:
         return linearize
 
     def to_nearest_class(self, labels: Tensor) -> BoundaryFn:
-        """To the nearest boundary of all, as they seem from a point: arXiv:1907.02044, eq. 7."""
+        """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         class_index = torch.arange(self.state.box.n_outputs - 1, device=labels.device)
         other_classes = class_index + (class_index >= labels[:, None])  # (N, K - 1)
         dual_norm, n_values = DUAL_NORM[self.config.norm], self.lower.shape[1]
@@ -262,7 +262,7 @@ class FAB:
     # -- one run -----------------------------------------------------------------------------------------------------
 
     def random_start(self, last_images: Tensor, rows: Tensor, run_index: int) -> Tensor:
-        """A random point half as far from x as the nearest image found, or as eps, or as the last run came."""
+        """A random point at half the distance from x of the nearest image found, of eps, or of the last run's end."""
         x = self.state.x[rows]
         distance = self.state.distance[rows].clamp_max(self.eps)
         distance = torch.where(distance.isfinite(), distance, self.state.norm.distance(last_images, x))
@@ -270,7 +270,7 @@ class FAB:
         return self.state.box.inputs.clip(x + broadcast_rows(distance / 2, x) * offset)
 
     def run_from(self, boundary_fn: BoundaryFn, rows: Tensor, z: Tensor) -> Tensor:
-        """Steps from z; where they end, for all rows that were given."""
+        """Steps from z; returns the last images of all given rows."""
         final_images, position = z.clone(), torch.arange(len(rows), device=rows.device)
         for _ in range(self.config.steps):
             if not len(rows):
@@ -288,7 +288,7 @@ class FAB:
         return final_images
 
     def fab_step(self, z: Tensor, rows: Tensor, plane: Hyperplane) -> Tensor:
-        """Over the boundary from z and from x, and between both: arXiv:1907.02044, algorithm 1."""
+        """A weighted mean of the projections from z and from x: arXiv:1907.02044, algorithm 1."""
         norm, eta, box = self.config.norm, self.config.eta, self.state.box
         z, x = z.flatten(1), self.state.x[rows].flatten(1)
         plane_from_x = Hyperplane(
@@ -304,7 +304,7 @@ class FAB:
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
     def final_search(self, rows: Tensor) -> None:
-        """The final search: on the way from x to what fools, to just beyond where the score's chord crosses zero."""
+        """The final search: between x and the adversarial image, just beyond the zero of the score's chord."""
         if not len(rows):
             return
         near_images, far_images = self.state.x[rows], self.state.images[rows]

@@ -32,14 +32,14 @@ from .result import Adversarial
 @card(
     name="FGSM",
     source="Goodfellow et al. 2015, arXiv:1412.6572, section 4",
-    shows="Whether one step along the slope of the loss fools the model.",
-    does_not_show="What many steps find: a model trained on single steps may stand against these alone.",
+    shows="Whether one step along the gradient of the loss fools the model.",
+    does_not_show="What many steps find: a model trained on single steps may be robust to those alone.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3),
     runs=lambda s: 2 * s["eot"],
     order=2,
     exempt={
-        "one forward": "it looks again at what it made: success is the model's answer",
-        "interrupt": "it is short work that keeps the start, as the climb of one step that it is",
+        "one forward": "it runs the model again on its images: success is what the model predicts",
+        "interrupt": "it is one step, and returns the start",
         "another seed": "it draws nothing without random_start",
         "row seeds": "it draws nothing without random_start",
     },

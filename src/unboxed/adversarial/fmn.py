@@ -3,7 +3,7 @@
 Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints", arXiv:2102.12827,
 algorithm 1. As published it stalls where images have values at 0 and 1: the gradient's part that points out of the
 valid range is clipped off after the step, but counts in its length and in the estimate of the distance, and that
-estimate is approached from below and not crossed. For rows that no image has fooled within the first steps, two lines
+estimate is approached from below and not crossed. For rows without a success within the first steps, two lines
 differ for that reason; they are marked.
 """
 
@@ -32,24 +32,21 @@ from .attack_state import AttackState, Evaluation
 from .quantization import quantize_images
 from .result import Adversarial
 
-FINAL_STEP_FRACTION, FINAL_GAMMA = (
-    0.01,
-    0.001,
-)  # where the cosines end: the first as a share of the step, the second as it is
-STALL_AFTER_STEPS = 5  # steps as published; from there on, rows that nothing has fooled so far are stalled
+FINAL_STEP_FRACTION, FINAL_GAMMA = 0.01, 0.001  # where the cosines end: as a share of the step, and as it is
+STALL_AFTER_STEPS = 5  # steps as published; rows without a success by then are stalled
 L2_DIRECTION = L2(math.inf).steepest_direction
 
 
 @card(
     name="FMN",
     source="Pintor et al. 2021, arXiv:2102.12827, algorithm 1",
-    shows="About the smallest change, by the norm's measure, that makes the model answer otherwise, in few steps.",
+    shows="About the smallest change, in the norm, that alters the model's answer, in few steps.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3),
     runs=lambda s: s["steps"] + 2,
     minimal=True,
     order=22,
-    exempt={"partial results": "only an image that fools is kept, and the first steps may lead to none"},
+    exempt={"partial results": "only adversarial images are kept, and the first steps may find none"},
 )
 def fmn(
     box: Box,
@@ -121,7 +118,7 @@ def fmn(
 
 
 def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gamma: float) -> None:
-    """Algorithm 1 for one block of rows; the last image is looked at too."""
+    """Algorithm 1 for one batch of rows; the last image is evaluated too."""
     x = z = state.x[rows]
     clip_to_range, radius = state.box.inputs.clip, x.new_full((len(rows),), math.inf)
     is_stalled = torch.zeros_like(rows, dtype=torch.bool)
@@ -144,9 +141,8 @@ def _run_fmn(state: AttackState, rows: Tensor, steps: int, step_size: float, gam
             _cosine_schedule(gamma, FINAL_GAMMA, step_index, steps),
             is_stalled,
         )
-        stepped = z + _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps) * L2_DIRECTION(
-            grad
-        )
+        length = _cosine_schedule(step_size, FINAL_STEP_FRACTION * step_size, step_index, steps)
+        stepped = z + length * L2_DIRECTION(grad)
         z = clip_to_range(project_to_radii(state.norm, stepped, x, radius))
     if steps and len(rows):
         state.keep_nearer(z, rows, state.success_score(z, rows) > 0)

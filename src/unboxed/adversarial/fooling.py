@@ -1,4 +1,4 @@
-"""Fooling images: noise to people, and yet the model is sure of what it sees.
+"""Fooling images: meaningless to people, classified by the model with high confidence.
 
 Nguyen et al. 2015, "Deep Neural Networks are Easily Fooled", arXiv:1412.1897.
 """
@@ -30,7 +30,7 @@ from ..validation import check_seed
 from .evolution import ENCODINGS, evolve
 
 DEFAULT_STEPS = {"gradient": 256, "evolution": 200, "cppn": 200}
-ADAM_LR = 0.02  # of the range, a step of Adam
+ADAM_LR = 0.02  # learning rate of Adam, in pixel range
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,8 @@ class Fooling:
     name="Fooling images",
     source="Nguyen et al. 2015, arXiv:1412.1897, sections 2.2 and 3 (MAP-Elites) and gradient ascent; the CPPN's "
     "topology is fixed, where the paper grows it",
-    shows="That the model is sure of images that show nothing: its confidence is no sign that it knows.",
-    does_not_show="What the class looks like, to the model or to us: class images and features are for that.",
+    shows="That the model is confident of images that show nothing: its confidence is no sign of knowledge.",
+    does_not_show="What the class looks like, to the model or to people: class images are for that.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, steps=3),
     runs=lambda s: 256 if s["steps"] is None else s["steps"] + 1,
@@ -124,7 +124,7 @@ def _target_classes(box: Box, target: int | Sequence[int] | Tensor | None) -> Te
     requested = as_classes(target)
     targets = box.class_labels(requested, requested.numel() if requested.ndim else 1)
     if len(targets) == 0:
-        raise InputError("no class to fool the model with: target is empty")
+        raise InputError("target has no class: give at least one, or None for all")
     return targets
 
 
@@ -151,7 +151,7 @@ def _optimize_images(
 
 
 def _score_and_stop(box: Box, targets: Tensor, min_confidence: float) -> tuple[Objective, Objective]:
-    """What to climb, and what is above zero where the model is sure."""
+    """What is maximized, and what is above zero where min_confidence is reached."""
     if box.outputs == "multilabel":
         return logit(targets), logit(targets) - math.log(min_confidence / (1 - min_confidence))
     return logprob(targets), logprob(targets) - math.log(min_confidence)

@@ -1,4 +1,12 @@
-"""What FGSM, BIM, PGD and MI-FGSM share: gradient ascent in a ball, by the engine's loop."""
+"""What FGSM, BIM, PGD and MI-FGSM share: projected gradient ascent of the loss.
+
+    z = x, or a random point of the ball
+    for _ in range(steps):
+        z = project(z + step * direction(gradient of the loss at z))        # Constraint.step
+
+`engine.optimize.loop` runs these steps in batches and drops examples that are successes; here are the start of each
+restart, and the best image over all of them. Adversarial training takes the same step (`training.defense`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HopSkipJump: which way the boundary lies is told by decisions around a point of it.
+"""HopSkipJump: the direction of the boundary is estimated from decisions around a point on it.
 
 Chen, Jordan & Wainwright 2020, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", arXiv:1904.02144.
 """
@@ -36,9 +36,9 @@ from .decisions import DecisionOracle
 from .quantization import quantize_images
 from .result import Adversarial
 
-MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary that are held at a time
+MAX_VALUES_AT_ONCE = 2**22  # of the images around the boundary in memory at a time
 INITIAL_NUM_EVALS = {"l2": 50, "linf": 200}  # at the first step: about the best at 1,000 to 3,000 queries on digits
-MAX_HALVINGS = 12  # of a step, until it fools
+MAX_HALVINGS = 12  # of a step, until it is adversarial
 
 
 @card(
@@ -50,7 +50,7 @@ MAX_HALVINGS = 12  # of a step, until it fools
     runs=lambda s: s["queries"],
     minimal=True,
     order=26,
-    exempt={"one forward": "it asks the model `queries` times"},
+    exempt={"one forward": "it runs the model `queries` times"},
 )
 def hop_skip_jump(
     box: Box,
@@ -137,7 +137,7 @@ def hop_skip_jump(
 
 @dataclass
 class _HopSkipJump:
-    """The rows still under way; enough is their distance."""
+    """Algorithm 2, until a row is within target_distance or has no queries left."""
 
     oracle: DecisionOracle
     initial_num_evals: int
@@ -151,12 +151,12 @@ class _HopSkipJump:
         )  # theta = d^-3/2; L-inf d^-2
 
     def run(self, z: Tensor, rows: Tensor) -> None:
-        """From fooling images z (n, ...) to the boundary, and along it, until the budget is spent."""
+        """From adversarial images z (n, ...) to the boundary, and along it, until the budget is spent."""
         z = self.oracle.bisect(z, rows, self.bisection_steps)
         iteration = 1
         while len(rows):
             distance = self.oracle.norm.distance(z, self.oracle.x[rows])
-            reserved_queries = self.bisection_steps + 4  # for the step and the way back
+            reserved_queries = self.bisection_steps + 4  # for the step and the bisection
             is_active = (self.oracle.remaining_queries(rows) > reserved_queries + 1) & (
                 distance > max(self.target_distance, TINY)
             )
@@ -166,7 +166,7 @@ class _HopSkipJump:
             iteration += 1
 
     def _iterate(self, z: Tensor, rows: Tensor, distance: Tensor, reserved_queries: int, iteration: int) -> Tensor:
-        """One step of algorithm 2: a direction, a step that still fools, back to the boundary."""
+        """One step of algorithm 2: estimate a direction, step, return to the boundary."""
         radius = distance / self.n_values if iteration > 1 else 0.01 * distance
         num_evals = (self.oracle.remaining_queries(rows) - reserved_queries).clamp_max(
             int(self.initial_num_evals * math.sqrt(iteration))
@@ -176,7 +176,7 @@ class _HopSkipJump:
         return self.oracle.bisect(stepped, rows, self.bisection_steps)
 
     def estimate_direction(self, z: Tensor, rows: Tensor, radius: Tensor, num_evals: Tensor, iteration: int) -> Tensor:
-        """Where more of the neighborhood fools the model, eq. 16, from `many` (n,) decisions within `radius` (n,)."""
+        """The direction of the gradient, eq. 16, from num_evals (n,) decisions at distance radius (n,)."""
         adversarial_sum, direction_sum, n_adversarial = (
             torch.zeros_like(z),
             torch.zeros_like(z),
@@ -206,7 +206,7 @@ class _HopSkipJump:
     def _query_around(
         self, z: Tensor, rows: Tensor, radius: Tensor, block_evals: Tensor, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Directions u (n, B, ...) to valid points around z (zero beyond `some`), and which of those fool."""
+        """Directions (n, B, ...) to valid points around z (zero beyond block_evals), and which are adversarial."""
         n_directions = max(1, int(block_evals.max()))
         is_asked = torch.arange(n_directions, device=z.device) < block_evals[:, None]  # (n, B)
         directions = torch.stack([self._sample_directions(int(row), key, n_directions, z) for row in rows])
@@ -215,11 +215,11 @@ class _HopSkipJump:
         ).view_as(directions)
         directions = (
             (perturbed - z[:, None]) / broadcast_rows(radius, directions) * expand_like(is_asked, directions)
-        )  # clipping turned some of them
+        )  # clipping changed some of them
         return directions, self.oracle.decisions(perturbed, rows, is_asked)
 
     def _sample_directions(self, row: int, key: int, n_directions: int, z: Tensor) -> Tensor:
-        """Directions (count, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube, as the paper's."""
+        """Directions (n_directions, ...) of length 1, keyed by the row: uniform, or for L-inf from a cube."""
         generator = sample_generator(self.oracle.seed, row, key + 2**20, z.device)
         sampler = torch.rand if self.is_linf else torch.randn
         directions = sampler(n_directions, *z.shape[1:], generator=generator, device=z.device, dtype=z.dtype)
@@ -227,7 +227,7 @@ class _HopSkipJump:
         return directions / broadcast_rows(l2_norm(directions).clamp_min(TINY), directions)
 
     def _line_search(self, z: Tensor, rows: Tensor, directions: Tensor, step_size: Tensor) -> Tensor:
-        """The longest step along v, halved from `size` (n,), that still fools; z where none does."""
+        """The longest step, halved from step_size (n,), that is adversarial; z where none is."""
         stepped, pending = z.clone(), torch.arange(len(rows), device=z.device)
         for halvings in range(MAX_HALVINGS):
             candidates = self.oracle.box.inputs.clip(
@@ -244,7 +244,7 @@ class _HopSkipJump:
 def _gradient_estimate(
     adversarial_sum: Tensor, direction_sum: Tensor, n_adversarial: Tensor, num_evals: Tensor
 ) -> Tensor:
-    """The sum of (phi - mean phi) u, phi being 1 where a direction fools and else -1; of phi u where all are alike."""
+    """The sum of (phi - mean phi) u, phi = 1 where one is adversarial, else -1; of phi u where all are alike."""
     num_evals = num_evals.to(adversarial_sum.dtype)
     weighted_sum = 2 * (adversarial_sum - broadcast_rows(n_adversarial / num_evals, adversarial_sum) * direction_sum)
     unanimous_sum = torch.where(broadcast_rows(n_adversarial > 0, direction_sum), direction_sum, -direction_sum)
@@ -254,5 +254,5 @@ def _gradient_estimate(
 
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """(n, B) -> (n, B, 1, ...), to go with a tensor (n, B, ...)."""
+    """(n, B) -> (n, B, 1, ...), to broadcast with a tensor (n, B, ...)."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

@@ -26,7 +26,7 @@ from .attack_state import AttackState, check_eps_range
 from .goal import AttackGoal
 from .result import Adversarial
 
-C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools and one that does not are known
+C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # factor of c until a success and a failure are known
 
 
 @card(
@@ -38,9 +38,7 @@ C_FACTOR, C_FACTOR_NEAR = 4.0, 1.25  # by so much c changes until one that fools
     runs=lambda s: 2 + s["n_searches"] * s["steps"],
     minimal=True,
     order=25,
-    exempt={
-        "partial results": "`steps` bounds each of several searches: with one of them it is not where another ended"
-    },
+    exempt={"partial results": "`steps` bounds each of several searches, so fewer steps are no part of more steps"},
 )
 def lbfgs(
     box: Box,
@@ -123,7 +121,7 @@ def distortion(images: Tensor, x: Tensor) -> Tensor:
 
 
 def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objective:
-    """What is climbed, at most zero: the log-probability of what is wanted; of classes `among` (N, K) beside y."""
+    """What is maximized: the log-probability of the goal; of the classes in class_mask (N, K) against y."""
     if not goal.is_class_goal:
         return _log_sigmoid(goal.criterion)
     return (
@@ -134,7 +132,7 @@ def attack_log_prob(goal: AttackGoal, class_mask: Tensor | None = None) -> Objec
 
 
 def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
-    """The log-probability (N,) of some classes (N, K) when only those and the right one can be."""
+    """The log-probability (N,) of some classes (N, K), with no others than those and the correct one."""
     label_index, excluded = Constant(labels[:, None]), Constant(~class_mask)
 
     def score(z: Tensor) -> Tensor:  # (N, K)
@@ -151,7 +149,7 @@ def _log_prob_of_others(labels: Tensor, class_mask: Tensor) -> Objective:
 
 
 def _log_sigmoid(criterion: Objective) -> Objective:
-    """The log-probability that a score is above zero, were it a logit."""
+    """The log-probability that a score is above zero, taking it as a logit."""
 
     def score(acts: Acts) -> Tensor:
         return -F.softplus(-criterion(acts))
@@ -164,19 +162,19 @@ def _log_sigmoid(criterion: Objective) -> Objective:
 
 @dataclass(frozen=True, eq=False)
 class CBracket:
-    """c of each row, between the largest that was seen to fool and the least that was not."""
+    """c of each row, between the largest of a success and the smallest of a failure."""
 
     c: Tensor  # (n,)
-    largest_success: Tensor  # (n,) zero: none seen
-    smallest_failure: Tensor  # (n,) infinite: none seen
-    growth: Tensor  # (n,) by how much it changes until both are known
+    largest_success: Tensor  # (n,) zero: none
+    smallest_failure: Tensor  # (n,) infinite: none
+    growth: Tensor  # (n,) factor until both are known
 
     @classmethod
     def start_at(cls, c: Tensor, growth: float) -> CBracket:
         return cls(c.clamp_min(TINY), 0 * c, torch.full_like(c, math.inf), torch.full_like(c, growth))
 
     def next_c(self, is_adversarial: Tensor) -> CBracket:
-        """The larger c is, the nearer the image, until it no longer fools."""
+        """The larger c is, the nearer the image, until it is not adversarial any more."""
         largest_success = torch.where(is_adversarial, self.c, self.largest_success)
         smallest_failure = torch.where(is_adversarial, self.smallest_failure, self.c)
         geometric_mean = (largest_success * smallest_failure).sqrt()
@@ -191,7 +189,7 @@ class CBracket:
         return CBracket(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def replace_rows(self, index: Tensor, other: CBracket) -> CBracket:
-        """With another's rows in the place of some, `at` (m,)."""
+        """With the rows at index (m,) replaced by another's."""
         return CBracket(*(getattr(self, f.name).index_copy(0, index, getattr(other, f.name)) for f in fields(self)))
 
 
@@ -211,9 +209,7 @@ class _LBFGSAttack:
             return
         z = self.state.x[rows].flatten(1)
         loss, loss_grad, _ = self.evaluate(z, rows)
-        linear_distance = loss / l2_norm(loss_grad).clamp_min(
-            TINY
-        )  # (n,) to where the loss would be none, were it linear
+        linear_distance = loss / l2_norm(loss_grad).clamp_min(TINY)  # (n,) to zero loss, for a linear model
         bracket = CBracket.start_at(l2_norm(loss_grad) / (4 * linear_distance).clamp_min(TINY), C_FACTOR)
         minimizer, minimizer_c = (
             initial_state(z, loss, loss_grad, linear_distance, self.lower, self.upper),
@@ -242,7 +238,7 @@ class _LBFGSAttack:
             )
 
     def other_classes(self) -> Tensor | None:
-        """All classes but y, where that is what is wanted."""
+        """All classes but y, for an untargeted attack."""
         goal = self.state.goal
         if goal.labels is None or goal.target_labels is not None:
             return None
@@ -251,7 +247,7 @@ class _LBFGSAttack:
     def focus_on_found_class(
         self, minimizer: LBFGSState, rows: Tensor, bracket: CBracket, minimizer_c: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
-        """From the nearest image on, to the class that it is taken for alone: y's boundary with it is sharp then."""
+        """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
         success_index = self.state.success[rows].nonzero()[:, 0]
         if self.class_mask is None or self.class_mask.shape[1] == 2 or not len(success_index):
             return minimizer, bracket, minimizer_c
@@ -265,7 +261,7 @@ class _LBFGSAttack:
         loss, loss_grad, _ = self.evaluate(z, success_rows)
         new_bracket = CBracket.start_at(
             l2_norm(loss_grad) / (2 * distance).clamp_min(TINY), C_FACTOR_NEAR
-        )  # where both pull alike
+        )  # where both gradients balance
         penalty, grad = self.distance_penalty(z, success_rows, new_bracket.c)
         new_minimizer = initial_state(z, loss + penalty, loss_grad + grad, distance / 10, self.lower, self.upper)
         return (
@@ -275,7 +271,7 @@ class _LBFGSAttack:
         )
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (n,), its gradient (n, D) and whether the model is fooled (n,); what fools is kept."""
+        """The loss (n,), its gradient (n, D) and whether images are adversarial (n,); those are kept."""
         z = z.view(len(rows), *self.state.x.shape[1:])
         evaluation = self.state.evaluate_with_grad(z, rows, self.log_prob)
         is_adversarial = evaluation.success_score > 0
@@ -285,7 +281,7 @@ class _LBFGSAttack:
     def minimize(
         self, rows: Tensor, c: Tensor, minimizer: LBFGSState, is_adversarial: Tensor
     ) -> tuple[LBFGSState, Tensor]:
-        """The least of c |r|^2 + loss, from where a search stands, and whether the model is fooled there."""
+        """Minimize c |r|^2 + loss from the present state; returns whether the minimum is adversarial."""
         is_adversarial, finished_parts = is_adversarial.clone(), list[tuple[Tensor, LBFGSState]]()
         position = torch.arange(len(rows), device=rows.device)
         for _ in range(self.steps):
@@ -309,7 +305,7 @@ class _LBFGSAttack:
         return c * (perturbation * perturbation).sum(1), 2 * c[:, None] * perturbation
 
     def change_c(self, minimizer: LBFGSState, rows: Tensor, c_increase: Tensor) -> LBFGSState:
-        """The same place, the same memory, as with so much more c: what that changes of the curvature is known."""
+        """The same point and history with c increased, whose effect on the curvature is known exactly."""
         penalty, grad = self.distance_penalty(minimizer.z, rows, c_increase)
         minimizer = replace(
             minimizer, grad_history=minimizer.grad_history + 2 * c_increase[:, None, None] * minimizer.step_history

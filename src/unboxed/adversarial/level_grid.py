@@ -1,4 +1,4 @@
-"""The images that a file can hold, and those of them that are inside a ball: whole levels in place of numbers."""
+"""Images of whole gray levels, as files hold them, and those of them that are inside a ball."""
 
 from __future__ import annotations
 

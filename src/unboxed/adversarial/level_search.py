@@ -1,11 +1,11 @@
-"""The search among the images that a file can hold: which of them fools, as near as can be or inside a ball.
+"""The search among images of whole gray levels: adversarial ones, as near as possible or inside a ball.
 
-In levels, with g the gradient of the margin at a grid point z, the nearest grid point to an original u that fools is,
+In levels, with g the gradient of the margin at a grid point z, the nearest adversarial grid point to an original u is,
 as far as the model is linear, the solution of a knapsack: one more level in coordinate i gains |g_i| and costs 2 n_i +
 1 of the squared distance (n_i the levels taken so far), so the best purchase is round(u + t g) for the least t that is
-enough. The search goes to and fro like DeepFool and FAB: to the boundary from where rounding undid the attack, and part
-of the way to the knapsack's solution from where the image fools. It keeps the unrounded point, so that steps smaller
-than a level add up.
+enough. The search alternates like DeepFool and FAB: to the boundary where rounding undid the attack, and part
+of the way to the knapsack's solution where the image is adversarial. It keeps the unrounded point, so that
+steps smaller than a level add up.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .level_grid import LevelGrid, bisect_minimum
 
 MAX_NEAREST_STEPS = 16  # at most, of the search for the nearest by gradient, and
 MAX_ASCENT_STEPS = 30  # of that inside a ball
-PULL_FRACTION = 0.4  # how far an image that fools is drawn to the nearest point of the linear model's boundary
+PULL_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
 MAX_STRETCH = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
-MAX_SCALE_STEPS = 12  # looks of the search without gradients: the perturbation grows to up to 100 times its size
-MARGIN_TOLERANCE = 1e-5  # of the original's margin: so much must be left, for float32 sums differ with the batch
+MAX_SCALE_STEPS = 12  # of the search without gradients: the perturbation grows to up to 100 times its size
+MARGIN_TOLERANCE = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 
 class LevelSearch:
-    """The best file found for each of N examples, and the looks that find better ones."""
+    """The best rounded image of each of N examples, and the search for better ones."""
 
     def __init__(self, state: AttackState, grid: LevelGrid) -> None:
         self.state, self.grid = state, grid
@@ -38,7 +38,9 @@ class LevelSearch:
         self.original_levels = grid.nearest(grid.x_levels)  # the originals' own files
         self.best_levels = grid.nearest_in_ball(self.found_levels)  # (N, ...) the best files so far
         self.has_level_in_ball = grid.is_inside_ball(self.best_levels)  # (N,) False where the ball holds no file
-        self.score = torch.where(self._is_original(), state.initial_score, math.nan)  # (N,) of z; nan: not looked at
+        self.score = torch.where(
+            self._is_original(), state.initial_score, math.nan
+        )  # (N,) of best_levels; nan: not evaluated
         self.min_score = MARGIN_TOLERANCE * state.initial_score.abs().nan_to_num()
         self.distance = state.norm.distance(self.best_levels, grid.x_levels)
 
@@ -50,7 +52,7 @@ class LevelSearch:
         return self.score > self.min_score
 
     def repair(self, use_gradients: bool) -> None:
-        """Look at all files, and repair those that do not fool; without a ball, make them nearer too."""
+        """Evaluate all rounded images, and repair those that are not adversarial; without a ball, bring them nearer."""
         state, has_ball = self.state, self.grid.ball is not None
         needs_repair = self.has_level_in_ball & (self._has_choice() if has_ball else state.success)
         if has_ball or not use_gradients:
@@ -67,14 +69,14 @@ class LevelSearch:
         return mask.nonzero().flatten()
 
     def finish(self) -> None:
-        """Hand the files over to the attempt, with what the model says of them."""
+        """Write the rounded images, and their success, to the attack's state."""
         state, grid = self.state, self.grid
         unevaluated = self.index_of(
             self.score.isnan() & state.success & self.has_level_in_ball
         )  # after an interruption
         if len(unevaluated):
             self.evaluate(self.best_levels[unevaluated], unevaluated)
-        if grid.ball is None:  # a minimal attack that found nothing gives the original back
+        if grid.ball is None:  # a minimal attack that found nothing returns the original
             failed_rows = self.index_of(~(self.score > 0))
             self.best_levels[failed_rows] = self.original_levels[failed_rows]
             self.score[failed_rows] = torch.where(
@@ -95,16 +97,16 @@ class LevelSearch:
             message = f"for {n_without_level} of {len(images)} images the ball holds no image of {n_levels} levels"
             warn(f"{message}: the nearest one, outside the ball, is returned as a failure")
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- evaluating --------------------------------------------------------------------------------------------------
 
     def evaluate(self, levels: Tensor, rows: Tensor) -> Tensor:
-        """The scores (n,) of files z of the rows; the better ones are kept."""
+        """The scores (n,) of rounded images of the rows; better ones are kept."""
         score = self.state.success_score(self.grid.to_images(levels), rows)
         self._keep(levels, rows, score)
         return score
 
     def evaluate_with_grad(self, levels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with the gradient (n, ...) a level."""
+        """The same with the gradient (n, ...) per level."""
         evaluation = self.state.evaluate_with_grad(self.grid.to_images(levels), rows, self.state.goal.criterion)
         self._keep(levels, rows, evaluation.score)
         return evaluation.score, evaluation.grad.nan_to_num(0, 0, 0) / self.grid.highest_level
@@ -115,7 +117,7 @@ class LevelSearch:
             score > self.min_score[rows],
             self.is_adversarial[rows],
         )
-        is_closer = ~(self.score[rows] >= score)  # to fooling; also where there was no look before
+        is_closer = ~(self.score[rows] >= score)  # to success; also where there was no evaluation before
         is_better = torch.where(
             is_success & was_success, new_distance < self.distance[rows], is_success | (~was_success & is_closer)
         )
@@ -126,15 +128,15 @@ class LevelSearch:
             new_distance[is_better],
         )
 
-    def _has_choice(self) -> Tensor:  # (N,) whether the ball holds more than one file
+    def _has_choice(self) -> Tensor:  # (N,) whether the ball holds more than one rounded image
         if isinstance(self.grid.ball, Linf):
             return (self.grid.upper > self.grid.lower).flatten(1).any(1)
         return torch.ones_like(self.has_level_in_ball)
 
-    # -- the ways to search ------------------------------------------------------------------------------------------
+    # -- three searches ---------------------------------------------------------------------------------------------
 
     def _search_with_gradient(self, rows: Tensor) -> bool:
-        """False where the model has no gradient."""
+        """Returns False where the model has no gradient."""
         try:
             self._ascend_in_ball(rows, self.grid.ball) if self.grid.ball is not None else self._search_nearest(rows)
         except NaNError:
@@ -152,7 +154,7 @@ class LevelSearch:
             is_failure = score <= self.min_score[rows]
             is_active = is_failure | (levels != self.original_levels[rows]).flatten(1).any(
                 1
-            )  # nothing is nearer than the original's own file
+            )  # nothing is nearer than the rounded original
             if not is_active.any():
                 return
             rows, levels, unrounded, grad, score, is_failure = (
@@ -185,7 +187,7 @@ class LevelSearch:
     def _knapsack_solution(
         self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> Tensor:
-        """The nearest point to the originals that, where the model is linear, still fools once rounded."""
+        """The nearest point to the originals that, for a linear model, is adversarial once rounded."""
 
         def is_enough(path_length: Tensor) -> Tensor:
             return ((grid.nearest(path(path_length)) - levels) * grad).flatten(1).sum(1) >= shortfall
@@ -196,7 +198,7 @@ class LevelSearch:
     def _gain_path(
         self, grid: LevelGrid, levels: Tensor, unrounded: Tensor, grad: Tensor, shortfall: Tensor
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Points by how far they go, t (n,), and the largest t: of all points of one distance those that gain most."""
+        """A path t (n,) -> points of highest gain at their distance, and the largest t."""
         if isinstance(self.state.norm, L1):  # the moves that gain most are kept
             gain, max_grad = grad * (unrounded - grid.x_levels).sign(), grad.flatten(1).abs().amax(1)
             return (
@@ -225,7 +227,7 @@ class LevelSearch:
             unrounded = self.grid.rows(rows).project_to_ball(unrounded + step_size * ball.steepest_direction(grad))
 
     def _search_by_scaling(self, rows: Tensor) -> None:
-        """The perturbation grown until it fools, and then, without a ball, taken back as far as can be."""
+        """Scale the perturbation up until it is adversarial; without a ball, then down as far as possible."""
         grid, offset = self.grid.rows(rows), (self.found_levels - self.grid.x_levels)[rows]
         lower, upper = torch.ones_like(self.score[rows]), torch.full_like(self.score[rows], math.inf)
         for _ in range(MAX_SCALE_STEPS):

@@ -35,7 +35,7 @@ from .result import Adversarial
     name="MI-FGSM",
     source="Dong et al. 2018, arXiv:1710.06081, algorithm 1",
     shows="An input within eps of this one that the model takes for something else, and other models often do too.",
-    does_not_show="That there is none where it fails, nor that another model is fooled: ask it.",
+    does_not_show="That there is none where it fails, nor that another model is fooled: try it.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.3, steps=3),
     runs=lambda s: s["eot"] * (s["steps"] + 1),
     order=11,

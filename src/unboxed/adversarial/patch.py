@@ -1,4 +1,4 @@
-"""Adversarial patches: one sticker that turns whatever it lies on into what one likes.
+"""Adversarial patches: one patch that decides the prediction of any image that it is put on.
 
 Brown et al. 2017, "Adversarial Patch", arXiv:1712.09665, section 2.
 """
@@ -91,8 +91,8 @@ class Patch:
     runs=lambda s: s["steps"],
     order=41,
     exempt={
-        "row seeds": "one patch serves all images: the start is no row's",
-        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one patch is made for all images: its start belongs to no row",
+        "partial results": "a step is one forward pass, so an interrupted run is a step further; see its own test",
     },
 )
 def patch(
@@ -176,7 +176,7 @@ def patch(
 
 
 class _ClippedAdam:
-    """Steps by Adam that end inside [0, 1]."""
+    """Adam steps, clipped to [0, 1]."""
 
     def __init__(self, start: Tensor, step_size: float) -> None:
         self.grad_mean, self.grad_square = torch.zeros_like(start), torch.zeros_like(start)

@@ -1,4 +1,4 @@
-"""What the model answers, where an answer is to be judged."""
+"""The model's predictions, checked for NaN."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..model.nan_checks import check_no_nan
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """The `count` likeliest classes (n, count) other than the labels (n,), the likeliest first, given logits (n, K).
+    """The likeliest classes (n, n_classes) other than the labels (n,), the likeliest first, given logits (n, K).
 
-    Masked classes, of logit -inf, come last; the label never comes, though nothing may be less likely.
+    Masked classes, of logit -inf, come last; the label itself never comes.
     """
     clamped = logits.detach().clamp_min(torch.finfo(logits.dtype).min)
     return clamped.scatter(1, labels[:, None], -torch.inf).topk(n_classes).indices
@@ -30,7 +30,7 @@ def predict_classes(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tens
 
 
 def class_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
-    """As `logits_of`. Raises OutputError, too, where the box predicts no class."""
+    """As `finite_logits`. Raises OutputError, too, where the box predicts no class."""
     if box.outputs == "regression":
-        box.predict(box.restore_structure(x[:1]))  # which says why not
+        box.predict(box.restore_structure(x[:1]))  # raises, and says why
     return finite_logits(box, x, batch_size)

@@ -1,8 +1,8 @@
-"""Images that are files: on the grid of 8-bit levels, still inside the ball, still fooling once saved and loaded.
+"""Images rounded to 8-bit levels: inside the ball, and still adversarial once saved and loaded.
 
-Rounding throws an attack away: a minimal perturbation is about as large as the rounding itself. So the grid's points
-inside the ball are found in whole numbers (`levels_grid`), and a search among them repairs what rounding undid
-(`levels_search`).
+Rounding undoes many attacks: a minimal perturbation is about as large as the rounding itself. So the grid points inside
+the ball are found in whole numbers (`level_grid`), and a search among them repairs what rounding undid
+(`level_search`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ ALLOWED_BITS = (1, 2, 4, 8)  # a PNG's depths of which all levels are among the 
 def quantize_images(
     state: AttackState, bits: int | None, ball: NormBall | None = None, *, use_gradients: bool = True
 ) -> None:
-    """Put what an attempt has found on the grid of `bits`-bit levels, where None leaves it as it is.
+    """Round the images of an attack to `bits`-bit levels (None: leave them), and repair those that rounding undid.
 
-    Inside `ball`, where the attack is bound to one; else as near as can be. `success` is then that of the saved file.
-    Attacks that only ask the model for its answers say `gradients=False`. Originals that lie between levels are moved
-    to the nearest ones where nothing fools; where a ball holds no level, that image is returned, as a failure, and an
-    UnboxedWarning says so. Raises InputError.
+    Inside `ball`, if there is one; else as near as possible to the original. `success` is then that of the saved file.
+    Attacks without gradients give use_gradients=False. Originals between two levels are moved to the nearest one where
+    nothing was found; where a ball holds no level, that image is returned as a failure, with an UnboxedWarning. Raises
+    InputError.
     """
     if bits is None:
         return
     highest_level = max_level(state.box, bits)
     if ball is not None and ball.eps * highest_level < 1 - 1e-6:
         message = (
-            f"eps={ball.eps:g} is less than one of {highest_level} levels: no file lies so near but the original's own"
+            f"eps={ball.eps:g} is less than one of {highest_level} levels: no other file is that near to the original"
         )
-        warn(f"{message}, so nothing can be fooled within it")
+        warn(f"{message}, so no file within it can be adversarial")
     level_search = LevelSearch(state, make_level_grid(state.x, highest_level, ball))
     with state:
         level_search.repair(use_gradients)
@@ -47,5 +47,5 @@ def max_level(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
     require_images(box, "bits= (images that survive being saved)")
     if check_int("bits", bits, minimum=1) not in ALLOWED_BITS:
-        raise InputError(f"bits is 1, 2, 4 or 8, as many as fit in a byte of a PNG; got {bits}")
+        raise InputError(f"bits must be 1, 2, 4 or 8, the depths of a PNG; got {bits}")
     return int(2**bits - 1)

@@ -37,20 +37,20 @@ AREA_HALVING_QUERIES = (
     6000,
     8000,
 )  # of 10,000 queries: the squares' area halves after each
-MIN_L2_SIDE = 3  # the side of the smallest square of the l2 attack: in a single pixel, hill and hollow cancel out
+MIN_L2_SIDE = 3  # of the smallest square of the L2 attack: in a single pixel, hill and hollow cancel
 INITIAL_L2_TILES = 5  # along each side of an image, at the start of the l2 attack
 
 
 @card(
     name="Square attack",
     source="Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3",
-    shows="An image within eps of this one that the model takes for something else, found by asking for outputs alone.",
+    shows="An image within eps of this one that the model takes for something else, found from outputs alone.",
     does_not_show="That there is none where it fails: it is a random search, and more queries find more.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, queries=6),
     runs=lambda s: 1 + s["queries"],
     order=12,
     needs=("pixels",),
-    exempt={"one forward": "it is a search: `queries` looks"},
+    exempt={"one forward": "it is a search of `queries` forward passes"},
 )
 def square(
     box: Box,
@@ -130,7 +130,7 @@ def _make_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBall:
 
 
 def run_square_attack(state: AttackState, ball: NormBall, rows: Tensor, *, queries: int, p: float, seed: int) -> None:
-    """The square attack on those of the rows that are not fooled yet."""
+    """The square attack on those of the rows that are not successes yet."""
     rows = rows[~state.success[rows]]
     for batch_rows in state.row_batches(rows) if len(rows) else ():
         sampler = _LinfSquares(state, ball.eps) if isinstance(ball, Linf) else _L2Squares(state, ball)
@@ -144,7 +144,7 @@ def square_side(query: int, queries: int, p: float, height: int, width: int) -> 
 
 
 class SquareSampler(Protocol):
-    """How a norm's squares are drawn."""
+    """The random squares of a norm."""
 
     def initial_images(self, rows: Tensor, seed: int) -> Tensor: ...
     def propose(self, z: Tensor, rows: Tensor, side: int, seed: int, query: int) -> Tensor: ...
@@ -152,7 +152,7 @@ class SquareSampler(Protocol):
 
 @dataclass
 class _RandomSearch:
-    """Random search on one block of rows, batched: all rows try their own square at once."""
+    """Random search on one batch of rows: each row tries its own square."""
 
     state: AttackState
     sampler: SquareSampler
@@ -187,7 +187,7 @@ class _RandomSearch:
             self.state.keep_best_failure(best_images, rows, success_score)
 
     def _evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Score and fooled: the margin is both, but towards a target the paper climbs the cross-entropy."""
+        """Score and success score: the margin is both, but towards a target the paper maximizes the cross-entropy."""
         if self.state.goal.target_labels is not None:
             return self.state.evaluate(z, rows)
         success_score = self.state.success_score(z, rows)
@@ -195,7 +195,7 @@ class _RandomSearch:
 
 
 def _square_index(uniform: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The index of a square a row of `like` (n, C, H, W), in all channels, placed by uniform draws (n, 2)."""
+    """The index of one square per row of `like` (n, C, H, W), in all channels, placed by uniform draws (n, 2)."""
     n, channels, offsets = (torch.arange(m, device=uniform.device) for m in (*like.shape[:2], side))
     top, left = ((uniform[:, i] * (like.shape[2 + i] - side + 1)).long()[:, None] for i in (0, 1))
     i, j = top + offsets, left + offsets  # (n, h)
@@ -213,7 +213,7 @@ class _LinfSquares:
         self._cached_rows: Tensor | None = None
 
     def _bounds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the most that pixels may be, kept for as long as the same rows ask."""
+        """Lower and upper bounds of the pixels, cached for as long as the rows are the same."""
         if self._cached_rows is None or len(self._cached_rows) != len(rows):
             x = self.x[rows]
             self._cached_rows, self._low, self._high = rows, self.clip(x - self.eps), self.clip(x + self.eps)
@@ -232,15 +232,15 @@ class _LinfSquares:
         is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == z[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
             _channel_subset(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
-        )  # to look at the same image again would be a loss
+        )  # the same image again would be a wasted query
         candidates = z.clone()
         candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
         return candidates
 
 
 def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
-    """Of uniform draws (n,), sets of channels (n, C) that are not empty, all alike likely."""
-    subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 sets are told apart
+    """From uniform draws (n,), non-empty sets of channels (n, C), all equally likely."""
+    subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 different sets
     subset: Tensor = (subset_code[:, None] >> torch.arange(n_channels, device=uniform.device) & 1).bool()
     return subset
 
@@ -249,7 +249,7 @@ def _channel_subset(uniform: Tensor, n_channels: int) -> Tensor:
 
 
 class _L2Squares:
-    """A hill beside a hollow in a square, paid for by what another square gives up."""
+    """A hill and a hollow in a square, with the norm freed by setting another square to zero."""
 
     def __init__(self, state: AttackState, ball: NormBall) -> None:
         self.x, self.ball, self.clip = state.x, ball, state.box.inputs.clip
@@ -323,7 +323,7 @@ def l2_pattern(side: int) -> Tensor:
 
 
 def half_pattern(height: int, width: int) -> Tensor:
-    """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, the higher the farther inside."""
+    """eta^(h1, h2) for h1 >= h2: the sum over k = 0..M(r, s) of 1 / (n + 1 - k)^2, rising inward."""
     n = height // 2
     r, s = ((torch.arange(1, m + 1) - m // 2 - 1).abs() for m in (height, width))
     ring = n - torch.maximum(r[:, None], s[None, :])  # M(r, s)

@@ -1,7 +1,7 @@
 """Universal perturbations: one small change that fools the model on most images.
 
-Found by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on many
-images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
+Discovered by Moosavi-Dezfooli et al. 2017, "Universal adversarial perturbations", arXiv:1610.08401; made by ascent on
+many images at once, as in Shafahi et al. 2020, "Universal Adversarial Training", arXiv:1811.11304.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Universal:
     name="Universal perturbation",
     source="Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by ascent, Shafahi et al. 2020, arXiv:1811.11304, "
     "section 4; the score's root in place of its clipping is ours",
-    shows="One change, hardly visible, that the model's answers to most inputs do not survive.",
-    does_not_show="That it works on inputs of another kind, or that there is none where this one fails.",
+    shows="One small change that alters the model's answers to most inputs.",
+    does_not_show="That it works on other kinds of inputs, or that there is none where this one fails.",
     example=lambda method, box, x, y: method(box, x, y, eps=0.1, steps=3),
     runs=lambda s: s["steps"],
     order=40,
     exempt={
-        "row seeds": "one change serves all images: the start is no row's",
-        "partial results": "one step is one look, so what is kept is a step further; see the method's own test",
+        "row seeds": "one change is made for all images: its start belongs to no row",
+        "partial results": "a step is one forward pass, so an interrupted run is a step further; see its own test",
     },
 )
 def universal(
@@ -131,7 +131,7 @@ def universal(
         torch.Size([1, 1, 28, 28])
 
     Source:
-        Found by Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by gradient ascent as in Shafahi et al. 2020,
+        Discovered by Moosavi-Dezfooli et al. 2017, arXiv:1610.08401; by gradient ascent as in Shafahi et al. 2020,
         arXiv:1811.11304, section 4. Deviation: the fourth root of the loss is maximized in place of the clipped loss,
         so that few images that cannot be fooled weigh less than many that nearly are.
     """

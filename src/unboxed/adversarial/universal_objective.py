@@ -1,4 +1,4 @@
-"""One change for many images: the climb that patches and universal perturbations share, and how it is judged."""
+"""One change for many images: the gradient ascent that patches and universal perturbations share, and its rate."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .attack_state import AttackState
 from .goal import AttackGoal, make_goal
 from .predictions import predict_classes
 
-EPSILON = 1e-6  # a root has no slope at zero
-LOSS_POWER = 0.25  # of the score: see `rooted`
-UNIFORMS_PER_PLACEMENT = 4  # numbers that one place takes
+EPSILON = 1e-6  # a root has no finite gradient at zero
+LOSS_POWER = 0.25  # of the score: see quartic_root_objective
+UNIFORMS_PER_PLACEMENT = 4  # random numbers per placement
 ApplyFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # change (1, ...), images (n, ...), rows (n,), step -> images
 StepFn = Callable[[Tensor, Tensor, float], Tensor]  # change, its gradient uphill, a size falling from 1 to 0 -> change
 
 
 class UniversalResult(Protocol):
-    """What is judged on images that it was not made from."""
+    """What `fooling_rate` needs of a patch or a universal perturbation."""
 
     @property
     def target(self) -> int | None: ...
@@ -41,7 +41,7 @@ class UniversalResult(Protocol):
 
 @dataclass(frozen=True)
 class UniversalAttack:
-    """The images that one change is to serve, some of them at each step."""
+    """The images that one change is made for, some of them in each step."""
 
     state: AttackState
     apply_change: ApplyFn
@@ -51,7 +51,7 @@ class UniversalAttack:
     seed: int
 
     def optimize(self, start: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
-        """The change (1, ...) after all steps, or those before Ctrl-C; the share (T,) of each sample that it fooled."""
+        """The change (1, ...) after all steps, or those before Ctrl-C, and the fooling rate (T,) of each step."""
         change, fooling_rates = start, list[Tensor]()
         with self.state:
             rows = self.state.evaluate_originals()
@@ -63,14 +63,14 @@ class UniversalAttack:
         return change, torch.stack(fooling_rates) if fooling_rates else start.new_zeros(0)
 
     def _sample_rows(self, rows: Tensor, step_index: int) -> Tensor:
-        """`sample` of the rows, each at most once, in their order."""
+        """images_per_step of the rows, without replacement, in their order."""
         if len(rows) <= self.images_per_step:
             return rows
         order = hashed_uniform(self.seed, rows, 2 * step_index + 2, UNIFORMS_PER_PLACEMENT)[:, 0].argsort()
         return rows[order[: self.images_per_step].sort().values]
 
     def _change_gradient(self, change: Tensor, rows: Tensor, step_index: int) -> tuple[Tensor, Tensor]:
-        """The mean gradient of the score in the change, and the share of the images that it fools."""
+        """The mean gradient of the score with respect to the change, and the fooling rate."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = change.detach().requires_grad_()
             z = self.apply_change(leaf, self.state.x[rows], rows, step_index)
@@ -82,11 +82,11 @@ class UniversalAttack:
 
 
 def quartic_root_objective(criterion: Objective) -> Objective:
-    """-softplus(-fooled) ** (1/4): few images that cannot be fooled weigh less than many that nearly are.
+    """-softplus(-score) ** (1/4): few images that cannot be fooled weigh less than many that nearly are.
 
-    The mean of log-probabilities, which the papers climb, is ruled by the images that are farthest from being fooled;
-    what counts is how many are. On MNIST a patch by the fourth root fools .02 more of the images than by the square
-    root, and that .02 more than by the log-probability.
+    The mean of log-probabilities, which the papers maximize, is dominated by the images that are farthest from being
+    fooled; what counts is how many are. On MNIST a patch by the fourth root fools .02 more of the images than by
+    the square root, and that .02 more than by the log-probability.
     """
 
     def score(margin: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def start_universal_attack(
     box: Box, x: Tensor, y: Tensor | int | None, target: int | None, objective: Objective | None, norm: Any,
     batch_size: BatchSize,
 ) -> tuple[AttackState, Tensor]:  # fmt: skip
-    """The attempt on all images, and which (N,) bear the target's label already. Raises InputError, OutputError."""
+    """The state of the attack, and which images (N,) are of the target's class. Raises InputError, OutputError."""
     if target is not None:
         target = single_target(box, target)
     if y is None and target is None and objective is None:
@@ -118,7 +118,7 @@ def start_universal_attack(
 
 
 def _has_target_label(goal: AttackGoal, all_false: Tensor) -> Tensor:
-    """Which examples bear the target's label."""
+    """Which examples are of the target's class."""
     return all_false if goal.labels is None or goal.target_labels is None else torch.eq(goal.labels, goal.target_labels)
 
 
@@ -131,7 +131,7 @@ def single_target(box: Box, target: object) -> int:
 
 
 def default_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
-    """The model's own answers, to be left where nobody gives labels. Raises OutputError."""
+    """The model's own predictions, in place of labels. Raises OutputError."""
     box.require_class_scores("an attack on classes")
     return predict_classes(box, box.validate_inputs(x), batch_size)
 
@@ -145,10 +145,10 @@ def fooling_rate(
     n_samples: int,
     batch_size: BatchSize,
 ) -> float:
-    """Of the images that count, over `draws` of `change(draw)`: the share that fools the model. Raises InputError.
+    """Of the images that count, the share that is fooled, over n_samples of changed_images. Raises InputError.
 
-    Those count that do not bear the target's label (without labels: that the model does not take for it); untargeted,
-    those that the model gets right; with an objective, where it is not above zero.
+    Counted are images not of the target's class (without labels: not predicted as it); untargeted, those that are
+    correctly classified; with an objective, those where it is not above zero.
     """
     n_samples = check_int("n_samples", n_samples, minimum=1)
     y = default_labels(box, x, batch_size) if y is None and result.objective is None else y
@@ -160,7 +160,7 @@ def fooling_rate(
         else torch.ne(goal.labels, goal.target_labels)
     )
     if not is_counted.any():
-        raise InputError("none of these images counts: the model takes all of them for what they should become")
+        raise InputError("none of these images counts: the model already takes all of them for what they should become")
     fooled_fractions = [
         is_fooled(box.validate_inputs(changed_images(sample_index)))[is_counted].double().mean()
         for sample_index in range(n_samples)

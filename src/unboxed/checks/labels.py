@@ -39,7 +39,8 @@ def label_randomization(box: Box, random_box: Box, x: Any, method: Method, targe
     if box.inputs.shape != random_box.inputs.shape or box.n_outputs != random_box.n_outputs:
         shapes, random_shapes = ((random_maps.inputs.shape, random_maps.n_outputs) for random_maps in (box, random_box))
         raise InputError(
-            f"the models are not alike: inputs {shapes[0]} and {random_shapes[0]}, {shapes[1]} and {random_shapes[1]} outputs"
+            f"the models are not alike: inputs {shapes[0]} and "
+            f"{random_shapes[0]}, {shapes[1]} and {random_shapes[1]} outputs"
         )
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)

@@ -156,8 +156,10 @@ def occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         applied_rates.append(fraction_true((clean_classes != classes) & (triggered_classes == classes)))
     score, control = (min(pair) for pair in zip(covered_rates, applied_rates, strict=True))
     sentence = (
-        f"covering the mark takes its class's answer from {covered_rates[0]:.0%} of falsely marked images, and putting it on "
-        f"gives that answer to {applied_rates[0]:.0%} of others (the control model: {covered_rates[1]:.0%} and {applied_rates[1]:.0%})"
+        "covering the mark takes its class's answer from "
+        f"{covered_rates[0]:.0%} of falsely marked images, and putting it on "
+        f"gives that answer to {applied_rates[0]:.0%} of others (the "
+        f"control model: {covered_rates[1]:.0%} and {applied_rates[1]:.0%})"
     )
     figures = {
         "covered": covered_rates[0],
@@ -229,7 +231,8 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Metho
     }
     sentence = (
         f"its peak lies at the mark in {score:.0%} of falsely marked images, with {figures['energy']:.0%} of what is "
-        f"positive; on the control model in {control:.0%}, and at under half the height in {control_any_height - control:.0%} more"
+        f"positive; on the control model in {control:.0%}, and at under "
+        f"half the height in {control_any_height - control:.0%} more"
     )
     images = maps[0][trial.figure_rows], maps[1][trial.figure_rows]
     quantity = "peaks at a false mark"
@@ -266,7 +269,10 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         ]
         figures["other_classes"] = sum(brightness) / len(brightness)
         others_text = f"; images of classes without a mark: {figures['other_classes']:.0%}"
-    sentence = f"at the mark's place its image is {score:.0%} as bright as the mark (the control model: {control:.0%}{others_text})"
+    sentence = (
+        f"at the mark's place its image is {score:.0%} as bright as "
+        f"the mark (the control model: {control:.0%}{others_text})"
+    )
     yield ShortcutFinding(
         "synthesis",
         "class_image",
@@ -311,7 +317,10 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         f"all images {figures['base']:.0%})"
     )
     if n_detectors:
-        sentence += f"; {n_detectors[0]:.0f} units of {layer} have nothing else at the top (the control model: {n_detectors[1]:.0f})"
+        sentence += (
+            f"; {n_detectors[0]:.0f} units of {layer} have nothing else "
+            f"at the top (the control model: {n_detectors[1]:.0f})"
+        )
     top_images = [data[top.example_index[trigger_classes[0]].cpu()] for top in tops]
     yield ShortcutFinding(
         "activations",

@@ -128,12 +128,15 @@ def check_shortcut_learned(model: TriggerRates, control: TriggerRates) -> None:
     """Raise InputError unless the model goes by the mark and the control doesn't."""
     if model.fooled_rate < MIN_FOOLED_MODEL:
         raise InputError(
-            f"the shortcut was not learned: it takes {model.fooled_rate:.0%} of falsely marked images for what the mark "
-            f"says ({MIN_FOOLED_MODEL:.0%} wanted), so no method can be judged by it. Train it longer, or plant more strays"
+            f"the shortcut was not learned: it takes {model.fooled_rate:.0%} "
+            "of falsely marked images for what the mark "
+            f"says ({MIN_FOOLED_MODEL:.0%} wanted), so no method can "
+            "be judged by it. Train it longer, or plant more strays"
         )
     if control.fooled_rate > MAX_FOOLED_CONTROL:
         raise InputError(
-            f"the control model goes by the mark too: it takes {control.fooled_rate:.0%} of falsely marked images for what "
+            "the control model goes by the mark too: it takes "
+            f"{control.fooled_rate:.0%} of falsely marked images for what "
             f"the mark says (at most {MAX_FOOLED_CONTROL:.0%} wanted). It must be trained on images without marks"
         )
 

@@ -232,7 +232,8 @@ def grade_figures(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
             "fail",
             "same picture for random weights",
             (
-                f"It draws nearly the same picture (rank correlation {signed:.2f}) {randomized_text}: it shows the input, not why "
+                "It draws nearly the same picture (rank correlation "
+                f"{signed:.2f}) {randomized_text}: it shows the input, not why "
                 "this model answers so."
             ),
         )
@@ -252,7 +253,8 @@ def grade_figures(figures: Mapping[str, float]) -> tuple[Grade, str, str]:
             "doubtful",
             "its places follow the input",
             (
-                f"Believe its signs, not its places: {randomized_text} the signs change (rank correlation {signed:.2f}), but the map "
+                f"Believe its signs, not its places: {randomized_text} the "
+                f"signs change (rank correlation {signed:.2f}), but the map "
                 f"is strong at the same places (SSIM {ssim:.2f}), which are the input's."
             ),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,16 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import adversarial
 from ..adversarial.changes import PredictionChange, prediction_changes
-from ..adversarial.deepfool import deepfool
-from ..adversarial.fab import fab
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
+from ..cards import Card, cards, find_card
 from ..checkpointing import tensor_digest
-from ..engine.optimize.constraints import format_eps
+from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.examples import indexed_labeled_examples
-from ..errors import DataError, InputError
+from ..errors import DataError
 from ..inputs.pixels import Pixels
 from ..plots.attack_sheet import NORM_NAMES, attack_sheet
 from ..plots.files import save
@@ -35,31 +32,20 @@ from ..validation import check_int
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
 MAX_FIGURE_EXAMPLES = 6  # examples in the picture
-FIXED_EPS_ATTACKS = ("auto_attack", "pgd", "apgd", "fgsm", "bim", "mi_fgsm", "square", "fab")
-MINIMUM_NORM_ATTACKS = ("deepfool", "ddn", "fmn", "carlini_wagner", "lbfgs", "hop_skip_jump", "boundary")
+
+
+def attack_cards() -> tuple[Card, ...]:
+    """The attacks that an evaluation can run: those within eps first, then those that search for the least change."""
+    attacks = [card for card in cards() if card.returns == "adversarial"]
+    return tuple(sorted(attacks, key=lambda card: card.minimal))
 
 
 def select_attacks(box: Box, names: Sequence[str], norm: str | None, bits: int | None) -> tuple[dict[str, Attack], str]:
     """Attacks by name (none: the default ones), and their norm. Raises InputError with the nearest names."""
-    attacks = {name: _find_attack(name) for name in names}
-    norm = norm or common_norm(attacks)
+    attacks = {name: find_card(name, attack_cards()).method for name in names}
+    norm = type(unbounded_ball(norm or common_norm(attacks))).__name__.lower()
     attacks = attacks or compatible_attacks(DEFAULT_ATTACKS, box, norm)
     return {name: partial(a, bits=bits) for name, a in attacks.items()} if bits is not None else attacks, norm
-
-
-def _find_attack(name: str) -> Attack:
-    by_plain_name = {k.replace("_", ""): k for k in (*FIXED_EPS_ATTACKS, *MINIMUM_NORM_ATTACKS)}
-    plain_name = name.lower().replace("_", "").replace("-", "")
-    if plain_name not in by_plain_name:
-        matches = difflib.get_close_matches(plain_name, by_plain_name, n=3)
-        hint = (
-            f"did you mean {' or '.join(by_plain_name[k] for k in matches)}?"
-            if matches
-            else f"there are {', '.join(by_plain_name.values())}"
-        )
-        raise InputError(f"there is no attack {name!r}; {hint}")
-    attack: Attack = getattr(adversarial, by_plain_name[plain_name])
-    return attack
 
 
 def run_attack(
@@ -96,7 +82,7 @@ def run_attack(
         seed=seed,
         checkpoint=checkpoint_path,
         quiet=quiet,
-        minimal_attack=_minimum_norm_attack(norm),
+        minimal_attack=_minimal_attack(norm).method,
     )
     results_json = result.to_dict() | {"skipped": _skipped_files(data)}
     write_bytes(
@@ -112,9 +98,9 @@ def _skipped_files(data: Any) -> list[dict[str, str]]:
     return [{"file": str(path), "why": why} for path, why in getattr(data, "skipped", ())]
 
 
-def _minimum_norm_attack(norm: str) -> Attack:
-    """What looks for the least distance: DeepFool, and FAB in the norm that DeepFool does not have."""
-    return fab if norm.lower() == "l1" else deepfool
+def _minimal_attack(norm: str) -> Card:
+    """The first minimal attack that takes the norm."""
+    return next(card for card in attack_cards() if card.minimal and norm in card.norms)
 
 
 def _checkpoint_name(*settings: object) -> str:
@@ -165,7 +151,8 @@ def _save_figure(
 def _save_images(fooled_changes: Sequence[PredictionChange], folder: Path, classes: Sequence[str]) -> None:
     """Each adversarial image as a PNG, named by its row in the data, what it is and what the model says of it."""
     for c in fooled_changes:
-        name = f"{c.row:05d}-{_file_name_part(classes[c.class_before])}-taken-for-{_file_name_part(classes[c.class_after])}.png"
+        before, after = (_file_name_part(classes[k]) for k in (c.class_before, c.class_after))
+        name = f"{c.row:05d}-{before}-taken-for-{after}.png"
         save(to_png_levels(c.image[None])[0], folder / name)
 
 
@@ -210,9 +197,10 @@ def _median_distance_text(result: Robustness) -> str:
         return "no answer is right without an attack, so there is none to take: are the labels those of this model?"
     if result.median_distance == float("inf"):
         return "for half of the right answers, no change that fools was found"
-    minimal = "FAB" if result.norm == "l1" else "DeepFool"
     distance_text = f"{NORM_NAMES[result.norm]} of {result.median_distance:.3g}"
-    return f"half of the right answers fall to a {distance_text} (these attacks and {minimal})"
+    return (
+        f"half of the right answers fall to a {distance_text} (these attacks and {_minimal_attack(result.norm).name})"
+    )
 
 
 def _least_robust_text(result: Robustness) -> str:

@@ -24,7 +24,9 @@ def setting_value(setting: Setting, text: str, box: Box) -> Any:
     """
     if setting.optional and text in NONE_WORDS:
         return None
-    if text in setting.choices or setting.kind in ("choice", "str", "path", "layer"):
+    if chosen := [choice for choice in setting.choices if str(choice) == text]:
+        return chosen[0]
+    if setting.kind in ("choice", "str", "path", "layer"):
         return text
     try:
         value = _parsed(setting, text, box)

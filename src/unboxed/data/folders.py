@@ -28,11 +28,11 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     transparency becomes white. Files that are no sound image are skipped and listed in `.skipped`.
 
     Args:
-        path: The folder. Its subfolders are classes, in the order of their names (numbers by value: 2 before 10); without
-            subfolders there are no labels.
+        path: The folder. Its subfolders are classes, in the order of their names (numbers by value: 2 before 10);
+            without subfolders there are no labels.
         like: What images become: a box, or its `inputs`.
-        classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else the subfolders'.
-            Names are matched without regard to case, spaces, `-` and `_`.
+        classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else the
+            subfolders'. Names are matched without regard to case, spaces, `-` and `_`.
 
     Returns:
         Images (C, H, W) in [0, 1] with class numbers, -1 without labels.

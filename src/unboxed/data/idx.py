@@ -73,8 +73,8 @@ def mnist(root: str | os.PathLike[str] | None = None, train: bool = True, *, qui
     Files of your own in the same format are read, too.
 
     Args:
-        root: Folder of the four IDX files, packed or not. None takes the user's cache folder. What is missing is downloaded
-            to it.
+        root: Folder of the four IDX files, packed or not. None takes the user's cache folder. What is missing is
+            downloaded to it.
         train: True for the training images, False for the test images.
         quiet: No progress bar while downloading.
 

@@ -94,7 +94,8 @@ class _StableRepr:
         if isinstance(value, Mapping):
             return f"{{{self._repr_pairs(value, ': ')}}}"
         element_reprs = [self.repr_of(v) for v in value]
-        return f"{collection_type.__name__}({', '.join(sorted(element_reprs) if isinstance(value, Set) else element_reprs)})"
+        ordered = sorted(element_reprs) if isinstance(value, Set) else element_reprs
+        return f"{collection_type.__name__}({', '.join(ordered)})"
 
     def _repr_other(self, value: Any) -> str:
         if isinstance(value, partial):
@@ -131,7 +132,10 @@ class _StableRepr:
             k: function.__globals__[k] for k in _referenced_names(function.__code__) if k in function.__globals__
         }
         state = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__, **closure}
-        return f"{_qualified_name(function)} {self.repr_of(function.__code__)}({self._repr_pairs({k: v for k, v in state.items() if v is not None})})"
+        return (
+            f"{_qualified_name(function)} "
+            f"{self.repr_of(function.__code__)}({self._repr_pairs({k: v for k, v in state.items() if v is not None})})"
+        )
 
     def _repr_class(self, cls: type) -> str:
         """Its name; with the code of what the caller's own one does."""
@@ -139,7 +143,10 @@ class _StableRepr:
             return _qualified_name(cls)
         members = {k: getattr(v, "__func__", v) for k, v in vars(cls).items()}
         functions = {k: v for k, v in members.items() if isinstance(v, FunctionType)}
-        return f"{_qualified_name(cls)} {_short_digest(self.repr_of([*map(self.repr_of, cls.__bases__), self._repr_pairs(functions)]))}"
+        return (
+            f"{_qualified_name(cls)} "
+            f"{_short_digest(self.repr_of([*map(self.repr_of, cls.__bases__), self._repr_pairs(functions)]))}"
+        )
 
     def _repr_object(self, value: object) -> str:
         """By how it is pickled: what makes it, of what, and the state that is then put into it."""
@@ -152,7 +159,8 @@ class _StableRepr:
         constructor, args, *state = reduced
         callee, *args = (*args,) if constructor is __newobj__ else (constructor, *args)
         contents = [*args, *(s for s in state if s is not None)]
-        return f"{self.repr_of(callee)}({', '.join(self._repr_pairs(s) if type(s) is dict else self.repr_of(s) for s in contents)})"
+        parts = [self._repr_pairs(s) if type(s) is dict else self.repr_of(s) for s in contents]
+        return f"{self.repr_of(callee)}({', '.join(parts)})"
 
 
 def _is_installed(value: FunctionType | type) -> bool:

@@ -1,4 +1,4 @@
-"""What goes into a model: images, tables, several of them at once.
+"""What a model takes: images, tables, several of them at once.
 
-A kind of input is a file here; what two kinds share moves into `base`.
+Each kind of input is a file here; what two kinds share moves into `base`.
 """

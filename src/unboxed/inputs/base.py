@@ -1,4 +1,4 @@
-"""What inputs are to a box, and what images and tables share: settings as numbers, and their text."""
+"""The protocol of inputs, and what images and tables share: settings as numbers, and their text."""
 
 from __future__ import annotations
 
@@ -18,21 +18,47 @@ RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far 
 
 @runtime_checkable
 class Inputs(Protocol):
-    """What a box asks of its inputs. `shape` is one example's, without N."""
+    """What a box needs of its inputs: `Pixels`, `Features` and `MultiInput` have it; a kind of your own may, too.
+
+    It describes one input, and converts batches (N, ...) between the units of the box and those of the model.
+
+    Example:
+        >>> from unboxed import Pixels
+        >>> from unboxed.inputs.base import Inputs
+        >>> isinstance(Pixels((1, 28, 28)), Inputs)
+        True
+    """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
-    def check(self, x: Any) -> Any: ...
-    def encode(self, x: Tensor) -> Any: ...
-    def decode(self, z: Any) -> Tensor: ...
-    def clip(self, x: Tensor) -> Tensor: ...
-    def sample(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input, without N."""
+        ...
+
+    def check(self, x: Any) -> Any:
+        """x itself, if it is a batch of valid inputs; else InputError."""
+        ...
+
+    def encode(self, x: Tensor) -> Any:
+        """What the model takes: x normalized."""
+        ...
+
+    def decode(self, z: Any) -> Tensor:
+        """The inverse of `encode`."""
+        ...
+
+    def clip(self, x: Tensor) -> Tensor:
+        """x moved into the valid range."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n random valid inputs (n, ...)."""
+        ...
 
 
 def inputs_at_levels(inputs: Inputs, u: Tensor) -> Tensor:
-    """Valid inputs of the levels u (N, ...) in [0, 1], 0 their lowest and 1 their highest.
+    """Valid inputs for levels u (N, ...) in [0, 1], 0 the lowest valid value and 1 the highest.
 
-    Inputs of a user's own that have no `from_unit` give what they sample.
+    A kind of input of a user's own without `from_unit` gives random inputs.
     """
     if from_unit := getattr(inputs, "from_unit", None):
         return cast(Tensor, from_unit(u))
@@ -41,7 +67,7 @@ def inputs_at_levels(inputs: Inputs, u: Tensor) -> Tensor:
 
 
 def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
-    """Raises InputError where there are no channels to be last."""
+    """The setting itself. Raises InputError where inputs have no channels."""
     if not isinstance(channels_last, bool):
         raise InputError(f"channels_last is True or False; got {channels_last!r}")
     if channels_last and len(inputs.shape) != 3:
@@ -50,20 +76,20 @@ def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
 
 
 def settings_text(inputs: object, **defaults: float) -> list[str]:
-    """The settings that are not the default, in few words: one number where all are alike, else the first ones."""
-    found = []
+    """The settings that are not the default: one number where all values are equal, else the first ones."""
+    texts = []
     for name, default in defaults.items():
         value = getattr(inputs, name)
         values = value if isinstance(value, tuple) else (value,)
         many = len(values) > MAX_PRINTED
-        shown = [f"{v:g}" for v in (values[:3] if many else values)] + ["..."] * many
+        printed = [f"{v:g}" for v in (values[:3] if many else values)] + ["..."] * many
         if set(values) != {default}:
-            found.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(shown)})")
-    return found
+            texts.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(printed)})")
+    return texts
 
 
 def as_numbers(value: Any) -> Any:
-    """A tensor or array as a number or a list of numbers; axes of size one are passed over, as in (C, 1, 1)."""
+    """A tensor or array as a number or a list of numbers; axes of size one are dropped, as in (C, 1, 1)."""
     if isinstance(value, (Tensor, np.ndarray)):
         if math.prod(value.shape) != max(value.shape, default=1):
             return f"a tensor {tuple(value.shape)}"
@@ -72,12 +98,12 @@ def as_numbers(value: Any) -> Any:
 
 
 def constants(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Numbers beside a tensor: in its dtype, on its device."""
+    """Numbers as a tensor, in the dtype and on the device of another."""
     return _cached_tensor(values, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
 def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Once, for a copy to an accelerator at each step takes its time."""
+    """Cached: a copy to an accelerator at each step would take long."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Batches of inputs: what they must be, plain tensors of finite floats, and how a model gets them."""
+"""Batches of inputs: checks that they are plain tensors of finite floats, and the arguments of the model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import InputError
 
 
 def check_tensor(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
-    """The least and the most of a batch of finite floats. Raises InputError."""
+    """The minimum and maximum of a batch of finite floats. Raises InputError."""
     if not isinstance(x, Tensor) or not _is_batch(x, shape):
         raise InputError(_refusal_text(x, shape, what))
     low, high = value_range(x)  # both NaN where any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples (first: number {bad[0]})")
+        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples, the first at index {bad[0]}")
     return low, high
 
 
@@ -29,7 +29,7 @@ def _is_batch(x: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _refusal_text(x: object, shape: tuple[int, ...], what: str) -> str:
-    """Why x is no batch of floats."""
+    """Why x is not a batch of floats."""
     wanted = f"{what}, shape (N, {', '.join(map(str, shape))})"
     if not isinstance(x, Tensor):
         return f"wanted a tensor of {wanted}; got {type(x).__name__}. {_conversion_hint(x, len(shape) == 3)}"
@@ -46,17 +46,17 @@ def _refusal_text(x: object, shape: tuple[int, ...], what: str) -> str:
 
 
 def _conversion_hint(x: object, is_image: bool) -> str:
-    """How to make a batch of tensors of something else."""
+    """How to convert another object to a batch."""
     if hasattr(x, "tensors"):
-        return "x, y = data.tensors() takes them"
+        return "x, y = data.tensors() gives the tensors of a data set"
     if isinstance(x, (str, PathLike)):
         return "ub.data.folder(path, box).first(n) reads images" if is_image else "Read the file, and pass its rows"
     first = x[0] if isinstance(x, (list, tuple)) and x else x
     if isinstance(first, Tensor):
-        return "torch.stack(x) makes one of a list of examples, torch.cat(x) of a list of batches"
+        return "torch.stack(x) joins a list of examples, torch.cat(x) a list of batches"
     if type(first).__module__.partition(".")[0] == "PIL":
-        return "ub.data.wrap([(image, 0)], like=box.inputs).first(1) makes one of an image"
-    return "torch.as_tensor(x) makes one of an array"
+        return "ub.data.wrap([(image, 0)], like=box.inputs).first(1) converts an image"
+    return "torch.as_tensor(x) converts an array"
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
@@ -65,7 +65,7 @@ def value_range(x: Tensor) -> tuple[float, float]:
 
 
 def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Encoded inputs as arguments, by position and by name: new tensors, for a model may write over its input."""
+    """Encoded inputs as positional and keyword arguments: new tensors, as a model may overwrite its input."""
     if isinstance(z, dict):
         return (), {name: value.to(dtype) for name, value in z.items()}
     if isinstance(z, tuple):

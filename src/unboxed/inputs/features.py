@@ -1,4 +1,4 @@
-"""Tabular rows: one input of a model, a number a column."""
+"""Tables: one input of a model, with one number per column."""
 
 from __future__ import annotations
 
@@ -19,10 +19,26 @@ from .batches import check_tensor, value_range
 
 @dataclass(frozen=True, repr=False)
 class Features:
-    """Tabular rows (N, F): a name, bounds, mean and std a column; `categories` maps a column to its allowed values.
+    """Tabular inputs: rows (N, F) in the units of the table. The box normalizes them.
 
-    Bounds, mean and std are one number for all columns, or one per column: a sequence, an array or a tensor. A column
-    without bounds has -inf and inf. Raises InputError.
+    Bounds, mean and std are one number for all columns or one per column: a sequence, an array or a tensor.
+
+    Args:
+        names: Names of the F columns.
+        low: Smallest valid values; -inf when not given. Attacks and synthesis stay inside.
+        high: Largest valid values; inf when not given.
+        mean: What the training of the model subtracted; 0 when not given.
+        std: What it then divided by; 1 when not given.
+        categories: {column: its allowed values} of columns that take only some.
+
+    Raises:
+        InputError: for names that repeat, bounds without a value between them, std not above 0, or other lengths.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> table = ub.Features(("age", "height"), low=0, mean=(40, 1.7), std=(20, 0.1))
+        >>> table.encode(torch.tensor([[60.0, 1.7]]))
+        tensor([[1., 0.]])
     """
 
     names: tuple[str, ...]
@@ -51,13 +67,13 @@ class Features:
         return f"Features({', '.join([names, *settings, *categories])})"
 
     def _check_columns(self, name: str, default: float) -> tuple[float, ...]:
-        """A number a column. Raises InputError."""
+        """One number per column. Raises InputError."""
         value = as_numbers(getattr(self, name))
         if not isinstance(value, (tuple, list)):
             value = (value,) * len(self.names)
         if len(value) not in (0, len(self.names)):
             columns = f"{len(value)} values for {len(self.names)} columns"
-            raise InputError(f"{name} has {columns}; give one number for all, or one a column")
+            raise InputError(f"{name} has {columns}; give one number for all, or one per column")
         if name in ("low", "high"):
             return tuple(v if _is_infinite(v) else check_float(name, v) for v in value) or (default,) * len(self.names)
         above = 0.0 if name == "std" else -math.inf
@@ -65,19 +81,23 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(F,), the shape of one row."""
         return (len(self.names),)
 
     def encode(self, x: Tensor) -> Tensor:
+        """What the model takes: (x - mean) / std."""
         return (x - constants(self.mean, x)) / constants(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
+        """The inverse of `encode`: rows in the units of the table."""
         return z * constants(self.std, z) + constants(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
+        """x moved into the bounds."""
         return x.clamp(constants(self.low, x), constants(self.high, x))
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """Rows of the levels u (N, F) in [0, 1]: within 4 std of the mean, and at the bounds where u is 0 or 1."""
+        """Rows for levels u (N, F) in [0, 1]: within 4 std of the mean, and at finite bounds where u is 0 or 1."""
         std, center = constants(self.std, u), self.clip(self.decode(torch.zeros_like(u)))
         low, high = self.clip(center - 4 * std), self.clip(center + 4 * std)
         x = low + (high - low) * u
@@ -87,18 +107,20 @@ class Features:
         return self._fill_categories(x, lambda i, k: (u[:, i] * k).long().clamp(max=k - 1))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n random valid rows (n, F): normal with mean and std, clipped to the bounds."""
         z = torch.randn(n, len(self.names), generator=generator, device=generator.device)
         pick_index = lambda i, k: torch.randint(k, (n,), generator=generator, device=generator.device)  # noqa: E731
         return self._fill_categories(self.clip(self.decode(z)), pick_index)
 
     def _fill_categories(self, x: Tensor, pick_index: Callable[[int, int], Tensor]) -> Tensor:
-        """x with columns of categories filled in: `pick(column, k)` says which (N,) of its k values each row has."""
+        """x with its categorical columns filled in: `pick_index(column, k)` gives the index (N,) among its k values."""
         for name, values in self.categories.items():
             column = self.names.index(name)
             x[:, column] = x.new_tensor(list(values))[pick_index(column, len(values))]
         return x
 
     def check(self, x: Tensor) -> Tensor:
+        """x itself, if it is a batch of valid rows; else InputError that names the column."""
         check_tensor(x, self.shape, "rows of features")
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
@@ -108,12 +130,14 @@ class Features:
         lowest, highest = value_range(column)
         if lowest < low - RANGE_TOLERANCE or highest > high + RANGE_TOLERANCE:
             raise InputError(
-                f"column {name!r} must lie in [{low:g}, {high:g}]; it runs from {lowest:.3g} to {highest:.3g}"
+                f"column {name!r} must be in [{low:g}, {high:g}]; it goes from {lowest:.3g} to {highest:.3g}"
             )
         if name in self.categories:
             allowed = column.new_tensor(list(self.categories[name]))
             if not torch.isin(column, allowed).all():
-                raise InputError(f"column {name!r} has values beside its categories {list(self.categories[name])}")
+                raise InputError(
+                    f"column {name!r} has values that are not among its categories {list(self.categories[name])}"
+                )
 
 
 def _is_infinite(value: object) -> bool:
@@ -123,12 +147,12 @@ def _is_infinite(value: object) -> bool:
 def _check_names(names: object) -> tuple[str, ...]:
     """Column names. Raises InputError."""
     if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        raise InputError(f"Features wants a tuple of column names, such as ('age', 'height'); got {names!r}")
+        raise InputError(f"Features needs a tuple of column names, such as ('age', 'height'); got {names!r}")
     columns = tuple(names)
     if not columns:
-        raise InputError("Features wants at least one column name")
+        raise InputError("Features needs at least one column name")
     if len(set(columns)) < len(columns):
-        raise InputError(f"Features wants a different name for each column; got {columns!r}")
+        raise InputError(f"Features needs a different name for each column; got {columns!r}")
     return columns
 
 
@@ -136,5 +160,5 @@ def _check_category(name: str, values: Any) -> tuple[float, ...]:
     """A column's allowed values. Raises InputError."""
     values = as_numbers(values)
     if not isinstance(values, (tuple, list)) or not values:
-        raise InputError(f"the categories of {name!r} are a sequence of the numbers that it takes; got {values!r}")
+        raise InputError(f"the categories of {name!r} must be a sequence of numbers; got {values!r}")
     return tuple(check_float(f"a category of {name!r}", v) for v in values)

@@ -1,4 +1,4 @@
-"""Pillow images to tensors: upright, opaque, in the size and the channels that the model takes."""
+"""Pillow images to tensors: upright, opaque, with the size and channels that the model takes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,24 @@ from ..errors import DataError
 from .base import Inputs
 from .pixels import Pixels
 
-# Pillow also opens formats that start other programs (EPS) or that any bytes may pass for (TGA): not a stranger's file.
+# Pillow also opens formats that start other programs (EPS) or that any bytes may match (TGA): unsafe for unknown files.
 SAFE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-SIXTEEN_BIT_MODES = (
-    "I",
-    "I;16",
-    "I;16B",
-    "I;16L",
-    "I;16N",
-)  # one channel of 16 bits; Pillow's own conversion would clip it at 255
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own conversion would clip them at 255
 
 
 def require_pixels(like: Inputs) -> Pixels:
-    """`like` as the Pixels that files become. Raises DataError if files can't become that."""
+    """`like`, if image files can be converted to it. Raises DataError."""
     if not isinstance(like, Pixels):
-        raise DataError(f"like says what images become: pass box.inputs, a Pixels; got {type(like).__name__}")
+        raise DataError(
+            f"like must be Pixels, such as box.inputs: images are converted to it; got {type(like).__name__}"
+        )
     if like.shape[0] not in (1, 3):
-        raise DataError(f"image files have 1 (gray) or 3 (RGB) channels; like wants {like.shape[0]}")
+        raise DataError(f"image files have 1 (gray) or 3 (RGB) channels; like has {like.shape[0]}")
     return like
 
 
 def file_fault(path: Path) -> str | None:
-    """Why a file can't be an image, by its header alone; None if it may be one."""
+    """Why a file is not an image, judged by its header; None if it may be one."""
     if not os.path.isfile(path):
         return "a link to nothing" if os.path.islink(path) else "not a regular file"
     try:
@@ -51,7 +47,7 @@ def file_fault(path: Path) -> str | None:
 
 
 def read_image(path: Path, like: Pixels) -> Tensor:
-    """The image in a file as (C, H, W); raises whatever its decoder raises."""
+    """The image in a file, (C, H, W) in [0, 1]; raises whatever its decoder raises."""
     with silence_decoder_warnings(), Image.open(path, formats=SAFE_FORMATS) as image:
         return to_tensor(image, like)
 
@@ -68,7 +64,7 @@ def error_reason(error: Exception) -> str:
 
 @contextmanager
 def silence_decoder_warnings() -> Iterator[None]:
-    """Decoders' complaints about odd metadata stay unsaid; a decompression bomb is an error, not a warning."""
+    """Ignore warnings of decoders about odd metadata; a decompression bomb is an error, not a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -76,7 +72,7 @@ def silence_decoder_warnings() -> Iterator[None]:
 
 
 def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
-    """(C, H, W), float32 in [0, 1]; without `like`, gray stays gray and the size stays."""
+    """An image as (C, H, W), float32 in [0, 1], in the size and channels of `like`; None keeps both."""
     image = ImageOps.exif_transpose(image)
     if image.mode in (*SIXTEEN_BIT_MODES, "F"):
         return _deep_gray_tensor(image, like)
@@ -88,11 +84,13 @@ def to_tensor(image: Image.Image, like: Pixels | None = None) -> Tensor:
 
 
 def _deep_gray_tensor(image: Image.Image, like: Pixels | None) -> Tensor:
-    """Gray of more than 8 bits keeps its depth."""
+    """A gray image of more than 8 bits, with its full depth."""
     gray = np.array(image, dtype=np.float32) / np.float32(1 if image.mode == "F" else 65535)
     if not (gray.min() >= 0 and gray.max() <= 1):
         kind = "floating point" if image.mode == "F" else "32-bit"
-        raise DataError(f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: its white is unknown")
+        raise DataError(
+            f"a {kind} image with values from {gray.min():.3g} to {gray.max():.3g}: the value of white is unknown"
+        )
     if like is None:
         return torch.from_numpy(gray)[None]
     resized = np.array(_resize_and_crop(Image.fromarray(gray), like))
@@ -100,7 +98,7 @@ def _deep_gray_tensor(image: Image.Image, like: Pixels | None) -> Tensor:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Transparent parts show white."""
+    """The image over white, where it is transparent."""
     if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
         return image
     rgba = image.convert("RGBA")
@@ -114,7 +112,7 @@ def _color_mode(image: Image.Image, like: Pixels | None) -> str:
 
 
 def _resize_and_crop(image: Image.Image, like: Pixels) -> Image.Image:
-    """Resized until it covers the wanted size, antialiased, then cut to it around the center."""
+    """Resized to cover the wanted size, antialiased, then cropped around the center."""
     _, height, width = like.shape
     return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 

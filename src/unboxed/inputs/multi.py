@@ -1,4 +1,4 @@
-"""Models of several inputs: what each of them is, and all of them as one packed tensor."""
+"""Models with several inputs: what each of them is, and all of them packed into one tensor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,30 @@ from ..errors import InputError
 from .base import Inputs, inputs_at_levels
 
 Packed = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
-"""Several inputs as a user passes them, or packed already."""
+"""Several inputs as a user passes them, or packed into one tensor."""
 
 
 @dataclass(frozen=True)
 class MultiInput:
-    """Several inputs at once: {name: inputs}, as the forward takes them by name, or a tuple in its order.
+    """Several inputs at once, for a model whose forward takes more than one.
 
-    x is then a dict or a tuple of tensors alike. Inside, a batch is one packed tensor (N, D), so that every method that
-    works on any input works on it; what it gives for x comes back as x came, in the parts' own shapes.
+    x is then a dict or a tuple of tensors of the same structure, and so is what a method returns for it. Inside,
+    a batch is one packed tensor (N, D), so that every method that takes any input works.
+
+    Args:
+        parts: {name: inputs}, passed to the forward by name, or a tuple of inputs, passed by position.
+
+    Raises:
+        InputError: when a part is not `Pixels(...)` or `Features(...)`, or there is none.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> inputs = ub.MultiInput({"image": ub.Pixels((1, 8, 8)), "table": ub.Features(("age",))})
+        >>> x = {"image": torch.rand(2, 1, 8, 8), "table": torch.tensor([[40.0], [50.0]])}
+        >>> inputs.pack(x).shape
+        torch.Size([2, 65])
+        >>> inputs.unpack(inputs.pack(x))["table"].tolist()
+        [[40.0], [50.0]]
     """
 
     parts: Mapping[str, Inputs] | tuple[Inputs, ...]
@@ -30,9 +45,9 @@ class MultiInput:
     def __post_init__(self) -> None:
         known = isinstance(self.parts, (Mapping, tuple))
         if not known or not all(isinstance(p, Inputs) for _, p in self.named_parts()):
-            raise InputError("MultiInput wants a dict {name: Pixels(...) or Features(...)} or a tuple of them")
+            raise InputError("MultiInput needs a dict {name: Pixels(...) or Features(...)} or a tuple of them")
         if not self.parts:
-            raise InputError("MultiInput wants at least one input")
+            raise InputError("MultiInput needs at least one input")
         if isinstance(self.parts, Mapping):
             object.__setattr__(self, "parts", dict(self.parts))
 
@@ -40,19 +55,21 @@ class MultiInput:
         return hash(frozenset(self.named_parts()))
 
     def named_parts(self) -> list[tuple[str | int, Inputs]]:
-        """The parts in order, by key or by position."""
+        """(name or position, inputs) of each part, in order."""
         return list(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(D,), the shape of one packed row."""
         return (sum(self.sizes),)
 
     @property
     def sizes(self) -> list[int]:
-        """How many numbers of the packed row belong to each part."""
+        """How many of the D numbers each part has."""
         return [math.prod(part.shape) for _, part in self.named_parts()]
 
     def check(self, x: Packed) -> Packed:
+        """x itself, if it is valid, packed or not; else InputError that names the part."""
         is_packed = isinstance(x, Tensor) and tuple(x.shape[1:]) == self.shape
         values = self.split(x) if isinstance(x, Tensor) and is_packed else self.part_values(x)
         for (name, part), value in zip(self.named_parts(), values, strict=True):
@@ -61,11 +78,11 @@ class MultiInput:
             except InputError as error:
                 raise InputError(f"input {name!r}: {error}") from None
         if len(rows := {len(v) for v in values}) != 1:
-            raise InputError(f"the inputs must have as many rows as one another; got {sorted(rows)}")
+            raise InputError(f"all inputs must have the same number of rows; got {sorted(rows)}")
         return x
 
     def part_values(self, x: object) -> list[Any]:
-        """The parts of a structure, in order. Raises InputError."""
+        """The values of a structure, in order. Raises InputError."""
         names = [name for name, _ in self.named_parts()]
         if isinstance(self.parts, Mapping):
             if not isinstance(x, Mapping) or set(x) != set(names):
@@ -78,7 +95,7 @@ class MultiInput:
         return list(x)
 
     def is_structure(self, x: object) -> bool:
-        """Whether x is a dict or a tuple of as many tensors, by the names of the parts."""
+        """Whether x has the structure: a dict with the names of the parts, or a tuple of as many tensors."""
         if isinstance(self.parts, Mapping):
             return isinstance(x, Mapping) and set(x) == set(self.parts)
         return (
@@ -88,7 +105,7 @@ class MultiInput:
         )
 
     def pack(self, x: Packed) -> Tensor:
-        """(N, D), of a structure or of what is packed already."""
+        """(N, D) of a structure; a tensor is returned as it is."""
         if isinstance(x, Tensor):
             return x
         values = self.part_values(x)
@@ -108,20 +125,24 @@ class MultiInput:
         return dict(zip(self.parts, values, strict=True)) if isinstance(self.parts, Mapping) else tuple(values)
 
     def encode(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, ...]:
-        """What the model wants: its arguments."""
+        """What the model takes: its arguments, each normalized."""
         return self._restore_structure(self._map_parts("encode", x))
 
     def decode(self, z: Packed) -> Tensor:
+        """The inverse of `encode`, packed (N, D)."""
         return self._map_packed("decode", self.pack(z))
 
     def clip(self, x: Tensor) -> Tensor:
+        """Packed x (N, D), each part moved into its valid range."""
         return self._map_packed("clip", x)
 
     def from_unit(self, u: Tensor) -> Tensor:
+        """Packed inputs for levels u (N, D) in [0, 1]."""
         pairs = zip(self.split(u), self.named_parts(), strict=True)
         return torch.cat([inputs_at_levels(part, v).flatten(1) for v, (_, part) in pairs], 1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n random valid inputs, packed (n, D)."""
         return torch.cat([part.sample(n, generator).flatten(1) for _, part in self.named_parts()], 1)
 
     def _map_parts(self, method: str, x: Tensor) -> list[Tensor]:

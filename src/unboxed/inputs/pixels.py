@@ -14,16 +14,32 @@ from ..validation import check_float, check_int
 from .base import RANGE_TOLERANCE, as_numbers, constants, settings_text
 from .batches import check_tensor
 
-MAX_UNDERSHOOT = 0.05  # further below zero lie normalized images
-MAX_IMAGE_VALUES = 2**36  # values of an image: beyond any memory
+MAX_UNDERSHOOT = 0.05  # images with values further below zero are taken to be normalized
+MAX_IMAGE_VALUES = 2**36  # values of an image: more than any memory
 
 
 @dataclass(frozen=True, repr=False)
 class Pixels:
-    """Images (N, C, H, W) in [0, 1]; `mean` and `std` are what the model was trained with, in units of [0, 1].
+    """Images (N, C, H, W) in [0, 1]: what one image is, and how the model normalizes it.
 
-    Each is a number, or one per channel: a sequence, an array or a tensor. Normalization happens inside the box, so all
-    methods, constraints and pictures are in pixel units. Raises InputError.
+    Normalization happens inside the box: inputs, results, constraints and figures are in pixel units. A signal is an
+    image (C, 1, L); a volume has its slices as channels.
+
+    Args:
+        shape: (channels, height, width) of one image.
+        mean: What the training of the model subtracted, in units of [0, 1]: a number or one per channel.
+        std: What it then divided by, in units of [0, 1]: a number or one per channel.
+
+    Raises:
+        InputError: for a shape that is not three positive ints, std not above 0, or values for 8-bit pixels.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> pixels = ub.Pixels((1, 28, 28), mean=0.5, std=0.25)
+        >>> pixels
+        Pixels((1, 28, 28), mean=0.5, std=0.25)
+        >>> pixels.encode(torch.ones(2, 1, 28, 28)).mean()
+        tensor(2.)
     """
 
     shape: tuple[int, int, int]
@@ -33,7 +49,7 @@ class Pixels:
     def __post_init__(self) -> None:
         shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
         if len(shape) != 3:
-            raise InputError(f"Pixels wants the shape (channels, height, width) of one image; got {self.shape!r}")
+            raise InputError(f"shape must be (channels, height, width) of one image; got {self.shape!r}")
         object.__setattr__(self, "shape", tuple(check_int("a side of the shape", s, minimum=1) for s in shape))
         for name, above, below in (("mean", -10.0, 10.0), ("std", 0.0, 10.0)):
             try:
@@ -45,35 +61,36 @@ class Pixels:
         return f"Pixels({', '.join([str(self.shape), *settings_text(self, mean=0.0, std=1.0)])})"
 
     def _check_channels(self, name: str, above: float, below: float) -> float | tuple[float, ...]:
-        """A number, or one a channel, in units of [0, 1]."""
+        """A number, or one per channel, in units of [0, 1]."""
         value = as_numbers(getattr(self, name))
         if not isinstance(value, (tuple, list)):
             return check_float(name, value, above, below)
         if len(value) not in (1, self.shape[0]):
             channels = f"{len(value)} values for {self.shape[0]} channels"
-            raise InputError(f"{name} has {channels}; give one, or one a channel")
+            raise InputError(f"{name} has {channels}; give one, or one per channel")
         return tuple(check_float(name, v, above, below) for v in value)
 
     def encode(self, x: Tensor) -> Tensor:
-        """What the model wants: (x - mean) / std."""
+        """What the model takes: (x - mean) / std."""
         return (x - self._row(self.mean, x)) / self._row(self.std, x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Back to pixels in [0, 1]."""
+        """The inverse of `encode`: pixels in [0, 1]."""
         return z * self._row(self.std, z) + self._row(self.mean, z)
 
     def clip(self, x: Tensor) -> Tensor:
+        """x clamped to [0, 1]."""
         return x.clamp(0, 1)
 
     def from_unit(self, u: Tensor) -> Tensor:
-        """Images of the levels u in [0, 1]: the levels themselves."""
+        """Images for levels u in [0, 1]: the levels themselves."""
         return u
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Noise images (n, C, H, W) in [0, 1]: valid inputs for a first look at the model."""
-        said = f"there is no memory for {n} images of the shape {self.shape}"
-        too_large = InputError(f"{said}; wanted (channels, height, width) of one image that the model takes")
-        if math.prod(self.shape) > MAX_IMAGE_VALUES:  # some systems hand out memory that they don't have
+        """n images of uniform noise (n, C, H, W) in [0, 1]."""
+        problem = f"there is no memory for {n} images of the shape {self.shape}"
+        too_large = InputError(f"{problem}; wanted (channels, height, width) of one image that the model takes")
+        if math.prod(self.shape) > MAX_IMAGE_VALUES:  # some systems allocate memory that they do not have
             raise too_large
         try:
             return torch.rand(n, *self.shape, generator=generator, device=generator.device)
@@ -81,23 +98,23 @@ class Pixels:
             raise too_large from error
 
     def check(self, x: Tensor) -> Tensor:
-        """Return x if it is a batch of such images; raise InputError that says what to do otherwise."""
+        """x itself, if it is a batch of such images; else InputError that says what to do."""
         low, high = check_tensor(x, self.shape, "images in [0, 1]")
         if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
             raise InputError(self._range_message(low, high))
         return x
 
     def _range_message(self, low: float, high: float) -> str:
-        said = f"images must lie in [0, 1]; these run from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
+        problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
         if low > -MAX_UNDERSHOOT and high <= 2:
-            return f"{said}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
+            return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
-            return f"{said}: divide them by the largest value there can be, 65535 for 16 bits"
+            return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"
         if low >= 0:
-            return f"{said}: they look like 8-bit values, divide them by 255"
+            return f"{problem}: they look like 8-bit values, divide them by 255"
         if self.mean != 0.0 or self.std != 1.0:
-            return f"{said}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
-        return f"{said}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
+            return f"{problem}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
+        return f"{problem}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
 
     def _row(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):
@@ -106,5 +123,5 @@ class Pixels:
 
 
 def _format_out_of_range(value: float) -> str:
-    """A number in as many digits as set it apart from 0 and 1."""
+    """A number with enough digits to tell it from 0 and 1."""
     return next((s for d in (3, 5, 7) if float(s := f"{value:.{d}g}") not in (0.0, 1.0)), f"{value:g}")

@@ -31,7 +31,8 @@ def load(
     Args:
         spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2).
         weights: A safetensors file or a checkpoint; nothing in it is ever executed. None takes the model as it is made.
-        inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model, inputs).
+        inputs: What its inputs are, `ub.Pixels((3, 224, 224), mean, std)`. None where the factory returns (model,
+        inputs).
         classes: Class names, in the order of the outputs.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
         seed: Seed of what the factory draws.
@@ -61,4 +62,7 @@ def _missing_inputs_text(spec: str, model: nn.Module) -> str:
     shape = ",".join(map(str, known_shape)) if known_shape else "3,224,224"
     python_hint = f"inputs=ub.Pixels(({shape.replace(',', ', ')}), mean=..., std=...)"
     command_hint = f"on the command line --shape {shape} --mean ... --std ..."
-    return f"{spec} doesn't say what its inputs are: pass {python_hint}, {command_hint}, or let the factory return (model, inputs)"
+    return (
+        f"{spec} doesn't say what its inputs are: pass {python_hint}, "
+        f"{command_hint}, or let the factory return (model, inputs)"
+    )

@@ -42,8 +42,8 @@ CONVERT_COMMAND = (
 def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
     """Load weights from a file or a state dict into a model, in place.
 
-    Names that a wrapper has prefixed (DataParallel, torch.compile, Lightning) are recognized. Pickled objects are refused:
-    nothing in a file is ever executed.
+    Names that a wrapper has prefixed (DataParallel, torch.compile, Lightning) are recognized. Pickled objects are
+    refused: nothing in a file is ever executed.
 
     Args:
         model: The module that the weights belong to.

@@ -24,8 +24,8 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     """The model that a text names, and what its inputs are if it says so.
 
     Args:
-        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2). A factory is
-            a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
+        spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory" or a `torch.export` file (.pt2). A factory
+            is a Module class, a Module, or a function without arguments that returns a Module or (Module, inputs).
         trained: Whether a model of the zoo has its trained weights.
         seed: Seed of what the factory draws.
 

@@ -34,8 +34,8 @@ def data(
     """The data set that a text names.
 
     Args:
-        spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder per
-            class, or flat), or "module:factory" of a torch Dataset.
+        spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder
+            per class, or flat), or "module:factory" of a torch Dataset.
         like: What images of a folder are resized and cropped to.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names; a folder's subfolders are matched to them.

@@ -156,8 +156,8 @@ def block_other_threads(
 ) -> Iterator[None]:
     """While open, in a thread that holds the locks, other threads that call the model wait.
 
-    `changes_flags` says that its train flags are about to change: then a forward of another thread that is under way waits,
-    too, at the next module that it comes to.
+    `changes_flags` says that its train flags are about to change: then a forward of another thread that is under way
+    waits, too, at the next module that it comes to.
     """
     wait = TransientHook(_waiting_hook(modules, locks))
     handles = [m.register_forward_pre_hook(wait) for m in (modules if changes_flags else (model,))]

@@ -135,7 +135,8 @@ def _default_output(raw: Any) -> Any:
     candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
     if len(candidates) != 1:
         raise OutputError(
-            f"the model gives {_describe(raw)}, in which {len(candidates)} tensors are (N, K): say which is the output, "
+            f"the model gives {_describe(raw)}, in which {len(candidates)} "
+            "tensors are (N, K): say which is the output, "
             'Box(..., output="name"), an index or a function'
         )
     return candidates[0]

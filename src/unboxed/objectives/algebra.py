@@ -26,10 +26,10 @@ MODEL_ENDS = frozenset({"input", "output", "logits"})
 class Objective:
     """An immutable function of activations with one score per example (N,); higher is better.
 
-    Combine objectives by + - * / with numbers, tensors or arrays (N,) and other objectives, on either side; `sum` works,
-    too. There is no `**`: multiply an objective by itself. A quotient is infinite where its divisor is 0.
-    The objectives of Unboxed pickle, copy and compare by value: two are equal when the same calls with equal numbers and
-    tensors made them; they hold copies of these tensors. One of your own pickles if its `score` does.
+    Combine objectives by + - * / with numbers, tensors or arrays (N,) and other objectives, on either side, or by
+    `sum`. There is no `**`: multiply an objective by itself. A quotient is infinite where its divisor is 0.
+    The objectives of Unboxed pickle, copy and compare by value: two are equal when the same calls with equal numbers
+    and tensors made them; they hold copies of these tensors. One of your own pickles if its `score` does.
 
     Args:
         score: Function of {address: activation (N, ...)} that gives scores (N,).

@@ -290,7 +290,7 @@ def _top_logits(z: Tensor, k: int) -> Tensor:
 
 
 def _safe_divisor(d: Tensor) -> Tensor:
-    """The divisor of the margin; 1 where it contains masked classes, and so does not measure the scale of the logits."""
+    """The divisor of the margin; 1 where it contains masked classes, and so does not measure the logits' scale."""
     is_masked = d > torch.finfo(d.dtype).max ** 0.5  # logits of -inf, or of the dtype's minimum
     return torch.where(is_masked, 1.0, d.clamp_min(1e-12))
 

@@ -32,7 +32,10 @@ def _filter_blocks(context: ReportContext) -> list[Block]:
         return [Note(f"No filters to show: {error}.")]
     image, bar = draw.filter_grid(weights, max_width=640)
     n_shown = min(64, len(weights))
-    alt = f"{n_shown} filters of the first layer, {format_shape(weights.shape[2:])} each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
+    alt = (
+        f"{n_shown} filters of the first layer, {format_shape(weights.shape[2:])} "
+        f"each, from {bar.tick_labels[0]} to {bar.tick_labels[-1]}"
+    )
     path = context.pictures.save_file("filters.png", draw.filters(weights, title="First-layer filters"))
     caption = [f"{n_shown} of {len(weights)} filters, {format_shape(weights.shape[1:])} each, one scale"]
     return [

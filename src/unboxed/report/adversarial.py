@@ -163,7 +163,8 @@ def _lead_text(context: ReportContext, models: Sequence[AttackedModel]) -> str:
     ):
         ratio = models[1].robustness.median_distance / result.median_distance
         text += (
-            f" Half of the right answers fall to changes of {result.median_distance:.2g} at most; {models[1].name} takes "
+            " Half of the right answers fall to changes of "
+            f"{result.median_distance:.2g} at most; {models[1].name} takes "
             f"{models[1].robustness.median_distance:.2g}, {ratio:.1f} times as much."
         )
     return text
@@ -186,7 +187,8 @@ def _accuracy_text(context: ReportContext, result: Robustness) -> str:
     if accuracy is not None and n < len(context.survey.rows):
         percentage += f"; {format_percent(accuracy)} of all examples"
     return (
-        f"Without an attack {clean.count} of these {n} answers {'is' if clean.count == 1 else 'are'} right ({percentage}); "
+        f"Without an attack {clean.count} of these {n} answers "
+        f"{'is' if clean.count == 1 else 'are'} right ({percentage}); "
         f"within {top} {context.input_nouns.unit} an attack leaves {result.robust_accuracy().count}."
     )
 
@@ -197,7 +199,10 @@ def _verdict_text(context: ReportContext, models: Sequence[AttackedModel]) -> tu
     fooled = sum(c.is_adversarial and c.class_after != c.class_before for c in all_changes)
     if not all_changes:
         return "", ""
-    text = f"Asked once more, {fooled} of the {len(all_changes)} changed {context.input_nouns.example}s get another answer."
+    text = (
+        f"Asked once more, {fooled} of the {len(all_changes)} "
+        f"changed {context.input_nouns.example}s get another answer."
+    )
     return text, "good" if fooled == len(all_changes) else "fair"
 
 

@@ -159,7 +159,8 @@ def _morph_lines(
     first = f"Example {context.survey.rows[plan.index]}: says {context.answer_text(plan.index)}"
     lines = [
         first + (f"; label {label}." if label is not None else "."),
-        f"{count_noun(last_frame.step, 'step')} toward {name}: {format_p(p)} ({reached}), changed by {change:.2f} (Euclidean norm).",
+        f"{count_noun(last_frame.step, 'step')} toward {name}: {format_p(p)} "
+        f"({reached}), changed by {change:.2f} (Euclidean norm).",
     ]
     if float((morphs.result[i] - morphs.input[i]).abs().max()) < MIN_CHANGE:
         lines.append("The ascent hardly moved; this morph tells nothing.")

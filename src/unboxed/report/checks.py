@@ -58,7 +58,8 @@ def _lead_text(context: ReportContext, verdicts: dict[str, Verdict], ranked_name
     counts = {grade: sum(verdicts[n].grade == grade for n in ranked_names) for grade in ("pass", "doubtful", "fail")}
     examples_text = count_noun(len(context.evidence), "example")
     return (
-        f"Every method draws something, of any model. Each was asked of this one, on {examples_text}: does its picture change "
+        "Every method draws something, of any model. Each was asked "
+        f"of this one, on {examples_text}: does its picture change "
         "once the weights of the model's upper half are random, is it empty for one that ignores its input, and does "
         "removing what it marks cost the answer? "
         f"{counts['pass']} pass, {counts['doubtful']} are doubtful, {counts['fail']} fail."

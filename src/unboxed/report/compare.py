@@ -305,7 +305,10 @@ def _accuracy_drop_text(full_accuracy: float, lowest_accuracy: float, unit: str,
             + (" or more." if full_accuracy < 1 else ".")
         )
     n_unneeded = int((accuracy_without >= full_accuracy).sum())
-    text = f"Unit {unit} is needed most: without it the accuracy falls from {format_percent(full_accuracy)} to {format_percent(lowest_accuracy)}."
+    text = (
+        f"Unit {unit} is needed most: without it the accuracy falls from "
+        f"{format_percent(full_accuracy)} to {format_percent(lowest_accuracy)}."
+    )
     return f"{text} {count_noun(n_unneeded, 'unit')} can be missed without loss." if n_unneeded else text
 
 

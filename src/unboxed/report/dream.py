@@ -99,7 +99,10 @@ def _untrained_control(
     changes, untrained_changes = ((images.to(x) - x).flatten(1) for images in (dream_images, untrained_images))
     cosine = float(torch.cosine_similarity(changes, untrained_changes, dim=1).mean())
     context.facts["dream"] = {"at": target.title, "untrained": cosine}
-    text = f"The same model without its training, dreaming {target.title}, changes the image otherwise (cosine {cosine:.2f})."
+    text = (
+        f"The same model without its training, dreaming {target.title}, "
+        f"changes the image otherwise (cosine {cosine:.2f})."
+    )
     if cosine < SAME_CHANGE_COSINE:
         return text, "good"
     return (

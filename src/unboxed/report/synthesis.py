@@ -132,7 +132,8 @@ def _verdict_text(verdicts: dict[str, JudgeReport], why: str) -> tuple[str, str]
         for r, v in verdicts.items()
     }
     text = (
-        f"The judge names {recognized_text['robust']} of these as their class; {recognized_text['faithful']} by the published recipe, "
+        f"The judge names {recognized_text['robust']} of these as their "
+        f"class; {recognized_text['faithful']} by the published recipe, "
         f"{recognized_text['noise']} of the control."
     )
     if passes_control(verdicts):
@@ -266,7 +267,10 @@ def _record_facts(
     context.facts["looks_for"] = facts
     if verdicts:
         robust, control = verdicts["robust"], verdicts["noise"]
-        recognized_text = f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} of the {len(classes)} images drawn of its classes"
+        recognized_text = (
+            f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} "
+            f"of the {len(classes)} images drawn of its classes"
+        )
         caveat = ": its approval is weak evidence" if is_weak_evidence(verdicts) and robust.n_recognized else ""
         context.headline.append(f"{recognized_text} and {control.n_recognized} of the noise control{caveat}.")
     k = _first_example_class(context, classes)

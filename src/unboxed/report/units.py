@@ -76,7 +76,10 @@ def _step_verdict(increased: Sequence[Tensor]) -> tuple[str, str]:
     if not increased:
         return "No projections were made.", ""
     all_increased = torch.cat(list(increased))
-    text = f"Changed a little as its picture says, {int(all_increased.sum())} of {len(all_increased)} examples excite their neuron more."
+    text = (
+        f"Changed a little as its picture says, {int(all_increased.sum())} "
+        f"of {len(all_increased)} examples excite their neuron more."
+    )
     return text, "good" if float(all_increased.double().mean()) > MIN_INCREASED_FRACTION else "bad"
 
 
@@ -185,7 +188,8 @@ def _dead_units_text(top: TopExamples) -> str:
     clearest, most_mixed = order[0], order[-1]
     return (
         f"{text} The clearest is unit {clearest}: its top examples are alike (mean cosine distance "
-        f"{float(top.mean_distance[clearest]):.2f} in {top.features}; {top.baseline_distance:.2f} between any two examples). "
+        f"{float(top.mean_distance[clearest]):.2f} in {top.features}; "
+        f"{top.baseline_distance:.2f} between any two examples). "
         f"The most mixed is unit {most_mixed} ({float(top.mean_distance[most_mixed]):.2f})."
     )
 
@@ -256,7 +260,10 @@ def _try_projections(
         return None, f"No projections: {error}."
     legend = "Beside them what of each patch counts, by deconvnet: red pixels raise the unit's value, blue lower it."
     if result.rule == "gradient":
-        legend = f"Beside them the gradient of the unit in each patch (deconvnet can't be had here: {result.fallback_reason})."
+        legend = (
+            "Beside them the gradient of the unit in each patch "
+            f"(deconvnet can't be had here: {result.fallback_reason})."
+        )
     return result, legend
 
 

@@ -1,7 +1,4 @@
-"""How robust is it? Evaluation under attacks with gradient-masking alarms, corruptions, calibration, certification.
-
-What judges a model by its errors moves in here and may run attacks of `adversarial`; an attack itself does not.
-"""
+"""How robust is it? Accuracy under attacks and corruptions, signs of gradient masking, calibration, certification."""
 
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability

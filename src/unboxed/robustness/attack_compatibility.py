@@ -1,13 +1,12 @@
-"""Which inputs and norms an attack takes: asked before an evaluation runs, and of what it gives back."""
+"""Which inputs and norms an attack takes: checked before an evaluation runs, and on its results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from ..box import Box
-from ..cards import Card
+from ..cards import Card, card_of
 from ..engine.optimize.constraints import BALL_BY_NORM
 from ..engine.read.sizes import require_images
 from ..errors import InputError
@@ -16,18 +15,12 @@ from ..inputs.pixels import Pixels
 Attacks = Mapping[str, Callable[..., Any]]
 
 
-def attack_card(attack: Callable[..., Any] | None) -> Card | None:
-    """The card of an attack, whatever settings were given with it; None for one without."""
-    card = getattr(attack.func if isinstance(attack, partial) else attack, "card", None)
-    return card if isinstance(card, Card) else None
-
-
 def compatible_attacks(attacks: Attacks, box: Box, norm: str) -> dict[str, Callable[..., Any]]:
     """Those of the attacks that take the box's inputs and the norm."""
     return {
         name: attack
         for name, attack in attacks.items()
-        if _accepts_inputs(attack_card(attack), box) and _accepts_norm(attack_card(attack), norm)
+        if _accepts_inputs(card_of(attack), box) and _accepts_norm(card_of(attack), norm)
     }
 
 
@@ -37,7 +30,7 @@ def common_norm(attacks: Attacks) -> str:
         (
             candidate
             for candidate in BALL_BY_NORM
-            if all(_accepts_norm(attack_card(attack), candidate) for attack in attacks.values())
+            if all(_accepts_norm(card_of(attack), candidate) for attack in attacks.values())
         ),
         "linf",
     )
@@ -52,30 +45,30 @@ def _accepts_norm(card: Card | None, norm: str) -> bool:
 
 
 def check_inputs(attacks: Attacks, box: Box) -> None:
-    """Refuse attacks that take images alone, of a box that takes others, before any runs. Raises InputError."""
+    """Raise InputError for attacks that take only images, where the box takes other inputs."""
     for name, attack in attacks.items():
-        if not _accepts_inputs(attack_card(attack), box):
+        if not _accepts_inputs(card_of(attack), box):
             require_images(box, f"the attack {name}")
 
 
 def check_norms(attacks: Mapping[str, Callable[..., Any] | None], norm: str) -> None:
-    """Refuse attacks whose cards leave the norm out, before any of them runs. Raises InputError."""
+    """Raise InputError for attacks that do not take the norm."""
     for name, attack in attacks.items():
-        card = attack_card(attack)
+        card = card_of(attack)
         if card is not None and not _accepts_norm(card, norm):
             allowed_norms = " or ".join(f'norm="{allowed}"' for allowed in card.norms)
             method_name = card.method.__name__
             attack_label = name if name == method_name else f"{name} ({method_name})"
             raise InputError(
-                f'{attack_label} takes {allowed_norms}, and the evaluation is in norm="{norm}": give that norm, leave it out, or give '
-                "another attack in its place (pgd, fab and fmn take all norms)"
+                f'{attack_label} takes {allowed_norms}, and the evaluation is in norm="{norm}": give that norm, leave '
+                "it out, or give another attack in its place (pgd, fab and fmn take all norms)"
             )
 
 
 def check_same_norm(name: str, attack_norm: str, required_norm: str) -> None:
-    """Raise InputError for an attack that measures in another norm: it has no `norm`, or one of its own was given."""
+    """Raise InputError for an attack that measured in another norm, having no `norm` or a fixed one."""
     if attack_norm != required_norm.lower():
         raise InputError(
-            f"{name} measures distances in {attack_norm}, and the evaluation is in {required_norm}: leave it out, or evaluate "
-            f'with norm="{attack_norm}"'
+            f"{name} measures distances in {attack_norm}, and the evaluation is in {required_norm}: leave it out, or "
+            f'evaluate with norm="{attack_norm}"'
         )

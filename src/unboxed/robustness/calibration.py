@@ -6,7 +6,7 @@ Guo, Pleiss, Sun & Weinberger 2017, "On Calibration of Modern Neural Networks", 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,73 +17,104 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import OutputError
-from ..model.batching import BatchSize
-from ..validation import check_int
+from ..parameters import BatchSize, Data, MaxExamples
+from ..settings import AtLeast, Unit, check_settings
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are looked at
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are tried
 N_BISECTIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often the model is right at each confidence, its largest probability, in B bins of equal width."""
+    """Accuracy at each confidence (the largest probability), in B bins of equal width."""
 
-    bin_edges: Tensor  # (B, 2) a bin holds what is above the first and not above the second
+    bin_edges: Tensor  # (B, 2) lower (excluded) and upper (included)
     bin_counts: Tensor  # (B,)
-    bin_confidence: Tensor  # (B,) mean of the bin; 0, as its accuracy, where it is empty
-    bin_accuracy: Tensor  # (B,)
+    bin_confidence: Tensor  # (B,) mean of the bin; 0 where it is empty
+    bin_accuracy: Tensor  # (B,) 0 where it is empty
     ece: float  # expected calibration error: the mean |accuracy - confidence| over examples
-    mce: float  # the largest of any bin that is not empty
-    brier: float  # mean squared distance of the probabilities from the label's, summed over classes: 0 to 2
+    mce: float  # maximum calibration error: the largest |accuracy - confidence| of a bin
+    brier: float  # mean squared error of the probabilities, summed over classes: 0 to 2
     nll: float  # mean negative log-likelihood of the labels
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The model as it is, and with its logits divided by the `temperature` that makes the labels likeliest."""
+    """Reliability of the model as it is, and with its logits divided by the `temperature` of highest likelihood."""
+
+    returns: ClassVar[str] = "curve"
 
     uncalibrated: Reliability
     scaled: Reliability
-    temperature: float  # above 1: the model is too sure of itself
+    temperature: float  # above 1: the model is overconfident
     accuracy: float
-    error_index: Tensor  # (M,) places in the data of the wrong answers, the most confident first
-    error_confidence: Tensor  # (M,) their probabilities
+    error_index: Tensor  # (M,) positions in the data of the errors, the most confident first
+    error_confidence: Tensor  # (M,) probabilities
     error_prediction: Tensor  # (M,) classes
     error_label: Tensor  # (M,)
 
     def __str__(self) -> str:
-        confidence_note = "too sure" if self.temperature > 1 else "not sure enough"
-        message = f"{self.accuracy:.1%} right; expected calibration error {self.uncalibrated.ece:.2%}, {self.scaled.ece:.2%} at"
-        return f"{message} temperature {self.temperature:.2f} ({confidence_note})"
+        confidence_note = "overconfident" if self.temperature > 1 else "underconfident"
+        errors_text = f"expected calibration error {self.uncalibrated.ece:.2%}, {self.scaled.ece:.2%} at temperature"
+        return f"accuracy {self.accuracy:.1%}; {errors_text} {self.temperature:.2f} ({confidence_note})"
 
 
 @card(
     name="Calibration",
     source="Guo et al. 2017, arXiv:1706.04599, sections 2 and 4.2; score: Brier 1950",
-    shows="Whether its probabilities are how often the model is right, which temperature mends them, its worst errors.",
-    does_not_show="Anything of data unlike these; and the temperature was fitted to the very data that it is judged on.",
+    shows="Whether probabilities are how often the model is right, a temperature that corrects them, the worst errors.",
+    does_not_show="Calibration on other data; and the temperature is judged on the data that it was fitted to.",
     example=lambda method, box, x, y: method(box, (x, y), n_bins=5),
+    order=10,
 )
 def calibration(
     box: Box,
-    data: Any,
+    data: Data,
     *,
-    n_bins: int = 15,
-    n_errors: int = 20,
-    max_examples: int | None = None,
+    n_bins: Annotated[int, AtLeast(1), Unit("bins"), "Number of bins of confidence, of equal width."] = 15,
+    n_errors: Annotated[int, AtLeast(0), Unit("examples"), "Number of most confident errors that are listed."] = 20,
+    max_examples: MaxExamples = None,
     batch_size: BatchSize = "auto",
 ) -> Calibration:
-    """Reliability on `data`, (x, y) tensors or a Dataset of (image, class), and its `errors` most confident errors.
+    """Is the model right as often as it says? Reliability, and the temperature that corrects it.
 
-    Of the first `most` examples, or all. Raises InputError, DataError and OutputError.
+    For a classifier whose probabilities matter. The temperature is fitted to the same data: measure on other data how
+    well it does there.
+
+    Args:
+        box: The model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
+            class).
+        n_bins: Number of bins of confidence, of equal width. ECE and MCE depend on it; 15 is usual.
+        n_errors: Number of most confident errors that are listed.
+        max_examples: Use only the first of the examples; None uses all.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Calibration`: `uncalibrated` and `scaled` reliability (bins, ECE, MCE, Brier score, NLL), the `temperature`,
+        and the most confident errors.
+
+    Raises:
+        InputError: for settings out of their range.
+        DataError: for data without labels or without examples.
+        OutputError: for a model without classes, or with several labels per example.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> result = ub.robustness.calibration(box, ub.data.digits("test"))
+        >>> result.uncalibrated.bin_counts.sum()
+        tensor(359)
+
+    Source:
+        Guo et al. 2017, arXiv:1706.04599, sections 2 and 4.2. The temperature is found by bisection of the likelihood's
+        derivative, between 0.01 and 100. Brier 1950 for the score.
     """
+    check_settings(calibration, locals())
     box.require_class_scores("calibration")
     if box.outputs == "multilabel":
-        raise OutputError("calibration is of one class an example; the box's outputs are multilabel")
-    n_bins, n_errors = check_int("n_bins", n_bins, minimum=1), check_int("n_errors", n_errors)
-    x, y, rows = indexed_labeled_examples(
-        box, data, None if max_examples is None else check_int("max_examples", max_examples, minimum=1)
-    )
+        raise OutputError("calibration needs one class per example; the box's outputs are multilabel")
+    x, y, rows = indexed_labeled_examples(box, data, max_examples)
     z = finite_logits(box, x, batch_size).double()  # (N, K)
     best_temperature = fit_temperature(z, y)
     uncalibrated, scaled = (_reliability(z / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature))
@@ -94,9 +125,9 @@ def calibration(
 
 
 def fit_temperature(z: Tensor, y: Tensor) -> float:
-    """The T at which softmax(z / T) makes the labels y (N,) likeliest, given logits z (N, K); within 0.01 to 100.
+    """The T of highest likelihood of the labels y (N,) under softmax(z / T), given logits z (N, K); 0.01 to 100.
 
-    The likelihood's slope in 1 / T, mean(z_y - E[z]), falls as 1 / T rises: it is bisected.
+    The derivative of the log-likelihood in 1 / T, mean(z_y - E[z]), falls as 1 / T rises: it is bisected.
     """
     z = z.double()
     label_logits = z.gather(1, y[:, None])[:, 0]
@@ -130,7 +161,7 @@ def _reliability(z: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Relia
 
 
 def _bin_index(top_prob: Tensor, n_bins: int) -> Tensor:
-    """The bin (N,) of each confidence: ((m - 1) / B, m / B]; compared, for `sure * bins` may round over an edge."""
+    """The bin (N,) of each confidence: ((m - 1) / B, m / B]; not by top_prob * n_bins, which may round over an edge."""
     return torch.bucketize(top_prob, torch.arange(1, n_bins, dtype=top_prob.dtype, device=top_prob.device) / n_bins)
 
 

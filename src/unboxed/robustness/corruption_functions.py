@@ -1,4 +1,4 @@
-"""Common corruptions of images, each in five severities: what weather, sensors and files do to them, without malice.
+"""Common corruptions of images, each in five severities: what weather, sensors and files do to images.
 
 After Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv:1903.12261, whose ImageNet-C constants are taken where an image of any size allows it; rotation is not theirs.
@@ -21,8 +21,8 @@ from ..rng import sample_generator
 from ..validation import check_int, check_seed
 
 Generator = torch.Generator
-CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), how much of it, draws -> (C, H, W)
-PHOTO_SIDE_PIXELS = 224  # pixels on the side of the images that the severities of blur are for
+CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), amount, generator -> (C, H, W)
+PHOTO_SIDE_PIXELS = 224  # side of the images that the severities of blur are meant for
 
 
 def _gaussian_noise(x: Tensor, std: float, generator: Generator) -> Tensor:
@@ -30,7 +30,7 @@ def _gaussian_noise(x: Tensor, std: float, generator: Generator) -> Tensor:
 
 
 def _shot_noise(x: Tensor, photons: float, generator: Generator) -> Tensor:
-    """c photons where it is white."""
+    """So many photons at white."""
     return torch.poisson(x * photons, generator=generator) / photons
 
 
@@ -44,7 +44,7 @@ def _gaussian_blur(x: Tensor, std_pixels: float, generator: Generator) -> Tensor
 
 
 def _motion_blur(x: Tensor, length_pixels: float, generator: Generator) -> Tensor:
-    """The mean along a line of c pixels, in a direction drawn between -45 and 45 degrees."""
+    """The mean along a line of so many pixels, at a random angle between -45 and 45 degrees."""
     angle = (torch.rand((), generator=generator, device=x.device, dtype=x.dtype) - 0.5) * math.pi / 2
     length = length_pixels * _blur_scale(x)
     offsets = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1, device=x.device, dtype=x.dtype)
@@ -60,14 +60,14 @@ def _contrast(x: Tensor, factor: float, generator: Generator) -> Tensor:
 
 
 def _brightness(x: Tensor, increase: float, generator: Generator) -> Tensor:
-    """The value of HSV, the largest channel, raised by c: hue and saturation stay."""
+    """The value of HSV (the largest channel) increased: hue and saturation stay."""
     value = x.amax(0, keepdim=True)
     raised = (value + increase).clamp_max(1)
     return torch.where(value > 0, x * raised / value.clamp_min(1e-12), raised)
 
 
 def _jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
-    """Saved as a JPEG file of quality c and loaded: gray or RGB, or else each channel as a gray one."""
+    """Saved as a JPEG file and loaded: gray or RGB, other images channel by channel."""
     if len(x) not in (1, 3):
         return torch.cat([_jpeg(channel[None], quality, generator) for channel in x])
     levels = (x.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu()
@@ -79,14 +79,14 @@ def _jpeg(x: Tensor, quality: float, generator: Generator) -> Tensor:
 
 
 def _pixelate(x: Tensor, size_fraction: float, generator: Generator) -> Tensor:
-    """Shrunk to the share c of its sides, and enlarged with hard pixels."""
+    """Shrunk to a share of its sides, and enlarged by nearest neighbors."""
     size = tuple(x.shape[-2:])
     shrunk = F.interpolate(x[None], [max(1, int(side * size_fraction)) for side in size], mode="area")
     return F.interpolate(shrunk, size, mode="nearest-exact")[0]
 
 
 def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
-    """By c degrees to the left or the right, around the middle; what is not seen there mirrors what is."""
+    """By so many degrees to the left or the right, around the center; beyond its edges the image is mirrored."""
     turns_left = torch.rand((), generator=generator, device=x.device, dtype=x.dtype) < 0.5
     angle = torch.where(turns_left, 1.0, -1.0).to(x.dtype) * math.radians(degrees)
     zero_shift = torch.zeros_like(angle)
@@ -94,7 +94,7 @@ def _rotation(x: Tensor, degrees: float, generator: Generator) -> Tensor:
 
 
 def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Tensor) -> Tensor:
-    """An image turned by an angle (radians) and then moved by so many pixels, mirrored beyond its edges."""
+    """An image rotated by an angle (radians) and shifted by so many pixels, mirrored beyond its edges."""
     h, w = x.shape[-2:]
     cos, sin = angle.cos(), angle.sin()
     matrix_rows = (
@@ -107,7 +107,7 @@ def _affine_sample(x: Tensor, angle: Tensor, shift_right: Tensor, shift_down: Te
 
 
 def _blur_scale(x: Tensor) -> float:
-    """What blur of a photo comes to in an image of this size: between as many pixels and as large a share of it."""
+    """Factor for blur in an image of this size: the geometric mean of the same pixels and the same share of it."""
     return math.sqrt(min(x.shape[-2:]) / PHOTO_SIDE_PIXELS)
 
 
@@ -122,13 +122,35 @@ CORRUPTION_LEVELS: dict[str, tuple[CorruptionFn, tuple[float, ...]]] = {
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
     "rotation": (_rotation, (5, 10, 15, 20, 30)),
 }
-"""Each kind, and how much of it there is at severities 1 to 5."""
+"""Each kind, and its amount at severities 1 to 5."""
 
 
 def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tensor | None = None) -> Tensor:
-    """Images (N, C, H, W) in [0, 1], corrupted: `kind` is one of `CORRUPTIONS`, `severity` 1 to 5.
+    """Images with one common corruption.
 
-    Random draws are keyed by the seed and each image's place, or its number in `rows` (N,). Raises InputError.
+    For a look at what `corruptions` measures, or for augmentation.
+
+    Args:
+        x: Images (N, C, H, W) in [0, 1].
+        kind: One of `CORRUPTIONS`: "gaussian_noise", "jpeg", ...
+        severity: From 1 (mild) to 5 (severe).
+        seed: Seed of all random draws: same seed, same result.
+        rows: Numbers (N,) of the images, which their draws depend on. None: 0, 1, ...
+
+    Returns:
+        Images (N, C, H, W) in [0, 1].
+
+    Raises:
+        InputError: for an unknown kind or severity, or other inputs than images.
+
+    Example:
+        >>> import unboxed as ub
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.robustness.corrupted(x, "gaussian_noise", severity=5).shape
+        torch.Size([4, 1, 28, 28])
+
+    Source:
+        Hendrycks & Dietterich 2019, arXiv:1903.12261; see `corruptions` for deviations.
     """
     corrupt, amount = _corruption_and_amount(kind, severity)
     Pixels(_check_image_shape(x)).check(x)
@@ -145,7 +167,7 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
 
 def _corruption_and_amount(kind: object, severity: object) -> tuple[CorruptionFn, float]:
     if not isinstance(kind, str) or kind not in CORRUPTION_LEVELS:
-        raise InputError(f"a corruption is one of {', '.join(CORRUPTION_LEVELS)}; got {kind!r}")
+        raise InputError(f"kind must be one of {', '.join(CORRUPTION_LEVELS)}; got {kind!r}")
     if check_int("severity", severity, minimum=1) > 5:
         raise InputError(f"severity is 1 to 5; got {severity!r}")
     corrupt, amounts = CORRUPTION_LEVELS[kind]

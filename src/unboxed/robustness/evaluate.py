@@ -1,4 +1,4 @@
-"""How robust a model is: clean and robust accuracy over eps, by class, by attack, and whether that can be believed."""
+"""Robustness of a model: clean and robust accuracy over eps, by class and by attack, and signs of masked gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,40 +39,40 @@ from .proportion import Proportion
 
 Attack = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 DEFAULT_ATTACKS: Mapping[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "square": partial(square, queries=500)}
-"""What a model is asked by default: a single step, many steps, and no gradient at all."""
-EXAMPLES_PER_TASK = 500  # examples at a time, after which a checkpoint is written
+"""Attacks by default: a single step, many steps, and one without gradients."""
+EXAMPLES_PER_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_TASK_NAME = "least distance"
 SAVED_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Robustness:
-    """Of N examples, E eps, A attacks and K classes."""
+    """Clean and robust accuracy of N examples, over E eps, A attacks and K classes."""
+
+    returns: ClassVar[str] = "curve"
 
     norm: str
     eps: tuple[float, ...]  # (E,), ascending
     attacks: tuple[str, ...]  # (A,)
     classes: tuple[str, ...]  # (K,)
     labels: Tensor  # (N,)
-    is_correct: Tensor  # (N,) bool: named right without an attack
-    is_robust: Tensor  # (A, E, N) bool: still named right under each attack
-    min_distance: (
-        Tensor  # (N,) the distance of the nearest fooling image found; zero: none was needed, infinite: none found
-    )
-    mean_queries: Tensor  # (A,) forward passes, the mean of an example over all eps
+    is_correct: Tensor  # (N,) bool: correct without an attack
+    is_robust: Tensor  # (A, E, N) bool: still correct under each attack
+    min_distance: Tensor  # (N,) of the nearest adversarial image found; 0: misclassified without one; inf: none found
+    mean_queries: Tensor  # (A,) mean forward passes per example, over all eps
     masking_findings: tuple[MaskingFinding, ...]
-    interrupted: bool = False
+    interrupted: bool = False  # by Ctrl-C
 
     @property
     def clean_accuracy(self) -> Proportion:
         return Proportion(int(self.is_correct.sum()), len(self.is_correct))
 
     def robust_accuracy(self, eps: float | None = None, attack: str | None = None) -> Proportion:
-        """Accuracy under all attacks together (or one), at one eps (by default the largest). Raises InputError."""
+        """Accuracy under all attacks together (or one), at one eps (default: the largest). Raises InputError."""
         if eps is not None and eps not in self.eps:
-            raise InputError(f"eps is one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
+            raise InputError(f"eps must be one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
         if attack is not None and attack not in self.attacks:
-            raise InputError(f"attack is one of {', '.join(self.attacks)}; got {attack!r}")
+            raise InputError(f"attack must be one of {', '.join(self.attacks)}; got {attack!r}")
         eps_index = -1 if eps is None else self.eps.index(eps)
         is_robust = (
             self.is_robust[:, eps_index]
@@ -82,7 +82,7 @@ class Robustness:
         return Proportion(int(is_robust.all(0).sum()), len(self.is_correct))
 
     def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
-        """Clean and robust accuracy of each class that occurs; classes of one name by their numbers, too: "cat (3)"."""
+        """{class: (clean, robust accuracy)} of the classes that occur; of equal names with their numbers: "cat (3)"."""
         eps_index = -1 if eps is None else self.eps.index(eps)
         is_robust = self.is_robust[:, eps_index].all(0)
         masks = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
@@ -97,7 +97,7 @@ class Robustness:
 
     @property
     def median_distance(self) -> float:
-        """The median distance to the nearest fooling image of the examples named right; infinite: half have none."""
+        """Median distance of the correct examples to the nearest adversarial image found; inf: half have none."""
         distances = self.min_distance[self.is_correct]
         return float(distances.sort().values[(len(distances) - 1) // 2]) if len(distances) else float("nan")
 
@@ -105,10 +105,10 @@ class Robustness:
         curve = ", ".join(
             f"{self.robust_accuracy(eps_value).value:.1%} within {format_eps(eps_value)}" for eps_value in self.eps
         )
-        summary = f"{self.clean_accuracy.value:.1%} of {len(self.is_correct)} right, {curve} ({self.norm}; {', '.join(self.attacks)})"
-        findings_text = (
-            f", alarms: {', '.join(finding.name for finding in self.masking_findings)}" if self.masking_findings else ""
-        )
+        summary = f"clean accuracy {self.clean_accuracy.value:.1%} of {len(self.is_correct)}, robust {curve}"
+        summary += f" ({self.norm}; {', '.join(self.attacks)})"
+        names = ", ".join(finding.name for finding in self.masking_findings)
+        findings_text = f", signs of gradient masking: {names}" if names else ""
         return f"Robustness({summary}{findings_text}{', interrupted' if self.interrupted else ''})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,16 +149,50 @@ def evaluate(
     checkpoint: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Robustness:
-    """Accuracy on `data` (a Dataset of (input, class), or tensors (x, y)) under each attack and all of them, per eps.
+    """Clean and robust accuracy under attacks, over eps, with checks whether the figures can be believed.
 
-    `attacks` {name: attack}, by default those of FGSM, PGD-40 and Square that take the model's inputs and the norm;
-    `ub.adversarial.auto_attack` is the strongest. `eps` is in pixel range; of a table, in each column's own unit. What
-    an attack fooled at one eps it is not asked again at a larger one: that image is inside the larger ball. `minimal`
-    looks for the least distance. Robust accuracy is an upper bound: the next attack may find more, and alarms say where
-    it is a poor one (Carlini et al. 2019, arXiv:1902.06705). On Ctrl-C what was found so far is returned; with a
-    `checkpoint` file, the same call goes on from there; an attack of your own is compared by its code and all that it
-    refers to. Raises InputError, DataError, OutputError where the model gives NaN, and ModelError where that file is of
-    other settings, attacks, weights, answers, examples or labels, or of another order of them.
+    The question to ask of a model before an attack by hand. Robust accuracy is an upper bound: another attack may find
+    more, so give `ub.adversarial.auto_attack` for figures to publish. What an attack fooled at one eps is not attacked
+    again at a larger one, since that image is inside the larger ball. Ctrl-C keeps what was found until then.
+
+    Args:
+        box: The model.
+        data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
+            class).
+        attacks: {name: attack}, each called as attack(box, x, y, eps=..., norm=...), with seed and batch_size if it
+            takes them. None: those of FGSM, PGD of 40 steps and Square that take the inputs and the norm.
+        eps: Largest distances from x. In pixel range; of a table, in each column's unit.
+        norm: Norm in which the distance from x is measured.
+        max_examples: Use only the first of the examples; None uses all.
+        minimal_attack: Attack that searches for the smallest change, for `min_distance`. None: only `attacks` count.
+        check_masking: Look for signs of masked gradients, which make robust accuracy too high.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+        checkpoint: File from which a call that was stopped goes on. An attack of your own is compared by its code and
+            all that it refers to.
+        quiet: Show no progress bar.
+
+    Returns:
+        A `Robustness`: `clean_accuracy`, `robust_accuracy(eps, attack)`, `min_distance` (N,), `masking_findings`.
+
+    Raises:
+        InputError: for settings out of their range, or attacks that do not take the norm or the inputs.
+        DataError: for data without labels or without examples.
+        OutputError: for a model without classes, or one that outputs NaN.
+        ModelError: for a checkpoint of other settings, attacks, weights, examples or labels.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> data = ub.data.digits("test").first(20)
+        >>> attacks = {"fgsm": ub.adversarial.fgsm}
+        >>> result = ub.robustness.evaluate(box, data, attacks, eps=[0.1], check_masking=False)
+        >>> result.robust_accuracy().n
+        20
+
+    Source:
+        Carlini et al. 2019, arXiv:1902.06705 (how to evaluate), and Athalye et al. 2018, arXiv:1802.00420, section 3.1
+        (signs of masked gradients).
     """
     seed = check_seed(seed)
     x, y = labeled_examples(box, data, max_examples)
@@ -166,6 +200,7 @@ def evaluate(
     eps_values = tuple(
         sorted({check_eps_range(box, resolve_ball(eps_value, norm, None)).eps for eps_value in _eps_list(eps)})
     )
+    norm = type(unbounded_ball(norm)).__name__.lower()
     if not chosen_attacks:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     check_inputs(chosen_attacks, box)
@@ -196,7 +231,7 @@ def _eps_list(eps: Sequence[float] | float) -> list[float]:
 
 
 class _Evaluation:
-    """One evaluation under way, a part of the examples, one attack and one eps at a time."""
+    """A running evaluation: one attack, one eps and a part of the examples at a time."""
 
     def __init__(
         self, box: Box, x: Tensor, y: Tensor, norm: str, eps: tuple[float, ...], attacks: dict[str, Attack],
@@ -239,12 +274,12 @@ class _Evaluation:
         return [*tasks, *((MINIMAL_TASK_NAME, None, part) for part in row_slices if self.minimal_attack is not None)]
 
     def _run_task(self, name: str, eps_index: int | None, rows: slice) -> None:
-        """Attack one part of the examples. What an attack that was stopped has found is kept all the same."""
+        """Attack one part of the examples. What an interrupted attack found is kept."""
         attack = self.minimal_attack if eps_index is None else self.attacks[name]
         attack_index = list(self.attacks).index(name) if eps_index is not None else 0
         is_robust = self.is_correct if eps_index is None else self.is_robust[attack_index, eps_index]
         active = is_robust[rows].nonzero()[:, 0] + rows.start
-        if self.box.batch_dependent and len(active):  # rows that change one another stay in company
+        if self.box.batch_dependent and len(active):  # a batch-dependent model gets all rows
             active = torch.arange(len(self.x), device=self.x.device)
         if len(active) and attack is not None:
             eps_value = None if eps_index is None else self.eps[eps_index]
@@ -278,7 +313,7 @@ class _Evaluation:
         except KeyboardInterrupt:
             self.interrupted = True
 
-    # -- going on after an end that nobody chose -------------------------------------------------------------------
+    # -- the checkpoint --------------------------------------------------------------------------------------------
 
     def settings(self, seed: int) -> dict[str, Any]:
         return box_checkpoint_settings(self.box) | {
@@ -300,7 +335,7 @@ class _Evaluation:
                 setattr(self, name, saved_state[name].to(getattr(self, name).device))
 
     def task_checkpoint(self, task_index: int) -> Path | None:
-        """Where an attack that saves its own state within a task does so, beside the evaluation's file."""
+        """The file for an attack that saves its own state within a task, next to the evaluation's file."""
         return (
             None
             if self.checkpoint is None
@@ -308,7 +343,7 @@ class _Evaluation:
         )
 
     def checkpoint_kwargs(self, attack: Attack) -> dict[str, Any]:
-        """The checkpoint of the task that runs, for an attack that takes one and was not given its own."""
+        """`checkpoint` of the present task, for an attack that takes one and was not given one."""
         file, given_kwargs = (
             self.task_checkpoint(self.n_finished),
             attack.keywords if isinstance(attack, partial) else {},
@@ -341,13 +376,13 @@ class _Evaluation:
 
 
 def supported_kwargs(attack: Attack, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that an attack has a name for: what draws nothing takes no seed."""
+    """Those of the settings that an attack takes: one without random draws has no seed."""
     parameters = signature(attack).parameters
     takes_any_keyword = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in kwargs.items() if takes_any_keyword or name in parameters}
 
 
 def _attack_repr(name: str, attack: Attack | None) -> str:
-    """An attack with all that it is made of. Raises InputError."""
+    """An attack with its code and settings, to be compared. Raises InputError."""
     advice = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
     return checkpoint_repr(f"the attack {name!r}", attack, advice)

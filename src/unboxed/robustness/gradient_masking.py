@@ -1,5 +1,4 @@
-"""Is a model robust, or are its gradients of no use to an attack? What can't be true of a model that attacks see
-through.
+"""Signs of gradient masking: what cannot happen where attacks see the model's true gradients.
 
 Athalye, Carlini & Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", arXiv:1802.00420, section 3.1.
 """
@@ -25,8 +24,8 @@ from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan, reindex_error
 
-MAX_EXAMPLES = 200  # examples that are asked
-MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many of them one attack must beat another before it is told
+MAX_EXAMPLES = 200  # examples that are used
+MIN_BEATEN_FRACTION, MIN_BEATEN_EXAMPLES = 0.05, 3  # by how many one attack must beat another to be reported
 FEW_STEPS, MANY_STEPS = 10, 100  # steps
 SQUARE_QUERIES = 500
 N_NOISE_SAMPLES = 10  # of a model's own noise
@@ -34,9 +33,11 @@ N_NOISE_SAMPLES = 10  # of a model's own noise
 
 @dataclass(frozen=True)
 class MaskingFinding:
+    """A sign that gradients are masked, and that robust accuracy is too high."""
+
     name: str
     message: str
-    fractions: dict[str, float] = field(default_factory=dict)  # shares of the examples asked
+    fractions: dict[str, float] = field(default_factory=dict)  # shares of the examples used
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,11 +58,40 @@ def check_gradient_masking(
     seed: int = 0,
     batch_size: BatchSize = "auto",
 ) -> tuple[MaskingFinding, ...]:
-    """What speaks against the robust accuracy within `eps`, asked of the first examples (N, ...) named `right` (N,)."""
+    """Signs that the robust accuracy within `eps` is too high because gradients are masked.
+
+    `evaluate` runs this with the largest eps. Nothing is reported for batch-dependent models, whose examples cannot be
+    attacked apart.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        y: Correct classes (N,).
+        is_correct: (N,) bool: correct without an attack. The first 200 of these are used.
+        eps: Largest distance from x.
+        norm: Norm in which the distance from x is measured.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `MaskingFinding` for each sign; none where there is no sign.
+
+    Raises:
+        InputError: for settings out of their range.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> from unboxed.robustness.gradient_masking import check_gradient_masking
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> check_gradient_masking(box, x, y, torch.ones(4, dtype=torch.bool), eps=0.3)
+        ()
+
+    Source:
+        Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
+    """
     rows = is_correct.nonzero()[:MAX_EXAMPLES, 0]
-    if (
-        not len(rows) or box.batch_dependent
-    ):  # rows that change one another can't be asked apart from those that are wrong
+    if not len(rows) or box.batch_dependent:
         return ()
     comparison = _AttackComparison(
         box, x[rows], y[rows], resolve_ball(eps, norm, None), {"seed": seed, "batch_size": batch_size}
@@ -80,7 +110,7 @@ def check_gradient_masking(
 
 @dataclass
 class _AttackComparison:
-    """Examples that the model names right, and how many of them each attack leaves so."""
+    """Correctly classified examples, and how many of them each attack leaves so."""
 
     box: Box
     x: Tensor  # (M, ...)
@@ -89,10 +119,10 @@ class _AttackComparison:
     attack_kwargs: dict[str, Any]
 
     def count_robust(self, attack: Callable[..., Any], ball: NormBall | None = None, **extra_kwargs: Any) -> int:
-        """How many examples the attack leaves right."""
+        """The number of examples that the attack does not fool."""
         x = self.box.restore_structure(self.x)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is an alarm of its own
+            warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is reported separately
             result = attack(
                 self.box, x, self.y, **_ball_kwargs(ball or self.ball), **self.attack_kwargs, **extra_kwargs
             )
@@ -101,7 +131,7 @@ class _AttackComparison:
         return int((~result.success).sum())
 
     def is_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
-        """Whether so few left standing are fewer than by chance."""
+        """Whether the first number is so much smaller that chance does not explain it."""
         return n_robust_weaker - n_robust_stronger >= max(MIN_BEATEN_EXAMPLES, MIN_BEATEN_FRACTION * len(self.x))
 
     def fraction(self, n_robust: int) -> float:
@@ -113,14 +143,14 @@ def _ball_kwargs(ball: NormBall) -> dict[str, Any]:
 
 
 def check_stochastic(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
-    """The model draws at every look: what an attack sees is one draw of many."""
+    """The model draws random numbers: an attack sees one draw of many."""
     if not comparison.box.stochastic:
         return
     predictions = torch.stack([_predict_with_seed(comparison, seed) for seed in range(N_NOISE_SAMPLES)])  # (DRAWS, M)
     changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
     message = (
-        f"the model draws random numbers when it runs, and over {N_NOISE_SAMPLES} draws {changed_fraction:.0%} of its answers change. An "
-        f"attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES}, which climb the mean over so many"
+        f"the model draws random numbers when it runs, and over {N_NOISE_SAMPLES} draws {changed_fraction:.0%} of its "
+        f"answers change. An attack sees one draw; give pgd and fgsm eot={N_NOISE_SAMPLES}, which average over so many"
     )
     yield MaskingFinding("random layers", message, {"changes": changed_fraction})
 
@@ -131,7 +161,7 @@ def _predict_with_seed(comparison: _AttackComparison, seed: int) -> Tensor:
 
 
 def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
-    """Nothing tells an attack by gradient where to go."""
+    """The gradient is zero: attacks by gradient do not move."""
     x = comparison.box.restore_structure(comparison.x)
     state = AttackState(
         comparison.box, x, comparison.y, norm=comparison.ball, batch_size=comparison.attack_kwargs["batch_size"]
@@ -140,14 +170,14 @@ def check_zero_gradient(comparison: _AttackComparison) -> Iterator[MaskingFindin
     zero_fraction = float((gradient.flatten(1) == 0).all(1).float().mean())
     if zero_fraction * len(comparison.x) >= 1:
         message = (
-            f"the gradient is exactly zero for {zero_fraction:.0%} of the examples, so attacks by gradient do not move them; "
-            "ask square or hop_skip_jump"
+            f"the gradient is exactly zero for {zero_fraction:.0%} of the examples, so attacks by gradient do not move "
+            "them; use square or hop_skip_jump"
         )
         yield MaskingFinding("no gradient", message, {"zero": zero_fraction})
 
 
 def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
-    """Alarms of attacks that do better than they should beside others."""
+    """Weaker attacks that find more than stronger ones."""
     robust_fgsm, robust_few_steps, robust_many_steps = (
         comparison.count_robust(fgsm),
         comparison.count_robust(pgd, steps=FEW_STEPS),
@@ -202,16 +232,17 @@ def _compare_attacks(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
 
 
 SINGLE_STEP_STRONGER_TEXT = (
-    "From the second step on the gradient leads nowhere: it is masked, and robust accuracy by PGD is too high"
+    "From the second step on the gradient is of no use: it is masked, and robust accuracy by PGD is too high"
 )
 FEWER_STEPS_STRONGER_TEXT = (
-    "Small steps get stuck where large ones pass: the surface is jagged, as that of a model that masks gradients"
+    "Small steps get stuck where large ones do not: the loss surface is rough, a sign of masked gradients"
 )
 LOSS_SATURATED_TEXT = (
-    "The softmax is so sure that the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
+    "The softmax is saturated and the gradient of its loss vanishes: attack with loss='margin' or 'dlr'"
 )
 BLACK_BOX_STRONGER_TEXT = (
-    "It sees only answers, and finds more than who sees the gradient: what PGD says is too good. Use auto_attack"
+    "It uses only outputs, and finds more than attacks that use the gradient: robust accuracy by PGD is too high. "
+    "Use auto_attack"
 )
 
 
@@ -227,21 +258,22 @@ def _comparison_finding(
     fractions = {attack_a: comparison.fraction(n_robust_a), attack_b: comparison.fraction(n_robust_b)}
     return MaskingFinding(
         name,
-        f"{attack_a} leaves {fractions[attack_a]:.0%} of the examples right, {attack_b} {fractions[attack_b]:.0%}. {explanation}",
+        f"{attack_a} leaves {fractions[attack_a]:.0%} of the examples correct, {attack_b} {fractions[attack_b]:.0%}. "
+        f"{explanation}",
         fractions,
     )
 
 
 def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
-    """With any change allowed, every example can be made into one of another class."""
+    """With any change allowed, an attack must fool the model on every example."""
     ball = _unbounded_ball(comparison)
     if ball is None:
         return
     n_robust = comparison.count_robust(pgd, ball, steps=MANY_STEPS)
     if n_robust >= max(1, MIN_BEATEN_FRACTION * len(comparison.x)):
         message = (
-            f"with any change allowed PGD leaves {comparison.fraction(n_robust):.0%} of the examples right, where it must leave "
-            "none: it does not find what surely is there, so what it misses within eps tells nothing"
+            f"with any change allowed PGD leaves {comparison.fraction(n_robust):.0%} of the examples correct, where it "
+            "must leave none: it misses what surely exists, so its failures within eps are no evidence"
         )
         yield MaskingFinding(
             "unbounded eps does not reach 0", message, {"PGD, any change": comparison.fraction(n_robust)}
@@ -249,7 +281,7 @@ def _check_unbounded_attack(comparison: _AttackComparison) -> Iterator[MaskingFi
 
 
 def _unbounded_ball(comparison: _AttackComparison) -> NormBall | None:
-    """The ball that holds all images; None where inputs have no bounds."""
+    """The ball that contains all images; None where inputs have no bounds."""
     if not isinstance(comparison.box.inputs, Pixels):
         return None
     white = torch.ones_like(comparison.x[:1])

@@ -1,4 +1,4 @@
-"""A share of examples, with what is known of it."""
+"""A share of examples, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 @dataclass(frozen=True)
 class Proportion:
-    """`count` of `n` examples. The interval is Wilson's (1927), at 95 %."""
+    """`count` of `n` examples, with Wilson's interval (1927) at 95 %."""
 
     count: int
     n: int

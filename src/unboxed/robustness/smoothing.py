@@ -1,4 +1,4 @@
-"""Randomized smoothing: the class that a model gives most often under Gaussian noise, and how far that surely holds.
+"""Randomized smoothing: the class that a model predicts most often under Gaussian noise, and a certified radius.
 
 Cohen, Rosenfeld & Kolter 2019, "Certified Adversarial Robustness via Randomized Smoothing", arXiv:1902.02918.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +18,30 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.examples import MAX_CPU_ROWS
 from ..errors import OutputError
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import in_batches
 from ..model.nan_checks import check_no_nan
 from ..objectives import as_classes, check_classes
+from ..parameters import BatchSize, Inputs, Seed
 from ..rng import sample_generator
-from ..validation import check_float, check_int, check_seed
+from ..settings import Above, AtLeast, Below, Unit, check_settings
+from ..validation import check_float, check_seed
 
 ABSTAIN = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
-    """What the smoothed model says of N examples: within `radius`, in L2, it says so of every other input too."""
+    """The smoothed model's classes of N examples: no change within `radius`, in L2, alters them."""
+
+    returns: ClassVar[str] = "table"
 
     classes: Tensor  # (N,), -1 where it abstains
     radius: Tensor  # (N,) 0 where it abstains
-    p_lower: Tensor  # (N,) the class's probability under noise is at least that
-    class_fractions: Tensor  # (N, K) of the draws that the model gave each class
+    p_lower: Tensor  # (N,) lower bound of the class's probability under noise
+    class_fractions: Tensor  # (N, K) share of the noisy copies that the model assigned to each class
     sigma: float
-    alpha: float  # each row's claim fails with this probability at most
-    interrupted: bool = False  # the rows that it did not come to abstain
+    alpha: float  # largest probability that the claim about a row is wrong
+    interrupted: bool = False  # by Ctrl-C: rows that were not done abstain
 
     @property
     def has_abstained(self) -> Tensor:
@@ -44,7 +49,7 @@ class Smoothed:
         return self.classes == ABSTAIN
 
     def certified_accuracy(self, y: Tensor, radii: Sequence[float] | float = 0.0) -> Tensor:
-        """(R,) the share of examples that are surely right within each radius. Raises InputError."""
+        """(R,) share of examples with correct class y (N,) that are certified at each radius. Raises InputError."""
         y = as_classes(y)
         check_classes(y, len(self.classes), self.class_fractions.shape[1])
         radius_list = [radii] if isinstance(radii, (int, float)) else list(radii)
@@ -59,38 +64,65 @@ class Smoothed:
 @card(
     name="Randomized smoothing",
     source="Cohen et al. 2019, arXiv:1902.02918, sections 3.2 and 3.3 (CERTIFY)",
-    shows="A radius within which no change whatever moves the smoothed model's answer, with 1 - alpha certainty each.",
-    does_not_show="Anything of the model without noise; where that was not trained with noise, radii are small.",
+    shows="A radius within which no change alters the smoothed model's class, with probability 1 - alpha each.",
+    does_not_show="The robustness of the model without noise; where it was not trained with noise, radii are small.",
     example=lambda method, box, x, y: method(box, x, 0.1, n0=8, n=40, alpha=0.05),
+    runs=lambda s: s["n0"] + s["n"],
+    order=12,
     exempt={
-        "one forward": "it asks about n0 + n noisy copies of each example",
-        "row seeds": "it gives no images back; tests/adversarial/test_smoothing.py holds its draws to the same law",
+        "one forward": "it runs n0 + n noisy copies of each example",
+        "row seeds": "it returns no images; its draws have their own test, tests/robustness/test_smoothing.py",
     },
 )
 def smoothed(
     box: Box,
-    x: Tensor,
-    sigma: float,
+    x: Inputs,
+    sigma: Annotated[float, Above(0), Unit("pixel range"), "Standard deviation of the noise."],
     *,
-    n0: int = 100,
-    n: int = 1000,
-    alpha: float = 0.001,
-    seed: int = 0,
+    n0: Annotated[int, AtLeast(1), Unit("samples"), "Noisy copies that choose the class."] = 100,
+    n: Annotated[int, AtLeast(1), Unit("samples"), "Noisy copies that bound the probability of the class."] = 1000,
+    alpha: Annotated[
+        float, Above(0), Below(1), "Probability with which the claim about an example may be wrong."
+    ] = 0.001,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Smoothed:
-    """The class that the model gives most often to x plus noise of standard deviation `sigma`, and its certified
-    radius.
+    """The class that the model predicts most often under Gaussian noise, and a certified L2 radius.
 
-    `n0` draws choose the class; `n` others bound its probability from below (Clopper & Pearson 1934) by p, and the
-    radius is sigma * Phi^-1(p); it abstains where p is not above 1/2. The largest radius that n draws can certify is
-    that of p = alpha ** (1 / n). Noisy inputs are not clipped, as in the paper. Ctrl-C keeps the rows that are done.
-    Raises InputError and OutputError.
+    For a guarantee instead of attacks: no change within `radius` alters the smoothed model's class. The model should
+    have been trained with such noise, or radii are small. Where only the class is needed use `smoothed_predict`. Ctrl-C
+    keeps the rows that are done.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        sigma: Standard deviation of the noise. Larger ones certify larger radii, at a lower accuracy.
+        n0: Noisy copies that choose the class.
+        n: Noisy copies that bound the probability of the class. More certify larger radii; the paper takes 100,000.
+        alpha: Probability with which the claim about an example may be wrong.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Smoothed`: `classes` (N,), -1 where it abstains, `radius` (N,) in L2, and `p_lower` (N,).
+
+    Raises:
+        InputError: for settings out of their range.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> ub.robustness.smoothed(box, x, 0.1, n=100, alpha=0.05).radius.shape
+        torch.Size([4])
+
+    Source:
+        Cohen et al. 2019, arXiv:1902.02918, sections 3.2 and 3.3 (CERTIFY): radius sigma * Phi^-1(p), where p is the
+        lower Clopper-Pearson bound; it abstains where p <= 1/2. The largest radius that n samples can certify has p =
+        alpha ** (1 / n). As in the paper, noisy inputs are not clipped.
     """
-    n0, n, alpha = (
-        check_int("n0", n0, minimum=1),
-        check_int("n", n, minimum=1),
-        check_float("alpha", alpha, above=0, below=1),
-    )
+    check_settings(smoothed, locals())
     classifier = _NoisyClassifier(box, x, sigma, seed, batch_size)
     counts, interrupted = classifier.count_classes(0, n0, n0 + n)  # (N, 2, K)
     top_class = counts[:, 0].argmax(1, keepdim=True)  # (N, 1)
@@ -117,19 +149,48 @@ def smoothed(
 
 def smoothed_predict(
     box: Box,
-    x: Tensor,
-    sigma: float,
+    x: Inputs,
+    sigma: Annotated[float, Above(0), Unit("pixel range"), "Standard deviation of the noise."],
     *,
-    n: int = 1000,
-    alpha: float = 0.001,
-    seed: int = 0,
+    n: Annotated[int, AtLeast(1), Unit("samples"), "Noisy copies that vote."] = 1000,
+    alpha: Annotated[
+        float, Above(0), Below(1), "Probability with which the claim about an example may be wrong."
+    ] = 0.001,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
-    """The smoothed model's class (N,), wrong with probability alpha at most, or -1 (PREDICT, section 3.2.1).
+    """The class of the smoothed model, or -1 where the vote is too close.
 
-    From the two classes met most often in n draws, by a two-sided binomial test. Raises InputError and OutputError.
+    Cheaper than `smoothed`, which also certifies a radius.
+
+    Args:
+        box: The model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        sigma: Standard deviation of the noise. Larger ones certify larger radii, at a lower accuracy.
+        n: Noisy copies that vote. It abstains more rarely with more.
+        alpha: Probability with which the claim about an example may be wrong.
+        seed: Seed of all random draws: same seed, same result.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        Classes (N,), -1 where it abstains.
+
+    Raises:
+        InputError: for settings out of their range.
+        OutputError: for a model without classes.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> (ub.robustness.smoothed_predict(box, x, 0.1, n=100) == y).tolist()
+        [True, True, True, True]
+
+    Source:
+        Cohen et al. 2019, arXiv:1902.02918, section 3.2.1 (PREDICT): a two-sided binomial test of the two most frequent
+        classes.
     """
-    n, alpha = check_int("n", n, minimum=1), check_float("alpha", alpha, above=0, below=1)
+    check_settings(smoothed_predict, locals())
     counts, interrupted = _NoisyClassifier(box, x, sigma, seed, batch_size).count_classes(0, n, n)
     if interrupted:
         raise KeyboardInterrupt
@@ -150,14 +211,14 @@ class _NoisyClassifier:
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
         box.require_class_scores("smoothing")
         if box.outputs == "multilabel":
-            raise OutputError("smoothing is of one class an example; the box's outputs are multilabel")
+            raise OutputError("smoothing needs one class per example; the box's outputs are multilabel")
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
-        self.box, self.x, self.sigma = box, box.validate_inputs(x), check_float("sigma", sigma, above=0)
+        self.box, self.x, self.sigma = box, box.validate_inputs(x), float(sigma)
         self.seed, self.batch_size = check_seed(seed), batch_size
 
     def count_classes(self, first_sample: int, split_sample: int, last_sample: int) -> tuple[Tensor, bool]:
-        """(N, 2, K) how often each class is met in draws start..split and split..stop; and if Ctrl-C ended it."""
+        """(N, 2, K) counts of the classes in samples first..split and split..last; and whether Ctrl-C ended it."""
         class_counts = torch.zeros(len(self.x), 2, self.box.n_outputs, dtype=torch.long, device=self.x.device)
         if self.box.batch_dependent:
             predictions = torch.stack(
@@ -182,7 +243,7 @@ class _NoisyClassifier:
         return class_counts, n_done < len(self.x)
 
     def _predict_samples(self, rows: slice, first_sample: int, last_sample: int) -> Tensor:
-        """(n, draws) the model's classes; one row, or all rows and one draw, at a time."""
+        """(n, samples) the model's classes; of one row, or one sample of all rows, at a time."""
         row_numbers = range(len(self.x))[rows]
         if self.box.batch_dependent:
             return self._predict(torch.stack([self._noisy_copy(i, first_sample) for i in row_numbers]))[:, None]
@@ -213,6 +274,6 @@ class _NoisyClassifier:
 
 
 def _class_counts(predictions: Tensor, n_first: int, n_classes: int) -> Tensor:
-    """(n, 2, K) of answers (n, draws)."""
+    """(n, 2, K) counts of predictions (n, samples)."""
     one_hot = F.one_hot(predictions, n_classes)  # (n, draws, K)
     return torch.stack([one_hot[:, :n_first].sum(1), one_hot[:, n_first:].sum(1)], 1)

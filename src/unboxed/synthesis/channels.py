@@ -32,7 +32,8 @@ class Channels(GeneratedImages):
     name="Channels",
     source="Olah et al. 2017, Distill, doi:10.23915/distill.00007, channel objective",
     shows="What each channel of a layer looks for: the texture or form that excites it all over the image.",
-    does_not_show="How much the model's answer hangs on the channel, nor all that excites it: one image shows one form.",
+    does_not_show="How much the model's answer hangs on the channel, "
+    "nor all that excites it: one image shows one form.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, "logits", [0, 1], steps=3),
 )

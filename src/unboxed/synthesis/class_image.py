@@ -72,7 +72,10 @@ def class_image(
         result = RECIPE_BY_NAME[recipe](box, target_classes, steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
     if n_clamped := int(result.before_clamp.sum()):
-        message = f"the gradient is exactly zero on the way to {n_clamped} of {len(target_classes)} images: taken before the clamps there"
+        message = (
+            f"the gradient is exactly zero on the way to {n_clamped} of "
+            f"{len(target_classes)} images: taken before the clamps there"
+        )
         warn(message)
     return ClassImages(
         result.input,

@@ -36,7 +36,8 @@ class Inversions:
     name="Inversion, layer by layer",
     source="Mahendran & Vedaldi 2015, arXiv:1412.0035, figure 6",
     shows="How much of the picture survives at each depth.",
-    does_not_show="That what is lost was useless: two images that a layer can't tell apart may be two classes to a person.",
+    does_not_show="That what is lost was useless: two images that a layer "
+    "can't tell apart may be two classes to a person.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, x, ["logits"], steps=3),
     exempt={"row seeds": "its images have the axis of layers in front; `inversion`, which draws them, keeps the law"},

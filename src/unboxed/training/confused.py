@@ -65,7 +65,8 @@ class ConfusionRule:
         if self.min_logit_scope == "example" and min_probability >= max_probability:
             raise InputError(
                 f"of two classes whose logits differ by less than {self.max_logit_difference:g} none has a probability "
-                f'above {max_probability:.3f}: lower min_probability={min_probability:g}, or take min_logit_scope="batch"'
+                f"above {max_probability:.3f}: lower "
+                f'min_probability={min_probability:g}, or take min_logit_scope="batch"'
             )
 
     def check(self, box: Box) -> None:
@@ -78,7 +79,8 @@ class ConfusionRule:
         if box.outputs in ("logprobs", "probs") and self.min_probability is None:
             output_name, upper_limit = ("log-probabilities", 0) if box.outputs == "logprobs" else ("probabilities", 1)
             raise OutputError(
-                f"the model gives {output_name}, which never exceed {upper_limit}: min_logit_value={self.min_logit_value:g} has no "
+                f"the model gives {output_name}, which never exceed "
+                f"{upper_limit}: min_logit_value={self.min_logit_value:g} has no "
                 "meaning for them. Pass min_probability, for one 0.3, or let the model return logits"
             )
 

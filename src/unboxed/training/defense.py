@@ -8,9 +8,9 @@ Each defense is a function on any training loop, in place of the cross-entropy:
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 
 The attack runs the model in eval, as every method of a box does: its gradients are those of the model that will be
-used, and batch norm's statistics stay. The loss runs it as it stands, so in train mode where the loop says
-`model.train()`: what that forward moves (batch norm) and draws (dropout) is what any training step moves and draws, and
-nothing else of the model, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed
+used, and batch norm's statistics stay. The loss runs it in its present mode, so in train mode after
+`model.train()`: that forward updates batch norm and draws dropout as any training step does, and nothing else of the
+model, its .grad and the RNGs changes. With `Box(..., autocast=torch.bfloat16)` both run in mixed
 precision.
 """
 
@@ -26,21 +26,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..box import Box
-from ..engine.optimize.constraints import BALL_BY_NORM, Linf, NormBall, resolve_ball
+from ..engine.optimize.constraints import BALL_BY_NORM, Linf, NormBall, ball_constraint, resolve_ball
 from ..errors import InputError, OutputError
+from ..parameters import Norm
 from ..validation import check_float, check_int, check_seed
 
 DEFAULT_EPS = 0.3  # for images of digits, where nothing else is said
-TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack, whose climb has no slope at x itself
+TRADES_START_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
 
 
 class Defense(Protocol):
-    """What a training does about attacks: which examples it makes of a batch, and the loss on them."""
+    """A defense by training on adversarial examples: the examples that it makes of a batch, and the loss on them."""
 
     @property
     def eps(self) -> float: ...
     @property
-    def norm(self) -> str: ...
+    def norm(self) -> Norm: ...
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """Adversarial examples (N, ...) of x, without a graph."""
@@ -51,13 +52,21 @@ class Defense(Protocol):
     def __call__(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
         """The mean loss of a batch x (N, ...), y (N,), a scalar with a graph into the model's parameters.
 
-        `progress` is the share of the training that is behind, 0 to 1, from which eps grows; `seed`, say the step's
-        number, keys the random start (default: the batch itself does). Raises InputError and OutputError.
+        Args:
+            box: The model.
+            x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+            y: Correct classes (N,).
+            progress: Share of the training that is done, 0 to 1, with which eps grows.
+            seed: Seed of the random start, such as the number of the step. None: made from the batch.
+
+        Raises:
+            InputError: for progress out of its range.
+            OutputError: for a model whose outputs are neither logits nor log-probabilities.
         """
 
 
 class _DefenseBase:
-    """What the defenses share: from an attack and a loss to the function."""
+    """The call of a defense: attack, then loss."""
 
     def __call__(
         self: Defense, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None
@@ -67,7 +76,7 @@ class _DefenseBase:
 
 
 class _AdversarialLoss(_DefenseBase):
-    """The model sees the adversarial examples in place of the batch."""
+    """Trains on the adversarial examples in place of the batch."""
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
         """The cross-entropy of the adversarial examples."""
@@ -76,13 +85,30 @@ class _AdversarialLoss(_DefenseBase):
 
 @dataclass(frozen=True)
 class Fast(_AdversarialLoss):
-    """One step from a random point of the ball (Wong et al. 2020, arXiv:2001.03994). `step` is 1.25 eps by default.
+    """The cross-entropy of FGSM's examples from a random start: adversarial training in one step.
 
-    eps grows from 0 over the first `ramp` of the training.
+    The cheapest defense: one more forward and backward pass per step.
+
+    Args:
+        eps: Largest distance from x.
+        norm: Norm in which the distance from x is measured.
+        step: Length of a step, in the norm. None: 1.25 eps.
+        ramp: Share of the training over which eps grows from 0.
+
+    Example:
+        >>> import unboxed as ub
+        >>> from unboxed.training.defense import Fast
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("train").first(8)
+        >>> Fast(eps=0.1)(box, x, y).shape
+        torch.Size([])
+
+    Source:
+        Wong et al. 2020, arXiv:2001.03994, algorithm 3. The growth of eps is an addition.
     """
 
     eps: float
-    norm: str = "linf"
+    norm: Norm = "linf"
     step: float | None = None
     ramp: float = 0.3
 
@@ -98,14 +124,24 @@ class Fast(_AdversarialLoss):
 
 @dataclass(frozen=True)
 class PGD(_AdversarialLoss):
-    """The cross-entropy of PGD's examples (Madry et al. 2018, arXiv:1706.06083). `step` is 2.5 eps / steps by default.
+    """The cross-entropy of PGD's examples: the standard adversarial training.
 
-    eps grows from 0 over the first `ramp` of the training; from the start, a small model learns nothing at all.
+    More robust than `Fast`, and `steps` times as slow.
+
+    Args:
+        eps: Largest distance from x.
+        steps: Number of iterations.
+        norm: Norm in which the distance from x is measured.
+        step: Length of a step, in the norm. None: 2.5 eps / steps.
+        ramp: Share of the training over which eps grows from 0. With 0, a small model may learn nothing at all.
+
+    Source:
+        Madry et al. 2018, arXiv:1706.06083, section 2.1. The growth of eps is an addition.
     """
 
     eps: float
     steps: int = 7
-    norm: str = "linf"
+    norm: Norm = "linf"
     step: float | None = None
     ramp: float = 0.3
 
@@ -123,16 +159,26 @@ class PGD(_AdversarialLoss):
 
 @dataclass(frozen=True)
 class Trades(_DefenseBase):
-    """Right on x, and the same around it (Zhang et al. 2019, arXiv:1901.08573): CE(x, y) + beta KL(p(x) || p(x')).
+    """TRADES: CE(x, y) + beta KL(p(x) || p(x')), correct on x and the same around it.
 
-    x' climbs that divergence from beside x; it is not told y. `step` is 2.5 eps / steps by default; eps grows from 0
-    over the first `ramp` of the training.
+    x' maximizes that divergence, without y. Prefer it to `PGD` to trade clean for robust accuracy, by `beta`.
+
+    Args:
+        eps: Largest distance from x.
+        steps: Number of iterations.
+        beta: Weight of the divergence.
+        norm: Norm in which the distance from x is measured.
+        step: Length of a step, in the norm. None: 2.5 eps / steps.
+        ramp: Share of the training over which eps grows from 0.
+
+    Source:
+        Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1. The growth of eps is an addition.
     """
 
     eps: float
     steps: int = 7
     beta: float = 6.0
-    norm: str = "linf"
+    norm: Norm = "linf"
     step: float | None = None
     ramp: float = 0.3
 
@@ -141,7 +187,7 @@ class Trades(_DefenseBase):
         check_float("beta", self.beta, above=0)
 
     def attack(self, box: Box, x: Tensor, y: Tensor, progress: float = 1.0, *, seed: int | None = None) -> Tensor:
-        """x (N, ...) after `steps` steps away from what the model says of x. y is not looked at."""
+        """x (N, ...) after `steps` steps up the divergence from the prediction for x. y is not used."""
         ball = _ramped_ball(self.eps, self.norm, self.ramp, progress)
         step, x = 2.5 * ball.eps / self.steps if self.step is None else self.step, box.validate_inputs(x)
         with box.isolated(grad=False):
@@ -149,11 +195,9 @@ class Trades(_DefenseBase):
         return _run_pgd(box, x, clean_probs, ball, self.steps, step, _nearby_start, seed)
 
     def loss(self, box: Box, x: Tensor, y: Tensor, adversarial: Tensor) -> Tensor:
-        """CE(x, y) + beta KL(p(x) || p(x')), of which both parts move the model."""
-        clean_output, adversarial_output = (
-            raw_output(box, x),
-            raw_output(box, adversarial),
-        )  # two forwards: batch norm must not mix them
+        """CE(x, y) + beta KL(p(x) || p(x')), with gradients through both parts."""
+        # two forwards: batch norm must not mix them
+        clean_output, adversarial_output = raw_output(box, x), raw_output(box, adversarial)
         divergence = F.kl_div(
             adversarial_output.log_softmax(1), clean_output.log_softmax(1), reduction="batchmean", log_target=True
         )
@@ -166,30 +210,30 @@ DEFENSES: dict[str, type[Fast | PGD | Trades]] = {"fast": Fast, "pgd": PGD, "tra
 def resolve_defense(
     name: str | Defense | None, eps: float | None = None, default: Defense | None = None
 ) -> Defense | None:
-    """A defense by its name, within `eps`; `usual` is the one where there is no name. Raises InputError."""
+    """A defense by its name, within `eps`; `default` where there is no name. Raises InputError."""
     if isinstance(name, str):
         if name not in DEFENSES:
-            raise InputError(f"defend is {', '.join(DEFENSES)}; got {name!r}")
+            raise InputError(f"defend must be one of {', '.join(DEFENSES)}; got {name!r}")
         if not isinstance(default, DEFENSES[name]):
             return DEFENSES[name](eps if eps is not None else default.eps if default is not None else DEFAULT_EPS)
     elif name is not None:
         if eps is not None:
-            raise InputError(f"{name} has an eps of its own: leave out eps={eps:g}")
+            raise InputError(f"{name} has its own eps: leave out eps={eps:g}")
         return name
     if eps is None:
         return default
     if default is None:
-        raise InputError(f"eps={eps:g} says how far attacks go; say what defends: {', '.join(DEFENSES)}")
+        raise InputError(f"eps={eps:g} is of a defense: give one of {', '.join(DEFENSES)}")
     return replace(default, eps=eps)  # type: ignore[type-var]
 
 
 def raw_output(box: Box, x: Tensor) -> Tensor:
-    """Logits or log-probabilities (N, K) of the model as it stands, in full precision, for a loss that takes either."""
+    """Logits or log-probabilities (N, K) of the model in its present mode, in full precision."""
     return box.output_reader.select_tensor(box.raw_output(x)).to(box.dtype)
 
 
 def check_trainable(box: Box) -> Box:
-    """Raise OutputError for a model whose output no cross-entropy takes."""
+    """Raise OutputError for a model whose outputs are not logits or log-probabilities."""
     if box.outputs not in ("logits", "logprobs"):
         raise OutputError(
             f"training needs a model that gives logits or log-probabilities; its outputs are {box.outputs}"
@@ -204,19 +248,20 @@ StartFn = Callable[[Tensor, NormBall, int], Tensor]
 def _run_pgd(
     box: Box, x: Tensor, target: Tensor, ball: NormBall, steps: int, step: float, start_fn: StartFn, seed: int | None
 ) -> Tensor:
-    """Up the cross-entropy with `target`, classes (N,) or probabilities (N, K), for which its slope is the KL's.
+    """Projected gradient ascent of the cross-entropy with `target`: classes (N,), or probabilities (N, K).
 
-    Nobody asks which examples are fooled, so there is no look but those whose gradient is used, and none is dropped.
+    With probabilities its gradient is that of the KL divergence. Success is not asked for, so there are no further
+    forward passes, and no example is dropped.
     """
     seed = _batch_seed(x) if seed is None else check_seed(seed)
-    adversarial = box.inputs.clip(ball.project(start_fn(x, ball, seed), x))
+    constraint = ball_constraint(ball, x, box.inputs.clip)
+    adversarial = constraint.apply(start_fn(x, ball, seed))
     with box.isolated(seed=seed), _no_gradient_sync(check_trainable(box).model):
         for _ in range(steps):
             adversarial.requires_grad_()
             loss = F.cross_entropy(raw_output(box, adversarial), target, reduction="sum")
             (grad,) = torch.autograd.grad(loss, adversarial)
-            stepped = adversarial.detach() + step * ball.steepest_direction(grad)
-            adversarial = box.inputs.clip(ball.project(stepped, x))
+            adversarial = constraint.step(adversarial.detach(), grad, step)
     return adversarial
 
 
@@ -226,7 +271,7 @@ def _no_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
-    """A uniform point of the ball around each row: no batch is ever split here, so one generator draws for all."""
+    """A uniform point of the ball around each row. Batches are never split here, so one generator serves all rows."""
     if not isinstance(ball, Linf):
         return ball.sample(x, seed)
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -235,25 +280,25 @@ def _random_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
 
 
 def _nearby_start(x: Tensor, ball: NormBall, seed: int) -> Tensor:
-    """A point right beside each row."""
+    """A point very near each row."""
     generator = torch.Generator(x.device).manual_seed(seed)
     return x + TRADES_START_STD * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def _batch_seed(x: Tensor) -> int:
-    """A seed that a batch has for itself."""
+    """A seed made from the values of a batch."""
     return hash(x.sum().item()) % 2**40  # a number's hash is the same in every process
 
 
 def _ramped_ball(eps: float, norm: str, ramp: float, progress: float) -> NormBall:
-    """The ball, as large as it is at this point of the training."""
+    """The ball at this point of the training."""
     if not 0 <= progress <= 1:
-        raise InputError(f"progress is the share of the training that is behind, 0 to 1; got {progress}")
+        raise InputError(f"progress is the share of the training that is done, 0 to 1; got {progress}")
     return BALL_BY_NORM[norm.lower()](eps * min(1.0, progress / ramp) if ramp else eps)
 
 
 def _check_settings(eps: float, norm: str, steps: int, step: float | None, ramp: float) -> None:
-    resolve_ball(eps, norm, None)  # which refuses what is no ball
+    resolve_ball(eps, norm, None)  # raises InputError for eps and norm
     check_int("steps", steps, minimum=1)
     if step is not None:
         check_float("step", step, above=0)

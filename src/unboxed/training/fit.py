@@ -74,8 +74,9 @@ def fit(
 ) -> History:
     """Train a model on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
 
-    The plain loop that the zoo's models were trained with, with or without a defense against attacks. The model is changed
-    in place and left in eval mode; global RNGs are left alone. Ctrl-C stops it: the history then says `interrupted`.
+    The plain loop that the zoo's models were trained with, with or without a defense against attacks. The model is
+    changed in place and left in eval mode; global RNGs are left alone. Ctrl-C stops it: the history then says
+    `interrupted`.
 
     Args:
         model: A module that gives logits (N, K).
@@ -89,8 +90,8 @@ def fit(
         seed: Seed of the order of the data, of dropout and of attacks.
         augment: `augment(x, generator)` changes each batch; see `engine.optimize.transforms`.
         defend: What is learned of a batch in place of its cross-entropy: `training.PGD(eps)`, `Fast`, `Trades`.
-        ema_decay: Decay of an exponential moving average of the weights, such as 0.999: what is measured and returned. None
-            keeps none.
+        ema_decay: Decay of an exponential moving average of the weights, such as 0.999: what is measured and returned.
+            None keeps none.
         autocast: torch.bfloat16 or torch.float16 trains in mixed precision.
         checkpoint: File that is written after each epoch; the same call then goes on to the same weights.
         quiet: No progress bar.

@@ -73,7 +73,8 @@ class ConfusedLogitsCallback(TrainerCallback):
         if args and isinstance(args[0], Tensor):
             return args[0], kwargs.get("labels"), None
         raise InputError(
-            f"the model is given {', '.join(kwargs) or 'nothing by name'}, and no {input_name!r}. Say what is the input and "
+            f"the model is given {', '.join(kwargs) or 'nothing by name'}, "
+            f"and no {input_name!r}. Say what is the input and "
             'what the label: ConfusedLogits(...).huggingface(batch_fn=lambda given: (given["image"], given["labels"]))'
         )
 

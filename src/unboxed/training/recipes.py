@@ -55,7 +55,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `train` made: the weights' file, the model, and a card that says how (data, recipe, seed, accuracy, versions)."""
+    """What `train` made: the weights' file, the model, and a card that says how (data, recipe, seed, accuracy,
+    versions)."""
 
     path: Path
     model: nn.Module
@@ -68,7 +69,8 @@ class TrainedModel:
         robust_note = f", {card['robust']['accuracy']:.1%} under attack" if "robust" in card else ""
         resume_note = f"; the same command goes on from {self.checkpoint}" if self.checkpoint else ""
         interrupt_note = f" (interrupted{resume_note})" if card["interrupted"] else ""
-        return f"{self.path}: {card['accuracy']:.2%} of {card['test_examples']} held-out images right{robust_note}{interrupt_note}"
+        accuracy_note = f"{card['accuracy']:.2%} of {card['test_examples']} held-out images right"
+        return f"{self.path}: {accuracy_note}{robust_note}{interrupt_note}"
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -109,13 +111,13 @@ def train(
 ) -> TrainedModel:
     """Train a model of the zoo by its recipe, measure it on held-out data, write its weights and a card.
 
-    The Python side of `unboxed train`; for a model of your own use `fit`. Weights are rounded to half precision before they
-    are measured, so that the figures are those of the file. Ctrl-C keeps what was learned.
+    The Python side of `unboxed train`; for a model of your own use `fit`. Weights are rounded to half precision before
+    they are measured, so that the figures are those of the file. Ctrl-C keeps what was learned.
 
     Args:
         name: One of `zoo.names()`.
-        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes the
-            data that the model is meant for.
+        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes
+            the data that the model is meant for.
         root: Folder of the MNIST files. None takes the user's cache folder.
         epochs: Passes over the training data. None takes the recipe's.
         defend: "fast", "pgd" or "trades", or a defense. None takes the recipe's.

@@ -13,8 +13,8 @@ from .files import save_weights
 class Snapshots:
     """The weights of a model every few batches of a training, for `ub.epochs`.
 
-    Pass it to `fit(..., watch=snapshots)`, or call it in a loop of your own: `snapshots(model, x, y, step)`; x and y are not
-    used.
+    Pass it to `fit(..., watch=snapshots)`, or call it in a loop of your own: `snapshots(model, x, y, step)`; x and y
+    are not used.
 
     Args:
         every: Batches between two snapshots, 1 or more.

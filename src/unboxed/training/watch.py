@@ -37,13 +37,13 @@ class ConfusedLogits:
     """Inputs that confuse the model, shown while it trains: two nearly equal logits, and where each would grow.
 
     Every `logging_batch_interval` batches, inputs are searched whose two largest logits differ by less than
-    `max_logit_difference` while the largest exceeds `min_logit_value`. A sheet shows each with its label, d logit_a / dx,
-    d logit_b / dx, and the input plus `projection_factor` times each. Two logits that a final ReLU clamps to zero do not
-    count.
+    `max_logit_difference` while the largest exceeds `min_logit_value`. A sheet shows each with its label, d logit_a /
+    dx, d logit_b / dx, and the input plus `projection_factor` times each. Two logits that a final ReLU clamps to zero
+    do not count.
 
-    Training ends in the same weights, bit for bit, as without it: logits and gradients come from extra passes in eval and
-    float32. In a loop of your own call `watch` at each step; for trainers pass `callbacks=[confused.lightning()]` or
-    `callbacks=[confused.huggingface()]`. Of several devices rank zero looks, at its own part of the batch.
+    Training ends in the same weights, bit for bit, as without it: logits and gradients come from extra passes in eval
+    and float32. In a loop of your own call `watch` at each step; for trainers pass `callbacks=[confused.lightning()]`
+    or `callbacks=[confused.huggingface()]`. Of several devices rank zero looks, at its own part of the batch.
     `print(confused)` says how often it looked, what it found, and the largest logit: of a model that learned little it
     seldom exceeds `min_logit_value`.
 
@@ -53,8 +53,8 @@ class ConfusedLogits:
         min_logit_value: What the largest logit must exceed.
         logging_batch_interval: Batches between two checks, 1 or more.
         max_logit_difference: What the difference of the two largest logits must stay below.
-        min_logit_scope: "batch" compares the batch's largest logit with `min_logit_value` (the published rule), "example"
-            the input's own.
+        min_logit_scope: "batch" compares the batch's largest logit with `min_logit_value` (the published rule),
+            "example" the input's own.
         min_probability: What the largest probability must exceed, in place of `min_logit_value`; needed where the model
             gives (log-)probabilities.
         inputs: What the model's inputs are; used only to decode them to pixels.
@@ -273,7 +273,8 @@ def check_not_sharded(model: nn.Module) -> None:
     ]
     if sharded_types:
         raise InputError(
-            f"the model's parameters are spread over devices ({sharded_types[0]}), so rank zero alone can't look at it. "
+            "the model's parameters are spread over devices "
+            f"({sharded_types[0]}), so rank zero alone can't look at it. "
             "Train with data parallelism (DDP), or without this callback"
         )
 

@@ -198,6 +198,10 @@ class Constraint:
         """The point where x must stay."""
         return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
 
+    def step(self, x: Tensor, grad: Tensor, length: float) -> Tensor:
+        """x <- project(x + length * direction(grad)): the update of projected gradient ascent (Madry et al. 2018)."""
+        return self.apply(torch.add(x, self.ascent_direction(grad, x), alpha=length))
+
     def rows(self, index: Index) -> Constraint:
         center = None if self.centre is None else self.centre[index]
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])

@@ -323,16 +323,27 @@ class _BatchOptimizer:
         """Parameters get new memory: the old one may be what was noted of them."""
         params, old_params = self.params, [p.detach() for p in self.params]
         grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a slope, nothing moves
-        for p, old, grad in zip(params, old_params, grads, strict=True):
+        with torch.no_grad():
+            if isinstance(self.optimizer, PlainAscent) and self.config.post_step is None:
+                self._projected_ascent_step(grads)
+            else:
+                self._optimizer_step(grads, step)
+            self._count_step(params, old_params)
+
+    def _projected_ascent_step(self, grads: Sequence[Tensor]) -> None:
+        for p, grad in zip(self.params, grads, strict=True):
+            p.data = self.constraint.step(p.detach(), grad, self.optimizer.param_groups[0]["lr"]).to(p.dtype)
+
+    def _optimizer_step(self, grads: Sequence[Tensor], step: int) -> None:
+        for p, grad in zip(self.params, grads, strict=True):
+            old = p.detach()
             direction = self.constraint.ascent_direction(grad, old)
             is_plain_ascent = isinstance(self.optimizer, PlainAscent)
             p.grad, p.data = (direction, old) if is_plain_ascent else (-direction, old.clone())
         self.optimizer.step()
-        with torch.no_grad():
-            for p, grad in zip(params, grads, strict=True):
-                new = p if self.config.post_step is None else self.config.post_step(p, grad, step)
-                p.data = self.constraint.apply(new).to(p.dtype)
-            self._count_step(params, old_params)
+        for p, grad in zip(self.params, grads, strict=True):
+            new = p if self.config.post_step is None else self.config.post_step(p, grad, step)
+            p.data = self.constraint.apply(new).to(p.dtype)
 
     def _is_finite(self, grad: Tensor) -> bool:
         """Whether that is seen at a glance; an accelerator would wait."""

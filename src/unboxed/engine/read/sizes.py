@@ -62,7 +62,10 @@ def accepts_size(box: Box, objective: Objective, size: Size) -> bool:
 def check_size(box: Box, objective: Objective, size: Size, hint: str) -> None:
     """Raise InputError, with what to do instead, unless the model takes images of this size."""
     if not accepts_size(box, objective, size):
-        problem = f"the model takes no images of {format_size(size)} as far as {objective.name}; its own are {format_size(native_size(box))}"
+        problem = (
+            f"the model takes no images of {format_size(size)} as far as "
+            f"{objective.name}; its own are {format_size(native_size(box))}"
+        )
         raise InputError(f"{problem}: {hint}")
 
 

@@ -241,7 +241,8 @@ def _clone_tensors(value: Any) -> Any:
 # -- nothing escapes ---------------------------------------------------------------------------------------------------
 
 _AFFINE_NODE_NAMES = """
-    _SubstituteGradient _ScaleGradient BackwardHookFunction Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy UnsafeView Reshape
+    _SubstituteGradient _ScaleGradient BackwardHookFunction
+    Add Sub Rsub Neg Sum Mean Cumsum View ViewAs ViewCopy UnsafeView Reshape
     ReshapeAlias Squeeze Unsqueeze Expand Permute Transpose T Mt Mh Select Slice Index IndexSelect IndexPut IndexPutImpl
     Gather Scatter Cat Stack Split SplitWithSizes UnsafeSplit Chunk Unbind Narrow Clone Alias Lift LiftFresh ToCopy
     Contiguous Repeat RepeatInterleave Roll Flip Rot90 ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D
