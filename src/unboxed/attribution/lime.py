@@ -96,7 +96,7 @@ def lime(
             None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
             are more than n_samples / 4, SLIC superpixels or squares.
         n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
-        kernel_width: Width of the kernel that weights masks. The weight is sqrt(exp(-d^2 / kernel_width^2)), d being the
+        kernel_width: Width of the kernel that weights masks. Weights are sqrt(exp(-d^2 / kernel_width^2)), d the
             cosine distance between a mask and the full mask.
         regression: Kind of the linear regression.
         alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
@@ -178,7 +178,7 @@ def lime_top(
             None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
             are more than n_samples / 4, SLIC superpixels or squares.
         n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
-        kernel_width: Width of the kernel that weights masks. The weight is sqrt(exp(-d^2 / kernel_width^2)), d being the
+        kernel_width: Width of the kernel that weights masks. Weights are sqrt(exp(-d^2 / kernel_width^2)), d the
             cosine distance between a mask and the full mask.
         regression: Kind of the linear regression.
         alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.

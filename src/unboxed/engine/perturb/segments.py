@@ -29,13 +29,8 @@ Segments = Annotated[
 ]
 """A name ("slic", "quickshift", "squares", "pixels"); a name with a number, such as ("slic", 30) for 30 superpixels or
 ("squares", 4) for squares of 4 x 4 pixels; an int for so many SLIC superpixels; or a tensor of ids (int): (H, W) for
-<<<<<<< HEAD
 all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a segment,
 unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
-=======
-all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a feature of its
-own, unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
->>>>>>> main
 """
 
 SEGMENT_NAMES = ("slic", "quickshift", "squares", "pixels")
