@@ -199,8 +199,9 @@ def command_of(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words call, and its own words."""
     command, rest = typer.main.get_command(cli.app), words[1:]
     while hasattr(command, "commands") and rest:
-        assert rest[0] in command.commands, words
-        command, rest = command.commands[rest[0]], rest[1:]
+        name = "gradient" if rest[0] in ("METHOD", "NAME") else rest[0]
+        command, rest = command.get_command(None, name), rest[1:]
+        assert command is not None, words
     return command, rest
 
 

@@ -29,7 +29,6 @@ NEEDS = {
     "images": "one image among the inputs",
     "relu": "ReLUs",
     "attention": "attention layers",
-    "classes": "an output with classes",
 }
 AXIOMS = {
     "contribution": "on a linear model, exactly w * (x - baseline)",

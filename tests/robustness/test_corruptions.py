@@ -196,8 +196,14 @@ def test_ctrl_c_keeps_the_examples_that_were_seen() -> None:
     assert made.n_examples == 4
 
 
-BAD: list[dict[str, Any]] = [{"kinds": ["fog"]}, {"kinds": []}, {"severities": [0]}, {"severities": 6}, {"max_examples": 0},
-                             {"seed": 0.5}]  # fmt: skip
+BAD: list[dict[str, Any]] = [
+    {"kinds": ["fog"]},
+    {"kinds": []},
+    {"severities": [0]},
+    {"severities": 6},
+    {"max_examples": 0},
+    {"seed": 0.5},
+]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)

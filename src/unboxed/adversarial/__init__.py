@@ -1,6 +1,6 @@
 """What fools it? Attacks: adversarial images within a ball or of least distance, patches, fooling images.
 
-One file per attack. Evaluations that use attacks are in `robustness`.
+One attack is a file; what several share moves in beside them. Evaluations that use attacks are in `robustness`.
 """
 
 from .apgd import apgd as apgd

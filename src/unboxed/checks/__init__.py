@@ -33,8 +33,8 @@ from .road import Road as Road
 from .road import road as road
 from .sensitivity_n import SensitivityN as SensitivityN
 from .sensitivity_n import sensitivity_n as sensitivity_n
-from .shortcut import ShortcutReport as ShortcutReport
 from .shortcut import shortcut as shortcut
+from .shortcut_report import ShortcutReport as ShortcutReport
 from .similarity import MapSimilarity as MapSimilarity
 from .similarity import map_similarity as map_similarity
 from .verdict import Verdict as Verdict

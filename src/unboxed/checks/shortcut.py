@@ -8,7 +8,6 @@ After Adebayo et al. 2020, "Debugging Tests for Model Explanations", arXiv:2011.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -24,21 +23,16 @@ from ..validation import check_int, check_seed
 from .methods import Method, compute_map
 from .planting import Trigger
 from .pointing import energy_inside, pointing_game
+from .shortcut_report import MIN_RELATIVE_PEAK, TOLERANCE_PIXELS, ShortcutReport
 from .shortcut_trial import (
-    FAILS_BELOW,
-    MIN_CONTROL_GAP,
-    SHOWS_ABOVE,
     ShortcutFinding,
     ShortcutTrial,
-    TriggerRates,
     check_shortcut_learned,
     fraction_true,
     grade_shortcut,
     trigger_rates,
 )
 
-MIN_RELATIVE_PEAK = 0.5  # of the height of the peak on the model: a lower one on the control tells nothing of the mark
-TOLERANCE_PIXELS = 2  # pixels around the mark that still count as pointing at it: maps are as fine as their method
 N_TOP, TRIGGER_EVERY = 9, 5  # top examples, of data of which each fifth is marked
 IMAGES_PER_CLASS = 4  # class images of a class
 METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -48,37 +42,6 @@ METHOD_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """Of methods whose defaults take longer than so small an image needs."""
 REQUIRED_ARGUMENTS: Mapping[str, Callable[[ShortcutTrial], Any]] = {"references": lambda trial: trial.x}
 """What a method that takes it by this name is given: references that all bear the mark would hide it."""
-
-
-@dataclass(frozen=True, eq=False)
-class ShortcutReport:
-    """All findings; `images` (S, C, H, W) with the marks of `classes` (S,) are what the first maps shown are of."""
-
-    trigger: Trigger
-    model_rates: TriggerRates
-    control_rates: TriggerRates
-    findings: tuple[ShortcutFinding, ...]
-    images: Tensor
-    classes: Tensor
-    labels: Tensor  # (S,) what they are in truth
-    predicted: tuple[Tensor, Tensor]  # (S,) each: what the model and the control say
-    interrupted: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON takes it."""
-        rows = [{k: v for k, v in vars(f).items() if k != "images"} for f in self.findings]
-        thresholds = {
-            "sure": SHOWS_ABOVE,
-            "faint": FAILS_BELOW,
-            "apart": MIN_CONTROL_GAP,
-            "near": TOLERANCE_PIXELS,
-            "high": MIN_RELATIVE_PEAK,
-        }
-        rates = {"model": asdict(self.model_rates), "control": asdict(self.control_rates)}
-        return {
-            "mark": asdict(self.trigger), "answers": rates, "thresholds": thresholds, "findings": rows,
-            "interrupted": self.interrupted,
-        }  # fmt: skip
 
 
 ShortcutTest = Callable[[ShortcutTrial], Iterator[ShortcutFinding]]

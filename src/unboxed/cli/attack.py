@@ -27,7 +27,8 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import common_norm, compatible_attacks
-from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, Robustness, evaluate, supported_kwargs
+from ..robustness.evaluate import DEFAULT_ATTACKS, Attack, evaluate, supported_kwargs
+from ..robustness.result import Robustness
 from ..validation import check_int
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"

@@ -13,7 +13,7 @@ from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
     from ..checks.planting import Rectangle
-    from ..checks.shortcut import ShortcutReport
+    from ..checks.shortcut_report import ShortcutReport
     from ..checks.shortcut_trial import ShortcutFinding
 
 FIGURE_PIXELS = 84

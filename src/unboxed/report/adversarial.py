@@ -18,8 +18,9 @@ from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import Attack, Robustness, evaluate
+from ..robustness.evaluate import Attack, evaluate
 from ..robustness.proportion import Proportion
+from ..robustness.result import Robustness
 from .blocks import Block, ColorScales, ExampleRow, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
 from .context import ReportContext, Section
 from .input_nouns import categorical_columns, standardize

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..atomic_write import encode_utf8
 from ..checks.planting import Trigger
-from ..checks.shortcut import ShortcutReport, shortcut
+from ..checks.shortcut import shortcut
+from ..checks.shortcut_report import ShortcutReport
 from ..checks.shortcut_trial import ShortcutFinding
 from ..data.uci import INPUTS
 from ..errors import InputError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def format_percent(fraction: float) -> str:
     """A share as a percentage that says 100% (or 0%) only where it is.
 
-    >>> percent(0.5), percent(1.0), percent(0.9999)
+    >>> format_percent(0.5), format_percent(1.0), format_percent(0.9999)
     ('50.0%', '100%', '99.99%')
     """
     for digits in (1, 2, 3, 4):
@@ -22,7 +22,7 @@ def format_percent(fraction: float) -> str:
 def format_prob(p: float) -> str:
     """A probability in two digits, near 0 and 1 in three; it never says 0 or 1: those are rounding errors of a model.
 
-    >>> prob(0.5), prob(0.998), prob(1.0), prob(0.0)
+    >>> format_prob(0.5), format_prob(0.998), format_prob(1.0), format_prob(0.0)
     ('0.50', '0.998', '>0.999', '<0.001')
     """
     if p < 0.0005:
@@ -45,7 +45,7 @@ def format_bar_prob(p: float) -> str:
 def format_number(value: float) -> str:
     """A number in three digits, large ones whole.
 
-    >>> digits(0.01234), digits(1374.6), digits(2.5e9)
+    >>> format_number(0.01234), format_number(1374.6), format_number(2.5e9)
     ('0.0123', '1,375', '2.5e+09')
     """
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
@@ -54,7 +54,7 @@ def format_number(value: float) -> str:
 def replace_hyphens(text: str) -> str:
     """With a minus sign, not a hyphen, before numbers; names that hold a hyphen stay as they are.
 
-    >>> typographic("from -1.5 to 2, cifar-10")
+    >>> replace_hyphens("from -1.5 to 2, cifar-10")
     'from −1.5 to 2, cifar-10'
     """
     return re.sub(r"(?<![^\s(\[±])-(?=\.?\d)", "\u2212", text)
@@ -63,7 +63,7 @@ def replace_hyphens(text: str) -> str:
 def count_noun(n: int, singular: str, plural: str = "") -> str:
     """A count with its noun.
 
-    >>> many(1, "class", "classes"), many(1200, "image")
+    >>> count_noun(1, "class", "classes"), count_noun(1200, "image")
     ('1 class', '1,200 images')
     """
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
@@ -72,7 +72,7 @@ def count_noun(n: int, singular: str, plural: str = "") -> str:
 def join_names(words: Sequence[str], max_names: int = 12) -> str:
     """Names in a row, cut off with how many are left.
 
-    >>> listed(["cat", "dog", "ant"], most=2)
+    >>> join_names(["cat", "dog", "ant"], max_names=2)
     'cat, dog and 1 more'
     """
     listed_words = list(words[:max_names])
@@ -83,7 +83,7 @@ def join_names(words: Sequence[str], max_names: int = 12) -> str:
 def format_shape(shape: Sequence[int]) -> str:
     """A shape as the page prints it.
 
-    >>> size((3, 32, 32))
+    >>> format_shape((3, 32, 32))
     '3×32×32'
     """
     return "×".join(map(str, shape)) or "1"

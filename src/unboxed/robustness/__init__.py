@@ -8,10 +8,10 @@ from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import Corruptions as Corruptions
 from .corruptions import corruptions as corruptions
 from .evaluate import DEFAULT_ATTACKS as DEFAULT_ATTACKS
-from .evaluate import Robustness as Robustness
 from .evaluate import evaluate as evaluate
 from .gradient_masking import MaskingFinding as MaskingFinding
 from .proportion import Proportion as Proportion
+from .result import Robustness as Robustness
 from .smoothing import Smoothed as Smoothed
 from .smoothing import smoothed as smoothed
 from .smoothing import smoothed_predict as smoothed_predict

@@ -160,7 +160,7 @@ def resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBal
 def format_eps(eps: float) -> str:
     """An eps as people write it: gray levels of 255 where that is shorter than its digits.
 
-    >>> eps_text(2 / 255), eps_text(0.2), eps_text(1.5)
+    >>> format_eps(2 / 255), format_eps(0.2), format_eps(1.5)
     ('2/255', '0.2', '1.5')
     """
     digits, levels = f"{eps:g}", f"{eps * 255:.0f}/255"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,13 +15,14 @@ from ...model.state import syncs_on_read
 from ...objectives import Objective
 from ...rng import step_generator
 from ..gradients.score import score_gradients_with_bypass
+from .batch_state import BatchState, select_optimizer_rows
 from .config import ROW_FIELDS, combine_results
 from .config import OptimizationConfig as OptimizationConfig
 from .config import OptimizationResult as OptimizationResult
 from .config import OptimizerFactory as OptimizerFactory
 from .config import retry_on_interrupt as retry_on_interrupt
 from .constraints import Constraint, broadcast_rows
-from .optimizers import OptimizerLike, PlainAscent
+from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
@@ -63,42 +63,6 @@ def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: b
     return size, max_rows
 
 
-@dataclass
-class _BatchState:
-    """All rows of one batch, those that are done too."""
-
-    input: Tensor
-    score: Tensor
-    finished: Tensor
-    initially_finished: Tensor
-    steps: Tensor
-    n_forwards: Tensor
-    before_clamp: Tensor
-    initial_grad: Tensor
-    abs_grad_sum: Tensor | None
-
-    @classmethod
-    def initial(cls, x: Tensor, sum_abs_grads: bool, frozen_rows: Tensor | None) -> _BatchState:
-        """Before the first look at images x."""
-        zero_counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        all_false, zero_image = torch.zeros_like(zero_counts, dtype=torch.bool), torch.zeros_like(x)
-        finished, abs_grad_sum = (
-            all_false.clone() if frozen_rows is None else frozen_rows.clone(),
-            zero_image.clone() if sum_abs_grads else None,
-        )
-        return cls(
-            x,
-            x.new_zeros(len(x)),
-            finished,
-            all_false.clone(),
-            zero_counts,
-            zero_counts.clone(),
-            all_false.clone(),
-            zero_image,
-            abs_grad_sum,
-        )
-
-
 class _BatchOptimizer:
     """One batch's climb. `alive` are the rows still climbing; objective, canvas and constraint hold just those."""
 
@@ -116,7 +80,7 @@ class _BatchOptimizer:
         self.params: list[Tensor] = list(canvas.parameters())
         self.optimizer = config.optimizer(self.params)
         frozen_rows = None if config.frozen_rows is None else config.frozen_rows[rows]
-        self.state = _BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
+        self.state = BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
         self.forward_count = self.step_count = 0  # times, by the rows alive
         self.active = torch.arange(len(self.state.input), device=self.state.input.device)
         self.sync_is_slow = syncs_on_read(self.active.device)
@@ -306,7 +270,7 @@ class _BatchOptimizer:
             None if o is None else o.rows(unfinished_index) for o in (self.stop_when, self.prior)
         )
         canvas = self.canvas.rows(unfinished_index)
-        self.optimizer = _select_optimizer_rows(
+        self.optimizer = select_optimizer_rows(
             self.config.optimizer, self.optimizer, self.canvas, canvas, unfinished_index
         )
         self.canvas, self.params = canvas, list(canvas.parameters())
@@ -364,20 +328,3 @@ class _BatchOptimizer:
         self.state.n_forwards.index_fill_(0, self.active, self.forward_count)  # a number, not a tensor made of one
         if not self.keeps_finished_rows:
             self.state.steps.index_fill_(0, self.active, self.step_count)
-
-
-def _select_optimizer_rows(
-    make_optimizer: OptimizerFactory,
-    old_optimizer: OptimizerLike,
-    old_canvas: Canvas,
-    new_canvas: Canvas,
-    index: Tensor,
-) -> OptimizerLike:
-    """The step rule with its state for the rows that stay: what is shaped like a parameter has a row an example."""
-    new_optimizer = make_optimizer(list(new_canvas.parameters()))
-    for p, q in zip(old_canvas.parameters(), new_canvas.parameters(), strict=True):
-        new_optimizer.state[q] = {
-            k: v[index] if isinstance(v, Tensor) and v.shape == p.shape else v
-            for k, v in old_optimizer.state.get(p, {}).items()
-        }
-    return new_optimizer

@@ -41,13 +41,12 @@ from .autograd_functions import (
 )
 from .linear_rules import (
     FirstLayerRule,
-    InputGradient,
     LinearOp,
     LinearRule,
-    conv_input_gradient,
     dense_input_gradient,
 )
 from .recurrent import CELLS, run_recurrent
+from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient, first_tensor
 
 
 @dataclass(frozen=True)
@@ -198,12 +197,12 @@ class LRPMode(OpMode):
             out = self._product_rule(
                 op_name, func, (x, w, None, *rest), arguments, [t for t in (x, w) if t.requires_grad]
             )
-            return out if b is None else out + _broadcast_bias(b, w, op_name)
+            return out if b is None else out + broadcast_bias(b, w, op_name)
         is_transposed = "transpose" in op_name or (op_name == "convolution" and bool(rest[3]))
-        f = partial(_call_without_bias, func, rest, arguments)
-        bias = None if b is None else _broadcast_bias(b, w, op_name)
+        f = partial(call_without_bias, func, rest, arguments)
+        bias = None if b is None else broadcast_bias(b, w, op_name)
         input_gradient = (
-            dense_input_gradient if op_name == "linear" else _conv_input_gradient(op_name, x, w, rest, arguments)
+            dense_input_gradient if op_name == "linear" else conv_op_input_gradient(op_name, x, w, rest, arguments)
         )
         op = LinearOp(f, x, w, bias, op_name != "linear", None if is_transposed else 0, input_gradient)
         return self._linear_rule(func(*args, **kwargs), op, x)
@@ -275,7 +274,7 @@ class LRPMode(OpMode):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
             merged = op.scale_outputs(scale.to(op.w), shift.to(op.w))
-            return self._attach_rule(_first_tensor(out).detach(), merged, *sources)
+            return self._attach_rule(first_tensor(out).detach(), merged, *sources)
         channel_shape = (1, -1, *[1] * (x.ndim - 2))
         return x * scale.view(channel_shape).to(x.dtype) + shift.view(channel_shape).to(x.dtype)
 
@@ -312,25 +311,3 @@ def _gate_rank(op_name: str) -> int:
     return (
         GATE_RANK if op_name in op_rules.GATE_OPS else BOUNDED_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_RANK
     )
-
-
-def _first_tensor(out: Any) -> Tensor:
-    return next(tensors_in(out))
-
-
-def _call_without_bias(func: Func, trailing_args: Args, kwargs: Kwargs, a: Tensor, w: Tensor) -> Any:
-    return func(a, w, None, *trailing_args, **kwargs)
-
-
-def _conv_input_gradient(
-    op_name: str, x: Tensor, w: Tensor, trailing_args: Args, kwargs: Kwargs
-) -> InputGradient | None:
-    if op_name not in ("conv1d", "conv2d", "conv3d") or x.ndim != w.ndim:
-        return None
-    settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return conv_input_gradient(w.ndim - 2, {**settings, **dict(zip(settings, trailing_args, strict=False)), **kwargs})
-
-
-def _broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:
-    """A bias (K,) beside the op's output."""
-    return b if op_name == "linear" else b.view(-1, *[1] * (w.ndim - 2))

@@ -6,7 +6,7 @@ result on both. `Awkward.twin` names the plain spelling where there is one.
 A model that broke a method moves in here, into the file of its kind.
 
 >>> from unboxed.testing import models
->>> models.get("functional_relu").twin
+>>> models.get_model("functional_relu").twin
 'plain'
 """
 

@@ -1,0 +1,103 @@
+"""What a robustness evaluation gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..engine.optimize.constraints import format_eps
+from ..engine.read.class_labels import unique_names
+from ..errors import InputError
+from .gradient_masking import MaskingFinding
+from .proportion import Proportion
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Robustness:
+    """Clean and robust accuracy of N examples, over E eps, A attacks and K classes."""
+
+    returns: ClassVar[str] = "curve"
+
+    norm: str
+    eps: tuple[float, ...]  # (E,), ascending
+    attacks: tuple[str, ...]  # (A,)
+    classes: tuple[str, ...]  # (K,)
+    labels: Tensor  # (N,)
+    is_correct: Tensor  # (N,) bool: correct without an attack
+    is_robust: Tensor  # (A, E, N) bool: still correct under each attack
+    min_distance: Tensor  # (N,) of the nearest adversarial image found; 0: misclassified without one; inf: none found
+    mean_queries: Tensor  # (A,) mean forward passes per example, over all eps
+    masking_findings: tuple[MaskingFinding, ...]
+    interrupted: bool = False  # by Ctrl-C
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        return Proportion(int(self.is_correct.sum()), len(self.is_correct))
+
+    def robust_accuracy(self, eps: float | None = None, attack: str | None = None) -> Proportion:
+        """Accuracy under all attacks together (or one), at one eps (default: the largest). Raises InputError."""
+        if eps is not None and eps not in self.eps:
+            raise InputError(f"eps must be one of {', '.join(map(format_eps, self.eps))}; got {eps!r}")
+        if attack is not None and attack not in self.attacks:
+            raise InputError(f"attack must be one of {', '.join(self.attacks)}; got {attack!r}")
+        eps_index = -1 if eps is None else self.eps.index(eps)
+        is_robust = (
+            self.is_robust[:, eps_index]
+            if attack is None
+            else self.is_robust[self.attacks.index(attack), eps_index][None]
+        )
+        return Proportion(int(is_robust.all(0).sum()), len(self.is_correct))
+
+    def accuracy_by_class(self, eps: float | None = None) -> dict[str, tuple[Proportion, Proportion]]:
+        """{class: (clean, robust accuracy)} of the classes that occur; of equal names with their numbers: "cat (3)"."""
+        eps_index = -1 if eps is None else self.eps.index(eps)
+        is_robust = self.is_robust[:, eps_index].all(0)
+        masks = {name: self.labels == k for k, name in enumerate(unique_names(self.classes))}
+        return {
+            name: (
+                Proportion(int(self.is_correct[mask].sum()), int(mask.sum())),
+                Proportion(int(is_robust[mask].sum()), int(mask.sum())),
+            )
+            for name, mask in masks.items()
+            if mask.any()
+        }
+
+    @property
+    def median_distance(self) -> float:
+        """Median distance of the correct examples to the nearest adversarial image found; inf: half have none."""
+        distances = self.min_distance[self.is_correct]
+        return float(distances.sort().values[(len(distances) - 1) // 2]) if len(distances) else float("nan")
+
+    def __repr__(self) -> str:
+        curve = ", ".join(
+            f"{self.robust_accuracy(eps_value).value:.1%} within {format_eps(eps_value)}" for eps_value in self.eps
+        )
+        summary = f"clean accuracy {self.clean_accuracy.value:.1%} of {len(self.is_correct)}, robust {curve}"
+        summary += f" ({self.norm}; {', '.join(self.attacks)})"
+        names = ", ".join(finding.name for finding in self.masking_findings)
+        findings_text = f", signs of gradient masking: {names}" if names else ""
+        return f"Robustness({summary}{findings_text}{', interrupted' if self.interrupted else ''})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "norm": self.norm,
+            "n": len(self.is_correct),
+            "clean": self.clean_accuracy.to_dict(),
+            "eps": list(self.eps),
+            "robust": {
+                attack_name: [self.robust_accuracy(eps_value, attack_name).to_dict() for eps_value in self.eps]
+                for attack_name in self.attacks
+            },
+            "all": [self.robust_accuracy(e).to_dict() for e in self.eps],
+            "classes": {
+                class_name: [proportion.to_dict() for proportion in proportions]
+                for class_name, proportions in self.accuracy_by_class().items()
+            },
+            "median distance": self.median_distance if self.median_distance < float("inf") else None,
+            "queries": dict(zip(self.attacks, self.mean_queries.tolist(), strict=True)),
+            "alarms": [a.to_dict() for a in self.masking_findings],
+            "interrupted": self.interrupted,
+        }
