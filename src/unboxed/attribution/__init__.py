@@ -4,11 +4,7 @@ Every method gives an `Attribution`: the map as a tensor, with what it explains 
 NaNError where a score that it attributes is NaN or infinite, and names the rows. Where a map is NaN or infinite though
 its score is finite (a square root has no slope at 0), an UnboxedWarning says so.
 
-<<<<<<< HEAD
-Each method is one file; what two of them share moves into `engine.gradients` or `engine.perturb`.
-=======
 A method moves in here as one file; what two of them share is in `engine.gradients` or `engine.perturb`.
->>>>>>> main
 """
 
 from ..engine.attribution_result import Attribution as Attribution
