@@ -324,7 +324,7 @@ def test_pixels_left_out_are_zero() -> None:
         ({"window": 31}, "larger than the images"), ({"window": (5, 39)}, "larger than the images"),
         ({"window": 0}, "window must be a whole number, 1 or more"), ({"stride": 0}, "stride must be a whole number"),
         ({"window": 2.5}, "window must be"), ({"window": (1, 2, 3)}, "window is a whole number, or"),
-        ({"stride": -1}, "stride must be"), ({"baseline": torch.zeros(3, 4, 4)}, "a baseline beside these inputs"),
+        ({"stride": -1}, "stride must be"), ({"baseline": torch.zeros(3, 4, 4)}, "a baseline of these inputs"),
         ({"baseline": "grey"}, "baseline is"), ({"batch_size": 0}, "batch_size must be"),
         ({"target": 9}, "classes 0 to 3"),
     ],

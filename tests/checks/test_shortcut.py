@@ -345,6 +345,7 @@ COARSE = {
     "grad_cam": "its map is as coarse as the last convolution",
     "grad_cam_plus_plus": "its map is as coarse as the last convolution",
     "layer_cam": "its map is as coarse as the last convolution",
+    "hires_cam": "its map is as coarse as the last convolution",
     "shapley": "its players are squares larger than the mark",
 }
 REFUSED = {"rollout": "the model has no attention"}

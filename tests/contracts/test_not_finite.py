@@ -129,7 +129,7 @@ def test_what_is_hidden_may_be_what_the_model_cannot_do_without(name: str) -> No
 
     (card,) = (c for c in ATTRIBUTION if c.method.__name__ == name)
     box = ub.Box(Needs(), ub.Pixels((1, 10, 10)), outputs="logits")
-    with pytest.raises(NaNError, match="score of x with parts hidden by the baseline is NaN"):
+    with pytest.raises(NaNError, match="score of x with parts masked by the baseline is NaN"):
         called(card, box, images(), 1)
 
 

@@ -143,7 +143,7 @@ def test_segments_by_default_fit_the_samples(method: str, n_samples: int) -> Non
 def test_one_an_image_or_one_a_channel() -> None:
     """Three color images: (3, H, W) may mean either."""
     of = torch.zeros(3, 12, 9, dtype=torch.long)
-    with pytest.raises(InputError, match="one an image, or one a channel"):
+    with pytest.raises(InputError, match="ambiguous, per image or per channel"):
         found(COLOR, of, n=3)
     assert found(COLOR, of[:, None], n=3).ids.shape == (3, 1, 12, 9)
     assert found(COLOR, of[None], n=3).ids.shape == (3, 3, 12, 9)

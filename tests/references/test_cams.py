@@ -1,5 +1,4 @@
-"""Grad-CAM, Grad-CAM++, LayerCAM, HiResCAM and Guided Grad-CAM against twins in loops, from the equations, and
-captum."""
+"""Grad-CAM, Grad-CAM++, LayerCAM, HiResCAM and Guided Grad-CAM against loops from the equations, and captum."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def lime(
             None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
             are more than n_samples / 4, SLIC superpixels or squares.
         n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
-        kernel_width: Width of the kernel that weights masks: sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
-            distance between a mask and the full mask.
+        kernel_width: Width of the kernel that weights masks. Weights are sqrt(exp(-d^2 / kernel_width^2)), d the
+            cosine distance between a mask and the full mask.
         regression: Kind of the linear regression.
         alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
         n_features: Keep only the segments of the largest weights; None keeps all. The regression is fitted once more
@@ -178,8 +178,8 @@ def lime_top(
             None is each column of a table and, as in the lime package, quickshift superpixels of an image; where these
             are more than n_samples / 4, SLIC superpixels or squares.
         n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that.
-        kernel_width: Width of the kernel that weights masks: sqrt(exp(-d^2 / kernel_width^2)), d being the cosine
-            distance between a mask and the full mask.
+        kernel_width: Width of the kernel that weights masks. Weights are sqrt(exp(-d^2 / kernel_width^2)), d the
+            cosine distance between a mask and the full mask.
         regression: Kind of the linear regression.
         alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
         n_features: Keep only the segments of the largest weights; None keeps all. The regression is fitted once more

@@ -45,7 +45,7 @@ def segmentation(
         foreground: Quantile of the map from which pixels are the object.
         background: Quantile of the map up to which pixels are background.
         components: Gaussians in each color model.
-        rounds: How often color models and cut are computed: each round starts from the mask of the one before.
+        rounds: How often color models and cut are computed. Each round starts from the mask of the one before.
         seed: Seed of all random draws: same seed, same result.
 
     Returns:

@@ -59,8 +59,8 @@ def smoothgrad(
         target: The score: a class, one per example (N,), or an objective. None is the class predicted
             for x without noise.
         n_samples: Number of random samples. Each is a copy of x with normal noise.
-        noise: Standard deviation of the noise, as a fraction of the input's range: max - min of each image, a column's
-            standard deviation for features.
+        noise: Standard deviation of the noise, as a fraction of the input's range. The range is max - min of each
+            image, and a column's standard deviation for features.
         kind: What is taken of the gradients: their mean, mean square or variance. The mean is signed; the variance is
             that of the samples, not an estimate for a larger population.
         seed: Seed of all random draws: same seed, same result. Noise is keyed by (seed, row, sample).

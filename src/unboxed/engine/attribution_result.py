@@ -153,6 +153,8 @@ def make_attribution(
 
 def explained(box: Box, target: Any, n: int) -> Tensor | Objective | None:
     """A target as a result holds it: classes (n,) or the objective."""
+    if isinstance(target, int):  # checked by its objective
+        return torch.full((n,), target, device=box.device)
     return target if target is None or isinstance(target, Objective) else box.class_labels(target, n)
 
 

@@ -1,8 +1,8 @@
 """The last maps that all of a score passes through, found in the autograd graph of one forward.
 
-A layer's place in the code says little of what it is to the score: the last convolution may make a gate, a branch of
-a residual sum, or another head. The graph tells: a map's node that lies on every path from the score down to the
-model's maps is one that the score sees all else through, and of those the nearest to the score is the last.
+A layer's position in the code says little about its role for the score: the last convolution may compute a gate, a
+branch of a residual sum, or another head. The graph decides: a map whose node is on every path from the score to the
+model's maps is one that the score depends on all others through, and of those the nearest to the score is the last.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ...model.op_tables import OPAQUE_NODES
 from ...model.relu_rules import graph_nodes
 from ..read.position_grids import PositionGrid, layers_with_grids
 
-MAX_SAVED_MAPS = 8  # maps whose values are kept while the model runs; an earlier one takes a second run
-MAX_SEARCH_DEPTH = 8  # nodes of a composite op that are looked through for what it was given
+MAX_SAVED_MAPS = 8  # maps whose values are stored while the model runs; an earlier one takes a second run
+MAX_SEARCH_DEPTH = 8  # nodes of a composite op that are searched for its inputs
 
 PASSTHROUGH_NAMES = (
     "pool",
     "dropout",
     "identity",
     "clone",
-)  # the same values, or ones that no one means by the last layer
+)  # the same values, or none that is meant by "the last layer"
 AXIS_MOVING_OPS = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 AXIS_LOSING_OPS = (
     "mean",
@@ -58,7 +58,7 @@ AXIS_LOSING_OPS = (
     "__get__",
     "__matmul__",
 )
-"""Ops after which axes are no longer what they were."""
+"""Ops that may change the meaning of axes."""
 CHANNELS_FIRST_OPS, CHANNELS_LAST_OPS = ("conv", "batch_norm", "group_norm", "instance_norm"), ("linear",)
 RESHAPING_NODES = (
     "View",
@@ -77,14 +77,14 @@ RESHAPING_NODES = (
     "Max",
     "Convolution",
 )
-"""Autograd nodes, by the start of their names, below which axes are not what they are above."""
+"""Autograd nodes, by the start of their names, that may change the meaning of axes."""
 
 ADDRESS_HINT = "name a functional op by its address, such as ':relu#0'"
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedMap:
-    """A map that was met: `wanted` where it may be the last one. `value` is its own as long as no op wrote over it."""
+    """A recorded map: a candidate if it may be the last one. `value` is valid as long as no op wrote over it."""
 
     address: str
     edge: GradientEdge
@@ -96,14 +96,14 @@ class RecordedMap:
 
 
 class MapTrace:
-    """Which maps and tokens a forward gives, and where they stand in its graph."""
+    """Which maps and tokens a forward computes, and their nodes in its graph."""
 
     def __init__(self, box: Box, n_rows: int) -> None:
         self.box, self.n_rows = box, n_rows
         self.layer_grids = {row.path: (row, grid) for row, grid in layers_with_grids(box)}
         self.output_shape = (box.n_outputs, *box.output_map_shape)
         self.recorded: dict[Any, RecordedMap | None] = {}
-        self.ambiguous_shapes: dict[Any, tuple[int, ...]] = {}  # what may be maps, whose axes can't be told
+        self.ambiguous_shapes: dict[Any, tuple[int, ...]] = {}  # possible maps whose axes cannot be determined
         self.leaf_nodes: dict[str, Any] = {}  # the nodes of leaves with positions, as they last ran
         self.saved: deque[RecordedMap] = deque(maxlen=MAX_SAVED_MAPS)
         self.call_counts: Counter[str] = Counter()
@@ -150,7 +150,7 @@ class MapTrace:
         self.recorded[edge.node] = recorded_map if not is_candidate else self._save_value(recorded_map)
 
     def _save_value(self, recorded_map: RecordedMap) -> RecordedMap:
-        """With its value, if it is among the latest; they are let go of in turn."""
+        """Store its value; the oldest stored one is freed."""
         if len(self.saved) == MAX_SAVED_MAPS:
             oldest = self.saved[0]
             self.recorded[oldest.edge.node] = RecordedMap(
@@ -160,7 +160,7 @@ class MapTrace:
         return recorded_map
 
     def _infer_grid(self, name: str, node: Any, h: Tensor, known_grid: PositionGrid | None) -> PositionGrid | None:
-        """Whether channels come first or last: as for what went in, unless the op says so itself."""
+        """Whether channels are first or last: as for the input, unless the op determines it."""
         input_map = next(self._input_maps(node), None)
         if known_grid is not None and (input_map is None or name.lower() in AXIS_MOVING_OPS):
             return known_grid
@@ -187,7 +187,7 @@ class MapTrace:
         )
 
     def _input_maps(self, node: Any) -> Iterator[RecordedMap]:
-        """The maps that went into an op, through the nodes that it is made of."""
+        """The maps that an op takes, through the nodes that it consists of."""
         pending, seen = [(below, 0) for below, _ in node.next_functions], set()
         while pending:
             node, depth = pending.pop(0)
@@ -201,7 +201,7 @@ class MapTrace:
             elif depth < MAX_SEARCH_DEPTH and not node.name().startswith(RESHAPING_NODES):
                 pending += [(below, depth + 1) for below, _ in node.next_functions]
 
-    # -- what was found ------------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------
 
     def token_layers(self, score: Tensor, objective_nodes: set[Any]) -> tuple[Sequence[Layer], PositionGrid] | None:
         """The layers of the last tokens below a score, the last first, if no map comes after them."""
@@ -213,11 +213,11 @@ class MapTrace:
         return [r for r, g in reversed(rows) if g == grid and r.shape == row.shape], grid
 
     def last_map(self, score: Tensor, objective_nodes: set[Any]) -> RecordedMap:
-        """The last maps that all of a score passes through, other than those it is made of. Raises LayerError."""
+        """The last maps that all of a score passes through, other than its own layers. Raises LayerError."""
         maps = {node for node, met in self.recorded.items() if met is not None and met.is_candidate}
         ordered_nodes = list(_ordered_nodes(score, maps - objective_nodes)) or list(
             _ordered_nodes(score, maps)
-        )  # of a first layer: that itself
+        )  # of a first layer: the layer itself
         if not ordered_nodes:
             raise LayerError(
                 "no layer below this score has positions on the image: its maps have rows and columns, or are tokens "
@@ -227,10 +227,10 @@ class MapTrace:
         bottlenecks = [i for i in bottlenecks if ordered_nodes[i][0] not in objective_nodes] or bottlenecks
         multi_channel = [
             i for i in bottlenecks if self._recorded_at(ordered_nodes[i][0]).channels > 1
-        ]  # a single one is most often a gate
+        ]  # a single channel is most often a gate
         if not bottlenecks:
             raise LayerError(
-                f"the score takes several maps side by side, and none that all of it passes through: name one with "
+                f"the score takes several maps in parallel, and passes through no single one: name one with "
                 f"layer=, such as {' or '.join(repr(a) for a in self._example_addresses(ordered_nodes, maps))}"
             )
         i = (multi_channel or bottlenecks)[0]
@@ -247,21 +247,21 @@ class MapTrace:
         return [self._recorded_at(node).address for node, _ in ordered_nodes if node in maps][:2]
 
     def _check_visible(self, above: Sequence[Any], recorded_map: RecordedMap) -> None:
-        """Refuse where maps are made above these by code that can't be seen into."""
+        """Raise LayerError where later maps are computed by code that cannot be seen into."""
         for node in above:
             if self._may_be_map(node) or (node not in self.recorded and _is_opaque(node) and _has_positions(node)):
                 raise LayerError(
-                    f"the last maps can't be told: after {recorded_map.address!r} some are made out of sight, by "
-                    f"{node.name()} (scripted or compiled code, a custom function, a write into a part of a map, "
+                    f"the last maps are ambiguous: after {recorded_map.address!r} some are computed out of sight, "
+                    f"by {node.name()} (scripted or compiled code, a custom function, a write into a part of a map, "
                     f"axes split and joined). Name a layer with layer=, such as {recorded_map.address!r}"
                 )
 
     def _may_be_map(self, node: Any) -> bool:
-        """Whether what can't be told has the positions of maps that were met."""
+        """Whether an undetermined node has the positions of recorded maps."""
         shape = self.ambiguous_shapes.get(node, ())
         if (
             self.recorded.get(node) is not None or 1 in shape
-        ):  # told of by then; or means over channels, or over positions
+        ):  # already recorded; or means over channels, or over positions
             return False
         sizes = {met.grid.size for met in self.recorded.values() if met is not None}
         return any(size in sizes and math.prod(size) > 1 for size in (shape[:2], shape[1:]))
@@ -273,22 +273,22 @@ def _is_passthrough(name: str) -> bool:
 
 def _is_opaque(node: Any) -> bool:
     name: str = node.name()
-    if name.startswith("BackwardHookFunction"):  # what a module's own full backward hooks put in
+    if name.startswith("BackwardHookFunction"):  # inserted by a module's full backward hooks
         return False
     is_custom = isinstance(node, torch.autograd.function.BackwardCFunction)
     return is_custom or "Convolution" in name or name.startswith(tuple(OPAQUE_NODES))
 
 
 def _has_positions(node: Any) -> bool:
-    """Whether a node gives maps; where its shape can't be known, it may."""
+    """Whether a node computes maps; where its shape is unknown, it may."""
     shapes = [tuple(m.shape) for m in getattr(node, "_input_metadata", ())]
     return not shapes or any(len(s) == 4 and sorted(s[1:])[1] > 1 for s in shapes)
 
 
 def _ordered_nodes(score: Tensor, maps: set[Any]) -> Iterator[tuple[Any, bool]]:
-    """The nodes from a score down to these maps, each after all above it, and whether every path leads through it.
+    """The nodes from a score to these maps in topological order, and whether every path leads through each.
 
-    One does where no edge out of the nodes before it leads past it; a path that has ended stays open for good.
+    One does where no edge of the nodes before it bypasses it; a path that has ended counts as bypassing.
     """
     reaching = _nodes_reaching(score, maps)
     n_incoming = Counter(below for node in reaching for below in _input_nodes(node) if below in reaching)

@@ -1,4 +1,4 @@
-"""Class activation maps: a layer's activations, weighed by what the score's gradient says of them."""
+"""Class activation maps: a layer's activations, weighted by the score's gradient."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CamResult:
     layer: str  # the address of the layer that was read
 
 
-MAX_TOKEN_LAYERS = 6  # token layers among which the last is sought that the patches still have a say in
+MAX_TOKEN_LAYERS = 6  # token layers among which the last that patches influence is searched
 
 
 def cam(
@@ -117,13 +117,13 @@ def _batch_first_address(box: Box, layer: str) -> str:
 
 @dataclass(frozen=True)
 class CamLayers:
-    """The layers to look at, the best guess first; of tokens, which of them it is their gradients tell."""
+    """Candidate layers, the best first; for token layers, their gradients decide."""
 
     addresses: tuple[str, ...]
-    grid: PositionGrid | None = None  # told beforehand, where no layer was named
+    grid: PositionGrid | None = None  # known beforehand, where no layer was named
 
     def first_with_gradient(self, grads: Sequence[Tensor]) -> int:
-        """The first that anything but the class token has a say in: after the last mixing only that has."""
+        """The first that other tokens than the class token influence: after the last mixing, none does."""
         if self.grid is None or len(self.addresses) == 1:
             return 0
         return next((i for i, g in enumerate(grads) if self.grid.to_maps(g).any()), 0)
@@ -142,7 +142,7 @@ def _compute_cam(
             score = objective(acts)
         if all(a in acts for a in cam_layers.addresses):
             return _combine_at_layers(box, objective, score, acts, cam_layers, combine)
-    return _compute_cam(box, objective, x, cam_layers, combine)  # its values were let go of, or written over: once more
+    return _compute_cam(box, objective, x, cam_layers, combine)  # its values were freed, or written over: run again
 
 
 def _combine_at_layers(
@@ -187,7 +187,7 @@ def _find_layers(box: Box, objective: Objective, x: Tensor) -> tuple[CamLayers, 
 
 
 def _guess_token_layers(box: Box) -> tuple[str, ...]:
-    """The layers of the last tokens, as far as the layers' order tells: read in the run that tells for sure."""
+    """The layers of the last tokens, judging by the order of layers: read in the run that decides."""
     layer_grids = list(layers_with_grids(box))
     if not layer_grids or not layer_grids[-1][1].is_tokens:
         return ()

@@ -1,8 +1,9 @@
-"""Paths: the points at which a gradient method looks, the weight of each look, and their weighted mean.
+"""Paths: the points at which a gradient method takes gradients, their weights, and their weighted mean.
 
-A gradient method is a path of points x a backward rule: `mean(box, objective, path, n, rule=rules.guided)` is guided
-integrated gradients on a `Line`, guided SmoothGrad on `Noise`; `at=` a layer gives the mean gradient there. Points are
-made, and their gradients summed, one bounded batch at a time: memory does not grow with the number of points.
+A gradient method is a path of points x a backward rule: `path_mean_gradient(box, objective, path, n,
+rule=relu_rules.guided)` is guided integrated gradients on a `Line`, guided SmoothGrad on `Noise`; `wrt=` a layer gives
+the mean gradient there. Points are made, and their gradients summed, one bounded batch at a time: memory does not grow
+with the number of points.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Path(Protocol):
     def weights(self) -> Tensor: ...  # (K,), on the CPU
 
     def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The k-th points (R,) of the examples n (R,), indices on the CPU: (R, ...), and what their gradients take as
-        a factor, if anything."""
+        """The k-th points (R,) of the examples n (R,), indices on the CPU: (R, ...), and a factor of their gradients,
+        if any."""
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ class Line:
 
 
 def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Points (R, ...) at t (R,) of the way from start to end (R, ...)."""
+    """Points (R, ...) at fractions t (R,) between start and end (R, ...)."""
     return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
 
 
@@ -99,17 +100,17 @@ class References:
 
 
 def equal_weights(n_points: int) -> Tensor:
-    """Weights (K,) of points that count alike."""
+    """Equal weights (K,)."""
     return torch.full((n_points,), 1 / n_points, dtype=torch.float64)
 
 
 def midpoints(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): the middles of k equal parts; exact where the gradient is linear in t."""
+    """(t, weights): the midpoints of k equal intervals; exact where the gradient is linear in t."""
     return (torch.arange(n_points, dtype=torch.float64) + 0.5) / n_points, equal_weights(n_points)
 
 
 def gauss_legendre(n_points: int) -> tuple[Tensor, Tensor]:
-    """(t, weights): exact where the gradient is a polynomial in t of degree 2k - 1; of no help across kinks."""
+    """(t, weights): exact where the gradient is a polynomial in t of degree 2k - 1; it gains nothing at kinks."""
     t, weights = np.polynomial.legendre.leggauss(n_points)
     return torch.from_numpy((t + 1) / 2), torch.from_numpy(weights / 2)
 
@@ -121,11 +122,11 @@ QUADRATURE_RULES: Mapping[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 
 # -- draws -----------------------------------------------------------------------------------------------------------
 
-SAMPLES_PER_BLOCK = 8  # samples of one row drawn at once: seeding a generator costs as much as drawing a small image
+SAMPLES_PER_BLOCK = 8  # samples per seed: seeding a generator costs as much as sampling a small image
 
 
 def normal_noise(like: Tensor, example_ids: Tensor, sample_ids: Tensor, seed: int) -> Tensor:
-    """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in whatever batch it is drawn."""
+    """Standard normal values (R, ...): sample k (R,) of row n (R,), the same in any batch."""
     blocks, pairs = list[Tensor](), zip(example_ids.tolist(), sample_ids.tolist(), strict=True)
     for (row, block), group in groupby(pairs, key=lambda pair: (pair[0], pair[1] // SAMPLES_PER_BLOCK)):
         samples = [sample % SAMPLES_PER_BLOCK for _, sample in group]
@@ -171,7 +172,7 @@ def path_mean_gradient(
     batch_size: BatchSize = "auto",
     relu_bypass: ReluBypass = "no",
 ) -> PathMean:
-    """The weighted mean, over the path's points, of d score / d input (or / d activation, `at` a layer) for n examples.
+    """The weighted mean, over the path's points, of d score / d input (or / d activation at `wrt`) for n examples.
 
     `moment` "squared" is the mean of its square, "variance" that of its squared distance from the mean, both weighted.
     `objective` is one that does not change from point to point (`edits.settled`).
@@ -208,7 +209,7 @@ class _GradientAccumulator:
         self.n_points, self.batch_dependent = len(path.weights), box.batch_dependent or objective.batch_dependent
         self.sum_dtype = (
             torch.float32 if box.device.type == "mps" else torch.float64
-        )  # so that it sums alike in any parts
+        )  # so that sums do not depend on the batches
         self.weights = path.weights.to(box.device, self.sum_dtype)
         self.sums: dict[int, _RunningSum] = {}
         self.before_clamp = torch.zeros(n_examples, dtype=torch.bool, device=box.device)
@@ -226,7 +227,7 @@ class _GradientAccumulator:
         weights = torch.split(self.weights[k.to(self.box.device)], counts)
         groups = zip(example_ids, weights, torch.split(grads.to(self.sum_dtype), counts), strict=True)
         sums = [(self.sums.get(i) or _RunningSum.zeros(self.moment, g)).add(w, g) for i, w, g in groups]
-        self.sums.update(zip(example_ids, sums, strict=True))  # last, for a part that ran out of memory runs again
+        self.sums.update(zip(example_ids, sums, strict=True))  # last: a batch that ran out of memory runs again
         n = n.to(self.box.device)
         self.before_clamp[n[result.before_clamp]] = True
         self.has_finite_scores[n[~result.score.isfinite()]] = False
@@ -234,7 +235,7 @@ class _GradientAccumulator:
 
 @dataclass(frozen=True)
 class _RunningSum:
-    """One example's sums so far; a variance is taken around the first gradient, where it loses no digits."""
+    """One example's sums so far; a variance is taken around the first gradient, which loses no digits."""
 
     moment: Moment
     offset: Tensor | float
@@ -283,25 +284,25 @@ def path_scores(
 
 
 MAX_CPU_ROWS = 96
-"""Rows on a CPU: gradients of more take longer each, for what they keep leaves the cache."""
+"""Rows per batch on a CPU: with more, stored activations leave the cache and each gradient takes longer."""
 
 
 def max_rows_at_once(box: Box) -> int:
-    """How many rows of an automatic batch are looked at together."""
+    """How many rows an automatic batch has."""
     return min(box.batch_limit, MAX_CPU_ROWS) if box.device.type == "cpu" else box.batch_limit
 
 
 def _batch_plan(
     box: Box, n_examples: int, n_points: int, batch_size: BatchSize, batch_dependent: bool
 ) -> tuple[BatchSize, int]:
-    """(size, most) for `in_batches`; where rows depend on one another a batch is all examples, at one point each."""
+    """(size, max_rows) for `in_batches`; where rows depend on one another, a batch is all examples at one point."""
     if batch_dependent:
         return box.batch_plan(n_examples, batch_size, True)
     return box.batch_plan(n_examples * n_points, batch_size)[0], max_rows_at_once(box)
 
 
 def _example_point_pairs(rows: slice, n_examples: int, n_points: int, batch_dependent: bool) -> tuple[Tensor, Tensor]:
-    """Examples and points of some of n * k pairs: all points of an example, then of the next (coupled: one each)."""
+    """Examples and points of some of n * k pairs: all points of an example, then of the next (or one of each)."""
     pair_index = torch.arange(rows.start, rows.stop)
     return (
         (pair_index % n_examples, pair_index // n_examples)

@@ -1,13 +1,14 @@
 """The integral of the gradient along a straight line, by as many points as an example needs.
 
-Each look at the model gives the gradient and, for nothing, the score. So the integral of the gradient along every piece
-of the line is known twice: from the gradients at its ends (trapezoid), and as the difference of the scores there. Where
-the two disagree most a kink lies, and there the next points go, until the whole agrees. Near the ends of the line,
-where no gradient is taken (it may not exist at a baseline), a piece has one gradient for all of it; equally spaced
-points so give the midpoint rule, which is exact where the gradient is linear.
+Each evaluation gives the gradient and, at no cost, the score. So the integral of the gradient over every interval of
+the line is known twice: from the gradients at its ends (trapezoid), and as the difference of the scores there. The two
+disagree most where there is a kink, and the next points go there, until they agree overall. The outermost intervals,
+where no gradient is taken at the end of the line (it may not exist at a baseline), have one gradient each; so equally
+spaced points give the midpoint rule, which is exact where the gradient is linear.
 
-A point's weight changes while pieces beside it are cut, so its gradient is kept. When too many are, those with the
-least disagreement beside them are weighed for good, and pieces beside them are not cut any more.
+A point's weight changes while intervals next to it are split, so its gradient is stored. When too many are stored,
+those next to the smallest disagreement are folded into a sum with their present weights, and intervals next to them are
+not split again.
 """
 
 from __future__ import annotations
@@ -24,17 +25,15 @@ from ...objectives import Objective
 from .paths import Line, interpolate, max_rows_at_once, midpoints, path_mean_gradient
 from .score import gradients_in_batches
 
-MAX_INITIAL_POINTS = (
-    16  # points of the first look at most: fewer meet a tight tolerance by luck, with maps that are further off
-)
+MAX_INITIAL_POINTS = 16  # at most, at first: fewer may meet a tight tolerance by luck, with maps that are less exact
 MIN_INITIAL_POINTS = 4  # and at least
-MAX_STORED_GRADIENTS = 64  # gradients of an example that are kept at a time
-POINTS_PER_NEW_POINT = 8  # each look adds a point to this many
+MAX_STORED_GRADIENTS = 64  # per example
+POINTS_PER_NEW_POINT = 8  # each evaluation adds one point for this many
 
 
 @dataclass(frozen=True, eq=False)
 class IntegrationProblem:
-    """Examples with the ends of their lines."""
+    """Examples with the end points of their lines."""
 
     box: Box
     objective: Objective
@@ -42,9 +41,9 @@ class IntegrationProblem:
     start: Tensor  # (N, ...)
     start_score: Tensor  # (N,) the score at the start
     end_score: Tensor  # (N,) at x
-    max_error: Tensor  # (N,) the error wanted
+    max_error: Tensor  # (N,) the tolerance
     batch_size: BatchSize
-    n_initial_points: int = MAX_INITIAL_POINTS  # points of the first look
+    n_initial_points: int = MAX_INITIAL_POINTS  # points of the first evaluation
 
     def rows(self, index: Tensor) -> IntegrationProblem:
         row_fields = (
@@ -70,12 +69,12 @@ class IntegrationProblem:
 @dataclass(frozen=True, eq=False)
 class LineIntegral:
     mean_gradient: Tensor  # (N, ...) its mean along the line
-    n_points: Tensor  # (N,) points looked at
+    n_points: Tensor  # (N,) points evaluated
     completeness_error: Tensor  # (N,)
 
 
 def initial_points(tol: float) -> int:
-    """Points of the first look for a completeness error relative to the difference: no more than the error asks for.
+    """Points of the first evaluation, for a relative completeness error: no more than the error needs.
 
     K midpoints leave a map .4 / K off its limit on the MNIST CNN; so 1 / (4 tol) of them leave it about 1.6 tol off.
     """
@@ -85,7 +84,7 @@ def initial_points(tol: float) -> int:
 
 
 def integrate(problem: IntegrationProblem, max_points: int) -> LineIntegral:
-    """The mean gradient along each line: its error is within the bound, or the steps are used up."""
+    """The mean gradient along each line: its error is within the bound, or `max_steps` is reached."""
     n, x = len(problem.x), problem.x
     n_points = torch.zeros(n, dtype=torch.long, device=x.device)
     out = LineIntegral(torch.zeros_like(x), n_points, torch.zeros_like(problem.start_score))
@@ -96,26 +95,26 @@ def integrate(problem: IntegrationProblem, max_points: int) -> LineIntegral:
 
 
 def integrate_fixed(problem: IntegrationProblem, t: Tensor, weights: Tensor) -> LineIntegral:
-    """By the same points (K,) of each line."""
+    """The same, with fixed points (K,) of each line."""
     line = Line(problem.x, problem.start, t, weights)
     result = path_mean_gradient(problem.box, problem.objective, line, len(problem.x), batch_size=problem.batch_size)
     n_points = torch.full((len(problem.x),), len(t), device=problem.box.device)
     return LineIntegral(result.map, n_points, problem.completeness_error(result.map))
 
 
-# -- where they disagree ---------------------------------------------------------------------------------------------
+# -- where gradients and scores disagree -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Evaluations:
-    """The points of each example so far, as they were taken: numbers of all K, gradients of L of them."""
+    """The points of each example so far, in order of evaluation: scores of all K, gradients of L of them."""
 
     t: Tensor  # (n, K)
     score: Tensor  # (n, K)
     slope: Tensor  # (n, K): d score / dt
-    stored_index: Tensor  # (n, L) which points' gradients these are
+    stored_index: Tensor  # (n, L) the points of the stored gradients
     gradient: Tensor  # (n, L, ...)
-    folded_sum: Tensor  # (n, ...) the sum of the others, weighed for good
+    folded_sum: Tensor  # (n, ...) the weighted sum of the others
 
     def concat(self, new: _Evaluations) -> _Evaluations:
         t, score, slope, gradient = (
@@ -136,7 +135,7 @@ class _Evaluations:
 
 
 def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegral) -> None:
-    """Look where gradients and scores disagree, until they agree or `most` points were looked at."""
+    """Add points where gradients and scores disagree, until they agree or `max_steps` points were evaluated."""
     t = midpoints(min(problem.n_initial_points, max_points))[0].to(problem.x).expand(len(rows), -1)
     pending = [(rows, _evaluate(problem.rows(rows), t))]
     while pending:
@@ -147,7 +146,7 @@ def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: Lin
         error = subproblem.completeness_error(gradient)
         is_stalled = (
             error - intervals.disagreement.clamp(min=0).sum(1) > subproblem.max_error
-        )  # what disagrees can't be cut any more
+        )  # the disagreeing intervals cannot be split any more
         is_finished = (error <= subproblem.max_error) | is_stalled | ~error.isfinite() | (k >= max_points)
         finished_rows = rows[is_finished]
         out.mean_gradient[finished_rows], out.completeness_error[finished_rows], out.n_points[finished_rows] = (
@@ -156,7 +155,7 @@ def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: Lin
             k,
         )
         n_splits = torch.where(is_finished, 0, intervals.n_to_split(subproblem.max_error, max_points - k))
-        for split_count in sorted(set(n_splits.tolist())):  # examples that take as many new points go on together
+        for split_count in sorted(set(n_splits.tolist())):  # examples that add as many points run together
             if split_count:
                 group = (n_splits == split_count).nonzero().flatten()
                 pending.append(
@@ -172,7 +171,7 @@ def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: Lin
 def _add_points(
     problem: IntegrationProblem, evaluations: _Evaluations, intervals: _Intervals, n_new: int
 ) -> _Evaluations:
-    """With k more points an example."""
+    """With k more points per example."""
     if evaluations.stored_index.shape[1] > MAX_STORED_GRADIENTS - MAX_STORED_GRADIENTS // POINTS_PER_NEW_POINT:
         evaluations = _fold_gradients(evaluations, intervals)
         intervals = _Intervals.from_evaluations(evaluations, problem)
@@ -197,13 +196,11 @@ def _evaluate(problem: IntegrationProblem, t: Tensor) -> _Evaluations:
 
 @dataclass(frozen=True)
 class _Intervals:
-    """The line cut at its points."""
+    """The intervals between a line's points."""
 
-    order: Tensor  # (n, K): the points as they lie on the line
-    disagreement: (
-        Tensor  # (n, K + 1): how far gradients and scores disagree on each piece; -1 where it can't be cut any more
-    )
-    weights: Tensor  # (n, K) of the points as they were taken
+    order: Tensor  # (n, K): the points sorted along the line
+    disagreement: Tensor  # (n, K + 1): disagreement of gradients and scores per interval; -1 where it cannot be split
+    weights: Tensor  # (n, K) of the points, in order of evaluation
 
     @classmethod
     def from_evaluations(cls, evaluations: _Evaluations, problem: IntegrationProblem) -> _Intervals:
@@ -215,7 +212,7 @@ class _Intervals:
         disagreement = ((slope[:, 1:] + slope[:, :-1]) / 2 * h - score.diff(dim=1)).abs()
         point_shares = torch.cat(
             [h[:, :1], h[:, 1:-1] / 2, h[:, -1:]], 1
-        )  # the first and the last piece belong to one point
+        )  # the first and the last interval belong to one point
         weights = torch.zeros_like(evaluations.t).scatter(1, order, point_shares[:, 1:] + point_shares[:, :-1])
         is_stored = (
             torch.zeros_like(order, dtype=torch.bool).scatter(1, evaluations.stored_index, True).gather(1, order)
@@ -224,7 +221,7 @@ class _Intervals:
         return cls(order, torch.where(can_split, disagreement, -1), weights)
 
     def n_to_split(self, max_error: Tensor, max_points: int) -> Tensor:
-        """How many pieces of each example to cut now (n,): those so far apart that it matters, 1, 2, 4 or 8 of them."""
+        """How many intervals of each example to split (n,): those whose disagreement matters, 1, 2, 4 or 8 of them."""
         k = self.order.shape[1]
         n_large = (self.disagreement > max_error[:, None] / (4 * k)).sum(1)
         n_splits = n_large.clamp(
@@ -245,10 +242,10 @@ def _with_endpoints(t: Tensor) -> Tensor:
 
 
 def _fold_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evaluations:
-    """With some of the kept gradients weighed for good: those with the least disagreement beside them."""
+    """Fold some of the stored gradients into the sum: those next to the smallest disagreement."""
     max_disagreement = torch.maximum(
         intervals.disagreement[:, 1:], intervals.disagreement[:, :-1]
-    )  # (n, K), as the points lie on the line
+    )  # (n, K), sorted along the line
     max_disagreement = (
         torch.zeros_like(max_disagreement)
         .scatter(1, intervals.order, max_disagreement)
@@ -270,7 +267,7 @@ def _fold_gradients(evaluations: _Evaluations, intervals: _Intervals) -> _Evalua
 
 
 def _next_points(evaluations: _Evaluations, intervals: _Intervals, n_new: int) -> Tensor:
-    """Points (n, k): the middles of the pieces most apart; of an outer piece, a third from the line's end."""
+    """Points (n, k): the midpoints of the intervals of largest disagreement; of an outer one, a third from the end."""
     t = _with_endpoints(evaluations.t.gather(1, intervals.order))
     interval = intervals.disagreement.argsort(dim=1, descending=True, stable=True)[:, :n_new]
     low, high = t.gather(1, interval), t.gather(1, interval + 1)

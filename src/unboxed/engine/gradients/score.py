@@ -24,7 +24,7 @@ from ..attribution_result import Attribution, make_attribution
 from ..results import warn_not_finite, warn_rows
 
 ReluBypass = Literal["no", "last", "all"]
-"""Which ReLUs let the signal through for rows whose gradient is exactly zero."""
+"""Which inactive ReLUs are bypassed for rows whose gradient is exactly zero."""
 
 REENTRANT_ERROR = (
     "the model runs a reentrant checkpoint, through which torch gives no gradient of the input; "
@@ -36,12 +36,12 @@ REENTRANT_ERROR = (
 class Gradients:
     score: Tensor  # (N,)
     map: Tensor  # (N, ...), shaped like the input, or like the layer
-    clamped: Tensor | None  # as `before_clamp`; None where it is no row
+    clamped: Tensor | None  # as `before_clamp`; None where no row is
     predicted: Tensor | None = None  # (N,) classes, where the objective is the predicted class's logit
 
     @property
     def before_clamp(self) -> Tensor:
-        """(N,) bool: the score's last ReLU is shut, so its own gradient is zero: taken before that ReLU."""
+        """(N,) bool: the score's last ReLU is inactive, so the gradient is zero: it was taken before that ReLU."""
         return no_rows(self.score) if self.clamped is None else self.clamped
 
 
@@ -55,11 +55,11 @@ def gradients(
     batch_size: BatchSize = "auto",
     relu_bypass: ReluBypass = "last",
 ) -> Gradients:
-    """d objective / d input of each example (or / d activation, `at` a layer).
+    """d objective / d input of each example (or / d activation, for `wrt` a layer).
 
     Where a final ReLU clamps the score at zero, and the gradient with it, the gradient before the clamp is given and
-    marked (`unclamp="no"`: zeros are left; "all": every ReLU is opened). Raises OutputError where the objective does
-    not depend on the input.
+    marked (`relu_bypass="no"`: zeros are left; "all": every ReLU is bypassed). Raises OutputError where the objective
+    does not depend on the input.
     """
     return gradients_in_batches(box, objective, box.validate_inputs(x), rule, wrt, batch_size, relu_bypass)
 
@@ -74,7 +74,7 @@ def gradients_in_batches(
     relu_bypass: ReluBypass,
     max_rows: int | None = None,
 ) -> Gradients:
-    """As `gradients`, of accepted inputs x (N, ...); `most` rows at a time where `batch_size` is "auto"."""
+    """As `gradients`, of validated inputs x (N, ...); at most `max_rows` at a time where `batch_size` is "auto"."""
     box.check_objective(objective, len(x))
     if len(x) == 1 and batch_size == "auto":
         return batch_gradients(box, objective, x, rule, wrt, relu_bypass)
@@ -94,12 +94,12 @@ def gradients_in_batches(
 
 
 def in_dtype(h: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `h.to(dtype)`, which takes its time to see that there is nothing to do."""
+    """As `h.to(dtype)`, but fast where there is nothing to do."""
     return h if h.dtype == dtype else h.to(dtype)
 
 
 def no_rows(score: Tensor) -> Tensor:
-    """None of the rows of a score (N,), as a mask."""
+    """A mask (N,) without any rows."""
     return torch.zeros(len(score), dtype=torch.bool, device=score.device)
 
 
@@ -138,7 +138,7 @@ def score_gradients(
     relu_bypass: ReluBypass = "last",
     like: Sequence[Tensor] = (),
 ) -> tuple[list[Tensor], Tensor]:
-    """Pull the score (N,) back to the leaves (N, ...): their gradients, and the rows (N,) taken before a clamp.
+    """The gradients of the score (N,) in the leaves (N, ...), and the rows (N,) where they were taken before a clamp.
 
     `like` are tensors shaped like the leaves, where those are edges of the graph (which may have rows of padding).
     """
@@ -159,9 +159,9 @@ def score_gradients_with_bypass(
     like: Sequence[Tensor] = (),
     may_bypass: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """As `pull`; None where no row was zero. To see that is to wait for an accelerator.
+    """As `score_gradients`; None where no row was zero, which takes a sync with an accelerator to find out.
 
-    So `among` (N,) names the rows that may be taken before a clamp, and it is not looked whether any is.
+    `may_bypass` (N,) names the rows that may be taken before a clamp; then there is no sync.
     """
     if not score.requires_grad:
         raise OutputError(f"{objective.name} does not depend on the input by any path with a gradient (detached?)")
@@ -181,7 +181,7 @@ def score_gradients_with_bypass(
 
 
 def _relus_to_bypass(acts: Acts, objective: Objective, score: Tensor, relu_bypass: ReluBypass) -> list[object]:
-    """The ReLUs to open where the gradient is zero: that which the objective's only layer comes out of, or all."""
+    """The ReLUs to bypass where the gradient is zero: the one whose output is the objective's only layer, or all."""
     if relu_bypass == "all":
         return [node for node in relu_rules.graph_nodes(score) if relu_rules.is_relu(node)]
     end_acts = [acts[a] for a in objective.layers if a != "input"] if relu_bypass == "last" else []
@@ -195,7 +195,9 @@ def _zero_rows(grads: Sequence[Tensor]) -> Tensor:
 
 def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool) -> list[Tensor]:
     try:
-        ones = None if score.numel() == 1 else torch.ones_like(score)  # of one score torch knows, and checks nothing
+        ones = (
+            None if score.numel() == 1 else torch.ones_like(score)
+        )  # of a single score torch needs none, and checks less
         grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
@@ -207,7 +209,7 @@ def _autograd_grad(score: Tensor, leaves: Sequence[Any], like: Sequence[Any], re
 
 
 def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient without the rows of padding; zeros where there is none."""
+    """A gradient without rows of padding; zeros where there is no gradient."""
     if g is None:
         return torch.zeros_like(like)
     return g if g.shape[0] == like.shape[0] else g[: like.shape[0]]
@@ -251,7 +253,7 @@ def warn_gradients(objective: Objective, gradient: Tensor, before_clamp: Tensor 
 
 
 def _all_sound(h: Tensor) -> bool:
-    """Whether every row of h (N, ...) is finite and not all zero, seen at a glance."""
+    """Whether every row of h (N, ...) is finite and not all zero, in few operations."""
     if len(h) == 1:  # a single image, where each op counts
         low, high = value_range(h)  # NaN where a value is
         return -math.inf < low and high < math.inf and (low < 0 or high > 0)

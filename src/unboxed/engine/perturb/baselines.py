@@ -1,4 +1,4 @@
-"""Baselines: what an input is compared with, for "absent" has no picture of its own.
+"""Baselines: what an input is compared with, as no input represents "absent" by itself.
 
 Sundararajan et al. 2017, arXiv:1703.01365; Sturmfels et al. 2020, "Visualizing the Impact of Feature Attribution
 Baselines" (Distill), compare them.
@@ -36,15 +36,13 @@ tensor is one baseline for all (1, ...) or (...), or one per example (N, ...). S
 these, or one for all.
 """
 
-BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, in shorter sides of the image
+BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, as a fraction of the shorter side
 
 
 def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
-    """What x (N, ...), as accepted by the box, is compared with, shaped like x and in its units.
+    """The baseline of x (N, ...), inputs that the box has validated: shaped like x and in its units.
 
-    "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself), "random" (a draw for
-    each row), a number, or a tensor: one for all (1, ...) or (...), or one an example (N, ...). For several inputs: a
-    dict or tuple of those, or one for all. Raises InputError.
+    `kind` is described at `Baseline`. Raises InputError.
     """
     seed = check_seed(seed)
     if not isinstance(box.inputs, MultiInput):
@@ -68,7 +66,7 @@ def _kind_per_input(multi: MultiInput, kind: Any) -> list[Any]:
         return [kind[name] for name in multi.parts]
     if isinstance(kind, (Mapping, tuple, list)):
         if isinstance(kind, Mapping) or len(kind) != len(multi.parts):
-            raise InputError("a baseline of several inputs is one for all, or one each as the inputs come")
+            raise InputError("a baseline of several inputs is one for all, or one each, structured like the inputs")
         return list(kind)
     return [kind] * len(multi.parts)
 
@@ -86,7 +84,7 @@ def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
 
 
 def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> Tensor:
-    """A given baseline, one for all or one each, as x is. Raises InputError."""
+    """A baseline tensor, one for all or one per example, shaped like x. Raises InputError."""
     baseline_values = (
         baseline_values.detach()
         if tuple(baseline_values.shape) != tuple(inputs.shape)
@@ -94,12 +92,10 @@ def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> T
     )
     if tuple(baseline_values.shape[1:]) != tuple(x.shape[1:]) or len(baseline_values) not in (1, len(x)):
         expected_shape = f"(1, ...) or ({len(x)}, ...) of {tuple(x.shape[1:])}"
-        raise InputError(
-            f"a baseline beside these inputs has shape {expected_shape}; got {tuple(baseline_values.shape)}"
-        )
+        raise InputError(f"a baseline of these inputs has shape {expected_shape}; got {tuple(baseline_values.shape)}")
     if not baseline_values.is_floating_point() or not bool(baseline_values.isfinite().all()):
         raise InputError(
-            f"a baseline is of finite floating point numbers; got {baseline_values.dtype}, or NaN or infinite ones"
+            f"a baseline must hold finite floating point numbers; got {baseline_values.dtype}, NaN or infinity"
         )
     with torch.inference_mode(False):
         return baseline_values.to(x.device, x.dtype, copy=True).expand_as(x).contiguous()
@@ -109,19 +105,19 @@ BaselineFn = Callable[[Any, Tensor, int], Tensor]
 
 
 def _random_baseline(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
-    """A valid input of each row's own."""
+    """A random valid input per row."""
     if isinstance(inputs, Features):
         return inputs.clip(inputs.decode(rng.normal(x, seed)))
     return rng.uniform(x, seed)
 
 
 def _mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
-    """What is zero after normalization."""
+    """The input that is zero after normalization."""
     return inputs.decode(torch.zeros_like(x))
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) under a Gaussian blur; the border is continued."""
+    """Images (N, C, H, W) under a Gaussian blur; the border is replicated."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
@@ -143,9 +139,9 @@ FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _mean_baseline, "random":
 
 
 def score_difference(high: Tensor, low: Tensor) -> Tensor:
-    """The scores of x less those of the baseline, (N,), which shares add up to. Raises NaNError where it is none.
+    """The scores of x less those of the baseline, (N,), which contributions sum to. Raises NaNError where it is NaN.
 
-    A comparison with NaN is false, so a completeness error of NaN would pass for none.
+    Any comparison with NaN is false, so a completeness error of NaN would pass unnoticed.
     """
     check_finite_scores(high)
     check_finite_scores(low, "the baseline (or a reference)")

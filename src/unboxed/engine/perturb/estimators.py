@@ -21,9 +21,9 @@ def zero_rounding_noise(changes: Tensor, scores: Tensor, eps: float, dim: int = 
 
 
 def exact_shapley(subset_scores: Tensor, eps: float) -> Tensor:
-    """Shapley values (A,) of the scores v (2^A,) of all subsets, in the order of `every_subset`.
+    """Shapley values (A,) of the scores v (2^A,) of all subsets, in the order of `masks.all_subsets`.
 
-    Shapley 1953: the mean over all orders of what a player adds to those before it.
+    Shapley 1953: the mean over all orders of what a segment adds to those before it.
     """
     n_features = len(subset_scores).bit_length() - 1
     if n_features == 0:
@@ -42,7 +42,7 @@ def exact_shapley(subset_scores: Tensor, eps: float) -> Tensor:
 
 
 def kernel_shapley(sampled: SampledMasks, y: Tensor, empty_score: float, full_score: float) -> tuple[Tensor, Tensor]:
-    """Shapley values (A,) by weighted least squares, and their standard errors: they sum to whole - none exactly.
+    """Shapley values (A,) by weighted least squares, and their standard errors; they sum to full_score - empty_score.
 
     Lundberg & Lee 2017, theorem 2, the constraint eliminated by its Lagrange multiplier (Covert & Lee 2021, eq. 7).
     """
@@ -54,9 +54,9 @@ def kernel_shapley(sampled: SampledMasks, y: Tensor, empty_score: float, full_sc
     phi = phi - row_sums * ((phi.sum() - (full_score - empty_score)) / row_sums.sum())
     project = inverse - row_sums[:, None] * row_sums / row_sums.sum()
     size = z.sum(1).long()
-    strata = torch.minimum(size, z.shape[1] - size)  # pairs of sizes: their numbers are not left to chance
+    strata = torch.minimum(size, z.shape[1] - size)  # sizes of a pair are fixed by the design, not random
     centered = (
         y - empty_score - z.mean(1) * (full_score - empty_score)
-    )  # less what the sum of all, which is given, says
+    )  # less what follows from the sum of all, which is known
     fit = WeightedFit(z, sampled.weight, centered, y - empty_score - z @ phi, project, sampled.cluster)
     return phi, standard_errors(fit, strata)

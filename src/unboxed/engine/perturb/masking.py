@@ -1,4 +1,4 @@
-"""Hiding: x is run with players hidden, that is, replaced by a baseline, in bounded batches."""
+"""Masking: x is run with segments masked, that is, replaced by a baseline, in bounded batches."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
 
 SEGMENT_MEAN = "segment"
-"""A baseline of its own: each player's mean over its pixels, as the lime package hides."""
-MASKED_INPUT = "x with parts hidden by the baseline"
-"""What is scored, as errors call it."""
+"""A kind of baseline: each segment's mean over its pixels, as in the lime package."""
+MASKED_INPUT = "x with parts masked by the baseline"
+"""What is scored, in error texts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """Inputs whose players can be hidden. Those that hide nothing (x is the baseline there) are not played with."""
+    """Inputs with segments that can be masked. Segments that masking does not change are inactive."""
 
     box: Box
     x: Tensor  # (N, ...)
     baseline_values: Tensor  # (N, ...)
     features: FeatureGroups
-    active: Tensor  # (N, F) bool: hiding the player changes the input
+    active: Tensor  # (N, F) bool: masking the segment changes the input
 
     @property
     def n_active(self) -> list[int]:
-        """How many active players each row has."""
+        """How many active segments each row has."""
         return [int(n) for n in self.active.sum(1)]
 
     @property
     def active_index(self) -> Tensor:
-        """Beside x: the place of each number's player among the active ones; `most` for those that hide nothing."""
+        """Shaped like the ids: the index of each value's segment among the active ones; max(n_active) for the rest."""
         index = (self.active.cumsum(1) - 1).masked_fill(~self.active, max(self.n_active))
         return self.features.broadcast(index)
 
     def scatter_active(self, values: Sequence[Tensor]) -> Tensor:
-        """Values of the active players of each row, (A,), among all players, (N, F), in the box's dtype; else 0."""
+        """Values of each row's active segments, (A,), among all (N, F), in the box's dtype; 0 for the rest."""
         scattered = torch.zeros(self.active.shape, dtype=torch.float64)
         for row, active, row_values in zip(scattered, self.active.cpu(), values, strict=True):
             row[active] = row_values
@@ -60,9 +60,9 @@ def make_masking(
     box: Box, x: Tensor, segments: Any, baseline_kind: Any, *,
     default: DefaultSegments = "slic", max_features: int | None = None, seed: int = 0, allow_segment_mean: bool = False,
 ) -> Masking:  # fmt: skip
-    """x (N, ...), as accepted by the box, with its players and what they are hidden by. Raises InputError.
+    """x (N, ...), as validated by the box, with its segments and its baseline. Raises InputError.
 
-    `default` and `most` are for where no segments are given (see `players`).
+    `default` and `max_features` apply where no segments are given (see `segments.feature_groups`).
     """
     features = feature_groups(box, x, segments, default=default, max_features=max_features)
     baseline_values = (
@@ -76,7 +76,7 @@ def make_masking(
 def masked_scores(
     masking: Masking, masks: Sequence[Tensor], objectives: Sequence[Objective], batch_size: BatchSize
 ) -> list[Tensor]:
-    """Scores (K, T) of each row under its own masks (K, A) bool, which say the active players that are kept.
+    """Scores (K, T) of each row under its own masks (K, A) bool, which name the active segments that are kept.
 
     T objectives are scored in one forward. In double precision, on the CPU, where the estimators work. Raises NaNError
     where some are NaN or infinite.
@@ -113,11 +113,11 @@ def _masked_scores(
     return list(torch.split(stacked.cpu().double(), lengths))
 
 
-CPU_CACHE_BYTES = 20 * 2**20  # bytes between two layers that a CPU keeps near: larger batches run slower there
+CPU_CACHE_BYTES = 20 * 2**20  # bytes between two layers that fit a CPU's cache: larger batches run slower
 
 
 def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[BatchSize, int]:
-    """(size, most) for `in_batches`, of forward passes alone: as `box.splits`, and on a CPU as its cache holds."""
+    """(size, max_rows) for `in_batches`, for forward passes alone: `box.batch_plan`, limited by a CPU's cache."""
     size, max_rows = box.batch_plan(n_rows, batch_size)
     cache_rows = (
         max(1, CPU_CACHE_BYTES // max(1, box.profile.peak_bytes_per_example))
@@ -130,7 +130,7 @@ def forward_batch_plan(box: Box, n_rows: int, batch_size: BatchSize) -> tuple[Ba
 @dataclass(frozen=True)
 class _MaskedRuns:
     masking: Masking
-    masks: Tensor  # (G, K, A + 1) bool, of rows that share them once; the last column is always kept
+    masks: Tensor  # (G, K, A + 1) bool, once for rows that share them; the last column is always kept
     mask_group: Tensor  # (N,)
     mask_counts: Tensor  # (N,)
     active_index: Tensor
@@ -150,10 +150,10 @@ class _MaskedRuns:
         return cls(masking, table.to(device), group, lengths, masking.active_index, objectives)
 
     def run(self, rows: Tensor, mask_index: Tensor, single_row: int | None = None) -> Tensor:
-        """Scores (R, T) of rows (R,) under their masks number ks (R,); `alone` where they are one row."""
+        """Scores (R, T) of rows (R,) under their masks `mask_index` (R,); `single_row` where all are the same row."""
         masking, box = self.masking, self.masking.box
         is_kept, active_index = self.masks[self.mask_group[rows], mask_index], self.active_index  # (R, A + 1)
-        if single_row is not None:  # nothing of it needs copying
+        if single_row is not None:  # its values need no copies
             keep_mask = is_kept[:, active_index[single_row].flatten()].view(len(rows), *active_index.shape[1:])
             points = torch.where(keep_mask, masking.x[single_row], masking.baseline_values[single_row])
         else:
@@ -177,12 +177,10 @@ def score_points(box: Box, points: Tensor, objectives: Sequence[Objective], rows
 def resolve_objective(
     box: Box, target: Any, x: Tensor, batch_size: BatchSize, on: str | None = "score"
 ) -> tuple[Objective, Tensor | None]:
-    """The score that `target` means for x as it is, and the classes (N,) where it means any.
+    """The score that `target` means for the unmasked x, and the classes (N,) where it means any.
 
-    `on="probability"`: of the class, where there are classes (None: wherever a class is meant). Raises InputError.
+    `on="probability"` is the probability of the class; None is that wherever `target` is a class. Raises InputError.
     """
-    if on not in ("score", "probability", None):
-        raise InputError(f'on is "probability" (of a class) or "score" (what target means by itself); got {on!r}')
     if isinstance(target, Objective) or (on is None and box.outputs == "regression"):
         if on == "probability":
             raise InputError('on="probability" goes with a class; the score of an objective is on="score"')
@@ -199,7 +197,7 @@ def resolve_objective(
 
 
 def class_probability(box: Box, classes: Tensor) -> Objective:
-    """The probability of a class (N,) each; a map of outputs counts by its mean."""
+    """The probability of each example's class (N,); a map of outputs counts by its mean."""
 
     def score(z: Tensor, labels: Tensor) -> Tensor:
         p = box.probs_from(z)
@@ -212,22 +210,22 @@ def class_probability(box: Box, classes: Tensor) -> Objective:
     return select(classes)
 
 
-MIN_SAMPLES_PER_FEATURE = 4  # draws, below which what each adds is mostly noise
+MIN_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
 
 
 def warn_few_samples(masking: Masking, n_samples: int) -> None:
-    """Warns where the players that hide something are drawn too rarely, and not all of their subsets are run."""
+    """Warn where active segments are sampled too rarely, and not all of their subsets are run."""
     a = max(masking.n_active)
     if n_samples < min(MIN_SAMPLES_PER_FEATURE * a, 2**a):
         message = (
-            f"n_samples={n_samples} are few for {a} segments that hide something: the values are mostly noise, and"
+            f"n_samples={n_samples} are few for {a} segments that masking changes: the values are mostly noise, and"
         )
         advice = f"take n_samples of {MIN_SAMPLES_PER_FEATURE * a} or more, or larger segments"
-        warn(f"{message} their errors are rough; {advice}")
+        warn(f"{message} their standard errors are rough; {advice}")
 
 
 def restore_segments(box: Box, feature_ids: Tensor) -> Any:
-    """Players as they are shown: (N, H, W) for images of which all channels go together, else as x came."""
+    """Segment ids as results hold them: (N, H, W) for images whose channels go together, else structured like x."""
     return (
         feature_ids[:, 0] if feature_ids.ndim == 4 and feature_ids.shape[1] == 1 else box.restore_structure(feature_ids)
     )

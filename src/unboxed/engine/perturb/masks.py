@@ -1,6 +1,6 @@
-"""Masks: which players are kept, (K, A) bool. They depend on the number of players and the seed alone.
+"""Masks: which segments are kept, (K, A) bool. They depend on the number of segments and the seed alone.
 
-So rows with as many players share them. Drawn masks come in pairs z, 1 - z: what they have in common cancels.
+So rows with as many segments share them. Sampled masks come in pairs z, 1 - z, whose common errors cancel.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MAX_SUBSETS = 2**22  # subsets that may be listed
 
 @dataclass(frozen=True, eq=False)
 class SampledMasks:
-    """Masks each once (U, A), and how the estimator uses them: number `at` (K,) with a weight, in clusters."""
+    """Unique masks (U, A), and how an estimator uses them: sample k is mask `mask_index[k]`, with a weight."""
 
     masks: Tensor  # (U, A) bool
-    mask_index: Tensor  # (K,) which mask each draw is
+    mask_index: Tensor  # (K,) the mask of each sample
     weight: Tensor  # (K,) float64
-    cluster: Tensor  # (K,) draws that depend on one another; -1: not drawn but listed, without an error of sampling
+    cluster: Tensor  # (K,) samples that depend on one another; -1: listed, not sampled, so without sampling error
 
     @property
     def z(self) -> Tensor:
@@ -33,17 +33,17 @@ class SampledMasks:
 
 
 def leave_one_out(n_features: int) -> Tensor:
-    """(A + 1, A): all kept, then each hidden alone."""
+    """(A + 1, A): the full mask, then each segment masked alone."""
     return torch.cat([torch.ones(1, n_features, dtype=torch.bool), ~torch.eye(n_features, dtype=torch.bool)])
 
 
 def all_subsets(n_features: int) -> Tensor:
-    """(2^A, A): mask number b keeps the players whose bit is set in b."""
+    """(2^A, A): mask b keeps the segments whose bit is set in b."""
     return (torch.arange(2**n_features)[:, None] >> torch.arange(n_features)[None]) & 1 > 0
 
 
 def deduplicate_masks(masks: Tensor, weight: Tensor, cluster: Tensor) -> SampledMasks:
-    """Draws of which equal ones are run once."""
+    """Samples of which equal ones are run once."""
     unique_masks, mask_index = (
         torch.unique(masks, dim=0, return_inverse=True)
         if masks.shape[1]
@@ -56,12 +56,12 @@ def deduplicate_masks(masks: Tensor, weight: Tensor, cluster: Tensor) -> Sampled
 
 
 def bernoulli_masks(n_features: int, n_masks: int, seed: int, *, deduplicate: bool = True) -> SampledMasks:
-    """n masks: all kept, then n - 1 each of which keeps every player with probability 1/2, independently.
+    """n masks: the full one, then n - 1 that keep every segment with probability 1/2, independently.
 
-    They are drawn together: the rows of a Hadamard matrix of +-1 (columns drawn without replacement, each turned by a
-    coin, with every row's opposite) are an orthogonal array, in which every three players are kept in all eight ways
-    equally often; each row by itself is an independent coin for every player. All subsets, where they are no more.
-    `once=False` leaves equal masks as they are, for where running them costs less than finding them.
+    They are drawn together: the rows of a Hadamard matrix of +-1 (columns drawn without replacement, each with a random
+    sign, with every row's complement) are an orthogonal array, in which every three segments are kept in all eight
+    combinations equally often; each mask alone is an independent coin per segment. All subsets, where they are no more
+    than n. `deduplicate=False` keeps equal masks, where running them costs less than finding them.
     """
     full_mask = torch.ones(1, n_features, dtype=torch.bool)
     if n_features <= math.log2(n_masks):
@@ -100,16 +100,16 @@ def _orthogonal_masks(n_features: int, n_masks: int, generator: torch.Generator)
 
 
 def shapley_mask_pairs(n_features: int, n_masks: int, seed: int) -> SampledMasks:
-    """At most n masks of 1 to A - 1 players, in pairs, weighted as Shapley's kernel weighs all of them together.
+    """At most n masks of 1 to A - 1 segments, in complementary pairs, weighted by the Shapley kernel.
 
     Sizes of which the budget holds all subsets are listed (Lundberg & Lee's own code does so); of the others pairs are
-    drawn (Covert & Lee 2021), their sizes by systematic sampling and their players in turn, so that each comes up
+    drawn (Covert & Lee 2021), their sizes by systematic sampling and their segments in turn, so that each comes up
     about equally often. Weights sum to the kernel's (1 for each size's share 1 / (s (A - s))).
     """
     sizes = list(range(1, n_features // 2 + 1))  # the smaller of a pair
     size_weight = {
         s: (1 if 2 * s == n_features else 2) / (s * (n_features - s)) for s in sizes
-    }  # of the kernel, a pair of sizes together
+    }  # kernel weight of a pair of sizes together
     listed_sizes, n_pairs_left = [], n_masks // 2
     for s in sizes:
         pairs = math.comb(n_features, s) // (2 if 2 * s == n_features else 1)
@@ -135,7 +135,7 @@ def shapley_mask_pairs(n_features: int, n_masks: int, seed: int) -> SampledMasks
 
 
 def _all_subsets_of_size(n_features: int, size: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """All subsets of s players and their opposites."""
+    """All subsets of s segments and their complements."""
     indices = torch.combinations(torch.arange(n_features), size) if size else torch.zeros(1, 0, dtype=torch.long)
     z = torch.zeros(len(indices), n_features, dtype=torch.bool).scatter_(1, indices, True)
     z = z if 2 * size == n_features else torch.cat([z, ~z])
@@ -156,7 +156,7 @@ def _sampled_pairs(
 
 
 def _balanced_subsets(n_features: int, size: int, count: int, generator: torch.Generator) -> Tensor:
-    """(count, A): s players each, taken in turn from one shuffling after another; each is a uniform draw by itself."""
+    """(count, A): s segments each, taken in turn from one permutation after another; each alone is uniform."""
     z, queue = torch.zeros(count, n_features, dtype=torch.bool), list[int]()
     for row in z:
         if len(queue) < size:

@@ -1,4 +1,4 @@
-"""Segments: which player each number of an input belongs to. Perturbation methods hide players, not single pixels.
+"""Segments: which group each value of an input belongs to. Perturbation methods mask segments, not single pixels.
 
 SLIC: Achanta et al. 2012, "SLIC Superpixels Compared to State-of-the-art Superpixel Methods"; quickshift: Vedaldi &
 Soatto 2008, "Quick Shift and Kernel Methods for Mode Seeking", with the settings of Ribeiro et al.'s LIME on photos.
@@ -29,25 +29,25 @@ Segments = Annotated[
 ]
 """A name ("slic", "quickshift", "squares", "pixels"); a name with a number, such as ("slic", 30) for 30 superpixels or
 ("squares", 4) for squares of 4 x 4 pixels; an int for so many SLIC superpixels; or a tensor of ids (int): (H, W) for
-all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a feature of its
-own, unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
+all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a segment,
+unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
 """
 
 SEGMENT_NAMES = ("slic", "quickshift", "squares", "pixels")
-DEFAULT_SUPERPIXELS = 50  # SLIC superpixels, about
+DEFAULT_SUPERPIXELS = 50  # about how many SLIC superpixels
 DEFAULT_SQUARES_PER_SIDE = 7  # squares along the longer side
-MIN_PHOTO_SIDE = 96  # pixels a side: from here on quickshift as LIME sets it
+MIN_PHOTO_SIDE = 96  # pixels per side: from here on, LIME's own settings of quickshift
 PHOTO_QUICKSHIFT = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2}
 SMALL_QUICKSHIFT = {
     "kernel_size": 1,
     "max_dist": 4,
     "ratio": 0.5,
-}  # LIME's own would lump a digit together with its ground
+}  # LIME's own settings would join a digit with its background
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureGroups:
-    """The player of each number: ints beside x, (N, 1 or C, H, W), (N, F) or (N, D); row n has `count[n]` of them."""
+    """The segment id of each value: (N, 1 or C, H, W), (N, F) or (N, D), int; row n has `counts[n]` segments."""
 
     ids: Tensor
     counts: tuple[int, ...]
@@ -57,20 +57,20 @@ class FeatureGroups:
         return max(self.counts)
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Each number's value, of values (N, F) a player: shaped like `of`."""
+        """Per-segment values (N, F) at each value's segment: shaped like `ids`."""
         return values.gather(1, self.ids.flatten(1)).view(self.ids.shape)
 
     def sizes(self) -> Tensor:
-        """How many numbers each player has, (N, F)."""
+        """How many values each segment has, (N, F)."""
         ones = torch.ones_like(self.ids).flatten(1)
         return ones.new_zeros(len(self.ids), self.max_count).scatter_add_(1, self.ids.flatten(1), ones)
 
     def distribute(self, values: Tensor) -> Tensor:
-        """Values (N, F) dealt out evenly among each player's numbers: the map sums to them."""
+        """Per-segment values (N, F) divided evenly within each segment: the map sums to them."""
         return self.broadcast(values / self.sizes().clamp(min=1).to(values))
 
     def changed_by(self, x: Tensor, baseline_values: Tensor) -> Tensor:
-        """Which players (N, F) hiding would change: x differs from the baseline somewhere in them."""
+        """Which segments (N, F) masking changes: x differs from the baseline somewhere in them."""
         differs = x != baseline_values
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
             differs = differs.any(1, keepdim=True)
@@ -78,7 +78,7 @@ class FeatureGroups:
         return none.scatter_add_(1, self.ids.flatten(1), differs.flatten(1).long()) > 0
 
     def fill_means(self, x: Tensor) -> Tensor:
-        """x (N, ...) with each number replaced by its player's mean, channel by channel in images."""
+        """x (N, ...) with each value replaced by its segment's mean, channel by channel in images."""
         if self.ids.ndim == 4 and self.ids.shape[1] == 1:
             return torch.cat([self._fill_means(x[:, c : c + 1]) for c in range(x.shape[1])], 1)
         return self._fill_means(x)
@@ -99,9 +99,9 @@ def feature_groups(
     default: DefaultSegments = "slic",
     max_features: int | None = None,
 ) -> FeatureGroups:
-    """The players of x (N, ...), as accepted by the box. Raises InputError for segments that do not fit it.
+    """The segments of x (N, ...), inputs that the box has validated. Raises InputError for segments that do not fit.
 
-    Where no segments are given, images are cut by `default`, and more coarsely where that makes more than `most`.
+    Without `segments`, images are cut by `default`, and more coarsely where that makes more than `max_features`.
     """
     if not isinstance(box.inputs, MultiInput):
         return _groups_of_input(box.inputs, x, segments, default, max_features)
@@ -139,16 +139,16 @@ def _segments_per_input(multi: MultiInput, segments: Any) -> tuple[list[Inputs],
         and isinstance(segments[0], str)
         and segments[0] not in SEGMENT_NAMES
     ):
-        _parse_segments(segments)  # says which name was meant
+        _parse_segments(segments)  # raises with the nearest name
     if isinstance(segments, (Mapping, Tensor)) or (
         isinstance(segments, (list, tuple)) and not _is_name_with_size(segments)
     ):
-        raise InputError("segments of several inputs are one setting for all, or one each as the inputs come")
+        raise InputError("segments of several inputs are one setting for all, or one each, structured like the inputs")
     return parts, [segments] * len(parts)
 
 
 def _is_name_with_size(segments: Any) -> bool:
-    """Whether this is a name with a number."""
+    """Whether this is a name with a number, such as ("slic", 30)."""
     return (
         isinstance(segments, (list, tuple))
         and len(segments) == 2
@@ -162,7 +162,7 @@ def _groups_of_input(inputs: Inputs, x: Tensor, segments: Any, default: Any, max
         return _groups_from_tensor(x, segments)
     if not isinstance(inputs, Pixels):
         if segments is not None:
-            _parse_segments(segments)  # superpixels of images, beside which columns stand for themselves
+            _parse_segments(segments)  # superpixels of images; each column of a table is a segment of its own
         return _same_groups(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
     if segments is None:
         setting = default(inputs) if callable(default) else default
@@ -171,7 +171,7 @@ def _groups_of_input(inputs: Inputs, x: Tensor, segments: Any, default: Any, max
 
 
 def _cut_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
-    """Players of images x (N, C, H, W)."""
+    """Segments of images x (N, C, H, W)."""
     if name == "pixels":
         return _same_groups(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
     if name == "squares":
@@ -180,7 +180,7 @@ def _cut_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
 
 
 def _groups_at_most(x: Tensor, name: str, size: int | None, max_features: int | None) -> FeatureGroups:
-    """The same, image by image cut more coarsely where there are more than `most`."""
+    """The same, with images cut more coarsely where they have more than `max_features`."""
     groups = _cut_images(x, name, size)
     if max_features is None or groups.max_count <= max_features:
         return groups
@@ -188,7 +188,7 @@ def _groups_at_most(x: Tensor, name: str, size: int | None, max_features: int | 
 
 
 def _coarsen(x: Tensor, name: str, size: int | None, max_features: int) -> FeatureGroups:
-    """Players of an image x (1, C, H, W): as named, else SLIC superpixels, fewer and fewer, else squares."""
+    """Segments of an image x (1, C, H, W): as named, else ever fewer SLIC superpixels, else squares."""
     groups = _cut_images(x, name, size)
     count = min(DEFAULT_SUPERPIXELS, max_features)
     while groups.max_count > max_features and count > 1:
@@ -202,7 +202,7 @@ def _coarsen(x: Tensor, name: str, size: int | None, max_features: int) -> Featu
 
 
 def _parse_segments(segments: Any) -> tuple[str, int | None]:
-    """(name, size) of what was asked for. Raises InputError."""
+    """(name, size) of a segments setting. Raises InputError."""
     if _is_name_with_size(segments):
         name, size = segments
         if name not in ("slic", "squares"):
@@ -235,7 +235,7 @@ def _squares(x: Tensor, side: int | None) -> Tensor:
     height, width = x.shape[-2:]
     side = -(-max(height, width) // DEFAULT_SQUARES_PER_SIDE) if side is None else side
     if side > max(height, width):
-        raise InputError(f"squares of {side} pixels a side are larger than the images, {height}x{width}")
+        raise InputError(f"squares of {side} pixels per side are larger than the images, {height}x{width}")
     n_columns = -(-width // side)
     rows = torch.arange(height, device=x.device) // side
     columns = torch.arange(width, device=x.device) // side
@@ -243,7 +243,7 @@ def _squares(x: Tensor, side: int | None) -> Tensor:
 
 
 def _superpixels(image: Tensor, name: str, count: int | None) -> Tensor:
-    """(H, W) of an image (C, H, W). One in which nothing can be told apart is cut into squares."""
+    """(H, W) of an image (C, H, W). An image of one color is cut into squares."""
     from skimage.segmentation import quickshift, slic
 
     colors = image.detach().double().cpu().numpy().transpose(1, 2, 0)  # (H, W, C)
@@ -262,7 +262,7 @@ def _superpixels(image: Tensor, name: str, count: int | None) -> Tensor:
 
 
 def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
-    """Players of a tensor of ints. Raises InputError where it does not lie beside x."""
+    """Segments of a tensor of ids. Raises InputError where its shape does not fit x."""
     if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
         raise InputError(f"segments are whole numbers that name groups; got {segments.dtype}")
     ids = _broadcast_segments(x, segments.detach()).to(x.device, torch.long)
@@ -272,12 +272,12 @@ def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
 
 
 def _broadcast_segments(x: Tensor, segments: Tensor) -> Tensor:
-    """(N or 1, ...) of segments in any of the shapes that are taken. Raises InputError."""
+    """Ids (N or 1, ...) of segments in any of the accepted shapes. Raises InputError."""
     shape, rows, got = tuple(x.shape[1:]), (1, len(x)), tuple(segments.shape)
     if len(shape) == 3 and len(got) == 3 and got[1:] == shape[1:]:
         if got[0] == shape[0] == len(x) > 1:
             raise InputError(
-                f"segments {got} are one an image, or one a channel: pass them as (N, 1, H, W) or (1, C, H, W)"
+                f"segments {got} are ambiguous, per image or per channel: pass them as (N, 1, H, W) or (1, C, H, W)"
             )
         if got[0] in rows:
             return segments[:, None]
@@ -286,22 +286,22 @@ def _broadcast_segments(x: Tensor, segments: Tensor) -> Tensor:
     if len(got) == len(shape) + 1 and got[0] in rows and got[1:] in (shape, (1, *shape[1:])):
         return segments
     wanted = f"{shape[1:]} or {(len(x), *shape[1:])}" if len(shape) == 3 else f"{shape} or {(len(x), *shape)}"
-    raise InputError(f"segments beside these inputs have shape {wanted}, or that of one input {shape}; got {got}")
+    raise InputError(f"segments of these inputs have shape {wanted}, or that of one input {shape}; got {got}")
 
 
 def _relabel(ids: Tensor) -> FeatureGroups:
-    """Players numbered from 0 without gaps, row by row."""
+    """Ids numbered from 0 without gaps, row by row."""
     rows = [torch.unique(row, return_inverse=True) for row in ids]
     return FeatureGroups(torch.stack([inverse for _, inverse in rows]), tuple(len(values) for values, _ in rows))
 
 
 def _same_groups(ids: Tensor, x: Tensor) -> FeatureGroups:
-    """The same players (1, ...) in every row of x."""
+    """The same segments (1, ...) for every row of x."""
     return FeatureGroups(ids.expand(len(x), *ids.shape[1:]), (int(ids.max()) + 1,) * len(x))
 
 
 def square_side(box: Box, n_along: int) -> int:
-    """A side in pixels of which `along` cover the longer side of the box's images: of examples that fit any size."""
+    """The side, in pixels, of squares of which `along` cover the longer side: for examples that fit any size."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     images = [p for p in (parts.values() if isinstance(parts, Mapping) else parts) if isinstance(p, Pixels)]
     return -(-max((side for p in images for side in p.shape[-2:]), default=1) // n_along)

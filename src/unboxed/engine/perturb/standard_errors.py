@@ -1,4 +1,4 @@
-"""Standard errors of weighted linear fits on few draws: what leaving one cluster of draws out would change."""
+"""Standard errors of weighted linear fits to few samples: the jackknife over clusters of samples."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MIN_LEVERAGE_LEFT = 0.02  # of itself that a cluster must leave to the others: below, it alone holds up a direction
+MIN_LEVERAGE_LEFT = 0.02  # 1 - leverage of a cluster; below, it alone determines a direction
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedFit:
-    """The solution `solve` @ h' (weight response) of a weighted linear fit, on draws in clusters of one or two."""
+    """The solution `solve` @ h' (weight response) of a weighted linear fit, to samples in clusters of one or two."""
 
     design: Tensor  # (K, P)
     weight: Tensor  # (K,)
-    response: Tensor  # (K,) what was fitted, less its mean
+    response: Tensor  # (K,) the fitted values' target, less its mean
     residual: Tensor  # (K,)
     inverse_gram: Tensor  # (P, P)
-    cluster: Tensor  # (K,) in order; -1: listed, without an error of sampling
-    intercept_leverage: float = 0.0  # what a constant beside h adds to the leverage
+    cluster: Tensor  # (K,) in order; -1: listed, without sampling error
+    intercept_leverage: float = 0.0  # what an intercept adds to the leverage
 
 
 def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
     """Standard errors (P,) of the fit.
 
     The jackknife over clusters in its closed form (Efron 1979; CR3 of Bell & McCaffrey 2002): each cluster's residuals
-    are those of a fit without it, so that a fit that follows its few draws closely does not pass for a sure one. Where
-    the others say nothing of what a cluster shows, all of its response counts as residual. `strata` (K,) are groups
-    whose numbers of clusters are not left to chance, and so their means are not. `extra` (K, P) is added to the
+    are those of a fit without it, so that a fit that follows its few samples closely does not look certain. Where the
+    other clusters do not determine a direction, all of a cluster's response counts as residual. `strata` (K,) are
+    groups with fixed numbers of clusters, whose means have no sampling error. `extra` (K, P) is added to the
     gradient.
     """
     is_sampled = fit.cluster >= 0
@@ -38,7 +38,7 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
     cluster_index = fit.cluster[is_sampled]
     slot = torch.arange(len(cluster_index)) - torch.searchsorted(
         cluster_index, cluster_index
-    )  # the place in its cluster: 0 or 1
+    )  # the index in its cluster: 0 or 1
     n_clusters = int(cluster_index.max()) + 1
 
     def pair_up(values: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
 
 
 def _center_in_strata(g: Tensor, stratum: Tensor) -> Tensor:
-    """g (C, P) less the mean of each row's group, enlarged by what that takes; of a group of one, less that of all."""
+    """g (C, P) less its group's mean, rescaled for the degree of freedom; for a group of one, the overall mean."""
     if len(g) == 1:
         return g
     _, stratum_index, count = torch.unique(stratum, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""Images with one rectangle exchanged, at each of many places: computed anew only where that changes anything."""
+"""Images with one rectangle replaced, at each of many positions: only what that changes is computed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LOG = logging.getLogger("unboxed")
 
 Size = tuple[int, int]  # (h, w)
 
-MIN_PIXELS = 256  # pixels; below, calls cost more than what they save
-MAX_WINDOW_FRACTION = 0.5  # of the image: a window of more reaches all of it within a few layers
-MIN_WINDOWS = 4  # places that are not worth a base pass
-BATCH_MEMORY_DIVISOR = 16  # of what an automatic batch may hold: windows are quickest where they stay in a cache
-MAX_BATCH_ROWS = 290  # of an automatic batch; more are no quicker
+MIN_PIXELS = 256  # pixels; below, calls cost more than they save
+MAX_WINDOW_FRACTION = 0.5  # of the image: larger windows reach all of it within a few layers
+MIN_WINDOWS = 4  # fewer positions are not worth a pass over the whole image
+BATCH_MEMORY_DIVISOR = 16  # of an automatic batch's memory: windows are fastest within a cache
+MAX_BATCH_ROWS = 290  # of an automatic batch; more are no faster
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; else 3e-2
 
 
@@ -45,13 +45,13 @@ def window_scores(
     batch_size: BatchSize = "auto",
 ) -> VariantOutputs:
     """Scores (N, P) and logits (N, P, K) of images x (N, C, H, W) with the rectangle of `size` at each of the corners
-    (P, 2), (top, left), taken from `value`; with `itself`, the images as they are come last, (N, P + 1).
+    (P, 2), (top, left), taken from `value`; with `include_original`, the unchanged images come last, (N, P + 1).
 
-    `value` is as large as x (what stands at the same place there is put in), or as the rectangle: (N, C, h, w) or
-    (C, h, w). Where the model allows it, only what the window reaches is computed (`model.incremental`); two places, at
-    a corner and in the middle, are compared with whole runs once, in an image of x and in noise, and where they
-    disagree, all are whole runs; so they are where the model keeps maps on itself, or asks where in a map the largest
-    value lies. Raises InputError for a rectangle that does not lie in the image.
+    `value` is as large as x (its values at the same position are put in), or as the rectangle: (N, C, h, w) or
+    (C, h, w). Where the model allows it, only what the window reaches is computed (`model.incremental`). Two positions,
+    a corner and the middle, are compared with whole runs once, for an image of x and for noise; where they disagree,
+    all are whole runs, and so they are where the model stores maps on itself, or asks where a map's maximum is. Raises
+    InputError for a rectangle that does not fit into the image.
     """
     positions, n = _check_corners(x, corners, size), len(x)
     positions = torch.cat([positions, positions[-1:]]) if include_original else positions
@@ -66,7 +66,7 @@ def window_scores(
         return_logits,
         n_positions - 1 if include_original else n_positions,
     )
-    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one place
+    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
         rows = torch.arange(n)
         parts = in_batches(lambda r: runs.run_full(rows, torch.full_like(rows, r.start)), n_positions, 1, 1)
         return _make_runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
@@ -85,11 +85,11 @@ def _make_runs(tensors: Sequence[Tensor]) -> VariantOutputs:
 
 
 def _broadcast_patches(x: Tensor, value: Tensor, size: Size) -> Tensor:
-    """What is put in: (N, C, H, W), or (N, C, h, w). Raises InputError."""
+    """The replacement: (N, C, H, W), or (N, C, h, w). Raises InputError."""
     value = value[None] if value.ndim == x.ndim - 1 else value
     shapes = (tuple(x.shape[1:]), (x.shape[1], *size))
     if tuple(value.shape[1:]) not in shapes or len(value) not in (1, len(x)):
-        raise InputError(f"what is put in has shape {shapes[0]} or {shapes[1]} an image; got {tuple(value.shape)}")
+        raise InputError(f"the replacement has shape {shapes[0]} or {shapes[1]} an image; got {tuple(value.shape)}")
     return value.to(x).expand(len(x), -1, -1, -1)
 
 
@@ -97,10 +97,10 @@ def _check_corners(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     """The corners (P, 2) on the host. Raises InputError."""
     corners = torch.as_tensor(corners).cpu().long()
     if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners):
-        raise InputError(f"corners are (P, 2), (top, left) of each place; got shape {tuple(corners.shape)}")
+        raise InputError(f"corners are (P, 2), (top, left) of each position; got shape {tuple(corners.shape)}")
     max_corner = torch.tensor([x.shape[2] - size[0], x.shape[3] - size[1]])
     if min(size) < 1 or bool(((corners < 0) | (corners > max_corner)).any()):
-        raise InputError(f"a window {size[0]}x{size[1]} must lie in images of {x.shape[2]}x{x.shape[3]}")
+        raise InputError(f"a window {size[0]}x{size[1]} must fit into images of {x.shape[2]}x{x.shape[3]}")
     return corners
 
 
@@ -116,16 +116,16 @@ class _WindowRuns:
     corners: Tensor  # (P, 2)
     size: Size
     return_logits: bool
-    n_windows: int  # the place from which on images stay as they are
+    n_windows: int  # positions from here on leave images unchanged
 
     def patch_at(self, row: int, position: int) -> Tensor:
-        """What is put into an image at a place, (C, h, w)."""
+        """What replaces the image at a position, (C, h, w)."""
         (top, left), (h, w) = self.corners[position].tolist(), self.size
         patch = self.patches[row] if position < self.n_windows else self.x[row]
         return patch if tuple(patch.shape[1:]) == (h, w) else patch[:, top : top + h, left : left + w]
 
     def forward(self, x: Tensor, rows: Tensor) -> list[Tensor]:
-        """Scores (R,) and logits (R, K) of images (R, C, H, W), made of x[rows]. Inside `quiet`."""
+        """Scores (R,) and logits (R, K) of images (R, C, H, W), made of x[rows]. Inside `box.isolated`."""
         layers = {*self.objective.layers, *(["logits"] if self.return_logits else [])}
         acts = self.box.forward(x, layers)
         if "input" in layers:
@@ -152,7 +152,7 @@ class _WindowRuns:
     # -- windows alone -------------------------------------------------------------------------------------------------
 
     def is_worth_incremental(self, n_positions: int) -> bool:
-        """Whether it is worth a try."""
+        """Whether windows are worth trying."""
         if not isinstance(self.box.inputs, Pixels) or not self.box.accepts_proxies:
             return False
         pixels = self.x.shape[2] * self.x.shape[3]
@@ -163,14 +163,14 @@ class _WindowRuns:
         )
 
     def run_image(self, row: int, batch_size: BatchSize) -> list[Tensor]:
-        """All places of one image."""
+        """All positions of one image."""
         n_positions, base = len(self.corners), BasePass()
         if row_bytes := self.bytes_per_row(base, row):
             try:
                 return self.run_incremental_batched(
                     base, row, min(MAX_BATCH_ROWS, self.box.rows_within(BATCH_MEMORY_DIVISOR * row_bytes)), batch_size
                 )
-            except Exception:  # the model does otherwise than when it was looked at: whole runs tell whether it can run
+            except Exception:  # the model behaves differently from its first run: whole images decide
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
                 self.bytes_cache[self.cache_key] = 0
         return self.run_full_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
@@ -182,8 +182,8 @@ class _WindowRuns:
         return [torch.cat(h)[inverse_order] for h in zip(*parts, strict=True)]
 
     def batch_order(self) -> Tensor:
-        """The places (P,) in an order in which those that are as far from the border share a batch: what windows reach
-        is then cut off alike.
+        """The positions (P,), sorted so that those equally far from the border share a batch: they reach regions that
+        are cut off alike.
         """
         max_corner = torch.tensor([self.x.shape[2] - self.size[0], self.x.shape[3] - self.size[1]])
         margins = torch.minimum(self.corners, max_corner - self.corners)  # (P, 2)
@@ -196,15 +196,15 @@ class _WindowRuns:
 
     @property
     def cache_key(self) -> object:
-        """What an answer was found for: another one is looked for where the model was rebuilt."""
+        """What the cached answer is valid for: it is determined again where the model was rebuilt."""
         parts = tuple((type(m), m.training) for m in self.box.model.modules())
         shapes = tuple((p.shape, p.dtype) for p in self.box.model.parameters())
         return frozenset(self.objective.layers), self.return_logits, self.size, parts, shapes
 
     def bytes_per_row(self, base: BasePass, row: int) -> int:
-        """What a row of windows holds; 0 where they don't give what whole runs give in this model.
+        """Bytes per window; 0 where windows do not give the values of whole runs for this model.
 
-        As what else a box knows of its model, it is seen once.
+        It is determined once per box and model.
         """
         cache, key = self.bytes_cache, self.cache_key
         if key not in cache:
@@ -216,13 +216,13 @@ class _WindowRuns:
         return cache[key]
 
     def run_incremental(self, base: BasePass, row: int, positions: Tensor) -> list[Tensor]:
-        """Raises UnboxedError where windows can't stand in."""
+        """Raises UnboxedError where windows cannot be used."""
         with self.box.isolated(grad=False), restore_containers(self.box.model.modules(), base), WindowedMode() as ops:
             outputs = self.forward(
                 cast(Tensor, self._windowed_input(base, row, positions)), torch.full((len(positions),), row)
             )
             if ops.depends_on_ties or base.has_live_proxies:
-                raise UnboxedError("the model keeps what stands for a tensor, or asks where its largest values lie")
+                raise UnboxedError("the model stores a windowed tensor, or asks where its largest values are")
             return outputs
 
     def _windowed_input(self, base: BasePass, row: int, positions: Tensor) -> WindowedTensor:
@@ -237,12 +237,12 @@ class _WindowRuns:
         return WindowedTensor.from_windows(base, self.x[row : row + 1], cuts, top, left)
 
     def on_noise(self) -> _WindowRuns:
-        """This work on an image of noise with another put in: in x, a window may change nothing and so show nothing."""
+        """The same run on noise images: in x a window may change nothing, and so reveal nothing."""
         image, patch = self.box.noise(2)
         return replace(self, x=image.expand_as(self.x), patches=patch.expand_as(self.x))
 
     def _matches_full_run(self, base: BasePass, row: int, positions: Tensor) -> bool:
-        """Whether windows give what whole runs give: a model may look at its input in ways that only tensors stand."""
+        """Whether windows give the values of whole runs: a model may use its input as only a tensor can be."""
         rows = torch.full_like(positions, row)
         try:
             outputs = self.run_incremental(base, row, positions)

@@ -68,6 +68,10 @@ class LinearOp:
         )
         return torch.where(self.a < 0, for_negative, for_positive)
 
+    def can_scale_outputs(self, out: Tensor) -> bool:
+        """Whether a scale per channel of the output is one per unit of the op."""
+        return self.unit_axis is not None and (self.is_conv or out.ndim == 2)
+
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> LinearOp:
         """The op with each unit of its output multiplied and moved; both (K,)."""
         w = self.w * scale.view(*[-1 if i == self.unit_axis else 1 for i in range(self.w.ndim)])

@@ -270,7 +270,7 @@ class LRPMode(OpMode):
         x = args[0]
         scale, shift = composite_ops.batch_norm_affine(*args, **kwargs)
         linear_source = annotation_of(x).linear_source
-        if linear_source is not None and _can_merge(linear_source[0], x):
+        if linear_source is not None and linear_source[0].can_scale_outputs(x):
             op, *sources = linear_source
             out = func(*detached(args), **detached(kwargs))
             merged = op.scale_outputs(scale.to(op.w), shift.to(op.w))
@@ -285,11 +285,6 @@ class LRPMode(OpMode):
     def _recurrent_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         with self:
             return run_recurrent(plain_op_name(func), *args)
-
-
-def _can_merge(op: LinearOp, x: Tensor) -> bool:
-    """Whether batch norm of x scales the units of the linear op that x came out of."""
-    return op.unit_axis is not None and (op.is_conv or x.ndim == 2)
 
 
 OP_RULES: dict[str, Callable[[LRPMode, Func, Args, Kwargs], Any]] = {
