@@ -75,7 +75,9 @@ def ablation(
     Raises LayerError for a layer without units, InputError for units it doesn't have.
     """
     if replacement not in ("zero", "mean") or (replacement == "mean") != (data is not None):
-        raise InputError(f'replacement must be "zero", or "mean" together with data to take it over; got {replacement!r}')
+        raise InputError(
+            f'replacement must be "zero", or "mean" together with data to take it over; got {replacement!r}'
+        )
     x = box.validate_inputs(x)
     address = require_units(box, last_hidden_layer(box) if layer is None else layer)
     shape = box.read(x[:1] if not box.batch_dependent else x, [address])[address].shape[1:]
