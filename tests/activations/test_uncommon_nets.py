@@ -104,7 +104,7 @@ def test_outputs_changed_after_their_last_op_are_refused(end: str, x: Tensor) ->
             return p
 
     box = ub.Box(Net(), PIXELS, outputs="multilabel" if end == "clamped" else None)
-    with pytest.raises(OutputError, match="logits can't be found"):
+    with pytest.raises(OutputError, match="logits cannot be found"):
         box(x)
 
 

@@ -9,13 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unboxed.engine.randomize_layers import (
-    MODEL_ITSELF,
-    WeightedLayer,
-    layers_with_weights,
-    randomize_all_layers,
-    randomize_layers,
-)
 
 import awkward
 import unboxed as ub
@@ -24,6 +17,13 @@ from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.checks import randomization
 from unboxed.checks.edges import sobel
 from unboxed.engine import randomized as engine
+from unboxed.engine.randomized import (
+    MODEL_ITSELF,
+    WeightedLayer,
+    layers_with_weights,
+    randomize_all_layers,
+    randomize_layers,
+)
 from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 
 FIGURES = ("signed", "absolute", "ssim", "hog")
@@ -174,7 +174,7 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
         ("bfloat16", ["fc", "conv2", "conv1"]),
         ("double", ["fc", "conv2", "conv1"]),
         ("lstm", ["fc", "lstm"]),
-        ("attention", ["fc", "mix", "embed", MODEL_ITSELF]),
+        ("attention", ["fc", "mixer", "embed", MODEL_ITSELF]),
         ("scripted_part", ["fc", "conv2", MODEL_ITSELF]),
         ("compiled", ["fc", "conv2", "conv1"]),
         ("dict_output", ["fc", "conv2", "conv1"]),
@@ -228,16 +228,16 @@ class Odd(nn.Module):
         super().__init__()
         self.conv, self.fc, self.head = nn.Conv2d(1, 4, 3), nn.Linear(144, 4), nn.Linear(144, 4)
         self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 144))
-        self.depends_on_ties = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4)
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def reset_parameters(self) -> None:
-        for module in (self.conv, self.fc, self.depends_on_ties):
+        for module in (self.conv, self.fc, self.tied):
             module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv(x).relu().flatten(1) * self.gain
-        return nn.functional.linear(self.fc(h), self.depends_on_ties.weight) * self.scale
+        return nn.functional.linear(self.fc(h), self.tied.weight) * self.scale
 
 
 def test_a_layer_draws_its_own_weights_and_no_others() -> None:
@@ -267,9 +267,9 @@ def test_a_layer_is_not_drawn_as_it_was_built() -> None:
 
 def test_blocks_and_layers_are_taken_as_named() -> None:
     box, x = boxed("transformer")
-    with pytest.warns(UnboxedWarning, match="say nothing: mix.layers.0.norm1"):  # a fresh norm is what it would become
-        found = randomization(box, x, attribution.gradient, layers=["fc", "mix.layers.1", "mix.layers.0.norm1"])
-    assert found.layers == ("fc", "mix.layers.1", "mix.layers.0.norm1")
+    with pytest.warns(UnboxedWarning, match="say nothing: mixer.layers.0.norm1"):  # a fresh norm is what it would become
+        found = randomization(box, x, attribution.gradient, layers=["fc", "mixer.layers.1", "mixer.layers.0.norm1"])
+    assert found.layers == ("fc", "mixer.layers.1", "mixer.layers.0.norm1")
     assert found.weight_change[1] > 0.1
     box, x = boxed("plain")
     with pytest.raises(LayerError, match=r"'relu1' holds no weights; the layers that do are conv1, conv2, fc"):

@@ -145,7 +145,7 @@ def test_drawing_a_model_leaves_the_random_numbers_alone(kind: Any, data: st.Dat
 NAMED = ("channel 0", "at ", "as a whole", "along a direction", "matched", "along an activation", "in the direction")
 
 
-@pytest.mark.parametrize("name", [*NAMED, "parts.0.first", "one each", "logprob", " / "])
+@pytest.mark.parametrize("name", [*NAMED, "parts.0.first", "each example", "logprob", " / "])
 def test_every_kind_of_objective_is_drawn(name: str) -> None:
     once = settings(few, max_examples=500, phases=[Phase.generate])  # any will do, however large
     found = find(cases().flatmap(objectives), lambda o: name in o.name, settings=once)

@@ -590,7 +590,7 @@ def other_weights(box: ub.Box, x: Tensor, y: Tensor) -> tuple[ub.Box, Tensor, Te
     [
         (other_labels, "its labels differ"),
         (two_labels_exchanged, "its labels differ"),
-        (other_order, "in values or in order"),
+        (other_order, "in values or order"),
         (other_weights, "its weights differ"),
         (other_normalization, "inputs was .*std=1.0.*, and is now .*std=0.9"),
         (other_function, "the model's answers have changed"),

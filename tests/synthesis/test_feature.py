@@ -257,7 +257,7 @@ def test_a_caricature_is_of_its_own_input() -> None:
         (lambda b: feature(b, channel("relu", 0) + logit(1), n_images=2, diversity=1.0), "one objective in one layer"),
         (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), n_images=3), "there are 3"),
         (lambda b: feature(b, channel("relu", 0), n_images=0), "n_images must be"),
-        (lambda b: feature(b, channel("relu", 99)), "no number 99"),
+        (lambda b: feature(b, channel("relu", 99)), "there is no channel 99"),
         (lambda b: feature(b, channel("relu", 0), diversity=-1.0), "diversity must be"),
         (lambda b: channels(b, "relu", []), "units is empty"),
         (lambda b: channels(b, "relu", 0, images_per_channel=0), "images_per_channel must be"),

@@ -267,7 +267,7 @@ def test_train_stopped_before_the_first_epoch_promises_nothing(tmp_path, parts):
 def test_train_refuses_defenses_that_there_are_not(tmp_path, parts):
     with pytest.raises(InputError, match="fast, pgd, trades; got 'pdg'"):
         train("digits-cnn", data=parts, defend="pdg", out=tmp_path / "a.safetensors", quiet=True)
-    with pytest.raises(InputError, match="say what defends"):
+    with pytest.raises(InputError, match="give one of fast, pgd, trades"):
         train("digits-cnn", data=parts, eps=0.1, out=tmp_path / "a.safetensors", quiet=True)
     with pytest.raises(InputError, match="eps must"):
         train("digits-cnn", data=parts, defend="pgd", eps=-1.0, out=tmp_path / "a.safetensors", quiet=True)

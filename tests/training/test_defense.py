@@ -356,7 +356,7 @@ def test_by_name() -> None:
         resolve_defense("pdg")
     with pytest.raises(InputError, match="give one of"):
         resolve_defense(None, 0.2)
-    with pytest.raises(InputError, match="an eps of its own"):
+    with pytest.raises(InputError, match="has its own eps"):
         resolve_defense(Fast(0.1), 0.2)
 
 

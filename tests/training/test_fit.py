@@ -310,7 +310,7 @@ def test_mixed_precision_keeps_weights_and_images_whole(parts):
     assert set(seen) == {torch.float32}
     assert not torch.equal(narrow, wide)
     assert (narrow - wide).norm() < 0.5 * (wide - weights(fresh()[0])).norm()
-    with pytest.raises(InputError, match="autocast is"):
+    with pytest.raises(InputError, match="autocast must be torch"):
         fitted(parts, autocast=torch.float64)
 
 
