@@ -267,7 +267,9 @@ def test_a_layer_is_not_drawn_as_it_was_built() -> None:
 
 def test_blocks_and_layers_are_taken_as_named() -> None:
     box, x = boxed("transformer")
-    with pytest.warns(UnboxedWarning, match="say nothing: mixer.layers.0.norm1"):  # a fresh norm is what it would become
+    with pytest.warns(
+        UnboxedWarning, match="say nothing: mixer.layers.0.norm1"
+    ):  # a fresh norm is what it would become
         found = randomization(box, x, attribution.gradient, layers=["fc", "mixer.layers.1", "mixer.layers.0.norm1"])
     assert found.layers == ("fc", "mixer.layers.1", "mixer.layers.0.norm1")
     assert found.weight_change[1] > 0.1
