@@ -182,7 +182,7 @@ def class_index(box: Box, target: str) -> int:
     raise InputError(f"the model has no class {target!r}; {hint}")
 
 
-COLOR_BY_GRADE = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
+COLOR_BY_GRADE = {"pass": "green", "inconclusive": "yellow", "fail": "red", "not applicable": "dim"}
 
 
 LEGEND = (
@@ -206,10 +206,10 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
     columns = ("why", "random weights", "left / at random")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
-        figures = [v.figures.get(k, math.nan) for k in ("signed", "kept", "kept_random")]
+        figures = [v.figures.get(k, math.nan) for k in ("signed", "deletion", "deletion_random")]
         removal_text = "" if math.isnan(figures[1]) else f"{figures[1]:.0%} / {figures[2]:.0%}"
         correlation_text = "" if math.isnan(figures[0]) else f"{figures[0]:.2f}"
-        why = (v.reason if v.grade != "not made" else v.sentence) + explanation.settings.get(name, "")
+        why = (v.reason if v.grade != "not applicable" else v.sentence) + explanation.settings.get(name, "")
         table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), correlation_text, removal_text)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
