@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
 from ..report.words import format_p
-from ..validation import check_seed
+from ..validation import check_seed, suggest
 
 N_TOP_CLASSES = 3  # classes that are told
 EXPENSIVE_RUNS, EXPENSIVE_PAIRS = (
@@ -177,9 +176,7 @@ def class_index(box: Box, target: str) -> int:
         return box.classes.index(target)
     if target.isdecimal() and int(target) < len(box.classes):
         return int(target)
-    matches = difflib.get_close_matches(target, box.classes, n=3)
-    hint = f"did you mean {', '.join(matches)}?" if matches else f"there are {len(box.classes)}, {box.classes[0]} first"
-    raise InputError(f"the model has no class {target!r}; {hint}")
+    raise InputError(f"the model has no class {target!r}; {suggest(target, box.classes)}")
 
 
 COLOR_BY_GRADE = {"pass": "green", "inconclusive": "yellow", "fail": "red", "not applicable": "dim"}

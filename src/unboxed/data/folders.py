@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..errors import BrokenImageError, DataError
 from ..inputs import images
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
+from ..validation import nearest_names, suggest
 from .sets import Example, Images
 
 SkippedFiles = list[tuple[Path, str]]
@@ -137,11 +137,8 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     if root.exists():
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
     neighbors = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    close_matches = difflib.get_close_matches(root.name, neighbors, n=3)
-    raise DataError(
-        f"there is no folder {root}"
-        + (f"; did you mean {', '.join(map(repr, close_matches))}?" if close_matches else "")
-    )
+    hint = f"; {suggest(root.name, neighbors)}" if nearest_names(root.name, neighbors) else ""
+    raise DataError(f"there is no folder {root}{hint}")
 
 
 def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:

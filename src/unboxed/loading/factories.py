@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import hashlib
 import importlib
@@ -21,6 +20,7 @@ import torch
 
 from ..errors import InputError, UnboxedError
 from ..model.state import seeded_rngs
+from ..validation import suggest
 
 ErrorType = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
 USER_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may well call sys.exit
@@ -167,8 +167,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _suggestion_text(name: str, choices: list[str]) -> str:
-    suggestions = difflib.get_close_matches(name, choices, n=3) or shorten_list(sorted(choices))
-    return f"; there is {', '.join(suggestions)}" if suggestions else ""
+    return f"; {suggest(name, sorted(choices))}" if choices else ""
 
 
 def shorten_list(names: list[str], max_names: int = 5) -> list[str]:

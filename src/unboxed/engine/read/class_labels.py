@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ...atomic_write import to_printable
 from ...box import Box
 from ...errors import DataError, warn
+from ...validation import nearest_names
 
 MAX_NAMES_SHOWN = 5  # names in a sentence
 CLASS_NAMES_ADVICE = (
@@ -129,17 +129,10 @@ def _mismatch_message(names: Sequence[str], classes: Sequence[str], matched: dic
     suggestions = [
         f"{name!r} is nearest to {_quote_names(closest)}"
         for name in unmatched[:MAX_NAMES_SHOWN]
-        if (closest := _closest_names(name, classes))
+        if (closest := nearest_names(name, classes))
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
     return f"{subject} the model's {len(classes)} classes ({_list_names(classes)}){hint}. {CLASS_NAMES_ADVICE}"
-
-
-def _closest_names(name: str, classes: Sequence[str]) -> list[str]:
-    original_by_normalized = {_normalize_name(c): c for c in classes}
-    return [
-        original_by_normalized[c] for c in difflib.get_close_matches(_normalize_name(name), original_by_normalized, n=3)
-    ]
 
 
 def _quote_names(names: Sequence[str]) -> str:
