@@ -14,12 +14,11 @@ from ..box import Box
 from ..errors import InputError
 from .methods import Method
 from .planting import Trigger, mismatched_classes
-from .verdict import INCONCLUSIVE, NOT_APPLICABLE
+from .verdict import INCONCLUSIVE
 
 SHOWS_IT: Final = "shows it"
 DOES_NOT_SHOW_IT: Final = "does not show it"
 ShortcutGrade = Literal["shows it", "inconclusive", "does not show it", "not applicable"]
-SHORTCUT_GRADES: tuple[ShortcutGrade, ...] = (SHOWS_IT, INCONCLUSIVE, DOES_NOT_SHOW_IT, NOT_APPLICABLE)
 SHOWS_ABOVE, FAILS_BELOW, MIN_CONTROL_GAP = 0.75, 0.25, 0.5  # of the score that a grade follows from
 MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = 0.8, 0.2  # fooled rates: of the model at least, of the control at most
 

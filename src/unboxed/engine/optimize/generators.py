@@ -12,7 +12,6 @@ from ...model import buffer_writes, state
 from ...objectives import Index
 from ...rng import normal
 from .colors import Palette
-from .constraints import TINY, Constraint, broadcast_rows, l2_norm
 from .parameterizations import Canvas
 
 DecodeFn = Callable[[Tensor], Tensor]
@@ -51,15 +50,6 @@ class LatentCanvas(Canvas):
 
     def rows(self, index: Index) -> LatentCanvas:
         return LatentCanvas(self._generator_and_decode[0], self.z[index], self._generator_and_decode[1])
-
-
-def project_to_shell(z: Tensor, center: Tensor | None) -> Tensor:
-    """Codes (N, ...) brought to the length that normal draws have, sqrt(D): a generator knows no others."""
-    return z * broadcast_rows(z[0].numel() ** 0.5 / l2_norm(z).clamp_min(TINY), z)
-
-
-LATENT_SHELL = Constraint(project=project_to_shell)
-"""Keeps a `Latent` canvas among the codes that its generator was trained on."""
 
 
 class CPPN(Canvas):

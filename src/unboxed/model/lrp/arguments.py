@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..op_tables import DROPOUT_OPS
 
@@ -21,19 +22,8 @@ def run_on_clone(func: Func, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return func(x.clone(), *args, **kwargs)
 
 
-def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A structure of arguments with each of its tensors changed, in order."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, dict):
-        return {k: map_tensors(v, fn) for k, v in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map_tensors(v, fn) for v in value)
-    return value
-
-
 def detached(value: Any) -> Any:
-    return map_tensors(value, Tensor.detach)
+    return tree_map_only(Tensor, Tensor.detach, value)
 
 
 def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
@@ -42,7 +32,7 @@ def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tens
     def substitute(t: Tensor) -> Tensor:
         return next((n for o, n in zip(old, new, strict=True) if o is t), t)
 
-    return func(*map_tensors(args, substitute), **map_tensors(kwargs, substitute))
+    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
 
 def call_with_variables(
@@ -57,7 +47,7 @@ def call_with_variables(
         i = next(indices)
         return new[receivers.index(i)] if i in receivers else t.detach().clone()
 
-    return func(*map_tensors(args, substitute), **map_tensors(kwargs, substitute))
+    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
 
 def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:
