@@ -15,7 +15,7 @@ from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, pair_outputs
 from ..objectives import Objective, logit, mean_over_positions
 from ..parameters import Inputs, Seed, Target
 from ..validation import check_seed
@@ -160,17 +160,8 @@ def perturbed_scores(
             columns = [objective.rows(examples)(acts).to(torch.float64), *extras]
             return [*columns, mean_over_positions(acts["logits"]).argmax(1)] if predict else columns
 
-    all_rows = torch.arange(n, device=box.device)
-    if box.batch_dependent or objective.batch_dependent:
-        parts = in_batches(lambda r: score_rows(all_rows, torch.full_like(all_rows, r.start)), n_perturbations, 1, 1)
-        return [torch.stack(h, 1) for h in zip(*parts, strict=True)]
-
-    def score_slice(rows: slice) -> list[Tensor]:
-        index = torch.arange(rows.start, rows.stop, device=box.device)
-        return score_rows(index // n_perturbations, index % n_perturbations)
-
-    parts = in_batches(score_slice, n * n_perturbations, *box.batch_plan(n * n_perturbations, batch_size))
-    return [torch.cat(h).view(n, n_perturbations) for h in zip(*parts, strict=True)]
+    together, plan = box.batch_dependent or objective.batch_dependent, box.batch_plan(n * n_perturbations, batch_size)
+    return pair_outputs(score_rows, n, n_perturbations, plan, together, box.device)
 
 
 def unperturbed_scores(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:

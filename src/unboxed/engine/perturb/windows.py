@@ -15,7 +15,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, in_batches, pair_outputs
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
 from ...objectives import Objective
 from ..read.edited_runs import VariantOutputs
@@ -67,9 +67,7 @@ def window_scores(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        rows = torch.arange(n)
-        parts = in_batches(lambda r: runs.run_full(rows, torch.full_like(rows, r.start)), n_positions, 1, 1)
-        return _make_runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
+        return _make_runs(pair_outputs(runs.run_full, n, n_positions, (1, 1), together=True))
     if runs.is_worth_incremental(n_positions):
         return _make_runs(
             [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, in_batches, is_out_of_memory
+from ...model.batching import BatchSize, is_out_of_memory, pair_outputs
 from ...model.hooks import Edit
 from ...model.replay import COARSE_TOLERANCE, ROUNDING_TOLERANCE, is_close
 from ...objectives import Objective, mean_over_positions
@@ -58,33 +58,23 @@ def run_variants(
     What comes before the rewritten layer runs once an example and batch, where the model allows it.
     """
     n, runner = len(x), _VariantRunner(box, x, objective, edit_factory, logits, PrefixReplay(box, x, objective))
-    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, rewritten in one way
-        all_rows = torch.arange(n, device=box.device)
-        parts = in_batches(lambda r: runner.run(all_rows, torch.full_like(all_rows, r.start)), n_variants, 1, 1)
-        score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
-        return VariantOutputs(score, rest[0] if rest else None)
+    together = box.batch_dependent or objective.batch_dependent
     size, max_rows = box.batch_plan(n, batch_size)
-    mode = (
-        runner.cheapest_mode(n_variants)
-        if n_variants > 1 and (max_rows if size == "auto" else size) >= len(TRIAL_EXAMPLES)
-        else "whole"
-    )
+    has_room = (max_rows if size == "auto" else size) >= len(TRIAL_EXAMPLES)
+    mode = runner.cheapest_mode(n_variants) if n_variants > 1 and has_room and not together else "whole"
 
-    def run_rows(rows: slice) -> list[Tensor]:
+    def run_pairs(examples: Tensor, variants: Tensor) -> list[Tensor]:
         nonlocal mode
-        index = torch.arange(rows.start, rows.stop, device=box.device)
-        pairs = index // n_variants, index % n_variants
         try:
-            return runner.run(*pairs, mode)
+            return runner.run(examples, variants, mode)
         except Exception as error:
             if mode == "whole" or is_out_of_memory(error):
                 raise
             LOG.info("%s runs failed; whole runs follow", mode, exc_info=True)
         mode = "whole"  # the model does otherwise than on the trial
-        return runner.run(*pairs)
+        return runner.run(examples, variants)
 
-    outputs = [torch.cat(h) for h in zip(*in_batches(run_rows, n * n_variants, size, max_rows), strict=True)]
-    score, *rest = (h.view(n, n_variants, *h.shape[1:]) for h in outputs)
+    score, *rest = pair_outputs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
     return VariantOutputs(score, rest[0] if rest else None)
 
 
