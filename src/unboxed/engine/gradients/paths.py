@@ -25,6 +25,7 @@ from ...inputs.multi import MultiInput
 from ...model.batching import BatchSize, in_pair_batches, pair_outputs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
+from ..optimize.constraints import broadcast_rows
 from .score import ReluBypass, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
@@ -60,7 +61,7 @@ class Line:
 
 def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """Points (R, ...) at fractions t (R,) between start and end (R, ...)."""
-    return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
+    return start + broadcast_rows(t, end) * (end - start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
     flat = x.flatten(1)
-    return (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (x.ndim - 1))
+    return broadcast_rows(flat.amax(1) - flat.amin(1), x)
 
 
 # -- the mean over a path --------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class _RunningSum:
     def add(self, weights: Tensor, gradients: Tensor) -> _RunningSum:
         """With gradients g (R, ...) of weights w (R,)."""
         gradients = gradients - self.offset if self.moment == "variance" else gradients
-        weights = weights.view(-1, *[1] * (gradients.ndim - 1))
+        weights = broadcast_rows(weights, gradients)
         squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
         return _RunningSum(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
 

@@ -16,6 +16,7 @@ from ...errors import InputError, LayerError
 from ...model.batching import BatchSize
 from ...objectives import Objective, constant, logit, mean_over_positions
 from ...validation import check_float, check_int
+from ..optimize.constraints import broadcast_rows
 
 LOG = logging.getLogger("unboxed")
 
@@ -111,7 +112,7 @@ def _check_index(name: str, index: object) -> int:
 def _broadcast_value(value: Tensor, h: Tensor) -> Tensor:
     """Values with as many axes as h (N, ...). Broadcasting alone would lay (N,) along the last axis."""
     if value.ndim == 1:
-        return value.view(-1, *[1] * (h.ndim - 1))
+        return broadcast_rows(value, h)
     if 0 < value.ndim < h.ndim:
         raise InputError(f"a value of shape {tuple(value.shape)} has not the axes of {tuple(h.shape)}")
     return value
