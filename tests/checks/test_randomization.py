@@ -378,5 +378,5 @@ def test_a_model_trained_on_shuffled_labels_against_one_trained_on_true_labels()
     with pytest.raises(InputError, match="must return a Box"):
         checks.train_twice(lambda y: true.model, y)  # type: ignore[arg-type, return-value]
     other = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
-    with pytest.raises(InputError, match="not alike"):
+    with pytest.raises(InputError, match="the same inputs and outputs"):
         checks.label_randomization(true, other, x, attribution.gradient)
