@@ -1,4 +1,4 @@
-"""An op's arguments: taken apart, exchanged, read; and functions of torch looked into."""
+"""Reading and replacing the arguments of an op; and running torch functions op by op."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def detached(value: Any) -> Any:
 
 
 def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
-    """func with these tensors of its arguments exchanged."""
+    """func with tensors among its arguments replaced."""
 
     def substitute(t: Tensor) -> Tensor:
         return next((n for o, n in zip(old, new, strict=True) if o is t), t)
@@ -38,7 +38,7 @@ def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tens
 def call_with_variables(
     func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], receivers: list[int], *new: Tensor
 ) -> Any:
-    """func of new tensors in some of its variables' places, the k-th for the k-th of `bear`; the others stand still."""
+    """func with the variables of `receivers` replaced by `new`, in order; the other variables are constant."""
     indices = iter(range(len(variables)))
 
     def substitute(t: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:
 
 
 def is_one_sided_clamp(op_name: str, args: Args, kwargs: Kwargs) -> bool:
-    """Whether a clamp has one end only, as a ReLU has."""
+    """Whether a clamp has one bound only, like a ReLU."""
     bounds = [*args[1:3], kwargs.get("min"), kwargs.get("max")]
     return op_name in ("clamp", "clip") and sum(e is not None for e in bounds) < 2
 
@@ -68,7 +68,7 @@ def is_active_dropout(op_name: str, args: Args, kwargs: Kwargs) -> bool:
 
 @lru_cache(maxsize=64)
 def without_override_checks(func: FunctionType) -> FunctionType:
-    """The function without its first question, whether a mode wants it whole."""
+    """The function without its check for overrides, so that a mode sees the ops inside it."""
     replaced_checks = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _return_false
     )

@@ -1,8 +1,8 @@
-"""Normalizations and attention in ops that have rules.
+"""Normalizations and attention, decomposed into ops that have rules.
 
-What a normalization divides by is held constant, and so are attention's weights beside the values: Ali et al. 2022,
+The divisor of a normalization is constant, and so are attention's weights: Ali et al. 2022,
 "XAI for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304. Relevance is then
-conserved but for what biases keep.
+conserved except for the share of biases.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple
 def attention_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in ops of its own."""
+    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in elementary ops."""
     mask, dropout = kwargs.get("attn_mask", mask), kwargs.get("dropout_p", dropout)
     causal, scale = kwargs.get("is_causal", causal), kwargs.get("scale")
     if kwargs.get("enable_gqa"):
