@@ -36,28 +36,14 @@ def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
     module_path, _, name = spec.rpartition(":")
     if not module_path or not name:
         raise error_type(f"{spec!r} names no factory; wanted module:factory or path/to/file.py:factory")
-    if not module_path.endswith(".py"):
-        with _importable_folder(Path.cwd()):
-            return _call_factory(
-                _resolve_name(
-                    _load_seeded(_import_module, module_path, spec, error_type, seed), name, spec, error_type
-                ),
-                spec,
-                error_type,
-                seed,
-            )
-    path = Path(module_path).resolve()
-    if not path.is_file():
-        raise error_type(
-            f"{spec}: there is no file {module_path}{_suggestion_text(path.name, _python_files(path.parent))}"
-        )
-    with _importable_folder(path.parent):
-        return _call_factory(
-            _resolve_name(_load_seeded(_import_file, path, spec, error_type, seed), name, spec, error_type),
-            spec,
-            error_type,
-            seed,
-        )
+    is_file, path = module_path.endswith(".py"), Path(module_path).resolve()
+    if is_file and not path.is_file():
+        hint = _suggestion_text(path.name, _python_files(path.parent))
+        raise error_type(f"{spec}: there is no file {module_path}{hint}")
+    with _importable_folder(path.parent if is_file else Path.cwd()):
+        load, source = (_import_file, path) if is_file else (_import_module, module_path)
+        module = _load_seeded(load, source, spec, error_type, seed)
+        return _call_factory(_resolve_name(module, name, spec, error_type), spec, error_type, seed)
 
 
 def import_methods(source: str) -> ModuleType:

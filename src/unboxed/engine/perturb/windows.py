@@ -17,7 +17,7 @@ from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, in_batches, pair_outputs
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
-from ...objectives import Objective
+from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
 
 LOG = logging.getLogger("unboxed")
@@ -129,7 +129,7 @@ class _WindowRuns:
         if "input" in layers:
             acts["input"] = to_dense(acts["input"])
         outputs = [self.objective.rows(rows.to(self.box.device))(acts)]
-        outputs += [_mean_logits(acts["logits"])] if self.return_logits else []
+        outputs += [mean_over_positions(acts["logits"])] if self.return_logits else []
         return [h.to(self.box.dtype) for h in outputs]
 
     # -- whole images --------------------------------------------------------------------------------------------------
@@ -255,8 +255,3 @@ def _all_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether all values agree, relative to the largest."""
     scale = float(b.abs().nan_to_num().max())
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=tolerance * scale + 1e-30, equal_nan=True)
-
-
-def _mean_logits(logits: Tensor) -> Tensor:
-    """(N, K) of logits (N, K, ...): a map of outputs counts by its mean."""
-    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)

@@ -149,32 +149,18 @@ class LRPMode(OpMode):
         """Carry annotations of the variables to ops that only move or scale them."""
         if op_name not in op_rules.ANNOTATION_PRESERVING_OPS or not variables:
             return
-        annotations = [annotation_of(v) for v in variables]
-        is_single = len(variables) == 1
+        annotations, is_single = [annotation_of(v) for v in variables], len(variables) == 1
         rank = annotations[0].gate_rank if is_single else SIGNAL_RANK
-        lows: list[Tensor | None] = [None] * len(list(tensors_in(out)))
-        highs = lows
-        if (
-            all(k.bounds for k in annotations)
-            and (is_single or op_name in op_rules.JOIN_OPS)
-            and not is_active_dropout(op_name, args, kwargs)
-        ):
-            mapped_bounds = [
-                list(
-                    tensors_in(
-                        call_with_tensors(
-                            func, args, kwargs, variables, *(k.bounds[i] for k in annotations if k.bounds)
-                        )
-                    )
-                )
-                for i in (0, 1)
-            ]
-            lows = [torch.minimum(*pair) for pair in zip(*mapped_bounds, strict=True)]
-            highs = [torch.maximum(*pair) for pair in zip(*mapped_bounds, strict=True)]
-        for h, low, high in zip(tensors_in(out), lows, highs, strict=True):
+        linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
+        bounds: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(list(tensors_in(out)))
+        joins = is_single or op_name in op_rules.JOIN_OPS
+        if joins and all(k.bounds for k in annotations) and not is_active_dropout(op_name, args, kwargs):
+            run = partial(call_with_tensors, func, args, kwargs, variables)
+            ends = [list(tensors_in(run(*(k.bounds[i] for k in annotations if k.bounds)))) for i in (0, 1)]
+            bounds = [(torch.minimum(*pair), torch.maximum(*pair)) for pair in zip(*ends, strict=True)]
+        for h, h_bounds in zip(tensors_in(out), bounds, strict=True):
             if h.requires_grad:
-                linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
-                annotate(h, gate_rank=rank, bounds=None if low is None else (low, high), linear_source=linear)
+                annotate(h, gate_rank=rank, bounds=h_bounds, linear_source=linear)
 
     def _elementwise_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if len(variables) != 1 or next(tensors_in((args, kwargs))) is not variables[0]:
