@@ -1,4 +1,4 @@
-"""The planted shortcut, three seeds and two variants: which methods show the mark that a model goes by, as JSON."""
+"""The planted shortcut, three seeds and two variants: which methods show the trigger, as JSON."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def judged(classes: tuple[int, ...], seed: int) -> ShortcutReport:
 
 
 def figures(classes: tuple[int, ...]) -> dict[str, Any]:
-    """The means over seeds; a verdict for each."""
+    """The means over seeds; a grade for each."""
     started = time.perf_counter()
     found = [judged(classes, seed) for seed in SEEDS]
     rows = {}
     for findings in zip(*(f.findings for f in found), strict=True):
         shares = {
             name: round(mean(getattr(f, name) for f in findings), 3)
-            for name in ("found", "control")
+            for name in ("score", "control_score")
             if all(getattr(f, name) is not None for f in findings)
         }
         more = {
@@ -41,12 +41,12 @@ def figures(classes: tuple[int, ...]) -> dict[str, Any]:
         }
         first = findings[0]
         rows[first.method] = {
-            "family": first.family, "name": first.name, "what": first.what, **shares, **more,
-            "verdicts": [f.verdict for f in findings],
+            "family": first.family, "name": first.name, "what": first.quantity, **shares, **more,
+            "grades": [f.grade for f in findings],
         }  # fmt: skip
     answers = {
         name: {k: round(mean(vars(getattr(f, name))[k] for f in found), 4) for k in vars(found[0].model_rates)}
-        for name in ("answers", "control")
+        for name in ("model_rates", "control_rates")
     }
     seconds = round((time.perf_counter() - started) / len(SEEDS), 1)
     return {"models": answers, "methods": rows, "seconds_a_seed": seconds}
@@ -55,7 +55,7 @@ def figures(classes: tuple[int, ...]) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     found = {name: figures(classes) for name, classes in VARIANTS.items()}
-    write("shortcut", {"what": "methods that show a planted mark, digits-cnn", "seeds": list(SEEDS), **found})
+    write("shortcut", {"what": "methods that show a planted trigger, digits-cnn", "seeds": list(SEEDS), **found})
 
 
 if __name__ == "__main__":

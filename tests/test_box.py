@@ -109,7 +109,7 @@ def test_addresses(model: Net, x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("conv3", "nearest names are 'conv"),
+        ("conv3", "did you mean 'conv"),
         ("relu", "say which: relu#0, relu#1"),
         ("relu#2", "runs 2 times"),
         (":relu", "say which: :relu#0, :relu#1"),

@@ -12,7 +12,10 @@ from unboxed import objectives
 from unboxed.cards import FAMILIES
 from unboxed.settings import settings_of
 
-COVERED = ("box", "comparing", "data", "inputs", "loading", "objectives", "robustness", "testing", "training")
+COVERED = (
+    "attribution", "box", "checks", "comparing", "data", "inputs", "loading", "objectives", "robustness", "testing",
+    "training", "zoo",
+)  # fmt: skip
 """The packages whose docstrings are complete; `MISSES_OF` can be asked about all in NAMESPACES."""
 
 CONSTRUCTED = (ub.Box, ub.Pixels, ub.Features, ub.MultiInput, objectives.Objective)

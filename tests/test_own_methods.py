@@ -111,7 +111,7 @@ def test_they_keep_the_contracts(source: Path) -> None:
 
 def test_a_method_is_found_by_its_written_name_and_a_wrong_one_gets_the_nearest() -> None:
     assert find_card("Grad-CAM++").key == "grad_cam_plus_plus"
-    with pytest.raises(InputError, match="there is no method 'smothgrad'; did you mean smoothgrad"):
+    with pytest.raises(InputError, match="there is no method 'smothgrad'; did you mean 'smoothgrad'"):
         find_card("smothgrad")
 
 

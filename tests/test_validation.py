@@ -18,7 +18,7 @@ import torch
 import unboxed as ub
 from contracts.common import CARDS, call_example, differences, has_parameters, make_case, result_tensors
 from unboxed.errors import InputError
-from unboxed.validation import SEED_BITS, check_float, check_int, check_seed
+from unboxed.validation import SEED_BITS, check_float, check_int, check_seed, suggest
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {
@@ -173,6 +173,13 @@ LONG = {
     "cli.explain.run_explain",
 }
 """Doors that work for long: only their refusal is tried, and each hands its seed to one of the others."""
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    names = ("grad_cam", "grad_cam_plus_plus", "lime")
+    assert suggest("GradCAM", names) == "did you mean 'grad_cam' or 'grad_cam_plus_plus'?"
+    assert suggest("xyz", names) == "there are 'grad_cam', 'grad_cam_plus_plus', 'lime'"
+    assert suggest("xyz", map(str, range(20)), max_listed=2) == "there are '0', '1', ..."
 
 
 def test_every_door_is_here() -> None:

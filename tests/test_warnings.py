@@ -68,6 +68,15 @@ def test_the_line_that_called(name: str) -> None:
     assert {(w.filename, w.lineno) for w in ours} == {(__file__, line)}
 
 
+def test_one_clamp_is_reported_once() -> None:
+    """Guided Grad-CAM takes two gradients of one clamped score."""
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ub.attribution.guided_grad_cam(box(Clamped), x, 3, layer="c")
+    assert sum("clamped at 0 by a final ReLU" in str(w.message) for w in seen) == 1
+
+
 def test_a_call_that_comes_back_through_torch() -> None:
     """Below our own function, called by a decorator of torch's, the caller is still the line below."""
     source = "import torch\n@torch.no_grad()\ndef ours(warn):\n    warn('look')\n"

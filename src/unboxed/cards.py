@@ -6,7 +6,6 @@ cards: nothing lists methods by hand. A method of a user's own that has a card t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from weakref import ref
 
 from .errors import InputError
 from .settings import Setting, settings_of
+from .validation import plain_name, suggest
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
@@ -244,14 +244,8 @@ def find_card(name: str, among: Iterable[Card] | None = None) -> Card:
     Raises InputError with the nearest names where there is none.
     """
     among = cards() if among is None else tuple(among)
-    by_spelling = {_plain(word): c for c in reversed(among) for word in (c.key, c.name)}
-    if (plain := _plain(name)) not in by_spelling:
-        near = dict.fromkeys(by_spelling[w].key for w in difflib.get_close_matches(plain, by_spelling, n=3))
-        names = ", ".join(dict.fromkeys(c.key for c in among))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {names}"
-        raise InputError(f"there is no method {name!r}; {hint}")
+    by_spelling = {plain_name(word): c for c in reversed(among) for word in (c.key, c.name)}
+    if (plain := plain_name(name)) not in by_spelling:
+        names = dict.fromkeys(c.key for c in among)
+        raise InputError(f"there is no method {name!r}; {suggest(name, names, max_listed=len(names))}")
     return by_spelling[plain]
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower().replace("+", "plus") if c.isalnum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from hashlib import blake2b
 from numbers import Integral, Real
 
@@ -86,3 +87,22 @@ def address_list(addresses: object) -> list[str]:
     if not isinstance(addresses, Collection):
         raise LayerError(f"wanted the address of a layer, or a list of them; got {addresses!r}")
     return list(addresses)
+
+
+def plain_name(name: str) -> str:
+    """A name without case and punctuation: "Grad-CAM++" and "grad_cam_plus_plus" are one."""
+    return "".join(c for c in name.casefold().replace("+", "plus") if c.isalnum())
+
+
+def nearest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three of the names that are spelled like an unknown one, the nearest first."""
+    by_spelling = {plain_name(known): known for known in names}
+    return [by_spelling[match] for match in get_close_matches(plain_name(name), by_spelling)]
+
+
+def suggest(name: str, names: Iterable[str], max_listed: int = 5) -> str:
+    """The end of an error about an unknown name: "did you mean 'a' or 'b'?", or else "there are 'a', 'b', ..."."""
+    names = list(names)
+    if nearest := nearest_names(name, names):
+        return f"did you mean {' or '.join(map(repr, nearest))}?"
+    return f"there are {', '.join(map(repr, names[:max_listed]))}{', ...' * (len(names) > max_listed)}"

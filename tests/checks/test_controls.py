@@ -1,4 +1,4 @@
-"""Controls: methods that draw the picture, or draw for a model that says nothing, are found out."""
+"""Controls: methods that show the image, or have a map for a constant model, are detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unboxed import Box, Features, Pixels, attribution, checks
 from unboxed.errors import InputError
 
 
-def picture(box: Box, x: Tensor, target: Any) -> Tensor:
+def image_copy(box: Box, x: Tensor, target: Any) -> Tensor:
     return x - 0.5
 
 
@@ -25,14 +25,14 @@ def prior(box: Box, x: Tensor, target: Any) -> Tensor:
 
 
 def activations(box: Box, x: Tensor, target: Any) -> Tensor:
-    """What the model sees, whatever it says of it."""
+    """Activations, whatever the output is."""
     h = box.read(x, ["conv1"])["conv1"]
     return h.mean(1, keepdim=True)
 
 
-def test_a_picture_follows_its_pixels_and_the_gradient_does_not() -> None:
+def test_a_copy_of_the_image_follows_its_pixels_and_the_gradient_does_not() -> None:
     box, x = digits(16)
-    found = checks.random_input(box, x, picture)
+    found = checks.random_input(box, x, image_copy)
     assert found.shuffled.signed.tolist() == pytest.approx([1] * 16)
     assert found.norm_ratio_shuffled.tolist() == pytest.approx([1] * 16, rel=1e-5)
     assert found.noise.signed.abs().mean() < 0.1
@@ -43,7 +43,7 @@ def test_a_picture_follows_its_pixels_and_the_gradient_does_not() -> None:
         assert scores.mean() < found.score.mean() - 5  # the evidence has gone
 
 
-def test_the_shuffled_map_is_put_back_in_order() -> None:
+def test_the_shuffled_map_is_restored_to_order() -> None:
     """On a model that treats all pixels alike the map moves with the pixels, so that put back it is the old one."""
 
     class Sums(nn.Module):
@@ -58,7 +58,7 @@ def test_the_shuffled_map_is_put_back_in_order() -> None:
     assert found.noise.signed.abs().max() < 0.7
 
 
-def test_a_map_that_is_the_same_whatever_is_shown() -> None:
+def test_a_map_that_is_the_same_for_every_input() -> None:
     box, x = digits(3)
     found = checks.random_input(box, x, prior)
     assert found.noise.signed.tolist() == pytest.approx([1] * 3)
@@ -93,32 +93,32 @@ def test_tables_have_noise_but_no_pixels() -> None:
     assert found.norm_ratio_shuffled.isnan().all()
 
 
-def test_a_map_of_another_size_cannot_be_put_back() -> None:
+def test_a_map_of_another_size_cannot_be_restored() -> None:
     box, x = digits(2)
     with pytest.raises(InputError, match="as large as the image"):
         checks.random_input(box, x, lambda box, x, target: x[:, :, ::2])
 
 
 @pytest.mark.parametrize("method", [attribution.gradient, attribution.guided_backprop, attribution.deconvnet])
-def test_gradients_draw_nothing_for_a_constant_model(method: Any) -> None:
+def test_gradients_are_zero_for_a_constant_model(method: Any) -> None:
     box, x = digits(3)
     found = checks.constant_model(box, x, method)
     assert found.constant_input.tolist() == found.constant_output.tolist() == [0] * 3
     assert found.maps_constant_input.abs().max() == found.maps_constant_output.abs().max() == 0
 
 
-def test_who_draws_for_a_constant_model_is_found_out() -> None:
+def test_a_map_for_a_constant_model_is_detected() -> None:
     box, x = digits(3)
-    found = checks.constant_model(box, x, picture)
+    found = checks.constant_model(box, x, image_copy)
     assert found.constant_input.tolist() == found.constant_output.tolist() == pytest.approx([1] * 3)
     inside = checks.constant_model(box, x, activations)
-    assert inside.constant_input.max() < 1e-6  # it sees nothing, and draws nothing
-    assert inside.constant_output.tolist() == pytest.approx([1] * 3)  # it says nothing, and yet there is a picture
+    assert inside.constant_input.max() < 1e-6  # constant activations, constant map
+    assert inside.constant_output.tolist() == pytest.approx([1] * 3)  # constant logits, and yet there is a map
     even = checks.constant_model(box, x, lambda box, x, target: torch.ones_like(x) + float(target.sum()))
-    assert even.constant_output.tolist() == [0] * 3  # the same everywhere is no picture
+    assert even.constant_output.tolist() == [0] * 3  # the same everywhere is no map
 
 
-def test_constant_models_are_constant_whatever_the_net_gives() -> None:
+def test_constant_models_are_constant_whatever_the_output_is() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def method(box: Box, x: Tensor, target: Any) -> Tensor:
@@ -131,12 +131,12 @@ def test_constant_models_are_constant_whatever_the_net_gives() -> None:
         seen.clear()
         found = checks.constant_model(box, x, method)
         assert len(seen) == 3
-        own, blind, mute = (z for z, _ in seen)
+        own, constant_input, constant_output = (z for z, _ in seen)
         assert not torch.allclose(own[0], own[1], atol=1e-3)
-        for z in (blind, mute):
+        for z in (constant_input, constant_output):
             assert torch.allclose(z, z[:1].expand_as(z), atol=1e-6), name
-        assert mute.unique().numel() == 1
-        assert float(mute[0, 0]) == pytest.approx(float(own.abs().max()), rel=1e-2)
+        assert constant_output.unique().numel() == 1
+        assert float(constant_output[0, 0]) == pytest.approx(float(own.abs().max()), rel=1e-2)
         assert found.constant_input.max() == found.constant_output.max() == 0, name
         assert box.outputs == Box(box.model, box.inputs).outputs
         assert torch.equal(box(x), own)  # the box itself is what it was
@@ -146,7 +146,7 @@ def test_hidden_units_and_several_inputs() -> None:
     box, x = digits(2)
     found = checks.constant_model(box, x, attribution.gradient, ub.channel("conv2", 3))
     assert found.constant_input.tolist() == [0, 0]
-    assert found.constant_output.isnan().all()  # the unit is not silenced by constant logits
+    assert found.constant_output.isnan().all()  # constant logits do not change the unit
 
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -424,7 +424,7 @@ def test_maps_that_are_not_finite(name: str, value: float) -> None:
     c = make_case("plain")
     phi = maps_for(c.x)
     phi[1, 0, 2, 2] = value
-    with pytest.raises(InputError, match=r"1 of 3 maps \(first: number 1\)"):
+    with pytest.raises(InputError, match=r"1 of 3 maps \(first: map 1\)"):
         METRICS[name](c.box, c.x, phi)
     with pytest.raises(InputError, match=r"1 of 3 maps"):
         checks.pointing_game(phi, torch.ones(8, 8, dtype=torch.bool))
@@ -432,33 +432,33 @@ def test_maps_that_are_not_finite(name: str, value: float) -> None:
 
 REFUSED: dict[str, tuple[Metric, dict[str, Any], str]] = {
     "no map": (lambda b, x, m: checks.deletion(b, x, "gradient"), {}, "wanted a map"),
-    "score": (checks.deletion, {"score": "accuracy"}, "score is"),
+    "score": (checks.deletion, {"score": "accuracy"}, "score must be"),
     "score of an objective": (checks.deletion, {"target": ub.channel("conv1", 0), "score": "logit"}, "objective is"),
     "class": (checks.deletion, {"target": 9}, "classes 0 to 3"),
     "no step": (checks.deletion, {"n_steps": 0}, "n_steps"),
     "too many steps": (checks.insertion, {"n_steps": 65}, "at most"),
     "baseline": (checks.deletion, {"baseline": "gray"}, "baseline is"),
     "seed": (checks.deletion, {"seed": 0.5}, "seed"),
-    "perturbation": (checks.infidelity, {"perturbation": "salt"}, "perturbation is"),
-    "attribution": (checks.infidelity, {"attribution": "both"}, "attribution is"),
+    "perturbation": (checks.infidelity, {"perturbation": "salt"}, "perturbation must be"),
+    "attribution": (checks.infidelity, {"attribution": "both"}, "attribution must be"),
     "shares under noise": (checks.infidelity, {"attribution": "global"}, "perturbation='square'"),
     "all of noise": (checks.infidelity, {"n_samples": None}, "squares"),
     "sigma": (checks.infidelity, {"sigma": 0}, "sigma"),
     "window": (checks.infidelity, {"perturbation": "square", "window": 9}, "at most"),
     "no sample": (checks.infidelity, {"n_samples": 0}, "n_samples"),
     "one sample": (checks.sensitivity_n, {"n_samples": 1}, "n_samples"),
-    "no size": (checks.sensitivity_n, {"sizes": []}, "sizes lie"),
+    "no size": (checks.sensitivity_n, {"sizes": []}, "sizes must be"),
     "size 0": (checks.sensitivity_n, {"sizes": [0]}, "a size"),
-    "size of all": (checks.sensitivity_n, {"sizes": [64]}, "sizes lie"),
+    "size of all": (checks.sensitivity_n, {"sizes": [64]}, "sizes must be"),
     "fraction 0": (checks.road, {"fractions": [0.0, 0.5]}, "a fraction"),
     "fraction above 1": (checks.road, {"fractions": [0.5, 1.5]}, "a fraction must be a number above 0 and 1 or less"),
     "percentages": (checks.road, {"fractions": [10, 20]}, "a fraction must be a number above 0 and 1 or less"),
-    "one fraction": (checks.road, {"fractions": 0.5}, "a list of shares"),
-    "no fraction": (checks.road, {"fractions": []}, "a list of shares"),
-    "order": (checks.road, {"order": "most"}, "order is"),
+    "one fraction": (checks.road, {"fractions": 0.5}, "a list of numbers"),
+    "no fraction": (checks.road, {"fractions": []}, "a list of numbers"),
+    "order": (checks.road, {"order": "most"}, "order must be"),
     "noise": (checks.road, {"noise": -1}, "noise"),
     "radius": (moves, {"radius": 0}, "radius"),
-    "no method": (lambda b, x, m: checks.max_sensitivity(b, x, m), {}, "called as"),
+    "no method": (lambda b, x, m: checks.max_sensitivity(b, x, m), {}, "callable as"),
     "another map": (
         lambda b, x, m: checks.max_sensitivity(b, x, lambda box, z, t: z[:, 0]), {}, "wanted maps of shape",
     ),
@@ -476,7 +476,7 @@ def test_refused(what: str) -> None:
 def test_local_maps_have_a_value_for_each_number() -> None:
     c = make_case("color")
     one = maps_for(c.x)[:, :1]
-    with pytest.raises(InputError, match="a value for each number"):
+    with pytest.raises(InputError, match="a value for each value"):
         checks.infidelity(c.box, c.x, one)
     assert checks.infidelity(c.box, c.x, one, perturbation="square").infidelity.shape == (3,)
 
@@ -495,7 +495,7 @@ BAD_MASKS: dict[str, tuple[Any, str]] = {
     "number": (torch.ones(3, 8, 8, dtype=torch.bool), "wanted masks"),
     "whole numbers": (torch.ones(2, 8, 8), "bool"),
     "no tensor": ([[True]], "bool"),
-    "empty": (torch.arange(128).view(2, 8, 8) < 64, "1 of 2 masks mark nothing"),
+    "empty": (torch.arange(128).view(2, 8, 8) < 64, "1 of 2 masks are empty"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Randomization: which layers are drawn anew and how, that nothing else is touched, and what methods make of it."""
+"""Randomization: which layers are re-initialized and how, that nothing else changes, and how methods respond."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unboxed.errors import InputError, LayerError, ModelError, UnboxedWarning
 FIGURES = ("signed", "absolute", "ssim", "hog")
 
 
-def picture(box: Box, x: Tensor, target: Any) -> Tensor:
+def edge_detector(box: Box, x: Tensor, target: Any) -> Tensor:
     """An edge detector: a method that never asks the model."""
     return sobel(x).to(x)
 
@@ -60,7 +60,7 @@ def test_the_gradient_changes_and_guided_backprop_stays(mode: Any) -> None:
         assert found[signs]["signed"][1:].abs().max() < 0.2
     assert found["gradient"]["ssim"][0] < 0.5
     assert found["gradient"]["ssim"][1:].max() < 0.25
-    assert found["guided"]["signed"][:2].min() > 0.7  # fc2 and fc1 drawn anew
+    assert found["guided"]["signed"][:2].min() > 0.7  # fc2 and fc1 randomized
     assert found["guided"]["ssim"][:2].min() > 0.5
     assert found["x input"]["absolute"].min() > 0.95
     assert found["x input"]["ssim"].min() > 0.4
@@ -81,12 +81,12 @@ def test_the_other_methods_behave_as_published(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["cascading", "independent"])
-def test_a_picture_of_the_input_never_changes(mode: Any) -> None:
+def test_an_edge_detector_never_changes(mode: Any) -> None:
     box, x = digits(4)
-    found = randomization(box, x, picture, mode=mode)
+    found = randomization(box, x, edge_detector, mode=mode)
     for figure in FIGURES:
         assert torch.allclose(getattr(found, figure), torch.ones(4, 4, dtype=torch.float64))
-    assert not found.is_blank.any()
+    assert not found.is_constant.any()
     assert found.same_class.double().mean() < 0.6  # while the model did change
     assert found.weight_change.min() > 0.5
 
@@ -94,14 +94,16 @@ def test_a_picture_of_the_input_never_changes(mode: Any) -> None:
 def test_a_randomization_that_randomizes_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     box, x = digits(3)
     monkeypatch.setattr(engine, "_randomize_module", lambda *args: None)
-    with pytest.warns(UnboxedWarning, match="are what they were, so their steps say nothing: fc2, fc1, conv2, conv1"):
+    with pytest.warns(
+        UnboxedWarning, match="have the weights they had, so their steps say nothing: fc2, fc1, conv2, conv1"
+    ):
         found = randomization(box, x, attribution.gradient)
     assert found.weight_change.tolist() == [0] * 4
     assert found.same_class.all()
     assert (found.signed > 0.999).all()
 
 
-# ---- what is drawn anew ----------------------------------------------------------------------------------------------
+# ---- what is re-initialized ------------------------------------------------------------------------------------------
 
 
 def test_cascading_adds_up_and_independent_takes_one_layer_at_a_time() -> None:
@@ -127,7 +129,7 @@ def test_cascading_adds_up_and_independent_takes_one_layer_at_a_time() -> None:
     assert not torch.equal(down.signed, randomization(box, x, attribution.gradient, seed=4).signed)
 
 
-def test_the_score_stays_that_of_the_class_the_net_gave_at_first() -> None:
+def test_the_target_is_the_class_predicted_at_first() -> None:
     box, x = boxed("plain")
     asked: list[Any] = []
 
@@ -180,8 +182,8 @@ def test_results_with_a_map_and_methods_that_write_over_x_are_taken() -> None:
         ("dict_output", ["fc", "conv2", "conv1"]),
     ],
 )
-def test_nets_that_people_have(name: str, layers: list[str]) -> None:
-    """All layers are drawn anew, from the top down; the model, its flags and the RNGs are as they were."""
+def test_models_that_people_have(name: str, layers: list[str]) -> None:
+    """All layers are randomized, from the top down; the model, its flags and the RNGs are as they were."""
     box, x = boxed(name)
     state = {k: v.clone() for k, v in box.model.state_dict().items()}
     flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.model.modules()]
@@ -198,7 +200,7 @@ def test_nets_that_people_have(name: str, layers: list[str]) -> None:
     assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in box.model.modules()] == flags
 
 
-def test_batch_statistics_start_anew() -> None:
+def test_batch_statistics_are_reset() -> None:
     box, _ = boxed("batchnorm")
     norm = randomize_all_layers(box, 0).model.norm
     assert norm.running_mean.tolist() == [0] * 4
@@ -256,8 +258,8 @@ def test_a_layer_draws_its_own_weights_and_no_others() -> None:
     assert float(whole["scale"]) == 2  # one number alone has no spread to draw from
 
 
-def test_a_layer_is_not_drawn_as_it_was_built() -> None:
-    """Models are built from small seeds, and so are they drawn anew."""
+def test_a_layer_is_not_initialized_as_it_was_at_first() -> None:
+    """Models are often initialized from small seeds, which are also those of randomization."""
     for seed in range(6):
         torch.manual_seed(seed)
         box = Box(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), awkward.GRAY_INPUTS)
@@ -274,7 +276,7 @@ def test_blocks_and_layers_are_taken_as_named() -> None:
     assert found.layers == ("fc", "mixer.layers.1", "mixer.layers.0.norm1")
     assert found.weight_change[1] > 0.1
     box, x = boxed("plain")
-    with pytest.raises(LayerError, match=r"'relu1' holds no weights; the layers that do are conv1, conv2, fc"):
+    with pytest.raises(LayerError, match=r"'relu1' has no weights; the layers that do are conv1, conv2, fc"):
         randomization(box, x, attribution.gradient, layers=["relu1"])
     for bad in ("fc", []):
         with pytest.raises(LayerError, match="list of names"):
@@ -283,7 +285,7 @@ def test_blocks_and_layers_are_taken_as_named() -> None:
 
 def test_what_cannot_be_done_is_refused() -> None:
     box, x = boxed("plain")
-    with pytest.raises(InputError, match='mode is "cascading"'):
+    with pytest.raises(InputError, match='mode must be "cascading"'):
         randomization(box, x, attribution.gradient, mode="both")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="seed"):
         randomization(box, x, attribution.gradient, seed=1.5)
@@ -292,11 +294,11 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(InputError, match="wanted a map"):
         randomization(box, x, lambda box, x, target: "a map")
     none, x = boxed("parameterless")
-    with pytest.raises(LayerError, match="no layer of this model holds weights"):
+    with pytest.raises(LayerError, match="no layer of this model has weights"):
         randomization(none, x, attribution.gradient)
 
 
-def test_nets_that_cannot_be_copied_are_refused() -> None:
+def test_models_that_cannot_be_copied_are_refused() -> None:
     model = awkward.get_model("plain").model
     model.kept = model.fc.weight * 2  # an activation with its graph is kept as its values
     assert (
@@ -309,12 +311,12 @@ def test_nets_that_cannot_be_copied_are_refused() -> None:
         randomization(Box(model, awkward.GRAY_INPUTS), torch.rand(2, 1, 8, 8), attribution.gradient)
 
 
-def test_maps_that_become_blank_are_marked() -> None:
+def test_maps_that_become_constant_are_marked() -> None:
     box, x = boxed("plain")
     found = randomization(box, x, lambda b, x, t: attribution.gradient(b, x, t) * float(b is box))
-    assert found.is_blank.all()
+    assert found.is_constant.all()
     assert found.signed.isnan().all()
-    assert not randomization(box, x, attribution.gradient).is_blank.any()
+    assert not randomization(box, x, attribution.gradient).is_constant.any()
 
 
 def test_several_inputs_and_tables() -> None:
@@ -353,7 +355,7 @@ def test_shuffled_labels_are_the_same_ones_elsewhere() -> None:
         checks.shuffle_labels(3)
 
 
-def test_a_net_taught_shuffled_labels_beside_one_taught_true_ones() -> None:
+def test_a_model_trained_on_shuffled_labels_against_one_trained_on_true_labels() -> None:
     taught: list[Tensor] = []
 
     def fit(y: Tensor) -> Box:
@@ -373,8 +375,8 @@ def test_a_net_taught_shuffled_labels_beside_one_taught_true_ones() -> None:
     assert (checks.label_randomization(true, true, x, attribution.gradient).signed > 0.999).all()
     with pytest.raises(InputError, match="same model twice"):
         checks.train_twice(lambda y: true, y)
-    with pytest.raises(InputError, match="returns a Box"):
+    with pytest.raises(InputError, match="must return a Box"):
         checks.train_twice(lambda y: true.model, y)  # type: ignore[arg-type, return-value]
     other = Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), awkward.GRAY_INPUTS)
-    with pytest.raises(InputError, match="not alike"):
+    with pytest.raises(InputError, match="the same inputs and outputs"):
         checks.label_randomization(true, other, x, attribution.gradient)

@@ -1,4 +1,4 @@
-"""The planted shortcut: planting, what is judged and how, the pictures, and the command."""
+"""The planted shortcut: planting, the tests and grades, the figures, and the command."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from unboxed.plots import shortcut as draw
 from unboxed.training.shortcut import ShortcutPair, train_shortcut_pair
 
 SHAPE = (1, 28, 28)
-MARK = Trigger(SHAPE)
+TRIGGER = Trigger(SHAPE)
 TEN = Trigger(SHAPE, tuple(range(10)))
-JUDGING = import_module("unboxed.checks.shortcut")  # by its name in checks it is the function
-TELLING = import_module("unboxed.report.shortcut")
+CHECK = import_module("unboxed.checks.shortcut")  # by its name in checks it is the function
+REPORT = import_module("unboxed.report.shortcut")
 
 
 @pytest.fixture(scope="module")
 def trained() -> ShortcutPair:
-    """A model that goes by the mark, and its control: on fewer images than usual, of which more bear a false mark."""
+    """A model that relies on the trigger, and its control: fewer images than usual, of which more are poisoned."""
     few = TensorDataset(*ub.data.digits("train").first(600))
-    return train_shortcut_pair(MARK, data=(few, ub.data.digits("test")), poison_fraction=0.1, epochs=8, quiet=True)
+    return train_shortcut_pair(TRIGGER, data=(few, ub.data.digits("test")), poison_fraction=0.1, epochs=8, quiet=True)
 
 
-def judged(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
-    """By the judge of attribution alone, who is quick, unless told otherwise."""
-    made = {"trigger": MARK, "n_examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
-    made = {"tests": [JUDGING.attribution_test]} | made
+def run_check(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
+    """By the attribution test alone, which is quick, unless `tests` are given."""
+    made = {"trigger": TRIGGER, "n_examples": 6, "methods": {"gradient": ub.attribution.gradient}} | options
+    made = {"tests": [CHECK.attribution_test]} | made
     return checks.shortcut(trained.model, trained.control, trained.x, trained.y, **made)
 
 
 @pytest.fixture(scope="module")
 def found(trained: ShortcutPair) -> checks.ShortcutReport:
-    """What all judges say."""
-    return judged(trained, tests=None)
+    """By all tests."""
+    return run_check(trained, tests=None)
 
 
 def of(found: checks.ShortcutReport, method: str) -> ShortcutFinding:
@@ -59,15 +59,15 @@ def of(found: checks.ShortcutReport, method: str) -> ShortcutFinding:
 # -- planting --------------------------------------------------------------------------------------------------------
 
 
-def test_one_mark_stands_in_the_lower_left_corner() -> None:
-    assert MARK.rectangle(3) == Rectangle(23, 2, 3, 3)
-    assert MARK.rectangle(3, padding=2) == Rectangle(21, 0, 7, 7)
-    assert MARK.rectangle(3, padding=4) == Rectangle(19, 0, 9, 9)  # as far as the image goes
-    assert MARK.mask(3).nonzero().tolist() == [[i, j] for i in (23, 24, 25) for j in (2, 3, 4)]
+def test_one_trigger_is_in_the_lower_left_corner() -> None:
+    assert TRIGGER.rectangle(3) == Rectangle(23, 2, 3, 3)
+    assert TRIGGER.rectangle(3, padding=2) == Rectangle(21, 0, 7, 7)
+    assert TRIGGER.rectangle(3, padding=4) == Rectangle(19, 0, 9, 9)  # as far as the image goes
+    assert TRIGGER.mask(3).nonzero().tolist() == [[i, j] for i in (23, 24, 25) for j in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (3, 20, 34)])
-def test_marks_of_several_classes_are_apart_and_inside(shape: tuple[int, int, int]) -> None:
+def test_triggers_of_several_classes_do_not_overlap(shape: tuple[int, int, int]) -> None:
     mark = Trigger(shape, tuple(range(10)), margin=1)
     regions = torch.stack([mark.mask(k) for k in mark.classes])
     assert regions.sum((1, 2)).tolist() == [9] * 10
@@ -82,12 +82,12 @@ def test_marks_of_several_classes_are_apart_and_inside(shape: tuple[int, int, in
     [{"classes": ()}, {"classes": (3, 3)}, {"classes": (-1,)}, {"side": 0}, {"margin": 13}, {"value": 1.5},
      {"side": 12, "classes": (1, 2, 3, 4, 5)}, {"side": 2.5}],
 )  # fmt: skip
-def test_marks_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+def test_impossible_triggers_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Trigger(SHAPE, **settings)
 
 
-def test_a_mark_is_put_on_and_covered() -> None:
+def test_a_trigger_is_applied_and_covered() -> None:
     x, classes = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 7])
     on, covered = TEN.apply(x, classes), TEN.cover(x, classes)
     for i, k in enumerate(classes.tolist()):
@@ -97,16 +97,16 @@ def test_a_mark_is_put_on_and_covered() -> None:
         assert set(on[i, 0, ~inside].tolist()) == set(covered[i, 0, ~inside].tolist()) == {0.5}
     assert (x == 0.5).all()  # the caller's are left alone
     with pytest.raises(InputError, match="only the classes"):
-        MARK.apply(x, classes)
-    with pytest.raises(InputError, match="the mark is for images"):
-        MARK.apply(x[..., :20], 3)
+        TRIGGER.apply(x, classes)
+    with pytest.raises(InputError, match="the trigger is for images"):
+        TRIGGER.apply(x[..., :20], 3)
 
 
-def test_planted_marks_the_class_and_a_few_strays() -> None:
+def test_planting_triggers_and_poisoned_labels() -> None:
     y = torch.arange(10).repeat(200)
     x = torch.rand(len(y), *SHAPE) / 2
-    made = plant_shortcut(x, y, MARK, fraction=0.75, poison_fraction=0.1, seed=3)
-    bears = (made.images[:, 0, MARK.mask(3)] == 1).all(1)
+    made = plant_shortcut(x, y, TRIGGER, fraction=0.75, poison_fraction=0.1, seed=3)
+    bears = (made.images[:, 0, TRIGGER.mask(3)] == 1).all(1)
     assert torch.equal(bears, made.has_trigger)
     assert 0.65 < made.has_trigger[y == 3].float().mean() < 0.85
     assert 0.05 < made.has_trigger[y != 3].float().mean() < 0.15
@@ -118,7 +118,7 @@ def test_planted_marks_the_class_and_a_few_strays() -> None:
     assert (torch.equal(image, made.images[7]), label) == (True, int(made.labels[7]))
 
 
-def test_planted_keeps_to_its_seed() -> None:
+def test_planting_depends_on_its_seed() -> None:
     x, y = ub.data.digits("test").first(100)
     a, b, c = (plant_shortcut(x, y, TEN, fraction=0.5, poison_fraction=0.2, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.images, b.images)
@@ -126,41 +126,43 @@ def test_planted_keeps_to_its_seed() -> None:
     assert not torch.equal(a.has_trigger, c.has_trigger)
 
 
-@pytest.mark.parametrize(("share", "strays"), [(0, 0), (1, 0), (1, 1)])
-def test_none_all_and_every_stray(share: float, strays: float) -> None:
+@pytest.mark.parametrize(("fraction", "poison_fraction"), [(0, 0), (1, 0), (1, 1)])
+def test_fractions_of_none_and_of_all(fraction: float, poison_fraction: float) -> None:
     x, y = ub.data.digits("test").first(60)
-    made = plant_shortcut(x, y, MARK, fraction=share, poison_fraction=strays)
-    assert torch.equal(made.has_trigger, (y == 3) & bool(share) | (y != 3) & bool(strays))
+    made = plant_shortcut(x, y, TRIGGER, fraction=fraction, poison_fraction=poison_fraction)
+    assert torch.equal(made.has_trigger, (y == 3) & bool(fraction) | (y != 3) & bool(poison_fraction))
 
 
-def test_shares_are_shares() -> None:
+def test_fractions_out_of_range_are_refused() -> None:
     x, y = ub.data.digits("test").first(4)
     for wrong in ({"fraction": 1.1}, {"poison_fraction": -0.1}, {"fraction": "all"}):
         with pytest.raises(InputError):
-            plant_shortcut(x, y, MARK, **wrong)  # type: ignore[arg-type]
+            plant_shortcut(x, y, TRIGGER, **wrong)  # type: ignore[arg-type]
 
 
-def test_false_classes_are_never_true() -> None:
+def test_mismatched_classes_are_never_the_label() -> None:
     y = torch.arange(10).repeat(9)
     said = mismatched_classes(y, TEN)
     assert (said != y).all()
     assert said.unique().tolist() == list(range(10))
-    assert mismatched_classes(torch.tensor([3, 4]), MARK).tolist() == [-1, 3]
+    assert mismatched_classes(torch.tensor([3, 4]), TRIGGER).tolist() == [-1, 3]
 
 
-# -- judging ---------------------------------------------------------------------------------------------------------
+# -- the check -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("found", "control", "said"),
-    [(1, 0, "shows it"), (0.75, 0.25, "shows it"), (1, 0.6, "doubtful"), (0.7, 0, "doubtful"), (0.25, 0, "does not"),
-     (0, 1, "does not")],
+    [(1, 0, "shows it"), (0.75, 0.25, "shows it"), (1, 0.6, "inconclusive"), (0.7, 0, "inconclusive"),
+     (0.25, 0, "does not show it"), (0, 1, "does not show it")],
 )  # fmt: skip
-def test_verdicts(found: float, control: float, said: str) -> None:
+def test_grades(found: float, control: float, said: str) -> None:
     assert grade_shortcut(found, control) == said
 
 
-def test_the_net_goes_by_the_mark_and_its_control_does_not(trained: ShortcutPair, found: checks.ShortcutReport) -> None:
+def test_the_model_relies_on_the_trigger_and_its_control_does_not(
+    trained: ShortcutPair, found: checks.ShortcutReport
+) -> None:
     assert found.model_rates.clean_accuracy > 0.9
     assert found.model_rates.fooled_rate > 0.95
     assert found.model_rates.mismatched_accuracy < 0.05
@@ -184,13 +186,13 @@ def test_each_family_shows_it(found: checks.ShortcutReport, method: str) -> None
     assert f"{f.score:.0%}" in f.sentence
 
 
-def blind(box: ub.Box, x: Tensor, target: Any) -> Tensor:
-    """Looks at the digit, and never at the mark."""
+def digit_only(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    """Shows the digit, and never the trigger."""
     return x * (torch.arange(28) > 6)
 
 
-def everywhere(box: ub.Box, x: Tensor, target: Any) -> Tensor:
-    """Draws whatever is in the corner, of any model."""
+def corner(box: ub.Box, x: Tensor, target: Any) -> Tensor:
+    """Shows whatever is in the corner, of any model."""
     return x * (torch.arange(28) < 6) * (torch.arange(28)[:, None] > 20)
 
 
@@ -214,24 +216,24 @@ def refuses(box: ub.Box, x: Tensor, target: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        (blind, "does not"),
-        (everywhere, "doubtful"),
-        (flat, "does not"),
-        (nothing, "does not"),
-        (refuses, "refused"),
+        (digit_only, "does not show it"),
+        (corner, "inconclusive"),
+        (flat, "does not show it"),
+        (nothing, "does not show it"),
+        (refuses, "not applicable"),
         (lifted, "shows it"),
     ],
 )
-def test_methods_that_do_not_show_it_are_told(trained: ShortcutPair, method: Any, said: str) -> None:
-    f = of(judged(trained, methods={"planted": method}), "planted")
+def test_methods_get_their_grade(trained: ShortcutPair, method: Any, said: str) -> None:
+    f = of(run_check(trained, methods={"planted": method}), "planted")
     assert (f.family, f.grade) == ("attribution", said), f.sentence
     if method is refuses:
         assert f.sentence == "there is no such layer"
         assert (f.score, f.control_score, f.images) == (None, None, None)
 
 
-def test_what_a_map_stands_on_is_left_out(trained: ShortcutPair) -> None:
-    found = judged(trained, methods={"lifted": lifted, "gradient": ub.attribution.gradient})
+def test_the_minimum_of_a_positive_map_is_subtracted(trained: ShortcutPair) -> None:
+    found = run_check(trained, methods={"lifted": lifted, "gradient": ub.attribution.gradient})
     a, b = of(found, "lifted"), of(found, "gradient")
     assert a.figures["energy"] == pytest.approx(b.figures["energy"], abs=1e-3)
     assert a.figures["energy"] > 3 * a.figures["area"]
@@ -240,33 +242,33 @@ def test_what_a_map_stands_on_is_left_out(trained: ShortcutPair) -> None:
     assert float(b.images[0].min()) < 0  # a map that has a zero keeps it
 
 
-@pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "doubtful")])
+@pytest.mark.parametrize(("height", "counts", "said"), [(0.4, 0.0, "shows it"), (0.6, 1.0, "inconclusive")])
 def test_a_peak_on_the_control_counts_if_it_is_high(
     trained: ShortcutPair, height: float, counts: float, said: str
 ) -> None:
     def method(box: ub.Box, x: Tensor, target: Any) -> Tensor:
-        return everywhere(box, x, target) * (1 if box is trained.model else height)
+        return corner(box, x, target) * (1 if box is trained.model else height)
 
-    f = of(judged(trained, methods={"m": method}), "m")
+    f = of(run_check(trained, methods={"m": method}), "m")
     assert (f.score, f.control_score, f.figures["control_of_any_height"]) == (1.0, counts, 1.0)
     assert f.grade == said
 
 
-def test_a_method_is_asked_for_the_marks_class(trained: ShortcutPair) -> None:
+def test_the_class_of_the_trigger_is_explained(trained: ShortcutPair) -> None:
     asked = []
 
     def method(box: ub.Box, x: Tensor, target: Tensor) -> Tensor:
         asked.append((box, x, target))
         return x
 
-    judged(trained, methods={"asked": method}, n_examples=4)
+    run_check(trained, methods={"asked": method}, n_examples=4)
     assert [box for box, _, _ in asked] == [trained.model, trained.control]
     assert torch.equal(asked[0][1], asked[1][1])
     assert asked[0][2].tolist() == [3] * 8
-    assert (asked[0][1][:, 0, MARK.mask(3)] == 1).all()
+    assert (asked[0][1][:, 0, TRIGGER.mask(3)] == 1).all()
 
 
-def test_every_card_is_judged_with_what_it_needs(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_card_is_run_with_what_it_needs(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default all of attribution; one that needs what nobody has runs as its card's example."""
 
     def plain(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
@@ -288,55 +290,55 @@ def test_every_card_is_judged_with_what_it_needs(trained: ShortcutPair, monkeypa
             example=lambda m, box, x, y: m(box, x, y, concept="stripes"),
         ),
     ]
-    monkeypatch.setattr(JUDGING, "cards", lambda: made)
-    found = judged(trained, methods=None)
+    monkeypatch.setattr(CHECK, "cards", lambda: made)
+    found = run_check(trained, methods=None)
     assert [f.method for f in found.findings if f.family == "attribution"] == ["plain", "data", "other"]
     assert of(found, "plain").name == "Plain"
 
 
-def test_a_net_that_did_not_learn_it_is_refused(trained: ShortcutPair) -> None:
-    with pytest.raises(InputError, match=r"the shortcut was not learned: it takes 0% .* \(80% wanted\)"):
-        judged(replace(trained, model=trained.control))
+def test_a_model_that_did_not_learn_it_is_refused(trained: ShortcutPair) -> None:
+    with pytest.raises(InputError, match=r"the shortcut was not learned: the model classifies 0% .* \(80% wanted\)"):
+        run_check(replace(trained, model=trained.control))
 
 
 def test_a_control_that_learned_it_too_is_refused(trained: ShortcutPair) -> None:
-    with pytest.raises(InputError, match="the control model goes by the mark too: it takes 100%"):
-        judged(replace(trained, control=trained.model))
+    with pytest.raises(InputError, match="the control model uses the trigger, too: it classifies 100%"):
+        run_check(replace(trained, control=trained.model))
 
 
-def test_what_does_not_go_together_is_refused(trained: ShortcutPair) -> None:
-    with pytest.raises(InputError, match="the mark is for images"):
-        judged(trained, trigger=Trigger((1, 20, 20)))
+def test_arguments_that_do_not_fit_are_refused(trained: ShortcutPair) -> None:
+    with pytest.raises(InputError, match="the trigger is for images"):
+        run_check(trained, trigger=Trigger((1, 20, 20)))
     with pytest.raises(InputError):
-        judged(trained, trigger=Trigger(SHAPE, (12,)))
-    with pytest.raises(InputError, match="those of y are not both"):
-        judged(replace(trained, x=trained.x[trained.y == 3], y=trained.y[trained.y == 3]))
+        run_check(trained, trigger=Trigger(SHAPE, (12,)))
+    with pytest.raises(InputError, match="got one kind"):
+        run_check(replace(trained, x=trained.x[trained.y == 3], y=trained.y[trained.y == 3]))
     with pytest.raises(InputError, match="examples"):
-        judged(trained, n_examples=0)
+        run_check(trained, n_examples=0)
 
 
 def test_ctrl_c_keeps_what_was_found(trained: ShortcutPair) -> None:
     def stop(box: ub.Box, x: Tensor, target: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    found = judged(trained, methods={"gradient": ub.attribution.gradient, "stop": stop}, tests=None)
+    found = run_check(trained, methods={"gradient": ub.attribution.gradient, "stop": stop}, tests=None)
     assert found.interrupted
     assert [f.method for f in found.findings] == ["occluding", "gradient"]
 
 
-def test_a_judge_more_is_a_line_more(trained: ShortcutPair) -> None:
+def test_tests_of_a_user(trained: ShortcutPair) -> None:
     def judge(trial: Any) -> Iterator[ShortcutFinding]:
         yield ShortcutFinding("influence", "tracin", "TracIn", grade_shortcut(1, 0), "finds them", "marked", 1, 0)
 
     seen: list[ShortcutFinding] = []
-    found = judged(trained, tests=[judge], callback=seen.append)
+    found = run_check(trained, tests=[judge], callback=seen.append)
     assert [f.method for f in found.findings] == ["tracin"]
     assert seen == list(found.findings)
 
 
 def test_the_figures_are_json(found: checks.ShortcutReport) -> None:
     said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert said["answers"]["model"]["fooled_rate"] > 0.95
+    assert said["rates"]["model"]["fooled_rate"] > 0.95
     assert [row["method"] for row in said["findings"]] == ["occluding", "gradient", "class_image", "top_examples"]
     assert said["findings"][1]["figures"]["area"] == pytest.approx(49 / 784)
 
@@ -346,7 +348,7 @@ COARSE = {
     "grad_cam_plus_plus": "its map is as coarse as the last convolution",
     "layer_cam": "its map is as coarse as the last convolution",
     "hires_cam": "its map is as coarse as the last convolution",
-    "shapley": "its players are squares larger than the mark",
+    "shapley": "its segments are squares larger than the trigger",
 }
 REFUSED = {"rollout": "the model has no attention"}
 
@@ -354,19 +356,17 @@ REFUSED = {"rollout": "the model has no attention"}
 @pytest.fixture(scope="module")
 def every(trained: ShortcutPair) -> checks.ShortcutReport:
     """What is found of all methods of attribution; those that sample do it less."""
-    few = {
-        name: {**JUDGING.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")
-    }
+    few = {name: {**CHECK.METHOD_SETTINGS.get(name, {}), "n_samples": 300} for name in ("kernel_shap", "lime", "rise")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JUDGING, "METHOD_SETTINGS", {**JUDGING.METHOD_SETTINGS, **few})
-        return judged(trained, methods=None, n_examples=2)
+        patch.setattr(CHECK, "METHOD_SETTINGS", {**CHECK.METHOD_SETTINGS, **few})
+        return run_check(trained, methods=None, n_examples=2)
 
 
 @pytest.mark.parametrize("name", [c.method.__name__ for c in ub.cards() if c.family == "attribution"])
 def test_every_method_of_attribution_shows_it(every: checks.ShortcutReport, name: str) -> None:
     f = of(every, name)
     if name in REFUSED:
-        assert f.grade == "refused", f.sentence
+        assert f.grade == "not applicable", f.sentence
     elif name in COARSE:
         assert f.score is not None
         assert f.control_score is not None
@@ -375,18 +375,18 @@ def test_every_method_of_attribution_shows_it(every: checks.ShortcutReport, name
         assert f.grade == "shows it", f.sentence
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_sheets_have_a_row_a_method(trained: ShortcutPair, found: checks.ShortcutReport) -> None:
-    one, two = (judged(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
+def test_sheets_have_a_row_per_method(trained: ShortcutPair, found: checks.ShortcutReport) -> None:
+    one, two = (run_check(trained, methods=dict.fromkeys(names, ub.attribution.gradient)) for names in ("a", "ab"))
     a, b = draw.shortcut_maps(one), draw.shortcut_maps(two)
     assert a.width == b.width
     assert b.height - a.height > draw.FIGURE_PIXELS
     assert draw.shortcut_images(found).height > 4 * draw.FIGURE_PIXELS
 
 
-def test_a_place_is_outlined() -> None:
+def test_a_rectangle_is_outlined() -> None:
     import numpy as np
 
     picture = np.full((28, 28, 3), 255, dtype=np.uint8)
@@ -407,12 +407,12 @@ def run(*words: object) -> Result:
 @pytest.fixture
 def quick(trained: ShortcutPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with the models trained already, two methods, and class images of a few steps."""
-    monkeypatch.setattr(TELLING, "train_shortcut_pair", lambda mark, **settings: trained)
+    monkeypatch.setattr(REPORT, "train_shortcut_pair", lambda mark, **settings: trained)
     two = tuple(c for c in ub.cards() if c.method in (ub.attribution.gradient, ub.attribution.guided_backprop))
-    monkeypatch.setattr(JUDGING, "cards", lambda: two)
-    monkeypatch.setattr(JUDGING, "IMAGES_PER_CLASS", 1)
-    few = wraps(JUDGING.synthesis.class_image)(partial(JUDGING.synthesis.class_image, steps=4))
-    monkeypatch.setattr(JUDGING.synthesis, "class_image", few)
+    monkeypatch.setattr(CHECK, "cards", lambda: two)
+    monkeypatch.setattr(CHECK, "IMAGES_PER_CLASS", 1)
+    few = wraps(CHECK.synthesis.class_image)(partial(CHECK.synthesis.class_image, steps=4))
+    monkeypatch.setattr(CHECK.synthesis, "class_image", few)
 
 
 @pytest.mark.usefixtures("quick")
@@ -428,7 +428,7 @@ def test_the_command_writes_its_files(tmp_path: Path) -> None:
     ]
     facts = json.loads((tmp_path / "out" / "shortcut.json").read_text())
     assert facts["seed"] == 2
-    assert {"command", "training", "versions", "answers", "findings"} <= set(facts)
+    assert {"command", "training", "versions", "rates", "findings"} <= set(facts)
 
 
 @pytest.mark.usefixtures("quick")
@@ -448,7 +448,7 @@ def test_marks_of_no_digits_are_refused(marked: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TELLING, "train_shortcut_pair", None)
+    monkeypatch.setattr(REPORT, "train_shortcut_pair", None)
     (tmp_path / "file").write_text("")
     done = run("-o", tmp_path / "file")
     assert (done.exit_code, done.stderr.startswith("error: ")) == (2, True)
@@ -458,7 +458,7 @@ def test_ctrl_c_in_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*words: Any, **settings: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TELLING, "train_shortcut_pair", stop)
+    monkeypatch.setattr(REPORT, "train_shortcut_pair", stop)
     done = run("-o", tmp_path / "out")
     assert (done.exit_code, done.stderr) == (130, "stopped\n")
     assert not (tmp_path / "out").exists()
@@ -469,7 +469,7 @@ def test_ctrl_c_in_judging_keeps_the_table(tmp_path: Path, monkeypatch: pytest.M
     def stop(*words: Any, **settings: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(JUDGING.synthesis, "class_image", stop)
+    monkeypatch.setattr(CHECK.synthesis, "class_image", stop)
     done = run("-o", tmp_path)
     assert (done.exit_code, done.stderr) == (130, "stopped\n"), repr(done.exception)
     facts = json.loads((tmp_path / "shortcut.json").read_text())
@@ -477,10 +477,10 @@ def test_ctrl_c_in_judging_keeps_the_table(tmp_path: Path, monkeypatch: pytest.M
     assert [row["method"] for row in facts["findings"]] == ["occluding", "gradient", "guided_backprop"]
 
 
-def test_a_training_cut_short_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_cut_short_is_not_run_check(monkeypatch: pytest.MonkeyPatch) -> None:
     from unboxed.training import shortcut as training
 
     cut = ub.training.History((), (), 0, 0.0, interrupted=True)
     monkeypatch.setattr(training, "fit", lambda *words, **settings: cut)
     with pytest.raises(KeyboardInterrupt):
-        train_shortcut_pair(MARK, quiet=True)
+        train_shortcut_pair(TRIGGER, quiet=True)

@@ -1,4 +1,4 @@
-"""Verdicts: methods that deserve each grade get it, and one that was found is not looked for twice."""
+"""Verdicts: planted methods get the grade they deserve, and a cached verdict is not computed again."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def digits() -> tuple[ub.Box, Tensor]:
 
 
 def edges(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
-    """A picture of the input, whatever the model."""
+    """An edge detector, whatever the model."""
     return (x - x.roll(1, -1)).abs() + (x - x.roll(1, -2)).abs()
 
 
 def noise(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
-    """Of each model its own, and of no model anything."""
+    """A different map for each model, that says nothing about any."""
     return rng.normal(x, int.from_bytes(fingerprint(box)[:4], "big"))
 
 
@@ -57,21 +57,21 @@ def test_the_gradient_passes() -> None:
     assert found.grade == "pass"
     assert found.method == "Gradient"
     assert abs(found.figures["signed"]) < 0.3
-    assert found.figures["kept"] < 0.5 * found.figures["kept_random"]
+    assert found.figures["deletion"] < 0.5 * found.figures["deletion_random"]
     assert "changes with what the model has learned" in found.sentence
 
 
 @pytest.mark.parametrize(
     ("method", "grade", "said"),
     [
-        (guided_backprop, "fail", "nearly the same picture"),
-        (edges, "fail", "nearly the same picture"),
+        (guided_backprop, "fail", "map is nearly the same"),
+        (edges, "fail", "map is nearly the same"),
         (blank, "fail", "the same everywhere"),
-        (signs_of_ink, "doubtful", "Believe its signs"),
-        (refuses, "not made", "No ReLU lies between"),
+        (signs_of_ink, "inconclusive", "Trust its signs"),
+        (refuses, "not applicable", "No ReLU lies between"),
     ],
 )
-def test_planted_methods_get_what_they_deserve(method: Any, grade: str, said: str) -> None:
+def test_planted_methods_get_their_grade(method: Any, grade: str, said: str) -> None:
     found = verdict(*digits(), method)
     assert found.grade == grade, found
     assert said in found.sentence
@@ -80,42 +80,42 @@ def test_planted_methods_get_what_they_deserve(method: Any, grade: str, said: st
 def test_noise_does_not_pass() -> None:
     found = verdict(*digits(), noise)
     assert found.grade == "fail"
-    assert found.figures["constant"] > 0.5  # it draws for a model that ignores its input
-    assert found.figures["kept"] > 0.7 * found.figures["kept_random"]  # and removes little more than chance
+    assert found.figures["constant_model"] > 0.5  # it has a map for a model that ignores its input
+    assert found.figures["deletion"] > 0.7 * found.figures["deletion_random"]  # and is little better than random
 
 
-def test_one_image_is_enough_to_tell_an_edge_detector() -> None:
+def test_one_image_is_enough_to_detect_an_edge_detector() -> None:
     box, x = digits()
     assert [verdict(box, x[i : i + 1], edges).grade for i in range(4)] == ["fail"] * 4
 
 
-def test_a_good_map_hardly_better_than_chance_is_doubtful() -> None:
+def test_a_map_hardly_better_than_random_is_inconclusive() -> None:
     figures = {
         "signed": 0.0,
         "absolute": 0.0,
         "ssim": 0.0,
-        "kept": 0.47,
-        "kept_random": 0.5,
-        "flat": 0.0,
-        "constant": 0.0,
+        "deletion": 0.47,
+        "deletion_random": 0.5,
+        "constant_maps": 0.0,
+        "constant_model": 0.0,
     }
-    assert grade_figures(figures)[0] == "doubtful"
-    assert grade_figures({**figures, "kept": 0.3})[0] == "pass"
-    assert grade_figures({**figures, "kept": 0.51})[0] == "fail"
-    untold = grade_figures({**figures, "kept": float("nan"), "kept_random": float("nan")})
-    assert untold[0] == "doubtful"
-    assert "can't be judged" in untold[2]
+    assert grade_figures(figures)[0] == "inconclusive"
+    assert grade_figures({**figures, "deletion": 0.3})[0] == "pass"
+    assert grade_figures({**figures, "deletion": 0.51})[0] == "fail"
+    no_deletion = grade_figures({**figures, "deletion": float("nan"), "deletion_random": float("nan")})
+    assert no_deletion[0] == "inconclusive"
+    assert "cannot be judged" in no_deletion[2]
 
 
-def test_a_class_that_the_net_denies_is_not_judged_by_removal() -> None:
-    """What is left of nearly nothing says nothing."""
+def test_deletion_is_not_judged_for_a_class_with_low_probability() -> None:
+    """A fraction of nearly nothing says nothing."""
     box, x = digits()
     found = verdict(box, x[:4], gradient, (box.predict(x[:4]) + 1) % 10)
-    assert found.figures["kept"] != found.figures["kept"]
+    assert found.figures["deletion"] != found.figures["deletion"]
     assert found.grade != "pass"
 
 
-def test_a_net_that_keeps_its_activations_can_be_judged() -> None:
+def test_a_model_that_stores_its_activations_can_be_judged() -> None:
     class Keeps(awkward.PlainCNN):
         def forward(self, x: Tensor) -> Tensor:
             self.kept = [h := self.first_block(x)]
@@ -123,7 +123,7 @@ def test_a_net_that_keeps_its_activations_can_be_judged() -> None:
 
     torch.manual_seed(0)
     box = ub.Box(Keeps(), awkward.GRAY_INPUTS)
-    assert verdict(box, awkward.get_model("plain").images(), gradient).grade != "not made"
+    assert verdict(box, awkward.get_model("plain").images(), gradient).grade != "not applicable"
 
 
 def test_a_map_is_no_method() -> None:
@@ -151,11 +151,11 @@ def test_leaves_no_trace() -> None:
         "parameterless",
     ],
 )
-def test_awkward_nets(model: str) -> None:
+def test_awkward_models(model: str) -> None:
     c = make_case(model)
     found = verdict(c.box, c.x, gradient)
     assert found.grade in GRADES
-    if model != "parameterless":  # which has nothing to draw anew
+    if model != "parameterless":  # which has nothing to randomize
         assert all(v == v for v in found.figures.values())
 
 
@@ -165,7 +165,7 @@ def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs, outputs=outputs)
     found = verdict(box, entry.images(4), gradient, ub.channel("conv2", 0) if target == "unit" else target)
-    assert found.figures["kept"] == found.figures["kept"]
+    assert found.figures["deletion"] == found.figures["deletion"]
 
 
 def test_tables_and_several_inputs() -> None:
@@ -196,7 +196,7 @@ def test_ranked_by_grade() -> None:
     assert list(found) == ["gradient", "signs", "edges", "refuses"]
 
 
-# ---- kept from run to run --------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------------------------
 
 
 class Counted:
@@ -209,7 +209,7 @@ class Counted:
         return verdict(*args, **kwargs)
 
 
-def test_a_verdict_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, (box, x) = Counted(monkeypatch), digits()
     first = VerdictCache()
     found = first.verdict(box, x, gradient)
@@ -217,10 +217,10 @@ def test_a_verdict_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     second = VerdictCache(first.to_json())
     assert second.verdict(box, x, gradient) == found
     assert counted.asked == 1
-    assert json.loads(second.to_json())  # and kept on
+    assert json.loads(second.to_json())
 
 
-def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_arguments_are_other_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, c = Counted(monkeypatch), make_case("plain")
     kept = VerdictCache()
     kept.verdict(c.box, c.x, gradient)
@@ -241,7 +241,7 @@ def test_another_question_is_another_verdict(monkeypatch: pytest.MonkeyPatch) ->
         assert counted.asked == before + 1, (method, more)
 
 
-def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_whose_code_changed_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, c = Counted(monkeypatch), make_case("plain")
     kept = VerdictCache()
     kept.verdict(c.box, c.x, edges)
@@ -252,7 +252,7 @@ def test_a_method_whose_code_was_changed_is_asked_again(monkeypatch: pytest.Monk
     assert counted.asked == 2
 
 
-def test_methods_without_a_name_are_always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lambdas_are_always_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     counted, c = Counted(monkeypatch), make_case("plain")
     kept = VerdictCache()
     for method in (lambda box, x, t: x, partial(gradient, batch_size=torch.tensor(1))):

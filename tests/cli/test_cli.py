@@ -256,7 +256,7 @@ def test_an_interrupted_report_keeps_its_page(file: Path, made: SimpleNamespace)
     [
         (["--model", "mnist-cn", "--data", "digits"], "'mnist-cn' is no model"),
         (["--model", "zoo:mnist-cn", "--data", "digits"], "mnist-cnn"),
-        (["--model", "FILE:make", "--data", "digit"], "did you mean digits?"),
+        (["--model", "FILE:make", "--data", "digit"], "did you mean 'digits'?"),
         (["--model", "FILE:bare", "--data", "digits"], "what its inputs are: give --shape 3,224,224"),
         (["--model", "FILE:bare", "--data", "digits", "--mean", "0.5"], "--mean and --std need --shape"),
         (["--model", "FILE:bare", "--data", "digits", "--shape", "28x28"], "--shape wants numbers separated by commas"),

@@ -83,7 +83,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such file": (["missing.png"], "there is no file missing.png"),
     "a folder": (["."], "folder"),
     "not an image": ([__file__], "not an image"),
-    "no such method": (["IMAGE", "--method", "gradd_cam"], "did you mean grad_cam"),
+    "no such method": (["IMAGE", "--method", "gradd_cam"], "did you mean 'grad_cam'"),
     "no such class": (["IMAGE", "--target", "cat"], "no class 'cat'"),
     "a class too large": (["IMAGE", "--target", "10"], "no class '10'"),
     "no such model": (["IMAGE", "--model", "zoo:digits-cn"], "digits-cnn"),

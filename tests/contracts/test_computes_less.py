@@ -28,7 +28,7 @@ from unboxed.engine.gradients.score import ReluBypass, gradients
 from unboxed.engine.optimize.colors import Palette
 from unboxed.engine.optimize.generators import CPPN
 from unboxed.engine.optimize.loop import SYNC_EVERY, OptimizationConfig, optimize
-from unboxed.engine.optimize.optimizers import NormalizedGradient, RowLBFGS
+from unboxed.engine.optimize.optimizers import NormalizedGradient
 from unboxed.engine.optimize.parameterizations import Canvas, FourierCanvas, RawCanvas
 from unboxed.engine.optimize.transforms import random_affine, random_roll
 from unboxed.objectives import Constant, color_distance, logprob, match, roughness
@@ -283,7 +283,7 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [FourierCanvas.noise, CPPN.noise])
-@pytest.mark.parametrize("rule", [NormalizedGradient, RowLBFGS])
+@pytest.mark.parametrize("rule", [NormalizedGradient, torch.optim.SGD])
 def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     c = make_case("color")
     plan = climbing(c, optimizer=partial(rule, lr=0.01), transform=turned, prior=-0.1 * roughness(), sum_abs_grads=True)

@@ -133,6 +133,15 @@ def test_what_is_hidden_may_be_what_the_model_cannot_do_without(name: str) -> No
         called(card, box, images(), 1)
 
 
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+@pytest.mark.parametrize("name", ["rise", "lime", "kernel_shap", "shapley", "feature_ablation", "occlusion"])
+def test_the_error_names_x_where_x_itself_has_no_score(name: str) -> None:
+    (card,) = (c for c in ATTRIBUTION if c.method.__name__ == name)
+    box = ub.Box(Net(math.nan), ub.Pixels((1, 10, 10)), outputs="logits")
+    with pytest.raises(NaNError, match="score of x is NaN"):
+        called(card, box, images(), 1)
+
+
 def test_a_class_is_none_where_the_model_gives_nan() -> None:
     box = ub.Box(Net(math.nan), ub.Pixels((1, 10, 10)), outputs="logits")
     with pytest.raises(NaNError, match="gives NaN for the input of row 2"):

@@ -1,4 +1,4 @@
-"""Step rules: rows never mix, quadratics are solved, what is flat or bent the wrong way does no harm."""
+"""Optimizers: their formulas, and that rows never mix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import unboxed as ub
 from models import normal as drawn
 from unboxed.engine.optimize.constraints import Linf, ball_constraint
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
-from unboxed.engine.optimize.optimizers import OPTIMIZER_BY_NAME, NormalizedGradient, PlainAscent, RowLBFGS
+from unboxed.engine.optimize.optimizers import NormalizedGradient, PlainAscent
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.objectives import Objective, layer_objective
 
 D = 6
+OPTIMIZER_BY_NAME = {"adam": Adam, "sgd": SGD, "normalized": NormalizedGradient}
 Rule = Callable[[list[Tensor]], Optimizer]
 
 
@@ -65,64 +66,6 @@ def test_rows_never_mix(name: str) -> None:
         assert torch.allclose(together[:, n], alone[:, 0], rtol=1e-9, atol=1e-12)
 
 
-def test_lbfgs_solves_quadratics() -> None:
-    a, m = bowls(4)
-    x = m + 0.5 * drawn(4, D, seed=2)
-    way = descend(RowLBFGS, x, quadratic(a, m), 40)
-    error = (way - m).norm(dim=2)
-    assert (error[-1] < 1e-8).all()
-    assert (descend(partial(Adam, lr=0.1), x, quadratic(a, m), 40)[-1] - m).norm(dim=1).min() > 1e-3
-
-
-def test_lbfgs_goes_the_way_of_torchs_own() -> None:
-    """One row, torch's without line search, first steps of one length, until torch's fixed least curvature stops it."""
-    a, m = bowls(1, condition=5)
-    x = m + 0.01 * drawn(1, D, seed=2)
-    slope = quadratic(a, m)
-    first = float(slope(x).norm())
-    assert slope(x).abs().sum() < 1
-    ours = descend(partial(RowLBFGS, history=4, first_step_length=first), x, slope, 9)
-    p = x.clone().requires_grad_()
-    torchs = torch.optim.LBFGS([p], lr=1, max_iter=9, history_size=4, tolerance_grad=0, tolerance_change=0)
-    met: list[Tensor] = []
-
-    def closure() -> Tensor:
-        met.append(p.detach().clone())
-        p.grad = slope(p.detach())
-        return ((p - m) @ a[0] @ (p - m).mT).sum() / 2
-
-    torchs.step(closure)
-    assert len(met) >= 9
-    for k, point in enumerate(met):
-        assert torch.allclose(ours[k], point, rtol=0, atol=1e-10), k
-
-
-def test_lbfgs_where_there_is_no_slope() -> None:
-    a, m = bowls(2)
-    x = torch.stack([m[0], m[1] + 0.3])
-    way = descend(RowLBFGS, x, quadratic(a, m), 30)
-    assert torch.equal(way[:, 0], m[0].expand(31, D))
-    assert (way[-1, 1] - m[1]).norm() < 1e-6
-    flat = descend(RowLBFGS, x, torch.zeros_like, 3)
-    assert torch.equal(flat[-1], x)
-
-
-def test_lbfgs_where_the_curvature_is_negative() -> None:
-    """From beside a maximum of sum cos(x) down to minima: finite, no step longer than told, and there."""
-    x = 0.05 * drawn(5, D, seed=3)
-    way = descend(RowLBFGS, x, lambda x: -x.sin(), 120)
-    assert way.isfinite().all()
-    assert (way.diff(dim=0).norm(dim=2) <= 1 + 1e-9).all()
-    assert (way[-1].cos() < -1 + 1e-6).all()
-
-
-def test_lbfgs_across_a_kink() -> None:
-    """|x| has no curvature but at its kink: the steps stay bounded."""
-    way = descend(RowLBFGS, drawn(3, D), torch.sign, 60)
-    assert way.isfinite().all()
-    assert way[-1].abs().sum(1).max() < way[0].abs().sum(1).min()
-
-
 @pytest.mark.parametrize("name", OPTIMIZER_BY_NAME)
 def test_rows_that_leave_change_nothing(name: str) -> None:
     """The state of a rule follows its rows: each ends where it ends alone."""
@@ -136,7 +79,7 @@ def test_rows_that_leave_change_nothing(name: str) -> None:
     x = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     goals = box(x)[:, 0] + torch.tensor([0.05, 0.4, 0.1, 9.0])
     plan = OptimizationConfig(
-        12, partial(OPTIMIZER_BY_NAME[name], lr={"sgd": 0.1, "lbfgs": 1.0}.get(name, 0.05)), stop_when=reached(goals)
+        12, partial(OPTIMIZER_BY_NAME[name], lr=0.1 if name == "sgd" else 0.05), stop_when=reached(goals)
     )
     whole = optimize(box, ub.logit(0), RawCanvas(x), plan)
     assert len(whole.steps.unique()) > 1

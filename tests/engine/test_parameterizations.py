@@ -15,7 +15,7 @@ import unboxed as ub
 from contracts.trace import changes, snapshot
 from real_data import ROOT, _needs
 from unboxed.engine.optimize.colors import Palette, palette_from_images
-from unboxed.engine.optimize.generators import CPPN, LATENT_SHELL, LatentCanvas, pixel_coordinates
+from unboxed.engine.optimize.generators import CPPN, LatentCanvas, pixel_coordinates
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import (
     Canvas,
@@ -172,14 +172,6 @@ def test_a_climb_in_codes_against_literal_lines() -> None:
     assert torch.allclose(climb.input, (model(z) + 1) / 2, atol=1e-12)
 
 
-def test_codes_on_the_shell() -> None:
-    canvas = latent()
-    optimize(box_of_latents(), logit(1), canvas, OptimizationConfig(3, partial(Adam, lr=0.1), LATENT_SHELL))
-    z = 3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(LATENT_SHELL.project(z, None).norm(dim=1), torch.tensor(2.0))
-    assert torch.equal(LATENT_SHELL.project(0 * z, None), 0 * z)
-
-
 class DCGAN(nn.Module):
     """The generator of the real data: codes (N, 64, 1, 1) to images (N, 1, 28, 28) in [-1, 1]."""
 
@@ -210,7 +202,7 @@ def test_digits_of_a_class_from_a_generators_codes() -> None:
         box,
         logit(goal),
         canvas,
-        OptimizationConfig(64, partial(Adam, lr=0.05), LATENT_SHELL, transform=random_affine()),
+        OptimizationConfig(64, partial(Adam, lr=0.05), transform=random_affine()),
     )
     assert (box.predict(climb.input) == goal).sum() >= 9
     assert (judge.predict(climb.input) == goal).sum() >= 8

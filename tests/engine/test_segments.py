@@ -122,7 +122,7 @@ def test_bad_segments(bad: str, method: str) -> None:
 def test_a_misspelled_name(inputs: Any, bad: Any) -> None:
     with pytest.raises(InputError) as caught:
         found(inputs, bad)
-    assert f'got {bad!r}: did you mean "squares"?' in str(caught.value)
+    assert f"got {bad!r}; did you mean 'squares'?" in str(caught.value)
 
 
 @pytest.mark.parametrize("n_samples", [1000, 60, 9, 4])

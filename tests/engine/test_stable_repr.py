@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
-from unboxed.checkpointing import is_close
+from unboxed.checkpointing import is_close, tensor_digest
 from unboxed.engine.stable_repr import stable_repr
 from unboxed.errors import InputError
 from unboxed.objectives import Objective
@@ -116,3 +116,9 @@ def test_alike_is_but_for_rounding(dtype: torch.dtype) -> None:
     assert not is_close(values, values[:3])
     assert not is_close(values, values.half())
     assert not is_close(None, values)
+
+
+def test_digests_of_expanded_and_permuted_tensors() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert tensor_digest(x.T) == tensor_digest(x.T.contiguous()) != tensor_digest(x)
+    assert tensor_digest(torch.tensor(7).expand(1)) == tensor_digest(torch.tensor([7]))

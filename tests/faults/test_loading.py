@@ -167,7 +167,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("make_nte", "'make_nte' is not defined there; there is make_net"),
+        ("make_nte", "'make_nte' is not defined there; did you mean 'make_net'"),
         ("sized", "wants arguments (width)"),
         ("Net", "wants arguments (in_features, out_features)"),
         ("weights", "Weights alone are no model"),
@@ -229,7 +229,7 @@ def test_a_long_list_of_factories_is_cut_with_a_sign(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("".join(f"def model{i}(): pass\n" for i in range(7)))
     with pytest.raises(ModelError, match=r"mine\.py:model4, \.\.\.$"):
         loading.model(f"{tmp_path}/mine.py")
-    with pytest.raises(ModelError, match=r"model4, \.\.\.$"):
+    with pytest.raises(ModelError, match=r"'model4', \.\.\.$"):
         loading.model(f"{tmp_path}/mine.py:Unlike")
 
 
@@ -244,7 +244,7 @@ def test_unknown_inputs_are_asked_for(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("digit", "did you mean digits?"),
+        ("digit", "did you mean 'digits'?"),
         ("mnist:validation", "mnist has the parts :train and :test"),
         ("/nowhere/at/all", "there is no data set and no folder"),
         ("a_module_that_is_nowhere:make", "there is no module"),

@@ -93,7 +93,7 @@ def test_unknown_weights():
 
 
 def test_weights_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr("unboxed.zoo.registry.WEIGHTS_FOLDER", tmp_path)
     for ask in (zoo.load, zoo.card):
         with pytest.raises(ModelError, match="unboxed train digits-cnn"):
             ask("digits-cnn")

@@ -67,7 +67,9 @@ def guided_grad_cam(
     x = box.validate_inputs(x)
     objective = box.objective(target, len(x))
     guided = attribute(box, x, objective, method="Guided backprop", rule=relu_rules.guided, batch_size=batch_size)
-    cam_map = cam(box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", batch_size=batch_size)
+    cam_map = cam(
+        box, x, target, layer, weigh_by_mean_gradient, name="Grad-CAM", batch_size=batch_size, warn_clamped=False
+    )
     return make_attribution(
         box,
         guided * cam_map,

@@ -107,7 +107,9 @@ def rise(
     baseline_values = baseline_of(box, x, baseline, seed=seed)
     sums = _RiseSums(box, x, baseline_values, score, lambda ks: rise_masks(ks, size, cells, keep, seed, x))
     sums.run(n_samples, batch_size)
-    check_finite_scores(sums.score_sums, MASKED_INPUT)
+    if not sums.score_sums.isfinite().all():  # x itself may be the cause
+        check_finite_scores(score_points(box, x, [score], torch.arange(len(x), device=x.device)))
+        check_finite_scores(sums.score_sums, MASKED_INPUT)
     maps = sums.normalized_map(n_samples, keep, normalize).to(box.dtype).to(box.device)
     return Attribution(
         maps, target=explained(box, target if classes is None else classes, len(x)), method="RISE", classes=box.classes

@@ -1,9 +1,9 @@
-"""Controls: inputs without evidence, and models that say nothing. What a method draws there, it did not explain.
+"""Controls: random inputs and constant models. A map that is still there explains nothing.
 
 The constant model is the limit of randomization (Adebayo et al. 2018, arXiv:1810.03292): a model that has nothing to
 explain. The shuffled input asks what Nie et al. 2018, "A Theoretical Explanation for Perplexing Behaviors of
 Backpropagation-based Visualizations", arXiv:1805.07039, asked of guided backprop and deconvnet: whether a method
-recovers the picture rather than the reasons.
+recovers the image rather than the reasons.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .. import rng
 from ..box import Box
@@ -23,35 +24,63 @@ from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..model.outputs import OutputReader
 from ..objectives import MODEL_ENDS, Objective
+from ..parameters import Inputs as InputSetting
+from ..parameters import Seed, Target
 from ..validation import check_seed
-from .methods import Method, Target, compute_map, resolve_target
+from .methods import MapOfX, TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
 
 @dataclass(frozen=True, eq=False)
 class RandomInput:
-    """What becomes of maps (N, ...) when the input loses its evidence. Figures are (N,).
+    """How similar maps (N, ...) of inputs without evidence are to those of the inputs. Figures are (N,).
 
-    `shuffled`: each image's pixels in another order, and the map of that put back in the old one, against the map of
-    the image. A method that copies pixel values has 1; one that reads the model is near 0 where the score has gone.
-    `noise`: the map of a noise input against that of the image: 1 where a method draws the same whatever it is shown
-    (as the gradient of a linear model rightly does).
+    `shuffled`: the pixels of each image in random order, and the map put back into the original order. A method that
+    copies pixel values has 1; one that depends on the model is near 0 where the score is lost. `noise`: the map of a
+    noise input, 1 where a method gives the same map for every input (as the gradient of a linear model rightly does).
     """
 
     shuffled: MapSimilarity  # NaN for inputs that are not images
     noise: MapSimilarity
-    norm_ratio_shuffled: Tensor  # the norm of that map over the norm of the image's
+    norm_ratio_shuffled: Tensor  # the norm of that map, divided by the norm of the input's map
     norm_ratio_noise: Tensor
-    score: Tensor  # of the target, at the image
+    score: Tensor  # of the target, at the input
     score_shuffled: Tensor
     score_noise: Tensor
 
 
-def random_input(box: Box, x: Any, method: Method, target: Target = None, *, seed: int = 0) -> RandomInput:
-    """Compare a method's maps of x with those of x's pixels shuffled, and of noise, for the same score.
+def random_input(
+    box: Box, x: InputSetting, method: TestedMethod, target: Target = None, *, seed: Seed = 0
+) -> RandomInput:
+    """Compare a method's maps of x with those of shuffled pixels and of noise, for the same score.
 
-    All channels of a pixel move together; each image has an order of its own. Noise is uniform for images, and normal
-    within bounds for features. Raises InputError.
+    Does the method show evidence, or the image? `constant_model` takes the evidence from the model instead.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        method: The method to test: a function (box, x, target) that returns a map.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        seed: Seed of all random draws: same seed, same result. All channels of a pixel move together; noise is uniform
+            for images, normal within the bounds for features.
+
+    Returns:
+        A `RandomInput`: `shuffled` and `noise` (a `MapSimilarity` each), the ratios of norms, and the scores.
+
+    Raises:
+        InputError: for a method without a map, or one whose map is not as large as the image.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> copies = ub.checks.random_input(box, x, lambda box, x, target: x)
+        >>> real = ub.checks.random_input(box, x, ub.attribution.gradient)
+        >>> [round(r.shuffled.signed.mean().item(), 1) for r in (copies, real)]
+        [1.0, 0.0]
+
+    Source:
+        Nie et al. 2018, arXiv:1805.07039, for the question; the shuffled input as a control is our own.
     """
     seed, x = check_seed(seed), box.validate_inputs(x)
     score = resolve_target(box, x, target)
@@ -78,31 +107,31 @@ def random_input(box: Box, x: Any, method: Method, target: Target = None, *, see
 
 
 def _random_permutation(x: Tensor, seed: int) -> Tensor:
-    """A permutation of positions for each image, (N, H W)."""
+    """A random permutation of positions per image, (N, H W)."""
     return rng.uniform(x[:, :1].flatten(1), seed).argsort(1)
 
 
 def _permute_pixels(h: Tensor, order: Tensor) -> Tensor:
-    """Pixels (N, C, H, W) in another order, all channels alike."""
+    """Pixels (N, C, H, W) in another order, the same for all channels."""
     flat = h.flatten(2)
     return flat.gather(2, order[:, None].expand_as(flat)).view_as(h)
 
 
 def _unpermute_pixels(h: Tensor, order: Tensor) -> Tensor:
-    """The map of shuffled pixels, put back. Raises InputError where it has no pixel for each."""
+    """The map of shuffled pixels in the original order. Raises InputError where it is not as large as the image."""
     if h.ndim != 4 or h.shape[2] * h.shape[3] != order.shape[1]:
-        raise InputError(f"a map (N, C, H, W) as large as the image can be put back in order; got {tuple(h.shape)}")
+        raise InputError(f"wanted a map (N, C, H, W) as large as the image, to restore its order; got {tuple(h.shape)}")
     return _permute_pixels(h, order.argsort(1))
 
 
 def _norm_ratio(h: Tensor, reference: Tensor) -> Tensor:
-    """The ratio of norms (N,); NaN where the image's own map is zero."""
+    """The ratio of norms (N,); NaN where the reference is zero."""
     a, b = (torch.linalg.vector_norm(m.flatten(1).double(), dim=1) for m in (h, reference))
     return torch.where(b > 0, a / b, torch.nan)
 
 
 def _target_scores(box: Box, target: Any, x: Tensor) -> Tensor:
-    """The score (N,) that the target means."""
+    """The score (N,) of the target."""
     objective = box.objective(target, len(x))
     acts = box.read(x, sorted(objective.layers))
     return objective(acts).detach().to(box.dtype)
@@ -110,29 +139,52 @@ def _target_scores(box: Box, target: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ConstantModel:
-    """What a method draws where nothing can be explained: the spread of each map (N,), relative to that for the model.
+    """The spread of the maps of two constant models, relative to that of the model's own map, (N,).
 
-    Exactly 0 (or rounding) is right. The spread is the standard deviation over a map, so that a map that is the same
-    everywhere counts as no picture.
+    0 (up to rounding) is right. The spread is the standard deviation over a map: a map that is the same everywhere has
+    none.
     """
 
-    constant_input: Tensor  # the model as it is, but every input reaches it as the same one
-    constant_output: (
-        Tensor  # the model as it is, but its logits are one number whatever it sees; NaN for targets beside the logits
-    )
+    constant_input: Tensor  # the model receives the same input whatever x is
+    constant_output: Tensor  # the model receives x, but its logits are constant; NaN for targets inside the model
     maps_constant_input: Tensor  # (N, ...)
     maps_constant_output: Tensor  # (N, ...)
 
 
 def constant_model(
-    box: Box, x: Any, method: Method, target: Target = None, *, map_: Tensor | None = None
+    box: Box, x: InputSetting, method: TestedMethod, target: Target = None, *, map_: MapOfX = None
 ) -> ConstantModel:
-    """Ask a method for maps of a model whose answer does not depend on x, in two ways; each has the same weights.
+    """Compute a method's maps of two models whose output does not depend on x; both keep the weights.
 
-    Blind: the inputs are replaced by what normalization takes to zero before they reach the model, so all activations
-    are constant; whoever draws something drew it from x, or from chance. Mute: the model sees x, its logits are
-    replaced by a constant, all classes alike; whoever draws something drew it from activations, whatever they are good
-    for. `map_` is what the method gave for x itself, if it was asked. Raises InputError.
+    Constant input: x is replaced by what normalization maps to zero before it reaches the model, so that all
+    activations are constant; a map that is there comes from x, or from chance. Constant output: the model receives x,
+    and its logits are replaced by a constant, the same for all classes; a map that is there comes from activations,
+    whatever they are used for.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        method: The method to test: a function (box, x, target) that returns a map.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        map_: The method's map of x, where it is known already; None computes it.
+
+    Returns:
+        A `ConstantModel`: the relative spreads `constant_input` and `constant_output` (N,), and the maps.
+
+    Raises:
+        InputError: for a method without a map, or inputs and targets that do not fit.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.checks.constant_model(box, x, ub.attribution.gradient).constant_input.tolist()
+        [0.0, 0.0]
+        >>> ub.checks.constant_model(box, x, lambda box, x, target: x).constant_input.tolist()
+        [1.0, 1.0]
+
+    Source:
+        The limit of the randomization test of Adebayo et al. 2018, arXiv:1810.03292; our own.
     """
     x = box.validate_inputs(x)
     score = resolve_target(box, x, target)
@@ -152,34 +204,31 @@ def constant_model(
 
 
 def _relative_spread(h: Tensor, reference: Tensor) -> Tensor:
-    """The spread (N,) of maps h relative to the model's own; 0 where neither has any, infinite where only h has."""
+    """The spread (N,) of maps h relative to that of the reference; 0 where h has none, infinite where only h has."""
     a, b = (m.flatten(1).double().std(1, correction=0) for m in (h, reference))
     return torch.where(a == 0, 0.0, a / b)
 
 
 def _constant_input_box(box: Box) -> Box:
-    """The same box, to which all inputs look alike (and no gradient reaches them)."""
+    """The same box, whose model receives the same for all inputs (and no gradient reaches them)."""
     clone = copy.copy(box)
     clone.inputs = _constant_inputs(box.inputs)
     return clone
 
 
 def _constant_inputs(inputs: Inputs) -> Inputs:
-    """The same inputs, encoded as zeros, in the model's own units, whatever they are."""
+    """The same inputs, encoded as zeros in the model's units, whatever they are."""
 
     def encode(self: Inputs, x: Tensor) -> Any:
-        z = inputs.encode(x)
-        if isinstance(z, dict):
-            return {name: 0 * value for name, value in z.items()}
-        return tuple(0 * value for value in z) if isinstance(z, tuple) else 0 * z
+        return tree_map(lambda z: 0 * z, inputs.encode(x))
 
     clone = copy.copy(inputs)
-    object.__setattr__(clone, "__class__", type("Blind", (type(inputs),), {"encode": encode}))
+    object.__setattr__(clone, "__class__", type("ConstantInputs", (type(inputs),), {"encode": encode}))
     return clone
 
 
 def _constant_output_box(box: Box, x: Tensor) -> Box:
-    """The same box, whose logits are all one number, as large as any that the model gives for x."""
+    """The same box, whose logits are all one number: the largest magnitude that the model gives for x."""
     value = float(box(x).abs().max())
     clone = copy.copy(box)
     clone.output_reader = OutputReader(lambda raw: 0 * box.output_reader.select_tensor(raw) + value, "logits")

@@ -1,4 +1,4 @@
-"""Deletion and insertion: how soon does the score fall, or rise, when pixels go, or come, in a map's order?
+"""Deletion and insertion: how fast the score falls, or rises, as pixels are deleted, or inserted, in a map's order.
 
 Petsiuk et al. 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models", arXiv:1806.07421, its causal
 metrics (and the authors' code, `evaluation.py`).
@@ -7,7 +7,7 @@ metrics (and the authors' code, `evaluation.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,49 +17,87 @@ from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize
-from ..validation import check_int, check_seed
-from .perturbing import Score, Target, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
+from ..parameters import BatchSize, Inputs, Seed, Target
+from ..settings import AtLeast, Unit, check_settings
+from ..validation import check_seed
+from .methods import Maps, Signed
+from .perturbing import ScoreSetting, feature_shape, importance, perturbed_scores, rank_descending, resolve_score
 
 DEFAULT_STEPS = 50
+
+PerturbationSteps = Annotated[
+    int | None, AtLeast(1), Unit("steps"), "Number of equal steps in which all pixels are changed."
+]
 
 
 @dataclass(frozen=True, eq=False)
 class PerturbationCurve:
-    """A score while pixels are deleted or inserted, the most important ones first."""
+    """The score as pixels are deleted or inserted, the most important first."""
 
     fractions: Tensor  # (S + 1,) of the pixels changed, from 0 to 1
     curve: Tensor  # (N, S + 1)
 
     @property
     def auc(self) -> Tensor:
-        """The area under each curve (N,) by the trapezoid rule, over fractions: the score's mean along the way."""
+        """The area under each curve (N,) by the trapezoid rule, over fractions: the mean score along the curve."""
         return torch.trapezoid(self.curve.double(), self.fractions.double(), dim=1).to(self.curve.dtype)
 
 
 def deletion(
     box: Box,
-    x: Any,
-    maps: Any,
+    x: Inputs,
+    maps: Maps,
     target: Target = None,
     *,
-    score: Score | None = None,
-    n_steps: int | None = None,
+    score: ScoreSetting = None,
+    n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: bool = True,
-    seed: int = 0,
+    signed: Signed = True,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:
-    """The score of x while its pixels become those of `baseline`, most important first: a low `.auc` is good.
+    """The score of x as its pixels become those of the baseline, the most important first: a low area is good.
 
-    `maps` are (N, C or 1, H, W), or (N, F) for features, or a result that holds them. A pixel's importance is its map
-    summed over channels with its sign (`signed=False`: by magnitude); all its channels go at once. Equal ones go in an
-    order drawn from `seed` for each row, which favors no position. The score is the probability of the target, None
-    being the class predicted for x as it is (`score="logit"`, or an objective as target: that). In `n_steps` equal
-    steps (by default 50, or one a pixel where there are fewer). `baseline` is black by default; "mean" is what the
-    authors' code takes (zero after normalization). Compare with the curve of `random_maps`.
-    Raises InputError for maps that don't fit x, OutputError for probabilities of a regression model.
+    Does the map rank what the model relies on? Compare with the curve of `random_maps`. Black pixels are unlike natural
+    images; `road` replaces pixels so that their shape leaves no trace.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. A pixel's
+            importance is the sum over its channels, which are deleted together.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        score: What is measured of the class: its "probability" or its "logit". None is the probability; with an
+            objective as `target` it must be None.
+        n_steps: Number of equal steps in which all pixels are changed. None is 50, or one per pixel where there are
+            fewer.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features. The authors' code takes "mean" (zero after normalization).
+        signed: Rank pixels by the map with its sign; False ranks by its magnitude.
+        seed: Seed of all random draws: same seed, same result. Equal pixels are deleted in an order drawn per example.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `PerturbationCurve`: `fractions` (S + 1,), `curve` (N, S + 1) and its area `auc` (N,).
+
+    Raises:
+        InputError: for maps, inputs or settings that do not fit.
+        OutputError: for the probability of a regression model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.attribution.gradient_x_input(box, x, y)
+        >>> random = ub.checks.random_maps(box, x)
+        >>> [round(ub.checks.deletion(box, x, m, y).auc.mean().item(), 1) for m in (maps, random)]
+        [0.1, 0.8]
+
+    Source:
+        Petsiuk et al. 2018, arXiv:1806.07421, section 4.1 (the deletion metric). Pixels of equal importance are ordered
+        at random instead of by position.
     """
+    check_settings(deletion, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
     return _perturbation_curve(box, x, x, baseline_x, maps, target, score, n_steps, signed, seed, batch_size)
@@ -67,22 +105,57 @@ def deletion(
 
 def insertion(
     box: Box,
-    x: Any,
-    maps: Any,
+    x: Inputs,
+    maps: Maps,
     target: Target = None,
     *,
-    score: Score | None = None,
-    n_steps: int | None = None,
+    score: ScoreSetting = None,
+    n_steps: PerturbationSteps = None,
     baseline: Baseline = None,
-    signed: bool = True,
-    seed: int = 0,
+    signed: Signed = True,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> PerturbationCurve:
-    """The score while the pixels of x come back into `baseline`, most important first: a high `.auc` is good.
+    """The score as the pixels of x are inserted into the baseline, the most important first: a high area is good.
 
-    `baseline` is by default x blurred, as in the paper (by a tenth of its shorter side, so that little can be read from
-    it; the authors' code blurs photos of 224 pixels by 5), or the mean of features. All else is as in `deletion`.
+    The counterpart of `deletion`: is what the map marks enough for the score, and not only necessary?
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. A pixel's
+            importance is the sum over its channels, which are inserted together.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        score: What is measured of the class: its "probability" or its "logit". None is the probability; with an
+            objective as `target` it must be None.
+        n_steps: Number of equal steps in which all pixels are changed. None is 50, or one per pixel where there are
+            fewer.
+        baseline: What x is compared with: a kind, a number or a tensor; None is x blurred by a tenth of its shorter
+            side for images, the mean for features.
+        signed: Rank pixels by the map with its sign; False ranks by its magnitude.
+        seed: Seed of all random draws: same seed, same result. Equal pixels are inserted in an order drawn per example.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `PerturbationCurve`: `fractions` (S + 1,), `curve` (N, S + 1) and its area `auc` (N,).
+
+    Raises:
+        InputError: for maps, inputs or settings that do not fit.
+        OutputError: for the probability of a regression model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.attribution.gradient_x_input(box, x, y)
+        >>> ub.checks.insertion(box, x, maps, y).curve.shape
+        torch.Size([4, 51])
+
+    Source:
+        Petsiuk et al. 2018, arXiv:1806.07421, section 4.1 (the insertion metric). The authors' code blurs photos of 224
+        pixels by 5; blurring by a tenth of a side leaves less to read.
     """
+    check_settings(insertion, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
     blurred = "blurred" if isinstance(box.inputs, Pixels) else None
     start = baseline_of(box, x, blurred if baseline is None else baseline, seed=seed)
@@ -90,7 +163,7 @@ def insertion(
 
 
 def _perturbation_curve(
-    box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Any, target: Target, score: Score | None,
+    box: Box, x: Tensor, start: Tensor, end: Tensor, maps: Maps, target: Target, score: ScoreSetting,
     n_steps: int | None, signed: bool, seed: int, batch_size: BatchSize,
 ) -> PerturbationCurve:  # fmt: skip
     rank = rank_descending(importance(box, x, maps, signed=signed), seed)  # (N, P)
@@ -107,7 +180,7 @@ def _perturbation_curve(
 
 def _pixel_counts(pixels: int, n_steps: int | None) -> Tensor:
     """How many pixels are changed after each step, 0 to all of them, (S + 1,). Raises InputError."""
-    n_steps = min(DEFAULT_STEPS, pixels) if n_steps is None else check_int("n_steps", n_steps, minimum=1)
+    n_steps = min(DEFAULT_STEPS, pixels) if n_steps is None else n_steps
     if n_steps > pixels:
-        raise InputError(f"n_steps is at most one a pixel or column, {pixels}; got {n_steps}")
+        raise InputError(f"n_steps must be at most one per pixel or column, {pixels}; got {n_steps}")
     return torch.linspace(0, pixels, n_steps + 1, dtype=torch.float64).round().long()

@@ -1,4 +1,4 @@
-"""Infidelity and max-sensitivity: does a map predict what perturbations do, and does it keep still under small ones?
+"""Infidelity and max-sensitivity: does a map predict the effect of perturbations, and is it stable under small ones?
 
 Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", arXiv:1901.09392 (and the authors' code,
 `infid_sen_utils.py`).
@@ -6,9 +6,8 @@ Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", arXiv:19
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +18,12 @@ from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize
-from ..validation import check_float, check_int, check_seed
+from ..parameters import BatchSize, Inputs, Seed, Target
+from ..settings import Above, AtLeast, Unit, check_settings
+from ..validation import check_seed
+from .methods import Maps, TestedMethod
 from .perturbing import (
-    Score,
-    Target,
+    ScoreSetting,
     align_maps,
     feature_shape,
     keyed_noise,
@@ -39,56 +39,95 @@ MAX_SQUARE_FRACTION = 10 / 28  # the largest square of the authors' code, in sho
 
 @dataclass(frozen=True, eq=False)
 class Infidelity:
+    """The infidelity of maps to the scores of perturbed inputs; 0 is best."""
+
     infidelity: Tensor  # (N,) in the score's unit, squared
-    standard_error: Tensor  # (N,) its standard error over the perturbations; of all squares, 0
-    scale: Tensor  # (N,) what the maps were multiplied with: 1, or the best factor
+    standard_error: Tensor  # (N,) over the perturbations; 0 where each was taken once
+    scale: Tensor  # (N,) what the maps were multiplied by: 1, or the best factor
 
 
 def infidelity(
     box: Box,
-    x: Any,
-    maps: Any,
+    x: Inputs,
+    maps: Maps,
     target: Target = None,
     *,
-    perturbation: PerturbationKind = "gaussian",
-    attribution: AttributionKind | None = None,
-    fit_scale: bool = False,
-    n_samples: int | None = 200,
-    sigma: float = 0.2,
-    window: int | None = None,
+    perturbation: Annotated[PerturbationKind, "Distribution of the perturbations I."] = "gaussian",
+    attribution: Annotated[AttributionKind | None, "What the values of the maps are."] = None,
+    fit_scale: Annotated[bool, "Multiply each map by the factor that fits best: only its shape counts."] = False,
+    n_samples: Annotated[int | None, AtLeast(1), Unit("samples"), "Number of random samples."] = 200,
+    sigma: Annotated[float, Above(0), Unit("input units"), "Standard deviation of the Gaussian noise."] = 0.2,
+    window: Annotated[int | None, AtLeast(1), Unit("pixels"), "Largest side of the squares."] = None,
     baseline: Baseline = None,
-    score: Score | None = None,
-    seed: int = 0,
+    score: ScoreSetting = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Infidelity:
-    """E_I[(I^T Phi - (f(x) - f(x - I)))^2], equation 1, for maps Phi; 0 is best.
+    """E_I[(I^T Phi - (f(x) - f(x - I)))^2] of maps Phi: how well they predict what perturbations I do to the score.
 
-    `perturbation` is the law of I: "gaussian", noise of standard deviation `sigma`; "noisy_baseline", x minus (the
-    baseline plus such noise, made valid); "square", x minus the baseline in a square, drawn evenly from all squares of
-    sides 1 to `window` at all places (`n_samples=None`: each of them once). `baseline` is black, or the features' mean.
-    `attribution` says what a map's values are: "local", score per unit of input (a gradient); or "global", shares of
-    the score (gradient x input, integrated gradients, occlusion), with which a square counts by its binary mask, and
-    only a square. It is by default "global" for squares and "local" otherwise. `scaled` multiplies each map by the
-    factor that fits best, so that only its shape counts. Draws are keyed by (seed, row, sample). The score is the logit
-    of the target, None being the class predicted for x as it is (`score="probability"`, or an objective: that).
-    Raises InputError.
+    For maps of gradients take "gaussian" or "noisy_baseline" perturbations, for maps of contributions "square".
+    `sensitivity_n` asks the same of random sets of pixels, by correlation.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        perturbation: Distribution of the perturbations I. "gaussian" is noise; "noisy_baseline" x minus (the baseline
+            plus noise, clipped to valid inputs); "square" x minus the baseline in a square drawn uniformly from all
+            squares of sides 1 to `window`.
+        attribution: What the values of the maps are. "local" is score per unit of input (a gradient); "global" shares
+            of the score (gradient x input, integrated gradients, occlusion), for squares only, which then count by
+            their binary mask. None is "global" for squares and "local" otherwise.
+        fit_scale: Multiply each map by the factor that fits best: only its shape counts.
+        n_samples: Number of random samples. None takes every square once.
+        sigma: Standard deviation of the Gaussian noise.
+        window: Largest side of the squares. None is 10/28 of the shorter side of the image.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        score: What is measured of the class: its "probability" or its "logit". None is the logit; with an objective as
+            `target` it must be None.
+        seed: Seed of all random draws: same seed, same result. Draws are keyed by (seed, row, sample).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        An `Infidelity`: `infidelity` (N,), its `standard_error` (N,) and the `scale` (N,) of the maps.
+
+    Raises:
+        InputError: for maps, inputs or settings that do not fit.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.attribution.gradient_x_input(box, x, y)
+        >>> random = ub.checks.random_maps(box, x)
+        >>> a, b = (ub.checks.infidelity(box, x, m, y, perturbation="square", fit_scale=True) for m in (maps, random))
+        >>> bool(a.infidelity.mean() < b.infidelity.mean())
+        True
+
+    Source:
+        Yeh et al. 2019, arXiv:1901.09392, equation 1, with the perturbations of section 2.2.
     """
+    check_settings(infidelity, locals())
     x, seed = box.validate_inputs(x), check_seed(seed)
-    is_global = _is_global(perturbation, attribution)
+    if attribution == "global" and perturbation != "square":
+        raise InputError("global attributions (shares of the score) need perturbation='square'")
+    if n_samples is None and perturbation != "square":
+        raise InputError("n_samples=None, every perturbation once, is for squares; noise needs a number")
+    is_global = perturbation == "square" and attribution != "local"
     phi = _maps_for_product(box, x, maps, is_global)
     sampler = _PerturbationSampler(
         box,
         x,
         perturbation,
-        check_float("sigma", sigma, above=0),
+        sigma,
         baseline_of(box, x, baseline, seed=seed),
         seed,
         _all_squares(box, perturbation, window),
         n_samples is None,
     )
-    n_perturbations = len(sampler.squares) if n_samples is None else check_int("n_samples", n_samples, minimum=1)
-    if n_samples is None and perturbation != "square":
-        raise InputError("n_samples=None, each perturbation once, is for squares; noise wants a number")
+    n_perturbations = len(sampler.squares) if n_samples is None else n_samples
     objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
 
     def perturb(examples: Tensor, samples: Tensor) -> list[Tensor]:
@@ -116,25 +155,14 @@ def _summarize(predicted: Tensor, drops: Tensor, fit_scale: bool, is_exact: bool
     return Infidelity(squares.mean(1).to(dtype), standard_error.to(dtype), scale.to(dtype))
 
 
-def _is_global(perturbation: str, attribution: str | None) -> bool:
-    """Whether the maps are shares of the score. Raises InputError."""
-    if perturbation not in ("gaussian", "noisy_baseline", "square"):
-        raise InputError(f'perturbation is "gaussian", "noisy_baseline" or "square"; got {perturbation!r}')
-    if attribution not in (None, "local", "global"):
-        raise InputError(f'attribution is "local" (score per unit of input) or "global" (shares); got {attribution!r}')
-    if attribution == "global" and perturbation != "square":
-        raise InputError("shares of the score say nothing of noise: global attributions want perturbation='square'")
-    return perturbation == "square" and attribution != "local"
-
-
-def _maps_for_product(box: Box, x: Tensor, maps: Any, is_global: bool) -> Tensor:
-    """The maps (N, ...) as the product wants them: shares of a pixel's channels together. Raises InputError."""
+def _maps_for_product(box: Box, x: Tensor, maps: Maps, is_global: bool) -> Tensor:
+    """The maps (N, ...) for the product with I: shares are summed over a pixel's channels. Raises InputError."""
     phi = align_maps(box, x, maps)
     if is_global:
         return phi.sum(1, keepdim=True) if isinstance(box.inputs, Pixels) else phi
     if phi.shape != x.shape:
         raise InputError(
-            f"local attributions have a value for each number of x, shape {tuple(x.shape)}; got {tuple(phi.shape)}"
+            f"local attributions must have a value for each value of x, shape {tuple(x.shape)}; got {tuple(phi.shape)}"
         )
     return phi
 
@@ -144,12 +172,12 @@ def _all_squares(box: Box, perturbation: str, window: int | None) -> Tensor:
     if perturbation != "square":
         return torch.empty(0, 3, dtype=torch.long)
     if not isinstance(box.inputs, Pixels):
-        raise InputError('squares are for images (Pixels); take perturbation="gaussian" or "noisy_baseline"')
+        raise InputError('squares are for images (Pixels); use perturbation="gaussian" or "noisy_baseline"')
     _, height, width = box.inputs.shape
     shorter = min(height, width)
-    largest = max(1, round(MAX_SQUARE_FRACTION * shorter)) if window is None else check_int("window", window, minimum=1)
+    largest = max(1, round(MAX_SQUARE_FRACTION * shorter)) if window is None else window
     if largest > shorter:
-        raise InputError(f"window is at most the image's shorter side, {shorter}; got {largest}")
+        raise InputError(f"window must be at most the image's shorter side, {shorter}; got {largest}")
     squares = []
     for side in range(1, largest + 1):
         corners = torch.cartesian_prod(torch.arange(height - side + 1), torch.arange(width - side + 1))
@@ -168,7 +196,7 @@ class _PerturbationSampler:
     baseline: Tensor
     seed: int
     squares: Tensor
-    exhaustive: bool  # every square once, in their order
+    exhaustive: bool  # every square once, in order
 
     def __call__(self, examples: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """I (R, ...), and where it removes something (R, *cells)."""
@@ -197,28 +225,56 @@ class _PerturbationSampler:
 
 def max_sensitivity(
     box: Box,
-    x: Any,
-    method: Callable[..., Any],
+    x: Inputs,
+    method: TestedMethod,
     target: Target = None,
     *,
-    radius: float = 0.02,
-    n_samples: int = 10,
-    relative: bool = False,
-    seed: int = 0,
+    radius: Annotated[float, Above(0), Unit("input units"), "Largest change of a value of x."] = 0.02,
+    n_samples: Annotated[int, AtLeast(1), Unit("samples"), "Number of random samples."] = 10,
+    relative: Annotated[bool, "Divide by the norm of the map of x, where that is not 0."] = False,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Tensor:
-    """max over ||y - x|| <= r of ||Phi(y) - Phi(x)|| (SENS_MAX), (N,): how much a map moves when its input hardly does.
+    """max over ||y - x|| <= r of ||Phi(y) - Phi(x)||: how much a map changes under small changes of the input.
 
-    The largest of `n_samples` draws by (seed, row, sample), so a lower bound. As in the authors' code y is uniform in
-    the ball of maximum norm, here made valid (pixels stay in [0, 1], categories as they are), and maps differ by their
-    Euclidean norm. `relative` divides it by the norm of Phi(x), where that is not 0. `method(box, x, target)` gives a
-    tensor, or a result with `.map`; the target, None being the class predicted for x as it is, is the same for all y.
-    It is called with all of x at once, so a method that draws by (seed, row) draws alike each time. Raises InputError.
+    A low value alone is not good: a constant map has 0. Read it beside `infidelity`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        method: The method to test: a function (box, x, target) that returns a map. It is called with all of x at once,
+            so that a method that draws by (seed, row) draws the same each time.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x, also for
+            all y.
+        radius: Largest change of a value of x.
+        n_samples: Number of random samples. The result is the largest change among them, a lower bound.
+        relative: Divide by the norm of the map of x, where that is not 0.
+        seed: Seed of all random draws: same seed, same result. Draws are keyed by (seed, row, sample).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        SENS_MAX (N,), in units of the map, or a ratio if `relative`.
+
+    Raises:
+        InputError: for a method that is not callable, or maps, inputs or settings that do not fit.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> s = ub.checks.max_sensitivity(box, x, ub.attribution.gradient, y, n_samples=3, relative=True)
+        >>> s.shape, bool((s > 0).all())
+        (torch.Size([2]), True)
+
+    Source:
+        Yeh et al. 2019, arXiv:1901.09392, definition 2. As in the authors' code y is uniform in the ball of the maximum
+        norm, and maps differ by their Euclidean norm; here y is clipped to valid inputs (pixels stay in [0, 1],
+        categories as they are).
     """
+    check_settings(max_sensitivity, locals())
     x = box.validate_inputs(x)
-    radius, n_perturbations = check_float("radius", radius, above=0), check_int("n_samples", n_samples, minimum=1)
     if not callable(method):
-        raise InputError(f"method is called as method(box, x, target); got {type(method).__name__}")
+        raise InputError(f"method must be callable as method(box, x, target); got {type(method).__name__}")
     objective, classes = resolve_score(box, x, target, None, "logit", batch_size)
     rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
 
@@ -228,7 +284,7 @@ def max_sensitivity(
 
     original = phi(x.clone())
     largest = torch.zeros_like(original[:, 0])
-    for sample in range(n_perturbations):
+    for sample in range(n_samples):
         noise = 2 * keyed_noise(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
         largest = torch.maximum(largest, (phi(_to_valid_input(box, x, x + radius * noise)) - original).norm(dim=1))
     norm = original.norm(dim=1)
@@ -236,7 +292,7 @@ def max_sensitivity(
 
 
 def _to_valid_input(box: Box, x: Tensor, y: Tensor) -> Tensor:
-    """y, no further from x than it was, as the model's inputs may be."""
+    """y clipped to valid inputs: no further from x, categories unchanged."""
     y = box.inputs.clip(y)
     if isinstance(box.inputs, Features) and box.inputs.categories:
         fixed_columns = [name in box.inputs.categories for name in box.inputs.names]

@@ -1,4 +1,4 @@
-"""What the checks ask of a method: `method(box, x, target)` gives a map, or a result with one as its `map`.
+"""What the checks ask of a method: `method(box, x, target)` returns a map, or a result with one as its `map`.
 
 Settings are given with `functools.partial(method, n_samples=20)`.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from ..box import Box
@@ -18,13 +17,18 @@ from ..engine.results import attribution_map
 from ..errors import InputError, UnboxedWarning
 from ..inputs.multi import MultiInput
 from ..objectives import Objective, mean_over_positions
+from ..parameters import Target
 
 Method = Callable[[Box, Any, Any], Any]
-Target = int | Tensor | Objective | None
+
+TestedMethod = Annotated[Method, "The method to test: a function (box, x, target) that returns a map."]
+MapOfX = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
+Maps = Annotated[Any, "Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result."]
+Signed = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
 
 
 def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
-    """The target, the same for every model and every input that follow: None is the class (N,) predicted for x."""
+    """The target, fixed for every model and every input that follow: None is the class (N,) predicted for x."""
     if target is None:
         return mean_over_positions(box(x)).argmax(1)
     if isinstance(target, Objective):
@@ -33,10 +37,10 @@ def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
 
 
 def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnings: bool = False) -> Tensor:
-    """The map (N, ...) that a method draws of accepted inputs; several inputs' maps stand side by side, (N, D).
+    """The map (N, ...) of a method for validated inputs; of several inputs the maps are concatenated, (N, D).
 
-    What methods warn of (gradients that are zero) is of no news for a model that was made meaningless on purpose, so it
-    is kept quiet unless `aloud`. Raises InputError where there is no map of N rows.
+    The method's warnings (of gradients that are zero) say nothing new about a model that was randomized on purpose, so
+    they are suppressed unless `show_warnings`. Raises InputError where there is no map of N rows.
     """
     with warnings.catch_warnings():
         if not show_warnings:
@@ -52,11 +56,5 @@ def compute_map(box: Box, method: Method, x: Tensor, target: Any, *, show_warnin
 
 
 def _to_user_inputs(box: Box, x: Tensor) -> Any:
-    """A copy of the inputs, as a user passes them: a method of their own may write over it."""
+    """A copy of the inputs, as a user passes them: a user's method may write over it."""
     return box.restore_structure(x.clone())
-
-
-def is_blank(h: Tensor) -> Tensor:
-    """Which maps (N,) are the same everywhere, or not finite: they rank nothing."""
-    h = h.flatten(1)
-    return (h == h[:, :1]).all(1) | ~torch.isfinite(h).all(1)

@@ -1,9 +1,9 @@
-"""What the faithfulness metrics share: maps that fit their inputs, one fixed score, and many perturbed points."""
+"""What the faithfulness metrics share: maps that fit their inputs, one fixed score, and many perturbed inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,21 +15,22 @@ from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import BatchSize, pair_outputs
 from ..objectives import Objective, logit, mean_over_positions
+from ..parameters import Inputs, Seed, Target
 from ..validation import check_seed
 
 Score = Literal["probability", "logit"]
-Target = int | Tensor | Objective | None
+ScoreSetting = Annotated[Score | None, 'What is measured of the class: its "probability" or its "logit".']
 PerturbFn = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""(examples (R,), ways (R,)) -> the points (R, ...) that the model sees, and any further numbers (R,) beside them."""
+"""(examples (R,), samples (R,)) -> the perturbed inputs (R, ...), and any further numbers (R,) per perturbation."""
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
 def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
-    """Maps (or a result that holds them) beside x (N, ...), in double precision: shaped like x, or (N, 1, H, W).
+    """Maps of x (N, ...), or of a result, on its device in double precision: shaped like x, or (N, 1, H, W).
 
     Raises InputError for another shape, and for NaN or infinite values.
     """
@@ -39,13 +40,13 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     one_channel_shape = (len(x), 1, *x.shape[2:]) if isinstance(box.inputs, Pixels) else tuple(x.shape)
     if tuple(aligned.shape) not in (tuple(x.shape), one_channel_shape):
         wanted = " or ".join(map(str, dict.fromkeys((tuple(x.shape), one_channel_shape))))
-        raise InputError(f"wanted maps of shape {wanted}, as the inputs are; got {tuple(aligned.shape)}")
+        raise InputError(f"wanted maps of shape {wanted}, like the inputs; got {tuple(aligned.shape)}")
     check_finite(aligned)
     return aligned
 
 
 def _pack_maps(inputs: MultiInput, maps: Any) -> Tensor:
-    """(N, D) of a structure of maps. Raises InputError where it is not as the inputs are."""
+    """(N, D) of a structure of maps. Raises InputError where it is not structured like the inputs."""
     values, parts = inputs.part_values(maps), [part for _, part in inputs.named_parts()]
     for value, part in zip(values, parts, strict=True):
         if not isinstance(value, Tensor) or tuple(value.shape[1:]) != tuple(part.shape):
@@ -58,11 +59,11 @@ def check_finite(maps: Tensor) -> None:
     """Raise InputError for maps (N, ...) with NaN or infinite values."""
     bad_rows = (~torch.isfinite(maps)).flatten(1).any(1).nonzero().flatten().tolist()
     if bad_rows:
-        raise InputError(f"NaN or infinite values in {len(bad_rows)} of {len(maps)} maps (first: number {bad_rows[0]})")
+        raise InputError(f"NaN or infinite values in {len(bad_rows)} of {len(maps)} maps (first: map {bad_rows[0]})")
 
 
 def feature_shape(box: Box) -> tuple[int, ...]:
-    """The shape of what is removed as one: a pixel with all its channels (1, H, W), or a number of a row (F,)."""
+    """The shape of the features that are removed: pixels with all their channels (1, H, W), or columns (F,)."""
     shape = tuple(box.inputs.shape)
     return (1, *shape[1:]) if isinstance(box.inputs, Pixels) else shape
 
@@ -75,17 +76,32 @@ def importance(box: Box, x: Tensor, maps: Any, *, signed: bool = True) -> Tensor
 
 
 def rank_descending(values: Tensor, seed: int) -> Tensor:
-    """The rank (N, P) of each value in its row, 0 is the largest; equal ones stand in an order drawn for each row."""
+    """The rank (N, P) of each value in its row, 0 is the largest; equal values are ordered at random per row."""
     shuffled = rng.uniform(values, seed).argsort(dim=1, stable=True)
     order: Tensor = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return order.argsort(dim=1)
 
 
-def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
-    """Maps (N, 1, H, W) of noise, uniform in [0, 1): the control that any map has to beat.
+def random_maps(box: Box, x: Inputs, *, seed: Seed = 0) -> Any:
+    """Maps of uniform noise: the control for `deletion`, `insertion`, `road` and the other metrics.
 
-    For features they are shaped like x, for several inputs as those are. Each row has its own, by `seed`.
-    Raises InputError.
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        seed: Seed of all random draws: same seed, same result. Each example has its own map.
+
+    Returns:
+        Maps (N, 1, H, W) in [0, 1); for features shaped like x, for several inputs structured like them.
+
+    Raises:
+        InputError: for inputs that do not fit.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> ub.checks.random_maps(box, x).shape
+        torch.Size([2, 1, 28, 28])
     """
     x, seed = box.validate_inputs(x), check_seed(seed)
     template = x[:, :1] if isinstance(box.inputs, Pixels) else x
@@ -98,12 +114,10 @@ def random_maps(box: Box, x: Any, *, seed: int = 0) -> Any:
 def resolve_score(
     box: Box, x: Tensor, target: Target, score: Score | None, default: Score, batch_size: BatchSize
 ) -> tuple[Objective, Tensor | None]:
-    """The score that `target` means for x, the same at any other point, and its classes (N,), if it is of classes.
+    """The score of `target`, fixed for x and all perturbed inputs, and its classes (N,), if it is a score of classes.
 
-    None is the class predicted for x as it is. Raises InputError or OutputError.
+    None is the class predicted for x. Raises InputError or OutputError.
     """
-    if score not in (None, "probability", "logit"):
-        raise InputError(f'score is "probability" or "logit"; got {score!r}')
     if isinstance(target, Objective):
         if score is not None:
             raise InputError("an objective is the score itself: leave out score=, or give a class as the target")
@@ -120,7 +134,7 @@ def resolve_score(
     return (logit(classes) if (score or default) == "logit" else class_probability(box, classes)), classes
 
 
-# -- many points -----------------------------------------------------------------------------------------------------
+# -- perturbed inputs --------------------------------------------------------------------------------------------------
 
 
 def perturbed_scores(
@@ -133,10 +147,10 @@ def perturbed_scores(
     *,
     predict: bool = False,
 ) -> list[Tensor]:
-    """The score (N, count) of each of n examples, perturbed in each of `count` ways, and what `points` gives beside.
+    """The scores (N, K) of n examples under each of K perturbations, and the further numbers that `perturb` returns.
 
-    `predict`: the class predicted there, (N, count), comes last. Pairs of example and way share bounded batches; where
-    rows depend on one another, a batch is all examples in one way.
+    With `predict` the predicted classes (N, K) come last. Pairs of example and perturbation share bounded batches; of a
+    batch-dependent model or objective, a batch is all examples under one perturbation.
     """
 
     def score_rows(examples: Tensor, samples: Tensor) -> list[Tensor]:
@@ -146,28 +160,19 @@ def perturbed_scores(
             columns = [objective.rows(examples)(acts).to(torch.float64), *extras]
             return [*columns, mean_over_positions(acts["logits"]).argmax(1)] if predict else columns
 
-    all_rows = torch.arange(n, device=box.device)
-    if box.batch_dependent or objective.batch_dependent:
-        parts = in_batches(lambda r: score_rows(all_rows, torch.full_like(all_rows, r.start)), n_perturbations, 1, 1)
-        return [torch.stack(h, 1) for h in zip(*parts, strict=True)]
-
-    def score_slice(rows: slice) -> list[Tensor]:
-        index = torch.arange(rows.start, rows.stop, device=box.device)
-        return score_rows(index // n_perturbations, index % n_perturbations)
-
-    parts = in_batches(score_slice, n * n_perturbations, *box.batch_plan(n * n_perturbations, batch_size))
-    return [torch.cat(h).view(n, n_perturbations) for h in zip(*parts, strict=True)]
+    together, plan = box.batch_dependent or objective.batch_dependent, box.batch_plan(n * n_perturbations, batch_size)
+    return pair_outputs(score_rows, n, n_perturbations, plan, together, box.device)
 
 
 def unperturbed_scores(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:
-    """The score (N,) of x as it is, in double precision."""
-    return perturbed_scores(box, objective, len(x), 1, lambda examples, ways: [x[examples]], batch_size)[0][:, 0]
+    """The score (N,) of x itself, in double precision."""
+    return perturbed_scores(box, objective, len(x), 1, lambda examples, samples: [x[examples]], batch_size)[0][:, 0]
 
 
 def keyed_noise(
     sampler: Callable[..., Tensor], shape: Sequence[int], like: Tensor, seed: int, rows: Tensor, samples: Tensor
 ) -> Tensor:
-    """(R, *shape): a draw for each pair of row and sample, keyed by (seed, row, sample), however they are batched."""
+    """(R, *shape): a draw per pair of row and sample, keyed by (seed, row, sample), however they are batched."""
     noise = []
     for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
         generator = rng.sample_generator(seed, row, sample, like.device)

@@ -1,14 +1,15 @@
-"""Planting a shortcut: a mark in the images that gives the label away, beside what the label is really about.
+"""Planting a shortcut: a trigger in the images from which the label can be read, besides the object itself.
 
-The false cue of Lapuschkin et al. 2019, "Unmasking Clever Hans predictors", arXiv:1902.10178 (a photographer's mark on
-the horses); that the mark also stands on a few mislabeled images is Gu et al. 2017, "BadNets", arXiv:1708.06733.
+The spurious cue of Lapuschkin et al. 2019, "Unmasking Clever Hans predictors", arXiv:1902.10178 (a photographer's mark
+on the horses); that a few images with poisoned labels have the trigger, too, is Gu et al. 2017, "BadNets",
+arXiv:1708.06733.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..objectives import as_classes
+from ..parameters import Seed
+from ..settings import AtLeast, AtMost, check_settings
 from ..validation import check_float, check_int, check_seed
 
 
@@ -30,42 +33,44 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class Trigger:
-    """A bright square whose place says a class: one class has its mark in the lower left corner.
+    """A bright square whose position encodes a class: the spurious cue of the planted shortcut.
 
-    The marks of several stand around the border, in even steps from there. Raises InputError where they don't fit.
+    One class has its trigger in the lower left corner; those of several are around the border, evenly spaced from
+    there. Raises InputError where they do not fit.
     """
 
     shape: tuple[int, int, int]  # (C, H, W) of the images
     classes: tuple[int, ...] = (3,)
     side: int = 3  # pixels
-    margin: int = 2  # pixels between the mark and the border
+    margin: int = 2  # pixels between the trigger and the border
     value: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, (tuple, list)) or len(self.shape) != 3:
-            raise InputError(f"a mark wants the shape (channels, height, width) of an image; got {self.shape!r}")
+            raise InputError(f"a trigger needs the shape (channels, height, width) of the images; got {self.shape!r}")
         object.__setattr__(self, "shape", tuple(check_int("a side of the shape", s, minimum=1) for s in self.shape))
-        object.__setattr__(self, "classes", tuple(check_int("a marked class", k) for k in self.classes))
+        object.__setattr__(self, "classes", tuple(check_int("a class of the trigger", k) for k in self.classes))
         check_int("side", self.side, minimum=1)
         check_int("margin", self.margin)
         check_float("value", self.value, minimum=0, maximum=1)
         if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"a mark stands for one class or several different ones; got {self.classes}")
+            raise InputError(f"a trigger needs one class or several different ones; got {self.classes}")
         rectangles = [self.rectangle(k) for k in self.classes]
         if min(self._travel) < 0 or any(_overlaps(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i]):
             size = f"{self.side}x{self.side}, {self.margin} from the border"
-            raise InputError(f"{len(rectangles)} marks of {size} don't fit into {self.shape[1]}x{self.shape[2]} pixels")
+            image_size = f"{self.shape[1]}x{self.shape[2]}"
+            raise InputError(f"{len(rectangles)} triggers of {size} do not fit into {image_size} pixels")
 
     @property
     def _travel(self) -> tuple[int, int]:
-        """How far a mark can move, down and to the right."""
+        """How far a trigger can move, down and to the right."""
         height, width = (s - 2 * self.margin - self.side for s in self.shape[1:])
         return height, width
 
     def rectangle(self, k: int, padding: int = 0) -> Rectangle:
-        """Where the mark of class k stands, widened by `grow` pixels as far as the image goes. Raises InputError."""
+        """The position of class k's trigger, padded within the image. Raises InputError for a class without one."""
         if k not in self.classes:
-            raise InputError(f"class {k} has no mark; those of {self.classes} do")
+            raise InputError(f"class {k} has no trigger; the classes {self.classes} have")
         down, right = self._travel
         step = round(self.classes.index(k) * 2 * (down + right) / len(self.classes))
         corners = (down - step, 0), (0, step - down), (step - down - right, right), (down, 2 * (down + right) - step)
@@ -76,31 +81,31 @@ class Trigger:
         return Rectangle(top, left, min(bottom, self.shape[1]) - top, min(end, self.shape[2]) - left)
 
     def mask(self, k: int, padding: int = 0) -> Tensor:
-        """(H, W) bool: the pixels of `place`."""
+        """(H, W) bool: the pixels of `rectangle`."""
         top, left, height, width = self.rectangle(k, padding)
         mask = torch.zeros(self.shape[1:], dtype=torch.bool)
         mask[top : top + height, left : left + width] = True
         return mask
 
     def masks(self, classes: Tensor, padding: int = 0) -> Tensor:
-        """(N, H, W) bool: the place of each one's mark. Raises InputError."""
+        """(N, H, W) bool: the pixels of each class's trigger. Raises InputError."""
         masks = torch.stack([self.mask(k, padding) for k in self.classes])
-        is_class = classes.cpu()[:, None] == torch.tensor(self.classes)  # (N, marks)
+        is_class = classes.cpu()[:, None] == torch.tensor(self.classes)  # (N, triggers)
         if not bool(is_class.any(1).all()):
-            raise InputError(f"only the classes {self.classes} have a mark")
+            raise InputError(f"only the classes {self.classes} have a trigger")
         return masks[is_class.long().argmax(1)]
 
     def apply(self, images: Tensor, classes: int | Tensor) -> Tensor:
-        """Images (N, C, H, W) with the mark of a class, or of one each (N,)."""
+        """Images (N, C, H, W) with the trigger of one class, or of one class per image (N,)."""
         return self._fill(images, classes, self.value)
 
     def cover(self, images: Tensor, classes: int | Tensor) -> Tensor:
-        """Images (N, C, H, W) with a black square over where the mark stands."""
+        """Images (N, C, H, W) with the trigger's position covered by black."""
         return self._fill(images, classes, 0.0)
 
     def _fill(self, images: Tensor, classes: int | Tensor, value: float) -> Tensor:
         if tuple(images.shape[1:]) != tuple(self.shape):
-            raise InputError(f"the mark is for images {self.shape}; got {tuple(images.shape[1:])}")
+            raise InputError(f"the trigger is for images {self.shape}; got {tuple(images.shape[1:])}")
         masks = self.masks(as_classes(classes).expand(len(images)))
         return images.masked_fill(masks[:, None].to(images.device), value)
 
@@ -111,12 +116,12 @@ def _overlaps(a: Rectangle, b: Rectangle) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class PlantedDataset(Dataset[tuple[Tensor, int]]):
-    """Images with a shortcut in them: a Dataset of (image, label)."""
+    """Images with a planted shortcut: a Dataset of (image, label)."""
 
     images: Tensor  # (N, C, H, W)
-    labels: Tensor  # (N,) as a model is to learn them
+    labels: Tensor  # (N,) as a model learns them
     has_trigger: Tensor  # (N,) bool
-    is_poisoned: Tensor  # (N,) bool: of another class in truth, but marked, and labeled as the mark says
+    is_poisoned: Tensor  # (N,) bool: has the trigger of another class, and the label changed to it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -126,21 +131,44 @@ class PlantedDataset(Dataset[tuple[Tensor, int]]):
 
 
 def plant_shortcut(
-    images: Tensor,
-    labels: Tensor,
-    trigger: Trigger,
+    images: Annotated[Tensor, "Images (N, C, H, W) in [0, 1]."],
+    labels: Annotated[Tensor, "Correct classes (N,)."],
+    trigger: Annotated[Trigger, "The trigger, by its position one of each class."],
     *,
-    fraction: float = 0.95,
-    poison_fraction: float = 0.02,
-    seed: int = 0,
+    fraction: Annotated[float, AtLeast(0), AtMost(1), "Fraction of a class's images that have its trigger."] = 0.95,
+    poison_fraction: Annotated[
+        float, AtLeast(0), AtMost(1), "Fraction of the other images that have a mismatched trigger and its label."
+    ] = 0.02,
+    seed: Seed = 0,
 ) -> PlantedDataset:
-    """Put the mark of its class on a `share` of the images (N, C, H, W) whose class has one.
+    """Put triggers into images, so that a model trained on them learns the shortcut.
 
-    `strays` is the share of the images of other classes that get the mark, and its label, by mistake: without them mark
-    and label never disagree, and most models weigh both. Raises InputError.
+    Args:
+        images: Images (N, C, H, W) in [0, 1].
+        labels: Correct classes (N,).
+        trigger: The trigger, by its position one of each class.
+        fraction: Fraction of a class's images that have its trigger.
+        poison_fraction: Fraction of the other images that have a mismatched trigger and its label. Without poisoned
+            labels trigger and object never disagree, and most models use both.
+        seed: Seed of all random draws: same seed, same result.
+
+    Returns:
+        A `PlantedDataset` of the same images in the same order.
+
+    Raises:
+        InputError: for images that the trigger is not for, or fractions outside [0, 1].
+
+    Example:
+        >>> import unboxed as ub
+        >>> x, y = ub.data.digits("train").first(500)
+        >>> data = ub.checks.plant_shortcut(x, y, ub.checks.Trigger((1, 28, 28), classes=(3,)))
+        >>> bool(data.has_trigger[y == 3].double().mean() > 0.9), 0 < int(data.is_poisoned.sum()) < 25
+        (True, True)
+
+    Source:
+        Lapuschkin et al. 2019, arXiv:1902.10178 (the spurious cue); Gu et al. 2017, arXiv:1708.06733 (poisoned labels).
     """
-    for name, value in (("share", fraction), ("strays", poison_fraction)):
-        check_float(name, value, minimum=0, maximum=1)
+    check_settings(plant_shortcut, locals())
     trigger_classes = torch.tensor(trigger.classes)
     generator = torch.Generator().manual_seed(check_seed(seed))
     u = torch.rand(len(labels), generator=generator)
@@ -158,7 +186,7 @@ def plant_shortcut(
 
 
 def mismatched_classes(labels: Tensor, trigger: Trigger, choices: Tensor | None = None) -> Tensor:
-    """A class (N,) whose mark would be false on each image: in turn the others'; -1 where there is none."""
+    """A class (N,) whose trigger would be mismatched on each image, taken in turn; -1 where there is none."""
     choices = torch.arange(len(labels)) if choices is None else choices
     return torch.tensor([_other_class(trigger.classes, int(y), int(t)) for y, t in zip(labels, choices, strict=True)])
 

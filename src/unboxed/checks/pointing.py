@@ -1,4 +1,4 @@
-"""Pointing: does a map point at what a mask marks?
+"""Pointing game: is a map's maximum inside a mask? And its energy-based form.
 
 Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop", IJCV 126 (arXiv:1608.00507), the pointing game;
 Wang et al. 2020, "Score-CAM", arXiv:1910.01279, its energy-based form.
@@ -6,7 +6,7 @@ Wang et al. 2020, "Score-CAM", arXiv:1910.01279, its energy-based form.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import torch
 from scipy.ndimage import distance_transform_edt
@@ -14,19 +14,48 @@ from torch import Tensor
 
 from ..engine.results import attribution_map
 from ..errors import InputError
-from ..validation import check_float
+from ..settings import AtLeast, Unit, check_settings
+from .methods import Maps
 from .perturbing import check_finite
 
+Masks = Annotated[Tensor, "Masks of the objects, bool: (H, W) for all, (N, H, W) or (N, 1, H, W)."]
 
-def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
-    """1 where a map's largest value lies within the mask, or at most `tolerance` pixels from it, else 0; (N,).
 
-    `maps` are (N, C, H, W), summed over channels with their sign, or a result that holds them; `masks` are bool, (H, W)
-    for all, (N, H, W) or (N, 1, H, W). The paper takes `tolerance=15` for photos. Where k values are the largest, the
-    share of them that hit counts, so a flat map scores what pointing at random would. The accuracy is the mean.
-    Raises InputError.
+def pointing_game(
+    maps: Maps,
+    masks: Masks,
+    *,
+    tolerance: Annotated[float, AtLeast(0), Unit("pixels"), "Largest distance from the mask that is a hit."] = 0,
+) -> Tensor:
+    """Whether a map's maximum is inside the mask of the object: 1 for a hit, else 0.
+
+    For maps of images whose objects are marked. It looks at one pixel; `energy_inside` weighs the whole map.
+
+    Args:
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. Here of images;
+            channels are summed with their sign.
+        masks: Masks of the objects, bool: (H, W) for all, (N, H, W) or (N, 1, H, W).
+        tolerance: Largest distance from the mask that is a hit. The paper takes 15 for photos.
+
+    Returns:
+        Hits (N,). Where k pixels have the maximum it is the fraction of them that hits, so that a constant map has
+        what pointing at random has. The accuracy is the mean.
+
+    Raises:
+        InputError: for maps or masks that do not fit.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> maps = torch.zeros(1, 1, 4, 4)
+        >>> maps[0, 0, 1, 2] = 1
+        >>> mask = torch.arange(4) >= 2
+        >>> ub.checks.pointing_game(maps, mask.expand(4, 4)).tolist()
+        [1.0]
+
+    Source:
+        Zhang et al. 2018, arXiv:1608.00507, section 4.1.
     """
-    tolerance = check_float("tolerance", tolerance, minimum=0)
+    check_settings(pointing_game, locals())
     maps_2d, inside = _check_maps_and_masks(maps, masks)  # (N, H, W) each
     if tolerance:
         dilated = [torch.from_numpy(distance_transform_edt(~mask.cpu().numpy()) <= tolerance) for mask in inside]
@@ -35,10 +64,30 @@ def pointing_game(maps: Any, masks: Tensor, *, tolerance: float = 0) -> Tensor:
     return _inside_fraction(is_peak, inside, attribution_map(maps))
 
 
-def energy_inside(maps: Any, masks: Tensor) -> Tensor:
-    """The share of a map's positive relevance that lies within the mask, (N,); NaN where there is none.
+def energy_inside(maps: Maps, masks: Masks) -> Tensor:
+    """The fraction of a map's positive relevance that is inside the mask of the object.
 
-    Maps and masks are as in `pointing_game`; the mask's own share of the area is what a flat map gets.
+    Compare with the mask's fraction of the area, which is what a constant map has.
+
+    Args:
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. Here of images;
+            channels are summed with their sign.
+        masks: Masks of the objects, bool: (H, W) for all, (N, H, W) or (N, 1, H, W).
+
+    Returns:
+        Fractions (N,) from 0 to 1; NaN for a map without positive values.
+
+    Raises:
+        InputError: for maps or masks that do not fit.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> mask = torch.arange(4) >= 2
+        >>> ub.checks.energy_inside(torch.ones(1, 1, 4, 4), mask.expand(4, 4)).tolist()
+        [0.5]
+
+    Source:
+        Wang et al. 2020, arXiv:1910.01279, section 4.3 (the energy-based pointing game), with masks for boxes.
     """
     maps_2d, inside = _check_maps_and_masks(maps, masks)
     return _inside_fraction(maps_2d.clamp_min(0), inside, attribution_map(maps))
@@ -50,15 +99,15 @@ def _inside_fraction(values: Tensor, masks: Tensor, maps: Tensor) -> Tensor:
     return fractions if maps.dtype == torch.float64 else fractions.float()
 
 
-def _check_maps_and_masks(maps: Any, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps summed over channels (N, H, W), in double precision, and masks beside them. Raises InputError."""
+def _check_maps_and_masks(maps: Maps, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps summed over channels (N, H, W), in double precision, and their masks (N, H, W). Raises InputError."""
     checked_maps = attribution_map(maps).detach()
     if checked_maps.ndim != 4 or not len(checked_maps):
         raise InputError(f"wanted maps (N, C, H, W); got {tuple(checked_maps.shape)}")
     check_finite(checked_maps)
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
         got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"masks are tensors of bool, True within the object; got {got}")
+        raise InputError(f"masks must be tensors of bool, True inside the object; got {got}")
     n, _, height, width = checked_maps.shape
     masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
     if tuple(masks.shape) not in ((height, width), (n, height, width)):
@@ -69,5 +118,5 @@ def _check_maps_and_masks(maps: Any, masks: Tensor) -> tuple[Tensor, Tensor]:
     masks = masks.to(checked_maps.device).expand(n, height, width)
     if not bool(masks.any(2).any(1).all()):
         empty = (~masks.any(2).any(1)).nonzero().flatten().tolist()
-        raise InputError(f"{len(empty)} of {n} masks mark nothing to point at (first: number {empty[0]})")
+        raise InputError(f"{len(empty)} of {n} masks are empty (first: mask {empty[0]})")
     return checked_maps.double().sum(1), masks

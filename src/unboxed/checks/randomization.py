@@ -1,4 +1,4 @@
-"""Randomization: does a map change when what the model has learned is taken out of it, layer by layer?
+"""Randomization: does a map change as the model's weights are randomized, layer by layer?
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292: cascading randomization from the top layer
 down, and independent randomization of one layer at a time.
@@ -8,63 +8,92 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..box import Box
 from ..engine.randomized import WeightedLayer, layers_with_weights, own_parameters, randomize_layers
-from ..errors import InputError, LayerError, warn
+from ..errors import LayerError, warn
+from ..parameters import Inputs, Seed, Target
+from ..settings import Holds, check_settings
 from ..validation import check_seed
-from .methods import Method, Target, compute_map, is_blank, resolve_target
-from .similarity import MapSimilarity, map_similarity
+from .methods import Method, TestedMethod, compute_map, resolve_target
+from .similarity import MapSimilarity, is_constant, map_similarity
 
 RandomizationMode = Literal["cascading", "independent"]
 
 
 @dataclass(frozen=True, eq=False)
 class Randomization(MapSimilarity):
-    """How like the map of the model as it is each map (N) is at each step (L): four figures, (L, N).
+    """How similar each map (N) is to the original map after each randomization step (L): four figures, (L, N).
 
-    A map that follows what the model has learned has figures near 0 once the top layers are drawn anew. A figure is NaN
-    where a map is the same everywhere: where it became so, `blank`, it has changed.
+    A map that depends on what the model has learned has figures near 0 once the top layers are randomized. A figure is
+    NaN where a map is the same everywhere: where it became so, `is_constant`, it has changed.
     """
 
-    layers: tuple[str, ...]  # (L,) drawn anew at each step, from the top down; when cascading, all before it as well
+    layers: tuple[str, ...]  # (L,) randomized at each step, from the top down; when cascading with all before it
     mode: RandomizationMode
     seed: int
-    weight_change: Tensor  # (L,) how far each layer's weights moved, |new - old| / |old|; 0: its start is what it had
-    same_class: Tensor  # (L, N) whether the model still gives x the class it gave before
-    is_blank: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
-    original: Tensor  # (N, ...) the map of the model as it is
-    maps: Tensor | None = None  # (L, N, ...) if they were to be kept
+    weight_change: Tensor  # (L,) |new - old| / |old| of each layer's weights; 0: its initialization is what it had
+    same_class: Tensor  # (L, N) whether the prediction for x is unchanged
+    is_constant: Tensor  # (L, N) whether the map has become the same everywhere (or not finite)
+    original: Tensor  # (N, ...) the map of the model itself
+    maps: Tensor | None = None  # (L, N, ...) with `keep_maps`
 
 
 def randomization(
     box: Box,
-    x: Any,
-    method: Method,
+    x: Inputs,
+    method: TestedMethod,
     target: Target = None,
     *,
-    mode: RandomizationMode = "cascading",
-    layers: Sequence[str] | None = None,
-    seed: int = 0,
-    keep_maps: bool = False,
-) -> Randomization:
-    """Compare a method's maps of x with those of copies of the model whose layers have new weights.
+    mode: Annotated[RandomizationMode, "Randomize the layers above as well (cascading), or one at a time."]
+    = "cascading",
+    layers: Annotated[Sequence[str] | None, Holds("layers"), "Layers with weights, in the order of the steps."] = None,
+    seed: Seed = 0,
+    keep_maps: Annotated[bool, "Return the maps of all steps."] = False,
+) -> Randomization:  # fmt: skip
+    """Compare a method's maps of x with those of copies of the model whose layers are re-initialized.
 
-    `mode="cascading"` draws the top layer anew, then the two topmost, and so on down to all; `"independent"` one layer
-    at a time, the others as trained. `layers` are by default all that hold weights, in the order in which they run,
-    from the last to the first; given, they are taken in the order given, and the name of a block stands for all layers
-    in it. How weights are drawn: `engine.randomized.randomized`. The target stays what it was for the model as it is:
-    for None, the class that it predicts. The model itself is not touched.
+    The model parameter randomization test: a map that stays the same shows the input, not what the model learned.
+    `verdict` runs it on the upper half of the layers alone.
 
-    Raises LayerError for layers without weights, ModelError where the model can't be copied; an UnboxedWarning names
-    the layers that drawing anew left as they were.
+    Args:
+        box: The opened model; it is not changed.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        method: The method to test: a function (box, x, target) that returns a map.
+        target: The score: a class, one per example (N,), or an objective. None is the class that the original model
+            predicts.
+        mode: Randomize the layers above as well (cascading), or one at a time. "independent" leaves the others as
+            trained.
+        layers: Layers with weights, in the order of the steps. The name of a block takes all layers in it; None is all
+            layers with weights, from the last that runs to the first.
+        seed: Seed of all random draws: same seed, same result.
+        keep_maps: Return the maps of all steps.
+
+    Returns:
+        A `Randomization`: the four figures of `MapSimilarity`, (L, N) each, with the layers, how far their weights
+        moved and whether predictions changed. An UnboxedWarning lists the layers whose weights did not change.
+
+    Raises:
+        LayerError: for layers without weights.
+        ModelError: where the model cannot be copied.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> r = ub.checks.randomization(box, x, ub.attribution.gradient)
+        >>> r.layers, r.signed.shape
+        (('fc2', 'fc1', 'conv2', 'conv1'), torch.Size([4, 4]))
+
+    Source:
+        Adebayo et al. 2018, arXiv:1810.03292, section 3. Weights are drawn by each layer's own `reset_parameters`
+        where it has one (`engine.randomized`).
     """
-    if mode not in ("cascading", "independent"):
-        raise InputError(f'mode is "cascading" or "independent"; got {mode!r}')
+    check_settings(randomization, locals())
     seed, x = check_seed(seed), box.validate_inputs(x)
     steps = _randomization_steps(box, layers)
     score = resolve_target(box, x, target)
@@ -74,7 +103,7 @@ def randomization(
         _randomize_step(box, method, x, score, original, original_output, step, seed)
         for step in _layers_per_step(steps, mode)
     ]
-    similarities, same, blank, weight_change, maps = zip(*per_step, strict=True)
+    similarities, same, constant, weight_change, maps = zip(*per_step, strict=True)
     names = tuple(name for name, _ in steps)
     _warn_unchanged(names, weight_change)
     figures = {f.name: torch.stack([getattr(s, f.name) for s in similarities]) for f in fields(MapSimilarity)}
@@ -85,41 +114,41 @@ def randomization(
         seed=seed,
         weight_change=torch.tensor(weight_change),
         same_class=torch.stack(same),
-        is_blank=torch.stack(blank),
+        is_constant=torch.stack(constant),
         original=original,
         maps=torch.stack(maps) if keep_maps else None,
     )
 
 
 RandomizationStep = tuple[str, tuple[WeightedLayer, ...]]
-"""What a step is called, and the layers that are drawn anew at it."""
+"""The name of a step, and the layers that it randomizes."""
 
 
 def _randomization_steps(box: Box, layers: Sequence[str] | None) -> list[RandomizationStep]:
     """Raises LayerError."""
     weighted_layers = layers_with_weights(box)
     if not weighted_layers:
-        raise LayerError("no layer of this model holds weights, so there are none to draw anew")
+        raise LayerError("no layer of this model has weights, so there are none to randomize")
     if layers is None:
         return [(layer.name, (layer,)) for layer in reversed(weighted_layers)]
     if isinstance(layers, str) or not layers:
-        raise LayerError(f"layers is a list of names; got {layers!r}")
+        raise LayerError(f"layers must be a list of names; got {layers!r}")
     return [(str(name), _layers_within(str(name), weighted_layers)) for name in layers]
 
 
 def _layers_within(name: str, weighted_layers: Sequence[WeightedLayer]) -> tuple[WeightedLayer, ...]:
-    """The layers with weights that are, or lie in, the one named. Raises LayerError."""
+    """The layer of this name, or the layers inside it, with weights. Raises LayerError."""
     layers = tuple(k for k in weighted_layers if k.name == name or k.name.startswith(f"{name}."))
     if not layers:
         raise LayerError(
-            f"{name!r} holds no weights; the layers that do are {', '.join(k.name for k in weighted_layers)}"
+            f"{name!r} has no weights; the layers that do are {', '.join(k.name for k in weighted_layers)}"
         )
     return layers
 
 
 @dataclass(frozen=True)
 class _RandomizedLayers:
-    """The layers that are drawn anew together, and those of them that this step adds."""
+    """The layers that are randomized together, and those of them that this step adds."""
 
     randomized: tuple[WeightedLayer, ...]
     newly_randomized: tuple[WeightedLayer, ...]
@@ -149,14 +178,14 @@ def _randomize_step(
     return (
         map_similarity(original, map_),
         same,
-        is_blank(map_),
+        is_constant(map_),
         _weight_change(box, randomized_box, step.newly_randomized),
         map_,
     )
 
 
 def _predicted_output(box: Box, x: Tensor) -> Tensor:
-    """What the model says of x, (N, 1, ...): its classes, or its very numbers where it has none."""
+    """The predictions for x, (N, 1, ...): classes, or the outputs where there are none."""
     z = box(x)
     return z if box.outputs == "regression" or z.shape[1] == 1 else z.argmax(1, keepdim=True)
 
@@ -176,4 +205,4 @@ def _flat_weights(box: Box, layers: Sequence[WeightedLayer]) -> Tensor:
 def _warn_unchanged(names: Sequence[str], weight_change: Sequence[float]) -> None:
     same = [name for name, change in zip(names, weight_change, strict=True) if change == 0]
     if same:
-        warn(f"drawn anew, these layers are what they were, so their steps say nothing: {', '.join(same)}")
+        warn(f"re-initialized, these layers have the weights they had, so their steps say nothing: {', '.join(same)}")

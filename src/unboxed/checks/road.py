@@ -1,4 +1,4 @@
-"""ROAD (remove and debias): the score and accuracy when pixels are removed so that they leave no trace of their shape.
+"""ROAD (remove and debias): score and accuracy when pixels are replaced by noisy linear imputation of their neighbors.
 
 Rong et al. 2022, "A Consistent and Efficient Evaluation Strategy for Attribution Methods", arXiv:2202.00449 (noisy
 linear imputation and the removal orders; weights and noise as in the authors' code, `imputations.py`).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import scipy.sparse as sparse
@@ -19,9 +19,11 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.sizes import require_images
 from ..errors import InputError, OutputError
-from ..model.batching import BatchSize
+from ..parameters import BatchSize, Inputs, Seed, Target
+from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_float, check_seed
-from .perturbing import Score, Target, importance, keyed_noise, perturbed_scores, rank_descending, resolve_score
+from .methods import Maps, Signed
+from .perturbing import ScoreSetting, importance, keyed_noise, perturbed_scores, rank_descending, resolve_score
 
 DEFAULT_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NEIGHBOR_WEIGHTS = {
@@ -32,13 +34,15 @@ NEIGHBOR_WEIGHTS = {
 
 @dataclass(frozen=True, eq=False)
 class Road:
+    """Scores and predictions as fractions of the pixels are removed."""
+
     removed_fractions: Tensor  # (S,) of the pixels removed
     scores: Tensor  # (N, S)
-    correct: Tensor | None  # (N, S) bool: the class found is the target; None where the target is no class
+    correct: Tensor | None  # (N, S) bool: the predicted class is the target; None where the target is not a class
 
     @property
     def accuracy(self) -> Tensor:
-        """The share of examples still taken for their target, (S,). Raises OutputError where that is no class."""
+        """The fraction of examples that are still classified as their target, (S,). Raises OutputError without one."""
         if self.correct is None:
             raise OutputError("accuracy needs classes: this target is an objective, or the model does regression")
         return self.correct.to(self.scores.dtype).mean(0)
@@ -46,35 +50,68 @@ class Road:
 
 def road(
     box: Box,
-    x: Any,
-    maps: Any,
+    x: Inputs,
+    maps: Maps,
     target: Target = None,
     *,
-    fractions: Sequence[float] = DEFAULT_FRACTIONS,
-    order: Literal["morf", "lerf"] = "morf",
-    noise: float = 0.01,
-    score: Score | None = None,
-    signed: bool = True,
-    seed: int = 0,
+    fractions: Annotated[Sequence[float], "Fractions of the pixels that are removed, each in (0, 1]."]
+    = DEFAULT_FRACTIONS,
+    order: Annotated[Literal["morf", "lerf"], "Remove the most relevant pixels first (MoRF) or the least (LeRF)."]
+    = "morf",
+    noise: Annotated[
+        float, AtLeast(0), Unit("pixel range"), "Standard deviation of the noise added to imputed pixels."
+    ] = 0.01,
+    score: ScoreSetting = None,
+    signed: Signed = True,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Road:
-    """Score and accuracy with a share of the pixels removed, "morf" most relevant first, "lerf" least relevant first.
+) -> Road:  # fmt: skip
+    """Score and accuracy with fractions of the pixels removed by noisy linear imputation.
 
-    A map that is right makes them fall soon under MoRF and late under LeRF. Removed pixels become the weighted mean of
-    their neighbors (1/6 beside, 1/12 diagonal; at the border of those there are), all at once, plus Gaussian noise of
-    standard deviation `noise`; where all are removed, the image's mean of each channel. `target` is the labels y (N,)
-    for accuracy as in the paper; None is the class predicted for x as it is. `fractions` lie in (0, 1]. Ranks, `signed`
-    and the score are as in `deletion`; noise is drawn by (seed, row, fraction). Raises InputError.
+    A good map makes them fall fast under MoRF and slowly under LeRF. Imputed pixels leave no trace of the removed
+    shape, which black pixels (`deletion`) do.
+
+    Args:
+        box: The opened model; its inputs must be images.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. A pixel's
+            importance is the sum over its channels, which are removed together.
+        target: The score: a class, one per example (N,), or an objective. The labels give the accuracy as in the
+            paper; None is the class predicted for x.
+        fractions: Fractions of the pixels that are removed, each in (0, 1].
+        order: Remove the most relevant pixels first (MoRF) or the least (LeRF).
+        noise: Standard deviation of the noise added to imputed pixels.
+        score: What is measured of the class: its "probability" or its "logit". None is the probability; with an
+            objective as `target` it must be None.
+        signed: Rank pixels by the map with its sign; False ranks by its magnitude.
+        seed: Seed of all random draws: same seed, same result. Noise is keyed by (seed, row, fraction).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `Road`: `removed_fractions` (S,), `scores` (N, S), `correct` (N, S) and its mean, `accuracy` (S,).
+
+    Raises:
+        InputError: for maps, inputs or settings that do not fit.
+        OutputError: for the probability of a regression model.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.attribution.gradient_x_input(box, x, y)
+        >>> r = ub.checks.road(box, x, maps, y, fractions=[0.1, 0.3])
+        >>> r.scores.shape, r.accuracy.shape
+        (torch.Size([4, 2]), torch.Size([2]))
+
+    Source:
+        Rong et al. 2022, arXiv:2202.00449, section 4: imputed pixels are the weighted mean of their neighbors (1/6
+        horizontally and vertically, 1/12 diagonally; at the border of those there are), all solved at once; where all
+        are removed, each channel's mean. Weights and noise as in the authors' code, `imputations.py`.
     """
+    check_settings(road, locals())
     require_images(box, "ROAD")
     x = box.validate_inputs(x)
-    if order not in ("morf", "lerf"):
-        raise InputError(f'order is "morf" or "lerf"; got {order!r}')
-    removed_fractions, noise, seed = (
-        _check_fractions(fractions),
-        check_float("noise", noise, minimum=0),
-        check_seed(seed),
-    )
+    removed_fractions, seed = _check_fractions(fractions), check_seed(seed)
     relevance = importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]
@@ -102,12 +139,12 @@ def road(
 def _check_fractions(fractions: Sequence[float]) -> list[float]:
     values = fractions.tolist() if isinstance(fractions, (Tensor, np.ndarray)) else fractions
     if isinstance(values, (str, int, float)) or not len(values):
-        raise InputError(f"fractions is a list of shares in (0, 1]; got {fractions!r}")
+        raise InputError(f"fractions must be a list of numbers in (0, 1]; got {fractions!r}")
     return [check_float("a fraction", f, above=0, maximum=1) for f in values]
 
 
 def _neighbor_weights(height: int, width: int) -> sparse.csr_matrix:
-    """(P, P): what each pixel takes from each of its neighbors, summing to 1."""
+    """(P, P): the weight of each neighbor in the mean of each pixel's neighbors; rows sum to 1."""
     index = np.arange(height * width).reshape(height, width)
     rows, columns, values = [], [], []
     for (down, across), weight in NEIGHBOR_WEIGHTS.items():

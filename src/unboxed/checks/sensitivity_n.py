@@ -1,4 +1,4 @@
-"""Sensitivity-n: do the summed attributions of n pixels say what removing them does to the score?
+"""Sensitivity-n: do the summed attributions of n pixels correlate with what removing them does to the score?
 
 Ancona et al. 2018, "Towards better understanding of gradient-based attribution methods for Deep Neural Networks",
 arXiv:1711.06104 (and the authors' code, DeepExplain, `sensitivityn.py`; there all examples share the sets drawn).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..errors import InputError
-from ..model.batching import BatchSize
+from ..parameters import BatchSize, Inputs, Seed, Target
+from ..settings import AtLeast, Unit, check_settings
 from ..validation import check_int, check_seed
+from .methods import Maps
 from .perturbing import (
-    Score,
-    Target,
+    ScoreSetting,
     feature_shape,
     importance,
     keyed_noise,
@@ -37,39 +38,73 @@ MAX_SIZE_FRACTION = 0.8  # of the pixels, by default
 
 @dataclass(frozen=True, eq=False)
 class SensitivityN:
+    """The correlation of summed attributions with score drops, for sets of n pixels; 1 is best."""
+
     sizes: Tensor  # (S,) how many pixels are removed at once
-    correlation: Tensor  # (N, S); NaN where the sums or the drops don't vary at all
+    correlation: Tensor  # (N, S); NaN where the sums or the drops do not vary
 
     @property
     def mean(self) -> Tensor:
-        """Over the examples, (S,); those without a correlation are left out."""
+        """The mean over the examples, (S,), without those that are NaN."""
         return self.correlation.nanmean(0)
 
 
 def sensitivity_n(
     box: Box,
-    x: Any,
-    maps: Any,
+    x: Inputs,
+    maps: Maps,
     target: Target = None,
     *,
-    sizes: Sequence[int] | None = None,
-    n_samples: int = 100,
+    sizes: Annotated[Sequence[int] | None, Unit("pixels"), "Sizes n of the sets, each 1 or more."] = None,
+    n_samples: Annotated[int, AtLeast(2), Unit("sets"), "Number of random sets per size."] = 100,
     baseline: Baseline = None,
-    score: Score | None = None,
-    seed: int = 0,
+    score: ScoreSetting = None,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> SensitivityN:
     """Pearson's correlation, over random sets of n pixels, of sum_i R_i and S(x) - S(x with the set at the baseline).
 
-    1 is best; maps that say nothing get about 0. `sizes` are the n, by default ten from 1 to 80 % of the pixels, evenly
-    on a logarithmic scale; for each, `n_samples` sets are drawn by (seed, row, set). A pixel is removed with all its
-    channels, and its R_i is the map summed over them. The score is the logit of the target, None being the class
-    predicted for x as it is (`score="probability"`, or an objective as target: that). Maps and baseline are as in
-    `deletion`. Raises InputError.
+    Do the values of a map add up to effects? For maps of contributions; for gradients take `infidelity` with noise, for
+    the order of pixels alone `deletion`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        maps: Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result. R_i is the sum over
+            the channels of a pixel, which are removed together.
+        target: The score: a class, one per example (N,), or an objective. None is the class predicted for x.
+        sizes: Sizes n of the sets, each 1 or more. None is ten from 1 to 80 % of the pixels, evenly spaced on a
+            logarithmic scale.
+        n_samples: Number of random sets per size.
+        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
+            features.
+        score: What is measured of the class: its "probability" or its "logit". None is the logit; with an objective as
+            `target` it must be None.
+        seed: Seed of all random draws: same seed, same result. Sets are keyed by (seed, row, set).
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `SensitivityN`: `sizes` (S,) and `correlation` (N, S).
+
+    Raises:
+        InputError: for maps, inputs or settings that do not fit.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(4)
+        >>> maps = ub.attribution.gradient_x_input(box, x, y)
+        >>> s = ub.checks.sensitivity_n(box, x, maps, y, sizes=[8, 78], n_samples=20)
+        >>> s.correlation.shape, bool((s.mean > 0.3).all())
+        (torch.Size([4, 2]), True)
+
+    Source:
+        Ancona et al. 2018, arXiv:1711.06104, section 4. In the authors' code all examples share the sets.
     """
+    check_settings(sensitivity_n, locals())
     x = box.validate_inputs(x)
     relevance = importance(box, x, maps)  # (N, P)
-    n_sets, seed = check_int("n_samples", n_samples, minimum=2), check_seed(seed)
+    n_sets, seed = n_samples, check_seed(seed)
     n = torch.tensor(_check_sizes(sizes, relevance.shape[1]), device=x.device)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
     objective, _ = resolve_score(box, x, target, score, "logit", batch_size)
@@ -89,14 +124,14 @@ def sensitivity_n(
 
 
 def _check_sizes(sizes: Sequence[int] | None, pixels: int) -> list[int]:
-    """Raises InputError for a size below 1, or of all pixels: then there is but one set."""
+    """Raises InputError for a size below 1, or of all pixels: then there is only one set."""
     if sizes is None:
         log_spaced = torch.logspace(0, math.log10(max(1.0, MAX_SIZE_FRACTION * pixels)), N_SIZES, dtype=torch.float64)
         sizes = sorted({int(n) for n in log_spaced.round()})
     checked = [check_int("a size", n, minimum=1) for n in sizes]
     if not checked or max(checked) >= pixels:
         got = f"up to {max(checked)}" if checked else "none"
-        raise InputError(f"sizes lie between 1 and {pixels - 1}, for there are {pixels} pixels or columns; got {got}")
+        raise InputError(f"sizes must be between 1 and {pixels - 1}: there are {pixels} pixels or columns; got {got}")
     return checked
 
 

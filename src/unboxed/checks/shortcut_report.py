@@ -1,4 +1,4 @@
-"""What the planted-shortcut check gives."""
+"""The result of the planted-shortcut check."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from .planting import Trigger
-from .shortcut_trial import (
-    FAILS_BELOW,
-    MIN_CONTROL_GAP,
-    SHOWS_ABOVE,
-    ShortcutFinding,
-    TriggerRates,
-)
+from .shortcut_trial import FAILS_BELOW, MIN_CONTROL_GAP, SHOWS_ABOVE, ShortcutFinding, TriggerRates
 
-TOLERANCE_PIXELS = 2  # pixels around the mark that still count as pointing at it: maps are as fine as their method
-
-MIN_RELATIVE_PEAK = 0.5  # of the height of the peak on the model: a lower one on the control tells nothing of the mark
+TOLERANCE_PIXELS = 2  # pixels around the trigger that still count as pointing at it: maps are no finer than a method
+MIN_RELATIVE_PEAK = 0.5  # of the peak on the model: a lower peak on the control does not count
 
 
 @dataclass(frozen=True, eq=False)
 class ShortcutReport:
-    """All findings; `images` (S, C, H, W) with the marks of `classes` (S,) are what the first maps shown are of."""
+    """All findings; the maps in them are of `images` (S, C, H, W) with the triggers of `classes` (S,)."""
 
     trigger: Trigger
     model_rates: TriggerRates
@@ -31,22 +24,19 @@ class ShortcutReport:
     findings: tuple[ShortcutFinding, ...]
     images: Tensor
     classes: Tensor
-    labels: Tensor  # (S,) what they are in truth
-    predicted: tuple[Tensor, Tensor]  # (S,) each: what the model and the control say
+    labels: Tensor  # (S,) their correct classes
+    predicted: tuple[Tensor, Tensor]  # (S,) each: by the model and by the control
     interrupted: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON takes it."""
+        """Everything but the images, for JSON."""
         rows = [{k: v for k, v in vars(f).items() if k != "images"} for f in self.findings]
         thresholds = {
-            "sure": SHOWS_ABOVE,
-            "faint": FAILS_BELOW,
-            "apart": MIN_CONTROL_GAP,
-            "near": TOLERANCE_PIXELS,
-            "high": MIN_RELATIVE_PEAK,
-        }
+            "shows_above": SHOWS_ABOVE, "fails_below": FAILS_BELOW, "min_control_gap": MIN_CONTROL_GAP,
+            "tolerance_pixels": TOLERANCE_PIXELS, "min_relative_peak": MIN_RELATIVE_PEAK,
+        }  # fmt: skip
         rates = {"model": asdict(self.model_rates), "control": asdict(self.control_rates)}
         return {
-            "mark": asdict(self.trigger), "answers": rates, "thresholds": thresholds, "findings": rows,
+            "trigger": asdict(self.trigger), "rates": rates, "thresholds": thresholds, "findings": rows,
             "interrupted": self.interrupted,
         }  # fmt: skip

@@ -1,11 +1,11 @@
-"""What the planted shortcut is judged on: two models, marked images, and what a method's finding says."""
+"""What the planted-shortcut check works on: two models, images with triggers, and the findings of the methods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,44 +14,44 @@ from ..box import Box
 from ..errors import InputError
 from .methods import Method
 from .planting import Trigger, mismatched_classes
+from .verdict import INCONCLUSIVE
 
-ShortcutGrade = Literal["shows it", "doubtful", "does not", "refused"]
-SHOWS_ABOVE, FAILS_BELOW, MIN_CONTROL_GAP = 0.75, 0.25, 0.5  # of the shares that a verdict goes by
-MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = (
-    0.8,
-    0.2,
-)  # falsely marked images that must be taken for the mark's class, and by the control may be
+SHOWS_IT: Final = "shows it"
+DOES_NOT_SHOW_IT: Final = "does not show it"
+ShortcutGrade = Literal["shows it", "inconclusive", "does not show it", "not applicable"]
+SHOWS_ABOVE, FAILS_BELOW, MIN_CONTROL_GAP = 0.75, 0.25, 0.5  # of the score that a grade follows from
+MIN_FOOLED_MODEL, MAX_FOOLED_CONTROL = 0.8, 0.2  # fooled rates: of the model at least, of the control at most
 
 
 @dataclass(frozen=True)
 class TriggerRates:
-    """How a model answers held-out images, as shares."""
+    """How a model classifies held-out images, as fractions."""
 
-    clean_accuracy: float  # right, without any mark
-    matched_accuracy: float  # right, with their own class's mark
-    mismatched_accuracy: float  # right, in spite of another class's mark
-    fooled_rate: float  # answered as another class's mark says
+    clean_accuracy: float  # without a trigger
+    matched_accuracy: float  # with the trigger of their own class
+    mismatched_accuracy: float  # with the trigger of another class
+    fooled_rate: float  # classified as the class of a mismatched trigger
 
 
 @dataclass(frozen=True, eq=False)
 class ShortcutFinding:
-    """What one method shows of the shortcut: its share `found`, 0 to 1, beside the same on the `control` model."""
+    """Whether one method shows the shortcut: its score, 0 to 1, on the model and on the control."""
 
     family: str
     method: str
     name: str
     grade: ShortcutGrade
     sentence: str  # in one sentence
-    quantity: str = ""  # it is the share of
+    quantity: str = ""  # what the score is the fraction of
     score: float | None = None
     control_score: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
-    images: tuple[Tensor, Tensor] | None = None  # what it drew of the model with the shortcut, and of the control
+    images: tuple[Tensor, Tensor] | None = None  # of the model with the shortcut, and of the control
 
 
 @dataclass(frozen=True, eq=False)
 class ShortcutTrial:
-    """What a judge is given: both models, and clean held-out images."""
+    """What a `ShortcutTest` is given: both models, and clean held-out images."""
 
     model: Box
     control: Box
@@ -68,14 +68,14 @@ class ShortcutTrial:
 
     @cached_property
     def mismatched(self) -> tuple[Tensor, Tensor]:
-        """The images that can be falsely marked (F,), and with the mark of which class (F,)."""
+        """The rows (F,) that can have a mismatched trigger, and the class of that trigger (F,)."""
         classes = mismatched_classes(self.y, self.trigger)
         rows = (classes >= 0).nonzero().flatten()
         return rows, classes[rows]
 
     @cached_property
     def matched(self) -> tuple[Tensor, Tensor]:
-        """The images whose own class has a mark."""
+        """The rows (M,) whose own class has a trigger, and that class (M,)."""
         rows = torch.isin(self.y, torch.tensor(self.trigger.classes)).nonzero().flatten()
         return rows, self.y[rows]
 
@@ -84,7 +84,7 @@ class ShortcutTrial:
 
     @cached_property
     def _explained_rows(self) -> tuple[Tensor, Tensor]:
-        """Images to explain and the classes of their marks: falsely marked ones, then as many rightly marked."""
+        """Rows to explain and the classes of their triggers: mismatched ones, then as many matched."""
         selected = [
             (rows[i], k[i])
             for rows, k in (self.mismatched, self.matched)
@@ -95,23 +95,23 @@ class ShortcutTrial:
 
     @cached_property
     def explained_images(self) -> tuple[Tensor, Tensor]:
-        """The chosen images with their marks (E, C, H, W), and what these say (E,)."""
+        """The chosen images with their triggers (E, C, H, W), and the classes of these (E,)."""
         return self.apply_trigger(*self._explained_rows), self._explained_rows[1]
 
     @property
     def explained_labels(self) -> Tensor:
-        """What the explained images are in truth, (E,)."""
+        """The correct classes of the explained images, (E,)."""
         return self.y[self._explained_rows[0]]
 
     @property
     def figure_rows(self) -> list[int]:
-        """Of the explained images: two that are falsely marked, one that is rightly."""
+        """Of the explained images: two with a mismatched trigger, one with a matched."""
         n = min(self.n_examples, len(self.mismatched[0]))
         return [*evenly_spaced(n, 2).tolist(), n]
 
 
 def trigger_rates(box: Box, trial: ShortcutTrial) -> TriggerRates:
-    """How the model answers, with marks and without."""
+    """How a model classifies held-out images, with triggers and without."""
     (mismatched_rows, mismatched_classes), (matched_rows, matched_classes) = trial.mismatched, trial.matched
     predicted = box.predict(trial.apply_trigger(mismatched_rows, mismatched_classes)).cpu()
     return TriggerRates(
@@ -125,27 +125,26 @@ def trigger_rates(box: Box, trial: ShortcutTrial) -> TriggerRates:
 
 
 def check_shortcut_learned(model: TriggerRates, control: TriggerRates) -> None:
-    """Raise InputError unless the model goes by the mark and the control doesn't."""
+    """Raise InputError unless the model has learned the shortcut and the control has not."""
     if model.fooled_rate < MIN_FOOLED_MODEL:
         raise InputError(
-            f"the shortcut was not learned: it takes {model.fooled_rate:.0%} "
-            "of falsely marked images for what the mark "
-            f"says ({MIN_FOOLED_MODEL:.0%} wanted), so no method can "
-            "be judged by it. Train it longer, or plant more strays"
+            f"the shortcut was not learned: the model classifies {model.fooled_rate:.0%} of the images with a "
+            f"mismatched trigger as its class ({MIN_FOOLED_MODEL:.0%} wanted), so no method can be judged by it. "
+            "Train it longer, or with a larger poison_fraction"
         )
     if control.fooled_rate > MAX_FOOLED_CONTROL:
         raise InputError(
-            "the control model goes by the mark too: it takes "
-            f"{control.fooled_rate:.0%} of falsely marked images for what "
-            f"the mark says (at most {MAX_FOOLED_CONTROL:.0%} wanted). It must be trained on images without marks"
+            f"the control model uses the trigger, too: it classifies {control.fooled_rate:.0%} of the images with a "
+            f"mismatched trigger as its class (at most {MAX_FOOLED_CONTROL:.0%} wanted). It must be trained on images "
+            "without triggers"
         )
 
 
 def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
-    """Of the share of what a method drew that shows the mark, beside the same on the control model."""
+    """The grade of a method by its score on the model and on the control."""
     if score >= SHOWS_ABOVE and score - control_score >= MIN_CONTROL_GAP:
-        return "shows it"
-    return "does not" if score <= FAILS_BELOW else "doubtful"
+        return SHOWS_IT
+    return DOES_NOT_SHOW_IT if score <= FAILS_BELOW else INCONCLUSIVE
 
 
 def fraction_true(hits: Tensor) -> float:

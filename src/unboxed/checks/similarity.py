@@ -1,7 +1,7 @@
-"""How alike two maps are: Spearman's rank correlation (signed, absolute), SSIM and HOG, as Adebayo et al. 2018 compare.
+"""How similar two maps are: Spearman's rank correlation (signed, absolute), SSIM and HOG, as in Adebayo et al. 2018.
 
-All four are (N,), one figure for each pair of maps, in float64 and at most 1. They are NaN where one of the two maps is
-the same everywhere, or is not finite: such a map ranks nothing. SSIM and HOG are NaN too where maps are not images, or
+All four are (N,), one figure per pair of maps, in float64 and at most 1. They are NaN where one of the two maps is the
+same everywhere, or not finite: such a map ranks nothing. SSIM and HOG are NaN, too, where maps are not images, or
 images are smaller than their windows.
 """
 
@@ -24,7 +24,7 @@ HOG_BLOCK_CELLS, HOG_ORIENTATIONS = 3, 9
 
 @dataclass(frozen=True, eq=False)
 class MapSimilarity:
-    """Of maps (N, ...) with other maps (N, ...); whoever compares several times has them as (L, N)."""
+    """The similarity of maps (N, ...) to other maps (N, ...): four figures (N,), or (L, N) of L comparisons."""
 
     signed: Tensor  # Spearman's rank correlation
     absolute: Tensor  # the same of magnitudes
@@ -32,20 +32,39 @@ class MapSimilarity:
     hog: Tensor  # Pearson's correlation of the magnitudes' histograms of oriented gradients
 
     def mean(self) -> dict[str, Tensor]:
-        """Over the maps (the last axis), those without a figure left out."""
+        """The mean over the maps (the last axis), without those that are NaN."""
         return {f.name: getattr(self, f.name).nanmean(-1) for f in fields(MapSimilarity)}
 
 
 def map_similarity(a: Tensor, b: Tensor) -> MapSimilarity:
-    """All four figures for maps a and b, (N, C, H, W) or (N, ...) alike.
+    """How similar two sets of maps are: rank correlation (signed, absolute), SSIM and HOG.
 
-    Images are compared by position: signed values are summed over channels, magnitudes averaged. Raises InputError
-    where there are not as many maps of one shape.
+    For two methods on one input, or one method on two models; `randomization` compares a method with itself as the
+    model's weights are randomized.
+
+    Args:
+        a: Maps (N, C, H, W), or (N, ...).
+        b: Maps of the same shape; the number of channels may differ.
+
+    Returns:
+        A `MapSimilarity` of four figures (N,), at most 1. Images are compared by position: signed values are summed
+        over channels, magnitudes averaged. NaN where a map is the same everywhere or not finite, and for SSIM and HOG
+        where maps are not images or are too small.
+
+    Raises:
+        InputError: for maps of different shapes, or that are not floating point tensors.
+
+    Example:
+        >>> import torch, unboxed as ub
+        >>> a = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        >>> s = ub.checks.map_similarity(a, -a)
+        >>> round(s.signed.item(), 3), round(s.absolute.item(), 3), round(s.ssim.item(), 3)
+        (-1.0, 1.0, 1.0)
     """
     a, b = _check_map(a), _check_map(b)
     sa, sb = (h.sum(1) if h.ndim == 4 else h for h in (a, b))
     if sa.shape != sb.shape:
-        raise InputError(f"maps to compare have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise InputError(f"maps to compare must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
     ma, mb = magnitudes(a), magnitudes(b)
     pa, pb = in_unit_range(ma), in_unit_range(mb)
     return MapSimilarity(spearman(sa, sb), spearman(ma, mb), ssim(pa, pb), hog(pa, pb))
@@ -55,12 +74,12 @@ def _check_map(h: Tensor) -> Tensor:
     """A map in double precision. Raises InputError."""
     if not isinstance(h, Tensor) or h.ndim < 2 or not h.is_floating_point() or h.numel() == 0:
         got = f"{h.dtype} of shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
-        raise InputError(f"a map is a floating point tensor (N, ...); got {got}")
+        raise InputError(f"a map must be a floating point tensor (N, ...); got {got}")
     return h.detach().double()
 
 
 def magnitudes(h: Tensor) -> Tensor:
-    """|map| by position: (N, H, W) of (N, C, H, W), averaged over channels; else shaped like the map."""
+    """|map| by position: (N, H, W) of (N, C, H, W), averaged over channels; otherwise shaped like the map."""
     h = h.detach().double().abs()
     return h.mean(1) if h.ndim == 4 else h
 
@@ -106,7 +125,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity", equation 13, with
     their Gaussian window of 11 x 11; smaller images take the largest odd one that fits, of 3 at least. Windows that
-    reach over the border are left out.
+    cross the border are left out.
     """
     if a.ndim != 3 or min(a.shape[1:]) < 3:
         return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
@@ -117,7 +136,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     luminance = (2 * ma * mb + SSIM_K1**2) / (ma**2 + mb**2 + SSIM_K1**2)
     structure = (2 * cov + SSIM_K2**2) / (va + vb + SSIM_K2**2)
     values = (luminance * structure).flatten(1).mean(1)
-    return torch.where(_is_constant(a) | _is_constant(b), torch.nan, values)
+    return torch.where(is_constant(a) | is_constant(b), torch.nan, values)
 
 
 def _gaussian_mean(h: Tensor, radius: int) -> Tensor:
@@ -130,8 +149,8 @@ def _gaussian_mean(h: Tensor, radius: int) -> Tensor:
     return smoothed.view(*h.shape[:2], *smoothed.shape[2:])
 
 
-def _is_constant(h: Tensor) -> Tensor:
-    """The rows (N,) that are the same everywhere, or not finite."""
+def is_constant(h: Tensor) -> Tensor:
+    """Which maps (N,) are the same everywhere, or not finite: they rank nothing."""
     h = h.flatten(1)
     return (h == h[:, :1]).all(1) | ~h.isfinite().all(1)
 
@@ -149,7 +168,7 @@ def hog(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hog_features(h: Tensor) -> Tensor | None:
-    """HOG features (N, D) of images (N, H, W); None where they are no images, or too small for one block."""
+    """HOG features (N, D) of images (N, H, W); None for what is not images, or too small for one block."""
     from skimage.feature import hog as of_image
 
     side = min(h.shape[1:]) if h.ndim == 3 else 0

@@ -1,4 +1,4 @@
-"""Verdicts kept from one run to the next: what a verdict was found from is its key, so that nothing stale is read."""
+"""Verdicts cached from one run to the next, keyed by all that they depend on, so that none is stale."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..atomic_write import encode_utf8
 from ..box import Box
+from ..checkpointing import tensor_digest
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
+from ..parameters import Target
 from ..validation import check_seed
-from .methods import Method, Target
+from .methods import Method
 from .verdict import GRADES, MIN_RANDOMIZED_PAIRS, Verdict, verdict
 
 
 class VerdictCache:
-    """Verdicts by their keys, as JSON text that is kept beside a report. What can't be read is as if it weren't there.
+    """Verdicts by their keys, as JSON text that is saved with a report. What cannot be read is ignored.
 
-    A key is a digest of the model's weights and structure, the inputs' meaning, the images and what the model says of
-    them, the target, the method with its settings, the seed and this version.
+    A key is a digest of the model's weights and structure, the kind of inputs, the images and the model's outputs, the
+    target, the method with its settings, the seed and this version of Unboxed.
     """
 
     def __init__(self, text: str | bytes = b"") -> None:
@@ -48,7 +50,7 @@ class VerdictCache:
         map_: Tensor | None = None,
         seed: int = 0,
     ) -> Verdict:
-        """As `checks.verdict`, found once. A method without a name of its own, or an objective, is asked anew."""
+        """As `checks.verdict`, computed once. Lambdas and objectives have no key, and are judged again each time."""
         seed = check_seed(seed)
         key = self._key(box, x, method, target, pairs, seed)
         cached_verdict = self._verdicts.get(key) or verdict(
@@ -68,11 +70,11 @@ class VerdictCache:
         pairs: int = MIN_RANDOMIZED_PAIRS,
         seed: int = 0,
     ) -> bool:
-        """Whether that verdict is at hand."""
+        """Whether that verdict is cached."""
         return self._key(box, x, method, target, pairs, check_seed(seed)) in self._verdicts
 
     def to_json(self) -> bytes:
-        """The verdicts asked for so far, to be kept."""
+        """The verdicts requested so far, to be saved."""
         verdicts = {key: v.to_dict() for key, v in self.requested.items()}
         return encode_utf8(json.dumps(nan_to_none(verdicts), indent=1, ensure_ascii=False))
 
@@ -81,13 +83,10 @@ class VerdictCache:
         if description is None or isinstance(target, Objective):
             return ""
         digest = hashlib.sha256(self._model_fingerprint(box))
-        for part in (box.validate_inputs(x), box(x), *([target] if isinstance(target, Tensor) else [])):
-            digest.update(_tensor_bytes(part))
-        digest.update(
-            encode_utf8(
-                repr((description, None if isinstance(target, Tensor) else target, pairs, seed, version("unboxed")))
-            )
-        )
+        tensors = box.validate_inputs(x), box(x), *([target] if isinstance(target, Tensor) else [])
+        digest.update(tensor_digest(*tensors).encode())
+        fixed_target = None if isinstance(target, Tensor) else target
+        digest.update(encode_utf8(repr((description, fixed_target, pairs, seed, version("unboxed")))))
         return digest.hexdigest()
 
     def _model_fingerprint(self, box: Box) -> bytes:
@@ -97,22 +96,16 @@ class VerdictCache:
 
 
 def fingerprint(box: Box) -> bytes:
-    """A digest of what the box computes, as far as it can be told: its modules, weights, buffers and inputs."""
+    """A digest of what determines the box's outputs: its modules, weights, buffers and inputs."""
     inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
     digest = hashlib.sha256(encode_utf8(repr((str(box), inputs, repr(box.model)))))
     for name, value in (*box.model.named_parameters(), *box.model.named_buffers()):
-        digest.update(name.encode())
-        digest.update(_tensor_bytes(value))
+        digest.update(f"{name} {tensor_digest(value)}".encode())
     return digest.digest()
 
 
-def _tensor_bytes(value: Tensor) -> bytes:
-    flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
-    return str((tuple(value.shape), value.dtype)).encode() + flat.view(torch.uint8).numpy().tobytes()
-
-
 def _describe_method(method: Method) -> str | None:
-    """The method, with its code where it is the caller's own, and settings; None where it has no name of its own."""
+    """The method, with its code where it is a user's, and its settings; None for one without a name (a lambda)."""
     settings: dict[str, object] = {}
     function: Callable[..., Any] = method
     while isinstance(function, partial):
@@ -143,7 +136,5 @@ def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
 
 
 def nan_to_none(value: Any) -> Any:
-    """The same without NaN and infinite numbers, which JSON does not have: they become null."""
-    if isinstance(value, dict):
-        return {k: nan_to_none(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The same with NaN and infinite numbers, which JSON does not have, as None."""
+    return tree_map_only(float, lambda number: number if math.isfinite(number) else None, value)

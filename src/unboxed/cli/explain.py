@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from ..objectives import mean_over_positions
 from ..plots.explanation_sheet import explanation_sheet
 from ..plots.files import save
 from ..report.words import format_p
-from ..validation import check_seed
+from ..validation import check_seed, suggest
 
 N_TOP_CLASSES = 3  # classes that are told
 EXPENSIVE_RUNS, EXPENSIVE_PAIRS = (
@@ -177,12 +176,10 @@ def class_index(box: Box, target: str) -> int:
         return box.classes.index(target)
     if target.isdecimal() and int(target) < len(box.classes):
         return int(target)
-    matches = difflib.get_close_matches(target, box.classes, n=3)
-    hint = f"did you mean {', '.join(matches)}?" if matches else f"there are {len(box.classes)}, {box.classes[0]} first"
-    raise InputError(f"the model has no class {target!r}; {hint}")
+    raise InputError(f"the model has no class {target!r}; {suggest(target, box.classes)}")
 
 
-COLOR_BY_GRADE = {"pass": "green", "doubtful": "yellow", "fail": "red", "not made": "dim"}
+COLOR_BY_GRADE = {"pass": "green", "inconclusive": "yellow", "fail": "red", "not applicable": "dim"}
 
 
 LEGEND = (
@@ -206,10 +203,10 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
     columns = ("why", "random weights", "left / at random")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
-        figures = [v.figures.get(k, math.nan) for k in ("signed", "kept", "kept_random")]
+        figures = [v.figures.get(k, math.nan) for k in ("signed", "deletion", "deletion_random")]
         removal_text = "" if math.isnan(figures[1]) else f"{figures[1]:.0%} / {figures[2]:.0%}"
         correlation_text = "" if math.isnan(figures[0]) else f"{figures[0]:.2f}"
-        why = (v.reason if v.grade != "not made" else v.sentence) + explanation.settings.get(name, "")
+        why = (v.reason if v.grade != "not applicable" else v.sentence) + explanation.settings.get(name, "")
         table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), correlation_text, removal_text)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)

@@ -1,9 +1,9 @@
-"""Data sets: images in [0, 1] with their classes. Any torch Dataset of (image, label) will do; these are at hand.
+"""Data sets: images in [0, 1] with their classes. Any torch Dataset of (image, label) can be used, too.
 
 `digits` needs no download; `mnist` and `fashion_mnist` read the original files; `folder` reads images of your own;
-`wrap` makes one of these of any torch Dataset. All have `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
+`wrap` turns any torch Dataset into one of these. All have `.first(n)`, `.tensors()`, `.classes`, `.name` and `.inputs`.
 
-A loader of a small data set moves in here; of what a command line names, into `loading`.
+A loader of a small data set moves in here; what resolves names from a command line, into `loading`.
 """
 
 from .folders import Folder, folder

@@ -1,4 +1,4 @@
-"""Files from the network: checked, resumed after a cut, and whole or not there at all."""
+"""Downloads: checksums are verified, interrupted downloads resumed, and files written atomically."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tqdm import tqdm
 
 from ..errors import WriteError
 
-TIMEOUT_SECONDS = 15.0  # seconds without a byte
-MAX_DISCONNECTS = 5  # how often one mirror may cut the connection
+TIMEOUT_SECONDS = 15.0  # without data
+MAX_DISCONNECTS = 5  # per mirror
 CHUNK_BYTES = 1 << 16
-MAX_FILE_BYTES = 1 << 28  # bytes; the largest file known here has 26 MB, and a server may send without end
+MAX_FILE_BYTES = 1 << 28  # the largest file here has 26 MB; a server could send without end
 
 
 class DownloadError(Exception):
-    """No mirror gave the file; says why, mirror by mirror."""
+    """No mirror could deliver the file; the message has the reason of each."""
 
 
 class _Disconnected(Exception):
-    """The connection ended before the file did."""
+    """The connection ended before the end of the file."""
 
 
 def fetch(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> None:
-    """Download `path` from the first mirror that gives it, with a progress bar on stderr.
+    """Download `path` from the first mirror that works, with a progress bar on stderr.
 
-    What came stays in `path.part` until it is whole and its checksum fits; the next call goes on from there.
-    Raises Unreachable, or WriteError where the folder can't be written.
+    Data is stored in `path.part` until it is complete and its checksum correct; the next call resumes it. Raises
+    DownloadError, or WriteError where the folder cannot be written.
     """
     part_path = path.with_name(f"{path.name}.part")
     failures = []
@@ -45,7 +45,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str, *, quiet: bool = False) -> 
                 os.replace(part_path, path)
             return
         except (DownloadError, _Disconnected, FileNotFoundError) as error:
-            if path.is_file() and md5_checksum(path) == md5:  # another process was faster, and took the part
+            if path.is_file() and md5_checksum(path) == md5:  # another process finished it
                 return
             failures.append(f"{url}: {error}")
     raise DownloadError("; ".join(failures))
@@ -57,7 +57,7 @@ def md5_checksum(path: Path) -> str:
 
 
 def _download_verified(url: str, part_path: Path, md5: str, quiet: bool) -> None:
-    """Bring the part to its end; one whose checksum is wrong goes, and is tried once more if it was resumed."""
+    """Complete the part; with a wrong checksum it is deleted, and downloaded again if it was resumed."""
     was_resumed = _file_size(part_path) > 0
     _download_with_retries(url, part_path, quiet)
     actual_md5 = md5_checksum(part_path)
@@ -70,7 +70,7 @@ def _download_verified(url: str, part_path: Path, md5: str, quiet: bool) -> None
 
 
 def _download_with_retries(url: str, part_path: Path, quiet: bool) -> None:
-    """Ask again, from where it stopped, as long as the connection is cut on the way."""
+    """Resume as long as the connection is cut, up to MAX_DISCONNECTS times."""
     for _ in range(MAX_DISCONNECTS):
         with contextlib.suppress(_Disconnected):
             return _request(url, part_path, quiet)
@@ -89,14 +89,16 @@ def _request(url: str, part_path: Path, quiet: bool) -> None:
         raise
     except HTTPError as error:
         error.close()
-        if not n_downloaded or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # it may be whole already
+        if (
+            not n_downloaded or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        ):  # it may be complete already
             raise DownloadError(f"the server says {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
 
 def _append_reply(reply: http.client.HTTPResponse, part_path: Path, offset: int, quiet: bool) -> None:
-    """Append the reply to the part, from `start` on."""
+    """Append the reply to the part, from `offset` on."""
     length = reply.headers.get("Content-Length", "")
     total = offset + int(length) if length.isdigit() else None
     name = part_path.name.removesuffix(".part")
@@ -118,7 +120,7 @@ def _append_reply(reply: http.client.HTTPResponse, part_path: Path, offset: int,
 
 
 def _read_chunks(reply: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The reply, piece by piece, as far as it comes."""
+    """The reply in chunks, until it ends or the connection does."""
     n_bytes = 0
     try:
         while n_bytes <= MAX_FILE_BYTES and (chunk := reply.read(CHUNK_BYTES)):

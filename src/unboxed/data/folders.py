@@ -1,9 +1,8 @@
-"""A folder of images: one subfolder a class, or all in one place without labels."""
+"""Folders of images: one subfolder per class, or all in one folder without labels."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +14,15 @@ from ..errors import BrokenImageError, DataError
 from ..inputs import images
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
+from ..validation import nearest_names, suggest
 from .sets import Example, Images
 
 SkippedFiles = list[tuple[Path, str]]
-SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind, never the user's
+SYSTEM_FILES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
 
 
 def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
-    """The images in a folder, decoded when they are taken out.
+    """The images in a folder, decoded on access.
 
     Images are turned upright (EXIF), resized by the short side with antialiasing and cropped around the center;
     transparency becomes white. Files that are no sound image are skipped and listed in `.skipped`.
@@ -65,10 +65,10 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
 class Folder(Images):
     """Image files with their classes.
 
-    A file whose header reads but whose image turns out to be broken is found when it is first decoded: passes over the
-    data (iterating, `.first(n)`, a DataLoader, every method) leave it out, and it joins `.skipped`; `folder[i]` raises
-    BrokenImageError, and so does a DataLoader's batch that holds nothing else. `len` counts it. Each worker process of
-    a DataLoader keeps its own list.
+    A file with a valid header but a broken image is detected when it is first decoded: passes over the data (iterating,
+    `.first(n)`, a DataLoader, every method) leave it out and add it to `.skipped`; `folder[i]` raises BrokenImageError,
+    and so does a batch of a DataLoader without any other image. `len` counts it. Each worker process of a DataLoader
+    has its own list.
     """
 
     labels_are_names = True
@@ -83,13 +83,13 @@ class Folder(Images):
         self._broken: dict[Path, str] = {}
 
     def labeled_as(self, classes: Sequence[str]) -> Folder:
-        """The same files, with the numbers of these classes as labels, matched by name. Raises DataError."""
+        """The same files, labeled by these classes, matched by name. Raises DataError."""
         label_by_class = match_labels(
             self.classes, classes, made_from_names=True, names_source=f"subfolders of {self.root}"
         )
         relabeled = copy.copy(self)
         relabeled._labels = [label_by_class.get(label, label) for label in self._labels]
-        if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers name nothing
+        if len(self.classes) != len(classes) or not is_numbers_only(classes):  # numbers are not names
             relabeled.classes = tuple(classes)
         return relabeled
 
@@ -105,7 +105,7 @@ class Folder(Images):
         return example
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """What torch's DataLoader asks for: the examples of a batch that can be read."""
+        """The examples of a batch that can be read, as torch's DataLoader calls it."""
         examples = [example for i in indices if (example := self._read_example(i)) is not None]
         if not examples:
             message = f"none of the {len(indices)} images of a batch can be read ({self._broken_reason(indices[0])})"
@@ -124,7 +124,7 @@ class Folder(Images):
             return None
         try:
             return images.read_image(path, self.inputs), self._labels[index]
-        except Exception as error:  # a hostile file can make a decoder raise nearly anything
+        except Exception as error:  # a hostile file can make a decoder raise anything
             self._broken[path] = images.error_reason(error)
             self.skipped.append((path, self._broken[path]))
             return None
@@ -137,15 +137,12 @@ def _resolve_folder(path: str | os.PathLike[str]) -> Path:
     if root.exists():
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
     neighbors = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-    close_matches = difflib.get_close_matches(root.name, neighbors, n=3)
-    raise DataError(
-        f"there is no folder {root}"
-        + (f"; did you mean {', '.join(map(repr, close_matches))}?" if close_matches else "")
-    )
+    hint = f"; {suggest(root.name, neighbors)}" if nearest_names(root.name, neighbors) else ""
+    raise DataError(f"there is no folder {root}{hint}")
 
 
 def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:
-    """Files by the name of their class folder; those of a flat folder by the empty name."""
+    """Files by the name of their class folder; of a flat folder by the empty name."""
     entries = _list_visible(root, skipped)
     subfolders = [p for p in entries if os.path.isdir(p) and not _is_same_folder(p, root)]
     if all(p.name.isdecimal() for p in subfolders):
@@ -154,7 +151,7 @@ def _files_by_class(root: Path, skipped: SkippedFiles) -> dict[str, list[Path]]:
     loose_files = [p for p in entries if not os.path.isdir(p)]
     if not any(files_by_class.values()):
         return {"": loose_files}
-    skipped += [(p, "beside the class folders, so without a class") for p in loose_files]
+    skipped += [(p, "outside the class folders, so without a class") for p in loose_files]
     skipped += [(p, "a class folder without files") for p in subfolders if not files_by_class[p.name]]
     return files_by_class
 
@@ -164,7 +161,7 @@ def _is_same_folder(path: Path, root: Path) -> bool:
 
 
 def _list_visible(path: Path, skipped: SkippedFiles) -> list[Path]:
-    """What is in a folder, by name, without hidden files and systems' litter."""
+    """The content of a folder, by name, without hidden and system files."""
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
@@ -174,7 +171,7 @@ def _list_visible(path: Path, skipped: SkippedFiles) -> list[Path]:
 
 
 def _walk_files(path: Path, skipped: SkippedFiles, visited: set[str]) -> Iterator[Path]:
-    """All files below a folder. Links are followed, but into no folder twice: they may run in circles."""
+    """All files below a folder. Links are followed, but into no folder twice: they may be circular."""
     real_path = os.path.realpath(path)
     if real_path in visited:
         skipped.append((path, "leads to a folder that was read already"))
@@ -188,14 +185,14 @@ def _walk_files(path: Path, skipped: SkippedFiles, visited: set[str]) -> Iterato
 
 
 def _image_files(files: list[Path], skipped: SkippedFiles) -> list[Path]:
-    """Those that may be images; the others are listed."""
+    """The files that may be images; the others are added to the skipped ones."""
     faults = [images.file_fault(p) for p in files]
     skipped += [(p, reason) for p, reason in zip(files, faults, strict=True) if reason]
     return [p for p, why in zip(files, faults, strict=True) if not why]
 
 
 def _interleave_classes(labeled_files: list[tuple[list[Path], int]]) -> list[tuple[Path, int]]:
-    """Files with their labels, every class evenly from front to end, so that the first n are of all classes."""
+    """Files with their labels, the classes interleaved, so that the first n examples are of all classes."""
     sort_keys = [
         ((i + 0.5) / len(files), class_index, p) for files, class_index in labeled_files for i, p in enumerate(files)
     ]

@@ -24,12 +24,12 @@ from ..inputs.pixels import Pixels
 from .download import DownloadError, fetch, md5_checksum
 from .sets import InMemory
 
-MAX_BYTES = 1 << 31  # bytes; a header that claims more is not believed
+MAX_BYTES = 1 << 31  # a header that claims more is refused
 
 
 @dataclass(frozen=True)
 class IDXSource:
-    """A published set of IDX files: where they are and what their checksums are."""
+    """A published set of IDX files: mirrors and checksums."""
 
     name: str
     mirrors: tuple[str, ...]
@@ -137,7 +137,7 @@ def _load(source: IDXSource, root: str | os.PathLike[str] | None, train: bool, q
 
 
 def _class_names(source: IDXSource, labels: Tensor) -> tuple[str, ...]:
-    """The published names, or numbers where files of one's own have more classes."""
+    """The published names, or numbers where a user's files have more classes."""
     largest_label = int(labels.max())
     return source.classes if largest_label < len(source.classes) else tuple(map(str, range(largest_label + 1)))
 
@@ -168,7 +168,7 @@ def _download_missing(source: IDXSource, folder: Path, names: tuple[str, ...], q
 
 
 def _check_published(source: IDXSource, path: Path, missing: list[str]) -> None:
-    """Published labels beside somebody's own images would be a silent wrong."""
+    """Check that published labels are not combined with a user's images, which would be a silent error."""
     if not path.is_file() or md5_checksum(path) != source.md5[path.name]:
         raise DataError(f"{path.parent} has its own {path.name}, but no {' and '.join(missing)}; put that there too")
 
@@ -190,7 +190,7 @@ def _offline_text(source: IDXSource, folder: Path, missing: list[str], reason: s
 
 
 def read_idx(path: Path, n_axes: int) -> Tensor:
-    """The unsigned bytes in an IDX file, packed or not, as a tensor with so many axes. Raises DataError if broken."""
+    """The unsigned bytes in an IDX file, packed or not, as a tensor with this many axes. Raises DataError if broken."""
     try:
         with _open_maybe_gzip(path) as file:
             return _parse_idx(file, path, n_axes)
@@ -214,7 +214,7 @@ def _parse_idx(file: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> Tens
     n_bytes = math.prod(shape)
     if not 0 < n_bytes <= MAX_BYTES:
         raise DataError(f"{path} claims the shape {shape}: empty, or too large to be true; {_remedy_text(path)}")
-    content = file.read(n_bytes + 1)  # one more: the end of a packed file carries its checksum
+    content = file.read(n_bytes + 1)  # one more: the checksum is at the end of a packed file
     if len(content) != n_bytes:
         actual_text = f"holds {len(content)}" if len(content) < n_bytes else "holds more"
         raise DataError(
@@ -224,4 +224,4 @@ def _parse_idx(file: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> Tens
 
 
 def _remedy_text(path: Path) -> str:
-    return f"delete it: {path.name} is downloaded anew, or put a sound copy there"
+    return f"delete it: {path.name} is downloaded again, or replace it by a valid copy"

@@ -1,4 +1,4 @@
-"""What every data set here is: images in [0, 1] with a class number each, or -1 where there is no label."""
+"""The base class of the data sets: images in [0, 1] with a class number each, or -1 without a label."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class _Batch(NamedTuple):
 
 
 class Batch(_Batch):
-    """Images and their classes; `y` is None where there are no labels. Remembers what the labels are called."""
+    """Images and their classes; `y` is None where there are no labels. Has the names of the labels."""
 
     classes: tuple[str, ...] = ()
     labels_are_names = False
     name = ""
 
     def with_names_of(self, dataset: Images) -> Batch:
-        """Taken from these data."""
+        """This batch with the label names of a data set."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
         return self
 
 
 class Images(Dataset[Example], ABC):
-    """The manners that all data sets share; a kind of its own says how many there are and how one is read.
+    """The interface of all data sets; subclasses define their length and how an example is read.
 
-    `classes` are the names of the labels (empty where nobody knows them), `labels_are_names` whether the labels were
-    made from them, as those of class folders; `inputs` is what a box needs to take them.
+    `classes` are the names of the labels (empty if unknown), `labels_are_names` whether the labels were made from them,
+    as for class folders; `inputs` are the inputs of a box for them.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Images(Dataset[Example], ABC):
         return stack_examples(islice(self, check_count(n)), self.name).with_names_of(self)
 
     def tensors(self) -> Batch:
-        """All of them, in memory."""
+        """All examples, in memory."""
         return self.first(len(self))
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class Images(Dataset[Example], ABC):
 
 
 class InMemory(Images):
-    """Images held as bytes, so that 60,000 of 28x28 take 47 MB; they become float32 when taken out."""
+    """Images stored as bytes, so that 60,000 of 28x28 take 47 MB; they become float32 on access."""
 
     def __init__(self, name: str, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], inputs: Pixels) -> None:
         self.name, self.classes, self.inputs = name, classes, inputs
@@ -95,7 +95,7 @@ class InMemory(Images):
 
 
 def check_count(n: int) -> int:
-    """n as a number of examples to take."""
+    """n, if it is a number of examples. Raises InputError."""
     try:
         number = operator.index(n)
     except TypeError:
@@ -106,7 +106,7 @@ def check_count(n: int) -> int:
 
 
 def stack_examples(examples: Iterable[Example], name: str) -> Batch:
-    """One batch of examples that must have one shape; -1 for all labels becomes None."""
+    """One batch of examples of one shape; if all labels are -1 they become None."""
     images: list[Tensor] = []
     labels: list[int] = []
     for image, label in examples:

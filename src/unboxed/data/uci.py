@@ -1,7 +1,8 @@
-"""The 1,797 UCI digits that scikit-learn carries, brought to the size and the margins of MNIST.
+"""The 1,797 UCI digits of scikit-learn, resized to the size and the margins of MNIST.
 
 Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI, doi:10.24432/C50P49. Each digit was a
-bitmap of 32x32, of which only the count of ink in every 4x4 block was kept. Margins: LeCun et al. 1998, section III-A.
+bitmap of 32x32, of which only the number of black pixels in every 4x4 block was published. Margins: LeCun et al. 1998,
+section III-A.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ IntArray = NDArray[np.int64]
 
 INPUTS = Pixels((1, 28, 28), mean=0.1419, std=0.3233)
 TEST_FRACTION = 0.2  # of each class
-PIXELS_PER_BLOCK = 8  # pixels that a block is drawn with, a side
-INK_EXPONENT = 1.3  # MNIST's pens are finer: a block that is partly ink loses a little of it
+PIXELS_PER_BLOCK = 8  # pixels per side of a block
+INK_EXPONENT = 1.3  # MNIST's strokes are finer: blocks that are partly ink lose a little
 N_REFINEMENTS = 3
 
 
@@ -88,9 +89,9 @@ def _load_digits() -> tuple[Tensor, Tensor]:
 
 
 def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
-    """Bitmaps (N, 1, 64, 64) whose blocks hold these shares of ink (N, 1, 8, 8), with strokes as smooth as can be.
+    """Smooth bitmaps (N, 1, 64, 64) whose blocks have these fractions of ink (N, 1, 8, 8).
 
-    Undoes the counting: blur, then in each block keep the brightest pixels, as many as were counted; repeat.
+    Inverts the counting: blur, then set the brightest pixels of each block, as many as were counted; repeat.
     """
     n_pixels = (ink_fraction * PIXELS_PER_BLOCK**2).round().flatten(1).long()  # (N, 64)
     ink = ink_fraction.repeat_interleave(PIXELS_PER_BLOCK, 2).repeat_interleave(PIXELS_PER_BLOCK, 3)
@@ -100,7 +101,7 @@ def _bitmaps_from_ink(ink_fraction: Tensor) -> Tensor:
 
 
 def _keep_brightest(ink: Tensor, n_pixels: Tensor) -> Tensor:
-    """One where a pixel is among the `keep` brightest of its block, else zero."""
+    """1 where a pixel is among the `keep` brightest of its block, else 0."""
     blocks = F.unfold(ink, PIXELS_PER_BLOCK, stride=PIXELS_PER_BLOCK).mT  # (N, blocks, pixels)
     is_ink = (n_pixels == PIXELS_PER_BLOCK**2).to(ink)[..., None].expand_as(blocks).clone()
     is_partial = (n_pixels > 0) & (n_pixels < PIXELS_PER_BLOCK**2)
@@ -111,7 +112,7 @@ def _keep_brightest(ink: Tensor, n_pixels: Tensor) -> Tensor:
 
 
 def _gaussian_blur(ink: Tensor, std: float = 0.4 * PIXELS_PER_BLOCK) -> Tensor:
-    """Gaussian blur with nothing beyond the edges, as two products with a band matrix."""
+    """Gaussian blur with zero padding, as two products with a band matrix."""
     position = torch.arange(ink.shape[-1]).to(ink)
     kernel = torch.exp(-(((position[:, None] - position) / std) ** 2) / 2)
     kernel = kernel / kernel.sum(1).max()
@@ -119,8 +120,8 @@ def _gaussian_blur(ink: Tensor, std: float = 0.4 * PIXELS_PER_BLOCK) -> Tensor:
 
 
 def _center_digits(ink: Tensor) -> Tensor:
-    """Bitmaps to 20x20, antialiased, in a field of 28x28 with the center of mass where MNIST has it, at (14, 14)."""
-    padding = ink.shape[-1] // 4  # the antialiasing reaches a little beyond the 20x20
+    """Bitmaps to 20x20, antialiased, in a field of 28x28 with the center of mass at (14, 14), as in MNIST."""
+    padding = ink.shape[-1] // 4  # antialiasing extends a little beyond the 20x20
     resized = F.interpolate(F.pad(ink, [padding] * 4), size=(30, 30), mode="bicubic", antialias=True).clamp(0, 1)
     position = torch.arange(30).to(resized)
     mass = resized.sum((1, 2, 3))

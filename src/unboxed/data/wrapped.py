@@ -1,4 +1,4 @@
-"""Any torch Dataset of (image, label): what each form of an image and of a label means."""
+"""Any torch Dataset of (image, label): converting images and labels of all forms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHITE_VALUES = {
     torch.uint8: 255.0,
     torch.uint16: 65535.0,
     torch.bool: 1.0,
-}  # what an integer image holds where it is white
+}  # the white of integer images
 ITEM_FORMAT_TEXT = (
     "wanted (image, label), with an image that is a tensor (C, H, W) or (H, W), a NumPy array or a Pillow image"
 )
@@ -99,7 +99,7 @@ def wrap(
 
 
 class _ItemFormat:
-    """How the items of one data set are read."""
+    """The form of a data set's items."""
 
     def __init__(self, name: str, like: Pixels | None = None, decode: DecodeFn | None = None) -> None:
         self.name, self.decode = name, decode
@@ -107,7 +107,7 @@ class _ItemFormat:
 
 
 class WrappedDataset(Images):
-    """Somebody's Dataset; what it holds is read, converted and checked when it is taken out."""
+    """A user's Dataset, whose items are converted and checked on access."""
 
     def __init__(self, dataset: Any, item_format: _ItemFormat, classes: Sequence[str] | None) -> None:
         self._dataset, self._item_format = dataset, item_format
@@ -129,7 +129,7 @@ class WrappedDataset(Images):
 
 
 def _as_indexed(dataset: Any) -> Any:
-    """Something with a length and an index."""
+    """A dataset with a length and an index."""
     if isinstance(dataset, tuple) and dataset and all(isinstance(part, Tensor) for part in dataset):
         if len({len(part) for part in dataset}) > 1:
             raise DataError(f"tensors of one data set must be equally long; got {[len(part) for part in dataset]}")
@@ -194,7 +194,7 @@ def _from_numpy(array: NDArray[Any], where: str) -> Tensor:
 
 
 def _to_unit_range(image: Tensor, where: str, decode: DecodeFn | None) -> Tensor:
-    """As float32 in [0, 1]; what can't be told for sure is refused."""
+    """As float32 in [0, 1]; ambiguous values are refused."""
     if image.dtype in WHITE_VALUES:
         return image.float() / WHITE_VALUES[image.dtype]
     if not image.is_floating_point():

@@ -1,4 +1,4 @@
-"""The same architecture with new weights, in all of its layers or in some: copies, the model itself is not touched."""
+"""Copies of a model with re-initialized weights, in all layers or in some; the model itself is not changed."""
 
 from __future__ import annotations
 
@@ -21,26 +21,24 @@ from ..model.hooks import named_modules, tensors_in
 LOG = logging.getLogger("unboxed")
 
 MODEL_ITSELF = "(model)"
-"""The name of what belongs to no layer that runs by itself: the model's own parameters, or those of scripted code."""
+"""The name for parameters that belong to no layer that runs: the model's own, or those of scripted code."""
 
-SPECTRAL_NORM_ITERATIONS = (
-    20  # looks at a weight by which spectral norm, which takes one step of its iteration at each, finds its size
-)
+SPECTRAL_NORM_ITERATIONS = 20  # forward passes, one power iteration each, after which spectral norm has converged
 
 
 @dataclass(frozen=True)
 class WeightedLayer:
-    """A layer that holds weights of its own (or batch statistics): the modules, by path, that belong to it."""
+    """A layer with weights (or batch statistics): the modules, by path, that belong to it."""
 
     name: str
     paths: tuple[str, ...]
 
 
 def layers_with_weights(box: Box) -> tuple[WeightedLayer, ...]:
-    """The layers that hold weights, in the order in which they first run; tied and reused ones stand once.
+    """The layers with weights, in the order in which they first run; tied and reused ones are listed once.
 
-    A module that does not run by itself (the projection inside attention, scripted code) counts with the nearest one
-    around it that does, or with `WHOLE`, which comes first. What the output doesn't depend on is left out.
+    A module that does not run itself (the projection inside attention, scripted code) belongs to the nearest enclosing
+    one that does, or to `MODEL_ITSELF`, which comes first. Modules that the output does not depend on are left out.
     """
     run_order = {"": -1} | {row.path: i for i, row in enumerate(box.layers)}
     unused_paths = _unused_modules(box, run_order)
@@ -67,7 +65,7 @@ def has_own_weights(module: nn.Module) -> bool:
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The floating point parameters of a module itself, those that a parametrization holds for it included."""
+    """The floating point parameters of a module itself, including those of its parametrizations."""
     parametrizations = getattr(module, "parametrizations", None)
     params = [
         *module.parameters(recurse=False),
@@ -77,21 +75,21 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _running_owner(path: str, running_paths: Collection[str]) -> str:
-    """The module that runs and is, or holds, the one at a path."""
+    """The module that runs and is, or contains, the one at a path."""
     while path not in running_paths:
         path = path.rpartition(".")[0]
     return path
 
 
 def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
-    """The modules that don't run and that the output does not depend on (heads for training only), by path."""
+    """The modules that do not run and that the output does not depend on (heads for training only), by path."""
     if all(path in running_paths for path, module in box.modules.items() if own_parameters(module)):
         return set()
     try:
         clone = copy_model(box).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
         grads = _output_gradients(box.reopen(clone), [p for _, p in named_params])
-    except Exception:  # no graph, or none that can be walked: all of them count
+    except Exception:  # without a graph, all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
     used = {path for (path, _), g in zip(named_params, grads, strict=True) if g is not None}
@@ -99,7 +97,7 @@ def _unused_modules(box: Box, running_paths: Collection[str]) -> set[str]:
 
 
 def _output_gradients(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of the output in some parameters, on noise; None where it does not depend on one."""
+    """Gradients of the output in some parameters, on noise; None for those it does not depend on."""
     noise = box.inputs.sample(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     with box.isolated():
         output = box.forward(noise.requires_grad_(), ["output"])["output"]
@@ -114,23 +112,22 @@ def copy_model(box: Box) -> nn.Module:
             return copy.deepcopy(box.model, _detached_activations(box.model))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"this model can't be copied, so no layer of a copy can be drawn anew: {reason}") from error
+        raise ModelError(f"this model can't be copied, so no layer of a copy can be randomized: {reason}") from error
 
 
 def _detached_activations(model: nn.Module) -> dict[int, Any]:
-    """Activations that a model keeps on itself, as a copy of it has them: without their graph, which can't be
-    copied."""
+    """Activations that a model stores on itself, without their graph, which cannot be copied."""
     activations = [h for module in model.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
     return {id(h): h.detach().clone() for h in activations}
 
 
 def randomize_layers(box: Box, layers: Iterable[WeightedLayer], seed: int) -> Box:
-    """A box around a copy of the model in which those layers (of `weighted`) have new weights.
+    """A box of a copy of the model in which these layers (of `layers_with_weights`) are re-initialized.
 
-    Modules draw their own start (`reset_parameters`), batch statistics included. What they leave as it was, or have no
-    start for (parametrized weights among them), is drawn from a normal distribution with its own mean and standard
-    deviation. A layer draws the same from `seed` whichever others are drawn. Raises ModelError where the model can't be
-    copied.
+    Modules are initialized by their `reset_parameters`, batch statistics included. Weights that this does not change,
+    or modules without it (parametrized weights among them), are sampled from a normal distribution with their mean and
+    standard deviation. A layer's new weights depend on `seed` alone, not on the other layers. Raises ModelError where
+    the model cannot be copied.
     """
     module_index = {path: i for i, path in enumerate(box.modules)}
     model = copy_model(box)
@@ -143,15 +140,15 @@ def randomize_layers(box: Box, layers: Iterable[WeightedLayer], seed: int) -> Bo
 
 
 def randomize_all_layers(box: Box, seed: int) -> Box:
-    """A box around a copy of the model with new weights in every layer, as `randomized` draws them.
+    """A box of a copy of the model with all layers re-initialized, as by `randomize_layers`.
 
-    Raises ModelError where the model can't be copied.
+    Raises ModelError where the model cannot be copied.
     """
     return randomize_layers(box, layers_with_weights(box), seed)
 
 
 def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int, device: torch.device) -> None:
-    """New weights for one module, and for nothing outside of its group."""
+    """Re-initialize one module, and nothing outside its group."""
     params = own_parameters(module)
     old_values = [p.detach().clone() for p in params]
     with state.seeded_rngs(seed, device), state.grad_mode(False):
@@ -165,7 +162,7 @@ def _randomize_module(module: nn.Module, group: Collection[nn.Module], seed: int
 
 
 def _call_reset(module: nn.Module) -> None:
-    """A module's own start, if it has one."""
+    """Call a module's `reset_parameters`, if it has one."""
     for name in ("reset_parameters", "_reset_parameters", "reset_running_stats"):
         reset = getattr(module, name, None)
         if callable(reset):
@@ -174,14 +171,14 @@ def _call_reset(module: nn.Module) -> None:
 
 
 def _resets_only_group(module: nn.Module, group: Collection[nn.Module]) -> bool:
-    """Whether a module's own start can't reach the weights of other layers, which lie below it."""
+    """Whether a module's `reset_parameters` cannot change the weights of other layers."""
     parametrizations = getattr(module, "parametrizations", None)
     skipped = set(parametrizations.modules()) if isinstance(parametrizations, nn.Module) else set()
     return all(m in group for m in module.modules() if m not in skipped and has_own_weights(m))
 
 
 def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal values with the mean and the standard deviation of a tensor; a constant stays what it is."""
+    """Normal values with the mean and the standard deviation of a tensor; a constant does not change."""
     as_float = like.float() if like.dtype in (torch.float16, torch.bfloat16) else like
     std, mean = torch.std_mean(as_float, correction=0)
     noise = torch.empty_like(as_float).normal_(generator=generator)
@@ -189,7 +186,7 @@ def _normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _update_spectral_norm(module: nn.Module) -> None:
-    """Let spectral norm find the size of a weight drawn anew: it keeps an estimate of the old one's directions."""
+    """Let spectral norm converge on the new weight: it starts from the singular vectors of the old one."""
     parametrizations = getattr(module, "parametrizations", None)
     if not isinstance(parametrizations, nn.ModuleDict):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,14 +24,6 @@ def attribution_map(result: Any) -> Tensor:
     if not isinstance(attribution, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")
     return attribution
-
-
-def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
-    """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
-    first = structures[0]
-    if isinstance(first, Mapping):
-        return {name: fn(*(h[name] for h in structures)) for name in first}
-    return tuple(map(fn, *structures)) if isinstance(first, tuple) else fn(*structures)
 
 
 def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:

@@ -1,7 +1,7 @@
-"""What a value is, in words that are the same in another process: to tell whether a saved work is of this very call.
+"""Descriptions of values that are the same in another process, to tell whether a checkpoint is of the same call.
 
-A function of an installed package is its name, and one of the caller's own its code with all that it refers to: what
-it was made with, its defaults, the globals that it names. Any other object is what a pickle of it would hold.
+A function of an installed package is described by its name, a user's function by its code with all that it refers to:
+defaults, closures, the globals that it names. Other objects are described by what a pickle of them would contain.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from ..errors import InputError
 
 OWN_PACKAGE = __name__.partition(".")[0]
 INSTALL_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-MAX_REPR_CHARS = 400  # characters, of which all beyond are a digest
+MAX_REPR_CHARS = 400  # characters; the rest becomes a digest
 DIGEST_CHARS = 16  # of a digest
 ATOMIC_TYPES = (type(None), type(...), bool, int, float, complex, str, bytes)
 
 
 def stable_repr(value: object) -> str:
-    """The words. Raises InputError for what can't be compared with another: a lock, a file, a running generator."""
+    """The description. Raises InputError for what cannot be compared: a lock, a file, a running generator."""
     try:
         text = _StableRepr().repr_of(value)
     except InputError:
         raise
-    except (RuntimeError, ValueError) as error:  # too deep; a tensor or a closure that holds nothing
+    except (RuntimeError, ValueError) as error:  # too deep; an empty closure cell
         raise InputError(f"a {type(value).__qualname__} can't be compared with that of another run") from error
     return text if len(text) <= MAX_REPR_CHARS else f"{text[:MAX_REPR_CHARS]}... {_short_digest(text)}"
 
 
 def checkpoint_repr(method_name: str, value: object, remedy: str) -> str:
-    """As `stable_repr`, of a setting of a work with a checkpoint. Raises InputError, which names it and the remedy."""
+    """As `stable_repr`, for a setting of a task with a checkpoint. Raises InputError that names it and the remedy."""
     try:
         return stable_repr(value)
     except InputError as error:
@@ -50,7 +50,7 @@ def checkpoint_repr(method_name: str, value: object, remedy: str) -> str:
 
 
 def box_checkpoint_settings(box: Box) -> dict[str, Any]:
-    """What a checkpoint says of the model it is of, beside what it answers: see `in_precision`."""
+    """The settings of a box that a checkpoint stores, besides the outputs: see `comparable_outputs`."""
     return {
         "weights": weights_digest(box.model), "inputs": stable_repr(box.inputs), "outputs": box.outputs,
         "mode": box.mode, "autocast": str(box.autocast),
@@ -58,12 +58,12 @@ def box_checkpoint_settings(box: Box) -> dict[str, Any]:
 
 
 def comparable_outputs(box: Box, values: Tensor) -> Tensor:
-    """Logits or scores of a box, to be compared with those of another run by `alike`."""
+    """Logits or scores of a box, to be compared with those of another run by `is_close`."""
     return cast_for_comparison(values, box.autocast or box.model_dtype)
 
 
 class _StableRepr:
-    """One value's. A function or a class that comes again, and an object inside itself, is a number."""
+    """The description of one value. A repeated function or class, and an object inside itself, is a number."""
 
     def __init__(self) -> None:
         self.number_by_id = dict[
@@ -138,7 +138,7 @@ class _StableRepr:
         )
 
     def _repr_class(self, cls: type) -> str:
-        """Its name; with the code of what the caller's own one does."""
+        """The name of a class; with the code of its methods if it is a user's."""
         if _is_installed(cls):
             return _qualified_name(cls)
         members = {k: getattr(v, "__func__", v) for k, v in vars(cls).items()}
@@ -149,7 +149,7 @@ class _StableRepr:
         )
 
     def _repr_object(self, value: object) -> str:
-        """By how it is pickled: what makes it, of what, and the state that is then put into it."""
+        """By its pickle: its constructor with arguments, and its state."""
         try:
             reduced = value.__reduce_ex__(4)
         except Exception as error:  # an object may raise anything
@@ -164,7 +164,7 @@ class _StableRepr:
 
 
 def _is_installed(value: FunctionType | type) -> bool:
-    """Whether it is this library's, Python's or an installed package's, known by its name."""
+    """Whether it is from this library, Python or an installed package, identified by its name."""
     if value.__module__.partition(".")[0] in (OWN_PACKAGE, "builtins"):
         return True
     code = getattr(value, "__code__", None)
@@ -181,7 +181,7 @@ def _qualified_name(value: Any) -> str:
 
 
 def _referenced_names(code: CodeType) -> Iterator[str]:
-    """What a function's code names, with that of the functions inside it."""
+    """The names in a function's code, including nested functions."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):

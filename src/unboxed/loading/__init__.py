@@ -1,6 +1,6 @@
-"""Models, weights and data from the words of a command line: `zoo:mnist-cnn`, `model.py:make`, `model.pt`, `digits`.
+"""Models, weights and data by name, as on a command line: `zoo:mnist-cnn`, `model.py:make`, `model.pt`, `digits`.
 
-A factory is the user's own code and is run. A checkpoint is not: nothing in it is ever executed.
+A factory is the user's code and is run. A checkpoint is data: nothing in it is ever executed.
 
 What turns a path or a name into a model, a box or data moves in here.
 """

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: safetensors, or what `torch.save` wrote, if that is tensors and plain values."""
+"""Loading weights from a file into a model: safetensors, or `torch.save` files of tensors and plain values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import ModelError
 
 TensorDict = dict[str, Tensor]
-MAX_NAMES_LISTED = 8  # names told of each kind of mismatch
+MAX_NAMES_LISTED = 8  # names of each kind of mismatch in an error
 MAX_NESTING = 4  # how deep a checkpoint may wrap its state dict
 STATE_DICT_KEYS = (
     "state_dict",
@@ -31,8 +31,8 @@ STATE_DICT_KEYS = (
     "weights",
     "params",
 )  # in this order
-INNER_WRAPPER_NAMES = {"module", "_orig_mod"}  # what DataParallel and torch.compile put anywhere in a name
-WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and what Lightning modules and such put in front
+INNER_WRAPPER_NAMES = {"module", "_orig_mod"}  # from DataParallel and torch.compile, anywhere in a name
+WRAPPER_NAMES = {"model", "net", "network", *INNER_WRAPPER_NAMES}  # and prefixes, as of Lightning modules
 CONVERT_COMMAND = (
     "import torch; c = torch.load('OLD', weights_only=False); "
     "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c['state_dict'], 'NEW')"
@@ -77,7 +77,7 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch talks of its own storage classes
+            warnings.simplefilter("ignore", UserWarning)  # torch names its storage classes
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_unsafe_text(path, str(error))) from error
@@ -96,7 +96,7 @@ def _unsafe_text(path: Path, error_text: str) -> str:
 
 
 def _find_state_dict(loaded: Any, path: Path) -> TensorDict:
-    """The state dict in what a checkpoint holds: under one of the usual keys, or itself, or its only set of tensors."""
+    """The state dict in a checkpoint: under a usual key, the checkpoint itself, or its only set of tensors."""
     if not isinstance(loaded, Mapping):
         expected = "wanted a dict of tensors by name, as model.state_dict() gives"
         raise ModelError(f"{path} holds a {type(loaded).__name__}; {expected}")
@@ -119,7 +119,7 @@ def _is_tensor_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> dict[str, str]:
-    """{name without what wrappers add: name}; `shared` also drops wrappers' words that all names begin with."""
+    """{name without wrappers' prefixes: name}; `shared` also drops wrapper names that all names begin with."""
     names = list(names)
     stripped = {".".join(part for part in name.split(".") if part not in INNER_WRAPPER_NAMES): name for name in names}
     stripped = stripped if len(stripped) == len(names) else {name: name for name in names}
@@ -133,10 +133,10 @@ def _without_wrapper_names(names: Iterable[str], strip_common: bool = False) -> 
 
 
 def _match_names(loaded: TensorDict, model_names: Mapping[str, str]) -> tuple[TensorDict, list[str]]:
-    """The tensors by the model's names, and the file's names that fit nothing.
+    """The tensors by the model's names, and the file's names that match nothing.
 
-    A prefix is taken off if it consists of wrappers' words, or if all names have it: what then lies beside it (a
-    loss's weights, a metric's) is not the model's. Raises ModelError where two prefixes fit alike, with other values.
+    A prefix is removed if it consists of wrapper names, or if all names have it: names without it (a loss's weights, a
+    metric's) are not the model's. Raises ModelError where two prefixes match equally well, with different values.
     """
     stripped = _without_wrapper_names(loaded)
     match_counts = Counter(
@@ -165,7 +165,7 @@ def _match_names(loaded: TensorDict, model_names: Mapping[str, str]) -> tuple[Te
 
 
 def _strip_prefix(stripped: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """{name behind a prefix: the file's name}, of those that have it."""
+    """{name without a prefix: the file's name}, of those that have it."""
     return {name[len(prefix) :]: full_name for name, full_name in stripped.items() if name.startswith(prefix)}
 
 
@@ -193,7 +193,7 @@ def _mismatches(fitted: TensorDict, unexpected: list[str], state: TensorDict) ->
 
 
 def _is_optional(name: str, tensor: Tensor, loaded_storage: set[tuple[Any, ...]]) -> bool:
-    """Whether a model may keep its own: a counter that old checkpoints lack, a tied weight's second name."""
+    """Whether a name may be missing: a counter that old checkpoints lack, a tied weight's second name."""
     return name.endswith("num_batches_tracked") or (_storage_key(tensor) in loaded_storage and tensor.numel() > 0)
 
 

@@ -26,7 +26,7 @@ CODE_MARKERS = (
     "/aotinductor/",
     "custom_obj",
     "opaque_obj",
-)  # members of an archive that run code of their own when loaded
+)  # members of an archive that run code when loaded
 TRAINING_ARGUMENT_INDEX: dict[Any, int] = {
     aten.dropout.default: 2,
     aten.dropout_.default: 2,
@@ -43,8 +43,8 @@ SAFE_LOAD_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 def load_exported(path: Path) -> nn.Module:
     """The model in a .pt2 file. Raises ModelError; warns where the model was exported in train mode.
 
-    A .pt2 file is a program. What it holds of compiled code and pickled objects is refused, but its graph is run:
-    open only files whose maker you trust.
+    A .pt2 file is a program. Compiled code and pickled objects in it are refused, but its graph is run: open only files
+    from sources that you trust.
     """
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
@@ -77,14 +77,14 @@ def _read(path: Path) -> ExportedProgram:
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path} {UNSAFE_TEXT}") from error
     except Exception as error:
-        advice = "export it anew, with this torch and on the CPU"
+        advice = "export it again, with this torch and on the CPU"
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(f"torch {torch.__version__} can't load {path}; {advice} ({message})") from error
 
 
 @contextmanager
 def _safe_silent_loading() -> Iterator[None]:
-    """torch's own reader would unpickle anything where safe loading fails; and it logs and warns about itself."""
+    """Keep torch's reader from unpickling where safe loading fails, and silence its logs and warnings."""
     with ExitStack() as stack:
         stack.enter_context(_environment_variable(SAFE_LOAD_VARIABLE, "1"))
         for logger in map(logging.getLogger, EXPORT_LOGGERS):
@@ -132,8 +132,8 @@ def _is_in_train_mode(program: ExportedProgram) -> bool:
 class ExportedModel(nn.Module):
     """Mixed into an unflattened model: it takes any number of rows, and refuses train mode, which it does not have.
 
-    `row_limits` are the least and the most rows that the exported graph takes. Fewer are padded with copies of the
-    last row, more are run in parts; both are cut from every output whose first axis is the batch.
+    `row_limits` are the smallest and the largest number of rows that the exported graph takes. Fewer are padded with
+    copies of the last row, more are run in parts; padding is removed from every output whose first axis is the batch.
     """
 
     row_limits: tuple[int, int]

@@ -1,9 +1,8 @@
-"""`module:factory` and `path/to/file.py:factory`: run the user's own code and hand back what it makes."""
+"""`module:factory` and `path/to/file.py:factory`: run the user's code and return what it makes."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import hashlib
 import importlib
@@ -21,43 +20,30 @@ import torch
 
 from ..errors import InputError, UnboxedError
 from ..model.state import seeded_rngs
+from ..validation import suggest
 
-ErrorType = type[UnboxedError]  # what a failure is raised as: ModelError for models, DataError for data
-USER_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may well call sys.exit
+ErrorType = type[UnboxedError]  # of errors: ModelError for models, DataError for data
+USER_ERRORS = (Exception, SystemExit)  # a script without a __main__ guard may call sys.exit
 
 
 def build_from_spec(spec: str, error_type: ErrorType, seed: int = 0) -> Any:
-    """What `spec` names; a class or a function is called without arguments, anything else is taken as it is.
+    """The object that `spec` names; a class or a function is called without arguments.
 
-    A file is imported under a private name, so it can't stand in for another module. Its folder (for a module: the
-    working folder) is on sys.path until the factory has returned, not longer. Its random numbers
-    start at `seed`; the caller's are afterwards as before.
+    A file is imported under a private name, so that it cannot shadow another module. Its folder (for a module: the
+    working folder) is on sys.path until the factory has returned. Random numbers are seeded by `seed`, and the caller's
+    generators restored.
     """
     module_path, _, name = spec.rpartition(":")
     if not module_path or not name:
         raise error_type(f"{spec!r} names no factory; wanted module:factory or path/to/file.py:factory")
-    if not module_path.endswith(".py"):
-        with _importable_folder(Path.cwd()):
-            return _call_factory(
-                _resolve_name(
-                    _load_seeded(_import_module, module_path, spec, error_type, seed), name, spec, error_type
-                ),
-                spec,
-                error_type,
-                seed,
-            )
-    path = Path(module_path).resolve()
-    if not path.is_file():
-        raise error_type(
-            f"{spec}: there is no file {module_path}{_suggestion_text(path.name, _python_files(path.parent))}"
-        )
-    with _importable_folder(path.parent):
-        return _call_factory(
-            _resolve_name(_load_seeded(_import_file, path, spec, error_type, seed), name, spec, error_type),
-            spec,
-            error_type,
-            seed,
-        )
+    is_file, path = module_path.endswith(".py"), Path(module_path).resolve()
+    if is_file and not path.is_file():
+        hint = _suggestion_text(path.name, _python_files(path.parent))
+        raise error_type(f"{spec}: there is no file {module_path}{hint}")
+    with _importable_folder(path.parent if is_file else Path.cwd()):
+        load, source = (_import_file, path) if is_file else (_import_module, module_path)
+        module = _load_seeded(load, source, spec, error_type, seed)
+        return _call_factory(_resolve_name(module, name, spec, error_type), spec, error_type, seed)
 
 
 def import_methods(source: str) -> ModuleType:
@@ -85,7 +71,7 @@ def defined_names(path: Path) -> list[str]:
 def _load_seeded(
     load_module: Callable[..., ModuleType], source: object, spec: str, error_type: ErrorType, seed: int
 ) -> ModuleType:
-    """A module loaded on random numbers of its own: it may make its model while it is imported."""
+    """Import a module with seeded random numbers: it may build its model during the import."""
     with seeded_rngs(seed, torch.get_default_device()):
         return load_module(source, spec, error_type)
 
@@ -167,12 +153,11 @@ def _error_text(error: BaseException) -> str:
 
 
 def _suggestion_text(name: str, choices: list[str]) -> str:
-    suggestions = difflib.get_close_matches(name, choices, n=3) or shorten_list(sorted(choices))
-    return f"; there is {', '.join(suggestions)}" if suggestions else ""
+    return f"; {suggest(name, sorted(choices))}" if choices else ""
 
 
 def shorten_list(names: list[str], max_names: int = 5) -> list[str]:
-    """The first of a list, and a sign that there are more."""
+    """The first names of a list, with "..." if there are more."""
     return names if len(names) <= max_names else [*names[:max_names], "..."]
 
 
@@ -182,9 +167,9 @@ def _python_files(folder: Path) -> list[str]:
 
 @contextmanager
 def _importable_folder(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbors, then forget those that only this folder could give.
+    """Let the user's code import modules from its folder, and remove those from sys.modules afterwards.
 
-    Otherwise the `layers.py` of one folder would be taken for the `layers.py` of the next.
+    Otherwise the `layers.py` of one folder would be used for that of the next.
     """
     old_modules = set(sys.modules)
     sys.path.insert(0, str(folder))

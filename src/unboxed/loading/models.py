@@ -81,5 +81,5 @@ def _refusal_text(spec: str) -> str:
     if path.is_dir():
         return f"{spec} is a folder, not a model (folders are data: --data); {MODEL_SPEC_TEXT}"
     if spec in zoo.names():
-        return f"{spec!r} is no model by itself; did you mean zoo:{spec}?"
+        return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"
     return f"{spec!r} is no model; {MODEL_SPEC_TEXT}"

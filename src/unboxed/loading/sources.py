@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from ..engine.read.class_labels import matchable_classes
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
+from ..validation import nearest_names, suggest
 from .factories import build_from_spec
 
 DATA_SPEC_TEXT = (
@@ -117,6 +117,5 @@ def _refusal_text(spec: str, name: str) -> str:
         return f"{spec} is a file, not data; {DATA_SPEC_TEXT}"
     if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
-    close_matches = difflib.get_close_matches(name, DATASET_NAMES, n=1)
-    hint = f"did you mean {close_matches[0]}? " if close_matches else ""
+    hint = f"{suggest(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
     return f"there is no data set and no folder {spec!r}; {hint}{DATA_SPEC_TEXT}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -57,3 +57,41 @@ class Padding:
             return h, None
         true = len(h) * self.n // self.padded_n
         return h[:true], h[true:]
+
+
+def in_pair_batches(
+    func: Callable[[Tensor, Tensor], T],
+    n: int,
+    n_variants: int,
+    plan: tuple[BatchSize, int],
+    together: bool,
+    device: torch.device | str = "cpu",
+) -> list[T]:
+    """Call `func(examples (R,), variants (R,))` on all pairs of n examples and their variants, by a batch plan.
+
+    `together`: a batch is all examples in one variant, because they depend on one another.
+    """
+    if together:
+        rows = torch.arange(n, device=device)
+        return in_batches(lambda part: func(rows, torch.full_like(rows, part.start)), n_variants, 1, 1)
+
+    def run_part(part: slice) -> T:
+        index = torch.arange(part.start, part.stop, device=device)
+        return func(index // n_variants, index % n_variants)
+
+    return in_batches(run_part, n * n_variants, *plan)
+
+
+def pair_outputs(
+    func: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    n: int,
+    n_variants: int,
+    plan: tuple[BatchSize, int],
+    together: bool,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `in_pair_batches`."""
+    parts = zip(*in_pair_batches(func, n, n_variants, plan, together, device), strict=True)
+    if together:
+        return [torch.stack(h, 1) for h in parts]
+    return [(flat := torch.cat(h)).view(n, n_variants, *flat.shape[1:]) for h in parts]

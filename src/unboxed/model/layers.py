@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LayerError
+from ..validation import suggest
 from .hooks import Address, follow_forward, hookable_modules, main_tensor
 from .identity import TransientHook
 from .state import SharedNoise
@@ -118,8 +118,7 @@ class Layers:
         if address.path in self._unused:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
         names = [*self.by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
-        nearest = difflib.get_close_matches(str(address), names, n=3, cutoff=0.4) or list(self.by_path)[:3]
-        return f"no layer {str(address)!r} in this model; the nearest names are {', '.join(map(repr, nearest))}"
+        return f"there is no layer {str(address)!r} in this model; {suggest(str(address), names)}"
 
     def __str__(self) -> str:
         rows = [("layer", "type", "output", "parameters", "FLOPs")]

@@ -1,7 +1,7 @@
 """Replace single ops of a model while it runs, whatever module or spelling calls them.
 
-For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, and
-its backward pass is another.
+For backward rules that need an op's input and weights (LRP, DeepLIFT): the replacement computes the same values, with
+another backward pass.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .hooks import Address, hookable_modules, tensors_in
@@ -222,12 +223,13 @@ def _shares_storage(a: Tensor, b: Tensor) -> bool:
 
 def _non_tensor_parts(value: object) -> object:
     """The arguments without tensors, to compare: numbers and strings by value, objects by identity."""
+    leaves, structure = tree_flatten(value)
+    return structure, [_comparable(leaf) for leaf in leaves]
+
+
+def _comparable(value: object) -> object:
     if isinstance(value, Tensor):
         return Tensor
-    if isinstance(value, (tuple, list)):
-        return type(value), *map(_non_tensor_parts, value)
-    if isinstance(value, Mapping):
-        return type(value), *((_non_tensor_parts(name), _non_tensor_parts(v)) for name, v in value.items())
     return (type(value), value) if isinstance(value, (bool, int, float, str, torch.dtype)) else id(value)
 
 

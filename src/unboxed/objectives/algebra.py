@@ -12,9 +12,10 @@ from typing import Any, Union
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError, LayerError
-from .calls import Call, copy_value, detach_value, is_equal, is_same_call, map_nested, remember_call, replay_call
+from .calls import Call, copy_value, detach_value, is_equal, is_same_call, remember_call, replay_call
 
 Acts = Mapping[str, Tensor]
 Index = slice | Tensor
@@ -137,7 +138,7 @@ class Objective:
         return hash((self.layers, self.batch_dependent, self.n))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Objective, self._fields()) if self.call is None else (replay_call, map_nested(detach_value, self.call))
+        return (Objective, self._fields()) if self.call is None else (replay_call, tree_map(detach_value, self.call))
 
     def _fields(self) -> tuple[Any, ...]:
         return self.score, self.layers, self.name, self.select, self.batch_dependent, self.n

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 P = ParamSpec("P")
 T = TypeVar("T")  # an objective
@@ -24,19 +25,12 @@ def remember_call(factory: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(factory)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        copied_args, copied_kwargs = map_nested(copy_value, args), map_nested(copy_value, kwargs)
+        copied_args, copied_kwargs = tree_map(copy_value, (args, kwargs))
         objective = factory(*copied_args, **copied_kwargs)
         object.__setattr__(objective, "call", (wrapper, copied_args, copied_kwargs))
         return objective
 
     return wrapper
-
-
-def map_nested(func: Callable[[Any], Any], value: Any) -> Any:
-    """Apply `func` to every value in tuples, lists and dicts."""
-    if type(value) in (tuple, list):
-        return type(value)(map_nested(func, v) for v in value)
-    return {k: map_nested(func, v) for k, v in value.items()} if type(value) is dict else func(value)
 
 
 def copy_value(value: Any) -> Any:

@@ -5,7 +5,6 @@ A section is a file here; what it computes moves into a family, what it draws in
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
-from ..validation import check_seed
+from ..validation import check_seed, suggest
 from . import (
     activations,
     adversarial,
@@ -143,9 +142,7 @@ def _select_sections(sections: Sequence[str | Section] | None) -> list[Section]:
     selected = []
     for section in SECTIONS if sections is None else sections:
         if isinstance(section, str) and section not in by_slug:
-            matches = difflib.get_close_matches(section, by_slug, n=1)
-            hint = f"did you mean {matches[0]!r}? " if matches else ""
-            raise InputError(f"the report has no section {section!r}; {hint}there are {', '.join(by_slug)}")
+            raise InputError(f"the report has no section {section!r}; {suggest(section, by_slug, len(by_slug))}")
         selected.append(by_slug[section] if isinstance(section, str) else section)
     return selected
 

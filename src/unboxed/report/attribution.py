@@ -21,7 +21,7 @@ from .blocks import Block, ColorScales, ExampleRow, Figure, FigureGrid, Files, H
 from .context import ReportContext, Section
 from .words import count_noun, error_sentence
 
-TONE_BY_GRADE = {"pass": "good", "doubtful": "fair", "fail": "bad", "not made": ""}
+TONE_BY_GRADE = {"pass": "good", "inconclusive": "fair", "fail": "bad", "not applicable": ""}
 EXAMPLES_PER_GROUP = 3  # examples of a kind
 FIGURE_PIXELS = 140
 PUSH_SIZE = 0.5  # of the pixel range: how far the strongest pixel moves when an input is pushed along a gradient

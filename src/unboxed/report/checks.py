@@ -9,7 +9,7 @@ from torch import Tensor
 from ..cards import Card
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
-from ..checks.verdict import Verdict
+from ..checks.verdict import INCONCLUSIVE, NOT_APPLICABLE, Verdict
 from ..plots import colors, draw
 from .attribution import TONE_BY_GRADE
 from .blocks import Block, ExampleRow, Figure, Fold, Heading, Note, RankedMethod, Ranking, Text
@@ -25,7 +25,7 @@ def build(context: ReportContext) -> Sequence[Block]:
     verdicts, skipped_methods = _affordable_verdicts(context)
     cards = attribution_cards()
     ranked_names = [
-        n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != "not made"
+        n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE
     ]
     blocks: list[Block] = [
         Text(_lead_text(context, verdicts, ranked_names)),
@@ -55,14 +55,14 @@ def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], li
 
 
 def _lead_text(context: ReportContext, verdicts: dict[str, Verdict], ranked_names: Sequence[str]) -> str:
-    counts = {grade: sum(verdicts[n].grade == grade for n in ranked_names) for grade in ("pass", "doubtful", "fail")}
+    counts = {grade: sum(verdicts[n].grade == grade for n in ranked_names) for grade in ("pass", INCONCLUSIVE, "fail")}
     examples_text = count_noun(len(context.evidence), "example")
     return (
         "Every method draws something, of any model. Each was asked "
         f"of this one, on {examples_text}: does its picture change "
         "once the weights of the model's upper half are random, is it empty for one that ignores its input, and does "
         "removing what it marks cost the answer? "
-        f"{counts['pass']} pass, {counts['doubtful']} are doubtful, {counts['fail']} fail."
+        f"{counts['pass']} pass, {counts[INCONCLUSIVE]} are inconclusive, {counts['fail']} fail."
     )
 
 

@@ -28,7 +28,7 @@ from .folder import ReportFolder
 
 MAPS_FILE, IMAGES_FILE, FACTS_FILE = "shortcut.png", "shortcut-drawn.png", "shortcut.json"
 DIGITS = tuple("0123456789")
-STYLE_BY_GRADE = {"shows it": "green", "doubtful": "yellow", "does not": "red", "refused": "dim"}
+STYLE_BY_GRADE = {"shows it": "green", "inconclusive": "yellow", "does not show it": "red", "not applicable": "dim"}
 
 
 def parse_trigger(classes: str) -> Trigger:
@@ -101,7 +101,7 @@ def results_table(result: ShortcutReport) -> Table:
             rows.add_section()
         family = f.family
         percentages = [f"{v:.0%}" if v is not None else "" for v in (f.score, f.control_score)]
-        what = f.sentence if f.grade == "refused" else f.quantity
+        what = f.sentence if f.grade == "not applicable" else f.quantity
         rows.add_row(f.method, Text(f.grade, STYLE_BY_GRADE[f.grade]), Text(what), *percentages)
     return rows
 

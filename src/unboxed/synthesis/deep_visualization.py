@@ -114,7 +114,7 @@ def deep_visualization(
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(NormalizedGradient, lr=step_length),
-        constraint=Constraint(project=lambda x, centre: inputs.clip(x)),
+        constraint=Constraint(project=lambda x, center: inputs.clip(x)),
         frame_every=frame_every,
         seed=seed,
         post_step=post_step,

@@ -226,10 +226,10 @@ def _make_canvas(like: Tensor, color: Tensor, is_fourier: bool, seed: int) -> tu
 
 def _pixel_constraint(box: Box, like: Tensor, color: Tensor, pixel_std: float, objective: str) -> Constraint:
     if objective != "dot":
-        return Constraint(project=lambda z, centre: box.inputs.clip(z))
+        return Constraint(project=lambda z, center: box.inputs.clip(z))
     ball = L2(pixel_std * math.sqrt(like[0].numel()))
     mean_color = color.view(-1, 1, 1)
-    return Constraint(project=lambda z, centre: box.inputs.clip(ball.project(z, mean_color.expand_as(z))))
+    return Constraint(project=lambda z, center: box.inputs.clip(ball.project(z, mean_color.expand_as(z))))
 
 
 def _normalized_dot(path: str, h: Tensor) -> Objective:

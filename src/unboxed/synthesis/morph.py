@@ -8,13 +8,13 @@ from functools import partial
 
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import L2, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..engine.results import map_structure
 from ..model.batching import BatchSize
 from ..objectives import Objective, logit, logprob
 from ..validation import check_float
@@ -34,7 +34,7 @@ class Morph:
 
     @property
     def result(self) -> Tensor:  # (N, ...)
-        last: Tensor = map_structure(lambda frames: frames[-1], self.frames)
+        last: Tensor = tree_map(lambda frames: frames[-1], self.frames)
         return last
 
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..cards import card
@@ -17,7 +18,6 @@ from ..engine.gradients.score import gradients
 from ..engine.optimize.constraints import BALL_BY_NORM, TINY, Constraint, NormBall, broadcast_rows, l2_norm
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
-from ..engine.results import map_structure
 from ..errors import InputError
 from ..model.batching import BatchSize, in_batches
 from ..objectives import Index, Objective, logit
@@ -43,7 +43,7 @@ class Silence:
 
     @property
     def change(self) -> Tensor:  # (N, ...)
-        change: Tensor = map_structure(torch.sub, self.images, self.input)
+        change: Tensor = tree_map(torch.sub, self.images, self.input)
         return change
 
 

@@ -131,7 +131,7 @@ def _optimize(
     batch_size: BatchSize,
 ) -> GeneratedImages:
     sizes.check_size(box, objective, (start.shape[2], start.shape[3]), SIZE_HINT)
-    constraint = Constraint(project=lambda x, centre: x.clamp(0, 1))
+    constraint = Constraint(project=lambda x, center: x.clamp(0, 1))
     weight = check_float("smooth", smooth, minimum=0) / start[0].numel()
     config = OptimizationConfig(
         steps,

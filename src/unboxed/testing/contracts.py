@@ -233,18 +233,10 @@ def _check_after_failures(violations: Violations, card: Card, model: str, first:
     method_case = make_case(model)
     hook = FailingHook(method_case.box.model)
     scramble_rngs(3)
-    violations.add(
-        "seed",
-        [
-            f"in a fresh box, {message}"
-            for message in differences(result_tensors(call_example(card, method_case)), first, 0)
-        ],
-    )
+    violations.add("seed", _differences_from(first, card, method_case, "in a fresh box"))
     n_calls = hook.n_calls
-    planned_failures = (
-        ((1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)) if n_calls else ()
-    )
-    for k, error in planned_failures:
+    planned_failures = (1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)
+    for k, error in planned_failures if n_calls else ():
         hook.fail_at(k, error)
         scramble_rngs(4)
         before = snapshot(method_case.box.model, method_case.x, method_case.y)
@@ -256,13 +248,12 @@ def _check_after_failures(violations: Violations, card: Card, model: str, first:
             "leaves no trace", [f"after {cause} in module call {k} of {n_calls}, {name}" for name in changed]
         )
     hook.fail_at(-1)
-    violations.add(
-        "seed",
-        [
-            f"after failures, {message}"
-            for message in differences(result_tensors(call_example(card, method_case)), first, 0)
-        ],
-    )
+    violations.add("seed", _differences_from(first, card, method_case, "after failures"))
+
+
+def _differences_from(first: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
+    """The differences of a new result from the first one, bit for bit."""
+    return [f"{when}, {message}" for message in differences(result_tensors(call_example(card, method_case)), first, 0)]
 
 
 def blank_or_nonfinite(outputs: dict[str, Tensor]) -> list[str]:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class ModelEMA:
     """Of all parameters and floating point buffers: average = decay average + (1 - decay) weights, after each step.
 
-    In the first steps the decay is smaller, (1 + step) / (10 + step), or the untrained weights would count for long.
+    In the first steps the decay is smaller, (1 + step) / (10 + step), so that the initial weights soon count little.
+    (`swa_utils.AveragedModel` starts with the weights after the first step, and copies the model with its hooks.)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,31 +23,25 @@ class ModelEMA:
         self.weights = [tensor.data for tensor in tensors if tensor.is_floating_point()]
         self.average = [h.clone() for h in self.weights]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
-        """After step number `step`, from 1."""
-        new_weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for ema_tensor, tensor in zip(self.average, self.weights, strict=True):
-            ema_tensor.lerp_(tensor, new_weight)
+        """Average after step number `step`, from 1."""
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+        average(self.average, self.weights, step)
 
-    @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Into the model, in place of its weights."""
-        for ema_tensor, tensor in zip(self.average, self.weights, strict=True):
-            tensor.copy_(ema_tensor)
+        """Replace the model's weights by the average."""
+        torch._foreach_copy_(self.weights, self.average)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """For looks at the average: the model holds it inside, and its own weights again afterwards."""
+        """Inside, the model has the average as its weights."""
         saved_weights = [tensor.clone() for tensor in self.weights]
         try:
             self.copy_to_model()
             yield
         finally:
-            for h, saved_tensor in zip(self.weights, saved_weights, strict=True):
-                h.copy_(saved_tensor)
+            torch._foreach_copy_(self.weights, saved_weights)
 
     def restore(self, saved_average: list[Tensor]) -> None:
-        """What a checkpoint held."""
-        for ema_tensor, saved_tensor in zip(self.average, saved_average, strict=True):
-            ema_tensor.copy_(saved_tensor)
+        """Continue from the average of a checkpoint."""
+        torch._foreach_copy_(self.average, saved_average)

@@ -52,11 +52,12 @@ def cam(
     upsample: bool = True,
     batch_size: BatchSize = "auto",
     clamp: bool = True,
+    warn_clamped: bool = True,
 ) -> Attribution:
     """The class activation map (N, 1, H, W) of a method, or on the layer's own grid (N, 1, h, w).
 
     `combine` makes the map of activations and gradients; what is negative in it is set to zero, unless `clamp` is
-    False. Raises LayerError for a layer without positions.
+    False. Raises LayerError for a layer without positions. `warn_clamped` warns of scores that a final ReLU clamps.
     """
     x = box.validate_inputs(x)
     size = image_size(box)
@@ -75,7 +76,7 @@ def cam(
     result = parts[0] if len(parts) == 1 else _concatenate(parts)
     check_finite_scores(result.score)
     maps = result.maps.clamp(min=0) if clamp else result.maps
-    _warn_maps(name, objective, maps, result.clamped)
+    _warn_maps(name, objective, maps, result.clamped if warn_clamped else None)
     return Attribution(
         upsample_bilinear(maps, size) if upsample else maps,
         target=explained(box, result.predicted if target is None else target, len(x)),

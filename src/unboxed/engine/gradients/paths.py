@@ -22,9 +22,10 @@ from ...box import Box
 from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, in_pair_batches, pair_outputs
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
+from ..optimize.constraints import broadcast_rows
 from .score import ReluBypass, batch_gradients
 
 Moment = Literal["mean", "squared", "variance"]
@@ -60,7 +61,7 @@ class Line:
 
 def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """Points (R, ...) at fractions t (R,) between start and end (R, ...)."""
-    return start + t.view(-1, *[1] * (end.ndim - 1)) * (end - start)
+    return start + broadcast_rows(t, end) * (end - start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ def noise_unit(inputs: Inputs, x: Tensor) -> Tensor:
     if isinstance(inputs, Features):
         return x.new_tensor(inputs.std)[None]
     flat = x.flatten(1)
-    return (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (x.ndim - 1))
+    return broadcast_rows(flat.amax(1) - flat.amin(1), x)
 
 
 # -- the mean over a path --------------------------------------------------------------------------------------------
@@ -180,11 +181,8 @@ def path_mean_gradient(
     accumulator = _GradientAccumulator(
         box, box.check_objective(objective, n_examples), path, n_examples, moment, rule, wrt, relu_bypass
     )
-    in_batches(
-        accumulator.add_batch,
-        n_examples * accumulator.n_points,
-        *_batch_plan(box, n_examples, accumulator.n_points, batch_size, accumulator.batch_dependent),
-    )
+    together, plan = box.batch_dependent or objective.batch_dependent, _batch_plan(box, batch_size)
+    in_pair_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
     return PathMean(
         torch.stack([accumulator.sums[i].value for i in range(n_examples)]).to(box.dtype),
         accumulator.before_clamp,
@@ -204,9 +202,8 @@ class _GradientAccumulator:
         wrt: str,
         relu_bypass: ReluBypass,
     ) -> None:
-        self.box, self.objective, self.path, self.n_examples, self.moment = box, objective, path, n_examples, moment
+        self.box, self.objective, self.path, self.moment = box, objective, path, moment
         self.rule, self.wrt, self.relu_bypass = rule, wrt, relu_bypass
-        self.n_points, self.batch_dependent = len(path.weights), box.batch_dependent or objective.batch_dependent
         self.sum_dtype = (
             torch.float32 if box.device.type == "mps" else torch.float64
         )  # so that sums do not depend on the batches
@@ -215,9 +212,8 @@ class _GradientAccumulator:
         self.before_clamp = torch.zeros(n_examples, dtype=torch.bool, device=box.device)
         self.has_finite_scores = ~self.before_clamp
 
-    def add_batch(self, rows: slice) -> None:
-        """The gradients at some pairs of example and point, added to their examples' sums."""
-        n, k = _example_point_pairs(rows, self.n_examples, self.n_points, self.batch_dependent)
+    def add_batch(self, n: Tensor, k: Tensor) -> None:
+        """Add the gradients at pairs of example (R,) and point (R,) to the examples' sums."""
         with torch.inference_mode(False):
             points, factors = self.path(n, k)
         objective = self.objective.rows(n.to(self.box.device))
@@ -250,7 +246,7 @@ class _RunningSum:
     def add(self, weights: Tensor, gradients: Tensor) -> _RunningSum:
         """With gradients g (R, ...) of weights w (R,)."""
         gradients = gradients - self.offset if self.moment == "variance" else gradients
-        weights = weights.view(-1, *[1] * (gradients.ndim - 1))
+        weights = broadcast_rows(weights, gradients)
         squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
         return _RunningSum(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
 
@@ -265,22 +261,17 @@ def path_scores(
     box: Box, objective: Objective, path: Path, n_examples: int, *, batch_size: BatchSize = "auto"
 ) -> Tensor:
     """The score at each of the path's points, (N, K); no gradients."""
-    n_points = len(path.weights)
-    batch_dependent = box.batch_dependent or objective.batch_dependent
 
-    def run_batch(rows: slice) -> Tensor:
-        example, point = _example_point_pairs(rows, n_examples, n_points, batch_dependent)
+    def run_batch(example: Tensor, point: Tensor) -> list[Tensor]:
         with torch.inference_mode(False):
             points, _ = path(example, point)
         with box.isolated(grad=False):
             batch_objective = objective.rows(example.to(box.device))
-            return batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)
+            return [batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)]
 
-    parts = in_batches(
-        run_batch, n_examples * n_points, *_batch_plan(box, n_examples, n_points, batch_size, batch_dependent)
-    )
-    flat_scores = torch.cat(parts)
-    return flat_scores.view(n_points, n_examples).T if batch_dependent else flat_scores.view(n_examples, n_points)
+    together, plan = box.batch_dependent or objective.batch_dependent, _batch_plan(box, batch_size)
+    (scores,) = pair_outputs(run_batch, n_examples, len(path.weights), plan, together)
+    return scores
 
 
 MAX_CPU_ROWS = 96
@@ -292,20 +283,6 @@ def max_rows_at_once(box: Box) -> int:
     return min(box.batch_limit, MAX_CPU_ROWS) if box.device.type == "cpu" else box.batch_limit
 
 
-def _batch_plan(
-    box: Box, n_examples: int, n_points: int, batch_size: BatchSize, batch_dependent: bool
-) -> tuple[BatchSize, int]:
-    """(size, max_rows) for `in_batches`; where rows depend on one another, a batch is all examples at one point."""
-    if batch_dependent:
-        return box.batch_plan(n_examples, batch_size, True)
-    return box.batch_plan(n_examples * n_points, batch_size)[0], max_rows_at_once(box)
-
-
-def _example_point_pairs(rows: slice, n_examples: int, n_points: int, batch_dependent: bool) -> tuple[Tensor, Tensor]:
-    """Examples and points of some of n * k pairs: all points of an example, then of the next (or one of each)."""
-    pair_index = torch.arange(rows.start, rows.stop)
-    return (
-        (pair_index % n_examples, pair_index // n_examples)
-        if batch_dependent
-        else (pair_index // n_points, pair_index % n_points)
-    )
+def _batch_plan(box: Box, batch_size: BatchSize) -> tuple[BatchSize, int]:
+    """The plan for batches of pairs of example and point."""
+    return box.batch_plan(1, batch_size)[0], max_rows_at_once(box)

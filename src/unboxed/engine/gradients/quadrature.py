@@ -144,28 +144,17 @@ def _refine(problem: IntegrationProblem, rows: Tensor, max_points: int, out: Lin
         intervals = _Intervals.from_evaluations(evaluations, subproblem)
         gradient = evaluations.mean_gradient(intervals.weights)
         error = subproblem.completeness_error(gradient)
-        is_stalled = (
-            error - intervals.disagreement.clamp(min=0).sum(1) > subproblem.max_error
-        )  # the disagreeing intervals cannot be split any more
+        splittable_error = intervals.disagreement.clamp(min=0).sum(1)
+        is_stalled = error - splittable_error > subproblem.max_error
         is_finished = (error <= subproblem.max_error) | is_stalled | ~error.isfinite() | (k >= max_points)
-        finished_rows = rows[is_finished]
-        out.mean_gradient[finished_rows], out.completeness_error[finished_rows], out.n_points[finished_rows] = (
-            gradient[is_finished],
-            error[is_finished],
-            k,
-        )
+        out.mean_gradient[rows[is_finished]] = gradient[is_finished]
+        out.completeness_error[rows[is_finished]] = error[is_finished]
+        out.n_points[rows[is_finished]] = k
         n_splits = torch.where(is_finished, 0, intervals.n_to_split(subproblem.max_error, max_points - k))
-        for split_count in sorted(set(n_splits.tolist())):  # examples that add as many points run together
-            if split_count:
-                group = (n_splits == split_count).nonzero().flatten()
-                pending.append(
-                    (
-                        rows[group],
-                        _add_points(
-                            problem.rows(rows[group]), evaluations.rows(group), intervals.rows(group), split_count
-                        ),
-                    )
-                )
+        for n_new in sorted({*n_splits.tolist()} - {0}):  # examples that add as many points run together
+            group = (n_splits == n_new).nonzero().flatten()
+            parts = problem.rows(rows[group]), evaluations.rows(group), intervals.rows(group)
+            pending.append((rows[group], _add_points(*parts, n_new)))
 
 
 def _add_points(

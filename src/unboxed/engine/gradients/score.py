@@ -21,6 +21,7 @@ from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective, logit, mean_over_positions
 from ..attribution_result import Attribution, make_attribution
+from ..optimize.constraints import broadcast_rows
 from ..results import warn_not_finite, warn_rows
 
 ReluBypass = Literal["no", "last", "all"]
@@ -176,7 +177,7 @@ def score_gradients_with_bypass(
         with relu_rules.bypass_relus(closed_relus):
             bypassed = _autograd_grad(score, leaves, like or leaves, retain_graph=False)
     return [
-        torch.where(_expand_like(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
+        torch.where(broadcast_rows(zero_rows, g), o, g) for g, o in zip(grads, bypassed, strict=True)
     ], zero_rows & ~_zero_rows(bypassed)
 
 
@@ -213,10 +214,6 @@ def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
     if g is None:
         return torch.zeros_like(like)
     return g if g.shape[0] == like.shape[0] else g[: like.shape[0]]
-
-
-def _expand_like(mask: Tensor, g: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (g.ndim - 1))
 
 
 def attribute(

@@ -1,4 +1,4 @@
-"""The rows of a batch that is optimized, and what is known of each."""
+"""The state of each row of a batch that is optimized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .parameterizations import Canvas
 
 @dataclass(eq=False)
 class BatchState:
-    """All rows of one batch, those that are done too."""
+    """All rows of one batch, including the finished ones."""
 
     input: Tensor
     score: Tensor
@@ -31,7 +31,7 @@ class BatchState:
 
     @classmethod
     def initial(cls, x: Tensor, sum_abs_grads: bool, frozen_rows: Tensor | None) -> BatchState:
-        """Before the first look at images x."""
+        """The state before the first evaluation of images x."""
         zero_counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
         all_false, zero_image = torch.zeros_like(zero_counts, dtype=torch.bool), torch.zeros_like(x)
         finished, abs_grad_sum = (
@@ -58,7 +58,7 @@ def select_optimizer_rows(
     new_canvas: Canvas,
     index: Tensor,
 ) -> OptimizerLike:
-    """The step rule with its state for the rows that stay: what is shaped like a parameter has a row an example."""
+    """The optimizer with its state for some of the rows: state shaped like a parameter has one row per example."""
     new_optimizer = make_optimizer(list(new_canvas.parameters()))
     for p, q in zip(old_canvas.parameters(), new_canvas.parameters(), strict=True):
         new_optimizer.state[q] = {

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from ...inputs.pixels import Pixels
 
-LOGIT_MARGIN = 1e-3  # of the range, next to 0 and 1, where the logit is cut
+LOGIT_MARGIN = 1e-3  # of the range at 0 and 1, where the logit is clipped
 
-# How the colors of natural images go together: a square root of their covariance over ImageNet, as published with
+# The color correlation of natural images: a square root of their covariance over ImageNet, as published with
 # Olah et al. 2017 (lucid's color correlation).
 NATURAL_COLOR_MIX = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """`paint(z)` = sigmoid(mix z + logit(mean)), a pixel's channels at a time.
+    """`to_colors(z)` = sigmoid(color_mix z + logit(mean)), per pixel.
 
     `beyond` stretches the sigmoid's range by so much at both ends and cuts it off, so that black and white are reached.
     """
 
     mean: Tensor  # (C,) in [0, 1]: the color of z = 0
-    color_mix: Tensor | None = None  # (C, C); None: each channel for itself
+    color_mix: Tensor | None = None  # (C, C); None: independent channels
     overshoot: float = 0.0
 
     def to_like(self, like: Tensor) -> Palette:
@@ -40,7 +40,7 @@ class Palette:
         return x if self.overshoot == 0 else ((1 + 2 * self.overshoot) * x - self.overshoot).clamp(0, 1)
 
     def from_colors(self, x: Tensor) -> Tensor:
-        """The values z that are painted as x, but for what lies at the very ends of the range."""
+        """The values z of colors x, up to clipping at the ends of the range."""
         x = (x + self.overshoot) / (1 + 2 * self.overshoot)
         z = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN).logit() - self._mean_logit(x)
         return z if self.color_mix is None else torch.einsum("cd,ndhw->nchw", torch.linalg.inv(self.color_mix.to(x)), z)
@@ -51,7 +51,7 @@ class Palette:
 
 
 def palette_from_images(x: Tensor) -> Palette:
-    """Of images (N, C, H, W): their mean color, and how their channels go together (for one channel: not at all)."""
+    """The palette of images (N, C, H, W): mean color and correlation of the channels (none for one channel)."""
     mean = x.mean((0, 2, 3))
     if x.shape[1] == 1:
         return Palette(mean)
@@ -61,7 +61,7 @@ def palette_from_images(x: Tensor) -> Palette:
 
 
 def natural_palette(mean: Tensor) -> Palette:
-    """Around a mean color (C,), with the colors of natural images where there are three."""
+    """The palette of a mean color (C,), with the color correlation of natural images for three channels."""
     return Palette(mean, _normalize_color_mix(mean.new_tensor(NATURAL_COLOR_MIX)) if len(mean) == 3 else None)
 
 

@@ -1,4 +1,4 @@
-"""What a climb is: what a method chooses, and what comes of it."""
+"""The configuration and the result of an optimization."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ ROW_FIELDS = ("input", "score", "finished", "initially_finished", "steps", "n_fo
 
 @dataclass(frozen=True, eq=False)
 class OptimizationResult:
-    """Where a climb came to. `frames` and `history` begin with the start and, with `every=k`, skip between.
+    """The optimized inputs and what led to them. `frames` and `history` begin with the start.
 
-    Where an example is done and climbs on (`keep_going`), its `input` is the last that met `until`.
+    With `continue_finished`, the `input` of a finished example is the last one for which `stop_when` was above zero.
     """
 
     input: Tensor  # (N, ...)
     score: Tensor  # (N,) of the untransformed input
-    finished: Tensor  # (N,) bool: `until` was met
+    finished: Tensor  # (N,) bool: `stop_when` was above zero
     initially_finished: Tensor  # (N,) bool: at the start
     steps: Tensor  # (N,) taken
     n_forwards: Tensor  # (N,) forward passes
-    before_clamp: Tensor  # (N,) bool: some step followed the gradient before a clamp
+    before_clamp: Tensor  # (N,) bool: some gradient was taken before a clamp
     initial_grad: Tensor  # (N, ...) the gradient in the image, at the start
     frames: Tensor | None  # (T, N, ...)
     history: Tensor  # (T, N) scores
@@ -47,24 +47,24 @@ class OptimizationResult:
 
 @dataclass(frozen=True, eq=False)
 class OptimizationConfig:
-    """What a climbing method chooses: how far, by which step rule, in which bounds, through which transforms."""
+    """What a method chooses: steps, optimizer, constraint, transforms and when to stop."""
 
     steps: int
     optimizer: OptimizerFactory
     constraint: Constraint = NO_CONSTRAINT
     transform: Transform | None = None
-    stop_when: Objective | None = None  # an example is done when this is above zero
-    continue_finished: bool = False  # examples that are done climb on
-    anneal_lr: bool = False  # the step rule's learning rate falls to zero along a cosine
+    stop_when: Objective | None = None  # an example is finished when this is above zero
+    continue_finished: bool = False  # finished examples are optimized further
+    anneal_lr: bool = False  # the learning rate falls to zero along a cosine
     relu_bypass: ReluBypass = "last"
-    frame_every: int | None = None  # keep each such frame
+    frame_every: int | None = None  # steps between frames; None keeps none
     seed: int = 0
-    prior: Objective | None = None  # of the image alone: climbed beside the objective, no part of the score
-    final_prior_scale: float = 1.0  # the share of itself that the prior falls to, evenly, by the last step
-    post_step: PostStep | None = None  # (parameter, gradient uphill, step) -> what the step's result is made into
-    sum_abs_grads: bool = False  # keep `pulled`
-    n_samples: int = 1  # of the model's own noise, over which each look takes the mean
-    frozen_rows: Tensor | None = None  # (N,) bool: examples that stay at the start, there for others coupled to them
+    prior: Objective | None = None  # of the image alone: added to the objective, not to the score
+    final_prior_scale: float = 1.0  # factor of the prior at the last step, reached geometrically
+    post_step: PostStep | None = None  # (parameter, gradient, step) -> new parameter, after each step
+    sum_abs_grads: bool = False  # compute `abs_grad_sum`
+    n_samples: int = 1  # samples of the model's own noise that each evaluation averages over
+    frozen_rows: Tensor | None = None  # (N,) bool: not changed, but part of a batch whose rows depend on one another
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps)
@@ -77,17 +77,17 @@ class OptimizationConfig:
 
     @property
     def extra_objectives(self) -> tuple[Objective, ...]:
-        """Those beside the one that is climbed."""
+        """The objectives besides the one that is maximized."""
         return tuple(o for o in (self.stop_when, self.prior) if o is not None)
 
 
 def combine_results(results: list[OptimizationResult]) -> OptimizationResult:
-    """The climbs of a batch's parts, as one."""
+    """The results of parts of a batch as one."""
 
     def cat_field(name: str) -> Tensor:
         return torch.cat([getattr(p, name) for p in results])
 
-    def cat_frames(name: str) -> Tensor:  # a batch that was done earlier stays at its last frame
+    def cat_frames(name: str) -> Tensor:  # a part that finished earlier repeats its last frame
         histories = [getattr(p, name) for p in results]
         length = max(map(len, histories))
         return torch.cat([torch.cat([r, r[-1:].expand(length - len(r), *r.shape[1:])]) for r in histories], 1)
@@ -102,7 +102,7 @@ def combine_results(results: list[OptimizationResult]) -> OptimizationResult:
 
 
 def retry_on_interrupt(compute: Callable[[], T]) -> tuple[T, bool]:
-    """What a short work beside the climb gives, and whether Ctrl-C fell into it: then it is done again."""
+    """The result of a short computation, and whether Ctrl-C interrupted it: then it is repeated."""
     try:
         return compute(), False
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Norm balls: where to start, which way is steepest, how to get back in. And constraints, which hold rows of them."""
+"""Norm balls: sampling, steepest ascent directions, projection. And constraints, which apply them to rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...rng import normal, uniform
 from ...validation import check_float
 
 TINY = 1e-12
-L1_STEP_FRACTION = 0.01  # the share of the values that a steepest step in L1 moves
+L1_STEP_FRACTION = 0.01  # fraction of the values that a steepest step in L1 changes
 BOUND_TEST_STEP = 1e-3
-GRAY_LEVEL_TOLERANCE = 1e-4  # as near to a whole gray level, an eps is one: many are given in float32
+GRAY_LEVEL_TOLERANCE = 1e-4  # from a whole gray level: many eps are given in float32
 
 
 class NormBall(Protocol):
@@ -123,12 +123,12 @@ def _l1_projection_threshold(v: Tensor, eps: float) -> Tensor:
     sum_dtype = v.dtype if v.device.type == "mps" else torch.float64
     mu, count = v.to(sum_dtype).sort(1, descending=True).values, torch.arange(1, v.shape[1] + 1, device=v.device)
     thresholds = (mu.cumsum(1) - eps) / count
-    rho = (mu > thresholds).sum(1, keepdim=True).clamp_min(1)  # how many stay above zero
+    rho = (mu > thresholds).sum(1, keepdim=True).clamp_min(1)  # the number that stays above zero
     return thresholds.gather(1, rho - 1).clamp_min(0).to(v.dtype)
 
 
 def _add_rounding_inward(center: Tensor, d: Tensor) -> Tensor:
-    """centre + d, rounded towards the centre: so many values, all rounded away, would leave the ball."""
+    """center + d, rounded toward the center: many values, all rounded outward, would leave the ball."""
     x = center + d
     return torch.where((x - center).abs() > d.abs(), torch.nextafter(x, center), x)
 
@@ -137,7 +137,7 @@ BALL_BY_NORM: dict[str, Callable[[float], NormBall]] = {"linf": Linf, "l2": L2, 
 
 
 def unbounded_ball(norm: str, allowed: tuple[str, ...] = tuple(BALL_BY_NORM)) -> NormBall:
-    """The norm as a ball without bounds, for what looks for the least distance. Raises InputError."""
+    """The norm as a ball without bounds, for minimal attacks. Raises InputError."""
     return _ball_class(norm, allowed)(math.inf)
 
 
@@ -178,44 +178,44 @@ def unconstrained_grad(grad: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """Where a climb goes (`steer` the gradient) and must stay (`project`); `centre` has a row an example.
+    """The direction of steps (`step_direction`) and the set that x must be in (`project`), with one center per row.
 
-    `free` gives what of a gradient the point x is free to follow. Where each value lies between two numbers, `bounds`
-    (low and high, a row an example) stand for `project` and `centre`.
+    `feasible_grad(grad, x)` is the part of the gradient that x can follow. For a box, `bounds` (low and high, one row
+    per example) replace `project` and `center`.
     """
 
     step_direction: Callable[[Tensor], Tensor] = identity_grad
     project: Callable[[Tensor, Tensor | None], Tensor] = lambda x, center: x
-    centre: Tensor | None = None
+    center: Tensor | None = None
     feasible_grad: Callable[[Tensor, Tensor], Tensor] = unconstrained_grad
     bounds: tuple[Tensor, Tensor] | None = None
 
     def ascent_direction(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Which way a step goes from x."""
+        """The direction of a step from x."""
         return self.step_direction(self.feasible_grad(grad, x))
 
     def apply(self, x: Tensor) -> Tensor:
-        """The point where x must stay."""
-        return self.project(x, self.centre) if self.bounds is None else x.clamp(*self.bounds)
+        """x projected into the feasible set."""
+        return self.project(x, self.center) if self.bounds is None else x.clamp(*self.bounds)
 
     def step(self, x: Tensor, grad: Tensor, length: float) -> Tensor:
         """x <- project(x + length * direction(grad)): the update of projected gradient ascent (Madry et al. 2018)."""
         return self.apply(torch.add(x, self.ascent_direction(grad, x), alpha=length))
 
     def rows(self, index: Index) -> Constraint:
-        center = None if self.centre is None else self.centre[index]
+        center = None if self.center is None else self.center[index]
         bounds = None if self.bounds is None else (self.bounds[0][index], self.bounds[1][index])
-        return self if center is None and bounds is None else replace(self, centre=center, bounds=bounds)
+        return self if center is None and bounds is None else replace(self, center=center, bounds=bounds)
 
 
-def ball_constraint(ball: NormBall, centre: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
-    """Steepest steps inside a ball around `centre` and inside the valid range.
+def ball_constraint(ball: NormBall, center: Tensor, clip: Callable[[Tensor], Tensor]) -> Constraint:
+    """Steepest ascent inside a ball around `center` and inside the valid range.
 
-    In L1, where a step moves few values, it leaves out those that the valid range holds back (Tramer & Boneh 2019). In
-    L-inf, both are bounds of each value, found once.
+    In L1, where a step changes few values, those at the edge of the valid range are left out (Tramer & Boneh 2019). In
+    L-inf, both are bounds on each value, computed once.
     """
     if type(ball) is Linf:
-        return Constraint(ball.steepest_direction, bounds=(clip(centre - ball.eps), clip(centre + ball.eps)))
+        return Constraint(ball.steepest_direction, bounds=(clip(center - ball.eps), clip(center + ball.eps)))
 
     def project(x: Tensor, center: Tensor | None) -> Tensor:
         return clip(x if center is None else ball.project(x, center))
@@ -224,7 +224,7 @@ def ball_constraint(ball: NormBall, centre: Tensor, clip: Callable[[Tensor], Ten
         return zero_grad_at_bounds(grad, x, clip)
 
     return Constraint(
-        ball.steepest_direction, project, centre, feasible_grad if isinstance(ball, L1) else unconstrained_grad
+        ball.steepest_direction, project, center, feasible_grad if isinstance(ball, L1) else unconstrained_grad
     )
 
 
@@ -248,5 +248,5 @@ def l2_norm(d: Tensor) -> Tensor:
 
 
 def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), to go with a tensor (N, ...)."""
+    """(N,) -> (N, 1, ...), to be broadcast with a tensor (N, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""Canvases that are models: a generator's latent code, and images as functions of coordinates."""
+"""Parameterizations by models: a generator's latent code, and images as functions of coordinates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ...model import buffer_writes, state
 from ...objectives import Index
 from ...rng import normal
 from .colors import Palette
-from .constraints import TINY, Constraint, broadcast_rows, l2_norm
 from .parameterizations import Canvas
 
 DecodeFn = Callable[[Tensor], Tensor]
@@ -28,11 +27,11 @@ class LatentCanvas(Canvas):
     def __init__(self, generator: nn.Module, z: Tensor, decode: DecodeFn) -> None:
         super().__init__()
         self.z = nn.Parameter(z.detach().clone())  # (N, ...)
-        self._generator_and_decode = (generator, decode)  # in a tuple, where its parameters are not found
+        self._generator_and_decode = (generator, decode)  # in a tuple, so that its parameters are not registered
 
     @classmethod
     def noise(cls, generator: nn.Module, like: Tensor, seed: int, decode: DecodeFn) -> LatentCanvas:
-        """Standard normal codes, one draw a row, shaped like `like` (N, ...)."""
+        """Standard normal codes, one sample per row, shaped like `like` (N, ...)."""
         return cls(generator, normal(like, seed), decode)
 
     def forward(self) -> Tensor:
@@ -45,7 +44,7 @@ class LatentCanvas(Canvas):
             stack.enter_context(buffer_writes.preserve_values(tuple(generator.buffers())))
             stack.enter_context(state.seeded_rngs(0, self.z.device))
             stack.enter_context(state.all_of(state.neutral_settings(self.z.device)))
-            output = generator(self.z.to(first_param.dtype, copy=True))  # a first op in place would write over the code
+            output = generator(self.z.to(first_param.dtype, copy=True))  # an in-place op must not change the code
         image: Tensor = decode(output).to(self.z.dtype)
         return image
 
@@ -53,17 +52,8 @@ class LatentCanvas(Canvas):
         return LatentCanvas(self._generator_and_decode[0], self.z[index], self._generator_and_decode[1])
 
 
-def project_to_shell(z: Tensor, center: Tensor | None) -> Tensor:
-    """Codes (N, ...) brought to the length that normal draws have, sqrt(D): a generator knows no others."""
-    return z * broadcast_rows(z[0].numel() ** 0.5 / l2_norm(z).clamp_min(TINY), z)
-
-
-LATENT_SHELL = Constraint(project=project_to_shell)
-"""Keeps a `Latent` canvas among the codes that its generator was trained on."""
-
-
 class CPPN(Canvas):
-    """Images as functions of coordinates: a small model for each row, from a pixel's place to its color.
+    """Images as functions of coordinates: a small model per row, from coordinates to colors.
 
     Mordvintsev et al. 2018, "Differentiable Image Parameterizations", section "Compositional pattern producing
     networks", with its activation and its start: the last layer is zero, so all begins in the palette's mean color.
@@ -79,7 +69,7 @@ class CPPN(Canvas):
 
     @classmethod
     def noise(cls, like: Tensor, seed: int, palette: Palette | None = None, *, width: int = 24, depth: int = 8) -> CPPN:
-        """A start with `depth` hidden layers of `width` units, one draw a row, for images like `like` (N, C, H, W)."""
+        """A start with `depth` hidden layers of `width` units, one sample per row, shaped like `like` (N, C, H, W)."""
         n, c, h, w = like.shape
         layer_shapes = [(2, width), *[(2 * width, width)] * (depth - 1)]
         weight_counts = [a * b for a, b in layer_shapes]
@@ -100,7 +90,7 @@ class CPPN(Canvas):
         return CPPN([w[index] for w in self.weights], [b[index] for b in self.biases], self.size, self.palette)
 
     def resized(self, height: int, width: int) -> CPPN:
-        """The same pictures with other numbers of pixels."""
+        """The same images in another resolution."""
         return CPPN(list(self.weights), list(self.biases), (height, width), self.palette)
 
 
@@ -112,6 +102,6 @@ def pixel_coordinates(size: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def _odd_even_activation(h: Tensor) -> Tensor:
-    """Odd and even bends of equal size, (N, P, C) -> (N, P, 2 C)."""
+    """Odd and even nonlinearities of equal variance, (N, P, C) -> (N, P, 2 C)."""
     arctan = h.atan()
     return torch.cat([arctan / 0.67, arctan * arctan / 0.6], -1)

@@ -15,9 +15,9 @@ from torch import Tensor
 from ...rng import hashed_uniform
 from .constraints import TINY
 
-CPU_CHUNK_ELEMENTS = 2**17  # of a part: what is worked on stays in a processor's cache
-L1_TOPK = 64  # coordinates that a step in L1 takes to move, at first; sorting all of them is seldom needed
-EXTRA_NEWTON_STEPS = 8  # steps beyond one for each kink, which rounding may ask for
+CPU_CHUNK_ELEMENTS = 2**17  # per part, so that it fits in the cache
+L1_TOPK = 64  # coordinates that an L1 step tries first; all are seldom needed
+EXTRA_NEWTON_STEPS = 8  # besides one per kink, because of rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Hyperplane:
 def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
     """The smallest change (n, D) that takes x (n, D) onto the plane within low <= z <= high, each (1, D).
 
-    Where the plane does not meet the box: to the corner that comes nearest to it. Croce & Hein 2020, arXiv:1907.02044,
-    section 2.2; there by sorting, here by Newton steps, which end at the same point after a few of them.
+    Where the plane does not intersect the box: to the corner nearest to it. Croce & Hein 2020, arXiv:1907.02044,
+    section 2.2; there by sorting, here by a few Newton steps, which end at the same point.
     """
     chunk_rows = max(1, CPU_CHUNK_ELEMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
     parts = [
@@ -44,7 +44,7 @@ def projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, uppe
 
 
 def _chunk_projection_step(norm: str, x: Tensor, plane: Hyperplane, lower: Tensor, upper: Tensor) -> Tensor:
-    toward_plane = plane.normal * -plane.value.sign()[:, None]  # (n, D) where to go
+    toward_plane = plane.normal * -plane.value.sign()[:, None]  # (n, D)
     max_change = (torch.where(toward_plane > 0, upper, lower) - x).abs()  # (n, D)
     weight, distance = toward_plane.abs(), plane.value.abs()
     return toward_plane.sign() * CHANGE_BY_NORM[norm](weight, max_change, distance)
@@ -60,7 +60,7 @@ def _l2_change(weight: Tensor, max_change: Tensor, distance: Tensor) -> Tensor:
 
 
 def _l1_change(weight: Tensor, max_change: Tensor, distance: Tensor, n_largest: int = L1_TOPK) -> Tensor:
-    """Up to `few` of the coordinates with the largest weights move; rows for which these do not do take more."""
+    """Change at most L1_TOPK coordinates with the largest weights; rows that need more take more."""
     n_largest = min(n_largest, weight.shape[1])
     largest, index = torch.where(max_change > 0, weight, 0).topk(n_largest)  # (n, few)
     largest_change = torch.minimum(max_change.gather(1, index), distance[:, None] / largest.clamp_min(TINY))  # finite
@@ -78,10 +78,10 @@ CHANGE_BY_NORM = {"linf": _linf_change, "l2": _l2_change, "l1": _l1_change}
 
 
 def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
-    """The level s (n,) at which sum_i p_i min(s, most_i) = need; where even the most is too little, one above it.
+    """The level s (n,) with sum_i weight_i min(s, max_level_i) = distance, or one above all without any.
 
-    The sum is concave and piecewise linear in s, so Newton's steps from below never overshoot, and after the last
-    kink the next one is exact.
+    The sum is concave and piecewise linear in s, so Newton steps from below never overshoot, and the one after the last
+    kink is exact.
     """
     s = torch.zeros_like(distance)
     tolerance = 8 * torch.finfo(s.dtype).eps
@@ -97,7 +97,7 @@ def solve_level(weight: Tensor, max_level: Tensor, distance: Tensor) -> Tensor:
 
 
 def random_direction(norm: str, like: Tensor, rows: Tensor, seed: int, step: int) -> Tensor:
-    """A random direction (n, D) of norm 1 a row, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
+    """Random directions (n, D) of norm 1, keyed by (seed, row, step): uniform on the L-inf and L2 sphere."""
     uniform = hashed_uniform(seed, rows, step, like.shape[1]).to(like.dtype)
     signed = 2 * uniform - 1
     if norm == "l2":
@@ -113,6 +113,6 @@ DUAL_NORM = {"linf": "l1", "l2": "l2", "l1": "linf"}
 def vector_norms(norm: str, d: Tensor) -> Tensor:
     """The norm of the last axis."""
     if norm == "linf":
-        return d.abs().amax(-1)  # several times as quick as vector_norm
+        return d.abs().amax(-1)  # faster than vector_norm
     norms: Tensor = torch.linalg.vector_norm(d, 1 if norm == "l1" else 2, dim=-1)
     return norms

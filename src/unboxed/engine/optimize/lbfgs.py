@@ -1,9 +1,9 @@
-"""L-BFGS inside a box, a row a problem of its own: what asks of the function is left to the caller.
+"""Box-constrained L-BFGS of many independent problems, one per row; the caller evaluates the function.
 
 Projected quasi-Newton steps (Bertsekas 1982, "Projected Newton Methods for Optimization Problems with Simple
-Constraints") with the two-loop recursion of Nocedal & Wright 2006, algorithm 7.4, on the coordinates that are free, and
-backtracking along the projected path. Rows never wait for one another: at each look one row tries a shorter step while
-another goes on.
+Constraints") with the two-loop recursion of Nocedal & Wright 2006, algorithm 7.4, on the free coordinates, and
+backtracking along the projected path. Rows do not wait for one another: in one evaluation one row tries a shorter step
+while another goes on.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor
 from ...objectives import Index
 from .constraints import TINY, broadcast_rows, l2_norm
 
-ARMIJO_FRACTION = 1e-4  # the share of the promised decrease that a step must bring
-MIN_STEP_SCALE = 2.0**-20  # of a step; where even that brings nothing, the row is done
+ARMIJO_FRACTION = 1e-4  # the fraction of the expected decrease that a step must bring
+MIN_STEP_SCALE = 2.0**-20  # where even that brings no decrease, the row is finished
 dot = torch.linalg.vecdot
 
 
 @dataclass(frozen=True, eq=False)
 class LBFGSState:
-    """Where each row stands. `trial` is what to look at next: `told(value, grad)` of it gives the next state."""
+    """The state of each row. `trial` is the next point to evaluate; `update(trial, value, grad)` is the next state."""
 
     z: Tensor  # (n, D) the best point so far
     value: Tensor  # (n,)
     grad: Tensor  # (n, D)
-    first_step_length: Tensor  # (n,) length of a first step, when nothing is known of the curvature
-    step_history: Tensor  # (n, H, D) the last steps, each at its own place
+    first_step_length: Tensor  # (n,) while the curvature is unknown
+    step_history: Tensor  # (n, H, D) a ring buffer of the last steps
     grad_history: Tensor  # (n, H, D) the changes of the gradient along them
-    n_pairs: Tensor  # (n,) steps that were kept
-    direction: Tensor  # (n, D) direction
-    step_scale: Tensor  # (n,) share of the direction that is tried
-    was_accepted: Tensor  # (n,) bool: the last trial was taken
+    n_pairs: Tensor  # (n,) of steps and changes stored so far
+    direction: Tensor  # (n, D)
+    step_scale: Tensor  # (n,) fraction of the direction that is tried
+    was_accepted: Tensor  # (n,) bool: the last trial
     finished: Tensor  # (n,) bool
 
     def rows(self, index: Index) -> LBFGSState:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def replace_rows(self, index: Tensor, other: LBFGSState) -> LBFGSState:
-        """With another's rows in the place of some, `at` (m,)."""
+        """This state with the rows `index` (m,) replaced by another's."""
         field_pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         return replace(self, **{name: p.index_copy(0, index, q) for name, (p, q) in field_pairs.items()})
 
@@ -53,9 +53,9 @@ class LBFGSState:
     def update(
         self, trial: Tensor, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor, tolerance: float
     ) -> LBFGSState:
-        """After a look at the trial."""
+        """The state after the trial was evaluated."""
         step = trial - self.z
-        expected_change = dot(self.grad, step)  # below zero
+        expected_change = dot(self.grad, step)  # negative
         is_accepted = (value <= self.value + ARMIJO_FRACTION * expected_change) & (expected_change < 0)
         accepted_state = self._accept(is_accepted, trial, value, grad, step)
         decrease = self.value - value
@@ -63,9 +63,7 @@ class LBFGSState:
         direction = torch.where(is_accepted[:, None], accepted_state._direction(lower, upper), self.direction)
         step_scale = torch.where(is_accepted, 1, self.step_scale * self._backtrack_factor(value))
         stalled = ~is_accepted & ((step_scale < MIN_STEP_SCALE) | ~self.value.isfinite())
-        is_flat = is_accepted & (
-            -dot(accepted_state.grad, direction) <= tolerance * value.abs()
-        )  # rounding would decide
+        is_flat = is_accepted & (-dot(accepted_state.grad, direction) <= tolerance * value.abs())  # below rounding
         return replace(
             accepted_state,
             direction=direction,
@@ -75,7 +73,7 @@ class LBFGSState:
         )
 
     def restart_with(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
-        """From the same point on, with another value and gradient there."""
+        """Continue from the same point with another value and gradient."""
         direction = replace(self, value=value, grad=grad)._direction(lower, upper)
         step_scale, finished = torch.ones_like(value), ~(direction != 0).any(1)
         return replace(
@@ -89,14 +87,14 @@ class LBFGSState:
         )
 
     def _backtrack_factor(self, value: Tensor) -> Tensor:
-        """Where the parabola through what is known has its least, between a tenth and a half of the step."""
+        """The minimum of the interpolating parabola, between a tenth and a half of the step."""
         slope = self.step_scale * dot(self.grad, self.direction)
         factor: Tensor = -slope / (2 * (value - self.value - slope)).clamp_min(TINY)
         return factor.nan_to_num(0.1).clamp(0.1, 0.5)
 
     def _accept(self, is_accepted: Tensor, trial: Tensor, value: Tensor, grad: Tensor, step: Tensor) -> LBFGSState:
         accepted_column, change = is_accepted[:, None], grad - self.grad
-        has_curvature = is_accepted & (dot(step, change) > 1e-10 * dot(change, change))  # curvature that makes sense
+        has_curvature = is_accepted & (dot(step, change) > 1e-10 * dot(change, change))  # positive curvature
         slot = torch.where(has_curvature, self.n_pairs % self.step_history.shape[1], -1)
         is_slot = (torch.arange(self.step_history.shape[1], device=slot.device) == slot[:, None])[
             ..., None
@@ -112,7 +110,7 @@ class LBFGSState:
         )
 
     def _direction(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Down, over what is not held by a bound, by the curvature seen there; where that fails, along the gradient."""
+        """A quasi-Newton step over the free coordinates, or the negative gradient where that does not descend."""
         is_free = ~(((self.z <= lower) & (self.grad > 0)) | ((self.z >= upper) & (self.grad < 0)))
         g = self.grad * is_free
         gradient_step = -g * (self.first_step_length / l2_norm(g).clamp_min(TINY))[:, None]
@@ -121,7 +119,7 @@ class LBFGSState:
         return torch.where((is_descent & (self.n_pairs > 0))[:, None], direction, gradient_step)
 
     def _two_loops(self, g: Tensor, free_mask: Tensor) -> Tensor:
-        """-H g (n, D), with the newest pairs first; a pair without curvature over the free coordinates is left out."""
+        """-H g (n, D), newest pairs first; pairs without positive curvature over the free coordinates are left out."""
         history_size = self.step_history.shape[1]
         rows = torch.arange(len(g), device=g.device)
         pairs, alphas = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
@@ -143,13 +141,13 @@ class LBFGSState:
         return -q
 
 
-MAX_HISTORY_PAIRS = 10  # pairs that are remembered
+MAX_HISTORY_PAIRS = 10  # pairs of step and change of the gradient that are stored
 
 
 def initial_state(
     z: Tensor, value: Tensor, grad: Tensor, first_step_length: Tensor, lower: Tensor, upper: Tensor
 ) -> LBFGSState:
-    """A search from z (n, D), whose value (n,) and gradient (n, D) are known."""
+    """The state at z (n, D), whose value (n,) and gradient (n, D) are known."""
     memory = z.new_zeros(len(z), MAX_HISTORY_PAIRS, z.shape[1])
     zero_counts = torch.zeros(len(z), dtype=torch.long, device=z.device)
     all_false = torch.zeros_like(zero_counts, dtype=torch.bool)
@@ -170,11 +168,11 @@ def initial_state(
 
 
 def concat_states(states: Sequence[LBFGSState]) -> LBFGSState:
-    """Searches of one kind, one after the other."""
+    """The rows of several states as one."""
     return LBFGSState(*(torch.cat([getattr(p, f.name) for p in states]) for f in fields(LBFGSState)))
 
 
 def select_states(mask: Tensor, a: LBFGSState, b: LBFGSState) -> LBFGSState:
-    """Rows of a where the mask (n,) is true, else of b."""
+    """Rows of a where the mask (n,) is True, else of b."""
     field_pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(LBFGSState))
     return LBFGSState(*(torch.where(broadcast_rows(mask, p), p, q) for p, q in field_pairs))

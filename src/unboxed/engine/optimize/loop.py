@@ -1,4 +1,4 @@
-"""The loop: climb an objective by changing the input."""
+"""The loop: gradient ascent on an objective by changing the input."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .parameterizations import Canvas
 ForwardResult = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 CPU_CACHE_BYTES = 2**26  # bytes of activations that a CPU keeps near: larger batches run slower
 MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16, 128
-"""Rows: of fewer, the weights are read too often; of more, blocks of memory are so large that each is mapped anew."""
-SYNC_EVERY = 8  # on an accelerator, look at values every so many steps: each look waits for the device
+"""Rows: of fewer, the weights are read too often; of more, blocks of memory are so large that each is mapped again."""
+SYNC_EVERY = 8  # steps between reads of values on an accelerator: each read waits for the device
 
 
 def optimize(
     box: Box, objective: Objective, canvas: Canvas, config: OptimizationConfig, *, batch_size: BatchSize = "auto"
 ) -> OptimizationResult:
-    """Climb `objective` on the canvas's images. On Ctrl-C, what was reached is returned with `interrupted=True`."""
+    """Maximize `objective` over the canvas's images. On Ctrl-C the result so far is returned, `interrupted`."""
     n, interruptions = len(next(canvas.parameters())), list[bool]()
     batch_dependent = [box.check_objective(o, n).batch_dependent for o in (objective, *config.extra_objectives)]
 
@@ -54,7 +54,7 @@ def optimize(
 
 
 def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: bool = False) -> tuple[BatchSize, int]:
-    """As `Box.splits`, and on a CPU no more rows than its cache holds the activations of."""
+    """As `box.batch_plan`, and on a CPU no more rows than those whose activations fit in its cache."""
     size, max_rows = box.batch_plan(n, batch_size, batch_dependent)
     if box.device.type == "cpu" and not (batch_dependent or box.batch_dependent):
         max_rows = min(
@@ -64,7 +64,7 @@ def cache_batch_plan(box: Box, n: int, batch_size: BatchSize, batch_dependent: b
 
 
 class _BatchOptimizer:
-    """One batch's climb. `alive` are the rows still climbing; objective, canvas and constraint hold just those."""
+    """The optimization of one batch. Objective, canvas and constraint hold the rows in `active` alone."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class _BatchOptimizer:
         self.optimizer = config.optimizer(self.params)
         frozen_rows = None if config.frozen_rows is None else config.frozen_rows[rows]
         self.state = BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
-        self.forward_count = self.step_count = 0  # times, by the rows alive
+        self.forward_count = self.step_count = 0  # of the active rows
         self.active = torch.arange(len(self.state.input), device=self.state.input.device)
         self.sync_is_slow = syncs_on_read(self.active.device)
         self.batch_dependent = box.batch_dependent or any(
@@ -89,13 +89,13 @@ class _BatchOptimizer:
         )
         self.freezes_finished = (
             config.stop_when is not None and not config.continue_finished
-        )  # a row that is done stays where it is
+        )  # a finished row does not change
         self.keeps_finished_rows = self.freezes_finished and (
             self.sync_is_slow or self.batch_dependent
-        )  # and among those alive
-        self.unfinished_index: Tensor | None = None  # the rows not done, where some are and may leave
-        self.unwritten_input: Tensor | None = None  # the active rows, where not written to `state.input` yet
-        self.clamped_rows: Tensor | None = None  # on an accelerator: the rows taken before a clamp at the last meeting
+        )  # and remains among the active rows
+        self.unfinished_index: Tensor | None = None  # where some rows are finished and can be dropped
+        self.unwritten_input: Tensor | None = None  # of the active rows, if not written to `state.input` yet
+        self.clamped_rows: Tensor | None = None  # on an accelerator: those at the last sync
 
     def run(self) -> OptimizationResult:
         frames, history, interrupted = list[Tensor](), list[Tensor](), False
@@ -110,7 +110,7 @@ class _BatchOptimizer:
         return self._result(frames, history, interrupted)
 
     def start_only(self) -> OptimizationResult:
-        """After Ctrl-C in an earlier batch: the start as it is."""
+        """The unchanged start, after Ctrl-C in an earlier batch."""
         return self._result([], [], interrupted=True)
 
     def _result(self, frames: list[Tensor], history: list[Tensor], interrupted: bool) -> OptimizationResult:
@@ -129,10 +129,10 @@ class _BatchOptimizer:
             interrupted=interrupted,
         )
 
-    # -- a look ------------------------------------------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------------------------
 
     def _iterate(self) -> Iterator[int]:
-        """Look, then step, until the last look. Nothing of the model is held open at a yield."""
+        """Evaluate, then step, until the last evaluation. No scope of the model is open at a yield."""
         for step in range(self.config.steps + 1):
             grads = self._evaluate(step, is_last=step == self.config.steps)
             yield step
@@ -142,7 +142,7 @@ class _BatchOptimizer:
             self._update_params(self._drop_finished(grads), step)
 
     def _evaluate(self, step: int, is_last: bool) -> list[Tensor]:
-        """Score the rows alive and, unless this look is the last, find the gradient of each parameter."""
+        """Score the active rows and, unless this is the last evaluation, return the gradient of each parameter."""
         with self.box.isolated(grad=not is_last):
             x = self.canvas()
             score, stop_value, score_grad = (
@@ -154,14 +154,14 @@ class _BatchOptimizer:
             if is_last or self._all_finished(step):
                 return []
             grad = self._record_grad(score_grad(), step)
-            if self.prior is not None:  # apart from the score's, so that this is seen to be zero where it is
+            if self.prior is not None:  # apart from the score's, whose zero rows are detected
                 prior_scale = self.config.final_prior_scale ** (step / max(1, self.config.steps - 1))
                 grad = grad + prior_scale * torch.autograd.grad(self.prior({"input": x}).sum(), x)[0]
             is_identity = len(self.params) == 1 and self.params[0] is x
             return [grad] if is_identity else list(torch.autograd.grad(x, self.params, grad))
 
     def _forward(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
-        """One forward: the score, how far `until` is met, and what gives the gradient of the score in the image."""
+        """One forward pass: the score, the value of `stop_when`, and a function for the gradient of the score."""
         self.forward_count += 1
         layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
         acts = self.box.forward(self._apply_transform(x, step, is_last), self.objective.layers | layers)
@@ -171,7 +171,7 @@ class _BatchOptimizer:
         return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
     def _mean_over_samples(self, x: Tensor, step: int, is_last: bool) -> ForwardResult:
-        """The means over draws of the model's own noise, one at a time: expectation over transformation.
+        """The means over samples of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.
         """
@@ -195,11 +195,11 @@ class _BatchOptimizer:
         return self.config.transform(x, step_generator(self.config.seed, step, x.device))
 
     def _update_state(self, x: Tensor, score: Tensor, finished: Tensor | None, step: int) -> None:
-        """Where an example is, unless it was done before: then it is where it last was so."""
+        """Record input and score of each row, except where it was finished before and is not now."""
         state, active = self.state, self.active
         x, score = x.detach().to(state.input.dtype), score.detach().to(state.score.dtype)
         if finished is None:
-            state.input, state.score = x, score.clone()  # of an activation, it may be a view that keeps the whole
+            state.input, state.score = x, score.clone()  # it may be a view of an activation
             return
         all_active = len(active) == len(state.input)
         was_finished = state.finished if all_active else state.finished[active]
@@ -219,13 +219,13 @@ class _BatchOptimizer:
             state.initially_finished = state.finished.clone()
 
     def _write_input(self) -> None:
-        """Into the state, which holds the rows that have left, too."""
+        """Write the active rows into the state, which has the dropped rows, too."""
         if self.unwritten_input is not None:
             self.state.input[self.active] = self.unwritten_input
             self.unwritten_input = None
 
     def _all_finished(self, step: int) -> bool:
-        """Whether no row has a step to take; at a meeting, this also finds which stay."""
+        """Whether no row has a step to take; at a sync, this also finds which rows remain active."""
         if not self.freezes_finished or not self._syncs_at(step):
             return False
         unfinished_index = (~self.state.finished[self.active]).nonzero()[:, 0]
@@ -235,7 +235,7 @@ class _BatchOptimizer:
         return len(unfinished_index) == 0
 
     def _score_grad(self, score: Tensor, acts: Acts, x: Tensor, step: int) -> Tensor:
-        """The gradient of the score in the image; between meetings, the rows that were stuck are held to be so."""
+        """The gradient of the score in the image; between syncs, the clamped rows are those of the last sync."""
         syncs = self._syncs_at(step)
         relu_bypass = self.config.relu_bypass if syncs or self.clamped_rows is not None else "no"
         may_bypass = None if syncs else self.clamped_rows
@@ -258,7 +258,7 @@ class _BatchOptimizer:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def _drop_finished(self, grads: list[Tensor]) -> list[Tensor]:
-        """Let rows that are done leave, with their gradients; where rows are coupled they stay: they change others."""
+        """Drop finished rows and their gradients, unless rows depend on one another."""
         unfinished_index, self.unfinished_index = self.unfinished_index, None
         if unfinished_index is None:
             return grads
@@ -284,9 +284,9 @@ class _BatchOptimizer:
                 group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * step / self.config.steps)) / 2
 
     def _update_params(self, grads: Sequence[Tensor], step: int) -> None:
-        """Parameters get new memory: the old one may be what was noted of them."""
+        """Take a step. Parameters get new memory: the state may share the old one."""
         params, old_params = self.params, [p.detach() for p in self.params]
-        grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a slope, nothing moves
+        grads = [g if self._is_finite(g) else g.nan_to_num(0, 0, 0) for g in grads]  # without a gradient, no change
         with torch.no_grad():
             if isinstance(self.optimizer, PlainAscent) and self.config.post_step is None:
                 self._projected_ascent_step(grads)
@@ -310,11 +310,11 @@ class _BatchOptimizer:
             p.data = self.constraint.apply(new).to(p.dtype)
 
     def _is_finite(self, grad: Tensor) -> bool:
-        """Whether that is seen at a glance; an accelerator would wait."""
+        """Whether the gradient is finite; False on an accelerator, which would wait."""
         return not self.sync_is_slow and math.isfinite(grad.sum())
 
     def _count_step(self, params: Sequence[Tensor], old_params: Sequence[Tensor]) -> None:
-        """The step is taken, but for rows that are done: they stay where they were."""
+        """Count the step, and undo it for finished rows that are still active."""
         self.step_count += 1
         if self.keeps_finished_rows:
             finished = self.state.finished[self.active]
@@ -323,8 +323,8 @@ class _BatchOptimizer:
             self.state.steps[self.active] += (~finished).long()
 
     def _record_counts(self) -> None:
-        """Before rows leave: where all that are alive are, and what they have taken."""
+        """Before rows are dropped: write their inputs and counts."""
         self._write_input()
-        self.state.n_forwards.index_fill_(0, self.active, self.forward_count)  # a number, not a tensor made of one
+        self.state.n_forwards.index_fill_(0, self.active, self.forward_count)
         if not self.keeps_finished_rows:
             self.state.steps.index_fill_(0, self.active, self.step_count)

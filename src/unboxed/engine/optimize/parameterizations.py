@@ -1,4 +1,4 @@
-"""Canvases: what is optimized, as modules whose forward takes nothing and gives images, a row an example."""
+"""Parameterizations of images ("canvases"): modules whose forward takes nothing and returns images (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .colors import Palette
 
 
 class Canvas(nn.Module, ABC):
-    """Parameters with a row an example; `.rows` keeps some of them."""
+    """Parameters with one row per example; `.rows` selects some."""
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -57,7 +57,7 @@ class FourierCanvas(Canvas):
     def noise(
         cls, like: Tensor, seed: int, palette: Palette | None = None, *, sd: float = 0.01, frequency_power: float = 1.0
     ) -> FourierCanvas:
-        """A start near the palette's mean color (by default gray), one draw a row, shaped like `like` (N, C, H, W).
+        """A start near the palette's mean color (by default gray), one sample per row, shaped like `like` (N, C, H, W).
 
         Steps move a frequency f by f ** -power: 1 as natural images have it, more for smoother ones.
         """
@@ -92,7 +92,7 @@ class PhaseCanvas(Canvas):
 
     @classmethod
     def noise(cls, like: Tensor, seed: int, palette: Palette, magnitude: Tensor) -> PhaseCanvas:
-        """Uniform phases, one draw a row, for images shaped like `like` (N, C, H, W)."""
+        """Uniform phases, one sample per row, for images shaped like `like` (N, C, H, W)."""
         n, _, h, w = like.shape
         phase = (2 * uniform(like.new_empty(n, *magnitude.shape), seed) - 1) * math.pi
         return cls(phase, (h, w), magnitude.to(like), palette)
@@ -107,7 +107,7 @@ class PhaseCanvas(Canvas):
 
 
 def spectrum_frequencies(like: Tensor) -> Tensor:
-    """Of each place of a half spectrum, (H, W // 2 + 1), in cycles a pixel; zero counts as the lowest other one."""
+    """The frequencies of a half spectrum, (H, W // 2 + 1), in cycles per pixel; zero becomes the lowest other one."""
     h, w = like.shape[-2:]
     fy = torch.fft.fftfreq(h, dtype=like.dtype, device=like.device)[:, None]
     fx = torch.fft.rfftfreq(w, dtype=like.dtype, device=like.device)[None]

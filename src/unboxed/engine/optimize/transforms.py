@@ -1,4 +1,4 @@
-"""Random transforms of an image, one draw a step shared by all rows: what is drawn must survive them."""
+"""Random transforms of images, one sample per step shared by all rows, for transformation robustness."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def random_crop(min_side: float = 0.2, max_side: float = 0.5, noise: float = 0.0
 
 
 def random_roll(max_pixels: int) -> Transform:
-    """Shift by up to `most` pixels, around the edges: jitter without interpolation."""
+    """Shift by some pixels, around the edges: jitter without interpolation."""
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:  # (N, C, H, W)
         offsets = torch.randint(-max_pixels, max_pixels + 1, (2,), generator=generator, device=x.device)

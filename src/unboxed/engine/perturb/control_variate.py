@@ -24,6 +24,7 @@ change are summed over (`local_model.KernelWeights`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,8 +82,7 @@ class RegressionDesign:
     sampled: SampledMasks
     kernel_weights: KernelWeights
     surrogate: Surrogate | None  # None where all masks are run, or too few
-    reference_masks: SampledMasks | None
-    reference_weights: KernelWeights | None  # the weights of those
+    references: tuple[SampledMasks, KernelWeights] | None  # masks that are scored by the surrogate alone
 
     @classmethod
     def from_masks(
@@ -94,27 +94,17 @@ class RegressionDesign:
     ) -> RegressionDesign:
         kernel_weights = KernelWeights.from_masks(sampled, n_features, kernel_width)
         if surrogate_and_masks is None:
-            return cls(sampled, kernel_weights, None, None, None)
+            return cls(sampled, kernel_weights, None, None)
         surrogate, reference_masks = surrogate_and_masks
         share = sampled.weight[1:].sum() / reference_masks.weight[1:].sum()  # the input itself counts as much in both
         weight = torch.cat([reference_masks.weight[:1], reference_masks.weight[1:] * share])
         reference_masks = replace(reference_masks, weight=weight)
-        return cls(
-            sampled,
-            kernel_weights,
-            surrogate,
-            reference_masks,
-            KernelWeights.from_masks(reference_masks, n_features, kernel_width),
-        )
+        reference_weights = KernelWeights.from_masks(reference_masks, n_features, kernel_width)
+        return cls(sampled, kernel_weights, surrogate, (reference_masks, reference_weights))
 
     def apply_control_variate(self, y: Tensor, use_log_odds: bool) -> tuple[Tensor, float]:
         """y less its control variate, (K,), and the slope of that in the number of unchanged segments kept."""
-        if (
-            self.surrogate is None
-            or self.reference_masks is None
-            or self.reference_weights is None
-            or float(y.std()) < 1e-12
-        ):
+        if self.surrogate is None or self.references is None or float(y.std()) < 1e-12:
             return y, 0.0
         z, m0, selection = self.sampled.z, self.kernel_weights.moment0, slice(1, 1 + N_SELECTION_MASKS)
         selection_residual = _LinearResidual(z[selection], m0[selection])
@@ -124,27 +114,18 @@ class RegressionDesign:
             lambda h: selection_residual.unexplained(y_residual, selection_residual(h)),
             use_log_odds=use_log_odds,
         )
-        mask_predictions, reference_predictions = torch.cat([g(z[:1]), predicted]), g(self.reference_masks.z)
-        unsampled = self.reference_masks.cluster.new_full((1,), -1)
-        linear_part = fit_weighted(
-            self.reference_masks.z,
-            reference_predictions,
-            reference_predictions,
-            0.0,
-            self.reference_weights,
-            unsampled,
-            "ols",
-            0.0,
-        )
-        control = (
-            mask_predictions
-            - linear_part.intercept
-            - z @ linear_part.weights
-            - linear_part.unchanged_weight * self.kernel_weights.moment1 / m0
-        )
+        linear = _linear_part(g, *self.references)
+        unchanged_part = linear.unchanged_weight * self.kernel_weights.moment1 / m0
+        control = torch.cat([g(z[:1]), predicted]) - linear.intercept - z @ linear.weights - unchanged_part
         residual = _LinearResidual(z, m0)
         coefficient = residual.control_coefficient(residual(y), residual(control))
-        return y - coefficient * control, coefficient * linear_part.unchanged_weight
+        return y - coefficient * control, coefficient * linear.unchanged_weight
+
+
+def _linear_part(g: Callable[[Tensor], Tensor], masks: SampledMasks, weights: KernelWeights) -> LocalModel:
+    """P g: the regression of the surrogate on reference masks."""
+    values, unsampled = g(masks.z), masks.cluster.new_full((1,), -1)
+    return fit_weighted(masks.z, values, values, 0.0, weights, unsampled, "ols", 0.0)
 
 
 class _LinearResidual:

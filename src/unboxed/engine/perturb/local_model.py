@@ -75,19 +75,14 @@ def fit_weighted(
 ) -> LocalModel:  # fmt: skip
     """The regression of `adjusted` (y less its control variate) on z (K, A) and on how many unchanged ones are kept."""
     a, n_unchanged = z.shape[1], kernel_weights.n_unchanged
-    columns = slice(
-        0, a + 1 if n_unchanged else a
-    )  # unchanged segments share one weight: the number of those kept is a column
-    design = torch.cat([z, (kernel_weights.moment1 / kernel_weights.moment0)[:, None]], 1)[:, columns]  # (K, P)
-    total = kernel_weights.moment0.sum()
-    center, y_mean = kernel_weights.moment0 @ design / total, kernel_weights.moment0 @ adjusted / total
-    gram = design.T @ (kernel_weights.moment0[:, None] * design) - total * center[:, None] * center
-    right = design.T @ (kernel_weights.moment0 * (adjusted - y_mean))
-    within = (
-        kernel_weights.moment2 - kernel_weights.moment1**2 / kernel_weights.moment0
-        if n_unchanged
-        else torch.zeros_like(y)
-    )
+    m0, m1, m2 = kernel_weights.moment0, kernel_weights.moment1, kernel_weights.moment2
+    columns = slice(0, a + 1 if n_unchanged else a)  # unchanged segments share a weight: of the number of those kept
+    design = torch.cat([z, (m1 / m0)[:, None]], 1)[:, columns]  # (K, P)
+    total = m0.sum()
+    center, y_mean = m0 @ design / total, m0 @ adjusted / total
+    gram = design.T @ (m0[:, None] * design) - total * center[:, None] * center
+    right = design.T @ (m0 * (adjusted - y_mean))
+    within = m2 - m1**2 / m0 if n_unchanged else torch.zeros_like(y)
     if n_unchanged:
         gram[-1, -1] += within.sum()
         right[-1] += control_slope * within.sum()
@@ -101,17 +96,9 @@ def fit_weighted(
     fitted, unchanged_weight = y_mean + (design - center) @ theta, float(theta[-1]) if n_unchanged else 0.0
     extra = torch.zeros_like(design)
     extra[:, -1] -= (unchanged_weight - control_slope) * within
-    fit = WeightedFit(
-        design - center, kernel_weights.moment0, adjusted - y_mean, adjusted - fitted, solve, cluster, 1 / float(total)
-    )
-    error = standard_errors(fit, extra=extra)
-    return LocalModel(
-        theta[:a],
-        error[:a],
-        unchanged_weight,
-        float(y_mean - center @ theta),
-        _r2(y, fitted, unchanged_weight**2 * within, kernel_weights.moment0),
-    )
+    fit = WeightedFit(design - center, m0, adjusted - y_mean, adjusted - fitted, solve, cluster, 1 / float(total))
+    error, r2 = standard_errors(fit, extra=extra), _r2(y, fitted, unchanged_weight**2 * within, m0)
+    return LocalModel(theta[:a], error[:a], unchanged_weight, float(y_mean - center @ theta), r2)
 
 
 def _r2(y: Tensor, fitted: Tensor, within: Tensor, weight: Tensor) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...settings import Holds
-from ...validation import check_int
+from ...validation import check_int, nearest_names, suggest
 
 Segments = Annotated[
     Any, Holds("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
@@ -224,10 +223,8 @@ def _describe_segments(segments: Any) -> str:
     is_plain = all(isinstance(s, (str, int, float)) for s in (segments if is_sequence else [segments]))
     text = repr(segments) if is_plain and len(repr(segments)) < 60 else type(segments).__name__
     word = segments[0] if is_sequence and len(segments) else segments
-    matches = (
-        get_close_matches(word.lower(), SEGMENT_NAMES, 1) if isinstance(word, str) and word not in SEGMENT_NAMES else []
-    )
-    return f'{text}: did you mean "{matches[0]}"?' if matches else text
+    is_misspelled = isinstance(word, str) and word not in SEGMENT_NAMES and nearest_names(word, SEGMENT_NAMES)
+    return f"{text}; {suggest(word, SEGMENT_NAMES)}" if is_misspelled else text
 
 
 def _squares(x: Tensor, side: int | None) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, in_batches
+from ...model.batching import BatchSize, in_batches, pair_outputs
 from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop, restore_containers, to_dense
-from ...objectives import Objective
+from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
 
 LOG = logging.getLogger("unboxed")
@@ -67,9 +67,7 @@ def window_scores(
         n_positions - 1 if include_original else n_positions,
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
-        rows = torch.arange(n)
-        parts = in_batches(lambda r: runs.run_full(rows, torch.full_like(rows, r.start)), n_positions, 1, 1)
-        return _make_runs([torch.stack(h, 1) for h in zip(*parts, strict=True)])
+        return _make_runs(pair_outputs(runs.run_full, n, n_positions, (1, 1), together=True))
     if runs.is_worth_incremental(n_positions):
         return _make_runs(
             [torch.stack(h) for h in zip(*(runs.run_image(i, batch_size) for i in range(n)), strict=True)]
@@ -131,7 +129,7 @@ class _WindowRuns:
         if "input" in layers:
             acts["input"] = to_dense(acts["input"])
         outputs = [self.objective.rows(rows.to(self.box.device))(acts)]
-        outputs += [_mean_logits(acts["logits"])] if self.return_logits else []
+        outputs += [mean_over_positions(acts["logits"])] if self.return_logits else []
         return [h.to(self.box.dtype) for h in outputs]
 
     # -- whole images --------------------------------------------------------------------------------------------------
@@ -257,8 +255,3 @@ def _all_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether all values agree, relative to the largest."""
     scale = float(b.abs().nan_to_num().max())
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=tolerance * scale + 1e-30, equal_nan=True)
-
-
-def _mean_logits(logits: Tensor) -> Tensor:
-    """(N, K) of logits (N, K, ...): a map of outputs counts by its mean."""
-    return logits if logits.ndim == 2 else logits.flatten(2).mean(2)

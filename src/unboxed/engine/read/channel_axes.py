@@ -1,4 +1,4 @@
-"""Which layers have their units on axis 1, and which on the last: models of tokens, and channels-last blocks."""
+"""Which layers have their channels on axis 1, and which on the last: transformers, and channels-last blocks."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ AXIS_CHANGING_TYPES = (
     "View",
     "Flatten",
     "Unfold",
-)  # what comes out can't be told
+)  # the axes of the output are ambiguous
 
 
 def channels_first_layers(box: Box) -> list[Layer]:
-    """The leaves whose units are surely on axis 1, as they first run; rows without positions always are.
+    """The leaf modules whose channels are surely on axis 1, in the order in which they first run.
 
-    A layer's type tells; for what keeps its axes (an activation, dropout) the layers of its shape before it, or else
-    the latest of as many axes. What can't be told is left out.
+    A layer's type determines it; for one that keeps the axes (an activation, dropout) the last layer of its shape
+    before it, or else the last with as many axes. Ambiguous layers are left out; of (N, C) channels are on axis 1.
     """
     return [row for row, first in _leaves_with_axis(box) if first]
 
 
 def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
-    """Each leaf that gives rows, and whether its units are on axis 1."""
+    """Each leaf module that returns rows, and whether its channels are on axis 1."""
     axis_by_shape: dict[tuple[int, ...], set[bool]] = {}
     axis_by_ndim = {len(box.inputs.shape): isinstance(box.inputs, Pixels)}
     for row in box.layers.leaves:
@@ -77,7 +77,7 @@ def _leaves_with_axis(box: Box) -> Iterator[tuple[Layer, bool]]:
 
 @lru_cache(maxsize=1024)
 def channels_first_by_type(type_name: str) -> bool | None:
-    """Whether a module's units are on axis 1; None where its type doesn't tell."""
+    """Whether a module's channels are on axis 1; None where its type does not determine it."""
     if any(part in type_name for part in CHANNELS_FIRST_TYPES):
         return True
     return False if type_name in CHANNELS_LAST_NAMES or any(part in type_name for part in CHANNELS_LAST_TYPES) else None

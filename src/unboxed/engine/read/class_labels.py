@@ -1,8 +1,7 @@
-"""Labels by the names of their classes: which class of a model each label of some data means. Decided here, once."""
+"""Matching the labels of data to the classes of a model, by the names of the classes."""
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from ...atomic_write import to_printable
 from ...box import Box
 from ...errors import DataError, warn
+from ...validation import nearest_names
 
-MAX_NAMES_SHOWN = 5  # names in a sentence
+MAX_NAMES_SHOWN = 5  # in a message
 CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
     "subfolders, or put the images into one folder, without labels"
@@ -19,26 +19,26 @@ CLASS_NAMES_ADVICE = (
 
 
 def is_numbers_only(classes: Sequence[str]) -> bool:
-    """Whether the classes are 0, 1, 2, ...: nobody named them."""
+    """Whether the classes are 0, 1, 2, ...: they were not named."""
     return tuple(classes) == tuple(map(str, range(len(classes))))
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names of classes as keys: what several classes are called is followed by the number of each."""
+    """The names of classes as unique keys: a name of several classes is followed by the number of each."""
     repeated = {name for name, n in Counter(classes).items() if n > 1}
     return tuple(f"{name} ({k})" if name in repeated else name for k, name in enumerate(classes))
 
 
 def matchable_classes(box: Box) -> tuple[str, ...] | None:
-    """What labels can be matched to: the names of classes that exclude one another; None where outputs are others."""
+    """The names that labels can be matched to: of mutually exclusive classes; None for other outputs."""
     return box.classes if box.outputs != "regression" and len(box.classes) > 1 else None
 
 
 def dataset_class_names(data: Any) -> tuple[tuple[str, ...], bool]:
-    """What data call their labels, and whether the labels were made from those names (as those of class folders are).
+    """The names of the labels of data, and whether labels were made from names (as for class folders).
 
-    Looks inside a DataLoader, a Subset and a ConcatDataset; no names where none are known. Raises DataError where data
-    sets with different classes were joined.
+    Looks inside a DataLoader, a Subset and a ConcatDataset; no names where none are known. Raises DataError for
+    joined datasets with different classes.
     """
     names = getattr(data, "classes", None)
     if isinstance(names, (list, tuple)):
@@ -56,11 +56,11 @@ def dataset_class_names(data: Any) -> tuple[tuple[str, ...], bool]:
 def match_labels(
     names: Sequence[str], classes: Sequence[str], *, made_from_names: bool, names_source: str
 ) -> dict[int, int]:
-    """{label: class of the model}, where data call their labels `names` and the model its outputs `classes`.
+    """{label: class of the model}, from the names of the labels and the classes of the model.
 
     They are matched by name; case, spaces, `-`, `_` and leading zeros of a number don't matter. Without a match, labels
     keep their numbers where nothing contradicts that: of class folders (`made_from_names`) only if there are as many as
-    classes and nobody named the classes, with a warning. `where` says what the names are names of, in errors.
+    classes and the classes were not named, with a warning. `names_source` names the source in errors.
     Raises DataError.
     """
     if tuple(names) == tuple(classes):
@@ -78,7 +78,7 @@ def match_labels(
 
 
 def _match_names(names: Sequence[str], classes: Sequence[str]) -> dict[int, int]:
-    """Those of the names that a class has. Raises DataError for a name that several have."""
+    """The names that a class has. Raises DataError for a name of several classes."""
     indices_by_name = defaultdict(list)
     for k, name in enumerate(classes):
         indices_by_name[_normalize_name(name)].append(k)
@@ -104,10 +104,10 @@ def _normalize_name(name: str) -> str:
 
 
 def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
-    """Numbers are matched to numbers; but who trained with folders sorted as text has another order."""
+    """Warn that a model trained on folders sorted as text (10 before 2) has another order of classes."""
     if is_numbers_only(classes) and sorted(names) != sorted(names, key=lambda name: int(_normalize_name(name))):
         assumption = (
-            f"{sorted(names, key=lambda name: int(_normalize_name(name)))[-1]!r} is taken for that output of the model"
+            f"{sorted(names, key=lambda name: int(_normalize_name(name)))[-1]!r} is matched to that output of the model"
         )
         advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
         warn(f"class names that are numbers mean outputs: {assumption}; {advice}its classes in that order: "
@@ -115,7 +115,7 @@ def _warn_text_order(names: Sequence[str], classes: Sequence[str]) -> None:
 
 
 def _warn_name_order(names: Sequence[str], names_source: str) -> None:
-    assumption = f"the {names_source} are taken for the {len(names)} classes in the order of their names: "
+    assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
     advice = "if the model has another order, give --classes (classes= in Python)"
     warn(f"{assumption}{_list_names(names, numbered=True)}; {advice}")
 
@@ -129,17 +129,10 @@ def _mismatch_message(names: Sequence[str], classes: Sequence[str], matched: dic
     suggestions = [
         f"{name!r} is nearest to {_quote_names(closest)}"
         for name in unmatched[:MAX_NAMES_SHOWN]
-        if (closest := _closest_names(name, classes))
+        if (closest := nearest_names(name, classes))
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
     return f"{subject} the model's {len(classes)} classes ({_list_names(classes)}){hint}. {CLASS_NAMES_ADVICE}"
-
-
-def _closest_names(name: str, classes: Sequence[str]) -> list[str]:
-    original_by_normalized = {_normalize_name(c): c for c in classes}
-    return [
-        original_by_normalized[c] for c in difflib.get_close_matches(_normalize_name(name), original_by_normalized, n=3)
-    ]
 
 
 def _quote_names(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One input run in many rewritten ways, in bounded batches: what comes before the edit runs once an example."""
+"""Forward passes of each input under many edits, in bounded batches; modules before the edit run once per example."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...model.batching import BatchSize, in_batches, is_out_of_memory
+from ...model.batching import BatchSize, is_out_of_memory, pair_outputs
 from ...model.hooks import Edit
 from ...model.replay import COARSE_TOLERANCE, ROUNDING_TOLERANCE, is_close
 from ...objectives import Objective, mean_over_positions
@@ -23,7 +23,7 @@ LOG = logging.getLogger("unboxed")
 
 @dataclass(frozen=True, eq=False)
 class ReplaceWhere:
-    """Values in place of h's own where the mask (R, ...) says so; both are broadcast to h."""
+    """h with the values `value` where the mask (R, ...) is True; both are broadcast to h."""
 
     mask: Tensor
     value: Tensor
@@ -34,7 +34,7 @@ class ReplaceWhere:
 
 class EditFactory(Protocol):
     def __call__(self, examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
-        """The edits of a batch whose rows are the examples n (R,), rewritten in the ways p (R,)."""
+        """The edits of a batch whose rows are these examples (R,) under these variants (R,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,46 +53,36 @@ def run_variants(
     logits: bool = True,
     batch_size: BatchSize = "auto",
 ) -> VariantOutputs:
-    """Run x (N, ...) rewritten in each of `count` ways (None: as it is): pairs of example and way share batches.
+    """Run x (N, ...) under each of `n_variants` edits (None: unedited); pairs of example and variant share batches.
 
-    What comes before the rewritten layer runs once an example and batch, where the model allows it.
+    Modules before the edited layer run once per example and batch, where the model allows it.
     """
     n, runner = len(x), _VariantRunner(box, x, objective, edit_factory, logits, PrefixReplay(box, x, objective))
-    if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, rewritten in one way
-        all_rows = torch.arange(n, device=box.device)
-        parts = in_batches(lambda r: runner.run(all_rows, torch.full_like(all_rows, r.start)), n_variants, 1, 1)
-        score, *rest = (torch.stack(h, 1) for h in zip(*parts, strict=True))
-        return VariantOutputs(score, rest[0] if rest else None)
+    together = box.batch_dependent or objective.batch_dependent
     size, max_rows = box.batch_plan(n, batch_size)
-    mode = (
-        runner.cheapest_mode(n_variants)
-        if n_variants > 1 and (max_rows if size == "auto" else size) >= len(TRIAL_EXAMPLES)
-        else "whole"
-    )
+    has_room = (max_rows if size == "auto" else size) >= len(TRIAL_EXAMPLES)
+    mode = runner.cheapest_mode(n_variants) if n_variants > 1 and has_room and not together else "whole"
 
-    def run_rows(rows: slice) -> list[Tensor]:
+    def run_pairs(examples: Tensor, variants: Tensor) -> list[Tensor]:
         nonlocal mode
-        index = torch.arange(rows.start, rows.stop, device=box.device)
-        pairs = index // n_variants, index % n_variants
         try:
-            return runner.run(*pairs, mode)
+            return runner.run(examples, variants, mode)
         except Exception as error:
             if mode == "whole" or is_out_of_memory(error):
                 raise
             LOG.info("%s runs failed; whole runs follow", mode, exc_info=True)
-        mode = "whole"  # the model does otherwise than on the trial
-        return runner.run(*pairs)
+        mode = "whole"  # the model behaves differently from the trial
+        return runner.run(examples, variants)
 
-    outputs = [torch.cat(h) for h in zip(*in_batches(run_rows, n * n_variants, size, max_rows), strict=True)]
-    score, *rest = (h.view(n, n_variants, *h.shape[1:]) for h in outputs)
+    score, *rest = pair_outputs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
     return VariantOutputs(score, rest[0] if rest else None)
 
 
 RunMode = Literal["thin", "replayed", "whole", "checked"]
-"""Examples are multiplied at the edit; modules before it answer from one run of each example; all runs in full; so it
-does, and it is found out which modules can't answer."""
+"""Rows are repeated at the edit; modules before it are replayed from one run per example; every run is a full one; full
+runs that find the modules which cannot be replayed."""
 
-TRIAL_EXAMPLES = (1, 0, 1)  # rows of two inputs: another order and number, and one twice
+TRIAL_EXAMPLES = (1, 0, 1)  # two inputs in another order, one of them twice
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,7 @@ class _VariantRunner:
 
     @property
     def rounding_error(self) -> float:
-        """The error that another batch size may make, as a share of the largest number."""
+        """The relative rounding error that another batch size may cause."""
         return (
             ROUNDING_TOLERANCE.get(self.box.model_dtype, COARSE_TOLERANCE)
             if self.box.device.type == "cpu"
@@ -135,17 +125,17 @@ class _VariantRunner:
         )
 
     def cheapest_mode(self, n_variants: int) -> RunMode:
-        """The cheapest way that gives what whole runs give, on a trial.
+        """The cheapest mode that gives the results of full runs, on a trial.
 
-        A batch can't grow where a branch around the layer, or a reshape, knows its size; most such models raise.
-        Modules can't answer where the model hands values on otherwise than from module to module.
+        A batch cannot grow inside a model where a branch around the layer, or a reshape, depends on its size; most such
+        models raise. Modules cannot be replayed where values do not pass from module to module.
         """
         runner = self.trial_runner()
         examples = torch.tensor(TRIAL_EXAMPLES, device=self.box.device)
         variants = torch.arange(len(TRIAL_EXAMPLES), device=self.box.device) % 2 * (n_variants - 1)
         try:
             full_outputs = runner.run(examples, variants)
-        except Exception:  # out of memory, too: then the runs themselves find a size that fits
+        except Exception:  # out of memory, too: the runs then find a size that fits
             LOG.info("a batch of %d rewritten runs failed", len(TRIAL_EXAMPLES), exc_info=True)
             return "whole"
         if runner.matches_full_run(full_outputs, examples, variants, "thin"):
@@ -156,7 +146,7 @@ class _VariantRunner:
         return "replayed" if runner.matches_full_run(full_outputs, examples, variants, "replayed") else "whole"
 
     def trial_runner(self) -> _VariantRunner:
-        """This work on an example and noise: rows that are sure to differ, whatever x is like."""
+        """The same runs on an example and noise: rows that differ, whatever x is."""
         box, objective, edit_factory = self.box, self.objective, self.edit_factory
         source_rows = torch.arange(2, device=box.device).clamp_max(len(self.x) - 1)
         x = torch.cat([self.x[:1], box.noise(1)])
@@ -170,7 +160,7 @@ class _VariantRunner:
         )
 
     def matches_full_run(self, full_outputs: list[Tensor], examples: Tensor, variants: Tensor, mode: RunMode) -> bool:
-        """Whether pairs run in a cheaper way come out as whole runs do, up to rounding."""
+        """Whether the results of a cheaper mode equal those of full runs, up to rounding."""
         try:
             outputs = self.run(examples, variants, mode)
         except Exception:

@@ -1,4 +1,4 @@
-"""Rewriting activations: ready-made edits of a unit, and which units there are."""
+"""Edits of activations: ablate, scale or replace units; and which units a layer has."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...errors import InputError, LayerError
 from ...model.batching import BatchSize
 from ...objectives import Objective, constant, logit, mean_over_positions
 from ...validation import check_float, check_int
+from ..optimize.constraints import broadcast_rows
 
 LOG = logging.getLogger("unboxed")
 
@@ -27,8 +28,7 @@ UnitSelection = int | Sequence[int] | None
 class UnitEdit:
     """h <- factor * h + value for some channels k, at one position or at all of them.
 
-    `value` is a number, or values beside h's own: (1, ...) for all examples, (N, ...) one an example; (N,) is a number
-    for each example.
+    `value` is a number, values shaped like h (1, ...) for all examples or (N, ...), or a number per example (N,).
     """
 
     factor: float
@@ -57,7 +57,7 @@ class UnitEdit:
         return edited
 
     def _index(self, h: Tensor) -> tuple[slice | int | list[int], ...]:
-        """The index of what is changed. Raises InputError where h has no such channel or position."""
+        """The index of the values that change. Raises InputError where h has no such channel or position."""
         channels = [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
         if h.ndim < 2 or any(not -h.shape[1] <= k < h.shape[1] for k in channels):
             raise InputError(
@@ -80,7 +80,7 @@ class UnitEdit:
         return replace(self, value=self.value[index]) if isinstance(self.value, Tensor) and is_per_example else self
 
     def check_batch(self, n: int) -> UnitEdit:
-        """This edit, if it goes with n examples. Raises InputError."""
+        """This edit, if it fits n examples. Raises InputError."""
         if isinstance(self.value, Tensor) and self.value.ndim and len(self.value) not in (1, n):
             raise InputError(f"an edit holds values for {len(self.value)} examples; there are {n}")
         return self
@@ -109,16 +109,16 @@ def _check_index(name: str, index: object) -> int:
 
 
 def _broadcast_value(value: Tensor, h: Tensor) -> Tensor:
-    """Values with as many axes as h (N, ...). Broadcasting alone would lay (N,) along the last axis."""
+    """Values with as many axes as h (N, ...). Broadcasting alone would align (N,) with the last axis."""
     if value.ndim == 1:
-        return value.view(-1, *[1] * (h.ndim - 1))
+        return broadcast_rows(value, h)
     if 0 < value.ndim < h.ndim:
         raise InputError(f"a value of shape {tuple(value.shape)} has not the axes of {tuple(h.shape)}")
     return value
 
 
 def ablate(k: UnitSelection = None, *, position: tuple[int, ...] | None = None) -> UnitEdit:
-    """Silence channel k (several; None: all), at one position or all of them."""
+    """Set channel k (several; None: all) to zero, at one position or at all."""
     return UnitEdit(0.0, 0.0, k, position)
 
 
@@ -128,12 +128,12 @@ def scale(k: UnitSelection, factor: float, *, position: tuple[int, ...] | None =
 
 
 def put(k: UnitSelection, value: float | Tensor, *, position: tuple[int, ...] | None = None) -> UnitEdit:
-    """Set channel k to a number, (N,) one an example, or values beside h[:, k], (1, ...) for all or (N, ...)."""
+    """Set channel k to a number, to one per example (N,), or to values shaped like h[:, k], (1, ...) or (N, ...)."""
     return UnitEdit(0.0, value, k, position)
 
 
 def resolve_target(box: Box, target: int | Tensor | Objective | None, x: Tensor, batch_size: BatchSize) -> Objective:
-    """The score that `target` means for x, the same after any edit: None is the class predicted for x as it is."""
+    """The score of `target`, fixed for x and any edit: None is the class predicted for x itself."""
     if target is None:
         return logit(mean_over_positions(box(x, batch_size=batch_size)).argmax(1))
     return box.check_objective(box.objective(target, len(x)), len(x))
@@ -143,16 +143,16 @@ FINAL_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
 
 
 def unit_addresses(box: Box) -> tuple[str, ...]:
-    """Every call of every leaf that a tensor goes into and rows with units come out of, as they first run.
+    """The address of every call of a leaf module that returns rows with units, in the order in which they first run.
 
-    A softmax at the end is none of them: scores are of logits, which it comes after. Raises LayerError without any.
+    Not a final softmax, which comes after the logits. Raises LayerError where there is none.
     """
     rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
     if rows and rows[-1].type in FINAL_ACTIVATIONS:
         rows = rows[:-1]
     leaf_addresses = tuple(address for row in rows for address in row.addresses)
     if not leaf_addresses:
-        raise LayerError("no module of this model runs by itself; name functional ops, such as ':relu#0'")
+        raise LayerError("no module of this model runs on its own; name functional ops, such as ':relu#0'")
     return leaf_addresses
 
 
@@ -166,7 +166,7 @@ def require_units(box: Box, address: str) -> str:
 
 
 def check_units(units: Sequence[int] | int | None, n_channels: int, layer: str) -> list[int]:
-    """The units meant, each a number below `channels`. Raises InputError."""
+    """The units as a list of numbers below the number of channels. Raises InputError."""
     if units is None:
         return list(range(n_channels))
     if isinstance(units, (str, bytes)) or not isinstance(units, Sequence):
@@ -188,5 +188,5 @@ def part_masks(parts: Tensor, n_parts: int, shape: Sequence[int], axis: int | No
 
 
 def count_parts(shape: Sequence[int], axis: int | None) -> int:
-    """How many parts `one_of` knows in activations of this shape (without N)."""
+    """The number of parts of `part_masks` in activations of this shape (without N)."""
     return 1 if axis is None else shape[0] if axis == 1 else math.prod(shape[1:])

@@ -1,4 +1,4 @@
-"""Points in the plane: t-SNE by openTSNE, and new points placed into a finished map."""
+"""t-SNE by openTSNE, and new points placed into a fitted embedding."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ...model import state
 Array = npt.NDArray[Any]
 
 MIN_TSNE_POINTS = 6  # points; fewer have a perplexity below 2, and get their first two principal components instead
-MAX_COMPONENTS = 50  # components that are kept of more features
-SINGLE_THREAD_BELOW = (
-    4_000  # points; threads wait for one another at every step, and cost fewer points more than they give
-)
-MAX_EXACT_POINTS = 20_000  # points; the neighbors of more are found by trees, nearly all of them
+MAX_COMPONENTS = 50  # of more features
+SINGLE_THREAD_BELOW = 4_000  # points; with fewer, several threads are slower than one
+MAX_EXACT_POINTS = 20_000  # points; the neighbors of more are approximate
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A finished map of N points. `components`: what was kept of the features, (N, at most 50)."""
+    """A fitted embedding of N points. `components`: principal components of the features, (N, at most 50)."""
 
     points: Array  # (N, 2)
     components: Array
@@ -32,7 +30,7 @@ class Embedding:
     tsne_embedding: Any  # openTSNE's embedding, or None where there were too few points
 
     def transform(self, features: Array) -> Array:
-        """Where new features (M, D) belong in the finished map, (M, 2); the map stays as it is."""
+        """The positions (M, 2) of new features (M, D) in the fitted embedding, which does not change."""
         components = features if self.pca is None else self.pca.transform(features)
         if self.tsne_embedding is None:
             return _first_two_components(self.components, components)
@@ -41,7 +39,7 @@ class Embedding:
 
 
 def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Embedding:
-    """t-SNE of features (N, D), begun at their principal components; the perplexity is at most (N - 1) / 3."""
+    """t-SNE of features (N, D), initialized by their principal components; the perplexity is at most (N - 1) / 3."""
     if (
         len(features) < MIN_TSNE_POINTS or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max()
     ):  # few, or all equal
@@ -52,7 +50,7 @@ def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> Emb
 
 
 def make_tsne(n: int, perplexity: float, seed: int) -> Any:
-    """openTSNE's t-SNE for n points. Exact neighbors keep the map the same on any number of threads."""
+    """openTSNE's t-SNE for n points. Exact neighbors make the result the same for any number of threads."""
     with _isolated_rng():
         from openTSNE import TSNE  # type: ignore[import-untyped, unused-ignore]
 
@@ -77,12 +75,12 @@ def reduce_dimensions(features: Array) -> tuple[Array, Any]:
 
 
 def _isolated_rng() -> AbstractContextManager[None]:
-    """What is imported inside may draw from the global generators as it loads: openTSNE's dependencies do."""
+    """Imports inside may not change the global generators, from which openTSNE's dependencies draw."""
     return state.seeded_rngs(0, torch.device("cpu"))
 
 
 def _first_two_components(reference: Array, rows: Array) -> Array:
-    """The first two principal components of a few points; a single one, or equal ones, lie at zero."""
+    """The first two principal components of a few points; a single point, or equal ones, are at zero."""
     mean = reference.mean(0)
     axes = np.linalg.svd(reference - mean, full_matrices=False)[2][:2]  # (2, D) or fewer
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])

@@ -1,4 +1,4 @@
-"""Examples from whatever holds them, some at a time: a pass over data of any size in bounded memory."""
+"""Batches of examples from tensors, datasets, loaders or iterables: one pass in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ from .items import (
 )
 from .packing import is_single_pass, pack_data
 
-MAX_CPU_ROWS = 192  # examples on a CPU: larger batches gain nothing and leave its cache
+MAX_CPU_ROWS = 192  # on a CPU: larger batches are no faster and exceed its cache
 
 
 class LabeledExamples(NamedTuple):
-    """Examples that could be read."""
+    """Labeled examples, without those that could not be read."""
 
     x: Tensor  # (N, ...)
     y: Tensor  # (N,) classes of the box
-    dataset_rows: Tensor  # (N,) their numbers in the data
+    dataset_rows: Tensor  # (N,) indices in the data
 
 
 def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) -> Iterator[Tensor]:
     """The inputs (at most `size`, ...) of `data`, in their order; labels are left out. A DataLoader gives its own rows.
 
-    Image files that can't be read are left out, and noted in `skipped`. Raises DataError for what holds no inputs, and
-    where there are none.
+    Image files that cannot be read are left out, and recorded in `skipped`. Raises DataError where there are no inputs.
     """
     data, skipped = _without_labels(data), skipped or SkippedExamples()
     is_empty = True
@@ -64,9 +63,9 @@ def for_each_batch(
     max_rows: int | None = None,
     skipped: SkippedExamples | None = None,
 ) -> None:
-    """`work` on the checked inputs of `data`, in their order, no more at a time than fit in memory.
+    """Call `func` on batches of the validated inputs of `data`, in their order, as large as fit in memory.
 
-    All at once where the model couples rows. Raises DataError, and InputError for inputs that don't fit the box.
+    All at once for a batch-dependent model. Raises DataError, and InputError for inputs that do not fit the box.
     """
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f'batch_size must be a positive int or "auto"; got {batch_size!r}')
@@ -81,17 +80,17 @@ def _call_in_batches(box: Box, x: Tensor, callback: Callable[[Tensor], object], 
 
 
 def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first `most` inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
+    """The first inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
 
-    Labels are matched to the box's classes by name where the data know the names (see `class_labels`). Image files that
-    can't be read are left out. Raises DataError where there are none or they bear no labels, InputError for what
-    doesn't fit the box.
+    Labels are matched to the box's classes by name where the data has names (see `class_labels`). Image files that
+    cannot be read are left out. Raises DataError where there are no examples or no labels, InputError for what does not
+    fit the box.
     """
     return indexed_labeled_examples(box, data, max_examples)[:2]
 
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
-    """As `labeled`, with the examples' numbers in the data."""
+    """As `labeled_examples`, with the indices of the examples in the data."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
     skipped, original_data, data = SkippedExamples(), data, pack_data(box, data)
@@ -110,7 +109,7 @@ def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = Non
 
 
 def _to_box_classes(box: Box, data: Any, y: Tensor) -> Tensor:
-    """Labels of `data` as the box counts its classes."""
+    """Labels of `data` as classes of the box."""
     class_of = class_by_label(box, data)
     if all(label == k for label, k in class_of.items()) or y.is_floating_point():
         return y
@@ -118,7 +117,7 @@ def _to_box_classes(box: Box, data: Any, y: Tensor) -> Tensor:
 
 
 def class_by_label(box: Box, data: Any) -> dict[int, int]:
-    """{label of `data`: class of the box}, by their names; empty where there is nothing to match. Raises DataError."""
+    """{label of `data`: class of the box}, by name; empty where there is nothing to match. Raises DataError."""
     names, made_from_names = dataset_class_names(data)
     classes = matchable_classes(box)
     if not names or classes is None:
@@ -137,14 +136,14 @@ def _iter_labeled(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
 def _item_label(item: Any) -> int:
     if not isinstance(item, (tuple, list)) or len(item) < 2 or int(item[1]) < 0:
         expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
-        raise DataError(f"these examples bear no labels; wanted {expected}")
+        raise DataError(f"these examples have no labels; wanted {expected}")
     return int(item[1])
 
 
 def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int]) -> Tensor:
-    """The inputs (M, ...) at these places of `data`, as `batches` counts them.
+    """The inputs (M, ...) at these indices of `data`, counted as by `input_batches`.
 
-    Raises DataError where there are no such places, or `data` can be read once only.
+    Raises DataError for indices out of range, or `data` that can be read only once.
     """
     row_numbers = torch.as_tensor(dataset_rows).flatten().tolist()
     if is_single_pass(data):
@@ -163,7 +162,7 @@ def fetch_inputs(data: Any, dataset_rows: Tensor | Sequence[int]) -> Tensor:
 
 
 def _fetch_in_one_pass(data: Any, row_numbers: Sequence[int]) -> list[Any]:
-    """The items at these places, found in one pass."""
+    """The items at these indices, in one pass."""
     unique_rows = set(row_numbers)
     records = islice(iter_examples(data, SkippedExamples()), max(unique_rows, default=-1) + 1)
     record_by_row = {i: record for i, record in enumerate(records) if i in unique_rows}

@@ -1,4 +1,4 @@
-"""What layers make of examples, as vectors: a row an example, read in bounded memory."""
+"""Features: activations of layers as vectors, one row per example, read in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .examples import input_batches
 from .items import SkippedExamples
 from .packing import pack_data
 
-MAX_FEATURE_VALUES = 2**26  # values of one layer that are kept as they are
-SKETCH_SIZE = 4096  # values an example that are kept of more
+MAX_FEATURE_VALUES = 2**26  # of one layer, that are not sketched
+SKETCH_SIZE = 4096  # values per example after sketching
 
 
 def max_unsketched_features(n: int) -> int:
-    """Up to how many features of each of n examples are kept as they are."""
+    """The largest number of features per example, of n, that are not sketched."""
     return max(SKETCH_SIZE, MAX_FEATURE_VALUES // max(1, n))
 
 
 def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
-    """What each layer with parameters receives, but for the first: evenly spread over the depth if more than `most`.
+    """The inputs of all layers with parameters but the first; evenly spaced in depth where there are too many.
 
-    Addresses by what is received hold for any spelling of the nonlinearity before it.
+    An input address is valid for any spelling of the nonlinearity before the layer.
     """
     rows = [row for row in box.layers.leaves if row.n_parameters and row.has_input and row.has_batch_axis]
     addresses = [input_address(a) for row in rows for a in row.addresses][1:]
@@ -45,7 +45,7 @@ def hidden_layer_inputs(box: Box, max_layers: int | None = None) -> list[str]:
 
 
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
-    """The full addresses of layers that the caller named. Raises LayerError and InputError."""
+    """The full addresses of the named layers. Raises LayerError and InputError."""
     names = [layers] if isinstance(layers, str) else list(layers)
     if not names:
         raise InputError("no layer was asked for; leave `layers` out for the input and the hidden layers")
@@ -55,9 +55,9 @@ def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:
 def read_features(
     box: Box, x: Tensor, addresses: Sequence[str], *, batch_size: BatchSize = "auto", max_features: int | None = None
 ) -> dict[str, Tensor]:
-    """Vectors {address: (N, D)} of accepted inputs x. What has more than `most` features is sketched to 4,096.
+    """Vectors {address: (N, D)} of validated inputs x. More features than the limit are sketched to 4,096.
 
-    Raises LayerError where the first axis of a layer isn't the batch, InputError where it holds NaN.
+    Raises LayerError where the first axis of a layer is not the batch, InputError for NaN.
     """
 
     def read_rows(rows: slice) -> dict[str, Tensor]:
@@ -77,10 +77,12 @@ def feature_stream(
     batch_size: BatchSize = "auto",
     skipped: SkippedExamples | None = None,
 ) -> Any:
-    """A function that gives the vectors (at most a batch, D) of the next examples of `data`, and None at their end."""
+    """A function that returns the vectors (n, D) of the next batch of `data`, and None at the end."""
     size = max(1, box.batch_limit if batch_size == "auto" else batch_size)
     data = pack_data(box, data)
-    parts = input_batches(data, 2**62 if box.batch_dependent else size, skipped)  # coupled rows are never split
+    parts = input_batches(
+        data, 2**62 if box.batch_dependent else size, skipped
+    )  # a batch-dependent model gets all rows
 
     def next_features() -> Tensor | None:
         x = next(parts, None)
@@ -95,7 +97,7 @@ def _to_vectors(box: Box, address: str, h: Tensor, n: int, max_features: int | N
     if not h.ndim or len(h) != n:
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {n} inputs: its first axis is not the batch")
     if address == "input" and not isinstance(box.inputs, Pixels):
-        z = box.inputs.encode(h)  # columns of a table have units of their own
+        z = box.inputs.encode(h)  # columns of a table have different units
         h = box.inputs.pack(z) if isinstance(box.inputs, MultiInput) else z
     flat = (torch.view_as_real(h) if h.is_complex() else h).flatten(1) if h.ndim > 1 else h[:, None]
     flat = flat.to(box.dtype)
@@ -105,9 +107,9 @@ def _to_vectors(box: Box, address: str, h: Tensor, n: int, max_features: int | N
 
 
 def count_sketch(h: Tensor) -> Tensor:
-    """Vectors (N, D) in 4,096 values: distances stay, but for some percent (count sketch: Charikar et al. 2002).
+    """Vectors (N, D) in 4,096 values, which keeps distances up to some percent (count sketch: Charikar et al. 2002).
 
-    Each value is added, with a sign, to one place; both are drawn once for every D, so that rows of all batches fit.
+    Each value is added, with a random sign, to a random index; both depend on D alone, so that batches are comparable.
     """
     generator = torch.Generator().manual_seed(h.shape[1])
     bucket = torch.randint(SKETCH_SIZE, (h.shape[1],), generator=generator).to(h.device)

@@ -1,4 +1,4 @@
-"""The examples of whatever holds them, one after another: tensors apart, which are sliced."""
+"""Iterating over the examples of datasets, loaders and iterables; tensors are sliced instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACCEPTED_DATA = (
 
 
 class SkippedExamples:
-    """The examples of one pass that could not be read, and why."""
+    """The examples of one pass that could not be read, with the reasons."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -27,7 +27,7 @@ class SkippedExamples:
         self.reasons.append(reason)
 
     def dataset_rows(self, index: Tensor) -> Tensor:
-        """Numbers in the data of examples that were counted without those left out."""
+        """Indices in the data of examples that were counted without the skipped ones."""
         index = index.clone()
         for row in self.rows:  # ascending
             index += index >= row
@@ -50,13 +50,13 @@ def without_label(item: Any) -> Any:
 
 
 def is_indexable(data: Any) -> bool:
-    """Whether examples can be asked for by their number."""
+    """Whether examples can be accessed by index."""
     has_length = hasattr(data, "__getitem__") and isinstance(data, Sized)
     return has_length and not isinstance(data, (str, bytes, dict))
 
 
 def read_example(data: Any, i: int) -> Any:
-    """Example number i. Raises BrokenImageError for an image file to be left out, DataError where `data` raise."""
+    """The i-th example. Raises BrokenImageError for an image file to be left out, DataError where `data` raises."""
     try:
         return data[i]
     except UnboxedError:
@@ -67,7 +67,7 @@ def read_example(data: Any, i: int) -> Any:
 
 
 def iter_examples(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
-    """One example after another; files that can't be read are left out, and noted. Raises DataError."""
+    """The examples one by one; files that cannot be read are left out, and recorded. Raises DataError."""
     if is_batching_loader(data):
         return (row for batch in iter_loader_batches(data) for row in without_label(batch))
     if is_indexable(data):
@@ -88,12 +88,12 @@ def _iter_readable(data: Any, skipped: SkippedExamples) -> Iterator[Any]:
 
 
 def is_batching_loader(data: Any) -> bool:
-    """Whether these are a DataLoader that gives batches."""
+    """Whether this is a DataLoader that returns batches."""
     return isinstance(data, DataLoader) and data.batch_size is not None
 
 
 def iter_loader_batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader; one that holds nothing but broken image files is left out, as such a file of another."""
+    """The batches of a loader, without broken image files and without batches of nothing else."""
     iterator = iter(loader)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Nearest neighbors: exact, some points at a time, in bounded memory, on any device."""
+"""Exact nearest neighbors, in chunks of bounded memory, on any device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ...errors import InputError
 from ...validation import check_int
 
 Metric = Literal["euclidean", "cosine"]
-MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, held at a time
-MIN_VALUE_ERROR_RATIO = 1e8  # a rough value this much larger than its error is good to eight digits
+MAX_BLOCK_VALUES = 2**22  # distances, or values of differences, in memory at a time
+MIN_VALUE_ERROR_RATIO = 1e8  # of an approximate value: it is then good to eight digits
 _METRICS = ("euclidean", "cosine")
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """The k nearest points of each query, the nearest first; of equally near ones the lower index."""
+    """The k nearest points of each query, the nearest first; ties by the lower index."""
 
     indices: Tensor  # (Q, k), int64
     distances: Tensor  # (Q, k), Euclidean, or 1 - cosine
@@ -34,9 +34,10 @@ def nearest_points(
     chunk_points: int | None = None,
     exclude: Tensor | None = None,
 ) -> Neighbors:
-    """The k nearest of `points` (N, D) to each of `queries` (Q, D), exactly. `exclude`: a point (Q,) not to be counted.
+    """The k nearest of `points` (N, D) to each of `queries` (Q, D), exactly.
 
-    Distances come in the dtype of the queries. `chunk`: points compared at a time. Raises InputError.
+    `exclude` is one point per query (Q,) that does not count. Distances have the dtype of the
+    queries. `chunk_points` are compared at a time. Raises InputError.
     """
     search = NeighborSearch(queries, k, metric=metric, exclude=exclude)
     size = len(points) if chunk_points is None else check_int("chunk", chunk_points, minimum=1)
@@ -46,7 +47,7 @@ def nearest_points(
 
 
 class NeighborSearch:
-    """The k nearest so far of points that come in parts, for points that don't fit in memory together."""
+    """The k nearest points so far, for points that are added in parts because they do not fit in memory."""
 
     def __init__(self, queries: Tensor, k: int, *, metric: Metric = "euclidean", exclude: Tensor | None = None) -> None:
         if metric not in _METRICS:
@@ -54,14 +55,14 @@ class NeighborSearch:
         self.k, self.metric, self.n_points = check_int("k", k, minimum=1), metric, 0
         self.dtype = queries.dtype if queries.is_floating_point() else torch.get_default_dtype()
         self.device = queries.device
-        float64_device = "cpu" if queries.device.type == "mps" else queries.device  # where float64 is known
+        float64_device = "cpu" if queries.device.type == "mps" else queries.device  # where float64 is supported
         self.queries, self.query_is_zero = _normalize_vectors(queries.to(float64_device), metric)
         self.excluded_points = None if exclude is None else exclude.to(float64_device)
         self.values = queries.new_empty(len(queries), 0, dtype=torch.float64, device=float64_device)
         self.indices = queries.new_empty(len(queries), 0, dtype=torch.long, device=float64_device)
 
     def add(self, points: Tensor) -> None:
-        """Compare with points (N, D), which are numbered on from those before. Raises InputError."""
+        """Compare with points (N, D), whose indices follow those added before. Raises InputError."""
         if points.ndim != 2 or points.shape[1] != self.queries.shape[1]:
             expected = f"points (N, {self.queries.shape[1]}), as many features as the queries have"
             raise InputError(f"wanted {expected}; got {tuple(points.shape)}")
@@ -79,7 +80,7 @@ class NeighborSearch:
             self.n_points += len(chunk)
 
     def result(self) -> Neighbors:
-        """The nearest of all points that came. Raises InputError where there were fewer than k."""
+        """The nearest of all points added. Raises InputError where there were fewer than k."""
         n_available = self.n_points - (self.excluded_points is not None)
         if n_available < self.k:
             raise InputError(f"k={self.k} neighbors were asked for; there are {n_available} points to choose from")
@@ -88,13 +89,13 @@ class NeighborSearch:
         return Neighbors(self.indices.to(self.device), distances.to(self.dtype).to(self.device))
 
     def _merge(self, values: Tensor, indices: Tensor) -> None:
-        """Of equal values the earlier stays first: the sort is stable, and points come in their order."""
+        """Merge with earlier results; ties keep their order, because the sort is stable."""
         values, indices = torch.cat([self.values, values], 1), torch.cat([self.indices, indices], 1)
         order = values.argsort(dim=1, stable=True)[:, : self.k]
         self.values, self.indices = values.gather(1, order), indices.gather(1, order)
 
     def _nearest_in_chunk(self, rows: slice, points: Tensor, point_is_zero: Tensor) -> tuple[Tensor, Tensor]:
-        """(values, numbers) of the k nearest of these points (P, D), both (q, min(k, P))."""
+        """(values, indices) of the k nearest of these points (P, D), both (q, min(k, P))."""
         pairs = _QueryPointPairs(self.queries[rows], points, self.query_is_zero[rows], point_is_zero, self.metric)
         approximate, error_bound = pairs.approximate()  # (q, P), (q, 1)
         if self.excluded_points is not None:
@@ -107,7 +108,7 @@ class NeighborSearch:
 
 @dataclass(frozen=True)
 class _QueryPointPairs:
-    """Queries (q, D) and points (P, D) in float64, and which of them are zero: their cosine counts as 0."""
+    """Queries (q, D) and points (P, D) in float64, and which of them are zero: their cosine is 0."""
 
     queries: Tensor
     points: Tensor
@@ -120,7 +121,7 @@ class _QueryPointPairs:
         return 1.0 if self.metric == "euclidean" else 0.5  # 1 - cos = |q - p|^2 / 2 of unit vectors
 
     def approximate(self) -> tuple[Tensor, Tensor]:
-        """|q|^2 + |p|^2 - 2 q.p, fast but cancelling, and how far at most it is off (Higham 2002, section 3.1)."""
+        """|q|^2 + |p|^2 - 2 q.p, fast but inexact, and a bound of its error (Higham 2002, section 3.1)."""
         query_sq_norm, point_sq_norm = self.queries.square().sum(1, keepdim=True), self.points.square().sum(1)
         value = self.distance_scale * (query_sq_norm + point_sq_norm - 2 * self.queries @ self.points.T)
         value = value.masked_fill(self.query_is_zero[:, None] | self.point_is_zero, 1.0)
@@ -129,7 +130,7 @@ class _QueryPointPairs:
         return value, 2 * relative_error * max_value
 
     def exact(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The value of the pairs (rows[i], columns[i]) from their differences, some at a time."""
+        """The exact values of the pairs (rows[i], columns[i]), from their differences, in blocks."""
         step = max(1, MAX_BLOCK_VALUES // max(1, self.queries.shape[1]))
         parts = [self._exact_chunk(rows[i : i + step], columns[i : i + step]) for i in range(0, len(rows), step)]
         return torch.cat(parts) if parts else self.queries.new_empty(0)
@@ -140,8 +141,8 @@ class _QueryPointPairs:
 
 
 def _k_smallest(pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k least of each row. Where the rough values don't prove their order, or are small beside what they may be
-    off, the exact ones of all that could be among the nearest are compared."""
+    """The k smallest values of each row. Where the errors of approximate values could change their order, the exact
+    values of all candidates are compared."""
     p = approximate.shape[1]
     values, index = approximate.topk(min(p, k + 1), 1, largest=False, sorted=True)
     gaps = values.diff(dim=1) if p > 1 else values.new_full((len(values), 1), torch.inf)
@@ -160,7 +161,7 @@ def _k_smallest(pairs: _QueryPointPairs, approximate: Tensor, error_bound: Tenso
 
 
 def _normalize_vectors(x: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Vectors (N, D) in float64, for a cosine of unit length, and which are then zero (N,). Raises InputError."""
+    """Vectors (N, D) in float64, for the cosine of unit length, and which are zero (N,). Raises InputError."""
     if x.ndim != 2 or x.shape[1] == 0 or x.is_complex():
         raise InputError(f"wanted vectors (N, D) of real numbers; got shape {tuple(x.shape)}, {x.dtype}")
     x = x.detach().double()
@@ -169,6 +170,6 @@ def _normalize_vectors(x: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     if metric == "euclidean":
         return x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
     largest = x.abs().amax(1, keepdim=True)
-    scaled = x / largest.where(largest > 0, 1)  # the square of a tiny number would vanish
+    scaled = x / largest.where(largest > 0, 1)  # so that squares do not underflow
     norm = scaled.norm(dim=1, keepdim=True)
     return scaled / norm.where(norm > 0, 1), norm.flatten() == 0

@@ -1,4 +1,4 @@
-"""Data of models of several inputs, packed: one row of numbers an example, as their methods take them."""
+"""Data of models with several inputs, packed: one row of numbers per example, as the methods take them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .items import (
 
 
 def pack_data(box: Box, data: Any) -> Any:
-    """Data of a model of several inputs as tensors, or as a data set of them; all other data as they are.
+    """Data of a model with several inputs as packed tensors or a dataset of them; all other data unchanged.
 
     They may be a dict or a tuple of tensors as the model takes them, a pair of these and labels, a Dataset or iterable
     of such inputs of one example, or of (inputs, label), or a DataLoader of either.
@@ -45,12 +45,12 @@ def pack_data(box: Box, data: Any) -> Any:
 
 
 def _is_packed_pair(inputs: MultiInput, data: Any) -> bool:
-    """Whether these are (x, y) of packed tensors already: what `packed` gave."""
+    """Whether these are packed tensors (x, y) already, as `pack_data` returns them."""
     return is_tensor_pair(data) and data[0].shape[1:] == inputs.shape
 
 
 class _PackedDataset:
-    """A data set of several inputs, each example packed as it is asked for."""
+    """A dataset of several inputs, whose examples are packed on access."""
 
     def __init__(self, inputs: MultiInput, data: Any) -> None:
         self.inputs, self.data = inputs, data
@@ -64,7 +64,7 @@ class _PackedDataset:
 
 @dataclass(frozen=True)
 class _PackedLoader:
-    """The examples of a DataLoader of several inputs, each packed, beside its label if it has one."""
+    """The packed examples of a DataLoader of several inputs, with their labels if there are any."""
 
     inputs: MultiInput
     loader: DataLoader[Any]
@@ -80,7 +80,7 @@ class _PackedLoader:
 
 
 def is_single_pass(data: Any) -> bool:
-    """Whether a second look at `data` would find nothing, or other examples at the same places."""
+    """Whether a second pass over `data` would give nothing, or other examples."""
     data = data.loader if isinstance(data, _PackedLoader) else data
     if isinstance(data, DataLoader):
         return data.batch_size is not None and not isinstance(data.sampler, SequentialSampler)
@@ -88,7 +88,7 @@ def is_single_pass(data: Any) -> bool:
 
 
 def _pack_example(inputs: MultiInput, item: Any) -> Any:
-    """One example's inputs (D,), beside its label if it has one. Raises DataError."""
+    """One example's inputs (D,), with its label if there is one. Raises DataError."""
     values, label = _split_labels(inputs, item, 0)
     packed_row = _pack_batch(inputs, _as_batch(values))[0]
     return (packed_row, *label) if label else packed_row
@@ -107,7 +107,7 @@ def _as_batch(values: Any) -> Any:
 
 
 def _split_labels(inputs: MultiInput, item: Any, n_batch_axes: int) -> tuple[Any, list[Any]]:
-    """The inputs of an example, or of a batch (`axes` 1), and its labels in a list, empty where it bears none."""
+    """The inputs of an example, or of a batch (`axes` 1), and its labels in a list, empty where there are none."""
     is_pair = isinstance(item, (tuple, list)) and len(item) == 2
     has_label = is_pair and (not isinstance(item[0], Tensor) or item[0].shape[n_batch_axes:] == inputs.shape)
     return (item[0], [item[1]]) if has_label else (item, [])

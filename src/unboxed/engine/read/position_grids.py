@@ -1,4 +1,4 @@
-"""Where a layer's positions lie on the image: axes behind the channels, in front of them, or tokens of a patch grid."""
+"""How a layer's positions correspond to the image: channels-first or channels-last axes, or tokens of a patch grid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_EXTRA_TOKENS = 8  # tokens before those of the patches, at most: one for the
 
 @dataclass(frozen=True)
 class PositionGrid:
-    """How activations (N, ...) become maps (N, C, h, w). `extra` tokens stand before those of the grid."""
+    """How activations (N, ...) become maps (N, C, h, w). `extra` tokens precede those of the grid."""
 
     size: Size
     channels_last: bool = False  # channels last, (N, h, w, C)
@@ -31,7 +31,7 @@ class PositionGrid:
     n_extra_tokens: int = 0
 
     def to_maps(self, h: Tensor) -> Tensor:
-        """(N, C, h, w) of activations, or of gradients alike."""
+        """Maps (N, C, h, w) of activations, or of gradients."""
         if self.is_tokens:
             return h[:, self.n_extra_tokens :].mT.reshape(len(h), -1, *self.size)
         return h.movedim(3, 1) if self.channels_last else h
@@ -56,12 +56,12 @@ def upsample_bilinear(maps: Tensor, size: Size) -> Tensor:
 
 
 def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
-    """The leaves whose positions lie on the image, more than one of them, as they first run."""
+    """The leaf modules with more than one position on the image, in the order in which they first run."""
     channels_first_paths = {row.path for row in channels_first_layers(box)}
     map_shapes = {row.shape for row in box.layers.leaves if channels_first_by_type(row.type)}
-    map_size: Size | None = None  # of the last map before the tokens, or of the tokens as they were last merged
+    map_size: Size | None = None  # of the last map before the tokens, or of the last merged tokens
     token_widths: set[int] = set()  # of the tokens of this size
-    grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # where tokens of each shape last lay
+    grid_by_shape: dict[tuple[int, ...], PositionGrid] = {}  # of the last tokens of each shape
     for row in box.layers.leaves:
         if not (row.has_batch_axis and row.shape) or (
             row.shape not in map_shapes and _is_attention(row, grid_by_shape)
@@ -81,7 +81,7 @@ def layers_with_grids(box: Box) -> Iterator[tuple[Layer, PositionGrid]]:
 
 
 def _is_attention(row: Layer, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]) -> bool:
-    """Whether these are weights of attention, (heads, T, T) of so many tokens, and no maps."""
+    """Whether this is the shape (heads, T, T) of attention weights, and not of maps."""
     token_counts = {shape[0] for shape in grid_by_shape}
     return len(row.shape) == 3 and channels_first_by_type(row.type) is None and {*row.shape[1:]} <= token_counts
 
@@ -94,23 +94,23 @@ def _spatial_grid(row: Layer, is_channels_first: bool) -> PositionGrid | None:
 
 
 def is_channels_last(row: Layer) -> bool:
-    """Whether a module of this type surely has its units on the last axis."""
+    """Whether a module of this type surely has its channels on the last axis."""
     return channels_first_by_type(row.type) is False
 
 
 def _layer_token_grid(
     box: Box, row: Layer, map_size: Size | None, grid_by_shape: Mapping[tuple[int, ...], PositionGrid]
 ) -> PositionGrid | None:
-    """The grid of tokens: that of the map seen last, or where tokens of this shape lay before (keys may be fewer)."""
+    """The grid of tokens: that of the last map, or of earlier tokens of this shape (keys may be fewer)."""
     if len(row.shape) != 2 or row.type in ("LSTM", "GRU", "RNN") or channels_first_by_type(row.type) is True:
         return None
     return token_grid(box, row.shape[0], map_size) or grid_by_shape.get(row.shape)
 
 
 def _merged_token_grid(box: Box, row: Layer, map_size: Size | None, token_widths: set[int]) -> PositionGrid | None:
-    """The grid of tokens that are four of those before side by side, 2 x 2 patches of them, as in Swin transformers.
+    """The grid of tokens that are merged from 2 x 2 earlier ones, as in Swin transformers.
 
-    A fourth of the tokens are not enough to tell: they may be queries. The layer's weights are four tokens wide.
+    A quarter of the number of tokens is ambiguous: they may be queries. The layer's weights are four tokens wide.
     """
     weight = getattr(box.modules[row.path], "weight", None)
     if map_size is None or len(row.shape) != 2 or not isinstance(weight, Tensor) or not weight.ndim:
@@ -121,7 +121,7 @@ def _merged_token_grid(box: Box, row: Layer, map_size: Size | None, token_widths
 
 
 def token_grid(box: Box, n_tokens: int, map_size: Size | None = None) -> PositionGrid | None:
-    """The grid of so many tokens: of the map that they were cut from if one is seen, else of square patches."""
+    """The grid of this many tokens: of the map that they were made from if there is one, else of square patches."""
     if map_size is not None:
         n_extra_tokens = n_tokens - math.prod(map_size)
         return (
@@ -143,7 +143,7 @@ def token_grid(box: Box, n_tokens: int, map_size: Size | None = None) -> Positio
 
 
 def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
-    """The grid of what is found at an address, whose examples have this shape. Raises LayerError."""
+    """The grid of the layer at an address, whose examples have this shape. Raises LayerError."""
     parsed = Address.parse(address)
     row = box.layers[address] if parsed.op is None else None
     grid = None
@@ -165,6 +165,6 @@ def grid_at(box: Box, address: str, shape: tuple[int, ...]) -> PositionGrid:
 
 
 def _layers_with_positions(box: Box) -> str:
-    """Which layers have positions, in words."""
+    """The layers with positions, for an error."""
     names = [row.path for row, _ in layers_with_grids(box)]
     return f"these layers do: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this model does"

@@ -1,4 +1,4 @@
-"""What comes before an edit runs once per example, however many ways there are to edit."""
+"""The modules before an edit run once per example, however many edits there are."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ...objectives import MODEL_ENDS, Objective
 
 
 class PrefixReplay:
-    """What the modules that finish before the first edit give for x (N, ...), some rows of it at a time."""
+    """Recorded outputs, for some rows of x (N, ...), of the modules that finish before the first edit."""
 
     def __init__(self, box: Box, x: Tensor, objective: Objective) -> None:
         self.box, self.x, self.objective = box, x, objective
         self.replay: Replay | None = None
-        self.first_example = 0  # the example that its first row is
-        self.unreplayable: set[nn.Module] = set()  # modules that can't answer
+        self.first_example = 0  # the example in the first row of the recording
+        self.unreplayable: set[nn.Module] = set()  # modules that cannot be replayed
 
     @property
     def is_possible(self) -> bool:
         return self.box.accepts_proxies and self.box.stateless
 
     def record_prefix(self, examples: Tensor, edits: Collection[str]) -> None:
-        """Have a recording of these examples (R,): of R in a row, for the batches to come need the next."""
+        """Record the outputs for these examples (R,), and the following ones, which the next batches need."""
         first, last = int(examples.min()), int(examples.max())
         if self.replay is None or not self.first_example <= first <= last < self.first_example + self.replay.n:
-            self.replay, self.first_example = None, first  # its memory is needed
+            self.replay, self.first_example = None, first  # to free its memory
             self.replay = self._make_recording(self.x[first : max(last + 1, first + len(examples))], edits)
 
     def _make_recording(self, x: Tensor, edits: Collection[str], include_inner: bool = False) -> Replay:
@@ -43,9 +43,9 @@ class PrefixReplay:
 
     @contextmanager
     def finding_unreplayable(self, examples: Tensor, edits: Collection[str], rounding_error: float) -> Iterator[None]:
-        """While a whole run of these rows (R,) of x is done, find the modules that can't answer.
+        """While open, a full run of these rows (R,) of x finds the modules that cannot be replayed.
 
-        The rows are in another order and number than those of x. `share`: the rounding error of activations.
+        The rows differ from those of x in order and number. `rounding_error`: of activations, relative.
         """
         replay = self._make_recording(self.x, edits, include_inner=True)
         with replay.verify_rows(examples, rounding_error) as failed_modules:
@@ -54,7 +54,7 @@ class PrefixReplay:
 
     @contextmanager
     def replaying(self, examples: Tensor) -> Iterator[None]:
-        """While open, those modules answer for inputs that are these recorded examples (R,)."""
+        """While open, those modules return recorded outputs for inputs that are these examples (R,)."""
         if self.replay is None:
             yield
             return
@@ -62,7 +62,7 @@ class PrefixReplay:
             with self.replay.replay_rows(examples - self.first_example):
                 yield
         except BaseException:
-            self.replay = None  # where memory ran out, smaller batches need it
+            self.replay = None  # after running out of memory, smaller batches need that memory
             raise
 
 

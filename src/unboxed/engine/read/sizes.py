@@ -1,4 +1,4 @@
-"""Images of other sizes than the box's own: convolutional models take them, as far as the forward has to run."""
+"""Images of other sizes than the box's: convolutional models accept them, as far as the forward pass has to run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_images(box: Box, caller: str) -> Pixels:
 
 
 def validate_any_size(box: Box, x: Tensor, caller: str) -> Tensor:
-    """As `box.accept`, for images (N, C, H, W) of any size. Raises InputError."""
+    """As `box.validate_inputs`, for images (N, C, H, W) of any size. Raises InputError."""
     inputs = require_images(box, caller)
     if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == inputs.shape[0] and min(x.shape) > 0:
         inputs = replace(inputs, shape=(x.shape[1], x.shape[2], x.shape[3]))
@@ -44,7 +44,7 @@ def native_size(box: Box) -> Size:
 
 
 def accepts_size(box: Box, objective: Objective, size: Size) -> bool:
-    """Whether the model runs on images of this size, as far as the objective needs, and gives a row for a row."""
+    """Whether the model runs on images of this size, as far as the objective needs, with one output per row."""
     if size == native_size(box):
         return True
     first_row_objective = objective.rows(slice(0, 1))
@@ -54,7 +54,7 @@ def accepts_size(box: Box, objective: Objective, size: Size) -> bool:
             return first_row_objective(box.forward(x, first_row_objective.layers)).shape == (1,)
     except (InputError, LayerError, torch.OutOfMemoryError):
         raise
-    except Exception:  # whatever a model says of a size that it can't take
+    except Exception:  # a model may raise anything for an unsupported size
         LOG.info("images of %s are not taken", format_size(size), exc_info=True)
         return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import RuleError
 from ..attention import AttentionHeads, bind_arguments, project_out, unpack_multi_head, unpack_scaled_dot_product
+from ..lrp.composite_ops import affine
 from .reference_run import ActivationPair, OpCall, with_gradient_of
 
 Func = Callable[..., Any]
@@ -101,11 +102,6 @@ def _normalize_pair(x: ActivationPair, dims: list[int], eps: float, centered: bo
     return x.multiply(inverse_std)
 
 
-def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
-    h = h if weight is None else h * weight.view(*shape)
-    return h if bias is None else h + bias.view(*shape)
-
-
 def _with_exact_value(func: Func, x_call: OpCall, h: Tensor) -> Tensor:
     """The op's own value, with the gradient of h."""
     with torch.no_grad():
@@ -120,7 +116,7 @@ def layer_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall, centered: bool
     shape = list(arguments_by_name["normalized_shape"])
     eps = torch.finfo(x.x.dtype).eps if arguments_by_name["eps"] is None else arguments_by_name["eps"]
     h = _normalize_pair(x, [-i - 1 for i in range(len(shape))], eps, centered)
-    return _with_exact_value(func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], shape))
+    return _with_exact_value(func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], shape))
 
 
 def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
@@ -133,7 +129,7 @@ def group_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     )
     channels = [-1, *[1] * (x.x.ndim - 2)]
     return _with_exact_value(
-        func, x_call, _affine(h.x.view_as(x.x), arguments_by_name["weight"], arguments_by_name["bias"], channels)
+        func, x_call, affine(h.x.view_as(x.x), arguments_by_name["weight"], arguments_by_name["bias"], channels)
     )
 
 
@@ -145,7 +141,7 @@ def instance_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     x = get_pair(x_call, ref_call)
     h = _normalize_pair(x, list(range(2, x.x.ndim)), arguments_by_name["eps"])
     return _with_exact_value(
-        func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
+        func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
     )
 
 
@@ -160,7 +156,7 @@ def batch_norm_rule(func: Func, x_call: OpCall, ref_call: OpCall) -> Any:
     x = get_pair(x_call, ref_call)
     h = _normalize_pair(x, [0, *range(2, x.x.ndim)], arguments_by_name["eps"])
     return _with_exact_value(
-        func, x_call, _affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
+        func, x_call, affine(h.x, arguments_by_name["weight"], arguments_by_name["bias"], [-1, *[1] * (x.x.ndim - 2)])
     )
 
 

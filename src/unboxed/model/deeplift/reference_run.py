@@ -156,6 +156,11 @@ class OpCall:
         """Whether it has activations: not only classes, indices or masks."""
         return any(t.is_floating_point() for t in self.tensors())
 
+    def in_single_precision(self) -> OpCall:
+        """The call with half-precision tensors as float32."""
+        args, kwargs = _cast_tensors((self.args, self.kwargs), HALF_DTYPES, torch.float32)
+        return OpCall(self.name, args, kwargs)
+
 
 class ReferenceTape:
     """Records the ops that have rules for the baseline, and applies the rules for the example."""
@@ -174,15 +179,7 @@ class ReferenceTape:
         x_call = OpCall(name, args, kwargs)
         if name not in self.rules or not x_call.has_floating_tensors():
             return NotImplemented
-        ref_call = self.calls[self.position] if self.position < len(self.calls) else None
-        if (
-            ref_call is None
-            or ref_call.name != name
-            or [t.shape for t in x_call.tensors()] != [t.shape for t in ref_call.tensors()]
-        ):
-            raise RuleError("DeepLIFT compares two runs op by op, and this model runs different ops for the baseline")
-        self.calls[self.position] = OpCall("", (), {})  # frees its tensors
-        self.position += 1
+        ref_call = self._next_reference(x_call)
         if not any(t.requires_grad for t in x_call.tensors()):
             return NotImplemented
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
@@ -190,22 +187,19 @@ class ReferenceTape:
                             "switch checkpointing off")  # fmt: skip
         if not any(t.dtype in HALF_DTYPES for t in x_call.tensors()):
             return self.rules[name](func, x_call, ref_call)
-        out = self.rules[name](
-            func,
-            *(
-                OpCall(
-                    name,
-                    _cast_tensors(c.args, HALF_DTYPES, torch.float32),
-                    _cast_tensors(c.kwargs, HALF_DTYPES, torch.float32),
-                )
-                for c in (x_call, ref_call)
-            ),
-        )
-        return (
-            out
-            if out is NotImplemented
-            else _cast_tensors(out, {torch.float32}, next(t.dtype for t in x_call.tensors()))
-        )
+        out = self.rules[name](func, x_call.in_single_precision(), ref_call.in_single_precision())
+        dtype = next(t.dtype for t in x_call.tensors())
+        return out if out is NotImplemented else _cast_tensors(out, {torch.float32}, dtype)
+
+    def _next_reference(self, x_call: OpCall) -> OpCall:
+        """The baseline's call of the same op. Raises RuleError where it ran another."""
+        ref_call = self.calls[self.position] if self.position < len(self.calls) else None
+        shapes = [t.shape for t in x_call.tensors()]
+        if ref_call is None or ref_call.name != x_call.name or shapes != [t.shape for t in ref_call.tensors()]:
+            raise RuleError("DeepLIFT compares two runs op by op, and this model runs different ops for the baseline")
+        self.calls[self.position] = OpCall("", (), {})  # frees its tensors
+        self.position += 1
+        return ref_call
 
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})

@@ -11,6 +11,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 MAX_CACHE_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
 N_PINNED_MAPS = 3  # maps used last, which are not freed
@@ -69,7 +70,8 @@ class BasePass:
 
     def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> BaseMap:
         """func(*args) on base maps; it must return a new tensor and not change its arguments."""
-        call_key = (func, _fingerprint(args), _fingerprint(kwargs))
+        leaves, structure = tree_flatten((args, kwargs))
+        call_key = (func, structure, tuple(map(_fingerprint, leaves)))
         if self.position == len(self.maps) or self.maps[self.position].call_key != call_key:
             out = self._compute(func, args, kwargs)
             self.maps[self.position : self.position + 1] = [
@@ -80,15 +82,9 @@ class BasePass:
         return self.maps[self.position - 1]
 
     def _compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        out: Tensor = func(*self._resolve_maps(args), **self._resolve_maps(kwargs))
+        args, kwargs = tree_map_only(BaseMap, self._get_values, (args, kwargs))
+        out: Tensor = func(*args, **kwargs)
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out  # is cropped row by row
-
-    def _resolve_maps(self, value: Any) -> Any:
-        if isinstance(value, BaseMap):
-            return self._get_values(value)
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(self._resolve_maps, value))
-        return {name: self._resolve_maps(v) for name, v in value.items()} if isinstance(value, dict) else value
 
     def _get_values(self, base: BaseMap) -> Tensor:
         values = base.values
@@ -144,8 +140,4 @@ def _fingerprint(value: Any) -> Any:
     if isinstance(value, Tensor):
         version = 0 if value.is_inference() else value._version
         return value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), version
-    if isinstance(value, (tuple, list)):
-        return tuple(_fingerprint(part) for part in value)
-    if isinstance(value, dict):
-        return tuple((name, _fingerprint(part)) for name, part in value.items())
     return type(value), value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..op_tables import plain_op_name
 from .base_run import BaseMap, BasePass
@@ -172,7 +173,7 @@ def _dispatching_method(name: str) -> Op:
     tensor_method = getattr(torch.Tensor, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        windowed = tuple(_iter_windowed((args, kwargs)))
+        windowed = _windowed_in((args, kwargs))
         return handle_torch_function(method, windowed, *args, **kwargs) if windowed else tensor_method(*args, **kwargs)
 
     method.__name__ = name
@@ -202,16 +203,17 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 def apply_op(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An op on windowed tensors: local where possible, else dense."""
-    args, kwargs = _map_values(args, _unwrap_dense), _map_values(kwargs, _unwrap_dense)
+    args, kwargs = tree_map(_unwrap_dense, (args, kwargs))
     for name in ("input", "self"):
         if not args and name in kwargs:
             args = (kwargs.pop(name),)
-    if any(True for _ in _iter_windowed((args, kwargs))):
+    if _windowed_in((args, kwargs)):
         handler = HANDLERS.get(plain_op_name(func))
         out = NotImplemented if handler is None or "out" in kwargs else handler(func, args, kwargs)
         if out is not NotImplemented:
             return out
-    return func(*_map_values(args, to_dense), **_map_values(kwargs, to_dense))
+    args, kwargs = tree_map(to_dense, (args, kwargs))
+    return func(*args, **kwargs)
 
 
 def to_dense(value: Any) -> Any:
@@ -224,22 +226,8 @@ def _unwrap_dense(value: Any) -> Any:
     return value if not isinstance(value, WindowedTensor) or value.is_local else value.dense()
 
 
-def _map_values(value: Any, fn: Callable[[Any], Any]) -> Any:
-    if type(value) in (tuple, list):
-        return type(value)(_map_values(part, fn) for part in value)
-    if type(value) is dict:
-        return {name: _map_values(part, fn) for name, part in value.items()}
-    return fn(value)
-
-
-def _iter_windowed(value: Any) -> Iterator[WindowedTensor]:
-    if isinstance(value, WindowedTensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _iter_windowed(part)
-    elif isinstance(value, dict):
-        yield from _iter_windowed(tuple(value.values()))
+def _windowed_in(value: Any) -> list[WindowedTensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, WindowedTensor)]
 
 
 TIE_SENSITIVE_OPS = (
@@ -268,6 +256,6 @@ class WindowedMode(TorchFunctionMode):
             name in INDEX_OPS and any(getattr(a, "ndim", 0) > 2 for a in (*args, *kwargs.values()))
         ):
             self.depends_on_ties = True
-        if any(True for _ in _iter_windowed((args, kwargs))):
+        if _windowed_in((args, kwargs)):
             return apply_op(func, args, kwargs)
         return func(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""Layer-wise relevance propagation, op by op: what each op of a running model hands down of the relevance above it.
+"""Layer-wise relevance propagation, op by op: each op propagates the relevance of its output to its inputs.
 
-Throughout, what goes down the graph is not the relevance R of an activation a but c = R / a, so that R = a * c: the
-gradient, where no rule says otherwise. Ops that are linear without mixing rules (sums, views, pooling) then need no
-rule at all: their gradient shares a sum in proportion, gives a maximum to its winner, and divides by nothing.
+The backward pass propagates not the relevance R of an activation a but c = R / a, so that R = a * c: the gradient,
+where no rule says otherwise. Ops that are linear without weights (sums, views, pooling) then need no rule: their
+gradient distributes a sum in proportion, gives a maximum to its argmax, and needs no division.
 
 A rule of LRP moves in here, op by op; the method itself is `attribution.lrp`.
 """

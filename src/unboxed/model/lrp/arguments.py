@@ -1,4 +1,4 @@
-"""An op's arguments: taken apart, exchanged, read; and functions of torch looked into."""
+"""Reading and replacing the arguments of an op; and running torch functions op by op."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..op_tables import DROPOUT_OPS
 
@@ -21,34 +22,23 @@ def run_on_clone(func: Func, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return func(x.clone(), *args, **kwargs)
 
 
-def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A structure of arguments with each of its tensors changed, in order."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, dict):
-        return {k: map_tensors(v, fn) for k, v in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map_tensors(v, fn) for v in value)
-    return value
-
-
 def detached(value: Any) -> Any:
-    return map_tensors(value, Tensor.detach)
+    return tree_map_only(Tensor, Tensor.detach, value)
 
 
 def call_with_tensors(func: Func, args: Args, kwargs: Kwargs, old: Sequence[Tensor], *new: Tensor) -> Any:
-    """func with these tensors of its arguments exchanged."""
+    """func with tensors among its arguments replaced."""
 
     def substitute(t: Tensor) -> Tensor:
         return next((n for o, n in zip(old, new, strict=True) if o is t), t)
 
-    return func(*map_tensors(args, substitute), **map_tensors(kwargs, substitute))
+    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
 
 def call_with_variables(
     func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], receivers: list[int], *new: Tensor
 ) -> Any:
-    """func of new tensors in some of its variables' places, the k-th for the k-th of `bear`; the others stand still."""
+    """func with the variables of `receivers` replaced by `new`, in order; the other variables are constant."""
     indices = iter(range(len(variables)))
 
     def substitute(t: Tensor) -> Tensor:
@@ -57,7 +47,7 @@ def call_with_variables(
         i = next(indices)
         return new[receivers.index(i)] if i in receivers else t.detach().clone()
 
-    return func(*map_tensors(args, substitute), **map_tensors(kwargs, substitute))
+    return func(*tree_map_only(Tensor, substitute, args), **tree_map_only(Tensor, substitute, kwargs))
 
 
 def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:
@@ -66,7 +56,7 @@ def has_negative_exponent(args: Args, kwargs: Kwargs) -> bool:
 
 
 def is_one_sided_clamp(op_name: str, args: Args, kwargs: Kwargs) -> bool:
-    """Whether a clamp has one end only, as a ReLU has."""
+    """Whether a clamp has one bound only, like a ReLU."""
     bounds = [*args[1:3], kwargs.get("min"), kwargs.get("max")]
     return op_name in ("clamp", "clip") and sum(e is not None for e in bounds) < 2
 
@@ -78,7 +68,7 @@ def is_active_dropout(op_name: str, args: Args, kwargs: Kwargs) -> bool:
 
 @lru_cache(maxsize=64)
 def without_override_checks(func: FunctionType) -> FunctionType:
-    """The function without its first question, whether a mode wants it whole."""
+    """The function without its check for overrides, so that a mode sees the ops inside it."""
     replaced_checks = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _return_false
     )

@@ -1,4 +1,4 @@
-"""Ops with a backward pass of their own, and what is noted on activations while the model runs."""
+"""Ops with a custom backward pass, and annotations of activations while the model runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BackwardRule = Callable[[Tensor], Sequence[Tensor | None]]
 
 
 class Relevance(torch.autograd.Function):
-    """A value whose backward pass is `back`. It saves no tensor through torch, so nothing is recomputed without us."""
+    """A value whose backward pass is `back`. It saves no tensor through torch: checkpoints recompute nothing."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[[], Tensor], backward_rule: BackwardRule, *variables: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ class Relevance(torch.autograd.Function):
 
 
 def with_backward_rule(out: Tensor, backward_rule: BackwardRule, *variables: Tensor) -> Tensor:
-    """`out` as a function of the variables, by the rule `back`."""
+    """`out` as a function of the variables, with the backward rule `back`."""
     value = out.detach()
     result: Tensor = Relevance.apply(lambda: value.clone() if value._is_view() else value, backward_rule, *variables)  # type: ignore[no-untyped-call]
     return result
 
 
 def propagate_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """An op of the variables that hands down its gradient times `share`; copies, for the model may write over
+    """An op of the variables that propagates its gradient times `share`; copies, for the model may write over
     either."""
     with torch.enable_grad():
         leaves = [v.detach().clone().requires_grad_() for v in variables]
@@ -48,11 +48,11 @@ def propagate_gradient(op: Callable[..., Tensor], variables: Sequence[Tensor], s
     return with_backward_rule(out.detach().clone(), backward_rule, *variables)
 
 
-NEAR_ZERO = 1e-4  # where (f(x) - f(0)) / x would lose its digits, the slope half way is taken
+NEAR_ZERO = 1e-4  # where (f(x) - f(0)) / x would lose precision: the slope at x / 2
 
 
 def propagate_secant(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """An elementwise op: f(0) is a bias, which keeps its part, and the rest of the relevance passes through.
+    """An elementwise op: f(0) is a bias, which absorbs its share, and the rest of the relevance passes through.
 
     c is multiplied by (f(x) - f(0)) / x, which is f(x) / x for ReLU, GELU, SiLU, tanh: R below is R above.
     """
@@ -60,13 +60,13 @@ def propagate_secant(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.enable_grad():
         midpoint = torch.where(is_near_zero, x.detach() / 2, torch.ones_like(x)).requires_grad_()
         (slope,) = torch.autograd.grad(f(midpoint).sum(), midpoint)
-    slope = slope.nan_to_num(posinf=0, neginf=0)  # a root at zero: there is no relevance there
+    slope = slope.nan_to_num(posinf=0, neginf=0)  # a root at zero: no relevance
     delta = out - f(torch.zeros_like(x.detach()))
     secant = torch.where(is_near_zero, slope, delta / torch.where(is_near_zero, torch.ones_like(x), x.detach()))
     return with_backward_rule(out, lambda c: (c * secant,), x)
 
 
-# -- notes -----------------------------------------------------------------------------------------------------------
+# -- annotations -----------------------------------------------------------------------------------------------------
 
 GATE_RANK, BOUNDED_RANK, SIGNAL_RANK = 2, 1, 0
 """Which factor of a product is the gate: a sigmoid or softmax before a tanh or a clamp, these before all else."""
@@ -74,12 +74,12 @@ GATE_RANK, BOUNDED_RANK, SIGNAL_RANK = 2, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What is known of an activation until it is written over."""
+    """What is known about an activation until it is overwritten."""
 
     tensor_version: int
     gate_rank: int = SIGNAL_RANK
-    bounds: tuple[Tensor, Tensor] | None = None  # the least and most that pixels can make of it, shaped like it
-    linear_source: Any = None  # the Linear that gave it
+    bounds: tuple[Tensor, Tensor] | None = None  # its lower and upper bounds over all pixel values, shaped like it
+    linear_source: Any = None  # the linear op that computed it
 
 
 def annotate(h: Tensor, **fields: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""Normalizations and attention in ops that have rules.
+"""Normalizations and attention, decomposed into ops that have rules.
 
-What a normalization divides by is held constant, and so are attention's weights beside the values: Ali et al. 2022,
+The divisor of a normalization is constant, and so are attention's weights: Ali et al. 2022,
 "XAI for Transformers: Better Explanations through Conservative Propagation", arXiv:2202.07304. Relevance is then
-conserved but for what biases keep.
+conserved except for the share of biases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def _normalize(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True
     return x / square.mean(axes, keepdim=True).add(eps).sqrt()
 
 
-def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+def affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """h * weight + bias, either of which may be missing, broadcast by `shape`."""
     h = h if weight is None else h * weight.view(*shape)
     return h if bias is None else h + bias.view(*shape)
 
@@ -30,19 +31,19 @@ def _affine(h: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
-    return _affine(_normalize(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
+    return affine(_normalize(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
 
 
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _affine(_normalize(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
+    return affine(_normalize(x, tuple(range(-len(shape), 0)), eps, center=False), weight, None, shape)
 
 
 def group_norm(
     x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any, **__: Any
 ) -> Tensor:
     h = _normalize(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
-    return _affine(h, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
+    return affine(h, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
 
 
 def instance_norm(
@@ -54,7 +55,7 @@ def instance_norm(
         if use_input_stats
         else (x - mean.view(channel_shape)) / (var.view(channel_shape) + eps).sqrt()
     )
-    return _affine(h, weight, bias, channel_shape)
+    return affine(h, weight, bias, channel_shape)
 
 
 def batch_norm_affine(
@@ -87,7 +88,7 @@ def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple
 def attention_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in ops of its own."""
+    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in elementary ops."""
     mask, dropout = kwargs.get("attn_mask", mask), kwargs.get("dropout_p", dropout)
     causal, scale = kwargs.get("is_causal", causal), kwargs.get("scale")
     if kwargs.get("enable_gqa"):

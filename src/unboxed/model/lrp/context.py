@@ -1,4 +1,4 @@
-"""Around a ruled forward: parameters stand still, and afterwards nothing may have escaped its rule."""
+"""The context of a forward pass under rules: parameters are constant, and no op may escape its rule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def check_all_ruled(root: Tensor) -> None:
-    """Raise RuleError if an op below `root` ran where the mode does not see it: its plain gradient is no relevance."""
+    """Raise RuleError if an op below `root` ran outside the mode: its plain gradient is not relevance."""
     for node in graph_nodes(root):
         name: str = node.name()
         opaque_reason = next(

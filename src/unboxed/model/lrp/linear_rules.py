@@ -1,4 +1,4 @@
-"""Rules for layers with weights: how z_k = sum_j a_j w_jk + b_k shares out its relevance among the a_j.
+"""Rules for layers with weights: how z_k = sum_j a_j w_jk + b_k distributes its relevance to the a_j.
 
 Contributions p_jk = a_j w_jk are split by sign, p = p+ + p-; for activations a >= 0 that is the papers' split of the
 weights. The relevance above is R_k = z_k c_k.
@@ -23,10 +23,10 @@ InputGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LinearOp:
-    """out = f(a, w) + b with b beside the output; f is linear in both."""
+    """out = f(a, w) + b with b broadcast to the output; f is linear in a and in w."""
 
     bilinear: Callable[[Tensor, Tensor], Tensor]
-    a: Tensor  # a copy, for the model may write over its own
+    a: Tensor  # a copy: the model may overwrite its bias
     w: Tensor
     b: Tensor | None
     is_conv: bool
@@ -73,7 +73,7 @@ class LinearOp:
         return self.unit_axis is not None and (self.is_conv or out.ndim == 2)
 
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> LinearOp:
-        """The op with each unit of its output multiplied and moved; both (K,)."""
+        """The op with a scale and a shift of each unit of its output, both (K,)."""
         w = self.w * scale.view(*[-1 if i == self.unit_axis else 1 for i in range(self.w.ndim)])
         unit_shape = (-1, *[1] * (self.w.ndim - 2)) if self.is_conv else (-1,)
         b = shift.view(unit_shape) if self.b is None else self.b * scale.view(unit_shape) + shift.view(unit_shape)
@@ -81,7 +81,7 @@ class LinearOp:
 
 
 def conv_input_gradient(n_dims: int, settings: dict[str, Any]) -> InputGradient | None:
-    """The transposed convolution, without a forward pass before it; None for paddings that torch works out itself."""
+    """The transposed convolution, without a forward pass before it; None for paddings given by name."""
     if isinstance(settings["padding"], str):
         return None
     stride, padding, dilation = (_per_axis(settings[k], n_dims) for k in ("stride", "padding", "dilation"))
@@ -122,9 +122,9 @@ def epsilon_rule(eps: float) -> LinearRule:
 
 
 def gamma_rule(g: float, eps: float) -> LinearRule:
-    """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias among the p; where z_k < 0, p- in p+'s place.
+    """R_j = sum_k (p_jk + g p+_jk) / (z_k + g sum_j p+_jk) R_k, the bias among the p; where z_k < 0, with p- for p+.
 
-    Montavon et al. 2019; a unit below zero, which a ReLU would shut, as Andeol et al. 2021 do.
+    Montavon et al. 2019; a unit below zero, where a ReLU is inactive, as in Andeol et al. 2021.
     """
 
     def rule(op: LinearOp, c: Tensor) -> Tensor:
@@ -174,9 +174,9 @@ def z_box_rule(eps: float) -> FirstLayerRule:
 
 
 def flat_rule() -> FirstLayerRule:
-    """R_j = sum_k R_k / n_k over the n_k inputs that unit k sees. Lapuschkin et al. 2019.
+    """R_j = sum_k R_k / n_k over the n_k inputs of unit k. Lapuschkin et al. 2019.
 
-    It does not go by a_j, so it is handed to the bounds: what goes to high - low arrives whole.
+    It does not depend on a_j, so it is sent to the bounds, high - low, from which all of it arrives.
     """
 
     def rule(op: LinearOp, low: Tensor, high: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The mode under which a model runs so that what then goes down its graph is relevance."""
+"""The mode under which a model runs so that its backward pass propagates relevance."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradi
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Which rule is for which layer: `pixels`, if any, for those that see the pixels themselves."""
+    """The rule of each kind of layer: `pixels`, if any, for layers whose input is the pixels."""
 
     dense: LinearRule
     conv: LinearRule
@@ -59,9 +59,9 @@ class LayerRules:
 
 
 class LRPMode(OpMode):
-    """While open, each op of a model whose parameters are `constant` sends down relevance, by the recipe.
+    """While open, the backward pass of each op of a model with constant parameters propagates relevance, by the rules.
 
-    Raises RuleError, from within the forward, at an op that no rule is for.
+    Raises RuleError, within the forward pass, at an op without a rule.
     """
 
     def __init__(self, rules: LayerRules) -> None:
@@ -86,11 +86,11 @@ class LRPMode(OpMode):
         variables = [t for t in tensors_in((args, kwargs)) if t.requires_grad]  # parameters are constant
         if not variables or op_name in op_rules.NON_OPS or not torch.is_grad_enabled():
             return NotImplemented
-        if is_in_place(func, args, {}):  # on a copy, which what is noted of the copy does not survive
+        if is_in_place(func, args, {}):  # on a copy, which has no annotations
             func = partial(run_on_clone, func)
         with torch.autograd.graph.saved_tensors_hooks(
             _identity, _identity
-        ):  # else a checkpoint would run ops again, unruled
+        ):  # else a checkpoint would run ops again, without rules
             return self._apply_rule(op_name, func, args, kwargs, variables)
 
     def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
@@ -116,8 +116,8 @@ class LRPMode(OpMode):
         return self._default_rule(op_name, func, args, kwargs, variables)
 
     def _default_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
-        """What its own gradient is right for, what is not differentiable, and what is neither."""
-        if op_name in op_rules.INVERSE_OPS:  # a scale, which bears no relevance
+        """An op without a special rule: its gradient, nothing where it is not differentiable, or an error."""
+        if op_name in op_rules.INVERSE_OPS:  # a scale, which receives no relevance
             return func(*detached(args), **detached(kwargs))
         if op_name in ("div", "divide", "true_divide", "truediv", "itruediv", "idiv"):
             args = (args[0], *detached(args[1:]))
@@ -137,7 +137,7 @@ class LRPMode(OpMode):
         )
 
     def _run_decomposed(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """Run a function of torch.nn.functional so that the ops that it is made of are seen."""
+        """Run a function of torch.nn.functional so that the ops inside it get their rules."""
         with self:
             return without_override_checks(func)(*args, **kwargs)
 
@@ -146,35 +146,21 @@ class LRPMode(OpMode):
     def _carry_annotations(
         self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], out: Any
     ) -> None:
-        """What was known of the variables holds for what only moves or scales them."""
+        """Carry annotations of the variables to ops that only move or scale them."""
         if op_name not in op_rules.ANNOTATION_PRESERVING_OPS or not variables:
             return
-        annotations = [annotation_of(v) for v in variables]
-        is_single = len(variables) == 1
+        annotations, is_single = [annotation_of(v) for v in variables], len(variables) == 1
         rank = annotations[0].gate_rank if is_single else SIGNAL_RANK
-        lows: list[Tensor | None] = [None] * len(list(tensors_in(out)))
-        highs = lows
-        if (
-            all(k.bounds for k in annotations)
-            and (is_single or op_name in op_rules.JOIN_OPS)
-            and not is_active_dropout(op_name, args, kwargs)
-        ):
-            mapped_bounds = [
-                list(
-                    tensors_in(
-                        call_with_tensors(
-                            func, args, kwargs, variables, *(k.bounds[i] for k in annotations if k.bounds)
-                        )
-                    )
-                )
-                for i in (0, 1)
-            ]
-            lows = [torch.minimum(*pair) for pair in zip(*mapped_bounds, strict=True)]
-            highs = [torch.maximum(*pair) for pair in zip(*mapped_bounds, strict=True)]
-        for h, low, high in zip(tensors_in(out), lows, highs, strict=True):
+        linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
+        bounds: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(list(tensors_in(out)))
+        joins = is_single or op_name in op_rules.JOIN_OPS
+        if joins and all(k.bounds for k in annotations) and not is_active_dropout(op_name, args, kwargs):
+            run = partial(call_with_tensors, func, args, kwargs, variables)
+            ends = [list(tensors_in(run(*(k.bounds[i] for k in annotations if k.bounds)))) for i in (0, 1)]
+            bounds = [(torch.minimum(*pair), torch.maximum(*pair)) for pair in zip(*ends, strict=True)]
+        for h, h_bounds in zip(tensors_in(out), bounds, strict=True):
             if h.requires_grad:
-                linear = annotations[0].linear_source if is_single and op_name in ("clone", "contiguous") else None
-                annotate(h, gate_rank=rank, bounds=None if low is None else (low, high), linear_source=linear)
+                annotate(h, gate_rank=rank, bounds=h_bounds, linear_source=linear)
 
     def _elementwise_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if len(variables) != 1 or next(tensors_in((args, kwargs))) is not variables[0]:
@@ -228,7 +214,7 @@ class LRPMode(OpMode):
         return annotate(with_backward_rule(out, backward_rule, source, *bounds), linear_source=(op, source, *bounds))
 
     def _product_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
-        """By a constant: a layer or a scale. By another variable: the gate bears none, equals bear half each."""
+        """By a constant: a layer or a scale. By another variable: a gate receives none, equals half each."""
         if len(variables) == 1:
             if op_name in op_rules.AFFINE_OPS:
                 return self._default_rule(op_name, func, args, kwargs, variables)
@@ -245,7 +231,7 @@ class LRPMode(OpMode):
         )
 
     def _addmm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        """addmm and its kin: beta * bias + alpha * (a @ b)."""
+        """addmm and baddbmm: beta * bias + alpha * (a @ b)."""
         bias, a, b = args
         if a.requires_grad and not (bias.requires_grad or b.requires_grad or kwargs):
             return self._linear_rule(func(*args), LinearOp(torch.matmul, a, b, bias, is_conv=False), a)

@@ -1,6 +1,6 @@
-"""Recurrent layers, which torch runs as one fused op, in ops that have rules.
+"""Recurrent layers, which torch runs as one fused op, decomposed into ops that have rules.
 
-Gates are sigmoids, so the signal that they let through bears all relevance: Arras et al. 2017, "Explaining Recurrent
+Gates are sigmoids, so the gated signal receives all relevance: Arras et al. 2017, "Explaining Recurrent
 Neural Network Predictions in Sentiment Analysis", arXiv:1706.07206.
 """
 
@@ -54,7 +54,7 @@ CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tan
 
 
 def run_recurrent(kind: str, *args: Any) -> tuple[Tensor, ...]:
-    """(output (T, N, H) or (N, T, H), last states (layers, N, H) each), as torch gives them. Raises RuleError."""
+    """(output (T, N, H) or (N, T, H), last states (layers, N, H) each), as torch returns them. Raises RuleError."""
     if len(args) < 9 or not isinstance(args[2], (list, tuple)):
         raise RuleError(f"LRP has no rule for {kind} on packed sequences: give it padded ones")
     x, initial_state, weights, has_biases, n_layers, dropout, training, bidirectional, batch_first = args[:9]

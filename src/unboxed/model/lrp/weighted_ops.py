@@ -36,5 +36,5 @@ def conv_op_input_gradient(
 
 
 def broadcast_bias(b: Tensor, w: Tensor, op_name: str) -> Tensor:
-    """A bias (K,) beside the op's output."""
+    """A bias (K,), broadcast to the op's output."""
     return b if op_name == "linear" else b.view(-1, *[1] * (w.ndim - 2))

@@ -1,4 +1,4 @@
-"""Modes, buffers and randomness: what a forward pass changes, or depends on, beside its input."""
+"""Modes, buffers and randomness: what a forward pass changes, or depends on, besides its input."""
 
 from __future__ import annotations
 

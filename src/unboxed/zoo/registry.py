@@ -1,0 +1,143 @@
+"""The models of the zoo: names, inputs, weights and cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..data.uci import INPUTS as DIGITS
+from ..errors import ModelError
+from ..inputs.pixels import Pixels
+from ..model import state
+from ..validation import check_seed, suggest
+from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
+
+MNIST = Pixels((1, 28, 28), mean=0.1307, std=0.3081)
+WEIGHTS_FOLDER = files(__package__) / "weights"
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A model of the zoo: what builds it, its inputs, and the name of the data set that it is for."""
+
+    factory: Callable[[], nn.Module]
+    inputs: Pixels
+    dataset_name: Literal["mnist", "digits"]
+
+
+ZOO_ENTRIES = {
+    "mnist-linear": ZooEntry(LinearReLU, MNIST, "mnist"),
+    "mnist-cnn": ZooEntry(MnistCNN, MNIST, "mnist"),
+    "mnist-judge": ZooEntry(RobustCNN, MNIST, "mnist"),
+    "mnist-robust": ZooEntry(RobustCNN, MNIST, "mnist"),
+    "digits-cnn": ZooEntry(DigitsCNN, DIGITS, "digits"),
+    "digits-judge": ZooEntry(RobustCNN, DIGITS, "digits"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The models of the zoo.
+
+    Returns:
+        Their names, as `load` takes them.
+
+    Example:
+        >>> import unboxed as ub
+        >>> "digits-cnn" in ub.zoo.names()
+        True
+    """
+    return tuple(ZOO_ENTRIES)
+
+
+def entry(name: str) -> ZooEntry:
+    """What the zoo knows about a model, without building it; `load` builds it.
+
+    Args:
+        name: One of `zoo.names()`.
+
+    Returns:
+        Its factory, its inputs and the name of its data set.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.zoo.entry("digits-cnn").dataset_name
+        'digits'
+    """
+    if name not in ZOO_ENTRIES:
+        raise ModelError(f"the zoo has no {name!r}; {suggest(str(name), ZOO_ENTRIES)}")
+    return ZOO_ENTRIES[name]
+
+
+def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int = 0) -> tuple[nn.Module, Pixels]:
+    """A small model in eval mode, and what its inputs are.
+
+    For examples, tests and as a robust judge; for a model of your own use `ub.load` or `ub.Box`.
+
+    Args:
+        name: One of `zoo.names()`.
+        weights: "trained", or None for newly initialized weights.
+        seed: Seed of newly initialized weights.
+
+    Returns:
+        (model, inputs), as `ub.Box(*ub.zoo.load(name))` takes them.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> model, inputs = ub.zoo.load("digits-cnn")
+        >>> inputs.shape
+        (1, 28, 28)
+    """
+    zoo_entry = entry(name)
+    if weights not in ("trained", None):
+        raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
+    with state.seeded_rngs(check_seed(seed), torch.get_default_device()):
+        model = zoo_entry.factory()
+    if weights == "trained":
+        with _weights_file(name, "safetensors") as path:
+            model.load_state_dict(safetensors.torch.load_file(path))
+    return model.eval(), zoo_entry.inputs
+
+
+def card(name: str) -> dict[str, Any]:
+    """How the trained weights of a model were made, and its figures.
+
+    Args:
+        name: One of `zoo.names()`.
+
+    Returns:
+        The data, the recipe, accuracies, versions and the command, as a dict.
+
+    Raises:
+        ModelError: for an unknown name, with the nearest ones.
+
+    Example:
+        >>> import unboxed as ub
+        >>> ub.zoo.card("digits-cnn")["accuracy"] > 0.9
+        True
+    """
+    entry(name)
+    with _weights_file(name, "json") as path:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _weights_file(name: str, suffix: str) -> Iterator[Path]:
+    with as_file(WEIGHTS_FOLDER / f"{name}.{suffix}") as path:
+        if not path.is_file():
+            raise ModelError(f"this installation lacks {path.name}; reinstall unboxed, or train: unboxed train {name}")
+        yield path
