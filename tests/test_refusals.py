@@ -14,7 +14,7 @@ import unboxed as ub
 from unboxed.activations import ablate, put, scale, top_examples
 from unboxed.errors import InputError, LayerError
 from unboxed.objectives import Objective, channel, cosine, diversity, energy, match, neuron
-from unboxed.synthesis import caricature, channels, deepdream, feature, silence
+from unboxed.synthesis import caricature, channels, deepdream, feature, minimal_deactivation
 
 
 class Rounded(nn.Module):
@@ -50,7 +50,7 @@ def images(n: int = 2) -> Tensor:
         lambda b: feature(b, channel("q", 0), steps=2),
         lambda b: channels(b, "q", [0], steps=2),
         lambda b: channels(b, "q", [0], images_per_channel=2, steps=2),
-        lambda b: silence(b, images(), channel("q", 0), steps=2),
+        lambda b: minimal_deactivation(b, images(), channel("q", 0), steps=2),
         lambda b: deepdream(b, images(), "q", steps=2),
         lambda b: caricature(b, images(), "q", steps=2),
     ],
