@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError, warn
 from ..objectives import Objective
@@ -53,10 +54,7 @@ def _brief(value: Any) -> str:
 
 def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
     """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
-    first = structures[0]
-    if isinstance(first, Mapping):
-        return {name: fn(*(h[name] for h in structures)) for name in first}
-    return tuple(map(fn, *structures)) if isinstance(first, tuple) else fn(*structures)
+    return tree_map(fn, *structures)
 
 
 def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:
