@@ -62,7 +62,7 @@ def caricature(
 
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub

@@ -68,7 +68,7 @@ def channels(
         units: Units (channels) of the layer; None takes all of them.
         images_per_channel: Images of each channel. Those of one channel are next to one another.
         diversity: Weight of the term that makes the images of one objective differ. Used for several images per
-            channel; as a share of the score's rise: 0.9 makes them a third less alike for an eighth of the score.
+            channel; as a fraction of the score's rise: 0.9 makes them a third less alike for an eighth of the score.
         canvas: Parameterization of the images. "fourier": Fourier coefficients; "pixels"; "maco": the phases alone, the
             spectrum's magnitudes being those of `data` or of natural images.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. The images get their colors, total variation

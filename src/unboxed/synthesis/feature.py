@@ -56,8 +56,8 @@ def feature(
             spectrum's magnitudes being those of `data` or of natural images; it fills `transparency`.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. The images get their colors, total variation
             and spectrum; None takes those of natural images.
-        diversity: Weight of the term that makes the images of one objective differ. As a share of the score's rise: 0.9
-            makes them a third less alike for an eighth of the score. `history` is then of the sum.
+        diversity: Weight of the term that makes the images of one objective differ. As a fraction of the score's rise:
+            0.9 makes them a third less alike for an eighth of the score. `history` is then of the sum.
         steps: Number of iterations.
         frame_every: Keep every k-th step's images as frames. None keeps none.
         seed: Seed of all random draws: same seed, same result.
@@ -68,7 +68,7 @@ def feature(
 
     Raises:
         InputError: for a model whose inputs are not images, what is no objective, settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub

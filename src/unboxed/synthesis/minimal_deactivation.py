@@ -105,7 +105,7 @@ def minimal_deactivation(
 
     Raises:
         InputError: for what is no objective, inputs or settings out of their range.
-        LayerError: for an unknown layer, or one of whole numbers.
+        LayerError: for an unknown layer, or one with integer activations.
 
     Example:
         >>> import unboxed as ub

@@ -103,7 +103,7 @@ def natural_spectrum(like: Tensor) -> Tensor:
     h, w = like.shape[-2:]
     magnitude = 1 / spectrum_frequencies(like)
     magnitude[0, 0] = 0  # the mean color is the palette's
-    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored, but for what is its own mirror image
+    multiplicity = torch.full_like(magnitude, 2.0)  # half a spectrum is stored; some columns have no mirror image
     multiplicity[:, 0] = 1
     if w % 2 == 0:
         multiplicity[:, -1] = 1
