@@ -11,7 +11,7 @@ import torch
 
 import unboxed as ub
 from contracts.common import CARDS, call_example, make_case
-from unboxed.engine.results import OneLineRepr, map_structure
+from unboxed.engine.results import OneLineRepr
 from unboxed.engine.rows import broadcast_rows, evenly_spaced
 
 METHODS = [name for name, card in CARDS.items() if card.family in ("activations", "synthesis") and name != "filters"]
@@ -56,12 +56,6 @@ def test_generated_images_say_what_they_are_of(name: str) -> None:
         assert isinstance(result, ub.synthesis.GeneratedImages)
         assert {f.name for f in fields(ub.synthesis.GeneratedImages)} <= {f.name for f in fields(result)}
         assert len(result.names) == len(result.scores) == result.history.shape[1]
-
-
-def test_structures_are_mapped() -> None:
-    a, b = {"x": torch.ones(2), "y": torch.zeros(1)}, {"x": torch.ones(2), "y": torch.ones(1)}
-    assert {k: v.tolist() for k, v in map_structure(torch.sub, a, b).items()} == {"x": [0, 0], "y": [-1]}
-    assert [t.tolist() for t in map_structure(torch.neg, (torch.ones(1), torch.ones(1)))] == [[-1], [-1]]
 
 
 def test_rows() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..errors import InputError, warn
 from ..objectives import Objective
@@ -57,11 +56,6 @@ def _first(texts: Iterable[str]) -> list[str]:
     """The first texts, and "..." for more."""
     listed = list(islice(texts, MAX_REPR_ITEMS + 1))
     return listed if len(listed) <= MAX_REPR_ITEMS else [*listed[:-1], "..."]
-
-
-def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
-    """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
-    return tree_map(fn, *structures)
 
 
 def warn_rows(message: str, rows: Tensor, suffix: str = "") -> None:

@@ -22,7 +22,6 @@ from ...model.relu_rules import ReluRule
 from ...objectives import Objective, logit, mean_over_positions
 from ..attribution_result import Attribution, make_attribution
 from ..results import warn_not_finite, warn_rows
-from ..rows import broadcast_rows
 
 ReluBypass = Literal["no", "last", "all"]
 """Which inactive ReLUs are bypassed for rows whose gradient is exactly zero."""
@@ -217,7 +216,7 @@ def _rows_of(g: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _expand_like(mask: Tensor, g: Tensor) -> Tensor:
-    return broadcast_rows(mask, g)
+    return mask.view(-1, *[1] * (g.ndim - 1))
 
 
 def attribute(

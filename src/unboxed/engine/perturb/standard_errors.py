@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rows import broadcast_rows
-
 MIN_LEVERAGE_LEFT = 0.02  # 1 - leverage of a cluster; below, it alone determines a direction
 
 
@@ -45,7 +43,7 @@ def standard_errors(fit: WeightedFit, strata: Tensor | None = None, extra: Tenso
 
     def pair_up(values: Tensor) -> Tensor:
         """(C, 2, ...), times the root of the weights; zero where a cluster has one."""
-        rooted = broadcast_rows(fit.weight[is_sampled].sqrt(), values) * values[is_sampled]
+        rooted = fit.weight[is_sampled].sqrt().view(-1, *[1] * (values.ndim - 1)) * values[is_sampled]
         return values.new_zeros(n_clusters, 2, *values.shape[1:]).index_put((cluster_index, slot), rooted)
 
     u, root = pair_up(fit.design), pair_up(torch.ones_like(fit.weight))

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..op_tables import DROPOUT_OPS
 
@@ -24,7 +23,13 @@ def run_on_clone(func: Func, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """A structure of arguments with each of its tensors changed, in order."""
-    return tree_map_only(Tensor, fn, value)
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, fn) for k, v in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map_tensors(v, fn) for v in value)
+    return value
 
 
 def detached(value: Any) -> Any:
