@@ -146,13 +146,13 @@ def test_sheets() -> None:
 
 def test_a_heatmap_has_a_cell_for_each_pair() -> None:
     found = cka(box(0), box(1), torch.rand(12, 1, 8, 8))
-    picture = drawn.matrix_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
+    picture = drawn.cka_plot(found.cka, found.layers_a, found.layers_b, ("a", "b"))
     assert picture.width > 4 * 20
-    plain = drawn.matrix_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
+    plain = drawn.cka_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
     levels = np.asarray(plain)
     for color in (colors.MAGNITUDE_TABLE[-1], colors.MAGNITUDE_TABLE[0]):
         assert (levels == color).all(-1).sum() > 100
-    undefined = drawn.matrix_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
+    undefined = drawn.cka_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()
 
 

@@ -142,7 +142,7 @@ def make_attribution(
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
 
-    `x` are the checked inputs; `target` is what the caller gave, or the classes that were predicted where that was None.
+    `x` are the checked inputs; `target` is what the caller gave, or where that was None, the predicted classes.
     """
     return Attribution(
         data,

@@ -3,8 +3,9 @@
 A view of a result is a file here; only what draws moves in, from tensors alone.
 """
 
-from . import colors, compare, draw, heat, map, projector, sheet, units
+from . import charts, colors, compare, draw, heat, map, projector, sheet, units
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
+from .figures import figures
 from .files import png_bytes, save, save_gif
 from .heat import attribution_plot
 from .patch import printable_patch
@@ -14,11 +15,13 @@ from .synthesized import frame_strip, image_sheet, save_animation
 __all__ = [
     "activations",
     "attribution_plot",
+    "charts",
     "class_sheet",
     "colors",
     "compare",
     "confused",
     "draw",
+    "figures",
     "filters",
     "frame_strip",
     "gradients",

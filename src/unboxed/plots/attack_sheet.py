@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,19 @@ def attack_sheet(
     heads = ("original", "adversarial", f"change × {factor:g}" + ("" if _is_grayscale(changes[0]) else " (gray: none)"))
     bars = [ColorBar("signed", 1 / factor, "change, in parts of the pixel range")] if _is_grayscale(changes[0]) else []
     return contact_sheet(rows, title=title, columns=heads, bars=bars, side=side)
+
+
+def change_sheet(
+    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, max_examples: int = 6, side: int = 112
+) -> Image.Image:
+    """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""
+    x, z = as_array(x[:max_examples]), as_array(z[:max_examples])
+    changes = colors.sum_channels(z - x)
+    vmax = colors.vmax(changes)
+    rows = (colors.image_to_rgb(x), colors.image_to_rgb(z), colors.signed_to_rgb(changes, vmax))
+    tiles = [[*map(Tile, row, words)] for row, words in zip(rows, captions.values(), strict=True)]
+    bar = ColorBar("signed", vmax, "change, in parts of the pixel range")
+    return contact_sheet(tiles, names=list(captions), bars=[bar], side=side)
 
 
 def round_magnification(vmax: float) -> float:

@@ -6,22 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..errors import InputError
 from . import colors
+from .charts import MAX_MATRIX_PIXELS, matrix_plot
 from .colors import Bytes, as_array
 from .draw import VMAX_QUANTILE
-from .sheet import BACKGROUND_COLOR, EDGE_COLOR, MARGIN_PIXELS, TEXT_COLOR, ColorBar, Tile, contact_sheet
-from .text import get_font
+from .sheet import ColorBar, Tile, contact_sheet
 
 MapKind = Literal["signed", "magnitude", "image"]
-MAX_CELL_PIXELS, MIN_CELL_PIXELS = 44, 15  # pixels of a heatmap's cell; below 30 its value isn't printed
-MIN_CELL_FOR_VALUES = 30
-LIGHT_CELL_ABOVE = 0.65  # values on lighter cells are printed dark
-TEXT_GRAY = (124, 124, 132)
-MAX_CELLS_PIXELS = 560  # pixels that the cells of a heatmap take at most, a side
 
 
 @dataclass(frozen=True)
@@ -109,85 +103,19 @@ def _check_results(results: Mapping[str, Any]) -> dict[str, colors.Array]:
 # -- similarity of layers --------------------------------------------------------------------------------------------
 
 
-def matrix_plot(
+def cka_plot(
     cka: Any, rows: Sequence[str], columns: Sequence[str], models: tuple[str, str], *, title: str = "",
-    max_pixels: int = MAX_CELLS_PIXELS, transparent: bool = False,
+    max_pixels: int = MAX_MATRIX_PIXELS, transparent: bool = False,
 ) -> Image.Image:  # fmt: skip
-    """Similarities (La, Lb) from 0, black, to 1, light; the value is printed in cells that have room; NaN is gray.
+    """Similarities (La, Lb) of two models' layers from 0, black, to 1, light; the first layer is at the bottom left.
 
-    The first layer stands below on the left, as in the published figures. `models` are the names at the two axes.
-    `clear`: on no ground, with words in a gray that can be read on any.
+    `models` are the names of the two axes; `transparent` leaves out the background, for light and dark pages.
     """
-    values, face = as_array(cka)[::-1], get_font(12)
-    cell = int(max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape))))
-    left = MARGIN_PIXELS + 20 + int(max(map(face.getlength, rows))) + 8
-    footer, header = int(max(map(face.getlength, columns))) + 12, 24 * bool(title)
-    height, width = cell * len(rows), cell * len(columns)
-    size = max(left + width, left + 190) + MARGIN_PIXELS, MARGIN_PIXELS + header + height + footer + 64
-    canvas = _Canvas(
-        Image.new("RGBA", size, (0, 0, 0, 0) if transparent else (*BACKGROUND_COLOR, 255)),
-        TEXT_GRAY if transparent else TEXT_COLOR,
-    )
-    canvas.draw_text(title, MARGIN_PIXELS, MARGIN_PIXELS, get_font(15, bold=True))
-    top = MARGIN_PIXELS + header
-    rgb = colors.magnitude_to_rgb(values.clip(0, 1), 1.0)  # (La, Lb, 3)
-    canvas.paste(rgb.repeat(cell, 0).repeat(cell, 1), left, top)
-    if cell >= MIN_CELL_FOR_VALUES:
-        _draw_values(canvas, values, left, top, cell)
-    for i, name in enumerate(reversed(rows)):
-        canvas.draw_text(name, left - 8 - face.getlength(name), top + i * cell + cell / 2 - 8, face)
-    for j, name in enumerate(columns):
-        canvas.draw_vertical_text(name, left + j * cell + cell // 2, top + height + 6)
-    canvas.draw_vertical_text(models[0], MARGIN_PIXELS + 6, top + height / 2, centered=True)
-    canvas.draw_text(models[1], left + (width - face.getlength(models[1])) / 2, top + height + footer - 2, face)
-    _draw_scale(canvas, left, top + height + footer + 28)
-    return canvas.image if transparent else canvas.image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    image: Image.Image
-    ink: tuple[int, int, int]
-
-    def draw_text(self, text: str, x: float, y: float, face: Any, ink: tuple[int, int, int] | None = None) -> None:
-        ImageDraw.Draw(self.image).text((x, y), text, ink or self.ink, face)
-
-    def paste(self, picture: Bytes, x: int, y: int) -> None:
-        self.image.paste(Image.fromarray(np.ascontiguousarray(picture)), (x, y))
-        h, w = picture.shape[:2]
-        ImageDraw.Draw(self.image).rectangle((x - 1, y - 1, x + w, y + h), outline=EDGE_COLOR)
-
-    def draw_vertical_text(self, text: str, x: float, y: float, *, centered: bool = False) -> None:
-        """Text that runs upwards, centered on x: below y, or around it."""
-        face = get_font(12)
-        strip = Image.new("RGBA", (int(face.getlength(text)) + 2, 16), (*self.ink, 0))
-        ImageDraw.Draw(strip).text((1, 0), text, self.ink, face)
-        turned = strip.rotate(90, expand=True)
-        self.image.alpha_composite(turned, (int(x - 8), int(max(0, y - turned.height / 2 if centered else y))))
-
-
-def _draw_values(canvas: _Canvas, values: colors.Array, left: int, top: int, cell: int) -> None:
-    face = get_font(11)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            text = "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-            x = left + j * cell + (cell - face.getlength(text)) / 2
-            canvas.draw_text(
-                text,
-                x,
-                top + i * cell + cell / 2 - 7,
-                face,
-                BACKGROUND_COLOR if not value > LIGHT_CELL_ABOVE else TEXT_COLOR,
-            )
-
-
-def _draw_scale(canvas: _Canvas, x: int, y: int) -> None:
-    face = get_font(11)
-    strip = colors.MAGNITUDE_TABLE[np.linspace(0, 255, 140).round().astype(int)]
-    canvas.paste(np.broadcast_to(strip, (8, 140, 3)), x, y)
-    canvas.draw_text("0", x, y + 11, face)
-    canvas.draw_text("1", x + 140 - face.getlength("1"), y + 11, face)
-    canvas.draw_text("CKA", x + 148, y - 3, face)
+    values = as_array(cka)[::-1].clip(0, 1)
+    return matrix_plot(
+        values, list(reversed(rows)), columns, models, title=title, unit="CKA", vmax=1.0, max_pixels=max_pixels,
+        transparent=transparent,
+    )  # fmt: skip
 
 
 # -- two models' filters and maps in one grid each ---------------------------------------------------------------------

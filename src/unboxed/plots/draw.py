@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from . import colors
 from .colors import Array, Bytes, as_array
@@ -46,6 +46,16 @@ def map_on_own_scale(m: Any) -> tuple[Bytes, str]:
 def shared_vmax(*maps: Any) -> float:
     """The one range for signed maps (..., C, H, W) that stand side by side."""
     return colors.vmax(*(colors.sum_channels(m) for m in maps), quantile=VMAX_QUANTILE)
+
+
+def outline_rectangle(picture: Bytes, bounds: Sequence[int], color: tuple[int, int, int], side: int) -> Image.Image:
+    """A picture (H, W, 3), enlarged as on a sheet, with a line around bounds (top, left, bottom, right) of it."""
+    im = colors.resize_to(picture, side).convert("RGB")
+    fy, fx = im.height / picture.shape[0], im.width / picture.shape[1]
+    top, left, bottom, right = bounds
+    corners = round(left * fx) - 1, round(top * fy) - 1, round(right * fx), round(bottom * fy)
+    ImageDraw.Draw(im).rectangle(corners, outline=color)
+    return im
 
 
 def gradients(

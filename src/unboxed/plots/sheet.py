@@ -30,16 +30,18 @@ class Tile:
 
 @dataclass(frozen=True)
 class ColorBar:
-    """A printed scale: signed (and gray, of color filters) runs from -scale to +scale, magnitude from 0 to scale."""
+    """A printed scale: signed and gray (color filters) from -scale to +scale, magnitude from low to low + scale."""
 
     kind: Literal["signed", "magnitude", "gray"]
     scale: float
     name: str = ""
+    low: float = 0.0
 
     @property
     def tick_labels(self) -> tuple[str, ...]:
-        limit_text = f"{self.scale:.3g}"
-        return (f"−{limit_text}", "0", f"+{limit_text}") if self.kind != "magnitude" else ("0", limit_text)
+        if self.kind == "magnitude":
+            return f"{self.low:.3g}", f"{self.low + self.scale:.3g}"
+        return f"−{self.scale:.3g}", "0", f"+{self.scale:.3g}"
 
 
 def contact_sheet(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from . import colors
-from .draw import shared_vmax, signed_map
+from .draw import outline_rectangle, shared_vmax, signed_map
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _input_tiles(result: ShortcutReport, rectangles: Sequence[Rectangle]) -> lis
         ):
             tiles.append(
                 Tile(
-                    outline_rectangle(colors.image_to_rgb(x), rectangle, OUTLINE_ON_IMAGE),
+                    outline_rectangle(colors.image_to_rgb(x), _bounds(rectangle), OUTLINE_ON_IMAGE, FIGURE_PIXELS),
                     f"a {y}, marked {k}\nanswer: {p}",
                 )
             )
@@ -69,21 +69,13 @@ def _map_tiles(f: ShortcutFinding, rectangles: Sequence[Rectangle]) -> list[Tile
     scale = _vmax(f)
     all_maps = [m for of_model in f.images or () for m in of_model]
     return [
-        Tile(outline_rectangle(signed_map(m, scale), rectangle, OUTLINE_ON_MAP))
+        Tile(outline_rectangle(signed_map(m, scale), _bounds(rectangle), OUTLINE_ON_MAP, FIGURE_PIXELS))
         for m, rectangle in zip(all_maps, [*rectangles, *rectangles], strict=False)
     ]
 
 
-def outline_rectangle(
-    picture: colors.Bytes, rectangle: Rectangle, color: tuple[int, int, int], side: int = FIGURE_PIXELS
-) -> Image.Image:
-    """A picture (H, W, 3), enlarged as on a sheet, with a line around a place of it."""
-    im = colors.resize_to(picture, side).convert("RGB")
-    fy, fx = im.height / picture.shape[0], im.width / picture.shape[1]
-    corner = round(rectangle.left * fx) - 1, round(rectangle.top * fy) - 1
-    end = round((rectangle.left + rectangle.width) * fx), round((rectangle.top + rectangle.height) * fy)
-    ImageDraw.Draw(im).rectangle((*corner, *end), outline=color)
-    return im
+def _bounds(r: Rectangle) -> tuple[int, int, int, int]:
+    return r.top, r.left, r.top + r.height, r.left + r.width
 
 
 def shortcut_images(result: ShortcutReport) -> Image.Image:

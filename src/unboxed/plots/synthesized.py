@@ -17,20 +17,24 @@ from .files import save_gif
 from .sheet import Tile, contact_sheet
 
 
-def image_sheet(result: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8) -> Image.Image:
+def image_sheet(
+    result: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8, max_images: int | None = None
+) -> Image.Image:
     """The images of a result of `synthesis`, or images (N, C, H, W), at most `columns` a row.
 
     Below each stands its score; where there is transparency, it is used.
     """
-    images = _result_images(result)
-    padded_captions = list(captions) or _captions(result, len(images))
-    tiles = [Tile(p, w) for p, w in zip(images, padded_captions, strict=True)]
+    images = _result_images(result)[:max_images]
+    words = list(captions)[:max_images] or _captions(result)[: len(images)] or [""] * len(images)
+    tiles = [Tile(p, w) for p, w in zip(images, words, strict=True)]
     return contact_sheet([tiles[i : i + columns] for i in range(0, len(tiles), columns)], title=title)
 
 
-def frame_strip(result: Any, *, names: Sequence[str] = (), title: str = "", max_frames: int = 8) -> Image.Image:
+def frame_strip(
+    result: Any, *, names: Sequence[str] = (), title: str = "", max_frames: int = 8, max_rows: int | None = None
+) -> Image.Image:
     """A row an image, from the start (left) to the end; frames between are spread evenly. Raises InputError."""
-    frames = _require_frames(result)  # (T, N, C, H, W)
+    frames = _require_frames(result)[:, :max_rows]  # (T, N, C, H, W)
     frame_indices = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
     rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
     return contact_sheet(
@@ -43,13 +47,13 @@ def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, m
     return save_gif([colors.image_to_rgb(f) for f in _require_frames(result)[:, row]], path, ms=ms, side=side)
 
 
-def _captions(result: Any, n: int) -> list[str]:
-    """What stands below the images: their units where they have some, and their scores."""
+def _captions(result: Any) -> list[str]:
+    """The units that the images are of, where they are of some, and their scores; empty where there are none."""
     scores, targets = getattr(result, "scores", None), getattr(result, "targets", None)
-    lines = [[] for _ in range(n)] if targets is None else [[f"no. {int(t)}"] for t in targets]
+    lines = [] if targets is None else [[f"no. {int(t)}" for t in targets]]
     if scores is not None:
-        lines = [[*caption_lines, f"score {s:.3g}"] for caption_lines, s in zip(lines, as_array(scores), strict=True)]
-    return ["\n".join(words) for words in lines]
+        lines.append([f"score {s:.3g}" for s in as_array(scores)])
+    return ["\n".join(words) for words in zip(*lines, strict=True)]
 
 
 def _result_images(result: Any) -> list[Bytes | Image.Image]:

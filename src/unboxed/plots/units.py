@@ -124,7 +124,9 @@ def value_range_text(unit: Unit) -> str:
     return f"axis {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
 
 
-def units_sheet(units: Sequence[Unit], *, title: str = "", projection_name: str = "projection") -> Image.Image:
+def units_sheet(
+    units: Sequence[Unit], *, title: str = "", projection_name: str = "projection", patch_name: str = "top patches"
+) -> Image.Image:
     """A row a unit: its nine top patches, their projections on one scale, the values that it takes."""
     scale, has_projections = shared_vmax(units), any(u.projections is not None for u in units)
     rows = []
@@ -134,7 +136,7 @@ def units_sheet(units: Sequence[Unit], *, title: str = "", projection_name: str 
         if has_projections:
             row.append(Tile(projection_grid(unit, scale)))
         rows.append([*row, Tile(histogram(unit), value_range_text(unit))])
-    heads = ["top patches", *([projection_name] if has_projections else []), "largest value in each example"]
+    heads = [patch_name, *([projection_name] if has_projections else []), "largest value in each example"]
     bars = (
         [ColorBar("signed", scale, f"{projection_name}: change of the unit per unit of pixel value")]
         if has_projections

@@ -1,0 +1,95 @@
+"""The figures of attacks: originals, adversarial images and the change; perturbations and patches; success by step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ...adversarial.auto_attack import AutoAdversarial
+from ...adversarial.changes import prediction_changes
+from ...adversarial.fooling import Fooling
+from ...adversarial.patch import Patch
+from ...adversarial.result import Adversarial
+from ...adversarial.universal import Universal
+from .. import colors
+from ..attack_sheet import NORM_NAMES, attack_sheet, change_sheet, round_magnification
+from ..charts import bar_chart, line_chart
+from ..figures import Figures, figures
+from ..patch import printable_patch
+from ..sheet import Tile, contact_sheet
+from ..synthesized import image_sheet
+from .common import MAX_EXAMPLES, class_name, first_images
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+PATCH_PIXELS = 320
+
+
+@figures.register(Adversarial)
+def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The attack sheet; with the box, with what the model predicts."""
+    if result.input is None or first_images(result.images) is None:
+        return {}
+    if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
+        rows = range(min(len(result.success), MAX_EXAMPLES))
+        changes = prediction_changes(box, result.input, result, rows)
+        return {"attack": attack_sheet(changes, box.classes, norm=result.norm)} if changes else {}
+    return {"attack": _change_sheet(result)}
+
+
+@figures.register(AutoAdversarial)
+def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The attack sheet, and the robust accuracy after each attack of the ensemble."""
+    clean = 1 - float(result.initially_misclassified.double().mean())
+    robust = {"clean": clean, **{name: float(rows.double().mean()) for name, rows in result.robust_after.items()}}
+    chart = bar_chart(robust, title="After each attack", label="robust accuracy", value_range=(0, 1))
+    return {**_adversarial_figures(result, box), "robust accuracy": chart}
+
+
+def _change_sheet(result: Adversarial) -> Image.Image:
+    """Without predictions."""
+    norm = NORM_NAMES.get(result.norm, result.norm)
+    captions = {
+        "original": [""] * len(result.success),
+        "adversarial": ["adversarial" if s else "not fooled" for s in result.success.tolist()],
+        "change": [f"{norm} {d:.3g}" for d in result.distance.tolist()],
+    }
+    return change_sheet(first_images(result.input), first_images(result.images), captions)
+
+
+@figures.register(Universal)
+def _universal_figures(result: Universal, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The perturbation, enlarged to the whole range, and its fooling rate by step."""
+    images = first_images(result.perturbation)
+    rates = {} if not len(result.fooling_rates) else {"fooling rate": _rate_chart(result.fooling_rates)}
+    if images is None:
+        return rates
+    factor = round_magnification(colors.vmax(images))
+    picture = colors.image_to_rgb(0.5 + images[0] * factor / 2)
+    aim = "any other class" if result.target is None else class_name(result.target, (), box)
+    caption = f"perturbation × {factor:g} (gray: none)\n{result.norm} at most {result.eps:g}\nto {aim}"
+    return {"perturbation": contact_sheet([[Tile(picture, caption)]], side=224), **rates}
+
+
+@figures.register(Patch)
+def _patch_figures(result: Patch, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The patch as a page, images with it where the data are given, and its fooling rate by step."""
+    classes = () if box is None else box.classes
+    page = {"patch": printable_patch(result, classes=classes, side=PATCH_PIXELS)}
+    return {**page, "fooling rate": _rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
+
+
+@figures.register(Fooling)
+def _fooling_figures(result: Fooling, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The images with the model's confidence in their class, and that confidence by step."""
+    rows = zip(result.targets.tolist(), result.confidence.tolist(), strict=True)
+    captions = [f"{class_name(k, (), box)}: {p:.1%}" for k, p in rows]
+    mean = result.confidence_history.double().mean(1)
+    chart = line_chart({"": (range(len(mean)), mean)}, x_label="step", y_label="mean confidence", y_range=(0, 1))
+    return {"images": image_sheet(result, captions=captions, columns=5), "confidence": chart}
+
+
+def _rate_chart(rates: Any) -> Image.Image:
+    return line_chart({"": (range(1, len(rates) + 1), rates)}, x_label="step", y_label="fooling rate", y_range=(0, 1))

@@ -1,0 +1,84 @@
+"""The figures of attribution maps: each input with its map below it, on one printed scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from ...engine.attribution_result import Attribution
+from .. import colors
+from ..charts import matrix_plot
+from ..draw import VMAX_QUANTILE
+from ..figures import Figures, figures
+from ..heat import overlay_map
+from ..sheet import ColorBar, Tile, contact_sheet
+from .common import MAX_EXAMPLES, input_parts, target_names, to_images
+
+if TYPE_CHECKING:
+    from ...box import Box
+
+
+@figures.register(Attribution)
+def _attribution_figures(a: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Of several inputs, one figure each."""
+    inputs = input_parts(a.input)
+    return {
+        f"attribution {name}".rstrip(): _figure_of(a, m, inputs.get(name), box)
+        for name, m in input_parts(a.map).items()
+    }
+
+
+def _figure_of(a: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Image:
+    n = min(len(m), MAX_EXAMPLES)
+    names = target_names(a.target, n, a.classes, box)
+    title = f"{a.method or 'Attribution'}{f' of layer {a.layer}' if a.layer else ''}"
+    maps = to_images(m)
+    if maps is None:
+        return _feature_matrix(m[:n], names, title, box)
+    scores = [] if a.score is None else [f"score {v:.3g}" for v in a.score[:n].tolist()]
+    captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
+    images = to_images(x)
+    return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
+
+
+def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "") -> Image.Image:
+    """Inputs (N, C, H, W) above their maps (N, C or 1, H, W), on one scale; photos get the map laid over them, too."""
+    summed = colors.sum_channels(maps)  # (N, H, W)
+    rgb, bar = _colored(summed)
+    ranges = [f"{m.min():.2g} to {m.max():.2g}" for m in summed]
+    rows: list[list[Tile | None]] = [[Tile(picture, words) for picture, words in zip(rgb, ranges, strict=True)]]
+    names = ["map"]
+    if x is not None:
+        images = colors.image_to_rgb(x)
+        padded = [*captions, *[""] * (len(images) - len(captions))]
+        rows.insert(0, [Tile(picture, words) for picture, words in zip(images, padded, strict=True)])
+        names.insert(0, "input")
+        if (
+            max(images.shape[1:3]) > colors.NEAREST_MAX_PIXELS
+            and images.shape[:3] == summed.shape
+            and bar.kind == "signed"
+        ):
+            rows.append([Tile(overlay_map(i, m, bar.scale)) for i, m in zip(images, summed, strict=True)])
+            names.append("map over input")
+    return contact_sheet(rows, title=title, names=names, bars=[bar], side=120 if len(maps) > 2 else 168)
+
+
+def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
+    """Signed maps around zero; maps that are positive everywhere from their smallest value on."""
+    low = float(maps.min()) if maps.size else 0.0
+    if low > 0:
+        vmax = colors.vmax(maps - low)
+        return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "light: raises the score", low)
+    vmax = colors.vmax(maps, quantile=VMAX_QUANTILE)
+    return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, "red raises the score, blue lowers it")
+
+
+def _feature_matrix(maps: Tensor, names: Sequence[str], title: str, box: Box | None) -> Image.Image:
+    features = [str(name) for name in getattr(getattr(box, "inputs", None), "names", ())] or [
+        str(i) for i in range(maps[0].numel())
+    ]
+    rows = [f"example {i}: {name}" if name else f"example {i}" for i, name in enumerate(names)]
+    return matrix_plot(maps.flatten(1), rows, features, title=title, kind="signed", unit="attribution")
