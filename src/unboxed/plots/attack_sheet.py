@@ -78,7 +78,7 @@ def _before_after_tiles(c: PredictionChange, classes: Sequence[str]) -> list[Til
     def caption(ps: tuple[float, float], k: int) -> str:
         lines = [format_class_prob(c.class_before, ps[0], classes)]
         lines += [format_class_prob(c.class_after, ps[1], classes)] * (c.class_after != c.class_before)
-        return "\n".join([f"says {classes[k]}", *lines])
+        return "\n".join([f"predicted {classes[k]}", *lines])
 
     return [
         Tile(colors.image_to_rgb(c.original), caption(c.probs_before, c.class_before)),

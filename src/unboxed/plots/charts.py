@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DPI = 100
 CHART_SIZE = (460, 260)  # pixels of a chart's axes
 BAR_PIXELS = 20  # per bar
+CHARACTER_PIXELS = 8  # of a name, about
 MIN_CELL_PIXELS, MAX_CELL_PIXELS, MIN_CELL_FOR_VALUES = 15, 44, 30  # a matrix's cells; values are printed in large ones
 MAX_MATRIX_PIXELS = 560  # of all cells, per side
 LIGHT_CELL_ABOVE = 0.65  # of the color range: values on lighter cells are printed dark
@@ -107,6 +108,8 @@ def bar_chart(
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.set_xlabel(to_printable(label))
         axes.margins(x=0.12)
+        if not any(lengths.any() for lengths in series.values()):
+            axes.set_xlim(-1, 1)
         if value_range is not None:
             axes.set_xlim(*value_range)
         if len(series) > 1:
@@ -150,7 +153,8 @@ def matrix_plot(
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
         axes.spines[:].set_visible(True)
         axes.set_yticks(range(len(rows)), [to_printable(r) for r in rows])
-        axes.set_xticks(range(len(columns)), [to_printable(c) for c in columns], rotation=90 if cell < 80 else 0)
+        is_wide = max((len(c) for c in columns), default=0) * CHARACTER_PIXELS > cell
+        axes.set_xticks(range(len(columns)), [to_printable(c) for c in columns], rotation=90 if is_wide else 0)
         axes.set(ylabel=to_printable(axis_names[0]), xlabel=to_printable(axis_names[1]))
         axes.tick_params(length=0)
         if cell >= MIN_CELL_FOR_VALUES:
@@ -162,7 +166,9 @@ def matrix_plot(
 def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
     for (i, j), value in np.ndenumerate(values):
         is_light = float(rgb[i, j].mean()) > 255 * LIGHT_CELL_ABOVE
-        text = "–" if np.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+        text = (
+            "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") if abs(value) < 100 else f"{value:.0f}"
+        )
         axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK if is_light else "white")
 
 
@@ -171,7 +177,8 @@ def _add_color_bar(axes: Axes, table: colors.Bytes, ends: tuple[float, float], u
     from matplotlib.colors import ListedColormap, Normalize
 
     mappable = ScalarMappable(Normalize(*ends), ListedColormap(table / 255))
-    inset = axes.inset_axes((1.04, 0, 0.03, 1))
+    width = axes.get_window_extent().width
+    inset = axes.inset_axes((1 + 14 / width, 0, 12 / width, 1))
     bar = axes.figure.colorbar(mappable, cax=inset, ticks=[ends[0], 0, ends[1]] if ends[0] else list(ends))
     bar.ax.set_yticklabels([f"{v:.3g}" for v in bar.get_ticks()])
     bar.set_label(to_printable(unit))

@@ -15,7 +15,9 @@ from .text import Font, get_font, wrap_text
 
 TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR, EDGE_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 214, 218)
 MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
-ROW_TITLE_WIDTH = 112  # width of the row titles
+MAX_ROW_TITLE_WIDTH = 112  # pixels; longer row titles are wrapped
+MAX_WIDTH_FOR_TEXT = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
+BAR_WIDTH = 140
 MIN_TILE_WIDTH = 64  # narrower tiles leave no room for a caption
 COLOR_TABLES = {"signed": colors.SIGNED_TABLE, "magnitude": colors.MAGNITUDE_TABLE, "gray": colors.GRAY_TABLE}
 
@@ -119,8 +121,9 @@ class _Layout:
     ) -> _Layout:
         cell = max([MIN_TILE_WIDTH, *(c.picture.width for row in grid for c in row if c.picture is not None)])
         count = max(map(len, grid), default=0)
-        lefts = [MARGIN_PIXELS + (ROW_TITLE_WIDTH if any(names) else 0) + i * (cell + GAP_PIXELS) for i in range(count)]
-        width = max(lefts[-1] + cell if lefts else 0, 2 * ROW_TITLE_WIDTH + MARGIN_PIXELS) + MARGIN_PIXELS
+        title_width = _row_title_width(names)
+        lefts = [MARGIN_PIXELS + title_width + i * (cell + GAP_PIXELS) for i in range(count)]
+        width = max(lefts[-1] + cell if lefts else 0, _text_width(title, bars)) + MARGIN_PIXELS
         title_lines = wrap_text(title, width - 2 * MARGIN_PIXELS, get_font(15, bold=True)) if title else []
         column_titles = [wrap_text(c, cell, get_font(12, bold=True)) if c else [] for c in columns]
         y = (
@@ -135,7 +138,7 @@ class _Layout:
             tops.append(y)
             y += _row_height(row) + 8 + LINE_HEIGHT * max((len(c.lines) for c in row), default=0) + GAP_PIXELS
         row_titles = [
-            wrap_text(n, ROW_TITLE_WIDTH - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
+            wrap_text(n, title_width - 8, get_font(12, bold=True), max_lines=6) if n else [] for n in names
         ] or [[]] * len(grid)
         return cls(
             title_lines,
@@ -146,6 +149,19 @@ class _Layout:
             y,
             (width, y + 34 * len(bars) + (MARGIN_PIXELS - GAP_PIXELS) + 4),
         )
+
+
+def _row_title_width(names: Sequence[str]) -> int:
+    """Pixels left of the tiles, with a gap; none without row titles."""
+    widths = [get_font(12, bold=True).getlength(line) for name in names for line in name.split("\n")]
+    return min(MAX_ROW_TITLE_WIDTH, round(max(widths)) + 16) if any(names) else 0
+
+
+def _text_width(title: str, bars: Sequence[ColorBar]) -> int:
+    """Where the title and the names of the color bars end, within bounds."""
+    bar_widths = [BAR_WIDTH + 12 + get_font(11).getlength(bar.name) for bar in bars]
+    width = max([get_font(15, bold=True).getlength(title), *bar_widths])
+    return MARGIN_PIXELS + round(min(max(width, 2 * MAX_ROW_TITLE_WIDTH), MAX_WIDTH_FOR_TEXT))
 
 
 def _draw_lines(
@@ -159,7 +175,7 @@ def _draw_color_bar(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, bar: ColorBar, x: int, y: int, max_width: int
 ) -> None:
     """The color range with its ends printed, and what is measured."""
-    width, face = min(140, max_width), get_font(11)
+    width, face = min(BAR_WIDTH, max_width), get_font(11)
     table = COLOR_TABLES[bar.kind]
     strip = np.broadcast_to(table[np.linspace(0, len(table) - 1, width).round().astype(int)], (8, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))

@@ -121,7 +121,7 @@ def _trim_empty_bins(unit: Unit) -> tuple[Array, Array]:
 
 def value_range_text(unit: Unit) -> str:
     counts, edges = _trim_empty_bins(unit)
-    return f"axis {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
+    return f"from {edges[0]:.3g} to {edges[-1]:.3g}" if counts.any() else "no values"
 
 
 def units_sheet(

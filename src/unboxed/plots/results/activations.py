@@ -25,7 +25,7 @@ from ..figures import Figures, figures
 from ..map import scatters
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..units import Unit, histogram, units_sheet, value_range_text
-from .common import MAX_EXAMPLES, class_name, examples_at, image_tiles, labels_of, row_names, to_images
+from .common import MAX_EXAMPLES, as_images, class_name, examples_at, image_tiles, labels_of, row_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -121,7 +121,7 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
 @figures.register(Projections)
 def _projection_figures(result: Projections, box: Box | None = None, *, data: Any = None) -> Figures:
     """What raises each unit in each example, with the unit's receptive field outlined; below the examples if given."""
-    maps = to_images(result.map[:MAX_EXAMPLES])
+    maps = as_images(result.map[:MAX_EXAMPLES])
     if maps is None:
         return {}
     vmax = draw.shared_vmax(maps)
@@ -178,7 +178,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
     examples = result.fetch_examples(data, units)  # (U, k, ...)
-    images = to_images(examples.flatten(0, 1))
+    images = as_images(examples.flatten(0, 1))
     if images is None:
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])

@@ -15,7 +15,7 @@ from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..heat import overlay_map
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES, input_parts, target_names, to_images
+from .common import MAX_EXAMPLES, as_images, input_parts, target_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -35,12 +35,12 @@ def _figure_of(a: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Imag
     n = min(len(m), MAX_EXAMPLES)
     names = target_names(a.target, n, a.classes, box)
     title = f"{a.method or 'Attribution'}{f' of layer {a.layer}' if a.layer else ''}"
-    maps = to_images(m)
+    maps = as_images(m)
     if maps is None:
         return _feature_matrix(m[:n], names, title, box)
     scores = [] if a.score is None else [f"score {v:.3g}" for v in a.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
-    images = to_images(x)
+    images = as_images(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
 
 
@@ -73,7 +73,8 @@ def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
         vmax = colors.vmax(maps - low)
         return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "light: raises the score", low)
     vmax = colors.vmax(maps, quantile=VMAX_QUANTILE)
-    return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, "red raises the score, blue lowers it")
+    words = "red raises the score" + ", blue lowers it" * (low < 0)
+    return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
 
 
 def _feature_matrix(maps: Tensor, names: Sequence[str], title: str, box: Box | None) -> Image.Image:

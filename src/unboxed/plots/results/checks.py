@@ -28,7 +28,7 @@ from ..draw import map_on_own_scale
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
-from .common import MAX_EXAMPLES, image_tiles, row_names, to_images
+from .common import MAX_EXAMPLES, as_images, image_tiles, row_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -54,7 +54,7 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
     }
     title = f"Randomization of the layers, {result.mode}"
     chart = line_chart(lines, title=title, y_label=SIMILARITY_LABEL, y_range=(-0.2, 1), ticks=result.layers)
-    if result.maps is None or to_images(result.original) is None:
+    if result.maps is None or as_images(result.original) is None:
         return {"randomization": chart}
     rows = [result.original, *result.maps]
     grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
@@ -176,12 +176,12 @@ def _score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Image.I
 
 
 def _map_rows(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
-    if to_images(rows[0]) is None:
+    if as_images(rows[0]) is None:
         return {}
     grid = [_own_scale_tiles(m[:MAX_EXAMPLES]) for m in rows]
     return {"maps": contact_sheet(grid, names=names, side=84)}
 
 
 def _own_scale_tiles(maps: Tensor) -> list[Tile | None]:
-    images = to_images(maps)
+    images = as_images(maps)
     return [] if images is None else [Tile(*map_on_own_scale(m)) for m in images]

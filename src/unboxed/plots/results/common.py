@@ -17,16 +17,11 @@ if TYPE_CHECKING:
     from ...box import Box
 
 MAX_EXAMPLES = 6  # examples that a figure shows
-SIGNAL_ASPECT = 4  # width of a signal's picture over its height
 
 
-def to_images(x: Any) -> Tensor | None:
-    """Inputs or maps (N, ...) as images (N, C, H, W): a signal as a strip, a volume's middle slice; None for tables."""
-    if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):
-        return None
-    if x.ndim == 3:  # (N, C, L)
-        return x[:, :, None].expand(-1, -1, max(1, x.shape[2] // SIGNAL_ASPECT), -1)
-    return x if x.ndim == 4 else x[:, :, x.shape[2] // 2]
+def as_images(x: Any) -> Tensor | None:
+    """Inputs or maps if they are images (N, C, H, W), else None."""
+    return x if isinstance(x, Tensor) and x.ndim == 4 else None
 
 
 def input_parts(x: Any) -> dict[str, Any]:
@@ -37,7 +32,7 @@ def input_parts(x: Any) -> dict[str, Any]:
 
 def first_images(x: Any) -> Tensor | None:
     """The images (N, C, H, W) of inputs of which one part may be images; None where none is."""
-    images = [to_images(part) for part in input_parts(x).values()]
+    images = [as_images(part) for part in input_parts(x).values()]
     return next((part for part in images if part is not None), None)
 
 
@@ -58,7 +53,7 @@ def examples_at(data: Any, indices: Any) -> Tensor | None:
     """The examples (M, C, H, W) of data at these indices (M,), as images; None where there are none."""
     if data is None:
         return None
-    return to_images(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu()))
+    return as_images(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu()))
 
 
 def labels_of(data: Any, n: int) -> Tensor | None:

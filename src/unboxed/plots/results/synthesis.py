@@ -11,7 +11,7 @@ from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
 from ..sheet import contact_sheet
 from ..synthesized import frame_strip, image_sheet
-from .common import MAX_EXAMPLES, class_name, examples_at, first_images, image_tiles, row_names, to_images
+from .common import MAX_EXAMPLES, as_images, class_name, examples_at, first_images, image_tiles, row_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -48,7 +48,7 @@ def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any =
     x = examples_at(data, result.source_rows)
     if x is None:
         return _images_and_frames(result, captions, f"Inverted from {result.path}")
-    images = to_images(result.images)
+    images = as_images(result.images)
     rows = [image_tiles(x[:MAX_EXAMPLES]), image_tiles(images[:MAX_EXAMPLES], captions)]  # type: ignore[index]
     sheet = contact_sheet(rows, title=f"Inverted from {result.path}", names=["input", "inversion"], side=112)
     return {"images": sheet, **_frames(result, "Inversion")}
@@ -95,7 +95,7 @@ def _images_and_frames(result: Any, captions: list[str], title: str = "") -> Fig
 
 
 def _frames(result: Any, title: str) -> Figures:
-    if result.frames is None or to_images(result.frames[0]) is None:
+    if result.frames is None or as_images(result.frames[0]) is None:
         return {}
     names = row_names(min(result.frames.shape[1], MAX_EXAMPLES), "image")
     return {"frames": frame_strip(result, names=names, title=title, max_rows=MAX_EXAMPLES)}
