@@ -128,7 +128,7 @@ def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> Non
         assert (page == end).all(-1).sum() > 100
 
 
-# -- unknown types, and types of one's own --------------------------------------------------------------------------------
+# -- unknown types, and types of one's own ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -181,7 +181,7 @@ def test_run_writes_the_figures(tmp_path: Path) -> None:
     model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "2", "-o", str(tmp_path)]
     for method, names, settings in (
         ("gradient", {"attribution"}, []),
-        ("auto_attack", {"attack", "robust_accuracy"}, ["--eps", "0.1"]),
+        ("universal", {"perturbation", "fooling_rate"}, ["--eps", "0.1", "--steps", "2"]),
     ):
         done = CliRunner().invoke(app, ["run", method, *model, *settings])
         assert done.exit_code == 0, done.output

@@ -107,7 +107,7 @@ def bar_chart(
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.set_xlabel(to_printable(label))
-        axes.margins(x=0.12)
+        axes.margins(x=0.12, y=0.02)
         if not any(lengths.any() for lengths in series.values()):
             axes.set_xlim(-1, 1)
         if value_range is not None:

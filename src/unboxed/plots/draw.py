@@ -214,7 +214,7 @@ def activations(layers: Sequence[LayerMaps], row: int = 0, *, title: str = "") -
     """
     rows = [[_activation_tile(h, row) for h in (layer.inputs, layer.outputs)] for layer in layers]
     names = [f"{layer.path}\n{layer.type}" for layer in layers]
-    return contact_sheet(rows, title=title, columns=["received", "gave"], names=names, side=260)
+    return contact_sheet(rows, title=title, columns=["input", "output"], names=names, side=260)
 
 
 def _activation_tile(h: Any, row: int) -> Tile:
@@ -228,7 +228,7 @@ def _activation_tile(h: Any, row: int) -> Tile:
 def filters(weights: Any, *, title: str = "") -> Image.Image:
     """First-layer weights (K, C, h, w) on one scale: RGB around gray for three channels, else signed (their sum)."""
     picture, bar = filter_grid(weights)
-    return contact_sheet([[Tile(picture)]], title=title, bars=[bar], side=max(picture.shape))
+    return contact_sheet([[Tile(colors.add_borders(picture))]], title=title, bars=[bar], side=max(picture.shape) + 2)
 
 
 def filter_grid(

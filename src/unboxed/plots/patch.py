@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from . import colors
-from .sheet import BACKGROUND_COLOR, EDGE_COLOR, MARGIN_PIXELS, TEXT_COLOR
+from .colors import EDGE_COLOR
+from .sheet import BACKGROUND_COLOR, MARGIN_PIXELS, TEXT_COLOR
 from .text import get_font, wrap_text
 
 if TYPE_CHECKING:
     from ..adversarial import Patch
 
-CAVEAT = "Paper, light and camera were no part of that: measure it again where it is to work."
+CAVEAT = "Print, light and camera were not part of the measurement: measure it again in its surroundings."
 
 
 def printable_patch(
@@ -58,13 +59,13 @@ def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -
 
 def _patch_title(patch: Patch, classes: Sequence[str]) -> str:
     if patch.target is None:
-        return "Adversarial patch: whatever it lies on is taken for something else"
+        return "Adversarial patch: images with it are misclassified"
     name = classes[patch.target] if classes else f"class {patch.target}"
-    return f"Adversarial patch: whatever it lies on is taken for {name}"
+    return f"Adversarial patch: images with it are classified as {name}"
 
 
 def _placement_rules(patch: Patch, success: float | None) -> list[str]:
     rules = [f"Cut along the line. It is {patch.placement}."]
     if success is not None:
-        rules.append(f"So placed on the screen it fooled {success:.0%} of the images it was measured on. {CAVEAT}")
+        rules.append(f"Placed like this in image files, it fooled {success:.0%} of the images. {CAVEAT}")
     return rules

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Bytes
+from .colors import EDGE_COLOR, Bytes
 from .text import Font, get_font, wrap_text
 
-TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR, EDGE_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255), (214, 214, 218)
+TEXT_COLOR, FAINT_COLOR, BACKGROUND_COLOR = (28, 28, 30), (110, 110, 115), (255, 255, 255)
 MARGIN_PIXELS, GAP_PIXELS, LINE_HEIGHT = 16, 14, 15
 MAX_ROW_TITLE_WIDTH = 112  # pixels; longer row titles are wrapped
 MAX_WIDTH_FOR_TEXT = 480  # pixels to which a narrow sheet is widened for its title and the names of its color bars
@@ -32,17 +32,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class ColorBar:
-    """A printed scale: signed and gray (color filters) from -scale to +scale, magnitude from low to low + scale."""
+    """A printed scale: signed and gray (color filters) from -scale to +scale, magnitude from 0 to scale."""
 
     kind: Literal["signed", "magnitude", "gray"]
     scale: float
     name: str = ""
-    low: float = 0.0
 
     @property
     def tick_labels(self) -> tuple[str, ...]:
         if self.kind == "magnitude":
-            return f"{self.low:.3g}", f"{self.low + self.scale:.3g}"
+            return "0", f"{self.scale:.3g}"
         return f"−{self.scale:.3g}", "0", f"+{self.scale:.3g}"
 
 

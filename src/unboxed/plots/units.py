@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import colors
-from .colors import Array, Bytes, as_array
+from .colors import Array, Bytes, add_borders, as_array
 from .draw import VMAX_QUANTILE
-from .sheet import EDGE_COLOR, ColorBar, Tile, contact_sheet
+from .sheet import ColorBar, Tile, contact_sheet
 
 HISTOGRAM_SIZE = (150, 66)  # pixels of a histogram
 MAX_PATCH_PIXELS = 72  # pixels a side of a patch; larger ones are shrunk by a whole factor
@@ -64,7 +64,7 @@ def shared_vmax(units: Sequence[Unit]) -> float:
 
 def patch_grid(unit: Unit, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
     """The top patches as small multiples, best first."""
-    return _add_borders(colors.tile_images(_patches_to_rgb(unit.patches), columns, cell=cell, max_width=max_width))
+    return add_borders(colors.tile_images(_patches_to_rgb(unit.patches), columns, cell=cell, max_width=max_width))
 
 
 def projection_grid(unit: Unit, scale: float, *, cell: int = 64, max_width: int = 216, columns: int = 3) -> Bytes:
@@ -72,16 +72,7 @@ def projection_grid(unit: Unit, scale: float, *, cell: int = 64, max_width: int 
     maps = unit.projections if unit.projections is not None else unit.patches * np.nan
     rgb = colors.signed_to_rgb(colors.sum_channels(maps), scale)
     rgb[np.isnan(maps).any(1)] = OUTSIDE_COLOR
-    return _add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
-
-
-def _add_borders(canvas: Bytes) -> Bytes:
-    """A thin line around each tile (H, W, 4): white ones end where the paper begins."""
-    canvas = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
-    inside = np.pad(canvas[..., 3] > 0, 1)
-    is_border = np.any([np.roll(inside, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1]
-    canvas[is_border & (canvas[..., 3] == 0)] = (*EDGE_COLOR, 255)
-    return canvas
+    return add_borders(colors.tile_images(rgb, columns, cell=cell, max_width=max_width))
 
 
 def _patches_to_rgb(patches: Array) -> Bytes:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ...box import Box
 
 MAX_UNITS = 12  # units of a layer that a figure shows
-MAX_CELLS = 32  # rows and columns of a matrix
+MAX_CELLS, MAX_BARS = 32, 16  # rows and columns of a matrix; bars of a chart
 UNIT_COLUMNS = 4
 FIELD_COLOR = (255, 176, 0)
 
@@ -53,7 +53,7 @@ def _layer_maps_figures(result: LayerMaps, box: Box | None = None, *, data: Any 
 def _ablation_figures(result: Ablation, box: Box | None = None, *, data: Any = None) -> Figures:
     """The units whose ablation changes the score most, averaged over the examples."""
     change = result.score_change.double().mean(0)
-    strongest = change.abs().argsort(descending=True)[:MAX_CELLS].tolist()
+    strongest = change.abs().argsort(descending=True)[:MAX_BARS].tolist()
     values = {f"unit {int(result.units[i])}": float(change[i]) for i in strongest}
     title = f"Ablating single units of {result.layer}"
     return {"ablation": bar_chart(values, title=title, label="mean change of the score")}

@@ -15,9 +15,10 @@ from ...adversarial.universal import Universal
 from .. import colors
 from ..attack_sheet import NORM_NAMES, attack_sheet, change_sheet, round_magnification
 from ..charts import bar_chart, line_chart
+from ..draw import signed_map
 from ..figures import Figures, figures
 from ..patch import printable_patch
-from ..sheet import Tile, contact_sheet
+from ..sheet import ColorBar, Tile, contact_sheet
 from ..synthesized import image_sheet
 from .common import MAX_EXAMPLES, class_name, first_images
 
@@ -35,7 +36,8 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
         rows = range(min(len(result.success), MAX_EXAMPLES))
         changes = prediction_changes(box, result.input, result, rows)
-        return {"attack": attack_sheet(changes, box.classes, norm=result.norm)} if changes else {}
+        title = f"{int(result.success.sum())} of {len(result.success)} fooled"
+        return {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=title)} if changes else {}
     return {"attack": _change_sheet(result)}
 
 
@@ -66,11 +68,15 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
     rates = {} if not len(result.fooling_rates) else {"fooling rate": _rate_chart(result.fooling_rates)}
     if images is None:
         return rates
-    factor = round_magnification(colors.vmax(images))
-    picture = colors.image_to_rgb(0.5 + images[0] * factor / 2)
-    aim = "any other class" if result.target is None else class_name(result.target, (), box)
-    caption = f"perturbation × {factor:g} (gray: none)\n{result.norm} at most {result.eps:g}\nto {aim}"
-    return {"perturbation": contact_sheet([[Tile(picture, caption)]], side=224), **rates}
+    vmax = colors.vmax(images)
+    factor, is_gray = round_magnification(vmax), images.shape[1] == 1
+    picture = signed_map(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
+    aim = "another class" if result.target is None else class_name(result.target, (), box)
+    note = "" if is_gray else f"\n× {factor:g}, gray: none"
+    caption = f"{NORM_NAMES.get(result.norm, result.norm)} {result.eps:g}{note}"
+    bars = [ColorBar("signed", vmax, "change, in parts of the pixel range")] * is_gray
+    sheet = contact_sheet([[Tile(picture, caption)]], title=f"One perturbation to {aim}", bars=bars, side=224)
+    return {"perturbation": sheet, **rates}
 
 
 @figures.register(Patch)

@@ -67,13 +67,13 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
 
 
 def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
-    """Signed maps around zero; maps that are positive everywhere from their smallest value on."""
-    low = float(maps.min()) if maps.size else 0.0
-    if low > 0:
+    """Signed maps around zero; maps that are positive everywhere from the smallest value of each."""
+    low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
+    if (low > 0).all():
         vmax = colors.vmax(maps - low)
-        return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "light: raises the score", low)
+        return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "above the map's smallest value")
     vmax = colors.vmax(maps, quantile=VMAX_QUANTILE)
-    words = "red raises the score" + ", blue lowers it" * (low < 0)
+    words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
     return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
 
 

@@ -43,7 +43,7 @@ def _merge(parts: Mapping[str, Figures]) -> Figures:
 def _tensor_figures(values: Tensor, box: Box | None = None, *, data: Any = None) -> Figures:
     """A plain tensor: filters or maps (N, C, H, W) as signed images; numbers (N,) or (N, K) as a matrix."""
     if values.ndim == 4:
-        return {"maps": filters(values)}
+        return {"maps": filters(values, title=" × ".join(map(str, values.shape)))}
     if values.ndim not in (1, 2) or not values.numel():
         return {}
     table = values[:, None] if values.ndim == 1 else values

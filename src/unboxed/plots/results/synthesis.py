@@ -21,15 +21,17 @@ MAX_IMAGES = 24
 
 @figures.register(GeneratedImages)
 def _generated_figures(result: GeneratedImages, box: Box | None = None, *, data: Any = None) -> Figures:
-    return _images_and_frames(result, [f"score {s:.3g}" for s in result.scores.tolist()])
+    """With their inputs above them where the data are given, as for DeepDream."""
+    captions = [f"score {s:.3g}" for s in result.scores.tolist()]
+    return _images_and_frames(result, captions, getattr(result, "method", ""), examples_at(data, range(len(captions))))
 
 
 @figures.register(ClassImages)
 def _class_image_figures(result: ClassImages, box: Box | None = None, *, data: Any = None) -> Figures:
     targets = result.targets.tolist()
     p = result.probs[range(len(targets)), targets] if result.probs.shape[1] > max(targets, default=0) else result.scores
-    captions = [f"{class_name(k, (), box)}\np {v:.2f}" for k, v in zip(targets, p.tolist(), strict=True)]
-    return _images_and_frames(result, captions)
+    captions = [f"{class_name(k, (), box)}: p {v:.2f}" for k, v in zip(targets, p.tolist(), strict=True)]
+    return _images_and_frames(result, captions, "Class images")
 
 
 @figures.register(Channels)
@@ -45,13 +47,7 @@ def _inversion_figures(result: Inversion, box: Box | None = None, *, data: Any =
     captions = [
         f"error {e:.2g}\ncosine {c:.2f}" for e, c in zip(result.errors.tolist(), result.cosines.tolist(), strict=True)
     ]
-    x = examples_at(data, result.source_rows)
-    if x is None:
-        return _images_and_frames(result, captions, f"Inverted from {result.path}")
-    images = as_images(result.images)
-    rows = [image_tiles(x[:MAX_EXAMPLES]), image_tiles(images[:MAX_EXAMPLES], captions)]  # type: ignore[index]
-    sheet = contact_sheet(rows, title=f"Inverted from {result.path}", names=["input", "inversion"], side=112)
-    return {"images": sheet, **_frames(result, "Inversion")}
+    return _images_and_frames(result, captions, f"Inverted from {result.path}", examples_at(data, result.source_rows))
 
 
 @figures.register(Inversions)
@@ -87,11 +83,19 @@ def _silence_figures(result: Silence, box: Box | None = None, *, data: Any = Non
     return {} if x is None else {"change": change_sheet(x, z, captions)}
 
 
-def _images_and_frames(result: Any, captions: list[str], title: str = "") -> Figures:
-    if first_images(result.images) is None:
+def _images_and_frames(result: Any, captions: list[str], title: str = "", x: Any = None) -> Figures:
+    """The images, below the inputs x that they were made from if there are any; and frames where they were kept."""
+    images = first_images(result.images)
+    if images is None:
         return {}
-    shown = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES)
-    return {"images": shown, **_frames(result, title)}
+    if x is None:
+        return {
+            "images": image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES),
+            **_frames(result, title),
+        }
+    rows = [image_tiles(x[:MAX_EXAMPLES]), image_tiles(images[:MAX_EXAMPLES], captions)]
+    sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
+    return {"images": sheet, **_frames(result, title)}
 
 
 def _frames(result: Any, title: str) -> Figures:
