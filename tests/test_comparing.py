@@ -121,7 +121,7 @@ def test_one_scale_for_all_nets() -> None:
     """The same value has the same color in every column, and the largest of all the strongest."""
     shown = drawn.colored_panels({"a": images(1.0, -2.0), "b": images(1.0, 4.0)})
     assert shown.bar is not None
-    assert (shown.bar.kind, shown.bar.scale) == ("signed", 4.0)
+    assert (shown.bar.kind, shown.bar.vmax) == ("signed", 4.0)
     a, b = shown.images["a"], shown.images["b"]
     assert np.array_equal(a[0], b[0])
     assert np.array_equal(b[1][0, 0], colors.SIGNED_TABLE[-1])

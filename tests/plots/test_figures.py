@@ -128,7 +128,7 @@ def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> Non
         assert (page == end).all(-1).sum() > 100
 
 
-# -- unknown types, and types of one's own ------------------------------------------------------------------------------
+# -- unknown types, and types of one's own -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass

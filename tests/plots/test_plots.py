@@ -38,8 +38,8 @@ def test_zero_is_white_and_the_sign_has_its_color() -> None:
 
 def test_the_signed_range_is_symmetric_whatever_the_values() -> None:
     a, b = colors.signed_to_rgb([0.5, 1.0]), colors.signed_to_rgb([-0.5, 1.0])
-    assert a[0].tolist() == colors.signed_to_rgb([0.5], scale=1.0)[0].tolist()
-    assert b[0].tolist() == colors.signed_to_rgb([-0.5], scale=1.0)[0].tolist()
+    assert a[0].tolist() == colors.signed_to_rgb([0.5], vmax=1.0)[0].tolist()
+    assert b[0].tolist() == colors.signed_to_rgb([-0.5], vmax=1.0)[0].tolist()
     assert b[1].tolist() == colors.SIGNED_TABLE[-1].tolist()
 
 
@@ -57,10 +57,10 @@ def test_the_magnitude_table_is_magma() -> None:
 
 
 def test_a_scale_is_never_zero_and_ignores_what_is_not_finite() -> None:
-    assert colors.vmax(np.zeros(4)) == 1.0
-    assert colors.vmax([1.0, -3.0, np.nan, np.inf]) == 3.0
-    assert colors.vmax(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
-    assert colors.signed_to_rgb([np.nan], scale=1.0)[0].tolist() == [128, 128, 128]
+    assert colors.max_magnitude(np.zeros(4)) == 1.0
+    assert colors.max_magnitude([1.0, -3.0, np.nan, np.inf]) == 3.0
+    assert colors.max_magnitude(np.r_[np.zeros(999), 5.0], quantile=0.9) == 5.0
+    assert colors.signed_to_rgb([np.nan], vmax=1.0)[0].tolist() == [128, 128, 128]
 
 
 def test_images_by_their_channels() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from ..atomic_write import to_printable
 from . import colors
 from .colors import as_array
-from .map import class_colors
+from .embedding import class_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +145,7 @@ def matrix_plot(
         'RGB'
     """
     values = as_array(values)
-    vmax = vmax or colors.vmax(values)
+    vmax = vmax or colors.max_magnitude(values)
     cell = max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape)))
     with _axes(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as (axes, done):
         table = colors.SIGNED_TABLE if kind == "signed" else colors.MAGNITUDE_TABLE

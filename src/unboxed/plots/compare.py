@@ -1,4 +1,4 @@
-"""Results of several models beside each other, on one stated scale; and the similarity of their layers as a heatmap."""
+"""Results of several models side by side, on one printed scale; and the similarity of their layers as a matrix."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ MapKind = Literal["signed", "magnitude", "image"]
 
 @dataclass(frozen=True)
 class Panels:
-    """Pictures {model: (N, H, W, 3)} on one scale; images have none."""
+    """Colored maps or images {model: (N, H, W, 3)}, and the color bar that maps share."""
 
     images: dict[str, Bytes]
     bar: ColorBar | None
 
 
 def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, unit: str = "") -> Panels:
-    """The results {model: (N, C, H, W)} colored on one scale; by default signed where any value is below zero.
+    """The results {model: (N, C, H, W)} colored on one scale, by default signed if any value is below zero.
 
-    Raises InputError where they are no maps of one shape.
+    Raises InputError where they are not maps or images of one shape.
     """
     are_images = all(hasattr(result, "images") for result in results.values())
     maps = _check_results({name: result.images for name, result in results.items()} if are_images else results)
@@ -40,7 +40,7 @@ def colored_panels(results: Mapping[str, Any], *, kind: MapKind | None = None, u
     if kind == "image":
         return Panels({name: colors.image_to_rgb(m) for name, m in maps.items()}, None)
     summed = {name: colors.sum_channels(m) for name, m in maps.items()}
-    vmax = colors.vmax(*summed.values(), quantile=VMAX_QUANTILE)
+    vmax = colors.max_magnitude(*summed.values(), quantile=VMAX_QUANTILE)
     to_rgb = colors.signed_to_rgb if kind == "signed" else colors.magnitude_to_rgb
     return Panels({name: to_rgb(m, vmax) for name, m in summed.items()}, ColorBar(kind, vmax, unit))
 
@@ -55,12 +55,33 @@ def side_by_side(
     unit: str = "",
     side: int = 140,
 ) -> Image.Image:
-    """A row an example, a column a model: what `unboxed.compare` gave, or {model: maps (N, C, H, W)}, beside the
-    inputs.
+    """Results of several models side by side, a row per example and a column per model.
 
-    Maps share one printed scale; what `synthesis` drew are images (of plain tensors say `kind="image"`). With
-    checkpoints in place of models it is a strip over the training. Raises InputError where there are no maps or images
-    of one shape.
+    Of checkpoints in place of models it is a strip over the training.
+
+    Args:
+        results: {model: result}, as `unboxed.compare` returns them: maps (N, C, H, W) or generated images.
+        x: The inputs (N, C, H, W) in [0, 1], shown on the left; None shows none.
+        kind: "signed" or "magnitude" maps, or "image"; None determines it from the results and their values.
+        captions: Text below the first image of each row.
+        title: Printed above.
+        unit: Unit of the maps' values, printed at the color bar.
+        side: Size in pixels of each image: small ones are enlarged by a whole factor, photos are shrunk to it.
+
+    Returns:
+        The sheet. Maps share one printed scale.
+
+    Raises:
+        InputError: when the results are not maps or images of one shape.
+
+    Example:
+        >>> import unboxed as ub
+        >>> weights = {"trained": "trained", "untrained": None}
+        >>> boxes = {name: ub.Box(*ub.zoo.load("digits-cnn", weights=w)) for name, w in weights.items()}
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> maps = ub.compare(boxes, ub.attribution.gradient, x, y)
+        >>> ub.plots.compare.side_by_side(maps, x).width
+        480
     """
     colored = colored_panels(results, kind=kind, unit=unit)
     n = len(next(iter(colored.images.values())))
@@ -84,9 +105,9 @@ def _check_results(results: Mapping[str, Any]) -> dict[str, colors.Array]:
     if not results:
         raise InputError("there is nothing to draw: give {model: result}")
     if not_arrays := [name for name, m in results.items() if not hasattr(m, "shape")]:
-        found_text = f"{not_arrays[0]!r} is a {type(results[not_arrays[0]]).__name__}"
+        type_text = f"{not_arrays[0]!r} is a {type(results[not_arrays[0]]).__name__}"
         raise InputError(
-            f"wanted drawn images, or maps (N, C, H, W) of each model; {found_text}: pass one of its tensors"
+            f"wanted maps (N, C, H, W) or generated images of each model; {type_text}: pass one of its tensors"
         )
     maps = {name: as_array(m) for name, m in results.items()}
     shapes = {name: m.shape for name, m in maps.items()}
@@ -96,7 +117,7 @@ def _check_results(results: Mapping[str, Any]) -> dict[str, colors.Array]:
         )
     if len(set(shapes.values())) > 1:
         shapes_text = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
-        raise InputError(f"results side by side have the same shape; got {shapes_text}")
+        raise InputError(f"results side by side must have the same shape; got {shapes_text}")
     return maps
 
 
@@ -124,9 +145,9 @@ def cka_plot(
 def map_grids(
     maps: Mapping[str, Any], *, max_maps: int = 32, columns: int = 8, max_width: int = 400
 ) -> tuple[dict[str, Bytes], ColorBar]:
-    """{model: maps of its units (K, H, W), or filters of three colors (K, 3, h, w)} as one grid each, on one scale."""
+    """{model: maps (K, H, W), or filters of three colors (K, 3, h, w)} as one grid per model, on one scale."""
     selected = {name: as_array(m)[:max_maps] for name, m in maps.items()}
-    vmax = colors.vmax(*selected.values())
+    vmax = colors.max_magnitude(*selected.values())
     if all(m.ndim == 4 for m in selected.values()):
         rgb, kind = {name: colors.image_to_rgb(0.5 + m / (2 * vmax)) for name, m in selected.items()}, "gray"
     else:

@@ -40,8 +40,8 @@ def figures(result: Any, box: Box | None = None, *, data: Any = None) -> Figures
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(2)
         >>> images = ub.plots.figures(ub.attribution.gradient(box, x, y), box)
-        >>> list(images), images["attribution"].size
-        (['attribution'], (310, 417))
+        >>> list(images), images["attribution"].mode
+        (['attribution'], 'RGB')
     """
     n_types = len(figures.registry)
     importlib.import_module(f"{__package__}.results")  # registers the library's own types, on the first call

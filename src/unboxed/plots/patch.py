@@ -1,4 +1,4 @@
-"""A patch as a page to print: the patch, where to cut, and the rules under which it was measured."""
+"""A patch as a page to print: the patch, a line to cut along, and the placement for which it was measured."""
 
 from __future__ import annotations
 
@@ -21,9 +21,24 @@ CAVEAT = "Print, light and camera were not part of the measurement: measure it a
 def printable_patch(
     patch: Patch, *, classes: Sequence[str] = (), success: float | None = None, side: int = 1200
 ) -> Image.Image:
-    """A page with the patch about `side` pixels wide, a line to cut along, and its placement rules in words.
+    """A page to print: an adversarial patch, a line to cut along, and its placement in words.
 
-    `success` is its measured share of fooled images, as `patch.success` gives it.
+    Args:
+        patch: The result of `adversarial.patch`.
+        classes: Names of the model's classes; without them the target is printed as a number.
+        success: The measured fooling rate, as `patch.success(...)` returns it; None prints none.
+        side: Width of the patch in pixels.
+
+    Returns:
+        The page.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> patch = ub.adversarial.patch(box, x, y, target=3, steps=2)
+        >>> ub.plots.printable_patch(patch, classes=box.classes, side=300).width
+        346
     """
     face, head = get_font(max(11, side // 40)), get_font(max(13, side // 30), bold=True)
     step, margin = round(1.4 * side / 40) + 6, MARGIN_PIXELS + side // 40
@@ -45,7 +60,7 @@ def printable_patch(
 
 
 def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -> None:
-    """The patch, smooth as it was sampled, cut to its shape."""
+    """The patch, with the interpolation by which it is placed, cut to its shape."""
     size, box = (side, side), (0, 0, side - 1, side - 1)
     picture = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 255)

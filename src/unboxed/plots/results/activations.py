@@ -21,8 +21,8 @@ from ...engine.read.neighbors import Neighbors
 from .. import colors, draw
 from ..charts import bar_chart, matrix_plot
 from ..compare import cka_plot
+from ..embedding import scatters
 from ..figures import Figures, figures
-from ..map import scatters
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..units import Unit, histogram, units_sheet, value_range_text
 from .common import MAX_EXAMPLES, as_images, class_name, examples_at, image_tiles, labels_of, row_names

@@ -17,9 +17,9 @@ from ..attack_sheet import NORM_NAMES, attack_sheet, change_sheet, round_magnifi
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map
 from ..figures import Figures, figures
+from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..synthesized import image_sheet
 from .common import MAX_EXAMPLES, class_name, first_images
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
     rates = {} if not len(result.fooling_rates) else {"fooling rate": _rate_chart(result.fooling_rates)}
     if images is None:
         return rates
-    vmax = colors.vmax(images)
+    vmax = colors.max_magnitude(images)
     factor, is_gray = round_magnification(vmax), images.shape[1] == 1
     picture = signed_map(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)

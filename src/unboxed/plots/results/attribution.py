@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...engine.attribution_result import Attribution
 from .. import colors
+from ..attribution_plot import overlay_map
 from ..charts import matrix_plot
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
-from ..heat import overlay_map
 from ..sheet import ColorBar, Tile, contact_sheet
 from .common import MAX_EXAMPLES, as_images, input_parts, target_names
 
@@ -61,7 +61,7 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
             and images.shape[:3] == summed.shape
             and bar.kind == "signed"
         ):
-            rows.append([Tile(overlay_map(i, m, bar.scale)) for i, m in zip(images, summed, strict=True)])
+            rows.append([Tile(overlay_map(i, m, bar.vmax)) for i, m in zip(images, summed, strict=True)])
             names.append("map over input")
     return contact_sheet(rows, title=title, names=names, bars=[bar], side=120 if len(maps) > 2 else 168)
 
@@ -70,9 +70,9 @@ def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
     """Signed maps around zero; maps that are positive everywhere from the smallest value of each."""
     low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
     if (low > 0).all():
-        vmax = colors.vmax(maps - low)
+        vmax = colors.max_magnitude(maps - low)
         return colors.magnitude_to_rgb(maps - low, vmax), ColorBar("magnitude", vmax, "above the map's smallest value")
-    vmax = colors.vmax(maps, quantile=VMAX_QUANTILE)
+    vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
     return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
 

@@ -9,8 +9,8 @@ from ...synthesis.generated import GeneratedImages
 from ..attack_sheet import change_sheet
 from ..draw import class_sheet, morph_strip
 from ..figures import Figures, figures
+from ..generated import frame_strip, image_sheet
 from ..sheet import contact_sheet
-from ..synthesized import frame_strip, image_sheet
 from .common import MAX_EXAMPLES, as_images, class_name, examples_at, first_images, image_tiles, row_names
 
 if TYPE_CHECKING:

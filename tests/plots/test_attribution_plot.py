@@ -53,7 +53,7 @@ def test_given_axes_are_drawn_on(kind: str) -> None:
 def test_several_maps_share_one_scale() -> None:
     m = torch.zeros(2, 1, 4, 4)
     m[0, 0, 0, 0], m[1, 0, 0, 0] = 1.0, 0.5
-    figure, axes = plots.attribution_plot(m, scale=1.0)
+    figure, axes = plots.attribution_plot(m, vmax=1.0)
     assert len(axes) == 2
     strong, weak = (shown(a)[0, 0] for a in axes)
     assert (strong == colors.SIGNED_TABLE[-1]).all()

@@ -1,4 +1,4 @@
-"""Drawn images as pictures: a sheet of them, a strip over the steps, a GIF."""
+"""Generated images: a sheet of them, a strip of their frames, a GIF."""
 
 from __future__ import annotations
 
@@ -20,9 +20,25 @@ from .sheet import Tile, contact_sheet
 def image_sheet(
     result: Any, *, captions: Sequence[str] = (), title: str = "", columns: int = 8, max_images: int | None = None
 ) -> Image.Image:
-    """The images of a result of `synthesis`, or images (N, C, H, W), at most `columns` a row.
+    """Generated images on one sheet, with captions.
 
-    Below each stands its score; where there is transparency, it is used.
+    Args:
+        result: A result with `images` (N, C, H, W), or such images in [0, 1]. Its `transparency`, if any, is used.
+        captions: Text below each image; () prints the scores, and the units where the result has them.
+        title: Printed above.
+        columns: Number of images per row, at most.
+        max_images: Show only the first images; None shows all.
+
+    Returns:
+        The sheet.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> drawn = ub.synthesis.class_image(box, [0, 1], steps=2)
+        >>> ub.plots.image_sheet(drawn, captions=["zero", "one"]).width
+        326
     """
     images = _result_images(result)[:max_images]
     words = list(captions)[:max_images] or _captions(result)[: len(images)] or [""] * len(images)
@@ -33,7 +49,29 @@ def image_sheet(
 def frame_strip(
     result: Any, *, names: Sequence[str] = (), title: str = "", max_frames: int = 8, max_rows: int | None = None
 ) -> Image.Image:
-    """A row an image, from the start (left) to the end; frames between are spread evenly. Raises InputError."""
+    """The frames of generated images, from the start (left) to the end (right), a row per image.
+
+    Args:
+        result: A result with `frames` (T, N, C, H, W): of a method that was called with a `frame_every`.
+        names: Titles of the rows, on their left.
+        title: Printed above.
+        max_frames: Number of frames shown, evenly spaced, the first and the last among them.
+        max_rows: Show only the first images; None shows all.
+
+    Returns:
+        The strip.
+
+    Raises:
+        InputError: when the result has no frames.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> morph = ub.synthesis.morph(box, x, 3, steps=4)
+        >>> ub.plots.frame_strip(morph, max_frames=3).height
+        365
+    """
     frames = _require_frames(result)[:, :max_rows]  # (T, N, C, H, W)
     frame_indices = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
     rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
@@ -43,7 +81,31 @@ def frame_strip(
 
 
 def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, ms: int = 80, side: int = 280) -> Path:
-    """Write one image's frames as a looping GIF. Raises InputError without frames, WriteError."""
+    """Write the frames of one generated image as a looping GIF.
+
+    Args:
+        result: A result with `frames` (T, N, C, H, W): of a method that was called with a `frame_every`.
+        path: File to write.
+        row: Which of the N images.
+        ms: Duration of each frame in milliseconds.
+        side: Size in pixels of each image: small ones are enlarged by a whole factor, photos are shrunk to it.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: when the result has no frames.
+        WriteError: when the file cannot be written.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> import tempfile
+        >>> morph = ub.synthesis.morph(box, x, 3, steps=4)
+        >>> ub.plots.save_animation(morph, f"{tempfile.mkdtemp()}/morph.gif").name
+        'morph.gif'
+    """
     return save_gif([colors.image_to_rgb(f) for f in _require_frames(result)[:, row]], path, ms=ms, side=side)
 
 
@@ -72,5 +134,5 @@ def _with_alpha(x: Any, transparency: Any) -> Image.Image:
 
 def _require_frames(result: Any) -> Any:
     if result.frames is None:
-        raise InputError("no frames were kept: call the method with every=k")
+        raise InputError("the result has no frames: call the method with frame_every=k")
     return result.frames
