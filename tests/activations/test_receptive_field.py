@@ -105,7 +105,7 @@ def test_brute_force(path: str) -> None:
 
 def test_wider_bands_round_up() -> None:
     box = opened(*(m for m, _ in STACKS["pooled"]))
-    fine, coarse = (receptive_field(box, "5", step=s).bounds for s in (1, 5))
+    fine, coarse = (receptive_field(box, "5", resolution=s).bounds for s in (1, 5))
     low, high = fine[..., :2], fine[..., 2:]
     assert torch.equal(coarse[..., :2], low - low % 5)
     assert torch.equal(coarse[..., 2:], torch.minimum(high + -high % 5, torch.tensor([24, 18])))
@@ -177,8 +177,8 @@ def test_batch_statistics_see_everything() -> None:
 
 def test_refusals() -> None:
     box = smooth()
-    with pytest.raises(InputError, match="step"):
-        receptive_field(box, "0", step=0)
+    with pytest.raises(InputError, match="resolution"):
+        receptive_field(box, "0", resolution=0)
     with pytest.raises(LayerError, match="nearest"):
         receptive_field(box, "conv")
     with pytest.raises(LayerError, match="axis"):

@@ -160,7 +160,8 @@ def test_ctrl_c_keeps_what_was_seen() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
-        ({"k": 0}, InputError, "k must be"), ({"by": "sum"}, InputError, "peak"), ({"axis": 0}, LayerError, "axis"),
+        ({"k": 0}, InputError, "k must be"),
+        ({"rank_by": "sum"}, InputError, "peak"), ({"axis": 0}, LayerError, "axis"),
         ({"axis": 4}, LayerError, "axis"), ({"features": "fc9"}, LayerError, "nearest"),
         ({"layers": ["conv9"]}, LayerError, "nearest"), ({"batch_size": 0}, InputError, "batch_size"),
     ],

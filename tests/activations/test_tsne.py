@@ -204,7 +204,7 @@ def test_the_accuracy_of_a_map_is_the_literal_vote(k: int) -> None:
 def test_labels_and_names_are_checked(made: Any) -> None:
     *_, y, maps = made
     for bad in (y[:-1], y.float(), y[None]):
-        with pytest.raises(InputError, match="one label a point"):
+        with pytest.raises(InputError, match="one class per point"):
             maps.accuracy(bad)
     with pytest.raises(InputError, match="fc:input"):
         maps["fc"]

@@ -151,7 +151,7 @@ def test_filters_are_of_the_pixels_or_refused(x: Tensor) -> None:
     with pytest.raises(LayerError, match="pixels themselves"):
         ub.activations.filters(ub.Box(Permuted(), ub.Pixels((3, 8, 8))))
     deep = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), PIXELS)
-    with pytest.raises(LayerError, match="no weights that are pictures"):
+    with pytest.raises(LayerError, match="no weights in the shape of images"):
         ub.activations.filters(deep, "3")
     conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)).train()
     box = ub.Box(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)), PIXELS)
@@ -191,7 +191,7 @@ def test_a_slope_that_is_nan_is_reported_and_moves_nothing() -> None:
     with pytest.warns(UnboxedWarning, match="NaN or infinite for 2 of 2"):
         ub.attribution.gradient(box, black, 1)
     morph = ub.synthesis.morph(box, black, 1, steps=3)
-    assert torch.equal(morph.result, black)
+    assert torch.equal(morph.images, black)
     assert not morph.confidence_reached.any()
 
 

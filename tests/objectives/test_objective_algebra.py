@@ -153,7 +153,7 @@ MADE: dict[str, Callable[[], Objective]] = {
     "diversity": lambda: ub.diversity("a"),
     "diversity of groups": lambda: ub.diversity("a", torch.tensor([0, 0, 1])),
     "total variation": lambda: ub.total_variation(3.0),
-    "roughness": lambda: ub.roughness(),
+    "anisotropic total variation": lambda: ub.total_variation(kind="anisotropic"),
     "alpha norm": lambda: ub.alpha_norm(4.0),
     "mean color": lambda: color_distance(H[0, :, 0, 0]),
     "a sum": lambda: 2 * ub.logit(3) - ub.channel("a", torch.tensor([3, 1, 0])) * K + 1 / ub.logprob(2),

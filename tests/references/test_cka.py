@@ -165,8 +165,7 @@ def test_refusals() -> None:
         cka(a, a, images(8), minibatch_size=3)
     with pytest.raises(DataError, match="at least 4"):
         cka(a, a, images(3))
-    with pytest.raises(InputError, match="list"):
-        cka(a, a, images(8), "conv1")
+    assert cka(a, a, images(8), "conv1", "fc").layers_a == ("conv1",)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])

@@ -179,8 +179,8 @@ def test_ablation_of_features_and_regression() -> None:
     assert torch.allclose(found.score_change, -h * model[2].weight.detach())
 
 
-@pytest.mark.parametrize("more", [{"replacement": "mean"}, {"replacement": "noise"}, {"data": torch.rand(3, 1, 8, 8)}])
-def test_bad_ways_to_ablate(box: ub.Box, more: Any) -> None:
+@pytest.mark.parametrize("more", [{"replacement": "mean"}, {"replacement": "noise"}])
+def test_bad_replacements(box: ub.Box, more: Any) -> None:
     with pytest.raises(InputError):
         ablation(box, images(2), "conv1", **more)
 
@@ -248,11 +248,11 @@ def test_nets_whose_batch_can_not_grow(how: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("size", ["auto", 1, 3])
-@pytest.mark.parametrize("by", ["layer", "channel", "position"])
-def test_patching_as_by_hand(model: nn.Module, box: ub.Box, by: Any, size: Any) -> None:
+@pytest.mark.parametrize("part", ["layer", "channel", "position"])
+def test_patching_as_by_hand(model: nn.Module, box: ub.Box, part: Any, size: Any) -> None:
     clean, corrupted = images(3), images(3, seed=5)
     y = box.predict(clean)
-    found = patching(box, clean, corrupted, ["conv1", "relu2"], by=by, batch_size=size)
+    found = patching(box, clean, corrupted, ["conv1", "relu2"], part=part, batch_size=size)
 
     def score(z: Tensor) -> Tensor:
         return z.gather(1, y[:, None])[:, 0]
@@ -260,9 +260,9 @@ def test_patching_as_by_hand(model: nn.Module, box: ub.Box, by: Any, size: Any) 
     a, b = score(box(clean)), score(box(corrupted))
     for layer in found.layers:
         h = box.read(clean, [layer.path])[layer.path]
-        shape = {"layer": [()], "channel": [(k,) for k in range(4)]}.get(by)
+        shape = {"layer": [()], "channel": [(k,) for k in range(4)]}.get(part)
         for at in shape or [(i, j) for i in range(h.shape[2]) for j in range(h.shape[3])]:
-            place = (slice(None), *((slice(None), *at) if by == "position" else at))
+            place = (slice(None), *((slice(None), *at) if part == "position" else at))
             want = score(hooked(model, corrupted, layer.path, set_to(place, h[place])))
             assert torch.allclose(layer.score[:, *at], want, atol=1e-12)
             assert torch.allclose(layer.restored_fraction[:, *at], (want - b) / (a - b), atol=1e-9)
@@ -281,8 +281,8 @@ def test_the_last_layer_brings_all_back(box: ub.Box) -> None:
 
 
 def test_patching_with_itself_brings_nothing_back(box: ub.Box) -> None:
-    for by in ("layer", "channel"):
-        found = patching(box, images(3), images(3), by=by)
+    for part in ("layer", "channel"):
+        found = patching(box, images(3), images(3), part=part)
         assert all(
             torch.equal(layer.restored_fraction, torch.zeros_like(layer.restored_fraction)) for layer in found.layers
         )
@@ -297,7 +297,7 @@ def test_scores_that_differ_by_rounding_are_the_same() -> None:
 
 def test_channels_on_a_linear_top_share_it_out(box: ub.Box) -> None:
     """What the channels bring back adds up to 1 where the score is linear in them."""
-    found = patching(box, images(3), images(3, seed=5), ["relu2"], by="channel")
+    found = patching(box, images(3), images(3, seed=5), ["relu2"], part="channel")
     assert torch.allclose(found.layers[0].restored_fraction.sum(1), torch.ones(3).double(), atol=1e-9)
 
 
@@ -312,12 +312,11 @@ def test_bad_patching(box: ub.Box) -> None:
     x = images(3)
     with pytest.raises(InputError, match="clean"):
         patching(box, x, x[:2])
-    with pytest.raises(InputError, match="by"):
-        patching(box, x, x, by="unit")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="list"):
-        patching(box, x, x, "conv1")
+    with pytest.raises(InputError, match="part"):
+        patching(box, x, x, part="unit")  # type: ignore[arg-type]
+    assert [layer.path for layer in patching(box, x, x, "conv1").layers] == ["conv1"]
     with pytest.raises(LayerError, match="positions"):
-        patching(box, x, x, ["fc"], by="position")
+        patching(box, x, x, ["fc"], part="position")
 
 
 def test_a_number_for_each_example_of_as_many_as_columns(model: nn.Module, box: ub.Box) -> None:

@@ -32,14 +32,14 @@ def ranked(scores: list[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:K]
 
 
-@pytest.mark.parametrize("by", ["peak", "mean"])
+@pytest.mark.parametrize("rank_by", ["peak", "mean"])
 @pytest.mark.parametrize("size", [1, 4, 7, 41, "auto"])
 @pytest.mark.parametrize("path", ["conv1", "relu2", "fc", "logits"])
-def test_the_top_of_the_whole_matrix(by: Any, size: Any, path: str) -> None:
+def test_the_top_of_the_whole_matrix(rank_by: Any, size: Any, path: str) -> None:
     box, x = small()
     h = matrix(box, x, path) if path not in ("fc", "logits") else box.read(x, path)[path][..., None]
-    (top,) = top_examples(box, x, [path], K, by=by, batch_size=size)
-    scores = h.amax(2) if by == "peak" else h.mean(2)
+    (top,) = top_examples(box, x, [path], K, rank_by=rank_by, batch_size=size)
+    scores = h.amax(2) if rank_by == "peak" else h.mean(2)
     for c in range(h.shape[1]):
         best = ranked([float(f"{s:.12f}") for s in scores[:, c]])
         assert top.example_index[c].tolist() == best
@@ -82,7 +82,7 @@ def test_statistics_of_the_whole_matrix(of: Any, size: Any, path: str) -> None:
     torch.testing.assert_close(found.std, values.std(1, correction=0))
     assert torch.equal(found.minimum, values.amin(1))
     assert torch.equal(found.maximum, values.amax(1))
-    torch.testing.assert_close(found.active_share, (h.amax(2) > 0).double().mean(0))
+    torch.testing.assert_close(found.active_fraction, (h.amax(2) > 0).double().mean(0))
     counted = {"positions": values, "peak": h.amax(2).T, "mean": h.mean(2).T}[of]
     for c in range(len(values)):
         assert found.counts[c].tolist() == by_hand(counted[c].tolist(), found.edges[c].tolist())

@@ -37,7 +37,7 @@ def test_a_net_that_is_shut_on_black_is_opened_and_says_so() -> None:
     with torch.no_grad():
         shut[0].bias.fill_(-0.05)  # no channel answers to black: every gradient is exactly zero there
     b = ub.Box(shut, ub.Pixels((1, 16, 16)))
-    with pytest.warns(UnboxedWarning, match="exactly zero on the way to 4 of 4"):
+    with pytest.warns(UnboxedWarning, match="exactly zero in some steps for 4 of 4"):
         drawn = ub.synthesis.class_image(b, recipe="faithful", steps=20)
     assert drawn.before_clamp.all()
     assert (drawn.images.flatten(1).std(1) > 0.05).all()

@@ -166,7 +166,7 @@ def test_refusals() -> None:
     c = make_case("plain")
     for bad in (
         {"octaves": 0},
-        {"scale": 1},
+        {"octave_scale": 1},
         {"tile": 0},
         {"tile": (4,)},
         {"tile": "all"},

@@ -17,11 +17,11 @@ from unboxed.engine.optimize.constraints import L2, ball_constraint
 from unboxed.engine.optimize.loop import OptimizationConfig, optimize
 from unboxed.engine.optimize.parameterizations import RawCanvas
 from unboxed.errors import InputError, UnboxedWarning
-from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, roughness
+from unboxed.objectives import channel, diversity, gram, logit, logprob, neuron, total_variation
 from unboxed.synthesis import caricature, channels, feature
 from unboxed.synthesis.recipe import (
-    NATURAL_ROUGHNESS,
-    ROUGHNESS_RATIO,
+    NATURAL_TOTAL_VARIATION,
+    TOTAL_VARIATION_RATIO,
     image_statistics,
     natural_spectrum,
     noise_scores,
@@ -104,7 +104,7 @@ def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
 def test_a_drawing_is_no_rougher_than_images_are() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     made = channels(box, "relu1", [0, 4, 9], steps=60)
-    assert (roughness()({"input": made.images}) < 1.15 * NATURAL_ROUGHNESS).all()
+    assert (total_variation(kind="anisotropic")({"input": made.images}) < 1.15 * NATURAL_TOTAL_VARIATION).all()
     assert (made.scores > box.read(ub.data.digits().tensors()[0], "relu1")["relu1"].flatten(2).mean(2).amax(0)[
         made.targets
     ]).all()  # fmt: skip
@@ -128,14 +128,14 @@ def test_interpolated_neurons_end_at_each_of_them(box: ub.Box) -> None:
     assert not torch.allclose(mixed.images[1], ends.images[1], atol=1e-3)
 
 
-def test_colors_and_roughness_are_learned_from_data() -> None:
+def test_colors_and_total_variation_are_estimated_from_data() -> None:
     box = ub.Box(Net(channels=3), ub.Pixels((3, 12, 12)))
     data = 0.8 + 0.05 * torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(3)).clamp(-3, 3)
     made = feature(box, channel("relu", 0), data=data, steps=1)
     assert (made.images.mean() - 0.8).abs() < 0.05
     assert math.isclose(
-        image_statistics(box, data).max_roughness,
-        ROUGHNESS_RATIO * float(roughness()({"input": data}).mean()),
+        image_statistics(box, data).max_total_variation,
+        TOTAL_VARIATION_RATIO * float(total_variation(kind="anisotropic")({"input": data}).mean()),
         rel_tol=1e-4,
     )
 
@@ -250,16 +250,16 @@ def test_a_caricature_is_of_its_own_input() -> None:
 @pytest.mark.parametrize(
     ("work", "said"),
     [
-        (lambda b: feature(b, 3), "an objective says what to draw"),
-        (lambda b: feature(b, channel("relu", 0), canvas="oil"), "canvas is one of fourier, pixels, maco"),
-        (lambda b: feature(b, channel("relu", 0) + diversity("relu"), n_images=2), "say diversity="),
-        (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), diversity=1.0), "one objective in one layer"),
-        (lambda b: feature(b, channel("relu", 0) + logit(1), n_images=2, diversity=1.0), "one objective in one layer"),
+        (lambda b: feature(b, 3), "objective must be an objective"),
+        (lambda b: feature(b, channel("relu", 0), canvas="oil"), 'canvas must be "fourier", "pixels" or "maco"'),
+        (lambda b: feature(b, channel("relu", 0) + diversity("relu"), n_images=2), "give diversity="),
+        (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), diversity=1.0), "one objective of one layer"),
+        (lambda b: feature(b, channel("relu", 0) + logit(1), n_images=2, diversity=1.0), "one objective of one layer"),
         (lambda b: feature(b, channel("relu", torch.tensor([0, 1])), n_images=3), "there are 3"),
         (lambda b: feature(b, channel("relu", 0), n_images=0), "n_images must be"),
         (lambda b: feature(b, channel("relu", 99)), "there is no channel 99"),
         (lambda b: feature(b, channel("relu", 0), diversity=-1.0), "diversity must be"),
-        (lambda b: channels(b, "relu", []), "units is empty"),
+        (lambda b: channels(b, "relu", []), "units has no channel"),
         (lambda b: channels(b, "relu", 0, images_per_channel=0), "images_per_channel must be"),
         (lambda b: caricature(b, images(), "relu", power=-1), "power must be"),
         (lambda b: channels(b, "relu", 0, data=torch.rand(2, 3, 12, 12)), "images in"),
@@ -280,5 +280,5 @@ def test_diversity_works_below_zero_too(box: ub.Box) -> None:
     """A log-probability never rises above zero; the term weighs by how far it has risen."""
     alike, apart = (feature(box, logprob(1), n_images=2, steps=12, diversity=d).images for d in (0.0, 2.0))
     assert not torch.allclose(alike, apart, atol=1e-3)
-    with pytest.raises(InputError, match="say how many"):
+    with pytest.raises(InputError, match="give their number"):
         feature(box, logprob(1), diversity=1.0)

@@ -48,28 +48,28 @@ def test_the_numbers_are_of_the_images(box: ub.Box, x: Tensor) -> None:
 
 
 def test_starts_stand_beside_their_source_and_differ(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "fc1", steps=3, starts=2)
+    made = inversion(box, x, "fc1", steps=3, n_starts=2)
     assert made.source_rows.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(made.images) == 6
     assert (made.images[0] - made.images[1]).abs().max() > 1e-3
-    alone = inversion(box, x[:1], "fc1", steps=3, starts=2)
+    alone = inversion(box, x[:1], "fc1", steps=3, n_starts=2)
     assert torch.allclose(alone.images, made.images[:2], atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["distance", "cosine", "dot"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
 @pytest.mark.parametrize("canvas", ["pixels", "fourier"])
-def test_every_objective_rises(box: ub.Box, x: Tensor, objective: str, canvas: str) -> None:
-    if (objective, canvas) == ("dot", "fourier"):
+def test_every_objective_rises(box: ub.Box, x: Tensor, metric: str, canvas: str) -> None:
+    if (metric, canvas) == ("dot", "fourier"):
         with pytest.raises(InputError, match="no bound"):
-            inversion(box, x, "conv2", objective=objective, canvas=canvas)
+            inversion(box, x, "conv2", metric=metric, canvas=canvas)
         return
-    made = inversion(box, x, "conv2", objective=objective, canvas=canvas, steps=40)
+    made = inversion(box, x, "conv2", metric=metric, canvas=canvas, steps=40)
     assert (made.scores > made.history[0]).all()
     assert (made.cosines > 0.85).all()
 
 
 def test_the_dot_product_stays_in_its_ball(box: ub.Box, x: Tensor) -> None:
-    made = inversion(box, x, "conv2", objective="dot", steps=20)
+    made = inversion(box, x, "conv2", metric="dot", steps=20)
     color, spread = pixel_statistics(box.inputs)
     far = (made.images - color.view(-1, 1, 1)).flatten(1).norm(dim=1)
     assert (far <= spread * 28 * (1 + 1e-5)).all()
@@ -103,8 +103,8 @@ def test_frames_and_drawings(box: ub.Box, x: Tensor) -> None:
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
-    bad = [{"objective": "l1"}, {"canvas": "oil"}, {"smooth": -1}, {"beta": 0}, {"final_prior_scale": 2}, {"alpha": -1}]
-    for settings in [*bad, {"jitter": -1}, {"starts": 0}, {"frame_every": 0}]:
+    bad = [{"metric": "l1"}, {"canvas": "oil"}, {"smooth": -1}, {"beta": 0}, {"final_prior_scale": 2}, {"alpha": -1}]
+    for settings in [*bad, {"jitter": -1}, {"n_starts": 0}, {"frame_every": 0}]:
         with pytest.raises(InputError):
             inversion(box, x, "fc1", **settings)
     with pytest.raises(LayerError, match="conv1"):
@@ -126,7 +126,7 @@ def test_a_call_of_a_layer(model: str) -> None:
     box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     path = "relu1#1" if model == "relu_called_twice" else "conv1"
     made = inversion(box, entry.images(2).to(box.dtype), path, steps=2)
-    assert made.path == path
+    assert made.layer == path
     assert made.images.dtype == box.dtype
 
 

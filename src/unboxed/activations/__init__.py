@@ -6,6 +6,7 @@ A method that reads or rewrites activations is a file here; what two of them sha
 from ..engine.read.edits import ablate as ablate
 from ..engine.read.edits import put as put
 from ..engine.read.edits import scale as scale
+from ..engine.read.neighbors import Neighbors as Neighbors
 from .ablating import Ablation as Ablation
 from .ablating import ablation as ablation
 from .cka import CKA as CKA

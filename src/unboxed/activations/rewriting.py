@@ -1,10 +1,11 @@
-"""Rewrite: run a model with some of its activations changed, and see what its output does."""
+"""Rewrite: run a model with some of its activations changed, and compare its output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,38 +13,81 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.read.edits import UnitEdit, ablate, require_units, unit_addresses
+from ..engine.results import OneLineRepr
 from ..errors import InputError
-from ..model.batching import BatchSize, in_batches
+from ..model.batching import in_batches
 from ..model.hooks import Edit
+from ..parameters import BatchSize, Inputs
+from ..settings import Holds, check_settings
 
 EditsByLayer = Mapping[str, Edit | Sequence[Edit]]
 
 
-@dataclass(frozen=True, eq=False)
-class RewriteResult:
-    logits_before: Tensor  # (N, K) logits
-    logits_after: Tensor  # (N, K) logits of the rewritten model
+@dataclass(frozen=True, eq=False, repr=False)
+class RewriteResult(OneLineRepr):
+    """The logits of a model as it is, and with some of its activations changed."""
+
+    returns: ClassVar[str] = "table"
+
+    logits_before: Tensor  # (N, K)
+    logits_after: Tensor  # (N, K) of the rewritten model
+    classes: tuple[str, ...] = ()  # the names of the model's classes
 
     @property
-    def logits_change(self) -> Tensor:  # (N, K)
+    def logits_change(self) -> Tensor:
+        """After minus before, (N, K)."""
         return self.logits_after - self.logits_before
 
 
 @card(
     name="Rewriting",
     source="Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units)",
-    shows="What the output becomes when these activations are other ones: a cause, not a correlation.",
+    shows="The output with these activations changed: a cause, not a correlation.",
     does_not_show="What the model would do on an input that has such activations: often there is none.",
     example=lambda method, box, x, y: method(box, x, {unit_addresses(box)[-1]: ablate(0)}),
     exempt={"one forward": "it runs the model with and without the edits"},
+    runs=2,
+    order=12,
 )
-def rewrite(box: Box, x: Tensor, edits: EditsByLayer, *, batch_size: BatchSize = "auto") -> RewriteResult:
-    """The logits of x before and after edits {layer address: edit, or several in turn}.
+def rewrite(
+    box: Box,
+    x: Inputs,
+    edits: Annotated[EditsByLayer, Holds("object"), "Edits of activations: {layer address: edit, or several in turn}."],
+    *,
+    batch_size: BatchSize = "auto",
+) -> RewriteResult:
+    """The logits of x with and without edits of the model's activations.
 
-    Ready-made: `ablate(k)`, `scale(k, factor)`, `put(k, value)`; or any function from the layer's output (N, ...) to a
-    tensor of its shape. Of what a layer gives as several tensors, the first is rewritten. Raises LayerError for an
-    unknown layer, InputError for an edit that doesn't fit it.
+    For interventions of your own: ablate, scale or set units, steer along a direction. For every unit of a layer in
+    turn use `ablation`, for activations of another input `patching`.
+
+    Args:
+        box: The opened model.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
+        edits: Edits of activations: {layer address: edit, or several in turn}. Ready-made are `ablate(k)`, `scale(k,
+            factor)` and `put(k, value)`; or any function from the layer's output (N, ...) to a tensor of its shape. Of
+            a layer that returns several tensors the first is edited.
+        batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
+
+    Returns:
+        A `RewriteResult`: `logits_before`, `logits_after` and `logits_change`, each (N, K).
+
+    Raises:
+        LayerError: for an unknown layer.
+        InputError: for an edit that does not fit the layer.
+
+    Example:
+        >>> import unboxed as ub
+        >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
+        >>> x, y = ub.data.digits("test").first(2)
+        >>> result = ub.activations.rewrite(box, x, {"relu2": ub.activations.ablate(3)})
+        >>> tuple(result.logits_change.shape)
+        (2, 10)
+
+    Source:
+        Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units).
     """
+    check_settings(rewrite, locals())
     x = box.validate_inputs(x)
     edits_by_address = _check_edits(box, edits, len(x))
     batch_dependent = not all(map(box.has_batch_axis, edits_by_address))
@@ -57,21 +101,21 @@ def rewrite(box: Box, x: Tensor, edits: EditsByLayer, *, batch_size: BatchSize =
             return box.forward(x[rows], ["logits"], composed)["logits"].to(box.dtype)
 
     batch_plan = box.batch_plan(len(x), batch_size, batch_dependent)
-    before_and_after = [
+    before, after = (
         torch.cat(in_batches(partial(logits_of_rows, row_edits=edits), len(x), *batch_plan))
         for edits in ({}, edits_by_address)
-    ]
-    return RewriteResult(*before_and_after)
+    )
+    return RewriteResult(before, after, box.classes)
 
 
 def _check_edits(box: Box, edits: EditsByLayer, n: int) -> dict[str, tuple[Edit, ...]]:
     if not isinstance(edits, Mapping) or not edits:
-        raise InputError("edits is {layer address: edit}, such as {'conv1': ablate(3)}, with at least one edit")
+        raise InputError("edits must be {layer address: edit}, such as {'conv1': ablate(3)}, with at least one edit")
     edits_by_address: dict[str, tuple[Edit, ...]] = {}
     for address, value in edits.items():
         edit_list = tuple(value) if isinstance(value, Sequence) else (value,)
         if not edit_list or not all(map(callable, edit_list)):
-            raise InputError(f"an edit of {address!r} is a function of its activation, such as ablate(3)")
+            raise InputError(f"an edit of {address!r} must be a function of its activation, such as ablate(3)")
         unit_edits = [e.check_batch(n) for e in edit_list if isinstance(e, UnitEdit)]
         resolved = require_units(box, address) if unit_edits else box.layers.resolve(address)
         edits_by_address[resolved] = edit_list
@@ -84,10 +128,12 @@ def _compose_edits(edits: Sequence[Edit], address: str) -> Edit:
     def compose(h: Tensor) -> Tensor:
         edited = h
         for edit in edits:
-            edited = edit(edited.clone())  # a function may write over what it is given
+            edited = edit(edited.clone())  # a function may write over its argument
         if not isinstance(edited, Tensor) or edited.shape != h.shape:
             got = f"shape {tuple(edited.shape)}" if isinstance(edited, Tensor) else type(edited).__name__
-            raise InputError(f"an edit of {address!r} must give a tensor of its shape {tuple(h.shape)}; it gave {got}")
+            raise InputError(
+                f"an edit of {address!r} must return a tensor of its shape {tuple(h.shape)}; it returned {got}"
+            )
         return edited.to(h)
 
     return compose

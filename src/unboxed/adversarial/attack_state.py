@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.gradients.score import REENTRANT_ERROR, score_gradients_with_bypass
-from ..engine.optimize.constraints import Linf, NormBall, broadcast_rows
+from ..engine.optimize.constraints import Linf, NormBall
 from ..engine.optimize.loop import cache_batch_plan
+from ..engine.rows import broadcast_rows
 from ..errors import InputError, NaNError, OutputError
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, in_batches

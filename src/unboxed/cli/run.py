@@ -168,6 +168,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     `data` are the examples that were given, for figures that show them.
     """
     import safetensors.torch
+    import torch
 
     from ..atomic_write import encode_utf8, write_bytes
     from ..checks.verdict_cache import nan_to_none
@@ -175,8 +176,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None)
     from ..plots.figures import figures
     from ..plots.files import save
 
-    tensors = {name or "result": t.detach().cpu().contiguous() for name, t in result_tensors(result).items()}
-    write_bytes(out / "tensors.safetensors", safetensors.torch.save({k.lstrip("."): v for k, v in tensors.items()}))
+    tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
+    unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": summary(result)}
     text = json.dumps(nan_to_none(numbers), indent=1, ensure_ascii=False, default=str)
     write_bytes(out / "result.json", encode_utf8(text))

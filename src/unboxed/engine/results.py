@@ -26,6 +26,31 @@ def attribution_map(result: Any) -> Tensor:
     return attribution
 
 
+MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
+
+
+class OneLineRepr:
+    """The repr of a result: its fields on one line, tensors by their shapes. For dataclasses with `repr=False`."""
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
+        shown = {name: value for name, value in values.items() if value is not None and value is not False}
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in shown.items())})"
+
+
+def _brief(value: Any) -> str:
+    """A value on part of a line."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, (tuple, list, Mapping)):
+        listed = list(value.items()) if isinstance(value, Mapping) else value
+        more = ["..."] * (len(listed) > MAX_REPR_ITEMS)
+        return f"[{', '.join([*map(_brief, listed[:MAX_REPR_ITEMS]), *more])}]"
+    if isinstance(value, OneLineRepr) or dataclasses.is_dataclass(value):
+        return type(value).__name__
+    return f"{value:.3g}" if isinstance(value, float) else repr(value)
+
+
 def map_structure(fn: Callable[..., Tensor], *structures: Any) -> Any:
     """`fn` of tensors, or of each part of dicts or tuples of them, as several inputs are given."""
     first = structures[0]

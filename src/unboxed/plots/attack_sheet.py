@@ -42,7 +42,7 @@ def attack_sheet(
 
 
 def change_sheet(
-    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, max_examples: int = 6, side: int = 112
+    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112
 ) -> Image.Image:
     """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""
     x, z = as_array(x[:max_examples]), as_array(z[:max_examples])
@@ -51,7 +51,7 @@ def change_sheet(
     rows = (colors.image_to_rgb(x), colors.image_to_rgb(z), colors.signed_to_rgb(changes, vmax))
     tiles = [[*map(Tile, row, words)] for row, words in zip(rows, captions.values(), strict=True)]
     bar = ColorBar("signed", vmax, "change, in parts of the pixel range")
-    return contact_sheet(tiles, names=list(captions), bars=[bar], side=side)
+    return contact_sheet(tiles, title=title, names=list(captions), bars=[bar], side=side)
 
 
 def round_magnification(vmax: float) -> float:

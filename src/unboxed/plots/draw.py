@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..engine.rows import evenly_spaced as evenly_spaced
 from . import colors
 from .colors import Array, Bytes, as_array
 from .sheet import ColorBar, Tile, contact_sheet
@@ -144,16 +145,12 @@ def confused(
     return contact_sheet([first_row, second_row], bars=[ColorBar("signed", vmax, "d logit / dx")])
 
 
-def morph_strip(
-    morph: Morph, row: int, classes: Sequence[str], target: int, *, label: int | None = None, steps: int = 5
-) -> Image.Image:
+def morph_strip(morph: Morph, row: int, *, label: int | None = None, steps: int = 5) -> Image.Image:
     """One morph as a strip: the input, the gradient there, some of the frames and the result, with probabilities.
 
     Args:
         morph: The result of `synthesis.morph`.
         row: Which of the N inputs.
-        classes: Names of the model's classes.
-        target: The class that the input was morphed into.
         label: The class that it came from; None takes the predicted class of the input.
         steps: Number of frames shown, evenly spaced, the first and the last among them.
 
@@ -165,10 +162,11 @@ def morph_strip(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(2)
         >>> morph = ub.synthesis.morph(box, x, 3, steps=4)
-        >>> ub.plots.morph_strip(morph, 0, box.classes, 3, steps=3).height
+        >>> ub.plots.morph_strip(morph, 0, steps=3).height
         261
     """
     frames, probs = morph_frames(morph, row)
+    classes, target = morph.classes, int(morph.targets[row])
     start = int(probs[0].argmax()) if label is None else label
     captions = [f"{classes[target]}: {p[target]:.2f}\n{classes[start]}: {p[start]:.2f}" for p in probs]
     vmax = shared_vmax(morph.initial_gradient[row])
@@ -192,11 +190,6 @@ def morph_frames(morph: Morph, row: int) -> tuple[Array, Array]:
     changed_steps = (frames[1:] != frames[:-1]).reshape(len(frames) - 1, -1).any(1).nonzero()[0]
     n = int(changed_steps[-1]) + 2 if len(changed_steps) else 1
     return frames[:n], probs[:n]
-
-
-def evenly_spaced(n: int, max_count: int) -> list[int]:
-    """At most `max_count` of the indices 0..n-1, evenly spaced, the first and the last among them."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, max_count))}) if n else []
 
 
 def class_sheet(

@@ -101,7 +101,7 @@ def scatters(
     Args:
         maps: The result of `activations.tsne`.
         labels: Classes (N,); None draws all points in one color.
-        names: Names of the classes; () takes their numbers.
+        names: Names of the classes; () takes those that the maps carry.
         title: Printed above.
         side: Width and height in pixels of each map.
 
@@ -113,7 +113,7 @@ def scatters(
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(12)
         >>> maps = ub.activations.tsne(box, x, ["fc1"], perplexity=3)
-        >>> ub.plots.embedding.scatters(maps, y, box.classes).width
+        >>> ub.plots.embedding.scatters(maps, y).width
         392
     """
     tiles = [

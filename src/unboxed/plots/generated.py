@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..engine.rows import evenly_spaced
 from ..errors import InputError
 from . import colors
 from .colors import Bytes, as_array
@@ -24,7 +25,7 @@ def image_sheet(
 
     Args:
         result: A result with `images` (N, C, H, W), or such images in [0, 1]. Its `transparency`, if any, is used.
-        captions: Text below each image; () prints the scores, and the units where the result has them.
+        captions: Text below each image; () prints what each is of and its score, where the result has them.
         title: Printed above.
         columns: Number of images per row, at most.
         max_images: Show only the first images; None shows all.
@@ -73,7 +74,7 @@ def frame_strip(
         365
     """
     frames = _require_frames(result)[:, :max_rows]  # (T, N, C, H, W)
-    frame_indices = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
+    frame_indices = evenly_spaced(len(frames), max_frames)
     rows = [[Tile(colors.image_to_rgb(frames[t, i])) for t in frame_indices] for i in range(frames.shape[1])]
     return contact_sheet(
         rows, title=title, columns=[f"{t / max(1, len(frames) - 1):.0%}" for t in frame_indices], names=names
@@ -110,16 +111,16 @@ def save_animation(result: Any, path: str | os.PathLike[str], *, row: int = 0, m
 
 
 def _captions(result: Any) -> list[str]:
-    """The units that the images are of, where they are of some, and their scores; empty where there are none."""
-    scores, targets = getattr(result, "scores", None), getattr(result, "targets", None)
-    lines = [] if targets is None else [[f"no. {int(t)}" for t in targets]]
+    """What each image is of, and its score; empty where the result has neither."""
+    scores, names = getattr(result, "scores", None), getattr(result, "names", None)
+    lines = [] if names is None else [[*names]]
     if scores is not None:
         lines.append([f"score {s:.3g}" for s in as_array(scores)])
     return ["\n".join(words) for words in zip(*lines, strict=True)]
 
 
 def _result_images(result: Any) -> list[Bytes | Image.Image]:
-    images = result.images if hasattr(result, "images") else getattr(result, "result", result)  # of a morph, the last
+    images = getattr(result, "images", result)
     if getattr(result, "transparency", None) is None:
         return [colors.image_to_rgb(x) for x in images]
     return [_with_alpha(x, t) for x, t in zip(as_array(result.images), as_array(result.transparency), strict=True)]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ...model import buffer_writes, state
 from ...objectives import Index
 from ...rng import normal
+from ..rows import broadcast_rows
 from .colors import Palette
-from .constraints import TINY, Constraint, broadcast_rows, l2_norm
+from .constraints import TINY, Constraint, l2_norm
 from .parameterizations import Canvas
 
 DecodeFn = Callable[[Tensor], Tensor]

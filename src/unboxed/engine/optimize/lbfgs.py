@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...objectives import Index
-from .constraints import TINY, broadcast_rows, l2_norm
+from ..rows import broadcast_rows
+from .constraints import TINY, l2_norm
 
 ARMIJO_FRACTION = 1e-4  # the share of the promised decrease that a step must bring
 MIN_STEP_SCALE = 2.0**-20  # of a step; where even that brings nothing, the row is done

@@ -15,13 +15,14 @@ from ...model.state import syncs_on_read
 from ...objectives import Objective
 from ...rng import step_generator
 from ..gradients.score import score_gradients_with_bypass
+from ..rows import broadcast_rows
 from .batch_state import BatchState, select_optimizer_rows
 from .config import ROW_FIELDS, combine_results
 from .config import OptimizationConfig as OptimizationConfig
 from .config import OptimizationResult as OptimizationResult
 from .config import OptimizerFactory as OptimizerFactory
 from .config import retry_on_interrupt as retry_on_interrupt
-from .constraints import Constraint, broadcast_rows
+from .constraints import Constraint
 from .optimizers import PlainAscent
 from .parameterizations import Canvas
 

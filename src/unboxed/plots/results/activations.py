@@ -145,7 +145,7 @@ def _projection_figures(result: Projections, box: Box | None = None, *, data: An
 @figures.register(RewriteResult)
 def _rewrite_figures(result: RewriteResult, box: Box | None = None, *, data: Any = None) -> Figures:
     change = result.logits_change[:MAX_CELLS, :MAX_CELLS]
-    classes = [class_name(k, (), box) for k in range(change.shape[1])]
+    classes = [class_name(k, result.classes, box) for k in range(change.shape[1])]
     plot = matrix_plot(
         change, row_names(len(change)), classes, title="Change of the logits", kind="signed", unit="logit"
     )
@@ -157,7 +157,7 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     """The histograms of the first units."""
     units = [_unit(result, k) for k in range(min(len(result.mean), MAX_UNITS))]
     tiles: list[Tile | None] = [
-        Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_share[u.number]):.0%}")
+        Tile(histogram(u), f"{u.name}\n{value_range_text(u)}\nactive in {float(result.active_fraction[u.number]):.0%}")
         for u in units
     ]
     grid = [tiles[i : i + UNIT_COLUMNS] for i in range(0, len(tiles), UNIT_COLUMNS)]

@@ -36,8 +36,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
         rows = range(min(len(result.success), MAX_EXAMPLES))
         changes = prediction_changes(box, result.input, result, rows)
-        title = f"{int(result.success.sum())} of {len(result.success)} fooled"
-        return {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=title)} if changes else {}
+        return {"attack": attack_sheet(changes, box.classes, norm=result.norm, title=_title(result))} if changes else {}
     return {"attack": _change_sheet(result)}
 
 
@@ -58,7 +57,11 @@ def _change_sheet(result: Adversarial) -> Image.Image:
         "adversarial": ["adversarial" if s else "not fooled" for s in result.success.tolist()],
         "change": [f"{norm} {d:.3g}" for d in result.distance.tolist()],
     }
-    return change_sheet(first_images(result.input), first_images(result.images), captions)
+    return change_sheet(first_images(result.input), first_images(result.images), captions, title=_title(result))
+
+
+def _title(result: Adversarial) -> str:
+    return f"{int(result.success.sum())} of {len(result.success)} fooled"
 
 
 @figures.register(Universal)
