@@ -187,3 +187,16 @@ def test_run_writes_the_figures(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         written = {p.stem for p in tmp_path.glob("*.png")}
         assert names <= written, written
+
+
+def test_an_option_that_holds_data_names_a_data_set(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from unboxed.cli import app
+
+    model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "2", "-o", str(tmp_path)]
+    done = CliRunner().invoke(
+        app, ["run", "expected_gradients", *model, "--references", "digits:test", "--n-samples", "4"]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "attribution.png").is_file()

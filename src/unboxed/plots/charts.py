@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +59,8 @@ def line_chart(
         >>> line_chart({"pgd": ([0, 0.1, 0.2], [0.98, 0.6, 0.1])}, x_label="eps", y_label="robust accuracy").mode
         'RGB'
     """
-    with _axes(*CHART_SIZE, title) as (axes, done):
+    with _chart(*CHART_SIZE, title) as chart:
+        axes = chart.axes
         for (name, (x, y)), color in zip(lines.items(), class_colors(len(lines)), strict=True):
             x, y = as_array(x), as_array(y)
             axes.plot(x, y, marker="o" if len(x) <= 24 else "", markersize=3.5, color=color, label=to_printable(name))
@@ -71,7 +73,7 @@ def line_chart(
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label))
         if len(lines) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return done[0]
+    return chart.image
 
 
 def bar_chart(
@@ -98,7 +100,8 @@ def bar_chart(
     series = {k: as_array(v) for k, v in values.items()} if names else {"": as_array([*map(float, values.values())])}
     rows = list(names) or list(values)
     thickness = 0.8 / len(series)
-    with _axes(CHART_SIZE[0], BAR_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as (axes, done):
+    with _chart(CHART_SIZE[0], BAR_PIXELS * (len(rows) * max(1, len(series) - 1) + 1), title) as chart:
+        axes = chart.axes
         for i, ((name, lengths), color) in enumerate(zip(series.items(), class_colors(len(series)), strict=True)):
             at = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * thickness
             bars = axes.barh(at, lengths, thickness, color=color, label=to_printable(name))
@@ -114,7 +117,7 @@ def bar_chart(
             axes.set_xlim(*value_range)
         if len(series) > 1:
             axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.5))
-    return done[0]
+    return chart.image
 
 
 def matrix_plot(
@@ -147,7 +150,8 @@ def matrix_plot(
     values = as_array(values)
     vmax = vmax or colors.max_magnitude(values)
     cell = max(MIN_CELL_PIXELS, min(MAX_CELL_PIXELS, max_pixels // max(values.shape)))
-    with _axes(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as (axes, done):
+    with _chart(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
+        axes = chart.axes
         table = colors.SIGNED_TABLE if kind == "signed" else colors.MAGNITUDE_TABLE
         rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
@@ -160,7 +164,7 @@ def matrix_plot(
         if cell >= MIN_CELL_FOR_VALUES:
             _print_values(axes, values, rgb)
         _add_color_bar(axes, table, (-vmax if kind == "signed" else 0.0, vmax), unit)
-    return done[0]
+    return chart.image
 
 
 def _print_values(axes: Axes, values: colors.Array, rgb: colors.Bytes) -> None:
@@ -190,21 +194,28 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+@dataclass
+class _Chart:
+    """Axes to draw on, and the image of the whole chart once they are left."""
+
+    axes: Axes
+    image: Image.Image
+
+
 @contextmanager
-def _axes(width: int, height: int, title: str, transparent: bool = False) -> Iterator[tuple[Axes, list[Image.Image]]]:
-    """Axes of that many pixels, and a list that gets the image; room for all words is added around the axes."""
+def _chart(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
+    """A chart with axes of that many pixels; room for titles and labels is added around them."""
     import matplotlib
     from matplotlib.figure import Figure
 
     ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TRANSPARENT_INK)
-    done: list[Image.Image] = []
     ink = ink if transparent else {"text.color": INK, "axes.labelcolor": FAINT}
     with matplotlib.rc_context(STYLE | ink):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_title(to_printable(title), wrap=False)
-        yield axes, done
+        chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
+        chart.axes.set_title(to_printable(title))
+        yield chart
         buffer = BytesIO()
         figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.14, transparent=transparent)
     with Image.open(buffer) as image:
-        done.append(image.convert("RGBA" if transparent else "RGB"))
+        chart.image = image.convert("RGBA" if transparent else "RGB")
