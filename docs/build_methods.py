@@ -48,7 +48,7 @@ def _section(card: Card) -> str:
     lines += [f"- {title}: {text}" for title, text in card_notes(card).items()]
     lines.append(f"\n| setting | kind | default | range | meaning |\n|---|---|---|---|---|\n{_settings(card)}\n")
     if example := docstring_section(card, "Example"):
-        lines.append(f"```python\n{example}\n```\n")
+        lines.append(f"```pycon\n{example}\n```\n")
     return "\n".join(lines)
 
 
