@@ -94,6 +94,7 @@ def test_an_attribution_of_a_table_names_its_features() -> None:
     result = ub.attribution.gradient_x_input(box, torch.rand(4, 3), 1)
     assert_sane(figures(result, box))
     assert figures(result, box)["attribution"].size != figures(result)["attribution"].size  # the names
+    assert_sane(figures(ub.adversarial.pgd(box, torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), eps=0.5), box))
 
 
 @pytest.mark.parametrize("kind", ["dict", "tuple"])

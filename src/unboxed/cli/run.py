@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ..box import Box
     from ..cards import Card
 
-SUPPLIED = ("inputs", "labels", "data")  # kinds of settings that come from --data
+SUPPLIED = ("inputs", "labels", "data")  # kinds of the settings x, y and data, which come from --data
 N_EXAMPLES = 8
-CLASH_PREFIX = "method_"  # of a setting that is called as one of the shared options
+CLASH_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
 class MethodGroup(TyperGroup):
@@ -92,7 +92,7 @@ SHARED_NAMES = {*inspect.signature(shared_options).parameters}
 
 
 def _is_option(setting: Setting) -> bool:
-    """What comes from --data is no option, unless the method needs more than one of it."""
+    """Whether a setting is an option: x, y and data come from --data, other inputs and data have options."""
     return setting.kind not in SUPPLIED or setting.name not in ("x", "y", "data")
 
 
@@ -102,7 +102,7 @@ def _parameter_name(setting: Setting) -> str:
 
 
 def _parameter(name: str, setting: Setting) -> inspect.Parameter:
-    """A setting as an option, whose text is understood once the model is there."""
+    """A setting as an option, whose text is parsed once the model is open."""
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
     default = "" if setting.required or setting.default is None else f" Default: {setting.default}."

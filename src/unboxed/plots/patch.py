@@ -62,12 +62,12 @@ def printable_patch(
 def _paste_patch(canvas: Image.Image, patch: Patch, x: int, y: int, side: int) -> None:
     """The patch, with the interpolation by which it is placed, cut to its shape."""
     size, box = (side, side), (0, 0, side - 1, side - 1)
-    picture = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
+    image = Image.fromarray(colors.image_to_rgb(patch.image)).resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size, 255)
     if patch.placement.shape == "circle":
         mask.paste(0, (0, 0, *size))
         ImageDraw.Draw(mask).ellipse(box, 255)
-    canvas.paste(picture, (x, y), mask)
+    canvas.paste(image, (x, y), mask)
     pen, edge = ImageDraw.Draw(canvas), (x - 1, y - 1, x + side, y + side)
     (pen.ellipse if patch.placement.shape == "circle" else pen.rectangle)(edge, outline=EDGE_COLOR)
 

@@ -107,14 +107,12 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
     for top, left, bottom, right in bounds.tolist():
         n_positions[top:bottom, left:right] += 1
     center = result.bounds[tuple(s // 2 for s in result.bounds.shape[:-1])].tolist()
-    picture = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, FIELD_COLOR, side=224)
+    image = draw.outline_rectangle(colors.magnitude_to_rgb(n_positions), center, FIELD_COLOR, side=224)
     (h, w), (dy, dx) = result.size, result.stride
     caption = f"outlined: the central position sees {h} × {w} pixels" + (f"; stride {dy} × {dx}" if dy or dx else "")
     bar = ColorBar("magnitude", float(n_positions.max()) or 1.0, "positions that see a pixel")
     return {
-        "receptive field": contact_sheet(
-            [[Tile(picture, caption)]], title=result.path, bars=[bar], side=max(picture.size)
-        )
+        "receptive field": contact_sheet([[Tile(image, caption)]], title=result.path, bars=[bar], side=max(image.size))
     }
 
 
@@ -129,8 +127,8 @@ def _projection_figures(result: Projections, box: Box | None = None, *, data: An
     tiles: list[Tile | None] = []
     for m, unit, value, bounds in rows:
         rgb = draw.signed_map(m, vmax)
-        picture = draw.outline_rectangle(rgb, bounds, FIELD_COLOR, side=112) if bounds else rgb
-        tiles.append(Tile(picture, f"unit {unit}\nvalue {value:.3g}"))
+        image = draw.outline_rectangle(rgb, bounds, FIELD_COLOR, side=112) if bounds else rgb
+        tiles.append(Tile(image, f"unit {unit}\nvalue {value:.3g}"))
     x = examples_at(data, range(len(tiles)))
     grid = [tiles] if x is None else [image_tiles(x), tiles]
     names = ["projection"] if x is None else ["input", "projection"]

@@ -20,7 +20,7 @@ from ..figures import Figures, figures
 from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES, class_name, first_images
+from .common import MAX_EXAMPLES, class_name, feature_matrix, first_images, input_parts
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -31,8 +31,10 @@ PATCH_PIXELS = 320
 @figures.register(Adversarial)
 def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: Any = None) -> Figures:
     """The attack sheet; with the box, with what the model predicts."""
-    if result.input is None or first_images(result.images) is None:
+    if result.input is None:
         return {}
+    if first_images(result.images) is None:
+        return _feature_changes(result, box)
     if box is not None and not isinstance(result.images, (dict, tuple)) and len(box.classes) > 1:
         rows = range(min(len(result.success), MAX_EXAMPLES))
         changes = prediction_changes(box, result.input, result, rows)
@@ -60,6 +62,18 @@ def _change_sheet(result: Adversarial) -> Image.Image:
     return change_sheet(first_images(result.input), first_images(result.images), captions, title=_title(result))
 
 
+def _feature_changes(result: Adversarial, box: Box | None) -> Figures:
+    """Of tables: the change of each feature."""
+    parts = zip(input_parts(result.input).items(), input_parts(result.images).values(), strict=True)
+    rows = [f"example {i}{'' if s else ', not fooled'}" for i, s in enumerate(result.success[:MAX_EXAMPLES].tolist())]
+    return {
+        f"change {name}".rstrip(): feature_matrix(
+            (z - x)[:MAX_EXAMPLES], rows, box, title=f"Change: {_title(result)}", unit="change"
+        )
+        for (name, x), z in parts
+    }
+
+
 def _title(result: Adversarial) -> str:
     return f"{int(result.success.sum())} of {len(result.success)} fooled"
 
@@ -73,12 +87,12 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
         return rates
     vmax = colors.max_magnitude(images)
     factor, is_gray = round_magnification(vmax), images.shape[1] == 1
-    picture = signed_map(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
+    image = signed_map(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)
     note = "" if is_gray else f"\n× {factor:g}, gray: none"
     caption = f"{NORM_NAMES.get(result.norm, result.norm)} {result.eps:g}{note}"
     bars = [ColorBar("signed", vmax, "change, in parts of the pixel range")] * is_gray
-    sheet = contact_sheet([[Tile(picture, caption)]], title=f"One perturbation to {aim}", bars=bars, side=224)
+    sheet = contact_sheet([[Tile(image, caption)]], title=f"One perturbation to {aim}", bars=bars, side=224)
     return {"perturbation": sheet, **rates}
 
 

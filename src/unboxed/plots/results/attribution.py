@@ -11,11 +11,10 @@ from torch import Tensor
 from ...engine.attribution_result import Attribution
 from .. import colors
 from ..attribution_plot import overlay_map
-from ..charts import matrix_plot
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES, as_images, input_parts, target_names
+from .common import MAX_EXAMPLES, as_images, feature_matrix, input_parts, target_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -37,7 +36,8 @@ def _figure_of(a: Attribution, m: Tensor, x: Any, box: Box | None) -> Image.Imag
     title = f"{a.method or 'Attribution'}{f' of layer {a.layer}' if a.layer else ''}"
     maps = as_images(m)
     if maps is None:
-        return _feature_matrix(m[:n], names, title, box)
+        rows = [f"example {i}: {name}" if name else f"example {i}" for i, name in enumerate(names)]
+        return feature_matrix(m[:n], rows, box, title=title, unit="attribution")
     scores = [] if a.score is None else [f"score {v:.3g}" for v in a.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
     images = as_images(x)
@@ -49,21 +49,19 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
     summed = colors.sum_channels(maps)  # (N, H, W)
     rgb, bar = _colored(summed)
     ranges = [f"{m.min():.2g} to {m.max():.2g}" for m in summed]
-    rows: list[list[Tile | None]] = [[Tile(picture, words) for picture, words in zip(rgb, ranges, strict=True)]]
+    rows = [[*map(Tile, rgb, ranges)]]
     names = ["map"]
     if x is not None:
         images = colors.image_to_rgb(x)
         padded = [*captions, *[""] * (len(images) - len(captions))]
-        rows.insert(0, [Tile(picture, words) for picture, words in zip(images, padded, strict=True)])
+        rows.insert(0, [*map(Tile, images, padded)])
         names.insert(0, "input")
-        if (
-            max(images.shape[1:3]) > colors.NEAREST_MAX_PIXELS
-            and images.shape[:3] == summed.shape
-            and bar.kind == "signed"
-        ):
+        is_photo = max(images.shape[1:3]) > colors.NEAREST_MAX_PIXELS and images.shape[:3] == summed.shape
+        if is_photo and bar.kind == "signed":
             rows.append([Tile(overlay_map(i, m, bar.vmax)) for i, m in zip(images, summed, strict=True)])
             names.append("map over input")
-    return contact_sheet(rows, title=title, names=names, bars=[bar], side=120 if len(maps) > 2 else 168)
+    side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.NEAREST_MAX_PIXELS else 120
+    return contact_sheet(rows, title=title, names=names, bars=[bar], side=side)
 
 
 def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
@@ -75,11 +73,3 @@ def _colored(maps: colors.Array) -> tuple[colors.Bytes, ColorBar]:
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
     return colors.signed_to_rgb(maps, vmax), ColorBar("signed", vmax, words)
-
-
-def _feature_matrix(maps: Tensor, names: Sequence[str], title: str, box: Box | None) -> Image.Image:
-    features = [str(name) for name in getattr(getattr(box, "inputs", None), "names", ())] or [
-        str(i) for i in range(maps[0].numel())
-    ]
-    rows = [f"example {i}: {name}" if name else f"example {i}" for i, name in enumerate(names)]
-    return matrix_plot(maps.flatten(1), rows, features, title=title, kind="signed", unit="attribution")

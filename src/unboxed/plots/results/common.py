@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...engine.read.examples import fetch_inputs
 from ...objectives import Objective
 from .. import colors
+from ..charts import matrix_plot
 from ..sheet import Tile
 
 if TYPE_CHECKING:
@@ -69,3 +71,11 @@ def image_tiles(x: Tensor, captions: Sequence[str] = ()) -> list[Tile | None]:
 
 def row_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
+
+
+def feature_matrix(values: Tensor, rows: Sequence[str], box: Box | None, *, title: str, unit: str) -> Image.Image:
+    """Signed values (N, F) of the features of a table, with their names where the box is given."""
+    flat = values.flatten(1)
+    names = [str(name) for name in getattr(getattr(box, "inputs", None), "names", ())]
+    columns = names if len(names) == flat.shape[1] else row_names(flat.shape[1], "feature")
+    return matrix_plot(flat, rows, columns, title=title, kind="signed", unit=unit)
