@@ -48,14 +48,14 @@ def test_the_histogram_has_a_bar_for_each_bin_that_counts() -> None:
     assert [bool(dark[:, x].any()) for x in (5, 40, 60, 90)] == [True, False, True, True]
     assert dark[:, 60].sum() > dark[:, 5].sum() > dark[:, 90].sum()
     assert (page[0, 25] == units.ZERO_LINE_COLOR).all()
-    assert units.value_range_text(unit()) == "axis -1 to 3"
+    assert units.value_range_text(unit()) == "from -1 to 3"
     assert units.value_range_text(unit(counts=np.zeros(6))) == "no values"
 
 
 def test_all_projections_share_one_scale() -> None:
     weak, strong = unit(), unit(projections=unit().projections * 10)
-    scale = units.shared_vmax([weak, strong])
-    assert scale == pytest.approx(units.shared_vmax([strong]), rel=0.05)
+    scale = units.projection_vmax([weak, strong])
+    assert scale == pytest.approx(units.projection_vmax([strong]), rel=0.05)
     pale, full = (units.projection_grid(u, scale)[..., :3].astype(int) for u in (weak, strong))
     assert np.abs(255 - pale).mean() < np.abs(255 - full).mean()
     sheet = units.units_sheet([weak, unit(projections=None, dead=True)], title="Units")

@@ -131,6 +131,8 @@ class AttackState:
             self.initially_misclassified,
             type(self.norm).__name__.lower(),
             self.interrupted,
+            self.box.restore_structure(self.x),
+            self.box.classes,
         )
 
     def row_batches(self, rows: Tensor) -> tuple[Tensor, ...]:

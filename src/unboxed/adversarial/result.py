@@ -24,6 +24,8 @@ class Adversarial:
     initially_misclassified: Tensor  # (N,) bool: the original itself is a success; it is returned (if early_stop)
     norm: str  # of the distance: "linf", "l2" or "l1"
     interrupted: bool = False  # by Ctrl-C: the fields have what was found until then
+    input: Any = None  # (N, ...) the originals, as x was given
+    classes: tuple[str, ...] = ()  # names of the model's classes
 
     def __repr__(self) -> str:
         n, n_fooled = len(self.success), int(self.success.sum())

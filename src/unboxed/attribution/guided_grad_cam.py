@@ -73,6 +73,7 @@ def guided_grad_cam(
     return make_attribution(
         box,
         guided * cam_map,
+        x=x,
         method="Guided Grad-CAM",
         target=cam_map.target,
         score=cam_map.score,

@@ -237,7 +237,7 @@ def _class_table(by_class: Mapping[str, tuple[Proportion, Proportion]], eps: flo
 
 def _change_blocks(context: ReportContext, models: Sequence[AttackedModel], indices: Sequence[int]) -> list[Block]:
     all_changes = [c for n in models for c in n.changes]
-    factor = attack_sheet.round_magnification(colors.vmax(*(c.delta for c in all_changes)))
+    factor = attack_sheet.round_magnification(colors.max_magnitude(*(c.delta for c in all_changes)))
     blocks: list[Block] = []
     for i, index in enumerate(indices):
         c = models[0].changes[i]

@@ -136,7 +136,7 @@ def _training_change_text(context: ReportContext, cka: CKA) -> str:
 
 
 def _cka_figure(context: ReportContext, name: str, cka: CKA) -> Figure:
-    picture = plots.matrix_plot(
+    picture = plots.cka_plot(
         cka.cka.cpu(), cka.layers_a, cka.layers_b, (TRAINED, name), max_pixels=CELLS_PIXELS, transparent=True
     )
     alt = f"similarity (CKA) of each layer of this model, from below, with each layer of {name}, from the left, 0 to 1"
@@ -149,9 +149,7 @@ def _cka_figure(context: ReportContext, name: str, cka: CKA) -> Figure:
 def _cka_files(context: ReportContext, similarities: dict[str, CKA]) -> Files:
     files = []
     for name, s in similarities.items():
-        page = plots.matrix_plot(
-            s.cka.cpu(), s.layers_a, s.layers_b, (TRAINED, name), title="Similarity of layers (CKA)"
-        )
+        page = plots.cka_plot(s.cka.cpu(), s.layers_a, s.layers_b, (TRAINED, name), title="Similarity of layers (CKA)")
         files.append(
             (context.pictures.save_file(f"similarity-{name.split()[1]}.png", page), f"likeness to {name}, as a sheet")
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
-from ..plots import map as drawn
+from ..plots import embedding as drawn
 from .blocks import Block, Files, MethodNote, Note, Text
 from .context import ReportContext, Section
 from .plane import LayerMap, MapBlock, make_atlas

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..plots import colors
-from ..plots.map import class_colors, make_thumbnails, normalize_points
+from ..plots.embedding import class_colors, make_thumbnails, normalize_points
 
 MAX_POINTS = 65_535  # points: their numbers are of two bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas

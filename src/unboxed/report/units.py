@@ -235,7 +235,7 @@ class _LayerPatches:
         x = top.fetch_examples(_SurveyInputs(context, indices), chosen)  # (U, k, C, H, W)
         projected, legend = _try_projections(context, top, field, x.flatten(0, 1), chosen)
         unit_data = {c: _unit_data(top, field, x[i], projected, i, c) for i, c in enumerate(chosen)}
-        scale = units.shared_vmax(list(unit_data.values())) if projected else 0.0
+        scale = units.projection_vmax(list(unit_data.values())) if projected else 0.0
         increased = [_increases_after_step(context, projected, x.flatten(0, 1))] if projected else []
         return cls(top, field, unit_data, scale, legend, projected.rule if projected else "", increased)
 
