@@ -80,7 +80,7 @@ def seen(opened: Seen) -> Iterator[Seen]:
 
 
 def test_it_opens_without_an_error_or_a_request(seen: Seen) -> None:
-    assert seen.page.locator("h1").inner_text().endswith("right")
+    assert seen.page.locator("h1").inner_text().endswith("accuracy")
     for _ in range(8):
         seen.page.mouse.wheel(0, 4000)
         seen.page.wait_for_timeout(20)

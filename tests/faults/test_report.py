@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unboxed import Box, Pixels
 from unboxed.errors import DataError, InputError, OutputError, WriteError
-from unboxed.report import Section, report
+from unboxed.report import Finding, Section, report
 from unboxed.report.context import ReportContext
 
 QUICK = ["overview", "reproduce"]
@@ -150,19 +150,19 @@ def test_a_forged_list_of_files_deletes_nothing(named: Any, box: Box, tmp_path: 
 
 
 def test_an_error_without_words_and_one_with_many(box: Box, tmp_path: Path) -> None:
-    def silent(context: ReportContext) -> list[Any]:
+    def silent(context: ReportContext) -> Finding:
         raise KeyError
 
-    def loud(context: ReportContext) -> list[Any]:
+    def loud(context: ReportContext) -> Finding:
         raise ValueError("x" * 5000)
 
-    sections = [Section("A", "a", silent), Section("B", "b", loud)]
+    sections = [Section("A", "a", silent, list), Section("B", "b", loud, list)]
     failures = report(box, EXAMPLES, tmp_path, sections=sections, quiet=True).failures
     assert failures["a"] == "KeyError"
     assert len(failures["b"]) < 400
 
 
-def test_a_net_that_gives_nan_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_outputs_nan_is_refused(tmp_path: Path) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :3] / 0 * 0

@@ -455,7 +455,7 @@ def test_the_section(tmp_path) -> None:
     page = (tmp_path / "index.html").read_text()
     assert "What fools it?" in page
     assert "fools the second model" in page
-    facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
+    facts = json.loads((tmp_path / "report.json").read_text())["findings"]["fooled"]["robustness"]
     assert facts["this model"]["all"][-1]["share"] < facts["the second model"]["all"][-1]["share"]
 
 
