@@ -44,7 +44,7 @@ EXAMPLES = (torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 
 def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     runs = box.model.runs
-    with pytest.raises(WriteError, match="is a file; a report wants a folder"):
+    with pytest.raises(WriteError, match="is a file; a report needs a folder"):
         report(box, EXAMPLES, tmp_path / "file", quiet=True)
     with pytest.raises(WriteError, match="Choose a folder"):
         report(box, EXAMPLES, tmp_path / "file" / "out", quiet=True)
@@ -61,7 +61,7 @@ def test_a_place_that_can_not_be_written_is_refused_before_any_work(box: Box, tm
         (torch.rand(2, 1, 8, 8) * 255, DataError, "divide them by 255"),
         (torch.full((2, 1, 8, 8), float("nan")), DataError, "NaN"),
         ((torch.rand(2, 1, 8, 8), torch.tensor([0, 7])), DataError, "label 7; the model has classes 0 to 2"),
-        (3, DataError, "can't read a int"),
+        (3, DataError, "cannot read a int"),
         (iter([1]), DataError, "with a length"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_model_that_outputs_nan_is_refused(tmp_path: Path) -> None:
             return x.flatten(1)[:, :3] / 0 * 0
 
     box = Box(Broken(), Pixels((1, 8, 8)), outputs="logits")
-    with pytest.raises(OutputError, match="gives NaN for 5 of 5 examples"):
+    with pytest.raises(OutputError, match="outputs NaN for 5 of 5 examples"):
         report(box, EXAMPLES, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
 

@@ -139,7 +139,7 @@ def _figure_indices(context: ReportContext) -> list[int]:
 def _reference_labels(context: ReportContext) -> Tensor:
     """The labels of the examples, (n,); without labels, the predictions."""
     s = context.survey
-    return s.answers if s.labels is None or not s.exclusive_classes else s.labels
+    return s.predicted if s.labels is None or not s.exclusive_classes else s.labels
 
 
 def _attack_model(

@@ -123,26 +123,30 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
 def _compute_columns(context: ReportContext, indices: Sequence[int]) -> tuple[list[MapColumn], list[str]]:
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
-    answers, rivals = context.survey.answers[list(indices)], _rival_classes(context, indices)
+    predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
     if context.data.binary:  # no and yes share one output
-        answers = rivals = torch.zeros_like(answers)
+        predicted = rivals = torch.zeros_like(predicted)
 
     def column(title: str, result: Gradients, targets: Tensor, scale: float | None = None) -> MapColumn:
         names = [context.target_name(k) for k in targets.tolist()]
         scale = draw.shared_vmax(result.map) if scale is None else scale
         return MapColumn(title, scale, result.before_clamp.tolist(), names, result.map)
 
-    results = [gradients(box, logit(t), x) for t in (answers, rivals)]
+    results = [gradients(box, logit(t), x) for t in (predicted, rivals)]
     scale = draw.shared_vmax(results[0].map, results[1].map)
-    columns = [column(GRADIENT, results[0], answers, scale), column(GRADIENT, results[1], rivals, scale)]
+    columns = [column(GRADIENT, results[0], predicted, scale), column(GRADIENT, results[1], rivals, scale)]
     if len(box.classes) == 1:
         del columns[1]
     try:
-        columns.append(column("guided backprop", gradients(box, logit(answers), x, rule=relu_rules.guided), answers))
+        columns.append(
+            column("guided backprop", gradients(box, logit(predicted), x, rule=relu_rules.guided), predicted)
+        )
     except UnboxedError as error:
         notes.append(f"No guided backprop for this model: {error}.")
     try:
-        columns.append(column("gradient, untrained model", gradients(context.untrained, logit(answers), x), answers))
+        columns.append(
+            column("gradient, untrained model", gradients(context.untrained, logit(predicted), x), predicted)
+        )
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
     return columns, notes
@@ -153,7 +157,7 @@ def _push(context: ReportContext) -> Push | None:
     if not s.exclusive_classes or context.data.binary:
         return None
     index = s.by_margin[0]
-    x, classes = context.inputs([index]), [int(s.answers[index]), int(s.runner_up[index])]
+    x, classes = context.inputs([index]), [int(s.predicted[index]), int(s.runner_up[index])]
     results = [gradients(context.box, logit(k), x) for k in classes]
     maps = torch.cat([r.map for r in results]).cpu()
     return Push(
@@ -230,7 +234,7 @@ def _sheet(f: AttributionFinding) -> Files:
     titles = [shared_titles[i] if c.title == GRADIENT else c.title for i, c in enumerate(f.columns)]
     maps = dict(zip(titles, (c.maps for c in f.columns), strict=True))
     own_scale = [t for t in titles if t not in shared_titles]
-    x, captions = torch.stack([e.x for e in f.examples]), [e.answer for e in f.examples]
+    x, captions = torch.stack([e.x for e in f.examples]), [e.prediction_text for e in f.examples]
     page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
     return Files([File("gradients.png", page, "these maps as a sheet")])
 

@@ -204,7 +204,7 @@ def _lines(outcome: MorphOutcome, last: MorphFrame) -> tuple[str, ...]:
     source, p = outcome.source, format_p(float(last.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
     lines = [
-        f"Example {source.row}: predicted {source.answer}{label}.",
+        f"Example {source.row}: predicted {source.prediction_text}{label}.",
         f"{count_noun(last.step, 'step')} toward {outcome.target}: {p} "
         f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]

@@ -50,9 +50,7 @@ class ChannelImages:
     times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
     examples: int  # among which the best was searched
     best_activation: Tensor = field(metadata=SHOWN_ONLY)  # (K,) of the examples
-    best_examples: dict[int, Example] = field(
-        metadata=SHOWN_ONLY
-    )  # {i: the best example of the i-th channel}, of live channels
+    best_examples: dict[int, Example] = field(metadata=SHOWN_ONLY)  # {i: that of the i-th channel}, live ones
     images: Channels = field(metadata=SHOWN_ONLY)
     layer: Layer = field(metadata=SHOWN_ONLY)
 

@@ -135,8 +135,8 @@ class ReportContext:
             Example(
                 s.rows[i],
                 x,
-                "" if self.is_single_number else self.class_name(int(s.answers[i])),
-                self.output_text(i, int(s.answers[i])),
+                "" if self.is_single_number else self.class_name(int(s.predicted[i])),
+                self.output_text(i, int(s.predicted[i])),
                 self.label_name(i),
                 self._runner_up_text(i),
                 None if s.is_correct is None else bool(s.is_correct[i]),
@@ -144,9 +144,9 @@ class ReportContext:
             for i, x in zip(indices, inputs, strict=True)
         ]
 
-    def answer(self, index: int) -> str:
+    def prediction_text(self, index: int) -> str:
         """The prediction of an example with its probability."""
-        text = self.output_text(index, k := int(self.survey.answers[index]))
+        text = self.output_text(index, k := int(self.survey.predicted[index]))
         return text if self.is_single_number else f"{self.class_name(k)}, {text}"
 
     def _runner_up_text(self, index: int) -> str:

@@ -71,13 +71,13 @@ class Example:
         return f"predicted {self.prediction}" if self.prediction else f"output {self.output}"
 
     @property
-    def answer(self) -> str:
+    def prediction_text(self) -> str:
         """The prediction with its probability; the output alone where it is a single number."""
         return f"{self.prediction}, {self.output}" if self.prediction else self.output
 
     @property
     def sentence(self) -> str:
-        return f"predicted {self.answer}" if self.prediction else f"output {self.answer}"
+        return f"predicted {self.prediction_text}" if self.prediction else f"output {self.prediction_text}"
 
     @property
     def tone(self) -> str:

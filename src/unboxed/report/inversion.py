@@ -40,7 +40,7 @@ class InversionFinding(Finding):
     steps: int
     judge_agrees: list[float] | None  # per layer: share of the inversions that the judge classifies as the input
     judge_agreements: Tensor | None = field(metadata=SHOWN_ONLY)  # (L, N) bool
-    judge_answers: list[list[str]] | None = field(metadata=SHOWN_ONLY)  # (L, N) classes
+    judge_predictions: list[list[str]] | None = field(metadata=SHOWN_ONLY)  # (L, N) classes
     no_judge_reason: str
     inverted: Inversions = field(metadata=SHOWN_ONLY)
     correlations: Tensor = field(metadata=SHOWN_ONLY)  # (L, N)
@@ -60,8 +60,8 @@ def find(context: ReportContext) -> InversionFinding:
     if inverted.interrupted:  # unfinished images beside finished ones would mislead
         raise KeyboardInterrupt
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
-    answers = _judge_answers(context, x, inverted)  # (L + 1, N)
-    same = None if answers is None else _agreements(answers)
+    predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
+    same = None if predicted is None else _agreements(predicted)
     return InversionFinding(
         layers={
             a: {"correlation": float(correlations[k].mean()), "error": float(inverted.errors[k].mean())}
@@ -70,7 +70,9 @@ def find(context: ReportContext) -> InversionFinding:
         steps=steps,
         judge_agrees=None if same is None else same.double().mean(1).tolist(),
         judge_agreements=same,
-        judge_answers=None if answers is None else [[context.class_name(k) for k in row] for row in answers.tolist()],
+        judge_predictions=None
+        if predicted is None
+        else [[context.class_name(k) for k in row] for row in predicted.tolist()],
         no_judge_reason=usable_judge(context)[1],
         inverted=inverted,
         correlations=correlations,
@@ -103,7 +105,7 @@ def _pixel_correlation(images: Tensor, x: Tensor) -> Tensor:
     return torch.cosine_similarity(a, b.expand_as(a), dim=2).cpu()
 
 
-def _judge_answers(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
+def _judge_predictions(context: ReportContext, x: Tensor, inverted: Inversions) -> Tensor | None:
     """The classes that the judge predicts of the inversions and, last, of the inputs (L + 1, N); None without one."""
     judge, _ = usable_judge(context)
     if judge is None:
@@ -112,9 +114,9 @@ def _judge_answers(context: ReportContext, x: Tensor, inverted: Inversions) -> T
     return judge.predict(all_images.to(judge.device, judge.dtype)).cpu().view(-1, len(x))
 
 
-def _agreements(answers: Tensor) -> Tensor:
-    """Where the answers (L + 1, N) are those of the last row: (L, N) bool."""
-    return answers[:-1] == answers[-1]
+def _agreements(predicted: Tensor) -> Tensor:
+    """Where the classes (L + 1, N) are those of the last row: (L, N) bool."""
+    return predicted[:-1] == predicted[-1]
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -163,8 +165,8 @@ def _inversion_figure(f: InversionFinding, k: int, i: int) -> Figure:
     name, image = _layer_name(f, k), f.inverted.images[k, i]
     r = f"{float(f.correlations[k, i]):.2f}".replace("-", "\u2212")
     lines = [f"pixels\u00a0r\u00a0{r}", f"error\u00a0{float(f.inverted.errors[k, i]):.1g}"]
-    if f.judge_answers is not None:
-        lines.append(f"judge: {f.judge_answers[k][i]}")
+    if f.judge_predictions is not None:
+        lines.append(f"judge: {f.judge_predictions[k][i]}")
     alt = f"inversion of {name}; {', '.join(lines)}"
     return Figure(Picture(colors.image_to_rgb(image), alt, _figure_pixels(image)), name, tuple(lines))
 

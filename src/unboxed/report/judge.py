@@ -19,7 +19,7 @@ JUDGE_DESCRIPTION = "a second model, which should have another architecture and 
 class JudgeReport:
     """What the judge predicts of images: its classes, the probability of the target class, how many it recognizes."""
 
-    answers: Tensor  # (N,)
+    predicted: Tensor  # (N,)
     target_probs: Tensor  # (N,) probability
     n_recognized: int
 
@@ -43,5 +43,5 @@ def usable_judge(context: ReportContext) -> tuple[Box | None, str]:
 def judge_images(judge: Box, images: Tensor, classes: Sequence[int]) -> JudgeReport:
     """Classify images (N, C, H, W), each generated for one of the classes (N,), by the judge."""
     probs = judge.probs(images.to(judge.device, judge.dtype)).cpu()
-    answers, targets = probs.argmax(1), torch.as_tensor(classes)
-    return JudgeReport(answers, probs[torch.arange(len(targets)), targets], int((answers == targets).sum()))
+    predicted, targets = probs.argmax(1), torch.as_tensor(classes)
+    return JudgeReport(predicted, probs[torch.arange(len(targets)), targets], int((predicted == targets).sum()))

@@ -93,7 +93,7 @@ def _color_groups(context: ReportContext, indices: Sequence[int]) -> tuple[list[
     s = context.survey
     if not s.exclusive_classes:
         return [0] * len(indices), ["all"]
-    class_of_row = s.labels if s.labels is not None else s.answers
+    class_of_row = s.labels if s.labels is not None else s.predicted
     classes = [int(class_of_row[p]) for p in indices]
     count = Counter(classes)
     colored_classes = sorted(

@@ -104,7 +104,7 @@ def find(context: ReportContext) -> OverviewFinding:
 
 def _error_facts(context: ReportContext, i: int) -> dict[str, Any]:
     s = context.survey
-    prediction = context.class_name(int(s.answers[i]))
+    prediction = context.class_name(int(s.predicted[i]))
     return {"example": s.rows[i], "label": context.label_name(i), "prediction": prediction,
             "output": float(s.confidence[i])}  # fmt: skip
 
@@ -116,7 +116,7 @@ def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (f"Measured on {examples_text}.", *_error_sentences(context))
     if s.exclusive_classes:
-        counts = torch.bincount(s.answers, minlength=len(s.classes))
+        counts = torch.bincount(s.predicted, minlength=len(s.classes))
         k = int(counts.argmax())
         percentage = format_percent(float(counts[k]) / len(s.rows))
         sentence = f"This is its prediction for {percentage} of {examples_text}. Without labels there is no accuracy."
@@ -137,11 +137,11 @@ def _no_accuracy_reason(context: ReportContext) -> str:
 def _error_sentences(context: ReportContext) -> list[str]:
     s = context.survey
     if not s.misclassified:
-        return [f"It makes no error; its least certain prediction is {context.answer(s.by_margin[0])}."]
+        return [f"It makes no error; its least certain prediction is {context.prediction_text(s.by_margin[0])}."]
     worst = s.misclassified[0]
     return [
         _most_common_confusion(context),
-        f"Its most confident error: {context.label_name(worst)} classified as {context.answer(worst)}.",
+        f"Its most confident error: {context.label_name(worst)} classified as {context.prediction_text(worst)}.",
     ]
 
 

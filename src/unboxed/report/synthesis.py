@@ -43,11 +43,9 @@ class ClassImageFinding(Finding):
     classes: list[str]  # those with images
     class_indices: list[int]
     n_omitted_classes: int
-    images: dict[str, ClassImages] = field(
-        metadata=SHOWN_ONLY
-    )  # {recipe: images}; of each class first one, then the other starts
+    images: dict[str, ClassImages] = field(metadata=SHOWN_ONLY)  # {recipe: ...}, one per class, then other starts
     judged: dict[str, JudgeReport] = field(metadata=SHOWN_ONLY)  # {recipe: report}; empty without a judge
-    judge_answers: dict[str, list[str]] = field(metadata=SHOWN_ONLY)  # {recipe: the classes that the judge predicts}
+    judge_predictions: dict[str, list[str]] = field(metadata=SHOWN_ONLY)  # {recipe: classes by the judge}
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     cover_class: int  # index into `classes`, of the example on the cover
@@ -62,9 +60,9 @@ class ClassImageFinding(Finding):
         recipes = {
             recipe: {
                 "recognized": report.n_recognized,
-                "of": len(report.answers),
+                "of": len(report.predicted),
                 "mean_p": report.mean_target_prob,
-                "answers": self.judge_answers[recipe],
+                "predictions": self.judge_predictions[recipe],
                 "p": report.target_probs.tolist(),
             }
             for recipe, report in self.judged.items()
@@ -90,7 +88,7 @@ def find(context: ReportContext) -> ClassImageFinding:
         n_omitted_classes=len(context.box.classes) - len(classes),
         images=images,
         judged=judged,
-        judge_answers={r: [context.class_name(int(a)) for a in v.answers] for r, v in judged.items()},
+        judge_predictions={r: [context.class_name(int(a)) for a in v.predicted] for r, v in judged.items()},
         no_judge_reason=no_judge_reason,
         differences=dict(zip(names, differences.tolist(), strict=True)),
         cover_class=_first_example_class(context, classes),
@@ -102,7 +100,7 @@ def _headline(judged: dict[str, JudgeReport]) -> tuple[str, ...]:
         return ()
     robust, control = judged["robust"], judged["noise"]
     recognized = (
-        f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} of the {len(robust.answers)} generated "
+        f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} of the {len(robust.predicted)} generated "
         f"class images and {control.n_recognized} of the noise control"
     )
     caveat = ": its approval is weak evidence" if is_weak_evidence(judged) and robust.n_recognized else ""
@@ -115,7 +113,7 @@ def _chosen_classes(context: ReportContext) -> list[int]:
     k = len(s.classes)
     if k <= MAX_CLASSES:
         return list(range(k))
-    answer_counts = torch.bincount(s.answers, minlength=k)
+    answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
     return sorted(weight.topk(MAX_CLASSES).indices.tolist())
@@ -141,7 +139,7 @@ def _rms_difference(images: Tensor) -> Tensor:
 def _first_example_class(context: ReportContext, classes: Sequence[int]) -> int:
     """The index of the class that the example on the cover is classified as."""
     s = context.survey
-    answer = int(s.answers[(s.misclassified or s.by_margin)[0]])
+    answer = int(s.predicted[(s.misclassified or s.by_margin)[0]])
     return classes.index(answer) if answer in classes else 0
 
 
@@ -149,7 +147,7 @@ def passes_control(verdicts: dict[str, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the class images, and the control with clearly less confidence."""
     robust, control = verdicts["robust"], verdicts["noise"]
     return (
-        2 * robust.n_recognized > len(robust.answers)
+        2 * robust.n_recognized > len(robust.predicted)
         and robust.n_recognized >= control.n_recognized
         and robust.mean_target_prob > control.mean_target_prob + MIN_JUDGE_MARGIN
     )
@@ -159,7 +157,7 @@ def is_weak_evidence(verdicts: dict[str, JudgeReport]) -> bool:
     """Whether the judge recognizes most of the control too, or nearly as many of it as of the class images."""
     robust, control = verdicts["robust"], verdicts["noise"]
     return (
-        2 * control.n_recognized > len(control.answers)
+        2 * control.n_recognized > len(control.predicted)
         or control.n_recognized >= WEAK_JUDGE_RATIO * robust.n_recognized
     )
 
@@ -209,7 +207,7 @@ def _verdict(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
     if not judged:
         return Check(no_judge_reason)
     texts = {
-        r: f"{v.n_recognized} of {len(v.answers)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
+        r: f"{v.n_recognized} of {len(v.predicted)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
         for r, v in judged.items()
     }
     text = (
@@ -219,7 +217,7 @@ def _verdict(judged: dict[str, JudgeReport], no_judge_reason: str) -> Check:
     if passes_control(judged):
         return Check(f"{text} {WEAK_EVIDENCE_TEXT}") if is_weak_evidence(judged) else Check(text, "good")
     robust = judged["robust"]
-    if 2 * robust.n_recognized > len(robust.answers):
+    if 2 * robust.n_recognized > len(robust.predicted):
         return Check(f"{text} They are recognized no better than the control: don't trust them.", "bad")
     return Check(f"{text} Most are not recognized: don't trust them.", "bad")
 
@@ -229,9 +227,9 @@ def _class_figure(f: ClassImageFinding, recipe: str, i: int, start: int = 0, sid
     images, k, row = f.images[recipe], f.class_indices[i], start * len(f.classes) + i
     lines, tone = [f"model: {format_p(float(images.probs[row, k]))}"], ""
     if recipe in f.judged and start == 0:
-        is_recognized = int(f.judged[recipe].answers[i]) == k
+        is_recognized = int(f.judged[recipe].predicted[i]) == k
         tone = ("good" if is_recognized else "bad") if recipe == "robust" else ""
-        lines.append(f"judge: {f.judge_answers[recipe][i]}")
+        lines.append(f"judge: {f.judge_predictions[recipe][i]}")
         p = format_p(float(f.judged[recipe].target_probs[i]))
         if recipe == "noise":  # of the control, being recognized is no praise
             lines.append("recognized" if is_recognized else "not\u00a0recognized")
@@ -263,7 +261,8 @@ def _variation_blocks(f: ClassImageFinding) -> list[Block]:
 def _sheet(f: ClassImageFinding) -> Files:
     captions = {
         RECIPE_TEXTS[r][0]: [
-            f"judge: {name}\n{format_p(float(p))}" for name, p in zip(f.judge_answers[r], v.target_probs, strict=True)
+            f"judge: {name}\n{format_p(float(p))}"
+            for name, p in zip(f.judge_predictions[r], v.target_probs, strict=True)
         ]
         for r, v in f.judged.items()
     }

@@ -125,8 +125,8 @@ def _accuracy_drop_text(full_accuracy: float, lowest_accuracy: float, unit: str,
 
 def _most_affected_class(context: ReportContext, ablations: Ablation, i: int) -> str:
     """The class whose logit falls most, on average over the examples that are predicted as it."""
-    answers, change = ablations.original_logits.argmax(1), ablations.score_change[:, i]
-    means = {k: float(change[answers == k].mean()) for k in set(answers.tolist())}
+    predicted, change = ablations.original_logits.argmax(1), ablations.score_change[:, i]
+    means = {k: float(change[predicted == k].mean()) for k in set(predicted.tolist())}
     k = min(means, key=lambda k: means[k])
     return f"{context.class_name(k)} ({_signed_text(means[k])})" if means[k] < 0 else "–"
 
