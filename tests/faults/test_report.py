@@ -85,7 +85,7 @@ def test_a_bad_table_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def earlier(box: Box, tmp_path: Path) -> dict[str, bytes]:
     """A report that is there already."""
-    report(box, EXAMPLES, tmp_path, sections=["overview", "sees"], quiet=True)
+    report(box, EXAMPLES, tmp_path, sections=["overview", "activations"], quiet=True)
     return held(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_a_picture_that_can_not_be_written_ends_the_report(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WriteError, match="No space left"):
-        report(box, EXAMPLES, tmp_path, sections=["sees"], quiet=True)
+        report(box, EXAMPLES, tmp_path, sections=["activations"], quiet=True)
     assert held(tmp_path) == earlier
 
 

@@ -192,17 +192,17 @@ def test_each_method_says_what_it_shows_and_what_not(made: Any) -> None:
 
 def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:
     _, page, facts = made
-    verdict = facts["findings"]["looks-for"]["robust"]
+    verdict = facts["findings"]["class-images"]["robust"]
     assert verdict["of"] == 4
-    assert page.has(f"The judge recognizes {verdict['recognized']} of 4", f"judge: {verdict['answers'][0]}")
-    assert set(facts["findings"]["looks-for"]["differences"]) == set(NAMES)
+    assert page.has(f"The judge recognizes {verdict['recognized']} of 4", f"judge: {verdict['predictions'][0]}")
+    assert set(facts["findings"]["class-images"]["differences"]) == set(NAMES)
 
 
 def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> None:
     _, page, facts = made
     found = re.findall(r'<script type="application/json">(.*?)</script>', page.source, re.DOTALL)
     morphs = [data for text in found if "frames" in (data := json.loads(text))]
-    changes = facts["findings"]["changes"]["morphs"]
+    changes = facts["findings"]["morphs"]["outcomes"]
     assert len(morphs) == len(changes) == 3
     for morph, fact in zip(morphs, changes, strict=True):
         assert len(morph["frames"]) == len(morph["probs"]) == len(morph["steps"]) == len(morph["alts"]) > 1
@@ -225,7 +225,10 @@ def test_the_model_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Pa
     box.model.train()
     weight, state, threads = box.model.conv.weight.detach().clone(), torch.get_rng_state(), torch.get_num_threads()
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
-    pages = [quick(box, examples, tmp_path / f"{i}", sections=["overview", "sees", "why"])[1].source for i in range(2)]
+    pages = [
+        quick(box, examples, tmp_path / f"{i}", sections=["overview", "activations", "gradients"])[1].source
+        for i in range(2)
+    ]
     assert pages[0] == pages[1]
     assert box.model.training
     assert torch.get_num_threads() == threads
@@ -238,7 +241,9 @@ def test_the_model_is_left_as_it_was_and_the_page_is_the_same_again(tmp_path: Pa
 
 
 def test_without_labels_there_is_everything_but_accuracy(tmp_path: Path) -> None:
-    found, page, facts = quick(box_of(), quadrants([2, 2, 2, 1]), tmp_path, sections=["overview", "why", "changes"])
+    found, page, facts = quick(
+        box_of(), quadrants([2, 2, 2, 1]), tmp_path, sections=["overview", "gradients", "morphs"]
+    )
     assert found.failures == {}
     assert facts["title"] == "Predicts low left most often"
     assert facts["findings"]["overview"]["accuracy"] is None
@@ -256,7 +261,7 @@ def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
     hostile = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b", '"><b>']
     box = box_of(classes=hostile)
     examples = (quadrants(ANSWERS), torch.tensor(LABELS))
-    _, page, _ = quick(box, examples, tmp_path, sections=["overview", "changes", "reproduce"], command="<blink>")
+    _, page, _ = quick(box, examples, tmp_path, sections=["overview", "morphs", "reproduce"], command="<blink>")
     assert page.has(*hostile[1:], "<script>alert(1)</script>")
     assert not [attrs for _, attrs in page.tags if "onerror" in attrs]
     assert len(page.all("script")) == 1 + 3  # the page's own, and the data of three sliders
@@ -267,7 +272,9 @@ def test_names_are_words_and_never_markup(tmp_path: Path) -> None:
 @pytest.mark.parametrize("outputs", ["multilabel", "regression"])
 def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_path: Path) -> None:
     examples = (quadrants([0, 1, 2]), torch.rand(3, 4))  # labels of another form are not read
-    found, page, facts = quick(box_of(outputs=outputs), examples, tmp_path, sections=["overview", "why", "changes"])
+    found, page, facts = quick(
+        box_of(outputs=outputs), examples, tmp_path, sections=["overview", "gradients", "morphs"]
+    )
     assert found.failures == {}
     assert facts["title"] == "4 outputs"
     assert page.has(f"the outputs don't exclude one another ({outputs})")
@@ -301,7 +308,7 @@ def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: 
     layers = nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     model = nn.Sequential(*layers).eval()
     examples = (torch.rand(3, *shape), torch.tensor([0, 1, 1]))
-    box, sections = Box(model, Pixels(shape), outputs="logits"), ["overview", "sees", "why", "changes"]
+    box, sections = Box(model, Pixels(shape), outputs="logits"), ["overview", "activations", "gradients", "morphs"]
     found, page, _ = quick(box, examples, tmp_path, sections=sections)
     assert found.failures == {}
     inputs = [img for img in page.all("img") if "input, example" in (img["alt"] or "")]
@@ -311,7 +318,7 @@ def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: 
 
 
 def test_one_example_is_enough(tmp_path: Path) -> None:
-    examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "sees", "why", "changes"]
+    examples, sections = (quadrants([1]), torch.tensor([1])), ["overview", "activations", "gradients", "morphs"]
     found, page, _ = quick(box_of(), examples, tmp_path, sections=sections)
     assert found.failures == {}
     assert page.has("100% accuracy")
@@ -320,9 +327,9 @@ def test_one_example_is_enough(tmp_path: Path) -> None:
 def test_maps_before_the_relu_are_named_so(tmp_path: Path) -> None:
     model = awkward.get_model("clamped_logits")
     box = Box(model.model, model.inputs, **model.box_settings)
-    found, page, facts = quick(box, model.images(12), tmp_path, sections=["why"])
+    found, page, facts = quick(box, model.images(12), tmp_path, sections=["gradients"])
     assert found.failures == {}
-    assert facts["findings"]["why"]["before_clamp"]["gradient"] > 0
+    assert facts["findings"]["gradients"]["before_clamp"]["gradient"] > 0
     assert page.has("before the ReLU")
 
 
@@ -394,7 +401,7 @@ def test_a_failing_section_says_so_and_the_others_are_written(tmp_path: Path) ->
     found, page, facts = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
     assert found.failures == {"bad": "RuntimeError: first line <b>"} == facts["failures"]
     assert page.has("This section failed. RuntimeError: first line <b>", "The section “Bad” failed", "2 counted")
-    assert facts["findings"]["count"] == {"n": 2}
+    assert facts["findings"]["count"]["n"] == 2
 
 
 def test_what_a_method_warns_of_stands_in_its_section(tmp_path: Path) -> None:
@@ -423,9 +430,9 @@ def test_an_interrupt_keeps_what_is_there(tmp_path: Path) -> None:
     def stop(context: ReportContext) -> Finding:
         raise KeyboardInterrupt
 
-    sections = ["overview", Section("Stop", "stop", stop, show_count), "why"]
+    sections = ["overview", Section("Stop", "stop", stop, show_count), "gradients"]
     found, page, _ = quick(box_of(), quadrants([0, 1]), tmp_path, sections=sections)
-    assert set(found.failures) == {"stop", "why"}
+    assert set(found.failures) == {"stop", "gradients"}
     assert all("interrupted" in why for why in found.failures.values())
     assert page.has("What it is made of")
 
@@ -443,8 +450,8 @@ def test_an_interrupted_method_does_not_pass_for_a_whole_one(tmp_path: Path, mon
         with monkeypatch.context() as patch:
             patch.setattr(room, method, interrupted(getattr(room, method)))
             slug = room.SECTION.slug
-            found, _, _ = quick(box_of(), quadrants([0, 1]), tmp_path / slug, sections=["overview", slug, "why"])
-        assert set(found.failures) == {slug, "why"}
+            found, _, _ = quick(box_of(), quadrants([0, 1]), tmp_path / slug, sections=["overview", slug, "gradients"])
+        assert set(found.failures) == {slug, "gradients"}
         assert all("interrupted" in why for why in found.failures.values())
 
 
@@ -507,12 +514,12 @@ def test_an_ascent_that_fails_is_reported(tmp_path: Path) -> None:
         model[1].weight.fill_(0.01)
         model[1].bias.copy_(torch.tensor([0.0, 0.1, 0.0]))
     box = Box(model, Pixels((1, 8, 8), mean=0.0, std=0.5), outputs="logits")
-    found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "looks-for", "changes"])
+    found, page, facts = quick(box, torch.rand(4, 1, 8, 8), tmp_path, sections=["overview", "class-images", "morphs"])
     assert found.failures == {}
     assert page.has(
         "The ascent hardly moved", "show nothing", "shows\u00a0nothing".replace("\u00a0", " "), "not reached"
     )
-    assert not any(change["reached"] for change in facts["findings"]["changes"]["morphs"])
+    assert not any(change["reached"] for change in facts["findings"]["morphs"]["outcomes"])
     assert "differ most" not in page.text
 
 
@@ -524,7 +531,7 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
     x = torch.stack([torch.full((1, 8, 8), v) for v in (0.3, 0.45, 0.55, 0.9)])
     box = Box(model, Pixels((1, 8, 8)), outputs="multilabel")
     examples = (x, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
-    found, page, facts = quick(box, examples, tmp_path, sections=["overview", "sees", "why", "changes"])
+    found, page, facts = quick(box, examples, tmp_path, sections=["overview", "activations", "gradients", "morphs"])
     assert found.failures == {}
     assert facts["title"] == "75.0% accuracy"
     assert facts["classes"] == ["no", "yes"]
@@ -536,7 +543,7 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
 def test_one_number_is_an_output_and_no_prediction(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
     box = Box(model, Pixels((1, 8, 8)), outputs="regression")
-    found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "sees", "why"])
+    found, page, facts = quick(box, torch.rand(3, 1, 8, 8), tmp_path, sections=["overview", "activations", "gradients"])
     assert found.failures == {}
     assert facts["title"].startswith("Outputs from ")
     assert page.has("The output is one number", "output ")
@@ -548,10 +555,10 @@ def test_one_number_is_an_output_and_no_prediction(tmp_path: Path) -> None:
 
 
 def test_a_second_report_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["changes"])
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["morphs"])
     (tmp_path / "pictures" / "mine.png").write_bytes(b"kept")
     assert len(list((tmp_path / "pictures").iterdir())) == 7
-    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["sees"])
+    quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["activations"])
     left = {p.name for p in (tmp_path / "pictures").iterdir()}
     assert left == {"mine.png", "filters.png", "activations.png"}
 

@@ -26,7 +26,7 @@ from unboxed.report import inversion as survives
 from unboxed.report import report
 
 NAMES = ("top left", "top right", "low left", "low right")
-SECTIONS = ["overview", "looks-for", "why", "changes", "fooled", "survives"]
+SECTIONS = ["overview", "class-images", "gradients", "morphs", "attacks", "inversion"]
 NEAR = 0.03  # of a probability: the page's pictures have 8 bits, its figures two digits
 NUMBER = re.compile(r"[<>]?(\d\.\d+)")
 
@@ -166,7 +166,7 @@ def agrees(box: ub.Box, image: Tensor, said: str, p: float, *, largest: bool = T
 
 def test_inputs_are_predicted_as_their_captions_say(made: Made) -> None:
     x, y = examples()
-    figures = [f for s in ("overview", "survives") for f in made.page.of(s, "input, example")]
+    figures = [f for s in ("overview", "inversion") for f in made.page.of(s, "input, example")]
     assert len(figures) >= 10
     for f in figures:
         row, name, p = re.match(r"input, example (\d+): predicted (.*), p\s([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
@@ -184,7 +184,7 @@ def test_inputs_are_predicted_as_their_captions_say(made: Made) -> None:
 
 
 def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
-    figures = made.page.of("looks-for", "image of class")
+    figures = made.page.of("class-images", "image of class")
     rows = {"Class images": "robust", "The published recipe": "faithful", "Control: plain ascent from noise": "noise"}
     images = dict[str, Tensor]()
     for above, recipe in rows.items():
@@ -213,7 +213,7 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
 
 def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
     seen = set()
-    figures = made.page.of("why")
+    figures = made.page.of("gradients")
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels
@@ -232,7 +232,7 @@ def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
 
 
 def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: Made) -> None:
-    strips = made.page.of("changes", "step ")
+    strips = made.page.of("morphs", "step ")
     assert len(strips) >= 9
     for f in strips:
         name, p = re.match(r"step \d+: p of (.*) is ([<>]?[\d.]+)", f.alt).groups()  # type: ignore[union-attr]
@@ -250,7 +250,7 @@ def test_frames_of_a_morph_have_the_probabilities_that_stand_beside_them(made: M
 def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> None:
     models = {"fools this model": made.box, "fools the second model": made.judge}
     counted = dict.fromkeys(models, 0)
-    for f in made.page.of("fooled"):
+    for f in made.page.of("attacks"):
         if f.head == "input":
             start, (name, p) = f.pixels, f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
             agrees(made.box, start, name, number(p))
@@ -267,7 +267,7 @@ def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> 
 
 
 def test_inversions_are_those_of_the_input_beside_them(made: Made) -> None:
-    figures, count = made.page.of("survives"), 0
+    figures, count = made.page.of("inversion"), 0
     for f in figures:
         if f.alt.startswith("input, example"):
             x = f.pixels.flatten()

@@ -32,7 +32,7 @@ def steps(n: int) -> tuple[Tensor, Tensor]:
 
 
 def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
-    made = report(box, data, out, sections=["overview", "fooled"], quiet=True)
+    made = report(box, data, out, sections=["overview", "attacks"], quiet=True)
     assert made.failures == {}
     page = " ".join(made.path.read_text(encoding="utf-8").split())
     return page, json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -48,18 +48,18 @@ def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
     box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
     for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):
         page, facts = written(box, (x[order], y[order]), tmp_path / str(i))
-        attacked = facts["findings"]["fooled"]["attacked"]
+        attacked = facts["findings"]["attacks"]["attacked"]
         counts = torch.bincount(y[order][attacked], minlength=CLASSES)
         assert len(attacked) == most
         assert int(counts[:-1].min()) >= most * 4 // 20
         assert f"{most} of the 20 examples were attacked, evenly spread over the classes." in page
-        n_correct = facts["findings"]["fooled"]["robustness"]["this model"]["clean"]["count"]
+        n_correct = facts["findings"]["attacks"]["robustness"]["this model"]["clean"]["count"]
         assert f"({n_correct} of these {most} examples; 80.0% of all examples)" in page
 
 
 def test_where_all_are_attacked_there_is_one_clean_accuracy(tmp_path: Path) -> None:
     page, facts = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2), tmp_path)
-    assert facts["findings"]["fooled"]["attacked"] == list(range(10))
+    assert facts["findings"]["attacks"]["attacked"] == list(range(10))
     assert (
         "All examples were attacked. Clean accuracy 80.0% (8 of these 10 examples); robust accuracy within 0.3" in page
     )
@@ -93,12 +93,12 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     found = ub.robustness.evaluate(
         other, (z, y), adversarial.ATTACKS, eps=adversarial.EPS_GRAYSCALE, check_masking=False
     )
-    assert facts["findings"]["fooled"]["robustness"]["this model"]["all"] == [
+    assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [
         found.robust_accuracy(e).to_dict() for e in found.eps
     ]
     assert "within 0.3 standard deviations of each column" in page
     assert "changed every column by eps standard deviations of each column or less" in page
-    assert "pixel" not in page[page.index('id="fooled"') :]
+    assert "pixel" not in page[page.index('id="attacks"') :]
 
 
 def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:

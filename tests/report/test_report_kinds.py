@@ -60,7 +60,15 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     x = torch.randn(12, 3)
-    sections = ["overview", "sees", "units", "map", "fooled", "compare", "why"]  # "believe" lists methods for images
+    sections = [
+        "overview",
+        "activations",
+        "units",
+        "map",
+        "attacks",
+        "compare",
+        "gradients",
+    ]  # "ranking" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
     said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")
@@ -70,7 +78,9 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
 
 def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
     box, x = several(4)  # so few that each unit has one top example
-    made = report(box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "why"], quiet=True)
+    made = report(
+        box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "gradients"], quiet=True
+    )
     said = words(made.path)
     assert made.failures == {}
     assert "inputs 1×4×4 and 2" in said

@@ -219,7 +219,8 @@ def _make_section(work: _Work, section: Section[Any]) -> RenderedSection:
         html = render_blocks(blocks, work.pictures)
         if finding is not None:
             work.add(section.slug, finding)
-        return rendered(html, "interrupted: only a part" * work.interrupted)
+        answer = finding.answer if finding is not None else ""
+        return rendered(html, answer, "interrupted: only a part" * work.interrupted)
     except KeyboardInterrupt:
         work.interrupted = True
         return rendered(failure=NOT_RUN)

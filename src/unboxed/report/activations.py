@@ -45,11 +45,14 @@ def find(context: ReportContext) -> ActivationsFinding:
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
     indices = list(dict.fromkeys([*context.survey.typical[:1], *context.survey.by_margin[:1]]))[:N_EXAMPLES]
+    paths = _sampled_layers(context)
+    what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(
+        answer=f"The {what}" if weights is None else f"The filters of the first layer, and the {what}",
         filters=weights,
         no_filters_reason=no_filters_reason,
         examples=context.examples(indices),
-        layers=maps(context.box, context.inputs(indices), _sampled_layers(context)),
+        layers=maps(context.box, context.inputs(indices), paths),
         n_layers=len(context.box.layers.leaves),
         channels_first=sorted(context.channels_first),
         image_shape=context.box.inputs.shape if context.has_images else None,
@@ -142,4 +145,4 @@ def _size_text(h: Tensor) -> str:
     return f"{part}{count_noun(len(h), 'channel')} of {format_shape(h.shape[1:])}"
 
 
-SECTION = Section("What does it see?", "sees", find, show)
+SECTION = Section("What does it see?", "activations", find, show)

@@ -101,10 +101,11 @@ def find(context: ReportContext) -> RobustnessFinding:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
     sentence = (
-        f"Under attacks within {format_eps(robustness.eps[-1])} {nouns.unit} its robust accuracy is "
-        f"{format_percent(robustness.robust_accuracy().value)}."
+        f"Attacks that change every {nouns.value} by {format_eps(robustness.eps[-1])} {nouns.unit} or less lower the "
+        f"accuracy to {format_percent(robustness.robust_accuracy().value)}."
     )
     return RobustnessFinding(
+        answer=sentence,
         headline=(sentence,),
         attacked=[s.rows[i] for i in attacked],
         models=models,
@@ -303,4 +304,4 @@ def _prediction_text(name: str, p: float) -> str:
     return f"predicted {name}, {format_p(p)}"
 
 
-SECTION = Section("What fools it?", "fooled", find, show, ("classes",))
+SECTION = Section("What fools it?", "attacks", find, show, ("classes",))

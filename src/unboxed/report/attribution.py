@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import gradient, guided_backprop
+from ..checks.ranking import attribution_cards
 from ..checks.verdict import GRADES, Verdict
 from ..engine.gradients.score import Gradients, gradients
 from ..errors import UnboxedError
@@ -86,10 +87,12 @@ def find(context: ReportContext) -> AttributionFinding:
     indices = [i for group in groups.values() for i in group]
     columns, notes = _compute_columns(context, indices)
     distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
+    verdicts = {method.__name__: context.verdict(method.__name__) for method in METHODS}
     return AttributionFinding(
+        answer=" ".join(f"{attribution_cards()[n].name}: {v.badge} ({v.reason})." for n, v in verdicts.items()),
         scales={c.title: c.scale for c in distinct},
         before_clamp={c.title: sum(c.before_clamp) for c in distinct},
-        verdicts={method.__name__: context.verdict(method.__name__) for method in METHODS},
+        verdicts=verdicts,
         groups={title: context.examples(group) for title, group in groups.items()},
         columns=columns,
         notes=notes,
@@ -239,4 +242,4 @@ def _sheet(f: AttributionFinding) -> Files:
     return Files([File("gradients.png", page, "these maps as a sheet")])
 
 
-SECTION = Section("Why this prediction?", "why", find, show, needs=("pixels",))
+SECTION = Section("Why this prediction?", "gradients", find, show, needs=("pixels",))

@@ -60,7 +60,7 @@ class MorphOutcome:
 class ChangeFinding(Finding):
     """Morphs of some examples, and what the judge predicts of their results."""
 
-    morphs: list[MorphOutcome]
+    outcomes: list[MorphOutcome]
     frame_every: int  # steps between two frames
     check: Check
     frames: Morph = field(metadata=SHOWN_ONLY)
@@ -68,7 +68,7 @@ class ChangeFinding(Finding):
 
     @property
     def cover(self) -> Sequence[Figure]:
-        outcome = self.morphs[0]
+        outcome = self.outcomes[0]
         words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
         return [_frame_figure(outcome, _frames(self, 0)[-1], COVER_PIXELS, words)]
 
@@ -91,9 +91,13 @@ def find(context: ReportContext) -> ChangeFinding:
     x = context.inputs([p.index for p in plans])
     frame_every = max(1, math.ceil(x[0].numel() * MORPH_STEPS * len(x) / MAX_FRAME_VALUES))
     morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=MORPH_STEPS, frame_every=frame_every)
+    outcomes = [_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
+    n_reached = sum(outcome.reached for outcome in outcomes)
     return ChangeFinding(
+        answer=f"{n_reached} of {count_noun(len(plans), 'example')} morphed to another class, with a change of "
+        f"{min(o.change for o in outcomes):.2g} to {max(o.change for o in outcomes):.2g} (Euclidean norm).",
         interrupted=morphs.interrupted,
-        morphs=[_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)],
+        outcomes=outcomes,
         frame_every=frame_every,
         check=_check(context, plans, morphs),
         frames=morphs,
@@ -158,18 +162,18 @@ def _check(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) ->
 
 
 def show(f: ChangeFinding) -> list[Block]:
-    return [MethodNote.of(morph, *f.check), *(_slider(f, i) for i in range(len(f.morphs)))]
+    return [MethodNote.of(morph, *f.check), *(_slider(f, i) for i in range(len(f.outcomes)))]
 
 
 def _frames(f: ChangeFinding, i: int) -> list[MorphFrame]:
     images, probs = draw.morph_frames(f.frames, i)
-    last = f.morphs[i].steps
+    last = f.outcomes[i].steps
     return [MorphFrame(min(t * f.frame_every, last), images[t], probs[t]) for t in range(len(images))]
 
 
 def _slider(f: ChangeFinding, i: int) -> Slider:
     """One morph: a slider over its frames, a strip of some, and both as files."""
-    outcome, frames = f.morphs[i], _frames(f, i)
+    outcome, frames = f.outcomes[i], _frames(f, i)
     strip = [_frame_figure(outcome, frames[t]) for t in draw.evenly_spaced(len(frames), STRIP_FRAMES)]
     strip.insert(1, _gradient_figure(f, i))
     shown = [frames[t] for t in draw.evenly_spaced(len(frames), MAX_FRAMES)]
@@ -224,11 +228,11 @@ def _frame_figure(outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_PI
 
 
 def _gradient_figure(f: ChangeFinding, i: int) -> Figure:
-    gradient, name = f.frames.initial_gradient[i], f.morphs[i].target
+    gradient, name = f.frames.initial_gradient[i], f.outcomes[i].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
     picture = Picture(draw.signed_map(gradient, vmax), alt, STRIP_PIXELS)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
-SECTION = Section("What would change its prediction?", "changes", find, show, needs=("pixels", "classes"))
+SECTION = Section("What would change its prediction?", "morphs", find, show, needs=("pixels", "classes"))

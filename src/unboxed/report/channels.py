@@ -75,7 +75,7 @@ def find(context: ReportContext) -> ChannelsFinding:
         raise NotApplicable("No layer of this model is known to have channels with positions.")
     counts = (MAX_LATE_CHANNELS, MAX_EARLY_CHANNELS)
     found = [_optimize_channels(context, layer, n) for layer, n in zip(layers, counts, strict=False)]
-    return ChannelsFinding(layers={c.images.layer: c for c in found})
+    return ChannelsFinding(answer=_verdict(found).text, layers={c.images.layer: c for c in found})
 
 
 def _chosen_layers(context: ReportContext) -> list[Layer]:

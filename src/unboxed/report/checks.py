@@ -48,6 +48,7 @@ def find(context: ReportContext) -> RankingFinding:
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != GRADES[-1]]
     indices = context.example_indices[:N_EXAMPLES] if context.has_images else []
     return RankingFinding(
+        answer=_answer(ranked, verdicts),
         examples=len(context.evidence),
         methods=verdicts,
         not_run=not_run,
@@ -55,6 +56,14 @@ def find(context: ReportContext) -> RankingFinding:
         shown=context.examples(indices),
         maps=_compute_maps(context, indices, ranked) if indices else {},
     )
+
+
+def _answer(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
+    """How many methods have each grade, and the best ones."""
+    counts = [(sum(verdicts[n].grade == grade for n in ranked), grade) for grade in GRADES[:-1]]
+    passed = [attribution_cards()[n].name for n in ranked if verdicts[n].grade == GRADES[0]]
+    best = f" The most trustworthy: {join_names(passed, 3)}." if passed else ""
+    return f"{', '.join(f'{n} {grade}' for n, grade in counts)}.{best}"
 
 
 def _affordable_verdicts(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
@@ -91,12 +100,11 @@ def show(f: RankingFinding) -> list[Block]:
 
 
 def _lead_text(f: RankingFinding) -> str:
-    counts = [(sum(f.methods[n].grade == grade for n in f.ranked), grade) for grade in GRADES[:-1]]
     return (
         "Every method returns a map for any model. Each was checked on this one, with "
         f"{count_noun(f.examples, 'example')}: does its map change when the weights of the model's upper half are "
         "random, is it empty for a model that ignores its input, and does removing what it marks lower the score of "
-        f"the prediction? {', '.join(f'{n} {grade}' for n, grade in counts)}."
+        "the prediction?"
     )
 
 
@@ -129,4 +137,4 @@ def _map_figure(name: str, m: Tensor, verdict: Verdict) -> Figure:
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 
-SECTION = Section("Which map to trust?", "believe", find, show)
+SECTION = Section("Which map to trust?", "ranking", find, show)

@@ -77,8 +77,10 @@ def find(context: ReportContext) -> CompareFinding:
     x = context.inputs(evenly_spaced(len(context.survey.rows), _n_examples(context)))
     comparisons, comparison_notes = _compare_layers(context.box, others, x)
     units, no_units_reason = find_units(context)
+    untrained = next((_self_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
     return CompareFinding(
-        untrained=next((_self_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {}),
+        answer=_training_change_text(untrained),
+        untrained=untrained,
         comparisons=comparisons,
         has_others=bool(others),
         notes=notes,
@@ -174,6 +176,19 @@ def _deepest_map(box: Box) -> str | None:
     return large[-1] if large else None
 
 
+def _training_change_text(untrained: dict[str, float]) -> str:
+    """What training changed most and least, in a sentence."""
+    if not untrained:
+        return ""
+    by_similarity = sorted(untrained, key=lambda path: untrained[path])
+    most_changed, least_changed = by_similarity[0], by_similarity[-1]
+    lowest, highest = untrained[most_changed], untrained[least_changed]
+    if len(untrained) == 1:
+        return f"Similarity of {least_changed} before and after training: {highest:.2f}."
+    text = f"Training changed {most_changed} most (its similarity with itself before training is {lowest:.2f})"
+    return f"{text} and {least_changed} least ({highest:.2f})."
+
+
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
@@ -196,24 +211,11 @@ def _similarity_blocks(f: CompareFinding) -> list[Block]:
     blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodNote.of(cka, verdict)]
     blocks += [Note(note) for note in f.comparison_notes]
     if untrained := [c for c in f.comparisons if c.name == UNTRAINED]:
-        blocks.append(Text(_training_change_text(f.untrained, untrained[0].cka.n_examples)))
+        scale = "1: the same up to rotation and scale, 0: nothing in common."
+        blocks.append(Text(f"On {count_noun(untrained[0].cka.n_examples, 'example')}; {scale} {f.answer}".strip()))
     if f.comparisons:
         blocks += [FigureGrid([_cka_figure(c) for c in f.comparisons]), Files([_cka_file(c) for c in f.comparisons])]
     return blocks
-
-
-def _training_change_text(untrained: dict[str, float], n_examples: int) -> str:
-    """What training changed most and least, in a sentence."""
-    lead = f"On {count_noun(n_examples, 'example')}; 1: the same up to rotation and scale, 0: nothing in common."
-    if not untrained:
-        return lead
-    by_similarity = sorted(untrained, key=lambda path: untrained[path])
-    most_changed, least_changed = by_similarity[0], by_similarity[-1]
-    lowest, highest = untrained[most_changed], untrained[least_changed]
-    if len(untrained) == 1:
-        return f"{lead} Similarity of {least_changed} before and after training: {highest:.2f}."
-    text = f"Training changed {most_changed} most (its similarity with itself before training is {lowest:.2f})"
-    return f"{lead} {text} and {least_changed} least ({highest:.2f})."
 
 
 def _cka_figure(c: Comparison) -> Figure:

@@ -19,7 +19,7 @@ from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note,
 from .context import ReportContext, Section
 from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
-from .words import count_noun, error_sentence, format_p
+from .words import count_noun, error_sentence, format_p, join_names
 from .words import format_shape as shaped
 
 MAX_EXAMPLES = 2  # of small images; of photos one
@@ -85,12 +85,14 @@ def find(context: ReportContext) -> DreamFinding:
     dreams = [_run_deepdream(context, context.box, x, target, budget).images for target in budget.targets]
     cosine, no_control_reason = _untrained_control(context, x, budget, dreams[-1])
     textures, no_texture_reason = _textures(context, x, budget.texture_steps)
+    names = [target.name for target in budget.targets]
     return DreamFinding(
+        answer=f"DeepDreams of {join_names(names)}" + (", and the texture of each example." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},
         predictions=[[_prediction_text(context, image) for image in images] for images in dreams],
         dreams=dreams,
-        control=budget.targets[-1].name,
+        control=names[-1],
         control_cosine=cosine,
         no_control_reason=no_control_reason,
         steps=budget.steps,
@@ -241,4 +243,4 @@ def _sheet(f: DreamFinding) -> Files:
     return Files([File("dreams.png", page, "the dreams as a sheet")])
 
 
-SECTION = Section("What does it see in an example?", "dream", find, show, needs=("pixels",))
+SECTION = Section("What does it see in an example?", "deepdream", find, show, needs=("pixels",))

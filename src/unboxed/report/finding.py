@@ -35,10 +35,12 @@ class Check(NamedTuple):
 class Finding:
     """The base of what `Section.find` returns. Subclasses are dataclasses; their fields go into report.json.
 
-    `title` is the heading of the page (the first section that has one gives it), `headline` holds sentences that follow
-    it, `interrupted` says that Ctrl-C left only a part.
+    `answer` is the section in one sentence, which is visible before the section is opened. `title` is the heading of
+    the page (the first section that has one gives it), `headline` holds sentences below it. `interrupted`: Ctrl-C left
+    only a part.
     """
 
+    answer: str = ""
     title: str = ""
     headline: tuple[str, ...] = ()
     interrupted: bool = False
@@ -49,8 +51,8 @@ class Finding:
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For report.json; `title` and `headline` stand there once for all sections."""
-        shared = {f.name for f in fields(Finding)}
+        """For report.json, which has `title` and `headline` once for all sections."""
+        shared = {f.name for f in fields(Finding)} - {"answer"}
         return {name: value for name, value in summary(self).items() if name not in shared}
 
 

@@ -62,10 +62,12 @@ def find(context: ReportContext) -> InversionFinding:
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
     same = None if predicted is None else _agreements(predicted)
+    r = correlations.mean(1).tolist()
+    text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {inverted.layers[0]}, "
     return InversionFinding(
+        answer=f"{text}{r[-1]:.2f} from the outputs alone.",
         layers={
-            a: {"correlation": float(correlations[k].mean()), "error": float(inverted.errors[k].mean())}
-            for k, a in enumerate(inverted.layers)
+            a: {"correlation": r[k], "error": float(inverted.errors[k].mean())} for k, a in enumerate(inverted.layers)
         },
         steps=steps,
         judge_agrees=None if same is None else same.double().mean(1).tolist(),
@@ -196,4 +198,4 @@ def _sheet(f: InversionFinding) -> Files:
     return Files([File("inversions.png", page, "these images as a sheet")])
 
 
-SECTION = Section("How much of the image survives?", "survives", find, show, needs=("pixels",))
+SECTION = Section("How much of the image survives?", "inversion", find, show, needs=("pixels",))

@@ -12,7 +12,7 @@ from ..box import Box
 from ..engine.read.class_labels import is_numbers_only
 from .context import ReportContext
 
-JUDGE_DESCRIPTION = "a second model, which should have another architecture and be adversarially trained"
+JUDGE_DESCRIPTION = "A second model (the judge, best a robust one of another architecture)"
 
 
 @dataclass(frozen=True, eq=False)

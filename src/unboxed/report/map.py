@@ -57,13 +57,15 @@ def find(context: ReportContext, max_points: int = MAX_POINTS) -> MapFinding:
     x = context.inputs(indices)
     maps = tsne(context.box, x)
     labels = s.labels[indices] if s.labels is not None and s.exclusive_classes else None
+    accuracy = maps.accuracy(labels, VOTES) if labels is not None else {}
     neighbors = _layer_neighbors(context, x, maps)
     groups, group_names = _color_groups(context, indices)
     return MapFinding(
+        answer=_verdict(accuracy).text or "Maps of the layers, and the nearest neighbors of each example.",
         interrupted=maps.interrupted,
         examples=len(indices),
         examples_evaluated=len(s.rows),
-        neighbors_agree=maps.accuracy(labels, VOTES) if labels is not None else {},
+        neighbors_agree=accuracy,
         label_agreement={} if labels is None else {p: _same_label_share(labels, i) for p, i in neighbors.items()},
         maps=replace(maps, _box=None),  # a finding holds no model
         neighbors=neighbors,

@@ -16,6 +16,7 @@ from .context import ReportContext, Section
 from .finding import SHOWN_ONLY, Example, Finding
 from .input_nouns import shapes_text
 from .skipped import skipped_text
+from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 EXAMPLES_PER_ROW = 8  # examples in a row
@@ -71,6 +72,7 @@ def find(context: ReportContext) -> OverviewFinding:
     errors = s.misclassified[: EXAMPLES_PER_ROW + MAX_FOLDED_ERRORS] if context.has_images else []
     pairs = [(context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_FOLDED_PAIRS)]
     return OverviewFinding(
+        answer=_answer(s),
         title=title,
         headline=headline,
         accuracy=s.accuracy,
@@ -107,6 +109,11 @@ def _error_facts(context: ReportContext, i: int) -> dict[str, Any]:
     prediction = context.class_name(int(s.predicted[i]))
     return {"example": s.rows[i], "label": context.label_name(i), "prediction": prediction,
             "output": float(s.confidence[i])}  # fmt: skip
+
+
+def _answer(s: Survey) -> str:
+    examples = count_noun(len(s.rows), "example")
+    return examples + "." if s.is_correct is None else f"{count_noun(len(s.misclassified), 'error')} in {examples}."
 
 
 def _headline(context: ReportContext) -> tuple[str, tuple[str, ...]]:
@@ -152,7 +159,7 @@ def _most_common_confusion(context: ReportContext) -> str:
     names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
     count = pairs[0][2]
     if count == 1:
-        return f"It makes {errors}{', each between other classes' if len(pairs) > 1 else ': ' + names[0]}."
+        return f"It makes {errors}{' (no confusion occurs twice)' if len(pairs) > 1 else ': ' + names[0]}."
     top = [name for name, (_, _, n) in zip(names, pairs, strict=True) if n == count]
     if len(top) > 2:
         return (f"Its most common confusion: {top[0]} ({count} of {errors}); "
@@ -205,8 +212,7 @@ def _confused_pairs(f: OverviewFinding) -> list[Block]:
     """The errors pair by pair, the most common first."""
     columns, numbers = ("label", "classified as", "times"), frozenset({2})
     rows = [(a, b, str(n)) for a, b, n in f.folded_confusions]
-    blocks: list[Block] = [Text(f"{count_noun(f.mistakes or 0, 'error')} in {count_noun(f.examples, 'example')}.")]
-    blocks.append(Table(columns, rows[:MAX_PAIRS], numbers))
+    blocks: list[Block] = [Table(columns, rows[:MAX_PAIRS], numbers)]
     if rest := rows[MAX_PAIRS:]:
         blocks.append(Fold(f"{count_noun(len(rest), 'more pair')}", [Table(columns, rest, numbers)]))
     return blocks

@@ -20,6 +20,7 @@ class RenderedSection:
     title: str
     slug: str
     html: str = ""
+    answer: str = ""  # in one sentence
     failure: str = ""
     not_applicable: str = ""  # why it is not for this model
 

@@ -37,6 +37,7 @@ class ReproduceFinding(Finding):
 def find(context: ReportContext) -> ReproduceFinding:
     box, source, judge = context.box, context.data, context.judge
     return ReproduceFinding(
+        answer="The command, the seed, the versions, and a digest of the weights.",
         command=context.command,
         seed=context.seed,
         weights=weights_sha256(box.model),

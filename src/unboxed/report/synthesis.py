@@ -82,6 +82,7 @@ def find(context: ReportContext) -> ClassImageFinding:
     robust = images["robust"].images
     differences = _rms_difference(robust.view(STARTS_PER_CLASS, len(classes), *robust.shape[1:]))
     return ClassImageFinding(
+        answer=_answer(judged, len(classes)),
         headline=_headline(judged),
         classes=names,
         class_indices=classes,
@@ -95,16 +96,21 @@ def find(context: ReportContext) -> ClassImageFinding:
     )
 
 
+def _answer(judged: dict[str, JudgeReport], n_classes: int) -> str:
+    if not judged:
+        return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
+    robust, control = judged["robust"], judged["noise"]
+    recognized = f"The judge recognizes {robust.n_recognized} of {len(robust.predicted)} generated class images"
+    if not is_weak_evidence(judged) or not robust.n_recognized:
+        return f"{recognized} and {control.n_recognized} of the control images."
+    return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
+
+
 def _headline(judged: dict[str, JudgeReport]) -> tuple[str, ...]:
     if not judged:
         return ()
-    robust, control = judged["robust"], judged["noise"]
-    recognized = (
-        f"A judge ({JUDGE_DESCRIPTION}) recognizes {robust.n_recognized} of the {len(robust.predicted)} generated "
-        f"class images and {control.n_recognized} of the noise control"
-    )
-    caveat = ": its approval is weak evidence" if is_weak_evidence(judged) and robust.n_recognized else ""
-    return (f"{recognized}{caveat}.",)
+    answer = _answer(judged, 0).removeprefix("The judge")
+    return (f"{JUDGE_DESCRIPTION}{answer}",)
 
 
 def _chosen_classes(context: ReportContext) -> list[int]:
@@ -271,4 +277,4 @@ def _sheet(f: ClassImageFinding) -> Files:
     return Files([File("class-images.png", page, "these images as a sheet")])
 
 
-SECTION = Section("What does it look for?", "looks-for", find, show, needs=("pixels", "classes"))
+SECTION = Section("What does it look for?", "class-images", find, show, needs=("pixels", "classes"))

@@ -25,7 +25,7 @@ from .context import ReportContext, Section
 from .finding import SHOWN_ONLY, Check, Finding, NotApplicable
 from .pictures import File, Picture
 from .unit_words import distance_text, feature_table, label_counts_text
-from .words import count_noun, format_shape
+from .words import count_noun, format_shape, join_names
 
 MAX_UNITS = 12  # shown of a layer, half of them folded
 MIN_UNITS = 4  # shown, for large photos
@@ -83,7 +83,11 @@ def find(context: ReportContext) -> UnitsFinding:
     indices = draw.evenly_spaced(len(context.survey.rows), _max_examples(context))
     k = max(1, min(MAX_TOP_EXAMPLES, len(indices) // 4))
     tops = top_examples(context.box, _SurveyInputs(context, indices), paths, k)
+    n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
+    verb = "is" if n_dead < 2 else "are"
     return UnitsFinding(
+        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names(paths)} {verb} dead; "
+        "the top examples show what the others respond to.",
         layers={top.path: _unit_layer(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
         has_images=context.has_images,
