@@ -68,7 +68,7 @@ class Map:
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else self.faults.append(r.url))
         page.goto(url)
         self.canvas = page.locator(".map-stage canvas")
-        self.panel, self.sentence = page.locator(".map-panel"), page.locator(".map-said")
+        self.panel, self.sentence = page.locator(".map-panel"), page.locator(".map-status")
         self.canvas.evaluate("(c) => c.scrollIntoView({ block: 'center' })")
         page.wait_for_timeout(100)
 

@@ -210,10 +210,9 @@ def _similarity_blocks(f: CompareFinding) -> list[Block]:
         verdict = f"Between two halves of the examples no similarity differs by more than {differences[0]:.2f}."
     blocks: list[Block] = [Heading("Which layers represent the examples alike?"), MethodNote.of(cka, verdict)]
     blocks += [Note(note) for note in f.comparison_notes]
-    if untrained := [c for c in f.comparisons if c.name == UNTRAINED]:
-        scale = "1: the same up to rotation and scale, 0: nothing in common."
-        blocks.append(Text(f"On {count_noun(untrained[0].cka.n_examples, 'example')}; {scale} {f.answer}".strip()))
     if f.comparisons:
+        n = count_noun(f.comparisons[0].cka.n_examples, "example")
+        blocks.append(Text(f"On {n}; 1: the same up to rotation and scale, 0: nothing in common.", "soft"))
         blocks += [FigureGrid([_cka_figure(c) for c in f.comparisons]), Files([_cka_file(c) for c in f.comparisons])]
     return blocks
 
