@@ -71,6 +71,13 @@ def test_a_finding_is_json_able_and_small(section: Section[Any], findings: dict[
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.slug)
+def test_a_section_is_answered_in_a_sentence(section: Section[Any], findings: dict[str, Finding]) -> None:
+    answer = findings[section.slug].answer
+    assert 10 < len(answer) < 200
+    assert answer.endswith(".")
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.slug)
 def test_a_finding_is_shown_without_the_model(
     section: Section[Any], findings: dict[str, Finding], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import awkward
 import unboxed as ub
 from unboxed import Box, Features, Pixels, data
+from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, UnboxedWarning
 from unboxed.report import SECTIONS, Finding, Report, Section, report
 from unboxed.report.blocks import Text
@@ -26,7 +27,6 @@ from unboxed.report.context import ReportContext
 from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import Picture, PictureStore, display_size, file_name
 from unboxed.report.survey import evenly_spaced, max_examples_for
-from unboxed.report.untrained import randomize_all_layers
 from unboxed.report.words import format_percent, format_prob
 
 NAMES = ("top left", "top right", "low left", "low right")

@@ -60,15 +60,7 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     box = ub.Box(model, ub.Features(("a", "b", "c")), outputs="logits")
     x = torch.randn(12, 3)
-    sections = [
-        "overview",
-        "activations",
-        "units",
-        "map",
-        "attacks",
-        "compare",
-        "gradients",
-    ]  # "ranking" lists methods for images
+    sections = ["overview", "activations", "units", "map", "attacks", "compare"]  # "ranking" lists methods for images
     made = report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
     said = words(made.path).replace("This section is for models of images alone; this one takes a table", "")

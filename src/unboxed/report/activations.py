@@ -44,7 +44,7 @@ def find(context: ReportContext) -> ActivationsFinding:
             weights = filters(context.box)
         except LayerError as error:
             no_filters_reason = f"No filters to show: {error}."
-    indices = list(dict.fromkeys([*context.survey.typical[:1], *context.survey.by_margin[:1]]))[:N_EXAMPLES]
+    indices = context.typical_and_ambiguous(N_EXAMPLES)
     paths = _sampled_layers(context)
     what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(

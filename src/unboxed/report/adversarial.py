@@ -23,7 +23,7 @@ from ..robustness.evaluate import Attack, evaluate
 from ..robustness.proportion import Proportion
 from ..robustness.result import Robustness
 from .blocks import Block, ColorScales, Figure, Files, Fold, Heading, MethodNote, Note, Table, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
 from .input_nouns import InputNouns, categorical_columns, standardize
 from .judge import usable_judge
@@ -147,20 +147,13 @@ def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
     eps = EPS_GRAYSCALE if _is_grayscale(box) else EPS_COLOR
+    y = _reference_labels(context)[list(attacked_indices)]
     standardized_box, x = standardize(box, context.inputs(attacked_indices))
-    result = evaluate(
-        standardized_box,
-        (x, _reference_labels(context)[list(attacked_indices)]),
-        ATTACKS,
-        eps=eps,
-        check_masking=False,
-        seed=context.seed,
-    )
+    result = evaluate(standardized_box, (x, y), ATTACKS, eps=eps, check_masking=False, seed=context.seed)
+    require_complete(result)
     standardized_box, x = standardize(box, context.inputs(figure_indices))
-    deepfool_result = deepfool(standardized_box, x, standardized_box.predict(x), norm="linf")
-    if result.interrupted or deepfool_result.interrupted:
-        raise KeyboardInterrupt
-    return AttackedModel(name, result, prediction_changes(standardized_box, x, deepfool_result))
+    minimal = require_complete(deepfool(standardized_box, x, standardized_box.predict(x), norm="linf"))
+    return AttackedModel(name, result, prediction_changes(standardized_box, x, minimal))
 
 
 def _is_grayscale(box: Box) -> bool:

@@ -202,8 +202,7 @@ def _group_blocks(f: AttributionFinding) -> Iterator[Block]:
 
 
 def _example_row(example: Example, columns: Sequence[MapColumn], i: int) -> ExampleRow:
-    picture = Picture(colors.image_to_rgb(example.x), f"input, example {example.row}", FIGURE_PIXELS)
-    figures = [Figure(picture, "", ("input",)), *(_map_figure(c, i) for c in columns)]
+    figures = [example.input_figure(FIGURE_PIXELS), *(_map_figure(c, i) for c in columns)]
     return example.row_of(figures, show_runner_up=True)
 
 

@@ -17,7 +17,7 @@ from ..model.layers import Layer
 from ..plots import colors, draw, image_sheet
 from ..synthesis import Channels, channels
 from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
 from .words import count_noun, join_names
@@ -96,9 +96,7 @@ def _optimize_channels(context: ReportContext, layer: Layer, max_channels: int) 
     units = draw.evenly_spaced(layer.shape[0], max_channels)
     with warnings.catch_warnings():  # the page names the dead channels
         warnings.filterwarnings("ignore", ".* units seem dead", UnboxedWarning)
-        images = channels(context.box, address, units, steps=OPTIMIZATION_STEPS, seed=context.seed)
-    if images.interrupted:  # unfinished images would mislead
-        raise KeyboardInterrupt
+        images = require_complete(channels(context.box, address, units, steps=OPTIMIZATION_STEPS, seed=context.seed))
     best_activation, best_example, n_examples = _best_examples(context, address, units)
     transformed = _random_transforms(images.images, context.seed)
     image_activation = _mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards, verdict_flops
 from ..checks.verdict import GRADES, Verdict
-from ..plots import colors, draw
+from ..plots import draw
 from .attribution import TONE_BY_GRADE
 from .blocks import Block, Figure, Fold, Heading, Note, RankedMethod, Ranking, Text
 from .context import ReportContext, Section
@@ -124,9 +124,8 @@ def _example_blocks(f: RankingFinding) -> list[Block]:
         Text(lead + "each map has its own scale, printed below it.", "soft"),
     ]
     for i, example in enumerate(f.shown):
-        picture = Picture(colors.image_to_rgb(example.x), f"input, example {example.row}", FIGURE_PIXELS)
-        figures = [Figure(picture, "", ("input",)), *(_map_figure(n, f.maps[n][i], f.methods[n]) for n in f.ranked)]
-        blocks.append(example.row_of(figures))
+        maps = [_map_figure(n, f.maps[n][i], f.methods[n]) for n in f.ranked]
+        blocks.append(example.row_of([example.input_figure(FIGURE_PIXELS), *maps]))
     return blocks
 
 

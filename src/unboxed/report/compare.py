@@ -79,7 +79,7 @@ def find(context: ReportContext) -> CompareFinding:
     units, no_units_reason = find_units(context)
     untrained = next((_self_similarity(c.cka) for c in comparisons if c.name == UNTRAINED), {})
     return CompareFinding(
-        answer=_training_change_text(untrained),
+        answer=_training_change_text(untrained) or "The units that the predictions need.",
         untrained=untrained,
         comparisons=comparisons,
         has_others=bool(others),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..checks.methods import Method
 from ..checks.ranking import candidates, forward_flops
 from ..checks.verdict import Verdict
 from ..checks.verdict_cache import VerdictCache
+from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.pixels import Pixels
 from .blocks import Block
@@ -22,7 +23,6 @@ from .finding import Example, Finding
 from .input_nouns import InputNouns, nouns_for
 from .source import ReportData
 from .survey import Survey
-from .untrained import randomize_all_layers
 from .words import format_p, format_prob
 
 MAX_EVIDENCE = 6  # examples on which methods are judged, at most
@@ -72,6 +72,11 @@ class ReportContext:
         """Indices of different examples: the most confident error, the lowest margin, typical ones."""
         s = self.survey
         return list(dict.fromkeys([*s.misclassified[:1], *s.by_margin[:1], *s.typical]))
+
+    def typical_and_ambiguous(self, max_examples: int) -> list[int]:
+        """The indices of a typical example and of the one with the lowest margin, if they differ."""
+        s = self.survey
+        return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
 
     @cached_property
     def evidence(self) -> Tensor:
@@ -203,6 +208,21 @@ class Section(Generic[F]):
         if "classes" in self.needs and len(context.box.classes) < 2:
             return "This section compares classes; this model has one output."
         return ""
+
+
+class _Interruptible(Protocol):
+    @property
+    def interrupted(self) -> bool: ...
+
+
+R = TypeVar("R", bound=_Interruptible)
+
+
+def require_complete(result: R) -> R:
+    """The result, unless Ctrl-C cut it short: unfinished images beside finished ones would mislead."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def tensors_equal(a: Tensor, b: Tensor) -> bool:

@@ -16,7 +16,7 @@ from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import deepdream, texture
 from ..synthesis.generated import GeneratedImages
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Check, Example, Finding, NotApplicable
 from .pictures import File, Picture
 from .words import count_noun, error_sentence, format_p, join_names
@@ -109,7 +109,7 @@ def _run_deepdream(
 ) -> GeneratedImages:
     step = None if budget.steps == MAX_STEPS else STEP_SIZE * MAX_STEPS / budget.steps
     scale, seed = budget.scale, context.seed
-    return _require_complete(deepdream(box, x, target.objective, scale=scale, steps=budget.steps, step=step, seed=seed))
+    return require_complete(deepdream(box, x, target.objective, scale=scale, steps=budget.steps, step=step, seed=seed))
 
 
 def _untrained_control(
@@ -158,12 +158,6 @@ def _fit_budget(context: ReportContext, x: Tensor, targets: list[_DreamTarget]) 
     )
 
 
-def _require_complete(dream: GeneratedImages) -> GeneratedImages:
-    if dream.interrupted:  # unfinished images beside finished ones would mislead
-        raise KeyboardInterrupt
-    return dream
-
-
 def _prediction_text(context: ReportContext, image: Tensor) -> str:
     """What the model predicts of a generated image."""
     if not context.survey.exclusive_classes:
@@ -178,7 +172,7 @@ def _textures(context: ReportContext, x: Tensor, steps: int) -> tuple[GeneratedI
     if steps < MIN_TEXTURE_STEPS:
         return None, "The texture is left out: this model is too large."
     try:
-        return _require_complete(texture(context.box, x, steps=steps, seed=context.seed)), ""
+        return require_complete(texture(context.box, x, steps=steps, seed=context.seed)), ""
     except LookupError as error:  # no layer has positions
         return None, f"No texture: {error}."
 

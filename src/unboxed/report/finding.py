@@ -98,6 +98,10 @@ class Example:
         picture = Picture(colors.image_to_rgb(self.x), alt, side)
         return Figure(picture, self.title, self.lines(show_runner_up=show_runner_up), self.tone)
 
+    def input_figure(self, side: int) -> Figure:
+        """The input alone, as the first of a row."""
+        return Figure(Picture(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
+
     def row_of(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleRow:
         """The example in words beside these figures."""
         return ExampleRow(self.title, self.lines(show_runner_up=show_runner_up), figures, self.tone)

@@ -12,7 +12,7 @@ from ..plots.sheet import Tile, contact_sheet
 from ..synthesis import Inversions, inversions
 from ..synthesis.inversions import layers_by_depth
 from .blocks import Block, Figure, FigureGrid, Files, Heading, MethodNote, Note, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Example, Finding, NotApplicable
 from .judge import usable_judge
 from .pictures import File, Picture
@@ -51,14 +51,13 @@ class InversionFinding(Finding):
 
 
 def find(context: ReportContext) -> InversionFinding:
-    indices = _example_indices(context)
+    is_small = max(context.box.inputs.shape[1:]) <= SMALL_IMAGE_PIXELS
+    indices = context.typical_and_ambiguous(MAX_EXAMPLES if is_small else 1)
     x = context.inputs(indices)
     layers, steps = _fit_budget(context, x)
     if steps == 0:
         raise NotApplicable("Left out: this model is large, and an inversion of a few steps shows nothing of a layer.")
-    inverted = inversions(context.box, x, layers, steps=steps, seed=context.seed)
-    if inverted.interrupted:  # unfinished images beside finished ones would mislead
-        raise KeyboardInterrupt
+    inverted = require_complete(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
     same = None if predicted is None else _agreements(predicted)
@@ -80,13 +79,6 @@ def find(context: ReportContext) -> InversionFinding:
         correlations=correlations,
         examples=context.examples(indices),
     )
-
-
-def _example_indices(context: ReportContext) -> list[int]:
-    """A typical example, and the one with the lowest margin."""
-    s = context.survey
-    max_examples = MAX_EXAMPLES if max(context.box.inputs.shape[1:]) <= SMALL_IMAGE_PIXELS else 1
-    return list(dict.fromkeys([*s.typical[:1], *s.by_margin[:1]]))[:max_examples]
 
 
 def _fit_budget(context: ReportContext, x: Tensor) -> tuple[list[str], int]:

@@ -14,7 +14,7 @@ from ..errors import UnboxedWarning
 from ..plots import colors, draw
 from ..synthesis import ClassImages, class_image
 from .blocks import Block, Figure, FigureGrid, Files, Fold, Heading, MethodNote, Note, Table, Text
-from .context import ReportContext, Section
+from .context import ReportContext, Section, require_complete
 from .finding import SHOWN_ONLY, Check, Finding
 from .judge import JUDGE_DESCRIPTION, JudgeReport, judge_images, usable_judge
 from .pictures import File, Picture
@@ -129,10 +129,7 @@ def _class_images(context: ReportContext, recipe: str, classes: list[int]) -> Cl
     n_starts = STARTS_PER_CLASS if recipe == "robust" else 1
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
-        images = class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed)
-    if images.interrupted:  # unfinished images beside finished ones would mislead
-        raise KeyboardInterrupt
-    return images
+        return require_complete(class_image(context.box, classes * n_starts, recipe=recipe, seed=context.seed))
 
 
 def _rms_difference(images: Tensor) -> Tensor:
