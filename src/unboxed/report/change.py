@@ -123,7 +123,8 @@ def _morph_plans(context: ReportContext) -> list[MorphPlan]:
 
 
 def _outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: Morph, i: int) -> MorphOutcome:
-    change = morphs.result[i] - morphs.input[i]
+    result = morphs.frames[-1, i]  # (C, H, W)
+    change = result - morphs.input[i]
     return MorphOutcome(
         title=plan.title,
         source=example,
@@ -135,7 +136,7 @@ def _outcome(context: ReportContext, plan: MorphPlan, example: Example, morphs: 
         p=float(morphs.probs[-1, i, plan.target]),
         change=float(change.norm()),
         max_change=float(change.abs().max()),
-        is_uniform=float(morphs.result[i].flatten(1).std(1, correction=0).max()) < MIN_CHANGE,
+        is_uniform=float(result.flatten(1).std(1, correction=0).max()) < MIN_CHANGE,
         before_clamp=bool(morphs.before_clamp[i]),
     )
 
@@ -146,7 +147,7 @@ def _check(context: ReportContext, plans: Sequence[MorphPlan], morphs: Morph) ->
     if judge is None:
         return Check(no_judge_reason)
     targets, n = [p.target for p in plans], len(plans)
-    after, before = judge_images(judge, morphs.result, targets), judge_images(judge, morphs.input, targets)
+    after, before = judge_images(judge, morphs.frames[-1], targets), judge_images(judge, morphs.input, targets)
     text = (
         f"The judge predicts the target class for {after.n_recognized or 'none'} of {count_noun(n, 'result')} "
         f"(mean\u00a0p\u00a0{after.mean_target_prob:.2f})"
