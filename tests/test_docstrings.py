@@ -14,7 +14,7 @@ from unboxed.settings import settings_of
 
 COVERED = (
     "activations", "attribution", "box", "checks", "comparing", "data", "inputs", "loading", "objectives", "plots",
-    "robustness", "synthesis", "testing", "training", "zoo",
+    "report", "robustness", "synthesis", "testing", "training", "zoo",
 )  # fmt: skip
 """The packages whose docstrings are complete; `MISSES_OF` can be asked about all in NAMESPACES."""
 

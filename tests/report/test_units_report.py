@@ -72,10 +72,10 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
 @pytest.mark.parametrize(
     "name", ["plain", "conv_called_twice", "clamped_hidden", "color", "transformer", "lstm", "mlp"]
 )
-def test_a_section_for_every_kind_of_net(name: str, tmp_path: Path) -> None:
+def test_a_section_for_every_kind_of_model(name: str, tmp_path: Path) -> None:
     entry = awkward.get_model(name)
     page = made(ub.Box(entry.model, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
-    assert "What excites each unit?" in page
+    assert "What activates each unit?" in page
     assert "dead (never above zero" in page
     assert "top patches" in page
     assert "examples of " in page
@@ -98,10 +98,10 @@ def test_rows_of_features_get_a_table(tmp_path: Path) -> None:
     page = made(
         ub.Box(model, ub.Features(("height", "width", "age"))), (torch.randn(60, 3), torch.arange(60) % 2), tmp_path
     )
-    assert "where they differ most" in page
+    assert "where it differs most" in page
     assert "height" in page
 
 
-def test_a_net_without_units_says_so(tmp_path: Path) -> None:
+def test_a_model_without_units_says_so(tmp_path: Path) -> None:
     entry = awkward.get_model("parameterless")
     assert "has units" in made(ub.Box(entry.model, entry.inputs), entry.images(9), tmp_path)

@@ -422,7 +422,7 @@ def test_without_a_right_answer_the_command_says_so(tmp_path, capsys) -> None:
 
 
 def test_without_a_right_answer_the_section_says_so(tmp_path) -> None:
-    made = ub.report(ub.load("zoo:digits-cnn"), wrongly(10), tmp_path, sections=["fooled"], quiet=True)
+    made = ub.report(ub.load("zoo:digits-cnn"), wrongly(10), tmp_path, sections=["attacks"], quiet=True)
     assert not made.failures
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "no answer is right" in page
@@ -450,12 +450,12 @@ def test_the_command_refuses(tmp_path, words, said) -> None:
 
 def test_the_section(tmp_path) -> None:
     box, data = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(40)
-    made = ub.report(box, data, tmp_path, judge=ub.load("zoo:digits-judge"), sections=["fooled"], quiet=True)
+    made = ub.report(box, data, tmp_path, judge=ub.load("zoo:digits-judge"), sections=["attacks"], quiet=True)
     assert not made.failures
     page = (tmp_path / "index.html").read_text()
     assert "What fools it?" in page
     assert "fools the second model" in page
-    facts = json.loads((tmp_path / "report.json").read_text())["robustness"]
+    facts = json.loads((tmp_path / "report.json").read_text())["findings"]["attacks"]["robustness"]
     assert facts["this model"]["all"][-1]["share"] < facts["the second model"]["all"][-1]["share"]
 
 

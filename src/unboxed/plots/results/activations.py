@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...activations.ablating import Ablation
+from ...activations.ablation import Ablation
 from ...activations.cka import CKA
 from ...activations.maps import LayerMaps
 from ...activations.patching import Patching
 from ...activations.projections import Projections
-from ...activations.receptive import ReceptiveField
-from ...activations.rewriting import RewriteResult
+from ...activations.receptive_field import ReceptiveField
+from ...activations.rewrite import RewriteResult
 from ...activations.statistics import UnitStatistics
-from ...activations.top import TopExamples
+from ...activations.top_examples import TopExamples
 from ...activations.tsne import TsneMaps
 from ...engine.read.neighbors import Neighbors
 from .. import colors, draw
