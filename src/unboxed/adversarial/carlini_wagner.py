@@ -199,7 +199,7 @@ class CWDescent:
         return self.lr * (self.final_lr_factor + (1 - self.final_lr_factor) * cosine)
 
     def evaluate(self, w: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (n,), its gradient in w (n, ...), and where an image is adversarial and nearer (n,), which is kept."""
+        """The loss (n,), its gradient in w (n, ...), and where images are adversarial and nearer (n,); those are kept."""
         x, z = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
         evaluation = self.state.evaluate_with_grad(z, rows)
         is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= self.kappa)
