@@ -12,7 +12,18 @@ from unboxed import objectives
 from unboxed.cards import FAMILIES
 from unboxed.settings import settings_of
 
-COVERED = ("box", "comparing", "data", "inputs", "loading", "objectives", "robustness", "testing", "training")
+COVERED = (
+    "adversarial",
+    "box",
+    "comparing",
+    "data",
+    "inputs",
+    "loading",
+    "objectives",
+    "robustness",
+    "testing",
+    "training",
+)
 """The packages whose docstrings are complete; `MISSES_OF` can be asked about all in NAMESPACES."""
 
 CONSTRUCTED = (ub.Box, ub.Pixels, ub.Features, ub.MultiInput, objectives.Objective)

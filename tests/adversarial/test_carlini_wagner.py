@@ -19,7 +19,7 @@ CWDescent = sys.modules["unboxed.adversarial.carlini_wagner"].CWDescent  # the p
 QUICK = {"steps": 150, "binary_search_steps": 3}
 
 
-def test_the_least_distance_to_a_linear_boundary() -> None:
+def test_minimal_distance_to_a_linear_boundary() -> None:
     box, x, y, last = linear(classes=2)
     made = carlini_wagner(box, x, y, **QUICK)
     assert made.success.all()
@@ -28,7 +28,7 @@ def test_the_least_distance_to_a_linear_boundary() -> None:
     assert ((made.distance >= least) & (made.distance <= 1.02 * least)).all()
 
 
-def test_the_least_distance_by_a_margin() -> None:
+def test_minimal_distance_with_a_margin() -> None:
     box, x, y, last = linear(classes=2)
     made = carlini_wagner(box, x, y, kappa=4.0, **QUICK)
     gap = box(made.images).gather(1, (1 - y)[:, None]) - box(made.images).gather(1, y[:, None])
@@ -39,7 +39,7 @@ def test_the_least_distance_by_a_margin() -> None:
     assert ((made.distance >= least) & (made.distance <= 1.02 * least)).all()
 
 
-def test_pixels_at_the_ends_of_the_range_move() -> None:
+def test_pixels_at_the_bounds_move() -> None:
     """Black and white images, for which the paper's variable is infinite: the least distance is reached from there."""
     torch.manual_seed(0)
     last = nn.Linear(36, 2).requires_grad_(False).double()
@@ -121,7 +121,7 @@ def test_each_row_halves_its_own_interval(first: float, monkeypatch: pytest.Monk
         assert row[-1] == pytest.approx(least, rel=0.02)
 
 
-def test_the_search_goes_by_what_the_descents_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_uses_the_success_of_each_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     box, x, y, _ = linear(classes=2)
     tried, successes = [], []
     original_run = CWDescent.run
@@ -143,7 +143,7 @@ def test_the_search_goes_by_what_the_descents_found(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("what", ["target", "objective"])
-def test_it_becomes_what_was_asked(what: str) -> None:
+def test_target_and_objective(what: str) -> None:
     box, x, y = digits(4)
     more = {"target": (y + 1) % 10} if what == "target" else {"objective": ub.logit(3) - ub.logit(5) - 2}
     made = carlini_wagner(box, x, **more, **QUICK)
@@ -165,7 +165,7 @@ def test_no_weaker_than_foolbox() -> None:
     assert made.distance.median() <= d.median()
 
 
-def test_rows_that_get_no_nearer_leave() -> None:
+def test_early_stop_drops_rows_whose_loss_stalls() -> None:
     """With early_stop=False, each row uses all of its steps, besides two queries for the original."""
     box, x, y, _ = linear()
     quick = carlini_wagner(box, x, y, **QUICK)

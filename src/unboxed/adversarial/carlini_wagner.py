@@ -33,7 +33,7 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 @card(
     name="Carlini & Wagner L2",
     source="Carlini & Wagner 2017, arXiv:1608.04644, section VI.A",
-    shows="About the smallest change, in L2, that alters the model's answer.",
+    shows="About the smallest change, in L2, that changes the model's prediction.",
     does_not_show="A bound: a still smaller change may do.",
     example=lambda method, box, x, y: method(box, x, y, steps=3, binary_search_steps=2),
     runs=lambda s: 2 + s["binary_search_steps"] * s["steps"],
@@ -50,7 +50,9 @@ def carlini_wagner(
     norm: OnlyL2 = "l2",
     target: AttackTarget = None,
     objective: AttackObjective = None,
-    kappa: Annotated[float, AtLeast(0), Unit("logits"), "Margin by which the wrong class must win."] = 0.0,
+    kappa: Annotated[
+        float, AtLeast(0), Unit("logits"), "Margin by which the wrong class must exceed the correct one."
+    ] = 0.0,
     binary_search_steps: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 5,
     steps: Steps = 500,
     lr: Annotated[float | None, Above(0), "Learning rate of Adam."] = None,
@@ -74,7 +76,8 @@ def carlini_wagner(
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. It is to be above kappa. Not together with
             `target`.
-        kappa: Margin by which the wrong class must win. Larger ones give images that fool other models more often.
+        kappa: Margin by which the wrong class must exceed the correct one. Larger ones give images that fool other
+            models more often.
         binary_search_steps: Number of values of c that are tried. c weighs the margin against the distance; per
             example, it grows tenfold until one is large enough, and is bisected then.
         steps: Number of iterations. Of Adam, for each c.
@@ -199,7 +202,7 @@ class CWDescent:
         return self.lr * (self.final_lr_factor + (1 - self.final_lr_factor) * cosine)
 
     def evaluate(self, w: Tensor, rows: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss (n,), its gradient in w (n, ...), and where images are adversarial and nearer (n,); those are kept."""
+        """The loss (n,), its gradient in w (n, ...), and which images are adversarial and nearer (n,)."""
         x, z = self.state.x[rows], self.state.box.inputs.clip(self.space.to_x(w))
         evaluation = self.state.evaluate_with_grad(z, rows)
         is_adversarial = (evaluation.success_score > 0) & (evaluation.score >= self.kappa)

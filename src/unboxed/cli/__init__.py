@@ -176,16 +176,20 @@ def attack(
         str, typer.Option(help="digits, mnist, fashion-mnist (:train, :test), a folder of images, or module:factory.")
     ],
     eps: Annotated[
-        list[str], typer.Option(help="How far pixels may go, in [0, 1]: 0.03 or 8/255; may be given again: a curve.")
+        list[str], typer.Option(help="Perturbation budget(s) in [0, 1]: 0.03 or 8/255; repeat for a curve.")
     ],
     attacks: Annotated[
-        list[str] | None, typer.Option("--attack", help="By name: autoattack, pgd, ...; may be given again.")
+        list[str] | None, typer.Option("--attack", help="Attack(s) by name: auto_attack, pgd, ...; repeat for several.")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: the first that the attacks take).")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="The first so many examples (default: 500).")] = 500,
-    bits: Annotated[int | None, typer.Option(help="8: images that still fool once saved as PNG, saved.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Use only the first N examples.")] = 500,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits per value, 8 for PNG: adversarial images are rounded to it and saved.")
+    ] = None,
     weights: Weights = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for picture, numbers and state.")] = Path("attacked"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figure, numbers and checkpoint.")] = Path(
+        "attacked"
+    ),
     shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -196,9 +200,9 @@ def attack(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What fools the model? Accuracy under attacks, pictures of what fools it, and whether the figure can be believed.
+    """What fools the model? Clean and robust accuracy, adversarial images, and checks for gradient masking.
 
-    Stopped, the same command goes on where it was.
+    If it is stopped, the same command resumes it.
     """
     with errors_as_exit_codes(debug):
         from .. import loading
