@@ -22,8 +22,8 @@ from ..objectives import Objective
 from ..parameters import BatchSize
 from .perturbing import importance, perturbed_scores, rank_descending
 
-CELLS_PER_SIDE = 9  # cells along an image's shorter side, each of which is removed at once
-N_STEPS = 8
+GRIDS = (7, 12)  # cells along an image's shorter side, each of which is removed at once
+N_STEPS = 6
 MIN_SCORE_LOSS = 0.05  # of the score's magnitude, that removing everything must cost for a fill to be used
 MIN_KNOWN_WEIGHT = 1e-3  # of a removed pixel's surroundings, below which they are too far away
 
@@ -57,25 +57,31 @@ def relevance_gain(
     box: Box, x: Tensor, maps: Tensor, objective: Objective, fill_by_name: Mapping[str, Fill], *,
     signed: bool, seed: int, batch_size: BatchSize = "auto",
 ) -> Tensor:  # fmt: skip
-    """The area between both curves per example and fill (N, F), in fractions of what removing everything costs.
+    """The area between both curves per example (N, F G), by each fill and grid of cells.
 
-    1 is the largest possible, 0 that of a random order. NaN where removing everything costs next to nothing.
+    In fractions of what removing everything costs: 1 is the largest possible, 0 that of a random order. NaN where
+    removing everything costs next to nothing.
     """
-    rank, n_cells = _cell_ranks(box, x, maps, signed, seed)  # (N, 1, H, W) or (N, F)
+    relevance = importance(box, x, maps, signed=signed)  # (N, P)
+    rankings = _rankings(box, x, relevance, seed)
+    run = partial(_area_between_curves, box, x, objective, batch_size=batch_size)
+    return torch.stack([run(ranks, n, fill) for fill in fill_by_name.values() for ranks, n in rankings], 1)
+
+
+def _area_between_curves(
+    box: Box, x: Tensor, objective: Objective, ranks: Tensor, n_cells: int, fill: Fill, *, batch_size: BatchSize
+) -> Tensor:
+    """The area per example (N,), by ranks of each pixel's cell (N, 1, H, W), or of columns (N, F)."""
     counts = torch.linspace(0, n_cells, N_STEPS + 1, device=x.device).round().long()
     thresholds = torch.cat([counts, -counts[1:-1]])  # MoRF from 0 to all, then the inner steps of LeRF
 
-    def perturb(fill: Fill, examples: Tensor, steps: Tensor) -> list[Tensor]:
-        count = thresholds[steps].view(-1, *[1] * (rank.ndim - 1))
-        ranks = rank[examples]
-        removed = torch.where(count >= 0, ranks < count, ranks >= n_cells + count)
+    def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
+        count = thresholds[steps].view(-1, *[1] * (ranks.ndim - 1))
+        removed = torch.where(count >= 0, ranks[examples] < count, ranks[examples] >= n_cells + count)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
-    gains = []
-    for fill in fill_by_name.values():
-        (scores,) = perturbed_scores(box, objective, len(x), len(thresholds), partial(perturb, fill), batch_size)
-        gains.append(_area_between(scores))
-    return torch.stack(gains, 1)
+    (scores,) = perturbed_scores(box, objective, len(x), len(thresholds), perturb, batch_size)
+    return _area_between(scores)
 
 
 def _area_between(scores: Tensor) -> Tensor:
@@ -87,17 +93,23 @@ def _area_between(scores: Tensor) -> Tensor:
     return (lerf - morf).sum(1) / N_STEPS / loss
 
 
-def _cell_ranks(box: Box, x: Tensor, maps: Tensor, signed: bool, seed: int) -> tuple[Tensor, int]:
-    """The rank of the cell that each pixel or column belongs to, 0 is the most relevant; and the number of cells."""
-    relevance = importance(box, x, maps, signed=signed)  # (N, P)
+def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:
+    """The rank of the cell that each pixel belongs to, 0 is the most relevant, and the number of cells, for each grid.
+
+    What is no image has one ranking, of its columns.
+    """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
-        return rank_descending(relevance, seed).view(len(x), *_feature_shape(box, x)), relevance.shape[1]
+        return [(rank_descending(relevance, seed).view(len(x), *_feature_shape(box, x)), relevance.shape[1])]
     height, width = x.shape[-2:]
-    side = max(1.0, min(height, width) / CELLS_PER_SIDE)
-    grid = max(1, round(height / side)), max(1, round(width / side))
-    cells = F.adaptive_avg_pool2d(relevance.view(-1, 1, height, width), grid)
-    rank = rank_descending(cells.flatten(1), seed).view(-1, 1, *grid)
-    return F.interpolate(rank.float(), (height, width), mode="nearest-exact").long(), grid[0] * grid[1]
+    rankings = []
+    for per_side in GRIDS:
+        side = max(1.0, min(height, width) / per_side)
+        grid = max(1, round(height / side)), max(1, round(width / side))
+        cells = F.adaptive_avg_pool2d(relevance.view(-1, 1, height, width), grid)
+        rank = rank_descending(cells.flatten(1), seed).view(-1, 1, *grid)
+        pixels = F.interpolate(rank.float(), (height, width), mode="nearest-exact").long()
+        rankings.append((pixels, grid[0] * grid[1]))
+    return rankings
 
 
 def _feature_shape(box: Box, x: Tensor) -> tuple[int, ...]:

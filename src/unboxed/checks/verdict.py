@@ -157,7 +157,7 @@ def verdict(
         subject = Subject(box, x, method, score, compute_map(box, method, x, score) if map_ is None else map_, seed, batch_size)
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), len(x))
-        outcomes = tuple(_run(test, subject, max_draws) for test in TESTS)
+        outcomes = _run_all(subject, max_draws)
     except UnboxedError as error:
         return Verdict(name, NOT_APPLICABLE, "refuses this model", _as_sentence(str(error)), (), len(x))
     return Verdict(name, *grade(outcomes), outcomes, len(x), len(x) + subject.n_maps)
@@ -169,6 +169,15 @@ def name_of(method: Method) -> str:
     while isinstance(method, partial):
         method = method.func
     return card.name if card else getattr(method, "__name__", type(method).__name__)
+
+
+def _run_all(subject: Subject, max_draws: int) -> tuple[TestOutcome, ...]:
+    """The outcomes of all tests; the last ones, which cost the most, are left out for a map that has failed."""
+    outcomes: list[TestOutcome] = []
+    for test in TESTS:
+        if not (test.skip_when_failed and any(o.grade == FAIL for o in outcomes)):
+            outcomes.append(_run(test, subject, max_draws))
+    return tuple(outcomes)
 
 
 def _run(test: VerdictTest, subject: Subject, max_draws: int) -> TestOutcome:

@@ -70,11 +70,12 @@ class Subject:
         return layers_with_weights(self.box)
 
     @cached_property
-    def signed(self) -> bool:
-        """Whether the map ranks better by its sign than by its magnitude: some maps say how much a pixel adds, others
-        how much it matters."""
-        by_sign, by_magnitude = (self.gain(self.map_, signed).nanmean() for signed in (True, False))
-        return not bool(by_magnitude > by_sign)
+    def ranked(self) -> tuple[bool, Tensor]:
+        """Whether the map ranks better by its sign than by its magnitude, and its gain (N, F) so: some maps say how
+        much a pixel adds, others how much it matters."""
+        gains = {signed: self.gain(self.map_, signed) for signed in (True, False)}
+        signed = not bool(gains[False].nanmean() > gains[True].nanmean())
+        return signed, gains[signed]
 
     def gain(self, maps: Tensor, signed: bool) -> Tensor:
         """The relevance gain (N, F) of maps, by each fill."""
@@ -98,6 +99,7 @@ class VerdictTest:
     failed: str  # in a few words
     fails: str  # a sentence, with {value} in it
     passes: str  # the same
+    skip_when_failed: bool = False  # not needed, and expensive, where another test has failed
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -157,16 +159,16 @@ def _constant_model(s: Subject, draw: int) -> Tensor:
 
 
 def _gain(s: Subject, draw: int) -> Tensor:
-    """The relevance gain by each fill, as draws (N, F): which fill is right nobody knows."""
-    return s.gain(s.map_, s.signed)
+    """The relevance gain by each fill and grid, as draws (N, F): which fill is right nobody knows."""
+    return s.ranked[1]
 
 
 def _own_gain(s: Subject, draw: int) -> Tensor:
     """How much more the own map gains than that of another example."""
     if len(s.x) <= 1 + draw:
         return _not_applicable(s)
-    other = s.gain(s.map_.roll(1 + draw, 0), s.signed)
-    return (s.gain(s.map_, s.signed) - other).nanmean(1)
+    signed, own = s.ranked
+    return (own - s.gain(s.map_.roll(1 + draw, 0), signed)).nanmean(1)
 
 
 def _learned(s: Subject, draw: int) -> Tensor:
@@ -254,9 +256,9 @@ TESTS = (
         "removing what it marks costs the score more than removing the rest (relevance gain {value:.2f})",
     ),
     VerdictTest(
-        "own example", "gain over another example's map", _own_gain, 0.02, True, 2, 4, "no better than another example's map",
+        "own example", "gain over another example's map", _own_gain, 0.02, True, 3, 6, "no better than another example's map",
         "Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
-        "it marks more of what matters than another example's map ({value:+.2f})",
+        "it marks more of what matters than another example's map ({value:+.2f})", skip_when_failed=True,
     ),
 )  # fmt: skip
 ESSENTIAL = ("randomization", "removal")  # a verdict that lacks one of these does not pass
