@@ -29,7 +29,10 @@ def test_it_covers_where_draws_differ() -> None:
     intervals = [bootstrap_mean(s + 0.1 * h) for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / trials
     assert covered > LEVEL - 0.12  # of eight draws the bootstrap's own intervals are a little narrow
-    alone = [bootstrap_mean((s + 0.1 * h).mean(1, keepdim=True)) for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)]
+    alone = [
+        bootstrap_mean((s + 0.1 * h).mean(1, keepdim=True))
+        for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)
+    ]
     assert sum(i.low <= 0 <= i.high for i in alone) / trials < 0.5
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.checks.perturbing import random_maps
-from unboxed.checks.relevance_gain import GRIDS, N_STEPS, fills, relevance_gain
+from unboxed.checks.relevance_gain import GRIDS, N_STEPS, fills, removal_curves
 from unboxed.engine.perturb.baselines import baseline
 
 SIDE = 12  # so that the finer grid has one pixel per cell
@@ -30,7 +30,7 @@ def linear(channels: int = 1) -> tuple[ub.Box, Tensor, Tensor]:
 
 def gain(box: ub.Box, x: Tensor, maps: Tensor, signed: bool = True, **more: Any) -> Tensor:
     chosen = more.pop("fill_by_name", None) or fills(box, x, 0)
-    return relevance_gain(box, x, maps, ub.logit(0), chosen, signed=signed, seed=0, **more)
+    return removal_curves(box, x, maps, ub.logit(0), chosen, signed=signed, seed=0, **more).gain
 
 
 def literal(box: ub.Box, x: Tensor, maps: Tensor, fill: Tensor) -> Tensor:

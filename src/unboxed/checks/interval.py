@@ -60,7 +60,9 @@ def _resample_counts(size: int, seed: int, name: str) -> Tensor:
     """How often each of `size` items is drawn in each resample, (N_RESAMPLES, size)."""
     generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)
     index = torch.randint(size, (N_RESAMPLES, size), generator=generator)
-    return torch.zeros(N_RESAMPLES, size, dtype=torch.float64).scatter_add_(1, index, torch.ones_like(index, dtype=torch.float64))
+    return torch.zeros(N_RESAMPLES, size, dtype=torch.float64).scatter_add_(
+        1, index, torch.ones_like(index, dtype=torch.float64)
+    )
 
 
 def _expanded_tail(n: int) -> float:

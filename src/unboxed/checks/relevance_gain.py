@@ -9,6 +9,7 @@ Removed parts take values of the data's own range (`FILLS`), as black pixels are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -53,44 +54,59 @@ def _surroundings(x: Tensor, examples: Tensor, removed: Tensor) -> Tensor:
     return torch.where(weight > MIN_KNOWN_WEIGHT, near, images.mean((2, 3), keepdim=True))
 
 
-def relevance_gain(
+@dataclass(frozen=True, eq=False)
+class RemovalCurves:
+    """Scores while parts are removed in a map's order (MoRF) and in the opposite one (LeRF), by each fill and grid."""
+
+    fractions: Tensor  # (S + 1,) of the cells removed, from 0 to 1
+    morf: Tensor  # (N, V, S + 1), V = fills x grids
+    lerf: Tensor  # (N, V, S + 1)
+    variants: tuple[str, ...]  # the V fills and grids: "blurred, 7 x 7"
+
+    @property
+    def gain(self) -> Tensor:
+        """The area between both curves (N, V), in fractions of what removing everything costs.
+
+        1 is the largest possible, 0 that of a random order. NaN where removing everything costs next to nothing.
+        """
+        first, last = self.morf[..., 0], self.morf[..., -1]
+        loss = (first - last).mean(0)
+        area = torch.trapezoid(self.lerf - self.morf, self.fractions, dim=-1)
+        return torch.where(loss > MIN_SCORE_LOSS * first.abs().mean(0), area / loss, torch.nan)
+
+
+def removal_curves(
     box: Box, x: Tensor, maps: Tensor, objective: Objective, fill_by_name: Mapping[str, Fill], *,
     signed: bool, seed: int, batch_size: BatchSize = "auto",
-) -> Tensor:  # fmt: skip
-    """The area between both curves per example (N, F G), by each fill and grid of cells.
+) -> RemovalCurves:  # fmt: skip
+    """The curves of maps (N, ...), for validated inputs and a fixed objective.
 
-    In fractions of what removing everything costs: 1 is the largest possible, 0 that of a random order. NaN where
-    removing everything costs next to nothing.
+    Cells are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
     """
-    relevance = importance(box, x, maps, signed=signed)  # (N, P)
-    rankings = _rankings(box, x, relevance, seed)
-    run = partial(_area_between_curves, box, x, objective, batch_size=batch_size)
-    return torch.stack([run(ranks, n, fill) for fill in fill_by_name.values() for ranks, n in rankings], 1)
+    rankings = _rankings(box, x, importance(box, x, maps, signed=signed), seed)
+    run = partial(_scores, box, x, objective, batch_size=batch_size)
+    variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
+    scores = torch.stack([run(fill, rank, n_cells) for _, fill, rank, n_cells in variants], 1)  # (N, V, 2 S)
+    morf, inner = scores.split([N_STEPS + 1, N_STEPS - 1], -1)
+    lerf = torch.cat([morf[..., :1], inner, morf[..., -1:]], -1)
+    fractions = torch.linspace(0, 1, N_STEPS + 1, dtype=scores.dtype, device=x.device)
+    return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_cells} parts" for name, _, _, n_cells in variants))
 
 
-def _area_between_curves(
-    box: Box, x: Tensor, objective: Objective, ranks: Tensor, n_cells: int, fill: Fill, *, batch_size: BatchSize
+def _scores(
+    box: Box, x: Tensor, objective: Objective, fill: Fill, rank: Tensor, n_cells: int, *, batch_size: BatchSize
 ) -> Tensor:
-    """The area per example (N,), by ranks of each pixel's cell (N, 1, H, W), or of columns (N, F)."""
+    """Scores (N, 2 S): MoRF from none to all, then the inner steps of LeRF."""
     counts = torch.linspace(0, n_cells, N_STEPS + 1, device=x.device).round().long()
-    thresholds = torch.cat([counts, -counts[1:-1]])  # MoRF from 0 to all, then the inner steps of LeRF
+    thresholds = torch.cat([counts, -counts[1:-1]])
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
-        count = thresholds[steps].view(-1, *[1] * (ranks.ndim - 1))
-        removed = torch.where(count >= 0, ranks[examples] < count, ranks[examples] >= n_cells + count)
+        count = thresholds[steps].view(-1, *[1] * (rank.ndim - 1))
+        removed = torch.where(count >= 0, rank[examples] < count, rank[examples] >= n_cells + count)
         return [torch.where(removed, fill(examples, removed), x[examples])]
 
     (scores,) = perturbed_scores(box, objective, len(x), len(thresholds), perturb, batch_size)
-    return _area_between(scores)
-
-
-def _area_between(scores: Tensor) -> Tensor:
-    """The area between the curves (N,), of scores (N, N_STEPS + 1) of MoRF and (N, N_STEPS - 1) of LeRF beside them."""
-    morf, lerf = scores[:, 1:N_STEPS], scores[:, N_STEPS + 1 :]
-    loss = (scores[:, 0] - scores[:, N_STEPS]).mean()
-    if loss <= MIN_SCORE_LOSS * scores[:, 0].abs().mean():
-        return torch.full_like(scores[:, 0], torch.nan)
-    return (lerf - morf).sum(1) / N_STEPS / loss
+    return scores
 
 
 def _rankings(box: Box, x: Tensor, relevance: Tensor, seed: int) -> list[tuple[Tensor, int]]:

@@ -8,8 +8,7 @@ reasons are known (`benchmarks/verdict_roc.py`, `docs/verdicts.md`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
@@ -139,7 +138,7 @@ def verdict(
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
         >>> x, y = ub.data.digits("test").first(8)
-        >>> v = ub.checks.verdict(box, x, ub.attribution.guided_backprop)
+        >>> v = ub.checks.verdict(box, x, ub.attribution.grad_cam_plus_plus)
         >>> v.grade, v.reason
         ('fail', 'same map for random weights')
 
@@ -154,7 +153,9 @@ def verdict(
         raise InputError(f"a method is a function (box, x, target) -> map; got {type(method).__name__}")
     score, name = resolve_target(box, x, target), name_of(method)
     try:
-        subject = Subject(box, x, method, score, compute_map(box, method, x, score) if map_ is None else map_, seed, batch_size)
+        subject = Subject(
+            box, x, method, score, compute_map(box, method, x, score) if map_ is None else map_, seed, batch_size
+        )
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), len(x))
         outcomes = _run_all(subject, max_draws)
@@ -175,7 +176,8 @@ def _run_all(subject: Subject, max_draws: int) -> tuple[TestOutcome, ...]:
     """The outcomes of all tests; the last ones, which cost the most, are left out for a map that has failed."""
     outcomes: list[TestOutcome] = []
     for test in TESTS:
-        if not (test.skip_when_failed and any(o.grade == FAIL for o in outcomes)):
+        failed = any(o.grade == FAIL for o in outcomes)
+        if not (failed and test.skip_when_failed):
             outcomes.append(_run(test, subject, max_draws))
     return tuple(outcomes)
 
@@ -223,7 +225,7 @@ def _outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutc
 
 def _what_decides(interval: Interval, bound: float) -> str:
     needed = interval.examples_to_exclude(bound)
-    if math.isinf(needed):
+    if not math.isfinite(needed):
         return f"{MIN_EXAMPLES} examples or more may decide"
     if needed > 100 * interval.n_examples:
         return "it is too near its bound to be decided"

@@ -133,12 +133,12 @@ def _describe_method(method: Method) -> str | None:
 
 def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
     try:
-        entries = json.loads(text)
-        for key, value in entries.items():
-            figures = {k: math.nan if v is None else float(v) for k, v in value["figures"].items()}
+        for key, value in json.loads(text).items():
             if value["grade"] in GRADES:
-                reason, sentence = str(value["reason"]), str(value["sentence"])
-                yield key, Verdict(str(value["method"]), value["grade"], reason, sentence, figures)
+                tests = tuple(
+                    TestOutcome(**{k: math.nan if v is None else v for k, v in t.items()}) for t in value["tests"]
+                )
+                yield key, Verdict(**{**value, "tests": tests})
     except (ValueError, TypeError, KeyError, AttributeError):
         return
 
@@ -147,4 +147,6 @@ def nan_to_none(value: Any) -> Any:
     """The same with NaN and infinite numbers, which JSON does not have, as None."""
     if isinstance(value, dict):
         return {k: nan_to_none(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nan_to_none(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
