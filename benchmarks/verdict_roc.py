@@ -1,10 +1,11 @@
 """How often are verdicts right? Every method, and known nonsense, on planted models whose reasons are known.
 
-    python benchmarks/verdict_roc.py                         all: results/verdict_roc.json
-    python benchmarks/verdict_roc.py --truth                 only the shares of the maps at the cause, as a table
-    python benchmarks/verdict_roc.py --models mark-mnist-cnn --methods gradient,edges --out /tmp/try.json
-    python benchmarks/verdict_roc.py --resume                models that are in the file are not run again
-    python benchmarks/verdict_roc.py --keep-truth            shares are taken from the file, verdicts are made again
+    python benchmarks/verdict_roc.py                  all pairs: results/verdict_roc_pairs.jsonl, verdict_roc.json
+    python benchmarks/verdict_roc.py --truth          only the shares of the maps at the cause, as tables
+    python benchmarks/verdict_roc.py --resume         models that are in the file are not run again
+    python benchmarks/verdict_roc.py --keep-truth     shares are taken from the file, verdicts are made again
+    python benchmarks/verdict_roc.py --summary        nothing is run: the summary of the file
+    python benchmarks/verdict_roc.py --models select,mark-mnist-cnn --methods gradient,edges --out /tmp/pairs.jsonl
 
 A pair of model and method is right, wrong or undetermined by `planted.truth`; nonsense is wrong whatever its share. The
 verdict is made on 8 of the 32 examples. Sensitivity is the share of right pairs that pass among those decided,
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ import torch
 
 import planted
 from harness import RESULTS, machine, versions
-from planted import nonsense, truth
+from planted import catalog, nonsense, truth
 from planted.methods import methods
 from planted.statistics import auc_by_figure, summary
 from unboxed import checks
@@ -42,9 +42,6 @@ def record(model: planted.PlantedModel, name: str, method: Method, known: Record
     """What is known and said of one method on one model."""
     found: Record = {
         "model": model.name,
-        "kind": model.kind,
-        "size": model.size,
-        "architecture": model.architecture,
         "split": model.split,
         "method": name,
         "nonsense": name in nonsense.for_box(model.box),
@@ -69,6 +66,8 @@ def measured(model: planted.PlantedModel, name: str, method: Method) -> Record:
         return {"refused": f"{type(error).__name__}: {error}"[:200], "truth": "undetermined"}
     tolerance = truth.tolerance_of(name, model.x.shape[-1]) if model.x.ndim == 4 else 0
     signed = name not in truth.LOCAL_METHODS
+    if name in truth.WITHOUT_ZERO:
+        maps = maps - maps.flatten(1).median(1).values.view(-1, *[1] * (maps.ndim - 1))
     shares = truth.energy(maps, model.causal, model.distractor, tolerance=tolerance, signed=signed)
     found: Record = {
         "share": rounded(truth.mean_share(shares)),
@@ -112,49 +111,71 @@ def show(rows: list[Record]) -> None:
         print(row, r.get("grade", ""), r.get("reason", ""), flush=True)
 
 
+def read(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append(rows: list[Record], path: Path) -> None:
+    """One record a line, so that several processes may write to one file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def write_summary(path: Path) -> None:
+    """What follows from all pairs of a file, beside it."""
+    pairs = read(path)
+    figures = {
+        "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
+        "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
+        "examples": {"truth": N_TRUTH, "verdict": N_VERDICT},
+        "models": {m: catalog.split_of(m) for m in sorted({r["model"] for r in pairs})},
+        "summary": summary(pairs),
+        "auc_of_figures": auc_by_figure(pairs),
+        "seconds": round(sum(r.get("seconds", 0) for r in pairs)),
+        "machine": machine(),
+        "versions": versions(("torch", "numpy")),
+    }
+    text = json.dumps(figures, indent=2)
+    path.with_name(path.stem.removesuffix("_pairs") + ".json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, or parts of names, with commas between; all by default")
     parser.add_argument("--methods", help="names, with commas between; all by default")
+    parser.add_argument("--split", choices=("tuning", "held out"), help="only the models of one half")
     parser.add_argument("--truth", action="store_true", help="no verdicts")
     parser.add_argument("--resume", action="store_true", help="leave out models that are in the file")
     parser.add_argument("--keep-truth", action="store_true", help="take the shares from the file")
-    parser.add_argument("--out", type=Path, default=RESULTS / "verdict_roc.json")
+    parser.add_argument("--summary", action="store_true", help="only the summary of the file")
+    parser.add_argument("--out", type=Path, default=RESULTS / "verdict_roc_pairs.jsonl")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UnboxedWarning)
-    before: list[Record] = json.loads(chosen.out.read_text())["pairs"] if chosen.out.exists() else []
-    pairs: list[Record] = before if chosen.resume else []
+    if not chosen.summary:
+        run(chosen)
+    write_summary(chosen.out)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Measure what was chosen, model by model."""
+    before = read(chosen.out)
+    if not chosen.resume:
+        chosen.out.unlink(missing_ok=True)
+    done = {r["model"] for r in before} if chosen.resume else set()
     only = chosen.methods.split(",") if chosen.methods else None
     for name in planted.names():
-        selected = not chosen.models or any(part in name for part in chosen.models.split(","))
-        if not selected or any(r["model"] == name for r in pairs):
+        in_split = chosen.split in (None, planted.split_of(name))
+        selected = in_split and (not chosen.models or any(part in name for part in chosen.models.split(",")))
+        if not selected or name in done:
             continue
         start = time.process_time()
         known = [r for r in before if r["model"] == name] if chosen.keep_truth else []
         rows = run_model(name, only, known, verdict=not chosen.truth)
         print(f"{name} ({planted.split_of(name)}, {time.process_time() - start:.0f} s)")
         show(rows)
-        pairs += rows
-        save(pairs, chosen.out)
-    print(json.dumps(save(pairs, chosen.out)["summary"], indent=2))
-
-
-def save(pairs: list[Record], path: Path) -> dict[str, Any]:
-    """Write all pairs and what follows from them, as far as it has come."""
-    figures = {
-        "what": "verdicts on methods whose maps are right or wrong by construction, on planted models",
-        "bounds": {"right": truth.RIGHT, "wrong": truth.WRONG},
-        "examples": {"truth": N_TRUTH, "verdict": N_VERDICT},
-        "summary": summary(pairs),
-        "auc_of_figures": auc_by_figure(pairs),
-        "pairs": pairs,
-    }
-    content = {**figures, "machine": machine(), "versions": versions(("torch", "numpy"))}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return figures
+        append(rows, chosen.out)
 
 
 if __name__ == "__main__":

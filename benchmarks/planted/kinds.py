@@ -25,7 +25,9 @@ TABLE_MARGIN = 0.25  # rows closer to a boundary between classes are not drawn
 
 
 def n_classes(kind: str, size: str) -> int:
-    return {"mark": 4, "shape": 4, "texture": 4, "objects": 5, "grid": 5, "product": 4, "switch": 4}[
+    if kind == "grid":
+        return 7 if size == "mnist" else 5
+    return {"mark": 4, "shape": 4, "texture": 4, "objects": 5, "select": 4, "product": 4, "switch": 4}[
         kind.removesuffix("s") if kind in SEVERAL else kind
     ]
 
@@ -35,8 +37,8 @@ def make(kind: str, size: str, n: int, seed: int, half: str) -> Scenes | Rows:
     generator = torch.Generator().manual_seed(seed)
     if size == "table":
         return _table(kind, n, generator)
-    if kind in ("objects", "grid"):
-        return (_objects if kind == "objects" else _grid)(size, n, generator, half)
+    if kind in ("objects", "grid", "select"):
+        return {"objects": _objects, "grid": _grid, "select": _select}[kind](size, n, generator, half)
     maker = {"mark": _mark, "shape": _shape, "texture": _texture}[kind.removesuffix("s")]
     return maker(kind, size, n, generator, half)
 
@@ -134,6 +136,24 @@ def _objects(size: str, n: int, g: torch.Generator, half: str) -> Scenes:
     return Scenes(_background(size, n, g, half), parts[0], tuple(parts[1:]))
 
 
+def _select(size: str, n: int, g: torch.Generator, half: str) -> Scenes:
+    """Class = the mark in the half of the image (left, right) in whose upper corner there is a square.
+
+    Both marks are of one family: a model has to recognize both, and to ignore one of them late.
+    """
+    side, patch, cue = SIDES[size], PATCHES[size], SIDES[size] // 7
+    y, other = (torch.randint(0, 4, (n,), generator=g) for _ in range(2))
+    here, there = place_in_cells(n, side, patch, (1, 2), g)
+    corner = torch.stack([torch.zeros(n).long(), (here[:, 1] > there[:, 1]).long() * (side - cue)], 1)
+    square = torch.ones(n, 1, cue, cue)
+    causal, distractor = (
+        _inked(patches.marks(label, patches.CAUSAL_MARKS, patch), _ink(size, n, g), place, label)
+        for label, place in ((y, here), (other, there))
+    )
+    shown = _inked(square, torch.full((n, CHANNELS[size], 1, 1), 0.9), corner, y)
+    return Scenes(_background(size, n, g, half), causal, (distractor,), cue=shown)
+
+
 def _bars(patch: int, *, level: bool) -> Tensor:
     """Two bars along opposite sides of a square (1, 1, P, P): above and below, or at the left and right."""
     bars = torch.zeros(1, 1, patch, patch)
@@ -142,14 +162,19 @@ def _bars(patch: int, *, level: bool) -> Tensor:
 
 
 def _grid(size: str, n: int, g: torch.Generator, half: str) -> Scenes:
-    """Which digits are there (several labels): a 2 x 2 grid of four different ones; the target is one cell's."""
-    patch = SIDES[size] // 2 - (2 if size != "photo" else 12)
+    """Which classes are there: a 2 x 2 grid of four different ones; the target is one cell's (Boehle et al. 2021).
+
+    Gray: pentominoes; colored: digits.
+    """
+    k = n_classes("grid", size)
+    patch = SIDES[size] // 2 - 2
     corners = place_in_cells(n, SIDES[size], patch, (2, 2), g)
-    labels = torch.rand(n, 5, generator=g).argsort(1)[:, :4]
+    labels = torch.rand(n, k, generator=g).argsort(1)[:, :4]
     parts = []
-    for k, corner in enumerate(corners):
-        digit = patches.digits(labels[:, k], patch, g, half)
-        parts.append(_inked(digit, _ink(size, n, g), corner, labels[:, k]))
+    for cell, corner in enumerate(corners):
+        y = labels[:, cell]
+        alpha = patches.marks(y, patches.ALL_MARKS, patch) if size == "mnist" else patches.digits(y, patch, g, half)
+        parts.append(_inked(alpha, _ink(size, n, g), corner, y))
     return Scenes(_background(size, n, g, half), parts[0], tuple(parts[1:]), several=True)
 
 

@@ -21,7 +21,7 @@ PENTOMINOES = {  # five cells and a perimeter of twelve, all within 3 x 3 cells
     "F": (".##", "##.", ".#."),
     "W": ("#..", "##.", ".##"),
 }
-CAUSAL_MARKS, OTHER_MARKS = "XUVZ", "TFW"
+CAUSAL_MARKS, OTHER_MARKS, ALL_MARKS = "XUVZ", "TFW", "XUVZTFW"
 DIGITS = (0, 1, 4, 6, 7)  # those that scikit-learn's digits tell apart best
 SHAPE_AREA = 0.38  # of the square that a shape is drawn in
 

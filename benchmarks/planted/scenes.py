@@ -58,13 +58,15 @@ class Scenes:
     causal: Patches
     distractors: tuple[Patches, ...]
     several: bool = False
+    cue: Patches | None = None  # what says which object is the causal one, where the object itself does not
 
     def __len__(self) -> int:
         return len(self.background)
 
     def __getitem__(self, index: Tensor | slice) -> Scenes:
         distractors = tuple(d[index] for d in self.distractors)
-        return Scenes(self.background[index], self.causal[index], distractors, self.several)
+        cue = None if self.cue is None else self.cue[index]
+        return Scenes(self.background[index], self.causal[index], distractors, self.several, cue)
 
     @property
     def labels(self) -> Tensor:
@@ -100,7 +102,7 @@ class Scenes:
         """The images (N, C, H, W); objects are left out where `causal` (N,) or `distractors` (N, D) is 0."""
         causal = torch.ones(len(self)) if causal is None else causal
         distractors = torch.ones(len(self), self.n_distractors) if distractors is None else distractors
-        x = self.background
+        x = self.background if self.cue is None else self.cue.paste(self.background, torch.ones(len(self)))
         for patches, shown in zip(self.distractors, distractors.unbind(1), strict=True):
             x = patches.paste(x, shown)
         return self.causal.paste(x, causal)

@@ -21,8 +21,12 @@ Truth = Literal["right", "wrong", "undetermined"]
 FINE, COARSE = 1 / 16, 1 / 8  # of the side: the tolerance for maps of single pixels, and of cells, windows and layers
 COARSE_METHODS = (
     "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "occlusion", "rise", "lime", "kernel_shap", "shapley",
-    "feature_ablation", "rollout",
+    "feature_ablation", "rollout", "lime_few", "rise_few",
 )  # fmt: skip
+WITHOUT_ZERO = (
+    "rise",
+    "rise_few",
+)  # all values are positive, near the mean score of masked inputs: the median is their zero
 LOCAL_METHODS = ("gradient", "smoothgrad", "smoothgrad_squared", "guided_backprop", "deconvnet", "guided_grad_cam")
 # Slopes: their sign says in which direction a pixel should change, not whether it speaks for the class.
 
