@@ -21,7 +21,7 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.methods import Method, compute_map, resolve_target
 from ..checks.ranking import candidates, find_methods, n_forwards
-from ..checks.verdict import GRADES, MIN_RANDOMIZED_PAIRS, NOT_APPLICABLE, Verdict
+from ..checks.verdict import GRADES, MAX_DRAWS, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache, nan_to_none
 from ..errors import DataError, InputError, UnboxedError
 from ..inputs import images
@@ -33,7 +33,7 @@ from ..report.words import format_p
 from ..validation import check_seed, suggest
 
 N_TOP_CLASSES = 3  # that are printed
-EXPENSIVE_RUNS, EXPENSIVE_PAIRS = 100, 2  # model runs from which a method is compared with so few randomized models
+EXPENSIVE_RUNS, EXPENSIVE_DRAWS = 100, 2  # model runs from which a method is compared with so few randomized models
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
 
 
@@ -87,9 +87,9 @@ def explain(
         for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
             with suppress(UnboxedError):  # its verdict says why
                 maps[name] = compute_map(box, selected[name], x, score)
-            pairs = MIN_RANDOMIZED_PAIRS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_PAIRS
+            max_draws = MAX_DRAWS if n_forwards(selected[name]) < EXPENSIVE_RUNS else EXPENSIVE_DRAWS
             verdicts[name] = verdict_cache.verdict(
-                box, x, selected[name], score, pairs=pairs, map_=maps.get(name), seed=seed
+                box, x, selected[name], score, max_draws=max_draws, map_=maps.get(name), seed=seed
             )
     except KeyboardInterrupt:
         interrupted = True
@@ -184,8 +184,9 @@ def class_index(box: Box, target: str) -> int:
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
 LEGEND = (
     "randomization: rank correlation of the map with the map after the weights of the model's upper half are "
-    "randomized; near 0 is good. deletion: the share of the score that remains, on average, while the most important "
-    "pixels of the map are removed / while random pixels are removed; lower than random is good."
+    "randomized; near 0 is good. relevance gain: how much sooner the score falls when what the map marks is removed "
+    "first than when it is removed last; 0 is a random order. One example decides only what is clear: "
+    "unboxed report judges methods on more."
 )
 
 
@@ -200,14 +201,13 @@ def _print_explanation(explanation: Explanation, figure_path: Path) -> None:
         highlight=False,
     )
     method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    columns = ("why", "randomization", "deletion: map / random")
+    columns = ("why", "randomization", "relevance gain")
     table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, v in explanation.verdicts.items():
-        figures = [v.figures.get(k, math.nan) for k in ("signed", "deletion", "deletion_random")]
-        removal_text = "" if math.isnan(figures[1]) else f"{figures[1]:.0%} / {figures[2]:.0%}"
-        correlation_text = "" if math.isnan(figures[0]) else f"{figures[0]:.2f}"
+        figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
+        texts = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
         why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
-        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), correlation_text, removal_text)
+        table.add_row(name, f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
     console.print(table)
     console.print(LEGEND, style="dim", highlight=False)
     console.print(f"maps: {figure_path}", highlight=False)
