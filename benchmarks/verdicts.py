@@ -29,8 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_samples": 15}, "lime": {"n_samples": 200},
 }  # fmt: skip
 BEST_KNOWN = (
-    "gradient", "gradient_x_input", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "lrp", "deep_lift",
-    "occlusion", "lime",
+    "gradient", "gradient_x_input", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "lrp",
+    "deep_lift", "occlusion", "lime",
 )  # fmt: skip
 ON_PHOTOS = ("grad_cam", "occlusion", "integrated_gradients")
 Method = Callable[[Box, Tensor, Any], Any]

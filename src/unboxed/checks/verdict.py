@@ -214,8 +214,8 @@ def _outcome(test: VerdictTest, interval: Interval, decision: Grade) -> TestOutc
         FAIL: test.fails,
         PASS: test.passes,
         NOT_APPLICABLE: f"The test {test.name!r} does not apply",
-        INCONCLUSIVE: f"The {test.figure} ({{value:.2f}}, between {{low:.2f}} and {{high:.2f}}) may be on either side of "
-        f"{test.bound:g}: {_what_decides(interval, test.bound)}.",
+        INCONCLUSIVE: f"The {test.figure} ({{value:.2f}}, between {{low:.2f}} and {{high:.2f}}) may be on either side "
+        f"of {test.bound:g}: {_what_decides(interval, test.bound)}.",
     }[decision]
     sentence = text.format(value=interval.mean, low=interval.low, high=interval.high)
     return TestOutcome(

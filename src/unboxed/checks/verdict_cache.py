@@ -144,7 +144,8 @@ def _read_verdicts(text: str | bytes) -> Iterator[tuple[str, Verdict]]:
 def _read_outcome(value: dict[str, Any]) -> TestOutcome:
     """JSON has no numbers for what `nan_to_none` took out."""
     missing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
-    return TestOutcome(**{k: missing.get(k) if v is None else v for k, v in value.items()})
+    known: dict[str, Any] = {k: missing.get(k) if v is None else v for k, v in value.items()}
+    return TestOutcome(**known)
 
 
 def nan_to_none(value: Any) -> Any:

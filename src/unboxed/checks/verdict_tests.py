@@ -229,15 +229,15 @@ TESTS = (
         "learned", "confidence above that of a randomized model, in nats,", _learned,
         bound=0.2, passes_above=True, spread=0.1, n_draws=2, max_draws=4,
         failed="the model has learned nothing",
-        fails="The model is no more confident than with random weights ({value:+.2f} nats): there is nothing to explain.",
+        fails="The model is no more confident than with random weights ({value:+.2f} nats): nothing is there to explain.",
         passes="the model has learned something to explain ({value:+.2f} nats)",
     ),
     VerdictTest(
         "randomization", "rank correlation after randomization", _randomized,
         bound=0.8, passes_above=False, spread=0.15, n_draws=2, max_draws=8,
         failed="same map for random weights",
-        fails="Its map is nearly the same (rank correlation {value:.2f}) when the weights of the model's upper half are "
-        "randomized: it shows the input, not why this model predicts so.",
+        fails="Its map is nearly the same (rank correlation {value:.2f}) when the weights of the model's upper half "
+        "are randomized: it shows the input, not why this model predicts so.",
         passes="it changes when the model's upper half is randomized (rank correlation {value:.2f})",
     ),
     VerdictTest(
