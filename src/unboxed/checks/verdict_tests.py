@@ -229,7 +229,7 @@ TESTS = (
         "learned", "confidence above that of a randomized model, in nats,", _learned,
         bound=0.2, passes_above=True, spread=0.1, n_draws=2, max_draws=4,
         failed="the model has learned nothing",
-        fails="The model is no more confident than with random weights ({value:+.2f} nats): nothing is there to explain.",
+        fails="The model is no more confident than with random weights ({value:+.2f} nats): nothing to explain.",
         passes="the model has learned something to explain ({value:+.2f} nats)",
     ),
     VerdictTest(
