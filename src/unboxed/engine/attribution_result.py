@@ -127,14 +127,7 @@ def _short(value: Any) -> str:
 
 
 def make_attribution(
-    box: Box,
-    data: Tensor,
-    /,
-    *,
-    method: str,
-    target: Any,
-    score: Tensor | None = None,
-    **extras: Any,
+    box: Box, data: Tensor, /, *, method: str, target: Any, score: Tensor | None = None, **extras: Any
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
 
